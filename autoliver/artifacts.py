@@ -1,0 +1,200 @@
+"""Values on disk: strict JSON of frozen structs, written whole or not at all.
+
+A `Record` is a frozen value. An `Artifact` is a record with a file of its own: the file starts with
+`kind`, `schema`, `autoliver` (the version that wrote it) and `made_from` (name -> digest of what it
+was made from), so that a stage can refuse inputs that do not belong together.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import msgspec
+
+from autoliver.errors import ArtifactError, AutoliverError
+
+R = TypeVar("R", bound="Record")
+
+# errno values that mean the user's disk, not our code: full, over quota, read-only, not permitted
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen value with named fields that has a strict JSON form."""
+
+    def replace(self, **changes: Any) -> Self:
+        """This value with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """A record with a file of its own.
+
+    Attributes:
+        made_from: Name -> digest of each artefact this one was computed from.
+    """
+
+    KIND: ClassVar[str]
+    SCHEMA: ClassVar[int] = 1
+
+    made_from: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the artefact as indented JSON, atomically."""
+        head = {"kind": self.KIND, "schema": self.SCHEMA, "autoliver": version("autoliver")}
+        fields = msgspec.to_builtins(self)
+        body = {**head, "made_from": fields.pop("made_from"), **fields}
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n")
+
+    @classmethod
+    def load(cls, path: Path, *, mend: str = "") -> Self:
+        """Reads and checks an artefact.
+
+        Args:
+            path: The file.
+            mend: The command that makes the file anew, for the hint of an error.
+
+        Raises:
+            ArtifactError: The file is missing, not JSON, of another kind or schema, or a field is
+                missing, unknown or of the wrong type (the message names the field).
+        """
+        hint = f"Make it again with: {mend}" if mend else ""
+        raw = read_json(path, hint=hint)
+        if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
+            found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
+            raise ArtifactError(
+                f"{path}: expected a file of kind '{cls.KIND}', found {found!r}.", hint=hint
+            )
+        if raw.get("schema") != cls.SCHEMA:
+            raise ArtifactError(
+                f"{path}: written in schema {raw.get('schema')} by autoliver "
+                f"{raw.get('autoliver')}; this version reads schema {cls.SCHEMA}.",
+                hint=hint,
+            )
+        fields = {k: v for k, v in raw.items() if k not in ("kind", "schema", "autoliver")}
+        return to_record(fields, cls, where=str(path), hint=hint)
+
+    def digest(self) -> str:
+        """Twelve hex digits of the content, whatever it was made from."""
+        fields = msgspec.to_builtins(self)
+        fields.pop("made_from")
+        return digest(fields)
+
+
+def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R:
+    """Builds a record from plain JSON values, naming the field that does not fit.
+
+    Raises:
+        ArtifactError: As `Artifact.load`.
+    """
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at ")
+        place = place.strip("`") or "$"
+        raise ArtifactError(f"{where}: {place}: {what}.", hint=hint) from None
+
+
+def digest(value: object) -> str:
+    """Twelve hex digits that identify a plain value (keys sorted, so their order is no matter)."""
+    text = msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str, mend: str) -> None:
+    """Refuses an artefact that was made from something else than what is there now.
+
+    Args:
+        artifact: The artefact about to be used.
+        made_from: Name -> digest of what there is now.
+        where: The artefact's name for the message.
+        mend: The command that makes the artefact again.
+
+    Raises:
+        ArtifactError: Naming the first input that changed, with both digests.
+    """
+    for name, now in made_from.items():
+        then = artifact.made_from.get(name)
+        if then != now:
+            raise ArtifactError(
+                f"{where} was made from another {name} ({then or 'none'} then, {now} now).",
+                hint=f"Make it again with: {mend}",
+            )
+
+
+def read_json(path: Path, *, hint: str = "") -> Any:
+    """The plain value of a JSON file.
+
+    Raises:
+        ArtifactError: The file is missing or not JSON.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: there is no such file.", hint=hint) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to; moved into place when the block ends.
+
+    If the block raises, what was written is removed and whatever was at `path` stays.
+
+    Raises:
+        AutoliverError: The disk is full, read-only or not ours to write.
+    """
+    # The ending stays, since readers and writers of images go by it.
+    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        _flush(beside)
+        if beside.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        beside.replace(path)
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise disk_error(path, error) from error
+        raise
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        AutoliverError: As `replacing`.
+    """
+    with replacing(path) as beside:
+        beside.write_bytes(content)
+
+
+def disk_error(path: Path, error: OSError) -> AutoliverError:
+    """The user's view of a write that the disk refused."""
+    hint = "Check the folder's permissions, or choose another one with --workspace."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = (
+            "Free some space, or choose another disk with --workspace; "
+            "then run the same command again: finished work is kept."
+        )
+    return AutoliverError(f"{path}: cannot be written: {error.strerror}.", hint=hint)
+
+
+def _flush(path: Path) -> None:
+    # Without it a power cut can leave the new name with no content.
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Volume + model -> prediction."""

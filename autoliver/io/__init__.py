@@ -1,0 +1,1 @@
+"""Files <-> volumes: the only place that knows file formats."""

@@ -1,0 +1,48 @@
+"""A volume in memory: channels on one grid. Array order is (c, z, y, x), converted once, in io."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record
+
+
+class Geometry(Record, frozen=True, kw_only=True):
+    """Where a voxel grid lies in the patient.
+
+    Attributes:
+        shape_zyx: Voxels per axis.
+        spacing_mm: Distance of voxel centres per axis, (z, y, x).
+        origin_xyz: Centre of the first voxel in mm (LPS, as ITK).
+        direction: The 3x3 direction cosines, row by row (ITK's order: x, y, z).
+    """
+
+    shape_zyx: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    origin_xyz: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Volume:
+    """An image and its grid.
+
+    Attributes:
+        array: (c, z, y, x), float32 for images.
+        geometry: The grid; its shape equals the array's last three axes.
+    """
+
+    array: npt.NDArray[np.generic]
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.array.shape[1:] != self.geometry.shape_zyx:
+            raise ValueError(
+                f"expected (c, z, y, x) on {self.geometry.shape_zyx}, got {self.array.shape}"
+            )
+
+    def with_array(self, array: npt.NDArray[np.generic]) -> "Volume":
+        """Another array on the same grid."""
+        return dataclasses.replace(self, array=array)

@@ -1,0 +1,1 @@
+"""Spec -> torch module; knows no stage."""

@@ -1,0 +1,123 @@
+"""The fingerprint of a dataset and the plan made from it, as values."""
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from autoliver.artifacts import Artifact, Record
+from autoliver.dataset import Labels, Modality
+from autoliver.networks.spec import UNetSpec
+
+ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
+CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
+Preset = Literal["default", "M", "L", "XL", "tiny"]
+Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
+
+
+class IntensityStats(Record, frozen=True, kw_only=True):
+    """Foreground intensities of one channel, pooled over all labelled cases."""
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class CaseFingerprint(Record, frozen=True, kw_only=True):
+    """What one case contributes. All tuples are (z, y, x).
+
+    Attributes:
+        name: The case.
+        spacing_mm: Its spacing.
+        shape: Its size in voxels.
+        shape_after_crop: Its size after cropping to the non-zero region.
+    """
+
+    name: str
+    spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    shape_after_crop: tuple[int, int, int]
+
+
+class Fingerprint(Artifact, frozen=True, kw_only=True):
+    """What the planner needs to know about a dataset.
+
+    Attributes:
+        cases: One entry per labelled case, sorted by name.
+        median_relative_size_after_cropping: Median over cases of the cropped share of voxels.
+        intensities: One per channel.
+    """
+
+    KIND: ClassVar[str] = "fingerprint"
+
+    cases: tuple[CaseFingerprint, ...]
+    median_relative_size_after_cropping: float
+    intensities: tuple[IntensityStats, ...]
+
+
+class Configuration(Record, frozen=True, kw_only=True):
+    """Every decision of one configuration. Axes are the plan's transposed ones.
+
+    Attributes:
+        spacing_mm: Target spacing, 3 values; in 2D the 2 in-plane ones (the slice axis is kept).
+        median_shape: Median size of the resampled cases (2 or 3 values, as nnU-Net states them).
+        patch_shape: Patch size, 2 or 3 values.
+        batch_size: Patches per step.
+        batch_dice: Whether Dice is computed over the batch as one rather than per sample.
+        normalization: One scheme per channel.
+        mask_norm: Per channel, whether statistics use only the non-zero mask.
+        network: The network, in_channels and out_channels included.
+        previous_stage: The configuration whose prediction enters as further channels.
+        reasons: Decision -> why, in one sentence each.
+    """
+
+    spacing_mm: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    patch_shape: tuple[int, ...]
+    batch_size: int
+    batch_dice: bool
+    normalization: tuple[Normalization, ...]
+    mask_norm: tuple[bool, ...]
+    network: UNetSpec
+    previous_stage: ConfigurationName | None = None
+    reasons: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+        return len(self.patch_shape)
+
+
+class Plan(Artifact, frozen=True, kw_only=True):
+    """Every decision for one dataset, with its reason; with it a case can be preprocessed.
+
+    Attributes:
+        dataset: The dataset's name.
+        preset: The preset it was made with.
+        vram_gb: The memory target the patch and batch sizes were fitted to.
+        channel_names: One per image channel.
+        modality: Of the dataset.
+        labels: Names and values.
+        file_ending: Of the dataset's images.
+        transpose_forward: Order of the image axes (z, y, x) in preprocessed arrays.
+        transpose_backward: The inverse permutation.
+        intensities: Of the fingerprint, one per channel; what CT normalisation uses.
+        configurations: Name -> configuration.
+    """
+
+    KIND: ClassVar[str] = "plan"
+
+    dataset: str
+    preset: Preset
+    vram_gb: float
+    channel_names: tuple[str, ...]
+    modality: Modality
+    labels: Labels
+    file_ending: str
+    transpose_forward: tuple[int, int, int]
+    transpose_backward: tuple[int, int, int]
+    intensities: tuple[IntensityStats, ...]
+    configurations: dict[ConfigurationName, Configuration]

@@ -1,0 +1,1 @@
+"""Dataset + plan -> store, and back onto the input grid."""

@@ -1,0 +1,1 @@
+"""Datasets made from nothing or from others."""

@@ -1,0 +1,1 @@
+"""Store + plan -> trained folds."""
