@@ -106,6 +106,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
         transpose_backward: The inverse permutation.
         intensities: Of the fingerprint, one per channel; what CT normalisation uses.
         configurations: Name -> configuration.
+        reasons: Decisions about the plan as a whole, such as a configuration that was dropped
+            ("3d_lowres"), and why, in one sentence each.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -121,3 +123,4 @@ class Plan(Artifact, frozen=True, kw_only=True):
     transpose_backward: tuple[int, int, int]
     intensities: tuple[IntensityStats, ...]
     configurations: dict[ConfigurationName, Configuration]
+    reasons: dict[str, str] = msgspec.field(default_factory=dict)

@@ -1,0 +1,168 @@
+"""verify, plan, preprocess."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, Workers, WorkspaceDir
+from autoliver.cli.output import emit, start, table
+
+if TYPE_CHECKING:
+    from autoliver.planning.plan import Plan
+    from autoliver.planning.verify import Verification
+
+DatasetArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATASET]",
+        help="Folder or name; default: the one in the current folder or in the workspace.",
+    ),
+]
+
+
+class PresetName(StrEnum):
+    """Presets of the planner."""
+
+    default = "default"
+    m = "M"
+    l = "L"  # noqa: E741
+    xl = "XL"
+    tiny = "tiny"
+
+
+def verify(
+    dataset: DatasetArgument = None,
+    workers: Workers = 0,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check a dataset: files, geometry, values, labels, duplicates."""
+    from autoliver import pipeline
+    from autoliver.planning.verify import raise_on_errors
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    folder, source, found = pipeline.verify_dataset(Workspace(workspace), dataset, workers=workers)
+    result = {
+        "dataset": source.name,
+        "cases": len(source.cases),
+        "findings": [
+            {"case": f.case, "severity": f.severity, "code": f.code, "problem": f.problem}
+            for f in found.findings
+        ],
+        "file": str(folder.verify),
+    }
+    text = (
+        f"{source.name}: {len(source.cases)} cases.\n{_findings(found)}\nWritten: {folder.verify}"
+    )
+    emit(result, text, as_json=as_json)
+    raise_on_errors(found)
+
+
+def plan(
+    dataset: DatasetArgument = None,
+    preset: Annotated[PresetName, typer.Option(help="Size of the networks.")] = PresetName.default,
+    vram: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0.5, help="GPU memory to fit; default: the preset's."),
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="Z Y X", help="Spacing of the full resolution in mm."),
+    ] = None,
+    batch_cap: Annotated[
+        bool,
+        typer.Option(
+            "--batch-cap/--no-batch-cap",
+            help="Keep a batch below 5 % of the dataset's voxels (M, L, XL).",
+        ),
+    ] = True,
+    workers: Workers = 0,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
+    import msgspec
+
+    from autoliver import pipeline
+    from autoliver.planning.planner import PlanOptions
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    options = PlanOptions(
+        preset=preset.value, vram_gb=vram, spacing_mm=spacing, batch_cap=batch_cap
+    )
+    planned = pipeline.plan_dataset(Workspace(workspace), dataset, options, workers=workers)
+    made = planned.plan
+    trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
+    text = (
+        f"{_show_plan(made)}\nWritten: {planned.folder.plan}\n"
+        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}"
+    )
+    emit(
+        {"plan": msgspec.to_builtins(made), "file": str(planned.folder.plan)},
+        text,
+        as_json=as_json,
+    )
+
+
+def preprocess(
+    dataset: DatasetArgument = None,
+    configurations: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG]...", help="Default: all of the plan.")
+    ] = None,
+    workers: Workers = 0,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Crop, normalise and resample all cases into the store."""
+    from autoliver import pipeline
+    from autoliver.workspace import Workspace, check_configuration
+
+    start(verbose=verbose)
+    names = [check_configuration(name) for name in configurations or ()]
+    planned = pipeline.planned_dataset(Workspace(workspace), dataset, workers=workers)
+    stores = pipeline.preprocess(planned, names, workers=workers)
+    cases = len(planned.dataset.labelled)
+    text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
+    result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}
+    emit(result, text, as_json=as_json)
+
+
+def _findings(found: "Verification") -> str:
+    if not found.findings:
+        return "No problems found."
+    rows = [(f.severity, f.case or "(all)", f.problem) for f in found.findings]
+    return table(("severity", "case", "problem"), rows)
+
+
+def _show_plan(plan: "Plan") -> str:
+    parts = [
+        f"{plan.dataset}: {plan.modality}, channels {', '.join(plan.channel_names)}, "
+        f"labels {', '.join(plan.labels.values)}; preset {plan.preset}, {plan.vram_gb:g} GB"
+    ]
+    for name, c in plan.configurations.items():
+        parts.append(f"\n{name}")
+        rows = [
+            ("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", c.reasons.get("spacing", "")),
+            ("patch", _join(c.patch_shape, " x "), c.reasons.get("patch", "")),
+            ("batch", str(c.batch_size), c.reasons.get("batch", "")),
+            ("network", _join(c.network.features, "-"), c.reasons.get("topology", "")),
+            ("intensities", _join(c.normalization, ", "), c.reasons.get("normalization", "")),
+            (
+                "Dice over",
+                "batch" if c.batch_dice else "sample",
+                c.reasons.get("batch_dice", ""),
+            ),
+        ]
+        parts.append(table(("decision", "value", "reason"), rows))
+    parts += [f"\n{name}: {why}" for name, why in plan.reasons.items()]
+    return "\n".join(parts)
+
+
+def _join(values: "tuple[object, ...]", between: str, form: str = "{}") -> str:
+    return between.join(form.format(v) for v in values)

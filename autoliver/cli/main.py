@@ -1,0 +1,51 @@
+"""The `autoliver` command: its commands, and how errors are shown."""
+
+import json
+import sys
+
+import typer
+
+from autoliver.cli import data, demo, prediction, training
+from autoliver.errors import AutoliverError
+
+app = typer.Typer(
+    name="autoliver",
+    help="Self-configuring segmentation of liver and liver tumours in CT and MR.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("verify")(data.verify)
+app.command("plan")(data.plan)
+app.command("preprocess")(data.preprocess)
+app.command("train")(training.train)
+app.command("predict")(prediction.predict)
+app.command("evaluate")(prediction.evaluate)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"autoliver {installed('autoliver')}")
+        raise typer.Exit
+
+
+def run() -> None:
+    """Runs the command line; exit 1 for what the user can mend, 2 for misuse."""
+    try:
+        app()
+    except AutoliverError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": error.problem, "hint": error.hint}))
+        typer.echo(f"Error: {error.problem}", err=True)
+        if error.hint:
+            typer.echo(f"Hint: {error.hint}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Run the same command again to go on.", err=True)
+        sys.exit(130)

@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_WORKSPACE = Path("autoliver-workspace")
+
+WorkspaceDir = Annotated[
+    Path,
+    typer.Option(
+        "--workspace",
+        "-w",
+        metavar="DIR",
+        envvar="AUTOLIVER_WORKSPACE",
+        help="Folder for everything autoliver makes.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log what is being done.")]
+Workers = Annotated[
+    int, typer.Option("--workers", metavar="N", min=0, help="Processes; 0: one per core.")
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+]

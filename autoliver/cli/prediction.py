@@ -1,0 +1,99 @@
+"""predict and evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Device, Verbose, Workers, WorkspaceDir
+from autoliver.cli.output import emit, start
+
+
+def predict(
+    source: Annotated[
+        Path, typer.Option("--input", "-i", metavar="IN", help="Folder of cases, or one file.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="DATASET, DATASET/RUN or a run's folder; default: the workspace's only model.",
+        ),
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="0,1,..|all", help="Folds to use; default: all finished.")
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored windows.")
+    ] = True,
+    step: Annotated[
+        float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
+    ] = 0.5,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Predict finished cases again.")
+    ] = False,
+    device: Device = "auto",
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
+    from autoliver import pipeline
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    request = pipeline.PredictRequest(step=step, mirror=mirror, overwrite=overwrite, device=device)
+    written = pipeline.predict_folder(
+        Workspace(workspace), source, output, request, model=model, folds=folds
+    )
+    text = f"{written.model}: {written.new} cases predicted, {written.skipped} were there already."
+    result = {
+        "model": written.model,
+        "predicted": written.new,
+        "skipped": written.skipped,
+        "files": [str(path) for path in written.files],
+    }
+    emit(result, f"{text}\nWritten: {output}", as_json=as_json)
+
+
+def evaluate(
+    prediction: Annotated[
+        Path, typer.Option("--prediction", "-p", metavar="PRED", help="Folder of label maps.")
+    ],
+    reference: Annotated[
+        Path, typer.Option("--reference", "-r", metavar="REF", help="Folder of true label maps.")
+    ],
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="DATASET", help="Names the labels."),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these; may be repeated.")
+    ] = None,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Add the CHAOS challenge's score.")
+    ] = False,
+    workers: Workers = 0,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score predictions per case and label: overlap, surface distances, volumes."""
+    import msgspec
+
+    from autoliver import pipeline
+    from autoliver.evaluation.score import table
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    request = pipeline.EvaluateRequest(
+        dataset=dataset, metrics=tuple(metrics or ()), chaos=chaos, workers=workers
+    )
+    scores = pipeline.evaluate(Workspace(workspace), prediction, reference, request)
+    text = f"{table(scores)}\nWritten: {prediction}/scores.json, scores.csv"
+    emit(msgspec.to_builtins(scores), text, as_json=as_json)

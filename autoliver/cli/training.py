@@ -1,0 +1,116 @@
+"""train."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Device, Verbose, Workers, WorkspaceDir
+from autoliver.cli.output import emit, number, start, table
+
+if TYPE_CHECKING:
+    from autoliver.pipeline import FoldResult
+    from autoliver.training.folds import Fold
+
+
+class ScheduleName(StrEnum):
+    """Recipes for optimiser and learning rate."""
+
+    auto = "auto"
+    nnunet = "nnunet"
+    short = "short"
+
+
+class AugmentationName(StrEnum):
+    """Augmentations of training patches."""
+
+    default = "default"
+    none = "none"
+
+
+def train(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
+    configuration: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres or 3d_fullres.")
+    ],
+    fold: Annotated[
+        str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
+    ] = "cv",
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")] = None,
+    schedule: Annotated[
+        ScheduleName | None,
+        typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
+    ] = None,
+    augment: Annotated[
+        AugmentationName | None, typer.Option(help="Augmentations. [default: default]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
+    device: Device = "auto",
+    tag: Annotated[
+        str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    workers: Workers = 0,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
+    from autoliver import pipeline
+    from autoliver.workspace import Workspace, check_configuration
+
+    start(verbose=verbose)
+    given = {
+        "epochs": epochs,
+        "iterations": iterations,
+        "hours": hours,
+        "schedule": schedule and schedule.value,
+        "augment": augment and augment.value,
+        "seed": seed,
+    }
+    request = pipeline.TrainRequest(
+        configuration=check_configuration(configuration),
+        folds=_folds(fold),
+        changes={name: value for name, value in given.items() if value is not None},
+        tag=tag,
+        fresh=fresh,
+        device=device,
+        workers=workers,
+    )
+    results = pipeline.train(Workspace(workspace), dataset, request)
+    summary = {
+        "folds": [
+            {
+                "fold": r.fold,
+                "folder": str(r.folder),
+                "dice": r.scores.foreground_mean("dice") if r.scores else None,
+            }
+            for r in results
+        ]
+    }
+    emit(summary, _show(results), as_json=as_json)
+
+
+def _folds(text: str) -> "tuple[Fold, ...]":
+    if text == "cv":
+        return ()
+    if text == "all":
+        return ("all",)
+    if not text.isdigit():
+        raise typer.BadParameter(f"'{text}' is none of 0..4, all, cv.", param_hint="--fold")
+    return (int(text),)
+
+
+def _show(results: "list[FoldResult]") -> str:
+    rows = []
+    for result in results:
+        dice = result.scores.foreground_mean("dice") if result.scores else None
+        held_out = str(len(result.scores.cases)) if result.scores else "none"
+        rows.append((str(result.fold), held_out, number(dice), str(result.folder)))
+    return table(("fold", "held-out cases", "mean Dice", "folder"), rows)

@@ -1,0 +1,240 @@
+"""What two binary masks have to do with one another: overlap, surface distances, lesions.
+
+Masks are boolean arrays (z, y, x) or (y, x). A number that is not defined is NaN; the distance to a
+surface that does not exist is infinite. What to report then is decided in `score`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from autoliver.artifacts import Record
+
+Mask = npt.NDArray[np.bool_]
+Connectivity = Literal[6, 26]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurfaceDistances:
+    """How far two surfaces lie apart, measured between centres of border voxels.
+
+    Attributes:
+        to_reference_mm: One per border voxel of the prediction.
+        to_prediction_mm: One per border voxel of the reference.
+    """
+
+    to_reference_mm: npt.NDArray[np.float64]
+    to_prediction_mm: npt.NDArray[np.float64]
+
+    @property
+    def both_ways_mm(self) -> npt.NDArray[np.float64]:
+        """All distances, of both directions."""
+        return np.concatenate([self.to_reference_mm, self.to_prediction_mm])
+
+
+class LesionCounts(Record, frozen=True, kw_only=True):
+    """How many lesions were found.
+
+    Attributes:
+        reference: Lesions of the reference.
+        detected: Those of them that the prediction covers.
+        predicted: Lesions of the prediction.
+        confirmed: Those of them that the reference covers.
+    """
+
+    reference: int
+    detected: int
+    predicted: int
+    confirmed: int
+
+    @property
+    def recall(self) -> float:
+        """Share of the reference's lesions that were detected; NaN if it has none."""
+        return self.detected / self.reference if self.reference else np.nan
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted lesions that are lesions; NaN if none was predicted."""
+        return self.confirmed / self.predicted if self.predicted else np.nan
+
+
+def dice(prediction: Mask, reference: Mask) -> float:
+    """Twice the common voxels over the sum of both; NaN if both masks are empty."""
+    both = np.count_nonzero(prediction) + np.count_nonzero(reference)
+    return 2 * np.count_nonzero(prediction & reference) / both if both else np.nan
+
+
+def iou(prediction: Mask, reference: Mask) -> float:
+    """Common voxels over the voxels of either (Jaccard index); NaN if both masks are empty."""
+    union = np.count_nonzero(prediction | reference)
+    return np.count_nonzero(prediction & reference) / union if union else np.nan
+
+
+def ravd_percent(prediction: Mask, reference: Mask) -> float:
+    """Absolute volume difference in percent of the reference; NaN if the reference is empty."""
+    volume = np.count_nonzero(reference)
+    return 100 * abs(np.count_nonzero(prediction) - volume) / volume if volume else np.nan
+
+
+def volume_ml(mask: Mask, spacing_mm: tuple[float, ...]) -> float:
+    """The volume of a mask in millilitres; a 2D mask needs its slice thickness as third spacing."""
+    return np.count_nonzero(mask) * float(np.prod(spacing_mm)) / 1000
+
+
+def surface_distances(
+    prediction: Mask,
+    reference: Mask,
+    *,
+    spacing_mm: tuple[float, ...],
+    connectivity: Connectivity = 6,
+) -> SurfaceDistances:
+    """Measures both surfaces against one another: the one expensive step of `assd` to `nsd`.
+
+    A border voxel is one that an erosion removes. Beyond the edge of the image everything counts as
+    inside, so a voxel is no border only because the image ends there (CHAOS evaluation code,
+    Kavur et al. 2021); a mask that fills the image has its border at the image's edge.
+
+    Args:
+        prediction: (z, y, x) or (y, x).
+        reference: As the prediction.
+        spacing_mm: Distance of voxel centres per axis.
+        connectivity: Of the erosion: 6 (faces; in 2D the 4 edges) or 26 (corners too; in 2D 8).
+
+    Returns:
+        The distances; infinite towards a mask that is empty.
+    """
+    prediction, reference = crop_to_union(prediction, reference)
+    ours = _points_mm(border(prediction, connectivity), spacing_mm)
+    theirs = _points_mm(border(reference, connectivity), spacing_mm)
+    return SurfaceDistances(
+        to_reference_mm=_nearest(ours, theirs), to_prediction_mm=_nearest(theirs, ours)
+    )
+
+
+def assd(distances: SurfaceDistances) -> float:
+    """Average symmetric surface distance in mm, over the border voxels of both surfaces pooled."""
+    pooled = distances.both_ways_mm
+    return float(pooled.mean()) if pooled.size else np.nan
+
+
+def mssd(distances: SurfaceDistances) -> float:
+    """Maximum symmetric surface distance (Hausdorff distance) in mm."""
+    pooled = distances.both_ways_mm
+    return float(pooled.max()) if pooled.size else np.nan
+
+
+def hd95(distances: SurfaceDistances) -> float:
+    """The larger of the two directed 95th percentiles, in mm.
+
+    medpy, for one, pools both directions before it takes the percentile: another number.
+    """
+    directed = (distances.to_reference_mm, distances.to_prediction_mm)
+    if not all(d.size for d in directed):
+        return mssd(distances)  # infinite or NaN, over which percentiles cannot interpolate
+    return max(float(np.percentile(d, 95)) for d in directed)
+
+
+def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
+    """Share of both surfaces that lies within a tolerance of the other (surface Dice).
+
+    Counts border voxels; Nikolov et al. 2018, who defined it, weight by the area of surface
+    elements, which gives slightly other numbers.
+    """
+    pooled = distances.both_ways_mm
+    return float(np.mean(pooled <= tolerance_mm)) if pooled.size else np.nan
+
+
+def chaos_score(*, dice: float, ravd_percent: float, assd_mm: float, mssd_mm: float) -> float:
+    """The points of the CHAOS challenge, 0 to 100: mean of four metrics scaled to a threshold each.
+
+    From the challenge's metrics document (Kavur et al. 2021). An undefined metric earns nothing.
+    """
+    points = [100 * dice if dice >= 0.8 else 0.0]
+    for value, limit in ((ravd_percent, 5), (assd_mm, 15), (mssd_mm, 60)):
+        points.append(100 - 100 / limit * value if value <= limit else 0.0)
+    return sum(points) / 4
+
+
+def match_lesions(prediction: Mask, reference: Mask, *, min_overlap: float = 0.0) -> LesionCounts:
+    """Counts the lesions (26-connected components; in 2D 8) of each mask that the other covers.
+
+    Args:
+        prediction: (z, y, x) or (y, x).
+        reference: As the prediction.
+        min_overlap: A lesion counts as covered if more than this share of its voxels is.
+    """
+    prediction, reference = crop_to_union(prediction, reference)
+    in_reference, detected = _covered(reference, prediction, min_overlap)
+    in_prediction, confirmed = _covered(prediction, reference, min_overlap)
+    return LesionCounts(
+        reference=in_reference, detected=detected, predicted=in_prediction, confirmed=confirmed
+    )
+
+
+def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
+    """Views of both masks in the box that holds both, with one voxel around it inside the image.
+
+    The margin keeps the border rule: where the box ends inside the image there is background, and
+    where it does not, the image ends too.
+    """
+    union = prediction | reference
+    if not union.any():
+        nothing = tuple(slice(0, 0) for _ in union.shape)
+        return prediction[nothing], reference[nothing]
+    box = []
+    for axis in range(union.ndim):
+        others = tuple(a for a in range(union.ndim) if a != axis)
+        where = np.flatnonzero(union.any(axis=others))
+        box.append(slice(max(int(where[0]) - 1, 0), int(where[-1]) + 2))
+    return prediction[tuple(box)], reference[tuple(box)]
+
+
+def border(mask: Mask, connectivity: Connectivity = 6) -> Mask:
+    """The voxels of a mask that an erosion removes; see `surface_distances` for the rule."""
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        # Shifted views instead of scipy's binary_erosion: the same result in a fifth of the time.
+        # 26 neighbours are a cube, which erodes axis by axis.
+        source = mask if connectivity == 6 else inner.copy()
+        before, after = np.moveaxis(source, axis, 0), np.moveaxis(inner, axis, 0)
+        after[1:] &= before[:-1]
+        after[:-1] &= before[1:]
+    edge: Mask = mask ^ inner
+    if not edge.any() and mask.any():
+        return _faces(mask.shape)
+    return edge
+
+
+def _faces(shape: tuple[int, ...]) -> Mask:
+    # An axis of one voxel has no inside; it makes no faces unless every axis is such.
+    inside = tuple(slice(1, -1) if size > 1 else slice(None) for size in shape)
+    faces = np.ones(shape, dtype=np.bool_)
+    if max(shape) > 1:
+        faces[inside] = False
+    return faces
+
+
+def _points_mm(mask: Mask, spacing_mm: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    return np.argwhere(mask).astype(np.float64) * np.asarray(spacing_mm, dtype=np.float64)
+
+
+def _nearest(
+    points_mm: npt.NDArray[np.float64], targets_mm: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    if not len(points_mm) or not len(targets_mm):
+        return np.full(len(points_mm), np.inf)
+    # Equal to a distance transform to the last bit and 7 to 14 times as fast on liver pairs, since
+    # it works on surfaces, not volumes. Balancing the tree costs far more than it saves on a grid.
+    tree = cKDTree(targets_mm, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(points_mm)[0], dtype=np.float64)
+
+
+def _covered(mask: Mask, by: Mask, min_overlap: float) -> tuple[int, int]:
+    components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    size = np.bincount(components[mask], minlength=count + 1)[1:]
+    common = np.bincount(components[mask & by], minlength=count + 1)[1:]
+    return int(count), int(np.count_nonzero(common > min_overlap * size))

@@ -1,0 +1,278 @@
+"""Scores as values: what is measured, what came out, summed up, as CSV and as a table."""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+from autoliver.artifacts import Artifact, Record, write_bytes
+from autoliver.dataset import Labels
+from autoliver.errors import OptionError
+from autoliver.evaluation.metrics import Connectivity, LesionCounts
+
+OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
+SURFACE_METRICS = ("assd", "mssd", "hd95", "nsd")
+ALL_METRICS = (*OVERLAP_METRICS, *SURFACE_METRICS, "lesions")
+
+_CHAOS = {"dice", "ravd", "assd", "mssd"}
+_LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "metasta")
+
+
+class _Column(NamedTuple):
+    metric: str
+    heading: str
+    decimals: int
+
+
+# Field of a Score -> which choice of metric fills it and how a table shows it.
+COLUMNS = {
+    "dice": _Column("dice", "Dice", 3),
+    "iou": _Column("iou", "IoU", 3),
+    "ravd_percent": _Column("ravd", "RAVD %", 1),
+    "assd_mm": _Column("assd", "ASSD mm", 2),
+    "mssd_mm": _Column("mssd", "MSSD mm", 1),
+    "hd95_mm": _Column("hd95", "HD95 mm", 2),
+    "nsd": _Column("nsd", "NSD", 3),
+    "volume_ml": _Column("volume", "volume ml", 1),
+    "reference_volume_ml": _Column("volume", "reference ml", 1),
+    "volume_difference_ml": _Column("volume", "difference ml", 1),
+    "lesion_recall": _Column("lesions", "lesion recall", 3),
+    "lesion_precision": _Column("lesions", "lesion precision", 3),
+    "chaos": _Column("chaos", "CHAOS", 1),
+}
+
+
+class MetricOptions(Record, frozen=True, kw_only=True):
+    """What is measured, and how.
+
+    Attributes:
+        metrics: Of `ALL_METRICS`; `OVERLAP_METRICS` alone take a fraction of the time.
+        connectivity: Neighbours that decide what is border: 6, as CHAOS' evaluation code, or 26.
+        nsd_tolerance_mm: Surfaces this close count as equal in the NSD.
+        missing_distance: Distances where the prediction lacks a label that is there: the diagonal
+            of the image (between the centres of its outermost voxels), or none ("nan").
+        lesion_labels: Labels whose components are counted; None: those whose name says tumour,
+            lesion, cancer or metastasis.
+        lesion_overlap: A lesion is found if more than this share of its voxels is covered.
+        chaos: Whether to add the score of the CHAOS challenge.
+    """
+
+    metrics: tuple[str, ...] = ALL_METRICS
+    connectivity: Connectivity = 6
+    nsd_tolerance_mm: float = 2.0
+    missing_distance: Literal["diagonal", "nan"] = "diagonal"
+    lesion_labels: tuple[str, ...] | None = None
+    lesion_overlap: float = 0.0
+    chaos: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.metrics if name not in ALL_METRICS]
+        if unknown:
+            raise OptionError(
+                f"metrics: there is none named '{unknown[0]}'.",
+                hint=f"Choose from {', '.join(ALL_METRICS)}.",
+            )
+
+    @property
+    def wanted(self) -> set[str]:
+        """The metrics to compute, those that the CHAOS score needs included."""
+        return {*self.metrics, *(_CHAOS | {"chaos"} if self.chaos else ())}
+
+    def counts_lesions(self, label: str) -> bool:
+        """Whether the components of this label are lesions to count."""
+        if self.lesion_labels is not None:
+            return label in self.lesion_labels
+        return any(word in label.lower() for word in _LESION_WORDS)
+
+
+class Score(Record, frozen=True, kw_only=True):
+    """One label of one case. None: not defined, or not asked for.
+
+    With both masks empty nothing but the volumes is defined; of a 2D file not even they. With an empty reference Dice, IoU and
+    NSD are 0 and distances undefined; with an empty prediction they are 0 and distances are what
+    `MetricOptions.missing_distance` says.
+
+    Attributes:
+        voxels: Of the prediction.
+        reference_voxels: Of the reference.
+        dice: 2 |P and R| / (|P| + |R|).
+        iou: |P and R| / |P or R|.
+        ravd_percent: | |P| - |R| | / |R|.
+        assd_mm: Average symmetric surface distance, both surfaces pooled.
+        mssd_mm: Maximum symmetric surface distance (Hausdorff).
+        hd95_mm: The larger of the two directed 95th percentiles.
+        nsd: Share of border voxels within the tolerance (normalised surface Dice).
+        volume_ml: Of the prediction.
+        reference_volume_ml: Of the reference.
+        volume_difference_ml: Prediction minus reference.
+        lesions: Counts behind the lesion-wise recall and precision.
+        lesion_recall: Share of the reference's lesions that were found.
+        lesion_precision: Share of the predicted lesions that are lesions.
+        chaos: Points of the CHAOS challenge, 0 to 100.
+    """
+
+    voxels: int
+    reference_voxels: int
+    dice: float | None = None
+    iou: float | None = None
+    ravd_percent: float | None = None
+    assd_mm: float | None = None
+    mssd_mm: float | None = None
+    hd95_mm: float | None = None
+    nsd: float | None = None
+    volume_ml: float | None = None
+    reference_volume_ml: float | None = None
+    volume_difference_ml: float | None = None
+    lesions: LesionCounts | None = None
+    lesion_recall: float | None = None
+    lesion_precision: float | None = None
+    chaos: float | None = None
+
+
+class CaseScores(Record, frozen=True, kw_only=True):
+    """One case.
+
+    Attributes:
+        name: The case.
+        prediction: Path of the file that was scored, empty for arrays.
+        reference: Path of the file it was compared with, empty for arrays.
+        labels: Label name -> score.
+        warnings: What looks wrong, in a sentence each.
+    """
+
+    name: str
+    prediction: str = ""
+    reference: str = ""
+    labels: dict[str, Score]
+    warnings: tuple[str, ...] = ()
+
+
+class Statistic(Record, frozen=True, kw_only=True):
+    """Mean and sample standard deviation (None for one case) over the n cases that define it."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+class LabelSummary(Record, frozen=True, kw_only=True):
+    """One label over all cases.
+
+    Attributes:
+        cases: Cases scored.
+        n_empty: Of them, with neither prediction nor reference: in no mean of an overlap.
+        n_false_positive: Predicted, but not in the reference.
+        n_missed: In the reference, but not predicted.
+        metrics: Field of `Score` -> statistic; a metric that no case defines is left out.
+    """
+
+    cases: int
+    n_empty: int
+    n_false_positive: int
+    n_missed: int
+    metrics: dict[str, Statistic]
+
+
+class Scores(Artifact, frozen=True, kw_only=True):
+    """The scores of a set of predictions.
+
+    Attributes:
+        labels: What was scored.
+        options: How.
+        cases: Sorted by name.
+        summary: Label name -> mean, SD and counts over the cases.
+        mean: Field of `Score` -> mean over the labels of their means (nnU-Net's foreground mean).
+        warnings: What looks wrong, in a sentence each.
+    """
+
+    KIND: ClassVar[str] = "scores"
+
+    labels: Labels
+    options: MetricOptions
+    cases: tuple[CaseScores, ...]
+    summary: dict[str, LabelSummary]
+    mean: dict[str, float]
+    warnings: tuple[str, ...] = ()
+
+    def foreground_mean(self, field: str) -> float | None:
+        """Mean over the labels of their means over cases; None where no case defines it."""
+        return self.mean.get(field)
+
+
+def summarize(cases: Sequence[CaseScores]) -> dict[str, LabelSummary]:
+    """Sums cases up per label; means are over cases, as in the papers."""
+    names = list(dict.fromkeys(label for case in cases for label in case.labels))
+    return {
+        name: _summary([case.labels[name] for case in cases if name in case.labels])
+        for name in names
+    }
+
+
+def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
+    """Field of `Score` -> mean over the labels that define it, each counting the same."""
+    means: dict[str, list[float]] = {}
+    for label in summary.values():
+        for field, statistic in label.metrics.items():
+            means.setdefault(field, []).append(statistic.mean)
+    return {field: statistics.fmean(values) for field, values in means.items()}
+
+
+def write_csv(scores: Scores, path: Path) -> None:
+    """Writes one row per case and label; what is not defined is an empty cell."""
+    lesions = ("reference", "detected", "predicted", "confirmed")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ("case", "label", "voxels", "reference_voxels", *COLUMNS)
+    writer.writerow((*head, *(f"lesions_{name}" for name in lesions)))
+    for case in scores.cases:
+        for label, score in case.labels.items():
+            row = [getattr(score, field) for field in head[2:]]
+            counts = [getattr(score.lesions, name, None) for name in lesions]
+            writer.writerow([case.name, label, *row, *counts])
+    write_bytes(path, text.getvalue().encode())
+
+
+def table(scores: Scores) -> str:
+    """Label by metric as aligned text: mean +- SD over cases, and how many cases they are."""
+    wanted = scores.options.wanted
+    columns = {field: column for field, column in COLUMNS.items() if column.metric in wanted}
+    rows = [["label", "cases", "empty", *(column.heading for column in columns.values())]]
+    for label, summary in scores.summary.items():
+        cells = [_cell(summary.metrics.get(f), c.decimals) for f, c in columns.items()]
+        rows.append([label, str(summary.cases), str(summary.n_empty), *cells])
+    if len(scores.summary) > 1:
+        means = [(scores.foreground_mean(f), c.decimals) for f, c in columns.items()]
+        cells = ["-" if mean is None else f"{mean:.{decimals}f}" for mean, decimals in means]
+        rows.append(["mean", "", "", *cells])
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def _summary(scores: Sequence[Score]) -> LabelSummary:
+    found = {}
+    for field in COLUMNS:
+        values = [v for score in scores if (v := getattr(score, field)) is not None]
+        if values:
+            sd = statistics.stdev(values) if len(values) > 1 else None
+            found[field] = Statistic(mean=statistics.fmean(values), sd=sd, n=len(values))
+    present = [(score.voxels > 0, score.reference_voxels > 0) for score in scores]
+    return LabelSummary(
+        cases=len(scores),
+        n_empty=present.count((False, False)),
+        n_false_positive=present.count((True, False)),
+        n_missed=present.count((False, True)),
+        metrics=found,
+    )
+
+
+def _cell(statistic: Statistic | None, decimals: int) -> str:
+    if statistic is None:
+        return "-"
+    mean = f"{statistic.mean:.{decimals}f}"
+    return mean if statistic.sd is None else f"{mean} +- {statistic.sd:.{decimals}f}"

@@ -1,0 +1,356 @@
+"""Scores predictions against references: arrays, files, folders."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.dataset import Labels
+from autoliver.errors import DatasetError, OptionError
+from autoliver.evaluation import metrics
+from autoliver.evaluation.results import (
+    COLUMNS,
+    SURFACE_METRICS,
+    CaseScores,
+    MetricOptions,
+    Score,
+    Scores,
+    mean_over_labels,
+    summarize,
+    table,
+    write_csv,
+)
+from autoliver.io import itk
+from autoliver.io.grids import compare_grids
+from autoliver.io.header import ENDINGS, split_ending
+from autoliver.io.volume import Geometry, Volume
+
+__all__ = [
+    "CaseScores",
+    "MetricOptions",
+    "Score",
+    "Scores",
+    "discover_labels",
+    "find_pairs",
+    "score_case",
+    "score_files",
+    "score_folder",
+    "summarize",
+    "table",
+    "write_csv",
+]
+
+
+# io gives a 2D file a slice spacing of 999 in-plane ones: it has no thickness, so no volume.
+_THICKEST = 900
+
+
+def score_case(
+    prediction: Volume, reference: Volume, *, labels: Labels, options: MetricOptions, name: str
+) -> CaseScores:
+    """Scores one prediction: every label but the background, a region as the union of its values.
+
+    Voxels that the reference marks with the ignore value count in neither.
+
+    Args:
+        prediction: (1, z, y, x) integers.
+        reference: As the prediction, on the same grid.
+        labels: Names and values.
+        options: What is measured.
+        name: The case's name, for messages.
+
+    Raises:
+        DatasetError: The grids differ.
+    """
+    _check_grids(prediction.geometry, reference.geometry, name)
+    predicted, actual = prediction.array[0], reference.array[0]
+    counted = None if labels.ignore is None else actual != labels.ignore
+    scores = {}
+    for label, values in labels.foreground.items():
+        pair = [_mask(array, values, counted) for array in (predicted, actual)]
+        scores[label] = _score(
+            pair[0], pair[1], label=label, geometry=reference.geometry, options=options
+        )
+    warnings = [
+        f"{name}: the {side} holds values that no label has: {_some(sorted(unknown))}."
+        for side, array in (("prediction", predicted), ("reference", actual))
+        if (unknown := _values(array) - labels.allowed)
+    ]
+    return CaseScores(name=name, labels=scores, warnings=tuple(warnings))
+
+
+def score_folder(
+    prediction_folder: Path,
+    reference_folder: Path,
+    *,
+    labels: Labels | None = None,
+    options: MetricOptions | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
+) -> Scores:
+    """Scores a folder of predictions against a folder of references.
+
+    Args:
+        prediction_folder: Files named as the references; their endings may differ. Or one file.
+        reference_folder: The label files. Or one file.
+        labels: Names and values; None: "label_<value>" for each value the references hold.
+        options: What is measured; None: everything.
+        executor: Where cases are read and scored; None: here, one after another.
+        progress: Wraps the results as they come, e.g. tqdm.
+
+    Raises:
+        DatasetError: As `find_pairs` and `score_case`, or a file cannot be read.
+        OptionError: As `score_files`.
+    """
+    pairs, extra = find_pairs(prediction_folder, reference_folder)
+    if labels is None:
+        references = [reference for _, reference in pairs.values()]
+        labels = discover_labels(references, executor=executor)
+    scores = score_files(
+        pairs, labels=labels, options=options, executor=executor, progress=progress
+    )
+    if extra:
+        note = f"Predictions without a reference were left out ({len(extra)}): {_some(extra)}."
+        scores = scores.replace(warnings=(note, *scores.warnings))
+    return scores
+
+
+def score_files(
+    pairs: Mapping[str, tuple[Path, Path]],
+    *,
+    labels: Labels,
+    options: MetricOptions | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
+) -> Scores:
+    """Scores files.
+
+    Args:
+        pairs: Case name -> prediction, reference.
+        labels: Names and values.
+        options: As `score_folder`.
+        executor: As `score_folder`.
+        progress: As `score_folder`.
+
+    Raises:
+        DatasetError: As `score_case`, or a file cannot be read.
+        OptionError: A label whose lesions are to be counted is not there.
+    """
+    options = options or MetricOptions()
+    unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
+    if unknown:
+        raise OptionError(
+            f"lesion_labels: there is no label '{unknown[0]}'.",
+            hint=f"Choose from {', '.join(labels.foreground)}.",
+        )
+    work = functools.partial(_score_pair, labels=labels, options=options)
+    results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
+    cases = tuple(progress(results) if progress else results)
+    summary = summarize(cases)
+    return Scores(
+        labels=labels,
+        options=options,
+        cases=cases,
+        summary=summary,
+        mean=mean_over_labels(summary),
+        warnings=tuple(text for case in cases for text in case.warnings),
+    )
+
+
+def find_pairs(
+    prediction_folder: Path, reference_folder: Path
+) -> tuple[dict[str, tuple[Path, Path]], tuple[str, ...]]:
+    """Pairs the files of two folders by their name without the ending, or two single files.
+
+    Returns:
+        Case name -> prediction, reference; and the names of predictions without a reference.
+
+    Raises:
+        DatasetError: A folder is missing or holds no label files, two files have one name, or a
+            reference has no prediction.
+    """
+    predictions, references = _label_files(prediction_folder), _label_files(reference_folder)
+    if prediction_folder.is_file() and reference_folder.is_file():
+        predictions = dict(zip(references, predictions.values(), strict=True))
+    missing = sorted(references.keys() - predictions.keys())
+    if missing:
+        raise DatasetError(
+            f"{prediction_folder}: {len(missing)} of {len(references)} references have no "
+            f"prediction: {_some(missing)}.",
+            hint="Predict them first, or give a folder with the references of this subset only.",
+        )
+    extra = tuple(sorted(predictions.keys() - references.keys()))
+    return {name: (predictions[name], references[name]) for name in sorted(references)}, extra
+
+
+def discover_labels(references: Sequence[Path], *, executor: Executor | None = None) -> Labels:
+    """Labels named "label_<value>" for the values that label files hold.
+
+    Raises:
+        DatasetError: Every file is empty, or one cannot be read.
+    """
+    found = (executor.map if executor else map)(_values_of_file, references)
+    values = sorted(frozenset[int]().union(*found) - {0})
+    if not values:
+        raise DatasetError(
+            f"{references[0].parent}: none of the {len(references)} references holds a label.",
+            hint="Name the dataset, so that its labels are known.",
+        )
+    return Labels(values={"background": (0,), **{f"label_{v}": (v,) for v in values}})
+
+
+def _score_pair(
+    item: tuple[str, tuple[Path, Path]], *, labels: Labels, options: MetricOptions
+) -> CaseScores:
+    name, (prediction, reference) = item
+    volumes = (itk.read_label(prediction), itk.read_label(reference))
+    scores = score_case(*volumes, labels=labels, options=options, name=name)
+    return scores.replace(prediction=str(prediction), reference=str(reference))
+
+
+def _score(
+    prediction: metrics.Mask,
+    reference: metrics.Mask,
+    *,
+    label: str,
+    geometry: Geometry,
+    options: MetricOptions,
+) -> Score:
+    wanted = options.wanted
+    prediction, reference = metrics.crop_to_union(prediction, reference)
+    found = _overlap_values(prediction, reference, geometry)
+    if wanted.intersection(SURFACE_METRICS):
+        found |= _surface_values(prediction, reference, geometry=geometry, options=options)
+    if options.chaos and (prediction.any() or reference.any()):
+        needs = ("dice", "ravd_percent", "assd_mm", "mssd_mm")
+        found["chaos"] = metrics.chaos_score(**{field: found[field] for field in needs})
+    lesions = None
+    if "lesions" in wanted and options.counts_lesions(label):
+        lesions = metrics.match_lesions(prediction, reference, min_overlap=options.lesion_overlap)
+        found |= {"lesion_recall": lesions.recall, "lesion_precision": lesions.precision}
+    values: dict[str, Any] = {
+        field: _defined(value) for field, value in found.items() if COLUMNS[field].metric in wanted
+    }
+    return Score(
+        voxels=int(np.count_nonzero(prediction)),
+        reference_voxels=int(np.count_nonzero(reference)),
+        lesions=lesions,
+        **values,
+    )
+
+
+def _overlap_values(
+    prediction: metrics.Mask, reference: metrics.Mask, geometry: Geometry
+) -> dict[str, float]:
+    spacing_mm = geometry.spacing_mm
+    is_image = geometry.shape_zyx[0] == 1 and spacing_mm[0] > _THICKEST * max(spacing_mm[1:])
+    volumes = [
+        math.nan if is_image else metrics.volume_ml(mask, spacing_mm)
+        for mask in (prediction, reference)
+    ]
+    return {
+        "dice": metrics.dice(prediction, reference),
+        "iou": metrics.iou(prediction, reference),
+        "ravd_percent": metrics.ravd_percent(prediction, reference),
+        "volume_ml": volumes[0],
+        "reference_volume_ml": volumes[1],
+        "volume_difference_ml": volumes[0] - volumes[1],
+    }
+
+
+def _surface_values(
+    prediction: metrics.Mask,
+    reference: metrics.Mask,
+    *,
+    geometry: Geometry,
+    options: MetricOptions,
+) -> dict[str, float]:
+    missed = reference.any() and not prediction.any()
+    if missed and options.missing_distance == "diagonal":
+        # Between centres, as all distances here; a single slice adds nothing.
+        steps = np.subtract(geometry.shape_zyx, 1)
+        diagonal = math.hypot(*np.multiply(steps, geometry.spacing_mm))
+        return {"assd_mm": diagonal, "mssd_mm": diagonal, "hd95_mm": diagonal, "nsd": 0.0}
+    distances = metrics.surface_distances(
+        prediction,
+        reference,
+        spacing_mm=geometry.spacing_mm,
+        connectivity=options.connectivity,
+    )
+    return {
+        "assd_mm": metrics.assd(distances),
+        "mssd_mm": metrics.mssd(distances),
+        "hd95_mm": metrics.hd95(distances),
+        "nsd": metrics.nsd(distances, tolerance_mm=options.nsd_tolerance_mm),
+    }
+
+
+def _defined(value: float) -> float | None:
+    # JSON knows neither NaN nor infinity.
+    return float(value) if math.isfinite(value) else None
+
+
+def _check_grids(prediction: Geometry, reference: Geometry, name: str) -> None:
+    for difference in compare_grids(prediction, reference):
+        if not difference.rounding:
+            first, second = difference.values()
+            raise DatasetError(
+                f"{name}: prediction and reference lie on different grids: {difference.what} "
+                f"{first} in the prediction, {second} in the reference.",
+                hint="Check that they belong together, or resample one to the other's grid.",
+            )
+
+
+def _mask(
+    array: npt.NDArray[Any], values: tuple[int, ...], counted: metrics.Mask | None
+) -> metrics.Mask:
+    mask: metrics.Mask = array == values[0]
+    for value in values[1:]:
+        mask |= array == value
+    return mask if counted is None else mask & counted
+
+
+def _values(array: npt.NDArray[Any]) -> frozenset[int]:
+    # Every value stands at the start of a row or where a row changes: few voxels in a label map,
+    # which makes this ten times as fast as sorting all of them.
+    changes = array[..., 1:][array[..., 1:] != array[..., :-1]]
+    return frozenset(np.unique(np.concatenate([array[..., 0].ravel(), changes])).tolist())
+
+
+def _values_of_file(path: Path) -> frozenset[int]:
+    return _values(itk.read_label(path).array)
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if folder.is_file():
+        return {split_ending(folder.name)[0]: folder}
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem, ending = split_ending(path.name)
+        if not ending or path.name.startswith("."):
+            continue  # dataset.json, scores.csv, macOS' "._" files
+        other = found.setdefault(stem, path)
+        if other != path:
+            raise DatasetError(
+                f"{folder}: {other.name} and {path.name} are both of case '{stem}'.",
+                hint="Keep one of them.",
+            )
+    if not found:
+        raise DatasetError(
+            f"{folder}: there are no label files; expected names that end with one of "
+            f"{', '.join(ENDINGS)}.",
+            hint="Give the folder that holds the files themselves.",
+        )
+    return found
+
+
+def _some(items: Sequence[object], most: int = 5) -> str:
+    shown = ", ".join(str(item) for item in items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown

@@ -1,0 +1,115 @@
+"""Sliding-window inference: patches with a Gaussian weight, mirrored, summed up (as nnU-Net does)."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+
+_SIGMA = 1.0 / 8.0  # of the patch size
+
+
+def sliding_window(
+    image: Tensor,
+    networks: Sequence[nn.Module],
+    *,
+    patch_shape: tuple[int, ...],
+    step: float = 0.5,
+    mirror: bool = True,
+    on_window: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Mean logits of several networks over a whole image.
+
+    Args:
+        image: (c, z, y, x) on the networks' device; with a 2D patch every slice of z is an image.
+        networks: Networks with one output each (no deep supervision), in eval mode.
+        patch_shape: 2 or 3 values.
+        step: Distance of neighbouring windows as a share of the patch.
+        mirror: Average over all flips of the patch's axes.
+        on_window: Called after every window (for a progress bar); see `count_windows`.
+
+    Returns:
+        (k, z, y, x) float32 logits on the image's device.
+    """
+    axes = len(patch_shape)
+    pad = [max(0, p - s) for p, s in zip(patch_shape, image.shape[-axes:], strict=True)]
+    widths = [w for p in reversed(pad) for w in (p // 2, p - p // 2)]
+    padded = torch.nn.functional.pad(image, widths)
+    weight = gaussian_weight(patch_shape).to(image.device)
+    total = torch.zeros(padded.shape[1:], device=image.device)
+    logits: Tensor | None = None
+    for window in _windows(tuple(padded.shape[1:]), patch_shape, step):
+        patch = _cut(padded, window)
+        out = _mean_over_networks(networks, patch, mirror=mirror) * weight
+        if logits is None:
+            logits = torch.zeros((out.shape[0], *padded.shape[1:]), device=image.device)
+        _cut(logits, window).add_(out)
+        _cut(total[None], window)[0].add_(weight)
+        on_window()
+    if logits is None:
+        raise ValueError("the image has no voxels")
+    logits /= total
+    inner = [slice(p // 2, p // 2 + s) for p, s in zip(pad, image.shape[-axes:], strict=True)]
+    return logits[(..., *inner)]
+
+
+def count_windows(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> int:
+    """Number of windows that `sliding_window` visits."""
+    axes = len(patch_shape)
+    plane = [max(s, p) for s, p in zip(shape_zyx[-axes:], patch_shape, strict=True)]
+    steps = [len(_starts(s, p, step)) for s, p in zip(plane, patch_shape, strict=True)]
+    return int(np.prod(steps)) * (shape_zyx[0] if axes == 2 else 1)
+
+
+def gaussian_weight(patch_shape: Sequence[int]) -> Tensor:
+    """Weight of each voxel of a window: a Gaussian around its centre, nowhere zero."""
+    weight = torch.ones(())
+    for size in patch_shape:
+        impulse = np.zeros(size)
+        impulse[size // 2] = 1.0
+        line = torch.from_numpy(gaussian_filter1d(impulse, size * _SIGMA, mode="constant"))
+        weight = weight[..., None] * line
+    weight = weight / weight.max()
+    weight[weight == 0] = weight[weight > 0].min()
+    return weight.float()
+
+
+def _starts(size: int, patch: int, step: float) -> list[int]:
+    """First voxels of the windows along one axis: evenly spread, at most step * patch apart."""
+    number = int(np.ceil((size - patch) / (patch * step))) + 1
+    distance = (size - patch) / (number - 1) if number > 1 else 0.0
+    return [round(distance * i) for i in range(number)]
+
+
+def _windows(
+    shape_zyx: tuple[int, ...], patch_shape: tuple[int, ...], step: float
+) -> Iterator[tuple[slice | int, ...]]:
+    axes = len(patch_shape)
+    boxes = [
+        [slice(start, start + patch) for start in _starts(size, patch, step)]
+        for size, patch in zip(shape_zyx[-axes:], patch_shape, strict=True)
+    ]
+    slices = [list(range(shape_zyx[0]))] if axes == 2 else []
+    yield from itertools.product(*slices, *boxes)
+
+
+def _cut(array: Tensor, window: tuple[slice | int, ...]) -> Tensor:
+    return array[(slice(None), *window)]
+
+
+def _mean_over_networks(networks: Sequence[nn.Module], patch: Tensor, *, mirror: bool) -> Tensor:
+    """(k, *patch) float32 logits of one (c, *patch) window."""
+    axes = range(1, patch.ndim)
+    flips: list[tuple[int, ...]] = [()]
+    if mirror:
+        flips = [f for n in range(patch.ndim) for f in itertools.combinations(axes, n)]
+    total: Tensor | None = None
+    for network in networks:
+        for flip in flips:
+            out = network(patch.flip(flip)[None])[0].float().flip(flip)
+            total = out if total is None else total.add_(out)
+    if total is None:
+        raise ValueError("no network to predict with")
+    return total / (len(networks) * len(flips))

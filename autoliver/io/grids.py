@@ -1,0 +1,99 @@
+"""Voxel grids: how two of them differ, and directions that are not quite orthonormal."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record
+from autoliver.io.volume import Geometry
+
+Array = npt.NDArray[Any]
+
+# Largest deviation from orthonormal that is rounding in the header; ITK's own is of this size.
+_ROUNDING = 1e-4
+_SINGLE_PRECISION = 1e-5
+
+Quantity = Literal["size", "spacing", "origin", "direction"]
+
+
+class GridDifference(Record, frozen=True, kw_only=True):
+    """One respect in which two grids differ.
+
+    Attributes:
+        what: Size and spacing are (z, y, x), the origin (x, y, z); spacing and origin in mm.
+        first: Its value in the first grid.
+        second: Its value in the second grid.
+        rounding: Whether the two are the same but for rounding.
+    """
+
+    what: Quantity
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    rounding: bool
+
+    def values(self) -> tuple[str, str]:
+        """Both values with as many digits as tell them apart."""
+        for digits in (6, 9):
+            texts = tuple(
+                f"({', '.join(f'{v:.{digits}g}' for v in side)})"
+                for side in (self.first, self.second)
+            )
+            if texts[0] != texts[1]:
+                break
+        return texts[0], texts[1]
+
+
+def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ...]:
+    """How two grids differ, in the order size, spacing, origin, direction; () if they do not.
+
+    Differences below 1e-5 are those of single precision and not told. Rounding is: a spacing within
+    1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a voxel.
+    """
+    spacing = np.array(first.spacing_mm)
+    shift = np.subtract(first.origin_xyz, second.origin_xyz)
+    turn = np.subtract(first.direction, second.direction)
+    compared: tuple[tuple[Quantity, Sequence[float], Sequence[float], Array, float], ...] = (
+        ("size", first.shape_zyx, second.shape_zyx, _unequal(first, second), 0.0),
+        ("spacing", first.spacing_mm, second.spacing_mm, 1 - second.spacing_mm / spacing, 1e-3),
+        ("origin", first.origin_xyz, second.origin_xyz, shift / spacing.min(), 0.1),
+        ("direction", first.direction, second.direction, turn, 1e-3),
+    )
+    differences = []
+    for what, a, b, relative, limit in compared:
+        worst = float(np.abs(relative).max())
+        if worst > _SINGLE_PRECISION:
+            differences.append(
+                GridDifference(what=what, first=tuple(a), second=tuple(b), rounding=worst <= limit)
+            )
+    return tuple(differences)
+
+
+def _unequal(first: Geometry, second: Geometry) -> Array:
+    return np.not_equal(first.shape_zyx, second.shape_zyx).astype(np.float64)
+
+
+def orthonormal(direction: Array) -> tuple[Array, str]:
+    """The nearest orthonormal matrix (its polar factor) and a note, where it is not one itself."""
+    left, _, right = np.linalg.svd(direction)
+    nearest = left @ right
+    deviation = float(np.abs(nearest - direction).max())
+    if deviation <= _ROUNDING:
+        return direction, ""
+    return nearest, (
+        f"direction was not orthonormal (largest deviation {deviation:.1g}): "
+        "nearest orthonormal one used"
+    )
+
+
+def geometry_from_xyz(
+    size: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], direction: Array
+) -> Geometry:
+    """A geometry from what files hold, in the order x, y, z."""
+    return Geometry(
+        shape_zyx=(int(size[2]), int(size[1]), int(size[0])),
+        spacing_mm=(float(spacing_mm[2]), float(spacing_mm[1]), float(spacing_mm[0])),
+        origin_xyz=(float(origin_mm[0]), float(origin_mm[1]), float(origin_mm[2])),
+        direction=tuple(float(v) for v in direction.ravel()),
+    )

@@ -1,0 +1,58 @@
+"""Endings of image files, and what a file says of itself without its voxels."""
+
+from pathlib import Path
+
+from autoliver.artifacts import Record
+from autoliver.errors import DatasetError
+from autoliver.io.volume import Geometry
+
+# Longest first where one ends with another.
+ENDINGS: tuple[str, ...] = (
+    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
+    *(".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg"),
+)
+# What a prediction is written as where its image's own type keeps voxels in a second file or
+# alters them.
+_LABEL_ENDINGS = {
+    **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz"},
+    **{".jpg": ".png", ".jpeg": ".png"},
+}
+
+
+class Header(Record, frozen=True, kw_only=True):
+    """What a file says of itself without its voxels.
+
+    Attributes:
+        geometry: The grid of one channel.
+        channels: Channels in the file: its 4th dimension or the components of a pixel.
+        pixel_type: In ITK's words, e.g. "16-bit signed integer".
+        integer: Whether voxels are whole numbers by type.
+        note: What had to be mended to read it, "" for nothing.
+    """
+
+    geometry: Geometry
+    channels: int
+    pixel_type: str
+    integer: bool
+    note: str = ""
+
+
+def split_ending(name: str) -> tuple[str, str]:
+    """A file name's stem and its ending ("" where it is none of ours)."""
+    for ending in ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], name[-len(ending) :]
+    return name, ""
+
+
+def label_ending(ending: str) -> str:
+    """The ending to write labels with, for images of this ending: one file, nothing lost."""
+    return _LABEL_ENDINGS.get(ending.lower(), ending)
+
+
+def unreadable(path: Path, found: str) -> DatasetError:
+    """The error for a file that is not, or no longer, an image."""
+    return DatasetError(
+        f"{path}: cannot be read: {found}; expected a whole image file ({', '.join(ENDINGS)}).",
+        hint="Copy or export the file again; if it opens elsewhere, save it there as .nii.gz.",
+    )

@@ -1,0 +1,75 @@
+"""What ITK does not do for NIfTI files: whole voxels or an error, and sheared headers.
+
+ITK 5.4 reads a truncated or damaged .nii/.nii.gz without complaint and fills up with what it finds
+(measured), so the voxels come from the unpacked bytes, whose length and checksum must be right.
+It refuses an affine that is not orthonormal, unless there is a qform to use instead.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.io.grids import geometry_from_xyz, orthonormal
+from autoliver.io.header import Header, unreadable
+
+Array = npt.NDArray[Any]
+
+_MM = {"meter": 1000.0, "micron": 0.001}
+
+
+def read_sheared_header(path: Path) -> Header:
+    """The header of a NIfTI file whose affine ITK refuses as not orthonormal."""
+    import nibabel
+
+    image = nibabel.load(path)
+    unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # RAS+ -> LPS+
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and spacing.all()):
+        raise unreadable(path, f"its affine is not valid: {image.affine.tolist()}")
+    direction, note = orthonormal(affine[:3, :3] / spacing)
+    size = (*image.shape, 1, 1)[: max(4, image.ndim)]
+    scaled = not (image.dataobj.slope == 1 and image.dataobj.inter == 0)
+    return Header(
+        geometry=geometry_from_xyz(size, spacing * unit, affine[:3, 3] * unit, direction),
+        channels=int(np.prod(size[3:])),
+        pixel_type=str(image.get_data_dtype()),
+        integer=image.get_data_dtype().kind in "iu" and not scaled,
+        note=note,
+    )
+
+
+def read_voxels(path: Path) -> Array:
+    """The voxels of a .nii or .nii.gz file in its own type, axes reversed: ([c,] z, y, x).
+
+    Raises:
+        DatasetError: The file is cut short, or its checksum is wrong.
+    """
+    import nibabel
+
+    content = path.read_bytes()
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        array: Array = np.asanyarray(nibabel.Nifti1Image.from_bytes(content).dataobj).T
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        raise unreadable(path, f"it is damaged or cut short ({error})") from None
+    return array
+
+
+def sform_note(reader: Any) -> str:
+    """A note where ITK's reader took the qform since the sform is not orthonormal, else ""."""
+    # ITK passes over a sheared sform without a word where there is a qform.
+    if not reader.HasMetaDataKey("srow_x") or int(reader.GetMetaData("sform_code") or 0) == 0:
+        return ""
+    rows = [[float(v) for v in reader.GetMetaData(f"srow_{axis}").split()] for axis in "xyz"]
+    matrix = np.array(rows)[:, :3]
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not (np.isfinite(matrix).all() and lengths.all()):
+        return "sform was not a valid matrix: qform used"
+    note = orthonormal(matrix / lengths)[1]
+    return note.replace("direction", "sform").replace("nearest orthonormal one", "qform")

@@ -1,0 +1,107 @@
+"""The two blocks U-Nets are made of, in 2D and 3D: the length of `kernel` is the dimension."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+# Layers by dimension. Callables, since torch types sizes as tuples of one fixed length per class.
+Layer = Callable[..., nn.Module]
+CONV: dict[int, Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONV: dict[int, Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+INSTANCE_NORM: dict[int, Layer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+LEAK = 1e-2  # slope of every LeakyReLU; the initialisation is for the same slope
+NORM_EPS = 1e-5
+
+
+def activation() -> nn.Module:
+    """The network's non-linearity, in place to save an activation map."""
+    return nn.LeakyReLU(LEAK, inplace=True)
+
+
+class ConvBlock(nn.Module):
+    """Convolution and instance norm, then LeakyReLU unless told otherwise.
+
+    Padding keeps the size at stride 1; kernel sizes are odd.
+
+    Args:
+        in_channels: Features that enter.
+        out_channels: Features that leave.
+        kernel: Kernel size per axis.
+        stride: Stride per axis; 1 everywhere if None.
+        activate: False for a linear block.
+        bias: Whether the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...] | None = None,
+        activate: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        dimension = len(kernel)
+        self.conv = CONV[dimension](
+            in_channels,
+            out_channels,
+            kernel,
+            stride or (1,) * dimension,
+            padding=tuple(size // 2 for size in kernel),
+            bias=bias,
+        )
+        self.norm = INSTANCE_NORM[dimension](out_channels, eps=NORM_EPS, affine=True)
+        self.activation = activation() if activate else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, in_channels, *shape) -> (b, out_channels, *shape / stride)."""
+        y: torch.Tensor = self.activation(self.norm(self.conv(x)))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut, which is pooled and projected where the sizes differ.
+
+    The shortcut is the one of ResNet-D: average pooling before a 1x1 projection, so that no
+    position is skipped (He et al., Bag of Tricks for Image Classification, CVPR 2019).
+
+    Args:
+        in_channels: Features that enter.
+        out_channels: Features that leave.
+        kernel: Kernel size per axis of both convolutions.
+        stride: Stride per axis of the first convolution; 1 everywhere if None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        dimension = len(kernel)
+        self.first = ConvBlock(in_channels, out_channels, kernel=kernel, stride=stride)
+        self.second = ConvBlock(out_channels, out_channels, kernel=kernel, activate=False)
+        self.pool: nn.Module = nn.Identity()
+        if stride is not None and max(stride) > 1:
+            self.pool = AVERAGE_POOL[dimension](stride, stride)
+        self.projection: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.projection = ConvBlock(
+                in_channels, out_channels, kernel=(1,) * dimension, activate=False, bias=False
+            )
+        self.activation = activation()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, in_channels, *shape) -> (b, out_channels, *shape / stride)."""
+        y: torch.Tensor = self.second(self.first(x))
+        y += self.projection(self.pool(x))
+        out: torch.Tensor = self.activation(y)
+        return out

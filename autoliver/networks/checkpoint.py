@@ -1,0 +1,263 @@
+"""Weights and training state on disk.
+
+Weights are a safetensors file in float32 whose metadata holds the network's spec, so one file is
+enough to build the network. Training state (optimiser, schedule, random numbers) is a line with
+size and checksum, then a torch file.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from autoliver.artifacts import to_record, write_bytes
+from autoliver.errors import ArtifactError, ModelError
+from autoliver.networks.build import build_without_weights
+from autoliver.networks.spec import UNetSpec
+
+KIND = "weights"
+SCHEMA = "1"
+
+# Limit of the safetensors format; a larger header length means that the file is something else.
+_MAX_HEADER_BYTES = 100_000_000
+_STATE_MAGIC = b"autoliver-training-state-1"
+_MAX_STATE_HEAD_BYTES = 128
+_AGAIN = "Copy it again from where it came from, or train again with: autoliver train --fresh"
+
+
+def save_weights(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    *,
+    spec: UNetSpec,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Writes weights and the spec of their network as one file, whole or not at all.
+
+    Args:
+        path: The file, ending in .safetensors.
+        state_dict: Weights of a network built from `spec`, on any device; kept as float32.
+        spec: The network.
+        extra: Further text to keep, e.g. the dataset; `weights_extra` reads it.
+
+    Raises:
+        AutoliverError: The disk is full, read-only or not ours to write.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in state_dict.items()
+    }
+    metadata = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "autoliver": version("autoliver"),
+        "spec": msgspec.json.encode(spec).decode(),
+        "extra": json.dumps(dict(extra or {})),
+    }
+    write_bytes(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], UNetSpec]:
+    """Weights (float32, on the CPU) and the spec of their network.
+
+    Raises:
+        ModelError: The file is missing, cut short, damaged, or no weights file of autoliver.
+    """
+    metadata = _metadata(path)
+    try:
+        raw = json.loads(metadata.get("spec", ""))
+        spec = to_record(raw, UNetSpec, where=f"{path}: spec")
+    except json.JSONDecodeError:
+        raise ModelError(f"{path}: the network's spec is not valid JSON.", hint=_AGAIN) from None
+    except ArtifactError as error:
+        raise ModelError(error.problem, hint=_AGAIN) from None
+    try:
+        return safetensors.torch.load(path.read_bytes()), spec
+    except SafetensorError as error:
+        raise ModelError(f"{path}: damaged: {error}.", hint=_AGAIN) from None
+
+
+def weights_extra(path: Path) -> dict[str, str]:
+    """The text kept beside the weights, without reading the weights.
+
+    Raises:
+        ModelError: As `load_weights`.
+    """
+    try:
+        return msgspec.json.decode(_metadata(path).get("extra", "{}"), type=dict[str, str])
+    except msgspec.DecodeError:
+        raise ModelError(f"{path}: damaged: the text beside the weights.", hint=_AGAIN) from None
+
+
+def load_network(
+    path: Path, *, deep_supervision: bool = False, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The network of a weights file, with its weights.
+
+    Args:
+        path: The file.
+        deep_supervision: As in `build_network`.
+        device: Where the network goes.
+
+    Raises:
+        ModelError: As `load_weights`, or the weights do not fit the spec beside them.
+    """
+    state_dict, spec = load_weights(path)
+    network = build_without_weights(spec, deep_supervision=deep_supervision)
+    check_fit(state_dict, network, where=str(path))
+    network.load_state_dict(state_dict, strict=True, assign=True)
+    return network.to(device)
+
+
+def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: str) -> None:
+    """Refuses weights that are not exactly those of a network.
+
+    Args:
+        state_dict: The weights.
+        network: The network.
+        where: Where the weights come from, for the message.
+
+    Raises:
+        ModelError: Naming the first weight of another shape, with both shapes, or the first that
+            is missing or too many.
+    """
+    hint = "The weights and the network's spec do not belong together; check which model they are."
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in state_dict:
+            raise ModelError(f"{where}: the network's {name} is missing.", hint=hint)
+        found = state_dict[name]
+        if found.shape != tensor.shape:
+            raise ModelError(
+                f"{where}: {name} has the shape {tuple(found.shape)}, "
+                f"the network expects {tuple(tensor.shape)}.",
+                hint=hint,
+            )
+    for name in state_dict:
+        if name not in expected:
+            raise ModelError(f"{where}: {name} has no place in the network.", hint=hint)
+
+
+def save_training_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes what a training needs to go on, whole or not at all.
+
+    Args:
+        path: The file.
+        state: Tensors, numbers, text and None in dicts, lists and tuples; nothing else could be
+            loaded again safely.
+
+    Raises:
+        AutoliverError: The disk is full, read-only or not ours to write.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    # Reads no tensor; fails now, rather than at resume, if the state holds an unsafe object.
+    torch.load(buffer, map_location="meta", weights_only=True)
+    payload = buffer.getvalue()
+    write_bytes(path, _state_head(payload) + payload)
+
+
+def load_training_state(path: Path) -> dict[str, Any]:
+    """What `save_training_state` wrote, tensors on the CPU.
+
+    Raises:
+        ModelError: The file is missing, cut short, damaged, or no training state.
+    """
+    hint = "Start this fold over with: autoliver train --fresh"
+    try:
+        with path.open("rb") as file:
+            head = file.readline(_MAX_STATE_HEAD_BYTES)
+            payload = file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise ModelError(f"{path}: there is no such training state.", hint=hint) from None
+    found = re.fullmatch(_STATE_MAGIC + rb" (\d+) [0-9a-f]{64}\n", head)
+    if found is None:
+        raise ModelError(f"{path}: damaged, or no training state of autoliver.", hint=hint)
+    size, expected = len(head) + len(payload), len(head) + int(found[1])
+    if size < expected:
+        raise ModelError(f"{path}: cut short: {size} bytes, expected {expected}.", hint=hint)
+    if head != _state_head(payload):
+        raise ModelError(f"{path}: damaged: its checksum does not match.", hint=hint)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: cannot be loaded: {reason}", hint=hint) from None
+    return state
+
+
+def _state_head(payload: bytes) -> bytes:
+    # torch writes checksums into its files but does not look at them when it reads.
+    digest = hashlib.sha256(payload).hexdigest()
+    return b"%s %d %s\n" % (_STATE_MAGIC, len(payload), digest.encode())
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weights file whose size is what its header says."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            head = file.read(8)
+            header_bytes = int.from_bytes(head, "little")
+            header = file.read(header_bytes) if header_bytes <= _MAX_HEADER_BYTES else b""
+    except (FileNotFoundError, IsADirectoryError):
+        raise ModelError(
+            f"{path}: there is no such weights file.",
+            hint="Check the path; 'autoliver status' lists the runs of the workspace.",
+        ) from None
+    if size < 8:
+        raise ModelError(f"{path}: cut short: {size} bytes, no header.", hint=_AGAIN)
+    if not header.startswith(b"{") and size > 8:
+        raise _foreign(path, head)
+    if len(header) < header_bytes:
+        expected = f"expected more than {8 + header_bytes}"
+        raise ModelError(f"{path}: cut short: {size} bytes, {expected}.", hint=_AGAIN)
+    metadata, expected_bytes = _parsed(path, header)
+    if metadata.get("kind") != KIND:
+        raise _foreign(path, head)
+    if metadata.get("schema") != SCHEMA:
+        raise ModelError(
+            f"{path}: written in schema {metadata.get('schema')} by autoliver "
+            f"{metadata.get('autoliver')}; this version reads schema {SCHEMA}.",
+            hint="Update autoliver.",
+        )
+    if size != expected_bytes:
+        what = "cut short" if size < expected_bytes else "damaged"
+        raise ModelError(f"{path}: {what}: {size} bytes, expected {expected_bytes}.", hint=_AGAIN)
+    return metadata
+
+
+def _parsed(path: Path, header: bytes) -> tuple[dict[str, str], int]:
+    """Metadata and the size in bytes that the file must have."""
+    try:
+        entries = json.loads(header)
+        metadata = msgspec.convert(entries.pop("__metadata__", {}), dict[str, str])
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        return metadata, 8 + len(header) + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError, msgspec.ValidationError):
+        raise ModelError(f"{path}: damaged: its header cannot be read.", hint=_AGAIN) from None
+
+
+def _foreign(path: Path, head: bytes) -> ModelError:
+    # Zip and pickle are what torch.save writes, now and before 2020.
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return ModelError(
+            f"{path}: a torch checkpoint, expected a weights file of autoliver (.safetensors).",
+            hint="A model of nnU-Net can be imported with its folder: autoliver import FOLDER",
+        )
+    return ModelError(
+        f"{path}: not a weights file of autoliver.",
+        hint="Pass a run's weights.safetensors, or import the model with: autoliver import",
+    )

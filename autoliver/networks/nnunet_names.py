@@ -1,0 +1,126 @@
+"""Weights under nnU-Net's names and back: PlainConvUNet and ResidualEncoderUNet.
+
+nnU-Net's state dict holds most tensors several times: a convolution and its norm also appear in a
+list of "all_modules", and the whole encoder appears again inside the decoder. Its decoder is
+numbered from the deepest stage upwards, ours from full resolution downwards.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from autoliver.errors import ModelError
+from autoliver.networks.spec import UNetSpec
+
+# What DistributedDataParallel and torch.compile put before the name of every weight.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+# (nnU-Net's name, ours)
+_Pair = tuple[str, str]
+
+
+def to_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, Tensor]:
+    """The weights under nnU-Net's names, in its order, duplicates included (same tensors).
+
+    Args:
+        state_dict: Weights of a network built from `spec`.
+        spec: The network.
+
+    Raises:
+        ModelError: A weight is missing.
+    """
+    names = nnunet_names(spec)
+    _refuse_missing([ours for ours in names.values() if ours not in state_dict])
+    return {theirs: state_dict[ours] for theirs, ours in names.items()}
+
+
+def from_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, Tensor]:
+    """The weights under our names, whatever wrapped the network when they were saved.
+
+    Args:
+        state_dict: An nnU-Net checkpoint's `network_weights`; its duplicates may be missing.
+        spec: The network it belongs to.
+
+    Raises:
+        ModelError: A weight is missing, or there is one the network has no place for.
+    """
+    theirs = {_unwrapped(name): tensor for name, tensor in state_dict.items()}
+    names = nnunet_names(spec)
+    ours: dict[str, Tensor] = {}
+    for name, our_name in names.items():
+        if our_name not in ours and name in theirs:
+            ours[our_name] = theirs[name]
+    _refuse_missing([name for name, our_name in names.items() if our_name not in ours])
+    if unknown := [name for name in theirs if name not in names]:
+        raise ModelError(
+            f"nnU-Net weights: {len(unknown)} that the network has no place for, "
+            f"the first is {unknown[0]}.",
+            hint="The plan and the checkpoint do not belong together; take both from one folder.",
+        )
+    return ours
+
+
+def nnunet_names(spec: UNetSpec) -> dict[str, str]:
+    """Every name in nnU-Net's state dict -> the name of the same tensor in ours."""
+    encoder = list(_plain_encoder(spec) if spec.kind == "unet" else _residual_encoder(spec))
+    return {
+        **{f"encoder.{theirs}": ours for theirs, ours in encoder},
+        **{f"decoder.encoder.{theirs}": ours for theirs, ours in encoder},
+        **{f"decoder.{theirs}": ours for theirs, ours in _decoder(spec)},
+    }
+
+
+def _plain_encoder(spec: UNetSpec) -> Iterator[_Pair]:
+    for level, count in enumerate(spec.blocks_encoder):
+        for i in range(count):
+            yield from _conv_block(f"stages.{level}.0.convs.{i}", f"encoder.{level}.{i}")
+
+
+def _residual_encoder(spec: UNetSpec) -> Iterator[_Pair]:
+    yield from _conv_block("stem.convs.0", "stem")
+    for level, count in enumerate(spec.blocks_encoder):
+        before = spec.features[max(level - 1, 0)]
+        for i in range(count):
+            theirs, ours = f"stages.{level}.blocks.{i}", f"encoder.{level}.{i}"
+            yield from _conv_block(f"{theirs}.conv1", f"{ours}.first")
+            yield from _conv_block(f"{theirs}.conv2", f"{ours}.second")
+            if i == 0 and before != spec.features[level]:
+                # The projection comes after the pooling, if there is one, in nnU-Net's list.
+                place = int(max(spec.strides[level]) > 1)
+                yield from _conv_block(f"{theirs}.skip.{place}", f"{ours}.projection", bias=False)
+
+
+def _decoder(spec: UNetSpec) -> Iterator[_Pair]:
+    levels = list(reversed(range(len(spec.blocks_decoder))))
+    for place, level in enumerate(levels):
+        for i in range(spec.blocks_decoder[level]):
+            yield from _conv_block(f"stages.{place}.convs.{i}", f"decoder.{level}.{i}")
+    for group, ours in (("transpconvs", "up"), ("seg_layers", "heads")):
+        for place, level in enumerate(levels):
+            for kind in ("weight", "bias"):
+                yield f"{group}.{place}.{kind}", f"{ours}.{level}.{kind}"
+
+
+def _conv_block(theirs: str, ours: str, *, bias: bool = True) -> Iterator[_Pair]:
+    conv = ["conv.weight", "conv.bias"] if bias else ["conv.weight"]
+    names = [*conv, "norm.weight", "norm.bias"]
+    for name in names:
+        yield f"{theirs}.{name}", f"{ours}.{name}"
+    for name in names:
+        part, kind = name.split(".")
+        yield f"{theirs}.all_modules.{int(part == 'norm')}.{kind}", f"{ours}.{name}"
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        for wrapper in _WRAPPERS:
+            name = name.removeprefix(wrapper)
+    return name
+
+
+def _refuse_missing(names: list[str]) -> None:
+    if names:
+        raise ModelError(
+            f"nnU-Net weights: {len(names)} are missing, the first is {names[0]}.",
+            hint="The plan and the checkpoint do not belong together; take both from one folder.",
+        )

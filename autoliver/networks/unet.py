@@ -1,0 +1,99 @@
+"""The U-Net of nnU-Net, with a plain or a residual encoder."""
+
+import torch
+from torch import nn
+
+from autoliver.networks.blocks import CONV, TRANSPOSED_CONV, ConvBlock, ResidualBlock
+from autoliver.networks.spec import UNetSpec
+
+
+class UNet(nn.Module):
+    """A U-Net as its spec says.
+
+    Strided convolutions go down, transposed convolutions with kernel = stride go up. Everything is
+    numbered by level, 0 being full resolution: `up[i]` leads from level i + 1 to level i, where
+    `decoder[i]` merges it with the output of `encoder[i]` and `heads[i]` can segment it. All heads
+    exist, whether or not deep supervision is on, so that weights always fit (nnU-Net: Isensee et
+    al., Nature Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
+
+    Args:
+        spec: The network.
+        deep_supervision: Whether `forward` returns the logits of every level; may be changed later.
+
+    Attributes:
+        spec: As given.
+        deep_supervision: As given or set since.
+    """
+
+    def __init__(self, spec: UNetSpec, *, deep_supervision: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.deep_supervision = deep_supervision
+        self.stem = _stem(spec)
+        stages = range(len(spec.features))
+        self.encoder = nn.ModuleList(_encoder_stage(spec, level) for level in stages)
+        self.up = nn.ModuleList(_up(spec, level) for level in stages[:-1])
+        self.decoder = nn.ModuleList(_decoder_stage(spec, level) for level in stages[:-1])
+        self.heads = nn.ModuleList(_head(spec, level) for level in stages[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits of a batch.
+
+        Args:
+            x: Images (b, in_channels, *shape); every axis a multiple of the spec's total stride.
+
+        Returns:
+            Logits (b, out_channels, *shape), or with deep supervision a list of them, one per
+            decoder level, full resolution first.
+        """
+        x = self.stem(x)
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        logits: list[torch.Tensor] = []
+        for level in reversed(range(len(self.decoder))):
+            # Popped, so that without gradients each skip is freed as soon as it has been copied.
+            x = torch.cat((self.up[level](x), skips.pop()), dim=1)
+            x = self.decoder[level](x)
+            if self.deep_supervision or level == 0:
+                logits.insert(0, self.heads[level](x))
+        return logits if self.deep_supervision else logits[0]
+
+
+def _stem(spec: UNetSpec) -> nn.Module:
+    if spec.kind == "unet":
+        return nn.Identity()
+    return ConvBlock(spec.in_channels, spec.features[0], kernel=spec.kernels[0])
+
+
+def _encoder_stage(spec: UNetSpec, level: int) -> nn.Module:
+    block = ConvBlock if spec.kind == "unet" else ResidualBlock
+    features, kernel = spec.features[level], spec.kernels[level]
+    if level > 0:
+        before = spec.features[level - 1]
+    else:
+        before = spec.in_channels if spec.kind == "unet" else features
+    first = block(before, features, kernel=kernel, stride=spec.strides[level])
+    more = (block(features, features, kernel=kernel) for _ in range(spec.blocks_encoder[level] - 1))
+    return nn.Sequential(first, *more)
+
+
+def _up(spec: UNetSpec, level: int) -> nn.Module:
+    stride = spec.strides[level + 1]
+    transposed = TRANSPOSED_CONV[spec.dimension]
+    return transposed(spec.features[level + 1], spec.features[level], stride, stride)
+
+
+def _decoder_stage(spec: UNetSpec, level: int) -> nn.Module:
+    features, kernel = spec.features[level], spec.kernels[level]
+    first = ConvBlock(2 * features, features, kernel=kernel)
+    more = (
+        ConvBlock(features, features, kernel=kernel) for _ in range(spec.blocks_decoder[level] - 1)
+    )
+    return nn.Sequential(first, *more)
+
+
+def _head(spec: UNetSpec, level: int) -> nn.Module:
+    return CONV[spec.dimension](spec.features[level], spec.out_channels, 1)

@@ -1,0 +1,106 @@
+"""The non-zero region of an image: what cropping keeps and what normalisation may look at."""
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:
+    """Where any channel is non-zero, enclosed holes filled.
+
+    A hole is a zero region that no path over voxel faces connects with the border of the image.
+
+    Args:
+        image: (c, z, y, x).
+
+    Returns:
+        (z, y, x).
+    """
+    mask: BoolArray = image[0] != 0
+    for channel in image[1:]:
+        mask |= channel != 0
+    # Filling never widens the bounding box, and outside it there are no holes.
+    box = bounding_box(mask)
+    mask[box] = _filled(mask[box])
+    return mask
+
+
+def bounding_box(mask: BoolArray) -> tuple[slice, slice, slice]:
+    """The smallest box that holds every true voxel; the whole grid when there is none.
+
+    Args:
+        mask: (z, y, x).
+
+    Returns:
+        One half-open slice per axis.
+    """
+    lines = _any(mask, 2)
+    z, y = _extent(_any(lines, 1)), _extent(_any(lines, 0))
+    x = _extent(_any(_any(mask[z, y], 0), 0))
+    return z, y, x
+
+
+def _extent(line: BoolArray) -> slice:
+    found = np.flatnonzero(line)
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, line.size)
+
+
+def _any(mask: BoolArray, axis: int) -> BoolArray:
+    found: BoolArray = np.logical_or.reduce(mask, axis=axis)
+    return found
+
+
+def _filled(mask: BoolArray) -> BoolArray:
+    """The mask with its holes filled, as scipy's binary_fill_holes with face neighbours.
+
+    The background that a straight line along z or y from outside reaches is found first, with
+    whole-slab operations; only the pockets behind it are flooded voxel by voxel. On scans this is
+    four to ten times as fast as growing the outside into the image voxel by voxel.
+    """
+    if min(mask.shape) < 3 or mask.all():
+        return mask
+    # Beyond the rim is outside: seen, and no way to walk through, so flat offsets cannot wrap.
+    seen = np.pad(~_behind(mask), 1, constant_values=True)
+    hidden = np.pad(~mask, 1, constant_values=False)
+    hidden &= ~seen
+    _flood(hidden, seen)
+    filled: BoolArray = mask | hidden[1:-1, 1:-1, 1:-1]
+    return filled
+
+
+def _behind(mask: BoolArray) -> BoolArray:
+    """Foreground, and background enclosed by foreground along z as well as along y."""
+    result = np.ones_like(mask)
+    for axis in (0, 1):
+        before, after = mask.copy(), mask.copy()
+        # Slabs in place: six times as fast as logical_or.accumulate.
+        ahead, back = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)
+        for k in range(1, mask.shape[axis]):
+            ahead[k] |= ahead[k - 1]
+            back[-k - 1] |= back[-k]
+        result &= before
+        result &= after
+    return result
+
+
+def _flood(hidden: BoolArray, seen: BoolArray) -> None:
+    """Clears, in place, the hidden voxels that a path over faces connects with a seen one."""
+    _, rows, columns = hidden.shape
+    offsets = [sign * step for step in (rows * columns, columns, 1) for sign in (1, -1)]
+    flat_hidden, flat_seen = hidden.reshape(-1), seen.reshape(-1)
+    candidates = np.flatnonzero(flat_hidden)
+    reached = np.zeros(candidates.shape, dtype=np.bool_)
+    for offset in offsets:
+        reached |= flat_seen[candidates + offset]
+    front = candidates[reached]
+    flat_hidden[front] = False
+    while front.size:
+        found = []
+        for offset in offsets:
+            step = front + offset
+            step = step[flat_hidden[step]]
+            # Cleared at once, so that no other direction finds the same voxel again.
+            flat_hidden[step] = False
+            found.append(step)
+        front = np.concatenate(found)

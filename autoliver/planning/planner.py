@@ -1,0 +1,272 @@
+"""Fingerprint -> plan: spacing, patch, batch, network and normalisation, each with its reason.
+
+On the same fingerprint the decisions are those of nnU-Net 2.8.1 (Isensee et al. 2021, Nature
+Methods 18, 203-211), except that M, L and XL keep the cap on the batch.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record
+from autoliver.dataset import Dataset, Modality
+from autoliver.errors import DatasetError, OptionError
+from autoliver.planning import reasons
+from autoliver.planning.fit import RECIPES, Budget, Fit, doubled_features, fit_patch
+from autoliver.planning.grid import full_resolution
+from autoliver.planning.plan import (
+    Configuration,
+    ConfigurationName,
+    Fingerprint,
+    Normalization,
+    Plan,
+    Preset,
+)
+
+# A patch that covers less of the median case than this calls for a low-resolution configuration,
+# which is kept if it has at most half the voxels.
+_LOWRES_BELOW = 0.25
+_LOWRES_FEWER_VOXELS = 2
+_LOWRES_STEP = 1.03
+# Coarsening starts with the axes finer than the coarsest by more than this factor.
+_LOWRES_SIMILAR = 2
+# Statistics look only inside the non-zero mask when cropping keeps less than this share.
+_MASK_BELOW = 0.75
+_BATCH_SHARE = 0.05
+_TINY_BASE_FEATURES = 8
+_TINY_MAX_FEATURES = 80
+_TINY_MAX_BATCH = 4
+
+_NORMALIZATIONS: dict[str, Normalization] = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale01",
+    "rgb_to_0_1": "rgb",
+}
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class PlanOptions(Record, frozen=True, kw_only=True):
+    """What the user decides about a plan.
+
+    Attributes:
+        preset: The network's size; M, L and XL have a residual encoder, tiny is default with a
+            quarter of the features.
+        vram_gb: Memory target; None takes the preset's.
+        spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
+        batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
+    """
+
+    preset: Preset = "default"
+    vram_gb: float | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    batch_cap: bool = True
+
+
+def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> Plan:
+    """Decides spacing, patch, batch, network and normalisation of every configuration.
+
+    Args:
+        dataset: Channels, labels and name.
+        fingerprint: Of the same dataset.
+        options: What the user decided.
+
+    Raises:
+        DatasetError: The fingerprint has no case, or another number of channels.
+        OptionError: A spacing or a memory target that cannot work.
+    """
+    _check(dataset, fingerprint, options)
+    planner = _Planner(dataset, fingerprint, options)
+    configurations, dropped = planner.configurations()
+    order = planner.grid.transpose
+    z, y, x = (order.index(axis) for axis in range(3))
+    return Plan(
+        made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()},
+        dataset=dataset.name,
+        preset=options.preset,
+        vram_gb=planner.budget.vram_gb,
+        channel_names=dataset.channel_names,
+        modality=_modality(dataset, planner.schemes),
+        labels=dataset.labels,
+        file_ending=dataset.file_ending,
+        transpose_forward=order,
+        transpose_backward=(z, y, x),
+        intensities=fingerprint.intensities,
+        configurations=configurations,
+        reasons={"transpose": planner.grid.transpose_reason, **dropped},
+    )
+
+
+class _Planner:
+    """The decisions that all configurations of a plan share, and the configurations."""
+
+    def __init__(self, dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
+        names = dataset.channel_names
+        kept = fingerprint.median_relative_size_after_cropping
+        self.tiny = options.preset == "tiny"
+        self.grid = full_resolution(fingerprint.cases, spacing_mm=options.spacing_mm)
+        self.budget = _budget(dataset, options)
+        self.cases = len(fingerprint.cases)
+        self.previous_channels = len({v for g in dataset.labels.foreground.values() for v in g})
+        self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), "zscore") for name in names)
+        self.masked = tuple(kept < _MASK_BELOW and s == "zscore" for s in self.schemes)
+        self.normalization_reason = reasons.normalization(
+            names, self.schemes, fingerprint.intensities, masked=self.masked, kept=kept
+        )
+
+    def configurations(
+        self,
+    ) -> tuple[dict[ConfigurationName, Configuration], dict[str, str]]:
+        """The configurations there are, and why the others were dropped."""
+        grid = self.grid
+        voxels = float(np.prod(grid.median_shape))
+        slices = self._fit(grid.spacing_mm[1:], grid.median_shape[1:], voxels)
+        found: dict[ConfigurationName, Configuration] = {
+            "2d": self._configuration(
+                slices,
+                spacing=reasons.spacing_of_slices(slices.spacing_mm),
+                batch_dice=True,
+                dice=reasons.dice_of_slices(),
+            )
+        }
+        if grid.flat:
+            why = "dropped: the images are one slice deep."
+            return found, dict.fromkeys(("3d_lowres", "3d_fullres", "3d_cascade"), why)
+        full = self._fit(grid.spacing_mm, grid.median_shape, voxels)
+        covered = full.patch_voxels / voxels
+        low, dropped = self._lowres(full, voxels)
+        if low is not None:
+            found["3d_lowres"] = low
+        pooled = low is not None
+        found["3d_fullres"] = self._configuration(
+            full,
+            spacing=grid.spacing_reason,
+            batch_dice=pooled,
+            dice=reasons.dice_of_full(covered, pooled=pooled),
+        )
+        if low is not None:
+            found["3d_cascade"] = self._cascade(found["3d_fullres"])
+        return found, dropped
+
+    def _fit(self, spacing_mm: FloatArray, median_shape: FloatArray, voxels: float) -> Fit:
+        return fit_patch(
+            spacing_mm.tolist(),
+            median_shape.tolist(),
+            self.budget,
+            dataset_voxels=voxels * self.cases,
+        )
+
+    def _lowres(self, full: Fit, full_voxels: float) -> tuple[Configuration | None, dict[str, str]]:
+        """Coarsens the spacing until a patch covers enough of the median case."""
+        grid = self.grid
+        spacing, voxels, fit = grid.spacing_mm.copy(), full_voxels, full
+        while fit.patch_voxels / voxels < _LOWRES_BELOW:
+            finer = spacing.max() / spacing > _LOWRES_SIMILAR
+            spacing[finer if finer.any() else ...] *= _LOWRES_STEP
+            shape = grid.spacing_mm / spacing * grid.median_shape
+            voxels = float(np.prod(shape))
+            fit = self._fit(spacing, np.maximum(np.rint(shape), 1), voxels)
+        covered = full.patch_voxels / full_voxels
+        if fit is full:
+            why = reasons.lowres_not_needed(full.topology.patch_shape, covered)
+        elif full_voxels / voxels < _LOWRES_FEWER_VOXELS:
+            why = reasons.lowres_too_similar(fit.spacing_mm, full_voxels / voxels)
+        else:
+            now = fit.patch_voxels / voxels
+            configuration = self._configuration(
+                fit,
+                spacing=reasons.spacing_of_lowres(
+                    full.spacing_mm, fit.spacing_mm, covered=covered, now=now
+                ),
+                batch_dice=False,
+                dice=reasons.dice_of_lowres(now),
+            )
+            return configuration, {}
+        return None, {"3d_lowres": why, "3d_cascade": "dropped: it needs 3d_lowres."}
+
+    def _configuration(
+        self, fit: Fit, *, spacing: str, batch_dice: bool, dice: str
+    ) -> Configuration:
+        topology, network = fit.topology, fit.network
+        batch_size, most = fit.batch_size, None
+        if self.tiny:
+            features = doubled_features(
+                len(network.features), _TINY_BASE_FEATURES, most=_TINY_MAX_FEATURES
+            )
+            network = network.replace(features=features)
+            most = _TINY_MAX_BATCH
+            batch_size = min(batch_size, most)
+        axes = self.grid.axes[-network.dimension :]
+        return Configuration(
+            spacing_mm=fit.spacing_mm,
+            median_shape=fit.median_shape,
+            patch_shape=topology.patch_shape,
+            batch_size=batch_size,
+            batch_dice=batch_dice,
+            normalization=self.schemes,
+            mask_norm=self.masked,
+            network=network,
+            reasons={
+                "spacing": spacing,
+                "patch": reasons.patch(fit, vram_gb=self.budget.vram_gb),
+                "batch": reasons.batch(fit, share_allowed=self.budget.batch_share, most=most),
+                "topology": reasons.topology(network, topology.patch_shape, axes=axes),
+                "normalization": self.normalization_reason,
+                "batch_dice": dice,
+            },
+        )
+
+    def _cascade(self, full: Configuration) -> Configuration:
+        """Full resolution with the low-resolution prediction as further channels."""
+        channels = full.network.in_channels + self.previous_channels
+        return full.replace(
+            network=full.network.replace(in_channels=channels), previous_stage="3d_lowres"
+        )
+
+
+def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
+    if not fingerprint.cases:
+        raise DatasetError(
+            f"{dataset.name}: the fingerprint holds no labelled case; at least one is needed.",
+            hint="Put the label maps into labelsTr, named as their images without the channel.",
+        )
+    named, found = len(dataset.channel_names), len(fingerprint.intensities)
+    if named != found:
+        raise DatasetError(
+            f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
+            hint="Name every channel under 'channel_names' in dataset.json, in their order.",
+        )
+    if options.vram_gb is not None and not 0 < options.vram_gb < math.inf:
+        raise OptionError(
+            f"--vram {options.vram_gb}: expected a size in GB above zero.",
+            hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
+        )
+    spacing = options.spacing_mm
+    if spacing is not None and not all(0 < mm < math.inf for mm in spacing):
+        raise OptionError(
+            f"--spacing {' '.join(map(str, spacing))}: expected three lengths in mm above zero.",
+            hint="Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8.",
+        )
+
+
+def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
+    recipe, labels = RECIPES[options.preset], dataset.labels
+    return Budget(
+        recipe=recipe,
+        vram_gb=recipe.vram_gb if options.vram_gb is None else options.vram_gb,
+        batch_share=_BATCH_SHARE if options.batch_cap else 1.0,
+        in_channels=len(dataset.channel_names),
+        out_channels=labels.out_channels,
+        rated_channels=len(labels.values) + (labels.ignore is not None),
+    )
+
+
+def _modality(dataset: Dataset, schemes: tuple[Normalization, ...]) -> Modality:
+    """What all cases are; where they do not say, channels named CT make it CT."""
+    kinds = {case.modality for case in dataset.cases}
+    if kinds <= {"other"}:
+        return "CT" if "ct" in schemes else "other"
+    return kinds.pop() if len(kinds) == 1 else "other"

@@ -1,0 +1,204 @@
+"""Why a plan is as it is: one plain sentence per decision, with the numbers it rests on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.networks.spec import UNetSpec
+from autoliver.planning.fit import FIRST_EDGE, MIN_BATCH, Fit
+from autoliver.planning.plan import IntensityStats, Normalization
+
+Numbers = Sequence[float] | npt.NDArray[np.float64]
+
+
+def times(values: Numbers) -> str:
+    """Sizes as "40 x 56 x 40"."""
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def millimetres(values: Numbers) -> str:
+    """Lengths as "5.00 x 0.78 x 0.78 mm"."""
+    return " x ".join(f"{value:.2f}" for value in values) + " mm"
+
+
+def share(value: float) -> str:
+    """A share as a percentage, never rounded to an empty one."""
+    return f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+
+
+def spacing_of_median(spacing_mm: Numbers, cases: int) -> str:
+    """The target spacing is the median."""
+    of = f"of the {cases} labelled cases" if cases > 1 else "of the one labelled case"
+    return f"{millimetres(spacing_mm)}, the median spacing {of}."
+
+
+def spacing_of_anisotropic(spacing_mm: Numbers, *, axis: str, median_mm: float) -> str:
+    """The coarse axis of the target spacing is finer than the median."""
+    return (
+        f"{millimetres(spacing_mm)}: the median spacing, except along {axis}, where the median of "
+        f"{median_mm:.2f} mm is more than 3 times coarser than the other axes and would blur the "
+        "thinner slices; there the 10th percentile is taken, kept no finer than the other axes."
+    )
+
+
+def spacing_of_slices(spacing_mm: Numbers) -> str:
+    """A 2D network keeps the slices as they were acquired."""
+    return (
+        f"{millimetres(spacing_mm)} in plane, as at full resolution; slices are not resampled "
+        "across, since the network sees one at a time."
+    )
+
+
+def spacing_of_lowres(full_mm: Numbers, low_mm: Numbers, *, covered: float, now: float) -> str:
+    """The spacing was made coarser until the patch shows enough."""
+    return (
+        f"{millimetres(low_mm)} instead of {millimetres(full_mm)}: coarsened in steps of 3 % "
+        f"(finer axes first) until one patch covers {share(now)} of the median case, where at "
+        f"full resolution it covers {share(covered)} (at least 25 % wanted)."
+    )
+
+
+def patch(fit: Fit, *, vram_gb: float) -> str:
+    """The patch takes in the whole case, or what fits into memory."""
+    size = fit.topology.patch_shape
+    extent = [n * mm for n, mm in zip(size, fit.spacing_mm, strict=True)]
+    head = f"{times(size)} voxels ({' x '.join(f'{mm:.0f}' for mm in extent)} mm)"
+    case = f"the median case of {times(fit.median_shape)} voxels"
+    if fit.shrunk:
+        return f"{head}: what {vram_gb:g} GB of memory allow, kept close to the shape of {case}."
+    if all(n >= m for n, m in zip(size, fit.median_shape, strict=True)):
+        return f"{head}: takes in {case} whole, rounded up to what the network can halve."
+    edge = FIRST_EDGE[len(size)]
+    largest = times([edge] * len(size))
+    return f"{head}: as many voxels as the largest patch tried, {largest}, within {case}."
+
+
+def batch(fit: Fit, *, share_allowed: float, most: int | None) -> str:
+    """The batch fills the memory, up to the share of the dataset it may show.
+
+    Args:
+        fit: What memory and dataset allow.
+        share_allowed: Of the dataset's voxels in one batch.
+        most: The preset's own limit, if any.
+    """
+    size, memory, dataset = fit.batch_size, fit.batch_by_memory, fit.batch_by_dataset
+    if most is not None and size > most:
+        return f"{most} patches, the limit of this preset; default would take {size}."
+    if dataset <= size < memory:
+        few = "" if dataset == size else "; that would be fewer, but this is the least used"
+        return (
+            f"{size} patches, where memory would hold {memory}: one step may show at most "
+            f"{share_allowed:.0%} of the dataset, lest the network learn its cases by heart{few}."
+        )
+    if size == MIN_BATCH:
+        return f"{size} patches, the least used: memory goes into the size of the patch first."
+    return f"{size} patches: as many of this size as the memory target holds."
+
+
+def topology(network: UNetSpec, patch_shape: Sequence[int], *, axes: str) -> str:
+    """How often each axis is halved, down to what, and where kernels are thin."""
+    halvings = [sum(s > 1 for s in axis) for axis in zip(*network.strides, strict=True)]
+    bottom = [n // t for n, t in zip(patch_shape, network.total_stride, strict=True)]
+    counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
+    clauses = [
+        f"{len(network.strides)} stages: an axis is halved ({counts}) while at least 8 voxels are "
+        f"left and its spacing is within twice the finest, down to {times(bottom)} voxels"
+    ]
+    for name, sizes in zip(axes, zip(*network.kernels, strict=True), strict=True):
+        thin = sum(size == 1 for size in sizes)
+        if thin:
+            where = "first stage does" if thin == 1 else f"first {thin} stages do"
+            clauses.append(f"the {where} not mix neighbours along {name}, where voxels are coarser")
+    return "; ".join(clauses) + "."
+
+
+def normalization(
+    names: Sequence[str],
+    schemes: Sequence[Normalization],
+    intensities: Sequence[IntensityStats],
+    *,
+    masked: Sequence[bool],
+    kept: float,
+) -> str:
+    """One clause per channel."""
+    clauses = [
+        f"{name}: {_scheme(scheme, stats)}"
+        for name, scheme, stats in zip(names, schemes, intensities, strict=True)
+    ]
+    if any(masked):
+        clauses.append(
+            f"mean and deviation are taken inside the non-zero region, since cropping to it keeps "
+            f"{share(kept)} of the voxels (below 75 %)"
+        )
+    return "; ".join(clauses) + "."
+
+
+def _scheme(scheme: Normalization, stats: IntensityStats) -> str:
+    match scheme:
+        case "ct":
+            return (
+                f"clipped to {stats.percentile_00_5:.4g} to {stats.percentile_99_5:.4g} (0.5 and "
+                f"99.5 % of the labelled voxels), then shifted by their mean {stats.mean:.4g} and "
+                f"divided by their deviation {stats.std:.4g}, the same for every case, since CT "
+                "numbers mean the same tissue in every scan"
+            )
+        case "zscore":
+            return "each case by its own mean and deviation, since the scale differs between scans"
+        case "rescale01":
+            return "each case rescaled to 0 to 1, as the channel's name asks"
+        case "rgb":
+            return "divided by 255, as the channel's name asks"
+        case "none":
+            return "left as it is, as the channel's name asks"
+
+
+def dice_of_slices() -> str:
+    """2D always pools Dice over the batch."""
+    return (
+        "Over the whole batch: a single slice often lacks a structure, and its Dice means little."
+    )
+
+
+def dice_of_lowres(covered: float) -> str:
+    """Low resolution sees enough for Dice per patch."""
+    return f"Per patch: one patch covers {share(covered)} of the median case, enough for its own."
+
+
+def dice_of_full(covered: float, *, pooled: bool) -> str:
+    """Full resolution pools Dice when there is a low-resolution configuration."""
+    if pooled:
+        return (
+            f"Over the whole batch: one patch covers only {share(covered)} of the median case and "
+            "often lacks a structure."
+        )
+    return f"Per patch: one patch covers {share(covered)} of the median case, enough for its own."
+
+
+def transpose(axis: str, spacing_mm: float) -> str:
+    """Which axis comes first."""
+    return (
+        f"Axis {axis} comes first: it is the coarsest ({spacing_mm:.2f} mm), so 2D slices are cut "
+        "across it."
+    )
+
+
+def transpose_of_slice(axis: str) -> str:
+    """The images have one slice."""
+    return f"Axis {axis} comes first: the images are one slice deep along it."
+
+
+def lowres_not_needed(patch_shape: Sequence[int], covered: float) -> str:
+    """Dropped: the full-resolution patch shows enough."""
+    return (
+        f"dropped: the full-resolution patch of {times(patch_shape)} voxels already covers "
+        f"{share(covered)} of the median case (a low-resolution network serves below 25 %)."
+    )
+
+
+def lowres_too_similar(low_mm: Numbers, fewer: float) -> str:
+    """Dropped: it would hardly be of lower resolution."""
+    return (
+        f"dropped: at {millimetres(low_mm)}, where a patch covers 25 % of the median case, the "
+        f"case has only {fewer:.1f} times fewer voxels than at full resolution (at least 2 wanted)."
+    )

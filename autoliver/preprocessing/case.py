@@ -1,0 +1,388 @@
+"""One case on its way to the network's grid and back.
+
+Forward: transpose, crop to the non-zero region, normalise, resample. Normalisation comes before
+resampling, which would blur the edge of the mask it needs. Backward: resample to the cropped grid,
+paste into the whole one, undo the transpose.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record
+from autoliver.dataset import Labels, Modality
+from autoliver.errors import DatasetError
+from autoliver.io.volume import Geometry, Volume
+from autoliver.planning.plan import Configuration, Plan
+from autoliver.preprocessing.crop import Box, crop_to_nonzero
+from autoliver.preprocessing.normalize import normalize
+from autoliver.preprocessing.resample import (
+    Shape,
+    apply_operators,
+    linear_operators,
+    resample_image,
+    resample_labels,
+    resample_probabilities,
+    separate_axis,
+)
+
+T = TypeVar("T")
+A = TypeVar("A", bound=np.generic)
+L = TypeVar("L", bound=np.integer)
+Spacing = tuple[float, float, float]
+
+# With nnU-Net's numbers: so many locations per class, or one in a hundred of its voxels if more.
+_LEAST_COVERAGE = 0.01
+LOCATION_SEED = 1234
+# The key in class_locations for every voxel whose label counts, where some are to be ignored.
+ANNOTATED = -1
+
+_MOST_INT16 = np.iinfo(np.int16).max
+# Voxels of the cropped grid decided at a time when going back: 16 MB per class and buffer.
+_SLAB_VOXELS = 1 << 22
+
+
+class CaseProperties(Record, frozen=True, kw_only=True):
+    """What leads from the network's grid back to the input's.
+
+    Attributes:
+        name: The case.
+        modality: Of the case.
+        geometry: The input's grid.
+        transpose_forward: Order of the input's axes in everything below.
+        box: First and last-plus-one voxel per transposed axis that the crop kept.
+        shape_zyx: Size of the network's grid.
+        spacing_mm: Spacing of the network's grid.
+    """
+
+    name: str
+    modality: Modality
+    geometry: Geometry
+    transpose_forward: tuple[int, int, int]
+    box: Box
+    shape_zyx: Shape
+    spacing_mm: Spacing
+
+    @property
+    def shape_before_crop(self) -> Shape:
+        """The input's size, transposed."""
+        return _permute(self.geometry.shape_zyx, self.transpose_forward)
+
+    @property
+    def shape_after_crop(self) -> Shape:
+        """The crop's size, transposed."""
+        z, y, x = (stop - start for start, stop in self.box)
+        return z, y, x
+
+    @property
+    def input_spacing_mm(self) -> Spacing:
+        """The input's spacing, transposed."""
+        return _permute(self.geometry.spacing_mm, self.transpose_forward)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessed:
+    """A case on the network's grid.
+
+    Attributes:
+        image: (c, z, y, x), float32, normalised.
+        label: (1, z, y, x), int16, -1 outside the non-zero region; None where there is none.
+        properties: How to get back.
+    """
+
+    image: npt.NDArray[np.float32]
+    label: npt.NDArray[np.int16] | None
+    properties: CaseProperties
+
+
+def forward(
+    image: Volume,
+    label: Volume | None,
+    *,
+    plan: Plan,
+    configuration: Configuration,
+    name: str,
+    modality: Modality | None = None,
+) -> Preprocessed:
+    """Brings a case to the grid and the intensities the network sees.
+
+    Args:
+        image: The case's channels.
+        label: (1, z, y, x) on the same grid, or None.
+        plan: Transposition and foreground intensities.
+        configuration: Spacing and normalisation.
+        name: The case, for messages and its properties.
+        modality: Of the case; None takes the plan's.
+
+    Returns:
+        The arrays and the way back.
+
+    Raises:
+        DatasetError: Image, label and plan do not fit one another.
+    """
+    _check(image, label, plan, name)
+    axes = plan.transpose_forward
+    order = (0, *(axis + 1 for axis in axes))
+    cropped = crop_to_nonzero(
+        image.array.transpose(order),
+        None if label is None else label.array.transpose(order).astype(np.int16),
+    )
+    normal = normalize(
+        cropped.image,
+        schemes=configuration.normalization,
+        mask_norm=configuration.mask_norm,
+        intensities=plan.intensities,
+        mask=cropped.mask,
+        where=name,
+    )
+    spacing = _permute(image.geometry.spacing_mm, axes)
+    target_spacing = network_spacing(configuration, spacing)
+    shape = resampled_shape(normal.shape[1:], spacing, target_spacing)
+    separate = separate_axis(spacing, target_spacing)
+    return Preprocessed(
+        image=resample_image(normal, shape, separate_axis=separate),
+        label=None
+        if cropped.label is None
+        else resample_labels(cropped.label, shape, separate_axis=separate),
+        properties=CaseProperties(
+            name=name,
+            modality=modality or plan.modality,
+            geometry=image.geometry,
+            transpose_forward=axes,
+            box=cropped.box,
+            shape_zyx=shape,
+            spacing_mm=target_spacing,
+        ),
+    )
+
+
+def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> Spacing:
+    """The spacing of a case's network grid; in 2D the first transposed axis keeps its own.
+
+    Args:
+        configuration: With 2 or 3 target spacings.
+        input_spacing_mm: The case's, transposed.
+
+    Returns:
+        Three spacings in mm, transposed.
+    """
+    target = configuration.spacing_mm
+    z, y, x = target if len(target) == 3 else (input_spacing_mm[0], *target)
+    return z, y, x
+
+
+def resampled_shape(shape: tuple[int, ...], spacing_mm: Spacing, target_mm: Spacing) -> Shape:
+    """The size that keeps the extent in mm, rounded as nnU-Net does; at least one voxel.
+
+    Args:
+        shape: (z, y, x) of the grid there is.
+        spacing_mm: Its spacing.
+        target_mm: The spacing wanted.
+
+    Returns:
+        (z, y, x).
+    """
+    z, y, x = (
+        max(1, round(before / after * size))
+        for before, after, size in zip(spacing_mm, target_mm, shape, strict=True)
+    )
+    return z, y, x
+
+
+def backward_labels(prediction: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
+    """Brings a label map from the network's grid to the input's.
+
+    Args:
+        prediction: (z, y, x) on the network's grid; negative values count as background.
+        properties: Of the case.
+
+    Returns:
+        (z, y, x) on the input's grid, in the type given; 0 outside the crop.
+    """
+    cropped = resample_labels(
+        np.maximum(prediction, 0)[None],
+        properties.shape_after_crop,
+        separate_axis=_separate_backward(properties),
+    )
+    return _uncrop(cropped, properties).squeeze(0)
+
+
+def backward_logits(
+    logits: npt.NDArray[np.floating], properties: CaseProperties, *, labels: Labels
+) -> npt.NDArray[np.integer]:
+    """Resamples the network's output to the input's grid and decides there which label wins.
+
+    Works slab by slab and class by class, so that no class-by-voxel array of the whole scan exists.
+
+    Args:
+        logits: (k, z, y, x) on the network's grid, one row per class or region.
+        properties: Of the case.
+        labels: What the rows stand for. Classes: the largest wins. Regions: those above a
+            probability of 0.5, painted one over the other in `regions_class_order`.
+
+    Returns:
+        (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
+    """
+    _check_rows(logits, properties, labels)
+    written = _written_values(labels)
+    cropped = np.zeros((1, *properties.shape_after_crop), dtype=np.min_scalar_type(max(written)))
+    operators = linear_operators(
+        logits.shape[1:], cropped.shape[1:], separate_axis=_separate_backward(properties)
+    )
+    for rows in _slabs(properties.shape_after_crop):
+        target = cropped[0, rows]
+        # A region wins over what is there by a logit above 0, a probability above 0.5.
+        best = np.zeros(target.shape, dtype=np.float32)
+        for index, (row, value) in enumerate(zip(logits, written, strict=True)):
+            score = apply_operators(row, operators, rows=rows)
+            if labels.has_regions:
+                target[score > 0] = value
+            elif index == 0:
+                best = score
+                target[:] = value
+            else:
+                np.copyto(target, value, where=score > best)
+                np.maximum(best, score, out=best)
+    return _uncrop(cropped, properties).squeeze(0)
+
+
+def backward_probabilities(
+    logits: npt.NDArray[np.floating], properties: CaseProperties, *, labels: Labels
+) -> npt.NDArray[np.float32]:
+    """Resamples the network's output to the input's grid and makes it probabilities.
+
+    Holds all classes at once; for ensembling and for probabilities that are asked for.
+
+    Args:
+        logits: (k, z, y, x) on the network's grid.
+        properties: Of the case.
+        labels: Whether the rows are classes (softmax) or regions (sigmoid).
+
+    Returns:
+        (k, z, y, x) on the input's grid; outside the crop all background.
+    """
+    _check_rows(logits, properties, labels)
+    values = resample_probabilities(
+        logits, properties.shape_after_crop, separate_axis=_separate_backward(properties)
+    )
+    if labels.has_regions:
+        # The form by tanh does not overflow.
+        values *= 0.5
+        np.tanh(values, out=values)
+        values += 1
+        values *= 0.5
+    else:
+        values -= values.max(axis=0)
+        np.exp(values, out=values)
+        values /= values.sum(axis=0)
+    background = None if labels.has_regions else 0
+    return np.ascontiguousarray(_uncrop(values, properties, background=background))
+
+
+def class_locations(
+    label: npt.NDArray[np.integer],
+    labels: Labels,
+    *,
+    rng: np.random.Generator,
+    limit: int = 10_000,
+) -> dict[int, npt.NDArray[np.int32]]:
+    """Draws voxels of each foreground label, from which patches are centred.
+
+    Args:
+        label: (1, z, y, x) on the network's grid.
+        labels: Which values there are.
+        rng: Draws without replacement.
+        limit: Locations per label, or one in a hundred of its voxels where that is more.
+
+    Returns:
+        Value -> (n, 3) positions (z, y, x), empty for a label that is absent. With an ignore label
+        also `ANNOTATED` -> positions of any voxel that is not to be ignored.
+    """
+    flat = label.reshape(-1)
+    present = np.flatnonzero(flat > 0)
+    values = flat[present]
+    order = np.argsort(values, kind="stable")
+    values, present = values[order], present[order]
+    wanted = {v for group in labels.foreground.values() for v in group} - {0, labels.ignore}
+    pools: dict[int, npt.NDArray[np.intp]] = {}
+    for value in sorted(wanted):
+        start, stop = np.searchsorted(values, [value, value + 1])
+        pools[value] = present[start:stop]
+    if labels.ignore is not None:
+        pools[ANNOTATED] = np.flatnonzero(flat != labels.ignore)
+    locations = {}
+    for value, pool in pools.items():
+        count = max(min(limit, pool.size), int(np.ceil(pool.size * _LEAST_COVERAGE)))
+        chosen = rng.choice(pool, count, replace=False, shuffle=False) if count else pool
+        places = np.unravel_index(chosen, label.shape[1:])
+        locations[value] = np.stack(places, axis=1).astype(np.int32)
+    return locations
+
+
+def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
+    if len(image.array) != len(plan.channel_names):
+        raise DatasetError(
+            f"{name}: {len(image.array)} image channels, the plan expects "
+            f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}).",
+            hint="Give the case the channels that dataset.json names, in its order.",
+        )
+    if label is None:
+        return
+    if label.geometry.shape_zyx != image.geometry.shape_zyx:
+        raise DatasetError(
+            f"{name}: image and label differ in size: image {image.geometry.shape_zyx}, "
+            f"label {label.geometry.shape_zyx} (z, y, x).",
+            hint="Export the label on the image's grid, or leave the case out.",
+        )
+    highest = int(label.array.max())
+    if highest > _MOST_INT16:
+        raise DatasetError(
+            f"{name}: label value {highest}, expected at most {_MOST_INT16}.",
+            hint="Renumber the labels; 'autoliver verify' lists the values of each case.",
+        )
+
+
+def _check_rows(
+    logits: npt.NDArray[np.floating], properties: CaseProperties, labels: Labels
+) -> None:
+    expected = (labels.out_channels, *properties.shape_zyx)
+    if logits.shape != expected:
+        raise ValueError(f"expected logits of shape {expected}, got {logits.shape}")
+
+
+def _written_values(labels: Labels) -> tuple[int, ...]:
+    """The value each row of the output stands for."""
+    if labels.has_regions:
+        return labels.regions_class_order or ()
+    return tuple(sorted(value for (value,) in labels.values.values()))
+
+
+def _separate_backward(properties: CaseProperties) -> int | None:
+    return separate_axis(properties.spacing_mm, properties.input_spacing_mm)
+
+
+def _slabs(shape_zyx: Shape) -> Iterator[slice]:
+    depth = max(1, _SLAB_VOXELS // (shape_zyx[1] * shape_zyx[2]))
+    for start in range(0, shape_zyx[0], depth):
+        yield slice(start, min(start + depth, shape_zyx[0]))
+
+
+def _uncrop(
+    cropped: npt.NDArray[A], properties: CaseProperties, *, background: int | None = None
+) -> npt.NDArray[A]:
+    """Pastes (k, z, y, x) into zeros, or ones in the background's row, and undoes the transpose."""
+    whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
+    if background is not None:
+        whole[background] = 1
+    z, y, x = (slice(*ends) for ends in properties.box)
+    whole[:, z, y, x] = cropped
+    inverse = np.argsort(properties.transpose_forward)
+    return whole.transpose(0, *(inverse + 1))
+
+
+def _permute(values: tuple[T, T, T], axes: tuple[int, int, int]) -> tuple[T, T, T]:
+    z, y, x = (values[axis] for axis in axes)
+    return z, y, x

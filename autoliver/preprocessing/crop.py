@@ -1,0 +1,56 @@
+"""Cropping to the region where any channel is non-zero."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.planning.nonzero import bounding_box, nonzero_mask
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+# Written into the label where it says background outside the mask: no patient there, so that
+# normalisation and losses can leave such voxels out. The value nnU-Net uses.
+OUTSIDE = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cropped:
+    """An image cropped to its non-zero region.
+
+    Attributes:
+        image: (c, z, y, x), a view of the input.
+        label: (1, z, y, x), int16, `OUTSIDE` where background lies outside the mask; or None.
+        mask: (z, y, x), True where intensities count for normalisation: inside the non-zero
+            region, and wherever something is labelled.
+        box: First and last-plus-one voxel per axis of the input that was kept.
+    """
+
+    image: npt.NDArray[np.generic]
+    label: npt.NDArray[np.int16] | None
+    mask: npt.NDArray[np.bool_]
+    box: Box
+
+
+def crop_to_nonzero(
+    image: npt.NDArray[np.generic], label: npt.NDArray[np.integer] | None = None
+) -> Cropped:
+    """Crops to the bounding box of the voxels that are non-zero in any channel.
+
+    Args:
+        image: (c, z, y, x).
+        label: (1, z, y, x) on the same grid, or None.
+
+    Returns:
+        The cropped arrays, the mask and the box. An image of zeros is kept whole.
+    """
+    mask = nonzero_mask(image)
+    where = bounding_box(mask)
+    mask = mask[where]
+    cropped = None
+    if label is not None:
+        cropped = label[:, *where].astype(np.int16)
+        cropped[(cropped == 0) & ~mask] = OUTSIDE
+        mask = cropped[0] >= 0
+    z, y, x = ((int(part.start), int(part.stop)) for part in where)
+    return Cropped(image=image[:, *where], label=cropped, mask=mask, box=(z, y, x))

@@ -1,0 +1,46 @@
+"""One case from its files into the store: what a worker process does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoliver.dataset import Case
+from autoliver.io.itk import read_image, read_label
+from autoliver.planning.plan import Configuration, Plan
+from autoliver.preprocessing.case import class_locations, forward
+from autoliver.preprocessing.store import write_case
+
+_SEED = 1234  # nnU-Net's, for the voxels kept per label
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareTask:
+    """A case to preprocess, and where to put it."""
+
+    case: Case
+    plan: Plan
+    configuration: Configuration
+    folder: Path
+
+
+def prepare_case(task: PrepareTask) -> str:
+    """Reads, preprocesses and stores one case.
+
+    Returns:
+        The case's name.
+
+    Raises:
+        DatasetError: A file cannot be read.
+        AutoliverError: The disk is full; the case is then left out of the store.
+    """
+    case = task.case
+    image = read_image([Path(path) for path in case.images])
+    label = read_label(Path(case.label)) if case.label else None
+    done = forward(image, label, plan=task.plan, configuration=task.configuration, name=case.name)
+    locations = {}
+    if done.label is not None:
+        rng = np.random.default_rng(_SEED)
+        locations = class_locations(done.label, task.plan.labels, rng=rng)
+    write_case(task.folder, done, locations, patch_shape=task.configuration.patch_shape)
+    return case.name

@@ -1,0 +1,324 @@
+"""Resampling of images, labels and probabilities between grids, with the values nnU-Net produces.
+
+Interpolation by splines is linear and separable: what scikit-image computes voxel by voxel from
+4 x 4 x 4 neighbours is, axis by axis, one matrix product. The matrices here are scipy's own
+interpolation applied to unit vectors, so nothing about it is approximated but what float32 rounds.
+
+Where an axis is separate (slices much thicker than pixels), it takes the nearest slice, and the
+slices are resampled one by one in their plane.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+L = TypeVar("L", bound=np.integer)
+G = TypeVar("G", bound=np.generic)
+Order = Literal[1, 3]
+Shape = tuple[int, int, int]
+Matrix = npt.NDArray[np.float32]
+# One per axis, (size after, size before); None where the axis stays as it is.
+Operators = tuple[Matrix | None, Matrix | None, Matrix | None]
+
+# nnU-Net's bound: with a coarser axis than this the slices are resampled on their own.
+_ANISOTROPY = 3.0
+# The cubic spline's influence falls to a quarter per voxel: entries below this are 14 voxels away
+# and together change a value by less than 1e-8 of the image's range.
+_NEGLIGIBLE = 1e-8
+# Rows of a matrix multiplied at a time with the few columns they are not zero in.
+_ROWS = 64
+# Boundary voxels of a label map decided at a time: 8 neighbours with their weights stay in cache.
+_POINTS = 1 << 16
+
+
+def separate_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) -> int | None:
+    """The axis to resample on its own, by nnU-Net's rule.
+
+    Args:
+        spacing_from: Three spacings in mm of the grid there is.
+        spacing_to: Three spacings in mm of the grid wanted.
+
+    Returns:
+        The coarsest axis of the first of both that is anisotropic by more than a factor of 3; None
+        where neither is, or where two axes are equally coarse.
+    """
+    for spacing in (spacing_from, spacing_to):
+        coarsest = max(spacing)
+        if coarsest / min(spacing) > _ANISOTROPY:
+            axes = [axis for axis, value in enumerate(spacing) if coarsest / value == 1]
+            return axes[0] if len(axes) == 1 else None
+    return None
+
+
+def resample_image(
+    image: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Resamples an image with cubic splines, each channel clipped to the range it had.
+
+    Args:
+        image: (c, z, y, x).
+        shape_zyx: Size wanted; both grids span the same box.
+        separate_axis: The axis to take nearest slices along; its slices are clipped one by one.
+
+    Returns:
+        (c, *shape_zyx).
+    """
+    image = image.astype(np.float32, copy=False)
+    if image.shape[1:] == tuple(shape_zyx):
+        return image
+    within = _within_slices(image.shape[1:], shape_zyx, separate_axis)
+    operators = _operators(image.shape[1:], within, order=3)
+    sides = tuple(axis for axis in range(3) if axis != separate_axis)
+    result = np.empty((len(image), *shape_zyx), dtype=np.float32)
+    for channel, target in zip(image, result, strict=True):
+        low, high = channel.min(axis=sides, keepdims=True), channel.max(axis=sides, keepdims=True)
+        resampled = apply_operators(channel, operators)
+        np.clip(resampled, low, high, out=resampled)
+        target[:] = _nearest_slices(resampled, shape_zyx, separate_axis)
+    return result
+
+
+def resample_probabilities(
+    probabilities: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Resamples probabilities or logits linearly, the separate axis by nearest slices.
+
+    Args:
+        probabilities: (c, z, y, x).
+        shape_zyx: Size wanted.
+        separate_axis: The axis to take nearest slices along.
+
+    Returns:
+        (c, *shape_zyx).
+    """
+    operators = linear_operators(probabilities.shape[1:], shape_zyx, separate_axis=separate_axis)
+    result = np.empty((len(probabilities), *shape_zyx), dtype=np.float32)
+    for channel, target in zip(probabilities, result, strict=True):
+        target[:] = apply_operators(channel, operators)
+    return result
+
+
+def resample_labels(
+    labels: npt.NDArray[L], shape_zyx: Shape, *, separate_axis: int | None = None
+) -> npt.NDArray[L]:
+    """Resamples label maps: each voxel takes the label with the largest linear share.
+
+    Of labels with equal shares the nearest voxel's wins, else the smallest, as in nnU-Net 2.8.
+    Only voxels whose neighbours differ are computed, however many labels there are.
+
+    Args:
+        labels: (c, z, y, x) of any values.
+        shape_zyx: Size wanted.
+        separate_axis: The axis to take nearest slices along.
+
+    Returns:
+        (c, *shape_zyx) in the type given.
+    """
+    if labels.shape[1:] == tuple(shape_zyx):
+        return labels
+    within = _within_slices(labels.shape[1:], shape_zyx, separate_axis)
+    result = np.empty((len(labels), *shape_zyx), dtype=labels.dtype)
+    for channel, target in zip(labels, result, strict=True):
+        target[:] = _nearest_slices(_majority(channel, within), shape_zyx, separate_axis)
+    return result
+
+
+def linear_operators(
+    shape_from: Sequence[int], shape_to: Sequence[int], *, separate_axis: int | None = None
+) -> Operators:
+    """The matrices of linear resampling, for those who apply them piece by piece.
+
+    Args:
+        shape_from: (z, y, x) of the grid there is.
+        shape_to: (z, y, x) of the grid wanted.
+        separate_axis: The axis to take nearest slices along.
+
+    Returns:
+        One matrix per axis.
+    """
+    z, y, x = _operators(shape_from, _within_slices(shape_from, shape_to, separate_axis), order=1)
+    if separate_axis is None:
+        return z, y, x
+    operators = [z, y, x]
+    size, wanted = shape_from[separate_axis], shape_to[separate_axis]
+    if size != wanted:
+        operators[separate_axis] = np.eye(size, dtype=np.float32)[_nearest(size, wanted)]
+    return operators[0], operators[1], operators[2]
+
+
+def apply_operators(
+    channel: npt.NDArray[np.floating], operators: Operators, *, rows: slice | None = None
+) -> npt.NDArray[np.float32]:
+    """Multiplies each axis with its matrix, those that shrink the array first.
+
+    Args:
+        channel: (z, y, x).
+        operators: One matrix per axis.
+        rows: Only this range of the first axis of the result.
+
+    Returns:
+        (z, y, x) of the new sizes.
+    """
+    first = operators[0]
+    if rows is not None:
+        if first is None:
+            channel = channel[rows]
+        else:
+            columns = _support(first[rows])
+            first, channel = first[rows, columns], channel[columns]
+    result = np.ascontiguousarray(channel, dtype=np.float32)
+    todo = [(axis, m) for axis, m in enumerate((first, *operators[1:])) if m is not None]
+    for axis, matrix in sorted(todo, key=lambda item: item[1].shape[0] / item[1].shape[1]):
+        result = _multiply(result, matrix, axis)
+    return result
+
+
+def _multiply(array: npt.NDArray[np.float32], matrix: Matrix, axis: int) -> npt.NDArray[np.float32]:
+    shape = [*array.shape]
+    shape[axis] = len(matrix)
+    result = np.empty(shape, dtype=np.float32)
+    before, after = (a.reshape(a.shape[0], -1) if axis == 0 else a for a in (array, result))
+    if axis == 2:
+        before, after = (a.reshape(-1, a.shape[2]) for a in (array, result))
+    for start in range(0, len(matrix), _ROWS):
+        rows = slice(start, start + _ROWS)
+        columns = _support(matrix[rows])
+        block = matrix[rows, columns]
+        if axis == 2:
+            after[:, rows] = before[:, columns] @ block.T
+        elif axis == 1:
+            np.matmul(block, before[:, columns], out=after[:, rows])
+        else:
+            np.matmul(block, before[columns], out=after[rows])
+    return result
+
+
+def _support(rows: Matrix) -> slice:
+    used = np.flatnonzero(rows.any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
+def _within_slices(
+    shape_from: Sequence[int], shape_to: Sequence[int], separate: int | None
+) -> Shape:
+    z, y, x = (
+        before if axis == separate else after
+        for axis, (before, after) in enumerate(zip(shape_from, shape_to, strict=True))
+    )
+    return z, y, x
+
+
+def _nearest_slices(array: npt.NDArray[G], shape_zyx: Shape, axis: int | None) -> npt.NDArray[G]:
+    if axis is None or array.shape[axis] == shape_zyx[axis]:
+        return array
+    return array.take(_nearest(array.shape[axis], shape_zyx[axis]), axis=axis)
+
+
+def _operators(shape_from: Sequence[int], shape_to: Sequence[int], *, order: Order) -> Operators:
+    z, y, x = (
+        None if before == after else _operator(before, after, order)
+        for before, after in zip(shape_from, shape_to, strict=True)
+    )
+    return z, y, x
+
+
+@lru_cache(maxsize=64)
+def _operator(size: int, wanted: int, order: Order) -> Matrix:
+    """The interpolation scikit-image's resize does along one axis, (wanted, size)."""
+    unit: npt.NDArray[np.float64] = np.eye(size)
+    columns = ndimage.zoom(
+        unit, np.array([1.0, wanted / size]), order=order, mode="nearest", grid_mode=True
+    )
+    matrix = np.ascontiguousarray(columns.T, dtype=np.float32)
+    matrix[np.abs(matrix) < _NEGLIGIBLE] = 0
+    matrix.flags.writeable = False
+    return matrix
+
+
+def _centres(size: int, wanted: int) -> npt.NDArray[np.float64]:
+    # In scipy's order of operations: ties between labels hang on the last bit.
+    centres = (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
+    return np.clip(centres, 0, size - 1)
+
+
+def _nearest(size: int, wanted: int) -> npt.NDArray[np.intp]:
+    return np.floor(_centres(size, wanted) + 0.5).astype(np.intp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """The two neighbours of each new voxel along one axis, their weights and the nearer one."""
+
+    moves: bool
+    indices: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+    weights: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    nearest: npt.NDArray[np.intp]
+
+
+def _taps(size: int, wanted: int) -> _Taps:
+    centres = _centres(size, wanted)
+    lower = np.floor(centres)
+    share = 1.0 - (centres - lower)
+    index = lower.astype(np.intp)
+    return _Taps(
+        moves=size != wanted,
+        indices=(index, np.minimum(index + 1, size - 1)),
+        weights=(share, 1.0 - share),
+        nearest=_nearest(size, wanted),
+    )
+
+
+def _majority(labels: npt.NDArray[L], shape_zyx: Shape) -> npt.NDArray[L]:
+    """The label with the largest linear share at each voxel of the new grid, (z, y, x)."""
+    taps = [_taps(n, m) for n, m in zip(labels.shape, shape_zyx, strict=True)]
+    low = high = result = labels
+    for axis, tap in enumerate(taps):
+        if tap.moves:
+            first, second = tap.indices
+            low = np.minimum(low.take(first, axis), low.take(second, axis))
+            high = np.maximum(high.take(first, axis), high.take(second, axis))
+            result = result.take(tap.nearest, axis)
+    if result is labels:
+        return result
+    boundary = np.flatnonzero(low != high)
+    flat = result.reshape(-1)
+    for start in range(0, len(boundary), _POINTS):
+        points = boundary[start : start + _POINTS]
+        flat[points] = _decide(labels, taps, np.unravel_index(points, shape_zyx), flat[points])
+    return result
+
+
+def _decide(
+    labels: npt.NDArray[L],
+    taps: Sequence[_Taps],
+    points: tuple[npt.NDArray[np.intp], ...],
+    nearest: npt.NDArray[L],
+) -> npt.NDArray[L]:
+    """Settles the voxels whose neighbours differ; summed in scipy's order, so ties are its ties."""
+    values, weights = [], []
+    for corner in product(*((0, 1) if tap.moves else (0,) for tap in taps)):
+        sides = list(zip(taps, corner, points, strict=True))
+        z, y, x = (tap.indices[side][point] for tap, side, point in sides)
+        a, b, c = (tap.weights[side][point] for tap, side, point in sides)
+        values.append(labels[z, y, x])
+        weights.append(a * b * c)
+
+    def share(label: npt.NDArray[L]) -> npt.NDArray[np.float64]:
+        total = np.zeros(len(label))
+        for value, weight in zip(values, weights, strict=True):
+            total += weight * (value == label)
+        return total
+
+    best, winner = share(values[0]), values[0].copy()
+    for value in values[1:]:
+        score = share(value)
+        better = (score > best) | ((score == best) & (value < winner))
+        np.copyto(best, score, where=better)
+        np.copyto(winner, value, where=better)
+    return np.where(share(nearest) == best, nearest, winner)

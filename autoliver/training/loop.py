@@ -1,0 +1,402 @@
+"""Training of one fold: from preprocessed cases to weights.
+
+Every step draws its patches and augmentations from a generator of its own, made from (seed, step).
+So a training that is killed and taken up again goes on as if nothing had happened: there is no
+random state to save, and `resume.pt` may hold any step.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from autoliver.dataset import Labels
+from autoliver.errors import AutoliverError
+from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.planning.plan import Configuration
+from autoliver.training.augment import augment_batch
+from autoliver.training.augment_spec import (
+    AugmentSpec,
+    default_augment_spec,
+    initial_patch_shape,
+)
+from autoliver.training.losses import hard_dice_counts, segmentation_loss
+from autoliver.training.options import Recipe, TrainingOptions, choose_recipe, learning_rate
+from autoliver.training.progress import (
+    EpochLog,
+    draw_progress,
+    read_progress,
+    write_progress,
+)
+from autoliver.training.sampling import Batch, PatchSampler, TrainingCase
+from autoliver.training.state import EpochSums, TrainingState, amp_dtype, new_state
+from autoliver.training.target import class_table, loss_options
+
+_CLIP_NORM = 12.0  # nnU-Net's
+_VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
+_PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
+_SECONDS_BETWEEN_PICTURES = 30.0
+_PROBE_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTask:
+    """What to train, on what, and where to keep the state.
+
+    Attributes:
+        configuration: The plan's decisions.
+        labels: Names and values; values are mapped to consecutive classes.
+        train: Cases to draw training patches from.
+        validation: Held-out cases for the online validation; may be empty.
+        options: The training's options.
+        folder: Holds resume.pt, progress.jsonl and progress.png.
+        device: Where to train.
+        title: Names the training in the bar and the picture.
+    """
+
+    configuration: Configuration
+    labels: Labels
+    train: Sequence[TrainingCase]
+    validation: Sequence[TrainingCase]
+    options: TrainingOptions
+    folder: Path
+    device: torch.device
+    title: str
+
+    @property
+    def resume_path(self) -> Path:
+        """The state to go on from."""
+        return self.folder / "resume.pt"
+
+    @property
+    def progress_path(self) -> Path:
+        """The log of finished epochs."""
+        return self.folder / "progress.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFold:
+    """What a training ended with.
+
+    Attributes:
+        weights: State dict of the network, on the CPU.
+        logs: One entry per finished epoch.
+        recipe: The optimiser and rate that were used.
+        finished: False when it was stopped before its end.
+    """
+
+    weights: dict[str, Tensor]
+    logs: tuple[EpochLog, ...]
+    recipe: Recipe
+    finished: bool
+
+
+def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
+    """Trains one fold, going on from `task.folder/resume.pt` where there is one.
+
+    The state is saved after every epoch, and when `stop` says so.
+
+    Raises:
+        AutoliverError: The loss is not finite for several batches in a row (the message names the
+            cases), or the device has too little memory.
+        ModelError: resume.pt is damaged or of another network.
+    """
+    try:
+        return _Loop(task).run(stop)
+    except torch.OutOfMemoryError as error:
+        raise AutoliverError(
+            f"{task.title}: the GPU has too little memory for batches of "
+            f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
+            hint="Plan for less with 'autoliver plan DATASET --vram GB', or use --device cpu.",
+        ) from error
+
+
+class _Loop:
+    """One training: what stays the same (task, spec, recipe) and the state that changes."""
+
+    def __init__(self, task: FoldTask) -> None:
+        configuration = task.configuration
+        self.task = task
+        self.spec = None
+        if task.options.augment == "default":
+            self.spec = default_augment_spec(configuration.patch_shape)
+        self.train = self._sampler(task.train, self.spec)
+        self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
+        self.classes = class_table(task.labels)
+        self.amp_dtype = amp_dtype(task.device)
+        self.state = self._new_state(choose_recipe(task.options))
+        self.recipe = choose_recipe(task.options, steps=self._affordable_steps())
+        self.state = self._new_state(self.recipe)
+        if task.resume_path.exists():
+            self.state.restore(load_training_state(task.resume_path))
+            self.state.logs = read_progress(task.progress_path)[: self.epoch]
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return self.state.step // self.task.options.iterations
+
+    def run(self, stop: Callable[[], bool]) -> TrainedFold:
+        """Steps until the training is over or `stop` says so."""
+        steps = self.task.options.steps
+        drawn = 0.0
+        with tqdm(
+            total=steps, initial=self.state.step, desc=self.task.title, unit="step", smoothing=0.1
+        ) as bar:
+            for batch in self._batches():
+                self._one_step(batch)
+                bar.update()
+                if self.state.step % self.task.options.iterations == 0 or self._done() >= 1.0:
+                    self._finish_epoch()
+                    bar.set_postfix_str(_summary(self.state.logs[-1]))
+                    if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
+                        self._draw()
+                        drawn = time.monotonic()
+                elif stop():
+                    self._save()
+                if self._done() >= 1.0 or stop():
+                    break
+        if self.state.logs:
+            self._draw()
+        weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
+        return TrainedFold(
+            weights=weights,
+            logs=tuple(self.state.logs),
+            recipe=self.recipe,
+            finished=self._done() >= 1.0,
+        )
+
+    def _done(self) -> float:
+        """The share of the training that is over, by steps or by time."""
+        options = self.task.options
+        by_time = self.state.elapsed / (options.hours * 3600.0) if options.hours else 0.0
+        return max(self.state.step / options.steps, by_time)
+
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """Batches from the current step on, each drawn while the one before is worked on.
+
+        Yields:
+            A batch and the seconds it was waited for.
+        """
+        if self._done() >= 1.0:
+            return
+        with ThreadPoolExecutor(1) as thread:
+            step = self.state.step
+            upcoming = thread.submit(self.train.draw, self._rng(step))
+            while True:
+                start = time.monotonic()
+                batch = upcoming.result()
+                waited = time.monotonic() - start
+                step += 1
+                upcoming = thread.submit(self.train.draw, self._rng(step))
+                yield batch, waited
+
+    def _one_step(self, drawn: tuple[Batch, float]) -> None:
+        state, start = self.state, time.monotonic()
+        batch, waited = drawn
+        done = self._done()
+        if not self.recipe.per_step:
+            done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, done)
+        generator = torch.Generator().manual_seed(int(self._rng(state.step).integers(2**62)))
+        image, target = self._to_device(batch, self.spec, generator)
+        state.network.train()
+        loss, counts = self._loss(state.network, image, target)
+        if bool(torch.isfinite(loss)):
+            self._update(loss)
+            state.sums.losses.append(loss.item())
+            state.sums.counts += counts
+            state.failures = 0
+        else:
+            self._note_not_finite(batch, image)
+        seconds = time.monotonic() - start + waited
+        state.sums.seconds += seconds
+        state.sums.waited += waited
+        state.elapsed += seconds
+        state.step += 1
+
+    def _loss(
+        self, network: nn.Module, image: Tensor, target: Tensor
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        with self._autocast():
+            outputs = network(image)
+        loss = segmentation_loss(outputs, target, options=self.loss)
+        with torch.no_grad():
+            counts = hard_dice_counts(outputs[0], target, options=self.loss)
+        return loss, np.stack([c.cpu().numpy() for c in counts])
+
+    def _update(self, loss: Tensor) -> None:
+        state = self.state
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.network.parameters(), _CLIP_NORM)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.update_average(self.recipe.average)
+
+    def _note_not_finite(self, batch: Batch, image: Tensor) -> None:
+        state = self.state
+        state.failures += 1
+        state.sums.skipped.extend(sorted(set(batch.cases)))
+        bad = [
+            name
+            for name, patch in zip(batch.cases, image, strict=True)
+            if not bool(torch.isfinite(patch).all())
+        ]
+        if bad:
+            raise AutoliverError(
+                f"{bad[0]}: its preprocessed image holds values that are not finite.",
+                hint="Check the image with 'autoliver verify', then preprocess again.",
+            )
+        if state.failures >= _PATIENCE_NOT_FINITE:
+            raise AutoliverError(
+                f"{self.task.title}: the loss was not finite for {state.failures} batches in a "
+                f"row, the last one of {', '.join(sorted(set(batch.cases)))}.",
+                hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
+                "with --fresh and another --seed.",
+            )
+
+    def _finish_epoch(self) -> None:
+        state, start = self.state, time.monotonic()
+        validation_loss, validation_dice = self._validate()
+        seconds = time.monotonic() - start
+        state.elapsed += seconds
+        sums = state.sums
+        total = sums.seconds + seconds
+        state.logs.append(
+            EpochLog(
+                epoch=len(state.logs),
+                step=state.step,
+                learning_rate=state.optimizer.param_groups[0]["lr"],
+                train_loss=_mean(sums.losses),
+                train_dice=_mean([d for d in _dice(sums.counts) if d is not None]),
+                validation_loss=validation_loss,
+                validation_dice=validation_dice,
+                seconds=round(total, 3),
+                data_wait=round(sums.waited / max(total, 1e-9), 4),
+                skipped=tuple(sums.skipped),
+            )
+        )
+        state.sums = self._no_sums()
+        self._save()
+
+    def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
+        """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
+        if not self.task.validation:
+            return None, None
+        sampler = self._sampler(self.task.validation, None)
+        sums = self._no_sums()
+        network = self.state.result.eval()
+        batches = max(1, self.task.options.iterations // _VALIDATION_SHARE)
+        with torch.no_grad():
+            for number in range(batches):
+                batch = sampler.draw(np.random.default_rng([self.task.options.seed, 1, number]))
+                image, target = self._to_device(batch, None, torch.Generator())
+                loss, counts = self._loss(network, image, target)
+                sums.losses.append(loss.item())
+                sums.counts += counts
+        return _mean(sums.losses), _dice(sums.counts)
+
+    def _to_device(
+        self, batch: Batch, spec: AugmentSpec | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Image (b, c, *patch) and target (b, 1, *patch) of classes, augmented if asked for."""
+        image = torch.from_numpy(batch.image).to(self.task.device, non_blocking=True)
+        target = torch.from_numpy(self.classes[batch.label + 1]).to(self.task.device)
+        if spec is None:
+            return image, target
+        return augment_batch(
+            image,
+            target,
+            patch_shape=self.task.configuration.patch_shape,
+            spec=spec,
+            generator=generator,
+        )
+
+    def _autocast(self) -> Any:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.task.device.type, dtype=self.amp_dtype)
+
+    def _sampler(self, cases: Sequence[TrainingCase], spec: AugmentSpec | None) -> PatchSampler:
+        configuration = self.task.configuration
+        patch = configuration.patch_shape
+        drawn = patch if spec is None else initial_patch_shape(patch, spec)
+        return PatchSampler(
+            cases=cases,
+            patch_shape=drawn,
+            margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
+            batch_size=configuration.batch_size,
+            foreground=self.task.options.foreground,
+        )
+
+    def _rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.task.options.seed, 0, step])
+
+    def _no_sums(self) -> EpochSums:
+        rows = self.task.configuration.network.out_channels
+        rows -= 0 if self.task.labels.has_regions else 1
+        return EpochSums(counts=np.zeros((3, rows), np.int64))
+
+    def _new_state(self, recipe: Recipe) -> TrainingState:
+        task = self.task
+        return new_state(
+            task.configuration.network,
+            recipe,
+            seed=task.options.seed,
+            device=task.device,
+            sums=self._no_sums(),
+        )
+
+    def _affordable_steps(self) -> int | None:
+        """Steps that fit into the time budget, by timing a few on the fresh network."""
+        hours = self.task.options.hours
+        if hours is None:
+            return None
+        start = time.monotonic()
+        for step in range(_PROBE_STEPS):
+            self._one_step((self.train.draw(self._rng(step)), 0.0))
+            if step == 0:  # the first one pays for allocations
+                start = time.monotonic()
+        return int(hours * 3600.0 / ((time.monotonic() - start) / (_PROBE_STEPS - 1)))
+
+    def _save(self) -> None:
+        # The log first: a log that is one epoch ahead is cut when the training is taken up again.
+        write_progress(self.task.progress_path, self.state.logs)
+        save_training_state(self.task.resume_path, self.state.snapshot())
+
+    def _draw(self) -> None:
+        draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
+
+
+def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
+    """Dice per class from (true positive, false positive, false negative) counts."""
+    return tuple(
+        float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else None for tp, fp, fn in counts.T
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _summary(log: EpochLog) -> str:
+    parts = [f"epoch {log.epoch + 1}"]
+    if log.train_loss is not None:
+        parts.append(f"loss {log.train_loss:.3f}")
+    if log.train_dice is not None:
+        parts.append(f"Dice {log.train_dice:.3f}")
+    if log.mean_validation_dice is not None:
+        parts.append(f"held out {log.mean_validation_dice:.3f}")
+    return " ".join(parts)

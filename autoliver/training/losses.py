@@ -1,0 +1,196 @@
+"""The training loss, Dice plus cross-entropy, and the voxel counts of the online Dice.
+
+The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
+sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoliver.artifacts import Record
+
+
+class LossOptions(Record, frozen=True, kw_only=True):
+    """What the loss needs to know about labels and batch.
+
+    Attributes:
+        batch_dice: Whether Dice is computed over the batch as one rather than per sample.
+        regions: Per output row the label values it stands for; rows are then independent
+            (sigmoid). None: rows are the label values 0, 1, ... (softmax).
+        ignore: The label value of voxels that do not count.
+        dice_weight: Factor of the Dice part.
+        entropy_weight: Factor of the cross-entropy part.
+        smooth: Added to the numerator and denominator of Dice.
+        lowest_weight: Deep-supervision weight of the lowest resolution before normalisation. Zero,
+            unless something (DistributedDataParallel) wants a gradient for every parameter.
+    """
+
+    batch_dice: bool
+    regions: tuple[tuple[int, ...], ...] | None = None
+    ignore: int | None = None
+    dice_weight: float = 1.0
+    entropy_weight: float = 1.0
+    smooth: float = 1e-5
+    lowest_weight: float = 0.0
+
+
+def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOptions) -> Tensor:
+    """The weighted sum over resolutions of Dice plus cross-entropy.
+
+    Args:
+        outputs: Logits (b, rows, *shape), full resolution first; a single one without deep
+            supervision. Half precision is computed in float32.
+        target: Label values (b, 1, *full shape), any integer type.
+        options: See there.
+
+    Returns:
+        A scalar, float32.
+    """
+    total = torch.zeros((), device=target.device)
+    weights = deep_supervision_weights(len(outputs), lowest_weight=options.lowest_weight)
+    for logits, weight in zip(outputs, weights, strict=True):
+        if weight > 0:
+            scaled = downsample_target(target, tuple(logits.shape[2:]))
+            total = total + weight * _one_resolution(logits, scaled, options)
+    return total
+
+
+def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple[float, ...]:
+    """Weights 1, 1/2, 1/4, ... with that of the lowest resolution replaced, normalised to sum 1.
+
+    Args:
+        count: Number of resolutions; a single one has weight 1.
+        lowest_weight: In place of the last weight, before normalisation.
+    """
+    if count == 1:
+        return (1.0,)
+    weights = [0.5**level for level in range(count - 1)] + [lowest_weight]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def downsample_target(target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The target at the resolution of an output, by nearest neighbour.
+
+    The voxel whose centre lies nearest is taken (torch's `nearest-exact`; with an even factor k the
+    voxel k/2), computed on integers so that no float copy is made.
+
+    Args:
+        target: (b, c, *spatial).
+        shape: The spatial shape wanted.
+
+    Returns:
+        (b, c, *shape), of the same type.
+    """
+    for axis, (size, wanted) in enumerate(zip(target.shape[2:], shape, strict=True), start=2):
+        if size != wanted:
+            position = torch.arange(wanted, device=target.device)
+            index = ((2 * position + 1) * size).div(2 * wanted, rounding_mode="floor")
+            target = target.index_select(axis, index)
+    return target
+
+
+def hard_dice_counts(
+    logits: Tensor, target: Tensor, *, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """True positives, false positives and false negatives of a batch, in voxels.
+
+    Counted in int64: sums in half or single precision lose voxels from 2048 and 16 million on.
+
+    Args:
+        logits: (b, rows, *shape).
+        target: Label values (b, 1, *shape).
+        options: Of the loss.
+
+    Returns:
+        tp, fp, fn, each of shape (foreground rows,): every region, or every class but background.
+    """
+    valid = _valid(target, options.ignore)
+    labels = logits.argmax(1, keepdim=True) if options.regions is None else None
+    counts = []
+    for row in range(0 if labels is None else 1, logits.shape[1]):
+        predicted = logits[:, row : row + 1] > 0 if labels is None else labels == row
+        wanted = _is_row(target, row, options.regions)
+        if valid is not None:
+            predicted, wanted = predicted & valid, wanted & valid
+        both = (predicted & wanted).sum()
+        counts.append(torch.stack([both, predicted.sum() - both, wanted.sum() - both]))
+    if not counts:
+        empty = torch.zeros(0, dtype=torch.int64, device=logits.device)
+        return empty, empty, empty
+    tp, fp, fn = torch.stack(counts, dim=1)
+    return tp, fp, fn
+
+
+def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        valid = _valid(target, options.ignore)
+        if options.regions is None:
+            return _softmax_loss(logits, target, valid, options)
+        return _region_loss(logits, target, valid, options)
+
+
+def _softmax_loss(
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+) -> Tensor:
+    # One log-softmax serves both parts.
+    log_probability = F.log_softmax(logits, dim=1)
+    rows = torch.arange(logits.shape[1], device=logits.device)
+    onehot = target == rows.view(1, -1, *[1] * (logits.ndim - 2))
+    probability = log_probability.exp()
+    if valid is not None:
+        onehot = onehot & valid
+        probability = probability * valid
+    dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options)
+
+    index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
+    entropy = -log_probability.gather(1, index[:, None])
+    if valid is None:
+        mean_entropy = entropy.mean()
+    else:
+        # No voxel to learn from is no reason for 0 / 0.
+        mean_entropy = (entropy * valid).sum() / valid.sum().clamp_min(1)
+    return options.entropy_weight * mean_entropy - options.dice_weight * dice
+
+
+def _region_loss(
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+) -> Tensor:
+    rows = range(logits.shape[1])
+    wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
+    probability = torch.sigmoid(logits)
+    if valid is None:
+        entropy = F.binary_cross_entropy_with_logits(logits, wanted.float())
+    else:
+        probability = probability * valid
+        each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+        # As nnU-Net: a sum over the regions here (the mask has one channel), a mean without
+        # ignore.
+        entropy = (each * valid).sum() / valid.sum().clamp_min(1)
+        wanted = wanted & valid
+    dice = _soft_dice(probability, wanted, options)
+    return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions) -> Tensor:
+    axes = tuple(range(2, probability.ndim))
+    if options.batch_dice:
+        axes = (0, *axes)
+    overlap = (probability * wanted).sum(axes)
+    size = probability.sum(axes) + wanted.sum(axes)
+    dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
+    return dice.mean()
+
+
+def _valid(target: Tensor, ignore: int | None) -> Tensor | None:
+    return None if ignore is None else target != ignore
+
+
+def _is_row(target: Tensor, row: int, regions: tuple[tuple[int, ...], ...] | None) -> Tensor:
+    if regions is None:
+        return target == row
+    found = target == regions[row][0]
+    for value in regions[row][1:]:
+        found = found | (target == value)
+    return found

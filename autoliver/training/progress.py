@@ -1,0 +1,89 @@
+"""What a training did, epoch by epoch: one JSON line each, and a picture of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from autoliver.artifacts import Record, replacing, write_bytes
+
+
+class EpochLog(Record, frozen=True, kw_only=True):
+    """One finished epoch.
+
+    Attributes:
+        epoch: Number, from 0.
+        step: Optimiser steps done at its end.
+        learning_rate: At its last step.
+        train_loss: Mean over its steps.
+        train_dice: Mean foreground Dice over all its training patches.
+        validation_loss: On patches of the held-out cases; None where none are held back.
+        validation_dice: Per foreground label, on the same patches; None where the label is absent.
+        seconds: Duration, validation included.
+        data_wait: Share of it spent waiting for patches.
+        skipped: Cases of batches whose loss was not finite; their steps were not taken.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_loss: float | None
+    train_dice: float | None
+    validation_loss: float | None = None
+    validation_dice: tuple[float | None, ...] | None = None
+    seconds: float
+    data_wait: float
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def mean_validation_dice(self) -> float | None:
+        """Over the labels that occur."""
+        known = [d for d in self.validation_dice or () if d is not None]
+        return float(np.mean(known)) if known else None
+
+
+def read_progress(path: Path) -> list[EpochLog]:
+    """The epochs of `progress.jsonl`; a last line cut short by a kill is left out."""
+    logs = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            logs.append(msgspec.json.decode(line, type=EpochLog))
+        except msgspec.DecodeError:
+            break
+    return logs
+
+
+def write_progress(path: Path, logs: Sequence[EpochLog]) -> None:
+    """Writes all epochs, one JSON object per line, atomically."""
+    write_bytes(path, b"".join(msgspec.json.encode(log) + b"\n" for log in logs))
+
+
+def draw_progress(path: Path, logs: Sequence[EpochLog], *, title: str) -> None:
+    """Losses, Dice and learning rate over epochs as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    dice = loss.twinx()
+    epochs = [log.epoch + 1 for log in logs]
+
+    def draw(axis: Any, values: Sequence[float | None], label: str, style: str) -> None:
+        if any(v is not None for v in values):
+            axis.plot(epochs, [np.nan if v is None else v for v in values], style, label=label)
+
+    draw(loss, [log.train_loss for log in logs], "training loss", "C0-")
+    draw(loss, [log.validation_loss for log in logs], "validation loss", "C1-")
+    draw(dice, [log.train_dice for log in logs], "training Dice", "C0:")
+    draw(dice, [log.mean_validation_dice for log in logs], "validation Dice (patches)", "C1:")
+    rate.plot(epochs, [log.learning_rate for log in logs], "C2-")
+    loss.set(ylabel="loss", title=title)
+    dice.set(ylabel="Dice", ylim=(0, 1))
+    rate.set(ylabel="learning rate", xlabel="epoch")
+    handles = [*loss.get_legend_handles_labels()[0], *dice.get_legend_handles_labels()[0]]
+    loss.legend(handles=handles, loc="center right")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=100)

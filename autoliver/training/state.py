@@ -1,0 +1,149 @@
+"""All that changes during a training, and its form on disk."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from autoliver.networks.build import build_network
+from autoliver.networks.spec import UNetSpec
+from autoliver.training.options import Recipe
+from autoliver.training.progress import EpochLog
+
+
+@dataclass(kw_only=True)
+class EpochSums:
+    """What the running epoch has gathered so far.
+
+    Attributes:
+        losses: Of its steps.
+        counts: (3, rows) true positives, false positives, false negatives in voxels.
+        skipped: Cases of batches without a finite loss.
+        seconds: Time spent.
+        waited: Share of it spent waiting for patches.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    counts: npt.NDArray[np.int64]
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Weights, optimiser and counters.
+
+    Attributes:
+        network: The network being trained.
+        averaged: Running mean of its weights, where the recipe keeps one.
+        optimizer: Of the network's weights.
+        scaler: Loss scaling for float16; disabled otherwise.
+        sums: Of the running epoch.
+        logs: Of the finished epochs.
+        step: Steps done.
+        elapsed: Seconds spent in all sessions.
+        failures: Batches in a row without a finite loss.
+    """
+
+    network: nn.Module
+    averaged: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    sums: EpochSums
+    logs: list[EpochLog] = field(default_factory=list)
+    step: int = 0
+    elapsed: float = 0.0
+    failures: int = 0
+
+    @property
+    def result(self) -> nn.Module:
+        """The network whose weights count: the running mean where there is one."""
+        return self.averaged if self.averaged is not None else self.network
+
+    def update_average(self, decay: float) -> None:
+        """Moves the running mean towards the weights.
+
+        The decay grows with the steps, so that the mean forgets the untrained start.
+        """
+        if self.averaged is None:
+            return
+        share = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.averaged.parameters()), list(self.network.parameters()), share
+            )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything but the logs, as tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "failures": self.failures,
+            "losses": self.sums.losses,
+            "counts": torch.from_numpy(self.sums.counts),
+            "skipped": self.sums.skipped,
+            "seconds": self.sums.seconds,
+            "waited": self.sums.waited,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes over a snapshot of a state of the same network and recipe."""
+        self.network.load_state_dict(saved["network"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(saved["averaged"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.elapsed = saved["step"], saved["elapsed"]
+        self.failures = saved["failures"]
+        self.sums = EpochSums(
+            losses=saved["losses"],
+            counts=saved["counts"].numpy(),
+            skipped=saved["skipped"],
+            seconds=saved["seconds"],
+            waited=saved["waited"],
+        )
+
+
+def new_state(
+    spec: UNetSpec, recipe: Recipe, *, seed: int, device: torch.device, sums: EpochSums
+) -> TrainingState:
+    """The state before the first step; the weights depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    network = build_network(spec, deep_supervision=True, generator=generator).to(device)
+    return TrainingState(
+        network=network,
+        averaged=copy.deepcopy(network) if recipe.average else None,
+        optimizer=_make_optimizer(network, recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
+        sums=sums,
+    )
+
+
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision of the forward pass: bfloat16 or float16 on CUDA, None (float32) elsewhere."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=0.99,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+    return torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from autoliver.errors import DatasetError
+from autoliver.planning.plan import IntensityStats
+from autoliver.preprocessing.normalize import normalize
+
+STATS = IntensityStats(
+    mean=80.0,
+    median=82.0,
+    std=20.0,
+    min=-30.0,
+    max=300.0,
+    percentile_00_5=0.0,
+    percentile_99_5=160.0,
+)
+
+
+def run(values, scheme, *, mask=None, stats=STATS):
+    image = np.asarray(values, dtype=np.float32).reshape(1, 1, 1, -1)
+    inside = np.ones(image.shape[1:], bool) if mask is None else np.reshape(mask, image.shape[1:])
+    result = normalize(
+        image,
+        schemes=(scheme,),
+        mask_norm=(mask is not None,),
+        intensities=(stats,),
+        mask=inside,
+        where="case_1",
+    )
+    assert result.dtype == np.float32
+    return result.ravel()
+
+
+def test_ct_is_clipped_and_scaled_by_the_dataset():
+    result = run([-1000, 0, 80, 100, 160, 900], "ct")
+
+    np.testing.assert_allclose(result, [-4, -4, 0, 1, 4, 4])
+
+
+def test_zscore_goes_by_the_image():
+    values = np.array([1.0, 2.0, 3.0, 6.0])
+
+    result = run(values, "zscore")
+
+    np.testing.assert_allclose(result, (values - 3) / np.sqrt(3.5), rtol=1e-6)
+
+
+def test_zscore_in_a_mask_leaves_the_rest_at_zero():
+    result = run([0, 0, 2, 4], "zscore", mask=[False, False, True, True])
+
+    np.testing.assert_allclose(result, [0, 0, -1, 1])
+
+
+@pytest.mark.parametrize("mask", [None, [False] * 3, [True, True, False]])
+def test_constant_and_empty_images_give_zeros(mask):
+    np.testing.assert_array_equal(run([0, 0, 0], "zscore", mask=mask), 0)
+    np.testing.assert_array_equal(run([7, 7, 7], "rescale01"), 0)
+
+
+def test_rescaled_to_the_unit_interval():
+    np.testing.assert_allclose(run([-5, 0, 15], "rescale01"), [0, 0.25, 1])
+
+
+def test_rgb_is_divided_by_255():
+    np.testing.assert_allclose(run([0, 51, 255], "rgb"), [0, 0.2, 1], rtol=1e-6)
+
+
+def test_rgb_out_of_range_is_the_users_to_mend():
+    with pytest.raises(DatasetError, match=r"case_1, channel 0: values from -3 to 40"):
+        run([-3, 40], "rgb")
+
+
+def test_no_normalisation_only_converts():
+    np.testing.assert_array_equal(run([1, 200], "none"), [1, 200])
+
+
+def test_channels_have_schemes_of_their_own_and_the_input_stays():
+    image = np.random.default_rng(0).integers(0, 255, (3, 4, 5, 6)).astype(np.float32)
+    kept = image.copy()
+
+    result = normalize(
+        image,
+        schemes=("ct", "zscore", "none"),
+        mask_norm=(False, False, False),
+        intensities=(STATS,) * 3,
+        mask=np.ones((4, 5, 6), dtype=bool),
+    )
+
+    np.testing.assert_allclose(result[0], (image[0].clip(0, 160) - 80) / 20, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result[1], (image[1] - image[1].mean()) / image[1].std(), atol=1e-5)
+    np.testing.assert_array_equal(result[2], image[2])
+    np.testing.assert_array_equal(image, kept)

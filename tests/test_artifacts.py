@@ -1,0 +1,102 @@
+import errno
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from autoliver.artifacts import Artifact, Record, check_chain, digest, replacing, write_bytes
+from autoliver.errors import ArtifactError, AutoliverError
+
+
+class Leaf(Record, frozen=True, kw_only=True):
+    shape: tuple[int, ...]
+
+
+class Tree(Artifact, frozen=True, kw_only=True):
+    KIND: ClassVar[str] = "tree"
+
+    leaf: Leaf
+    height_mm: float | None = None
+
+
+TREE = Tree(made_from={"seed": "abc"}, leaf=Leaf(shape=(1, 2)), height_mm=0.1)
+
+
+def test_load_gives_what_was_saved(tmp_path: Path) -> None:
+    TREE.save(tmp_path / "tree.json")
+    assert Tree.load(tmp_path / "tree.json") == TREE
+
+
+def test_file_starts_with_kind_schema_version_and_origin(tmp_path: Path) -> None:
+    TREE.save(tmp_path / "tree.json")
+    words = (tmp_path / "tree.json").read_text().split('"')[1::2]
+    assert words[0] == "kind"
+    assert [w for w in words if w in ("kind", "schema", "autoliver", "made_from", "leaf")] == [
+        "kind",
+        "schema",
+        "autoliver",
+        "made_from",
+        "leaf",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"tree"', '"bush"', ("'tree'", "'bush'")),
+        ('"schema": 1', '"schema": 7', ("schema 7",)),
+        ('"height_mm": 0.1', '"height_mm": "tall"', ("$.height_mm", "str")),
+        ('"height_mm"', '"heigth_mm"', ("heigth_mm",)),
+        ("{", "", ("not valid JSON",)),
+    ],
+)
+def test_a_wrong_file_is_refused_and_the_field_is_named(
+    tmp_path: Path, old: str, new: str, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "tree.json"
+    TREE.save(path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ArtifactError) as caught:
+        Tree.load(path, mend="autoliver grow")
+    assert str(path) in caught.value.problem
+    assert "autoliver grow" in caught.value.hint
+    for word in words:
+        assert word in caught.value.problem
+
+
+def test_digest_ignores_key_order_and_origin() -> None:
+    assert digest({"a": 1, "b": [2.5]}) == digest({"b": [2.5], "a": 1})
+    assert TREE.digest() == TREE.replace(made_from={}).digest()
+    assert TREE.digest() != TREE.replace(height_mm=0.2).digest()
+
+
+def test_chain_names_the_input_that_changed() -> None:
+    check_chain(TREE, {"seed": "abc"}, where="tree.json", mend="grow")
+    with pytest.raises(ArtifactError, match=r"another seed \(abc then, xyz now\)"):
+        check_chain(TREE, {"seed": "xyz"}, where="tree.json", mend="grow")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_bytes(path, b"old")
+
+    def write_and_fail() -> None:
+        with replacing(path) as beside:
+            beside.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    def fill() -> None:
+        with replacing(tmp_path / "a.txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(AutoliverError, match="No space left") as caught:
+        fill()
+    assert "Free some space" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
