@@ -1,4 +1,4 @@
-"""All stages in one process: runs what is missing, keeps what is there, refuses what does not fit."""
+"""All stages in one process: runs what is missing, keeps what is there, refuses misfits."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 if TYPE_CHECKING:
     import torch
 
-    from autoliver.evaluation.score import Scores
+    from autoliver.evaluation.results import Scores
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def preprocess(
         todo = [
             PrepareTask(case=case, plan=planned.plan, configuration=configuration, folder=store)
             for case in planned.dataset.labelled
-            if case.name not in done
+            if done.get(case.name) != case.files
         ]
         with _executor(workers, len(todo)) as executor:
             bar = _bar(f"preprocess {name}", len(todo))
@@ -280,7 +280,8 @@ class _FoldJob:
 
     def _validate(self, names: Sequence[str], folder: Path) -> "Scores":
         """Predicts and scores the held-out cases from their original files."""
-        from autoliver.evaluation.score import MetricOptions, Scores, score_files
+        from autoliver.evaluation.results import Scores
+        from autoliver.evaluation.score import score_files
 
         target = folder / "validation"
         if (target / "scores.json").exists():
@@ -295,7 +296,7 @@ class _FoldJob:
         pairs = {
             name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
         }
-        scores = score_files(pairs, labels=self.planned.plan.labels, options=MetricOptions())
+        scores = score_files(pairs, labels=self.planned.plan.labels)
         scores.save(target / "scores.json")
         return scores
 
@@ -370,11 +371,11 @@ def predict_folder(
     from autoliver.inference.model import MODEL_FILE, FoldModel
 
     run = workspace.run_to_predict(model)
-    members = choose_folds(run, folds)
+    members = run.members(folds)
     plan = FoldModel.load(members[0] / MODEL_FILE).plan
     cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
     request = dataclasses.replace(request, name=run.name)
-    before = {path for path in output.glob("*")} if output.is_dir() else set()
+    before = set(output.glob("*"))
     files = predict(members, cases, output, request)
     skipped = 0 if request.overwrite else len(before & set(files.values()))
     return Predicted(
@@ -406,10 +407,11 @@ def evaluate(
     workspace: Workspace, prediction: Path, reference: Path, request: EvaluateRequest
 ) -> "Scores":
     """Scores a folder of label maps; writes scores.json and scores.csv beside them."""
-    from autoliver.evaluation.score import metric_options, score_folder, write_csv
+    from autoliver.evaluation.results import ALL_METRICS, MetricOptions, write_csv
+    from autoliver.evaluation.score import score_folder
 
     labels = workspace.source(request.dataset).labels if request.dataset else None
-    options = metric_options(request.metrics, chaos=request.chaos)
+    options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
     with _executor(request.workers, 2) as executor:
         scores = score_folder(
             prediction,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.dataset import Dataset, read_dataset
+from autoliver.dataset import Dataset, read_dataset, short_name
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.inference.model import MODEL_FILE
 from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
@@ -31,6 +31,26 @@ class RunFolder:
     def finished(self) -> tuple[Path, ...]:
         """Folders of the finished folds."""
         return tuple(sorted(p.parent for p in self.path.glob(f"fold_*/{MODEL_FILE}")))
+
+    def members(self, folds: str | None) -> tuple[Path, ...]:
+        """Folders of the folds that predict.
+
+        Args:
+            folds: "0,2", "all", or None: the finished folds of the cross-validation, else `all`.
+
+        Raises:
+            ModelError: A wanted fold is not finished.
+        """
+        there = {path.name.removeprefix("fold_"): path for path in self.finished}
+        numbered = [name for name in there if name != "all"]
+        wanted = folds.split(",") if folds else numbered or list(there)
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise ModelError(
+                f"{self.name}: fold {missing[0]} is not trained.",
+                hint=f"Finished folds: {', '.join(there)}.",
+            )
+        return tuple(there[name] for name in wanted)
 
     @property
     def name(self) -> str:
@@ -230,9 +250,7 @@ def check_configuration(name: str) -> ConfigurationName:
 
 
 def _names_of(folder: str) -> set[str]:
-    head, _, tail = folder.partition("_")
-    short = tail if head.startswith("Dataset") and head[7:].isdigit() and tail else folder
-    return {folder.lower(), short.lower()}
+    return {folder.lower(), short_name(folder).lower()}
 
 
 def _known(kind: str, name: str, known: Sequence[str]) -> str:

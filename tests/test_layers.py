@@ -10,6 +10,8 @@ ORDER = [
     "errors",
     "artifacts",
     "io",
+    "description",
+    "layouts",
     "dataset",
     "networks",
     "planning",
@@ -25,7 +27,16 @@ ORDER = [
 ]
 PACKAGE = Path(__file__).parents[1] / "autoliver"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
-TORCH_FREE = ("artifacts", "dataset", "io", "planning", "preprocessing", "workspace")
+TORCH_FREE = (
+    "artifacts",
+    "dataset",
+    "description",
+    "layouts",
+    "io",
+    "planning",
+    "preprocessing",
+    "workspace",
+)
 
 
 def layer(parts: tuple[str, ...]) -> str:

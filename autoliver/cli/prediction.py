@@ -87,7 +87,7 @@ def evaluate(
     import msgspec
 
     from autoliver import pipeline
-    from autoliver.evaluation.score import table
+    from autoliver.evaluation.results import table
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)

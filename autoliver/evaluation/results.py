@@ -90,9 +90,9 @@ class MetricOptions(Record, frozen=True, kw_only=True):
 class Score(Record, frozen=True, kw_only=True):
     """One label of one case. None: not defined, or not asked for.
 
-    With both masks empty nothing but the volumes is defined; of a 2D file not even they. With an empty reference Dice, IoU and
-    NSD are 0 and distances undefined; with an empty prediction they are 0 and distances are what
-    `MetricOptions.missing_distance` says.
+    With both masks empty nothing but the volumes is defined; of a 2D file not even they. With an
+    empty reference Dice, IoU and NSD are 0 and distances undefined; with an empty prediction they
+    are 0 too and distances are what `MetricOptions.missing_distance` says.
 
     Attributes:
         voxels: Of the prediction.
@@ -235,16 +235,14 @@ def write_csv(scores: Scores, path: Path) -> None:
 
 
 def table(scores: Scores) -> str:
-    """Label by metric as aligned text: mean +- SD over cases, and how many cases they are."""
-    wanted = scores.options.wanted
-    columns = {field: column for field, column in COLUMNS.items() if column.metric in wanted}
+    """Label by metric as aligned text: mean +- SD over cases; no column where none is defined."""
+    columns = {field: column for field, column in COLUMNS.items() if field in scores.mean}
     rows = [["label", "cases", "empty", *(column.heading for column in columns.values())]]
     for label, summary in scores.summary.items():
         cells = [_cell(summary.metrics.get(f), c.decimals) for f, c in columns.items()]
         rows.append([label, str(summary.cases), str(summary.n_empty), *cells])
     if len(scores.summary) > 1:
-        means = [(scores.foreground_mean(f), c.decimals) for f, c in columns.items()]
-        cells = ["-" if mean is None else f"{mean:.{decimals}f}" for mean, decimals in means]
+        cells = [f"{scores.mean[f]:.{c.decimals}f}" for f, c in columns.items()]
         rows.append(["mean", "", "", *cells])
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = (

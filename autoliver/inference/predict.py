@@ -12,6 +12,7 @@ from autoliver.artifacts import Record
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.model import Model
 from autoliver.inference.window import count_windows, sliding_window
+from autoliver.io.header import label_ending, split_ending
 from autoliver.io.itk import read_image, write_label
 from autoliver.io.volume import Volume
 from autoliver.preprocessing.case import backward_logits, forward
@@ -58,7 +59,7 @@ def make_jobs(
         PredictJob(
             name=name,
             images=tuple(images),
-            output=output / f"{name}{_ending(images[0])}",
+            output=output / f"{name}{label_ending(split_ending(images[0].name)[1])}",
         )
         for name, images in cases.items()
     ]
@@ -161,8 +162,3 @@ def _autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         dtype = torch.float16  # finer than bfloat16, and logits do not overflow it
     return torch.autocast(device.type, dtype=dtype, enabled=device.type == "cuda")
-
-
-def _ending(path: Path) -> str:
-    name = path.name.lower()
-    return path.name[-7:] if name.endswith(".nii.gz") else path.suffix

@@ -1,4 +1,4 @@
-"""Sliding-window inference: patches with a Gaussian weight, mirrored, summed up (as nnU-Net does)."""
+"""Sliding-window inference: patches with a Gaussian weight, mirrored and averaged, as nnU-Net."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -51,8 +51,9 @@ def sliding_window(
     if logits is None:
         raise ValueError("the image has no voxels")
     logits /= total
-    inner = [slice(p // 2, p // 2 + s) for p, s in zip(pad, image.shape[-axes:], strict=True)]
-    return logits[(..., *inner)]
+    for axis, (p, size) in enumerate(zip(pad, image.shape[-axes:], strict=True), start=-axes):
+        logits = logits.narrow(axis, p // 2, size)
+    return logits
 
 
 def count_windows(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> int:

@@ -36,6 +36,10 @@ _FLAT_SPACING = 999.0
 _WHOLE = 1e-4
 
 
+class NotWholeNumbers(DatasetError):
+    """A label file holds values that are not whole numbers."""
+
+
 def read_header(path: str | Path) -> Header:
     """Reads where a file's grid lies and what it holds, not its voxels.
 
@@ -61,15 +65,15 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
         DatasetError: A file cannot be read, or the files do not share one grid.
     """
     files = [Path(path) for path in paths]
-    headers = [read_header(file) for file in files]
-    geometry = headers[0].geometry
-    for file, header in zip(files, headers, strict=True):
+    opened = [_open(file) for file in files]
+    geometry = opened[0][0].geometry
+    for file, (header, _) in zip(files, opened, strict=True):
         _same_grid(files[0], geometry, file, header.geometry)
-    channels = sum(header.channels for header in headers)
+    channels = sum(header.channels for header, _ in opened)
     array = np.empty((channels, *geometry.shape_zyx), dtype=np.float32)
     start = 0
-    for file, header in zip(files, headers, strict=True):
-        array[start : start + header.channels] = _read(file)[1]
+    for file, (header, reader) in zip(files, opened, strict=True):
+        array[start : start + header.channels] = _voxels(file, header, reader)
         start += header.channels
     return Volume(array=array, geometry=geometry)
 
@@ -81,10 +85,12 @@ def read_label(path: str | Path) -> Volume:
         (1, z, y, x), in the smallest integer type that holds the values.
 
     Raises:
-        DatasetError: The file cannot be read, has several channels or values that are not whole.
+        NotWholeNumbers: It holds fractions, NaN or infinity.
+        DatasetError: It cannot be read or has several channels.
     """
     path = Path(path)
-    header, array = _read(path)
+    header, reader = _open(path)
+    array = _voxels(path, header, reader)
     if header.channels != 1:
         raise DatasetError(
             f"{path}: {header.channels} channels, expected a label map with one.",
@@ -222,13 +228,12 @@ def _itk_header(path: Path, reader: Any) -> Header:
     )
 
 
-def _read(path: Path) -> tuple[Header, Array]:
-    """The header and the voxels in the file's own type, (c, z, y, x)."""
-    header, reader = _open(path)
+def _voxels(path: Path, header: Header, reader: Any) -> Array:
+    """The voxels in the file's own type, (c, z, y, x)."""
     shape = (header.channels, *header.geometry.shape_zyx)
     ending = split_ending(path.name)[1].lower()
     if reader is None or (ending in _NIFTI and reader.GetNumberOfComponents() == 1):
-        return header, read_voxels(path).reshape(shape)
+        return read_voxels(path).reshape(shape)
     if ending == ".gipl":
         _check_gipl(path, reader)
     try:
@@ -241,7 +246,7 @@ def _read(path: Path) -> tuple[Header, Array]:
         array = np.moveaxis(array, -1, 0)
     if array.size != np.prod(shape):
         raise unreadable(path, f"it holds {array.size} voxels, its header says {np.prod(shape)}")
-    return header, array.reshape(shape)
+    return array.reshape(shape)
 
 
 def _check_gipl(path: Path, reader: Any) -> None:
@@ -258,7 +263,7 @@ def _whole_numbers(path: Path, array: Array) -> Array:
         with np.errstate(invalid="ignore"):
             odd = ~(np.abs(array - np.rint(array)) <= _WHOLE)  # so that NaN is odd, too
         if odd.any():
-            raise DatasetError(
+            raise NotWholeNumbers(
                 f"{path}: {int(odd.sum())} voxels hold values that are not whole numbers, "
                 f"e.g. {array[odd][0]:g}; expected label numbers.",
                 hint="Export the labels anew without interpolation (nearest neighbour).",
@@ -285,7 +290,7 @@ def _write(path: Path, array_czyx: Array, geometry: Geometry) -> None:
                 _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
             # ITK does not notice a full disk when it writes these two.
             if ending in _NIFTI or ending == ".gipl":
-                _read(beside)
+                _voxels(beside, *_open(beside))
         except (RuntimeError, DatasetError) as error:
             raise _unwritable(path, array_czyx.nbytes, error) from error
 

@@ -6,6 +6,7 @@ It refuses an affine that is not orthonormal, unless there is a qform to use ins
 """
 
 import gzip
+import logging
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ _MM = {"meter": 1000.0, "micron": 0.001}
 
 def read_sheared_header(path: Path) -> Header:
     """The header of a NIfTI file whose affine ITK refuses as not orthonormal."""
-    import nibabel
-
+    nibabel = _nibabel()
     image = nibabel.load(path)
     unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # RAS+ -> LPS+
@@ -49,8 +49,7 @@ def read_voxels(path: Path) -> Array:
     Raises:
         DatasetError: The file is cut short, or its checksum is wrong.
     """
-    import nibabel
-
+    nibabel = _nibabel()
     content = path.read_bytes()
     try:
         if content[:2] == b"\x1f\x8b":
@@ -73,3 +72,11 @@ def sform_note(reader: Any) -> str:
         return "sform was not a valid matrix: qform used"
     note = orthonormal(matrix / lengths)[1]
     return note.replace("direction", "sform").replace("nearest orthonormal one", "qform")
+
+
+def _nibabel() -> Any:
+    import nibabel
+
+    # It tells of each header field that it mends; what matters of that becomes a note or an error.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    return nibabel

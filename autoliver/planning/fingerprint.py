@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from autoliver.dataset import Case, Dataset
 from autoliver.errors import DatasetError
-from autoliver.io import itk
+from autoliver.io.itk import read_image, read_label
 from autoliver.planning.nonzero import BoolArray, bounding_box, nonzero_mask
 from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats
 
-# Enough for stable percentiles over a whole dataset; shared equally between its cases.
-_FOREGROUND_VOXELS = 100_000_000
+# nnU-Net's number: enough for stable percentiles, few enough to hold in memory.
+FOREGROUND_VOXELS = 100_000_000
 # The seed of every case's draw: nnU-Net's, so that the statistics are the same numbers.
 _SEED = 1234
 _DRAW_AT_ONCE = 4_000_000
@@ -45,7 +45,11 @@ class CaseSummary:
 
 
 def make_fingerprint(
-    dataset: Dataset, *, executor: Executor | None = None, progress: Progress | None = None
+    dataset: Dataset,
+    *,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+    foreground_voxels: int = FOREGROUND_VOXELS,
 ) -> Fingerprint:
     """Reads every labelled case and condenses the dataset to what the planner needs.
 
@@ -53,6 +57,7 @@ def make_fingerprint(
         dataset: At least one of its cases has a label.
         executor: Where cases are read; here, one after the other, when None.
         progress: Wraps the iterable of finished cases, as tqdm does.
+        foreground_voxels: Intensities drawn per channel, shared equally between the cases.
 
     Raises:
         DatasetError: No case has a label, no label has foreground, or a case cannot be used.
@@ -63,7 +68,7 @@ def make_fingerprint(
             f"{dataset.folder}: none of {len(dataset.cases)} cases has a label; at least one must.",
             hint="Put the label maps into labelsTr, named as their images without the channel.",
         )
-    work = functools.partial(_read_case, foreground_voxels=_FOREGROUND_VOXELS // len(cases))
+    work = functools.partial(_read_case, foreground_voxels=foreground_voxels // len(cases))
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
     return summarise(summaries, made_from={"dataset": dataset.digest()})
@@ -131,8 +136,8 @@ def summarise(
 def _read_case(case: Case, *, foreground_voxels: int) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
-    image = itk.read_image([Path(path) for path in case.images])
-    label = itk.read_label(Path(case.label))
+    image = read_image([Path(path) for path in case.images])
+    label = read_label(Path(case.label))
     return fingerprint_case(
         image.array.astype(np.float32, copy=False),
         label.array,

@@ -61,7 +61,8 @@ def full_resolution(
         target = np.array(spacing_mm, dtype=np.float64)
         spacing_reason = f"{reasons.millimetres(target)}, as asked for."
     first = int(np.argmax(target))
-    transpose_reason = reasons.transpose("zyx"[first], float(target[first]))
+    next_mm = float(np.delete(target, first).max())
+    transpose_reason = reasons.transpose("zyx"[first], float(target[first]), next_mm=next_mm)
     # One slice has no distance to a next one, whatever its file says.
     single = [int(axis) for axis in np.flatnonzero(np.median(shapes, axis=0) == 1)][:1]
     if single:

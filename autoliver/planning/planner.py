@@ -148,7 +148,7 @@ class _Planner:
             dice=reasons.dice_of_full(covered, pooled=pooled),
         )
         if low is not None:
-            found["3d_cascade"] = self._cascade(found["3d_fullres"])
+            found["3d_cascade"] = self._cascade(found["3d_fullres"], low)
         return found, dropped
 
     def _fit(self, spacing_mm: FloatArray, median_shape: FloatArray, voxels: float) -> Fit:
@@ -219,11 +219,14 @@ class _Planner:
             },
         )
 
-    def _cascade(self, full: Configuration) -> Configuration:
+    def _cascade(self, full: Configuration, low: Configuration) -> Configuration:
         """Full resolution with the low-resolution prediction as further channels."""
-        channels = full.network.in_channels + self.previous_channels
+        further = self.previous_channels
+        why = reasons.previous_stage(further, low.spacing_mm)
         return full.replace(
-            network=full.network.replace(in_channels=channels), previous_stage="3d_lowres"
+            network=full.network.replace(in_channels=full.network.in_channels + further),
+            previous_stage="3d_lowres",
+            reasons={**full.reasons, "previous_stage": why},
         )
 
 

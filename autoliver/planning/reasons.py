@@ -23,8 +23,8 @@ def millimetres(values: Numbers) -> str:
 
 
 def share(value: float) -> str:
-    """A share as a percentage, never rounded to an empty one."""
-    return f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+    """A share as a percentage, at most all; small ones with a decimal."""
+    return f"{100 * value:.1f} %" if value < 0.1 else f"{100 * min(value, 1):.0f} %"
 
 
 def spacing_of_median(spacing_mm: Numbers, cases: int) -> str:
@@ -86,13 +86,16 @@ def batch(fit: Fit, *, share_allowed: float, most: int | None) -> str:
     if most is not None and size > most:
         return f"{most} patches, the limit of this preset; default would take {size}."
     if dataset <= size < memory:
-        few = "" if dataset == size else "; that would be fewer, but this is the least used"
+        few = "" if dataset == size else "; fewer than this are never used"
         return (
             f"{size} patches, where memory would hold {memory}: one step may show at most "
-            f"{share_allowed:.0%} of the dataset, lest the network learn its cases by heart{few}."
+            f"{100 * share_allowed:g} % of the dataset, lest the network learn its cases by heart"
+            f"{few}."
         )
     if size == MIN_BATCH:
-        return f"{size} patches, the least used: memory goes into the size of the patch first."
+        return (
+            f"{size} patches, the fewest ever used: memory goes into the size of the patch first."
+        )
     return f"{size} patches: as many of this size as the memory target holds."
 
 
@@ -102,8 +105,9 @@ def topology(network: UNetSpec, patch_shape: Sequence[int], *, axes: str) -> str
     bottom = [n // t for n, t in zip(patch_shape, network.total_stride, strict=True)]
     counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
     clauses = [
-        f"{len(network.strides)} stages: an axis is halved ({counts}) while at least 8 voxels are "
-        f"left and its spacing is within twice the finest, down to {times(bottom)} voxels"
+        f"{len(network.strides)} stages of {network.features[0]} to {network.features[-1]} "
+        f"features: an axis is halved ({counts}) while at least 8 voxels are left and its spacing "
+        f"is within twice the finest, down to {times(bottom)} voxels"
     ]
     for name, sizes in zip(axes, zip(*network.kernels, strict=True), strict=True):
         thin = sum(size == 1 for size in sizes)
@@ -121,11 +125,11 @@ def normalization(
     masked: Sequence[bool],
     kept: float,
 ) -> str:
-    """One clause per channel."""
-    clauses = [
-        f"{name}: {_scheme(scheme, stats)}"
-        for name, scheme, stats in zip(names, schemes, intensities, strict=True)
-    ]
+    """One clause per group of channels that are treated alike."""
+    channels: dict[str, list[str]] = {}
+    for name, scheme, stats in zip(names, schemes, intensities, strict=True):
+        channels.setdefault(_scheme(scheme, stats), []).append(name)
+    clauses = [f"{', '.join(group)}: {how}" for how, group in channels.items()]
     if any(masked):
         clauses.append(
             f"mean and deviation are taken inside the non-zero region, since cropping to it keeps "
@@ -172,15 +176,20 @@ def dice_of_full(covered: float, *, pooled: bool) -> str:
             f"Over the whole batch: one patch covers only {share(covered)} of the median case and "
             "often lacks a structure."
         )
-    return f"Per patch: one patch covers {share(covered)} of the median case, enough for its own."
-
-
-def transpose(axis: str, spacing_mm: float) -> str:
-    """Which axis comes first."""
     return (
-        f"Axis {axis} comes first: it is the coarsest ({spacing_mm:.2f} mm), so 2D slices are cut "
-        "across it."
+        f"Per patch: one patch covers {share(covered)} of the median case and no low-resolution "
+        "network is needed, so most patches hold enough of each structure."
     )
+
+
+def transpose(axis: str, spacing_mm: float, *, next_mm: float) -> str:
+    """Which axis comes first."""
+    if spacing_mm > next_mm:
+        return (
+            f"Axis {axis} comes first: it is the coarsest ({spacing_mm:.2f} mm, the next "
+            f"{next_mm:.2f} mm), so 2D slices are cut across it."
+        )
+    return f"Axis {axis} comes first: no other is coarser ({spacing_mm:.2f} mm)."
 
 
 def transpose_of_slice(axis: str) -> str:
@@ -201,4 +210,12 @@ def lowres_too_similar(low_mm: Numbers, fewer: float) -> str:
     return (
         f"dropped: at {millimetres(low_mm)}, where a patch covers 25 % of the median case, the "
         f"case has only {fewer:.1f} times fewer voxels than at full resolution (at least 2 wanted)."
+    )
+
+
+def previous_stage(channels: int, lowres_mm: Numbers) -> str:
+    """The cascade refines what low resolution found."""
+    return (
+        f"Gets the labels that 3d_lowres found at {millimetres(lowres_mm)} as {channels} further "
+        "channels, since its own patch is too small to see where in the body it is."
     )

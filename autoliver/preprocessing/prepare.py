@@ -42,5 +42,11 @@ def prepare_case(task: PrepareTask) -> str:
     if done.label is not None:
         rng = np.random.default_rng(_SEED)
         locations = class_locations(done.label, task.plan.labels, rng=rng)
-    write_case(task.folder, done, locations, patch_shape=task.configuration.patch_shape)
+    write_case(
+        task.folder,
+        done,
+        locations,
+        patch_shape=task.configuration.patch_shape,
+        files=case.files,
+    )
     return case.name

@@ -31,6 +31,8 @@ SCHEMA = 1
 _STORE_FILE = "store.json"
 # 64 KB of float32: reads patches fastest (of 64 to 256 KB) at the same compression.
 _BLOCK_VOXELS = 1 << 14
+# A chunk costs some 30 bytes and a search however small it is.
+_LEAST_SIDE = 16
 
 
 class StoreInfo(Artifact, frozen=True, kw_only=True):
@@ -102,6 +104,11 @@ class StoredCase:
     properties: CaseProperties
     locations: Locations
 
+    @property
+    def name(self) -> str:
+        """The case's name."""
+        return self.properties.name
+
 
 def store_key(plan: Plan, name: ConfigurationName) -> str:
     """The name of the store a configuration reads: a digest of what shapes the stored data.
@@ -161,6 +168,7 @@ def write_case(
     locations: Mapping[int, npt.NDArray[np.int32]],
     *,
     patch_shape: Sequence[int],
+    files: str = "",
 ) -> None:
     """Adds a case to the store, or replaces it.
 
@@ -169,6 +177,7 @@ def write_case(
         case: What to store.
         locations: Label value -> (n, 3) positions.
         patch_shape: 2 or 3 values: what will be read at a time; sets the size of the blocks.
+        files: State of the files it was made from (`Case.files`).
 
     Raises:
         AutoliverError: The disk is full, read-only or not ours to write.
@@ -189,7 +198,7 @@ def write_case(
     for file, content in contents.items():
         write_bytes(folder / file, content)
     sizes = {file: len(content) for file, content in contents.items()}
-    CaseFile(properties=case.properties, sizes=sizes).save(final)
+    CaseFile(made_from={"files": files}, properties=case.properties, sizes=sizes).save(final)
 
 
 def read_case(folder: Path, name: str) -> StoredCase:
@@ -213,22 +222,24 @@ def read_case(folder: Path, name: str) -> StoredCase:
     )
 
 
-def finished_cases(folder: Path) -> set[str]:
-    """The names of the cases that are there in full.
+def finished_cases(folder: Path) -> dict[str, str]:
+    """The cases that are there in full: name -> state of the files each was made from.
 
     Args:
         folder: The store; need not exist.
     """
     names = {path.stem for path in folder.glob("*.json") if path.name != _STORE_FILE}
-    return {name for name in names if _is_whole(folder, name)}
+    found = {name: _made_from(folder, name) for name in sorted(names)}
+    return {name: files for name, files in found.items() if files is not None}
 
 
-def _is_whole(folder: Path, name: str) -> bool:
+def _made_from(folder: Path, name: str) -> str | None:
     try:
-        _check_sizes(folder, CaseFile.load(_case_file(folder, name)), name)
+        file = CaseFile.load(_case_file(folder, name))
+        _check_sizes(folder, file, name)
     except ArtifactError:
-        return False
-    return True
+        return None
+    return file.made_from.get("files", "")
 
 
 def _check_sizes(folder: Path, file: CaseFile, name: str) -> None:
@@ -271,7 +282,7 @@ def _partition(
     shape: tuple[int, ...], patch_shape: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunks about the size of a patch, in blocks small enough for the cache."""
-    patch = (1,) * (3 - len(patch_shape)) + tuple(patch_shape)
+    patch = (1,) * (3 - len(patch_shape)) + tuple(max(_LEAST_SIDE, n) for n in patch_shape)
     block = [min(p, n) for p, n in zip(patch, shape[1:], strict=True)]
     while np.prod(block) > _BLOCK_VOXELS:
         longest = int(np.argmax(block))

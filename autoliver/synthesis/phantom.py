@@ -78,7 +78,7 @@ class PhantomOptions(Record, frozen=True, kw_only=True):
         spacing_mm: (z, y, x); None: 1.5-2.5 mm in plane (less for large slices), 3-5 mm (CT) or
             5-8 mm (MR) between slices (less for many slices).
         scale: Size of the patient, 1 an adult; None: as large as fits in the field of view.
-        lesions: Fewest and most liver lesions.
+        lesions: Fewest and most liver lesions; fewer where they find no room.
         oblique: Whether the grid is turned against the patient by a few degrees.
     """
 

@@ -82,7 +82,7 @@ def sample_anatomy(rng: np.random.Generator, *, lesions: tuple[int, int]) -> tup
 
     Args:
         rng: Where the randomness comes from.
-        lesions: Fewest and most liver lesions.
+        lesions: Fewest and most liver lesions; fewer where they find no room.
 
     Returns:
         The patient's parts in painting order. Labels: 1 liver with its vessels, 2 tumour, 3 spleen,

@@ -128,6 +128,11 @@ def augment_batch(
     return image, label.masked_fill_(label == OUTSIDE, 0)
 
 
+def stream_seed(seed: int, process: str) -> int:
+    """The seed of a process of a given name; Python's own hash would differ from run to run."""
+    return zlib.crc32(f"{seed} {process}".encode())
+
+
 class BatchAugment:
     """`augment_batch` in the protocol of batchgenerators: a dict of arrays in, a dict out.
 
@@ -152,8 +157,8 @@ class BatchAugment:
         Numpy arrays come back as numpy arrays, tensors as tensors.
         """
         if self._generator is None:
-            stream = f"{self.seed} {multiprocessing.current_process().name}"
-            self._generator = Generator().manual_seed(zlib.crc32(stream.encode()))
+            process = multiprocessing.current_process().name
+            self._generator = Generator().manual_seed(stream_seed(self.seed, process))
         image, label = augment_batch(
             torch.as_tensor(data_dict["data"]),
             torch.as_tensor(data_dict["target"]),

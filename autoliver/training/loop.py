@@ -23,9 +23,9 @@ from autoliver.dataset import Labels
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.planning.plan import Configuration
-from autoliver.training.augment import augment_batch
-from autoliver.training.augment_spec import (
+from autoliver.training.augment import (
     AugmentSpec,
+    augment_batch,
     default_augment_spec,
     initial_patch_shape,
 )
@@ -128,7 +128,8 @@ class _Loop:
         self.task = task
         self.spec = None
         if task.options.augment == "default":
-            self.spec = default_augment_spec(configuration.patch_shape)
+            masked = tuple(i for i, used in enumerate(configuration.mask_norm) if used)
+            self.spec = default_augment_spec(configuration.patch_shape, masked_channels=masked)
         self.train = self._sampler(task.train, self.spec)
         self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
         self.classes = class_table(task.labels)
@@ -315,7 +316,7 @@ class _Loop:
         image = torch.from_numpy(batch.image).to(self.task.device, non_blocking=True)
         target = torch.from_numpy(self.classes[batch.label + 1]).to(self.task.device)
         if spec is None:
-            return image, target
+            return image, target.clamp_min(0)
         return augment_batch(
             image,
             target,

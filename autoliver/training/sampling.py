@@ -37,8 +37,8 @@ class TrainingCase(Protocol):
         """(c, z, y, x) float32."""
 
     @property
-    def label(self) -> Readable:
-        """(1, z, y, x) int16."""
+    def label(self) -> Readable | None:
+        """(1, z, y, x) int16; training needs one."""
 
     @property
     def locations(self) -> Mapping[int, npt.NDArray[np.int32]]:
@@ -117,6 +117,8 @@ class PatchSampler:
         self, case: TrainingCase, start: tuple[int, ...]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         shape = self.patch_shape if len(self.patch_shape) == 3 else (1, *self.patch_shape)
+        if case.label is None:
+            raise ValueError(f"{case.name} has no label")
         image = _crop_and_pad(case.image, start, shape, _IMAGE_PAD).astype(np.float32, copy=False)
         label = _crop_and_pad(case.label, start, shape, _LABEL_PAD).astype(np.int16, copy=False)
         if len(self.patch_shape) == 2:

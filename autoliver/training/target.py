@@ -11,9 +11,10 @@ def class_table(labels: Labels) -> npt.NDArray[np.int16]:
     """The class of each label value, indexed by value + 1, so that -1 can be looked up too.
 
     Without regions, classes are consecutive in the order of `labels` and the ignored value comes
-    last; with regions, values stay what they are. "Outside the image" (-1) is background.
+    last; with regions, values stay what they are. "Outside the image" stays -1.
     """
     table = np.zeros(max(labels.allowed) + 2, np.int16)
+    table[0] = -1
     if labels.has_regions:
         table[1:] = np.arange(len(table) - 1)
         return table

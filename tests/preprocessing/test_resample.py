@@ -46,7 +46,7 @@ def slice_by_slice(array, shape, axis, resample):
     across = [n for a, n in enumerate(shape) if a != axis]
     slices = [resample(s, across) for s in np.moveaxis(array, axis, 0)]
     stack = np.moveaxis(np.stack(slices), 0, axis)
-    grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    grid = list(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
     grid[axis] = (grid[axis] + 0.5) * (array.shape[axis] / shape[axis]) - 0.5
     return map_coordinates(stack, np.array(grid), order=0, mode="nearest")
 

@@ -49,7 +49,7 @@ CONTRASTS: tuple[Contrast, ...] = ("CT", "T1", "T2")
 
 @pytest.fixture(scope="module")
 def adults() -> list[Phantom]:
-    return [make_phantom(np.random.default_rng(seed), ADULT) for seed in range(8)]
+    return [make_phantom(np.random.default_rng(seed), ADULT) for seed in range(6)]
 
 
 def scan(seed: int, options: PhantomOptions) -> Phantom:
@@ -148,7 +148,7 @@ def test_asked_number_of_lesions(adults: list[Phantom]) -> None:
 def test_tissue_means_are_near_the_table(contrast: Contrast) -> None:
     options = ADULT.replace(contrast=contrast)
     found: dict[str, list[float]] = {name: [] for name in TISSUES}
-    for seed in range(6):
+    for seed in range(4):
         phantom = scan(seed, options)
         tissue, image = phantom.tissue.array[0], phantom.image.array[0]
         for name, value in TISSUES.items():
@@ -218,24 +218,24 @@ def test_oblique_grid_shows_the_same_patient_in_the_same_place() -> None:
 def test_default_grids_are_those_of_each_modality() -> None:
     for contrast, slices in (("CT", (2.0, 5.0)), ("T1", (3.2, 8.0))):
         options = PhantomOptions(contrast=contrast)
-        grids = [scan(seed, options).image.geometry for seed in range(4)]
+        grids = [scan(seed, options).image.geometry for seed in range(3)]
         for grid in grids:
             assert grid.shape_zyx == ((40, 96, 96) if contrast == "CT" else (24, 96, 96))
             assert slices[0] <= grid.spacing_mm[0] <= slices[1]
             assert 1.5 <= grid.spacing_mm[1] == grid.spacing_mm[2] <= 2.5
-        assert len({grid.spacing_mm for grid in grids}) == 4
+        assert len({grid.spacing_mm for grid in grids}) == 3
 
 
 def test_every_organ_is_on_default_scans() -> None:
     for contrast in ("CT", "T2"):
-        for seed in range(6):
+        for seed in range(4):
             label = scan(seed, PhantomOptions(contrast=contrast, lesions=(1, 4))).label.array
             assert np.bincount(label.ravel(), minlength=6).min() > 5
 
 
 def test_slices_vary_only_when_asked() -> None:
-    fixed = {scan(s, SMALL).image.geometry.shape_zyx for s in range(5)}
-    varied = {scan(s, SMALL.replace(shape_jitter=0.3)).image.geometry.shape_zyx for s in range(5)}
+    fixed = {scan(s, SMALL).image.geometry.shape_zyx for s in range(4)}
+    varied = {scan(s, SMALL.replace(shape_jitter=0.3)).image.geometry.shape_zyx for s in range(4)}
     assert fixed == {(16, 40, 40)}
     assert len(varied) > 1
     assert all(11 <= z <= 21 and (y, x) == (40, 40) for z, y, x in varied)

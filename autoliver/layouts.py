@@ -1,0 +1,292 @@
+"""Which files make up which case: by their names, hardly ever by their contents."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoliver.errors import DatasetError
+from autoliver.io.header import ENDINGS, split_ending
+from autoliver.io.itk import read_header
+
+# Case name -> image files and label file
+Files = dict[str, tuple[tuple[Path, ...], Path | None]]
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def find_case_images(
+    folder: str | Path, *, channels: int, file_ending: str | None
+) -> dict[str, tuple[Path, ...]]:
+    """The images to predict on, by case, in the order of their names.
+
+    A case is `<case>_0000.nii.gz` and so on, or one file `<case>.nii.gz` that holds all channels.
+
+    Args:
+        folder: A folder of images, or one image file; of several channels any one will do.
+        channels: How many the model expects.
+        file_ending: Taken where a case is there in two types; any type is read.
+
+    Raises:
+        DatasetError: There are no images, or a case lacks a channel.
+    """
+    source = Path(folder)
+    if source.is_file():
+        return _images_of_one_file(source, channels, file_ending)
+    if not source.is_dir():
+        raise DatasetError(f"{source}: there is no such folder or file.", hint="Check the path.")
+    files = image_files(source)
+    if not files:
+        raise DatasetError(
+            f"{source}: no images, {_endings_found(source)}.", hint=_where_images_are(source)
+        )
+    return group_channels(by_stem(files, prefer=file_ending), channels=channels)
+
+
+def paired_files(images: Path, labels: Path, *, ending: str | None, channels: int) -> Files:
+    """The files of a folder of images and a folder of labels, whose stems pair up.
+
+    Args:
+        images: `<case>_0000<ending>` and so on, or `<case><ending>` with all channels.
+        labels: `<case>` with any ending; need not hold a label for each image, nor exist.
+        ending: Of the images; None: any.
+        channels: Channels of a case.
+
+    Raises:
+        DatasetError: There are no images, a case lacks a channel, or a label has no image.
+    """
+    found = image_files(images)
+    if not found:
+        raise DatasetError(
+            f"{images}: no images" + ("." if images.is_dir() else ", there is no such folder."),
+            hint=f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
+        )
+    chosen = [path for path in found if ending is None or path.name.endswith(ending)]
+    if not chosen:
+        raise DatasetError(
+            f"{images}: no file ends with {ending}, which dataset.json gives as file_ending; "
+            f"found {found[0].name} and {len(found) - 1} more.",
+            hint=f'Set "file_ending": "{commonest_ending(found)}".',
+        )
+    label_of = by_stem(image_files(labels), prefer=ending)
+    cases = group_channels(by_stem(chosen, prefer=ending), channels=channels, labels=label_of)
+    if orphans := [name for name in label_of if name not in cases]:
+        raise DatasetError(
+            f"{orphans[0]}: {label_of[orphans[0]]} is a label without an image in {images} "
+            f"({len(orphans)} such label(s)).",
+            hint="Add the image, or move the label out of the folder.",
+        )
+    return {name: (paths, label_of.get(name)) for name, paths in cases.items()}
+
+
+def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
+    """The files of the `dataset` table of a dataset.json, whose paths start at its folder.
+
+    Raises:
+        DatasetError: A file is not there, or a case has another number of channels.
+    """
+    files: Files = {}
+    for name, entry in table.items():
+        if "/" in name or not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+            raise DatasetError(
+                f'{where}: dataset: {name}: expected {{"images": [...], "label": ...}}, '
+                f"found {entry!r}.",
+                hint="Correct it in a text editor.",
+            )
+        images = tuple(_existing(where, name, image) for image in entry["images"])
+        if len(images) not in (1, channels):
+            raise DatasetError(
+                f"{where}: dataset: {name}: {len(images)} images, expected {channels}.",
+                hint="List one file per channel, or one 4D file.",
+            )
+        label = entry.get("label")
+        files[name] = (images, None if label is None else _existing(where, name, label))
+    return files
+
+
+def listed_files(where: Path, entries: Iterable[Any]) -> Files:
+    """The files of a Decathlon's `training` list.
+
+    Raises:
+        DatasetError: A file is not there.
+    """
+    files: Files = {}
+    for entry in entries:
+        image = entry["image"] if isinstance(entry, dict) and "image" in entry else entry
+        if not isinstance(image, str):
+            raise DatasetError(
+                f'{where}: training: expected {{"image": ..., "label": ...}}, found {entry!r}.',
+                hint="Correct it in a text editor.",
+            )
+        path = Path(os.path.normpath(where.parent / image))
+        if path.name.startswith("._"):  # macOS leaves these beside the files of some archives
+            continue
+        name = split_ending(path.name)[0]
+        images = _listed_images(path) or (_existing(where, name, image),)
+        label = entry.get("label") if isinstance(entry, dict) else None
+        files[name] = (images, None if label is None else _existing(where, name, label))
+    return files
+
+
+def _existing(where: Path, name: str, file: object) -> Path:
+    path = Path(os.path.normpath(where.parent / str(file)))
+    if not path.is_file():
+        raise DatasetError(
+            f"{name}: {path} is listed in {where.name} and not there.",
+            hint="Put the file there, or take the case out of the list.",
+        )
+    return path
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder that can be images by their ending, sorted; hidden ones are not."""
+    if not folder.is_dir():
+        return []
+    files = (p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1])
+    return sorted(p for p in files if p.is_file())
+
+
+def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
+    """The files by stem.
+
+    Args:
+        files: With endings of ours.
+        prefer: The ending to take where two files have one stem.
+
+    Raises:
+        DatasetError: Two files have one stem and none has the preferred ending.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        stem, ending = split_ending(path.name)
+        other = found.get(stem)
+        if other is not None and split_ending(other.name)[1] == prefer:
+            continue
+        if other is not None and ending != prefer:
+            raise DatasetError(
+                f"{path.parent}: {other.name} and {path.name} are the same image in two types.",
+                hint="Move one of them out of the folder.",
+            )
+        found[stem] = path
+    return found
+
+
+def group_channels(
+    files: Mapping[str, Path], *, channels: int, labels: Collection[str] = ()
+) -> dict[str, tuple[Path, ...]]:
+    """Sorts files into cases.
+
+    Args:
+        files: Stem -> file.
+        channels: Channels of a case.
+        labels: Stems of label files: an image of the same stem is a case, even if it ends with
+            four digits.
+
+    Raises:
+        DatasetError: A case lacks a channel or has too many.
+    """
+    whole: dict[str, Path] = {}
+    split: dict[str, dict[int, Path]] = {}
+    for stem, path in files.items():
+        match = None if stem in labels else _CHANNEL.fullmatch(stem)
+        if match is None:
+            whole[stem] = path
+        else:
+            split.setdefault(match[1], {})[int(match[2])] = path
+    for name, found in list(split.items()):
+        # "liver_0041": digits that cannot be a channel belong to the name.
+        if all(index >= channels for index in found) and name not in labels:
+            whole |= {split_ending(path.name)[0]: path for path in found.values()}
+            del split[name]
+    cases = {name: _all_channels(name, found, channels) for name, found in split.items()}
+    for name, path in whole.items():
+        if name in cases:
+            raise DatasetError(
+                f"{name}: both {path.name} and {cases[name][0].name} are there.",
+                hint="Move one of them out of the folder.",
+            )
+        cases[name] = _one_file(name, path, channels)
+    return dict(sorted(cases.items()))
+
+
+def commonest_ending(files: Iterable[Path]) -> str:
+    """The ending that most files have."""
+    counts = Counter(split_ending(path.name)[1] for path in files)
+    return counts.most_common(1)[0][0]
+
+
+def _listed_images(path: Path) -> tuple[Path, ...]:
+    # nnU-Net v1 lists <case>.nii.gz where the folder holds <case>_0000.nii.gz and so on.
+    if path.is_file():
+        return (path,)
+    stem, ending = split_ending(path.name)
+    return tuple(sorted(path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}")))
+
+
+def _images_of_one_file(
+    path: Path, channels: int, file_ending: str | None
+) -> dict[str, tuple[Path, ...]]:
+    stem, ending = split_ending(path.name)
+    if not ending:
+        raise DatasetError(
+            f"{path}: not an image by its ending, expected one of {', '.join(ENDINGS)}.",
+            hint="Convert it to .nii.gz.",
+        )
+    match = _CHANNEL.fullmatch(stem)
+    if match is None or int(match[2]) >= channels:
+        return group_channels({stem: path}, channels=channels)
+    siblings = image_files(path.parent) if channels > 1 else []
+    near = by_stem(
+        (p for p in siblings if re.fullmatch(re.escape(match[1]) + r"_\d{4}", _stem(p))),
+        prefer=file_ending,
+    )
+    return group_channels({**near, stem: path}, channels=channels)
+
+
+def _stem(path: Path) -> str:
+    return split_ending(path.name)[0]
+
+
+def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[Path, ...]:
+    one = next(iter(found.values()))
+    ending = split_ending(one.name)[1]
+    have = ", ".join(path.name for _, path in sorted(found.items()))
+    for index in range(channels):
+        if index not in found:
+            raise DatasetError(
+                f"{name}: channel {index} of {channels} is missing: expected "
+                f"{one.with_name(f'{name}_{index:04d}{ending}')}, found {have}.",
+                hint="Add the file, or take the case out of the folder.",
+            )
+    if len(found) > channels:
+        raise DatasetError(
+            f"{name}: {len(found)} channels in {one.parent} ({have}), expected {channels}.",
+            hint="Move the further files out, or name each channel in dataset.json.",
+        )
+    return tuple(found[index] for index in range(channels))
+
+
+def _one_file(name: str, path: Path, channels: int) -> tuple[Path, ...]:
+    if channels > 1 and (held := read_header(path).channels) != channels:
+        ending = split_ending(path.name)[1]
+        raise DatasetError(
+            f"{name}: {path} holds {held} channel(s), expected {channels}: {name}_0000{ending} to "
+            f"{name}_{channels - 1:04d}{ending}, or one 4D file.",
+            hint="Add the missing channels, or take the case out of the folder.",
+        )
+    return (path,)
+
+
+def _endings_found(folder: Path) -> str:
+    names = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"found {shown}" if names else "the folder is empty"
+
+
+def _where_images_are(folder: Path) -> str:
+    for name in ("imagesTs", "imagesTr", "images"):
+        if image_files(folder / name):
+            return f"Did you mean {folder / name}?"
+    return f"Expected files ending with {', '.join(ENDINGS)}."
