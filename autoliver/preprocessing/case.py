@@ -241,7 +241,8 @@ def backward_logits(
             if labels.has_regions:
                 target[score > 0] = value
             elif index == 0:
-                best = score
+                # A copy: on an unchanged grid the score is the caller's array.
+                best = score.copy()
                 target[:] = value
             else:
                 np.copyto(target, value, where=score > best)

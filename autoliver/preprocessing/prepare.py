@@ -37,7 +37,14 @@ def prepare_case(task: PrepareTask) -> str:
     case = task.case
     image = read_image([Path(path) for path in case.images])
     label = read_label(Path(case.label)) if case.label else None
-    done = forward(image, label, plan=task.plan, configuration=task.configuration, name=case.name)
+    done = forward(
+        image,
+        label,
+        plan=task.plan,
+        configuration=task.configuration,
+        name=case.name,
+        modality=case.modality,
+    )
     locations = {}
     if done.label is not None:
         rng = np.random.default_rng(_SEED)

@@ -79,8 +79,11 @@ def resample_image(
     for channel, target in zip(image, result, strict=True):
         low, high = channel.min(axis=sides, keepdims=True), channel.max(axis=sides, keepdims=True)
         resampled = apply_operators(channel, operators)
-        np.clip(resampled, low, high, out=resampled)
-        target[:] = _nearest_slices(resampled, shape_zyx, separate_axis)
+        if resampled.shape == target.shape:
+            np.clip(resampled, low, high, out=target)
+        else:
+            clipped = np.clip(resampled, low, high)
+            target[:] = _nearest_slices(clipped, shape_zyx, separate_axis)
     return result
 
 
@@ -163,7 +166,7 @@ def apply_operators(
         rows: Only this range of the first axis of the result.
 
     Returns:
-        (z, y, x) of the new sizes.
+        (z, y, x) of the new sizes; the input itself where nothing changes.
     """
     first = operators[0]
     if rows is not None:

@@ -38,7 +38,7 @@ from autoliver.training.progress import (
     write_progress,
 )
 from autoliver.training.sampling import Batch, PatchSampler, TrainingCase
-from autoliver.training.state import EpochSums, TrainingState, amp_dtype, new_state
+from autoliver.training.state import EpochSums, TrainingState, amp_dtype, memory_format, new_state
 from autoliver.training.target import class_table, loss_options
 
 _CLIP_NORM = 12.0  # nnU-Net's
@@ -134,6 +134,7 @@ class _Loop:
         self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
         self.classes = class_table(task.labels)
         self.amp_dtype = amp_dtype(task.device)
+        self.layout = memory_format(configuration.network, task.device)
         self.state = self._new_state(choose_recipe(task.options))
         self.recipe = choose_recipe(task.options, steps=self._affordable_steps())
         self.state = self._new_state(self.recipe)
@@ -230,7 +231,7 @@ class _Loop:
         self, network: nn.Module, image: Tensor, target: Tensor
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         with self._autocast():
-            outputs = network(image)
+            outputs = network(image.contiguous(memory_format=self.layout))
         loss = segmentation_loss(outputs, target, options=self.loss)
         with torch.no_grad():
             counts = hard_dice_counts(outputs[0], target, options=self.loss)

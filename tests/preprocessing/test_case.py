@@ -258,6 +258,19 @@ def test_half_precision_logits_and_large_label_values_are_fine():
     assert np.mean(result != expected) < 1e-3
 
 
+def test_logits_are_read_only_even_where_the_grid_stays():
+    image, label = make_case(spacing_mm=(2.0, 2.0, 2.0))
+    case = run(image, label, make_plan(spacing_mm=(2.0, 2.0, 2.0)))
+    logits = np.random.default_rng(0).normal(size=(3, *case.image.shape[1:])).astype(np.float32)
+    logits.flags.writeable = False
+
+    result = backward_logits(logits, case.properties, labels=LABELS)
+    backward_probabilities(logits, case.properties, labels=LABELS)
+
+    inside = tuple(slice(*ends) for ends in case.properties.box)
+    np.testing.assert_array_equal(result[inside], logits.argmax(axis=0))
+
+
 def test_logits_of_another_case_are_a_bug():
     case, logits = forward_with_logits()
 

@@ -180,12 +180,12 @@ def test_the_separate_axis_is_the_one_coarsest_by_more_than_three(before, after,
     assert separate_axis(before, after) == expected
 
 
-def test_inputs_are_left_as_they_were():
+@pytest.mark.parametrize("wanted", [(9, 8, 7), (5, 8, 7), (5, 9, 9)])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_inputs_may_be_read_only(wanted, axis):
     image, labels = noise((1, 9, 8, 7)), patches((9, 8, 7), (0, 1))[None]
-    kept_image, kept_labels = image.copy(), labels.copy()
+    image.flags.writeable = labels.flags.writeable = False
 
-    resample_image(image, (5, 9, 9))
-    resample_labels(labels, (5, 9, 9))
-
-    np.testing.assert_array_equal(image, kept_image)
-    np.testing.assert_array_equal(labels, kept_labels)
+    assert resample_image(image, wanted, separate_axis=axis).shape[1:] == wanted
+    assert resample_probabilities(image, wanted, separate_axis=axis).shape[1:] == wanted
+    assert resample_labels(labels, wanted, separate_axis=axis).shape[1:] == wanted

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -271,18 +272,21 @@ def test_the_dataset_statistics_matter_only_to_ct():
 
 
 def test_only_the_blocks_of_a_slice_are_read(tmp_path):
-    # Damage far away from the slice does not show.
+    # Damage far away from the slice does not show; where it is decompressed it does.
     case = make_case(channels=1)
-    write(tmp_path, case, (8, 8, 8))
+    smooth = np.sin(np.arange(case.image.size, dtype=np.float32) // 7).reshape(case.image.shape)
+    write(tmp_path, dataclasses.replace(case, image=smooth))
     path = tmp_path / "case_1.b2nd"
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 200] = bytes(200)
+    part = slice(len(content) // 2, len(content) * 3 // 4)
+    content[part] = b"\xff" * (part.stop - part.start)
     path.write_bytes(bytes(content))
 
     stored = read_case(tmp_path, "case_1")
 
-    np.testing.assert_array_equal(stored.image[:, :8, :8, :8], case.image[:, :8, :8, :8])
+    np.testing.assert_array_equal(stored.image[:, :8, :8, :8], smooth[:, :8, :8, :8])
+    with pytest.raises(ArtifactError, match="case case_1 is damaged"):
+        stored.image[:]
 
 
 def test_the_module_does_not_need_blosc2_to_be_imported():
