@@ -1,24 +1,16 @@
 """All stages in one process: runs what is missing, keeps what is there, refuses misfits."""
 
-import contextlib
 import dataclasses
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from autoliver.artifacts import check_chain
 from autoliver.dataset import Dataset, find_case_images
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
+from autoliver.parallel import case_bar, case_workers, window_bars
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.plan import ConfigurationName, Fingerprint, Plan
 from autoliver.planning.planner import PlanOptions, make_plan
@@ -27,14 +19,13 @@ from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.training.folds import Fold, Folds, make_folds, read_splits
 from autoliver.training.options import TrainingOptions, check_options
+from autoliver.training.stop import stop_on_sigterm
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     import torch
 
     from autoliver.evaluation.results import Scores
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +48,8 @@ def verify_dataset(
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
         if found.made_from == made_from:
             return folder, dataset, found
-    with _executor(workers, len(dataset.cases)) as executor:
-        bar = _bar("verify", len(dataset.cases))
+    with case_workers(workers, len(dataset.cases)) as executor:
+        bar = case_bar("verify", len(dataset.cases))
         found = verify(dataset, executor=executor, progress=bar).replace(made_from=made_from)
     dataset.save(folder.dataset)
     found.save(folder.verify)
@@ -91,7 +82,7 @@ def plan_dataset(
         made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()}
     )
     plan.save(folder.plan)
-    _save_folds(folder, dataset)
+    _current_folds(folder, dataset)
     return Planned(folder=folder, dataset=dataset, plan=plan)
 
 
@@ -137,9 +128,10 @@ def preprocess(
             for case in planned.dataset.labelled
             if done.get(case.name) != case.files
         ]
-        with _executor(workers, len(todo)) as executor:
-            bar = _bar(f"preprocess {name}", len(todo))
-            for _ in bar(_map(executor, prepare_case, todo)):
+        with case_workers(workers, len(todo)) as executor:
+            bar = case_bar(f"preprocess {name}", len(todo))
+            mapped = (executor.map if executor else map)(prepare_case, todo)
+            for _ in bar(mapped):
                 pass
         stores[name] = store
     return stores
@@ -194,13 +186,20 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             hint="Train 3d_fullres, 3d_lowres or 2d.",
         )
     cases = [case.name for case in planned.dataset.labelled]
-    folds = Folds.load(planned.folder.folds)
+    folds = _current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
     for fold in wanted:
         folds.split(fold, cases)
     run = planned.folder.run(request.configuration, tag=request.tag)
-    options = _begin_run(run, planned.plan, request, wanted)
+    made_from = {
+        "plan": planned.plan.digest(),
+        "dataset": planned.dataset.digest(),
+        "folds": folds.digest(),
+    }
+    options = _begin_run(run, made_from, request, wanted)
     store = preprocess(planned, [request.configuration], workers=request.workers)
+    from autoliver.networks.device import choose_device
+
     device = choose_device(request.device)
     results = []
     for fold in wanted:
@@ -256,7 +255,7 @@ class _FoldJob:
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
         )
         folder.mkdir(parents=True, exist_ok=True)
-        with _stop_on_sigterm() as stop:
+        with stop_on_sigterm() as stop:
             trained = train_fold(task, stop=stop)
         if not trained.finished:
             raise AutoliverError(
@@ -325,13 +324,14 @@ def predict(
     """
     from autoliver.inference.model import load_model
     from autoliver.inference.predict import PredictOptions, make_jobs, predict_jobs
+    from autoliver.networks.device import choose_device
 
-    jobs, _ = make_jobs(cases, output, overwrite=True)
-    todo, _ = make_jobs(cases, output, overwrite=request.overwrite)
+    jobs = make_jobs(cases, output)
+    todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(folds, name=request.name, device=choose_device(request.device))
         options = PredictOptions(step=request.step, mirror=request.mirror)
-        with _window_bars(len(todo)) as on_windows:
+        with window_bars(len(todo)) as on_windows:
             predict_jobs(model, todo, options, on_windows=on_windows)
     return {job.name: job.output for job in jobs}
 
@@ -412,48 +412,24 @@ def evaluate(
 
     labels = workspace.source(request.dataset).labels if request.dataset else None
     options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
-    with _executor(request.workers, 2) as executor:
+    with case_workers(request.workers, 2) as executor:
         scores = score_folder(
             prediction,
             reference,
             labels=labels,
             options=options,
             executor=executor,
-            progress=_bar("evaluate", 0),
+            progress=case_bar("evaluate", 0),
         )
     scores.save(prediction / "scores.json")
     write_csv(scores, prediction / "scores.csv")
     return scores
 
 
-def choose_device(name: str) -> "torch.device":
-    """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
-
-    Raises:
-        OptionError: There is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(
-            f"--device {name}: cannot be used here: {reason}", hint="Use --device auto or cpu."
-        ) from error
-    return device
-
-
 def _begin_run(
-    run: RunFolder, plan: Plan, request: TrainRequest, folds: Sequence[Fold]
+    run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
 ) -> TrainingOptions:
     """The options of a run: as begun, else new ones; refuses a change of mind."""
-    made_from = {"plan": plan.digest()}
     if request.fresh:
         for fold in folds:
             shutil.rmtree(run.fold(fold), ignore_errors=True)
@@ -472,8 +448,9 @@ def _begin_run(
                 f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
                 hint=again,
             )
-    if begun.made_from != made_from:
-        raise ArtifactError(f"{run.name} was begun with another plan.", hint=again)
+    changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
+    if changed:
+        raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)
     return begun
 
 
@@ -488,10 +465,13 @@ def _configuration(planned: Planned, name: ConfigurationName) -> Any:
     return plan.configurations[name]
 
 
-def _save_folds(folder: DatasetFolder, dataset: Dataset) -> None:
+def _current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
+    """The user's splits, else our own; saved for people to read."""
     own = Path(dataset.folder) / "splits_final.json"
     splits = read_splits(own, dataset.labelled) if own.exists() else make_folds(dataset.labelled)
-    Folds(made_from={"dataset": dataset.digest()}, splits=splits).save(folder.folds)
+    folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
+    folds.save(folder.folds)
+    return folds
 
 
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, workers: int) -> Fingerprint:
@@ -501,70 +481,9 @@ def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, workers: int) -> Fi
         found = Fingerprint.load(folder.fingerprint, mend=f"rm {folder.fingerprint}")
         if found.made_from == made_from:
             return found
-    with _executor(workers, len(dataset.labelled)) as executor:
-        bar = _bar("fingerprint", len(dataset.labelled))
+    with case_workers(workers, len(dataset.labelled)) as executor:
+        bar = case_bar("fingerprint", len(dataset.labelled))
         made = make_fingerprint(dataset, executor=executor, progress=bar)
     made = made.replace(made_from=made_from)
     made.save(folder.fingerprint)
     return made
-
-
-@contextlib.contextmanager
-def _executor(workers: int, cases: int) -> Iterator[Executor | None]:
-    """Worker processes for a stage over cases; none where one would do."""
-    number = min(workers or len(os.sched_getaffinity(0)), cases)
-    if number <= 1:
-        yield None
-        return
-    # spawn: forking a process that runs torch's threads can hang
-    with ProcessPoolExecutor(number, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise AutoliverError(
-                "A worker process was killed, most likely for want of memory.",
-                hint=f"Run the same command with fewer processes: --workers {max(1, number // 2)}",
-            ) from error
-
-
-def _map(
-    executor: Executor | None, function: Callable[[Any], T], items: Sequence[Any]
-) -> Iterable[T]:
-    return map(function, items) if executor is None else executor.map(function, items)
-
-
-def _bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
-    def wrap(items: Iterable[T]) -> Iterable[T]:
-        return tqdm(items, desc=what, total=total, unit="case", disable=total == 0)
-
-    return wrap
-
-
-@contextlib.contextmanager
-def _window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object]]]:
-    """One bar that starts anew with every case."""
-    with tqdm(unit="window") as bar:
-        number = 0
-
-        def start(name: str, windows: int) -> Callable[[], object]:
-            nonlocal number
-            number += 1
-            bar.reset(windows)
-            bar.set_description(f"predict {name} ({number}/{cases})")
-            return bar.update
-
-        yield start
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a flag, in the main thread; elsewhere nothing ever stops."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ import pytest
 ORDER = [
     "errors",
     "artifacts",
+    "parallel",
     "io",
     "description",
     "layouts",

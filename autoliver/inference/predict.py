@@ -41,19 +41,21 @@ class PredictJob:
     images: tuple[Path, ...]
     output: Path
 
+    @property
+    def finished(self) -> bool:
+        """Whether the label map is there; a file is written whole or not at all."""
+        return self.output.exists()
 
-def make_jobs(
-    cases: Mapping[str, Sequence[Path]], output: Path, *, overwrite: bool
-) -> tuple[list[PredictJob], int]:
-    """What is still to be done.
+
+def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[PredictJob]:
+    """One job a case.
 
     Args:
         cases: Case name -> image files.
         output: The folder for label maps; each gets its image's file ending.
-        overwrite: Predict finished cases again.
 
-    Returns:
-        The jobs, and how many cases were finished before.
+    Raises:
+        AutoliverError: A label map would replace an image.
     """
     jobs = [
         PredictJob(
@@ -70,8 +72,7 @@ def make_jobs(
                 f"{job.name}: its label map would overwrite the image {job.output}.",
                 hint="Choose another folder with -o.",
             )
-    todo = [job for job in jobs if overwrite or not job.output.exists()]
-    return todo, len(jobs) - len(todo)
+    return jobs
 
 
 def predict_jobs(

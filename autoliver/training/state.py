@@ -119,7 +119,8 @@ def new_state(
     """The state before the first step; the weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     network = build_network(spec, deep_supervision=True, generator=generator)
-    network = network.to(device, memory_format=memory_format(spec, device))
+    layout = memory_format(spec, device)
+    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return TrainingState(
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
