@@ -120,7 +120,7 @@ def missing_description(folder: Path) -> DatasetError:
     return DatasetError(
         f"{folder}: no dataset.json, and no images/ and labels/ either.",
         hint='Write one, e.g. {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": '
-        '1}, "numTraining": 20, "file_ending": ".nii.gz"}, or see autoliver convert --help.',
+        '1}, "numTraining": 20, "file_ending": ".nii.gz"}.',
     )
 
 

@@ -1,14 +1,17 @@
 """All stages in one process: runs what is missing, keeps what is there, refuses misfits."""
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.artifacts import check_chain
-from autoliver.dataset import Dataset, find_case_images
+import msgspec
+
+from autoliver.artifacts import check_chain, write_bytes
+from autoliver.dataset import Dataset, describe_plain, find_case_images
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.parallel import case_bar, case_workers, window_bars
 from autoliver.planning.fingerprint import make_fingerprint
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     from autoliver.evaluation.results import Scores
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,7 @@ def plan_dataset(
     """
     folder, dataset, found = verify_dataset(workspace, name, workers=workers)
     raise_on_errors(found)
+    _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
             f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
@@ -459,10 +466,26 @@ def _configuration(planned: Planned, name: ConfigurationName) -> Any:
     if name not in plan.configurations:
         why = plan.reasons.get(name, "")
         raise OptionError(
-            f"The plan of {plan.dataset} has no {name}" + (f" ({why})." if why else "."),
+            f"The plan of {plan.dataset} has no {name}"
+            + (f" ({why.rstrip('.')})." if why else "."),
             hint=f"Choose one of: {', '.join(plan.configurations)}.",
         )
     return plan.configurations[name]
+
+
+def _describe(dataset: Dataset) -> None:
+    """Writes the dataset.json that a plain folder pair lacks, beside its images."""
+    path = Path(dataset.folder) / "dataset.json"
+    if dataset.layout != "plain" or path.exists():
+        return
+    text = msgspec.json.format(msgspec.json.encode(describe_plain(dataset)), indent=1)
+    try:
+        write_bytes(path, text)
+    except AutoliverError as error:
+        # The labels are then found out anew by every command, which is slow but right.
+        _log.warning("%s", error.problem)
+    else:
+        _log.warning("%s: written; check its channel and label names:\n%s", path, text.decode())
 
 
 def _current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:

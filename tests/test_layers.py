@@ -27,7 +27,11 @@ ORDER = [
     "cli",
 ]
 PACKAGE = Path(__file__).parents[1] / "autoliver"
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+MODULES = sorted(
+    p
+    for p in PACKAGE.rglob("*.py")
+    if p.stem not in ("__init__", "__main__") or p.parent != PACKAGE
+)
 TORCH_FREE = (
     "artifacts",
     "dataset",

@@ -194,7 +194,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise DatasetError(
             f"{path}: a folder, expected an image file.",
-            hint="Convert a folder of DICOM slices with 'autoliver convert dicom'.",
+            hint="Convert a folder of DICOM slices to one NIfTI file first.",
         )
     if not path.exists():
         raise DatasetError(f"{path}: there is no such file.", hint="Check the path.")

@@ -1,0 +1,5 @@
+"""`python -m autoliver`."""
+
+from autoliver.cli.main import run
+
+run()

@@ -1,0 +1,263 @@
+"""From a folder of scans to scored predictions, through the commands a user types."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from autoliver.cli.main import app
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, ModelError, OptionError
+from autoliver.inference.model import FoldModel
+from autoliver.io.grids import compare_grids
+from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.progress import read_progress
+
+NAME = "Dataset001_Phantom"
+SHORT = ("--epochs", "2", "--iterations", "3")
+
+
+def run(*arguments: object) -> dict[str, object]:
+    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small CT phantoms to train on and two to test on, oblique and anisotropic."""
+    options = PhantomOptions(contrast="CT", shape_zyx=(20, 40, 40), spacing_mm=(6.0, 5.0, 5.0))
+    return write_phantom_dataset(
+        tmp_path_factory.mktemp("data"), name=NAME, cases=6, seed=1, options=options, test_cases=2
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with two trained folds of 3d_fullres."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    run("plan", phantoms, "--preset", "tiny", "-w", workspace)
+    for fold in (0, 1):
+        run("train", NAME, "3d_fullres", "--fold", fold, *SHORT, "-w", workspace)
+    return workspace
+
+
+@pytest.fixture
+def own(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that workspace to change."""
+    return Path(shutil.copytree(trained, tmp_path / "workspace"))
+
+
+def test_every_artefact_is_where_it_should_be(trained: Path) -> None:
+    folder = trained / NAME
+    for name in ("dataset", "verify", "fingerprint", "folds", "plan"):
+        artefact = json.loads((folder / f"{name}.json").read_text())
+        assert list(artefact)[:4] == ["kind", "schema", "autoliver", "made_from"]
+    fold = folder / "runs/3d_fullres/fold_0"
+    assert (fold / "progress.png").stat().st_size > 10_000
+    assert (fold / "validation/scores.json").exists()
+    assert len(read_progress(fold / "progress.jsonl")) == 2
+    model = FoldModel.load(fold / "model.json")
+    assert model.epochs == 2
+    assert len(model.cases) == 4
+    assert not list(trained.rglob("*.partial.*"))
+
+
+def test_the_same_train_command_again_does_nothing(trained: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (trained / NAME / "runs").rglob("*") if p.is_file()}
+    result = run("train", "Phantom", "3d_fullres", "--fold", 0, *SHORT, "-w", trained)
+    after = {p: p.stat().st_mtime_ns for p in (trained / NAME / "runs").rglob("*") if p.is_file()}
+    assert before == after
+    assert result["folds"][0]["dice"] is not None  # type: ignore[index]
+
+
+def test_predictions_lie_on_the_input_grid_and_are_scored(
+    trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    done = run("predict", "-i", phantoms / "imagesTs", "-o", tmp_path / "out", "-w", trained)
+    assert (done["predicted"], done["skipped"]) == (2, 0)
+    for file in (phantoms / "imagesTs").iterdir():
+        image = read_image([file])
+        label = read_label(tmp_path / "out" / file.name.replace("_0000", ""))
+        assert all(
+            difference.rounding for difference in compare_grids(label.geometry, image.geometry)
+        )
+        assert set(np.unique(label.array)) <= set(range(6))
+    scores = run(
+        "evaluate", "-p", tmp_path / "out", "-r", phantoms / "labelsTs", "-d", NAME, "-w", trained
+    )
+    assert set(scores["summary"]) == {  # type: ignore[call-overload]
+        "liver",
+        "tumour",
+        "spleen",
+        "right_kidney",
+        "left_kidney",
+    }
+    assert (tmp_path / "out/scores.csv").read_text().count("\n") == 1 + 2 * 5
+
+
+def test_finished_predictions_are_skipped_unless_overwritten(
+    trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    images = phantoms / "imagesTs"
+    arguments = ("predict", "-i", images, "-o", tmp_path, "-w", trained, "--folds", "1")
+    run(*arguments)
+    assert run(*arguments)["skipped"] == 2
+    first = sorted(tmp_path.glob("*.nii.gz"))[0]
+    first.unlink()
+    assert run(*arguments)["predicted"] == 1
+    assert run(*arguments, "--overwrite")["predicted"] == 2
+
+
+def test_a_killed_training_ends_with_the_same_model(phantoms: Path, tmp_path: Path) -> None:
+    def command(workspace: Path) -> list[str]:
+        options = ["--fold", "all", "--epochs", "6", "--iterations", "3", "-w", str(workspace)]
+        return [sys.executable, "-m", "autoliver", "train", NAME, "2d", *options]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for workspace in (whole, broken):
+        run("plan", phantoms, "--preset", "tiny", "-w", workspace)
+    subprocess.run(command(whole), check=True, capture_output=True)
+    progress = broken / NAME / "runs/2d/fold_all/progress.jsonl"
+    process = subprocess.Popen(command(broken), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _wait_for_epochs(progress, 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (progress.parent / "model.json").exists()
+    subprocess.run(command(broken), check=True, capture_output=True)
+    one, other = (
+        load_file(w / NAME / "runs/2d/fold_all/weights.safetensors") for w in (whole, broken)
+    )
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        assert np.array_equal(weights, other[name]), name
+    losses = [
+        [log.train_loss for log in read_progress(w / NAME / "runs/2d/fold_all/progress.jsonl")]
+        for w in (whole, broken)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_saves_and_stops(phantoms: Path, tmp_path: Path) -> None:
+    run("plan", phantoms, "--preset", "tiny", "-w", tmp_path)
+    arguments = ["--fold", "all", "--epochs", "500", "--iterations", "2", "-w", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autoliver", "train", NAME, "2d", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    fold = tmp_path / NAME / "runs/2d/fold_all"
+    _wait_for_epochs(fold / "progress.jsonl", 1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by SIGTERM" in errors
+    assert "Run the same command again" in errors
+    assert (fold / "resume.pt").exists()
+
+
+def _wait_for_epochs(progress: Path, epochs: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(read_progress(progress)) < epochs:
+        assert time.monotonic() < deadline, "the training did not get going"
+        time.sleep(0.05)
+
+
+def test_a_run_begun_with_other_options_is_refused(own: Path) -> None:
+    with pytest.raises(OptionError, match="begun with --epochs 2, not 9") as caught:
+        run("train", NAME, "3d_fullres", "--fold", 0, "--epochs", 9, "-w", own)
+    assert "--fresh" in caught.value.hint
+
+
+def test_a_run_begun_with_another_plan_is_refused(own: Path) -> None:
+    run("plan", NAME, "--preset", "tiny", "--spacing", 7, 6, 6, "-w", own)
+    with pytest.raises(ArtifactError, match="begun with another plan"):
+        run("train", NAME, "3d_fullres", "--fold", 0, "-w", own)
+
+
+def test_a_dataset_that_changed_must_be_planned_again(own: Path, phantoms: Path) -> None:
+    label = next((phantoms / "labelsTr").iterdir())
+    state = label.stat()
+    os.utime(label, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    try:
+        with pytest.raises(ArtifactError, match="made from another dataset") as caught:
+            run("train", NAME, "3d_fullres", "--fold", 0, "-w", own)
+        assert "autoliver plan Dataset001_Phantom --preset tiny" in caught.value.hint
+    finally:
+        os.utime(label, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_store_made_otherwise_is_refused(own: Path) -> None:
+    info = next((own / NAME / "store").glob("*/store.json"))
+    info.write_text(info.read_text().replace('"preprocessing": "', '"preprocessing": "0'))
+    with pytest.raises(ArtifactError, match="made from another preprocessing") as caught:
+        run("preprocess", NAME, "3d_fullres", "-w", own)
+    assert "autoliver preprocess" in caught.value.hint
+
+
+@pytest.mark.parametrize("keep", [0, 10, 5000])
+def test_damaged_weights_are_told(own: Path, phantoms: Path, tmp_path: Path, keep: int) -> None:
+    weights = own / NAME / "runs/3d_fullres/fold_0/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"weights\.safetensors"):
+        run("predict", "-i", phantoms / "imagesTs", "-o", tmp_path / "out", "-w", own)
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_what_does_not_fit_the_model_is_refused(
+    trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    volume = read_image([next((phantoms / "imagesTs").iterdir())])
+    write_image(tmp_path / "in/mr.nii.gz", abs(volume.array), volume.geometry)
+    with pytest.raises(DatasetError, match="no negative values"):
+        run("predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "-w", trained)
+    with pytest.raises(DatasetError, match="no such folder"):
+        run("predict", "-i", tmp_path / "nothing", "-o", tmp_path / "out", "-w", trained)
+    shutil.copy(next((phantoms / "imagesTs").iterdir()), tmp_path / "case.nii.gz")
+    with pytest.raises(AutoliverError, match="would overwrite the image"):
+        run("predict", "-i", tmp_path / "case.nii.gz", "-o", tmp_path, "-w", trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "Dataset009_Nothing"), "no planned dataset 'Dataset009_Nothing'"),
+        (("train", "Phantm", "3d_fullres"), "no planned dataset 'Phantm'"),
+        (("train", NAME, "3d_fulres"), "no configuration '3d_fulres'"),
+        (("train", NAME, "3d_lowres"), "has no 3d_lowres"),
+        (("train", NAME, "2d", "--fold", "7"), "no fold 7"),
+        (("train", NAME, "2d", "--epochs", "0"), "--epochs is 0"),
+        (("train", NAME, "2d", "--device", "warp"), "--device warp"),
+        (("predict", "-i", ".", "-o", "out", "-m", "Nothing"), "no trained model 'Nothing'"),
+    ],
+)
+def test_wrong_names_are_told(own: Path, arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(AutoliverError, match=words):
+        run(*arguments, "-w", own)
+    assert not (own / NAME / "runs/2d").exists() or "warp" in words
+
+
+def test_one_case_trains_without_folds(phantoms: Path, tmp_path: Path) -> None:
+    source = tmp_path / "Dataset002_One"
+    for kind in ("images", "labels"):
+        (source / kind).mkdir(parents=True)
+        first = sorted((phantoms / f"{kind}Tr").iterdir())[0]
+        shutil.copy(first, source / kind / "only.nii.gz")
+    run("plan", source, "--preset", "tiny", "-w", tmp_path / "w")
+    described = json.loads((source / "dataset.json").read_text())
+    assert described["labels"]["background"] == 0
+    result = run("train", "One", "2d", *SHORT, "-w", tmp_path / "w")
+    assert [fold["fold"] for fold in result["folds"]] == ["all"]  # type: ignore[attr-defined]
