@@ -1,5 +1,6 @@
 """verify, plan, preprocess."""
 
+import shutil
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 DatasetArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DATASET]",
+        metavar="DATASET",
         help="Folder or name; default: the one in the current folder or in the workspace.",
     ),
 ]
@@ -112,7 +113,7 @@ def plan(
 def preprocess(
     dataset: DatasetArgument = None,
     configurations: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONFIG]...", help="Default: all of the plan.")
+        list[str] | None, typer.Argument(metavar="CONFIG", help="Default: all of the plan.")
     ] = None,
     workers: Workers = 0,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -146,22 +147,25 @@ def _show_plan(plan: "Plan") -> str:
         f"labels {', '.join(plan.labels.values)}; preset {plan.preset}, {plan.vram_gb:g} GB"
     ]
     for name, c in plan.configurations.items():
-        parts.append(f"\n{name}")
-        rows = [
-            ("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", c.reasons.get("spacing", "")),
-            ("patch", _join(c.patch_shape, " x "), c.reasons.get("patch", "")),
-            ("batch", str(c.batch_size), c.reasons.get("batch", "")),
-            ("network", _join(c.network.features, "-"), c.reasons.get("topology", "")),
-            ("intensities", _join(c.normalization, ", "), c.reasons.get("normalization", "")),
-            (
-                "Dice over",
-                "batch" if c.batch_dice else "sample",
-                c.reasons.get("batch_dice", ""),
-            ),
+        decisions = [
+            ("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", "spacing"),
+            ("patch", _join(c.patch_shape, " x "), "patch"),
+            ("batch", str(c.batch_size), "batch"),
+            ("network", f"{c.network.kind} {_join(c.network.features, '-')}", "topology"),
+            ("intensities", _join(c.normalization, ", "), "normalization"),
+            ("Dice over", "batch" if c.batch_dice else "patch", "batch_dice"),
+            ("input", c.previous_stage or "", "previous_stage"),
         ]
-        parts.append(table(("decision", "value", "reason"), rows))
-    parts += [f"\n{name}: {why}" for name, why in plan.reasons.items()]
-    return "\n".join(parts)
+        rows = [
+            (what, value, c.reasons.get(reason, "")) for what, value, reason in decisions if value
+        ]
+        parts.append(table((name, "decision", "because"), rows, wrap=_width()))
+    dropped = list(plan.reasons.items())
+    return "\n\n".join([*parts, table(("dataset", "because"), dropped, wrap=_width())])
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((110, 24)).columns
 
 
 def _join(values: "tuple[object, ...]", between: str, form: str = "{}") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,31 @@ def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two blanks apart, with a line under the header."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: int | None = None) -> str:
+    """Left-aligned columns, two blanks apart, with a line under the header.
+
+    Args:
+        header: Names of the columns.
+        rows: One text per column.
+        wrap: Break the last column so that lines stay within so many characters.
+    """
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    if wrap is not None:
+        widths[-1] = min(widths[-1], max(30, wrap - sum(widths[:-1]) - 2 * (len(widths) - 1)))
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        for row in lines
+        for line in _broken(row, widths[-1])
     )
+
+
+def _broken(row: Sequence[str], width: int) -> list[list[str]]:
+    """A row as several lines, the last cell broken at blanks."""
+    pieces = textwrap.wrap(row[-1], width) or [""]
+    first = [*row[:-1], pieces[0]]
+    return [first, *([*[""] * (len(row) - 1), piece] for piece in pieces[1:])]
 
 
 def number(value: float | None, digits: int = 3) -> str:
