@@ -26,7 +26,7 @@ def case_workers(wanted: int, cases: int) -> Iterator[Executor | None]:
     Raises:
         AutoliverError: The kernel killed a worker.
     """
-    number = min(wanted or len(os.sched_getaffinity(0)), cases)
+    number = min(wanted or _cores(), cases)
     if number <= 1:
         yield None
         return
@@ -40,6 +40,13 @@ def case_workers(wanted: int, cases: int) -> Iterator[Executor | None]:
                 hint=f"Run the same command with fewer processes: --workers {max(1, number // 2)}. "
                 "Finished cases are kept.",
             ) from error
+
+
+def _cores() -> int:
+    # macOS and Windows cannot say which cores a process may use.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:

@@ -280,6 +280,7 @@ class _FoldJob:
                 fold=str(self.fold),
                 cases=tuple(train),
                 epochs=len(trained.logs),
+                mirror_axes=trained.mirror_axes,
                 weights_sha256="",
             ),
         )
@@ -419,7 +420,7 @@ def evaluate(
 
     labels = workspace.source(request.dataset).labels if request.dataset else None
     options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
-    with case_workers(request.workers, 2) as executor:
+    with case_workers(request.workers, sum(1 for _ in reference.glob("*"))) as executor:
         scores = score_folder(
             prediction,
             reference,
@@ -443,6 +444,10 @@ def _begin_run(
         if not any(run.path.glob("fold_*")):
             run.options.unlink(missing_ok=True)
     again = "Add --fresh to start over, or --tag NAME to keep both."
+    if request.fresh and (others := sorted(p.name for p in run.path.glob("fold_*"))):
+        again = (
+            f"{', '.join(others)} are still there: start over with them, too, or add --tag NAME."
+        )
     if not run.options.exists():
         options = TrainingOptions(made_from=made_from, **request.changes)
         check_options(options)

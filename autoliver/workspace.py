@@ -1,6 +1,7 @@
 """Names -> paths: where everything of a dataset lies, and which dataset or model a name means."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class RunFolder:
         """
         there = {path.name.removeprefix("fold_"): path for path in self.finished}
         numbered = [name for name in there if name != "all"]
-        wanted = folds.split(",") if folds else numbered or list(there)
+        wanted = [fold.strip() for fold in folds.split(",")] if folds else numbered or list(there)
         missing = [name for name in wanted if name not in there]
         if missing:
             raise ModelError(
@@ -99,7 +100,16 @@ class DatasetFolder:
         return self.path / "store" / key
 
     def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
-        """The run of a configuration."""
+        """The run of a configuration.
+
+        Raises:
+            OptionError: The tag cannot be part of a folder's name.
+        """
+        if tag and not re.fullmatch(r"[\w.-]+", tag):
+            raise OptionError(
+                f"--tag {tag}: cannot be part of a folder's name.",
+                hint="Use letters, digits, '.', '_' and '-'.",
+            )
         return RunFolder(self.path / "runs" / (configuration + (f"+{tag}" if tag else "")))
 
     @property
@@ -138,23 +148,20 @@ class Workspace:
         return self._read_planned(self.folder(dataset))
 
     def folder(self, name: str) -> DatasetFolder:
-        """The workspace folder of a planned dataset, by name, short name or path.
+        """The workspace folder of a planned dataset, by name or short name.
 
         Raises:
             DatasetError: It was not planned yet, or the short name fits several.
         """
-        wanted = Path(name).resolve().name if Path(name).is_dir() else name
-        fitting = [d for d in self.datasets if wanted.lower() in _names_of(d.name)]
+        fitting = [d for d in self.datasets if name.lower() in _names_of(d.name)]
+        exact = [d for d in fitting if d.name == name]
+        fitting = exact or fitting
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
             raise DatasetError(
                 f"'{name}' may mean {' or '.join(d.name for d in fitting)}.",
                 hint="Give the full name.",
-            )
-        if Path(name).is_dir():
-            raise DatasetError(
-                f"{name} has not been planned in {self.root}.", hint=f"Run: autoliver plan {name}"
             )
         raise DatasetError(
             f"There is no folder and no planned dataset '{name}' (workspace {self.root}).",
@@ -166,15 +173,16 @@ class Workspace:
         """The run that predicts: the named one, else the only one of the workspace.
 
         Args:
-            model: DATASET, DATASET/RUN, a run's folder or a fold's folder.
+            model: DATASET, DATASET/RUN or a run's folder.
 
         Raises:
             ModelError: There is none, or several could be meant (they are listed).
         """
         runs = [run for dataset in self.datasets for run in dataset.runs]
         if model is not None:
-            if Path(model).is_dir() and RunFolder(Path(model)).finished:
-                return RunFolder(Path(model))
+            folder = RunFolder(Path(model).resolve())  # "." has a name, too
+            if folder.finished:
+                return folder
             dataset, _, run = model.partition("/")
             runs = [
                 r
@@ -212,11 +220,18 @@ class Workspace:
         )
 
     def _own(self, dataset: Dataset) -> Dataset:
-        """Refuses a second dataset under a name that is taken."""
+        """Refuses a second dataset under a name that is taken, and its own folder as workspace."""
         planned = DatasetFolder(self.root / dataset.name)
+        if planned.path.resolve() == Path(dataset.folder).resolve():
+            raise DatasetError(
+                f"{dataset.folder}: the workspace {self.root} would keep its files among the "
+                "dataset's own.",
+                hint="Choose another folder for the workspace (-w).",
+            )
         if planned.dataset.exists():
             known = Dataset.load(planned.dataset)
-            if Path(known.folder) != Path(dataset.folder):
+            # A folder that is gone may have been moved here.
+            if Path(known.folder) != Path(dataset.folder) and Path(known.folder).is_dir():
                 raise DatasetError(
                     f"{dataset.folder}: the name {dataset.name} already belongs to "
                     f"{known.folder} in this workspace.",
@@ -254,7 +269,8 @@ def _names_of(folder: str) -> set[str]:
 
 
 def _known(kind: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    forms = {form: full for full in known for form in _names_of(full)}
+    near = difflib.get_close_matches(name.lower(), forms, n=1)
     if near:
-        return f"Did you mean {near[0]}?"
+        return f"Did you mean {forms[near[0]]}?"
     return f"Known {kind}s: {', '.join(known)}." if known else ""

@@ -59,6 +59,8 @@ def verify(
         f"{source.name}: {len(source.cases)} cases.\n{_findings(found)}\nWritten: {folder.verify}"
     )
     emit(result, text, as_json=as_json)
+    if as_json and found.errors:
+        raise typer.Exit(1)  # the findings are told; a second object would be one too many
     raise_on_errors(found)
 
 

@@ -8,6 +8,8 @@ import typer
 from autoliver.cli import data, demo, prediction, training
 from autoliver.errors import AutoliverError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="autoliver",
     help="Self-configuring segmentation of liver and liver tumours in CT and MR.",
@@ -46,6 +48,7 @@ def run() -> None:
         if error.hint:
             typer.echo(f"Hint: {error.hint}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. Run the same command again to go on.", err=True)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            typer.echo("Stopped. Run the same command again to go on.", err=True)
+        raise

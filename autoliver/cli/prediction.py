@@ -29,7 +29,7 @@ def predict(
         str | None, typer.Option(metavar="0,1,..|all", help="Folds to use; default: all finished.")
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror/--no-mirror", help="Average over mirrored windows.")
+        bool, typer.Option("--mirror/--no-mirror", help="Average over flips, if trained on them.")
     ] = True,
     step: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
 
+_MEND = "autoliver train DATASET CONFIG --fold N --fresh"
+
 
 class FoldModel(Artifact, frozen=True, kw_only=True):
     """What a trained fold needs to predict, besides its weights.
@@ -27,6 +29,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         fold: "0" to "4", or "all".
         cases: What it was trained on.
         epochs: Finished epochs.
+        mirror_axes: Patch axes over whose flips a prediction may average: those it was trained on.
         weights_sha256: Of the weights file beside it.
     """
 
@@ -37,6 +40,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     fold: str
     cases: tuple[str, ...]
     epochs: int
+    mirror_axes: tuple[int, ...]
     weights_sha256: str
 
 
@@ -48,6 +52,7 @@ class Model:
         name: For messages.
         plan: Their common plan.
         configuration: Their common configuration.
+        mirror_axes: Patch axes that every fold was trained to see flipped.
         networks: One per fold, in eval mode.
         device: Where the networks are.
     """
@@ -55,6 +60,7 @@ class Model:
     name: str
     plan: Plan
     configuration: Configuration
+    mirror_axes: tuple[int, ...]
     networks: tuple["nn.Module", ...]
     device: "torch.device"
 
@@ -83,11 +89,13 @@ def load_model(folders: Sequence[Path], *, name: str, device: "torch.device") ->
         device: Where to put the networks.
 
     Raises:
-        ModelError: A file is missing or damaged, or the folds disagree in plan or configuration.
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: The weights are missing or damaged, or the folds disagree in plan or
+            configuration.
     """
     from autoliver.networks.checkpoint import load_network
 
-    infos = [FoldModel.load(folder / MODEL_FILE) for folder in folders]
+    infos = [FoldModel.load(folder / MODEL_FILE, mend=_MEND) for folder in folders]
     first = infos[0]
     networks = []
     for folder, info in zip(folders, infos, strict=True):
@@ -107,6 +115,7 @@ def load_model(folders: Sequence[Path], *, name: str, device: "torch.device") ->
         name=name,
         plan=first.plan,
         configuration=first.plan.configurations[first.configuration],
+        mirror_axes=tuple(sorted(set.intersection(*(set(info.mirror_axes) for info in infos)))),
         networks=tuple(networks),
         device=device,
     )

@@ -26,7 +26,7 @@ class PredictOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         step: Distance of neighbouring windows as a share of the patch.
-        mirror: Average over all flips.
+        mirror: Average over flips along the axes the model was trained to see flipped.
     """
 
     step: float = 0.5
@@ -121,7 +121,7 @@ def predict_volume(
             model.networks,
             patch_shape=patch,
             step=options.step,
-            mirror=options.mirror,
+            mirror_axes=model.mirror_axes if options.mirror else (),
             on_window=tick,
         )
     return backward_logits(logits.cpu().numpy(), case.properties, labels=model.plan.labels)

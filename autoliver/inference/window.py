@@ -22,7 +22,7 @@ def sliding_window(
     *,
     patch_shape: tuple[int, ...],
     step: float = 0.5,
-    mirror: bool = True,
+    mirror_axes: tuple[int, ...] = (),
     on_window: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Mean logits of several networks over a whole image.
@@ -32,7 +32,8 @@ def sliding_window(
         networks: Networks with one output each (no deep supervision), in eval mode.
         patch_shape: 2 or 3 values.
         step: Distance of neighbouring windows as a share of the patch.
-        mirror: Average over all flips of the patch's axes.
+        mirror_axes: Patch axes over all of whose flips to average; the networks must have been
+            trained on such flips.
         on_window: Called after every window (for a progress bar); see `count_windows`.
 
     Returns:
@@ -45,7 +46,7 @@ def sliding_window(
     weight = gaussian_weight(patch_shape).to(image.device)
     total = torch.zeros((1, *padded.shape[1:]), device=image.device)
     logits: Tensor | None = None
-    flips = _flips(axes) if mirror else [()]
+    flips = _flips(mirror_axes)
     at_once = max(1, _BATCH_VOXELS // (math.prod(patch_shape) * len(flips)))
     windows = _windows(tuple(padded.shape[1:]), patch_shape, step)
     while group := list(itertools.islice(windows, at_once)):
@@ -109,10 +110,10 @@ def _cut(array: Tensor, window: tuple[slice | int, ...]) -> Tensor:
     return array[(slice(None), *window)]
 
 
-def _flips(axes: int) -> list[tuple[int, ...]]:
-    """All sets of spatial axes of a batch (b, c, *spatial)."""
-    spatial = range(2, 2 + axes)
-    return [flip for n in range(axes + 1) for flip in itertools.combinations(spatial, n)]
+def _flips(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All sets of these patch axes, as axes of a batch (b, c, *spatial)."""
+    spatial = [axis + 2 for axis in axes]
+    return [flip for n in range(len(axes) + 1) for flip in itertools.combinations(spatial, n)]
 
 
 def _mean_over_networks(

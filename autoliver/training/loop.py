@@ -38,7 +38,14 @@ from autoliver.training.progress import (
     write_progress,
 )
 from autoliver.training.sampling import Batch, PatchSampler, TrainingCase
-from autoliver.training.state import EpochSums, TrainingState, amp_dtype, memory_format, new_state
+from autoliver.training.state import (
+    EpochSums,
+    TrainingState,
+    amp_dtype,
+    memory_format,
+    new_state,
+    saved_recipe,
+)
 from autoliver.training.target import class_table, loss_options
 
 _CLIP_NORM = 12.0  # nnU-Net's
@@ -91,12 +98,14 @@ class TrainedFold:
         weights: State dict of the network, on the CPU.
         logs: One entry per finished epoch.
         recipe: The optimiser and rate that were used.
+        mirror_axes: Patch axes along which the network has seen flipped patches.
         finished: False when it was stopped before its end.
     """
 
     weights: dict[str, Tensor]
     logs: tuple[EpochLog, ...]
     recipe: Recipe
+    mirror_axes: tuple[int, ...]
     finished: bool
 
 
@@ -112,7 +121,7 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     """
     try:
         return _Loop(task).run(stop)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
@@ -126,21 +135,34 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
-        self.spec = None
-        if task.options.augment == "default":
-            masked = tuple(i for i, used in enumerate(configuration.mask_norm) if used)
-            self.spec = default_augment_spec(configuration.patch_shape, masked_channels=masked)
-        self.train = self._sampler(task.train, self.spec)
         self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
         self.classes = class_table(task.labels)
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
-        self.state = self._new_state(choose_recipe(task.options))
-        self.recipe = choose_recipe(task.options, steps=self._affordable_steps())
-        self.state = self._new_state(self.recipe)
+        self.since = time.monotonic()
         if task.resume_path.exists():
-            self.state.restore(load_training_state(task.resume_path))
-            self.state.logs = read_progress(task.progress_path)[: self.epoch]
+            self._begin(self._saved_state())
+            return
+        self._begin(self._new_state(choose_recipe(task.options)))
+        if task.options.hours is not None:
+            affordable = self._affordable_steps(task.options.hours)
+            self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
+
+    def _begin(self, state: TrainingState) -> None:
+        """Takes a state to go on from, with the patches and augmentations of its recipe."""
+        self.state = state
+        self.spec = self._augmentation(mirror=state.recipe.mirror)
+        self.train = self._sampler(self.task.train, self.spec)
+
+    def _augmentation(self, *, mirror: bool) -> AugmentSpec | None:
+        if self.task.options.augment == "none":
+            return None
+        configuration = self.task.configuration
+        return default_augment_spec(
+            configuration.patch_shape,
+            mirror=mirror,
+            masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
+        )
 
     @property
     def epoch(self) -> int:
@@ -149,23 +171,28 @@ class _Loop:
 
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
         """Steps until the training is over or `stop` says so."""
-        steps = self.task.options.steps
-        drawn = 0.0
+        options, drawn = self.task.options, time.monotonic()
         with tqdm(
-            total=steps, initial=self.state.step, desc=self.task.title, unit="step", smoothing=0.1
+            total=options.steps,
+            initial=self.state.step,
+            desc=self.task.title,
+            unit="step",
+            smoothing=0.1,
         ) as bar:
             for batch in self._batches():
                 self._one_step(batch)
+                self._note_time()
                 bar.update()
-                if self.state.step % self.task.options.iterations == 0 or self._done() >= 1.0:
+                stopping = stop()  # once: what is asked for later is seen after the next step
+                if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
                     bar.set_postfix_str(_summary(self.state.logs[-1]))
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
                         self._draw()
                         drawn = time.monotonic()
-                elif stop():
+                elif stopping:
                     self._save()
-                if self._done() >= 1.0 or stop():
+                if self._done() >= 1.0 or stopping:
                     break
         if self.state.logs:
             self._draw()
@@ -173,9 +200,16 @@ class _Loop:
         return TrainedFold(
             weights=weights,
             logs=tuple(self.state.logs),
-            recipe=self.recipe,
+            recipe=self.state.recipe,
+            mirror_axes=self.spec.mirror_axes if self.spec is not None else (),
             finished=self._done() >= 1.0,
         )
+
+    def _note_time(self) -> None:
+        # By the clock, not by what was timed: saving and drawing count towards --hours, too.
+        now = time.monotonic()
+        self.state.elapsed += now - self.since
+        self.since = now
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time."""
@@ -206,25 +240,23 @@ class _Loop:
         state, start = self.state, time.monotonic()
         batch, waited = drawn
         done = self._done()
-        if not self.recipe.per_step:
+        if not state.recipe.per_step:
             done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, done)
+            group["lr"] = learning_rate(state.recipe, done)
         generator = torch.Generator().manual_seed(int(self._rng(state.step).integers(2**62)))
         image, target = self._to_device(batch, self.spec, generator)
         state.network.train()
         loss, counts = self._loss(state.network, image, target)
-        if bool(torch.isfinite(loss)):
-            self._update(loss)
+        if bool(torch.isfinite(loss)) and self._update(loss):
             state.sums.losses.append(loss.item())
             state.sums.counts += counts
             state.failures = 0
         else:
-            self._note_not_finite(batch, image)
+            self._note_not_finite(batch)
         seconds = time.monotonic() - start + waited
         state.sums.seconds += seconds
         state.sums.waited += waited
-        state.elapsed += seconds
         state.step += 1
 
     def _loss(
@@ -237,24 +269,29 @@ class _Loop:
             counts = hard_dice_counts(outputs[0], target, options=self.loss)
         return loss, np.stack([c.cpu().numpy() for c in counts])
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor) -> bool:
+        """Takes a step, unless the gradients are not finite: one such step ends a training."""
         state = self.state
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.network.parameters(), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), _CLIP_NORM)
+        # The scaler leaves such steps out by itself, as the way to find its scale.
+        if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            return False
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.update_average(self.recipe.average)
+        state.update_average()
+        return True
 
-    def _note_not_finite(self, batch: Batch, image: Tensor) -> None:
+    def _note_not_finite(self, batch: Batch) -> None:
         state = self.state
         state.failures += 1
         state.sums.skipped.extend(sorted(set(batch.cases)))
         bad = [
             name
-            for name, patch in zip(batch.cases, image, strict=True)
-            if not bool(torch.isfinite(patch).all())
+            for name, patch in zip(batch.cases, batch.image, strict=True)
+            if not np.isfinite(patch).all()
         ]
         if bad:
             raise AutoliverError(
@@ -263,8 +300,8 @@ class _Loop:
             )
         if state.failures >= _PATIENCE_NOT_FINITE:
             raise AutoliverError(
-                f"{self.task.title}: the loss was not finite for {state.failures} batches in a "
-                f"row, the last one of {', '.join(sorted(set(batch.cases)))}.",
+                f"{self.task.title}: loss or gradients were not finite for {state.failures} "
+                f"batches in a row, the last one of {', '.join(sorted(set(batch.cases)))}.",
                 hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
                 "with --fresh and another --seed.",
             )
@@ -273,12 +310,12 @@ class _Loop:
         state, start = self.state, time.monotonic()
         validation_loss, validation_dice = self._validate()
         seconds = time.monotonic() - start
-        state.elapsed += seconds
+        self._note_time()
         sums = state.sums
         total = sums.seconds + seconds
         state.logs.append(
             EpochLog(
-                epoch=len(state.logs),
+                epoch=(state.step - 1) // self.task.options.iterations,
                 step=state.step,
                 learning_rate=state.optimizer.param_groups[0]["lr"],
                 train_loss=_mean(sums.losses),
@@ -361,16 +398,22 @@ class _Loop:
             sums=self._no_sums(),
         )
 
-    def _affordable_steps(self) -> int | None:
+    def _saved_state(self) -> TrainingState:
+        path = self.task.resume_path
+        saved = load_training_state(path)
+        state = self._new_state(saved_recipe(saved, where=str(path)))
+        state.restore(saved, where=str(path))
+        logs = read_progress(self.task.progress_path)
+        state.logs = [log for log in logs if log.step <= state.step]
+        return state
+
+    def _affordable_steps(self, hours: float) -> int:
         """Steps that fit into the time budget, by timing a few on the fresh network."""
-        hours = self.task.options.hours
-        if hours is None:
-            return None
         start = time.monotonic()
         for step in range(_PROBE_STEPS):
-            self._one_step((self.train.draw(self._rng(step)), 0.0))
-            if step == 0:  # the first one pays for allocations
+            if step == 1:  # the first one pays for allocations
                 start = time.monotonic()
+            self._one_step((self.train.draw(self._rng(step)), 0.0))
         return int(hours * 3600.0 / ((time.monotonic() - start) / (_PROBE_STEPS - 1)))
 
     def _save(self) -> None:

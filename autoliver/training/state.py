@@ -4,12 +4,15 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoliver.artifacts import to_record
 from autoliver.networks.build import build_network
+from autoliver.networks.checkpoint import check_fit
 from autoliver.networks.spec import UNetSpec
 from autoliver.training.options import Recipe
 from autoliver.training.progress import EpochLog
@@ -39,6 +42,7 @@ class TrainingState:
     """Weights, optimiser and counters.
 
     Attributes:
+        recipe: What the optimiser was made from.
         network: The network being trained.
         averaged: Running mean of its weights, where the recipe keeps one.
         optimizer: Of the network's weights.
@@ -50,6 +54,7 @@ class TrainingState:
         failures: Batches in a row without a finite loss.
     """
 
+    recipe: Recipe
     network: nn.Module
     averaged: nn.Module | None
     optimizer: torch.optim.Optimizer
@@ -65,14 +70,14 @@ class TrainingState:
         """The network whose weights count: the running mean where there is one."""
         return self.averaged if self.averaged is not None else self.network
 
-    def update_average(self, decay: float) -> None:
+    def update_average(self) -> None:
         """Moves the running mean towards the weights.
 
         The decay grows with the steps, so that the mean forgets the untrained start.
         """
         if self.averaged is None:
             return
-        share = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
+        share = 1.0 - min(self.recipe.average, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.averaged.parameters()), list(self.network.parameters()), share
@@ -81,6 +86,7 @@ class TrainingState:
     def snapshot(self) -> dict[str, Any]:
         """Everything but the logs, as tensors and plain values."""
         return {
+            "recipe": msgspec.to_builtins(self.recipe),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -95,13 +101,23 @@ class TrainingState:
             "waited": self.sums.waited,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over a snapshot of a state of the same network and recipe."""
+    def restore(self, saved: dict[str, Any], *, where: str) -> None:
+        """Takes over a snapshot of a state of the same network and recipe.
+
+        Args:
+            saved: The snapshot.
+            where: Where it comes from, for messages.
+
+        Raises:
+            ModelError: It is of another network.
+        """
+        check_fit(saved["network"], self.network, where=where)
         self.network.load_state_dict(saved["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(saved["averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where the training was begun without loss scaling
+            self.scaler.load_state_dict(saved["scaler"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         self.failures = saved["failures"]
         self.sums = EpochSums(
@@ -122,12 +138,18 @@ def new_state(
     layout = memory_format(spec, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return TrainingState(
+        recipe=recipe,
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
         optimizer=_make_optimizer(network, recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
         sums=sums,
     )
+
+
+def saved_recipe(saved: dict[str, Any], *, where: str) -> Recipe:
+    """The recipe that a snapshot was trained with, whatever would be chosen today."""
+    return to_record(saved["recipe"], Recipe, where=where)
 
 
 def memory_format(spec: UNetSpec, device: torch.device) -> torch.memory_format:

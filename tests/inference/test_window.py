@@ -30,7 +30,8 @@ def test_a_voxelwise_network_gives_its_own_values(
     shape: tuple[int, int, int], patch: tuple[int, ...]
 ) -> None:
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    out = sliding_window(image, [Pointwise()], patch_shape=patch)
+    axes = tuple(range(len(patch)))
+    out = sliding_window(image, [Pointwise()], patch_shape=patch, mirror_axes=axes)
     assert torch.allclose(out, Pointwise()(image[None])[0], atol=1e-5)
 
 
@@ -38,7 +39,7 @@ def test_one_window_equals_a_plain_forward() -> None:
     network = nn.Conv3d(1, 3, 3, padding=1)
     image = torch.randn(1, 8, 8, 8)
     with torch.no_grad():
-        out = sliding_window(image, [network], patch_shape=(8, 8, 8), mirror=False)
+        out = sliding_window(image, [network], patch_shape=(8, 8, 8))
         assert torch.allclose(out, network(image[None])[0], atol=1e-5)
 
 
@@ -46,7 +47,7 @@ def test_mirroring_averages_over_all_flips_and_networks() -> None:
     networks = [nn.Conv3d(1, 2, 3, padding=1) for _ in range(2)]
     image = torch.randn(1, 6, 8, 7)
     with torch.no_grad():
-        out = sliding_window(image, networks, patch_shape=(6, 8, 7))
+        out = sliding_window(image, networks, patch_shape=(6, 8, 7), mirror_axes=(0, 1, 2))
         outs = []
         for network in networks:
             for number in range(4):
@@ -58,7 +59,7 @@ def test_mirroring_averages_over_all_flips_and_networks() -> None:
 
 def test_overlapping_windows_are_averaged_by_weight() -> None:
     image = torch.zeros(1, 1, 1, 6)
-    out = sliding_window(image, [Ramp()], patch_shape=(1, 1, 4), mirror=False)
+    out = sliding_window(image, [Ramp()], patch_shape=(1, 1, 4))
     weight = gaussian_weight((1, 1, 4))[0, 0].numpy()
     total, norm = np.zeros(6), np.zeros(6)
     for start in (0, 2):
@@ -86,7 +87,6 @@ def test_windows_are_counted_as_they_are_visited(
         torch.zeros(1, *shape),
         [Pointwise()],
         patch_shape=patch,
-        mirror=False,
         on_window=lambda: seen.append(1),
     )
     assert len(seen) == count_windows(shape, patch, 0.5)

@@ -36,7 +36,10 @@ def test_warm_up_rises_to_the_peak_without_a_jump() -> None:
     assert rates[-1] == 0.0
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"iterations": -1}, {"hours": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"iterations": -1}, {"hours": 0.0}, {"hours": float("nan")}, {"seed": -1}],
+)
 def test_options_that_cannot_train_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=f"--{next(iter(wrong))}"):
         check_options(TrainingOptions(**wrong))  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from autoliver.cli.main import app, run
+
+COMMANDS = {"demo", "verify", "plan", "preprocess", "train", "predict", "evaluate"}
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def run_in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[object, str, str]:
+    """Exit code, stdout and stderr of the `autoliver` script."""
+    monkeypatch.setattr(sys, "argv", ["autoliver", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    return caught.value.code, *capsys.readouterr()
+
+
+def test_help_lists_the_commands() -> None:
+    for option in ("-h", "--help"):
+        result = invoke(option)
+        assert result.exit_code == 0
+        lines = result.stdout.partition("Commands:")[2].splitlines()
+        assert {line.split()[0] for line in lines if line.strip()} >= COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_its_options(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+    assert "--verbose" in result.stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("autoliver 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("trian",), "Did you mean 'train'?"),
+        (("train", "LiTS", "2d", "--epoch", "3"), "--epochs"),
+        (("train", "LiTS", "2d", "--fold", "x"), "'x' is none of 0..4, all, cv"),
+        (("train", "LiTS", "2d", "--epochs", "many"), "Invalid value for '--epochs'"),
+        (("train", "LiTS"), "CONFIG"),
+        (("predict", "-i", "in"), "--output"),
+        (("predict", "-i", "in", "-o", "out", "--step", "2"), "--step"),
+        (("plan", "--preset", "big"), "'big' is not one of"),
+    ],
+)
+def test_misuse_exits_with_2_and_says_what_is_meant(arguments: tuple[str, ...], words: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Commands:" in result.output
+
+
+def test_a_problem_exits_with_1_and_two_lines(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "autoliver", "plan", "LiTS", "-w", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    problem, hint = done.stderr.splitlines()
+    assert problem.startswith("Error: There is no folder and no planned dataset 'LiTS'")
+    assert hint.startswith("Hint: ")
+
+
+def test_with_json_a_problem_is_one_object_on_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", "LiTS", "3d_fulres", "--json", "-w", str(tmp_path))
+    code, out, err = run_in_process(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert json.loads(out) == {
+        "error": "There is no configuration '3d_fulres'.",
+        "hint": "Did you mean 3d_fullres?",
+    }
+    assert err.splitlines() == [
+        "Error: There is no configuration '3d_fulres'.",
+        "Hint: Did you mean 3d_fullres?",
+    ]
+
+
+def test_verify_tells_findings_as_one_object_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "Dataset001_Broken"
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (source / name).parent.mkdir(parents=True)
+        (source / name).write_bytes(b"no image")
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    (source / "dataset.json").write_text(json.dumps(description))
+    arguments = ("verify", str(source), "-w", str(tmp_path / "w"))
+    code, out, _ = run_in_process(monkeypatch, capsys, *arguments, "--json")
+    assert code == 1
+    assert {finding["severity"] for finding in json.loads(out)["findings"]} == {"error"}
+    code, _, err = run_in_process(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert "Error: The dataset has" in err
+
+
+def test_the_workspace_can_come_from_the_environment(tmp_path: Path) -> None:
+    where = {"AUTOLIVER_WORKSPACE": str(tmp_path / "mine")}
+    result = CliRunner().invoke(app, ["plan", "LiTS"], env=where)
+    assert f"workspace {tmp_path / 'mine'}" in str(result.exception)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    # A pipe that nobody writes to keeps the command waiting where it reads the description.
+    pipe = tmp_path / "dataset.json"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autoliver", "plan", str(tmp_path), "-w", str(tmp_path / "w")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    writing = os.open(pipe, os.O_WRONLY)  # returns once the command has opened it for reading
+    try:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        os.close(writing)
+    assert process.returncode == 130
+    assert (out, err) == ("", "Stopped. Run the same command again to go on.\n")
+
+
+def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
+    heavy = ("torch", "SimpleITK", "numpy", "scipy", "matplotlib", "skimage", "blosc2")
+    script = (
+        "import sys, autoliver.cli.main; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

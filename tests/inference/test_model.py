@@ -1,0 +1,99 @@
+import hashlib
+import shutil
+
+import pytest
+import torch
+
+from autoliver.errors import ArtifactError, ModelError
+from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, load_model
+from autoliver.networks.build import build_network
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+def load(*folders):
+    return load_model(folders, name="Toy/3d_fullres", device=CPU)
+
+
+def test_a_fold_comes_back_ready_to_predict(save, plan):
+    folder = save("fold_0", seed=3)
+    model = load(folder)
+    assert model.plan == plan
+    assert model.configuration == plan.configurations["3d_fullres"]
+    (network,) = model.networks
+    assert not network.training
+    spec = model.configuration.network
+    made = build_network(
+        spec, deep_supervision=False, generator=torch.Generator().manual_seed(3)
+    ).eval()
+    image = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(network(image)[0], made(image)[0])
+
+
+def test_the_checksum_is_of_the_weights_and_nothing_else_is_left_in_the_folder(save):
+    folder = save("fold_0")
+    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert FoldModel.load(folder / MODEL_FILE).weights_sha256 == digest
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS_FILE, MODEL_FILE}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:20],
+        lambda content: content[:0],
+        lambda content: content[:-8] + b"\x00" * 8,
+        lambda content: b"PK\x03\x04" + content,
+    ],
+    ids=["short", "head", "empty", "bits", "foreign"],
+)
+def test_damaged_weights_are_named(save, damage):
+    weights = save("fold_0") / WEIGHTS_FILE
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ModelError, match=r"fold_0/weights\.safetensors: damaged"):
+        load(weights.parent)
+
+
+def test_weights_of_another_fold_are_noticed(save):
+    one, other = save("fold_0", seed=0), save("fold_1", seed=1)
+    shutil.copy(one / WEIGHTS_FILE, other / WEIGHTS_FILE)
+    with pytest.raises(ModelError, match=r"fold_1/.*not what model\.json recorded"):
+        load(one, other)
+
+
+def test_missing_files_are_named(save):
+    folder = save("fold_0")
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelError, match=r"weights\.safetensors: there is no such"):
+        load(folder)
+    (folder / MODEL_FILE).unlink()
+    with pytest.raises(ArtifactError, match=r"model\.json: there is no such file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"kind": "model", "sch', "not valid JSON"),
+        ('{"kind": "plan", "schema": 1}', "expected a file of kind 'model', found 'plan'"),
+        ('{"kind": "model", "schema": 99, "autoliver": "9.0"}', "schema 99 by autoliver 9.0"),
+        ('{"kind": "model", "schema": 1, "fold": 0}', "model.json: .*fold"),
+    ],
+)
+def test_a_damaged_or_foreign_description_says_what_to_do(save, content, words):
+    folder = save("fold_0")
+    (folder / MODEL_FILE).write_text(content)
+    with pytest.raises(ArtifactError, match=words) as caught:
+        load(folder)
+    assert "autoliver train" in caught.value.hint
+
+
+def test_folds_of_different_plans_or_configurations_do_not_mix(save):
+    one = save("fold_0")
+    with pytest.raises(ModelError, match="fold_1 was trained with another plan than fold_0"):
+        load(one, save("fold_1", vram_gb=2.0))
+    with pytest.raises(ModelError, match="fold_2 was trained with another plan"):
+        load(one, save("fold_2", configuration="2d"))

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+
+from autoliver.errors import AutoliverError, DatasetError
+from autoliver.inference.model import load_model
+from autoliver.inference.predict import (
+    PredictOptions,
+    check_image,
+    make_jobs,
+    predict_jobs,
+    predict_volume,
+)
+from autoliver.inference.window import count_windows
+from autoliver.io.itk import read_label, write_image
+from autoliver.io.volume import Geometry, Volume
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+PLAIN = PredictOptions(mirror=False)
+
+
+def make_image(shape=(9, 14, 12), channels=1, spacing_mm=(3.0, 1.5, 1.7)):
+    rng = np.random.default_rng(0)
+    array = rng.gamma(4.0, 25.0, (channels, *shape)).astype(np.float32)
+    return Volume(array=array, geometry=Geometry(shape_zyx=shape, spacing_mm=spacing_mm))
+
+
+def load(*folders, name="Toy/3d_fullres"):
+    return load_model(folders, name=name, device=CPU)
+
+
+def predicted(model, image=None, options=PLAIN):
+    return predict_volume(model, image or make_image(), options, name="case_1")
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_labels_lie_on_the_image_s_own_grid(save, configuration):
+    image = make_image()
+    labels = predicted(load(save("fold_0", configuration=configuration)), image)
+    assert labels.shape == image.geometry.shape_zyx
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= {0, 1, 2}
+    assert len(np.unique(labels)) > 1
+
+
+def test_two_equal_folds_predict_as_one(save):
+    one, same, other = save("fold_0"), save("fold_1"), save("fold_2", seed=8)
+    alone = predicted(load(one))
+    assert np.array_equal(predicted(load(one, same)), alone)
+    assert not np.array_equal(predicted(load(one, other)), alone)
+
+
+def test_mirroring_makes_the_prediction_of_a_flipped_image_the_flipped_prediction(save):
+    model = load(save("fold_0", mirror_axes=(0, 1, 2)))
+    image = make_image((8, 16, 16), spacing_mm=(2.0, 2.0, 2.0))
+    flipped = image.with_array(np.ascontiguousarray(image.array[..., ::-1]))
+    both = PredictOptions(mirror=True)
+    assert (
+        np.mean(predicted(model, image, both) != predicted(model, flipped, both)[..., ::-1]) < 0.01
+    )
+    assert np.mean(predicted(model, image) != predicted(model, flipped)[..., ::-1]) > 0.01
+
+
+def test_only_axes_seen_flipped_by_every_fold_are_flipped(save):
+    flips, never = save("fold_0", mirror_axes=(0, 2)), save("fold_1", mirror_axes=())
+    assert load(flips).mirror_axes == (0, 2)
+    assert load(flips, never).mirror_axes == ()
+    image = make_image((8, 16, 16), spacing_mm=(2.0, 2.0, 2.0))
+    both = PredictOptions(mirror=True)
+    assert np.array_equal(predicted(load(never), image, both), predicted(load(never), image))
+    assert not np.array_equal(predicted(load(flips), image, both), predicted(load(flips), image))
+
+
+def test_windows_are_announced_and_counted(save):
+    seen = []
+
+    def on_windows(name, windows):
+        seen.append((name, windows))
+        return lambda: seen.append("tick")
+
+    image = make_image((8, 20, 20), spacing_mm=(2.0, 2.0, 2.0))
+    predict_volume(load(save("fold_0")), image, PLAIN, name="case_1", on_windows=on_windows)
+    windows = count_windows((8, 20, 20), (8, 8, 8), 0.5)
+    assert seen == [("case_1", windows), *["tick"] * windows]
+
+
+def test_files_are_written_beside_nothing_else_and_read_back(save, tmp_path):
+    image = make_image()
+    path, output = tmp_path / "in/case_1_0000.nrrd", tmp_path / "out"
+    write_image(path, image.array, image.geometry)
+    model = load(save("fold_0"))
+    (job,) = make_jobs({"case_1": [path]}, output)
+    assert not job.finished
+    predict_jobs(model, [job], PLAIN)
+    assert job.finished
+    assert [p.name for p in output.iterdir()] == ["case_1.nrrd"]
+    label = read_label(job.output)
+    assert np.array_equal(label.array[0], predicted(model, image))
+    assert label.geometry.spacing_mm == pytest.approx(image.geometry.spacing_mm)
+
+
+def test_a_case_that_fails_leaves_no_file(save, tmp_path):
+    image = make_image(channels=2)
+    paths = [tmp_path / f"in/case_1_000{channel}.nii.gz" for channel in range(2)]
+    for path, channel in zip(paths, image.array, strict=True):
+        write_image(path, channel[None], image.geometry)
+    with pytest.raises(DatasetError, match="found 2 channels"):
+        predict_jobs(load(save("fold_0")), make_jobs({"case_1": paths}, tmp_path / "out"), PLAIN)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_label_map_must_not_replace_an_image(tmp_path):
+    cases = {"a": [tmp_path / "a_0000.nii.gz"], "b": [tmp_path / "b.nii.gz"]}
+    with pytest.raises(AutoliverError, match=r"^b: .*would overwrite the image") as caught:
+        make_jobs(cases, tmp_path / "sub/..")
+    assert "-o" in caught.value.hint
+    jobs = make_jobs(cases, tmp_path / "sub")
+    assert [job.output.name for job in jobs] == ["a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("modality", "change", "words", "hint"),
+    [
+        ("MR", lambda a: np.concatenate([a, a]), r"found 2 channels.*expects 1: T1", "CASE_0001"),
+        ("MR", lambda a: np.where(a > 100, np.nan, a), "NaN or infinite", "leave out"),
+        ("MR", lambda a: np.where(a > 100, -np.inf, a), "NaN or infinite", "leave out"),
+        ("MR", lambda a: a - 1000, r"looks like CT \(lowest value -9", "for CT with -m"),
+        ("CT", lambda a: a, "no negative values", "for MR with -m"),
+    ],
+    ids=["channels", "nan", "inf", "ct", "mr"],
+)
+def test_an_image_that_does_not_fit_is_refused(save, modality, change, words, hint):
+    model = load(save("fold_0", modality=modality))
+    image = make_image()
+    wrong = Volume(array=change(image.array).astype(np.float32), geometry=image.geometry)
+    with pytest.raises(DatasetError, match=f"^case_7: .*{words}") as caught:
+        check_image(model, wrong, name="case_7")
+    assert hint in caught.value.hint
+
+
+def test_images_that_fit_pass(save):
+    image = make_image()
+    check_image(load(save("fold_0")), image, name="mr")
+    ct = image.with_array(image.array - 1000)
+    check_image(load(save("fold_1", modality="CT")), ct, name="ct")
+    for fitting in (image, ct):
+        check_image(load(save("fold_2", modality="other")), fitting, name="any")

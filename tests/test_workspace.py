@@ -1,0 +1,223 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoliver.dataset import read_dataset
+from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace, check_configuration
+
+LITS, MSD, MR = "Dataset003_LiTS", "Dataset029_LiTS", "Dataset101_LiverMR"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+def make_dataset(folder: Path) -> Path:
+    """A dataset as nnU-Net lays it out; its files are empty, since none is opened."""
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def make_planned(workspace: Workspace, name: str) -> DatasetFolder:
+    source = make_dataset(workspace.root.parent / "data" / name)
+    folder = DatasetFolder(workspace.root / name)
+    read_dataset(source).save(folder.dataset)
+    return folder
+
+
+def finish(run: RunFolder, *folds: str) -> RunFolder:
+    for fold in folds:
+        (run.path / f"fold_{fold}").mkdir(parents=True)
+        (run.path / f"fold_{fold}/model.json").touch()
+    return run
+
+
+@pytest.mark.parametrize("name", [LITS, "LiTS", "lits", "dataset003_lits"])
+def test_a_planned_dataset_is_known_by_its_names(workspace: Workspace, name: str) -> None:
+    made = make_planned(workspace, LITS)
+    make_planned(workspace, MR)
+    assert workspace.folder(name) == made
+    assert workspace.source(name).name == LITS
+    assert [d.name for d in workspace.datasets] == [LITS, MR]
+
+
+def test_a_short_name_of_two_datasets_is_refused_and_a_full_one_is_not(
+    workspace: Workspace,
+) -> None:
+    for name in (LITS, MSD):
+        make_planned(workspace, name)
+    with pytest.raises(DatasetError, match=f"'LiTS' may mean {LITS} or {MSD}"):
+        workspace.source("LiTS")
+    assert workspace.source(MSD).name == MSD
+
+
+def test_a_full_name_wins_over_another_dataset_s_short_name(workspace: Workspace) -> None:
+    make_planned(workspace, "LiTS")
+    make_planned(workspace, LITS)
+    assert workspace.folder("LiTS").name == "LiTS"
+
+
+@pytest.mark.parametrize("typed", ["Dataset03_LiTS", "LiTs2", "litts"])
+def test_a_name_nearly_right_is_met_with_the_right_one(workspace: Workspace, typed: str) -> None:
+    make_planned(workspace, LITS)
+    with pytest.raises(DatasetError, match=f"no planned dataset '{typed}'") as caught:
+        workspace.source(typed)
+    assert caught.value.hint == f"Did you mean {LITS}?"
+
+
+def test_an_unknown_name_lists_what_there_is(workspace: Workspace) -> None:
+    with pytest.raises(DatasetError, match="no planned dataset") as caught:
+        workspace.source("Pancreas")
+    assert "autoliver plan PATH" in caught.value.hint
+    make_planned(workspace, LITS)
+    with pytest.raises(DatasetError) as caught:
+        workspace.source("Pancreas")
+    assert caught.value.hint == f"Known datasets: {LITS}."
+
+
+def test_a_path_is_read_whether_planned_or_not(workspace: Workspace, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "elsewhere/Dataset050_New")
+    assert workspace.source(str(folder)).name == "Dataset050_New"
+    assert workspace.source(f"{folder}/").folder == str(folder)
+
+
+def test_two_datasets_of_one_name_do_not_share_a_place(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    make_planned(workspace, LITS)
+    other = make_dataset(tmp_path / "elsewhere" / LITS)
+    with pytest.raises(DatasetError, match=f"the name {LITS} already belongs to") as caught:
+        workspace.source(str(other))
+    assert "-w" in caught.value.hint
+
+
+def test_a_dataset_that_was_moved_is_found_by_its_new_path(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    make_planned(workspace, LITS)
+    moved = tmp_path / "elsewhere" / LITS
+    moved.parent.mkdir()
+    shutil.move(tmp_path / "data" / LITS, moved)
+    with pytest.raises(DatasetError, match="not there any more") as caught:
+        workspace.source("LiTS")
+    assert "autoliver plan PATH" in caught.value.hint
+    assert workspace.source(str(moved)).folder == str(moved)
+
+
+def test_the_workspace_must_not_be_the_folder_of_the_datasets(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / LITS)
+    before = (folder / "dataset.json").read_bytes()
+    with pytest.raises(DatasetError, match="among the dataset's own") as caught:
+        Workspace(tmp_path).source(str(folder))
+    assert "-w" in caught.value.hint
+    assert (folder / "dataset.json").read_bytes() == before
+
+
+def test_without_a_name_the_current_folder_and_then_the_only_dataset_is_meant(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match="holds 0"):
+        workspace.source(None)
+    make_planned(workspace, LITS)
+    assert workspace.source(None).name == LITS
+    make_planned(workspace, MR)
+    with pytest.raises(DatasetError, match="holds 2") as caught:
+        workspace.source(None)
+    assert f"{LITS}, {MR}" in caught.value.hint
+    monkeypatch.chdir(make_dataset(tmp_path / "Dataset050_New"))
+    assert workspace.source(None).name == "Dataset050_New"
+
+
+def test_the_only_trained_run_predicts(workspace: Workspace) -> None:
+    with pytest.raises(ModelError, match="no trained model in") as caught:
+        workspace.run_to_predict(None)
+    assert "autoliver train" in caught.value.hint
+    folder = make_planned(workspace, LITS)
+    make_planned(workspace, MR)
+    folder.run("2d").fold(0).mkdir(parents=True)  # begun, not finished
+    run = finish(folder.run("3d_fullres"), "0")
+    assert workspace.run_to_predict(None) == run
+    assert run.name == f"{LITS}/3d_fullres"
+
+
+def test_several_trained_runs_are_listed_and_told_apart(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lits, mr = make_planned(workspace, LITS), make_planned(workspace, MR)
+    runs = [
+        finish(lits.run("2d"), "0"),
+        finish(lits.run("3d_fullres"), "0"),
+        finish(mr.run("3d_fullres"), "all"),
+        finish(mr.run("3d_fullres", tag="long"), "0"),
+    ]
+    with pytest.raises(ModelError, match="4 trained models could be meant") as caught:
+        workspace.run_to_predict(None)
+    assert all(f"-m {run.name}" in caught.value.hint for run in runs)
+    with pytest.raises(ModelError, match="2 trained models") as caught:
+        workspace.run_to_predict("LiTS")
+    assert MR not in caught.value.hint
+    for run in runs:
+        assert workspace.run_to_predict(run.name) == run
+        assert workspace.run_to_predict(str(run.path)).path == run.path
+    assert workspace.run_to_predict("livermr/3d_fullres+long") == runs[3]
+    monkeypatch.chdir(runs[1].path)
+    assert workspace.run_to_predict(".").name == f"{LITS}/3d_fullres"
+
+
+def test_a_model_that_is_not_there_lists_or_suggests(workspace: Workspace) -> None:
+    finish(make_planned(workspace, LITS).run("3d_fullres"), "0")
+    for typed, hint in [
+        ("Pancreas", f"Known models: {LITS}/3d_fullres."),
+        ("LiTS/3d_fulres", f"Did you mean {LITS}/3d_fullres?"),
+        ("LiTS/2d", f"Known models: {LITS}/3d_fullres."),
+    ]:
+        with pytest.raises(ModelError, match=f"no trained model '{typed}'") as caught:
+            workspace.run_to_predict(typed)
+        assert caught.value.hint == hint
+
+
+def test_the_folds_that_predict(tmp_path: Path) -> None:
+    run = finish(RunFolder(tmp_path / "D/runs/2d"), "0", "2", "all")
+
+    def names(folds: str | None) -> list[str]:
+        return [path.name for path in run.members(folds)]
+
+    assert names(None) == ["fold_0", "fold_2"]
+    assert names("all") == ["fold_all"]
+    assert names("2, 0") == ["fold_2", "fold_0"]
+    with pytest.raises(ModelError, match="D/2d: fold 1 is not trained") as caught:
+        run.members("0,1")
+    assert caught.value.hint == "Finished folds: 0, 2, all."
+    only = finish(RunFolder(tmp_path / "D/runs/3d_fullres"), "all")
+    assert [path.name for path in only.members(None)] == ["fold_all"]
+
+
+@pytest.mark.parametrize("tag", ["../other", "a/b", "a b", "a+b"])
+def test_a_tag_must_be_fit_for_a_folder(tag: str) -> None:
+    with pytest.raises(OptionError, match="--tag"):
+        DatasetFolder(Path("w/D")).run("2d", tag=tag)
+    assert DatasetFolder(Path("w/D")).run("2d", tag="v1.2_x").path.name == "2d+v1.2_x"
+
+
+def test_configurations_are_known_by_name() -> None:
+    assert check_configuration("3d_lowres") == "3d_lowres"
+    with pytest.raises(OptionError, match="no configuration '3d_fulres'") as caught:
+        check_configuration("3d_fulres")
+    assert caught.value.hint == "Did you mean 3d_fullres?"
+    with pytest.raises(OptionError) as caught:
+        check_configuration("volume")
+    assert caught.value.hint.startswith("Known configurations: 2d, ")

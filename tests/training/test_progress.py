@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.io import imread
+
+from autoliver.training.progress import EpochLog, draw_progress, read_progress, write_progress
+
+
+def make_log(epoch: int, **changes: object) -> EpochLog:
+    fields: dict[str, object] = {
+        "epoch": epoch,
+        "step": 10 * (epoch + 1),
+        "learning_rate": 0.01 / (epoch + 1),
+        "train_loss": 1.0 - 0.1 * epoch,
+        "train_dice": 0.1 * epoch,
+        "validation_loss": 1.1 - 0.1 * epoch,
+        "validation_dice": (0.5, None),
+        "seconds": 1.5,
+        "data_wait": 0.25,
+    }
+    return EpochLog(**fields | changes)  # type: ignore[arg-type]
+
+
+LOGS = [make_log(0), make_log(1, skipped=("case_3",)), make_log(2, validation_dice=None)]
+
+
+def test_logs_come_back_as_they_were_one_json_object_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    write_progress(path, LOGS)
+    assert read_progress(path) == LOGS
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    write_progress(path, LOGS[:1])
+    assert read_progress(path) == LOGS[:1]
+
+
+def test_a_missing_log_has_no_epochs(tmp_path: Path) -> None:
+    assert read_progress(tmp_path / "progress.jsonl") == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 150])
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "progress.jsonl"
+    write_progress(path, LOGS)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_progress(path) == (LOGS if cut == 1 else LOGS[:2])
+
+
+def test_values_that_are_not_finite_are_written_as_valid_json(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    write_progress(path, [make_log(0, validation_loss=float("nan"))])
+    assert "NaN" not in path.read_text()
+    assert read_progress(path)[0].validation_loss is None
+
+
+def test_mean_dice_is_over_the_labels_that_occur() -> None:
+    assert make_log(0, validation_dice=(0.2, None, 0.6)).mean_validation_dice == pytest.approx(0.4)
+    assert make_log(0, validation_dice=(None, None)).mean_validation_dice is None
+    assert make_log(0, validation_dice=None).mean_validation_dice is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_picture_shows_curves(tmp_path: Path, known: bool) -> None:
+    path = tmp_path / "progress.png"
+    nothing = {"train_loss": None, "train_dice": None, "validation_loss": None}
+    logs = LOGS if known else [make_log(0, **nothing, validation_dice=None)]
+    draw_progress(path, logs, title="Toy")
+    image = imread(path)
+    assert image.shape[:2] == (700, 900)
+    colours = image[..., :3].reshape(-1, 3) @ np.array([1, 256, 65536])
+    assert len(set(colours.tolist())) > 10
+    assert [p.name for p in tmp_path.iterdir()] == ["progress.png"]

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoliver.errors import ArtifactError, ModelError
+from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.networks.spec import UNetSpec
+from autoliver.training.options import Recipe
+from autoliver.training.state import (
+    EpochSums,
+    TrainingState,
+    memory_format,
+    new_state,
+    saved_recipe,
+)
+
+CPU = torch.device("cpu")
+SPEC = UNetSpec(
+    in_channels=1,
+    out_channels=2,
+    features=(2, 4),
+    strides=((1, 1), (2, 2)),
+    kernels=((3, 3), (3, 3)),
+    blocks_encoder=(1, 1),
+    blocks_decoder=(1,),
+)
+SGD = Recipe(optimizer="sgd", learning_rate=0.01, weight_decay=3e-5)
+ADAMW = Recipe(optimizer="adamw", learning_rate=0.003, weight_decay=0.01, average=0.9)
+
+
+def make_state(recipe: Recipe, *, spec: UNetSpec = SPEC, seed: int = 0) -> TrainingState:
+    sums = EpochSums(counts=np.zeros((3, 1), np.int64))
+    return new_state(spec, recipe, seed=seed, device=CPU, sums=sums)
+
+
+def take_step(state: TrainingState, seed: int) -> None:
+    image = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    state.optimizer.zero_grad()
+    state.network(image)[0].square().mean().backward()
+    state.optimizer.step()
+    state.update_average()
+    state.step += 1
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one = make_state(SGD).network.state_dict()
+    torch.manual_seed(2)
+    again, other = (
+        make_state(ADAMW).network.state_dict(),
+        make_state(SGD, seed=1).network.state_dict(),
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_average_forgets_the_start_and_then_decays_as_asked() -> None:
+    state = make_state(ADAMW)
+    name = next(iter(state.network.state_dict()))
+    expected = state.network.state_dict()[name].double().clone()
+    for step in range(120):
+        take_step(state, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * state.network.state_dict()[name].double()
+    assert state.result is state.averaged
+    found = state.result.state_dict()[name]
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+    assert not torch.equal(found, state.network.state_dict()[name])
+
+
+def test_without_an_average_the_network_is_the_result() -> None:
+    state = make_state(SGD)
+    take_step(state, 0)
+    assert state.averaged is None
+    assert state.result is state.network
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+def test_a_state_goes_on_from_its_file_as_if_nothing_had_happened(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    state = make_state(recipe)
+    for seed in range(3):
+        take_step(state, seed)
+    state.sums.losses.append(0.5)
+    state.sums.counts += 7
+    state.sums.skipped.append("case_1")
+    state.elapsed, state.failures = 12.5, 2
+    save_training_state(tmp_path / "resume.pt", state.snapshot())
+    saved = load_training_state(tmp_path / "resume.pt")
+    assert saved_recipe(saved, where="resume.pt") == recipe
+    other = make_state(recipe, seed=5)
+    other.restore(saved, where="resume.pt")
+    assert (other.step, other.elapsed, other.failures) == (3, 12.5, 2)
+    assert (other.sums.losses, other.sums.skipped) == ([0.5], ["case_1"])
+    assert (other.sums.counts == 7).all()
+    for each in (state, other):
+        take_step(each, 3)
+    one, again = state.result.state_dict(), other.result.state_dict()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    saved = make_state(SGD).snapshot()
+    wider = make_state(SGD, spec=SPEC.replace(features=(2, 6)))
+    with pytest.raises(ModelError, match=r"^resume\.pt: .* has the shape"):
+        wider.restore(saved, where="resume.pt")
+
+
+def test_a_recipe_of_another_version_is_told() -> None:
+    saved = make_state(SGD).snapshot()
+    saved["recipe"]["optimizer"] = "lion"
+    with pytest.raises(ArtifactError, match=r"^resume\.pt: .*lion"):
+        saved_recipe(saved, where="resume.pt")
+
+
+def test_weights_lie_channels_last_on_the_cpu() -> None:
+    assert memory_format(SPEC, CPU) == torch.channels_last
+    assert memory_format(SPEC, torch.device("cuda")) == torch.contiguous_format
+    wide = next(p for p in make_state(SGD).network.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert wide.is_contiguous(memory_format=torch.channels_last)
