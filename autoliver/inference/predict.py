@@ -150,7 +150,8 @@ def check_image(model: Model, image: Volume, *, name: str) -> None:
             f"{name}: looks like CT (lowest value {lowest:g}), but {model.name} was trained on MR.",
             hint="Choose a model for CT with -m.",
         )
-    if model.plan.modality == "CT" and lowest >= 0:
+    # CT stored with an offset has none either; then the model's own training images had none.
+    if model.plan.modality == "CT" and lowest >= 0 > model.plan.intensities[0].percentile_00_5:
         raise DatasetError(
             f"{name}: has no negative values, so it is not CT in Hounsfield units, which "
             f"{model.name} expects.",
