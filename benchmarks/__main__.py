@@ -9,6 +9,7 @@ failed; a missed target is no failure.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -78,6 +79,8 @@ def read_arguments(
         parser.add_argument("--device", default=device)
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
+    # As Ctrl-C: what is running is stopped, the temporary folder removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments.repeats = arguments.repeats or (1 if arguments.quick else 3)
     if not arguments.no_peer and not (arguments.peer / "bin/python").exists():
         parser.error(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import time
@@ -72,11 +73,14 @@ def run(call: Call) -> Measured:
     call.log.parent.mkdir(parents=True, exist_ok=True)
     with call.log.open("wb") as log:
         start = time.perf_counter()
-        process = subprocess.Popen(["env", *settings, *call.command], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            ["env", *settings, *call.command], stdout=log, stderr=log, start_new_session=True
+        )
         try:
             usage, peak_mb = _watch(process, start)
         except BaseException:
-            process.kill()
+            # With its workers: they would go on, and write into a folder that is removed.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
         seconds = time.perf_counter() - start

@@ -85,6 +85,7 @@ def predict_row(bench: Bench, name: str, source: Path, *, images: Path, preset: 
         peer=bench.peer("predict", model=results, output=theirs, remove=(theirs,), **shared),
         targets=(Target("speed", 1.5, least=True), Target("dice", 0.999, least=True)),
         compare=lambda _ours, _peer: _dice(ours, theirs),
+        repeats=2,
     )
 
 
@@ -125,6 +126,8 @@ def link_dataset(bench: Bench, source: Path, cases: int | None = None) -> Path:
     link_all(target / "labelsTr", labels)
     link_all(target / "imagesTr", images)
     head = json.loads((source / "dataset.json").read_text())
+    # nnU-Net takes our optional "modality" for its old table of channels and counts its letters.
+    head.pop("modality", None)
     text = json.dumps({**head, "numTraining": len(labels)})
     description = target / "dataset.json"
     if not description.exists() or description.read_text() != text:

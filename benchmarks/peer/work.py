@@ -99,10 +99,11 @@ def augment(
         use_mask_for_norm=[False],
     )
     images, targets = torch.from_numpy(np.load(image)), torch.from_numpy(np.load(label))
-    with clock:
-        for number in range(count):
-            index = number % len(images)
-            transforms(image=images[index].clone(), segmentation=targets[index].clone())
+    for number in range(count):
+        index = number % len(images)
+        image_patch, label_patch = images[index].clone(), targets[index].clone()
+        with clock:
+            transforms(image=image_patch, segmentation=label_patch)
 
 
 def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other: Any) -> None:
@@ -197,9 +198,10 @@ def train(_: Clock, *, name: str, epochs: int, iterations: int, **other: Any) ->
     trainer.num_iterations_per_epoch = iterations
     trainer.num_val_iterations_per_epoch = max(1, iterations // 5)
     trainer.run_training()
-    logged = trainer.logger.my_fantastic_logging
-    stamps = zip(logged["epoch_start_timestamps"], logged["epoch_end_timestamps"], strict=True)
-    seconds = [end - start for start, end in stamps][1:]
+    starts, ends = (
+        trainer.logger.get_value(f"epoch_{when}_timestamps", None) for when in ("start", "end")
+    )
+    seconds = [end - start for start, end in zip(starts, ends, strict=True)][1:]
     waits = [waited / each for waited, each in zip(trainer.waited[1:], seconds, strict=True)]
     return {"seconds": median(seconds), "data wait": median(waits), **_gpu_memory()}
 
