@@ -36,7 +36,11 @@ _ROWS: dict[str, Callable[[Bench], Row]] = {
     "help": rows_datasets.help_command,
     "plan-again": rows_datasets.plan_again,
 }
-_HEAD = ("row", "work", "ours s", "nnU-Net s", "speed", "cpu", "ours MB", "nnU-Net MB", "targets")
+_HEAD = (
+    *("row", "work", "ours s", "nnU-Net s", "speed", "cpu", "ours MB", "nnU-Net MB"),
+    # Cores that other programs kept busy: during our runs, during nnU-Net's.
+    *("others", "targets"),
+)
 _SHOWN_FAR = 4  # digits of ratios and differences
 
 
@@ -140,6 +144,7 @@ def _figures(middle: Measured, runs: Sequence[Measured]) -> dict[str, Any]:
         "seconds": round(middle.seconds, 4),
         "cpu_seconds": round(middle.cpu_seconds, 4),
         "peak_mb": round(middle.peak_mb, 1),
+        "others": round(middle.others, 2),
         "each_seconds": [round(one.seconds, 4) for one in runs],
     }
 
@@ -176,6 +181,7 @@ def cells(result: Mapping[str, Any]) -> list[str]:
         f"{numbers['cpu']:.1f}x" if peer else "-",
         f"{ours['peak_mb']:.0f}",
         f"{peer['peak_mb']:.0f}" if peer else "-",
+        f"{ours['others']:.1f}" + (f", {peer['others']:.1f}" if peer else ""),
         "; ".join(wanted),
     ]
 

@@ -52,12 +52,14 @@ class Measured:
         seconds: Wall clock.
         cpu_seconds: User and system time of all its processes.
         peak_mb: Most memory its processes held at once, shared pages counted once.
+        others: Cores that other processes kept busy meanwhile: how noisy the run is.
         values: What else it reported.
     """
 
     seconds: float
     cpu_seconds: float
     peak_mb: float
+    others: float
     values: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +74,7 @@ def run(call: Call) -> Measured:
     settings = [f"{name}={value}" for name, value in call.settings.items()]
     call.log.parent.mkdir(parents=True, exist_ok=True)
     with call.log.open("wb") as log:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), _busy_seconds()
         process = subprocess.Popen(
             ["env", *settings, *call.command], stdout=log, stderr=log, start_new_session=True
         )
@@ -83,15 +85,17 @@ def run(call: Call) -> Measured:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
+    cpu_seconds = usage.ru_utime + usage.ru_stime
     if process.returncode:
         last = " | ".join(call.log.read_text(errors="replace").splitlines()[-4:])
         raise MeasureError(f"{' '.join(call.command)}: exit {process.returncode}: {last}")
     values = json.loads(call.result.read_text()) if call.result else {}
     return Measured(
         seconds=values.pop("seconds", seconds),
-        cpu_seconds=values.pop("cpu_seconds", usage.ru_utime + usage.ru_stime),
+        cpu_seconds=values.pop("cpu_seconds", cpu_seconds),
         peak_mb=max(peak_mb, values.pop("peak_mb", 0.0)),
+        others=max(0.0, busy - cpu_seconds) / seconds,
         values=values,
     )
 
@@ -111,6 +115,7 @@ def median(runs: list[Measured]) -> Measured:
         seconds=statistics.median(r.seconds for r in runs),
         cpu_seconds=statistics.median(r.cpu_seconds for r in runs),
         peak_mb=max(r.peak_mb for r in runs),
+        others=statistics.median(r.others for r in runs),
         values=runs[-1].values,
     )
 
@@ -137,6 +142,14 @@ def _watch(process: "subprocess.Popen[bytes]", start: float) -> tuple[Any, float
             return usage, peak_mb
         short = looked - start < _SHORT_SECONDS
         time.sleep(_CLOSELY_SECONDS if short else _RARELY_SECONDS)
+
+
+def _busy_seconds() -> float:
+    """CPU time of everything on this machine so far, without idling and waiting for disks."""
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _tree_mb(pid: int) -> float:

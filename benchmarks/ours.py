@@ -135,6 +135,7 @@ def make_model(_: Clock, *, dataset: str, fold: str, results: str, **other: Any)
         fold="all",
         cases=(),
         epochs=0,
+        mirror_axes=(0, 1, 2),
         weights_sha256="",
     )
     Path(fold).mkdir(parents=True, exist_ok=True)
