@@ -1,0 +1,1 @@
+"""What nnU-Net's own Python runs; imports nothing of autoliver."""

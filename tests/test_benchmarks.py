@@ -1,0 +1,66 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmarks(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_our_side_of_a_row(tmp_path):
+    output = tmp_path / "result.json"
+    done = benchmarks("--quick", "--no-peer", "--only", "cubic", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| cubic |")
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["peer"] is None
+    assert row["ours"]["seconds"] > 0
+    # The image alone is 1.3 MB; Python and numpy some tens.
+    assert 20 < row["ours"]["peak_mb"] < 400
+    assert row["targets"]["speed >= 10"] is None
+
+
+def test_missing_data_are_a_reason_not_an_error(tmp_path):
+    done = benchmarks("--quick", "--no-peer", "--only", "plan", "--shared", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"skipped: {tmp_path}/oracle/planner is missing" in done.stdout
+
+
+def test_a_failing_row_ends_with_exit_code_1(tmp_path):
+    empty = tmp_path / "oracle/planner/Dataset004_Hippocampus"
+    empty.mkdir(parents=True)
+    rows = ("plan", "cubic")
+    done = benchmarks("--quick", "--no-peer", "--only", *rows, "--shared", tmp_path)
+    assert done.returncode == 1
+    assert "| plan | FAILED: " in done.stdout
+    assert "| cubic | (20, 128, 128)" in done.stdout
+
+
+def test_missing_peer_is_said_at_once(tmp_path):
+    done = benchmarks("--peer", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "tools/peer-nnunet" in done.stderr
+
+
+def test_memory_of_a_process_tree(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.measure import Call, run
+
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "held = bytearray(60_000_000)\n"
+        "if len(sys.argv) == 1:\n"
+        "    children = [subprocess.Popen([sys.executable, __file__, '-']) for _ in range(2)]\n"
+        "    [child.wait() for child in children]\n"
+        "else:\n"
+        "    time.sleep(0.5)\n"
+    )
+    one = run(Call(command=(sys.executable, str(script), "-"), settings={}, log=tmp_path / "log"))
+    three = run(Call(command=(sys.executable, str(script)), settings={}, log=tmp_path / "log"))
+    assert 57 < one.peak_mb < 110
+    assert 170 < three.peak_mb < 300
