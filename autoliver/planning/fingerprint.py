@@ -8,7 +8,6 @@ run, free of sampling noise, and cost no draws.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from autoliver.dataset import Case, Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.itk import read_image, read_label
+from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
 from autoliver.planning.nonzero import BoolArray, bounding_box, nonzero_mask
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
@@ -51,7 +51,7 @@ class CaseSummary:
 def make_fingerprint(
     dataset: Dataset,
     *,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Progress | None = None,
 ) -> Fingerprint:
     """Reads every labelled case and condenses the dataset to what the planner needs.
