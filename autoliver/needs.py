@@ -5,6 +5,7 @@ units of the float32 image before (in) and after (out) resampling: reading and c
 preprocessing 5.2 in without, 5.7 in and 14 in with resampling to 0.44 and 2.6 times the voxels.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from autoliver.errors import DatasetError
 from autoliver.io.header import Header
 from autoliver.io.itk import read_header
 from autoliver.memory import GB
-from autoliver.parallel import Need
+from autoliver.parallel import Limits, Need
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.case import network_spacing, resampled_shape
 from autoliver.preprocessing.prepare import PrepareTask
+
+_log = logging.getLogger(__name__)
 
 _READ = 4.0
 _PREPARE_IN = 4.0
@@ -52,6 +55,19 @@ def overlap_need(
     # On the device and its copy in memory, and that of the case before.
     logits = 3 * channel * plan.labels.out_channels
     return Need(name=name, gb=_PREPARE_IN * before + (_PREPARE_OUT + 1) * after + logits)
+
+
+def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
+    """Whether cases can be read ahead and exported behind the one in work; says so where not."""
+    largest, budget = max(needs, key=lambda need: need.gb), limits.budget_gb
+    if largest.gb <= budget:
+        return True
+    _log.warning(
+        "predict: one case at a time, without reading ahead: %s would need about %.1f GB, "
+        "%.1f GB may be used (--memory-gb).",
+        *(largest.name, largest.gb, budget),
+    )
+    return False
 
 
 def _sizes_gb(

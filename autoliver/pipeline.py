@@ -13,7 +13,7 @@ import msgspec
 from autoliver.artifacts import check_chain, write_bytes
 from autoliver.dataset import Dataset, describe_plain, find_case_images
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
-from autoliver.needs import prepare_need, read_need, score_need
+from autoliver.needs import overlap_fits, overlap_need, prepare_need, read_need, score_need
 from autoliver.parallel import CasePool, Limits, case_bar, window_bars
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.plan import ConfigurationName, Fingerprint, Plan
@@ -223,6 +223,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             options=options,
             fold=fold,
             device=device,
+            limits=request.limits,
         )
         results.append(job.run_to_end(folds))
     return results
@@ -239,6 +240,7 @@ class _FoldJob:
     options: TrainingOptions
     fold: Fold
     device: "torch.device"
+    limits: Limits
 
     def run_to_end(self, folds: Folds) -> FoldResult:
         from autoliver.inference.model import MODEL_FILE
@@ -302,7 +304,11 @@ class _FoldJob:
             [folder],
             {name: [Path(p) for p in case.images] for name, case in cases.items()},
             target,
-            PredictRequest(device=str(self.device), name=f"{self.run.name} fold {self.fold}"),
+            PredictRequest(
+                device=str(self.device),
+                limits=self.limits,
+                name=f"{self.run.name} fold {self.fold}",
+            ),
         )
         pairs = {
             name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
@@ -320,6 +326,7 @@ class PredictRequest:
     mirror: bool = True
     overwrite: bool = False
     device: str = "auto"
+    limits: Limits = _NO_LIMITS
     name: str = "model"
 
 
@@ -342,7 +349,9 @@ def predict(
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(folds, name=request.name, device=choose_device(request.device))
-        options = PredictOptions(step=request.step, mirror=request.mirror)
+        needs = [overlap_need(j.name, j.images, model.plan, model.configuration) for j in todo]
+        overlap = overlap_fits(needs, request.limits)
+        options = PredictOptions(step=request.step, mirror=request.mirror, overlap=overlap)
         with window_bars(len(todo)) as on_windows:
             predict_jobs(model, todo, options, on_windows=on_windows)
     return {job.name: job.output for job in jobs}

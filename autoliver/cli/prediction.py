@@ -46,16 +46,24 @@ def predict(
         bool, typer.Option("--overwrite", help="Predict finished cases again.")
     ] = False,
     device: Device = "auto",
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.PredictRequest(step=step, mirror=mirror, overwrite=overwrite, device=device)
+    request = pipeline.PredictRequest(
+        step=step,
+        mirror=mirror,
+        overwrite=overwrite,
+        device=device,
+        limits=Limits(memory_gb=memory_gb),
+    )
     written = pipeline.predict_folder(
         Workspace(workspace), source, output, request, model=model, folds=folds
     )
