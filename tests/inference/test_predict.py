@@ -1,4 +1,5 @@
-import time
+import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -134,12 +135,25 @@ def test_overlap_changes_no_bit(jobs: list[PredictJob]) -> None:
     assert results[0] == results[1]
 
 
-def test_the_next_case_is_read_while_one_is_on_the_device(jobs: list[PredictJob]) -> None:
-    def remove_the_next() -> None:
-        time.sleep(1.5)
-        jobs[1].images[0].unlink()
+class Watched(tuple[Path, ...]):
+    """Files that tell when they are about to be read."""
 
-    predict(Network(case_0=remove_the_next), jobs[:2])
+    begun = threading.Event()
+
+    def __iter__(self) -> Iterator[Path]:
+        self.begun.set()
+        return super().__iter__()
+
+
+def test_the_next_case_is_read_while_one_is_on_the_device(jobs: list[PredictJob]) -> None:
+    files = Watched(jobs[1].images)
+    following = dataclasses.replace(jobs[1], images=files)
+    files.begun.clear()
+    begun: list[bool] = []
+    predict(
+        Network(case_0=lambda: begun.append(files.begun.wait(timeout=60))), [jobs[0], following]
+    )
+    assert begun == [True]
     assert written(jobs) == ["case_0", "case_1"]
 
 
