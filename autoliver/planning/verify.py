@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +17,7 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
 from autoliver.io.itk import NotWholeNumbers, read_header, read_image, read_label
 from autoliver.layouts import image_files
+from autoliver.parallel import CaseMapper
 
 Severity = Literal["error", "warning", "note"]
 
@@ -77,7 +77,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
 def verify(
     dataset: Dataset,
     *,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseCheck]], Iterable[CaseCheck]] | None = None,
 ) -> Verification:
     """Checks every file of a dataset; each is read once.
