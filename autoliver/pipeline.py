@@ -255,7 +255,8 @@ class _FoldJob:
     def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
         from autoliver.inference.model import FoldModel, save_fold
         from autoliver.preprocessing.store import read_case
-        from autoliver.training.loop import FoldTask, train_fold
+        from autoliver.training.loop import train_fold
+        from autoliver.training.task import FoldTask
 
         plan = self.planned.plan
         task = FoldTask(
