@@ -183,8 +183,9 @@ def train(
     from autoliver.networks.device import choose_device
     from autoliver.preprocessing.store import read_case
     from autoliver.training.folds import make_folds
-    from autoliver.training.loop import FoldTask, train_fold
+    from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
+    from autoliver.training.task import FoldTask
     from autoliver.workspace import Workspace
 
     planned = pipeline.planned_dataset(Workspace(Path(workspace)), dataset)

@@ -19,9 +19,10 @@ from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration
-from autoliver.training.loop import FoldTask, TrainedFold, train_fold
+from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog, read_progress
+from autoliver.training.task import FoldTask, TrainedFold
 
 LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
 REGIONS = Labels(
