@@ -37,7 +37,7 @@ def demo(
     mr = (PhantomOptions(contrast="T2", lesions=_LESIONS),)
     parts = [
         _study(workspace, output, "Dataset001_PhantomCT", options=ct, cases=12, epochs=16),
-        _study(workspace, output, "Dataset002_PhantomMR", options=mr, cases=8, epochs=16),
+        _study(workspace, output, "Dataset002_PhantomMR", options=mr, cases=12, epochs=16),
     ]
     minutes = (time.monotonic() - begun) / 60
     text = "\n\n".join(f"{name}: {_TEST_CASES} unseen cases\n{_show(s)}" for name, s in parts)
