@@ -111,7 +111,10 @@ class _Planner:
         self.budget = _budget(dataset, options)
         self.cases = len(fingerprint.cases)
         self.previous_channels = len({v for g in dataset.labels.foreground.values() for v in g})
-        self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), "zscore") for name in names)
+        # A stated modality decides for channels whose name says nothing; nnU-Net knows names alone.
+        all_ct = {case.modality for case in dataset.cases} == {"CT"}
+        unnamed: Normalization = "ct" if all_ct else "zscore"
+        self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), unnamed) for name in names)
         self.masked = tuple(kept < _MASK_BELOW and s == "zscore" for s in self.schemes)
         self.normalization_reason = reasons.normalization(
             names, self.schemes, fingerprint.intensities, masked=self.masked, kept=kept

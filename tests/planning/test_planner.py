@@ -195,6 +195,21 @@ def test_modality(channels, said, expected):
     assert plan_of(SMALL, dataset=dataset_of(channels, modality=said)).modality == expected
 
 
+@pytest.mark.parametrize(
+    ("channel", "modality", "expected"),
+    [
+        ("abdomen", "CT", "ct"),
+        ("abdomen", "MR", "zscore"),
+        ("abdomen", "other", "zscore"),
+        ("noNorm", "CT", "none"),
+    ],
+)
+def test_a_stated_modality_decides_where_the_channel_s_name_does_not(channel, modality, expected):
+    dataset = dataset_of(channels=(channel,), modality=modality)
+    plan = plan_of(SMALL, dataset=dataset)
+    assert plan.configurations["2d"].normalization == (expected,)
+
+
 def test_every_decision_has_a_sentence():
     for grids in (SMALL, LARGE * 30, FLAT * 3):
         for preset in ("default", "M", "L", "XL", "tiny"):
