@@ -451,24 +451,43 @@ def evaluate(
 def _begin_run(
     run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
 ) -> TrainingOptions:
-    """The options of a run: as begun, else new ones; refuses a change of mind."""
-    if request.fresh:
-        for fold in folds:
-            shutil.rmtree(run.fold(fold), ignore_errors=True)
-        if not any(run.path.glob("fold_*")):
-            run.options.unlink(missing_ok=True)
-    again = "Add --fresh to start over, or --tag NAME to keep both."
-    if request.fresh and (others := sorted(p.name for p in run.path.glob("fold_*"))):
-        again = (
-            f"{', '.join(others)} are still there: start over with them, too, or add --tag NAME."
-        )
-    if not run.options.exists():
+    """The options of a run: as begun, else new ones; refuses a change of mind.
+
+    With `--fresh` the named folds are removed, but only once nothing can be refused any more.
+    """
+    named = {run.fold(fold).name for fold in folds}
+    others = sorted({path.name for path in run.path.glob("fold_*")} - named)
+    start_over = not run.options.exists() or (request.fresh and not others)
+    if start_over:
         options = TrainingOptions(made_from=made_from, **request.changes)
         check_options(options)
+    else:
+        options = TrainingOptions.load(run.options)
+        again = "Add --fresh to start over, or --tag NAME to keep both."
+        if request.fresh:
+            again = (
+                f"{', '.join(others)} would stay as begun: start over with all folds (--fold cv "
+                "--fresh), or add --tag NAME."
+            )
+        _refuse_changes(run, options, made_from, request.changes, again=again)
+    if request.fresh:
+        for name in sorted(named):
+            if (run.path / name).exists():
+                shutil.rmtree(run.path / name)
+    if start_over:
         options.save(run.options)
-        return options
-    begun = TrainingOptions.load(run.options)
-    for name, value in request.changes.items():
+    return options
+
+
+def _refuse_changes(
+    run: RunFolder,
+    begun: TrainingOptions,
+    made_from: dict[str, str],
+    changes: dict[str, Any],
+    *,
+    again: str,
+) -> None:
+    for name, value in changes.items():
         if getattr(begun, name) != value:
             raise OptionError(
                 f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
@@ -477,7 +496,6 @@ def _begin_run(
     changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
     if changed:
         raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)
-    return begun
 
 
 def _configuration(planned: Planned, name: ConfigurationName) -> Any:

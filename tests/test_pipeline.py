@@ -182,6 +182,22 @@ def test_a_run_begun_with_other_options_is_refused(own: Path) -> None:
     assert "--fresh" in caught.value.hint
 
 
+@pytest.mark.parametrize("wrong", [("--epochs", "0"), ("--epochs", "9")])
+def test_fresh_removes_nothing_before_all_is_sure(own: Path, wrong: tuple[str, str]) -> None:
+    # 0 epochs cannot be; 9 differ from those of fold 1, which is not started over.
+    with pytest.raises(OptionError, match="--epochs"):
+        run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *wrong, "-w", own)
+    assert (own / NAME / "runs/3d_fullres/fold_0/model.json").exists()
+
+
+def test_fresh_starts_over(own: Path) -> None:
+    fold = own / NAME / "runs/3d_fullres/fold_0"
+    before = (fold / "model.json").stat().st_mtime_ns
+    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "-w", own)
+    assert (fold / "model.json").stat().st_mtime_ns > before
+    assert len(read_progress(fold / "progress.jsonl")) == 2
+
+
 def test_a_run_begun_with_another_plan_is_refused(own: Path) -> None:
     run("plan", NAME, "--preset", "tiny", "--spacing", 7, 6, 6, "-w", own)
     with pytest.raises(ArtifactError, match="begun with another plan"):
