@@ -22,8 +22,12 @@ from autoliver.errors import ArtifactError, AutoliverError
 
 R = TypeVar("R", bound="Record")
 
-# errno values that mean the user's disk, not our code: full, over quota, read-only, not permitted
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# errno values that mean the user's disk, not our code: full, over quota, read-only, not permitted,
+# or a file where a folder should be
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST),
+}
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,8 @@ import msgspec
 from autoliver.artifacts import check_chain, write_bytes
 from autoliver.dataset import Dataset, describe_plain, find_case_images
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
-from autoliver.parallel import case_bar, case_workers, window_bars
+from autoliver.needs import overlap_fits, overlap_need, prepare_need, read_need, score_need
+from autoliver.parallel import CasePool, Limits, case_bar, window_bars
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.plan import ConfigurationName, Fingerprint, Plan
 from autoliver.planning.planner import PlanOptions, make_plan
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Planned:
 
 
 def verify_dataset(
-    workspace: Workspace, name: str | None, *, workers: int = 0
+    workspace: Workspace, name: str | None, *, limits: Limits = _NO_LIMITS
 ) -> tuple[DatasetFolder, Dataset, Verification]:
     """Checks a dataset's integrity; what was checked and did not change is not read again."""
     dataset = workspace.source(name)
@@ -54,16 +56,16 @@ def verify_dataset(
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
         if found.made_from == made_from:
             return folder, dataset, found
-    with case_workers(workers, len(dataset.cases)) as executor:
-        bar = case_bar("verify", len(dataset.cases))
-        found = verify(dataset, executor=executor, progress=bar).replace(made_from=made_from)
+    pool = CasePool(what="verify", limits=limits, need=read_need, light=True)
+    bar = case_bar("verify", len(dataset.cases))
+    found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
     dataset.save(folder.dataset)
     found.save(folder.verify)
     return folder, dataset, found
 
 
 def plan_dataset(
-    workspace: Workspace, name: str | None, options: PlanOptions, *, workers: int = 0
+    workspace: Workspace, name: str | None, options: PlanOptions, *, limits: Limits = _NO_LIMITS
 ) -> Planned:
     """Verify, fingerprint, plan.
 
@@ -71,12 +73,12 @@ def plan_dataset(
         workspace: Where the artefacts go.
         name: Path or name of the dataset.
         options: How to plan.
-        workers: Processes to read cases with; 0: one per core.
+        limits: Processes and memory to read cases with.
 
     Raises:
         DatasetError: There is no such dataset, or it fails verification.
     """
-    folder, dataset, found = verify_dataset(workspace, name, workers=workers)
+    folder, dataset, found = verify_dataset(workspace, name, limits=limits)
     raise_on_errors(found)
     _describe(dataset)
     if not dataset.labelled:
@@ -84,7 +86,7 @@ def plan_dataset(
             f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
-    fingerprint = _fingerprint(folder, dataset, workers=workers)
+    fingerprint = _fingerprint(folder, dataset, limits=limits)
     plan = make_plan(dataset, fingerprint, options).replace(
         made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()}
     )
@@ -93,7 +95,9 @@ def plan_dataset(
     return Planned(folder=folder, dataset=dataset, plan=plan)
 
 
-def planned_dataset(workspace: Workspace, name: str | None, *, workers: int = 0) -> Planned:
+def planned_dataset(
+    workspace: Workspace, name: str | None, *, limits: Limits = _NO_LIMITS
+) -> Planned:
     """The plan there is; a dataset without one is planned with the defaults.
 
     Raises:
@@ -102,7 +106,7 @@ def planned_dataset(workspace: Workspace, name: str | None, *, workers: int = 0)
     dataset = workspace.source(name)
     folder = DatasetFolder(workspace.root / dataset.name)
     if not folder.plan.exists():
-        return plan_dataset(workspace, name, PlanOptions(), workers=workers)
+        return plan_dataset(workspace, name, PlanOptions(), limits=limits)
     mend = f"autoliver plan {dataset.name}"
     plan = Plan.load(folder.plan, mend=mend)
     if plan.preset != "default":
@@ -113,7 +117,10 @@ def planned_dataset(workspace: Workspace, name: str | None, *, workers: int = 0)
 
 
 def preprocess(
-    planned: Planned, configurations: Sequence[ConfigurationName] = (), *, workers: int = 0
+    planned: Planned,
+    configurations: Sequence[ConfigurationName] = (),
+    *,
+    limits: Limits = _NO_LIMITS,
 ) -> dict[ConfigurationName, Path]:
     """Fills the store for some configurations (default: all of the plan); finished cases stay.
 
@@ -135,11 +142,9 @@ def preprocess(
             for case in planned.dataset.labelled
             if done.get(case.name) != case.files
         ]
-        with case_workers(workers, len(todo)) as executor:
-            bar = case_bar(f"preprocess {name}", len(todo))
-            mapped = (executor.map if executor else map)(prepare_case, todo)
-            for _ in bar(mapped):
-                pass
+        pool = CasePool(what=f"preprocess {name}", limits=limits, need=prepare_need)
+        for _ in case_bar(pool.what, len(todo))(pool.map(prepare_case, todo)):
+            pass
         stores[name] = store
     return stores
 
@@ -155,7 +160,7 @@ class TrainRequest:
         tag: Distinguishes runs of one configuration.
         fresh: Start over where something was begun.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        workers: For preprocessing.
+        limits: For planning and preprocessing.
     """
 
     configuration: ConfigurationName
@@ -164,7 +169,7 @@ class TrainRequest:
     tag: str | None = None
     fresh: bool = False
     device: str = "auto"
-    workers: int = 0
+    limits: Limits = _NO_LIMITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +189,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     Raises:
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
-    planned = planned_dataset(workspace, name, workers=request.workers)
+    planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = _configuration(planned, request.configuration)
     if configuration.previous_stage is not None:
         raise OptionError(
@@ -204,7 +209,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         "folds": folds.digest(),
     }
     options = _begin_run(run, made_from, request, wanted)
-    store = preprocess(planned, [request.configuration], workers=request.workers)
+    store = preprocess(planned, [request.configuration], limits=request.limits)
     from autoliver.networks.device import choose_device
 
     device = choose_device(request.device)
@@ -218,6 +223,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             options=options,
             fold=fold,
             device=device,
+            limits=request.limits,
         )
         results.append(job.run_to_end(folds))
     return results
@@ -234,6 +240,7 @@ class _FoldJob:
     options: TrainingOptions
     fold: Fold
     device: "torch.device"
+    limits: Limits
 
     def run_to_end(self, folds: Folds) -> FoldResult:
         from autoliver.inference.model import MODEL_FILE
@@ -248,7 +255,8 @@ class _FoldJob:
     def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
         from autoliver.inference.model import FoldModel, save_fold
         from autoliver.preprocessing.store import read_case
-        from autoliver.training.loop import FoldTask, train_fold
+        from autoliver.training.loop import train_fold
+        from autoliver.training.task import FoldTask
 
         plan = self.planned.plan
         task = FoldTask(
@@ -298,7 +306,11 @@ class _FoldJob:
             [folder],
             {name: [Path(p) for p in case.images] for name, case in cases.items()},
             target,
-            PredictRequest(device=str(self.device), name=f"{self.run.name} fold {self.fold}"),
+            PredictRequest(
+                device=str(self.device),
+                limits=self.limits,
+                name=f"{self.run.name} fold {self.fold}",
+            ),
         )
         pairs = {
             name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
@@ -316,6 +328,7 @@ class PredictRequest:
     mirror: bool = True
     overwrite: bool = False
     device: str = "auto"
+    limits: Limits = _NO_LIMITS
     name: str = "model"
 
 
@@ -338,7 +351,9 @@ def predict(
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(folds, name=request.name, device=choose_device(request.device))
-        options = PredictOptions(step=request.step, mirror=request.mirror)
+        needs = [overlap_need(j.name, j.images, model.plan, model.configuration) for j in todo]
+        overlap = overlap_fits(needs, request.limits)
+        options = PredictOptions(step=request.step, mirror=request.mirror, overlap=overlap)
         with window_bars(len(todo)) as on_windows:
             predict_jobs(model, todo, options, on_windows=on_windows)
     return {job.name: job.output for job in jobs}
@@ -402,13 +417,13 @@ class EvaluateRequest:
         dataset: Names the labels; None: label values name themselves.
         metrics: Only these; empty: all.
         chaos: Add the CHAOS score.
-        workers: Processes; 0: one per core.
+        limits: Processes and memory.
     """
 
     dataset: str | None = None
     metrics: tuple[str, ...] = ()
     chaos: bool = False
-    workers: int = 0
+    limits: Limits = _NO_LIMITS
 
 
 def evaluate(
@@ -420,15 +435,14 @@ def evaluate(
 
     labels = workspace.source(request.dataset).labels if request.dataset else None
     options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
-    with case_workers(request.workers, sum(1 for _ in reference.glob("*"))) as executor:
-        scores = score_folder(
-            prediction,
-            reference,
-            labels=labels,
-            options=options,
-            executor=executor,
-            progress=case_bar("evaluate", 0),
-        )
+    scores = score_folder(
+        prediction,
+        reference,
+        labels=labels,
+        options=options,
+        executor=CasePool(what="evaluate", limits=request.limits, need=score_need),
+        progress=case_bar("evaluate", 0),
+    )
     scores.save(prediction / "scores.json")
     write_csv(scores, prediction / "scores.csv")
     return scores
@@ -502,16 +516,16 @@ def _current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
     return folds
 
 
-def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, workers: int) -> Fingerprint:
+def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Fingerprint:
     """The fingerprint there is, if the dataset did not change; else a new one."""
     made_from = {"dataset": dataset.digest()}
     if folder.fingerprint.exists():
         found = Fingerprint.load(folder.fingerprint, mend=f"rm {folder.fingerprint}")
         if found.made_from == made_from:
             return found
-    with case_workers(workers, len(dataset.labelled)) as executor:
-        bar = case_bar("fingerprint", len(dataset.labelled))
-        made = make_fingerprint(dataset, executor=executor, progress=bar)
+    pool = CasePool(what="fingerprint", limits=limits, need=read_need, light=True)
+    bar = case_bar("fingerprint", len(dataset.labelled))
+    made = make_fingerprint(dataset, executor=pool, progress=bar)
     made = made.replace(made_from=made_from)
     made.save(folder.fingerprint)
     return made

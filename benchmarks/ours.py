@@ -38,12 +38,15 @@ def fingerprint(clock: Clock, *, dataset: str, threads: int) -> dict[str, Any]:
     import msgspec
 
     from autoliver.dataset import read_dataset
-    from autoliver.parallel import case_workers
+    from autoliver.needs import read_need
+    from autoliver.parallel import CasePool, Limits
     from autoliver.planning.fingerprint import make_fingerprint
 
     source = read_dataset(Path(dataset))
-    with clock, case_workers(threads, len(source.labelled)) as executor:
-        found = make_fingerprint(source, executor=executor)
+    limits = Limits(workers=0 if threads > 1 else 1)
+    pool = CasePool(what="fingerprint", limits=limits, need=read_need, light=True)
+    with clock:
+        found = make_fingerprint(source, executor=pool)
     return {
         "spacings": [case.spacing_mm for case in found.cases],
         "shapes": [case.shape_after_crop for case in found.cases],
@@ -168,8 +171,9 @@ def train(
     from autoliver.networks.device import choose_device
     from autoliver.preprocessing.store import read_case
     from autoliver.training.folds import make_folds
-    from autoliver.training.loop import FoldTask, train_fold
+    from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
+    from autoliver.training.task import FoldTask
     from autoliver.workspace import Workspace
 
     planned = pipeline.planned_dataset(Workspace(Path(workspace)), dataset)

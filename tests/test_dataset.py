@@ -348,8 +348,9 @@ def test_plain_pair(tmp_path: Path) -> None:
     raw = describe_plain(dataset)
     assert raw["numTraining"] == 2
     (folder / "dataset.json").write_text(json.dumps(raw))
-    (folder / "labels/b.nii.gz").write_bytes(b"not read any more")
     assert read_dataset(folder) == dataset
+    (folder / "labels/b.nii.gz").write_bytes(b"not read any more")
+    assert read_dataset(folder).labels == dataset.labels
 
 
 def test_plain_pair_without_a_telling_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 ORDER = [
     "errors",
     "artifacts",
+    "memory",
     "parallel",
     "io",
     "description",
@@ -22,6 +23,7 @@ ORDER = [
     "inference",
     "evaluation",
     "synthesis",
+    "needs",
     "workspace",
     "pipeline",
     "cli",

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, Workers, WorkspaceDir
+from autoliver.cli.options import (
+    DEFAULT_WORKSPACE,
+    AsJson,
+    MemoryGb,
+    Verbose,
+    Workers,
+    WorkspaceDir,
+)
 from autoliver.cli.output import emit, start, table
 
 if TYPE_CHECKING:
@@ -35,17 +42,21 @@ class PresetName(StrEnum):
 def verify(
     dataset: DatasetArgument = None,
     workers: Workers = 0,
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Check a dataset: files, geometry, values, labels, duplicates."""
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.planning.verify import raise_on_errors
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    folder, source, found = pipeline.verify_dataset(Workspace(workspace), dataset, workers=workers)
+    folder, source, found = pipeline.verify_dataset(
+        Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
+    )
     result = {
         "dataset": source.name,
         "cases": len(source.cases),
@@ -83,6 +94,7 @@ def plan(
         ),
     ] = True,
     workers: Workers = 0,
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -91,6 +103,7 @@ def plan(
     import msgspec
 
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.planning.planner import PlanOptions
     from autoliver.workspace import Workspace
 
@@ -98,7 +111,9 @@ def plan(
     options = PlanOptions(
         preset=preset.value, vram_gb=vram, spacing_mm=spacing, batch_cap=batch_cap
     )
-    planned = pipeline.plan_dataset(Workspace(workspace), dataset, options, workers=workers)
+    planned = pipeline.plan_dataset(
+        Workspace(workspace), dataset, options, limits=Limits(workers=workers, memory_gb=memory_gb)
+    )
     made = planned.plan
     trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
     text = (
@@ -118,18 +133,24 @@ def preprocess(
         list[str] | None, typer.Argument(metavar="CONFIG", help="Default: all of the plan.")
     ] = None,
     workers: Workers = 0,
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Crop, normalise and resample all cases into the store."""
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
-    planned = pipeline.planned_dataset(Workspace(workspace), dataset, workers=workers)
-    stores = pipeline.preprocess(planned, names, workers=workers)
+    planned = pipeline.planned_dataset(
+        Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
+    )
+    stores = pipeline.preprocess(
+        planned, names, limits=Limits(workers=workers, memory_gb=memory_gb)
+    )
     cases = len(planned.dataset.labelled)
     text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
     result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}

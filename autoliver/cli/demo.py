@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _SEED = 20
 _TEST_CASES = 4
+_LESIONS = (2, 5)
 
 
 def demo(
@@ -32,11 +33,11 @@ def demo(
     start(verbose=verbose)
     begun = time.monotonic()
     workspace = Workspace(output / "workspace")
-    ct = (PhantomOptions(contrast="CT"),)
-    mr = (PhantomOptions(contrast="T1"), PhantomOptions(contrast="T2"))
+    ct = (PhantomOptions(contrast="CT", lesions=_LESIONS),)
+    mr = (PhantomOptions(contrast="T2", lesions=_LESIONS),)
     parts = [
-        _study(workspace, output, "Dataset001_PhantomCT", options=ct, cases=12, epochs=12),
-        _study(workspace, output, "Dataset002_PhantomMR", options=mr, cases=8, epochs=8),
+        _study(workspace, output, "Dataset001_PhantomCT", options=ct, cases=12, epochs=16),
+        _study(workspace, output, "Dataset002_PhantomMR", options=mr, cases=12, epochs=16),
     ]
     minutes = (time.monotonic() - begun) / 60
     text = "\n\n".join(f"{name}: {_TEST_CASES} unseen cases\n{_show(s)}" for name, s in parts)

@@ -25,3 +25,12 @@ Workers = Annotated[
 Device = Annotated[
     str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
+MemoryGb = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-gb",
+        metavar="GB",
+        min=0.1,
+        help="Memory to use; fewer processes where it is short. [default: what is free less 2]",
+    ),
+]

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Device, Verbose, Workers, WorkspaceDir
+from autoliver.cli.options import (
+    DEFAULT_WORKSPACE,
+    AsJson,
+    Device,
+    MemoryGb,
+    Verbose,
+    Workers,
+    WorkspaceDir,
+)
 from autoliver.cli.output import emit, start
 
 
@@ -38,16 +46,24 @@ def predict(
         bool, typer.Option("--overwrite", help="Predict finished cases again.")
     ] = False,
     device: Device = "auto",
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.PredictRequest(step=step, mirror=mirror, overwrite=overwrite, device=device)
+    request = pipeline.PredictRequest(
+        step=step,
+        mirror=mirror,
+        overwrite=overwrite,
+        device=device,
+        limits=Limits(memory_gb=memory_gb),
+    )
     written = pipeline.predict_folder(
         Workspace(workspace), source, output, request, model=model, folds=folds
     )
@@ -79,6 +95,7 @@ def evaluate(
         bool, typer.Option("--chaos", help="Add the CHAOS challenge's score.")
     ] = False,
     workers: Workers = 0,
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -88,11 +105,15 @@ def evaluate(
 
     from autoliver import pipeline
     from autoliver.evaluation.results import table
+    from autoliver.parallel import Limits
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     request = pipeline.EvaluateRequest(
-        dataset=dataset, metrics=tuple(metrics or ()), chaos=chaos, workers=workers
+        dataset=dataset,
+        metrics=tuple(metrics or ()),
+        chaos=chaos,
+        limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     scores = pipeline.evaluate(Workspace(workspace), prediction, reference, request)
     text = f"{table(scores)}\nWritten: {prediction}/scores.json, scores.csv"

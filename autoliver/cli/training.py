@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Device, Verbose, Workers, WorkspaceDir
+from autoliver.cli.options import (
+    DEFAULT_WORKSPACE,
+    AsJson,
+    Device,
+    MemoryGb,
+    Verbose,
+    Workers,
+    WorkspaceDir,
+)
 from autoliver.cli.output import emit, number, start, table
 
 if TYPE_CHECKING:
@@ -57,12 +65,14 @@ def train(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     workers: Workers = 0,
+    memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver import pipeline
+    from autoliver.parallel import Limits
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
@@ -81,7 +91,7 @@ def train(
         tag=tag,
         fresh=fresh,
         device=device,
-        workers=workers,
+        limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     results = pipeline.train(Workspace(workspace), dataset, request)
     summary = {

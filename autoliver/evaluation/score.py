@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from autoliver.io import itk
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
+from autoliver.parallel import CaseMapper
 
 __all__ = [
     "CaseScores",
@@ -90,7 +90,7 @@ def score_folder(
     *,
     labels: Labels | None = None,
     options: MetricOptions | None = None,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
 ) -> Scores:
     """Scores a folder of predictions against a folder of references.
@@ -125,7 +125,7 @@ def score_files(
     *,
     labels: Labels,
     options: MetricOptions | None = None,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
 ) -> Scores:
     """Scores files.
@@ -188,7 +188,7 @@ def find_pairs(
     return {name: (predictions[name], references[name]) for name in sorted(references)}, extra
 
 
-def discover_labels(references: Sequence[Path], *, executor: Executor | None = None) -> Labels:
+def discover_labels(references: Sequence[Path], *, executor: CaseMapper | None = None) -> Labels:
     """Labels named "label_<value>" for the values that label files hold.
 
     Raises:

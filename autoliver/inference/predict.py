@@ -1,6 +1,8 @@
 """Cases in, label maps out: on each input's own grid and in its file type."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,14 @@ from autoliver.inference.window import count_windows, sliding_window
 from autoliver.io.header import label_ending, split_ending
 from autoliver.io.itk import read_image, write_label
 from autoliver.io.volume import Volume
-from autoliver.preprocessing.case import backward_logits, forward
+from autoliver.preprocessing.case import CaseProperties, Preprocessed, backward_logits, forward
+
+OnWindows = Callable[[str, int], Callable[[], object]]
 
 # CT of the body holds air, and air is about -1000 HU; MR has no negative values.
 _AIR_HU = -900.0
+# No soft organ is denser: a model whose foreground is was trained on CT stored with an offset.
+_MOST_ORGANS_HU = 500.0
 
 
 class PredictOptions(Record, frozen=True, kw_only=True):
@@ -27,10 +33,13 @@ class PredictOptions(Record, frozen=True, kw_only=True):
     Attributes:
         step: Distance of neighbouring windows as a share of the patch.
         mirror: Average over flips along the axes the model was trained to see flipped.
+        overlap: Read the next case and export the last one while one is on the device; takes the
+            memory of up to three cases.
     """
 
     step: float = 0.5
     mirror: bool = True
+    overlap: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +89,27 @@ def predict_jobs(
     jobs: Iterable[PredictJob],
     options: PredictOptions,
     *,
-    on_windows: Callable[[str, int], Callable[[], object]] | None = None,
+    on_windows: OnWindows | None = None,
 ) -> None:
     """Predicts case after case; each file is written whole or not at all.
+
+    The first case that fails ends it; what was predicted until then is still written.
 
     Args:
         model: What predicts.
         jobs: What to predict.
         options: How.
         on_windows: Called with a case and its number of windows; returns what is called after each.
+
+    Raises:
+        AutoliverError: A case cannot be read, does not fit the model or cannot be written.
     """
+    if options.overlap:
+        _predict_overlapped(model, jobs, options, on_windows)
+        return
     for job in jobs:
-        image = read_image(job.images)
-        labels = predict_volume(model, image, options, name=job.name, on_windows=on_windows)
-        write_label(job.output, labels, image.geometry)
+        case = _prepare(model, job)
+        _export(model, job, _logits(model, case, options, on_windows), case.properties)
 
 
 def predict_volume(
@@ -102,7 +118,7 @@ def predict_volume(
     options: PredictOptions,
     *,
     name: str,
-    on_windows: Callable[[str, int], Callable[[], object]] | None = None,
+    on_windows: OnWindows | None = None,
 ) -> npt.NDArray[np.integer]:
     """The label map (z, y, x) of one image, on its own grid.
 
@@ -111,11 +127,58 @@ def predict_volume(
     """
     check_image(model, image, name=name)
     case = forward(image, None, plan=model.plan, configuration=model.configuration, name=name)
-    patch = model.configuration.patch_shape
+    logits = _logits(model, case, options, on_windows)
+    return backward_logits(logits, case.properties, labels=model.plan.labels)
+
+
+def _predict_overlapped(
+    model: Model,
+    jobs: Iterable[PredictJob],
+    options: PredictOptions,
+    on_windows: OnWindows | None,
+) -> None:
+    todo = iter(jobs)
+    # Leaving the block waits for both threads, so that an error loses no case that was predicted.
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "export") as writer:
+
+        def read_next() -> tuple[PredictJob, Future[Preprocessed]] | None:
+            job = next(todo, None)
+            return None if job is None else (job, reader.submit(_prepare, model, job))
+
+        written: Future[None] | None = None
+        following = read_next()
+        while following is not None:
+            job, case = following[0], following[1].result()
+            following = read_next()
+            logits = _logits(model, case, options, on_windows)
+            before = written
+            if before is not None:
+                wait([before])
+            written = writer.submit(_export, model, job, logits, case.properties)
+            del case, logits  # or they would stay in memory beside the next one's
+            if before is not None:
+                before.result()
+        if written is not None:
+            written.result()
+
+
+def _prepare(model: Model, job: PredictJob) -> Preprocessed:
+    with _naming(job.name):
+        image = read_image(job.images)
+        check_image(model, image, name=job.name)
+        return forward(
+            image, None, plan=model.plan, configuration=model.configuration, name=job.name
+        )
+
+
+def _logits(
+    model: Model, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
+) -> npt.NDArray[np.float32]:
+    name, patch = case.properties.name, model.configuration.patch_shape
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
         tick = on_windows(name, count_windows(case.image.shape[1:], patch, options.step))
-    with torch.inference_mode(), _autocast(model.device):
+    with _naming(name), torch.inference_mode(), _autocast(model.device):
         logits = sliding_window(
             torch.from_numpy(case.image).to(model.device),
             model.networks,
@@ -124,7 +187,30 @@ def predict_volume(
             mirror_axes=model.mirror_axes if options.mirror else (),
             on_window=tick,
         )
-    return backward_logits(logits.cpu().numpy(), case.properties, labels=model.plan.labels)
+        array: npt.NDArray[np.float32] = logits.cpu().numpy()
+    return array
+
+
+def _export(
+    model: Model, job: PredictJob, logits: npt.NDArray[np.float32], properties: CaseProperties
+) -> None:
+    with _naming(job.name):
+        labels = backward_logits(logits, properties, labels=model.plan.labels)
+        write_label(job.output, labels, properties.geometry)
+
+
+@contextlib.contextmanager
+def _naming(case: str) -> Iterator[None]:
+    """Errors inside the block tell the case."""
+    try:
+        yield
+    except AutoliverError as error:
+        if case in error.problem:
+            raise
+        raise type(error)(f"{case}: {error.problem}", hint=error.hint) from error
+    except Exception as error:
+        error.add_note(f"This happened while {case} was predicted.")
+        raise
 
 
 def check_image(model: Model, image: Volume, *, name: str) -> None:
@@ -150,7 +236,8 @@ def check_image(model: Model, image: Volume, *, name: str) -> None:
             f"{name}: looks like CT (lowest value {lowest:g}), but {model.name} was trained on MR.",
             hint="Choose a model for CT with -m.",
         )
-    if model.plan.modality == "CT" and lowest >= 0:
+    offset = model.plan.intensities[0].mean > _MOST_ORGANS_HU
+    if model.plan.modality == "CT" and lowest >= 0 and not offset:
         raise DatasetError(
             f"{name}: has no negative values, so it is not CT in Hounsfield units, which "
             f"{model.name} expects.",

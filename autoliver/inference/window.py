@@ -14,6 +14,8 @@ _SIGMA = 1.0 / 8.0  # of the patch size
 # small patches miss PyTorch's fast convolutions: 8 flips of 40x56x40 at once take a quarter of the
 # time of one after another. 128^3 patches go one by one.
 _BATCH_VOXELS = 1 << 20
+# Outputs kept for groups of windows that hold one value each: air, and what is padded.
+_REMEMBERED = 2
 
 
 def sliding_window(
@@ -26,6 +28,8 @@ def sliding_window(
     on_window: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Mean logits of several networks over a whole image.
+
+    Windows that hold one and the same value everywhere, such as air, go through the networks once.
 
     Args:
         image: (c, z, y, x) on the networks' device; with a 2D patch every slice of z is an image.
@@ -49,9 +53,10 @@ def sliding_window(
     flips = _flips(mirror_axes)
     at_once = max(1, _BATCH_VOXELS // (math.prod(patch_shape) * len(flips)))
     windows = _windows(tuple(padded.shape[1:]), patch_shape, step)
+    network = _ConstantsOnce(lambda patches: _mean_over_networks(networks, patches, flips))
     while group := list(itertools.islice(windows, at_once)):
         patches = torch.stack([_cut(padded, window) for window in group])
-        outputs = _mean_over_networks(networks, patches, flips)
+        outputs = network(patches)
         if logits is None:
             logits = torch.zeros((outputs.shape[1], *padded.shape[1:]), device=image.device)
         for window, output in zip(group, outputs, strict=True):
@@ -114,6 +119,32 @@ def _flips(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
     """All sets of these patch axes, as axes of a batch (b, c, *spatial)."""
     spatial = [axis + 2 for axis in axes]
     return [flip for n in range(len(axes) + 1) for flip in itertools.combinations(spatial, n)]
+
+
+class _ConstantsOnce:
+    """Computes a group of windows, unless all are constant and equal to a group seen before.
+
+    Whole groups, not single windows: the same input in the same shape gives the same bits, while
+    the outputs of a window may hang on its place in the batch.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        self._compute = compute
+        self._known: dict[tuple[float, ...], Tensor] = {}
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """(b, k, *patch) outputs of (b, c, *patch) windows; not to be written to."""
+        voxels = patches.flatten(2)
+        first = voxels[:, :, :1]
+        # The far end first: it tells most windows apart without a pass over the patch.
+        if not torch.equal(voxels[:, :, -1:], first) or not (voxels == first).all():
+            return self._compute(patches)
+        key = tuple(first.flatten().tolist())
+        if key not in self._known:
+            while len(self._known) >= _REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = self._compute(patches)
+        return self._known[key]
 
 
 def _mean_over_networks(

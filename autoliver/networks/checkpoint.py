@@ -215,7 +215,7 @@ def _metadata(path: Path) -> dict[str, str]:
     except (FileNotFoundError, IsADirectoryError):
         raise ModelError(
             f"{path}: there is no such weights file.",
-            hint="Check the path; 'autoliver status' lists the runs of the workspace.",
+            hint="Check the path, or train the fold with: autoliver train",
         ) from None
     if size < 8:
         raise ModelError(f"{path}: cut short: {size} bytes, no header.", hint=_AGAIN)
@@ -255,9 +255,9 @@ def _foreign(path: Path, head: bytes) -> ModelError:
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return ModelError(
             f"{path}: a torch checkpoint, expected a weights file of autoliver (.safetensors).",
-            hint="A model of nnU-Net can be imported with its folder: autoliver import FOLDER",
+            hint="Pass a run of autoliver; models of nnU-Net cannot be read yet.",
         )
     return ModelError(
         f"{path}: not a weights file of autoliver.",
-        hint="Pass a run's weights.safetensors, or import the model with: autoliver import",
+        hint="Pass a run's weights.safetensors.",
     )

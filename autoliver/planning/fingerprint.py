@@ -1,11 +1,13 @@
 """Dataset -> fingerprint: grids, cropped sizes and foreground intensities of the labelled cases.
 
-After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211); the numbers are those of 2.8.1.
+After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211), whose 2.8.1 draws 10^8 foreground
+voxels with replacement, equally many from every case. The statistics here are what such draws
+tend to: those of all foreground voxels, each case weighing the same. They are the same at every
+run, free of sampling noise, and cost no draws.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +17,17 @@ import numpy.typing as npt
 from autoliver.dataset import Case, Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.itk import read_image, read_label
+from autoliver.parallel import CaseMapper
+from autoliver.planning.intensities import Intensities, collect, pooled_statistics
 from autoliver.planning.nonzero import BoolArray, bounding_box, nonzero_mask
-from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats
+from autoliver.planning.plan import CaseFingerprint, Fingerprint
 
-# nnU-Net's number: enough for stable percentiles, few enough to hold in memory.
-FOREGROUND_VOXELS = 100_000_000
-# The seed of every case's draw: nnU-Net's, so that the statistics are the same numbers.
-_SEED = 1234
-_DRAW_AT_ONCE = 4_000_000
+# Distinct intensities kept, 4 bytes each and as many again for their counts: of one case, and of
+# all cases together. CT and most MR files hold whole numbers or scaled ones, so that one case has
+# at most 65536 and nothing is left out.
+_KEPT_PER_CASE = 1 << 22
+_KEPT_IN_ALL = 1 << 24
+_LEAST_KEPT = 1 << 16
 
 Float32Array = npt.NDArray[np.float32]
 Progress = Callable[[Iterable["CaseSummary"]], Iterable["CaseSummary"]]
@@ -35,21 +40,19 @@ class CaseSummary:
     Attributes:
         grid: Its spacing and sizes.
         relative_size_after_crop: Share of its voxels that cropping keeps.
-        foreground: Per channel, intensities drawn from the foreground; empty where the case has
-            none.
+        foreground: Per channel, the intensities of the foreground; None where there is none.
     """
 
     grid: CaseFingerprint
     relative_size_after_crop: float
-    foreground: tuple[Float32Array, ...]
+    foreground: tuple[Intensities | None, ...]
 
 
 def make_fingerprint(
     dataset: Dataset,
     *,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Progress | None = None,
-    foreground_voxels: int = FOREGROUND_VOXELS,
 ) -> Fingerprint:
     """Reads every labelled case and condenses the dataset to what the planner needs.
 
@@ -57,7 +60,6 @@ def make_fingerprint(
         dataset: At least one of its cases has a label.
         executor: Where cases are read; here, one after the other, when None.
         progress: Wraps the iterable of finished cases, as tqdm does.
-        foreground_voxels: Intensities drawn per channel, shared equally between the cases.
 
     Raises:
         DatasetError: No case has a label, no label has foreground, or a case cannot be used.
@@ -68,7 +70,8 @@ def make_fingerprint(
             f"{dataset.folder}: none of {len(dataset.cases)} cases has a label; at least one must.",
             hint="Put the label maps into labelsTr, named as their images without the channel.",
         )
-    work = functools.partial(_read_case, foreground_voxels=foreground_voxels // len(cases))
+    kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))
+    work = functools.partial(_read_case, most_values=kept)
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
     return summarise(summaries, made_from={"dataset": dataset.digest()})
@@ -80,17 +83,16 @@ def fingerprint_case(
     *,
     spacing_mm: tuple[float, float, float],
     name: str,
-    foreground_voxels: int,
+    most_values: int = _KEPT_PER_CASE,
 ) -> CaseSummary:
-    """Sizes of one case before and after cropping, and a sample of its foreground.
+    """Sizes of one case before and after cropping, and its foreground's intensities.
 
     Args:
         image: (c, z, y, x).
         label: (1, z, y, x); every value above zero is foreground.
         spacing_mm: (z, y, x).
         name: The case's.
-        foreground_voxels: How many intensities to draw per channel, with replacement, so that
-            every case weighs the same.
+        most_values: How many distinct intensities to keep of a channel.
 
     Raises:
         DatasetError: Image and label differ in size, or an intensity is not a finite number.
@@ -98,15 +100,15 @@ def fingerprint_case(
     _check_case(image, label, name=name)
     box = bounding_box(nonzero_mask(image))
     foreground: BoolArray = label[0][box] > 0
-    random = np.random.RandomState(_SEED)
-    samples = tuple(_draw(channel[box][foreground], foreground_voxels, random) for channel in image)
     shape, cropped = _zyx(image.shape[1:]), _zyx(foreground.shape)
     return CaseSummary(
         grid=CaseFingerprint(
             name=name, spacing_mm=spacing_mm, shape=shape, shape_after_crop=cropped
         ),
         relative_size_after_crop=foreground.size / label[0].size,
-        foreground=samples,
+        foreground=tuple(
+            collect(channel[box][foreground], most_values=most_values) for channel in image
+        ),
     )
 
 
@@ -123,7 +125,13 @@ def summarise(
         DatasetError: No case has any foreground.
     """
     channels = zip(*(case.foreground for case in cases), strict=True)
-    intensities = tuple(_statistics(np.concatenate(samples)) for samples in channels)
+    found = [[one for one in channel if one is not None] for channel in channels]
+    if not all(found):
+        raise DatasetError(
+            "No case has a foreground voxel inside the non-zero part of its image.",
+            hint="Check the label values against dataset.json: autoliver verify DATASET",
+        )
+    intensities = tuple(pooled_statistics(channel) for channel in found)
     relative = np.median([case.relative_size_after_crop for case in cases])
     return Fingerprint(
         cases=tuple(case.grid for case in cases),
@@ -133,7 +141,7 @@ def summarise(
     )
 
 
-def _read_case(case: Case, *, foreground_voxels: int) -> CaseSummary:
+def _read_case(case: Case, *, most_values: int) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
     image = read_image([Path(path) for path in case.images])
@@ -143,20 +151,8 @@ def _read_case(case: Case, *, foreground_voxels: int) -> CaseSummary:
         label.array,
         spacing_mm=image.geometry.spacing_mm,
         name=case.name,
-        foreground_voxels=foreground_voxels,
+        most_values=most_values,
     )
-
-
-def _draw(values: Float32Array, count: int, random: np.random.RandomState) -> Float32Array:
-    """Values drawn with replacement; none from none."""
-    if not values.size:
-        return values
-    drawn = np.empty(count, dtype=np.float32)
-    # In parts, since the positions take twice the memory of what they draw; same draws.
-    for start in range(0, count, _DRAW_AT_ONCE):
-        part = drawn[start : start + _DRAW_AT_ONCE]
-        part[:] = values[random.randint(0, values.size, size=part.size)]
-    return drawn
 
 
 def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: str) -> None:
@@ -174,27 +170,6 @@ def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: st
                 "infinity).",
                 hint="Repair the dataset with: autoliver verify DATASET --fix",
             )
-
-
-def _statistics(values: Float32Array) -> IntensityStats:
-    """Statistics of one channel; reorders the values."""
-    if not values.size:
-        raise DatasetError(
-            "No case has a foreground voxel inside the non-zero part of its image.",
-            hint="Check the label values against dataset.json: autoliver verify DATASET",
-        )
-    # The mean first: single precision sums depend on the order, which percentile changes.
-    mean, std = float(np.mean(values)), float(np.std(values))
-    low, median, high = np.percentile(values, (0.5, 50.0, 99.5), overwrite_input=True)
-    return IntensityStats(
-        mean=mean,
-        median=float(median),
-        std=std,
-        min=float(np.min(values)),
-        max=float(np.max(values)),
-        percentile_00_5=float(low),
-        percentile_99_5=float(high),
-    )
 
 
 def _zyx(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +17,7 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
 from autoliver.io.itk import NotWholeNumbers, read_header, read_image, read_label
 from autoliver.layouts import image_files
+from autoliver.parallel import CaseMapper
 
 Severity = Literal["error", "warning", "note"]
 
@@ -31,8 +31,8 @@ class Finding(Record, frozen=True, kw_only=True):
     Attributes:
         case: The case, None for the dataset as a whole.
         severity: An error stops planning; a warning deserves a look; a note is for the record.
-        code: What kind of thing, for programs: missing_file, extra_file, unreadable, channels,
-            channel_grid, label_grid, not_finite, constant, label_values, label_fractions,
+        code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
+            channels, channel_grid, label_grid, not_finite, constant, label_values, label_fractions,
             label_empty, label_unused, duplicate_image, duplicate_channel, direction, num_training.
         problem: What was found and what was expected.
         hint: What to do about it.
@@ -77,7 +77,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
 def verify(
     dataset: Dataset,
     *,
-    executor: Executor | None = None,
+    executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseCheck]], Iterable[CaseCheck]] | None = None,
 ) -> Verification:
     """Checks every file of a dataset; each is read once.
@@ -95,6 +95,7 @@ def verify(
     checks = list(progress(results) if progress else results)
     findings = [finding for one in checks for finding in one.findings]
     findings += _same_images(checks)
+    findings += _missing_labels(dataset)
     findings += _unused_labels(dataset, checks)
     findings += _extra_files(dataset)
     findings += _wrong_number(dataset)
@@ -301,6 +302,22 @@ def _unused_labels(dataset: Dataset, checks: Iterable[CaseCheck]) -> Iterable[Fi
                 code="label_unused",
                 problem=f"label '{name}' ({', '.join(map(str, values))}) occurs in no case.",
                 hint="It cannot be learned: take it out of dataset.json, or add cases with it.",
+            )
+
+
+def _missing_labels(dataset: Dataset) -> Iterable[Finding]:
+    """Cases without a label among cases with one, unless dataset.json says so (`annotated`)."""
+    if not dataset.labelled:
+        return
+    for case in dataset.cases:
+        if case.label is None and not case.annotated:
+            yield Finding(
+                case=case.name,
+                severity="error",
+                code="missing_label",
+                problem=f"has an image ({Path(case.images[0]).name}) but no label file, which the "
+                f"{len(dataset.labelled)} other cases have.",
+                hint="Add its label, or move its images out (imagesTs is for cases without one).",
             )
 
 

@@ -78,7 +78,10 @@ def resample_image(
     result = np.empty((len(image), *shape_zyx), dtype=np.float32)
     for channel, target in zip(image, result, strict=True):
         low, high = channel.min(axis=sides, keepdims=True), channel.max(axis=sides, keepdims=True)
-        resampled = apply_operators(channel, operators)
+        # From the lowest value, so that air stays constant to the last bit: zeros stay zeros.
+        least = low.min()
+        resampled = apply_operators(channel - least, operators)
+        resampled += least
         if resampled.shape == target.shape:
             np.clip(resampled, low, high, out=target)
         else:

@@ -92,11 +92,13 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     for number, split in enumerate(raw):
         unknown = sorted({*split["train"], *split["val"]} - known)
         shared = sorted(set(split["train"]) & set(split["val"]))
-        if unknown or shared:
-            what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
+        if unknown or shared or not split["train"]:
+            what = "no training cases"
+            if unknown or shared:
+                what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
             raise DatasetError(
                 f"{path}: fold {number}: {what}.",
-                hint="Name each labelled case at most once per fold.",
+                hint="Name each labelled case at most once per fold, and one to train on.",
             )
     return tuple(Split(train=tuple(s["train"]), validation=tuple(s["val"])) for s in raw)
 

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,25 +17,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autoliver.dataset import Labels
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
-from autoliver.planning.plan import Configuration
 from autoliver.training.augment import (
     AugmentSpec,
-    augment_batch,
-    default_augment_spec,
-    initial_patch_shape,
 )
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
-from autoliver.training.options import Recipe, TrainingOptions, choose_recipe, learning_rate
+from autoliver.training.options import Recipe, choose_recipe, learning_rate
+from autoliver.training.patches import Patches, augmentation
 from autoliver.training.progress import (
     EpochLog,
     draw_progress,
     read_progress,
     write_progress,
 )
-from autoliver.training.sampling import Batch, PatchSampler, TrainingCase
+from autoliver.training.sampling import Batch, TrainingCase
 from autoliver.training.state import (
     EpochSums,
     TrainingState,
@@ -46,67 +40,14 @@ from autoliver.training.state import (
     new_state,
     saved_recipe,
 )
-from autoliver.training.target import class_table, loss_options
+from autoliver.training.target import loss_options
+from autoliver.training.task import FoldTask, TrainedFold
 
 _CLIP_NORM = 12.0  # nnU-Net's
 _VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
 _PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldTask:
-    """What to train, on what, and where to keep the state.
-
-    Attributes:
-        configuration: The plan's decisions.
-        labels: Names and values; values are mapped to consecutive classes.
-        train: Cases to draw training patches from.
-        validation: Held-out cases for the online validation; may be empty.
-        options: The training's options.
-        folder: Holds resume.pt, progress.jsonl and progress.png.
-        device: Where to train.
-        title: Names the training in the bar and the picture.
-    """
-
-    configuration: Configuration
-    labels: Labels
-    train: Sequence[TrainingCase]
-    validation: Sequence[TrainingCase]
-    options: TrainingOptions
-    folder: Path
-    device: torch.device
-    title: str
-
-    @property
-    def resume_path(self) -> Path:
-        """The state to go on from."""
-        return self.folder / "resume.pt"
-
-    @property
-    def progress_path(self) -> Path:
-        """The log of finished epochs."""
-        return self.folder / "progress.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedFold:
-    """What a training ended with.
-
-    Attributes:
-        weights: State dict of the network, on the CPU.
-        logs: One entry per finished epoch.
-        recipe: The optimiser and rate that were used.
-        mirror_axes: Patch axes along which the network has seen flipped patches.
-        finished: False when it was stopped before its end.
-    """
-
-    weights: dict[str, Tensor]
-    logs: tuple[EpochLog, ...]
-    recipe: Recipe
-    mirror_axes: tuple[int, ...]
-    finished: bool
 
 
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
@@ -136,7 +77,6 @@ class _Loop:
         configuration = task.configuration
         self.task = task
         self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
-        self.classes = class_table(task.labels)
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
         self.since = time.monotonic()
@@ -151,17 +91,20 @@ class _Loop:
     def _begin(self, state: TrainingState) -> None:
         """Takes a state to go on from, with the patches and augmentations of its recipe."""
         self.state = state
-        self.spec = self._augmentation(mirror=state.recipe.mirror)
-        self.train = self._sampler(self.task.train, self.spec)
+        options = self.task.options
+        mirror = state.recipe.mirror
+        spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
+        self.train = self._patches(self.task.train, spec)
+        self.held_out = self._patches(self.task.validation, None)
 
-    def _augmentation(self, *, mirror: bool) -> AugmentSpec | None:
-        if self.task.options.augment == "none":
-            return None
-        configuration = self.task.configuration
-        return default_augment_spec(
-            configuration.patch_shape,
-            mirror=mirror,
-            masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
+    def _patches(self, cases: Sequence[TrainingCase], spec: AugmentSpec | None) -> Patches:
+        task = self.task
+        return Patches(
+            cases,
+            task.configuration,
+            task.labels,
+            spec=spec,
+            foreground=task.options.foreground,
         )
 
     @property
@@ -201,7 +144,7 @@ class _Loop:
             weights=weights,
             logs=tuple(self.state.logs),
             recipe=self.state.recipe,
-            mirror_axes=self.spec.mirror_axes if self.spec is not None else (),
+            mirror_axes=self.train.spec.mirror_axes if self.train.spec is not None else (),
             finished=self._done() >= 1.0,
         )
 
@@ -245,7 +188,7 @@ class _Loop:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.recipe, done)
         generator = torch.Generator().manual_seed(int(self._rng(state.step).integers(2**62)))
-        image, target = self._to_device(batch, self.spec, generator)
+        image, target = self.train.on_device(batch, self.task.device, generator)
         state.network.train()
         loss, counts = self._loss(state.network, image, target)
         if bool(torch.isfinite(loss)) and self._update(loss):
@@ -334,51 +277,24 @@ class _Loop:
         """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
         if not self.task.validation:
             return None, None
-        sampler = self._sampler(self.task.validation, None)
         sums = self._no_sums()
         network = self.state.result.eval()
         batches = max(1, self.task.options.iterations // _VALIDATION_SHARE)
         with torch.no_grad():
             for number in range(batches):
-                batch = sampler.draw(np.random.default_rng([self.task.options.seed, 1, number]))
-                image, target = self._to_device(batch, None, torch.Generator())
+                batch = self.held_out.draw(
+                    np.random.default_rng([self.task.options.seed, 1, number])
+                )
+                image, target = self.held_out.on_device(batch, self.task.device, torch.Generator())
                 loss, counts = self._loss(network, image, target)
                 sums.losses.append(loss.item())
                 sums.counts += counts
         return _mean(sums.losses), _dice(sums.counts)
 
-    def _to_device(
-        self, batch: Batch, spec: AugmentSpec | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Image (b, c, *patch) and target (b, 1, *patch) of classes, augmented if asked for."""
-        image = torch.from_numpy(batch.image).to(self.task.device, non_blocking=True)
-        target = torch.from_numpy(self.classes[batch.label + 1]).to(self.task.device)
-        if spec is None:
-            return image, target.clamp_min(0)
-        return augment_batch(
-            image,
-            target,
-            patch_shape=self.task.configuration.patch_shape,
-            spec=spec,
-            generator=generator,
-        )
-
     def _autocast(self) -> Any:
         if self.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.task.device.type, dtype=self.amp_dtype)
-
-    def _sampler(self, cases: Sequence[TrainingCase], spec: AugmentSpec | None) -> PatchSampler:
-        configuration = self.task.configuration
-        patch = configuration.patch_shape
-        drawn = patch if spec is None else initial_patch_shape(patch, spec)
-        return PatchSampler(
-            cases=cases,
-            patch_shape=drawn,
-            margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
-            batch_size=configuration.batch_size,
-            foreground=self.task.options.foreground,
-        )
 
     def _rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.task.options.seed, 0, step])

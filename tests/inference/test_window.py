@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from autoliver.inference import window
 from autoliver.inference.window import count_windows, gaussian_weight, sliding_window
 
 
@@ -90,3 +91,59 @@ def test_windows_are_counted_as_they_are_visited(
         on_window=lambda: seen.append(1),
     )
     assert len(seen) == count_windows(shape, patch, 0.5)
+
+
+class Counting(nn.Module):
+    """A small network with instance norm that counts the windows it is given."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        torch.manual_seed(axes)
+        convolution = nn.Conv3d if axes == 3 else nn.Conv2d
+        norm = nn.InstanceNorm3d if axes == 3 else nn.InstanceNorm2d
+        self.layers = nn.Sequential(
+            convolution(2, 4, 3, padding=1), norm(4), nn.LeakyReLU(), convolution(4, 3, 3)
+        )
+        self.windows = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.windows += len(image)
+        out: Tensor = self.layers(nn.functional.pad(image, [1, 1] * (image.ndim - 2)))
+        return out
+
+
+@pytest.mark.parametrize(("at_once", "mirror"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("slices", "patch"), [(14, (8, 12, 10)), (3, (12, 10))])
+def test_windows_of_air_are_computed_once_and_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+    slices: int,
+    patch: tuple[int, ...],
+    at_once: int,
+    mirror: bool,
+) -> None:
+    flips = 2 ** len(patch) if mirror else 1
+    monkeypatch.setattr(window, "_BATCH_VOXELS", at_once * flips * int(np.prod(patch)))
+    image = torch.full((2, slices, 38, 33), -1.25)
+    image[1] = 0.5
+    image[:, 1:3, 28:32, 24:] = torch.randn(2, 2, 4, 9)
+    networks = [Counting(len(patch))]
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            axes = tuple(range(len(patch))) if mirror else ()
+            return sliding_window(image, networks, patch_shape=patch, mirror_axes=axes)
+
+    skipped = run()
+    few = networks[0].windows
+    monkeypatch.setattr(window, "_ConstantsOnce", lambda compute: compute)
+    whole = run()
+    assert few < 0.8 * (networks[0].windows - few)
+    assert torch.equal(skipped, whole)
+
+
+def test_windows_of_different_air_are_told_apart() -> None:
+    image = torch.zeros(1, 4, 4, 40)
+    for part in range(5):
+        image[..., 8 * part : 8 * part + 8] = part
+    out = sliding_window(image, [Pointwise()], patch_shape=(4, 4, 4))
+    assert torch.allclose(out, Pointwise()(image[None])[0], atol=1e-5)

@@ -370,7 +370,7 @@ def test_missing_files_and_folders_are_errors(
         read_header(tmp_path / "a.nii.gz")
     with pytest.raises(DatasetError, match="a folder") as error:
         read_image([tmp_path])
-    assert "convert dicom" in error.value.hint
+    assert "DICOM" in error.value.hint
     assert capfd.readouterr() == ("", "")
 
 

@@ -167,7 +167,7 @@ def test_weights_of_another_tool(tmp_path):
     safetensors.torch.save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match="not a weights file of autoliver") as caught:
         load_weights(path)
-    assert "autoliver import" in caught.value.hint
+    assert "weights.safetensors" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -22,60 +22,49 @@ def arrays(seed: int, channels: int = 2, shape=(6, 9, 8)):
     return image, label, inside
 
 
-def case_of(seed: int, count: int = 500, **changes):
+def case_of(seed: int, **changes):
     image, label, _ = arrays(seed, **changes)
-    name = f"case_{seed}"
-    return fingerprint_case(image, label, spacing_mm=SPACING, name=name, foreground_voxels=count)
+    return fingerprint_case(image, label, spacing_mm=SPACING, name=f"case_{seed}")
 
 
-def test_case_is_cropped_and_its_foreground_drawn_with_replacement():
+def test_case_is_cropped_and_its_foreground_gathered():
     image, label, inside = arrays(1)
     summary = case_of(1)
     assert summary.grid.shape == (6, 9, 8)
     assert summary.grid.shape_after_crop == (4, 7, 6)
     assert summary.grid.spacing_mm == SPACING
     assert summary.relative_size_after_crop == pytest.approx(4 * 7 * 6 / (6 * 9 * 8))
-    random = np.random.RandomState(1234)
     foreground = label[0][inside] > 0
-    for channel, drawn in zip(image, summary.foreground, strict=True):
-        expected = random.choice(channel[inside][foreground], 500, replace=True)
-        np.testing.assert_array_equal(drawn, expected)
-        assert drawn.dtype == np.float32
+    for channel, found in zip(image, summary.foreground, strict=True):
+        voxels = channel[inside][foreground]
+        assert found is not None
+        np.testing.assert_array_equal(np.repeat(found.values, found.counts), np.sort(voxels))
+        assert found.values.dtype == np.float32
 
 
-def test_large_samples_are_drawn_in_parts_with_the_same_numbers():
-    image, label, inside = arrays(2, channels=1)
-    drawn = case_of(2, count=4_000_010, channels=1).foreground[0]
-    values = image[0][inside][label[0][inside] > 0]
-    np.testing.assert_array_equal(
-        drawn, np.random.RandomState(1234).choice(values, 4_000_010, replace=True)
-    )
-
-
-def test_statistics_are_those_of_all_samples():
-    cases = [case_of(seed) for seed in range(3)]
-    fingerprint = summarise(cases)
+def test_statistics_are_those_of_all_cases():
+    fingerprint = summarise([case_of(seed) for seed in range(3)])
     assert [case.name for case in fingerprint.cases] == ["case_0", "case_1", "case_2"]
     for channel, stats in enumerate(fingerprint.intensities):
-        values = np.sort(np.concatenate([case.foreground[channel] for case in cases]))
+        cases = [arrays(seed) for seed in range(3)]
+        voxels = [i[channel][inside][la[0][inside] > 0] for i, la, inside in cases]
+        # As many of each case: what drawing with replacement tends to.
+        common = np.lcm.reduce([len(v) for v in voxels])
+        values = np.concatenate([np.repeat(v, common // len(v)) for v in voxels])
         values = values.astype(np.float64)
         assert stats.mean == pytest.approx(values.mean(), rel=1e-6)
         assert stats.std == pytest.approx(values.std(), rel=1e-6)
-        assert (stats.min, stats.max) == (values[0], values[-1])
-        assert stats.median == pytest.approx((values[749] + values[750]) / 2, rel=1e-6)
-        # 0.5 % of 1499 intervals: between the 8th and the 9th value.
-        low = values[7] + (0.005 * 1499 - 7) * (values[8] - values[7])
+        assert (stats.min, stats.max) == (values.min(), values.max())
+        low, median, high = np.percentile(values, (0.5, 50, 99.5), method="averaged_inverted_cdf")
         assert stats.percentile_00_5 == pytest.approx(low, rel=1e-6)
-        high = values[1491] + (0.995 * 1499 - 1491) * (values[1492] - values[1491])
+        assert stats.median == pytest.approx(median, rel=1e-6)
         assert stats.percentile_99_5 == pytest.approx(high, rel=1e-6)
 
 
 def test_a_case_without_foreground_contributes_its_grid_only():
     image, label, _ = arrays(0)
-    empty = fingerprint_case(
-        image, np.zeros_like(label), spacing_mm=SPACING, name="empty", foreground_voxels=500
-    )
-    assert all(drawn.size == 0 for drawn in empty.foreground)
+    empty = fingerprint_case(image, np.zeros_like(label), spacing_mm=SPACING, name="empty")
+    assert empty.foreground == (None, None)
     both = summarise([case_of(0), empty])
     assert both.intensities == summarise([case_of(0)]).intensities
     assert len(both.cases) == 2
@@ -86,7 +75,7 @@ def test_a_case_without_foreground_contributes_its_grid_only():
 def test_label_grid_must_match_image():
     image, label, _ = arrays(0)
     with pytest.raises(DatasetError, match=r"bad: image and label differ in size: image \(6, 9, 8"):
-        fingerprint_case(image, label[:, 1:], spacing_mm=SPACING, name="bad", foreground_voxels=10)
+        fingerprint_case(image, label[:, 1:], spacing_mm=SPACING, name="bad")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -94,7 +83,7 @@ def test_intensities_must_be_finite(value):
     image, label, _ = arrays(0)
     image[1, 0, 0, 0] = value
     with pytest.raises(DatasetError, match="bad: channel 1"):
-        fingerprint_case(image, label, spacing_mm=SPACING, name="bad", foreground_voxels=10)
+        fingerprint_case(image, label, spacing_mm=SPACING, name="bad")
 
 
 def write_dataset(folder, seeds):
@@ -129,7 +118,7 @@ def test_files_to_fingerprint(tmp_path):
             seen.append(result.grid.name)
             yield result
 
-    fingerprint = make_fingerprint(dataset, progress=progress, foreground_voxels=1500)
+    fingerprint = make_fingerprint(dataset, progress=progress)
     assert seen == ["case_0", "case_1", "case_2"]
     expected = summarise([case_of(seed) for seed in range(3)])
     assert fingerprint.intensities == expected.intensities
@@ -138,7 +127,7 @@ def test_files_to_fingerprint(tmp_path):
         assert ours.shape_after_crop == theirs.shape_after_crop
         assert ours.spacing_mm == pytest.approx(theirs.spacing_mm)
     with ThreadPoolExecutor(2) as executor:
-        again = make_fingerprint(dataset, executor=executor, foreground_voxels=1500)
+        again = make_fingerprint(dataset, executor=executor)
     assert again == fingerprint
     path = tmp_path / "fingerprint.json"
     fingerprint.save(path)

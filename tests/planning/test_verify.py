@@ -229,9 +229,23 @@ def test_number_of_cases(folder: Path) -> None:
     expect(only(folder), None, "note", "num_training", "4", "3 cases")
 
 
-def test_images_without_labels_are_fine(folder: Path) -> None:
+def test_one_case_without_a_label_is_an_error(folder: Path) -> None:
     (folder / "labelsTr/c.nii.gz").unlink()
-    assert verify(read_dataset(folder)).findings == ()
+    expect(only(folder), "c", "error", "missing_label", "no label file", "2 other cases")
+
+
+def test_cases_without_labels_are_fine_where_all_are_or_dataset_json_says_so(folder: Path) -> None:
+    (folder / "labelsTr/c.nii.gz").unlink()
+    dataset = read_dataset(folder)
+    name = next(iter(dataset.labels.foreground))
+    known = [
+        case.replace(annotated={name: "none"}) if case.label is None else case
+        for case in dataset.cases
+    ]
+    assert verify(dataset.replace(cases=tuple(known))).findings == ()
+    nothing = [case.replace(label=None) for case in dataset.cases]
+    codes = {f.code for f in verify(dataset.replace(cases=tuple(nothing))).findings}
+    assert "missing_label" not in codes
 
 
 def test_sheared_header_is_noted(folder: Path) -> None:

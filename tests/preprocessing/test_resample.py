@@ -93,6 +93,17 @@ def test_an_image_keeps_the_range_it_had():
     assert result.max() == 1
 
 
+@pytest.mark.parametrize("air", [-1.2345678, 0.0, -1024.0])
+@pytest.mark.parametrize("wanted", [(15, 140, 130), (9, 41, 37)])
+def test_air_stays_constant_to_the_last_bit(wanted, air):
+    image = np.random.default_rng(3).gamma(2, 40, (1, 12, 100, 90)).astype(np.float32)
+    image += np.float32(air)
+    image[:, :, :60] = air
+    resampled = resample_image(image, wanted)[0]
+    # A spline's ringing dies away within some 15 voxels.
+    assert np.unique(resampled[:, : wanted[1] // 3]).tolist() == [np.float32(air)]
+
+
 @pytest.mark.parametrize(("shape", "wanted"), SIZES)
 def test_probabilities_are_resampled_linearly(shape, wanted):
     logits = noise((3, *shape))

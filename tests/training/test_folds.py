@@ -58,6 +58,7 @@ def test_a_missing_fold_is_named_with_what_there_is() -> None:
     [
         ([{"train": ["a"], "val": ["x"]}], "unknown case x"),
         ([{"train": ["a", "b"], "val": ["b"]}], "b is on both sides"),
+        ([{"train": [], "val": ["a"]}], "no training cases"),
         ({"train": []}, "expected a list"),
     ],
 )
