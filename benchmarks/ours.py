@@ -117,32 +117,20 @@ def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other:
     np.save(output, result)
 
 
-def make_model(_: Clock, *, dataset: str, fold: str, results: str, **other: Any) -> None:
-    """A network of random weights for both sides: our fold folder and nnU-Net's results folder."""
+def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any) -> None:
+    """The same trained weights for both sides: our fold folder and nnU-Net's results folder."""
     import torch
 
-    from autoliver.inference.model import FoldModel, save_fold
-    from autoliver.networks.build import build_network
+    from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, save_fold
+    from autoliver.networks.checkpoint import load_weights
     from autoliver.networks.nnunet_names import to_nnunet
-    from autoliver.planning.plan import Plan
 
-    found = Plan.load(Path(dataset) / "plan.json")
-    configuration = found.configurations["3d_fullres"]
-    spec = configuration.network
-    generator = torch.Generator().manual_seed(0)
-    weights = build_network(spec, deep_supervision=True, generator=generator).state_dict()
-    info = FoldModel(
-        made_from={},
-        plan=found.replace(configurations={"3d_fullres": configuration}),
-        configuration="3d_fullres",
-        fold="all",
-        cases=(),
-        epochs=0,
-        mirror_axes=(0, 1, 2),
-        weights_sha256="",
-    )
+    info = FoldModel.load(Path(trained) / MODEL_FILE)
+    configuration = info.plan.configurations["3d_fullres"]
+    weights, spec = load_weights(Path(trained) / WEIGHTS_FILE)
     Path(fold).mkdir(parents=True, exist_ok=True)
-    save_fold(Path(fold), weights, info)
+    # Mirrored whether the short training did so or not: it is the work that counts.
+    save_fold(Path(fold), weights, info.replace(mirror_axes=(0, 1, 2)))
     if not other["plans"]:
         return
     plans = json.loads(Path(other["plans"]).read_text())
