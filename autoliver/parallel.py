@@ -75,6 +75,10 @@ class Limits:
         return default_memory_gb() if self.memory_gb is None else self.memory_gb
 
 
+# All cores, and the memory that is free.
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CasePool:
     """Runs a stage over cases in processes of this machine; see `map_cases`.

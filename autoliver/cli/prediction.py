@@ -52,19 +52,19 @@ def predict(
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import prediction as stage
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.PredictRequest(
+    request = stage.PredictRequest(
         step=step,
         mirror=mirror,
         overwrite=overwrite,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )
-    written = pipeline.predict_folder(
+    written = stage.predict_folder(
         Workspace(workspace), source, output, request, model=model, folds=folds
     )
     text = f"{written.model}: {written.new} cases predicted, {written.skipped} were there already."
@@ -103,18 +103,18 @@ def evaluate(
     """Score predictions per case and label: overlap, surface distances, volumes."""
     import msgspec
 
-    from autoliver import pipeline
     from autoliver.evaluation.results import table
     from autoliver.parallel import Limits
+    from autoliver.pipeline import evaluation
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.EvaluateRequest(
+    request = evaluation.EvaluateRequest(
         dataset=dataset,
         metrics=tuple(metrics or ()),
         chaos=chaos,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    scores = pipeline.evaluate(Workspace(workspace), prediction, reference, request)
+    scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
     text = f"{table(scores)}\nWritten: {prediction}/scores.json, scores.csv"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)
