@@ -1,0 +1,1 @@
+"""What was learnt elsewhere, made to fit this plan."""
