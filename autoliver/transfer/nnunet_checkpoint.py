@@ -58,6 +58,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
     _check_intact(path)
     content = _trusted(path) if trust else _untrusted(path)
     try:
+        content = {**content}
         start = content["init_args"]
         return NnunetCheckpoint(
             weights=_weights(content["network_weights"]),

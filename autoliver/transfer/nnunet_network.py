@@ -188,13 +188,13 @@ def _spec(
     )
 
 
-def _spread(value: Any, count: int) -> Sequence[Any]:
-    return [value] * count if isinstance(value, int) else list(value)
-
-
 def _per_stage(value: Any, count: int) -> tuple[int, ...]:
-    """A number for all, or one for each."""
-    numbers = tuple(int(number) for number in _spread(value, count))
-    if len(numbers) != count:
-        raise ValueError(f"{len(numbers)} numbers, expected {count}")
-    return numbers
+    return tuple(int(number) for number in _spread(value, count))
+
+
+def _spread(value: Any, count: int) -> Sequence[Any]:
+    """One for each, where one number may stand for all."""
+    values = [value] * count if isinstance(value, int) else list(value)
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values, expected {count}")
+    return values
