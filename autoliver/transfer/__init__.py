@@ -1,1 +1,1 @@
-"""What was learnt elsewhere, made to fit this plan."""
+"""Weights and plans of one training made to fit another."""
