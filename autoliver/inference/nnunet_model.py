@@ -173,6 +173,7 @@ def _fold_model(
         epochs=checkpoint.epochs,
         mirror_axes=checkpoint.mirror_axes,
         weights_sha256="",
+        previous_run=plan.configurations[configuration].previous_stage,
     )
 
 

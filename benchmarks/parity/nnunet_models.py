@@ -13,12 +13,11 @@ trained here and only exported. Exit code 1 if a Dice is below 0.999 or a differ
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from autoliver.inference.model import FoldModel, load_model, save_fold
+from autoliver.inference.model import FoldModel, MemberFiles, ModelFiles, load_model, save_fold
 from autoliver.inference.nnunet_model import read_nnunet_model, write_nnunet_model
-from autoliver.inference.predict import check_image
-from autoliver.inference.window import sliding_window
-from autoliver.io.itk import read_image, read_label
+from autoliver.inference.predict import PredictOptions, make_jobs, predict_jobs
+from autoliver.io.itk import read_label
 from autoliver.networks.checkpoint import load_weights
-from autoliver.preprocessing.case import backward_logits, backward_probabilities, forward
 
 CPU = torch.device("cpu")
 
@@ -66,7 +63,7 @@ class Task:
     plans: str = "nnUNetPlans"
     edits: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, list[int | str]] = field(default_factory=dict)
-    steps: int = 60
+    steps: int = 200
 
     @property
     def folder(self) -> str:
@@ -200,17 +197,16 @@ def save(task: Task, source: Path, target: Path) -> None:
     sitk.WriteImage(image, str(target))
 
 
-def import_model(place: Place, source: Path, name: str) -> list[Path]:
-    """Our fold folders of nnU-Net's model, and that model exported again."""
-    folds = read_nnunet_model(source)
+def import_model(place: Place, source: Path, name: str) -> tuple[Path, ...]:
+    """Our fold folders of nnU-Net's model."""
     folders = []
-    for fold in folds:
+    for fold in read_nnunet_model(source):
         folders.append(place.work / "imported" / name / f"fold_{fold.info.fold}")
         save_fold(folders[-1], fold.weights, fold.info)
-    return folders
+    return tuple(folders)
 
 
-def export_model(place: Place, folders: list[Path], name: str) -> Path:
+def export_model(place: Place, folders: Sequence[Path], name: str) -> Path:
     folds = [
         (FoldModel.load(folder / "model.json"), load_weights(folder / "weights.safetensors")[0])
         for folder in folders
@@ -218,89 +214,68 @@ def export_model(place: Place, folders: list[Path], name: str) -> Path:
     return write_nnunet_model(folds, place.work / "exported" / name)
 
 
-def predict(
-    folders: list[Path], images: list[Path], name: str, previous: Path | None
-) -> Iterator[tuple[str, Any, Any]]:
-    """Ours: case, label map, probabilities. A previous stage's label map enters as one-hot."""
-    model = load_model(folders, name=name, device=CPU)
-    labels = model.plan.labels
-    for path in images:
-        case = path.name.removesuffix("_0000.nii.gz")
-        image = read_image([path])
-        check_image(model, image, name=case)
-        before = None if previous is None else read_label(previous / f"{case}.nii.gz")
-        ready = forward(
-            image, before, plan=model.plan, configuration=model.configuration, name=case
-        )
-        array = ready.image
-        if ready.label is not None:
-            values = sorted({value for group in labels.foreground.values() for value in group})
-            array = np.concatenate(
-                [array, *((ready.label == v).astype(np.float32) for v in values)]
-            )
-        with torch.inference_mode():
-            logits = sliding_window(
-                torch.from_numpy(array),
-                model.networks,
-                patch_shape=model.configuration.patch_shape,
-                mirror_axes=model.mirror_axes,
-            ).numpy()
-        yield (
-            case,
-            backward_logits(logits, ready.properties, labels=labels),
-            backward_probabilities(logits, ready.properties, labels=labels),
-        )
+def predict(files: MemberFiles, images: Path, name: str, output: Path) -> None:
+    """Ours, as the command does it, except that nothing overlaps."""
+    model = load_model(ModelFiles(name=name, members=(files,)), device=CPU)
+    cases = {path.name.removesuffix("_0000.nii.gz"): [path] for path in sorted(images.iterdir())}
+    predict_jobs(model, make_jobs(cases, output), PredictOptions(probabilities=True, overlap=False))
 
 
-def compare(
-    place: Place, name: str, folders: list[Path], peer: Path, images: Path, **settings: Any
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A model here and there, and the name of the one whose label maps it starts from."""
+
+    name: str
+    files: MemberFiles
+    theirs: Path
+    exported: Path
+    previous: str | None = None
+
+
+def compare(place: Place, pair: Pair, images: Path) -> Iterator[dict[str, Any]]:
     """Rows of one model: ours, nnU-Net's command, nnU-Net in float32, and with our export."""
-    previous = settings.get("previous")
-    outputs = {
-        what: place.work / "predicted" / name / what for what in ("command", "float32", "export")
-    }
-    folds = [folder.name.removeprefix("fold_") for folder in folders]
-    exported = settings.get("exported") or export_model(place, folders, name)
-    for what, model in (("command", peer), ("export", exported)):
+    predicted = place.work / "predicted"
+    outputs = {what: predicted / pair.name / what for what in ("command", "float32", "export")}
+    before = {what: pair.previous and predicted / pair.previous / what for what in outputs}
+    folds = [folder.name.removeprefix("fold_") for folder in pair.files.folds]
+    for what, model in (("command", pair.theirs), ("export", pair.exported)):
         words: list[object] = [place.peer / "bin/nnUNetv2_predict_from_modelfolder", "-m", model]
         words += ["-i", images, "-o", outputs[what], "-f", *folds, "-device", "cpu"]
         words += ["-npp", 1, "-nps", 1, "--save_probabilities", "--disable_progress_bar"]
-        place.run(*words, *(["-prev_stage_predictions", previous] if previous else []))
+        place.run(*words, *(["-prev_stage_predictions", before[what]] if pair.previous else []))
     place.step(
         "predict_float32",
-        model=peer,
+        model=pair.theirs,
         folds=folds,
         images=images,
         output=outputs["float32"],
-        previous=previous,
+        previous=before["float32"],
     )
-    rows = []
-    for case, labels, probabilities in predict(folders, sorted(images.iterdir()), name, previous):
-        maps = {
-            what: read_label(path / f"{case}.nii.gz").array[0] for what, path in outputs.items()
-        }
-        exact, rough = (
-            np.load(outputs[what] / f"{case}.npz")["probabilities"]
-            for what in ("float32", "command")
-        )
-        difference = float(np.abs(probabilities - exact).max())
-        for value in np.union1d(np.unique(labels), np.unique(maps["command"])):
-            if value:
-                rows.append(
-                    {
-                        "model": name,
-                        "case": case,
-                        "label": int(value),
-                        "voxels": int((labels == value).sum()),
-                        "Dice": dice(labels == value, maps["command"] == value),
-                        "Dice, float32": dice(labels == value, maps["float32"] == value),
-                        "Dice, exported": dice(maps["command"] == value, maps["export"] == value),
-                        "p difference": difference,
-                        "nnU-Net's own": float(np.abs(rough - exact).max()),
-                    }
-                )
-    return rows
+    outputs["ours"] = predicted / pair.name / "ours"
+    predict(pair.files, images, pair.name, outputs["ours"])
+    for path in sorted(images.iterdir()):
+        yield from compare_case(pair.name, path.name.removesuffix("_0000.nii.gz"), outputs)
+
+
+def compare_case(name: str, case: str, outputs: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    maps = {what: read_label(path / f"{case}.nii.gz").array[0] for what, path in outputs.items()}
+    shares = {
+        what: np.load(path / f"{case}.npz")["probabilities"] for what, path in outputs.items()
+    }
+    for value in np.union1d(np.unique(maps["ours"]), np.unique(maps["command"])):
+        if value:
+            masks = {what: array == value for what, array in maps.items()}
+            yield {
+                "model": name,
+                "case": case,
+                "label": int(value),
+                "voxels": int(masks["ours"].sum()),
+                "Dice": dice(masks["ours"], masks["command"]),
+                "Dice, float32": dice(masks["ours"], masks["float32"]),
+                "Dice, exported": dice(masks["command"], masks["export"]),
+                "p difference": float(np.abs(shares["ours"] - shares["float32"]).max()),
+                "nnU-Net's own": float(np.abs(shares["command"] - shares["float32"]).max()),
+            }
 
 
 def dice(a: Any, b: Any) -> float:
@@ -311,7 +286,7 @@ def dice(a: Any, b: Any) -> float:
 def run_task(place: Place, name: str, task: Task) -> Iterator[dict[str, Any]]:
     images = make_dataset(place, task)
     place.step("plan", number=task.number, planner=task.planner, edits=task.edits)
-    previous = None
+    low: Pair | None = None
     for configuration, folds in task.runs.items():
         for fold in folds:
             place.step(
@@ -324,26 +299,37 @@ def run_task(place: Place, name: str, task: Task) -> Iterator[dict[str, Any]]:
                 steps=task.steps,
                 validate="lowres" in configuration,
             )
-        peer = place.work / f"results/{task.folder}/nnUNetTrainer__{task.plans}__{configuration}"
-        row_name = f"{name} {configuration}"
-        folders = import_model(place, peer, re.sub(r"\W", "_", row_name))
-        yield from compare(place, row_name, folders, peer, images, previous=previous)
+        run = f"nnUNetTrainer__{task.plans}__{configuration}"
+        theirs = place.work / "results" / task.folder / run
+        folders = import_model(place, theirs, f"{name}_{configuration}")
+        cascade = low if "cascade" in configuration else None
+        pair = Pair(
+            name=f"{name} {configuration}",
+            files=MemberFiles(folds=folders, previous=cascade.files.folds if cascade else ()),
+            theirs=theirs,
+            exported=export_model(place, folders, f"{name}_{configuration}"),
+            previous=cascade.name if cascade else None,
+        )
+        yield from compare(place, pair, images)
         if "lowres" in configuration:
-            previous = place.work / "predicted" / row_name / "command"
+            low = pair
 
 
-def run_ours(place: Place) -> Iterator[dict[str, Any]]:
+def run_ours(place: Place, steps: int) -> Iterator[dict[str, Any]]:
     """A model trained here, exported: nnU-Net with it against us."""
     task = Task(number=805, source="Dataset004_Hippocampus", train=8, test=3)
     images = make_dataset(place, task)
     own = [sys.executable, "-m", "autoliver"]
     workspace = ["-w", place.work / "workspace"]
     place.run(*own, "plan", images.parent, "--preset", "tiny", *workspace)
-    steps = ["--fold", 0, "--epochs", 2, "--iterations", 20]
-    place.run(*own, "train", task.folder, "2d", *steps, *workspace)
-    folders = [place.work / "workspace" / task.folder / "runs/2d/fold_0"]
+    length = ["--fold", 0, "--epochs", 2, "--iterations", steps // 2]
+    place.run(*own, "train", task.folder, "2d", *length, *workspace)
+    folders = (place.work / "workspace" / task.folder / "runs/2d/fold_0",)
     exported = export_model(place, folders, "ours")
-    yield from compare(place, "ours 2d", folders, exported, images, exported=exported)
+    files = MemberFiles(folds=folders)
+    yield from compare(
+        place, Pair(name="ours 2d", files=files, theirs=exported, exported=exported), images
+    )
 
 
 def show(row: Mapping[str, Any]) -> str:
@@ -357,6 +343,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--peer", type=Path, default=Path("/tmp/peer"))
     parser.add_argument("--only", nargs="+", default=[*TASKS, "ours"], metavar="NAME")
+    parser.add_argument("--steps", type=int, help="of every training")
     options = parser.parse_args()
     torch.set_num_threads(1)
     place = Place(data=options.data, work=options.work.resolve(), peer=options.peer)
@@ -364,7 +351,12 @@ def main() -> None:
     place.work.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for name in options.only:
-        for row in run_ours(place) if name == "ours" else run_task(place, name, TASKS[name]):
+        if name == "ours":
+            found = run_ours(place, options.steps or 40)
+        else:
+            task = TASKS[name]
+            found = run_task(place, name, replace(task, steps=options.steps or task.steps))
+        for row in found:
             if not rows:
                 print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
             rows.append(row)
