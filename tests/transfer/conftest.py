@@ -143,6 +143,11 @@ def checkpoint(plans: Plans, head: dict[str, Any], network: str, **changes: Any)
     }
 
 
+@pytest.fixture(name="golden_state")
+def golden_state_fixture() -> Callable[[str], "OrderedDict[str, torch.Tensor]"]:
+    return golden_state
+
+
 @pytest.fixture
 def write(tmp_path: Path, plans: Plans, head: dict[str, Any]) -> Callable[..., Path]:
     """Writes a results folder: `write("3d_fullres", "resenc_3d", folds=(0, 1))` returns it."""

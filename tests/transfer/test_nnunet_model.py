@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autoliver.errors import AutoliverError, ModelError
-from autoliver.inference.model import load_model, save_fold
+from autoliver.inference.model import load_member, save_fold
 from autoliver.inference.nnunet_model import read_nnunet_model, write_nnunet_model
 
 torch.set_num_threads(1)
@@ -36,12 +36,29 @@ def test_an_imported_model_computes_what_nnunet_computed(write, tmp_path, config
         places.append(tmp_path / f"ours/fold_{fold.info.fold}")
         save_fold(places[-1], fold.weights, fold.info)
     assert [place.name for place in places] == ["fold_0", "fold_2"]
-    model = load_model(places, name="Toy", device=torch.device("cpu"))
+    model = load_member(places, name="Toy", device=torch.device("cpu"))
     image, expected = golden(network)
     with torch.no_grad():
         for each in model.networks:
             torch.testing.assert_close(each(image), expected, rtol=1e-5, atol=1e-5)
     assert model.mirror_axes == axes
+
+
+def test_a_cascade_knows_the_run_it_starts_from(write, golden_state):
+    lowres = write("3d_lowres", "resenc_3d")
+    (first,) = read_nnunet_model(lowres)
+    assert (first.info.configuration, first.info.previous_run) == ("3d_lowres", None)
+    cascade = write("3d_cascade_fullres", "resenc_3d")
+    # The golden network has 2 inputs, a cascade of 2 channels and 2 labels needs 4.
+    with pytest.raises(ModelError, match=r"has the shape \(4, 2, 1, 3, 3\).* expects \(4, 4,"):
+        read_nnunet_model(cascade)
+    weights = golden_state("resenc_3d")
+    for name in ("encoder.stem.convs.0.conv.weight", "encoder.stem.convs.0.all_modules.0.weight"):
+        for prefix in ("", "decoder."):
+            weights[prefix + name] = weights[prefix + name].repeat(1, 2, 1, 1, 1)
+    change(cascade, 0, network_weights=weights)
+    (second,) = read_nnunet_model(cascade)
+    assert (second.info.configuration, second.info.previous_run) == ("3d_cascade", "3d_lowres")
 
 
 def test_all_configurations_of_a_zip(write, tmp_path):
