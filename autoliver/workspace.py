@@ -9,7 +9,12 @@ from pathlib import Path
 from autoliver.dataset import Dataset, read_dataset, short_name
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
-from autoliver.inference.selection import SELECTION_FILE, Selection
+from autoliver.inference.selection import (
+    SELECTION_FILE,
+    Selection,
+    choose_folds,
+    choose_previous,
+)
 from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
 from autoliver.training.folds import Fold
 
@@ -37,6 +42,11 @@ class RunFolder:
         """Folders of the finished folds."""
         return tuple(sorted(p.parent for p in self.path.glob(f"fold_*/{MODEL_FILE}")))
 
+    @property
+    def finished_names(self) -> tuple[str, ...]:
+        """Names of the finished folds: "0" to "4", or "all"."""
+        return tuple(path.name.removeprefix("fold_") for path in self.finished)
+
     def members(self, folds: str | None) -> tuple[Path, ...]:
         """Folders of the folds that predict.
 
@@ -46,16 +56,8 @@ class RunFolder:
         Raises:
             ModelError: A wanted fold is not finished.
         """
-        there = {path.name.removeprefix("fold_"): path for path in self.finished}
-        numbered = [name for name in there if name != "all"]
-        wanted = [fold.strip() for fold in folds.split(",")] if folds else numbered or list(there)
-        missing = [name for name in wanted if name not in there]
-        if missing:
-            raise ModelError(
-                f"{self.name}: fold {missing[0]} is not trained.",
-                hint=f"Finished folds: {', '.join(there)}.",
-            )
-        return tuple(there[name] for name in wanted)
+        chosen = choose_folds(self.finished_names, folds, name=self.name)
+        return tuple(self.path / f"fold_{fold}" for fold in chosen)
 
     @property
     def name(self) -> str:
@@ -73,10 +75,9 @@ class RunFolder:
         if previous is None:
             return MemberFiles(folds=chosen)
         low = RunFolder(self.path.parent / previous)
-        same = tuple(low.path / fold.name for fold in chosen)
-        if all(fold in low.finished for fold in same):
-            return MemberFiles(folds=chosen, previous=same)
-        return MemberFiles(folds=chosen, previous=low.members(None) if low.finished else ())
+        names = [fold.name.removeprefix("fold_") for fold in chosen]
+        same = choose_previous(low.finished_names, names, name=low.name)
+        return MemberFiles(folds=chosen, previous=tuple(low.path / f"fold_{n}" for n in same))
 
     def files(self, folds: str | None) -> ModelFiles:
         """This run alone as a model."""
@@ -124,7 +125,10 @@ class ModelFolder:
             members.append(run.member(folds or ",".join(chosen.folds)))
         what = " + ".join(chosen.run for chosen in selection.members)
         return ModelFiles(
-            name=f"{self.name} ({what})", members=tuple(members), cleaning=selection.cleaning
+            name=f"{self.name} ({what})",
+            members=tuple(members),
+            cleaning=selection.cleaning,
+            selection=selection,
         )
 
 
