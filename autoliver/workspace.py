@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoliver.dataset import Dataset, read_dataset, short_name
 from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.inference.archive import open_archive
 from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
 from autoliver.inference.selection import (
     SELECTION_FILE,
@@ -245,21 +246,24 @@ class Workspace:
     def models(self) -> tuple[ModelFolder, ...]:
         """The imported models."""
         folders = (ModelFolder(p) for p in sorted((self.root / MODELS).glob("*")))
-        return tuple(folder for folder in folders if folder.selection.exists())
+        return tuple(f for f in folders if f.selection.exists() and not f.name.startswith("."))
 
     def model_to_predict(self, model: str | None, *, folds: str | None = None) -> ModelFiles:
         """The model that predicts: the named one, else the only one of the workspace.
 
         Args:
             model: DATASET (its selected model, else its only run), DATASET/RUN, an imported
-                model's name, or the folder of one of these.
+                model's name, the folder of one of these, or an exported file.
             folds: "0,2" or "all" instead of all finished or selected folds.
 
         Raises:
-            ModelError: There is none, or several could be meant (they are listed).
+            ModelError: There is none, or several could be meant (they are listed); or an exported
+                file is damaged or foreign.
         """
         choices = self._choices()
         if model is not None:
+            if Path(model).is_file():
+                return open_archive(Path(model)).files(folds)
             folder = Path(model).resolve()  # "." has a name, too
             if RunFolder(folder).finished:
                 return RunFolder(folder).files(folds)
@@ -294,6 +298,7 @@ class Workspace:
         name, _, run = model.partition("/")
         folders = [*(dataset.trained for dataset in self.datasets), *self.models]
         fitting = [folder for folder in folders if name.lower() in _names_of(folder.name)]
+        fitting = [folder for folder in fitting if folder.name == name] or fitting
         if not run:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]
