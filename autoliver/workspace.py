@@ -283,7 +283,7 @@ class Workspace:
             )
         raise ModelError(
             f"{len(choices)} trained models could be meant.",
-            hint="Choose one: " + ", ".join(f"-m {choice.name}" for choice in choices),
+            hint="Choose one: " + ", ".join(f"-m {_told_apart(c, choices)}" for c in choices),
         )
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
@@ -360,6 +360,12 @@ def check_configuration(name: str) -> ConfigurationName:
         f"There is no configuration '{name}'.",
         hint=_known("configuration", name, CONFIGURATION_NAMES),
     )
+
+
+def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | ModelFolder]) -> str:
+    """Its name, or its path where an imported model has the name of a dataset."""
+    names = [other.name for other in choices]
+    return choice.name if names.count(choice.name) == 1 else str(choice.path)
 
 
 def _names_of(folder: str) -> set[str]:

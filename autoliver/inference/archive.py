@@ -151,15 +151,12 @@ def fit_for_name(name: str) -> bool:
     return re.fullmatch(_PART, name) is not None
 
 
-def write_archive(
-    path: Path, files: ModelFiles, *, name: str, case_names: bool = False
-) -> Manifest:
+def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) -> Manifest:
     """Writes a model as one file, whole or not at all; the same model gives the same bytes.
 
     Args:
         path: The file.
         files: The model, on disk or in another archive.
-        name: What it is imported as unless told otherwise.
         case_names: Keep the names of the training cases.
 
     Raises:
@@ -188,7 +185,7 @@ def write_archive(
         entries.append(entry_of(at, _content(place)))
         _check_recorded(entries[-1], info, where=str(place))
     manifest = Manifest(
-        name=name,
+        name=_own_name(files.members[0].folds[0]) or first.plan.dataset,
         dataset=first.plan.dataset,
         channel_names=first.plan.channel_names,
         modality=first.plan.modality,
@@ -252,6 +249,12 @@ def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
 def _at(place: Place) -> str:
     """Where a fold lies in an archive."""
     return f"runs/{place.parent.name}/{place.name}"
+
+
+def _own_name(fold: Place) -> str:
+    """Of the folder that holds its run, "" if it lies elsewhere."""
+    runs = fold.parent.parent
+    return runs.parent.name if runs.name == "runs" else ""
 
 
 def _fold(place: Place) -> str:

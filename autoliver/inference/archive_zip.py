@@ -150,7 +150,9 @@ def read_directory(file: Path) -> dict[str, int]:
             raise ModelError(f"{file}: the entry {info.orig_filename!r} {problem}.", hint=AGAIN)
         seen.add(name)
     # Entries that overlap are how a small zip becomes a large one without compression.
-    if sum(info.file_size for info in infos) > file.stat().st_size:
+    size = file.stat().st_size
+    ends = [info.header_offset + info.file_size for info in infos if info.header_offset >= 0]
+    if len(ends) < len(infos) or max(ends) > size or sum(i.file_size for i in infos) > size:
         raise ModelError(f"{file}: its entries state more bytes than it has.", hint=AGAIN)
     return {info.filename: info.file_size for info in infos}
 
