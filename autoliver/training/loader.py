@@ -189,4 +189,4 @@ def _send(batch: dict[str, Any] | Exception, pipe: Connection) -> None:
     arrays = [np.ascontiguousarray(batch[key]) for key in ("data", "target")]
     pipe.send({"arrays": [(a.shape, a.dtype) for a in arrays], "cases": batch["keys"]})
     for array in arrays:
-        pipe.send_bytes(memoryview(array.reshape(-1).view(np.uint8)))
+        pipe.send_bytes(array.reshape(-1).view(np.uint8).data)
