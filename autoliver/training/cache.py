@@ -195,7 +195,5 @@ class DeviceStream:
         if case.label is None:
             raise ValueError(f"{case.name} has no label")
         image = np.ascontiguousarray(case.image[everything], np.float32)
-        label = np.ascontiguousarray(case.label[everything], np.int16)
-        if self.stream.sampler.classes is not None:
-            label = self.stream.sampler.classes[label + 1]
+        label = np.ascontiguousarray(self.stream.sampler.to_classes(case.label[everything]))
         return torch.from_numpy(image).to(self.device), torch.from_numpy(label).to(self.device)

@@ -64,7 +64,7 @@ class Batch:
 
     Attributes:
         image: (b, c, *patch) float32.
-        label: (b, 1, *patch) int16, -1 outside the image.
+        label: (b, 1, *patch) int16, values or classes; -1 outside the image.
         cases: The case of each patch.
     """
 
@@ -119,18 +119,24 @@ class PatchSampler:
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
         images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
-        labels = np.full((len(places), 1, *shape), LABEL_PAD, np.int16)
+        labels = np.full((len(places), 1, *shape), LABEL_PAD, np.int32)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
             if case.label is None:
                 raise ValueError(f"{case.name} has no label")
             paste(case.image, place.start, into=image)
             paste(case.label, place.start, into=label)
-        if self.classes is not None:
-            labels = self.classes[labels + 1]
+        targets = self.to_classes(labels)
         if len(self.patch_shape) == 2:
-            images, labels = images[:, :, 0], labels[:, :, 0]
-        return Batch(images, labels, self.names(places))
+            images, targets = images[:, :, 0], targets[:, :, 0]
+        return Batch(images, targets, self.names(places))
+
+    def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
+        """What stands for these label values."""
+        if self.classes is None:
+            return labels.astype(np.int16)
+        # At least 32 bits: label values reach 65,535.
+        return self.classes[labels.astype(np.int32, copy=False) + 1]
 
     def names(self, places: Sequence[Place]) -> tuple[str, ...]:
         """The case of each place."""
