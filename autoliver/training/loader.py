@@ -117,8 +117,9 @@ class _Worker:
 
     def receive(self) -> Batch:
         cause = ""
-        for _ in range(_TRIES):
-            if self.pipe is None:
+        for number in range(_TRIES):
+            if number:
+                _log.warning("%s while drawing patches; another one takes its place.", cause)
                 self.start()
             found = self._read()
             if isinstance(found, Exception):
@@ -127,7 +128,6 @@ class _Worker:
                 self.numbers = self.numbers[1:]
                 return found
             cause = self.end(patience_s=_PATIENCE_S)
-            _log.warning("%s while drawing patches; another one takes its place.", cause)
         cases = sorted(set(self.stream.sampler.names(self.stream.places(self.numbers[0]))))
         raise AutoliverError(
             f"{cause} while drawing patches of {', '.join(cases)}, {_TRIES} times in a row.",
