@@ -23,6 +23,7 @@ _FOLD = re.compile(r"fold_(\d+|all)")
 _WANTED = (PLANS_FILE, DATASET_FILE, FINAL_FILE, _BEST_FILE, _UNFINISHED_FILE)
 # results/DatasetXXX_Name/Trainer__Plans__Configuration, from the results' parent.
 _DEEPEST = 3
+_MOST_JSON_BYTES = 64 * 2**20
 _EXPECTED = (
     "Give the folder DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION that nnUNetv2_train wrote, or "
     "the zip of nnUNetv2_export_model_to_zip."
@@ -135,15 +136,13 @@ def _unpack(path: Path, scratch: Path) -> None:
     """Unpacks what is needed, each file to a place that follows from its checked name."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _check_member(path, member)
-            for member in members:
-                if not member.is_dir() and PurePosixPath(member.filename).name in _WANTED:
-                    target = scratch / member.filename
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(member) as source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file)
+            wanted = _wanted(path, archive.infolist(), free=shutil.disk_usage(scratch).free)
+            for member in wanted:
+                target = scratch / member.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # Reads no more than the size stated, whatever is in it.
+                with archive.open(member) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError: encrypted.
         raise ModelError(
@@ -151,6 +150,28 @@ def _unpack(path: Path, scratch: Path) -> None:
         ) from None
     except OSError as error:
         raise disk_error(scratch, error) from error
+
+
+def _wanted(path: Path, members: Sequence[zipfile.ZipInfo], *, free: int) -> list[zipfile.ZipInfo]:
+    """The files that are needed, once every entry is known to be harmless."""
+    for member in members:
+        _check_member(path, member)
+    wanted = [m for m in members if not m.is_dir() and PurePosixPath(m.filename).name in _WANTED]
+    for member in wanted:
+        if member.filename.endswith(".json") and member.file_size > _MOST_JSON_BYTES:
+            raise ModelError(
+                f"{path}: {member.filename} would be {member.file_size / 1e6:.0f} MB; nnU-Net "
+                "writes some kB. Nothing was unpacked.",
+                hint="Ask whoever made the file for a new export.",
+            )
+    size = sum(member.file_size for member in wanted)
+    if size > free:
+        raise ModelError(
+            f"{path}: needs {size / 1e9:.1f} GB to be unpacked; {tempfile.gettempdir()} has "
+            f"{free / 1e9:.1f} GB.",
+            hint="Free some space, or unpack the zip yourself and give the folder.",
+        )
+    return wanted
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:

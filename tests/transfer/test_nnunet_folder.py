@@ -123,3 +123,12 @@ def test_a_damaged_zip(write, tmp_path):
     export.write_bytes(content)
     with pytest.raises(ModelError, match="cannot be unpacked"):
         names(export)
+
+
+def test_a_zip_that_would_fill_the_disk(write, tmp_path):
+    export = zipped(write(), tmp_path / "export.zip")
+    with zipfile.ZipFile(export, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other/plans.json", bytes(65 * 2**20))
+    assert export.stat().st_size < 2**20
+    with pytest.raises(ModelError, match=r"other/plans\.json would be 68 MB"):
+        names(export)
