@@ -14,7 +14,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from autoliver.preprocessing.majority import coded, majority, nearest_voxels
 
@@ -238,6 +237,9 @@ def _operators(shape_from: Sequence[int], shape_to: Sequence[int], *, order: Ord
 @lru_cache(maxsize=64)
 def _operator(size: int, wanted: int, order: Order) -> Matrix:
     """The interpolation scikit-image's resize does along one axis, (wanted, size)."""
+    # Late: it takes a third of a second, which commands that resample nothing need not wait for.
+    from scipy import ndimage
+
     unit: npt.NDArray[np.float64] = np.eye(size)
     columns = ndimage.zoom(
         unit, np.array([1.0, wanted / size]), order=order, mode="nearest", grid_mode=True
