@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from autoliver.preprocessing.majority import coded, majority, nearest_voxels
 
@@ -180,9 +181,20 @@ def apply_operators(
             first, channel = first[rows, columns], channel[columns]
     result = np.ascontiguousarray(channel, dtype=np.float32)
     todo = [(axis, m) for axis, m in enumerate((first, *operators[1:])) if m is not None]
-    for axis, matrix in sorted(todo, key=lambda item: item[1].shape[0] / item[1].shape[1]):
-        result = _multiply(result, matrix, axis)
+    with _blas().limit(limits=1):
+        for axis, matrix in sorted(todo, key=lambda item: item[1].shape[0] / item[1].shape[1]):
+            result = _multiply(result, matrix, axis)
     return result
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Numpy's OpenBLAS, to keep it to one thread.
+
+    The products are so small that its threads mostly wait for one another, spinning: two of them
+    took ten times the processor time of one, and never less time.
+    """
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _multiply(array: npt.NDArray[np.float32], matrix: Matrix, axis: int) -> npt.NDArray[np.float32]:
