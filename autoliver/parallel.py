@@ -79,6 +79,10 @@ class Limits:
         return default_memory_gb() if self.memory_gb is None else self.memory_gb
 
 
+# All cores, and the memory that is free.
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CasePool:
     """Runs a stage over cases in processes of this machine; see `map_cases`.
@@ -300,13 +304,12 @@ def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object
         Called with a case and its number of windows; returns what is to be called after each.
     """
     with tqdm(unit="window") as bar:
-        number = 0
+        names: dict[str, None] = {}  # a case may come again, for another member of an ensemble
 
         def start(name: str, windows: int) -> Callable[[], object]:
-            nonlocal number
-            number += 1
+            names[name] = None
             bar.reset(windows)
-            bar.set_description(f"predict {name} ({number}/{cases})")
+            bar.set_description(f"predict {name} ({len(names)}/{cases})")
             return bar.update
 
         yield start

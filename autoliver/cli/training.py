@@ -17,7 +17,7 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, number, start, table
 
 if TYPE_CHECKING:
-    from autoliver.pipeline import FoldResult
+    from autoliver.pipeline.training import FoldResult
     from autoliver.training.folds import Fold
 
 
@@ -71,8 +71,8 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import training
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
@@ -84,7 +84,7 @@ def train(
         "augment": augment and augment.value,
         "seed": seed,
     }
-    request = pipeline.TrainRequest(
+    request = training.TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
         changes={name: value for name, value in given.items() if value is not None},
@@ -93,7 +93,7 @@ def train(
         device=device,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    results = pipeline.train(Workspace(workspace), dataset, request)
+    results = training.train(Workspace(workspace), dataset, request)
     summary = {
         "folds": [
             {
