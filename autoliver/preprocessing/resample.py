@@ -191,8 +191,8 @@ def apply_operators(
 def _blas() -> ThreadpoolController:
     """Numpy's OpenBLAS, to keep it to one thread.
 
-    The products are so small that its threads mostly wait for one another, spinning: two of them
-    took ten times the processor time of one, and never less time.
+    The products are so small that its threads mostly wait for one another, spinning: with
+    two of them a busy machine spends seven times the processor time of one.
     """
     return ThreadpoolController().select(internal_api="openblas")
 
