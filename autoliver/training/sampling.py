@@ -119,7 +119,9 @@ class PatchSampler:
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
         images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
-        labels = np.full((len(places), 1, *shape), LABEL_PAD, np.int32)
+        # Values to be mapped reach 65,535; others are classes already.
+        kind = np.int16 if self.classes is None else np.int32
+        labels = np.full((len(places), 1, *shape), LABEL_PAD, kind)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
             if case.label is None:
@@ -134,8 +136,7 @@ class PatchSampler:
     def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
         """What stands for these label values."""
         if self.classes is None:
-            return labels.astype(np.int16)
-        # At least 32 bits: label values reach 65,535.
+            return labels.astype(np.int16, copy=False)
         return self.classes[labels.astype(np.int32, copy=False) + 1]
 
     def names(self, places: Sequence[Place]) -> tuple[str, ...]:
