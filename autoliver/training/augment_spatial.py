@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.augment_affine import resample_affine
 
 # Label outside of the image; preprocessing also writes it outside of the non-zero region.
 OUTSIDE = -1
@@ -121,6 +122,10 @@ def apply_spatial(
             new_label[sample] = label[sample][(slice(None), *centre)]
             continue
         matrix = placement.matrix()
+        if len(matrix) == 3 and image.device.type == "cpu":
+            into = (new_image[sample], new_label[sample])
+            resample_affine(image[sample], label[sample], matrix=matrix, outside=OUTSIDE, into=into)
+            continue
         grid = _grid(matrix, patch_shape, source).to(image.device)
         outside = _reaches_outside(matrix, patch_shape, source)
         slices = (slice(None), *centre[: -len(matrix)])
