@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+G = TypeVar("G", bound=np.generic)
 Index = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.signedinteger]
@@ -52,8 +54,9 @@ def resample_affine(
     """
     patch, source = into[0].shape[1:], image.shape[1:]
     terms = _terms(matrix, patch, source)
+    straight = torch.equal(matrix, matrix.diag().diag())
     for where in _blocks(patch):
-        block = _Block.of(terms, where)
+        block = _Block.of(terms, where, straight=straight)
         for channel, target in zip(image, into[0], strict=True):
             target[where] = block.blend(block.cut(channel, 0).float().numpy())
         for channel, target in zip(label, into[1], strict=True):
@@ -76,27 +79,58 @@ def _blocks(patch: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cells:
+    """Where voxels of the patch lie in a box of the source.
+
+    Attributes:
+        size: Of the box.
+        first: The first of the eight neighbours of each voxel, in the flat box, (n,).
+        shares: Of the second neighbour, one tensor (n,) per axis.
+    """
+
+    size: tuple[int, ...]
+    first: Index
+    shares: tuple[Tensor, ...]
+
+    def only(self, points: Index) -> "_Cells":
+        """Some of them."""
+        shares = (torch.from_numpy(share.numpy().take(points)) for share in self.shares)
+        return _Cells(self.size, self.first.take(points), tuple(shares))
+
+    def corner(self, box: npt.NDArray[G], corner: Sequence[int]) -> npt.NDArray[G]:
+        """What the box holds at one corner of each cell, (n,)."""
+        (z, y, x), (_, height, width) = corner, self.size
+        # Indices are right by construction; "clip" spares a pass that would check them first.
+        return box.reshape(-1)[(z * height + y) * width + x :].take(self.first, mode="clip")
+
+    def blend(self, box: Floats, *before: int) -> Tensor:
+        """The box interpolated linearly, (n,); of the axes before, one neighbour is chosen."""
+        if len(before) == len(self.size):
+            return torch.from_numpy(self.corner(box, before))
+        first, second = self.blend(box, *before, 0), self.blend(box, *before, 1)
+        return torch.lerp(first, second, self.shares[len(before)])
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
-    """A block of the patch, the box of the source it needs, and where its voxels lie in that.
+    """A block of the patch and the box of the source that it needs.
 
     Attributes:
         shape: Of the block, (dz, dy, dx).
         start: First voxel of the box; may lie outside of the source.
-        size: Of the box.
-        cell: The first of the eight neighbours of each voxel, in the flat box, (dz * dy * dx,).
-        shares: Of the second neighbour, one array (dz * dy * dx,) per axis.
+        cells: Where the voxels of the block lie, in the order of the flat block.
+        lines: Where nothing is turned: per axis the first neighbours and the shares of the second,
+            (dz,), (dy,) or (dx,), which hold for the whole block; else empty.
     """
 
     shape: tuple[int, ...]
     start: tuple[int, ...]
-    size: tuple[int, ...]
-    cell: Index
-    shares: tuple[Tensor, ...]
+    cells: _Cells
+    lines: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, terms: Terms, where: Sequence[slice]) -> "_Block":
+    def of(cls, terms: Terms, where: Sequence[slice], *, straight: bool) -> "_Block":
         """The block at a place of the patch."""
-        shape: tuple[int, ...] = ()
         starts, sizes, shares, floors = [], [], [], []
         for row in terms:
             z, y, x = (term[span] for term, span in zip(row, where, strict=True))
@@ -108,51 +142,52 @@ class _Block:
             plane = torch.from_numpy((z - starts[-1])[:, None, None] + y[:, None]).float()
             place = plane + torch.from_numpy(x).float()
             floor = place.floor()
-            shape = tuple(place.shape)
-            shares.append(place.sub_(floor).flatten())
+            shares.append(place.sub_(floor))
             floors.append(floor.to(torch.int32))
+        lines = []
+        if straight:
+            # Along each axis, the line through the first voxel stands for all.
+            for axis, each in enumerate(zip(floors, shares, strict=True)):
+                floor, share = (tensor.movedim(axis, -1)[0, 0] for tensor in each)
+                lines.append((floor.clone(), share))
         cell, rows, columns = floors
         cell.mul_(sizes[1]).add_(rows).mul_(sizes[2]).add_(columns)
         return cls(
-            shape=shape,
+            shape=tuple(cell.shape),
             start=tuple(starts),
-            size=tuple(sizes),
-            cell=cell.flatten().long().numpy(),
-            shares=tuple(shares),
+            cells=_Cells(
+                size=tuple(sizes),
+                first=cell.flatten().long().numpy(),
+                shares=tuple(share.flatten() for share in shares),
+            ),
+            lines=tuple(lines),
         )
 
     def cut(self, volume: Tensor, fill: int) -> Tensor:
         """The box of a volume (z, y, x), contiguous, with `fill` outside."""
         inner, place = [], []
-        for start, size, total in zip(self.start, self.size, volume.shape, strict=True):
+        for start, size, total in zip(self.start, self.cells.size, volume.shape, strict=True):
             first = min(max(start, 0), total)
             last = max(min(start + size, total), first)
             inner.append(slice(first, last))
             place.append(slice(first - start, last - start))
         found = volume[tuple(inner)]
-        if found.shape == self.size:
+        if found.shape == self.cells.size:
             return found.contiguous()
-        box = volume.new_full(self.size, fill)
+        box = volume.new_full(self.cells.size, fill)
         box[tuple(place)] = found
         return box
 
-    def neighbours(
-        self, box: npt.NDArray[np.generic], corner: tuple[int, ...], cell: Index
-    ) -> npt.NDArray[np.generic]:
-        """What the box holds at one corner of each cell, (n,)."""
-        (z, y, x), (_, height, width) = corner, self.size
-        # Indices are right by construction; "clip" spares a pass that would check them first.
-        return box.reshape(-1)[(z * height + y) * width + x :].take(cell, mode="clip")
-
     def blend(self, box: Floats) -> Tensor:
-        """Interpolates a box linearly, (dz, dy, dx)."""
-
-        def along(*before: int) -> Tensor:
-            if len(before) == len(self.size):
-                return torch.from_numpy(self.neighbours(box, before, self.cell))
-            return torch.lerp(along(*before, 0), along(*before, 1), self.shares[len(before)])
-
-        return along().view(self.shape)
+        """The box interpolated linearly, (dz, dy, dx)."""
+        if not self.lines:
+            return self.cells.blend(box).view(self.shape)
+        result = torch.from_numpy(box)
+        for axis, (first, share) in enumerate(self.lines):
+            weight = share.reshape(-1, *[1] * (2 - axis))
+            near, far = (result.index_select(axis, first + step) for step in (0, 1))
+            result = torch.lerp(near, far, weight)
+        return result
 
 
 def _resample_label(block: _Block, box: Labels) -> Labels:
@@ -160,19 +195,22 @@ def _resample_label(block: _Block, box: Labels) -> Labels:
     if low == high:
         return np.full(block.shape, low, box.dtype)
     ranks, values = _ranks(box, low, high)
-    flat = ranks.reshape(-1)
-    winner = flat.take(block.cell, mode="clip")
-    points = np.flatnonzero(_mixed_cells(ranks).take(block.cell, mode="clip"))
+    winner = ranks.reshape(-1).take(block.cells.first, mode="clip")
+    spread = _spread(ranks).take(block.cells.first, mode="clip")
+    points = np.flatnonzero(spread)
     if len(points):
-        cell = block.cell.take(points)
-        corners = np.stack([block.neighbours(ranks, corner, cell) for corner in _CORNERS])
-        shares = [torch.from_numpy(share.numpy().take(points)) for share in block.shares]
-        winner[points] = _decide(corners, shares)
+        cells = block.cells.only(points)
+        floats = torch.from_numpy(ranks).float().numpy()
+        if block.lines:
+            blended = block.blend(floats).numpy().reshape(-1).take(points)
+        else:
+            blended = cells.blend(floats).numpy()
+        winner[points] = _decide(ranks, cells, blended, spread.take(points) > 1)
     return values.take(winner, mode="clip").reshape(block.shape)
 
 
-def _mixed_cells(ranks: Ranks) -> npt.NDArray[np.bool_]:
-    """Whether the eight voxels from each voxel on differ; of the flat box.
+def _spread(ranks: Ranks) -> Ranks:
+    """By how much the eight voxels from each voxel on differ; of the flat box.
 
     In one line, which is several times as fast: what follows the end of a row is no neighbour, but
     nothing asks for the cells there.
@@ -180,39 +218,36 @@ def _mixed_cells(ranks: Ranks) -> npt.NDArray[np.bool_]:
     low = high = ranks.reshape(-1)
     for step in (1, ranks.shape[2], ranks.shape[1] * ranks.shape[2]):
         low, high = np.minimum(low[:-step], low[step:]), np.maximum(high[:-step], high[step:])
-    mixed: npt.NDArray[np.bool_] = low != high
-    return mixed
+    return high - low
 
 
 def _ranks(box: Labels, low: int, high: int) -> tuple[Ranks, Labels]:
     """Labels as small numbers that keep their order, and the label of each number."""
-    if high - low > 1:
-        highest = box == high
-        if np.logical_or(highest, box == low).all():
+    span = high - low
+    if span > np.iinfo(np.uint8).max:
+        values, found = np.unique(box, return_inverse=True)
+        return found.astype(np.uint16).reshape(box.shape), values
+    ranks: Ranks = (box - low).astype(np.uint8)
+    if span > 1:
+        highest = ranks == span
+        if np.logical_or(highest, ranks == 0).all():
             return highest.view(np.uint8), np.array([low, high], box.dtype)
-    if high - low <= np.iinfo(np.uint8).max:
-        return (box - low).astype(np.uint8), np.arange(low, high + 1).astype(box.dtype)
-    values, ranks = np.unique(box, return_inverse=True)
-    return ranks.astype(np.uint16).reshape(box.shape), values
+    return ranks, np.arange(low, high + 1).astype(box.dtype)
 
 
-def _decide(corners: Ranks, shares: Sequence[Tensor]) -> Ranks:
-    """The winner at points with neighbours (8, n); `shares` as in `_Block`.
+def _decide(ranks: Ranks, cells: _Cells, blended: Floats, apart: npt.NDArray[np.bool_]) -> Ranks:
+    """The winners (n,) where neighbours differ, by more than one where they are `apart`.
 
     Between two labels that differ by one, the interpolated label itself says which it is. Only
     what lies between labels further apart, or half-way, is weighed label by label.
     """
-    blended = torch.from_numpy(corners).float()
-    for share in reversed(shares):
-        blended = torch.lerp(blended[0::2], blended[1::2], share)
-    between = blended[0].numpy()
-    rounded = np.rint(between)
-    winner: Ranks = rounded.astype(corners.dtype)
-    apart = corners.max(0) - corners.min(0) > 1
-    (doubtful,) = np.nonzero(apart | (np.abs(between - rounded) > 0.5 - _TIE))
+    rounded = np.rint(blended)
+    winner: Ranks = rounded.astype(ranks.dtype)
+    doubtful = np.flatnonzero(apart | (np.abs(blended - rounded) > 0.5 - _TIE))
     if len(doubtful):
-        parts = [share.numpy().take(doubtful) for share in shares]
-        winner[doubtful] = _weigh(corners.take(doubtful, axis=1), parts)
+        few = cells.only(doubtful)
+        corners = np.stack([few.corner(ranks, corner) for corner in _CORNERS])
+        winner[doubtful] = _weigh(corners, [share.numpy() for share in few.shares])
     return winner
 
 
