@@ -26,6 +26,8 @@ Ranks = npt.NDArray[np.unsignedinteger]
 # What each patch axis adds to each source coordinate: [source axis][patch axis] -> (n,).
 Terms = Sequence[Sequence[npt.NDArray[np.float64]]]
 
+# Label outside of the image; preprocessing also writes it outside of the non-zero region.
+OUTSIDE = -1
 # Voxels of the patch in a block. Smaller ones share less source, larger ones leave the cache.
 _BLOCK = (32, 32, 64)
 # Added around the source that a block needs: rounding must not lead out of it.
@@ -38,18 +40,17 @@ _SCORE, _TIE = 1000.0, 1.25e-4
 
 
 def resample_affine(
-    image: Tensor, label: Tensor, *, matrix: Tensor, outside: int, into: tuple[Tensor, Tensor]
+    image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
 ) -> None:
     """Fills a patch from a source that is turned and scaled, about the centres of both.
 
     Images are interpolated linearly, with zeros outside. Of labels, the one with the largest share
-    of the eight neighbours wins, of equal ones the nearest.
+    of the eight neighbours wins, of equal ones the nearest; outside is `OUTSIDE`.
 
     Args:
         image: (c, z, y, x), any float type, on the CPU.
         label: (k, z, y, x), any integer type with a sign.
         matrix: (3, 3), float64, from patch to source, in voxels.
-        outside: Label outside of the source.
         into: Image (c, *patch), float32, and label (k, *patch), of the label's type.
     """
     patch, source = into[0].shape[1:], image.shape[1:]
@@ -60,7 +61,7 @@ def resample_affine(
         for channel, target in zip(image, into[0], strict=True):
             target[where] = block.blend(block.cut(channel, 0).float().numpy())
         for channel, target in zip(label, into[1], strict=True):
-            found = _resample_label(block, block.cut(channel, outside).numpy())
+            found = _resample_label(block, block.cut(channel, OUTSIDE).numpy())
             target[where] = torch.from_numpy(found)
 
 
@@ -149,7 +150,7 @@ class _Block:
             # Along each axis, the line through the first voxel stands for all.
             for axis, each in enumerate(zip(floors, shares, strict=True)):
                 floor, share = (tensor.movedim(axis, -1)[0, 0] for tensor in each)
-                lines.append((floor.clone(), share))
+                lines.append((floor.long(), share))
         cell, rows, columns = floors
         cell.mul_(sizes[1]).add_(rows).mul_(sizes[2]).add_(columns)
         return cls(
@@ -183,11 +184,15 @@ class _Block:
         if not self.lines:
             return self.cells.blend(box).view(self.shape)
         result = torch.from_numpy(box)
-        for axis, (first, share) in enumerate(self.lines):
-            weight = share.reshape(-1, *[1] * (2 - axis))
+        for axis, (first, share) in enumerate(self.lines[:2]):
             near, far = (result.index_select(axis, first + step) for step in (0, 1))
-            result = torch.lerp(near, far, weight)
-        return result
+            result = torch.lerp(near, far, share.reshape(-1, *[1] * (2 - axis)))
+        # Along rows a product is faster than looking up single values.
+        first, share = self.lines[2]
+        matrix = torch.zeros(box.shape[2], len(first))
+        matrix[first, torch.arange(len(first))] = 1 - share
+        matrix[first + 1, torch.arange(len(first))] = share
+        return result @ matrix
 
 
 def _resample_label(block: _Block, box: Labels) -> Labels:
@@ -197,7 +202,7 @@ def _resample_label(block: _Block, box: Labels) -> Labels:
     ranks, values = _ranks(box, low, high)
     winner = ranks.reshape(-1).take(block.cells.first, mode="clip")
     spread = _spread(ranks).take(block.cells.first, mode="clip")
-    points = np.flatnonzero(spread)
+    points = np.flatnonzero(spread != 0)
     if len(points):
         cells = block.cells.only(points)
         floats = torch.from_numpy(ranks).float().numpy()
@@ -206,6 +211,8 @@ def _resample_label(block: _Block, box: Labels) -> Labels:
         else:
             blended = cells.blend(floats).numpy()
         winner[points] = _decide(ranks, cells, blended, spread.take(points) > 1)
+    if len(values) == high - low + 1:
+        return np.add(winner, low, dtype=box.dtype).reshape(block.shape)
     return values.take(winner, mode="clip").reshape(block.shape)
 
 

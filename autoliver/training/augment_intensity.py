@@ -243,7 +243,7 @@ def _centre(view: Tensor) -> tuple[Tensor, Tensor]:
     Not `Tensor.std`: on a CPU core that takes five times as long.
     """
     mean = view.mean()
-    flat = view.sub_(mean).view(-1)
+    flat = view.sub_(mean).flatten()
     return mean, (torch.dot(flat, flat) / max(flat.numel() - 1, 1)).sqrt()
 
 
