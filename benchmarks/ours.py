@@ -12,6 +12,7 @@ from benchmarks.clock import Clock, serve
 
 def cubic(clock: Clock, *, image: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.preprocessing.resample import resample_image, separate_axis
 
@@ -95,6 +96,7 @@ def augment(
 
 def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.dataset import Labels
     from autoliver.io.volume import Geometry
@@ -153,11 +155,13 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
 def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__: Any) -> Any:
     """The whole process is timed: no clock."""
     from autoliver.dataset import find_case_images
-    from autoliver.pipeline import PredictRequest
-    from autoliver.pipeline import predict as predict_cases
+    from autoliver.inference.model import MemberFiles, ModelFiles
+    from autoliver.pipeline.prediction import PredictRequest
+    from autoliver.pipeline.prediction import predict as predict_cases
 
     cases = find_case_images(Path(images), channels=1, file_ending=None)
-    predict_cases([Path(fold)], cases, Path(output), PredictRequest(device=device))
+    files = ModelFiles(name="benchmark", members=(MemberFiles(folds=(Path(fold),)),))
+    predict_cases(files, cases, Path(output), PredictRequest(device=device))
     return _gpu_memory()
 
 
@@ -167,8 +171,8 @@ def train(
     """Epochs of fold 0; the median epoch after the first is reported."""
     from statistics import median
 
-    from autoliver import pipeline
     from autoliver.networks.device import choose_device
+    from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
     from autoliver.training.folds import make_folds
     from autoliver.training.loop import train_fold
@@ -176,8 +180,8 @@ def train(
     from autoliver.training.task import FoldTask
     from autoliver.workspace import Workspace
 
-    planned = pipeline.planned_dataset(Workspace(Path(workspace)), dataset)
-    store = pipeline.preprocess(planned, ["3d_fullres"])["3d_fullres"]
+    planned = planned_dataset(Workspace(Path(workspace)), dataset)
+    store = preprocess(planned, ["3d_fullres"])["3d_fullres"]
     split = make_folds(planned.dataset.labelled)[0]
     task = FoldTask(
         configuration=planned.plan.configurations["3d_fullres"],

@@ -48,13 +48,13 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Check a dataset: files, geometry, values, labels, duplicates."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import data
     from autoliver.planning.verify import raise_on_errors
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    folder, source, found = pipeline.verify_dataset(
+    folder, source, found = data.verify_dataset(
         Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
     )
     result = {
@@ -102,8 +102,8 @@ def plan(
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
     import msgspec
 
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import data
     from autoliver.planning.planner import PlanOptions
     from autoliver.workspace import Workspace
 
@@ -111,7 +111,7 @@ def plan(
     options = PlanOptions(
         preset=preset.value, vram_gb=vram, spacing_mm=spacing, batch_cap=batch_cap
     )
-    planned = pipeline.plan_dataset(
+    planned = data.plan_dataset(
         Workspace(workspace), dataset, options, limits=Limits(workers=workers, memory_gb=memory_gb)
     )
     made = planned.plan
@@ -139,18 +139,16 @@ def preprocess(
     verbose: Verbose = False,
 ) -> None:
     """Crop, normalise and resample all cases into the store."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import data
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
-    planned = pipeline.planned_dataset(
+    planned = data.planned_dataset(
         Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
     )
-    stores = pipeline.preprocess(
-        planned, names, limits=Limits(workers=workers, memory_gb=memory_gb)
-    )
+    stores = data.preprocess(planned, names, limits=Limits(workers=workers, memory_gb=memory_gb))
     cases = len(planned.dataset.labelled)
     text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
     result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}

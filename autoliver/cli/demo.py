@@ -64,7 +64,10 @@ def _study(
     epochs: int,
 ) -> "tuple[str, Scores]":
     """One dataset from nothing to the scores of unseen cases."""
-    from autoliver import pipeline
+    from autoliver.pipeline.data import plan_dataset
+    from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
+    from autoliver.pipeline.prediction import PredictRequest, predict_folder
+    from autoliver.pipeline.training import TrainRequest, train
     from autoliver.planning.planner import PlanOptions
     from autoliver.synthesis.phantom import write_phantom_dataset
 
@@ -78,17 +81,15 @@ def _study(
             options=options,
             test_cases=_TEST_CASES,
         )
-    pipeline.plan_dataset(workspace, str(source), PlanOptions(preset="tiny"))
-    request = pipeline.TrainRequest(
+    plan_dataset(workspace, str(source), PlanOptions(preset="tiny"))
+    request = TrainRequest(
         configuration="2d", folds=("all",), changes={"epochs": epochs, "iterations": 50}
     )
-    pipeline.train(workspace, name, request)
+    train(workspace, name, request)
     predictions = output / "predictions" / name
-    pipeline.predict_folder(
-        workspace, source / "imagesTs", predictions, pipeline.PredictRequest(), model=name
-    )
-    request_scores = pipeline.EvaluateRequest(dataset=name)
-    return name, pipeline.evaluate(workspace, predictions, source / "labelsTs", request_scores)
+    predict_folder(workspace, source / "imagesTs", predictions, PredictRequest(), models=(name,))
+    request_scores = EvaluateRequest(dataset=name)
+    return name, evaluate(workspace, predictions, source / "labelsTs", request_scores)
 
 
 def _show(scores: "Scores") -> str:

@@ -25,12 +25,14 @@ def predict(
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
     ],
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--model",
             "-m",
             metavar="MODEL",
-            help="DATASET, DATASET/RUN or a run's folder; default: the workspace's only model.",
+            help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file; "
+            "several are averaged."
+            " [default: the workspace's only model]",
         ),
     ] = None,
     folds: Annotated[
@@ -42,6 +44,12 @@ def predict(
     step: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write a map of it, too: 0 sure, 1 undecided.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict finished cases again.")
     ] = False,
@@ -52,20 +60,22 @@ def predict(
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import prediction as stage
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.PredictRequest(
+    request = stage.PredictRequest(
         step=step,
         mirror=mirror,
         overwrite=overwrite,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )
-    written = pipeline.predict_folder(
-        Workspace(workspace), source, output, request, model=model, folds=folds
+    written = stage.predict_folder(
+        Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
     )
     text = f"{written.model}: {written.new} cases predicted, {written.skipped} were there already."
     result = {
@@ -103,18 +113,18 @@ def evaluate(
     """Score predictions per case and label: overlap, surface distances, volumes."""
     import msgspec
 
-    from autoliver import pipeline
     from autoliver.evaluation.results import table
     from autoliver.parallel import Limits
+    from autoliver.pipeline import evaluation
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = pipeline.EvaluateRequest(
+    request = evaluation.EvaluateRequest(
         dataset=dataset,
         metrics=tuple(metrics or ()),
         chaos=chaos,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    scores = pipeline.evaluate(Workspace(workspace), prediction, reference, request)
+    scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
     text = f"{table(scores)}\nWritten: {prediction}/scores.json, scores.csv"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)

@@ -17,7 +17,7 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, number, start, table
 
 if TYPE_CHECKING:
-    from autoliver.pipeline import FoldResult
+    from autoliver.pipeline.training import FoldResult
     from autoliver.training.folds import Fold
 
 
@@ -34,6 +34,15 @@ class AugmentationName(StrEnum):
 
     default = "default"
     none = "none"
+
+
+class CacheName(StrEnum):
+    """Where cases lie while they are trained on."""
+
+    auto = "auto"
+    gpu = "gpu"
+    ram = "ram"
+    disk = "disk"
 
 
 def train(
@@ -60,6 +69,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
     device: Device = "auto",
+    cache: Annotated[
+        CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+    ] = CacheName.auto,
     tag: Annotated[
         str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
     ] = None,
@@ -71,8 +83,8 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
-    from autoliver import pipeline
     from autoliver.parallel import Limits
+    from autoliver.pipeline import training
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
@@ -84,16 +96,17 @@ def train(
         "augment": augment and augment.value,
         "seed": seed,
     }
-    request = pipeline.TrainRequest(
+    request = training.TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
         changes={name: value for name, value in given.items() if value is not None},
         tag=tag,
         fresh=fresh,
         device=device,
+        cache=cache.value,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    results = pipeline.train(Workspace(workspace), dataset, request)
+    results = training.train(Workspace(workspace), dataset, request)
     summary = {
         "folds": [
             {

@@ -5,6 +5,7 @@ resampling, which would blur the edge of the mask it needs. Backward: resample t
 paste into the whole one, undo the transpose.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,7 +26,6 @@ from autoliver.preprocessing.resample import (
     linear_operators,
     resample_image,
     resample_labels,
-    resample_probabilities,
     separate_axis,
 )
 
@@ -40,7 +40,8 @@ LOCATION_SEED = 1234
 # The key in class_locations for every voxel whose label counts, where some are to be ignored.
 ANNOTATED = -1
 
-_MOST_INT16 = np.iinfo(np.int16).max
+# What nnU-Net's and our label files can hold: unsigned 16 bit.
+_LARGEST_LABEL = 65_535
 # Voxels of the cropped grid decided at a time when going back: 16 MB per class and buffer.
 _SLAB_VOXELS = 1 << 22
 
@@ -89,12 +90,13 @@ class Preprocessed:
 
     Attributes:
         image: (c, z, y, x), float32, normalised.
-        label: (1, z, y, x), int16, -1 outside the non-zero region; None where there is none.
+        label: (1, z, y, x), of `label_dtype`, -1 outside the non-zero region; None where there is
+            none.
         properties: How to get back.
     """
 
     image: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int16] | None
+    label: npt.NDArray[np.signedinteger] | None
     properties: CaseProperties
 
 
@@ -128,7 +130,7 @@ def forward(
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
         image.array.transpose(order),
-        None if label is None else label.array.transpose(order).astype(np.int16),
+        None if label is None else label.array.transpose(order).astype(label_dtype(plan.labels)),
     )
     normal = normalize(
         cropped.image,
@@ -157,6 +159,61 @@ def forward(
             spacing_mm=target_spacing,
         ),
     )
+
+
+def forward_cascade(
+    image: Volume,
+    found: npt.NDArray[np.integer],
+    *,
+    plan: Plan,
+    configuration: Configuration,
+    name: str,
+) -> Preprocessed:
+    """`forward` with what a first stage found as further channels, one per foreground value.
+
+    Args:
+        image: The case's channels.
+        found: (z, y, x) label map of the first stage on the image's grid.
+        plan: As `forward`.
+        configuration: Of the cascade.
+        name: The case.
+
+    Returns:
+        The image (c + foreground values, z, y, x); no label.
+    """
+    case = forward(image, None, plan=plan, configuration=configuration, name=name)
+    further = one_hot(forward_labels(found, case.properties), plan.labels)
+    return dataclasses.replace(case, image=np.concatenate([case.image, further]))
+
+
+def forward_labels(labels: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
+    """Brings a label map to the network's grid of a case that was prepared before.
+
+    Args:
+        labels: (z, y, x) on the input's grid.
+        properties: Of the case.
+
+    Returns:
+        (1, z, y, x), in the type given.
+    """
+    z, y, x = (slice(*ends) for ends in properties.box)
+    return resample_labels(
+        labels.transpose(properties.transpose_forward)[None, z, y, x],
+        properties.shape_zyx,
+        separate_axis=separate_axis(properties.input_spacing_mm, properties.spacing_mm),
+    )
+
+
+def one_hot(label: npt.NDArray[np.integer], labels: Labels) -> npt.NDArray[np.float32]:
+    """(n, z, y, x) of a (1, z, y, x) label map: one channel per foreground value, in order."""
+    values = np.array(labels.foreground_values, dtype=label.dtype).reshape(-1, 1, 1, 1)
+    channels: npt.NDArray[np.float32] = (label == values).astype(np.float32)
+    return channels
+
+
+def label_dtype(labels: Labels) -> "np.dtype[np.signedinteger]":
+    """The signed type that holds a dataset's label values and -1."""
+    return np.dtype(np.int16 if max(labels.allowed) <= np.iinfo(np.int16).max else np.int32)
 
 
 def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> Spacing:
@@ -227,12 +284,12 @@ def backward_logits(
         (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
     """
     _check_rows(logits, properties, labels)
-    written = _written_values(labels)
+    written = written_values(labels)
     cropped = np.zeros((1, *properties.shape_after_crop), dtype=np.min_scalar_type(max(written)))
     operators = linear_operators(
         logits.shape[1:], cropped.shape[1:], separate_axis=_separate_backward(properties)
     )
-    for rows in _slabs(properties.shape_after_crop):
+    for rows in slabs(properties.shape_after_crop):
         target = cropped[0, rows]
         # A region wins over what is there by a logit above 0, a probability above 0.5.
         best = np.zeros(target.shape, dtype=np.float32)
@@ -248,39 +305,6 @@ def backward_logits(
                 np.copyto(target, value, where=score > best)
                 np.maximum(best, score, out=best)
     return _uncrop(cropped, properties).squeeze(0)
-
-
-def backward_probabilities(
-    logits: npt.NDArray[np.floating], properties: CaseProperties, *, labels: Labels
-) -> npt.NDArray[np.float32]:
-    """Resamples the network's output to the input's grid and makes it probabilities.
-
-    Holds all classes at once; for ensembling and for probabilities that are asked for.
-
-    Args:
-        logits: (k, z, y, x) on the network's grid.
-        properties: Of the case.
-        labels: Whether the rows are classes (softmax) or regions (sigmoid).
-
-    Returns:
-        (k, z, y, x) on the input's grid; outside the crop all background.
-    """
-    _check_rows(logits, properties, labels)
-    values = resample_probabilities(
-        logits, properties.shape_after_crop, separate_axis=_separate_backward(properties)
-    )
-    if labels.has_regions:
-        # The form by tanh does not overflow.
-        values *= 0.5
-        np.tanh(values, out=values)
-        values += 1
-        values *= 0.5
-    else:
-        values -= values.max(axis=0)
-        np.exp(values, out=values)
-        values /= values.sum(axis=0)
-    background = None if labels.has_regions else 0
-    return np.ascontiguousarray(_uncrop(values, properties, background=background))
 
 
 def class_locations(
@@ -339,9 +363,9 @@ def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
             hint="Export the label on the image's grid, or leave the case out.",
         )
     highest = int(label.array.max())
-    if highest > _MOST_INT16:
+    if highest > _LARGEST_LABEL:
         raise DatasetError(
-            f"{name}: label value {highest}, expected at most {_MOST_INT16}.",
+            f"{name}: label value {highest}, expected at most {_LARGEST_LABEL}.",
             hint="Renumber the labels; 'autoliver verify' lists the values of each case.",
         )
 
@@ -354,7 +378,7 @@ def _check_rows(
         raise ValueError(f"expected logits of shape {expected}, got {logits.shape}")
 
 
-def _written_values(labels: Labels) -> tuple[int, ...]:
+def written_values(labels: Labels) -> tuple[int, ...]:
     """The value each row of the output stands for."""
     if labels.has_regions:
         return labels.regions_class_order or ()
@@ -365,19 +389,16 @@ def _separate_backward(properties: CaseProperties) -> int | None:
     return separate_axis(properties.spacing_mm, properties.input_spacing_mm)
 
 
-def _slabs(shape_zyx: Shape) -> Iterator[slice]:
+def slabs(shape_zyx: Shape) -> Iterator[slice]:
+    """Ranges of the first axis, each of a bounded number of voxels."""
     depth = max(1, _SLAB_VOXELS // (shape_zyx[1] * shape_zyx[2]))
     for start in range(0, shape_zyx[0], depth):
         yield slice(start, min(start + depth, shape_zyx[0]))
 
 
-def _uncrop(
-    cropped: npt.NDArray[A], properties: CaseProperties, *, background: int | None = None
-) -> npt.NDArray[A]:
-    """Pastes (k, z, y, x) into zeros, or ones in the background's row, and undoes the transpose."""
+def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
+    """Pastes (k, z, y, x) into zeros and undoes the transpose."""
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
-    if background is not None:
-        whole[background] = 1
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped
     inverse = np.argsort(properties.transpose_forward)

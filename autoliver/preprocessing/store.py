@@ -65,6 +65,9 @@ class CaseFile(Artifact, frozen=True, kw_only=True):
 class StoredArray(Generic[T]):
     """An array on disk; a slice of it decompresses only the blocks it touches.
 
+    The file is opened for every slice (0.17 ms, against 1.6 ms to read 64^3 voxels): held open, two
+    files a case, 500 cases would be more than a process may have. So it can be pickled, too.
+
     Attributes:
         path: Its file.
         shape: (c, z, y, x).
@@ -74,7 +77,6 @@ class StoredArray(Generic[T]):
     path: Path
     shape: tuple[int, ...]
     dtype: "np.dtype[T]"
-    _array: Any
 
     def __getitem__(self, key: Any) -> npt.NDArray[T]:
         """Reads a part as an array in memory; `[:]` reads all.
@@ -82,8 +84,9 @@ class StoredArray(Generic[T]):
         Raises:
             ArtifactError: The file is damaged.
         """
+        array = _open(self.path)
         try:
-            return np.asarray(self._array[key], dtype=self.dtype)
+            return np.asarray(array[key], dtype=self.dtype)
         except RuntimeError as error:
             raise _damaged(self.path, str(error)) from error
 
@@ -94,13 +97,15 @@ class StoredCase:
 
     Attributes:
         image: (c, z, y, x), float32.
-        label: (1, z, y, x), int16; None where there is none.
+        label: (1, z, y, x), signed; None where there is none.
+        previous: (1, z, y, x), the label map of a cascade's first stage, where there is one.
         properties: Of the case.
         locations: Label value -> (n, 3) positions (z, y, x) to draw patches from.
     """
 
     image: StoredArray[np.float32]
-    label: StoredArray[np.int16] | None
+    label: StoredArray[np.signedinteger] | None
+    previous: StoredArray[np.signedinteger] | None = None
     properties: CaseProperties
     locations: Locations
 
@@ -189,11 +194,11 @@ def write_case(
             f"{name}: a case cannot have this name.", hint="Rename its image and label files."
         )
     contents = {
-        f"{name}.b2nd": _compress(case.image, patch_shape),
+        f"{name}.b2nd": compress(case.image, patch_shape),
         f"{name}.npz": _pack(locations),
     }
     if case.label is not None:
-        contents[f"{name}_label.b2nd"] = _compress(case.label, patch_shape)
+        contents[f"{name}_label.b2nd"] = compress(case.label, patch_shape)
     final.unlink(missing_ok=True)
     for file, content in contents.items():
         write_bytes(folder / file, content)
@@ -215,8 +220,8 @@ def read_case(folder: Path, name: str) -> StoredCase:
     _check_sizes(folder, file, name)
     label = f"{name}_label.b2nd"
     return StoredCase(
-        image=_open(folder / f"{name}.b2nd", np.dtype(np.float32)),
-        label=_open(folder / label, np.dtype(np.int16)) if label in file.sizes else None,
+        image=open_array(folder / f"{name}.b2nd"),
+        label=open_array(folder / label) if label in file.sizes else None,
         properties=file.properties,
         locations=_unpack(folder / f"{name}.npz"),
     )
@@ -259,7 +264,13 @@ def _case_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> bytes:
+def compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> bytes:
+    """The content of a file that `open_array` reads patch by patch.
+
+    Args:
+        array: (c, z, y, x).
+        patch_shape: 2 or 3 values: what will be read at a time.
+    """
     import blosc2
 
     chunks, blocks = _partition(array.shape, patch_shape)
@@ -291,29 +302,45 @@ def _partition(
     return (1, *chunk), (1, *block)
 
 
-def _open(path: Path, dtype: "np.dtype[T]") -> StoredArray[T]:
+def open_array(path: Path) -> StoredArray[Any]:
+    """Opens an array of `compress`.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    array = _open(path)
+    try:
+        return StoredArray(path, tuple(array.shape), array.dtype)
+    except AttributeError as error:  # a file of blosc2 that holds no array
+        raise _damaged(path, str(error)) from error
+
+
+def _open(path: Path) -> Any:
     import blosc2
 
     # Memory maps of blosc2 do not work on Windows.
     how = {} if sys.platform == "win32" else {"mmap_mode": "r"}
     try:
-        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
-        return StoredArray(path, tuple(array.shape), dtype, array)
-    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
+    except (RuntimeError, ValueError, OSError) as error:
         raise _damaged(path, str(error)) from error
 
 
 def _pack(locations: Mapping[int, npt.NDArray[np.int32]]) -> bytes:
+    # Compressing would take a quarter of the time of preprocessing; narrow types are as small.
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {str(value): places for value, places in locations.items()}
-    np.savez_compressed(buffer, **arrays)
+    arrays: dict[str, Any] = {
+        str(value): places.astype(np.min_scalar_type(places.max(initial=0)))
+        for value, places in locations.items()
+    }
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def _unpack(path: Path) -> Locations:
     try:
         with np.load(path) as arrays:
-            return {int(value): arrays[value] for value in arrays.files}
+            return {int(value): arrays[value].astype(np.int32) for value in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, str(error)) from error
 

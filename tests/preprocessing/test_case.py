@@ -17,9 +17,10 @@ from autoliver.preprocessing.case import (
     CaseProperties,
     backward_labels,
     backward_logits,
-    backward_probabilities,
     class_locations,
     forward,
+    forward_labels,
+    one_hot,
     resampled_shape,
 )
 
@@ -230,23 +231,6 @@ def test_regions_are_painted_in_their_order():
     assert np.mean(result != expected) < 1e-5
 
 
-@pytest.mark.parametrize(("labels", "rows"), [(LABELS, 3), (REGIONS, 2)])
-def test_probabilities_agree_with_the_label_map(labels, rows):
-    case, logits = forward_with_logits(rows=rows)
-
-    probabilities = backward_probabilities(logits, case.properties, labels=labels)
-
-    assert probabilities.dtype == np.float32
-    assert probabilities.shape == (rows, *case.properties.geometry.shape_zyx)
-    result = backward_logits(logits, case.properties, labels=labels)
-    if labels is LABELS:
-        np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
-        assert np.mean(probabilities.argmax(axis=0) != result) < 1e-5
-    else:
-        expected = 1 / (1 + np.exp(-slow_backward(logits, case.properties)))
-        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
-
-
 def test_half_precision_logits_and_large_label_values_are_fine():
     labels = Labels(values={"background": (0,), "a": (1,), "b": (300,)})
     case, logits = forward_with_logits()
@@ -265,7 +249,6 @@ def test_logits_are_read_only_even_where_the_grid_stays():
     logits.flags.writeable = False
 
     result = backward_logits(logits, case.properties, labels=LABELS)
-    backward_probabilities(logits, case.properties, labels=LABELS)
 
     inside = tuple(slice(*ends) for ends in case.properties.box)
     np.testing.assert_array_equal(result[inside], logits.argmax(axis=0))
@@ -364,3 +347,32 @@ def test_preprocessed_values_are_frozen():
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         case.label = None
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (1, 2, 0)])
+def test_a_label_map_alone_follows_its_case(transpose):
+    image, label = make_case()
+    plan = make_plan(spacing_mm=(1.5, 1.5, 2.0), transpose=transpose)
+    case = run(image, label, plan)
+    alone = forward_labels(label.array[0], case.properties)
+    np.testing.assert_array_equal(alone, np.maximum(case.label, 0))
+
+
+def test_label_values_up_to_16_bits_come_through():
+    image, label = make_case()
+    values = np.array([0, 1, 65_535], np.uint16)
+    large = label.with_array(values[label.array])
+    labels = Labels(values={"background": (0,), "liver": (1,), "tumour": (65_535,)})
+    case = run(image, large, make_plan(spacing_mm=(3.0, 1.2, 1.1), labels=labels))
+    assert case.label.dtype == np.int32
+    assert set(np.unique(case.label)) >= {0, 1, 65_535}
+    back = backward_labels(case.label[0], case.properties)
+    np.testing.assert_array_equal(back, large.array[0])
+
+
+def test_channels_of_a_first_stage_are_one_per_foreground_value():
+    label = np.array([[[[-1, 0, 1], [2, 2, 0]]]], np.int16)
+    channels = one_hot(label, REGIONS)
+    assert channels.dtype == np.float32
+    np.testing.assert_array_equal(channels[0], [[[0, 0, 1], [0, 0, 0]]])
+    np.testing.assert_array_equal(channels[1], [[[0, 0, 0], [1, 1, 0]]])

@@ -1,0 +1,193 @@
+"""Verify, fingerprint, plan, preprocess: what is missing is made, what is there is kept."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autoliver.artifacts import check_chain, write_bytes
+from autoliver.dataset import Dataset, describe_plain
+from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.needs import prepare_need, read_need
+from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
+from autoliver.planning.fingerprint import make_fingerprint
+from autoliver.planning.plan import Configuration, ConfigurationName, Fingerprint, Plan
+from autoliver.planning.planner import PlanOptions, make_plan
+from autoliver.planning.verify import Verification, raise_on_errors, verify
+from autoliver.preprocessing.prepare import PrepareTask, prepare_case
+from autoliver.preprocessing.store import finished_cases, open_store, store_key
+from autoliver.training.folds import Folds, make_folds, read_splits
+from autoliver.workspace import DatasetFolder, Workspace
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A dataset with everything that is decided about it."""
+
+    folder: DatasetFolder
+    dataset: Dataset
+    plan: Plan
+
+
+def verify_dataset(
+    workspace: Workspace, name: str | None, *, limits: Limits = NO_LIMITS
+) -> tuple[DatasetFolder, Dataset, Verification]:
+    """Checks a dataset's integrity; what was checked and did not change is not read again."""
+    dataset = workspace.source(name)
+    folder = DatasetFolder(workspace.root / dataset.name)
+    made_from = {"dataset": dataset.digest()}
+    if folder.verify.exists():
+        found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
+        if found.made_from == made_from:
+            return folder, dataset, found
+    pool = CasePool(what="verify", limits=limits, need=read_need, light=True)
+    bar = case_bar("verify", len(dataset.cases))
+    found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
+    dataset.save(folder.dataset)
+    found.save(folder.verify)
+    return folder, dataset, found
+
+
+def plan_dataset(
+    workspace: Workspace, name: str | None, options: PlanOptions, *, limits: Limits = NO_LIMITS
+) -> Planned:
+    """Verify, fingerprint, plan.
+
+    Args:
+        workspace: Where the artefacts go.
+        name: Path or name of the dataset.
+        options: How to plan.
+        limits: Processes and memory to read cases with.
+
+    Raises:
+        DatasetError: There is no such dataset, or it fails verification.
+    """
+    folder, dataset, found = verify_dataset(workspace, name, limits=limits)
+    raise_on_errors(found)
+    _describe(dataset)
+    if not dataset.labelled:
+        raise DatasetError(
+            f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
+            hint=f"Put label maps into {dataset.folder}.",
+        )
+    fingerprint = _fingerprint(folder, dataset, limits=limits)
+    plan = make_plan(dataset, fingerprint, options).replace(
+        made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()}
+    )
+    plan.save(folder.plan)
+    current_folds(folder, dataset)
+    return Planned(folder=folder, dataset=dataset, plan=plan)
+
+
+def planned_dataset(
+    workspace: Workspace, name: str | None, *, limits: Limits = NO_LIMITS
+) -> Planned:
+    """The plan there is; a dataset without one is planned with the defaults.
+
+    Raises:
+        ArtifactError: The dataset changed since it was planned.
+    """
+    dataset = workspace.source(name)
+    folder = DatasetFolder(workspace.root / dataset.name)
+    if not folder.plan.exists():
+        return plan_dataset(workspace, name, PlanOptions(), limits=limits)
+    mend = f"autoliver plan {dataset.name}"
+    plan = Plan.load(folder.plan, mend=mend)
+    if plan.preset != "default":
+        mend += f" --preset {plan.preset}"
+    made_from = {"dataset": dataset.digest()}
+    check_chain(plan, made_from, where=f"The plan of {dataset.name}", mend=mend)
+    return Planned(folder=folder, dataset=dataset, plan=plan)
+
+
+def preprocess(
+    planned: Planned,
+    configurations: Sequence[ConfigurationName] = (),
+    *,
+    limits: Limits = NO_LIMITS,
+) -> dict[ConfigurationName, Path]:
+    """Fills the store for some configurations (default: all of the plan); finished cases stay.
+
+    Returns:
+        Configuration -> folder of its store.
+
+    Raises:
+        OptionError: The plan has no such configuration.
+    """
+    stores = {}
+    for name in configurations or tuple(planned.plan.configurations):
+        configuration = planned_configuration(planned, name)
+        key = store_key(planned.plan, name)
+        store = planned.folder.store(key)
+        open_store(store, key=key, dataset=planned.dataset.name)
+        done = finished_cases(store)
+        todo = [
+            PrepareTask(case=case, plan=planned.plan, configuration=configuration, folder=store)
+            for case in planned.dataset.labelled
+            if done.get(case.name) != case.files
+        ]
+        pool = CasePool(what=f"preprocess {name}", limits=limits, need=prepare_need)
+        for _ in case_bar(pool.what, len(todo))(pool.map(prepare_case, todo)):
+            pass
+        stores[name] = store
+    return stores
+
+
+def planned_configuration(planned: Planned, name: ConfigurationName) -> Configuration:
+    """The plan's configuration of that name.
+
+    Raises:
+        OptionError: The plan has none.
+    """
+    plan = planned.plan
+    if name not in plan.configurations:
+        why = plan.reasons.get(name, "")
+        raise OptionError(
+            f"The plan of {plan.dataset} has no {name}"
+            + (f" ({why.rstrip('.')})." if why else "."),
+            hint=f"Choose one of: {', '.join(plan.configurations)}.",
+        )
+    return plan.configurations[name]
+
+
+def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
+    """The user's splits, else our own; saved for people to read."""
+    own = Path(dataset.folder) / "splits_final.json"
+    splits = read_splits(own, dataset.labelled) if own.exists() else make_folds(dataset.labelled)
+    folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
+    folds.save(folder.folds)
+    return folds
+
+
+def _describe(dataset: Dataset) -> None:
+    """Writes the dataset.json that a plain folder pair lacks, beside its images."""
+    path = Path(dataset.folder) / "dataset.json"
+    if dataset.layout != "plain" or path.exists():
+        return
+    text = msgspec.json.format(msgspec.json.encode(describe_plain(dataset)), indent=1)
+    try:
+        write_bytes(path, text)
+    except AutoliverError as error:
+        # The labels are then found out anew by every command, which is slow but right.
+        _log.warning("%s", error.problem)
+    else:
+        _log.warning("%s: written; check its channel and label names:\n%s", path, text.decode())
+
+
+def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Fingerprint:
+    """The fingerprint there is, if the dataset did not change; else a new one."""
+    made_from = {"dataset": dataset.digest()}
+    if folder.fingerprint.exists():
+        found = Fingerprint.load(folder.fingerprint, mend=f"rm {folder.fingerprint}")
+        if found.made_from == made_from:
+            return found
+    pool = CasePool(what="fingerprint", limits=limits, need=read_need, light=True)
+    bar = case_bar("fingerprint", len(dataset.labelled))
+    made = make_fingerprint(dataset, executor=pool, progress=bar)
+    made = made.replace(made_from=made_from)
+    made.save(folder.fingerprint)
+    return made

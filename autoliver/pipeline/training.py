@@ -1,0 +1,252 @@
+"""Training: folds that are not finished go on, and their held-out cases are scored."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoliver.errors import ArtifactError, AutoliverError, OptionError
+from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.pipeline.data import (
+    Planned,
+    current_folds,
+    planned_configuration,
+    planned_dataset,
+    preprocess,
+)
+from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.planning.plan import ConfigurationName
+from autoliver.training.folds import Fold, Folds
+from autoliver.training.options import TrainingOptions, check_options
+from autoliver.training.stop import stop_on_sigterm
+from autoliver.workspace import RunFolder, Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from autoliver.evaluation.results import Scores
+    from autoliver.training.cache import CacheChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What `train` was asked for.
+
+    Attributes:
+        configuration: Which configuration.
+        folds: Which folds; empty: all of the cross-validation.
+        changes: Training options that were given (the others are as begun, or default).
+        tag: Distinguishes runs of one configuration.
+        fresh: Start over where something was begun.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
+        limits: For planning, preprocessing and the cache.
+    """
+
+    configuration: ConfigurationName
+    folds: tuple[Fold, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+    tag: str | None = None
+    fresh: bool = False
+    device: str = "auto"
+    cache: "CacheChoice" = "auto"
+    limits: Limits = NO_LIMITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """A finished fold and the scores of its held-out cases (None for fold `all`)."""
+
+    fold: Fold
+    folder: Path
+    scores: "Scores | None"
+
+
+def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list[FoldResult]:
+    """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
+
+    A fold that was stopped goes on where it was; a finished one is left as it is.
+
+    Raises:
+        AutoliverError: See the stages; also when the training was stopped by SIGTERM.
+    """
+    planned = planned_dataset(workspace, name, limits=request.limits)
+    configuration = planned_configuration(planned, request.configuration)
+    if configuration.previous_stage is not None:
+        raise OptionError(
+            f"{request.configuration} needs the predictions of {configuration.previous_stage}, "
+            "which this version cannot feed in yet.",
+            hint="Train 3d_fullres, 3d_lowres or 2d.",
+        )
+    cases = [case.name for case in planned.dataset.labelled]
+    folds = current_folds(planned.folder, planned.dataset)
+    wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
+    for fold in wanted:
+        folds.split(fold, cases)
+    run = planned.folder.run(request.configuration, tag=request.tag)
+    made_from = {
+        "plan": planned.plan.digest(),
+        "dataset": planned.dataset.digest(),
+        "folds": folds.digest(),
+    }
+    options = _begin_run(run, made_from, request, wanted)
+    store = preprocess(planned, [request.configuration], limits=request.limits)
+    from autoliver.networks.device import choose_device
+
+    device = choose_device(request.device)
+    results = []
+    for fold in wanted:
+        job = _FoldJob(
+            planned=planned,
+            name=request.configuration,
+            store=store[request.configuration],
+            run=run,
+            options=options,
+            fold=fold,
+            device=device,
+            cache=request.cache,
+            limits=request.limits,
+        )
+        results.append(job.run_to_end(folds))
+    return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoldJob:
+    """One fold: train, write the model, score the held-out cases."""
+
+    planned: Planned
+    name: ConfigurationName
+    store: Path
+    run: RunFolder
+    options: TrainingOptions
+    fold: Fold
+    device: "torch.device"
+    cache: "CacheChoice"
+    limits: Limits
+
+    def run_to_end(self, folds: Folds) -> FoldResult:
+        from autoliver.inference.model import MODEL_FILE
+
+        split = folds.split(self.fold, [c.name for c in self.planned.dataset.labelled])
+        folder = self.run.fold(self.fold)
+        if not (folder / MODEL_FILE).exists():
+            self._train(split.train, split.validation, folder)
+        scores = self._validate(split.validation, folder) if split.validation else None
+        return FoldResult(fold=self.fold, folder=folder, scores=scores)
+
+    def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
+        from autoliver.inference.model import FoldModel, save_fold
+        from autoliver.preprocessing.store import read_case
+        from autoliver.training.cache import CacheOptions
+        from autoliver.training.loop import train_fold
+        from autoliver.training.task import FoldTask
+
+        plan = self.planned.plan
+        task = FoldTask(
+            configuration=plan.configurations[self.name],
+            labels=plan.labels,
+            train=[read_case(self.store, name) for name in train],
+            validation=[read_case(self.store, name) for name in validation],
+            options=self.options,
+            folder=folder,
+            device=self.device,
+            title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
+            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with stop_on_sigterm() as stop:
+            trained = train_fold(task, stop=stop)
+        if not trained.finished:
+            raise AutoliverError(
+                f"{task.title}: stopped by SIGTERM after {len(trained.logs)} epochs; "
+                "the state is saved.",
+                hint="Run the same command again to go on.",
+            )
+        save_fold(
+            folder,
+            trained.weights,
+            FoldModel(
+                made_from={"plan": plan.digest(), "options": self.options.digest()},
+                plan=plan.replace(configurations={self.name: plan.configurations[self.name]}),
+                configuration=self.name,
+                fold=str(self.fold),
+                cases=tuple(train),
+                epochs=len(trained.logs),
+                mirror_axes=trained.mirror_axes,
+                weights_sha256="",
+            ),
+        )
+
+    def _validate(self, names: Sequence[str], folder: Path) -> "Scores":
+        """Predicts and scores the held-out cases from their original files."""
+        from autoliver.evaluation.results import Scores
+        from autoliver.evaluation.score import score_files
+
+        target = folder / "validation"
+        if (target / "scores.json").exists():
+            return Scores.load(target / "scores.json")
+        cases = {c.name: c for c in self.planned.dataset.labelled if c.name in set(names)}
+        written = predict(
+            self.run.files(str(self.fold)),
+            {name: [Path(p) for p in case.images] for name, case in cases.items()},
+            target,
+            PredictRequest(device=str(self.device), limits=self.limits),
+        )
+        pairs = {
+            name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
+        }
+        scores = score_files(pairs, labels=self.planned.plan.labels)
+        scores.save(target / "scores.json")
+        return scores
+
+
+def _begin_run(
+    run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
+) -> TrainingOptions:
+    """The options of a run: as begun, else new ones; refuses a change of mind.
+
+    With `--fresh` the named folds are removed, but only once nothing can be refused any more.
+    """
+    named = {run.fold(fold).name for fold in folds}
+    others = sorted({path.name for path in run.path.glob("fold_*")} - named)
+    start_over = not run.options.exists() or (request.fresh and not others)
+    if start_over:
+        options = TrainingOptions(made_from=made_from, **request.changes)
+        check_options(options)
+    else:
+        options = TrainingOptions.load(run.options)
+        again = "Add --fresh to start over, or --tag NAME to keep both."
+        if request.fresh:
+            again = (
+                f"{', '.join(others)} would stay as begun: start over with all folds (--fold cv "
+                "--fresh), or add --tag NAME."
+            )
+        _refuse_changes(run, options, made_from, request.changes, again=again)
+    if request.fresh:
+        for name in sorted(named):
+            if (run.path / name).exists():
+                shutil.rmtree(run.path / name)
+    if start_over:
+        options.save(run.options)
+    return options
+
+
+def _refuse_changes(
+    run: RunFolder,
+    begun: TrainingOptions,
+    made_from: dict[str, str],
+    changes: dict[str, Any],
+    *,
+    again: str,
+) -> None:
+    for name, value in changes.items():
+        if getattr(begun, name) != value:
+            raise OptionError(
+                f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
+                hint=again,
+            )
+    changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
+    if changed:
+        raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)
