@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -35,6 +36,7 @@ _WORKER_GB = 0.2
 # than with workers to be started first (measured: 14 cases, 0.55 GB, 1.3 s here, 2.0 s with two).
 _WORTH_STARTING_GB = 1.0
 _SHOWN = 4  # cases named in one message
+_SECONDS_IN_FILES = 60.0  # between two drawings of a bar; a training of days stays below 1 MB
 
 
 class CaseMapper(Protocol):
@@ -140,7 +142,7 @@ def _in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
 def _processes(needs: Sequence[Need], pool: CasePool) -> int:
     """How many worker processes; 0: do it in this one."""
     limits = pool.limits
-    wanted = min(limits.workers or _cores(), len(needs))
+    wanted = min(limits.workers or cores(), len(needs))
     budget, planned, fit = limits.budget_gb, 0.0, 0
     largest = sorted(needs, key=lambda need: need.gb, reverse=True)
     for need in largest[:wanted]:
@@ -266,18 +268,25 @@ def _names(needs: Sequence[Need]) -> str:
     return ", ".join(need.name for need in needs[:_SHOWN]) + more
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     # macOS and Windows cannot say which cores a process may use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
+def bar_pace() -> dict[str, Any]:
+    """Arguments for tqdm: how often a bar is drawn; into a file seldom, since all of it stays."""
+    seconds = 0.1 if sys.stderr.isatty() else _SECONDS_IN_FILES
+    return {"mininterval": seconds, "maxinterval": max(seconds, 10.0)}
+
+
 def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
     """Wraps the results of a stage in a bar on stderr; no bar for no cases."""
 
     def wrap(items: Iterable[T]) -> Iterable[T]:
-        return tqdm(items, desc=what, total=total, unit="case", disable=total == 0)
+        return tqdm(items, desc=what, total=total, unit="case", disable=total == 0, **bar_pace())
 
     return wrap
 
@@ -289,7 +298,7 @@ def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object
     Yields:
         Called with a case and its number of windows; returns what is to be called after each.
     """
-    with tqdm(unit="window") as bar:
+    with tqdm(unit="window", **bar_pace()) as bar:
         names: dict[str, None] = {}  # a case may come again, for another member of an ensemble
 
         def start(name: str, windows: int) -> Callable[[], object]:
