@@ -248,10 +248,15 @@ def _cause(error: Exception, workers: Iterable[BaseProcess]) -> str:
     if isinstance(error, MemoryError):
         return "A worker process ran out of memory"
     # The pool itself ends the others with SIGTERM.
-    codes = {worker.exitcode for worker in workers} - {None, 0, -signal.SIGTERM}
-    if -signal.SIGKILL in codes:
+    return cause_of_death(w.exitcode for w in workers if w.exitcode != -signal.SIGTERM)
+
+
+def cause_of_death(codes: Iterable[int | None]) -> str:
+    """What became of worker processes with these exit codes; the first words of a message."""
+    known = sorted({code for code in codes if code})
+    if -signal.SIGKILL in known:
         return "A worker process was killed, most likely by the kernel for want of memory,"
-    how = ", ".join(f"exit code {code}" for code in sorted(filter(None, codes))) or "no exit code"
+    how = ", ".join(f"exit code {code}" for code in known) or "no exit code"
     return f"A worker process died ({how})"
 
 

@@ -39,6 +39,15 @@ class AugmentationName(StrEnum):
     none = "none"
 
 
+class CacheName(StrEnum):
+    """Where cases lie while they are trained on."""
+
+    auto = "auto"
+    gpu = "gpu"
+    ram = "ram"
+    disk = "disk"
+
+
 Epochs = Annotated[int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")]
 Iterations = Annotated[
     int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
@@ -48,6 +57,12 @@ Schedule = Annotated[
     typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
 ]
 Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
+Cache = Annotated[
+    CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+]
+Tag = Annotated[
+    str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+]
 
 
 def train(
@@ -68,9 +83,8 @@ def train(
     gpus: Gpus = "",
     jobs: Jobs = None,
     one_of: OneOf = 0,
-    tag: Annotated[
-        str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
-    ] = None,
+    cache: Cache = CacheName.auto,
+    tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -103,6 +117,7 @@ def train(
         device=device,
         gpus=_gpus(gpus),
         jobs=jobs,
+        cache=cache.value,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     try:

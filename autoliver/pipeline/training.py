@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from autoliver.evaluation.results import Scores
+    from autoliver.training.cache import CacheChoice
 
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class TrainRequest:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         gpus: GPUs that take folds as they become free; several folds only.
         jobs: Without them: how many folds are trained at a time, in as many processes.
-        limits: For planning, preprocessing and prediction.
+        cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
+        limits: For planning, preprocessing, the cache and prediction.
     """
 
     configuration: ConfigurationName
@@ -57,6 +59,7 @@ class TrainRequest:
     device: str = "auto"
     gpus: tuple[int, ...] = ()
     jobs: int | None = None
+    cache: "CacheChoice" = "auto"
     limits: Limits = NO_LIMITS
 
 
@@ -118,6 +121,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             options=options,
             fold=fold,
             split=split,
+            cache=request.cache,
             limits=request.limits,
         )
         for fold, split in splits.items()
@@ -191,12 +195,16 @@ def _command(
 
     What decides the result is in options.json; the machine is shared out.
     """
-    workers = max(1, (request.limits.workers or cores()) // at_once)
-    memory_gb = max(0.1, request.limits.budget_gb / at_once)
+    from autoliver.training.loader import loader_workers
+
+    limits = request.limits
+    workers = limits.workers or min(loader_workers(limits), max(1, cores() // at_once))
+    memory_gb = max(0.1, limits.budget_gb / at_once)
     return (
         *("train", planned.dataset.folder, request.configuration),
         *((f"--tag={request.tag}",) if request.tag else ()),
-        *("--workers", str(workers), "--memory-gb", f"{memory_gb:.2f}"),
+        *("--cache", request.cache, "--workers", str(workers)),
+        *("--memory-gb", f"{memory_gb:.2f}"),
         *("--workspace", str(workspace.root.resolve())),
     )
 
@@ -212,6 +220,7 @@ class _FoldJob:
     options: TrainingOptions
     fold: Fold
     split: Split
+    cache: "CacheChoice"
     limits: Limits
 
     @property
@@ -247,6 +256,7 @@ class _FoldJob:
     def _train(self, device: "torch.device") -> None:
         from autoliver.inference.model import FoldModel, save_fold
         from autoliver.preprocessing.store import read_case
+        from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
 
@@ -260,6 +270,7 @@ class _FoldJob:
             folder=self.folder,
             device=device,
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
+            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:

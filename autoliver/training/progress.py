@@ -53,6 +53,7 @@ def summarise(log: EpochLog) -> str:
         parts.append(f"Dice {log.train_dice:.3f}")
     if log.mean_validation_dice is not None:
         parts.append(f"held out {log.mean_validation_dice:.3f}")
+    parts.append(f"data wait {100 * log.data_wait:.1f} %")
     return " ".join(parts)
 
 
