@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits, cores
+from autoliver.pipeline.cascade import first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -19,6 +20,8 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.pipeline.prediction import PredictRequest, predict
 from autoliver.planning.plan import ConfigurationName
+from autoliver.preprocessing.previous import with_previous
+from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.folds import Fold, Split
 from autoliver.training.options import TrainingOptions, check_options
 from autoliver.training.stop import Stopped, stop_on_sigterm
@@ -94,12 +97,9 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     queue_devices(request.gpus, request.jobs, device=request.device)
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
+    stage = None
     if configuration.previous_stage is not None:
-        raise OptionError(
-            f"{request.configuration} needs the predictions of {configuration.previous_stage}, "
-            "which this version cannot feed in yet.",
-            hint="Train 3d_fullres, 3d_lowres or 2d.",
-        )
+        stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
     cases = [case.name for case in planned.dataset.labelled]
     folds = current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
@@ -110,14 +110,28 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         "dataset": planned.dataset.digest(),
         "folds": folds.digest(),
     }
+    if stage is not None:
+        made_from["first stage"] = stage.digest
     options = _begin_run(run, made_from, request, wanted)
     store = preprocess(planned, [request.configuration], limits=request.limits)
+    previous = None
+    if stage is not None:
+        previous = prepare_first_stage(
+            planned,
+            stage,
+            store=store[request.configuration],
+            folder=run.path / "previous",
+            patch_shape=configuration.patch_shape,
+            limits=request.limits,
+        )
     jobs = [
         _FoldJob(
             planned=planned,
             name=request.configuration,
             store=store[request.configuration],
             run=run,
+            previous=previous,
+            previous_run=None if stage is None else stage.run.path.name,
             options=options,
             fold=fold,
             split=split,
@@ -217,6 +231,8 @@ class _FoldJob:
     name: ConfigurationName
     store: Path
     run: RunFolder
+    previous: Path | None
+    previous_run: str | None
     options: TrainingOptions
     fold: Fold
     split: Split
@@ -255,7 +271,6 @@ class _FoldJob:
 
     def _train(self, device: "torch.device") -> None:
         from autoliver.inference.model import FoldModel, save_fold
-        from autoliver.preprocessing.store import read_case
         from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
@@ -264,8 +279,8 @@ class _FoldJob:
         task = FoldTask(
             configuration=plan.configurations[self.name],
             labels=plan.labels,
-            train=[read_case(self.store, name) for name in self.split.train],
-            validation=[read_case(self.store, name) for name in self.split.validation],
+            train=[self._case(name) for name in self.split.train],
+            validation=[self._case(name) for name in self.split.validation],
             options=self.options,
             folder=self.folder,
             device=device,
@@ -293,8 +308,13 @@ class _FoldJob:
                 epochs=len(trained.logs),
                 mirror_axes=trained.mirror_axes,
                 weights_sha256="",
+                previous_run=self.previous_run,
             ),
         )
+
+    def _case(self, name: str) -> StoredCase:
+        case = read_case(self.store, name)
+        return case if self.previous is None else with_previous(case, self.previous)
 
     def _validate(self, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
