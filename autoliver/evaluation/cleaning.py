@@ -53,19 +53,26 @@ class Trial(Record, frozen=True, kw_only=True):
     kept: bool
 
     @property
+    def dice_before(self) -> float | None:
+        """Mean of the touched labels; None where no case defines one."""
+        return statistics.fmean(self.before.values()) if self.before else None
+
+    @property
+    def dice_after(self) -> float | None:
+        """As `dice_before`."""
+        return statistics.fmean(self.after.values()) if self.after else None
+
+    @property
     def gain(self) -> float:
         """By how much the mean of the touched labels rises."""
-        if not self.before:
-            return 0.0
-        return statistics.fmean(self.after.values()) - statistics.fmean(self.before.values())
+        return (self.dice_after or 0.0) - (self.dice_before or 0.0)
 
     def __str__(self) -> str:
         """In words."""
         if not self.before:
             return f"{self.rule}: not kept, since no case defines its Dice."
-        before, after = (statistics.fmean(v.values()) for v in (self.before, self.after))
         verdict = "kept" if self.kept else "not kept"
-        return f"{self.rule}: {verdict}, mean Dice {before:.4f} -> {after:.4f}."
+        return f"{self.rule}: {verdict}, Dice {self.dice_before:.4f} -> {self.dice_after:.4f}."
 
 
 @dataclass(frozen=True)

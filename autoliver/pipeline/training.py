@@ -15,7 +15,8 @@ from autoliver.pipeline.data import (
     planned_dataset,
     preprocess,
 )
-from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.evaluation import score_held_out
+from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.plan import ConfigurationName
 from autoliver.training.folds import Fold, Folds
 from autoliver.training.options import TrainingOptions, check_options
@@ -128,7 +129,7 @@ class _FoldJob:
         folder = self.run.fold(self.fold)
         if not (folder / MODEL_FILE).exists():
             self._train(split.train, split.validation, folder)
-        scores = self._validate(split.validation, folder) if split.validation else None
+        scores = self._validate(split.validation) if split.validation else None
         return FoldResult(fold=self.fold, folder=folder, scores=scores)
 
     def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
@@ -172,27 +173,15 @@ class _FoldJob:
             ),
         )
 
-    def _validate(self, names: Sequence[str], folder: Path) -> "Scores":
+    def _validate(self, names: Sequence[str]) -> "Scores":
         """Predicts and scores the held-out cases from their original files."""
-        from autoliver.evaluation.results import Scores
-        from autoliver.evaluation.score import score_files
-
-        target = folder / "validation"
-        if (target / "scores.json").exists():
-            return Scores.load(target / "scores.json")
-        cases = {c.name: c for c in self.planned.dataset.labelled if c.name in set(names)}
-        written = predict(
-            self.run.files(str(self.fold)),
-            {name: [Path(p) for p in case.images] for name, case in cases.items()},
-            target,
-            PredictRequest(device=str(self.device), limits=self.limits),
+        return score_held_out(
+            self.run,
+            self.fold,
+            [case for case in self.planned.dataset.labelled if case.name in set(names)],
+            labels=self.planned.plan.labels,
+            request=PredictRequest(device=str(self.device), limits=self.limits),
         )
-        pairs = {
-            name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
-        }
-        scores = score_files(pairs, labels=self.planned.plan.labels)
-        scores.save(target / "scores.json")
-        return scores
 
 
 def _begin_run(

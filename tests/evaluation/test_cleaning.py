@@ -112,7 +112,7 @@ def test_a_rule_that_helps_is_kept_and_one_that_hurts_is_not(tmp_path):
     assert not tumour.kept
     assert tumour.before == {"tumour": 1.0}
     assert tumour.after["tumour"] < 1
-    assert "liver: only the largest component: kept, mean Dice 0.99" in str(liver)
+    assert "liver: only the largest component: kept, Dice 0.99" in str(liver)
     assert sum(trial.kept for trial in trials.values()) == 1
 
 
