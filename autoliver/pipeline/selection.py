@@ -241,8 +241,8 @@ def _scored_folds(
         changed = [what for what, digest in now.items() if begun.get(what) != digest]
         if changed:
             left_out.append(
-                f"{run.path.name} is left out: it was begun with another {changed[0]} than there "
-                "is now; train it anew with --fresh."
+                f"{run.path.name} is left out: the {changed[0]} changed since it was begun; "
+                "train it anew with --fresh."
             )
             continue
         folds = {int(name) for name in _numbered(run)}
