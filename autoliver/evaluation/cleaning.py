@@ -20,6 +20,7 @@ from autoliver.inference.clean import (
     clean,
     components,
     kept,
+    mask_of,
 )
 from autoliver.io import itk
 from autoliver.parallel import CaseMapper
@@ -202,13 +203,13 @@ def try_rules(
     after: list[Dice] = []
     # What the components hold of each label is counted once for all rules about them.
     for names, group in itertools.groupby(rules, key=lambda rule: rule.labels):
-        found = components(np.isin(prediction, values_of(names, labels)))
+        found = components(mask_of(prediction, values_of(names, labels)))
         same = list(group)
         gone = [~kept(rule, found.voxels, voxel_ml=voxel_ml) for rule in same]
         results: list[Dice] = [{} for _ in same]
         for name in touched(same[0], labels):
             predicted, actual = (
-                np.isin(array, labels.values[name]) & counted for array in (prediction, reference)
+                mask_of(array, labels.values[name]) & counted for array in (prediction, reference)
             )
             overlap, held = _Overlap.of(predicted, actual), _held(found, predicted, actual)
             before[name] = overlap.dice

@@ -72,7 +72,7 @@ def choose(candidates: Sequence[Candidate]) -> Choice | None:
     if not singles:
         return None
     single = singles[0]
-    why = [f"{single.name} is the only run that can be scored: mean Dice {_dice(single):.4f}."]
+    why = [f"{single.name} is the only run compared: mean Dice {_dice(single):.4f}."]
     if len(singles) > 1:
         why = [
             f"{single.name} has the highest mean Dice of the single runs: {_dice(single):.4f}; "

@@ -64,4 +64,4 @@ def test_of_equals_the_first_wins():
 def test_a_run_alone_is_chosen_for_want_of_others():
     choice = choose([candidate("2d", dice=0.3), candidate("3d_fullres", dice=None)])
     assert choice is not None
-    assert choice.why == ("2d is the only run that can be scored: mean Dice 0.3000.",)
+    assert choice.why == ("2d is the only run compared: mean Dice 0.3000.",)
