@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from autoliver.cli import data, demo, prediction, selection, training
+from autoliver.cli import data, demo, models, prediction, selection, training
 from autoliver.errors import AutoliverError
 
 _INTERRUPTED = 130
@@ -27,6 +27,8 @@ app.command("train")(training.train)
 app.command("select")(selection.select)
 app.command("predict")(prediction.predict)
 app.command("evaluate")(prediction.evaluate)
+app.command("export")(models.export)
+app.command("import")(models.import_)
 
 
 @app.callback(invoke_without_command=True)
