@@ -12,6 +12,7 @@ from benchmarks.clock import Clock, serve
 
 def cubic(clock: Clock, *, image: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.preprocessing.resample import resample_image, separate_axis
 
@@ -95,6 +96,7 @@ def augment(
 
 def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.dataset import Labels
     from autoliver.io.volume import Geometry

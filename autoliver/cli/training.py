@@ -48,7 +48,7 @@ class CacheName(StrEnum):
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres or 3d_fullres.")
+        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
     ],
     fold: Annotated[
         str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.pipeline.cascade import first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -18,6 +19,8 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.plan import ConfigurationName
+from autoliver.preprocessing.previous import with_previous
+from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.folds import Fold, Folds
 from autoliver.training.options import TrainingOptions, check_options
 from autoliver.training.stop import stop_on_sigterm
@@ -74,12 +77,9 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     """
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
+    stage = None
     if configuration.previous_stage is not None:
-        raise OptionError(
-            f"{request.configuration} needs the predictions of {configuration.previous_stage}, "
-            "which this version cannot feed in yet.",
-            hint="Train 3d_fullres, 3d_lowres or 2d.",
-        )
+        stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
     cases = [case.name for case in planned.dataset.labelled]
     folds = current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
@@ -91,8 +91,20 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         "dataset": planned.dataset.digest(),
         "folds": folds.digest(),
     }
+    if stage is not None:
+        made_from["first stage"] = stage.digest
     options = _begin_run(run, made_from, request, wanted)
     store = preprocess(planned, [request.configuration], limits=request.limits)
+    previous = None
+    if stage is not None:
+        previous = prepare_first_stage(
+            planned,
+            stage,
+            store=store[request.configuration],
+            folder=run.path / "previous",
+            patch_shape=configuration.patch_shape,
+            limits=request.limits,
+        )
     from autoliver.networks.device import choose_device
 
     device = choose_device(request.device)
@@ -103,6 +115,8 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             name=request.configuration,
             store=store[request.configuration],
             run=run,
+            previous=previous,
+            previous_run=None if stage is None else stage.run.path.name,
             options=options,
             fold=fold,
             device=device,
@@ -121,6 +135,8 @@ class _FoldJob:
     name: ConfigurationName
     store: Path
     run: RunFolder
+    previous: Path | None
+    previous_run: str | None
     options: TrainingOptions
     fold: Fold
     device: "torch.device"
@@ -139,7 +155,6 @@ class _FoldJob:
 
     def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
         from autoliver.inference.model import FoldModel, save_fold
-        from autoliver.preprocessing.store import read_case
         from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
@@ -148,8 +163,8 @@ class _FoldJob:
         task = FoldTask(
             configuration=plan.configurations[self.name],
             labels=plan.labels,
-            train=[read_case(self.store, name) for name in train],
-            validation=[read_case(self.store, name) for name in validation],
+            train=[self._case(name) for name in train],
+            validation=[self._case(name) for name in validation],
             options=self.options,
             folder=folder,
             device=self.device,
@@ -177,8 +192,13 @@ class _FoldJob:
                 epochs=len(trained.logs),
                 mirror_axes=trained.mirror_axes,
                 weights_sha256="",
+                previous_run=self.previous_run,
             ),
         )
+
+    def _case(self, name: str) -> StoredCase:
+        case = read_case(self.store, name)
+        return case if self.previous is None else with_previous(case, self.previous)
 
     def _validate(self, names: Sequence[str]) -> "Scores":
         """Predicts and scores the held-out cases from their original files."""

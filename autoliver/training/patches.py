@@ -17,6 +17,7 @@ from autoliver.training.augment import (
     default_augment_spec,
     initial_patch_shape,
 )
+from autoliver.training.augment_cascade import show_previous
 from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
@@ -28,7 +29,7 @@ from autoliver.training.cache import (
 from autoliver.training.loader import drawn_by_workers, loader_workers
 from autoliver.training.options import Augmentation
 from autoliver.training.sampling import Batch, PatchSampler, PatchStream, TrainingCase
-from autoliver.training.target import class_table
+from autoliver.training.target import class_table, previous_table
 from autoliver.training.task import FoldTask
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class TrainingBatch:
 
     Attributes:
         number: Which of its stream.
-        image: (b, c, *patch) float32.
+        image: (b, c, *patch) float32; for a cascade with the channels of its first stage.
         target: (b, 1, *patch) of classes, int16.
         cases: The case of each patch.
         seconds: What it took: waiting, and the augmentations as far as they were waited for.
@@ -90,6 +91,7 @@ def patch_stream(
         batch_size=configuration.batch_size,
         foreground=task.options.foreground,
         classes=class_table(task.labels),
+        previous=None if configuration.previous_stage is None else previous_table(task.labels),
     )
     return PatchStream(sampler=sampler, seed=(task.options.seed, number))
 
@@ -131,6 +133,7 @@ class Patches:
                 start = time.monotonic()
                 image, target, cases = next(drawn)
                 waited = time.monotonic() - start
+                generator = None
                 if spec is None:
                     target = target.clamp_min(0)
                 else:
@@ -138,6 +141,11 @@ class Patches:
                     generator = torch.Generator().manual_seed(seed)
                     image, target = augment_batch(
                         image, target, patch_shape=patch_shape, spec=spec, generator=generator
+                    )
+                previous = self.stream.sampler.previous
+                if previous is not None:
+                    image, target = show_previous(
+                        image, target, channels=int(previous.max()), generator=generator
                     )
                 yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 
