@@ -28,6 +28,7 @@ from autoliver.preprocessing.ensemble import (
 )
 
 OnWindows = Callable[[str, int], Callable[[], object]]
+Export = Callable[["PredictJob", Sequence[Output]], None]
 
 # CT of the body holds air, and air is about -1000 HU; MR has no negative values.
 _AIR_HU = -900.0
@@ -102,6 +103,7 @@ def predict_jobs(
     options: PredictOptions,
     *,
     on_windows: OnWindows | None = None,
+    export: Export | None = None,
 ) -> None:
     """Predicts case after case; each file is written whole or not at all.
 
@@ -112,16 +114,25 @@ def predict_jobs(
         jobs: What to predict.
         options: How.
         on_windows: Called with a case and its number of windows; returns what is called after each.
+        export: Called with what the members say of each case, instead of writing the label map.
 
     Raises:
         AutoliverError: A case cannot be read, does not fit the model or cannot be written.
     """
+
+    def finish(job: PredictJob, found: Sequence[Output]) -> None:
+        if export is None:
+            _export(model, job, found, options)
+            return
+        with _naming(job.name):
+            export(job, found)
+
     if options.overlap:
-        _predict_overlapped(model, jobs, options, on_windows)
+        _predict_overlapped(model, jobs, options, on_windows, finish)
         return
     for job in jobs:
         case = _prepare(model, job)
-        _export(model, job, outputs(model, case, options, on_windows), options)
+        finish(job, outputs(model, case, options, on_windows))
 
 
 def predict_volume(
@@ -244,6 +255,7 @@ def _predict_overlapped(
     jobs: Iterable[PredictJob],
     options: PredictOptions,
     on_windows: OnWindows | None,
+    finish: Export,
 ) -> None:
     todo = iter(jobs)
     # Leaving the block waits for both threads, so that an error loses no case that was predicted.
@@ -262,7 +274,7 @@ def _predict_overlapped(
             before = written
             if before is not None:
                 wait([before])
-            written = writer.submit(_export, model, job, found, options)
+            written = writer.submit(finish, job, found)
             del case, found  # or they would stay in memory beside the next one's
             if before is not None:
                 before.result()

@@ -56,7 +56,7 @@ def predict(
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(files, device=choose_device(request.device))
-        needs = [_need(job.name, job.images, model) for job in todo]
+        needs = [model_need(job.name, job.images, model) for job in todo]
         options = PredictOptions(
             step=request.step,
             mirror=request.mirror,
@@ -69,8 +69,8 @@ def predict(
     return {job.name: job.output for job in jobs}
 
 
-def _need(name: str, images: Sequence[Path], model: "Model") -> Need:
-    """Of a case in all members of a model at once."""
+def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
+    """What a case needs in all members of a model at once."""
     each = [overlap_need(name, images, m.plan, m.configuration) for m in model.members]
     return Need(name=name, gb=sum(need.gb for need in each))
 

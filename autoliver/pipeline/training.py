@@ -17,8 +17,9 @@ from autoliver.pipeline.data import (
     planned_dataset,
     preprocess,
 )
+from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
-from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.plan import ConfigurationName
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
@@ -318,21 +319,14 @@ class _FoldJob:
 
     def _validate(self, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
-        from autoliver.evaluation.score import score_files
-
         names = set(self.split.validation)
-        cases = {c.name: c for c in self.planned.dataset.labelled if c.name in names}
-        written = predict(
-            self.run.files(str(self.fold)),
-            {name: [Path(p) for p in case.images] for name, case in cases.items()},
-            self._scores_path.parent,
-            PredictRequest(device=str(device), limits=self.limits),
+        score_held_out(
+            self.run,
+            self.fold,
+            [case for case in self.planned.dataset.labelled if case.name in names],
+            labels=self.planned.plan.labels,
+            request=PredictRequest(device=str(device), limits=self.limits),
         )
-        pairs = {
-            name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
-        }
-        scores = score_files(pairs, labels=self.planned.plan.labels)
-        scores.save(self._scores_path)
 
 
 def _begin_run(
