@@ -13,7 +13,7 @@ import torch
 from autoliver.artifacts import Record
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.model import Model
-from autoliver.inference.window import count_windows, sliding_window
+from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.header import label_ending, split_ending
 from autoliver.io.itk import read_image, write_label
 from autoliver.io.volume import Volume
@@ -175,16 +175,17 @@ def _logits(
     model: Model, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
 ) -> npt.NDArray[np.float32]:
     name, patch = case.properties.name, model.configuration.patch_shape
+    windows = windows_of(case.image.shape[1:], patch, options.step)
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
-        tick = on_windows(name, count_windows(case.image.shape[1:], patch, options.step))
+        tick = on_windows(name, len(windows))
     with _naming(name), torch.inference_mode(), _autocast(model.device):
         logits = sliding_window(
             torch.from_numpy(case.image).to(model.device),
             model.networks,
             patch_shape=patch,
-            step=options.step,
             mirror_axes=model.mirror_axes if options.mirror else (),
+            windows=windows,
             on_window=tick,
         )
         array: npt.NDArray[np.float32] = logits.cpu().numpy()

@@ -11,7 +11,7 @@ from autoliver.inference.predict import (
     predict_jobs,
     predict_volume,
 )
-from autoliver.inference.window import count_windows
+from autoliver.inference.window import windows_of
 from autoliver.io.itk import read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 
@@ -81,7 +81,7 @@ def test_windows_are_announced_and_counted(save):
 
     image = make_image((8, 20, 20), spacing_mm=(2.0, 2.0, 2.0))
     predict_volume(load(save("fold_0")), image, PLAIN, name="case_1", on_windows=on_windows)
-    windows = count_windows((8, 20, 20), (8, 8, 8), 0.5)
+    windows = len(windows_of((8, 20, 20), (8, 8, 8), 0.5))
     assert seen == [("case_1", windows), *["tick"] * windows]
 
 
