@@ -75,6 +75,11 @@ class Labels(Record, frozen=True, kw_only=True):
         return {name: v for name, v in self.values.items() if v != (0,)}
 
     @property
+    def foreground_values(self) -> tuple[int, ...]:
+        """Every value of a label or region but the background's, in order."""
+        return tuple(sorted({v for group in self.values.values() for v in group} - {0}))
+
+    @property
     def allowed(self) -> frozenset[int]:
         """Every value a label file may hold."""
         values = {v for group in self.values.values() for v in group}

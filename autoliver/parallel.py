@@ -290,13 +290,12 @@ def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object
         Called with a case and its number of windows; returns what is to be called after each.
     """
     with tqdm(unit="window") as bar:
-        number = 0
+        names: dict[str, None] = {}  # a case may come again, for another member of an ensemble
 
         def start(name: str, windows: int) -> Callable[[], object]:
-            nonlocal number
-            number += 1
+            names[name] = None
             bar.reset(windows)
-            bar.set_description(f"predict {name} ({number}/{cases})")
+            bar.set_description(f"predict {name} ({len(names)}/{cases})")
             return bar.update
 
         yield start

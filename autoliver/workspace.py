@@ -8,9 +8,13 @@ from pathlib import Path
 
 from autoliver.dataset import Dataset, read_dataset, short_name
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.inference.model import MODEL_FILE
+from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
+from autoliver.inference.selection import SELECTION_FILE, Selection
 from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
 from autoliver.training.folds import Fold
+
+# Of imported models, in the workspace.
+MODELS = "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,71 @@ class RunFolder:
     def name(self) -> str:
         """As messages and -m name it: DATASET/RUN."""
         return f"{self.path.parent.parent.name}/{self.path.name}"
+
+    def member(self, folds: str | None) -> MemberFiles:
+        """What predicts, with the low-resolution stage of a cascade: its same folds, or all.
+
+        Raises:
+            ModelError: As `members`; or a model.json is damaged.
+        """
+        chosen = self.members(folds)
+        previous = FoldModel.load(chosen[0] / MODEL_FILE).previous_run
+        if previous is None:
+            return MemberFiles(folds=chosen)
+        low = RunFolder(self.path.parent / previous)
+        same = tuple(low.path / fold.name for fold in chosen)
+        if all(fold in low.finished for fold in same):
+            return MemberFiles(folds=chosen, previous=same)
+        return MemberFiles(folds=chosen, previous=low.members(None) if low.finished else ())
+
+    def files(self, folds: str | None) -> ModelFiles:
+        """This run alone as a model."""
+        member = self.member(folds)
+        names = ", ".join(fold.name for fold in member.folds)
+        return ModelFiles(name=f"{self.name} ({names})", members=(member,))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """Trained runs and perhaps what was selected of them: of a dataset, or imported."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The dataset's, or the name it was imported by."""
+        return self.path.name
+
+    @property
+    def selection(self) -> Path:
+        """The chosen members and cleaning rules."""
+        return self.path / SELECTION_FILE
+
+    @property
+    def runs(self) -> tuple[RunFolder, ...]:
+        """All runs with at least one finished fold."""
+        folders = (RunFolder(p) for p in sorted(self.path.glob("runs/*")) if p.is_dir())
+        return tuple(run for run in folders if run.finished)
+
+    def selected(self, folds: str | None) -> ModelFiles:
+        """The selected members.
+
+        Args:
+            folds: Instead of the selected folds.
+
+        Raises:
+            ArtifactError: model.json is damaged.
+            ModelError: A selected fold is not there.
+        """
+        selection = Selection.load(self.selection, mend=f"autoliver select {self.name}")
+        members = []
+        for chosen in selection.members:
+            run = RunFolder(self.path / "runs" / chosen.run)
+            members.append(run.member(folds or ",".join(chosen.folds)))
+        what = " + ".join(chosen.run for chosen in selection.members)
+        return ModelFiles(
+            name=f"{self.name} ({what})", members=tuple(members), cleaning=selection.cleaning
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +182,9 @@ class DatasetFolder:
         return RunFolder(self.path / "runs" / (configuration + (f"+{tag}" if tag else "")))
 
     @property
-    def runs(self) -> tuple[RunFolder, ...]:
-        """All runs with at least one finished fold."""
-        folders = (RunFolder(p) for p in sorted(self.path.glob("runs/*")) if p.is_dir())
-        return tuple(run for run in folders if run.finished)
+    def trained(self) -> ModelFolder:
+        """Its runs and the model selected of them."""
+        return ModelFolder(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,41 +237,62 @@ class Workspace:
             or "Give the path of the dataset's folder: autoliver plan PATH",
         )
 
-    def run_to_predict(self, model: str | None) -> RunFolder:
-        """The run that predicts: the named one, else the only one of the workspace.
+    @property
+    def models(self) -> tuple[ModelFolder, ...]:
+        """The imported models."""
+        folders = (ModelFolder(p) for p in sorted((self.root / MODELS).glob("*")))
+        return tuple(folder for folder in folders if folder.selection.exists())
+
+    def model_to_predict(self, model: str | None, *, folds: str | None = None) -> ModelFiles:
+        """The model that predicts: the named one, else the only one of the workspace.
 
         Args:
-            model: DATASET, DATASET/RUN or a run's folder.
+            model: DATASET (its selected model, else its only run), DATASET/RUN, an imported
+                model's name, or the folder of one of these.
+            folds: "0,2" or "all" instead of all finished or selected folds.
 
         Raises:
             ModelError: There is none, or several could be meant (they are listed).
         """
-        runs = [run for dataset in self.datasets for run in dataset.runs]
+        choices = self._choices()
         if model is not None:
-            folder = RunFolder(Path(model).resolve())  # "." has a name, too
-            if folder.finished:
-                return folder
-            dataset, _, run = model.partition("/")
-            runs = [
-                r
-                for r in runs
-                if dataset.lower() in _names_of(r.path.parent.parent.name)
-                and run in ("", r.path.name)
-            ]
-        if len(runs) == 1:
-            return runs[0]
-        if not runs:
-            everything = [r.name for d in self.datasets for r in d.runs]
+            folder = Path(model).resolve()  # "." has a name, too
+            if RunFolder(folder).finished:
+                return RunFolder(folder).files(folds)
+            if ModelFolder(folder).selection.exists() or ModelFolder(folder).runs:
+                choices = self._of_folder(ModelFolder(folder))
+            else:
+                choices = self._named(model)
+        if len(choices) == 1:
+            choice = choices[0]
+            return choice.files(folds) if isinstance(choice, RunFolder) else choice.selected(folds)
+        if not choices:
             what = f"no trained model '{model}'" if model else "no trained model"
             raise ModelError(
                 f"There is {what} in {self.root}.",
-                hint=_known("model", model or "", everything)
+                hint=_known("model", model or "", [c.name for c in self._choices()])
                 or "Train one first: autoliver train DATASET 3d_fullres",
             )
         raise ModelError(
-            f"{len(runs)} trained models could be meant.",
-            hint="Choose one: " + ", ".join(f"-m {run.name}" for run in runs),
+            f"{len(choices)} trained models could be meant.",
+            hint="Choose one: " + ", ".join(f"-m {choice.name}" for choice in choices),
         )
+
+    def _choices(self) -> list[RunFolder | ModelFolder]:
+        """Everything that could predict: selected and imported models, else single runs."""
+        folders = [*(dataset.trained for dataset in self.datasets), *self.models]
+        return [choice for folder in folders for choice in self._of_folder(folder)]
+
+    def _of_folder(self, folder: ModelFolder) -> list[RunFolder | ModelFolder]:
+        return [folder] if folder.selection.exists() else list(folder.runs)
+
+    def _named(self, model: str) -> list[RunFolder | ModelFolder]:
+        name, _, run = model.partition("/")
+        folders = [*(dataset.trained for dataset in self.datasets), *self.models]
+        fitting = [folder for folder in folders if name.lower() in _names_of(folder.name)]
+        if not run:
+            return [choice for folder in fitting for choice in self._of_folder(folder)]
+        return [r for folder in fitting for r in folder.runs if r.path.name == run]
 
     def _only_source(self) -> Dataset:
         here = Path.cwd()

@@ -4,10 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from autoliver.dataset import read_dataset
+from autoliver.dataset import Labels, read_dataset
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.workspace import DatasetFolder, RunFolder, Workspace, check_configuration
+from autoliver.inference.clean import CleaningRule
+from autoliver.inference.model import FoldModel, ModelFiles
+from autoliver.inference.selection import Chosen, Selection
+from autoliver.planning.plan import Plan
+from autoliver.workspace import (
+    DatasetFolder,
+    ModelFolder,
+    RunFolder,
+    Workspace,
+    check_configuration,
+)
 
+PLAN = Plan(
+    dataset="D",
+    preset="tiny",
+    vram_gb=1.0,
+    channel_names=("CT",),
+    modality="CT",
+    labels=Labels(values={"background": (0,), "liver": (1,)}),
+    file_ending=".nii.gz",
+    transpose_forward=(0, 1, 2),
+    transpose_backward=(0, 1, 2),
+    intensities=(),
+    configurations={},
+)
 LITS, MSD, MR = "Dataset003_LiTS", "Dataset029_LiTS", "Dataset101_LiverMR"
 
 
@@ -38,11 +61,23 @@ def make_planned(workspace: Workspace, name: str) -> DatasetFolder:
     return folder
 
 
-def finish(run: RunFolder, *folds: str) -> RunFolder:
+def finish(run: RunFolder, *folds: str, previous_run: str | None = None) -> RunFolder:
     for fold in folds:
-        (run.path / f"fold_{fold}").mkdir(parents=True)
-        (run.path / f"fold_{fold}/model.json").touch()
+        FoldModel(
+            plan=PLAN,
+            configuration="2d",
+            fold=fold,
+            cases=(),
+            epochs=1,
+            mirror_axes=(),
+            weights_sha256="",
+            previous_run=previous_run,
+        ).save(run.path / f"fold_{fold}/model.json")
     return run
+
+
+def runs_of(files: ModelFiles) -> list[str]:
+    return [member.folds[0].parent.name for member in files.members]
 
 
 @pytest.mark.parametrize("name", [LITS, "LiTS", "lits", "dataset003_lits"])
@@ -144,13 +179,13 @@ def test_without_a_name_the_current_folder_and_then_the_only_dataset_is_meant(
 
 def test_the_only_trained_run_predicts(workspace: Workspace) -> None:
     with pytest.raises(ModelError, match="no trained model in") as caught:
-        workspace.run_to_predict(None)
+        workspace.model_to_predict(None)
     assert "autoliver train" in caught.value.hint
     folder = make_planned(workspace, LITS)
     make_planned(workspace, MR)
     folder.run("2d").fold(0).mkdir(parents=True)  # begun, not finished
     run = finish(folder.run("3d_fullres"), "0")
-    assert workspace.run_to_predict(None) == run
+    assert workspace.model_to_predict(None) == run.files(None)
     assert run.name == f"{LITS}/3d_fullres"
 
 
@@ -165,17 +200,67 @@ def test_several_trained_runs_are_listed_and_told_apart(
         finish(mr.run("3d_fullres", tag="long"), "0"),
     ]
     with pytest.raises(ModelError, match="4 trained models could be meant") as caught:
-        workspace.run_to_predict(None)
+        workspace.model_to_predict(None)
     assert all(f"-m {run.name}" in caught.value.hint for run in runs)
     with pytest.raises(ModelError, match="2 trained models") as caught:
-        workspace.run_to_predict("LiTS")
+        workspace.model_to_predict("LiTS")
     assert MR not in caught.value.hint
     for run in runs:
-        assert workspace.run_to_predict(run.name) == run
-        assert workspace.run_to_predict(str(run.path)).path == run.path
-    assert workspace.run_to_predict("livermr/3d_fullres+long") == runs[3]
+        assert workspace.model_to_predict(run.name) == run.files(None)
+        assert workspace.model_to_predict(str(run.path)).members == run.files(None).members
+    assert workspace.model_to_predict("livermr/3d_fullres+long") == runs[3].files(None)
     monkeypatch.chdir(runs[1].path)
-    assert workspace.run_to_predict(".").name == f"{LITS}/3d_fullres"
+    assert workspace.model_to_predict(".").name == f"{LITS}/3d_fullres (fold_0)"
+
+
+def test_what_was_selected_stands_for_its_dataset(workspace: Workspace) -> None:
+    folder = make_planned(workspace, LITS)
+    finish(folder.run("2d"), "0", "1")
+    finish(folder.run("3d_fullres"), "0", "1", "2")
+    rule = CleaningRule(labels=("liver",), keep="largest")
+    selection = Selection(
+        dataset=LITS,
+        members=(Chosen(run="2d", folds=("0", "1")), Chosen(run="3d_fullres", folds=("1", "2"))),
+        cleaning=(rule,),
+    )
+    selection.save(folder.trained.selection)
+    for name in (None, "LiTS", str(folder.path)):
+        files = workspace.model_to_predict(name)
+        assert runs_of(files) == ["2d", "3d_fullres"]
+        assert [len(member.folds) for member in files.members] == [2, 2]
+        assert files.cleaning == (rule,)
+    files = workspace.model_to_predict("LiTS", folds="1")
+    assert [[fold.name for fold in member.folds] for member in files.members] == [["fold_1"]] * 2
+    assert runs_of(workspace.model_to_predict("LiTS/2d")) == ["2d"]
+    with pytest.raises(ModelError, match="fold 2 is not trained"):
+        workspace.model_to_predict("LiTS", folds="2")
+
+
+def test_imported_models_predict_by_name(workspace: Workspace) -> None:
+    imported = ModelFolder(workspace.root / "models/Friend")
+    finish(RunFolder(imported.path / "runs/3d_fullres"), "all")
+    Selection(dataset=LITS, members=(Chosen(run="3d_fullres", folds=("all",)),)).save(
+        imported.selection
+    )
+    assert runs_of(workspace.model_to_predict(None)) == ["3d_fullres"]
+    finish(make_planned(workspace, MR).run("2d"), "0")
+    assert runs_of(workspace.model_to_predict("friend")) == ["3d_fullres"]
+    with pytest.raises(ModelError, match="2 trained models") as caught:
+        workspace.model_to_predict(None)
+    assert caught.value.hint == f"Choose one: -m {MR}/2d, -m Friend"
+
+
+def test_a_cascade_brings_the_same_folds_of_its_first_stage(tmp_path: Path) -> None:
+    low = finish(RunFolder(tmp_path / "D/runs/3d_lowres"), "0", "1", "all")
+    run = finish(RunFolder(tmp_path / "D/runs/3d_cascade"), "0", "1", previous_run="3d_lowres")
+    assert run.member("1").previous == (low.path / "fold_1",)
+    assert run.member(None).previous == low.members(None)
+    finish(run, "2", previous_run="3d_lowres")
+    assert run.member("2").previous == low.members(None)
+    (low.path / "fold_0/model.json").unlink()
+    (low.path / "fold_1/model.json").unlink()
+    (low.path / "fold_all/model.json").unlink()
+    assert run.member("2").previous == ()
 
 
 def test_a_model_that_is_not_there_lists_or_suggests(workspace: Workspace) -> None:
@@ -186,7 +271,7 @@ def test_a_model_that_is_not_there_lists_or_suggests(workspace: Workspace) -> No
         ("LiTS/2d", f"Known models: {LITS}/3d_fullres."),
     ]:
         with pytest.raises(ModelError, match=f"no trained model '{typed}'") as caught:
-            workspace.run_to_predict(typed)
+            workspace.model_to_predict(typed)
         assert caught.value.hint == hint
 
 

@@ -87,7 +87,7 @@ def _study(
     )
     train(workspace, name, request)
     predictions = output / "predictions" / name
-    predict_folder(workspace, source / "imagesTs", predictions, PredictRequest(), model=name)
+    predict_folder(workspace, source / "imagesTs", predictions, PredictRequest(), models=(name,))
     request_scores = EvaluateRequest(dataset=name)
     return name, evaluate(workspace, predictions, source / "labelsTs", request_scores)
 

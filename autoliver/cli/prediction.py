@@ -25,12 +25,13 @@ def predict(
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
     ],
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--model",
             "-m",
             metavar="MODEL",
-            help="DATASET, DATASET/RUN or a run's folder; default: the workspace's only model.",
+            help="DATASET, DATASET/RUN, an imported model's name or a folder; several are averaged."
+            " [default: the workspace's only model]",
         ),
     ] = None,
     folds: Annotated[
@@ -42,6 +43,12 @@ def predict(
     step: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write a map of it, too: 0 sure, 1 undecided.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict finished cases again.")
     ] = False,
@@ -61,11 +68,13 @@ def predict(
         step=step,
         mirror=mirror,
         overwrite=overwrite,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )
     written = stage.predict_folder(
-        Workspace(workspace), source, output, request, model=model, folds=folds
+        Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
     )
     text = f"{written.model}: {written.new} cases predicted, {written.skipped} were there already."
     result = {

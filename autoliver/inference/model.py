@@ -1,5 +1,6 @@
 """A trained model on disk and in memory: networks and all they need to predict."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from autoliver.artifacts import Artifact
+from autoliver.dataset import Labels
 from autoliver.errors import ModelError
+from autoliver.inference.clean import CleaningRule
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         epochs: Finished epochs.
         mirror_axes: Patch axes over whose flips a prediction may average: those it was trained on.
         weights_sha256: Of the weights file beside it.
+        previous_run: Folder of the low-resolution run beside its own, for a cascade.
     """
 
     KIND: ClassVar[str] = "model"
@@ -42,11 +46,40 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     epochs: int
     mirror_axes: tuple[int, ...]
     weights_sha256: str
+    previous_run: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """Folds that predict together.
+class MemberFiles:
+    """Where the parts of a member lie.
+
+    Attributes:
+        folds: Folders of its folds, each with model.json and weights.safetensors.
+        previous: Folders of the folds of the low-resolution stage, for a cascade.
+    """
+
+    folds: tuple[Path, ...]
+    previous: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where the parts of a model lie.
+
+    Attributes:
+        name: For messages.
+        members: At least one.
+        cleaning: Rules applied to its label maps.
+    """
+
+    name: str
+    members: tuple[MemberFiles, ...]
+    cleaning: tuple[CleaningRule, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Folds of one run: their logits are averaged on the network's grid.
 
     Attributes:
         name: For messages.
@@ -55,6 +88,7 @@ class Model:
         mirror_axes: Patch axes that every fold was trained to see flipped.
         networks: One per fold, in eval mode.
         device: Where the networks are.
+        previous: The low-resolution stage whose label map they see, for a cascade.
     """
 
     name: str
@@ -63,6 +97,43 @@ class Model:
     mirror_axes: tuple[int, ...]
     networks: tuple["nn.Module", ...]
     device: "torch.device"
+    previous: "Member | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Members whose probabilities are averaged on the case's own grid.
+
+    Attributes:
+        name: For messages.
+        members: At least one; all with the same channels and labels.
+        cleaning: Rules applied to the label map.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    cleaning: tuple[CleaningRule, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """The first member's: channels, modality and labels are those of all."""
+        return self.members[0].plan
+
+
+def together(models: Sequence[ModelFiles]) -> ModelFiles:
+    """Several models as one: all their members, and the cleaning rules they share.
+
+    A rule that only some of the models learnt says nothing about the others' mistakes.
+    """
+    first = models[0]
+    if len(models) == 1:
+        return first
+    shared = [rule for rule in first.cleaning if all(rule in m.cleaning for m in models[1:])]
+    return ModelFiles(
+        name=" + ".join(model.name for model in models),
+        members=tuple(member for model in models for member in model.members),
+        cleaning=tuple(shared),
+    )
 
 
 def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> None:
@@ -80,19 +151,38 @@ def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> No
     info.replace(weights_sha256=_sha256(folder / WEIGHTS_FILE)).save(folder / MODEL_FILE)
 
 
-def load_model(folders: Sequence[Path], *, name: str, device: "torch.device") -> Model:
-    """Loads folds of one run.
+def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
+    """Loads the members of a model.
 
     Args:
-        folders: Fold folders, each with model.json and weights.safetensors.
-        name: Of the model, for messages.
+        files: Where they lie.
         device: Where to put the networks.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
-        ModelError: The weights are missing or damaged, or the folds disagree in plan or
-            configuration.
+        ModelError: Weights are missing or damaged, the folds of a member disagree in plan or
+            configuration, or members in channels or labels.
     """
+    members = []
+    for part in files.members:
+        member = load_member(part.folds, name=files.name, device=device)
+        if member.configuration.previous_stage is not None:
+            if not part.previous:
+                raise ModelError(
+                    f"{files.name}: the {member.configuration.previous_stage} model that its "
+                    "cascade starts from is not there.",
+                    hint=f"Train it: autoliver train {member.plan.dataset} "
+                    f"{member.configuration.previous_stage}",
+                )
+            previous = load_member(part.previous, name=files.name, device=device)
+            member = dataclasses.replace(member, previous=previous)
+        members.append(member)
+    _check_members(files, members)
+    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning)
+
+
+def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -> Member:
+    """Loads folds of one run; arguments and errors as `load_model`."""
     from autoliver.networks.checkpoint import load_network
 
     infos = [FoldModel.load(folder / MODEL_FILE, mend=_MEND) for folder in folders]
@@ -111,7 +201,7 @@ def load_model(folders: Sequence[Path], *, name: str, device: "torch.device") ->
                 hint="Copy the file again from where it came, or train the fold with --fresh.",
             )
         networks.append(load_network(weights, device=device).eval())
-    return Model(
+    return Member(
         name=name,
         plan=first.plan,
         configuration=first.plan.configurations[first.configuration],
@@ -119,6 +209,27 @@ def load_model(folders: Sequence[Path], *, name: str, device: "torch.device") ->
         networks=tuple(networks),
         device=device,
     )
+
+
+def _check_members(files: ModelFiles, members: Sequence[Member]) -> None:
+    """Refuses members that cannot be averaged."""
+    first = members[0].plan
+    for part, member in zip(files.members[1:], members[1:], strict=True):
+        for what in ("labels", "channel_names"):
+            expected, found = getattr(first, what), getattr(member.plan, what)
+            if expected != found:
+                one, other = files.members[0].folds[0].parent, part.folds[0].parent
+                raise ModelError(
+                    f"{files.name}: members differ in their {what.replace('_', ' ')}: "
+                    f"{one.name} has {_names(expected)}, {other.name} {_names(found)}.",
+                    hint="Predict with each of them alone.",
+                )
+
+
+def _names(value: "Labels | Sequence[str]") -> str:
+    if isinstance(value, Labels):
+        return ", ".join(f"{name} {values}" for name, values in value.values.items())
+    return ", ".join(value)
 
 
 def _sha256(path: Path) -> str:

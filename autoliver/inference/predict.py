@@ -10,14 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from autoliver.artifacts import Record
+from autoliver.artifacts import Record, replacing
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.inference.model import Model
+from autoliver.inference.clean import clean
+from autoliver.inference.model import Member, Model
 from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.header import label_ending, split_ending
-from autoliver.io.itk import read_image, write_label
-from autoliver.io.volume import Volume
-from autoliver.preprocessing.case import CaseProperties, Preprocessed, backward_logits, forward
+from autoliver.io.itk import read_image, write_image, write_label
+from autoliver.io.volume import Geometry, Volume
+from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.preprocessing.ensemble import (
+    Output,
+    mean_labels,
+    mean_probabilities,
+    probabilities,
+    uncertainty,
+)
 
 OnWindows = Callable[[str, int], Callable[[], object]]
 
@@ -35,11 +43,15 @@ class PredictOptions(Record, frozen=True, kw_only=True):
         mirror: Average over flips along the axes the model was trained to see flipped.
         overlap: Read the next case and export the last one while one is on the device; takes the
             memory of up to three cases.
+        probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
+        uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
     """
 
     step: float = 0.5
     mirror: bool = True
     overlap: bool = True
+    probabilities: bool = False
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +121,7 @@ def predict_jobs(
         return
     for job in jobs:
         case = _prepare(model, job)
-        _export(model, job, _logits(model, case, options, on_windows), case.properties)
+        _export(model, job, outputs(model, case, options, on_windows), options)
 
 
 def predict_volume(
@@ -126,9 +138,105 @@ def predict_volume(
         DatasetError: The image's channels or intensities do not fit the model.
     """
     check_image(model, image, name=name)
-    case = forward(image, None, plan=model.plan, configuration=model.configuration, name=name)
-    logits = _logits(model, case, options, on_windows)
-    return backward_logits(logits, case.properties, labels=model.plan.labels)
+    case = PreparedCase.of(model, image, name)
+    return _labels(model, outputs(model, case, options, on_windows), image.geometry)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the network grid of every member (for a cascade: of its first stage).
+
+    Attributes:
+        name: The case.
+        prepared: One per member.
+        image: The image itself, where a cascade needs it once more.
+    """
+
+    name: str
+    prepared: tuple[Preprocessed, ...]
+    image: Volume | None
+
+    @classmethod
+    def of(cls, model: Model, image: Volume, name: str) -> "PreparedCase":
+        """Prepares an image."""
+        stages = [member.previous or member for member in model.members]
+        prepared = tuple(
+            forward(image, None, plan=stage.plan, configuration=stage.configuration, name=name)
+            for stage in stages
+        )
+        cascade = any(member.previous for member in model.members)
+        return cls(name, prepared, image if cascade else None)
+
+
+def outputs(
+    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
+) -> tuple[Output, ...]:
+    """What each member says of a case."""
+    results = []
+    for member, prepared in zip(model.members, case.prepared, strict=True):
+        if member.previous is not None and case.image is not None:
+            low = _output(member.previous, prepared, options, on_windows)
+            found = backward_logits(low.logits, low.properties, labels=model.plan.labels)
+            prepared = forward_cascade(
+                case.image,
+                found,
+                plan=member.plan,
+                configuration=member.configuration,
+                name=case.name,
+            )
+        results.append(_output(member, prepared, options, on_windows))
+    return tuple(results)
+
+
+def _output(
+    member: Member, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
+) -> Output:
+    name, patch = case.properties.name, member.configuration.patch_shape
+    passes = [member.networks]
+    if options.uncertainty:
+        passes = [(network,) for network in member.networks]
+    windows = windows_of(case.image.shape[1:], patch, options.step)
+    tick: Callable[[], object] = lambda: None  # noqa: E731
+    if on_windows is not None:
+        tick = on_windows(name, len(windows) * len(passes))
+    regions = member.plan.labels.has_regions
+    logits: npt.NDArray[np.float32] | None = None
+    spread: npt.NDArray[np.float32] | None = None
+    with _naming(name), torch.inference_mode(), _autocast(member.device):
+        image = torch.from_numpy(case.image).to(member.device)
+        for networks in passes:
+            found: npt.NDArray[np.float32] = (
+                sliding_window(
+                    image,
+                    networks,
+                    patch_shape=patch,
+                    mirror_axes=member.mirror_axes if options.mirror else (),
+                    windows=windows,
+                    on_window=tick,
+                )
+                .cpu()
+                .numpy()
+            )
+            if options.uncertainty:
+                own = probabilities(found.copy(), regions=regions)
+                spread = own if spread is None else spread + own
+            logits = found if logits is None else logits + found
+    if logits is None:
+        raise ValueError("a member without networks")
+    if len(passes) > 1:
+        logits /= len(passes)
+    if spread is not None:
+        spread /= len(passes)
+    return Output(logits=logits, properties=case.properties, spread=spread)
+
+
+def _labels(model: Model, found: Sequence[Output], geometry: Geometry) -> npt.NDArray[np.integer]:
+    labels = model.plan.labels
+    if len(found) == 1:
+        segmentation = backward_logits(found[0].logits, found[0].properties, labels=labels)
+    else:
+        segmentation = mean_labels(found, labels=labels)
+    return clean(segmentation, model.cleaning, values=labels.values, spacing_mm=geometry.spacing_mm)
 
 
 def _predict_overlapped(
@@ -141,7 +249,7 @@ def _predict_overlapped(
     # Leaving the block waits for both threads, so that an error loses no case that was predicted.
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "export") as writer:
 
-        def read_next() -> tuple[PredictJob, Future[Preprocessed]] | None:
+        def read_next() -> tuple[PredictJob, Future[PreparedCase]] | None:
             job = next(todo, None)
             return None if job is None else (job, reader.submit(_prepare, model, job))
 
@@ -150,54 +258,42 @@ def _predict_overlapped(
         while following is not None:
             job, case = following[0], following[1].result()
             following = read_next()
-            logits = _logits(model, case, options, on_windows)
+            found = outputs(model, case, options, on_windows)
             before = written
             if before is not None:
                 wait([before])
-            written = writer.submit(_export, model, job, logits, case.properties)
-            del case, logits  # or they would stay in memory beside the next one's
+            written = writer.submit(_export, model, job, found, options)
+            del case, found  # or they would stay in memory beside the next one's
             if before is not None:
                 before.result()
         if written is not None:
             written.result()
 
 
-def _prepare(model: Model, job: PredictJob) -> Preprocessed:
+def _prepare(model: Model, job: PredictJob) -> PreparedCase:
     with _naming(job.name):
         image = read_image(job.images)
         check_image(model, image, name=job.name)
-        return forward(
-            image, None, plan=model.plan, configuration=model.configuration, name=job.name
-        )
-
-
-def _logits(
-    model: Model, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
-) -> npt.NDArray[np.float32]:
-    name, patch = case.properties.name, model.configuration.patch_shape
-    windows = windows_of(case.image.shape[1:], patch, options.step)
-    tick: Callable[[], object] = lambda: None  # noqa: E731
-    if on_windows is not None:
-        tick = on_windows(name, len(windows))
-    with _naming(name), torch.inference_mode(), _autocast(model.device):
-        logits = sliding_window(
-            torch.from_numpy(case.image).to(model.device),
-            model.networks,
-            patch_shape=patch,
-            mirror_axes=model.mirror_axes if options.mirror else (),
-            windows=windows,
-            on_window=tick,
-        )
-        array: npt.NDArray[np.float32] = logits.cpu().numpy()
-    return array
+        return PreparedCase.of(model, image, job.name)
 
 
 def _export(
-    model: Model, job: PredictJob, logits: npt.NDArray[np.float32], properties: CaseProperties
+    model: Model, job: PredictJob, found: Sequence[Output], options: PredictOptions
 ) -> None:
+    """Writes the label map last: its presence says that the case is finished."""
+    geometry, labels = found[0].properties.geometry, model.plan.labels
     with _naming(job.name):
-        labels = backward_logits(logits, properties, labels=model.plan.labels)
-        write_label(job.output, labels, properties.geometry)
+        if options.probabilities:
+            values = mean_probabilities(found, labels=labels)
+            with replacing(job.output.with_name(f"{job.name}.npz")) as beside:
+                np.savez_compressed(beside, probabilities=values)
+        if options.uncertainty:
+            entropy = uncertainty(found, labels=labels)
+            ending = job.output.name.removeprefix(job.name)
+            write_image(
+                job.output.with_name(f"{job.name}_uncertainty{ending}"), entropy[None], geometry
+            )
+        write_label(job.output, _labels(model, found, geometry), geometry)
 
 
 @contextlib.contextmanager

@@ -1,35 +1,49 @@
 """Prediction of a folder of cases with a trained model."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoliver.dataset import find_case_images
 from autoliver.needs import overlap_fits, overlap_need
-from autoliver.parallel import NO_LIMITS, Limits, window_bars
+from autoliver.parallel import NO_LIMITS, Limits, Need, window_bars
 from autoliver.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoliver.inference.model import Model, ModelFiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """How `predict` was asked to work."""
+    """How `predict` was asked to work.
+
+    Attributes:
+        step: Distance of neighbouring windows as a share of the patch.
+        mirror: Average over flips, where the model was trained to see them.
+        overwrite: Predict finished cases again.
+        probabilities: Write them, too.
+        uncertainty: Write a map of it, too.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        limits: Memory.
+    """
 
     step: float = 0.5
     mirror: bool = True
     overwrite: bool = False
+    probabilities: bool = False
+    uncertainty: bool = False
     device: str = "auto"
     limits: Limits = NO_LIMITS
-    name: str = "model"
 
 
 def predict(
-    folds: Sequence[Path],
+    files: "ModelFiles",
     cases: Mapping[str, Sequence[Path]],
     output: Path,
     request: PredictRequest,
 ) -> dict[str, Path]:
-    """Predicts cases with the folds of one run; finished cases are skipped.
+    """Predicts cases with a model; finished cases are skipped.
 
     Returns:
         Case -> label map, finished ones included.
@@ -41,13 +55,24 @@ def predict(
     jobs = make_jobs(cases, output)
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
-        model = load_model(folds, name=request.name, device=choose_device(request.device))
-        needs = [overlap_need(j.name, j.images, model.plan, model.configuration) for j in todo]
-        overlap = overlap_fits(needs, request.limits)
-        options = PredictOptions(step=request.step, mirror=request.mirror, overlap=overlap)
+        model = load_model(files, device=choose_device(request.device))
+        needs = [_need(job.name, job.images, model) for job in todo]
+        options = PredictOptions(
+            step=request.step,
+            mirror=request.mirror,
+            overlap=overlap_fits(needs, request.limits),
+            probabilities=request.probabilities,
+            uncertainty=request.uncertainty,
+        )
         with window_bars(len(todo)) as on_windows:
             predict_jobs(model, todo, options, on_windows=on_windows)
     return {job.name: job.output for job in jobs}
+
+
+def _need(name: str, images: Sequence[Path], model: "Model") -> Need:
+    """Of a case in all members of a model at once."""
+    each = [overlap_need(name, images, m.plan, m.configuration) for m in model.members]
+    return Need(name=name, gb=sum(need.gb for need in each))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +98,33 @@ def predict_folder(
     output: Path,
     request: PredictRequest,
     *,
-    model: str | None = None,
+    models: Sequence[str] = (),
     folds: str | None = None,
 ) -> Predicted:
     """Predicts all cases of a folder (or one file) with a model of the workspace.
+
+    Args:
+        workspace: Where models are looked up.
+        source: Folder of cases, or one file.
+        output: Folder for the label maps.
+        request: How.
+        models: Names of models, averaged; none: the workspace's only one.
+        folds: "0,2" or "all": instead of all finished or selected folds.
 
     Raises:
         ModelError: No model, several that could be meant, or a damaged one.
         DatasetError: A case lacks a channel or does not fit the model.
     """
-    from autoliver.inference.model import MODEL_FILE, FoldModel
+    from autoliver.inference.model import MODEL_FILE, FoldModel, together
 
-    run = workspace.run_to_predict(model)
-    members = run.members(folds)
-    plan = FoldModel.load(members[0] / MODEL_FILE).plan
+    chosen = together([workspace.model_to_predict(m, folds=folds) for m in models or (None,)])
+    plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
-    request = dataclasses.replace(request, name=run.name)
     before = set(output.glob("*"))
-    files = predict(members, cases, output, request)
+    files = predict(chosen, cases, output, request)
     skipped = 0 if request.overwrite else len(before & set(files.values()))
     return Predicted(
-        model=f"{run.name} ({', '.join(folder.name for folder in members)})",
+        model=chosen.name,
         files=tuple(files.values()),
         new=len(files) - skipped,
         skipped=skipped,

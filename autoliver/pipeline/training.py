@@ -182,14 +182,10 @@ class _FoldJob:
             return Scores.load(target / "scores.json")
         cases = {c.name: c for c in self.planned.dataset.labelled if c.name in set(names)}
         written = predict(
-            [folder],
+            self.run.files(str(self.fold)),
             {name: [Path(p) for p in case.images] for name, case in cases.items()},
             target,
-            PredictRequest(
-                device=str(self.device),
-                limits=self.limits,
-                name=f"{self.run.name} fold {self.fold}",
-            ),
+            PredictRequest(device=str(self.device), limits=self.limits),
         )
         pairs = {
             name: (written[name], Path(case.label)) for name, case in cases.items() if case.label

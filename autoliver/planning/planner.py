@@ -110,7 +110,7 @@ class _Planner:
         self.grid = full_resolution(fingerprint.cases, spacing_mm=options.spacing_mm)
         self.budget = _budget(dataset, options)
         self.cases = len(fingerprint.cases)
-        self.previous_channels = len({v for g in dataset.labels.foreground.values() for v in g})
+        self.previous_channels = len(dataset.labels.foreground_values)
         # A stated modality decides for channels whose name says nothing; nnU-Net knows names alone.
         all_ct = {case.modality for case in dataset.cases} == {"CT"}
         unnamed: Normalization = "ct" if all_ct else "zscore"

@@ -5,6 +5,7 @@ resampling, which would blur the edge of the mask it needs. Backward: resample t
 paste into the whole one, undo the transpose.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,7 +27,6 @@ from autoliver.preprocessing.resample import (
     linear_operators,
     resample_image,
     resample_labels,
-    resample_probabilities,
     separate_axis,
 )
 
@@ -160,6 +160,41 @@ def forward(
     )
 
 
+def forward_cascade(
+    image: Volume,
+    found: npt.NDArray[np.integer],
+    *,
+    plan: Plan,
+    configuration: Configuration,
+    name: str,
+) -> Preprocessed:
+    """`forward` with what a first stage found as further channels, one per foreground value.
+
+    Args:
+        image: The case's channels.
+        found: (z, y, x) label map of the first stage on the image's grid.
+        plan: As `forward`.
+        configuration: Of the cascade.
+        name: The case.
+
+    Returns:
+        The image (c + foreground values, z, y, x); no label.
+    """
+    label = image.with_array(found[None])
+    case = forward(image, label, plan=plan, configuration=configuration, name=name)
+    if case.label is None:
+        raise ValueError("a case with a label lost it")
+    further = one_hot(case.label, plan.labels)
+    return dataclasses.replace(case, image=np.concatenate([case.image, further]), label=None)
+
+
+def one_hot(label: npt.NDArray[np.integer], labels: Labels) -> npt.NDArray[np.float32]:
+    """(n, z, y, x) of a (1, z, y, x) label map: one channel per foreground value, in order."""
+    values = np.array(labels.foreground_values, dtype=label.dtype).reshape(-1, 1, 1, 1)
+    channels: npt.NDArray[np.float32] = (label == values).astype(np.float32)
+    return channels
+
+
 def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> Spacing:
     """The spacing of a case's network grid; in 2D the first transposed axis keeps its own.
 
@@ -236,7 +271,7 @@ def backward_logits(
     whole = properties.shape_zyx
     box = within or (slice(0, whole[0]), slice(0, whole[1]), slice(0, whole[2]))
     _check_rows(logits, [part.stop - part.start for part in box], labels)
-    written = _written_values(labels)
+    written = written_values(labels)
     cropped = np.zeros((1, *properties.shape_after_crop), dtype=np.min_scalar_type(max(written)))
     operators, place = cut_operators(
         linear_operators(whole, cropped.shape[1:], separate_axis=_separate_backward(properties)),
@@ -245,7 +280,7 @@ def backward_logits(
     )
     inside = cropped[0][place]
     # A box of less than a voxel of this grid leaves nothing to decide.
-    for rows in _slabs(inside.shape) if inside.size else ():
+    for rows in slabs(inside.shape) if inside.size else ():
         target = inside[rows]
         # A region wins over what is there by a logit above 0, a probability above 0.5.
         best = np.zeros(target.shape, dtype=np.float32)
@@ -261,39 +296,6 @@ def backward_logits(
                 np.copyto(target, value, where=score > best)
                 np.maximum(best, score, out=best)
     return _uncrop(cropped, properties).squeeze(0)
-
-
-def backward_probabilities(
-    logits: npt.NDArray[np.floating], properties: CaseProperties, *, labels: Labels
-) -> npt.NDArray[np.float32]:
-    """Resamples the network's output to the input's grid and makes it probabilities.
-
-    Holds all classes at once; for ensembling and for probabilities that are asked for.
-
-    Args:
-        logits: (k, z, y, x) on the network's grid.
-        properties: Of the case.
-        labels: Whether the rows are classes (softmax) or regions (sigmoid).
-
-    Returns:
-        (k, z, y, x) on the input's grid; outside the crop all background.
-    """
-    _check_rows(logits, properties.shape_zyx, labels)
-    values = resample_probabilities(
-        logits, properties.shape_after_crop, separate_axis=_separate_backward(properties)
-    )
-    if labels.has_regions:
-        # The form by tanh does not overflow.
-        values *= 0.5
-        np.tanh(values, out=values)
-        values += 1
-        values *= 0.5
-    else:
-        values -= values.max(axis=0)
-        np.exp(values, out=values)
-        values /= values.sum(axis=0)
-    background = None if labels.has_regions else 0
-    return np.ascontiguousarray(_uncrop(values, properties, background=background))
 
 
 def class_locations(
@@ -365,7 +367,7 @@ def _check_rows(logits: npt.NDArray[np.floating], shape_zyx: Sequence[int], labe
         raise ValueError(f"expected logits of shape {expected}, got {logits.shape}")
 
 
-def _written_values(labels: Labels) -> tuple[int, ...]:
+def written_values(labels: Labels) -> tuple[int, ...]:
     """The value each row of the output stands for."""
     if labels.has_regions:
         return labels.regions_class_order or ()
@@ -376,19 +378,16 @@ def _separate_backward(properties: CaseProperties) -> int | None:
     return separate_axis(properties.spacing_mm, properties.input_spacing_mm)
 
 
-def _slabs(shape_zyx: Shape) -> Iterator[slice]:
+def slabs(shape_zyx: Shape) -> Iterator[slice]:
+    """Ranges of the first axis, each of a bounded number of voxels."""
     depth = max(1, _SLAB_VOXELS // (shape_zyx[1] * shape_zyx[2]))
     for start in range(0, shape_zyx[0], depth):
         yield slice(start, min(start + depth, shape_zyx[0]))
 
 
-def _uncrop(
-    cropped: npt.NDArray[A], properties: CaseProperties, *, background: int | None = None
-) -> npt.NDArray[A]:
-    """Pastes (k, z, y, x) into zeros, or ones in the background's row, and undoes the transpose."""
+def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
+    """Pastes (k, z, y, x) into zeros and undoes the transpose."""
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
-    if background is not None:
-        whole[background] = 1
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped
     inverse = np.argsort(properties.transpose_forward)

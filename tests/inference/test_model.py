@@ -4,8 +4,19 @@ import shutil
 import pytest
 import torch
 
+from autoliver.dataset import Labels
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, load_model
+from autoliver.inference.clean import CleaningRule
+from autoliver.inference.model import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    FoldModel,
+    MemberFiles,
+    ModelFiles,
+    load_member,
+    load_model,
+    together,
+)
 from autoliver.networks.build import build_network
 
 torch.set_num_threads(1)
@@ -13,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def load(*folders):
-    return load_model(folders, name="Toy/3d_fullres", device=CPU)
+    return load_member(folders, name="Toy/3d_fullres", device=CPU)
 
 
 def test_a_fold_comes_back_ready_to_predict(save, plan):
@@ -97,3 +108,35 @@ def test_folds_of_different_plans_or_configurations_do_not_mix(save):
         load(one, save("fold_1", vram_gb=2.0))
     with pytest.raises(ModelError, match="fold_2 was trained with another plan"):
         load(one, save("fold_2", configuration="2d"))
+
+
+def test_members_with_other_labels_or_channels_are_refused(save):
+    one = MemberFiles(folds=(save("fold_0"),))
+    labels = Labels(values={"background": (0,), "liver": (1,), "cyst": (2,)})
+    shutil.move(one.folds[0].parent, one.folds[0].parents[1] / "first")
+    one = MemberFiles(folds=(one.folds[0].parents[1] / "first/fold_0",))
+    other = MemberFiles(folds=(save("fold_0", labels=labels),))
+    with pytest.raises(ModelError, match=r"first has .*tumour.*3d_fullres .*cyst"):
+        load_model(ModelFiles(name="both", members=(one, other)), device=CPU)
+    model = load_model(ModelFiles(name="twice", members=(one, one)), device=CPU)
+    assert len(model.members) == 2
+
+
+def test_a_cascade_without_its_first_stage_says_what_to_train(save, plan):
+    cascade = plan.configurations["3d_fullres"].replace(previous_stage="3d_lowres")
+    folder = save("fold_0", configurations={"3d_fullres": cascade})
+    files = ModelFiles(name="Toy/3d_cascade", members=(MemberFiles(folds=(folder,)),))
+    with pytest.raises(ModelError, match=r"3d_lowres model .* is not there") as caught:
+        load_model(files, device=CPU)
+    assert caught.value.hint == "Train it: autoliver train Dataset009_Toy 3d_lowres"
+
+
+def test_several_models_together_share_the_rules_they_agree_on(save):
+    part = MemberFiles(folds=(save("fold_0"),))
+    liver, tumour = (CleaningRule(labels=(name,), keep="largest") for name in ("liver", "tumour"))
+    one = ModelFiles(name="A", members=(part,), cleaning=(liver, tumour))
+    other = ModelFiles(name="B", members=(part, part), cleaning=(tumour,))
+    assert together([one]) is one
+    both = together([one, other])
+    assert (both.name, both.cleaning) == ("A + B", (tumour,))
+    assert len(load_model(both, device=CPU).members) == 3

@@ -1,19 +1,26 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.inference.model import load_model
+from autoliver.inference.clean import CleaningRule
+from autoliver.inference.model import MemberFiles, ModelFiles, load_model
 from autoliver.inference.predict import (
     PredictOptions,
+    PreparedCase,
     check_image,
     make_jobs,
+    outputs,
     predict_jobs,
     predict_volume,
 )
-from autoliver.inference.window import windows_of
-from autoliver.io.itk import read_label, write_image
+from autoliver.inference.window import sliding_window, windows_of
+from autoliver.io.itk import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
+from autoliver.preprocessing.case import backward_logits, forward
+from autoliver.preprocessing.ensemble import mean_probabilities
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -27,7 +34,8 @@ def make_image(shape=(9, 14, 12), channels=1, spacing_mm=(3.0, 1.5, 1.7)):
 
 
 def load(*folders, name="Toy/3d_fullres"):
-    return load_model(folders, name=name, device=CPU)
+    files = ModelFiles(name=name, members=(MemberFiles(folds=folders),))
+    return load_model(files, device=CPU)
 
 
 def predicted(model, image=None, options=PLAIN):
@@ -64,8 +72,8 @@ def test_mirroring_makes_the_prediction_of_a_flipped_image_the_flipped_predictio
 
 def test_only_axes_seen_flipped_by_every_fold_are_flipped(save):
     flips, never = save("fold_0", mirror_axes=(0, 2)), save("fold_1", mirror_axes=())
-    assert load(flips).mirror_axes == (0, 2)
-    assert load(flips, never).mirror_axes == ()
+    assert load(flips).members[0].mirror_axes == (0, 2)
+    assert load(flips, never).members[0].mirror_axes == ()
     image = make_image((8, 16, 16), spacing_mm=(2.0, 2.0, 2.0))
     both = PredictOptions(mirror=True)
     assert np.array_equal(predicted(load(never), image, both), predicted(load(never), image))
@@ -146,3 +154,80 @@ def test_images_that_fit_pass(save):
     check_image(load(save("fold_1", modality="CT")), ct, name="ct")
     for fitting in (image, ct):
         check_image(load(save("fold_2", modality="other")), fitting, name="any")
+
+
+def test_members_with_plans_of_their_own_are_averaged(save):
+    image = make_image()
+    first, second = save("fold_0", configuration="2d"), save("fold_0", seed=5)
+    files = ModelFiles(
+        name="both", members=(MemberFiles(folds=(first,)), MemberFiles(folds=(second,)))
+    )
+    both = load_model(files, device=CPU)
+    means = np.zeros((3, *image.geometry.shape_zyx))
+    for folder in (first, second):
+        model = load(folder)
+        case = PreparedCase.of(model, image, "case_1")
+        means += mean_probabilities(outputs(model, case, PLAIN), labels=model.plan.labels) / 2
+    result = predicted(both, image)
+    assert np.mean(result != means.argmax(axis=0)) < 1e-3
+    alone = predicted(load(first), image)
+    assert np.mean(result != alone) > 0.01
+
+
+def test_cleaning_rules_are_applied(save):
+    image = make_image()
+    part = MemberFiles(folds=(save("fold_0", seed=8),))
+    rough = predicted(load(*part.folds), image)
+    volume_ml = (rough == 1).sum() * 3.0 * 1.5 * 1.7 / 1000
+    assert volume_ml > 0
+    for least_ml, expected in ((volume_ml * 2, np.where(rough == 1, 0, rough)), (0.0, rough)):
+        rule = CleaningRule(labels=("liver",), keep="least", least_ml=least_ml)
+        model = load_model(ModelFiles(name="clean", members=(part,), cleaning=(rule,)), device=CPU)
+        np.testing.assert_array_equal(predicted(model, image), expected)
+
+
+def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan):
+    low = save("fold_0", seed=2)
+    shutil.move(low.parent, low.parents[1] / "3d_lowres")
+    low = low.parents[1] / "3d_lowres/fold_0"
+    full = plan.configurations["3d_fullres"]
+    spec = full.network.replace(in_channels=3)
+    cascade = full.replace(previous_stage="3d_lowres", spacing_mm=(1.5,) * 3, network=spec)
+    folder = save("fold_0", seed=3, configurations={"3d_fullres": cascade})
+    files = ModelFiles(name="c", members=(MemberFiles(folds=(folder,), previous=(low,)),))
+    model = load_model(files, device=CPU)
+    image = make_image()
+
+    result = predicted(model, image)
+
+    first = predicted(load(low), image)
+    assert len(np.unique(first)) > 1
+    member = model.members[0]
+    label = image.with_array(first[None])
+    case = forward(image, label, plan=member.plan, configuration=cascade, name="case_1")
+    further = np.stack([case.label[0] == 1, case.label[0] == 2])
+    channels = torch.from_numpy(np.concatenate([case.image, further.astype(np.float32)]))
+    with torch.inference_mode():
+        logits = sliding_window(channels, member.networks, patch_shape=cascade.patch_shape)
+    expected = backward_logits(logits.numpy(), case.properties, labels=plan.labels)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_probabilities_and_uncertainty_are_written_on_request(save, tmp_path):
+    image = make_image()
+    path = tmp_path / "in/a_0000.nii.gz"
+    write_image(path, image.array, image.geometry)
+    model = load(save("fold_0"), save("fold_1", seed=8))
+    plain = make_jobs({"a": [path]}, tmp_path / "plain")
+    predict_jobs(model, plain, PLAIN)
+    jobs = make_jobs({"a": [path]}, tmp_path / "out")
+    predict_jobs(model, jobs, PLAIN.replace(probabilities=True, uncertainty=True))
+    names = ["a.nii.gz", "a.npz", "a_uncertainty.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    labels = read_label(jobs[0].output).array[0]
+    np.testing.assert_array_equal(labels, read_label(plain[0].output).array[0])
+    with np.load(tmp_path / "out/a.npz") as file:
+        values = file["probabilities"]
+    assert np.mean(values.argmax(axis=0) != labels) < 1e-3
+    entropy = read_image([tmp_path / "out/a_uncertainty.nii.gz"]).array
+    assert 0 < entropy.min() < entropy.max() <= 1 + 1e-6

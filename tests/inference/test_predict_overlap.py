@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autoliver.dataset import Labels
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.inference.model import Model
+from autoliver.inference.model import Member, Model
 from autoliver.inference.predict import (
     PredictJob,
     PredictOptions,
@@ -80,7 +80,7 @@ def make_model(network: nn.Module) -> Model:
         intensities=(STATS,),
         configurations={"3d_fullres": configuration},
     )
-    return Model(
+    member = Member(
         name="test model",
         plan=plan,
         configuration=configuration,
@@ -88,6 +88,7 @@ def make_model(network: nn.Module) -> Model:
         networks=(network.eval(),),
         device=torch.device("cpu"),
     )
+    return Model(name="test model", members=(member,))
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from autoliver.preprocessing.case import (
     CaseProperties,
     backward_labels,
     backward_logits,
-    backward_probabilities,
     class_locations,
     forward,
     resampled_shape,
@@ -247,23 +246,6 @@ def test_regions_are_painted_in_their_order():
     assert np.mean(result != expected) < 1e-5
 
 
-@pytest.mark.parametrize(("labels", "rows"), [(LABELS, 3), (REGIONS, 2)])
-def test_probabilities_agree_with_the_label_map(labels, rows):
-    case, logits = forward_with_logits(rows=rows)
-
-    probabilities = backward_probabilities(logits, case.properties, labels=labels)
-
-    assert probabilities.dtype == np.float32
-    assert probabilities.shape == (rows, *case.properties.geometry.shape_zyx)
-    result = backward_logits(logits, case.properties, labels=labels)
-    if labels is LABELS:
-        np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
-        assert np.mean(probabilities.argmax(axis=0) != result) < 1e-5
-    else:
-        expected = 1 / (1 + np.exp(-slow_backward(logits, case.properties)))
-        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
-
-
 def test_half_precision_logits_and_large_label_values_are_fine():
     labels = Labels(values={"background": (0,), "a": (1,), "b": (300,)})
     case, logits = forward_with_logits()
@@ -282,7 +264,6 @@ def test_logits_are_read_only_even_where_the_grid_stays():
     logits.flags.writeable = False
 
     result = backward_logits(logits, case.properties, labels=LABELS)
-    backward_probabilities(logits, case.properties, labels=LABELS)
 
     inside = tuple(slice(*ends) for ends in case.properties.box)
     np.testing.assert_array_equal(result[inside], logits.argmax(axis=0))
