@@ -70,11 +70,13 @@ class ModelFiles:
         name: For messages.
         members: At least one.
         cleaning: Rules applied to its label maps.
+        finder: What finds the region to look in first; None: look everywhere.
     """
 
     name: str
     members: tuple[MemberFiles, ...]
     cleaning: tuple[CleaningRule, ...] = ()
+    finder: MemberFiles | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,13 @@ class Model:
         name: For messages.
         members: At least one; all with the same channels and labels.
         cleaning: Rules applied to the label map.
+        finder: Coarse folds near whose foreground alone the members look; None: everywhere.
     """
 
     name: str
     members: tuple[Member, ...]
     cleaning: tuple[CleaningRule, ...] = ()
+    finder: Member | None = None
 
     @property
     def plan(self) -> Plan:
@@ -178,7 +182,12 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
             member = dataclasses.replace(member, previous=previous)
         members.append(member)
     _check_members(files, members)
-    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning)
+    finder = None
+    if files.finder is not None:
+        run = files.finder.folds[0].parent
+        name = f"{run.parent.parent.name}/{run.name}"
+        finder = load_member(files.finder.folds, name=name, device=device)
+    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
 
 
 def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -> Member:

@@ -7,12 +7,10 @@ import torch
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import CleaningRule
 from autoliver.inference.model import MemberFiles, ModelFiles, load_model
+from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import (
-    PredictOptions,
-    PreparedCase,
     check_image,
     make_jobs,
-    outputs,
     predict_jobs,
     predict_volume,
 )
