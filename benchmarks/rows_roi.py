@@ -15,7 +15,7 @@ _SEED = 3
 # With so little memory to fit, the plan's patches are to these scans what 128^3 is to clinical
 # ones, and there is a low resolution. A minute or two of training each on two cores.
 _VRAM_GB = 0.5
-_STEPS, _QUICK_STEPS = 100, 10
+_STEPS, _QUICK_STEPS = 40, 10
 
 
 def roi(bench: Bench) -> Row:

@@ -192,6 +192,7 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
 
 def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -> Member:
     """Loads folds of one run; arguments and errors as `load_model`."""
+    from autoliver.inference.probe import Fastest
     from autoliver.networks.checkpoint import load_network
 
     infos = [FoldModel.load(folder / MODEL_FILE, mend=_MEND) for folder in folders]
@@ -209,7 +210,7 @@ def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -
                 f"{weights}: damaged: its content is not what model.json recorded.",
                 hint="Copy the file again from where it came, or train the fold with --fresh.",
             )
-        networks.append(load_network(weights, device=device).eval())
+        networks.append(Fastest(load_network(weights, device=device)).eval())
     return Member(
         name=name,
         plan=first.plan,
