@@ -87,7 +87,8 @@ class Artifact(Record, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """Twelve hex digits of the content, whatever it was made from."""
-        fields = msgspec.to_builtins(self)
+        # There and back first, as through a file: 8 in a field for a float becomes 8.0.
+        fields = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), type(self)))
         fields.pop("made_from")
         return digest(fields)
 

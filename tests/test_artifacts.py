@@ -100,3 +100,10 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
         fill()
     assert "Free some space" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
+    whole = TREE.replace(height_mm=8)
+    whole.save(tmp_path / "tree.json")
+    assert Tree.load(tmp_path / "tree.json").digest() == whole.digest()
+    assert whole.digest() == TREE.replace(height_mm=8.0).digest() != TREE.digest()

@@ -26,6 +26,7 @@ ORDER = [
     "needs",
     "workspace",
     "pipeline",
+    "api",
     "cli",
 ]
 PACKAGE = Path(__file__).parents[1] / "autoliver"

@@ -14,11 +14,13 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, ModelError, OptionError
 from autoliver.inference.model import FoldModel
 from autoliver.io.grids import compare_grids
 from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.progress import read_progress
 
@@ -299,3 +301,31 @@ def test_one_case_trains_without_folds(phantoms: Path, tmp_path: Path) -> None:
     assert described["labels"]["background"] == 0
     result = run("train", "One", "2d", *SHORT, "-w", tmp_path / "w")
     assert [fold["fold"] for fold in result["folds"]] == ["all"]  # type: ignore[attr-defined]
+
+
+def test_the_library_does_what_the_commands_do(own: Path, phantoms: Path, tmp_path: Path) -> None:
+    planned = autoliver.plan(phantoms, workspace=own, preset="tiny")
+    assert planned.preset == "tiny"
+    assert planned.digest() == Plan.load(own / NAME / "plan.json").digest()
+    (fold,) = autoliver.train(NAME, "3d_fullres", folds=[1], workspace=own, epochs=2, iterations=3)
+    assert fold.folder == own / NAME / "runs/3d_fullres/fold_1"
+    done = autoliver.predict(phantoms / "imagesTs", tmp_path / "out", workspace=own, mirror=False)
+    assert done.new == 2
+    model = autoliver.load_model("Phantom", workspace=own, mirror=False)
+    for path in done.files:
+        image = read_image([phantoms / "imagesTs" / path.name.replace(".nii", "_0000.nii")])
+        labels = model(image.array[0], image.geometry.spacing_mm)
+        np.testing.assert_array_equal(labels, read_label(path).array[0])
+    scores = autoliver.evaluate(
+        tmp_path / "out", phantoms / "labelsTs", dataset=NAME, workspace=own, metrics=("dice",)
+    )
+    assert len(scores.cases) == 2
+    with pytest.raises(ModelError, match="no trained model 'Pancreas'"):
+        autoliver.load_model("Pancreas", workspace=own)
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = "('torch', 'numpy', 'SimpleITK')"
+    code = f"import sys, autoliver; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

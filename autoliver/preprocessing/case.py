@@ -41,7 +41,8 @@ LOCATION_SEED = 1234
 # The key in class_locations for every voxel whose label counts, where some are to be ignored.
 ANNOTATED = -1
 
-_MOST_INT16 = np.iinfo(np.int16).max
+# What nnU-Net's and our label files can hold: unsigned 16 bit.
+_LARGEST_LABEL = 65_535
 # Voxels of the cropped grid decided at a time when going back: 16 MB per class and buffer.
 _SLAB_VOXELS = 1 << 22
 
@@ -90,12 +91,13 @@ class Preprocessed:
 
     Attributes:
         image: (c, z, y, x), float32, normalised.
-        label: (1, z, y, x), int16, -1 outside the non-zero region; None where there is none.
+        label: (1, z, y, x), of `label_dtype`, -1 outside the non-zero region; None where there is
+            none.
         properties: How to get back.
     """
 
     image: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int16] | None
+    label: npt.NDArray[np.signedinteger] | None
     properties: CaseProperties
 
 
@@ -129,7 +131,7 @@ def forward(
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
         image.array.transpose(order),
-        None if label is None else label.array.transpose(order).astype(np.int16),
+        None if label is None else label.array.transpose(order).astype(label_dtype(plan.labels)),
     )
     normal = normalize(
         cropped.image,
@@ -180,12 +182,27 @@ def forward_cascade(
     Returns:
         The image (c + foreground values, z, y, x); no label.
     """
-    label = image.with_array(found[None])
-    case = forward(image, label, plan=plan, configuration=configuration, name=name)
-    if case.label is None:
-        raise ValueError("a case with a label lost it")
-    further = one_hot(case.label, plan.labels)
-    return dataclasses.replace(case, image=np.concatenate([case.image, further]), label=None)
+    case = forward(image, None, plan=plan, configuration=configuration, name=name)
+    further = one_hot(forward_labels(found, case.properties), plan.labels)
+    return dataclasses.replace(case, image=np.concatenate([case.image, further]))
+
+
+def forward_labels(labels: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
+    """Brings a label map to the network's grid of a case that was prepared before.
+
+    Args:
+        labels: (z, y, x) on the input's grid.
+        properties: Of the case.
+
+    Returns:
+        (1, z, y, x), in the type given.
+    """
+    z, y, x = (slice(*ends) for ends in properties.box)
+    return resample_labels(
+        labels.transpose(properties.transpose_forward)[None, z, y, x],
+        properties.shape_zyx,
+        separate_axis=separate_axis(properties.input_spacing_mm, properties.spacing_mm),
+    )
 
 
 def one_hot(label: npt.NDArray[np.integer], labels: Labels) -> npt.NDArray[np.float32]:
@@ -193,6 +210,11 @@ def one_hot(label: npt.NDArray[np.integer], labels: Labels) -> npt.NDArray[np.fl
     values = np.array(labels.foreground_values, dtype=label.dtype).reshape(-1, 1, 1, 1)
     channels: npt.NDArray[np.float32] = (label == values).astype(np.float32)
     return channels
+
+
+def label_dtype(labels: Labels) -> "np.dtype[np.signedinteger]":
+    """The signed type that holds a dataset's label values and -1."""
+    return np.dtype(np.int16 if max(labels.allowed) <= np.iinfo(np.int16).max else np.int32)
 
 
 def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> Spacing:
@@ -354,9 +376,9 @@ def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
             hint="Export the label on the image's grid, or leave the case out.",
         )
     highest = int(label.array.max())
-    if highest > _MOST_INT16:
+    if highest > _LARGEST_LABEL:
         raise DatasetError(
-            f"{name}: label value {highest}, expected at most {_MOST_INT16}.",
+            f"{name}: label value {highest}, expected at most {_LARGEST_LABEL}.",
             hint="Renumber the labels; 'autoliver verify' lists the values of each case.",
         )
 

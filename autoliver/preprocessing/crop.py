@@ -20,14 +20,14 @@ class Cropped:
 
     Attributes:
         image: (c, z, y, x), a view of the input.
-        label: (1, z, y, x), int16, `OUTSIDE` where background lies outside the mask; or None.
+        label: (1, z, y, x), signed, `OUTSIDE` where background lies outside the mask; or None.
         mask: (z, y, x), True where intensities count for normalisation: inside the non-zero
             region, and wherever something is labelled.
         box: First and last-plus-one voxel per axis of the input that was kept.
     """
 
     image: npt.NDArray[np.generic]
-    label: npt.NDArray[np.int16] | None
+    label: npt.NDArray[np.signedinteger] | None
     mask: npt.NDArray[np.bool_]
     box: Box
 
@@ -49,7 +49,7 @@ def crop_to_nonzero(
     mask = mask[where]
     cropped = None
     if label is not None:
-        cropped = label[:, *where].astype(np.int16)
+        cropped = label[:, *where].astype(np.promote_types(label.dtype, np.int16))
         cropped[(cropped == 0) & ~mask] = OUTSIDE
         mask = cropped[0] >= 0
     z, y, x = ((int(part.start), int(part.stop)) for part in where)

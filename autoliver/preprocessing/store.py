@@ -94,13 +94,15 @@ class StoredCase:
 
     Attributes:
         image: (c, z, y, x), float32.
-        label: (1, z, y, x), int16; None where there is none.
+        label: (1, z, y, x), signed; None where there is none.
+        previous: (1, z, y, x), the label map of a cascade's first stage, where there is one.
         properties: Of the case.
         locations: Label value -> (n, 3) positions (z, y, x) to draw patches from.
     """
 
     image: StoredArray[np.float32]
-    label: StoredArray[np.int16] | None
+    label: StoredArray[np.signedinteger] | None
+    previous: StoredArray[np.signedinteger] | None = None
     properties: CaseProperties
     locations: Locations
 
@@ -189,11 +191,11 @@ def write_case(
             f"{name}: a case cannot have this name.", hint="Rename its image and label files."
         )
     contents = {
-        f"{name}.b2nd": _compress(case.image, patch_shape),
+        f"{name}.b2nd": compress(case.image, patch_shape),
         f"{name}.npz": _pack(locations),
     }
     if case.label is not None:
-        contents[f"{name}_label.b2nd"] = _compress(case.label, patch_shape)
+        contents[f"{name}_label.b2nd"] = compress(case.label, patch_shape)
     final.unlink(missing_ok=True)
     for file, content in contents.items():
         write_bytes(folder / file, content)
@@ -215,8 +217,8 @@ def read_case(folder: Path, name: str) -> StoredCase:
     _check_sizes(folder, file, name)
     label = f"{name}_label.b2nd"
     return StoredCase(
-        image=_open(folder / f"{name}.b2nd", np.dtype(np.float32)),
-        label=_open(folder / label, np.dtype(np.int16)) if label in file.sizes else None,
+        image=open_array(folder / f"{name}.b2nd"),
+        label=open_array(folder / label) if label in file.sizes else None,
         properties=file.properties,
         locations=_unpack(folder / f"{name}.npz"),
     )
@@ -259,7 +261,13 @@ def _case_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> bytes:
+def compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> bytes:
+    """The content of a file that `open_array` reads patch by patch.
+
+    Args:
+        array: (c, z, y, x).
+        patch_shape: 2 or 3 values: what will be read at a time.
+    """
     import blosc2
 
     chunks, blocks = _partition(array.shape, patch_shape)
@@ -291,14 +299,19 @@ def _partition(
     return (1, *chunk), (1, *block)
 
 
-def _open(path: Path, dtype: "np.dtype[T]") -> StoredArray[T]:
+def open_array(path: Path) -> StoredArray[Any]:
+    """Opens an array of `compress`.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
     import blosc2
 
     # Memory maps of blosc2 do not work on Windows.
     how = {} if sys.platform == "win32" else {"mmap_mode": "r"}
     try:
         array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
-        return StoredArray(path, tuple(array.shape), dtype, array)
+        return StoredArray(path, tuple(array.shape), array.dtype, array)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
 

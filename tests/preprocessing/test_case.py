@@ -19,6 +19,8 @@ from autoliver.preprocessing.case import (
     backward_logits,
     class_locations,
     forward,
+    forward_labels,
+    one_hot,
     resampled_shape,
 )
 
@@ -362,3 +364,32 @@ def test_preprocessed_values_are_frozen():
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         case.label = None
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (1, 2, 0)])
+def test_a_label_map_alone_follows_its_case(transpose):
+    image, label = make_case()
+    plan = make_plan(spacing_mm=(1.5, 1.5, 2.0), transpose=transpose)
+    case = run(image, label, plan)
+    alone = forward_labels(label.array[0], case.properties)
+    np.testing.assert_array_equal(alone, np.maximum(case.label, 0))
+
+
+def test_label_values_up_to_16_bits_come_through():
+    image, label = make_case()
+    values = np.array([0, 1, 65_535], np.uint16)
+    large = label.with_array(values[label.array])
+    labels = Labels(values={"background": (0,), "liver": (1,), "tumour": (65_535,)})
+    case = run(image, large, make_plan(spacing_mm=(3.0, 1.2, 1.1), labels=labels))
+    assert case.label.dtype == np.int32
+    assert set(np.unique(case.label)) >= {0, 1, 65_535}
+    back = backward_labels(case.label[0], case.properties)
+    np.testing.assert_array_equal(back, large.array[0])
+
+
+def test_channels_of_a_first_stage_are_one_per_foreground_value():
+    label = np.array([[[[-1, 0, 1], [2, 2, 0]]]], np.int16)
+    channels = one_hot(label, REGIONS)
+    assert channels.dtype == np.float32
+    np.testing.assert_array_equal(channels[0], [[[0, 0, 1], [0, 0, 0]]])
+    np.testing.assert_array_equal(channels[1], [[[0, 0, 0], [1, 1, 0]]])

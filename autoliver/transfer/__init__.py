@@ -1,0 +1,1 @@
+"""Weights and plans of one training made to fit another."""

@@ -1,0 +1,319 @@
+"""Weights of one network made to fit another: other channels, labels, depth, features, kernels.
+
+Both networks are numbered by level from full resolution downwards, so a weight keeps its name
+whatever the depth. What the source has no counterpart for stays as it was drawn (rules: METHODS A4;
+sum over channels as timm does for grey images, kernels 3 -> 1 averaged as nnU-Net does).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from autoliver.artifacts import Record
+from autoliver.dataset import Labels
+from autoliver.errors import ModelError
+from autoliver.networks.spec import UNetSpec
+from autoliver.transfer.labels import RowMap, map_rows
+
+Heads = Literal["map", "reset"]
+Action = Literal["loaded", "adapted", "reset"]
+
+# Input channels that the source does not know begin with this share of the mean of those it does.
+_UNKNOWN_CHANNEL = 0.1
+# Of the parameters outside of the heads: below this a transfer is hardly one.
+ENOUGH = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What the weights of one side stand for.
+
+    Attributes:
+        spec: The network.
+        channels: Names of its input channels.
+        labels: What the rows of its heads stand for.
+    """
+
+    spec: UNetSpec
+    channels: tuple[str, ...]
+    labels: Labels
+
+
+class Transferred(Record, frozen=True, kw_only=True):
+    """What became of one weight of the target.
+
+    Attributes:
+        name: The weight.
+        action: "loaded" as it is, "adapted", or "reset": as drawn.
+        parameters: How many numbers it holds.
+        taken: How many of them come from the source.
+        how: What was done, in words; empty where it was loaded as it is.
+    """
+
+    name: str
+    action: Action
+    parameters: int
+    taken: int
+    how: str = ""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it belongs to a segmentation head."""
+        return self.name.startswith("heads.")
+
+
+class TransferTable(Record, frozen=True, kw_only=True):
+    """What a transfer did, weight by weight.
+
+    Attributes:
+        weights: Of the target.
+        ignored: Names of the source's weights that found no place.
+        labels: Target label -> source label whose row it began with; "" where it was drawn.
+    """
+
+    weights: tuple[Transferred, ...]
+    ignored: tuple[str, ...]
+    labels: dict[str, str]
+
+    @property
+    def share(self) -> float:
+        """The share of the parameters outside of the heads that come from the source."""
+        body = [weight for weight in self.weights if not weight.is_head]
+        return sum(w.taken for w in body) / max(1, sum(w.parameters for w in body))
+
+
+def transfer_weights(
+    state: Mapping[str, Tensor],
+    source: Side,
+    drawn: Mapping[str, Tensor],
+    target: Side,
+    *,
+    heads: Heads = "map",
+) -> tuple[dict[str, Tensor], TransferTable]:
+    """The source's weights in the target's shapes.
+
+    Args:
+        state: The source's weights, by our names.
+        source: What they stand for.
+        drawn: Initial weights of the target, which stay where the source has nothing to say.
+        target: What they stand for.
+        heads: "map": rows of the heads follow the names of the labels; "reset": as drawn.
+
+    Returns:
+        New weights for the target, and what was done.
+
+    Raises:
+        ModelError: The networks differ in dimension or kind, or no label has a counterpart.
+    """
+    _check(source, target)
+    rows = map_rows(source.labels, target.labels)
+    if heads == "map" and not any(rows.names.values()):
+        raise ModelError(
+            f"No label of the target ({_list(target.labels)}) is one of the source's "
+            f"({_list(source.labels)}).",
+            hint="Draw the heads anew with --reset-heads; everything else is transferred.",
+        )
+    weights: dict[str, Tensor] = {}
+    report = []
+    for name, fresh in drawn.items():
+        found = state.get(name)
+        if found is None:
+            weights[name], entry = fresh.clone(), _reset(name, fresh, "the source has none")
+        elif name.startswith("heads."):
+            if heads == "reset":
+                weights[name], entry = fresh.clone(), _reset(name, fresh, "as asked for")
+            else:
+                weights[name], entry = _head(name, found, fresh, rows)
+        else:
+            weights[name], entry = _body(name, found, fresh, source, target)
+        report.append(entry)
+    names = rows.names if heads == "map" else dict.fromkeys(rows.names, "")
+    table = TransferTable(
+        weights=tuple(report),
+        ignored=tuple(name for name in state if name not in drawn),
+        labels=names,
+    )
+    return weights, table
+
+
+def _check(source: Side, target: Side) -> None:
+    one, other = source.spec, target.spec
+    if one.dimension != other.dimension:
+        raise ModelError(
+            f"The source is a {one.dimension}D network, the target a {other.dimension}D one.",
+            hint="Give a source of the same dimension.",
+        )
+    if one.kind != other.kind:
+        words = {"unet": "plain (default)", "resenc": "residual (M, L, XL)"}
+        raise ModelError(
+            f"The source's encoder is {words[one.kind]}, the target's {words[other.kind]}: "
+            "their weights do not correspond.",
+            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE.",
+        )
+
+
+def _body(
+    name: str, found: Tensor, fresh: Tensor, source: Side, target: Side
+) -> tuple[Tensor, Transferred]:
+    how = []
+    if name == first_convolution(target.spec) and (
+        found.shape[1] != fresh.shape[1] or source.channels != target.channels
+    ):
+        found, words = adapt_channels(found, source.channels, target.channels)
+        how += [words] if words else []
+    if found.ndim > 2 and found.shape[2:] != fresh.shape[2:]:
+        how.append(f"kernel {_size(found.shape[2:])} -> {_size(fresh.shape[2:])}")
+        found = adapt_kernel(found, fresh.shape[2:], repeat=name.startswith("up."))
+    taken = fresh.numel()
+    if found.shape != fresh.shape:
+        halves = _concatenated(name)
+        how.append(f"features {_size(found.shape[:2])} -> {_size(fresh.shape[:2])}")
+        found, taken = adapt_features(found, fresh, halves=halves)
+    action: Action = "adapted" if how else "loaded"
+    entry = Transferred(
+        name=name, action=action, parameters=fresh.numel(), taken=taken, how="; ".join(how)
+    )
+    return found.to(fresh.dtype).clone(), entry
+
+
+def first_convolution(spec: UNetSpec) -> str:
+    """The name of the weight that meets the image."""
+    return "encoder.0.0.conv.weight" if spec.kind == "unet" else "stem.conv.weight"
+
+
+def adapt_channels(
+    weight: Tensor, source: Sequence[str], target: Sequence[str]
+) -> tuple[Tensor, str]:
+    """The first convolution for other input channels.
+
+    Channels of the same name keep their weights; others begin with a tenth of the mean of those.
+    Where no name agrees: n -> 1 sums (as if the image were given n times), 1 -> n divides by n,
+    n -> m repeats the channels in turn and keeps the sum.
+
+    Args:
+        weight: (features, len(source), *kernel).
+        source: Names of the channels it was made for.
+        target: Names of the channels it will meet.
+
+    Returns:
+        (features, len(target), *kernel) and what was done, "" where nothing was.
+    """
+    known = {name.lower(): index for index, name in enumerate(source)}
+    shared = [known.get(name.lower()) for name in target]
+    if any(index is not None for index in shared):
+        if shared == list(range(len(source))):
+            return weight, ""
+        mean = weight[:, [i for i in shared if i is not None]].mean(1) * _UNKNOWN_CHANNEL
+        columns = [mean if i is None else weight[:, i] for i in shared]
+        return torch.stack(columns, 1), "channels by name"
+    before, after = len(source), len(target)
+    if before == after:
+        return weight, ""
+    if after == 1:
+        return weight.sum(1, keepdim=True), f"{before} channels summed"
+    repeated = weight[:, [i % before for i in range(after)]] * (before / after)
+    return repeated, f"{before} channels spread over {after}"
+
+
+def adapt_kernel(weight: Tensor, kernel: Sequence[int], *, repeat: bool = False) -> Tensor:
+    """A convolution with another kernel size, axis by axis.
+
+    Larger kernels get their own share in the middle and zeros around it: the output stays. Of
+    smaller ones the mean is taken over an axis that shrinks to 1, else the middle is cut out.
+
+    Args:
+        weight: (a, b, *kernel).
+        kernel: Sizes wanted.
+        repeat: For transposed convolutions whose kernel is their stride: every output voxel sees
+            one entry, so entries are repeated or averaged, and not divided.
+
+    Returns:
+        (a, b, *kernel).
+    """
+    for axis, size in enumerate(kernel, start=2):
+        there = weight.shape[axis]
+        if size == there:
+            continue
+        if repeat:
+            mean = weight.mean(axis, keepdim=True)
+            weight = mean.repeat_interleave(size, dim=axis)
+        elif size == 1:
+            weight = weight.mean(axis, keepdim=True)
+        elif size < there:
+            weight = weight.narrow(axis, (there - size) // 2, size)
+        else:
+            shape = [*weight.shape]
+            shape[axis] = size
+            larger = torch.zeros(shape, dtype=weight.dtype)
+            larger.narrow(axis, (size - there) // 2, there).copy_(weight)
+            weight = larger
+    return weight
+
+
+def adapt_features(found: Tensor, fresh: Tensor, *, halves: bool) -> tuple[Tensor, int]:
+    """Leading features from the source, the rest as drawn.
+
+    Args:
+        found: The source's weight; kernel as the target's.
+        fresh: The target's, as drawn.
+        halves: Whether input features are two groups side by side (from below and across), each
+            of which keeps its leading ones.
+
+    Returns:
+        The target's weight, and how many of its numbers come from the source.
+    """
+    result = fresh.clone()
+    if result.ndim == 1:
+        count = min(len(found), len(result))
+        result[:count] = found[:count]
+        return result, count
+    rows = min(found.shape[0], result.shape[0])
+    groups = 2 if halves else 1
+    there, here = found.shape[1] // groups, result.shape[1] // groups
+    columns = min(there, here)
+    for group in range(groups):
+        piece = found[:rows, group * there : group * there + columns]
+        result[:rows, group * here : group * here + columns] = piece
+    return result, rows * columns * groups * result[0, 0].numel()
+
+
+def _concatenated(name: str) -> bool:
+    """Whether a weight meets what comes from below and across, side by side."""
+    parts = name.split(".")
+    return parts[0] == "decoder" and parts[2] == "0" and parts[-1] == "weight" and "conv" in parts
+
+
+def _head(name: str, found: Tensor, fresh: Tensor, rows: RowMap) -> tuple[Tensor, Transferred]:
+    """Rows by label; their features as those of any other weight."""
+    if found.ndim == 1:
+        columns = found
+        taken = 1
+    else:
+        shape = (len(found), *fresh.shape[1:])
+        columns, _ = adapt_features(found, fresh.new_zeros(shape), halves=False)
+        taken = min(found.shape[1], fresh.shape[1])
+    weight = rows.apply(columns, fresh)
+    begun = sum(parts is not None for parts in rows.rows)
+    same = weight.shape == found.shape and bool((weight == found).all())
+    return weight, Transferred(
+        name=name,
+        action="loaded" if same else "adapted",
+        parameters=fresh.numel(),
+        taken=begun * taken,
+        how="" if same else f"{begun} of {len(rows.rows)} rows by label",
+    )
+
+
+def _reset(name: str, fresh: Tensor, how: str) -> Transferred:
+    return Transferred(name=name, action="reset", parameters=fresh.numel(), taken=0, how=how)
+
+
+def _size(values: Sequence[int]) -> str:
+    return "x".join(str(value) for value in values)
+
+
+def _list(labels: Labels) -> str:
+    return ", ".join(labels.foreground)

@@ -1,0 +1,112 @@
+"""Which label of one dataset is which of another, and what that means for the rows of a head."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoliver.dataset import Labels
+
+# Words that mean the same in the names of labels.
+_SYNONYMS = {
+    "tumor": "tumour",
+    "tumors": "tumour",
+    "tumours": "tumour",
+    "lesion": "tumour",
+    "lesions": "tumour",
+    "cancer": "tumour",
+    "mass": "tumour",
+    "hepatic": "liver",
+    "renal": "kidney",
+    "kidneys": "kidney",
+    "splenic": "spleen",
+    "l": "left",
+    "r": "right",
+    "vessels": "vessel",
+}
+# A word that one name may have and the other leave out: all labels here are about the liver.
+_UNDERSTOOD = frozenset({"liver"})
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """How the rows of a target's heads follow from those of the source's.
+
+    Attributes:
+        names: Target label (foreground) -> source label; "" where there is none.
+        rows: Per target row the source rows it is the sum of, with their factors; empty: zeros;
+            None: as drawn.
+    """
+
+    names: dict[str, str]
+    rows: tuple[Mapping[int, float] | None, ...]
+
+    def apply(self, found: Tensor, drawn: Tensor) -> Tensor:
+        """The target's rows.
+
+        Args:
+            found: (source rows, ...) weight or bias.
+            drawn: (target rows, ...), otherwise of the same shape.
+        """
+        result = drawn.clone()
+        for row, parts in enumerate(self.rows):
+            if parts is not None:
+                zero = torch.zeros_like(result[row])
+                result[row] = sum((found[i] * factor for i, factor in parts.items()), zero)
+        return result
+
+
+def map_rows(source: Labels, target: Labels) -> RowMap:
+    """Matches labels by name and says what each row of the target begins with.
+
+    Between classes (softmax, with a row for the background) and regions (sigmoid, without one)
+    logits are converted: a region's is a class's less the background's, and a class's is a
+    region's beside a background of 0. With one label that is exact.
+    """
+    names = match_labels(source, target)
+    index = {name: i for i, name in enumerate(head_rows(source))}
+    rows: list[Mapping[int, float] | None] = []
+    for name in head_rows(target):
+        if name not in names:  # the background of a softmax
+            rows.append({} if source.has_regions else {0: 1.0})
+        elif not names[name]:
+            rows.append(None)
+        elif target.has_regions and not source.has_regions:
+            rows.append({index[names[name]]: 1.0, 0: -1.0})
+        else:
+            rows.append({index[names[name]]: 1.0})
+    if not any(names.values()):
+        rows = [None] * len(rows)
+    return RowMap(names, tuple(rows))
+
+
+def head_rows(labels: Labels) -> tuple[str, ...]:
+    """The label that each row of a head stands for; the background first where it has one."""
+    if labels.has_regions:
+        return tuple(labels.foreground)
+    return tuple(sorted(labels.values, key=lambda name: labels.values[name]))
+
+
+def match_labels(source: Labels, target: Labels) -> dict[str, str]:
+    """Foreground label of the target -> the source's of the same meaning, "" where none is.
+
+    Case, order of words, plural, spelling and synonyms (tumour, tumor, lesion) do not matter; nor
+    does it whether "liver" is said of a tumour.
+    """
+    known = {_words(name): name for name in source.foreground}
+    matched = {name: known.get(_words(name), "") for name in target.foreground}
+    free = {words: name for words, name in known.items() if name not in matched.values()}
+    for name, found in matched.items():
+        rest = _words(name) - _UNDERSTOOD
+        near = [other for words, other in free.items() if rest and words - _UNDERSTOOD == rest]
+        if not found and len(near) == 1:
+            matched[name] = near[0]
+    return matched
+
+
+def _words(name: str) -> frozenset[str]:
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
+    words = re.findall(r"[a-z]+|\d+", spaced.lower())
+    return frozenset(_SYNONYMS.get(word, word) for word in words)

@@ -1,0 +1,48 @@
+import pytest
+
+from autoliver.dataset import Labels
+from autoliver.transfer.labels import head_rows, map_rows, match_labels
+
+
+def labels(*names, **regions):
+    values = {"background": (0,), **{name: (i,) for i, name in enumerate(names, 1)}}
+    if regions:
+        values |= regions
+        return Labels(values=values, regions_class_order=tuple(range(1, len(values))))
+    return Labels(values=values)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (("liver", "tumor"), ("Liver", "tumour"), ("liver", "tumor")),
+        (("liver", "tumor"), ("lesion", "liver"), ("tumor", "liver")),
+        (("liver", "liver_tumor"), ("liver", "Tumour"), ("liver", "liver_tumor")),
+        (
+            ("kidney_right", "kidney_left"),
+            ("rightKidney", "L kidney"),
+            ("kidney_right", "kidney_left"),
+        ),
+        (("spleen",), ("liver", "splenic"), ("", "spleen")),
+        (("liver",), ("tumor",), ("",)),
+        (("tumor",), ("liver",), ("",)),
+        (("label1", "label2"), ("label 2", "label3"), ("label2", "")),
+    ],
+)
+def test_labels_are_matched_by_what_they_mean(source, target, expected):
+    assert tuple(match_labels(labels(*source), labels(*target)).values()) == expected
+
+
+def test_rows_come_in_the_order_of_the_head():
+    backwards = Labels(values={"background": (0,), "tumor": (2,), "liver": (1,)})
+    assert head_rows(backwards) == ("background", "liver", "tumor")
+    assert head_rows(labels(liver=(1, 2), tumor=(2,))) == ("liver", "tumor")
+    rows = map_rows(backwards, labels("tumor", "cyst", "liver")).rows
+    assert rows == ({0: 1.0}, {2: 1.0}, None, {1: 1.0})
+
+
+def test_classes_and_regions_are_converted():
+    classes, regions = labels("liver", "tumor"), labels(liver=(1, 2), tumor=(2,))
+    assert map_rows(classes, regions).rows == ({1: 1.0, 0: -1.0}, {2: 1.0, 0: -1.0})
+    assert map_rows(regions, classes).rows == ({}, {0: 1.0}, {1: 1.0})
+    assert map_rows(labels("a1"), labels("b2")).rows == (None, None)
