@@ -77,7 +77,9 @@ class Fastest(nn.Module):
 
     def _try(self, trial: _Trial, x: Tensor, expected: Tensor, seconds: float) -> None:
         try:
-            way = trial.build(self.network)
+            # Weights made in inference mode could never be used outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                way = trial.build(self.network)
             way(x)
             found, taken = _timed(way, x)
         # A way that does not work here, for whatever reason, is one not taken.
