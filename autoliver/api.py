@@ -94,7 +94,7 @@ def predict(
     Args:
         source: Folder of cases, or one file.
         output: Folder for the label maps.
-        models: Names or folders of models, averaged; none: the workspace's only one.
+        models: Names, folders or exported files, averaged; none: the workspace's only model.
         folds: "0,2" or "all" instead of all finished or selected folds.
         workspace: Where models are looked up.
         **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5.
@@ -166,7 +166,7 @@ def load_model(
     """Loads a model once, to predict many arrays.
 
     Args:
-        model: Its name or folder; None: the workspace's only one.
+        model: Its name, folder or exported file; None: the workspace's only one.
         folds: "0,2" or "all" instead of all finished or selected folds.
         workspace: Where it is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".

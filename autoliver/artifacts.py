@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -28,6 +28,14 @@ _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST),
 }
+
+
+class Readable(Protocol):
+    """A file: a path on disk, or a place in an archive. Its `str` names it in messages."""
+
+    def read_bytes(self) -> bytes:
+        """The content; FileNotFoundError where there is none."""
+        ...
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,13 +60,17 @@ class Artifact(Record, frozen=True, kw_only=True):
 
     def save(self, path: Path) -> None:
         """Writes the artefact as indented JSON, atomically."""
+        write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
         head = {"kind": self.KIND, "schema": self.SCHEMA, "autoliver": version("autoliver")}
         fields = msgspec.to_builtins(self)
         body = {**head, "made_from": fields.pop("made_from"), **fields}
-        write_bytes(path, msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n")
+        return msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n"
 
     @classmethod
-    def load(cls, path: Path, *, mend: str = "") -> Self:
+    def load(cls, path: Readable, *, mend: str = "") -> Self:
         """Reads and checks an artefact.
 
         Args:
@@ -76,9 +88,12 @@ class Artifact(Record, frozen=True, kw_only=True):
             raise ArtifactError(
                 f"{path}: expected a file of kind '{cls.KIND}', found {found!r}.", hint=hint
             )
-        if raw.get("schema") != cls.SCHEMA:
+        schema = raw.get("schema")
+        if schema != cls.SCHEMA:
+            if isinstance(schema, int) and schema > cls.SCHEMA:
+                hint = f"Update autoliver. {hint}".strip()
             raise ArtifactError(
-                f"{path}: written in schema {raw.get('schema')} by autoliver "
+                f"{path}: written in schema {schema} by autoliver "
                 f"{raw.get('autoliver')}; this version reads schema {cls.SCHEMA}.",
                 hint=hint,
             )
@@ -134,7 +149,7 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
             )
 
 
-def read_json(path: Path, *, hint: str = "") -> Any:
+def read_json(path: Readable, *, hint: str = "") -> Any:
     """The plain value of a JSON file.
 
     Raises:

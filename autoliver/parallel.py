@@ -140,7 +140,7 @@ def _in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
 def _processes(needs: Sequence[Need], pool: CasePool) -> int:
     """How many worker processes; 0: do it in this one."""
     limits = pool.limits
-    wanted = min(limits.workers or _cores(), len(needs))
+    wanted = min(limits.workers or cores(), len(needs))
     budget, planned, fit = limits.budget_gb, 0.0, 0
     largest = sorted(needs, key=lambda need: need.gb, reverse=True)
     for need in largest[:wanted]:
@@ -246,10 +246,15 @@ def _cause(error: Exception, workers: Iterable[BaseProcess]) -> str:
     if isinstance(error, MemoryError):
         return "A worker process ran out of memory"
     # The pool itself ends the others with SIGTERM.
-    codes = {worker.exitcode for worker in workers} - {None, 0, -signal.SIGTERM}
-    if -signal.SIGKILL in codes:
+    return cause_of_death(w.exitcode for w in workers if w.exitcode != -signal.SIGTERM)
+
+
+def cause_of_death(codes: Iterable[int | None]) -> str:
+    """What became of worker processes with these exit codes; the first words of a message."""
+    known = sorted({code for code in codes if code})
+    if -signal.SIGKILL in known:
         return "A worker process was killed, most likely by the kernel for want of memory,"
-    how = ", ".join(f"exit code {code}" for code in sorted(filter(None, codes))) or "no exit code"
+    how = ", ".join(f"exit code {code}" for code in known) or "no exit code"
     return f"A worker process died ({how})"
 
 
@@ -266,7 +271,8 @@ def _names(needs: Sequence[Need]) -> str:
     return ", ".join(need.name for need in needs[:_SHOWN]) + more
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     # macOS and Windows cannot say which cores a process may use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

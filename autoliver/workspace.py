@@ -8,8 +8,14 @@ from pathlib import Path
 
 from autoliver.dataset import Dataset, read_dataset, short_name
 from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.inference.archive import open_archive
 from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
-from autoliver.inference.selection import SELECTION_FILE, Selection
+from autoliver.inference.selection import (
+    SELECTION_FILE,
+    Selection,
+    choose_folds,
+    choose_previous,
+)
 from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
 from autoliver.training.folds import Fold
 
@@ -37,6 +43,11 @@ class RunFolder:
         """Folders of the finished folds."""
         return tuple(sorted(p.parent for p in self.path.glob(f"fold_*/{MODEL_FILE}")))
 
+    @property
+    def finished_names(self) -> tuple[str, ...]:
+        """Names of the finished folds: "0" to "4", or "all"."""
+        return tuple(path.name.removeprefix("fold_") for path in self.finished)
+
     def members(self, folds: str | None) -> tuple[Path, ...]:
         """Folders of the folds that predict.
 
@@ -46,16 +57,8 @@ class RunFolder:
         Raises:
             ModelError: A wanted fold is not finished.
         """
-        there = {path.name.removeprefix("fold_"): path for path in self.finished}
-        numbered = [name for name in there if name != "all"]
-        wanted = [fold.strip() for fold in folds.split(",")] if folds else numbered or list(there)
-        missing = [name for name in wanted if name not in there]
-        if missing:
-            raise ModelError(
-                f"{self.name}: fold {missing[0]} is not trained.",
-                hint=f"Finished folds: {', '.join(there)}.",
-            )
-        return tuple(there[name] for name in wanted)
+        chosen = choose_folds(self.finished_names, folds, name=self.name)
+        return tuple(self.path / f"fold_{fold}" for fold in chosen)
 
     @property
     def name(self) -> str:
@@ -73,10 +76,9 @@ class RunFolder:
         if previous is None:
             return MemberFiles(folds=chosen)
         low = RunFolder(self.path.parent / previous)
-        same = tuple(low.path / fold.name for fold in chosen)
-        if all(fold in low.finished for fold in same):
-            return MemberFiles(folds=chosen, previous=same)
-        return MemberFiles(folds=chosen, previous=low.members(None) if low.finished else ())
+        names = [fold.name.removeprefix("fold_") for fold in chosen]
+        same = choose_previous(low.finished_names, names, name=low.name)
+        return MemberFiles(folds=chosen, previous=tuple(low.path / f"fold_{n}" for n in same))
 
     def files(self, folds: str | None) -> ModelFiles:
         """This run alone as a model."""
@@ -124,7 +126,10 @@ class ModelFolder:
             members.append(run.member(folds or ",".join(chosen.folds)))
         what = " + ".join(chosen.run for chosen in selection.members)
         return ModelFiles(
-            name=f"{self.name} ({what})", members=tuple(members), cleaning=selection.cleaning
+            name=f"{self.name} ({what})",
+            members=tuple(members),
+            cleaning=selection.cleaning,
+            selection=selection,
         )
 
 
@@ -241,21 +246,24 @@ class Workspace:
     def models(self) -> tuple[ModelFolder, ...]:
         """The imported models."""
         folders = (ModelFolder(p) for p in sorted((self.root / MODELS).glob("*")))
-        return tuple(folder for folder in folders if folder.selection.exists())
+        return tuple(f for f in folders if f.selection.exists() and not f.name.startswith("."))
 
     def model_to_predict(self, model: str | None, *, folds: str | None = None) -> ModelFiles:
         """The model that predicts: the named one, else the only one of the workspace.
 
         Args:
             model: DATASET (its selected model, else its only run), DATASET/RUN, an imported
-                model's name, or the folder of one of these.
+                model's name, the folder of one of these, or an exported file.
             folds: "0,2" or "all" instead of all finished or selected folds.
 
         Raises:
-            ModelError: There is none, or several could be meant (they are listed).
+            ModelError: There is none, or several could be meant (they are listed); or an exported
+                file is damaged or foreign.
         """
         choices = self._choices()
         if model is not None:
+            if Path(model).is_file():
+                return open_archive(Path(model)).files(folds)
             folder = Path(model).resolve()  # "." has a name, too
             if RunFolder(folder).finished:
                 return RunFolder(folder).files(folds)
@@ -275,7 +283,7 @@ class Workspace:
             )
         raise ModelError(
             f"{len(choices)} trained models could be meant.",
-            hint="Choose one: " + ", ".join(f"-m {choice.name}" for choice in choices),
+            hint="Choose one: " + ", ".join(f"-m {_told_apart(c, choices)}" for c in choices),
         )
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
@@ -290,6 +298,7 @@ class Workspace:
         name, _, run = model.partition("/")
         folders = [*(dataset.trained for dataset in self.datasets), *self.models]
         fitting = [folder for folder in folders if name.lower() in _names_of(folder.name)]
+        fitting = [folder for folder in fitting if folder.name == name] or fitting
         if not run:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]
@@ -351,6 +360,12 @@ def check_configuration(name: str) -> ConfigurationName:
         f"There is no configuration '{name}'.",
         hint=_known("configuration", name, CONFIGURATION_NAMES),
     )
+
+
+def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | ModelFolder]) -> str:
+    """Its name, or its path where an imported model has the name of a dataset."""
+    names = [other.name for other in choices]
+    return choice.name if names.count(choice.name) == 1 else str(choice.path)
 
 
 def _names_of(folder: str) -> set[str]:

@@ -306,3 +306,32 @@ def test_configurations_are_known_by_name() -> None:
     with pytest.raises(OptionError) as caught:
         check_configuration("volume")
     assert caught.value.hint.startswith("Known configurations: 2d, ")
+
+
+def test_a_dataset_and_an_imported_model_of_one_name_are_told_apart(workspace: Workspace) -> None:
+    run = finish(make_planned(workspace, LITS).run("2d"), "0")
+    imported = ModelFolder(workspace.root / "models" / LITS)
+    finish(RunFolder(imported.path / "runs/2d"), "all")
+    for folder in (imported, DatasetFolder(run.path.parent.parent).trained):
+        Selection(dataset=LITS, members=(Chosen(run="2d", folds=()),)).save(folder.selection)
+    with pytest.raises(ModelError, match="2 trained models") as caught:
+        workspace.model_to_predict("LiTS")
+    for folder in (imported.path, run.path.parent.parent):
+        assert f"-m {folder}" in caught.value.hint
+        assert workspace.model_to_predict(str(folder)).members[0].folds[0].parents[2] == folder
+
+
+def test_the_full_name_of_a_model_comes_before_a_short_one(workspace: Workspace) -> None:
+    finish(make_planned(workspace, LITS).run("3d_fullres"), "0")
+    imported = ModelFolder(workspace.root / "models/LiTS")
+    finish(RunFolder(imported.path / "runs/2d"), "all")
+    Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(imported.selection)
+    assert runs_of(workspace.model_to_predict("LiTS")) == ["2d"]
+    assert runs_of(workspace.model_to_predict(LITS)) == ["3d_fullres"]
+
+
+def test_a_model_that_is_being_imported_is_not_there_yet(workspace: Workspace) -> None:
+    half = ModelFolder(workspace.root / "models/.1234.partial.LiTS")
+    finish(RunFolder(half.path / "runs/2d"), "all")
+    Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(half.selection)
+    assert workspace.models == ()

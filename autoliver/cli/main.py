@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from autoliver.cli import data, demo, prediction, training
+from autoliver.cli import data, demo, models, prediction, training
 from autoliver.errors import AutoliverError
 
 _INTERRUPTED = 130
@@ -26,6 +26,8 @@ app.command("preprocess")(data.preprocess)
 app.command("train")(training.train)
 app.command("predict")(prediction.predict)
 app.command("evaluate")(prediction.evaluate)
+app.command("export")(models.export)
+app.command("import")(models.import_)
 
 
 @app.callback(invoke_without_command=True)

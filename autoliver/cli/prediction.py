@@ -30,7 +30,8 @@ def predict(
             "--model",
             "-m",
             metavar="MODEL",
-            help="DATASET, DATASET/RUN, an imported model's name or a folder; several are averaged."
+            help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file; "
+            "several are averaged."
             " [default: the workspace's only model]",
         ),
     ] = None,

@@ -36,6 +36,15 @@ class AugmentationName(StrEnum):
     none = "none"
 
 
+class CacheName(StrEnum):
+    """Where cases lie while they are trained on."""
+
+    auto = "auto"
+    gpu = "gpu"
+    ram = "ram"
+    disk = "disk"
+
+
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: Annotated[
@@ -60,6 +69,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
     device: Device = "auto",
+    cache: Annotated[
+        CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+    ] = CacheName.auto,
     tag: Annotated[
         str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
     ] = None,
@@ -91,6 +103,7 @@ def train(
         tag=tag,
         fresh=fresh,
         device=device,
+        cache=cache.value,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     results = training.train(Workspace(workspace), dataset, request)

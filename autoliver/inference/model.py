@@ -5,12 +5,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from autoliver.artifacts import Artifact
+from autoliver.artifacts import Artifact, Readable
 from autoliver.dataset import Labels
 from autoliver.errors import ModelError
 from autoliver.inference.clean import CleaningRule
+from autoliver.inference.selection import Selection
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 
 if TYPE_CHECKING:
@@ -49,6 +50,24 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     previous_run: str | None = None
 
 
+class Place(Readable, Protocol):
+    """A file or folder of a model: a path on disk, or a place in an archive."""
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        ...
+
+    @property
+    def parent(self) -> Self:
+        """The folder it is in."""
+        ...
+
+    def __truediv__(self, name: str, /) -> Self:
+        """What has this name in it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemberFiles:
     """Where the parts of a member lie.
@@ -58,8 +77,8 @@ class MemberFiles:
         previous: Folders of the folds of the low-resolution stage, for a cascade.
     """
 
-    folds: tuple[Path, ...]
-    previous: tuple[Path, ...] = ()
+    folds: tuple[Place, ...]
+    previous: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +90,14 @@ class ModelFiles:
         members: At least one.
         cleaning: Rules applied to its label maps.
         finder: What finds the region to look in first; None: look everywhere.
+        selection: How it was chosen, where it was.
     """
 
     name: str
     members: tuple[MemberFiles, ...]
     cleaning: tuple[CleaningRule, ...] = ()
     finder: MemberFiles | None = None
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,46 +192,51 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
     for part in files.members:
         member = load_member(part.folds, name=files.name, device=device)
         if member.configuration.previous_stage is not None:
-            if not part.previous:
-                raise ModelError(
-                    f"{files.name}: the {member.configuration.previous_stage} model that its "
-                    "cascade starts from is not there.",
-                    hint=f"Train it: autoliver train {member.plan.dataset} "
-                    f"{member.configuration.previous_stage}",
-                )
+            check_previous(part, member.plan, member.configuration, name=files.name)
             previous = load_member(part.previous, name=files.name, device=device)
             member = dataclasses.replace(member, previous=previous)
         members.append(member)
-    _check_members(files, members)
+    check_members(files, [member.plan for member in members])
     finder = None
     if files.finder is not None:
         run = files.finder.folds[0].parent
-        name = f"{run.parent.parent.name}/{run.name}"
+        # A model in a file may have no name but its run's.
+        name = f"{run.parent.parent.name}/{run.name}".lstrip("/")
         finder = load_member(files.finder.folds, name=name, device=device)
     return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
 
 
-def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -> Member:
-    """Loads folds of one run; arguments and errors as `load_model`."""
-    from autoliver.inference.probe import Fastest
-    from autoliver.networks.checkpoint import load_network
+def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
+    """What folds of one run say of themselves.
 
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: They disagree in plan or configuration.
+    """
     infos = [FoldModel.load(folder / MODEL_FILE, mend=_MEND) for folder in folders]
     first = infos[0]
-    networks = []
     for folder, info in zip(folders, infos, strict=True):
         if (info.configuration, info.plan.digest()) != (first.configuration, first.plan.digest()):
             raise ModelError(
                 f"{name}: {folder.name} was trained with another plan than {folders[0].name}.",
                 hint="Predict with one of them (--folds), or train the others again.",
             )
-        weights = folder / WEIGHTS_FILE
-        if weights.exists() and _sha256(weights) != info.weights_sha256:
-            raise ModelError(
-                f"{weights}: damaged: its content is not what model.json recorded.",
-                hint="Copy the file again from where it came, or train the fold with --fresh.",
-            )
-        networks.append(Fastest(load_network(weights, device=device)).eval())
+    return infos
+
+
+def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
+    """Loads folds of one run; arguments and errors as `load_model`."""
+    from autoliver.inference.probe import Fastest
+    from autoliver.networks.checkpoint import load_network
+
+    infos = load_infos(folders, name=name)
+    first = infos[0]
+    networks = [
+        Fastest(
+            load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
+        ).eval()
+        for folder, info in zip(folders, infos, strict=True)
+    ]
     return Member(
         name=name,
         plan=first.plan,
@@ -221,12 +247,32 @@ def load_member(folders: Sequence[Path], *, name: str, device: "torch.device") -
     )
 
 
-def _check_members(files: ModelFiles, members: Sequence[Member]) -> None:
-    """Refuses members that cannot be averaged."""
-    first = members[0].plan
-    for part, member in zip(files.members[1:], members[1:], strict=True):
+def check_previous(
+    part: MemberFiles, plan: Plan, configuration: Configuration, *, name: str
+) -> None:
+    """Refuses a cascade whose first stage is not there.
+
+    Raises:
+        ModelError: Saying how to train it.
+    """
+    if configuration.previous_stage is not None and not part.previous:
+        raise ModelError(
+            f"{name}: the {configuration.previous_stage} model that its cascade starts from is "
+            "not there.",
+            hint=f"Train it: autoliver train {plan.dataset} {configuration.previous_stage}",
+        )
+
+
+def check_members(files: ModelFiles, plans: Sequence[Plan]) -> None:
+    """Refuses members that cannot be averaged, given the plan of each.
+
+    Raises:
+        ModelError: They differ in channels or labels.
+    """
+    first = plans[0]
+    for part, plan in zip(files.members[1:], plans[1:], strict=True):
         for what in ("labels", "channel_names"):
-            expected, found = getattr(first, what), getattr(member.plan, what)
+            expected, found = getattr(first, what), getattr(plan, what)
             if expected != found:
                 one, other = files.members[0].folds[0].parent, part.folds[0].parent
                 raise ModelError(

@@ -1,10 +1,12 @@
 """Which trained folds predict together, and how their label maps are cleaned."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.errors import ModelError
 from autoliver.inference.clean import CleaningRule
 
 SELECTION_FILE = "model.json"
@@ -40,3 +42,38 @@ class Selection(Artifact, frozen=True, kw_only=True):
     cleaning: tuple[CleaningRule, ...] = ()
     scores: dict[str, float] = msgspec.field(default_factory=dict)
     why: tuple[str, ...] = ()
+
+
+def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple[str, ...]:
+    """The folds of a run that predict.
+
+    Args:
+        there: Its finished folds.
+        folds: "0,2", "all", or None: the finished folds of the cross-validation, else `all`.
+        name: Of the run, for the message.
+
+    Raises:
+        ModelError: A wanted fold is not finished.
+    """
+    numbered = [fold for fold in there if fold != "all"]
+    wanted = [fold.strip() for fold in folds.split(",")] if folds else numbered or list(there)
+    missing = [fold for fold in wanted if fold not in there]
+    if missing:
+        raise ModelError(
+            f"{name}: fold {missing[0]} is not trained.",
+            hint=f"Finished folds: {', '.join(there)}.",
+        )
+    return tuple(wanted)
+
+
+def choose_previous(there: Sequence[str], chosen: Sequence[str], *, name: str) -> tuple[str, ...]:
+    """The folds of a cascade's low-resolution run that predict for it: the same ones, else all.
+
+    Args:
+        there: Finished folds of the low-resolution run.
+        chosen: Folds of the cascade.
+        name: Of the low-resolution run, for messages.
+    """
+    if all(fold in there for fold in chosen):
+        return tuple(chosen)
+    return choose_folds(there, None, name=name)

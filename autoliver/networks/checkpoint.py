@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoliver.artifacts import to_record, write_bytes
+from autoliver.artifacts import Readable, to_record, write_bytes
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.networks.build import build_without_weights
 from autoliver.networks.spec import UNetSpec
@@ -68,13 +68,26 @@ def save_weights(
     write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], UNetSpec]:
+def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], UNetSpec]:
     """Weights (float32, on the CPU) and the spec of their network.
+
+    Args:
+        path: The file.
+        sha256: What model.json recorded of the file; not checked if empty.
 
     Raises:
         ModelError: The file is missing, cut short, damaged, or no weights file of autoliver.
     """
-    metadata = _metadata(path)
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise _missing(path) from None
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise ModelError(
+            f"{path}: damaged: its content is not what model.json recorded.",
+            hint="Copy the file again from where it came, or train the fold with --fresh.",
+        )
+    metadata = _metadata(path, content, len(content))
     try:
         raw = json.loads(metadata.get("spec", ""))
         spec = to_record(raw, UNetSpec, where=f"{path}: spec")
@@ -83,7 +96,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], UNetSpec]:
     except ArtifactError as error:
         raise ModelError(error.problem, hint=_AGAIN) from None
     try:
-        return safetensors.torch.load(path.read_bytes()), spec
+        return safetensors.torch.load(content), spec
     except SafetensorError as error:
         raise ModelError(f"{path}: damaged: {error}.", hint=_AGAIN) from None
 
@@ -95,13 +108,24 @@ def weights_extra(path: Path) -> dict[str, str]:
         ModelError: As `load_weights`.
     """
     try:
-        return msgspec.json.decode(_metadata(path).get("extra", "{}"), type=dict[str, str])
+        with path.open("rb") as file:
+            head = file.read(8)
+            start = head + file.read(min(int.from_bytes(head, "little"), _MAX_HEADER_BYTES))
+    except (FileNotFoundError, IsADirectoryError):
+        raise _missing(path) from None
+    metadata = _metadata(path, start, path.stat().st_size)
+    try:
+        return msgspec.json.decode(metadata.get("extra", "{}"), type=dict[str, str])
     except msgspec.DecodeError:
         raise ModelError(f"{path}: damaged: the text beside the weights.", hint=_AGAIN) from None
 
 
 def load_network(
-    path: Path, *, deep_supervision: bool = False, device: torch.device | str = "cpu"
+    path: Readable,
+    *,
+    deep_supervision: bool = False,
+    device: torch.device | str = "cpu",
+    sha256: str = "",
 ) -> nn.Module:
     """The network of a weights file, with its weights.
 
@@ -109,11 +133,12 @@ def load_network(
         path: The file.
         deep_supervision: As in `build_network`.
         device: Where the network goes.
+        sha256: As in `load_weights`.
 
     Raises:
         ModelError: As `load_weights`, or the weights do not fit the spec beside them.
     """
-    state_dict, spec = load_weights(path)
+    state_dict, spec = load_weights(path, sha256=sha256)
     network = build_without_weights(spec, deep_supervision=deep_supervision)
     check_fit(state_dict, network, where=str(path))
     network.load_state_dict(state_dict, strict=True, assign=True)
@@ -204,19 +229,18 @@ def _state_head(payload: bytes) -> bytes:
     return b"%s %d %s\n" % (_STATE_MAGIC, len(payload), digest.encode())
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _missing(path: Readable) -> ModelError:
+    return ModelError(
+        f"{path}: there is no such weights file.",
+        hint="Check the path, or train the fold with: autoliver train",
+    )
+
+
+def _metadata(path: Readable, start: bytes, size: int) -> dict[str, str]:
     """The metadata of a weights file whose size is what its header says."""
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            head = file.read(8)
-            header_bytes = int.from_bytes(head, "little")
-            header = file.read(header_bytes) if header_bytes <= _MAX_HEADER_BYTES else b""
-    except (FileNotFoundError, IsADirectoryError):
-        raise ModelError(
-            f"{path}: there is no such weights file.",
-            hint="Check the path, or train the fold with: autoliver train",
-        ) from None
+    head = start[:8]
+    header_bytes = int.from_bytes(head, "little")
+    header = start[8 : 8 + header_bytes] if header_bytes <= _MAX_HEADER_BYTES else b""
     if size < 8:
         raise ModelError(f"{path}: cut short: {size} bytes, no header.", hint=_AGAIN)
     if not header.startswith(b"{") and size > 8:
@@ -239,7 +263,7 @@ def _metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def _parsed(path: Path, header: bytes) -> tuple[dict[str, str], int]:
+def _parsed(path: Readable, header: bytes) -> tuple[dict[str, str], int]:
     """Metadata and the size in bytes that the file must have."""
     try:
         entries = json.loads(header)
@@ -250,7 +274,7 @@ def _parsed(path: Path, header: bytes) -> tuple[dict[str, str], int]:
         raise ModelError(f"{path}: damaged: its header cannot be read.", hint=_AGAIN) from None
 
 
-def _foreign(path: Path, head: bytes) -> ModelError:
+def _foreign(path: Readable, head: bytes) -> ModelError:
     # Zip and pickle are what torch.save writes, now and before 2020.
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return ModelError(

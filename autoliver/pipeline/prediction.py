@@ -14,7 +14,7 @@ from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.inference.model import MemberFiles, Model, ModelFiles
+    from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
 
 _LOW: ConfigurationName = "3d_lowres"
 
@@ -161,7 +161,13 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
         first = workspace.model_to_predict(roi).members[0]
         # A cascade begins with a coarse stage of its own.
         return MemberFiles(folds=_one_fold(first.previous or first.folds))
-    run = RunFolder(model.members[0].folds[0].parent)
+    place = model.members[0].folds[0].parent
+    if not isinstance(place, Path):
+        raise ModelError(
+            f"--roi auto: {model.name} is one file, without other runs beside it.",
+            hint="Name a model that finds the organ: --roi MODEL.",
+        )
+    run = RunFolder(place)
     folder = ModelFolder(run.path.parent.parent)
     if _is_low(run):
         raise ModelError(
@@ -178,7 +184,7 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
     return MemberFiles(folds=_one_fold(beside[0].finished))
 
 
-def _one_fold(folds: Sequence[Path]) -> tuple[Path, ...]:
+def _one_fold(folds: "Sequence[Place]") -> "tuple[Place, ...]":
     return tuple(fold for fold in folds if fold.name == "fold_all")[:1] or tuple(folds[:1])
 
 

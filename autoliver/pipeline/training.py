@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from autoliver.evaluation.results import Scores
+    from autoliver.training.cache import CacheChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class TrainRequest:
         tag: Distinguishes runs of one configuration.
         fresh: Start over where something was begun.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        limits: For planning and preprocessing.
+        cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
+        limits: For planning, preprocessing and the cache.
     """
 
     configuration: ConfigurationName
@@ -48,6 +50,7 @@ class TrainRequest:
     tag: str | None = None
     fresh: bool = False
     device: str = "auto"
+    cache: "CacheChoice" = "auto"
     limits: Limits = NO_LIMITS
 
 
@@ -102,6 +105,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             options=options,
             fold=fold,
             device=device,
+            cache=request.cache,
             limits=request.limits,
         )
         results.append(job.run_to_end(folds))
@@ -119,6 +123,7 @@ class _FoldJob:
     options: TrainingOptions
     fold: Fold
     device: "torch.device"
+    cache: "CacheChoice"
     limits: Limits
 
     def run_to_end(self, folds: Folds) -> FoldResult:
@@ -134,6 +139,7 @@ class _FoldJob:
     def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
         from autoliver.inference.model import FoldModel, save_fold
         from autoliver.preprocessing.store import read_case
+        from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
 
@@ -147,6 +153,7 @@ class _FoldJob:
             folder=folder,
             device=self.device,
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
+            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
         )
         folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:

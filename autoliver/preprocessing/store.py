@@ -65,6 +65,9 @@ class CaseFile(Artifact, frozen=True, kw_only=True):
 class StoredArray(Generic[T]):
     """An array on disk; a slice of it decompresses only the blocks it touches.
 
+    The file is opened for every slice (0.17 ms, against 1.6 ms to read 64^3 voxels): held open, two
+    files a case, 500 cases would be more than a process may have. So it can be pickled, too.
+
     Attributes:
         path: Its file.
         shape: (c, z, y, x).
@@ -74,7 +77,6 @@ class StoredArray(Generic[T]):
     path: Path
     shape: tuple[int, ...]
     dtype: "np.dtype[T]"
-    _array: Any
 
     def __getitem__(self, key: Any) -> npt.NDArray[T]:
         """Reads a part as an array in memory; `[:]` reads all.
@@ -82,8 +84,9 @@ class StoredArray(Generic[T]):
         Raises:
             ArtifactError: The file is damaged.
         """
+        array = _open(self.path)
         try:
-            return np.asarray(self._array[key], dtype=self.dtype)
+            return np.asarray(array[key], dtype=self.dtype)
         except RuntimeError as error:
             raise _damaged(self.path, str(error)) from error
 
@@ -305,14 +308,21 @@ def open_array(path: Path) -> StoredArray[Any]:
     Raises:
         ArtifactError: It is damaged.
     """
+    array = _open(path)
+    try:
+        return StoredArray(path, tuple(array.shape), array.dtype)
+    except AttributeError as error:  # a file of blosc2 that holds no array
+        raise _damaged(path, str(error)) from error
+
+
+def _open(path: Path) -> Any:
     import blosc2
 
     # Memory maps of blosc2 do not work on Windows.
     how = {} if sys.platform == "win32" else {"mmap_mode": "r"}
     try:
-        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
-        return StoredArray(path, tuple(array.shape), array.dtype, array)
-    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
+    except (RuntimeError, ValueError, OSError) as error:
         raise _damaged(path, str(error)) from error
 
 

@@ -6,9 +6,8 @@ random state to save, and `resume.pt` may hold any step.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,15 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
-from autoliver.training.augment import (
-    AugmentSpec,
-)
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
 from autoliver.training.options import Recipe, choose_recipe, learning_rate
-from autoliver.training.patches import Patches, augmentation
+from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
     draw_progress,
     read_progress,
     write_progress,
 )
-from autoliver.training.sampling import Batch, TrainingCase
 from autoliver.training.state import (
     EpochSums,
     TrainingState,
@@ -66,7 +61,8 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
-            hint="Plan for less with 'autoliver plan DATASET --vram GB', or use --device cpu.",
+            hint="Try --cache ram, plan for less with 'autoliver plan DATASET --vram GB', or use "
+            "--device cpu.",
         ) from error
 
 
@@ -76,6 +72,7 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.train, self.held_out = open_patches(task)
         self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
@@ -89,23 +86,11 @@ class _Loop:
             self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
 
     def _begin(self, state: TrainingState) -> None:
-        """Takes a state to go on from, with the patches and augmentations of its recipe."""
+        """Takes a state to go on from, with the augmentations of its recipe."""
         self.state = state
         options = self.task.options
         mirror = state.recipe.mirror
-        spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
-        self.train = self._patches(self.task.train, spec)
-        self.held_out = self._patches(self.task.validation, None)
-
-    def _patches(self, cases: Sequence[TrainingCase], spec: AugmentSpec | None) -> Patches:
-        task = self.task
-        return Patches(
-            cases,
-            task.configuration,
-            task.labels,
-            spec=spec,
-            foreground=task.options.foreground,
-        )
+        self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
 
     @property
     def epoch(self) -> int:
@@ -115,14 +100,16 @@ class _Loop:
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
-        with tqdm(
+        bar = tqdm(
             total=options.steps,
             initial=self.state.step,
             desc=self.task.title,
             unit="step",
             smoothing=0.1,
-        ) as bar:
-            for batch in self._batches():
+        )
+        last = self.state.step if self._done() >= 1.0 else options.steps
+        with bar, closing(self._batches(self.state.step, last)) as batches:
+            for batch in batches:
                 self._one_step(batch)
                 self._note_time()
                 bar.update()
@@ -144,7 +131,7 @@ class _Loop:
             weights=weights,
             logs=tuple(self.state.logs),
             recipe=self.state.recipe,
-            mirror_axes=self.train.spec.mirror_axes if self.train.spec is not None else (),
+            mirror_axes=self.spec.mirror_axes if self.spec is not None else (),
             finished=self._done() >= 1.0,
         )
 
@@ -160,46 +147,30 @@ class _Loop:
         by_time = self.state.elapsed / (options.hours * 3600.0) if options.hours else 0.0
         return max(self.state.step / options.steps, by_time)
 
-    def _batches(self) -> Iterator[tuple[Batch, float]]:
-        """Batches from the current step on, each drawn while the one before is worked on.
+    def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
+        return self.train.batches(
+            range(first, last),
+            patch_shape=self.task.configuration.patch_shape,
+            spec=self.spec,
+        )
 
-        Yields:
-            A batch and the seconds it was waited for.
-        """
-        if self._done() >= 1.0:
-            return
-        with ThreadPoolExecutor(1) as thread:
-            step = self.state.step
-            upcoming = thread.submit(self.train.draw, self._rng(step))
-            while True:
-                start = time.monotonic()
-                batch = upcoming.result()
-                waited = time.monotonic() - start
-                step += 1
-                upcoming = thread.submit(self.train.draw, self._rng(step))
-                yield batch, waited
-
-    def _one_step(self, drawn: tuple[Batch, float]) -> None:
+    def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
-        batch, waited = drawn
         done = self._done()
         if not state.recipe.per_step:
             done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.recipe, done)
-        generator = torch.Generator().manual_seed(int(self._rng(state.step).integers(2**62)))
-        image, target = self.train.on_device(batch, self.task.device, generator)
         state.network.train()
-        loss, counts = self._loss(state.network, image, target)
+        loss, counts = self._loss(state.network, batch.image, batch.target)
         if bool(torch.isfinite(loss)) and self._update(loss):
             state.sums.losses.append(loss.item())
             state.sums.counts += counts
             state.failures = 0
         else:
             self._note_not_finite(batch)
-        seconds = time.monotonic() - start + waited
-        state.sums.seconds += seconds
-        state.sums.waited += waited
+        state.sums.seconds += time.monotonic() - start + batch.seconds
+        state.sums.waited += batch.waited
         state.step += 1
 
     def _loss(
@@ -227,13 +198,13 @@ class _Loop:
         state.update_average()
         return True
 
-    def _note_not_finite(self, batch: Batch) -> None:
+    def _note_not_finite(self, batch: TrainingBatch) -> None:
         state = self.state
         state.failures += 1
         state.sums.skipped.extend(sorted(set(batch.cases)))
         bad = [
             name
-            for name, patch in zip(batch.cases, batch.image, strict=True)
+            for name, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
             if not np.isfinite(patch).all()
         ]
         if bad:
@@ -280,24 +251,19 @@ class _Loop:
         sums = self._no_sums()
         network = self.state.result.eval()
         batches = max(1, self.task.options.iterations // _VALIDATION_SHARE)
+        shape = self.task.configuration.patch_shape
         with torch.no_grad():
-            for number in range(batches):
-                batch = self.held_out.draw(
-                    np.random.default_rng([self.task.options.seed, 1, number])
-                )
-                image, target = self.held_out.on_device(batch, self.task.device, torch.Generator())
-                loss, counts = self._loss(network, image, target)
+            for batch in self.held_out.batches(range(batches), patch_shape=shape, spec=None):
+                loss, counts = self._loss(network, batch.image, batch.target)
                 sums.losses.append(loss.item())
                 sums.counts += counts
+                self.state.sums.waited += batch.waited
         return _mean(sums.losses), _dice(sums.counts)
 
     def _autocast(self) -> Any:
         if self.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.task.device.type, dtype=self.amp_dtype)
-
-    def _rng(self, step: int) -> np.random.Generator:
-        return np.random.default_rng([self.task.options.seed, 0, step])
 
     def _no_sums(self) -> EpochSums:
         rows = self.task.configuration.network.out_channels
@@ -326,10 +292,10 @@ class _Loop:
     def _affordable_steps(self, hours: float) -> int:
         """Steps that fit into the time budget, by timing a few on the fresh network."""
         start = time.monotonic()
-        for step in range(_PROBE_STEPS):
-            if step == 1:  # the first one pays for allocations
+        for batch in self._batches(0, _PROBE_STEPS):
+            self._one_step(batch)
+            if batch.number == 0:  # the first one pays for allocations
                 start = time.monotonic()
-            self._one_step((self.train.draw(self._rng(step)), 0.0))
         return int(hours * 3600.0 / ((time.monotonic() - start) / (_PROBE_STEPS - 1)))
 
     def _save(self) -> None:
@@ -360,4 +326,5 @@ def _summary(log: EpochLog) -> str:
         parts.append(f"Dice {log.train_dice:.3f}")
     if log.mean_validation_dice is not None:
         parts.append(f"held out {log.mean_validation_dice:.3f}")
+    parts.append(f"data wait {100 * log.data_wait:.1f} %")
     return " ".join(parts)

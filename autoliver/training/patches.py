@@ -1,12 +1,15 @@
 """Batches as the network takes them: drawn, mapped to classes, on the device, augmented."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from autoliver.dataset import Labels
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment import (
     AugmentSpec,
@@ -14,9 +17,43 @@ from autoliver.training.augment import (
     default_augment_spec,
     initial_patch_shape,
 )
+from autoliver.training.cache import (
+    CacheKind,
+    DeviceStream,
+    cases_gb,
+    choose_cache,
+    in_memory,
+    measure_room,
+)
+from autoliver.training.loader import drawn_by_workers, loader_workers
 from autoliver.training.options import Augmentation
-from autoliver.training.sampling import Batch, PatchSampler, TrainingCase
+from autoliver.training.sampling import Batch, PatchSampler, PatchStream, TrainingCase
 from autoliver.training.target import class_table
+from autoliver.training.task import FoldTask
+
+T = TypeVar("T")
+_Drawn = tuple[Tensor, Tensor, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """A batch on the device.
+
+    Attributes:
+        number: Which of its stream.
+        image: (b, c, *patch) float32.
+        target: (b, 1, *patch) of classes, int16.
+        cases: The case of each patch.
+        seconds: What it took: waiting, and the augmentations as far as they were waited for.
+        waited: Seconds of it until the patches were there.
+    """
+
+    number: int
+    image: Tensor
+    target: Tensor
+    cases: tuple[str, ...]
+    seconds: float
+    waited: float
 
 
 def augmentation(
@@ -32,61 +69,130 @@ def augmentation(
     )
 
 
+def patch_stream(
+    task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
+) -> PatchStream:
+    """The numbered batches of a fold, large enough for the augmentations.
+
+    Args:
+        task: The fold.
+        cases: What to draw from.
+        spec: Augmentations to come; None: none.
+        number: Of the stream; those of a fold draw independently.
+    """
+    configuration = task.configuration
+    patch = configuration.patch_shape
+    drawn = patch if spec is None else initial_patch_shape(patch, spec)
+    sampler = PatchSampler(
+        cases=cases,
+        patch_shape=drawn,
+        margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
+        batch_size=configuration.batch_size,
+        foreground=task.options.foreground,
+        classes=class_table(task.labels),
+    )
+    return PatchStream(sampler=sampler, seed=(task.options.seed, number))
+
+
 class Patches:
-    """Where the batches of a set of cases come from."""
+    """The batches of a stream on the device, each a function of its number alone."""
 
     def __init__(
-        self,
-        cases: Sequence[TrainingCase],
-        configuration: Configuration,
-        labels: Labels,
-        *,
-        spec: AugmentSpec | None = None,
-        foreground: float,
+        self, stream: PatchStream, cache: CacheKind, device: torch.device, *, workers: int = 0
     ) -> None:
-        """Draws from cases.
+        """Takes the cases where they shall lie.
 
         Args:
-            cases: What to draw from.
-            configuration: Patch shape and batch size.
-            labels: Values of the labels.
+            stream: What is drawn.
+            cache: Where its cases lie meanwhile; "gpu" is the device, whatever it is.
+            device: Where batches are wanted.
+            workers: Processes that draw patches from disk; 0: this one does.
+        """
+        self.stream = stream
+        self.device = device
+        self.workers = workers if cache == "disk" else 0
+        self._on_device = DeviceStream(stream, device) if cache == "gpu" else None
+        if cache == "ram":
+            sampler = replace(stream.sampler, cases=in_memory(stream.sampler.cases))
+            self.stream = replace(stream, sampler=sampler)
+
+    def batches(
+        self, numbers: range, *, patch_shape: Sequence[int], spec: AugmentSpec | None
+    ) -> Generator[TrainingBatch, None, None]:
+        """Batches, each drawn while the one before is worked on.
+
+        Args:
+            numbers: Which.
+            patch_shape: Of the batches that come out.
             spec: Augmentations; None: none.
-            foreground: Share of a batch that must show foreground.
         """
-        patch = configuration.patch_shape
-        drawn = patch if spec is None else initial_patch_shape(patch, spec)
-        self.patch_shape = patch
-        self.spec = spec
-        self.classes = class_table(labels)
-        self.sampler = PatchSampler(
-            cases=cases,
-            patch_shape=drawn,
-            margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
-            batch_size=configuration.batch_size,
-            foreground=foreground,
-        )
+        with closing(self._drawn(numbers)) as drawn:
+            for number in numbers:
+                start = time.monotonic()
+                image, target, cases = next(drawn)
+                waited = time.monotonic() - start
+                if spec is None:
+                    target = target.clamp_min(0)
+                else:
+                    seed = int(self.stream.rng(number).integers(2**62))
+                    generator = torch.Generator().manual_seed(seed)
+                    image, target = augment_batch(
+                        image, target, patch_shape=patch_shape, spec=spec, generator=generator
+                    )
+                yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 
-    def draw(self, rng: np.random.Generator) -> Batch:
-        """One batch of label values, in memory."""
-        return self.sampler.draw(rng)
+    def redraw(self, number: int) -> Batch:
+        """A batch again, in memory and before its augmentations."""
+        return self.stream.draw(number)
 
-    def on_device(
-        self, batch: Batch, device: torch.device, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """A drawn batch as the network takes it.
+    def _drawn(self, numbers: range) -> Generator[_Drawn, None, None]:
+        if self._on_device is not None:
+            yield from map(self._on_device.draw, numbers)
+            return
+        with closing(self._source(numbers)) as source, closing(_ahead(source)) as ahead:
+            for image, target, cases in ahead:
+                yield (
+                    image.to(self.device, non_blocking=True),
+                    target.to(self.device, non_blocking=True),
+                    cases,
+                )
 
-        Args:
-            batch: From `draw`.
-            device: Where to augment it.
-            generator: Of the augmentations, on the CPU.
+    def _source(self, numbers: range) -> Generator[_Drawn, None, None]:
+        if not self.workers:
+            yield from map(self._to_send, map(self.stream.draw, numbers))
+            return
+        with closing(drawn_by_workers(self.stream, numbers, self.workers)) as drawn:
+            yield from map(self._to_send, drawn)
 
-        Returns:
-            Image (b, c, *patch) float32 and target (b, 1, *patch) of classes, int16.
-        """
-        image = torch.from_numpy(batch.image).to(device, non_blocking=True)
-        target = torch.from_numpy(self.classes[batch.label + 1]).to(device)
-        if self.spec is None:
-            return image, target.clamp_min(0)
-        return augment_batch(
-            image, target, patch_shape=self.patch_shape, spec=self.spec, generator=generator
-        )
+    def _to_send(self, batch: Batch) -> _Drawn:
+        image, target = torch.from_numpy(batch.image), torch.from_numpy(batch.label)
+        if self.device.type == "cuda":
+            image, target = image.pin_memory(), target.pin_memory()
+        return image, target, batch.cases
+
+
+def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
+    """The training batches and those of the held-out cases, their cases where the task wants them.
+
+    Raises:
+        OptionError: They do not fit there.
+    """
+    # Mirroring or not, patches are of the same size.
+    spec = augmentation(task.configuration, task.options.augment, mirror=True)
+    gb = cases_gb([*task.train, *task.validation])
+    kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
+    workers = loader_workers(task.cache.limits)
+    return (
+        Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
+        # Few and small: a thread is enough, whatever the cache.
+        Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
+    )
+
+
+def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The items, the next one being made by a thread meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item

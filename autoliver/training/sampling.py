@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,8 @@ import numpy.typing as npt
 from autoliver.preprocessing.case import ANNOTATED
 
 # Voxels outside the image: 0 is the mean of a normalised image; -1 marks "no label here".
-_IMAGE_PAD = 0.0
-_LABEL_PAD = -1
+IMAGE_PAD = 0.0
+LABEL_PAD = -1
 
 
 class Readable(Protocol):
@@ -46,12 +46,25 @@ class TrainingCase(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a patch lies.
+
+    Attributes:
+        case: Index into the cases.
+        start: Its first voxel (z, y, x); may lie outside the image.
+    """
+
+    case: int
+    start: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Patches and what they come from.
 
     Attributes:
         image: (b, c, *patch) float32.
-        label: (b, 1, *patch) int16, -1 outside the image.
+        label: (b, 1, *patch) int16, values or classes; -1 outside the image.
         cases: The case of each patch.
     """
 
@@ -71,6 +84,7 @@ class PatchSampler:
             rotation needs); such patches may reach that much further over the border.
         batch_size: Patches per batch.
         foreground: Share of a batch that must show foreground.
+        classes: What stands for each label value, indexed by value + 1; None: the value.
     """
 
     cases: Sequence[TrainingCase]
@@ -78,24 +92,60 @@ class PatchSampler:
     margin: tuple[int, ...]
     batch_size: int
     foreground: float
+    classes: npt.NDArray[np.int16] | None = None
+
+    @property
+    def box_shape(self) -> tuple[int, int, int]:
+        """The patch as a box (z, y, x)."""
+        z, y, x = (1,) * (3 - len(self.patch_shape)) + self.patch_shape
+        return z, y, x
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """One batch; equal generators give equal batches."""
-        first_forced = round(self.batch_size * (1.0 - self.foreground))
-        images, labels, names = [], [], []
-        for index in range(self.batch_size):
-            case = self.cases[int(rng.integers(len(self.cases)))]
-            start = self._place(case, rng, on_foreground=index >= first_forced)
-            image, label = self._cut(case, start)
-            images.append(image)
-            labels.append(label)
-            names.append(case.name)
-        return Batch(np.stack(images), np.stack(labels), tuple(names))
+        return self.cut(self.places(rng))
 
-    def _place(
+    def places(self, rng: np.random.Generator) -> list[Place]:
+        """Where the patches of one batch lie; equal generators give equal places."""
+        first_forced = round(self.batch_size * (1.0 - self.foreground))
+        places = []
+        for index in range(self.batch_size):
+            number = int(rng.integers(len(self.cases)))
+            start = self._start(self.cases[number], rng, on_foreground=index >= first_forced)
+            places.append(Place(number, start))
+        return places
+
+    def cut(self, places: Sequence[Place]) -> Batch:
+        """The patches at these places, in memory."""
+        channels = self.cases[places[0].case].image.shape[0]
+        shape = self.box_shape
+        images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
+        labels = np.full((len(places), 1, *shape), LABEL_PAD, np.int32)
+        for place, image, label in zip(places, images, labels, strict=True):
+            case = self.cases[place.case]
+            if case.label is None:
+                raise ValueError(f"{case.name} has no label")
+            paste(case.image, place.start, into=image)
+            paste(case.label, place.start, into=label)
+        targets = self.to_classes(labels)
+        if len(self.patch_shape) == 2:
+            images, targets = images[:, :, 0], targets[:, :, 0]
+        return Batch(images, targets, self.names(places))
+
+    def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
+        """What stands for these label values."""
+        if self.classes is None:
+            return labels.astype(np.int16)
+        # At least 32 bits: label values reach 65,535.
+        return self.classes[labels.astype(np.int32, copy=False) + 1]
+
+    def names(self, places: Sequence[Place]) -> tuple[str, ...]:
+        """The case of each place."""
+        return tuple(self.cases[place.case].name for place in places)
+
+    def _start(
         self, case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
-    ) -> tuple[int, ...]:
-        """First voxel of a patch (may be negative); in 2D the first value is the slice."""
+    ) -> tuple[int, int, int]:
+        """First voxel of a patch; in 2D the first value is the slice."""
         shape = case.image.shape[1:]
         voxel = _voxel_to_show(case, rng, on_foreground=on_foreground)
         plane = shape[3 - len(self.patch_shape) :]
@@ -108,22 +158,51 @@ class PatchSampler:
                 start.append(int(rng.integers(low, high + 1)))
             else:
                 start.append(max(low, int(voxel[axis + 3 - len(plane)]) - patch // 2))
-        if len(self.patch_shape) == 3:
-            return tuple(start)
-        slice_index = int(rng.integers(shape[0])) if voxel is None else int(voxel[0])
-        return (slice_index, *start)
+        if len(start) == 2:
+            start.insert(0, int(rng.integers(shape[0])) if voxel is None else int(voxel[0]))
+        z, y, x = start
+        return z, y, x
 
-    def _cut(
-        self, case: TrainingCase, start: tuple[int, ...]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
-        shape = self.patch_shape if len(self.patch_shape) == 3 else (1, *self.patch_shape)
-        if case.label is None:
-            raise ValueError(f"{case.name} has no label")
-        image = _crop_and_pad(case.image, start, shape, _IMAGE_PAD).astype(np.float32, copy=False)
-        label = _crop_and_pad(case.label, start, shape, _LABEL_PAD).astype(np.int16, copy=False)
-        if len(self.patch_shape) == 2:
-            return image[:, 0], label[:, 0]
-        return image, label
+
+@dataclass(frozen=True, kw_only=True)
+class PatchStream:
+    """Numbered batches: each is a function of the seed and its number, whatever came before.
+
+    Attributes:
+        sampler: Draws them.
+        seed: Of this stream.
+    """
+
+    sampler: PatchSampler
+    seed: tuple[int, ...]
+
+    def rng(self, number: int) -> np.random.Generator:
+        """The generator of a batch."""
+        return np.random.default_rng([*self.seed, number])
+
+    def places(self, number: int) -> list[Place]:
+        """Where the patches of a batch lie."""
+        return self.sampler.places(self.rng(number))
+
+    def draw(self, number: int) -> Batch:
+        """A batch."""
+        return self.sampler.cut(self.places(number))
+
+
+def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
+    """Copies what a box shows of an array; where it reaches outside, the box stays as it was.
+
+    Args:
+        array: (c, z, y, x): an array, a tensor or `Readable`.
+        start: First voxel of the box; may lie outside.
+        into: The box, (c, z, y, x): an array or a tensor.
+    """
+    here, there = [slice(None)], [slice(None)]
+    for first, size, length in zip(start, array.shape[1:], into.shape[1:], strict=True):
+        low, high = max(first, 0), min(first + length, size)
+        there.append(slice(low, high))
+        here.append(slice(low - first, high - first))
+    into[tuple(here)] = array[tuple(there)]
 
 
 def _range_of_starts(size: int, patch: int, margin: int) -> tuple[int, int]:
@@ -145,16 +224,3 @@ def _voxel_to_show(
     else:
         voxels = case.locations.get(ANNOTATED, np.empty((0, 3), np.int32))
     return np.asarray(voxels[int(rng.integers(len(voxels)))]) if len(voxels) else None
-
-
-def _crop_and_pad(
-    array: Readable, start: Sequence[int], shape: Sequence[int], fill: float
-) -> npt.NDArray[np.generic]:
-    """The box [start, start + shape) of a (c, z, y, x) array, `fill` where it lies outside."""
-    size = array.shape[1:]
-    inside = [(max(s, 0), min(s + n, m)) for s, n, m in zip(start, shape, size, strict=True)]
-    piece = np.asarray(array[(slice(None), *(slice(a, b) for a, b in inside))])
-    if piece.shape[1:] == tuple(shape):
-        return piece
-    widths = [(a - s, s + n - b) for s, n, (a, b) in zip(start, shape, inside, strict=True)]
-    return np.pad(piece, [(0, 0), *widths], constant_values=fill)

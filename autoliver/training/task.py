@@ -9,6 +9,7 @@ from torch import Tensor
 
 from autoliver.dataset import Labels
 from autoliver.planning.plan import Configuration
+from autoliver.training.cache import AUTO_CACHE, CacheOptions
 from autoliver.training.options import Recipe, TrainingOptions
 from autoliver.training.progress import EpochLog
 from autoliver.training.sampling import TrainingCase
@@ -27,6 +28,7 @@ class FoldTask:
         folder: Holds resume.pt, progress.jsonl and progress.png.
         device: Where to train.
         title: Names the training in the bar and the picture.
+        cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
     """
 
     configuration: Configuration
@@ -37,6 +39,7 @@ class FoldTask:
     folder: Path
     device: torch.device
     title: str
+    cache: CacheOptions = AUTO_CACHE
 
     @property
     def resume_path(self) -> Path:

@@ -10,7 +10,10 @@ from typer.testing import CliRunner, Result
 
 from autoliver.cli.main import app, run
 
-COMMANDS = {"demo", "verify", "plan", "preprocess", "train", "predict", "evaluate"}
+COMMANDS = {
+    *("demo", "verify", "plan", "preprocess", "train", "predict", "evaluate"),
+    *("export", "import"),
+}
 
 
 def invoke(*arguments: str) -> Result:
