@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from autoliver.inference.model import Model
-    from autoliver.inference.predict import PredictOptions
+    from autoliver.inference.outputs import PredictOptions
     from autoliver.pipeline.prediction import Predicted
     from autoliver.pipeline.selection import Selected
     from autoliver.pipeline.training import FoldResult
@@ -199,13 +199,13 @@ def load_model(
         folds: "0,2" or "all" instead of all finished or selected folds.
         workspace: Where it is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        **options: Fields of `autoliver.inference.predict.PredictOptions`, such as mirror=False.
+        **options: Fields of `autoliver.inference.outputs.PredictOptions`, such as mirror=False.
 
     Raises:
         ModelError: There is no such model, or it is damaged.
     """
     from autoliver.inference.model import load_model as load
-    from autoliver.inference.predict import PredictOptions
+    from autoliver.inference.outputs import PredictOptions
     from autoliver.networks.device import choose_device
     from autoliver.workspace import Workspace
 

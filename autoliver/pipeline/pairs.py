@@ -79,7 +79,8 @@ class FoldPairs:
     def _predict(self, pairs: "Sequence[_Pair]") -> None:
         """Predicts each case once with every run and writes the label maps of all pairs."""
         from autoliver.inference.model import ModelFiles, load_model
-        from autoliver.inference.predict import PredictOptions, predict_jobs
+        from autoliver.inference.outputs import PredictOptions
+        from autoliver.inference.predict import predict_jobs
         from autoliver.networks.device import choose_device
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)

@@ -25,6 +25,10 @@ from autoliver.preprocessing.resample import (
 Array = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
+# A logit for background that no network was asked about: more than they say, and harmless when it
+# is interpolated with theirs.
+SURE = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -35,11 +39,13 @@ class Output:
         properties: The way back from it.
         spread: (k, z, y, x) probabilities averaged over the member's folds, where the uncertainty
             was asked for.
+        within: The box of the grid that both are of, all else being background; None: all of it.
     """
 
     logits: Array
     properties: CaseProperties
     spread: Array | None = None
+    within: Box | None = None
 
 
 def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
@@ -67,7 +73,7 @@ def group_labels(
         labels: As `mean_labels`.
     """
     values = written_values(labels)
-    parts = [(output.logits, output.properties) for output in outputs]
+    parts = [_whole_logits(output, labels) for output in outputs]
     box, pieces = _mean_probabilities(parts, labels, groups)
     dtype = np.min_scalar_type(max(values))
     wholes: list[npt.NDArray[np.integer]] = [np.zeros(_shape(outputs), dtype) for _ in groups]
@@ -88,7 +94,7 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (k, z, y, x) on the input's grid; outside the crop all background.
     """
-    parts = [(output.logits, output.properties) for output in outputs]
+    parts = [_whole_logits(output, labels) for output in outputs]
     box, pieces = _mean_probabilities(parts, labels, [range(len(parts))])
     whole = np.zeros((len(outputs[0].logits), *_shape(outputs)), dtype=np.float32)
     if not labels.has_regions:
@@ -111,7 +117,12 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (z, y, x) on the input's grid; 0 outside the crop.
     """
-    spreads = [(o.spread, o.properties) for o in outputs if o.spread is not None]
+    sure = 0.0 if labels.has_regions else 1.0
+    spreads = [
+        (_on_whole_grid(o.spread, o, background=sure, others=0.0), o.properties)
+        for o in outputs
+        if o.spread is not None
+    ]
     if len(spreads) != len(outputs):
         raise ValueError("the spread over folds was not kept")
     box, pieces = _mean_probabilities(spreads, None, [range(len(spreads))])
@@ -139,6 +150,22 @@ def probabilities(logits: Array, *, regions: bool) -> Array:
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=0)
     return logits
+
+
+def _whole_logits(output: Output, labels: Labels) -> tuple[Array, CaseProperties]:
+    sure = -SURE if labels.has_regions else SURE
+    whole = _on_whole_grid(output.logits, output, background=sure, others=-SURE)
+    return whole, output.properties
+
+
+def _on_whole_grid(array: Array, output: Output, *, background: float, others: float) -> Array:
+    """(k, z, y, x): what is known of a box, pasted into background (the first row)."""
+    if output.within is None:
+        return array
+    whole = np.full((len(array), *output.properties.shape_zyx), others, dtype=np.float32)
+    whole[0] = background
+    whole[:, *output.within] = array
+    return whole
 
 
 def _entropy(mean: Array, *, regions: bool) -> Array:
