@@ -195,7 +195,7 @@ def test_fresh_removes_nothing_before_all_is_sure(own: Path, wrong: tuple[str, s
 def test_fresh_starts_over(own: Path) -> None:
     fold = own / NAME / "runs/3d_fullres/fold_0"
     before = (fold / "model.json").stat().st_mtime_ns
-    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "-w", own)
+    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "--cache", "disk", "-w", own)
     assert (fold / "model.json").stat().st_mtime_ns > before
     assert len(read_progress(fold / "progress.jsonl")) == 2
 
@@ -259,6 +259,7 @@ def test_what_does_not_fit_the_model_is_refused(
         (("train", NAME, "2d", "--fold", "7"), "no fold 7"),
         (("train", NAME, "2d", "--epochs", "0"), "--epochs is 0"),
         (("train", NAME, "2d", "--device", "warp"), "--device warp"),
+        (("train", NAME, "2d", "--device", "cpu", "--cache", "gpu"), "--cache gpu"),
         (("predict", "-i", ".", "-o", "out", "-m", "Nothing"), "no trained model 'Nothing'"),
     ],
 )
