@@ -39,10 +39,10 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folds 0 and 1 of 3d_fullres, fold 0 and all of 2d."""
+    """Folds 0 and 1 of 3d_fullres, fold 0 of 2d."""
     workspace = tmp_path_factory.mktemp("workspace")
     run("plan", phantoms, "--preset", "tiny", "-w", workspace)
-    for name, fold in (("2d", 0), ("2d", "all"), ("3d_fullres", 0), ("3d_fullres", 1)):
+    for name, fold in (("2d", 0), ("3d_fullres", 0), ("3d_fullres", 1)):
         short = ("--epochs", 1, "--iterations", 2)
         run("train", NAME, name, "--fold", fold, *short, "-w", workspace)
     return workspace
@@ -166,7 +166,7 @@ def test_pairs_are_predicted_one_by_one_where_memory_is_short(own: Path, selecte
 
 
 def test_a_run_that_holds_no_case_back_is_left_out(own: Path) -> None:
-    shutil.rmtree(own / NAME / "runs/2d/fold_0")
+    (own / NAME / "runs/2d/fold_0").rename(own / NAME / "runs/2d/fold_all")
     found = run("select", NAME, "-w", own)
     assert [c["name"] for c in found["candidates"]] == ["3d_fullres"]
     assert "2d is left out: only its fold all is finished" in found["left_out"][0]
@@ -184,6 +184,16 @@ def test_runs_without_a_common_fold_are_told(own: Path) -> None:
     with pytest.raises(OptionError, match="no finished run '3d'") as wrong:
         run("select", NAME, "3d", "-w", own)
     assert "2d, 3d_fullres" in wrong.value.hint
+
+
+def test_a_cascade_is_scored_only_where_its_first_stage_saw_no_case_either(own: Path) -> None:
+    cascade = own / NAME / "runs/3d_cascade"
+    shutil.copytree(own / NAME / "runs/3d_fullres", cascade)
+    for model in cascade.glob(f"*/{MODEL_FILE}"):
+        FoldModel.load(model).replace(previous_run="2d").save(model)
+    found = run("select", NAME, "3d_cascade", "-w", own)
+    assert "3d_cascade, fold 1, is left out" in found["left_out"][0]
+    assert "held-out cases of fold 0." in " ".join(found["why"])
 
 
 def test_a_run_begun_with_other_folds_is_left_out(own: Path) -> None:
