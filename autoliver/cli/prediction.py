@@ -44,6 +44,14 @@ def predict(
     step: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
+    roi: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|MODEL",
+            help="Look only within 2 cm of what a coarse model finds: the 3d_lowres run beside the"
+            " model (auto), or any model. All else becomes background.",
+        ),
+    ] = "off",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
     ] = False,
@@ -71,6 +79,7 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        roi=None if roi == "off" else roi,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )
