@@ -12,6 +12,7 @@ from benchmarks.clock import Clock, serve
 
 def cubic(clock: Clock, *, image: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.preprocessing.resample import resample_image, separate_axis
 
@@ -95,6 +96,7 @@ def augment(
 
 def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.dataset import Labels
     from autoliver.io.volume import Geometry
@@ -172,6 +174,7 @@ def train(
     from autoliver.networks.device import choose_device
     from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
+    from autoliver.training.cache import CacheOptions
     from autoliver.training.folds import make_folds
     from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
@@ -190,6 +193,7 @@ def train(
         folder=Path(other["output"]),
         device=choose_device(other["device"]),
         title="benchmark",
+        cache=CacheOptions(kind=other["cache"], network_gb=planned.plan.vram_gb),
     )
     task.folder.mkdir(parents=True, exist_ok=True)
     logs = train_fold(task).logs[1:]
