@@ -85,6 +85,7 @@ def train(
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
     from autoliver.pipeline import training
+    from autoliver.training.distributed import launched
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
@@ -117,7 +118,8 @@ def train(
             for r in results
         ]
     }
-    emit(summary, _show(results), as_json=as_json)
+    if launched().leads:  # of the processes that torchrun has started, one speaks
+        emit(summary, _show(results), as_json=as_json)
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":

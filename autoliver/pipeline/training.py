@@ -17,7 +17,7 @@ from autoliver.pipeline.data import (
 )
 from autoliver.pipeline.prediction import PredictRequest, predict
 from autoliver.planning.plan import ConfigurationName
-from autoliver.training.folds import Fold, Folds
+from autoliver.training.folds import Fold, Split
 from autoliver.training.options import TrainingOptions, check_options
 from autoliver.training.stop import stop_on_sigterm
 from autoliver.workspace import RunFolder, Workspace
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from autoliver.evaluation.results import Scores
     from autoliver.training.cache import CacheChoice
+    from autoliver.training.distributed import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,30 @@ class FoldResult:
 def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list[FoldResult]:
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
-    A fold that was stopped goes on where it was; a finished one is left as it is.
+    A fold that was stopped goes on where it was; a finished one is left as it is. Processes that
+    torchrun has started train each fold together; the first does all the rest.
 
     Raises:
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
+    from autoliver.training.distributed import join_group
+
+    with join_group() as group:
+        jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
+        from autoliver.networks.device import choose_device, own_device
+
+        if group.size == 1:
+            device = choose_device(request.device)
+        else:
+            device = own_device(request.device, group.local_rank)
+        group.check_equal("the device", device.type)
+        return [job.run_to_end(device, group) for job in jobs]
+
+
+def _fold_jobs(
+    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group"
+) -> list["_FoldJob"]:
+    """The folds to train, planned and preprocessed; refuses what cannot be trained."""
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
     if configuration.previous_stage is not None:
@@ -79,11 +99,11 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             "which this version cannot feed in yet.",
             hint="Train 3d_fullres, 3d_lowres or 2d.",
         )
+    group.part(configuration.batch_size)
     cases = [case.name for case in planned.dataset.labelled]
     folds = current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
-    for fold in wanted:
-        folds.split(fold, cases)
+    splits = {fold: folds.split(fold, cases) for fold in wanted}
     run = planned.folder.run(request.configuration, tag=request.tag)
     made_from = {
         "plan": planned.plan.digest(),
@@ -92,24 +112,20 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     }
     options = _begin_run(run, made_from, request, wanted)
     store = preprocess(planned, [request.configuration], limits=request.limits)
-    from autoliver.networks.device import choose_device
-
-    device = choose_device(request.device)
-    results = []
-    for fold in wanted:
-        job = _FoldJob(
+    return [
+        _FoldJob(
             planned=planned,
             name=request.configuration,
             store=store[request.configuration],
             run=run,
             options=options,
             fold=fold,
-            device=device,
+            split=split,
             cache=request.cache,
             limits=request.limits,
         )
-        results.append(job.run_to_end(folds))
-    return results
+        for fold, split in splits.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,38 +138,40 @@ class _FoldJob:
     run: RunFolder
     options: TrainingOptions
     fold: Fold
-    device: "torch.device"
+    split: Split
     cache: "CacheChoice"
     limits: Limits
 
-    def run_to_end(self, folds: Folds) -> FoldResult:
+    def run_to_end(self, device: "torch.device", group: "Group") -> FoldResult:
         from autoliver.inference.model import MODEL_FILE
 
-        split = folds.split(self.fold, [c.name for c in self.planned.dataset.labelled])
         folder = self.run.fold(self.fold)
-        if not (folder / MODEL_FILE).exists():
-            self._train(split.train, split.validation, folder)
-        scores = self._validate(split.validation, folder) if split.validation else None
+        if not group.lead_does((folder / MODEL_FILE).exists):
+            self._train(folder, device, group)
+        scores = None
+        if self.split.validation:
+            scores = group.lead_does(lambda: self._validate(folder, device))
         return FoldResult(fold=self.fold, folder=folder, scores=scores)
 
-    def _train(self, train: Sequence[str], validation: Sequence[str], folder: Path) -> None:
+    def _train(self, folder: Path, device: "torch.device", group: "Group") -> None:
         from autoliver.inference.model import FoldModel, save_fold
         from autoliver.preprocessing.store import read_case
         from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
 
-        plan = self.planned.plan
+        plan, limits = self.planned.plan, group.own_limits(self.limits)
         task = FoldTask(
             configuration=plan.configurations[self.name],
             labels=plan.labels,
-            train=[read_case(self.store, name) for name in train],
-            validation=[read_case(self.store, name) for name in validation],
+            train=[read_case(self.store, name) for name in self.split.train],
+            validation=[read_case(self.store, name) for name in self.split.validation],
             options=self.options,
             folder=folder,
-            device=self.device,
+            device=device,
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
-            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
+            cache=CacheOptions(kind=self.cache, limits=limits, network_gb=plan.vram_gb),
+            group=group,
         )
         folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:
@@ -164,6 +182,8 @@ class _FoldJob:
                 "the state is saved.",
                 hint="Run the same command again to go on.",
             )
+        if not group.leads:
+            return
         save_fold(
             folder,
             trained.weights,
@@ -172,14 +192,14 @@ class _FoldJob:
                 plan=plan.replace(configurations={self.name: plan.configurations[self.name]}),
                 configuration=self.name,
                 fold=str(self.fold),
-                cases=tuple(train),
+                cases=self.split.train,
                 epochs=len(trained.logs),
                 mirror_axes=trained.mirror_axes,
                 weights_sha256="",
             ),
         )
 
-    def _validate(self, names: Sequence[str], folder: Path) -> "Scores":
+    def _validate(self, folder: Path, device: "torch.device") -> "Scores":
         """Predicts and scores the held-out cases from their original files."""
         from autoliver.evaluation.results import Scores
         from autoliver.evaluation.score import score_files
@@ -187,12 +207,14 @@ class _FoldJob:
         target = folder / "validation"
         if (target / "scores.json").exists():
             return Scores.load(target / "scores.json")
-        cases = {c.name: c for c in self.planned.dataset.labelled if c.name in set(names)}
+        cases = {
+            c.name: c for c in self.planned.dataset.labelled if c.name in self.split.validation
+        }
         written = predict(
             self.run.files(str(self.fold)),
             {name: [Path(p) for p in case.images] for name, case in cases.items()},
             target,
-            PredictRequest(device=str(self.device), limits=self.limits),
+            PredictRequest(device=str(device), limits=self.limits),
         )
         pairs = {
             name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
