@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,7 +92,9 @@ class Group:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        # Said of 1x1 convolutions on the CPU, whose strides can be written in two ways.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+        return DistributedDataParallel(network)
 
     def sum_(self, values: "Tensor") -> "Tensor":
         """Adds up a tensor of the training's device over all processes, in place."""
