@@ -96,6 +96,11 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     """
     # Before anything is made: a GPU that is not there is not worth an hour of preprocessing.
     queue_devices(request.gpus, request.jobs, device=request.device)
+    if request.cache == "gpu":
+        from autoliver.networks.device import choose_device
+        from autoliver.training.cache import check_device
+
+        check_device(request.cache, choose_device(request.device))
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
