@@ -9,7 +9,10 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     Device,
+    Gpus,
+    Jobs,
     MemoryGb,
+    OneOf,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -45,36 +48,43 @@ class CacheName(StrEnum):
     disk = "disk"
 
 
+Epochs = Annotated[int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")]
+Iterations = Annotated[
+    int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
+]
+Schedule = Annotated[
+    ScheduleName | None,
+    typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
+]
+Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
+Cache = Annotated[
+    CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+]
+Tag = Annotated[
+    str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+]
+
+
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres or 3d_fullres.")
+        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
     ],
     fold: Annotated[
         str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
     ] = "cv",
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
-    ] = None,
+    epochs: Epochs = None,
+    iterations: Iterations = None,
     hours: Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")] = None,
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
-    ] = None,
-    augment: Annotated[
-        AugmentationName | None, typer.Option(help="Augmentations. [default: default]")
-    ] = None,
+    schedule: Schedule = None,
+    augment: Augment = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
     device: Device = "auto",
-    cache: Annotated[
-        CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
-    ] = CacheName.auto,
-    tag: Annotated[
-        str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
-    ] = None,
+    gpus: Gpus = "",
+    jobs: Jobs = None,
+    one_of: OneOf = 0,
+    cache: Cache = CacheName.auto,
+    tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -84,10 +94,12 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import training
+    from autoliver.pipeline import fold_queue, training
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
+    if one_of:
+        fold_queue.join_queue(one_of)
     given = {
         "epochs": epochs,
         "iterations": iterations,
@@ -103,21 +115,18 @@ def train(
         tag=tag,
         fresh=fresh,
         device=device,
+        gpus=_gpus(gpus),
+        jobs=jobs,
         cache=cache.value,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    results = training.train(Workspace(workspace), dataset, request)
-    summary = {
-        "folds": [
-            {
-                "fold": r.fold,
-                "folder": str(r.folder),
-                "dice": r.scores.foreground_mean("dice") if r.scores else None,
-            }
-            for r in results
-        ]
-    }
-    emit(summary, _show(results), as_json=as_json)
+    try:
+        results = training.train(Workspace(workspace), dataset, request)
+    except training.FoldsFailed as failed:
+        if failed.results and not as_json:
+            typer.echo(_show(failed.results))
+        raise
+    emit(_summary(results), _show(results), as_json=as_json)
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":
@@ -128,6 +137,26 @@ def _folds(text: str) -> "tuple[Fold, ...]":
     if not text.isdigit():
         raise typer.BadParameter(f"'{text}' is none of 0..4, all, cv.", param_hint="--fold")
     return (int(text),)
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    numbers = text.split(",") if text else []
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"'{text}' is no list of numbers as 0,1.", param_hint="--gpus")
+    return tuple(int(number) for number in numbers)
+
+
+def _summary(results: "list[FoldResult]") -> dict[str, object]:
+    return {
+        "folds": [
+            {
+                "fold": r.fold,
+                "folder": str(r.folder),
+                "dice": r.scores.foreground_mean("dice") if r.scores else None,
+            }
+            for r in results
+        ]
+    }
 
 
 def _show(results: "list[FoldResult]") -> str:

@@ -47,6 +47,29 @@ class PieceLoss(Record, frozen=True, kw_only=True):
     position: float
 
 
+def show_previous(
+    image: Tensor, target: Tensor, *, channels: int, generator: Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Moves what the first stage found from the target to the image, one channel per label.
+
+    Args:
+        image: (b, c, *patch).
+        target: (b, 2, *patch), the second channel 0 or the number (from 1) of a label.
+        channels: How many labels there are.
+        generator: Of the augmentations, on the CPU; None: none.
+
+    Returns:
+        The image (b, c + channels, *patch) and the target (b, 1, *patch).
+    """
+    numbers = torch.arange(1, channels + 1, device=target.device, dtype=target.dtype)
+    shape = (1, -1, *[1] * (target.ndim - 2))
+    further = (target[:, 1:2] == numbers.view(shape)).to(image.dtype)
+    if generator is not None:
+        apply_outlines(further, sample_outlines(len(image), channels, generator))
+        apply_pieces(further, sample_pieces(len(image), channels, generator))
+    return torch.cat([image, further], dim=1), target[:, :1]
+
+
 def sample_outlines(batch: int, channels: int, generator: Generator) -> tuple[OutlineChange, ...]:
     """Draws the changes of outlines; the channels of a sample come in random order."""
     changes = []

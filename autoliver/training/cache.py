@@ -76,7 +76,8 @@ def cases_gb(cases: Iterable[TrainingCase]) -> float:
     total = 0
     for case in cases:
         channels, *shape = case.image.shape
-        total += (_IMAGE_BYTES * channels + _LABEL_BYTES) * math.prod(shape)
+        labels = 1 if case.previous is None else 2
+        total += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
     return total / GB
 
 
@@ -153,6 +154,7 @@ class CaseInMemory:
         self.locations: Mapping[int, npt.NDArray[np.int32]] = case.locations
         self.image = _Kept(case.image)
         self.label = None if case.label is None else _Kept(case.label)
+        self.previous = None if case.previous is None else _Kept(case.previous)
 
 
 def in_memory(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
@@ -180,7 +182,7 @@ class DeviceStream:
         size = (len(places), channels, *shape)
         images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
         # Outside is class -1, as it is label -1.
-        size = (len(places), 1, *shape)
+        size = (len(places), sampler.label_channels, *shape)
         targets = torch.full(size, LABEL_PAD, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):
             values, classes = self._arrays[place.case]
@@ -191,9 +193,8 @@ class DeviceStream:
         return images, targets, sampler.names(places)
 
     def _upload(self, case: TrainingCase) -> tuple[Tensor, Tensor]:
-        everything = (slice(None),) * 4
-        if case.label is None:
-            raise ValueError(f"{case.name} has no label")
+        everything, sampler = (slice(None),) * 4, self.stream.sampler
         image = np.ascontiguousarray(case.image[everything], np.float32)
-        label = np.ascontiguousarray(self.stream.sampler.to_classes(case.label[everything]))
+        labels = np.concatenate([array[everything] for array in sampler.label_arrays(case)])
+        label = np.ascontiguousarray(sampler.to_classes(labels))
         return torch.from_numpy(image).to(self.device), torch.from_numpy(label).to(self.device)

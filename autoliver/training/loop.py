@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.parallel import bar_pace
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
 from autoliver.training.options import Recipe, choose_recipe, learning_rate
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
@@ -25,6 +26,7 @@ from autoliver.training.progress import (
     EpochLog,
     draw_progress,
     read_progress,
+    summarise,
     write_progress,
 )
 from autoliver.training.state import (
@@ -104,6 +106,7 @@ class _Loop:
             total=options.steps,
             initial=self.state.step,
             desc=self.task.title,
+            **bar_pace(),
             unit="step",
             smoothing=0.1,
         )
@@ -116,7 +119,7 @@ class _Loop:
                 stopping = stop()  # once: what is asked for later is seen after the next step
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
-                    bar.set_postfix_str(_summary(self.state.logs[-1]))
+                    bar.set_postfix_str(summarise(self.state.logs[-1]))
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
                         self._draw()
                         drawn = time.monotonic()
@@ -316,15 +319,3 @@ def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _summary(log: EpochLog) -> str:
-    parts = [f"epoch {log.epoch + 1}"]
-    if log.train_loss is not None:
-        parts.append(f"loss {log.train_loss:.3f}")
-    if log.train_dice is not None:
-        parts.append(f"Dice {log.train_dice:.3f}")
-    if log.mean_validation_dice is not None:
-        parts.append(f"held out {log.mean_validation_dice:.3f}")
-    parts.append(f"data wait {100 * log.data_wait:.1f} %")
-    return " ".join(parts)

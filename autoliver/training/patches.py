@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from autoliver.training.augment import (
     default_augment_spec,
     initial_patch_shape,
 )
+from autoliver.training.augment_cascade import show_previous
 from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
@@ -28,7 +30,7 @@ from autoliver.training.cache import (
 from autoliver.training.loader import drawn_by_workers, loader_workers
 from autoliver.training.options import Augmentation
 from autoliver.training.sampling import Batch, PatchSampler, PatchStream, TrainingCase
-from autoliver.training.target import class_table
+from autoliver.training.target import class_table, previous_table
 from autoliver.training.task import FoldTask
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class TrainingBatch:
 
     Attributes:
         number: Which of its stream.
-        image: (b, c, *patch) float32.
+        image: (b, c, *patch) float32; for a cascade with the channels of its first stage.
         target: (b, 1, *patch) of classes, int16.
         cases: The case of each patch.
         seconds: What it took: waiting, and the augmentations as far as they were waited for.
@@ -83,13 +85,17 @@ def patch_stream(
     configuration = task.configuration
     patch = configuration.patch_shape
     drawn = patch if spec is None else initial_patch_shape(patch, spec)
+    classes = class_table(task.labels)
+    # Most labels are consecutive already; looking each voxel up takes longer than cutting it.
+    consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
     sampler = PatchSampler(
         cases=cases,
         patch_shape=drawn,
         margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
         batch_size=configuration.batch_size,
         foreground=task.options.foreground,
-        classes=class_table(task.labels),
+        classes=None if consecutive else classes,
+        previous=None if configuration.previous_stage is None else previous_table(task.labels),
     )
     return PatchStream(sampler=sampler, seed=(task.options.seed, number))
 
@@ -131,6 +137,7 @@ class Patches:
                 start = time.monotonic()
                 image, target, cases = next(drawn)
                 waited = time.monotonic() - start
+                generator = None
                 if spec is None:
                     target = target.clamp_min(0)
                 else:
@@ -138,6 +145,11 @@ class Patches:
                     generator = torch.Generator().manual_seed(seed)
                     image, target = augment_batch(
                         image, target, patch_shape=patch_shape, spec=spec, generator=generator
+                    )
+                previous = self.stream.sampler.previous
+                if previous is not None:
+                    image, target = show_previous(
+                        image, target, channels=int(previous.max()), generator=generator
                     )
                 yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 

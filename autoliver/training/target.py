@@ -25,6 +25,15 @@ def class_table(labels: Labels) -> npt.NDArray[np.int16]:
     return table
 
 
+def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
+    """The channel (from 1) that shows each value a first stage found, indexed by value + 1."""
+    table = np.zeros(max(labels.allowed) + 2, np.int16)
+    table[0] = -1
+    for channel, value in enumerate(labels.foreground_values, start=1):
+        table[value + 1] = channel
+    return table
+
+
 def loss_options(labels: Labels, *, batch_dice: bool) -> LossOptions:
     """The loss for these labels, on targets that went through `class_table`."""
     if labels.has_regions:

@@ -128,6 +128,13 @@ def test_labels_equal_the_largest_share_computed_label_by_label(shape, wanted, v
     np.testing.assert_array_equal(result[0], share_by_share(labels, wanted))
 
 
+@pytest.mark.parametrize("values", [(-(2**15), 0, 2**15 - 1), tuple(range(-130, 127))])
+def test_labels_may_fill_their_type_or_be_too_many_for_a_byte(values):
+    labels = patches((6, 12, 10), values)
+    result = resample_labels(labels[None], (9, 10, 15))
+    np.testing.assert_array_equal(result[0], share_by_share(labels, (9, 10, 15)))
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_labels_along_a_separate_axis_are_those_of_the_nearest_slice(axis):
     labels = patches((9, 14, 11), (0, 3, 200, -1))

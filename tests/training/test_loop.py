@@ -46,6 +46,7 @@ class ArrayCase:
     name: str
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
+    previous: npt.NDArray[np.int16] | None = None
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:
