@@ -15,25 +15,27 @@ from autoliver.cli.options import (
     WorkspaceDir,
 )
 from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.training_options import (
+    Augment,
+    BatchSize,
+    Deterministic,
+    Epochs,
+    Hours,
+    Iterations,
+    LearningRate,
+    Loss,
+    Mirror,
+    Optimiser,
+    Patch,
+    Patience,
+    Schedule,
+    Seed,
+    sizes,
+)
 
 if TYPE_CHECKING:
     from autoliver.pipeline.training import FoldResult
     from autoliver.training.folds import Fold
-
-
-class ScheduleName(StrEnum):
-    """Recipes for optimiser and learning rate."""
-
-    auto = "auto"
-    nnunet = "nnunet"
-    short = "short"
-
-
-class AugmentationName(StrEnum):
-    """Augmentations of training patches."""
-
-    default = "default"
-    none = "none"
 
 
 class CacheName(StrEnum):
@@ -53,21 +55,20 @@ def train(
     fold: Annotated[
         str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
     ] = "cv",
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
-    ] = None,
-    hours: Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")] = None,
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
-    ] = None,
-    augment: Annotated[
-        AugmentationName | None, typer.Option(help="Augmentations. [default: default]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
+    epochs: Epochs = None,
+    iterations: Iterations = None,
+    hours: Hours = None,
+    patience: Patience = None,
+    schedule: Schedule = None,
+    optimiser: Optimiser = None,
+    lr: LearningRate = None,
+    loss: Loss = None,
+    augment: Augment = None,
+    mirror: Mirror = None,
+    batch_size: BatchSize = None,
+    patch: Patch = None,
+    seed: Seed = None,
+    deterministic: Deterministic = None,
     device: Device = "auto",
     cache: Annotated[
         CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
@@ -89,17 +90,15 @@ def train(
 
     start(verbose=verbose)
     given = {
-        "epochs": epochs,
-        "iterations": iterations,
-        "hours": hours,
-        "schedule": schedule and schedule.value,
-        "augment": augment and augment.value,
-        "seed": seed,
+        **{"epochs": epochs, "iterations": iterations, "hours": hours, "patience": patience},
+        **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
+        **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
+        **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
     }
     request = training.TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
-        changes={name: value for name, value in given.items() if value is not None},
+        changes={name: _plain(value) for name, value in given.items() if value is not None},
         tag=tag,
         fresh=fresh,
         device=device,
@@ -118,6 +117,10 @@ def train(
         ]
     }
     emit(summary, _show(results), as_json=as_json)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":

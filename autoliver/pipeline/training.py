@@ -1,11 +1,13 @@
 """Training: folds that are not finished go on, and their held-out cases are scored."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoliver.artifacts import to_record
 from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits
 from autoliver.pipeline.cascade import first_stage, prepare_first_stage
@@ -17,11 +19,17 @@ from autoliver.pipeline.data import (
     preprocess,
 )
 from autoliver.pipeline.prediction import PredictRequest, predict
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.fit import memory_gb
+from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.folds import Fold, Folds
-from autoliver.training.options import TrainingOptions, check_options
+from autoliver.training.options import (
+    TrainingOptions,
+    changed_configuration,
+    check_options,
+    flag,
+)
 from autoliver.training.stop import stop_on_sigterm
 from autoliver.workspace import RunFolder, Workspace
 
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
 
     from autoliver.evaluation.results import Scores
     from autoliver.training.cache import CacheChoice
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +102,10 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     }
     if stage is not None:
         made_from["first stage"] = stage.digest
-    options = _begin_run(run, made_from, request, wanted)
+    options = _begin_run(run, made_from, request, wanted, configuration=configuration)
+    configuration = changed_configuration(configuration, options)
+    if options.patch or options.batch_size:
+        _log_memory(configuration, planned.plan)
     store = preprocess(planned, [request.configuration], limits=request.limits)
     previous = None
     if stage is not None:
@@ -112,6 +125,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         job = _FoldJob(
             planned=planned,
             name=request.configuration,
+            configuration=configuration,
             store=store[request.configuration],
             run=run,
             previous=previous,
@@ -132,6 +146,7 @@ class _FoldJob:
 
     planned: Planned
     name: ConfigurationName
+    configuration: Configuration
     store: Path
     run: RunFolder
     previous: Path | None
@@ -160,7 +175,7 @@ class _FoldJob:
 
         plan = self.planned.plan
         task = FoldTask(
-            configuration=plan.configurations[self.name],
+            configuration=self.configuration,
             labels=plan.labels,
             train=[self._case(name) for name in train],
             validation=[self._case(name) for name in validation],
@@ -168,7 +183,11 @@ class _FoldJob:
             folder=folder,
             device=self.device,
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
-            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
+            cache=CacheOptions(
+                kind=self.cache,
+                limits=self.limits,
+                network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
+            ),
         )
         folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:
@@ -184,7 +203,7 @@ class _FoldJob:
             trained.weights,
             FoldModel(
                 made_from={"plan": plan.digest(), "options": self.options.digest()},
-                plan=plan.replace(configurations={self.name: plan.configurations[self.name]}),
+                plan=plan.replace(configurations={self.name: self.configuration}),
                 configuration=self.name,
                 fold=str(self.fold),
                 cases=tuple(train),
@@ -223,7 +242,12 @@ class _FoldJob:
 
 
 def _begin_run(
-    run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
+    run: RunFolder,
+    made_from: dict[str, str],
+    request: TrainRequest,
+    folds: Sequence[Fold],
+    *,
+    configuration: Configuration,
 ) -> TrainingOptions:
     """The options of a run: as begun, else new ones; refuses a change of mind.
 
@@ -233,8 +257,10 @@ def _begin_run(
     others = sorted({path.name for path in run.path.glob("fold_*")} - named)
     start_over = not run.options.exists() or (request.fresh and not others)
     if start_over:
-        options = TrainingOptions(made_from=made_from, **request.changes)
+        fields = {"made_from": made_from, **request.changes}
+        options = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
+        changed_configuration(configuration, options)
     else:
         options = TrainingOptions.load(run.options)
         again = "Add --fresh to start over, or --tag NAME to keep both."
@@ -253,6 +279,17 @@ def _begin_run(
     return options
 
 
+def _log_memory(configuration: Configuration, plan: Plan) -> None:
+    _log.info(
+        "Batches of %d patches of %s voxels take about %.1f GB of GPU memory; the plan is for "
+        "%g GB.",
+        configuration.batch_size,
+        "x".join(str(n) for n in configuration.patch_shape),
+        memory_gb(configuration, plan.preset),
+        plan.vram_gb,
+    )
+
+
 def _refuse_changes(
     run: RunFolder,
     begun: TrainingOptions,
@@ -261,12 +298,14 @@ def _refuse_changes(
     *,
     again: str,
 ) -> None:
-    for name, value in changes.items():
-        if getattr(begun, name) != value:
+    now = to_record(changes, TrainingOptions, where="The options of train")
+    for name in changes:
+        if getattr(begun, name) != getattr(now, name):
+            then = flag(name, getattr(begun, name))
             raise OptionError(
-                f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
+                f"{run.name} was begun with {then}, not {flag(name, getattr(now, name))}.",
                 hint=again,
             )
-    changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
+    changed = [name for name, have in made_from.items() if begun.made_from.get(name) != have]
     if changed:
         raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)

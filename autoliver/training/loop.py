@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
 from autoliver.training.options import Recipe, choose_recipe, learning_rate
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
@@ -56,13 +57,14 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
         ModelError: resume.pt is damaged or of another network.
     """
     try:
-        return _Loop(task).run(stop)
+        with same_bits(task.options.deterministic):
+            return _Loop(task).run(stop)
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
-            hint="Try --cache ram, plan for less with 'autoliver plan DATASET --vram GB', or use "
-            "--device cpu.",
+            hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
+            "'autoliver plan DATASET --vram GB', or use --device cpu.",
         ) from error
 
 
@@ -73,7 +75,9 @@ class _Loop:
         configuration = task.configuration
         self.task = task
         self.train, self.held_out = open_patches(task)
-        self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
+        self.loss = loss_options(
+            task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
+        )
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
         self.since = time.monotonic()

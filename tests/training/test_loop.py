@@ -199,6 +199,49 @@ def test_another_seed_gives_another_training(tmp_path: Path) -> None:
     assert any(not torch.equal(weights, other[name]) for name, weights in one.items())
 
 
+@pytest.mark.parametrize("patch", [(16, 16), (6, 16, 16)], ids=["2d", "3d"])
+def test_deterministic_trainings_end_with_the_same_bits(
+    patch: tuple[int, ...], tmp_path: Path
+) -> None:
+    options = {"deterministic": True, "schedule": "short", "mirror": True, "loss": "dice-topk"}
+    one, other = (train_fold(make_task(tmp_path / n, patch, options=options)) for n in "ab")
+    assert_equal(one, other)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_during_a_deterministic_training_pytorch_allows_nothing_else(tmp_path: Path) -> None:
+    seen = []
+
+    def look() -> bool:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return False
+
+    train_fold(make_task(tmp_path / "0", options={"deterministic": True}), stop=look)
+    assert set(seen) == {True}
+    train_fold(make_task(tmp_path / "1"), stop=look)
+    assert seen[-1] is False
+
+
+def test_axes_that_were_flipped_are_known(tmp_path: Path) -> None:
+    axes = {}
+    for mirror in (True, False, None):
+        task = make_task(tmp_path / str(mirror), options={"mirror": mirror, "schedule": "short"})
+        axes[mirror] = train_fold(task, stop=stop_after(1)).mirror_axes
+    assert axes == {True: (0, 1), False: (), None: ()}
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["classes", "regions"])
+def test_every_loss_trains(labels: Labels, tmp_path: Path) -> None:
+    losses = set()
+    for loss in ("dice-ce", "dice-topk", "dice-focal"):
+        task = make_task(tmp_path / loss, options={"loss": loss}, labels=labels)
+        log = train_fold(task, stop=stop_after(3)).logs[0]
+        assert log.train_loss is not None
+        losses.add(log.train_loss)
+    assert len(losses) == 3
+
+
 def test_held_out_cases_are_scored_by_label_and_missing_labels_are_none(tmp_path: Path) -> None:
     held_out = make_case("held_out", 5)
     held_out.label[held_out.label == 2] = 0
