@@ -1,9 +1,11 @@
 """Options of `train` from the command line to model.json, on phantoms."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
@@ -13,6 +15,7 @@ from autoliver.pipeline.training import TrainRequest, train
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.options import TrainingOptions
+from autoliver.training.progress import read_progress
 from autoliver.workspace import Workspace
 
 NAME = "Dataset001_Phantom"
@@ -94,5 +97,45 @@ def test_deterministic_runs_are_equal(workspace: Path) -> None:
     for tag in ("one", "other"):
         given = ("--seed", 7, "--deterministic", "--tag", tag)
         run("train", NAME, "2d", *SHORT, *given, "-w", workspace)
-        weights.append((fold(workspace, tag) / "weights.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+        weights.append(load_file(fold(workspace, tag) / "weights.safetensors"))
+    one, other = weights
+    assert one.keys() == other.keys()
+    assert all(values.tobytes() == other[name].tobytes() for name, values in one.items())
+
+
+def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
+    train_it = ("train", NAME, "2d", "--tag", "longer", "-w", workspace)
+    with pytest.raises(OptionError, match="was not begun"):
+        run(*train_it, "--extend", 1)
+    run(*train_it, "--fold", 0, "--epochs", 2, "--iterations", 2)
+    folder = fold(workspace, "longer", 0)
+    before = FoldModel.load(folder / "model.json")
+    with pytest.raises(OptionError, match=r"fold 1 of .* has not come to its end"):
+        run(*train_it, "--fold", 1, "--extend", 3)
+    with pytest.raises(OptionError, match="--fresh starts over"):
+        run(*train_it, "--fold", 0, "--extend", 3, "--fresh")
+    resume = shutil.copy(folder / "resume.pt", tmp_path)
+    (folder / "resume.pt").unlink()
+    with pytest.raises(OptionError, match=r"resume\.pt; it is gone"):
+        run(*train_it, "--fold", 0, "--extend", 3)
+    shutil.copy(resume, folder / "resume.pt")
+
+    old = folder / "validation/scores.json"
+    written = old.stat().st_mtime_ns
+    run(*train_it, "--fold", 0, "--extend", 3)
+    after = FoldModel.load(folder / "model.json")
+    assert (before.epochs, after.epochs, after.extended) == (2, 5, 1)
+    assert after.weights_sha256 != before.weights_sha256
+    assert old.stat().st_mtime_ns > written
+    assert [log.epoch for log in read_progress(folder / "progress.jsonl")] == [0, 1, 2, 3, 4]
+    run(*train_it, "--fold", 0)
+    assert FoldModel.load(folder / "model.json") == after
+
+    # A command that was killed is given once more: the same extension, not another one.
+    run_options = TrainingOptions.load(folder.parent / "options.json")
+    run_options.replace(extensions=(3, 1)).save(folder.parent / "options.json")
+    with pytest.raises(OptionError, match=r"--extend 2: fold 0 .* has not come to its end"):
+        run(*train_it, "--fold", 0, "--extend", 2)
+    run(*train_it, "--fold", 0, "--extend", 1)
+    assert FoldModel.load(folder / "model.json").epochs == 6
+    assert TrainingOptions.load(folder.parent / "options.json").extensions == (3, 1)

@@ -18,6 +18,7 @@ from autoliver.pipeline.data import (
     planned_dataset,
     preprocess,
 )
+from autoliver.pipeline.extension import is_trained, with_extension
 from autoliver.pipeline.prediction import PredictRequest, predict
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
@@ -52,6 +53,7 @@ class TrainRequest:
         changes: Training options that were given (the others are as begun, or default).
         tag: Distinguishes runs of one configuration.
         fresh: Start over where something was begun.
+        extend: Epochs to add to finished folds.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
         limits: For planning, preprocessing and the cache.
@@ -62,6 +64,7 @@ class TrainRequest:
     changes: dict[str, Any] = field(default_factory=dict)
     tag: str | None = None
     fresh: bool = False
+    extend: int | None = None
     device: str = "auto"
     cache: "CacheChoice" = "auto"
     limits: Limits = NO_LIMITS
@@ -158,11 +161,9 @@ class _FoldJob:
     limits: Limits
 
     def run_to_end(self, folds: Folds) -> FoldResult:
-        from autoliver.inference.model import MODEL_FILE
-
         split = folds.split(self.fold, [c.name for c in self.planned.dataset.labelled])
         folder = self.run.fold(self.fold)
-        if not (folder / MODEL_FILE).exists():
+        if not is_trained(folder, self.options):
             self._train(split.train, split.validation, folder)
         scores = self._validate(split.validation, folder) if split.validation else None
         return FoldResult(fold=self.fold, folder=folder, scores=scores)
@@ -198,6 +199,8 @@ class _FoldJob:
                 "the state is saved.",
                 hint="Run the same command again to go on.",
             )
+        # What an extended fold has found before is not what it finds now.
+        shutil.rmtree(folder / "validation", ignore_errors=True)
         save_fold(
             folder,
             trained.weights,
@@ -211,6 +214,7 @@ class _FoldJob:
                 mirror_axes=trained.mirror_axes,
                 weights_sha256="",
                 previous_run=self.previous_run,
+                extended=len(self.options.extensions),
             ),
         )
 
@@ -253,6 +257,12 @@ def _begin_run(
 
     With `--fresh` the named folds are removed, but only once nothing can be refused any more.
     """
+    if request.extend is not None and (request.fresh or not run.options.exists()):
+        raise OptionError(
+            f"--extend {request.extend}: goes on with a finished run, "
+            + ("--fresh starts over." if request.fresh else f"and {run.name} was not begun."),
+            hint="Leave --extend out.",
+        )
     named = {run.fold(fold).name for fold in folds}
     others = sorted({path.name for path in run.path.glob("fold_*")} - named)
     start_over = not run.options.exists() or (request.fresh and not others)
@@ -270,6 +280,9 @@ def _begin_run(
                 "--fresh), or add --tag NAME."
             )
         _refuse_changes(run, options, made_from, request.changes, again=again)
+        if request.extend is not None:
+            options = with_extension(run, options, request.extend, folds)
+            options.save(run.options)
     if request.fresh:
         for name in sorted(named):
             if (run.path / name).exists():

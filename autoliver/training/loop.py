@@ -20,7 +20,7 @@ from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
-from autoliver.training.options import Recipe, choose_recipe, learning_rate
+from autoliver.training.options import Recipe, choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
@@ -58,7 +58,11 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     """
     try:
         with same_bits(task.options.deterministic):
-            return _Loop(task).run(stop)
+            loop = _Loop(task)
+            trained = loop.run(stop)
+            while trained.finished and loop.begin_extension():
+                trained = loop.run(stop)
+            return trained
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
@@ -96,22 +100,29 @@ class _Loop:
         mirror = state.recipe.mirror
         self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
 
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return self.state.step // self.task.options.iterations
+    def begin_extension(self) -> bool:
+        """Goes from the end to the next extension; False: there is none."""
+        state, iterations = self.state, self.task.options.iterations
+        # A time budget may have ended an epoch early: the rest of its batches is left out.
+        step = -(-state.step // iterations) * iterations
+        course = state.course.extended(self.task.options, state.recipe, step=step)
+        if course is None:
+            return False
+        state.step, state.course = step, course
+        return True
 
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
+        last = self.state.course.last_step(options)
         bar = tqdm(
-            total=options.steps,
+            total=last,
             initial=self.state.step,
             desc=self.task.title,
             unit="step",
             smoothing=0.1,
         )
-        last = self.state.step if self._done() >= 1.0 else options.steps
+        last = self.state.step if self._done() >= 1.0 else last
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
                 self._one_step(batch)
@@ -147,9 +158,8 @@ class _Loop:
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time."""
-        options = self.task.options
-        by_time = self.state.elapsed / (options.hours * 3600.0) if options.hours else 0.0
-        return max(self.state.step / options.steps, by_time)
+        state = self.state
+        return state.course.done(self.task.options, step=state.step, elapsed_s=state.elapsed)
 
     def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
         return self.train.batches(
@@ -160,11 +170,11 @@ class _Loop:
 
     def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
-        done = self._done()
-        if not state.recipe.per_step:
-            done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
+        rate = state.course.rate(
+            self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
+        )
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.recipe, done)
+            group["lr"] = rate
         state.network.train()
         loss, counts = self._loss(state.network, batch.image, batch.target)
         if bool(torch.isfinite(loss)) and self._update(loss):
@@ -244,6 +254,9 @@ class _Loop:
                 data_wait=round(sums.waited / max(total, 1e-9), 4),
                 skipped=tuple(sums.skipped),
             )
+        )
+        state.course = state.course.after(
+            state.logs[-1], self.task.options, state.recipe, elapsed_s=state.elapsed
         )
         state.sums = self._no_sums()
         self._save()
