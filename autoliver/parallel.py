@@ -39,6 +39,7 @@ _WORTH_STARTING_GB = 1.0
 # What stages over cases read, compute and write with.
 _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
 _SHOWN = 4  # cases named in one message
+_SECONDS_IN_FILES = 60.0  # between two drawings of a bar; a training of days stays below 1 MB
 
 
 class CaseMapper(Protocol):
@@ -293,11 +294,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def bar_pace() -> dict[str, Any]:
+    """Arguments for tqdm: how often a bar is drawn; into a file seldom, since all of it stays."""
+    seconds = 0.1 if sys.stderr.isatty() else _SECONDS_IN_FILES
+    return {"mininterval": seconds, "maxinterval": max(seconds, 10.0)}
+
+
 def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
     """Wraps the results of a stage in a bar on stderr; no bar for no cases."""
 
     def wrap(items: Iterable[T]) -> Iterable[T]:
-        return tqdm(items, desc=what, total=total, unit="case", disable=total == 0)
+        return tqdm(items, desc=what, total=total, unit="case", disable=total == 0, **bar_pace())
 
     return wrap
 
@@ -309,7 +316,7 @@ def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object
     Yields:
         Called with a case and its number of windows; returns what is to be called after each.
     """
-    with tqdm(unit="window") as bar:
+    with tqdm(unit="window", **bar_pace()) as bar:
         names: dict[str, None] = {}  # a case may come again, for another member of an ensemble
 
         def start(name: str, windows: int) -> Callable[[], object]:

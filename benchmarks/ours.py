@@ -174,6 +174,7 @@ def train(
     from autoliver.networks.device import choose_device
     from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
+    from autoliver.training.cache import CacheOptions
     from autoliver.training.folds import make_folds
     from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
@@ -192,6 +193,7 @@ def train(
         folder=Path(other["output"]),
         device=choose_device(other["device"]),
         title="benchmark",
+        cache=CacheOptions(kind=other["cache"], network_gb=planned.plan.vram_gb),
     )
     task.folder.mkdir(parents=True, exist_ok=True)
     logs = train_fold(task).logs[1:]

@@ -110,6 +110,28 @@ def test_predictions_lie_on_the_input_grid_and_are_scored(
     assert (tmp_path / "out/scores.csv").read_text().count("\n") == 1 + 2 * 5
 
 
+def test_a_region_is_looked_for_with_the_run_beside_or_with_any_model(
+    phantoms: Path, own: Path, tmp_path: Path
+) -> None:
+    words = ("predict", "-i", phantoms / "imagesTs", "-m", f"{NAME}/3d_fullres", "-w", own)
+    with pytest.raises(ModelError, match="no trained 3d_lowres run beside") as caught:
+        run(*words, "-o", tmp_path / "none", "--roi", "auto")
+    # Of so small scans the plan has no low resolution.
+    assert "The plan has no 3d_lowres" in caught.value.hint
+    assert "--roi MODEL" in caught.value.hint
+    with pytest.raises(ModelError, match="no trained model 'Nothing'"):
+        run(*words, "-o", tmp_path / "none", "--roi", "Nothing")
+    runs = own / NAME / "runs"
+    shutil.copytree(runs / "3d_fullres", runs / "3d_lowres+short")
+    for name, roi in (("auto", "auto"), ("named", f"{NAME}/3d_lowres+short")):
+        assert run(*words, "-o", tmp_path / name, "--roi", roi)["predicted"] == 2
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("auto", "named"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    low = (*words[:4], f"{NAME}/3d_lowres+short", *words[5:])
+    with pytest.raises(ModelError, match="is of low resolution itself"):
+        run(*low, "-o", tmp_path / "none", "--roi", "auto")
+
+
 def test_finished_predictions_are_skipped_unless_overwritten(
     trained: Path, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +217,7 @@ def test_fresh_removes_nothing_before_all_is_sure(own: Path, wrong: tuple[str, s
 def test_fresh_starts_over(own: Path) -> None:
     fold = own / NAME / "runs/3d_fullres/fold_0"
     before = (fold / "model.json").stat().st_mtime_ns
-    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "-w", own)
+    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "--cache", "disk", "-w", own)
     assert (fold / "model.json").stat().st_mtime_ns > before
     assert len(read_progress(fold / "progress.jsonl")) == 2
 
@@ -259,6 +281,7 @@ def test_what_does_not_fit_the_model_is_refused(
         (("train", NAME, "2d", "--fold", "7"), "no fold 7"),
         (("train", NAME, "2d", "--epochs", "0"), "--epochs is 0"),
         (("train", NAME, "2d", "--device", "warp"), "--device warp"),
+        (("train", NAME, "2d", "--device", "cpu", "--cache", "gpu"), "--cache gpu"),
         (("predict", "-i", ".", "-o", "out", "-m", "Nothing"), "no trained model 'Nothing'"),
     ],
 )

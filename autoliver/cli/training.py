@@ -9,7 +9,10 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     Device,
+    Gpus,
+    Jobs,
     MemoryGb,
+    OneOf,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -31,12 +34,14 @@ from autoliver.cli.training_options import (
     Patience,
     Schedule,
     Seed,
+    TensorBoard,
     sizes,
 )
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.training import FoldResult
+    from autoliver.pipeline.training import FoldResult, TrainRequest
     from autoliver.training.folds import Fold
+    from autoliver.workspace import Workspace
 
 
 class CacheName(StrEnum):
@@ -48,14 +53,24 @@ class CacheName(StrEnum):
     disk = "disk"
 
 
+ConfigurationArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
+]
+FoldOption = Annotated[
+    str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
+]
+Cache = Annotated[
+    CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+]
+Tag = Annotated[
+    str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+]
+
+
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
-    configuration: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
-    ],
-    fold: Annotated[
-        str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
-    ] = "cv",
+    configuration: ConfigurationArgument,
+    fold: FoldOption = "cv",
     epochs: Epochs = None,
     iterations: Iterations = None,
     hours: Hours = None,
@@ -72,13 +87,13 @@ def train(
     seed: Seed = None,
     deterministic: Deterministic = None,
     device: Device = "auto",
-    cache: Annotated[
-        CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
-    ] = CacheName.auto,
-    tag: Annotated[
-        str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
-    ] = None,
+    gpus: Gpus = "",
+    jobs: Jobs = None,
+    one_of: OneOf = 0,
+    cache: Cache = CacheName.auto,
+    tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    tensorboard: TensorBoard = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -87,17 +102,18 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import training
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
+    _join_queue(one_of)
     given = {
         **{"epochs": epochs, "iterations": iterations, "hours": hours, "patience": patience},
         **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
         **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
     }
-    request = training.TrainRequest(
+    request = TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
         changes={name: _plain(value) for name, value in given.items() if value is not None},
@@ -105,21 +121,34 @@ def train(
         fresh=fresh,
         extend=extend,
         device=device,
+        gpus=_gpus(gpus),
+        jobs=jobs,
         cache=cache.value,
+        tensorboard=tensorboard,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    results = training.train(Workspace(workspace), dataset, request)
-    summary = {
-        "folds": [
-            {
-                "fold": r.fold,
-                "folder": str(r.folder),
-                "dice": r.scores.foreground_mean("dice") if r.scores else None,
-            }
-            for r in results
-        ]
-    }
-    emit(summary, _show(results), as_json=as_json)
+    _train_and_show(Workspace(workspace), dataset, request, as_json=as_json)
+
+
+def _join_queue(one_of: int) -> None:
+    from autoliver.pipeline.fold_queue import join_queue
+
+    if one_of:
+        join_queue(one_of)
+
+
+def _train_and_show(
+    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
+) -> None:
+    from autoliver.pipeline.training import FoldsFailed, train
+
+    try:
+        results = train(workspace, dataset, request)
+    except FoldsFailed as failed:
+        if failed.results and not as_json:
+            typer.echo(_show(failed.results))
+        raise
+    emit(_summary(results), _show(results), as_json=as_json)
 
 
 def _plain(value: object) -> object:
@@ -134,6 +163,26 @@ def _folds(text: str) -> "tuple[Fold, ...]":
     if not text.isdigit():
         raise typer.BadParameter(f"'{text}' is none of 0..4, all, cv.", param_hint="--fold")
     return (int(text),)
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    numbers = text.split(",") if text else []
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"'{text}' is no list of numbers as 0,1.", param_hint="--gpus")
+    return tuple(int(number) for number in numbers)
+
+
+def _summary(results: "list[FoldResult]") -> dict[str, object]:
+    return {
+        "folds": [
+            {
+                "fold": r.fold,
+                "folder": str(r.folder),
+                "dice": r.scores.foreground_mean("dice") if r.scores else None,
+            }
+            for r in results
+        ]
+    }
 
 
 def _show(results: "list[FoldResult]") -> str:

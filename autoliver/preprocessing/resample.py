@@ -159,6 +159,36 @@ def linear_operators(
     return operators[0], operators[1], operators[2]
 
 
+def cut_operators(
+    operators: Operators, box: Sequence[slice], shape_to: Sequence[int]
+) -> tuple[Operators, tuple[slice, slice, slice]]:
+    """The part of a resampling that needs nothing from outside a box.
+
+    Args:
+        operators: One matrix per axis.
+        box: A range per axis of the grid there is.
+        shape_to: (z, y, x) of the whole grid wanted.
+
+    Returns:
+        Operators from the box to the voxels of the grid wanted that only the box has influence on,
+        and where these lie.
+    """
+    cut: list[Matrix | None] = []
+    places = []
+    for matrix, part, size in zip(operators, box, shape_to, strict=True):
+        if matrix is None:
+            cut.append(None)
+            places.append(slice(part.start, part.stop))
+            continue
+        used = matrix != 0
+        used[:, part] = False
+        within = np.flatnonzero(~used.any(axis=1))
+        first, last = (int(within[0]), int(within[-1]) + 1) if len(within) else (size, size)
+        cut.append(matrix[first:last, part])
+        places.append(slice(first, last))
+    return (cut[0], cut[1], cut[2]), (places[0], places[1], places[2])
+
+
 def apply_operators(
     channel: npt.NDArray[np.floating], operators: Operators, *, rows: slice | None = None
 ) -> npt.NDArray[np.float32]:

@@ -18,7 +18,6 @@ from torch import Generator, Tensor
 from autoliver.artifacts import Record
 from autoliver.training.augment_intensity import INTENSITY, IntensityStep, default_steps
 from autoliver.training.augment_spatial import (
-    OUTSIDE,
     SpatialSpec,
     apply_mirror,
     apply_spatial,
@@ -125,7 +124,8 @@ def augment_batch(
     apply_mirror(label, flips)
     for channel in spec.masked_channels:
         image[:, channel].masked_fill_(label[:, 0] < 0, 0)
-    return image, label.masked_fill_(label == OUTSIDE, 0)
+    # OUTSIDE is the only negative value.
+    return image, label.clamp_min_(0)
 
 
 def stream_seed(seed: int, process: str) -> int:

@@ -116,11 +116,11 @@ class Course(Record, frozen=True, kw_only=True):
         course = self.replace(watch=self.watch.after(log))
         epochs = log.step / options.iterations
         cool = max(math.ceil(_COOL_SHARE * epochs), _COOL_EPOCHS)
-        now = {"step": log.step, "elapsed_s": elapsed_s}
-        ends_anyway = course.done(options, **now) * (1 + cool / epochs) >= 1.0
+        done = course.done(options, step=log.step, elapsed_s=elapsed_s)
+        ends_anyway = done * (1 + cool / epochs) >= 1.0
         if course.watch.waited < options.patience or ends_anyway:
             return course
-        rate = course.rate(options, recipe, **now)
+        rate = course.rate(options, recipe, step=log.step, elapsed_s=elapsed_s)
         _log.info(
             "No progress for %d epochs: the rate falls from %.3g to its end over %d epochs.",
             *(course.watch.waited, rate, cool),

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.parallel import bar_pace
+from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
 from autoliver.training.options import Recipe, choose_recipe
@@ -26,6 +28,7 @@ from autoliver.training.progress import (
     EpochLog,
     draw_progress,
     read_progress,
+    summarise,
     write_progress,
 )
 from autoliver.training.state import (
@@ -59,9 +62,10 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     try:
         with same_bits(task.options.deterministic):
             loop = _Loop(task)
-            trained = loop.run(stop)
-            while trained.finished and loop.begin_extension():
+            with closing(loop.board):
                 trained = loop.run(stop)
+                while trained.finished and loop.begin_extension():
+                    trained = loop.run(stop)
             return trained
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
@@ -78,6 +82,7 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
         self.train, self.held_out = open_patches(task)
         self.loss = loss_options(
             task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
@@ -119,6 +124,7 @@ class _Loop:
             total=last,
             initial=self.state.step,
             desc=self.task.title,
+            **bar_pace(),
             unit="step",
             smoothing=0.1,
         )
@@ -131,7 +137,7 @@ class _Loop:
                 stopping = stop()  # once: what is asked for later is seen after the next step
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
-                    bar.set_postfix_str(_summary(self.state.logs[-1]))
+                    bar.set_postfix_str(summarise(self.state.logs[-1]))
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
                         self._draw()
                         drawn = time.monotonic()
@@ -260,6 +266,8 @@ class _Loop:
         )
         state.sums = self._no_sums()
         self._save()
+        if self.task.tensorboard:
+            self.board.add(state.logs[-1])
 
     def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
         """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
@@ -333,15 +341,3 @@ def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _summary(log: EpochLog) -> str:
-    parts = [f"epoch {log.epoch + 1}"]
-    if log.train_loss is not None:
-        parts.append(f"loss {log.train_loss:.3f}")
-    if log.train_dice is not None:
-        parts.append(f"Dice {log.train_dice:.3f}")
-    if log.mean_validation_dice is not None:
-        parts.append(f"held out {log.mean_validation_dice:.3f}")
-    parts.append(f"data wait {100 * log.data_wait:.1f} %")
-    return " ".join(parts)

@@ -131,7 +131,10 @@ class PatchSampler:
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
         images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
-        labels = np.full((len(places), self.label_channels, *shape), LABEL_PAD, np.int32)
+        # Values to be mapped reach 65,535; others are classes already.
+        mapped = self.classes is not None or self.previous is not None
+        kind = np.int32 if mapped else np.int16
+        labels = np.full((len(places), self.label_channels, *shape), LABEL_PAD, kind)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
             paste(case.image, place.start, into=image)
@@ -152,9 +155,10 @@ class PatchSampler:
 
     def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
         """What stands for these label values, (..., label channels, z, y, x)."""
+        if self.classes is None and self.previous is None:
+            return labels.astype(np.int16, copy=False)
         found = np.empty(labels.shape, np.int16)
         for channel, table in enumerate((self.classes, self.previous)[: labels.shape[-4]]):
-            # At least 32 bits: label values reach 65,535.
             values = labels[..., channel, :, :, :].astype(np.int32, copy=False)
             found[..., channel, :, :, :] = values if table is None else table[values + 1]
         return found
