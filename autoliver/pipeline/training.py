@@ -104,6 +104,11 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     if request.tensorboard:
         check_tensorboard()
     queue_devices(request.gpus, request.jobs, device=request.device)
+    if request.cache == "gpu":
+        from autoliver.networks.device import choose_device
+        from autoliver.training.cache import check_device
+
+        check_device(request.cache, choose_device(request.device))
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
     stage = None

@@ -23,6 +23,7 @@ from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
     cases_gb,
+    check_device,
     choose_cache,
     in_memory,
     measure_room,
@@ -191,6 +192,7 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     """
     # Mirroring or not, patches are of the same size.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
+    check_device(task.cache.kind, task.device)
     gb = cases_gb([*task.train, *task.validation])
     kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
     workers = loader_workers(task.cache.limits)

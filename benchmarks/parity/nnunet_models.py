@@ -39,7 +39,7 @@ def network(axes: int, kernels: list[int], *, blocks: str = "n_conv_per_stage") 
     first, second = [1] * axes, [1 if size == 1 else 2 for size in kernels]
     return {
         "n_stages": 3,
-        "features_per_stage": [8, 16, 24],
+        "features_per_stage": [4, 8, 16],
         "kernel_sizes": [kernels, [3] * axes, [3] * axes],
         "strides": [first, second, [2] * axes],
         blocks: [1, 2, 2],
@@ -73,7 +73,7 @@ class Task:
 
 MR_2D = {"spacing": [2.2, 2.2], "patch_size": [64, 80], "batch_size": 6}
 MR_3D = {"spacing": [7.0, 2.2, 2.2], "patch_size": [12, 64, 80], "batch_size": 2}
-CT_3D = {"spacing": [4.5, 3.0, 3.0], "patch_size": [24, 48, 48], "batch_size": 2}
+CT_3D = {"spacing": [5.5, 5.0, 5.0], "patch_size": [24, 32, 32], "batch_size": 2}
 HIPPO = {"spacing": [1.1, 0.9, 1.0], "patch_size": [24, 32, 24], "batch_size": 2}
 LOWRES = {"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_lowres"}
 CUBE = [3, 3, 3]
@@ -96,7 +96,7 @@ TASKS = {
         source="Dataset101_AbdomenCT",
         train=6,
         test=2,
-        shrink=2,
+        shrink=4,
         sagittal=True,
         labels={"background": 0, "organs": [1, 2, 3, 4], "kidneys": [2, 3], "spleen": 4},
         order=[1, 2, 4],
@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, default=Path("/tmp/peer"))
     parser.add_argument("--only", nargs="+", default=[*TASKS, "ours"], metavar="NAME")
     parser.add_argument("--steps", type=int, help="of every training")
+    parser.add_argument("--cases", type=int, help="predicted by every model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     place = Place(data=options.data, work=options.work.resolve(), peer=options.peer)
@@ -355,7 +356,8 @@ def main() -> None:
             found = run_ours(place, options.steps or 40)
         else:
             task = TASKS[name]
-            found = run_task(place, name, replace(task, steps=options.steps or task.steps))
+            changes = {"steps": options.steps or task.steps, "test": options.cases or task.test}
+            found = run_task(place, name, replace(task, **changes))
         for row in found:
             if not rows:
                 print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
