@@ -200,7 +200,8 @@ def _train_folds(
             QueuedFold(fold=j.fold, folder=j.folder, command=(*command, "--fold", str(j.fold)))
             for j in todo
         ]
-        return run_queue(queued, devices, title=run.name, epochs=options.epochs)
+        epochs = options.epochs + sum(options.extensions)
+        return run_queue(queued, devices, title=run.name, epochs=epochs)
     from autoliver.networks.device import choose_device
 
     if len(request.gpus) > 1 and todo:
