@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.errors import ArtifactError, AutoliverError, OptionError
+from autoliver.errors import AutoliverError
 from autoliver.parallel import NO_LIMITS, Limits, cores
+from autoliver.pipeline.begin import begin_run, is_trained, log_memory
 from autoliver.pipeline.cascade import first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
@@ -20,11 +21,13 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.fit import memory_gb
+from autoliver.planning.plan import Configuration, ConfigurationName
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
+from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold, Split
-from autoliver.training.options import TrainingOptions, check_options
+from autoliver.training.options import TrainingOptions, changed_configuration
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.workspace import RunFolder, Workspace
 
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
     from autoliver.evaluation.results import Scores
     from autoliver.training.cache import CacheChoice
-
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +50,12 @@ class TrainRequest:
         changes: Training options that were given (the others are as begun, or default).
         tag: Distinguishes runs of one configuration.
         fresh: Start over where something was begun.
+        extend: Epochs to add to finished folds.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         gpus: GPUs that take folds as they become free; several folds only.
         jobs: Without them: how many folds are trained at a time, in as many processes.
         cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
+        tensorboard: Whether each epoch is written for TensorBoard, too.
         limits: For planning, preprocessing, the cache and prediction.
     """
 
@@ -60,10 +64,12 @@ class TrainRequest:
     changes: dict[str, Any] = field(default_factory=dict)
     tag: str | None = None
     fresh: bool = False
+    extend: int | None = None
     device: str = "auto"
     gpus: tuple[int, ...] = ()
     jobs: int | None = None
     cache: "CacheChoice" = "auto"
+    tensorboard: bool = False
     limits: Limits = NO_LIMITS
 
 
@@ -95,6 +101,8 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
     # Before anything is made: a GPU that is not there is not worth an hour of preprocessing.
+    if request.tensorboard:
+        check_tensorboard()
     queue_devices(request.gpus, request.jobs, device=request.device)
     if request.cache == "gpu":
         from autoliver.networks.device import choose_device
@@ -118,7 +126,10 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     }
     if stage is not None:
         made_from["first stage"] = stage.digest
-    options = _begin_run(run, made_from, request, wanted)
+    options = begin_run(run, made_from, request, wanted, configuration=configuration)
+    configuration = changed_configuration(configuration, options)
+    if options.patch or options.batch_size:
+        log_memory(configuration, planned.plan)
     store = preprocess(planned, [request.configuration], limits=request.limits)
     previous = None
     if stage is not None:
@@ -134,6 +145,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         _FoldJob(
             planned=planned,
             name=request.configuration,
+            configuration=configuration,
             store=store[request.configuration],
             run=run,
             previous=previous,
@@ -142,6 +154,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
             fold=fold,
             split=split,
             cache=request.cache,
+            tensorboard=request.tensorboard,
             limits=request.limits,
         )
         for fold, split in splits.items()
@@ -187,7 +200,8 @@ def _train_folds(
             QueuedFold(fold=j.fold, folder=j.folder, command=(*command, "--fold", str(j.fold)))
             for j in todo
         ]
-        return run_queue(queued, devices, title=run.name, epochs=options.epochs)
+        epochs = options.epochs + sum(options.extensions)
+        return run_queue(queued, devices, title=run.name, epochs=epochs)
     from autoliver.networks.device import choose_device
 
     if len(request.gpus) > 1 and todo:
@@ -225,6 +239,7 @@ def _command(
         *((f"--tag={request.tag}",) if request.tag else ()),
         *("--cache", request.cache, "--workers", str(workers)),
         *("--memory-gb", f"{memory_gb:.2f}"),
+        *(("--tensorboard",) if request.tensorboard else ()),
         *("--workspace", str(workspace.root.resolve())),
     )
 
@@ -235,6 +250,7 @@ class _FoldJob:
 
     planned: Planned
     name: ConfigurationName
+    configuration: Configuration
     store: Path
     run: RunFolder
     previous: Path | None
@@ -243,6 +259,7 @@ class _FoldJob:
     fold: Fold
     split: Split
     cache: "CacheChoice"
+    tensorboard: bool
     limits: Limits
 
     @property
@@ -251,9 +268,7 @@ class _FoldJob:
 
     @property
     def trained(self) -> bool:
-        from autoliver.inference.model import MODEL_FILE
-
-        return (self.folder / MODEL_FILE).exists()
+        return is_trained(self.folder, self.options)
 
     @property
     def finished(self) -> bool:
@@ -283,15 +298,20 @@ class _FoldJob:
 
         plan = self.planned.plan
         task = FoldTask(
-            configuration=plan.configurations[self.name],
+            configuration=self.configuration,
             labels=plan.labels,
             train=[self._case(name) for name in self.split.train],
             validation=[self._case(name) for name in self.split.validation],
             options=self.options,
+            tensorboard=self.tensorboard,
             folder=self.folder,
             device=device,
             title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
-            cache=CacheOptions(kind=self.cache, limits=self.limits, network_gb=plan.vram_gb),
+            cache=CacheOptions(
+                kind=self.cache,
+                limits=self.limits,
+                network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
+            ),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:
@@ -302,12 +322,14 @@ class _FoldJob:
                 "the state is saved.",
                 hint="Run the same command again to go on.",
             )
+        # What an extended fold has found before is not what it finds now.
+        shutil.rmtree(self.folder / "validation", ignore_errors=True)
         save_fold(
             self.folder,
             trained.weights,
             FoldModel(
                 made_from={"plan": plan.digest(), "options": self.options.digest()},
-                plan=plan.replace(configurations={self.name: plan.configurations[self.name]}),
+                plan=plan.replace(configurations={self.name: self.configuration}),
                 configuration=self.name,
                 fold=str(self.fold),
                 cases=self.split.train,
@@ -315,6 +337,7 @@ class _FoldJob:
                 mirror_axes=trained.mirror_axes,
                 weights_sha256="",
                 previous_run=self.previous_run,
+                extended=len(self.options.extensions),
             ),
         )
 
@@ -332,53 +355,3 @@ class _FoldJob:
             labels=self.planned.plan.labels,
             request=PredictRequest(device=str(device), limits=self.limits),
         )
-
-
-def _begin_run(
-    run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
-) -> TrainingOptions:
-    """The options of a run: as begun, else new ones; refuses a change of mind.
-
-    With `--fresh` the named folds are removed, but only once nothing can be refused any more.
-    """
-    named = {run.fold(fold).name for fold in folds}
-    others = sorted({path.name for path in run.path.glob("fold_*")} - named)
-    start_over = not run.options.exists() or (request.fresh and not others)
-    if start_over:
-        options = TrainingOptions(made_from=made_from, **request.changes)
-        check_options(options)
-    else:
-        options = TrainingOptions.load(run.options)
-        again = "Add --fresh to start over, or --tag NAME to keep both."
-        if request.fresh:
-            again = (
-                f"{', '.join(others)} would stay as begun: start over with all folds (--fold cv "
-                "--fresh), or add --tag NAME."
-            )
-        _refuse_changes(run, options, made_from, request.changes, again=again)
-    if request.fresh:
-        for name in sorted(named):
-            if (run.path / name).exists():
-                shutil.rmtree(run.path / name)
-    if start_over:
-        options.save(run.options)
-    return options
-
-
-def _refuse_changes(
-    run: RunFolder,
-    begun: TrainingOptions,
-    made_from: dict[str, str],
-    changes: dict[str, Any],
-    *,
-    again: str,
-) -> None:
-    for name, value in changes.items():
-        if getattr(begun, name) != value:
-            raise OptionError(
-                f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
-                hint=again,
-            )
-    changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
-    if changed:
-        raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)

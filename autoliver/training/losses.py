@@ -2,6 +2,10 @@
 
 The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
 sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
+
+Instead of the mean, the cross-entropy may count only where it is highest ("dice-topk"; Wu et al.
+2016, arXiv:1605.06885) or less where the prediction is already good ("dice-focal"; Lin et al., ICCV
+2017).
 """
 
 import torch
@@ -9,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.options import LossKind
+
+TOP_PART = 10  # one voxel of so many, as nnU-Net
+FOCAL_POWER = 2
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
@@ -16,6 +24,8 @@ class LossOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         batch_dice: Whether Dice is computed over the batch as one rather than per sample.
+        kind: What of the cross-entropy counts: its mean, its highest tenth, or its mean with
+            weights (1 - p)^2, p being the probability of the truth.
         regions: Per output row the label values it stands for; rows are then independent
             (sigmoid). None: rows are the label values 0, 1, ... (softmax).
         ignore: The label value of voxels that do not count.
@@ -27,6 +37,7 @@ class LossOptions(Record, frozen=True, kw_only=True):
     """
 
     batch_dice: bool
+    kind: LossKind = "dice-ce"
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore: int | None = None
     dice_weight: float = 1.0
@@ -145,13 +156,8 @@ def _softmax_loss(
     dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options)
 
     index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
-    entropy = -log_probability.gather(1, index[:, None])
-    if valid is None:
-        mean_entropy = entropy.mean()
-    else:
-        # No voxel to learn from is no reason for 0 / 0.
-        mean_entropy = (entropy * valid).sum() / valid.sum().clamp_min(1)
-    return options.entropy_weight * mean_entropy - options.dice_weight * dice
+    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options)
+    return options.entropy_weight * entropy - options.dice_weight * dice
 
 
 def _region_loss(
@@ -160,17 +166,39 @@ def _region_loss(
     rows = range(logits.shape[1])
     wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
     probability = torch.sigmoid(logits)
-    if valid is None:
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted.float())
-    else:
-        probability = probability * valid
-        each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
-        # As nnU-Net: a sum over the regions here (the mask has one channel), a mean without
-        # ignore.
-        entropy = (each * valid).sum() / valid.sum().clamp_min(1)
-        wanted = wanted & valid
+    each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    entropy = _entropy(each, valid, options)
+    if valid is not None:
+        probability, wanted = probability * valid, wanted & valid
     dice = _soft_dice(probability, wanted, options)
     return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions) -> Tensor:
+    """One number from the cross-entropies (b, rows, *shape); one row with softmax."""
+    if options.kind == "dice-topk":
+        return _highest(each, valid)
+    if options.kind == "dice-focal":
+        # exp(-entropy) is the probability of the truth.
+        each = (-torch.expm1(-each)) ** FOCAL_POWER * each
+    if valid is None:
+        return each.mean()
+    # No voxel to learn from is no reason for 0 / 0. As nnU-Net, this is a sum over regions (the
+    # mask has one channel), while without ignored voxels it is a mean.
+    return (each * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _highest(each: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of the highest tenth of what counts.
+
+    Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
+    than there are where few are annotated.
+    """
+    values = each.flatten() if valid is None else each[valid.expand_as(each)]
+    if not len(values):
+        return each.sum() * 0.0
+    count = max(1, len(values) // TOP_PART)
+    return values.topk(count, sorted=False).values.mean()
 
 
 def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions) -> Tensor:

@@ -29,6 +29,7 @@ class FoldTask:
         device: Where to train.
         title: Names the training in the bar and the picture.
         cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
+        tensorboard: Whether each epoch is written for TensorBoard, too.
     """
 
     configuration: Configuration
@@ -40,6 +41,7 @@ class FoldTask:
     device: torch.device
     title: str
     cache: CacheOptions = AUTO_CACHE
+    tensorboard: bool = False
 
     @property
     def resume_path(self) -> Path:
