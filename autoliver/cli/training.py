@@ -39,7 +39,8 @@ from autoliver.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.training import FoldResult, TrainRequest
+    from autoliver.pipeline.fold_job import FoldResult
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.training.folds import Fold
     from autoliver.workspace import Workspace
 
@@ -141,6 +142,7 @@ def _train_and_show(
     workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
 ) -> None:
     from autoliver.pipeline.training import FoldsFailed, train
+    from autoliver.training.distributed import launched
 
     try:
         results = train(workspace, dataset, request)
@@ -148,7 +150,8 @@ def _train_and_show(
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
         raise
-    emit(_summary(results), _show(results), as_json=as_json)
+    if launched().leads:  # of the processes that torchrun has started, one speaks
+        emit(_summary(results), _show(results), as_json=as_json)
 
 
 def _plain(value: object) -> object:

@@ -1,15 +1,13 @@
 """Training: folds that are not finished go on, and their held-out cases are scored."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits, cores
-from autoliver.pipeline.begin import begin_run, is_trained, log_memory
+from autoliver.pipeline.begin import begin_run, log_memory
 from autoliver.pipeline.cascade import first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
@@ -18,24 +16,20 @@ from autoliver.pipeline.data import (
     planned_dataset,
     preprocess,
 )
-from autoliver.pipeline.evaluation import score_held_out
+from autoliver.pipeline.fold_job import FoldJob, FoldResult
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
-from autoliver.pipeline.prediction import PredictRequest
-from autoliver.planning.fit import memory_gb
-from autoliver.planning.plan import Configuration, ConfigurationName
-from autoliver.preprocessing.previous import with_previous
-from autoliver.preprocessing.store import StoredCase, read_case
+from autoliver.planning.plan import ConfigurationName
 from autoliver.training.board import check_tensorboard
-from autoliver.training.folds import Fold, Split
-from autoliver.training.options import TrainingOptions, changed_configuration
-from autoliver.training.stop import Stopped, stop_on_sigterm
-from autoliver.workspace import RunFolder, Workspace
+from autoliver.training.folds import Fold
+from autoliver.training.options import changed_configuration
+from autoliver.training.stop import Stopped
+from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
-    from autoliver.evaluation.results import Scores
     from autoliver.training.cache import CacheChoice
+    from autoliver.training.distributed import Group
 
 _log = logging.getLogger(__name__)
 
@@ -73,15 +67,6 @@ class TrainRequest:
     limits: Limits = NO_LIMITS
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoldResult:
-    """A finished fold and the scores of its held-out cases (None for fold `all`)."""
-
-    fold: Fold
-    folder: Path
-    scores: "Scores | None"
-
-
 class FoldsFailed(AutoliverError):
     """Some of several folds were not finished; `results` are those that were."""
 
@@ -94,13 +79,34 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
     A fold that was stopped goes on where it was; a finished one is left as it is. One of several
-    that fails does not keep the others from being trained.
+    that fails does not keep the others from being trained. Processes that torchrun has started
+    train each fold together; the first does all the rest.
 
     Raises:
         FoldsFailed: Naming the folds that failed, with their reasons.
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
-    # Before anything is made: a GPU that is not there is not worth an hour of preprocessing.
+    from autoliver.training.distributed import join_group
+
+    _check_machine(request)
+    with join_group() as group:
+        if group.size > 1 and (request.gpus or request.jobs):
+            raise OptionError(
+                "--gpus and --jobs give folds to processes of their own; torchrun has started "
+                f"{group.size} that train each fold together.",
+                hint="Use one or the other.",
+            )
+        jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
+        failures = _train_folds(jobs, workspace, request, group)
+        failed = {failure.fold for failure in failures}
+        results = [job.result() for job in jobs if job.fold not in failed]
+        if failures:
+            raise _folds_failed(jobs[0].run.name, results, failures)
+        return results
+
+
+def _check_machine(request: TrainRequest) -> None:
+    """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
     if request.tensorboard:
         check_tensorboard()
     queue_devices(request.gpus, request.jobs, device=request.device)
@@ -109,14 +115,20 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         from autoliver.training.cache import check_device
 
         check_device(request.cache, choose_device(request.device))
+
+
+def _fold_jobs(
+    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group"
+) -> list[FoldJob]:
+    """The folds to train, planned and preprocessed; refuses what cannot be trained."""
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
     if configuration.previous_stage is not None:
         stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
-    cases = [case.name for case in planned.dataset.labelled]
     folds = current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
+    cases = [case.name for case in planned.dataset.labelled]
     splits = {fold: folds.split(fold, cases) for fold in wanted}
     run = planned.folder.run(request.configuration, tag=request.tag)
     made_from = {
@@ -128,25 +140,26 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         made_from["first stage"] = stage.digest
     options = begin_run(run, made_from, request, wanted, configuration=configuration)
     configuration = changed_configuration(configuration, options)
+    group.part(configuration.batch_size)  # refuses more processes than samples
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
-    store = preprocess(planned, [request.configuration], limits=request.limits)
-    previous = None
+    stores = preprocess(planned, [request.configuration], limits=request.limits)
+    store, previous = stores[request.configuration], None
     if stage is not None:
         previous = prepare_first_stage(
             planned,
             stage,
-            store=store[request.configuration],
+            store=store,
             folder=run.path / "previous",
             patch_shape=configuration.patch_shape,
             limits=request.limits,
         )
-    jobs = [
-        _FoldJob(
+    return [
+        FoldJob(
             planned=planned,
             name=request.configuration,
             configuration=configuration,
-            store=store[request.configuration],
+            store=store,
             run=run,
             previous=previous,
             previous_run=None if stage is None else stage.run.path.name,
@@ -159,12 +172,6 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         )
         for fold, split in splits.items()
     ]
-    failures = _train_folds(jobs, workspace, request)
-    failed = {failure.fold for failure in failures}
-    results = [job.result() for job in jobs if job.fold not in failed]
-    if failures:
-        raise _folds_failed(run.name, results, failures)
-    return results
 
 
 def _folds_failed(
@@ -188,10 +195,10 @@ def _folds_failed(
 
 
 def _train_folds(
-    jobs: Sequence["_FoldJob"], workspace: Workspace, request: TrainRequest
+    jobs: Sequence[FoldJob], workspace: Workspace, request: TrainRequest, group: "Group"
 ) -> list[Failure]:
     """Trains and scores what is not finished: in a queue of processes, or one by one in this."""
-    todo = [job for job in jobs if not job.finished]
+    todo = group.lead_does(lambda: [job for job in jobs if not job.finished])
     devices = queue_devices(request.gpus, request.jobs, device=request.device)[: len(todo)]
     if len(todo) > 1 and devices:
         planned, options, run = todo[0].planned, todo[0].options, todo[0].run
@@ -202,24 +209,30 @@ def _train_folds(
         ]
         epochs = options.epochs + sum(options.extensions)
         return run_queue(queued, devices, title=run.name, epochs=epochs)
-    from autoliver.networks.device import choose_device
-
     if len(request.gpus) > 1 and todo:
         _log.warning("One fold trains on one GPU: %s is used alone.", devices[0])
-    device = choose_device(devices[0] if devices else request.device)
+    device = _device(devices[0] if devices else request.device, group)
     failures = []
     for job in todo:
         try:
-            job.run_to_end(device)
+            job.run_to_end(device, group)
         except Stopped:
             raise
         except AutoliverError as error:
-            if len(jobs) == 1:
+            if len(jobs) == 1 or group.size > 1:
                 raise
             # Not the error itself: its traceback would keep the fold's tensors.
             failures.append(Failure(fold=job.fold, problem=error.problem, hint=error.hint))
             _log.warning("Fold %s failed: %s", job.fold, error.problem)
     return failures
+
+
+def _device(name: str, group: "Group") -> "torch.device":
+    from autoliver.networks.device import choose_device, own_device
+
+    device = choose_device(name) if group.size == 1 else own_device(name, group.local_rank)
+    group.check_equal("the device", device.type)
+    return device
 
 
 def _command(
@@ -242,116 +255,3 @@ def _command(
         *(("--tensorboard",) if request.tensorboard else ()),
         *("--workspace", str(workspace.root.resolve())),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FoldJob:
-    """One fold: train, write the model, score the held-out cases."""
-
-    planned: Planned
-    name: ConfigurationName
-    configuration: Configuration
-    store: Path
-    run: RunFolder
-    previous: Path | None
-    previous_run: str | None
-    options: TrainingOptions
-    fold: Fold
-    split: Split
-    cache: "CacheChoice"
-    tensorboard: bool
-    limits: Limits
-
-    @property
-    def folder(self) -> Path:
-        return self.run.fold(self.fold)
-
-    @property
-    def trained(self) -> bool:
-        return is_trained(self.folder, self.options)
-
-    @property
-    def finished(self) -> bool:
-        return self.trained and (not self.split.validation or self._scores_path.exists())
-
-    @property
-    def _scores_path(self) -> Path:
-        return self.folder / "validation" / "scores.json"
-
-    def result(self) -> FoldResult:
-        from autoliver.evaluation.results import Scores
-
-        scores = Scores.load(self._scores_path) if self.split.validation else None
-        return FoldResult(fold=self.fold, folder=self.folder, scores=scores)
-
-    def run_to_end(self, device: "torch.device") -> None:
-        if not self.trained:
-            self._train(device)
-        if self.split.validation:
-            self._validate(device)
-
-    def _train(self, device: "torch.device") -> None:
-        from autoliver.inference.model import FoldModel, save_fold
-        from autoliver.training.cache import CacheOptions
-        from autoliver.training.loop import train_fold
-        from autoliver.training.task import FoldTask
-
-        plan = self.planned.plan
-        task = FoldTask(
-            configuration=self.configuration,
-            labels=plan.labels,
-            train=[self._case(name) for name in self.split.train],
-            validation=[self._case(name) for name in self.split.validation],
-            options=self.options,
-            tensorboard=self.tensorboard,
-            folder=self.folder,
-            device=device,
-            title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
-            cache=CacheOptions(
-                kind=self.cache,
-                limits=self.limits,
-                network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
-            ),
-        )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with stop_on_sigterm() as stop:
-            trained = train_fold(task, stop=stop)
-        if not trained.finished:
-            raise Stopped(
-                f"{task.title}: stopped by SIGTERM after {len(trained.logs)} epochs; "
-                "the state is saved.",
-                hint="Run the same command again to go on.",
-            )
-        # What an extended fold has found before is not what it finds now.
-        shutil.rmtree(self.folder / "validation", ignore_errors=True)
-        save_fold(
-            self.folder,
-            trained.weights,
-            FoldModel(
-                made_from={"plan": plan.digest(), "options": self.options.digest()},
-                plan=plan.replace(configurations={self.name: self.configuration}),
-                configuration=self.name,
-                fold=str(self.fold),
-                cases=self.split.train,
-                epochs=len(trained.logs),
-                mirror_axes=trained.mirror_axes,
-                weights_sha256="",
-                previous_run=self.previous_run,
-                extended=len(self.options.extensions),
-            ),
-        )
-
-    def _case(self, name: str) -> StoredCase:
-        case = read_case(self.store, name)
-        return case if self.previous is None else with_previous(case, self.previous)
-
-    def _validate(self, device: "torch.device") -> None:
-        """Predicts and scores the held-out cases from their original files."""
-        names = set(self.split.validation)
-        score_held_out(
-            self.run,
-            self.fold,
-            [case for case in self.planned.dataset.labelled if case.name in names],
-            labels=self.planned.plan.labels,
-            request=PredictRequest(device=str(device), limits=self.limits),
-        )

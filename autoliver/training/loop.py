@@ -83,6 +83,7 @@ class _Loop:
         configuration = task.configuration
         self.task = task
         self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
+        self.group = task.group
         self.train, self.held_out = open_patches(task)
         self.loss = loss_options(
             task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
@@ -100,7 +101,9 @@ class _Loop:
 
     def _begin(self, state: TrainingState) -> None:
         """Takes a state to go on from, with the augmentations of its recipe."""
+        self.group.check_equal("a training after step", state.step)
         self.state = state
+        self.parallel = self.group.parallel(state.network)
         options = self.task.options
         mirror = state.recipe.mirror
         self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
@@ -134,7 +137,8 @@ class _Loop:
                 self._one_step(batch)
                 self._note_time()
                 bar.update()
-                stopping = stop()  # once: what is asked for later is seen after the next step
+                # Once: what is asked for later is seen after the next step.
+                stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
                     bar.set_postfix_str(summarise(self.state.logs[-1]))
@@ -147,6 +151,7 @@ class _Loop:
                     break
         if self.state.logs:
             self._draw()
+        self.group.wait()  # the first to end could have the others killed while they save
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
         return TrainedFold(
             weights=weights,
@@ -161,6 +166,8 @@ class _Loop:
         now = time.monotonic()
         self.state.elapsed += now - self.since
         self.since = now
+        if self.task.options.hours is not None:  # one clock decides
+            self.state.elapsed = self.group.lead_does(lambda: self.state.elapsed)
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time."""
@@ -182,7 +189,8 @@ class _Loop:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.network.train()
-        loss, counts = self._loss(state.network, batch.image, batch.target)
+        loss, counts = self._loss(self.parallel, batch.image, batch.target)
+        # Loss and norm of the gradients are those of the whole batch, so all processes agree.
         if bool(torch.isfinite(loss)) and self._update(loss):
             state.sums.losses.append(loss.item())
             state.sums.counts += counts
@@ -198,10 +206,10 @@ class _Loop:
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         with self._autocast():
             outputs = network(image.contiguous(memory_format=self.layout))
-        loss = segmentation_loss(outputs, target, options=self.loss)
+        loss = segmentation_loss(outputs, target, options=self.loss, group=self.group)
         with torch.no_grad():
-            counts = hard_dice_counts(outputs[0], target, options=self.loss)
-        return loss, np.stack([c.cpu().numpy() for c in counts])
+            counts = torch.stack(hard_dice_counts(outputs[0], target, options=self.loss))
+        return loss, self.group.sum_(counts).cpu().numpy()
 
     def _update(self, loss: Tensor) -> bool:
         """Takes a step, unless the gradients are not finite: one such step ends a training."""
@@ -221,12 +229,14 @@ class _Loop:
     def _note_not_finite(self, batch: TrainingBatch) -> None:
         state = self.state
         state.failures += 1
-        state.sums.skipped.extend(sorted(set(batch.cases)))
+        cases = sorted(set(self.group.gather(batch.cases)))
+        state.sums.skipped.extend(cases)
         bad = [
             name
             for name, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
             if not np.isfinite(patch).all()
         ]
+        bad = self.group.gather(bad)
         if bad:
             raise AutoliverError(
                 f"{bad[0]}: its preprocessed image holds values that are not finite.",
@@ -235,7 +245,7 @@ class _Loop:
         if state.failures >= _PATIENCE_NOT_FINITE:
             raise AutoliverError(
                 f"{self.task.title}: loss or gradients were not finite for {state.failures} "
-                f"batches in a row, the last one of {', '.join(sorted(set(batch.cases)))}.",
+                f"batches in a row, the last one of {', '.join(cases)}.",
                 hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
                 "with --fresh and another --seed.",
             )
@@ -266,7 +276,7 @@ class _Loop:
         )
         state.sums = self._no_sums()
         self._save()
-        if self.task.tensorboard:
+        if self.task.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
     def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
@@ -321,15 +331,19 @@ class _Loop:
             self._one_step(batch)
             if batch.number == 0:  # the first one pays for allocations
                 start = time.monotonic()
-        return int(hours * 3600.0 / ((time.monotonic() - start) / (_PROBE_STEPS - 1)))
+        seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
+        return int(hours * 3600.0 / seconds)
 
     def _save(self) -> None:
+        if not self.group.leads:
+            return
         # The log first: a log that is one epoch ahead is cut when the training is taken up again.
         write_progress(self.task.progress_path, self.state.logs)
         save_training_state(self.task.resume_path, self.state.snapshot())
 
     def _draw(self) -> None:
-        draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
+        if self.group.leads:
+            draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
 
 
 def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:

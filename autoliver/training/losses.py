@@ -8,11 +8,14 @@ Instead of the mean, the cross-entropy may count only where it is highest ("dice
 2017).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.distributed import ALONE, Group
 from autoliver.training.options import LossKind
 
 TOP_PART = 10  # one voxel of so many, as nnU-Net
@@ -46,7 +49,41 @@ class LossOptions(Record, frozen=True, kw_only=True):
     lowest_weight: float = 0.0
 
 
-def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOptions) -> Tensor:
+class _Total(torch.autograd.Function):
+    """The sum over processes that all go on to compute the same from it.
+
+    Backward they all hold the same gradient, so that nothing is sent: adding it up over them is to
+    multiply it. Divided by their number again, by DistributedDataParallel's mean, it is what one
+    process would find.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Group) -> Tensor:
+        ctx.size = group.size
+        return group.sum_(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.size, None
+
+
+def _total(values: Tensor, group: Group) -> Tensor:
+    if group.size == 1:
+        return values
+    total: Tensor = _Total.apply(values, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
+    """A mean over all processes, of what each has added up and counted; 0 of nothing."""
+    counted = count if isinstance(count, Tensor) else total.new_full((), count)
+    total, counted = _total(torch.stack([total, counted.to(total)]), group).unbind()
+    return total / counted.clamp_min(1)
+
+
+def segmentation_loss(
+    outputs: list[Tensor], target: Tensor, *, options: LossOptions, group: Group = ALONE
+) -> Tensor:
     """The weighted sum over resolutions of Dice plus cross-entropy.
 
     Args:
@@ -54,6 +91,7 @@ def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOpt
             supervision. Half precision is computed in float32.
         target: Label values (b, 1, *full shape), any integer type.
         options: See there.
+        group: Processes that each hold a part of the batch; the loss is that of all of it.
 
     Returns:
         A scalar, float32.
@@ -63,7 +101,7 @@ def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOpt
     for logits, weight in zip(outputs, weights, strict=True):
         if weight > 0:
             scaled = downsample_target(target, tuple(logits.shape[2:]))
-            total = total + weight * _one_resolution(logits, scaled, options)
+            total = total + weight * _one_resolution(logits, scaled, options, group)
     return total
 
 
@@ -133,17 +171,17 @@ def hard_dice_counts(
     return tp, fp, fn
 
 
-def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions, group: Group) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         valid = _valid(target, options.ignore)
         if options.regions is None:
-            return _softmax_loss(logits, target, valid, options)
-        return _region_loss(logits, target, valid, options)
+            return _softmax_loss(logits, target, valid, options, group)
+        return _region_loss(logits, target, valid, options, group)
 
 
 def _softmax_loss(
-    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     # One log-softmax serves both parts.
     log_probability = F.log_softmax(logits, dim=1)
@@ -153,62 +191,64 @@ def _softmax_loss(
     if valid is not None:
         onehot = onehot & valid
         probability = probability * valid
-    dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options)
+    dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options, group)
 
     index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
-    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options)
+    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
 def _region_loss(
-    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     rows = range(logits.shape[1])
     wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
     probability = torch.sigmoid(logits)
     each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
-    entropy = _entropy(each, valid, options)
+    entropy = _entropy(each, valid, options, group)
     if valid is not None:
         probability, wanted = probability * valid, wanted & valid
-    dice = _soft_dice(probability, wanted, options)
+    dice = _soft_dice(probability, wanted, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
-def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions) -> Tensor:
+def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Group) -> Tensor:
     """One number from the cross-entropies (b, rows, *shape); one row with softmax."""
     if options.kind == "dice-topk":
-        return _highest(each, valid)
+        return _highest(each, valid, group)
     if options.kind == "dice-focal":
         # exp(-entropy) is the probability of the truth.
         each = (-torch.expm1(-each)) ** FOCAL_POWER * each
     if valid is None:
-        return each.mean()
+        return _mean(each.sum(), each.numel(), group)
     # No voxel to learn from is no reason for 0 / 0. As nnU-Net, this is a sum over regions (the
     # mask has one channel), while without ignored voxels it is a mean.
-    return (each * valid).sum() / valid.sum().clamp_min(1)
+    return _mean((each * valid).sum(), valid.sum(), group)
 
 
-def _highest(each: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of the highest tenth of what counts.
+def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
+    """The mean of the highest tenth of what counts; of several processes each takes its own tenth.
 
     Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
     than there are where few are annotated.
     """
     values = each.flatten() if valid is None else each[valid.expand_as(each)]
     if not len(values):
-        return each.sum() * 0.0
+        return _mean(each.sum() * 0.0, 0, group)
     count = max(1, len(values) // TOP_PART)
-    return values.topk(count, sorted=False).values.mean()
+    return _mean(values.topk(count, sorted=False).values.sum(), count, group)
 
 
-def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions) -> Tensor:
+def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group: Group) -> Tensor:
     axes = tuple(range(2, probability.ndim))
     if options.batch_dice:
         axes = (0, *axes)
     overlap = (probability * wanted).sum(axes)
     size = probability.sum(axes) + wanted.sum(axes)
+    if options.batch_dice:
+        overlap, size = _total(torch.stack([overlap, size]), group).unbind()
     dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
-    return dice.mean()
+    return dice.mean() if options.batch_dice else _mean(dice.sum(), dice.numel(), group)
 
 
 def _valid(target: Tensor, ignore: int | None) -> Tensor | None:

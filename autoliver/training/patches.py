@@ -75,7 +75,7 @@ def augmentation(
 def patch_stream(
     task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
 ) -> PatchStream:
-    """The numbered batches of a fold, large enough for the augmentations.
+    """The numbered batches of a fold, or this process's part, large enough for augmentations.
 
     Args:
         task: The fold.
@@ -98,7 +98,8 @@ def patch_stream(
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
     )
-    return PatchStream(sampler=sampler, seed=(task.options.seed, number))
+    part = task.group.part(configuration.batch_size)
+    return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
 
 
 class Patches:
@@ -145,12 +146,21 @@ class Patches:
                     seed = int(self.stream.rng(number).integers(2**62))
                     generator = torch.Generator().manual_seed(seed)
                     image, target = augment_batch(
-                        image, target, patch_shape=patch_shape, spec=spec, generator=generator
+                        image,
+                        target,
+                        patch_shape=patch_shape,
+                        spec=spec,
+                        generator=generator,
+                        part=self.stream.part,
                     )
                 previous = self.stream.sampler.previous
                 if previous is not None:
                     image, target = show_previous(
-                        image, target, channels=int(previous.max()), generator=generator
+                        image,
+                        target,
+                        channels=int(previous.max()),
+                        generator=generator,
+                        part=self.stream.part,
                     )
                 yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 

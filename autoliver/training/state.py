@@ -141,6 +141,9 @@ def new_state(
     """The state before the first step; the weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     network = build_network(spec, deep_supervision=True, generator=generator)
+    # Of several heads the lowest has no share in the loss (losses.py), hence no gradient;
+    # DistributedDataParallel would wait for one.
+    network.heads[-1].requires_grad_(len(network.heads) == 1)
     layout = memory_format(spec, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return TrainingState(
