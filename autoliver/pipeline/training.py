@@ -100,15 +100,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
         FoldsFailed: Naming the folds that failed, with their reasons.
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
-    # Before anything is made: a GPU that is not there is not worth an hour of preprocessing.
-    if request.tensorboard:
-        check_tensorboard()
-    queue_devices(request.gpus, request.jobs, device=request.device)
-    if request.cache == "gpu":
-        from autoliver.networks.device import choose_device
-        from autoliver.training.cache import check_device
-
-        check_device(request.cache, choose_device(request.device))
+    _check_machine(request)
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
@@ -165,6 +157,18 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     if failures:
         raise _folds_failed(run.name, results, failures)
     return results
+
+
+def _check_machine(request: TrainRequest) -> None:
+    """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
+    queue_devices(request.gpus, request.jobs, device=request.device)
+    if request.cache == "gpu":
+        from autoliver.networks.device import choose_device
+        from autoliver.training.cache import check_device
+
+        check_device(request.cache, choose_device(request.device))
+    if request.tensorboard:
+        check_tensorboard()
 
 
 def _folds_failed(
