@@ -20,7 +20,7 @@ _SMOOTHED = 3  # voxels
 
 
 class Bright(nn.Module):
-    """Foreground where the smoothed intensity is above the threshold; a U-Net adds nothing to it."""
+    """Foreground where the smoothed intensity is high; a U-Net adds nothing but its time."""
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ def bright_model(*, fine_mm: float, coarse_mm: float, patch: int, near: bool) ->
         features=(8, 16, 32, 32),
         strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         kernels=((3, 3, 3),) * 4,
-        blocks_encoder=(1, 1, 1, 1),
-        blocks_decoder=(1, 1, 1),
+        blocks_encoder=(2, 2, 2, 2),
+        blocks_decoder=(2, 2, 2),
     )
     # Mean 0 and deviation so that normalised intensities lie in 0 to 1.
     stats = IntensityStats(

@@ -23,7 +23,7 @@ def roi(bench: Bench) -> Row:
         "image": image,
         "fine_mm": _FINE_MM * scale,
         "coarse_mm": _COARSE_MM * scale,
-        "patch": _PATCH,
+        "patch": _PATCH // scale,
     }
     shape = " x ".join(str(size // scale) for size in _SHAPE)
     return Row(
