@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from autoliver.inference.model import Model
-    from autoliver.inference.predict import PredictOptions
+    from autoliver.inference.outputs import PredictOptions
+    from autoliver.pipeline.fold_job import FoldResult
     from autoliver.pipeline.prediction import Predicted
-    from autoliver.pipeline.training import FoldResult
+    from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
 
 WORKSPACE = Path("autoliver-workspace")
@@ -78,6 +79,34 @@ def train(
         **{name: value for name, value in options.items() if name in of_request},
     )
     return train_folds(Workspace(Path(workspace)), str(dataset), request)
+
+
+def select(
+    dataset: str | Path,
+    *,
+    runs: Sequence[str] = (),
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Selected":
+    """Chooses the run or pair of runs, and the cleaning rules, that do best out of fold.
+
+    As `autoliver select`; `predict` uses what was chosen.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        runs: Names of the runs to compare; empty: all finished ones.
+        workspace: Folder for everything autoliver makes.
+        **options: Fields of `autoliver.pipeline.selection.SelectRequest`, such as device="cuda:1".
+
+    Raises:
+        AutoliverError: What the command would print.
+    """
+    from autoliver.pipeline.selection import SelectRequest
+    from autoliver.pipeline.selection import select as select_runs
+    from autoliver.workspace import Workspace
+
+    request = SelectRequest(runs=tuple(runs), **options)
+    return select_runs(Workspace(Path(workspace)), str(dataset), request)
 
 
 def predict(
@@ -170,13 +199,13 @@ def load_model(
         folds: "0,2" or "all" instead of all finished or selected folds.
         workspace: Where it is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        **options: Fields of `autoliver.inference.predict.PredictOptions`, such as mirror=False.
+        **options: Fields of `autoliver.inference.outputs.PredictOptions`, such as mirror=False.
 
     Raises:
         ModelError: There is no such model, or it is damaged.
     """
     from autoliver.inference.model import load_model as load
-    from autoliver.inference.predict import PredictOptions
+    from autoliver.inference.outputs import PredictOptions
     from autoliver.networks.device import choose_device
     from autoliver.workspace import Workspace
 

@@ -186,6 +186,10 @@ class DatasetFolder:
             )
         return RunFolder(self.path / "runs" / (configuration + (f"+{tag}" if tag else "")))
 
+    def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
+        """Out-of-fold label maps and scores of runs averaged, which `select` compares."""
+        return self.path / "selection" / ",".join(runs) / f"fold_{fold}"
+
     @property
     def trained(self) -> ModelFolder:
         """Its runs and the model selected of them."""

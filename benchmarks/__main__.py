@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows_arrays, rows_datasets
+from benchmarks import rows_arrays, rows_datasets, rows_roi
 from benchmarks.measure import Measured, alternate, median
 from benchmarks.row import Bench, Row, Skip
 
@@ -33,6 +33,7 @@ _ROWS: dict[str, Callable[[Bench], Row]] = {
     "augmentation": rows_arrays.augmentation,
     "export": rows_arrays.export,
     "predict": rows_datasets.predict,
+    "roi": rows_roi.roi,
     "help": rows_datasets.help_command,
     "plan-again": rows_datasets.plan_again,
 }

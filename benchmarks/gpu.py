@@ -2,17 +2,19 @@
 
     python -m benchmarks.gpu [--device cuda] [--peer DIR | --no-peer] [--quick] [--output FILE.json]
 
+The rows `cache-...` are ours alone: the same training, its cases on the GPU, in memory, on disk.
 Runs on the CPU too, with `--device cpu --quick`. nnU-Net trains as it does by default: compiled,
 mixed precision, its own number of loader processes. `gpu_mb` is what PyTorch reserved.
 """
 
+import functools
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.__main__ import read_arguments, report
 from benchmarks.measure import run
-from benchmarks.row import Bench, Row, Target, Values
+from benchmarks.row import Bench, Row, Skip, Target, Values
 from benchmarks.rows_datasets import link_dataset, planned, predict_row, workspace
 
 _PHANTOM = "Dataset701_BenchmarkCT"
@@ -20,18 +22,20 @@ _HIPPOCAMPUS = "Dataset004_Hippocampus"
 _SEED = 20
 # The first epoch (compilation, caches) is not counted.
 _EPOCHS, _ITERATIONS = 4, 50
+_CACHES = ("gpu", "ram", "disk")
 
 
-def train_phantom(bench: Bench) -> Row:
+def train_phantom(bench: Bench, cache: str = "auto") -> Row:
     """Full-sized patches: a phantom CT of usual size."""
     source = _phantoms(bench)
-    return _train(bench, _PHANTOM, link_dataset(bench, source))
+    return _train(bench, _PHANTOM, link_dataset(bench, source), cache)
 
 
-def train_hippocampus(bench: Bench) -> Row:
+def train_hippocampus(bench: Bench, cache: str = "auto") -> Row:
     """Small patches, where loaders and launches weigh most."""
     source = bench.needs(bench.shared / "data" / _HIPPOCAMPUS)
-    return _train(bench, _HIPPOCAMPUS, link_dataset(bench, source, 6 if bench.quick else None))
+    few = 6 if bench.quick else None
+    return _train(bench, _HIPPOCAMPUS, link_dataset(bench, source, few), cache)
 
 
 def predict_phantom(bench: Bench) -> Row:
@@ -63,6 +67,11 @@ _ROWS = {
     "train": train_phantom,
     "train-hippocampus": train_hippocampus,
     "predict": predict_phantom,
+    **{f"cache-{kind}": functools.partial(train_phantom, cache=kind) for kind in _CACHES},
+    **{
+        f"cache-{kind}-hippocampus": functools.partial(train_hippocampus, cache=kind)
+        for kind in _CACHES
+    },
 }
 
 
@@ -81,11 +90,14 @@ def main() -> int:
         return report(bench, rows, repeats=arguments.repeats, output=arguments.output)
 
 
-def _train(bench: Bench, name: str, source: Path) -> Row:
+def _train(bench: Bench, name: str, source: Path, cache: str) -> Row:
+    if cache == "gpu" and not bench.device.startswith("cuda"):
+        raise Skip(f"the training runs on the device {bench.device}")
+    alone = cache != "auto"
     preset = "tiny" if bench.quick else "default"
     root = workspace(bench, preset)
     run(bench.our_command("plan", source, "--preset", preset, "-w", root))
-    if planned(bench, name) is not None:
+    if not alone and planned(bench, name) is not None:
         number = name.removeprefix("Dataset").partition("_")[0]
         call = bench.peer_command("nnUNetv2_preprocess", "-d", number, "-c", "3d_fullres", "-np", 2)
         if call is not None:
@@ -96,18 +108,28 @@ def _train(bench: Bench, name: str, source: Path) -> Row:
     # On a small machine nnU-Net's own network would take minutes for a step.
     features = [4, 8, 8, 8, 8, 8, 8, 8] if bench.quick else None
     return Row(
-        work=f"an epoch of {iterations} steps, {name}, {bench.device}",
+        work=f"an epoch of {iterations} steps, {name}, {bench.device}, cache {cache}",
         ours=bench.ours(
-            "train", dataset=source, workspace=root, output=output, remove=(output,), **asked
+            "train",
+            dataset=source,
+            workspace=root,
+            output=output,
+            cache=cache,
+            remove=(output,),
+            **asked,
         ),
-        peer=bench.peer("train", name=name, features=features, remove=(results,), **asked),
-        targets=(
+        peer=None
+        if alone
+        else bench.peer("train", name=name, features=features, remove=(results,), **asked),
+        targets=(Target("data wait", 0.02),)
+        if alone
+        else (
             Target("speed", 1.5, least=True),
             Target("data wait", 0.02),
             Target("memory", 1),
             Target("GPU memory", 1),
         ),
-        compare=_compare_training,
+        compare=None if alone else _compare_training,
         repeats=1,
     )
 

@@ -1,6 +1,7 @@
 """One measurement: a command in a process of its own, its time and the memory of its whole tree."""
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from benchmarks.clock import high_water_mb
 
 # Short commands are watched closely, for their time; long ones rarely, not to disturb them.
 _CLOSELY_SECONDS, _RARELY_SECONDS, _SHORT_SECONDS = 0.002, 0.05, 1.0
+# How long processes that outlive their command may take to end.
+_PATIENCE_SECONDS = 10.0
+_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 # Of one core, for looking at memory.
 _SHARE_OF_TIME = 0.03
 
@@ -71,6 +75,7 @@ def run(call: Call) -> Measured:
     """
     for path in call.remove:
         _remove(path)
+    _adopt_orphans()
     settings = [f"{name}={value}" for name, value in call.settings.items()]
     call.log.parent.mkdir(parents=True, exist_ok=True)
     with call.log.open("wb") as log:
@@ -86,7 +91,7 @@ def run(call: Call) -> Measured:
             process.wait()
             raise
         seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
-    cpu_seconds = usage.ru_utime + usage.ru_stime
+    cpu_seconds = usage.ru_utime + usage.ru_stime + _orphans_seconds(process.pid)
     if process.returncode:
         last = " | ".join(call.log.read_text(errors="replace").splitlines()[-4:])
         raise MeasureError(f"{' '.join(call.command)}: exit {process.returncode}: {last}")
@@ -125,6 +130,29 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of those whose own parent ended, so that their time is known.
+
+    Where workers are forked from a server, they are its children, and it ends after the command.
+    """
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _orphans_seconds(group: int) -> float:
+    """CPU time of what a command that ended left behind; what does not end soon is ended."""
+    seconds, deadline = 0.0, time.perf_counter() + _PATIENCE_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, _, usage = os.wait4(-group, os.WNOHANG)
+            seconds += usage.ru_utime + usage.ru_stime
+            if not pid and time.perf_counter() > deadline:
+                os.killpg(group, signal.SIGKILL)
+                deadline = float("inf")
+            elif not pid:
+                time.sleep(_RARELY_SECONDS)
+    return seconds
 
 
 def _watch(process: "subprocess.Popen[bytes]", start: float) -> tuple[Any, float]:

@@ -12,6 +12,7 @@ from benchmarks.clock import Clock, serve
 
 def cubic(clock: Clock, *, image: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.preprocessing.resample import resample_image, separate_axis
 
@@ -95,6 +96,7 @@ def augment(
 
 def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other: Any) -> None:
     import numpy as np
+    import scipy.ndimage  # noqa: F401
 
     from autoliver.dataset import Labels
     from autoliver.io.volume import Geometry
@@ -163,6 +165,29 @@ def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__:
     return _gpu_memory()
 
 
+def predict_bright(
+    _: Clock, *, image: str, output: str, near: bool, threads: int, **grids: Any
+) -> dict[str, Any]:
+    """The whole process is timed; reports how many windows were visited."""
+    import torch
+
+    from autoliver.inference.outputs import PredictOptions
+    from autoliver.inference.predict import make_jobs, predict_jobs
+    from benchmarks.bright import bright_model
+
+    torch.set_num_threads(threads)
+    windows = []
+
+    def on_windows(_name: str, number: int) -> Any:
+        windows.append(number)
+        return lambda: None
+
+    jobs = make_jobs({"body": sorted(Path(image).iterdir())}, Path(output))
+    model = bright_model(near=near, **grids)
+    predict_jobs(model, jobs, PredictOptions(), on_windows=on_windows)
+    return {"windows": windows[-1], "coarse windows": sum(windows[:-1])}
+
+
 def train(
     _: Clock, *, dataset: str, workspace: str, epochs: int, iterations: int, **other: Any
 ) -> dict[str, Any]:
@@ -172,6 +197,7 @@ def train(
     from autoliver.networks.device import choose_device
     from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
+    from autoliver.training.cache import CacheOptions
     from autoliver.training.folds import make_folds
     from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
@@ -190,6 +216,7 @@ def train(
         folder=Path(other["output"]),
         device=choose_device(other["device"]),
         title="benchmark",
+        cache=CacheOptions(kind=other["cache"], network_gb=planned.plan.vram_gb),
     )
     task.folder.mkdir(parents=True, exist_ok=True)
     logs = train_fold(task).logs[1:]
@@ -253,7 +280,7 @@ if __name__ == "__main__":
             function.__name__: function
             for function in (
                 *(cubic, labels, fingerprint, plan, augment),
-                *(export, make_model, predict, train),
+                *(export, make_model, predict, predict_bright, train),
             )
         }
     )

@@ -64,3 +64,19 @@ def test_memory_of_a_process_tree(tmp_path, monkeypatch):
     three = run(Call(command=(sys.executable, str(script)), settings={}, log=tmp_path / "log"))
     assert 57 < one.peak_mb < 110
     assert 170 < three.peak_mb < 300
+
+
+def test_processor_time_of_what_outlives_its_parent(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.measure import Call, run
+
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "if len(sys.argv) == 1:\n"
+        "    subprocess.Popen([sys.executable, __file__, '-'])\n"
+        "else:\n"
+        "    while time.process_time() < 1: pass\n"
+    )
+    found = run(Call(command=(sys.executable, str(script)), settings={}, log=tmp_path / "log"))
+    assert 0.9 < found.cpu_seconds < 2

@@ -110,6 +110,28 @@ def test_predictions_lie_on_the_input_grid_and_are_scored(
     assert (tmp_path / "out/scores.csv").read_text().count("\n") == 1 + 2 * 5
 
 
+def test_a_region_is_looked_for_with_the_run_beside_or_with_any_model(
+    phantoms: Path, own: Path, tmp_path: Path
+) -> None:
+    words = ("predict", "-i", phantoms / "imagesTs", "-m", f"{NAME}/3d_fullres", "-w", own)
+    with pytest.raises(ModelError, match="no trained 3d_lowres run beside") as caught:
+        run(*words, "-o", tmp_path / "none", "--roi", "auto")
+    # Of so small scans the plan has no low resolution.
+    assert "The plan has no 3d_lowres" in caught.value.hint
+    assert "--roi MODEL" in caught.value.hint
+    with pytest.raises(ModelError, match="no trained model 'Nothing'"):
+        run(*words, "-o", tmp_path / "none", "--roi", "Nothing")
+    runs = own / NAME / "runs"
+    shutil.copytree(runs / "3d_fullres", runs / "3d_lowres+short")
+    for name, roi in (("auto", "auto"), ("named", f"{NAME}/3d_lowres+short")):
+        assert run(*words, "-o", tmp_path / name, "--roi", roi)["predicted"] == 2
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("auto", "named"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    low = (*words[:4], f"{NAME}/3d_lowres+short", *words[5:])
+    with pytest.raises(ModelError, match="is of low resolution itself"):
+        run(*low, "-o", tmp_path / "none", "--roi", "auto")
+
+
 def test_finished_predictions_are_skipped_unless_overwritten(
     trained: Path, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +217,7 @@ def test_fresh_removes_nothing_before_all_is_sure(own: Path, wrong: tuple[str, s
 def test_fresh_starts_over(own: Path) -> None:
     fold = own / NAME / "runs/3d_fullres/fold_0"
     before = (fold / "model.json").stat().st_mtime_ns
-    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "-w", own)
+    run("train", NAME, "3d_fullres", "--fold", 0, "--fresh", *SHORT, "--cache", "disk", "-w", own)
     assert (fold / "model.json").stat().st_mtime_ns > before
     assert len(read_progress(fold / "progress.jsonl")) == 2
 
@@ -259,6 +281,7 @@ def test_what_does_not_fit_the_model_is_refused(
         (("train", NAME, "2d", "--fold", "7"), "no fold 7"),
         (("train", NAME, "2d", "--epochs", "0"), "--epochs is 0"),
         (("train", NAME, "2d", "--device", "warp"), "--device warp"),
+        (("train", NAME, "2d", "--device", "cpu", "--cache", "gpu"), "--cache gpu"),
         (("predict", "-i", ".", "-o", "out", "-m", "Nothing"), "no trained model 'Nothing'"),
     ],
 )
@@ -307,3 +330,41 @@ def test_importing_the_package_is_light() -> None:
     code = f"import sys, autoliver; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_cascade_from_its_first_stage_to_a_prediction(tmp_path: Path) -> None:
+    options = PhantomOptions(contrast="CT", shape_zyx=(24, 64, 64), spacing_mm=(6.0, 4.0, 4.0))
+    folder = write_phantom_dataset(
+        tmp_path / "data", name=NAME, cases=4, seed=1, options=options, test_cases=1
+    )
+    names = [path.name.removesuffix("_0000.nii.gz") for path in sorted(folder.glob("imagesTr/*"))]
+    splits = [{"train": names[:2], "val": names[2:]}, {"train": names[2:], "val": names[:2]}]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    workspace = tmp_path / "w"
+    run("plan", folder, "--preset", "tiny", "--vram", 0.03, "-w", workspace)
+    cascade = ("train", NAME, "3d_cascade", *SHORT, "-w", workspace)
+    low = ("train", NAME, "3d_lowres", *SHORT, "-w", workspace)
+    with pytest.raises(ModelError, match="3 more of 4 cases were held out by none") as caught:
+        run(*cascade)
+    assert "autoliver train Phantom 3d_lowres" in caught.value.hint
+    run(*low, "--fold", 0)
+    with pytest.raises(ModelError, match="1 more of 4 cases"):
+        run(*cascade)
+    run(*low)
+    run(*cascade)
+    fold = workspace / NAME / "runs/3d_cascade/fold_1"
+    info = FoldModel.load(fold / "model.json")
+    assert info.previous_run == "3d_lowres"
+    assert info.plan.configurations["3d_cascade"].network.in_channels == 1 + 5
+    assert (fold / "validation/scores.json").exists()
+    done = run(
+        *("predict", "-i", folder / "imagesTs", "-o", tmp_path / "out"),
+        *("-m", "Phantom/3d_cascade", "-w", workspace),
+    )
+    assert done["predicted"] == 1
+    labels = read_label(tmp_path / "out" / f"{Path(done['files'][0]).name}")  # type: ignore[index]
+    assert labels.array.shape == (1, 24, 64, 64)
+    # Trained anew, the first stage is another one.
+    run(*low, "--fresh", "--seed", 3)
+    with pytest.raises(ArtifactError, match="begun with another first stage"):
+        run(*cascade)

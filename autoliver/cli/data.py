@@ -80,7 +80,7 @@ def plan(
     preset: Annotated[PresetName, typer.Option(help="Size of the networks.")] = PresetName.default,
     vram: Annotated[
         float | None,
-        typer.Option(metavar="GB", min=0.5, help="GPU memory to fit; default: the preset's."),
+        typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),
     ] = None,
     spacing: Annotated[
         tuple[float, float, float] | None,

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from autoliver.cli import data, demo, models, prediction, training
+from autoliver.cli import data, demo, models, prediction, selection, training
 from autoliver.errors import AutoliverError
 
 _INTERRUPTED = 130
@@ -24,6 +24,7 @@ app.command("verify")(data.verify)
 app.command("plan")(data.plan)
 app.command("preprocess")(data.preprocess)
 app.command("train")(training.train)
+app.command("select")(selection.select)
 app.command("predict")(prediction.predict)
 app.command("evaluate")(prediction.evaluate)
 app.command("export")(models.export)

@@ -25,7 +25,11 @@ def export(
         str, typer.Argument(metavar="MODEL", help="DATASET, DATASET/RUN, a model's name or folder.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The file to write, e.g. liver.autoliver.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The file to write, e.g. liver.autoliver; for nnU-Net the folder nnUNet_results.",
+        ),
     ],
     folds: Annotated[
         str | None, typer.Option(metavar="0,1,..|all", help="Folds to take; default: all finished.")
@@ -54,23 +58,31 @@ def export(
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What export wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="What export or nnU-Net wrote.")],
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What to call it. [default: its own name]")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an imported model of that name.")
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Run code that a checkpoint of nnU-Net may hold. Dangerous."),
+    ] = False,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Put an exported model into the workspace, to be used by name."""
+    """Put an exported model, or one of nnU-Net, into the workspace, to be used by name."""
     from autoliver.pipeline import models
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    done = models.import_model(Workspace(workspace), source, name=name, overwrite=overwrite)
+    done = models.import_model(
+        Workspace(workspace),
+        source,
+        models.ImportRequest(name=name, overwrite=overwrite, trust=trust),
+    )
     text = f"{_show(done.facts)}\nImported; use it with: autoliver predict -m {done.name}"
     emit(_result(done), text, as_json=as_json)
 

@@ -25,6 +25,14 @@ Workers = Annotated[
 Device = Annotated[
     str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
+Gpus = Annotated[
+    str,
+    typer.Option("--gpus", metavar="0,1", help="Folds on these GPUs, as they become free."),
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", metavar="N", help="Without GPUs: N folds at a time.")
+]
+OneOf = Annotated[int, typer.Option("--one-of", hidden=True, help="For the queue's processes.")]
 MemoryGb = Annotated[
     float | None,
     typer.Option(

@@ -16,6 +16,25 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, start
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file; several"
+        " are averaged. [default: the workspace's only model]",
+    ),
+]
+Roi = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|MODEL",
+        help="Look only within 2 cm of what a coarse model finds: the 3d_lowres run beside the"
+        " model (auto), or any model. All else becomes background.",
+    ),
+]
+
 
 def predict(
     source: Annotated[
@@ -24,17 +43,7 @@ def predict(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
     ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file; "
-            "several are averaged."
-            " [default: the workspace's only model]",
-        ),
-    ] = None,
+    model: Models = None,
     folds: Annotated[
         str | None, typer.Option(metavar="0,1,..|all", help="Folds to use; default: all finished.")
     ] = None,
@@ -44,6 +53,7 @@ def predict(
     step: Annotated[
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
+    roi: Roi = "off",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
     ] = False,
@@ -71,6 +81,7 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        roi=None if roi == "off" else roi,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )

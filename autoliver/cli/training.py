@@ -9,31 +9,40 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     Device,
+    Gpus,
+    Jobs,
     MemoryGb,
+    OneOf,
     Verbose,
     Workers,
     WorkspaceDir,
 )
 from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.training_options import (
+    Augment,
+    BatchSize,
+    Deterministic,
+    Epochs,
+    Extend,
+    Hours,
+    Iterations,
+    LearningRate,
+    Loss,
+    Mirror,
+    Optimiser,
+    Patch,
+    Patience,
+    Schedule,
+    Seed,
+    TensorBoard,
+    sizes,
+)
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.training import FoldResult
+    from autoliver.pipeline.fold_job import FoldResult
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.training.folds import Fold
-
-
-class ScheduleName(StrEnum):
-    """Recipes for optimiser and learning rate."""
-
-    auto = "auto"
-    nnunet = "nnunet"
-    short = "short"
-
-
-class AugmentationName(StrEnum):
-    """Augmentations of training patches."""
-
-    default = "default"
-    none = "none"
+    from autoliver.workspace import Workspace
 
 
 class CacheName(StrEnum):
@@ -45,37 +54,47 @@ class CacheName(StrEnum):
     disk = "disk"
 
 
+ConfigurationArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
+]
+FoldOption = Annotated[
+    str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
+]
+Cache = Annotated[
+    CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+]
+Tag = Annotated[
+    str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+]
+
+
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
-    configuration: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres or 3d_fullres.")
-    ],
-    fold: Annotated[
-        str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
-    ] = "cv",
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
-    ] = None,
-    hours: Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")] = None,
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
-    ] = None,
-    augment: Annotated[
-        AugmentationName | None, typer.Option(help="Augmentations. [default: default]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
+    configuration: ConfigurationArgument,
+    fold: FoldOption = "cv",
+    epochs: Epochs = None,
+    iterations: Iterations = None,
+    hours: Hours = None,
+    patience: Patience = None,
+    extend: Extend = None,
+    schedule: Schedule = None,
+    optimiser: Optimiser = None,
+    lr: LearningRate = None,
+    loss: Loss = None,
+    augment: Augment = None,
+    mirror: Mirror = None,
+    batch_size: BatchSize = None,
+    patch: Patch = None,
+    seed: Seed = None,
+    deterministic: Deterministic = None,
     device: Device = "auto",
-    cache: Annotated[
-        CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
-    ] = CacheName.auto,
-    tag: Annotated[
-        str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
-    ] = None,
+    gpus: Gpus = "",
+    jobs: Jobs = None,
+    one_of: OneOf = 0,
+    cache: Cache = CacheName.auto,
+    tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    tensorboard: TensorBoard = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -84,42 +103,59 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import training
-    from autoliver.training.distributed import launched
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
+    _join_queue(one_of)
     given = {
-        "epochs": epochs,
-        "iterations": iterations,
-        "hours": hours,
-        "schedule": schedule and schedule.value,
-        "augment": augment and augment.value,
-        "seed": seed,
+        **{"epochs": epochs, "iterations": iterations, "hours": hours, "patience": patience},
+        **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
+        **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
+        **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
     }
-    request = training.TrainRequest(
+    request = TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
-        changes={name: value for name, value in given.items() if value is not None},
+        changes={name: _plain(value) for name, value in given.items() if value is not None},
         tag=tag,
         fresh=fresh,
+        extend=extend,
         device=device,
+        gpus=_gpus(gpus),
+        jobs=jobs,
         cache=cache.value,
+        tensorboard=tensorboard,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    results = training.train(Workspace(workspace), dataset, request)
-    summary = {
-        "folds": [
-            {
-                "fold": r.fold,
-                "folder": str(r.folder),
-                "dice": r.scores.foreground_mean("dice") if r.scores else None,
-            }
-            for r in results
-        ]
-    }
+    _train_and_show(Workspace(workspace), dataset, request, as_json=as_json)
+
+
+def _join_queue(one_of: int) -> None:
+    from autoliver.pipeline.fold_queue import join_queue
+
+    if one_of:
+        join_queue(one_of)
+
+
+def _train_and_show(
+    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
+) -> None:
+    from autoliver.pipeline.training import FoldsFailed, train
+    from autoliver.training.distributed import launched
+
+    try:
+        results = train(workspace, dataset, request)
+    except FoldsFailed as failed:
+        if failed.results and not as_json:
+            typer.echo(_show(failed.results))
+        raise
     if launched().leads:  # of the processes that torchrun has started, one speaks
-        emit(summary, _show(results), as_json=as_json)
+        emit(_summary(results), _show(results), as_json=as_json)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":
@@ -130,6 +166,26 @@ def _folds(text: str) -> "tuple[Fold, ...]":
     if not text.isdigit():
         raise typer.BadParameter(f"'{text}' is none of 0..4, all, cv.", param_hint="--fold")
     return (int(text),)
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    numbers = text.split(",") if text else []
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"'{text}' is no list of numbers as 0,1.", param_hint="--gpus")
+    return tuple(int(number) for number in numbers)
+
+
+def _summary(results: "list[FoldResult]") -> dict[str, object]:
+    return {
+        "folds": [
+            {
+                "fold": r.fold,
+                "folder": str(r.folder),
+                "dice": r.scores.foreground_mean("dice") if r.scores else None,
+            }
+            for r in results
+        ]
+    }
 
 
 def _show(results: "list[FoldResult]") -> str:

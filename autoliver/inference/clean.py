@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -10,6 +11,10 @@ import numpy.typing as npt
 from autoliver.artifacts import Record
 
 L = TypeVar("L", bound=np.integer)
+
+# Up to so many values, comparing with each is faster than np.isin (by a factor of 15 for one) and
+# takes an eighth of the memory.
+_FEW = 8
 
 
 class CleaningRule(Record, frozen=True, kw_only=True):
@@ -55,25 +60,75 @@ def clean(
         (z, y, x), the input itself where nothing is removed.
     """
     for rule in rules:
-        union = np.isin(segmentation, [value for name in rule.labels for value in values[name]])
-        gone = union & ~_kept(union, rule, voxel_ml=math.prod(spacing_mm) / 1000.0)
-        if gone.any():
-            segmentation = np.where(gone, np.zeros((), segmentation.dtype), segmentation)
+        union = mask_of(segmentation, [value for name in rule.labels for value in values[name]])
+        found = components(union)
+        keep = kept(rule, found.voxels, voxel_ml=math.prod(spacing_mm) / 1000.0)
+        if not keep[1:].all():
+            segmentation = segmentation.copy()
+            segmentation[found.box][~keep[found.numbers] & union[found.box]] = 0
     return segmentation
 
 
-def _kept(
-    mask: npt.NDArray[np.bool_], rule: CleaningRule, *, voxel_ml: float
-) -> npt.NDArray[np.bool_]:
-    from skimage.measure import label as connected_components
+@dataclass(frozen=True)
+class Components:
+    """The connected components of a mask.
 
-    components, count = connected_components(mask, return_num=True)
-    sizes = np.bincount(components.reshape(-1), minlength=count + 1)
-    sizes[0] = 0
+    Attributes:
+        box: Around all of them.
+        numbers: (z, y, x) in the box: 0 outside the mask, else the component's number.
+        voxels: How many each component has, by number; of number 0 none.
+    """
+
+    box: tuple[slice, ...]
+    numbers: npt.NDArray[np.integer]
+    voxels: npt.NDArray[np.integer]
+
+
+def components(mask: npt.NDArray[np.bool_]) -> Components:
+    """The components of a mask, connected through faces, edges and corners."""
+    from skimage.measure import label
+
+    box = bounding_box(mask)
+    if mask[box].size == 0:
+        return Components(box, np.zeros((0,) * mask.ndim, np.intp), np.zeros(1, np.intp))
+    numbers, count = label(mask[box], return_num=True)
+    voxels = np.bincount(numbers.reshape(-1), minlength=count + 1)
+    voxels[0] = 0
+    return Components(box, numbers, voxels)
+
+
+def kept(
+    rule: CleaningRule, voxels: npt.NDArray[np.integer], *, voxel_ml: float
+) -> npt.NDArray[np.bool_]:
+    """Whether each component stays, by number; number 0 does not.
+
+    Args:
+        rule: What is kept; its labels play no part.
+        voxels: Of each component, as in `Components`.
+        voxel_ml: Volume of one voxel.
+    """
+    keep: npt.NDArray[np.bool_] = voxels >= rule.least_ml / voxel_ml
     if rule.keep == "largest":
-        keep = np.arange(count + 1) == sizes.argmax()
-    else:
-        keep = sizes * voxel_ml >= rule.least_ml
+        keep = np.arange(len(voxels)) == voxels.argmax()
     keep[0] = False
-    kept: npt.NDArray[np.bool_] = keep[components]
-    return kept
+    return keep
+
+
+def mask_of(segmentation: npt.NDArray[np.integer], values: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Where a label map holds one of some values."""
+    if len(values) > _FEW:
+        return np.isin(segmentation, values)
+    mask: npt.NDArray[np.bool_] = segmentation == values[0]
+    for value in values[1:]:
+        mask |= segmentation == value
+    return mask
+
+
+def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds all of a mask; an empty one for an empty mask."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        box.append(slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0))
+    return tuple(box)

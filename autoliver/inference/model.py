@@ -36,6 +36,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         mirror_axes: Patch axes over whose flips a prediction may average: those it was trained on.
         weights_sha256: Of the weights file beside it.
         previous_run: Folder of the low-resolution run beside its own, for a cascade.
+        extended: How often its training was taken up again after its end.
     """
 
     KIND: ClassVar[str] = "model"
@@ -48,6 +49,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     mirror_axes: tuple[int, ...]
     weights_sha256: str
     previous_run: str | None = None
+    extended: int = 0
 
 
 class Place(Readable, Protocol):
@@ -89,12 +91,14 @@ class ModelFiles:
         name: For messages.
         members: At least one.
         cleaning: Rules applied to its label maps.
+        finder: What finds the region to look in first; None: look everywhere.
         selection: How it was chosen, where it was.
     """
 
     name: str
     members: tuple[MemberFiles, ...]
     cleaning: tuple[CleaningRule, ...] = ()
+    finder: MemberFiles | None = None
     selection: Selection | None = None
 
 
@@ -129,11 +133,13 @@ class Model:
         name: For messages.
         members: At least one; all with the same channels and labels.
         cleaning: Rules applied to the label map.
+        finder: Coarse folds near whose foreground alone the members look; None: everywhere.
     """
 
     name: str
     members: tuple[Member, ...]
     cleaning: tuple[CleaningRule, ...] = ()
+    finder: Member | None = None
 
     @property
     def plan(self) -> Plan:
@@ -193,7 +199,13 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
             member = dataclasses.replace(member, previous=previous)
         members.append(member)
     check_members(files, [member.plan for member in members])
-    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning)
+    finder = None
+    if files.finder is not None:
+        run = files.finder.folds[0].parent
+        # A model in a file may have no name but its run's.
+        name = f"{run.parent.parent.name}/{run.name}".lstrip("/")
+        finder = load_member(files.finder.folds, name=name, device=device)
+    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
 
 
 def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
@@ -216,12 +228,15 @@ def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
 
 def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
     """Loads folds of one run; arguments and errors as `load_model`."""
+    from autoliver.inference.probe import Fastest
     from autoliver.networks.checkpoint import load_network
 
     infos = load_infos(folders, name=name)
     first = infos[0]
     networks = [
-        load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256).eval()
+        Fastest(
+            load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
+        ).eval()
         for folder, info in zip(folders, infos, strict=True)
     ]
     return Member(

@@ -8,50 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from autoliver.artifacts import Record, replacing
+from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import clean
 from autoliver.inference.model import Member, Model
-from autoliver.inference.window import count_windows, sliding_window
+from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
 from autoliver.io.header import label_ending, split_ending
 from autoliver.io.itk import read_image, write_image, write_label
 from autoliver.io.volume import Geometry, Volume
-from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.preprocessing.case import backward_logits
 from autoliver.preprocessing.ensemble import (
     Output,
     mean_labels,
     mean_probabilities,
-    probabilities,
     uncertainty,
 )
 
-OnWindows = Callable[[str, int], Callable[[], object]]
+Export = Callable[["PredictJob", Sequence[Output]], None]
 
 # CT of the body holds air, and air is about -1000 HU; MR has no negative values.
 _AIR_HU = -900.0
 # No soft organ is denser: a model whose foreground is was trained on CT stored with an offset.
 _MOST_ORGANS_HU = 500.0
-
-
-class PredictOptions(Record, frozen=True, kw_only=True):
-    """How to predict.
-
-    Attributes:
-        step: Distance of neighbouring windows as a share of the patch.
-        mirror: Average over flips along the axes the model was trained to see flipped.
-        overlap: Read the next case and export the last one while one is on the device; takes the
-            memory of up to three cases.
-        probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
-        uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
-    """
-
-    step: float = 0.5
-    mirror: bool = True
-    overlap: bool = True
-    probabilities: bool = False
-    uncertainty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +81,7 @@ def predict_jobs(
     options: PredictOptions,
     *,
     on_windows: OnWindows | None = None,
+    export: Export | None = None,
 ) -> None:
     """Predicts case after case; each file is written whole or not at all.
 
@@ -112,16 +92,25 @@ def predict_jobs(
         jobs: What to predict.
         options: How.
         on_windows: Called with a case and its number of windows; returns what is called after each.
+        export: Called with what the members say of each case, instead of writing the label map.
 
     Raises:
         AutoliverError: A case cannot be read, does not fit the model or cannot be written.
     """
+
+    def finish(job: PredictJob, found: Sequence[Output]) -> None:
+        if export is None:
+            _export(model, job, found, options)
+            return
+        with _naming(job.name):
+            export(job, found)
+
     if options.overlap:
-        _predict_overlapped(model, jobs, options, on_windows)
+        _predict_overlapped(model, jobs, options, on_windows, finish)
         return
     for job in jobs:
         case = _prepare(model, job)
-        _export(model, job, outputs(model, case, options, on_windows), options)
+        finish(job, _outputs(model, case, options, on_windows))
 
 
 def predict_volume(
@@ -138,102 +127,26 @@ def predict_volume(
         DatasetError: The image's channels or intensities do not fit the model.
     """
     check_image(model, image, name=name)
+    if model.finder is not None:
+        check_image(model.finder, image, name=name)
     case = PreparedCase.of(model, image, name)
-    return _labels(model, outputs(model, case, options, on_windows), image.geometry)
+    return _labels(model, _outputs(model, case, options, on_windows), image.geometry)
 
 
-@dataclass(frozen=True)
-class PreparedCase:
-    """A case on the network grid of every member (for a cascade: of its first stage).
-
-    Attributes:
-        name: The case.
-        prepared: One per member.
-        image: The image itself, where a cascade needs it once more.
-    """
-
-    name: str
-    prepared: tuple[Preprocessed, ...]
-    image: Volume | None
-
-    @classmethod
-    def of(cls, model: Model, image: Volume, name: str) -> "PreparedCase":
-        """Prepares an image."""
-        stages = [member.previous or member for member in model.members]
-        prepared = tuple(
-            forward(image, None, plan=stage.plan, configuration=stage.configuration, name=name)
-            for stage in stages
-        )
-        cascade = any(member.previous for member in model.members)
-        return cls(name, prepared, image if cascade else None)
-
-
-def outputs(
-    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
+def _outputs(
+    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None
 ) -> tuple[Output, ...]:
-    """What each member says of a case."""
-    results = []
-    for member, prepared in zip(model.members, case.prepared, strict=True):
-        if member.previous is not None and case.image is not None:
-            low = _output(member.previous, prepared, options, on_windows)
-            found = backward_logits(low.logits, low.properties, labels=model.plan.labels)
-            prepared = forward_cascade(
-                case.image,
-                found,
-                plan=member.plan,
-                configuration=member.configuration,
-                name=case.name,
-            )
-        results.append(_output(member, prepared, options, on_windows))
-    return tuple(results)
-
-
-def _output(
-    member: Member, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
-) -> Output:
-    name, patch = case.properties.name, member.configuration.patch_shape
-    passes = [member.networks]
-    if options.uncertainty:
-        passes = [(network,) for network in member.networks]
-    tick: Callable[[], object] = lambda: None  # noqa: E731
-    if on_windows is not None:
-        count = count_windows(case.image.shape[1:], patch, options.step)
-        tick = on_windows(name, count * len(passes))
-    regions = member.plan.labels.has_regions
-    logits: npt.NDArray[np.float32] | None = None
-    spread: npt.NDArray[np.float32] | None = None
-    with _naming(name), torch.inference_mode(), _autocast(member.device):
-        image = torch.from_numpy(case.image).to(member.device)
-        for networks in passes:
-            found: npt.NDArray[np.float32] = (
-                sliding_window(
-                    image,
-                    networks,
-                    patch_shape=patch,
-                    step=options.step,
-                    mirror_axes=member.mirror_axes if options.mirror else (),
-                    on_window=tick,
-                )
-                .cpu()
-                .numpy()
-            )
-            if options.uncertainty:
-                own = probabilities(found.copy(), regions=regions)
-                spread = own if spread is None else spread + own
-            logits = found if logits is None else logits + found
-    if logits is None:
-        raise ValueError("a member without networks")
-    if len(passes) > 1:
-        logits /= len(passes)
-    if spread is not None:
-        spread /= len(passes)
-    return Output(logits=logits, properties=case.properties, spread=spread)
+    with _naming(case.name):
+        return outputs(model, case, options, on_windows)
 
 
 def _labels(model: Model, found: Sequence[Output], geometry: Geometry) -> npt.NDArray[np.integer]:
     labels = model.plan.labels
     if len(found) == 1:
-        segmentation = backward_logits(found[0].logits, found[0].properties, labels=labels)
+        only = found[0]
+        segmentation = backward_logits(
+            only.logits, only.properties, labels=labels, within=only.within
+        )
     else:
         segmentation = mean_labels(found, labels=labels)
     return clean(segmentation, model.cleaning, values=labels.values, spacing_mm=geometry.spacing_mm)
@@ -244,6 +157,7 @@ def _predict_overlapped(
     jobs: Iterable[PredictJob],
     options: PredictOptions,
     on_windows: OnWindows | None,
+    finish: Export,
 ) -> None:
     todo = iter(jobs)
     # Leaving the block waits for both threads, so that an error loses no case that was predicted.
@@ -258,11 +172,11 @@ def _predict_overlapped(
         while following is not None:
             job, case = following[0], following[1].result()
             following = read_next()
-            found = outputs(model, case, options, on_windows)
+            found = _outputs(model, case, options, on_windows)
             before = written
             if before is not None:
                 wait([before])
-            written = writer.submit(_export, model, job, found, options)
+            written = writer.submit(finish, job, found)
             del case, found  # or they would stay in memory beside the next one's
             if before is not None:
                 before.result()
@@ -274,6 +188,8 @@ def _prepare(model: Model, job: PredictJob) -> PreparedCase:
     with _naming(job.name):
         image = read_image(job.images)
         check_image(model, image, name=job.name)
+        if model.finder is not None:
+            check_image(model.finder, image, name=job.name)
         return PreparedCase.of(model, image, job.name)
 
 
@@ -310,7 +226,7 @@ def _naming(case: str) -> Iterator[None]:
         raise
 
 
-def check_image(model: Model, image: Volume, *, name: str) -> None:
+def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
     """Refuses an image that the model was not made for.
 
     Raises:
@@ -340,10 +256,3 @@ def check_image(model: Model, image: Volume, *, name: str) -> None:
             f"{model.name} expects.",
             hint="Choose a model for MR with -m, or convert the image to Hounsfield units.",
         )
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    dtype = torch.bfloat16
-    if device.type == "cuda":
-        dtype = torch.float16  # finer than bfloat16, and logits do not overflow it
-    return torch.autocast(device.type, dtype=dtype, enabled=device.type == "cuda")

@@ -2,14 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from autoliver.inference.roi import Box, Window, spanned_box
+
 _SIGMA = 1.0 / 8.0  # of the patch size
+_STEP = 0.5
 # Windows and their flips go through the network together up to so many voxels. On the CPU single
 # small patches miss PyTorch's fast convolutions: 8 flips of 40x56x40 at once take a quarter of the
 # time of one after another. 128^3 patches go one by one.
@@ -23,11 +26,11 @@ def sliding_window(
     networks: Sequence[nn.Module],
     *,
     patch_shape: tuple[int, ...],
-    step: float = 0.5,
     mirror_axes: tuple[int, ...] = (),
+    windows: Sequence[Window] | None = None,
     on_window: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Mean logits of several networks over a whole image.
+    """Mean logits of several networks over a whole image, or over the box around some windows.
 
     Windows that hold one and the same value everywhere, such as air, go through the networks once.
 
@@ -35,48 +38,74 @@ def sliding_window(
         image: (c, z, y, x) on the networks' device; with a 2D patch every slice of z is an image.
         networks: Networks with one output each (no deep supervision), in eval mode.
         patch_shape: 2 or 3 values.
-        step: Distance of neighbouring windows as a share of the patch.
         mirror_axes: Patch axes over all of whose flips to average; the networks must have been
             trained on such flips.
-        on_window: Called after every window (for a progress bar); see `count_windows`.
+        windows: From `windows_of`, at least one; None: all, half a patch apart.
+        on_window: Called after every window (for a progress bar).
 
     Returns:
-        (k, z, y, x) float32 logits on the image's device.
+        (k, *box) float32 logits on the image's device, the box being `box_of` the windows: the
+        whole image without `windows`. NaN where none of the windows was.
     """
-    axes = len(patch_shape)
-    pad = [max(0, p - s) for p, s in zip(patch_shape, image.shape[-axes:], strict=True)]
+    if windows is None:
+        windows = windows_of(image.shape[1:], patch_shape, _STEP)
+    pad = _padding(image.shape[1:], patch_shape)
     widths = [w for p in reversed(pad) for w in (p // 2, p - p // 2)]
     padded = torch.nn.functional.pad(image, widths)
     weight = gaussian_weight(patch_shape).to(image.device)
-    total = torch.zeros((1, *padded.shape[1:]), device=image.device)
+    box = spanned_box(windows)
+    shape = [part.stop - part.start for part in box]
+    total = torch.zeros((1, *shape), device=image.device)
     logits: Tensor | None = None
     flips = _flips(mirror_axes)
     at_once = max(1, _BATCH_VOXELS // (math.prod(patch_shape) * len(flips)))
-    windows = _windows(tuple(padded.shape[1:]), patch_shape, step)
     network = _ConstantsOnce(lambda patches: _mean_over_networks(networks, patches, flips))
-    while group := list(itertools.islice(windows, at_once)):
-        patches = torch.stack([_cut(padded, window) for window in group])
-        outputs = network(patches)
+    for start in range(0, len(windows), at_once):
+        group = windows[start : start + at_once]
+        outputs = network(torch.stack([padded[:, *window] for window in group]))
         if logits is None:
-            logits = torch.zeros((outputs.shape[1], *padded.shape[1:]), device=image.device)
+            logits = torch.zeros((outputs.shape[1], *shape), device=image.device)
         for window, output in zip(group, outputs, strict=True):
-            _cut(logits, window).add_(output * weight)
-            _cut(total, window).add_(weight)
+            place = _within(window, box)
+            logits[:, *place].add_(output * weight)
+            total[:, *place].add_(weight)
             on_window()
     if logits is None:
-        raise ValueError("the image has no voxels")
+        raise ValueError("no windows")
     logits /= total
-    for axis, (p, size) in enumerate(zip(pad, image.shape[-axes:], strict=True), start=-axes):
-        logits = logits.narrow(axis, p // 2, size)
+    found = box_of(windows, image.shape[1:], patch_shape)
+    for axis, (wanted, p, there) in enumerate(zip(found, pad, box, strict=True), start=1):
+        first = wanted.start + p // 2 - there.start
+        logits = logits.narrow(axis, first, wanted.stop - wanted.start)
     return logits
 
 
-def count_windows(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> int:
-    """Number of windows that `sliding_window` visits."""
+def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> list[Window]:
+    """All windows on an image's grid, padded where the patch is larger; of 2D ones, per slice."""
     axes = len(patch_shape)
-    plane = [max(s, p) for s, p in zip(shape_zyx[-axes:], patch_shape, strict=True)]
-    steps = [len(_starts(s, p, step)) for s, p in zip(plane, patch_shape, strict=True)]
-    return int(np.prod(steps)) * (shape_zyx[0] if axes == 2 else 1)
+    boxes = [
+        [slice(start, start + patch) for start in _starts(max(size, patch), patch, step)]
+        for size, patch in zip(shape_zyx[-axes:], patch_shape, strict=True)
+    ]
+    slices = [list(range(shape_zyx[0]))] if axes == 2 else []
+    return list(itertools.product(*slices, *boxes))
+
+
+def padded_shape(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of the grid that windows lie on."""
+    return tuple(s + p for s, p in zip(shape_zyx, _padding(shape_zyx, patch_shape), strict=True))
+
+
+def box_of(
+    windows: Sequence[Window], shape_zyx: Sequence[int], patch_shape: tuple[int, ...]
+) -> Box:
+    """The part of the image that windows of its padded grid span."""
+    pad = _padding(shape_zyx, patch_shape)
+    z, y, x = (
+        slice(max(0, part.start - p // 2), min(size, part.stop - p // 2))
+        for part, p, size in zip(spanned_box(windows), pad, shape_zyx, strict=True)
+    )
+    return z, y, x
 
 
 def gaussian_weight(patch_shape: Sequence[int]) -> Tensor:
@@ -99,20 +128,17 @@ def _starts(size: int, patch: int, step: float) -> list[int]:
     return [round(distance * i) for i in range(number)]
 
 
-def _windows(
-    shape_zyx: tuple[int, ...], patch_shape: tuple[int, ...], step: float
-) -> Iterator[tuple[slice | int, ...]]:
-    axes = len(patch_shape)
-    boxes = [
-        [slice(start, start + patch) for start in _starts(size, patch, step)]
-        for size, patch in zip(shape_zyx[-axes:], patch_shape, strict=True)
-    ]
-    slices = [list(range(shape_zyx[0]))] if axes == 2 else []
-    yield from itertools.product(*slices, *boxes)
+def _padding(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> list[int]:
+    """By how much each of the three axes falls short of the patch."""
+    patch = (1, 1, 1, *patch_shape)[-3:]
+    return [max(0, p - s) for p, s in zip(patch, shape_zyx, strict=True)]
 
 
-def _cut(array: Tensor, window: tuple[slice | int, ...]) -> Tensor:
-    return array[(slice(None), *window)]
+def _within(window: Window, box: Box) -> Window:
+    return tuple(
+        w - b.start if isinstance(w, int) else slice(w.start - b.start, w.stop - b.start)
+        for w, b in zip(window, box, strict=True)
+    )
 
 
 def _flips(axes: tuple[int, ...]) -> list[tuple[int, ...]]:

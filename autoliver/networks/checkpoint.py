@@ -279,7 +279,7 @@ def _foreign(path: Readable, head: bytes) -> ModelError:
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return ModelError(
             f"{path}: a torch checkpoint, expected a weights file of autoliver (.safetensors).",
-            hint="Pass a run of autoliver; models of nnU-Net cannot be read yet.",
+            hint="Pass a run of autoliver; nnU-Net's models come in with: autoliver import FOLDER",
         )
     return ModelError(
         f"{path}: not a weights file of autoliver.",

@@ -1,12 +1,16 @@
-"""Scoring of predictions."""
+"""Scoring of predictions: of the user's, and of the cases that folds hold back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.dataset import Case, Labels
 from autoliver.needs import score_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
-from autoliver.workspace import Workspace
+from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.training.folds import Fold
+from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
@@ -48,4 +52,32 @@ def evaluate(
     )
     scores.save(prediction / "scores.json")
     write_csv(scores, prediction / "scores.csv")
+    return scores
+
+
+def predict_held_out(
+    run: RunFolder, fold: Fold, cases: Sequence[Case], request: PredictRequest
+) -> dict[str, tuple[Path, Path]]:
+    """Predicts the labelled cases that a fold holds back; finished ones are skipped.
+
+    Returns:
+        Case -> label map, true label map.
+    """
+    images = {case.name: [Path(path) for path in case.images] for case in cases}
+    written = predict(run.files(str(fold)), images, run.fold(fold) / "validation", request)
+    return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
+
+
+def score_held_out(
+    run: RunFolder, fold: Fold, cases: Sequence[Case], *, labels: Labels, request: PredictRequest
+) -> "Scores":
+    """Predicts and scores the cases that a fold holds back, unless that was done."""
+    from autoliver.evaluation.results import Scores
+    from autoliver.evaluation.score import score_files
+
+    path = run.fold(fold) / "validation" / "scores.json"
+    if path.exists():
+        return Scores.load(path)
+    scores = score_files(predict_held_out(run, fold, cases, request), labels=labels)
+    scores.save(path)
     return scores

@@ -17,6 +17,7 @@ from autoliver.inference.archive import (
 )
 from autoliver.inference.archive_zip import is_archive
 from autoliver.inference.model import ModelFiles
+from autoliver.pipeline.nnunet import export_for_nnunet, save_imported
 from autoliver.planning.plan import ConfigurationName
 from autoliver.workspace import MODELS, ModelFolder, Workspace
 
@@ -38,6 +39,21 @@ class ExportRequest:
     case_names: bool = False
     format: Format = "autoliver"
     overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """How `import` was asked to work.
+
+    Attributes:
+        name: What to call the model; None: what it calls itself.
+        overwrite: Replace an imported model of that name.
+        trust: Run what a checkpoint of nnU-Net asks for, which may be any code.
+    """
+
+    name: str | None = None
+    overwrite: bool = False
+    trust: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,26 +127,18 @@ def export_model(
         OptionError: The file is there already, or is a folder.
     """
     request = request or ExportRequest()
-    if request.format not in _WRITERS:
-        raise OptionError(
-            f"--format {request.format}: cannot be written yet.",
-            hint=f"Choose one of: {', '.join(_WRITERS)}.",
-        )
     files = workspace.model_to_predict(model, folds=request.folds)
     name = _WRITERS[request.format](files, target, request)
     return Moved(name=name, path=target, facts=model_facts(files))
 
 
-def import_model(
-    workspace: Workspace, source: Path, *, name: str | None = None, overwrite: bool = False
-) -> Moved:
+def import_model(workspace: Workspace, source: Path, request: ImportRequest | None = None) -> Moved:
     """Puts a model into the workspace, whole or not at all.
 
     Args:
         workspace: Where to.
-        source: An exported file.
-        name: What to call it; None: what it calls itself.
-        overwrite: Replace an imported model of that name.
+        source: An exported file, or nnU-Net's results folder or exported zip.
+        request: How.
 
     Raises:
         ModelError: The file is damaged, foreign or unsafe.
@@ -139,14 +147,13 @@ def import_model(
     if not source.exists():
         raise ModelError(f"{source}: there is no such file or folder.", hint="Check the path.")
     kind = kind_of(source)
-    if kind not in _READERS:
+    if kind is None:
         raise ModelError(
-            f"{source}: not a model that autoliver exported.",
-            hint="Models of nnU-Net cannot be imported yet."
-            if kind == "nnunet"
-            else "Pass what `autoliver export` wrote.",
+            f"{source}: neither a model that autoliver exported nor one of nnU-Net.",
+            hint="Pass what `autoliver export` or `nnUNetv2_export_model_to_zip` wrote, or the "
+            "folder with nnU-Net's plans.json and fold_*.",
         )
-    folder = _READERS[kind](workspace, source, name, overwrite)
+    folder = _READERS[kind](workspace, source, request or ImportRequest())
     return Moved(name=folder.name, path=folder.path, facts=model_facts(folder.selected(None)))
 
 
@@ -154,7 +161,9 @@ def kind_of(source: Path) -> Format | None:
     """Whose model a file or folder may be, by its content."""
     if is_archive(source):
         return "autoliver"
-    with_checkpoints = source.is_dir() and any(source.rglob("fold_*/checkpoint_*.pth"))
+    with_checkpoints = source.is_dir() and any(
+        any(source.rglob(pattern)) for pattern in ("fold_*/checkpoint_*.pth", "plans.json")
+    )
     return "nnunet" if with_checkpoints or _is_zip(source) else None
 
 
@@ -223,13 +232,34 @@ def _export_file(files: ModelFiles, target: Path, request: ExportRequest) -> str
     return write_archive(target, files, case_names=request.case_names).name
 
 
-def _import_file(
-    workspace: Workspace, source: Path, name: str | None, overwrite: bool
-) -> ModelFolder:
+def _import_file(workspace: Workspace, source: Path, request: ImportRequest) -> ModelFolder:
     archive = open_archive(source)
-    folder = new_model(workspace, name or archive.manifest.name, overwrite=overwrite)
+    name = request.name or archive.manifest.name
+    folder = new_model(workspace, name, overwrite=request.overwrite)
     with replacing(folder.path) as beside:
         archive.extract(beside)
+    return folder
+
+
+def _export_nnunet(files: ModelFiles, target: Path, request: ExportRequest) -> str:
+    if target.is_file():
+        raise OptionError(f"{target}: is a file.", hint="nnU-Net's models are folders; give one.")
+    if request.overwrite:
+        raise OptionError(
+            "--overwrite: nnU-Net's folders are not replaced, since it may have added to them.",
+            hint="Remove the folder, or give another one.",
+        )
+    return export_for_nnunet(files, target)[-1].name
+
+
+def _import_nnunet(workspace: Workspace, source: Path, request: ImportRequest) -> ModelFolder:
+    from autoliver.inference.nnunet_model import read_nnunet_model
+
+    folds = read_nnunet_model(source, trust=request.trust)
+    name = request.name or folds[0].info.plan.dataset
+    folder = new_model(workspace, name, overwrite=request.overwrite)
+    with replacing(folder.path) as beside:
+        save_imported(beside, folds, source=source)
     return folder
 
 
@@ -242,9 +272,11 @@ def _is_zip(source: Path) -> bool:
 
 # Format -> what writes a model and tells its name.
 _WRITERS: dict[Format, Callable[[ModelFiles, Path, ExportRequest], str]] = {
-    "autoliver": _export_file
+    "autoliver": _export_file,
+    "nnunet": _export_nnunet,
 }
 # Whose model -> what puts it into the workspace.
-_READERS: dict[Format | None, Callable[[Workspace, Path, str | None, bool], ModelFolder]] = {
-    "autoliver": _import_file
+_READERS: dict[Format, Callable[[Workspace, Path, ImportRequest], ModelFolder]] = {
+    "autoliver": _import_file,
+    "nnunet": _import_nnunet,
 }

@@ -1,17 +1,22 @@
 """Prediction of a folder of cases with a trained model."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.dataset import find_case_images
+from autoliver.errors import ModelError
 from autoliver.needs import overlap_fits, overlap_need
 from autoliver.parallel import NO_LIMITS, Limits, Need, window_bars
-from autoliver.workspace import Workspace
+from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.inference.model import Model, ModelFiles
+    from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
+
+_LOW: ConfigurationName = "3d_lowres"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,8 @@ class PredictRequest:
         overwrite: Predict finished cases again.
         probabilities: Write them, too.
         uncertainty: Write a map of it, too.
+        roi: "auto": look only near what the low-resolution run beside the model finds; a model's
+            name: near what that one finds; None: everywhere.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         limits: Memory.
     """
@@ -33,6 +40,7 @@ class PredictRequest:
     overwrite: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    roi: str | None = None
     device: str = "auto"
     limits: Limits = NO_LIMITS
 
@@ -49,14 +57,15 @@ def predict(
         Case -> label map, finished ones included.
     """
     from autoliver.inference.model import load_model
-    from autoliver.inference.predict import PredictOptions, make_jobs, predict_jobs
+    from autoliver.inference.outputs import PredictOptions
+    from autoliver.inference.predict import make_jobs, predict_jobs
     from autoliver.networks.device import choose_device
 
     jobs = make_jobs(cases, output)
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(files, device=choose_device(request.device))
-        needs = [_need(job.name, job.images, model) for job in todo]
+        needs = [model_need(job.name, job.images, model) for job in todo]
         options = PredictOptions(
             step=request.step,
             mirror=request.mirror,
@@ -69,9 +78,10 @@ def predict(
     return {job.name: job.output for job in jobs}
 
 
-def _need(name: str, images: Sequence[Path], model: "Model") -> Need:
-    """Of a case in all members of a model at once."""
-    each = [overlap_need(name, images, m.plan, m.configuration) for m in model.members]
+def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
+    """What a case needs in all members of a model at once."""
+    every = (*model.members, *filter(None, [model.finder]))
+    each = [overlap_need(name, images, m.plan, m.configuration) for m in every]
     return Need(name=name, gb=sum(need.gb for need in each))
 
 
@@ -112,12 +122,15 @@ def predict_folder(
         folds: "0,2" or "all": instead of all finished or selected folds.
 
     Raises:
-        ModelError: No model, several that could be meant, or a damaged one.
+        ModelError: No model, several that could be meant, or a damaged one; no model that finds
+            the region to look in.
         DatasetError: A case lacks a channel or does not fit the model.
     """
     from autoliver.inference.model import MODEL_FILE, FoldModel, together
 
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in models or (None,)])
+    if request.roi is not None:
+        chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
     before = set(output.glob("*"))
@@ -129,3 +142,63 @@ def predict_folder(
         new=len(files) - skipped,
         skipped=skipped,
     )
+
+
+def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberFiles":
+    """What finds the region to look in: one fold, since a rough outline is enough.
+
+    Args:
+        workspace: Where models are looked up.
+        model: What will look there.
+        roi: "auto" for the low-resolution run beside it, or the name of a model.
+
+    Raises:
+        ModelError: There is none.
+    """
+    from autoliver.inference.model import MemberFiles
+
+    if roi != "auto":
+        first = workspace.model_to_predict(roi).members[0]
+        # A cascade begins with a coarse stage of its own.
+        return MemberFiles(folds=_one_fold(first.previous or first.folds))
+    place = model.members[0].folds[0].parent
+    if not isinstance(place, Path):
+        raise ModelError(
+            f"--roi auto: {model.name} is one file, without other runs beside it.",
+            hint="Name a model that finds the organ: --roi MODEL.",
+        )
+    run = RunFolder(place)
+    folder = ModelFolder(run.path.parent.parent)
+    if _is_low(run):
+        raise ModelError(
+            f"--roi auto: {run.name} is of low resolution itself.",
+            hint="Leave out --roi, or name a coarser model that finds the organ: --roi MODEL.",
+        )
+    beside = [each for each in folder.runs if _is_low(each)]
+    if not beside:
+        raise ModelError(
+            f"--roi auto: {run.name} has no trained {_LOW} run beside it.", hint=_to_train(folder)
+        )
+    # The one with the same tag, else the one without.
+    beside.sort(key=lambda each: (_tag(each) != _tag(run), _tag(each)))
+    return MemberFiles(folds=_one_fold(beside[0].finished))
+
+
+def _one_fold(folds: "Sequence[Place]") -> "tuple[Place, ...]":
+    return tuple(fold for fold in folds if fold.name == "fold_all")[:1] or tuple(folds[:1])
+
+
+def _is_low(run: RunFolder) -> bool:
+    return run.path.name.partition("+")[0] == _LOW
+
+
+def _tag(run: RunFolder) -> str:
+    return run.path.name.partition("+")[2]
+
+
+def _to_train(folder: ModelFolder) -> str:
+    other = "or name any model that finds the organ: --roi MODEL."
+    plan = DatasetFolder(folder.path).plan
+    if plan.exists() and _LOW not in Plan.load(plan).configurations:
+        return f"The plan has no {_LOW}: leave out --roi, {other}"
+    return f"Train it (autoliver train {folder.name} {_LOW}), {other}"

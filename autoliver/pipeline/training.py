@@ -1,13 +1,14 @@
 """Training: folds that are not finished go on, and their held-out cases are scored."""
 
-import shutil
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.errors import ArtifactError, AutoliverError, OptionError
-from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.errors import AutoliverError, OptionError
+from autoliver.parallel import NO_LIMITS, Limits, cores
+from autoliver.pipeline.begin import begin_run, log_memory
+from autoliver.pipeline.cascade import first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -15,19 +16,22 @@ from autoliver.pipeline.data import (
     planned_dataset,
     preprocess,
 )
-from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.fold_job import FoldJob, FoldResult
+from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.planning.plan import ConfigurationName
-from autoliver.training.folds import Fold, Split
-from autoliver.training.options import TrainingOptions, check_options
-from autoliver.training.stop import stop_on_sigterm
-from autoliver.workspace import RunFolder, Workspace
+from autoliver.training.board import check_tensorboard
+from autoliver.training.folds import Fold
+from autoliver.training.options import changed_configuration
+from autoliver.training.stop import Stopped
+from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
-    from autoliver.evaluation.results import Scores
     from autoliver.training.cache import CacheChoice
     from autoliver.training.distributed import Group
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,13 @@ class TrainRequest:
         changes: Training options that were given (the others are as begun, or default).
         tag: Distinguishes runs of one configuration.
         fresh: Start over where something was begun.
+        extend: Epochs to add to finished folds.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        gpus: GPUs that take folds as they become free; several folds only.
+        jobs: Without them: how many folds are trained at a time, in as many processes.
         cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
-        limits: For planning, preprocessing and the cache.
+        tensorboard: Whether each epoch is written for TensorBoard, too.
+        limits: For planning, preprocessing, the cache and prediction.
     """
 
     configuration: ConfigurationName
@@ -50,59 +58,77 @@ class TrainRequest:
     changes: dict[str, Any] = field(default_factory=dict)
     tag: str | None = None
     fresh: bool = False
+    extend: int | None = None
     device: str = "auto"
+    gpus: tuple[int, ...] = ()
+    jobs: int | None = None
     cache: "CacheChoice" = "auto"
+    tensorboard: bool = False
     limits: Limits = NO_LIMITS
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoldResult:
-    """A finished fold and the scores of its held-out cases (None for fold `all`)."""
+class FoldsFailed(AutoliverError):
+    """Some of several folds were not finished; `results` are those that were."""
 
-    fold: Fold
-    folder: Path
-    scores: "Scores | None"
+    def __init__(self, problem: str, *, hint: str = "", results: Sequence[FoldResult] = ()) -> None:
+        super().__init__(problem, hint=hint)
+        self.results = list(results)
 
 
 def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list[FoldResult]:
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
-    A fold that was stopped goes on where it was; a finished one is left as it is. Processes that
-    torchrun has started train each fold together; the first does all the rest.
+    A fold that was stopped goes on where it was; a finished one is left as it is. One of several
+    that fails does not keep the others from being trained. Processes that torchrun has started
+    train each fold together; the first does all the rest.
 
     Raises:
+        FoldsFailed: Naming the folds that failed, with their reasons.
         AutoliverError: See the stages; also when the training was stopped by SIGTERM.
     """
     from autoliver.training.distributed import join_group
 
+    _check_machine(request)
     with join_group() as group:
+        if group.size > 1 and (request.gpus or request.jobs):
+            raise OptionError(
+                "--gpus and --jobs give folds to processes of their own; torchrun has started "
+                f"{group.size} that train each fold together.",
+                hint="Use one or the other.",
+            )
         jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
-        from autoliver.networks.device import choose_device, own_device
+        failures = _train_folds(jobs, workspace, request, group)
+        failed = {failure.fold for failure in failures}
+        results = [job.result() for job in jobs if job.fold not in failed]
+        if failures:
+            raise _folds_failed(jobs[0].run.name, results, failures)
+        return results
 
-        if group.size == 1:
-            device = choose_device(request.device)
-        else:
-            device = own_device(request.device, group.local_rank)
-        group.check_equal("the device", device.type)
-        return [job.run_to_end(device, group) for job in jobs]
+
+def _check_machine(request: TrainRequest) -> None:
+    """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
+    if request.tensorboard:
+        check_tensorboard()
+    queue_devices(request.gpus, request.jobs, device=request.device)
+    if request.cache == "gpu":
+        from autoliver.networks.device import choose_device
+        from autoliver.training.cache import check_device
+
+        check_device(request.cache, choose_device(request.device))
 
 
 def _fold_jobs(
     workspace: Workspace, name: str | None, request: TrainRequest, group: "Group"
-) -> list["_FoldJob"]:
+) -> list[FoldJob]:
     """The folds to train, planned and preprocessed; refuses what cannot be trained."""
     planned = planned_dataset(workspace, name, limits=request.limits)
     configuration = planned_configuration(planned, request.configuration)
+    stage = None
     if configuration.previous_stage is not None:
-        raise OptionError(
-            f"{request.configuration} needs the predictions of {configuration.previous_stage}, "
-            "which this version cannot feed in yet.",
-            hint="Train 3d_fullres, 3d_lowres or 2d.",
-        )
-    group.part(configuration.batch_size)
-    cases = [case.name for case in planned.dataset.labelled]
+        stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
     folds = current_folds(planned.folder, planned.dataset)
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
+    cases = [case.name for case in planned.dataset.labelled]
     splits = {fold: folds.split(fold, cases) for fold in wanted}
     run = planned.folder.run(request.configuration, tag=request.tag)
     made_from = {
@@ -110,165 +136,122 @@ def _fold_jobs(
         "dataset": planned.dataset.digest(),
         "folds": folds.digest(),
     }
-    options = _begin_run(run, made_from, request, wanted)
-    store = preprocess(planned, [request.configuration], limits=request.limits)
+    if stage is not None:
+        made_from["first stage"] = stage.digest
+    options = begin_run(run, made_from, request, wanted, configuration=configuration)
+    configuration = changed_configuration(configuration, options)
+    group.part(configuration.batch_size)  # refuses more processes than samples
+    if options.patch or options.batch_size:
+        log_memory(configuration, planned.plan)
+    stores = preprocess(planned, [request.configuration], limits=request.limits)
+    store, previous = stores[request.configuration], None
+    if stage is not None:
+        previous = prepare_first_stage(
+            planned,
+            stage,
+            store=store,
+            folder=run.path / "previous",
+            patch_shape=configuration.patch_shape,
+            limits=request.limits,
+        )
     return [
-        _FoldJob(
+        FoldJob(
             planned=planned,
             name=request.configuration,
-            store=store[request.configuration],
+            configuration=configuration,
+            store=store,
             run=run,
+            previous=previous,
+            previous_run=None if stage is None else stage.run.path.name,
             options=options,
             fold=fold,
             split=split,
             cache=request.cache,
+            tensorboard=request.tensorboard,
             limits=request.limits,
         )
         for fold, split in splits.items()
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _FoldJob:
-    """One fold: train, write the model, score the held-out cases."""
-
-    planned: Planned
-    name: ConfigurationName
-    store: Path
-    run: RunFolder
-    options: TrainingOptions
-    fold: Fold
-    split: Split
-    cache: "CacheChoice"
-    limits: Limits
-
-    def run_to_end(self, device: "torch.device", group: "Group") -> FoldResult:
-        from autoliver.inference.model import MODEL_FILE
-
-        folder = self.run.fold(self.fold)
-        if not group.lead_does((folder / MODEL_FILE).exists):
-            self._train(folder, device, group)
-        scores = None
-        if self.split.validation:
-            scores = group.lead_does(lambda: self._validate(folder, device))
-        return FoldResult(fold=self.fold, folder=folder, scores=scores)
-
-    def _train(self, folder: Path, device: "torch.device", group: "Group") -> None:
-        from autoliver.inference.model import FoldModel, save_fold
-        from autoliver.preprocessing.store import read_case
-        from autoliver.training.cache import CacheOptions
-        from autoliver.training.loop import train_fold
-        from autoliver.training.task import FoldTask
-
-        plan, limits = self.planned.plan, group.own_limits(self.limits)
-        task = FoldTask(
-            configuration=plan.configurations[self.name],
-            labels=plan.labels,
-            train=[read_case(self.store, name) for name in self.split.train],
-            validation=[read_case(self.store, name) for name in self.split.validation],
-            options=self.options,
-            folder=folder,
-            device=device,
-            title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
-            cache=CacheOptions(kind=self.cache, limits=limits, network_gb=plan.vram_gb),
-            group=group,
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        with stop_on_sigterm() as stop:
-            trained = train_fold(task, stop=stop)
-        if not trained.finished:
-            raise AutoliverError(
-                f"{task.title}: stopped by SIGTERM after {len(trained.logs)} epochs; "
-                "the state is saved.",
-                hint="Run the same command again to go on.",
-            )
-        if not group.leads:
-            return
-        save_fold(
-            folder,
-            trained.weights,
-            FoldModel(
-                made_from={"plan": plan.digest(), "options": self.options.digest()},
-                plan=plan.replace(configurations={self.name: plan.configurations[self.name]}),
-                configuration=self.name,
-                fold=str(self.fold),
-                cases=self.split.train,
-                epochs=len(trained.logs),
-                mirror_axes=trained.mirror_axes,
-                weights_sha256="",
-            ),
-        )
-
-    def _validate(self, folder: Path, device: "torch.device") -> "Scores":
-        """Predicts and scores the held-out cases from their original files."""
-        from autoliver.evaluation.results import Scores
-        from autoliver.evaluation.score import score_files
-
-        target = folder / "validation"
-        if (target / "scores.json").exists():
-            return Scores.load(target / "scores.json")
-        cases = {
-            c.name: c for c in self.planned.dataset.labelled if c.name in self.split.validation
-        }
-        written = predict(
-            self.run.files(str(self.fold)),
-            {name: [Path(p) for p in case.images] for name, case in cases.items()},
-            target,
-            PredictRequest(device=str(device), limits=self.limits),
-        )
-        pairs = {
-            name: (written[name], Path(case.label)) for name, case in cases.items() if case.label
-        }
-        scores = score_files(pairs, labels=self.planned.plan.labels)
-        scores.save(target / "scores.json")
-        return scores
+def _folds_failed(
+    run: str, results: Sequence[FoldResult], failures: Sequence[Failure]
+) -> FoldsFailed:
+    """Names the folds that failed; those with the same reason together."""
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        alike.setdefault(failure.problem, []).append(str(failure.fold))
+    reasons = [
+        f"Fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}: {problem}"
+        for problem, folds in alike.items()
+    ]
+    hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
+    return FoldsFailed(
+        f"{run}: {len(failures)} of {len(failures) + len(results)} folds failed. "
+        + " ".join(reasons),
+        hint=" ".join([*hints, "The same command again goes on with what is not finished."]),
+        results=results,
+    )
 
 
-def _begin_run(
-    run: RunFolder, made_from: dict[str, str], request: TrainRequest, folds: Sequence[Fold]
-) -> TrainingOptions:
-    """The options of a run: as begun, else new ones; refuses a change of mind.
+def _train_folds(
+    jobs: Sequence[FoldJob], workspace: Workspace, request: TrainRequest, group: "Group"
+) -> list[Failure]:
+    """Trains and scores what is not finished: in a queue of processes, or one by one in this."""
+    todo = group.lead_does(lambda: [job for job in jobs if not job.finished])
+    devices = queue_devices(request.gpus, request.jobs, device=request.device)[: len(todo)]
+    if len(todo) > 1 and devices:
+        planned, options, run = todo[0].planned, todo[0].options, todo[0].run
+        command = _command(workspace, planned, request, at_once=len(devices))
+        queued = [
+            QueuedFold(fold=j.fold, folder=j.folder, command=(*command, "--fold", str(j.fold)))
+            for j in todo
+        ]
+        epochs = options.epochs + sum(options.extensions)
+        return run_queue(queued, devices, title=run.name, epochs=epochs)
+    if len(request.gpus) > 1 and todo:
+        _log.warning("One fold trains on one GPU: %s is used alone.", devices[0])
+    device = _device(devices[0] if devices else request.device, group)
+    failures = []
+    for job in todo:
+        try:
+            job.run_to_end(device, group)
+        except Stopped:
+            raise
+        except AutoliverError as error:
+            if len(jobs) == 1 or group.size > 1:
+                raise
+            # Not the error itself: its traceback would keep the fold's tensors.
+            failures.append(Failure(fold=job.fold, problem=error.problem, hint=error.hint))
+            _log.warning("Fold %s failed: %s", job.fold, error.problem)
+    return failures
 
-    With `--fresh` the named folds are removed, but only once nothing can be refused any more.
+
+def _device(name: str, group: "Group") -> "torch.device":
+    from autoliver.networks.device import choose_device, own_device
+
+    device = choose_device(name) if group.size == 1 else own_device(name, group.local_rank)
+    group.check_equal("the device", device.type)
+    return device
+
+
+def _command(
+    workspace: Workspace, planned: Planned, request: TrainRequest, *, at_once: int
+) -> tuple[str, ...]:
+    """The command that goes on with one fold, but for its number and device.
+
+    What decides the result is in options.json; the machine is shared out.
     """
-    named = {run.fold(fold).name for fold in folds}
-    others = sorted({path.name for path in run.path.glob("fold_*")} - named)
-    start_over = not run.options.exists() or (request.fresh and not others)
-    if start_over:
-        options = TrainingOptions(made_from=made_from, **request.changes)
-        check_options(options)
-    else:
-        options = TrainingOptions.load(run.options)
-        again = "Add --fresh to start over, or --tag NAME to keep both."
-        if request.fresh:
-            again = (
-                f"{', '.join(others)} would stay as begun: start over with all folds (--fold cv "
-                "--fresh), or add --tag NAME."
-            )
-        _refuse_changes(run, options, made_from, request.changes, again=again)
-    if request.fresh:
-        for name in sorted(named):
-            if (run.path / name).exists():
-                shutil.rmtree(run.path / name)
-    if start_over:
-        options.save(run.options)
-    return options
+    from autoliver.training.loader import loader_workers
 
-
-def _refuse_changes(
-    run: RunFolder,
-    begun: TrainingOptions,
-    made_from: dict[str, str],
-    changes: dict[str, Any],
-    *,
-    again: str,
-) -> None:
-    for name, value in changes.items():
-        if getattr(begun, name) != value:
-            raise OptionError(
-                f"{run.name} was begun with --{name} {getattr(begun, name)}, not {value}.",
-                hint=again,
-            )
-    changed = [name for name, now in made_from.items() if begun.made_from.get(name) != now]
-    if changed:
-        raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)
+    limits = request.limits
+    workers = limits.workers or min(loader_workers(limits), max(1, cores() // at_once))
+    memory_gb = max(0.1, limits.budget_gb / at_once)
+    return (
+        *("train", planned.dataset.folder, request.configuration),
+        *((f"--tag={request.tag}",) if request.tag else ()),
+        *("--cache", request.cache, "--workers", str(workers)),
+        *("--memory-gb", f"{memory_gb:.2f}"),
+        *(("--tensorboard",) if request.tensorboard else ()),
+        *("--workspace", str(workspace.root.resolve())),
+    )

@@ -1,9 +1,7 @@
 """Dataset -> fingerprint: grids, cropped sizes and foreground intensities of the labelled cases.
 
-After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211), whose 2.8.1 draws 10^8 foreground
-voxels with replacement, equally many from every case. The statistics here are what such draws
-tend to: those of all foreground voxels, each case weighing the same. They are the same at every
-run, free of sampling noise, and cost no draws.
+After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211): intensities are those of the 10^8
+foreground voxels that its version 2.8.1 draws, so that both normalise CT to the same values.
 """
 
 import functools
@@ -28,6 +26,9 @@ from autoliver.planning.plan import CaseFingerprint, Fingerprint
 _KEPT_PER_CASE = 1 << 22
 _KEPT_IN_ALL = 1 << 24
 _LEAST_KEPT = 1 << 16
+# nnU-Net's: foreground voxels drawn of all cases together, and where each case starts drawing.
+_DRAWS = 100_000_000
+_SEED = 1234
 
 Float32Array = npt.NDArray[np.float32]
 Progress = Callable[[Iterable["CaseSummary"]], Iterable["CaseSummary"]]
@@ -40,7 +41,7 @@ class CaseSummary:
     Attributes:
         grid: Its spacing and sizes.
         relative_size_after_crop: Share of its voxels that cropping keeps.
-        foreground: Per channel, the intensities of the foreground; None where there is none.
+        foreground: Per channel, the intensities drawn of the foreground; None where there is none.
     """
 
     grid: CaseFingerprint
@@ -53,6 +54,7 @@ def make_fingerprint(
     *,
     executor: CaseMapper | None = None,
     progress: Progress | None = None,
+    draws: int = _DRAWS,
 ) -> Fingerprint:
     """Reads every labelled case and condenses the dataset to what the planner needs.
 
@@ -60,6 +62,7 @@ def make_fingerprint(
         dataset: At least one of its cases has a label.
         executor: Where cases are read; here, one after the other, when None.
         progress: Wraps the iterable of finished cases, as tqdm does.
+        draws: Foreground voxels of each channel whose intensities count, of all cases together.
 
     Raises:
         DatasetError: No case has a label, no label has foreground, or a case cannot be used.
@@ -71,7 +74,7 @@ def make_fingerprint(
             hint="Put the label maps into labelsTr, named as their images without the channel.",
         )
     kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))
-    work = functools.partial(_read_case, most_values=kept)
+    work = functools.partial(_read_case, draws=draws // len(cases), most_values=kept)
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
     return summarise(summaries, made_from={"dataset": dataset.digest()})
@@ -83,15 +86,17 @@ def fingerprint_case(
     *,
     spacing_mm: tuple[float, float, float],
     name: str,
+    draws: int,
     most_values: int = _KEPT_PER_CASE,
 ) -> CaseSummary:
-    """Sizes of one case before and after cropping, and its foreground's intensities.
+    """Sizes of one case before and after cropping, and intensities drawn of its foreground.
 
     Args:
         image: (c, z, y, x).
         label: (1, z, y, x); every value above zero is foreground.
         spacing_mm: (z, y, x).
         name: The case's.
+        draws: How many voxels of each channel, with replacement.
         most_values: How many distinct intensities to keep of a channel.
 
     Raises:
@@ -100,6 +105,8 @@ def fingerprint_case(
     _check_case(image, label, name=name)
     box = bounding_box(nonzero_mask(image))
     foreground: BoolArray = label[0][box] > 0
+    # The old generator, since that is nnU-Net's; its channels go on drawing from one another.
+    rng = np.random.RandomState(_SEED)
     shape, cropped = _zyx(image.shape[1:]), _zyx(foreground.shape)
     return CaseSummary(
         grid=CaseFingerprint(
@@ -107,7 +114,8 @@ def fingerprint_case(
         ),
         relative_size_after_crop=foreground.size / label[0].size,
         foreground=tuple(
-            collect(channel[box][foreground], most_values=most_values) for channel in image
+            collect(channel[box][foreground], draws=draws, rng=rng, most_values=most_values)
+            for channel in image
         ),
     )
 
@@ -141,7 +149,7 @@ def summarise(
     )
 
 
-def _read_case(case: Case, *, most_values: int) -> CaseSummary:
+def _read_case(case: Case, *, draws: int, most_values: int) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
     image = read_image([Path(path) for path in case.images])
@@ -151,6 +159,7 @@ def _read_case(case: Case, *, most_values: int) -> CaseSummary:
         label.array,
         spacing_mm=image.geometry.spacing_mm,
         name=case.name,
+        draws=draws,
         most_values=most_values,
     )
 

@@ -6,7 +6,7 @@ paste into the whole one, undo the transpose.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from autoliver.preprocessing.normalize import normalize
 from autoliver.preprocessing.resample import (
     Shape,
     apply_operators,
+    cut_operators,
     linear_operators,
     resample_image,
     resample_labels,
@@ -268,7 +269,11 @@ def backward_labels(prediction: npt.NDArray[L], properties: CaseProperties) -> n
 
 
 def backward_logits(
-    logits: npt.NDArray[np.floating], properties: CaseProperties, *, labels: Labels
+    logits: npt.NDArray[np.floating],
+    properties: CaseProperties,
+    *,
+    labels: Labels,
+    within: tuple[slice, slice, slice] | None = None,
 ) -> npt.NDArray[np.integer]:
     """Resamples the network's output to the input's grid and decides there which label wins.
 
@@ -279,18 +284,26 @@ def backward_logits(
         properties: Of the case.
         labels: What the rows stand for. Classes: the largest wins. Regions: those above a
             probability of 0.5, painted one over the other in `regions_class_order`.
+        within: The box of the network's grid that the logits are of; None: all of it. What lies
+            outside or is interpolated from there is background.
 
     Returns:
         (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
     """
-    _check_rows(logits, properties, labels)
+    whole = properties.shape_zyx
+    box = within or (slice(0, whole[0]), slice(0, whole[1]), slice(0, whole[2]))
+    _check_rows(logits, [part.stop - part.start for part in box], labels)
     written = written_values(labels)
     cropped = np.zeros((1, *properties.shape_after_crop), dtype=np.min_scalar_type(max(written)))
-    operators = linear_operators(
-        logits.shape[1:], cropped.shape[1:], separate_axis=_separate_backward(properties)
+    operators, place = cut_operators(
+        linear_operators(whole, cropped.shape[1:], separate_axis=_separate_backward(properties)),
+        box,
+        cropped.shape[1:],
     )
-    for rows in slabs(properties.shape_after_crop):
-        target = cropped[0, rows]
+    inside = cropped[0][place]
+    # A box of less than a voxel of this grid leaves nothing to decide.
+    for rows in slabs(inside.shape) if inside.size else ():
+        target = inside[rows]
         # A region wins over what is there by a logit above 0, a probability above 0.5.
         best = np.zeros(target.shape, dtype=np.float32)
         for index, (row, value) in enumerate(zip(logits, written, strict=True)):
@@ -370,10 +383,8 @@ def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
         )
 
 
-def _check_rows(
-    logits: npt.NDArray[np.floating], properties: CaseProperties, labels: Labels
-) -> None:
-    expected = (labels.out_channels, *properties.shape_zyx)
+def _check_rows(logits: npt.NDArray[np.floating], shape_zyx: Sequence[int], labels: Labels) -> None:
+    expected = (labels.out_channels, *shape_zyx)
     if logits.shape != expected:
         raise ValueError(f"expected logits of shape {expected}, got {logits.shape}")
 

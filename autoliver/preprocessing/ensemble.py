@@ -25,6 +25,10 @@ from autoliver.preprocessing.resample import (
 Array = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
+# A logit for background that no network was asked about: more than they say, and harmless when it
+# is interpolated with theirs.
+SURE = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -35,11 +39,13 @@ class Output:
         properties: The way back from it.
         spread: (k, z, y, x) probabilities averaged over the member's folds, where the uncertainty
             was asked for.
+        within: The box of the grid that both are of, all else being background; None: all of it.
     """
 
     logits: Array
     properties: CaseProperties
     spread: Array | None = None
+    within: Box | None = None
 
 
 def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
@@ -53,17 +59,33 @@ def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.
     Returns:
         (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
     """
+    return group_labels(outputs, [range(len(outputs))], labels=labels)[0]
+
+
+def group_labels(
+    outputs: Sequence[Output], groups: Sequence[Sequence[int]], *, labels: Labels
+) -> list[npt.NDArray[np.integer]]:
+    """One label map per group of members, each member resampled once; otherwise `mean_labels`.
+
+    Args:
+        outputs: Of one case.
+        groups: Of indices into `outputs`.
+        labels: As `mean_labels`.
+    """
     values = written_values(labels)
-    box, pieces = _mean_probabilities([(o.logits, o.properties) for o in outputs], labels)
-    whole = np.zeros(_shape(outputs), dtype=np.min_scalar_type(max(values)))
-    target = whole[box]
-    for rows, mean in pieces:
-        if labels.has_regions:
-            for probability, value in zip(mean, values, strict=True):
-                target[rows][probability > 0.5] = value
-        else:
-            target[rows] = np.asarray(values, whole.dtype)[mean.argmax(axis=0)]
-    return whole
+    parts = [_whole_logits(output, labels) for output in outputs]
+    box, pieces = _mean_probabilities(parts, labels, groups)
+    dtype = np.min_scalar_type(max(values))
+    wholes: list[npt.NDArray[np.integer]] = [np.zeros(_shape(outputs), dtype) for _ in groups]
+    for rows, means in pieces:
+        for whole, mean in zip(wholes, means, strict=True):
+            target = whole[box][rows]
+            if labels.has_regions:
+                for probability, value in zip(mean, values, strict=True):
+                    target[probability > 0.5] = value
+            else:
+                target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
+    return wholes
 
 
 def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
@@ -72,12 +94,13 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (k, z, y, x) on the input's grid; outside the crop all background.
     """
-    box, pieces = _mean_probabilities([(o.logits, o.properties) for o in outputs], labels)
+    parts = [_whole_logits(output, labels) for output in outputs]
+    box, pieces = _mean_probabilities(parts, labels, [range(len(parts))])
     whole = np.zeros((len(outputs[0].logits), *_shape(outputs)), dtype=np.float32)
     if not labels.has_regions:
         whole[0] = 1
     target = whole[(slice(None), *box)]
-    for rows, mean in pieces:
+    for rows, (mean,) in pieces:
         target[:, rows] = mean
     return whole
 
@@ -94,12 +117,17 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (z, y, x) on the input's grid; 0 outside the crop.
     """
-    spreads = [(o.spread, o.properties) for o in outputs if o.spread is not None]
+    sure = 0.0 if labels.has_regions else 1.0
+    spreads = [
+        (_on_whole_grid(o.spread, o, background=sure, others=0.0), o.properties)
+        for o in outputs
+        if o.spread is not None
+    ]
     if len(spreads) != len(outputs):
         raise ValueError("the spread over folds was not kept")
-    box, pieces = _mean_probabilities(spreads, None)
+    box, pieces = _mean_probabilities(spreads, None, [range(len(spreads))])
     whole = np.zeros(_shape(outputs), dtype=np.float32)
-    for rows, mean in pieces:
+    for rows, (mean,) in pieces:
         whole[box][rows] = _entropy(mean, regions=labels.has_regions)
     return whole
 
@@ -124,6 +152,22 @@ def probabilities(logits: Array, *, regions: bool) -> Array:
     return logits
 
 
+def _whole_logits(output: Output, labels: Labels) -> tuple[Array, CaseProperties]:
+    sure = -SURE if labels.has_regions else SURE
+    whole = _on_whole_grid(output.logits, output, background=sure, others=-SURE)
+    return whole, output.properties
+
+
+def _on_whole_grid(array: Array, output: Output, *, background: float, others: float) -> Array:
+    """(k, z, y, x): what is known of a box, pasted into background (the first row)."""
+    if output.within is None:
+        return array
+    whole = np.full((len(array), *output.properties.shape_zyx), others, dtype=np.float32)
+    whole[0] = background
+    whole[:, *output.within] = array
+    return whole
+
+
 def _entropy(mean: Array, *, regions: bool) -> Array:
     mean = np.clip(mean, 1e-7, 1.0)
     if regions:
@@ -136,9 +180,11 @@ def _entropy(mean: Array, *, regions: bool) -> Array:
 
 
 def _mean_probabilities(
-    parts: Sequence[tuple[Array, CaseProperties]], labels: Labels | None
-) -> tuple[Box, Iterator[tuple[slice, Array]]]:
-    """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x)).
+    parts: Sequence[tuple[Array, CaseProperties]],
+    labels: Labels | None,
+    groups: Sequence[Sequence[int]],
+) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
+    """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x) per group).
 
     In the input's order of axes, whatever that of each plan is. Without labels, what is given
     already holds probabilities.
@@ -149,16 +195,20 @@ def _mean_probabilities(
         raise ValueError("members crop the case differently")
     z, y, x = (part.stop - part.start for part in box)
 
-    def pieces() -> Iterator[tuple[slice, Array]]:
+    def pieces() -> Iterator[tuple[slice, list[Array]]]:
         for rows in slabs((z, y, x)):
-            total = np.zeros((len(parts[0][0]), rows.stop - rows.start, y, x), np.float32)
-            for member in members:
+            shape = (len(parts[0][0]), rows.stop - rows.start, y, x)
+            totals = [np.zeros(shape, np.float32) for _ in groups]
+            for index, member in enumerate(members):
                 values = member.rows(rows)
                 if labels is not None:
                     probabilities(values, regions=labels.has_regions)
-                total += values
-            total /= len(members)
-            yield rows, total
+                for total, group in zip(totals, groups, strict=True):
+                    if index in group:
+                        total += values
+            for total, group in zip(totals, groups, strict=True):
+                total /= len(group)
+            yield rows, totals
 
     return box, pieces()
 

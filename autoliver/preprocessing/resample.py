@@ -9,14 +9,14 @@ slices are resampled one by one in their plane.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from threadpoolctl import ThreadpoolController
+
+from autoliver.preprocessing.majority import coded, majority, nearest_voxels
 
 L = TypeVar("L", bound=np.integer)
 G = TypeVar("G", bound=np.generic)
@@ -33,8 +33,6 @@ _ANISOTROPY = 3.0
 _NEGLIGIBLE = 1e-8
 # Rows of a matrix multiplied at a time with the few columns they are not zero in.
 _ROWS = 64
-# Boundary voxels of a label map decided at a time: 8 neighbours with their weights stay in cache.
-_POINTS = 1 << 16
 
 
 def separate_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) -> int | None:
@@ -90,26 +88,6 @@ def resample_image(
     return result
 
 
-def resample_probabilities(
-    probabilities: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
-) -> npt.NDArray[np.float32]:
-    """Resamples probabilities or logits linearly, the separate axis by nearest slices.
-
-    Args:
-        probabilities: (c, z, y, x).
-        shape_zyx: Size wanted.
-        separate_axis: The axis to take nearest slices along.
-
-    Returns:
-        (c, *shape_zyx).
-    """
-    operators = linear_operators(probabilities.shape[1:], shape_zyx, separate_axis=separate_axis)
-    result = np.empty((len(probabilities), *shape_zyx), dtype=np.float32)
-    for channel, target in zip(probabilities, result, strict=True):
-        target[:] = apply_operators(channel, operators)
-    return result
-
-
 def resample_labels(
     labels: npt.NDArray[L], shape_zyx: Shape, *, separate_axis: int | None = None
 ) -> npt.NDArray[L]:
@@ -131,7 +109,10 @@ def resample_labels(
     within = _within_slices(labels.shape[1:], shape_zyx, separate_axis)
     result = np.empty((len(labels), *shape_zyx), dtype=labels.dtype)
     for channel, target in zip(labels, result, strict=True):
-        target[:] = _nearest_slices(_majority(channel, within), shape_zyx, separate_axis)
+        codes, least = coded(channel)
+        decided = _nearest_slices(majority(codes, within), shape_zyx, separate_axis)
+        # Modulo what the type holds, as they were coded.
+        np.add(decided, least, out=target, dtype=target.dtype, casting="unsafe")
     return result
 
 
@@ -154,8 +135,38 @@ def linear_operators(
     operators = [z, y, x]
     size, wanted = shape_from[separate_axis], shape_to[separate_axis]
     if size != wanted:
-        operators[separate_axis] = np.eye(size, dtype=np.float32)[_nearest(size, wanted)]
+        operators[separate_axis] = np.eye(size, dtype=np.float32)[nearest_voxels(size, wanted)]
     return operators[0], operators[1], operators[2]
+
+
+def cut_operators(
+    operators: Operators, box: Sequence[slice], shape_to: Sequence[int]
+) -> tuple[Operators, tuple[slice, slice, slice]]:
+    """The part of a resampling that needs nothing from outside a box.
+
+    Args:
+        operators: One matrix per axis.
+        box: A range per axis of the grid there is.
+        shape_to: (z, y, x) of the whole grid wanted.
+
+    Returns:
+        Operators from the box to the voxels of the grid wanted that only the box has influence on,
+        and where these lie.
+    """
+    cut: list[Matrix | None] = []
+    places = []
+    for matrix, part, size in zip(operators, box, shape_to, strict=True):
+        if matrix is None:
+            cut.append(None)
+            places.append(slice(part.start, part.stop))
+            continue
+        used = matrix != 0
+        used[:, part] = False
+        within = np.flatnonzero(~used.any(axis=1))
+        first, last = (int(within[0]), int(within[-1]) + 1) if len(within) else (size, size)
+        cut.append(matrix[first:last, part])
+        places.append(slice(first, last))
+    return (cut[0], cut[1], cut[2]), (places[0], places[1], places[2])
 
 
 def apply_operators(
@@ -180,9 +191,20 @@ def apply_operators(
             first, channel = first[rows, columns], channel[columns]
     result = np.ascontiguousarray(channel, dtype=np.float32)
     todo = [(axis, m) for axis, m in enumerate((first, *operators[1:])) if m is not None]
-    for axis, matrix in sorted(todo, key=lambda item: item[1].shape[0] / item[1].shape[1]):
-        result = _multiply(result, matrix, axis)
+    with _blas().limit(limits=1):
+        for axis, matrix in sorted(todo, key=lambda item: item[1].shape[0] / item[1].shape[1]):
+            result = _multiply(result, matrix, axis)
     return result
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Numpy's OpenBLAS, to keep it to one thread.
+
+    The products are so small that its threads mostly wait for one another, spinning: with
+    two of them a busy machine spends seven times the processor time of one.
+    """
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _multiply(array: npt.NDArray[np.float32], matrix: Matrix, axis: int) -> npt.NDArray[np.float32]:
@@ -223,7 +245,7 @@ def _within_slices(
 def _nearest_slices(array: npt.NDArray[G], shape_zyx: Shape, axis: int | None) -> npt.NDArray[G]:
     if axis is None or array.shape[axis] == shape_zyx[axis]:
         return array
-    return array.take(_nearest(array.shape[axis], shape_zyx[axis]), axis=axis)
+    return array.take(nearest_voxels(array.shape[axis], shape_zyx[axis]), axis=axis)
 
 
 def _operators(shape_from: Sequence[int], shape_to: Sequence[int], *, order: Order) -> Operators:
@@ -237,6 +259,9 @@ def _operators(shape_from: Sequence[int], shape_to: Sequence[int], *, order: Ord
 @lru_cache(maxsize=64)
 def _operator(size: int, wanted: int, order: Order) -> Matrix:
     """The interpolation scikit-image's resize does along one axis, (wanted, size)."""
+    # Late: it takes a third of a second, which commands that resample nothing need not wait for.
+    from scipy import ndimage
+
     unit: npt.NDArray[np.float64] = np.eye(size)
     columns = ndimage.zoom(
         unit, np.array([1.0, wanted / size]), order=order, mode="nearest", grid_mode=True
@@ -245,86 +270,3 @@ def _operator(size: int, wanted: int, order: Order) -> Matrix:
     matrix[np.abs(matrix) < _NEGLIGIBLE] = 0
     matrix.flags.writeable = False
     return matrix
-
-
-def _centres(size: int, wanted: int) -> npt.NDArray[np.float64]:
-    # In scipy's order of operations: ties between labels hang on the last bit.
-    centres = (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
-    return np.clip(centres, 0, size - 1)
-
-
-def _nearest(size: int, wanted: int) -> npt.NDArray[np.intp]:
-    return np.floor(_centres(size, wanted) + 0.5).astype(np.intp)
-
-
-@dataclass(frozen=True, slots=True)
-class _Taps:
-    """The two neighbours of each new voxel along one axis, their weights and the nearer one."""
-
-    moves: bool
-    indices: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
-    weights: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-    nearest: npt.NDArray[np.intp]
-
-
-def _taps(size: int, wanted: int) -> _Taps:
-    centres = _centres(size, wanted)
-    lower = np.floor(centres)
-    share = 1.0 - (centres - lower)
-    index = lower.astype(np.intp)
-    return _Taps(
-        moves=size != wanted,
-        indices=(index, np.minimum(index + 1, size - 1)),
-        weights=(share, 1.0 - share),
-        nearest=_nearest(size, wanted),
-    )
-
-
-def _majority(labels: npt.NDArray[L], shape_zyx: Shape) -> npt.NDArray[L]:
-    """The label with the largest linear share at each voxel of the new grid, (z, y, x)."""
-    taps = [_taps(n, m) for n, m in zip(labels.shape, shape_zyx, strict=True)]
-    low = high = result = labels
-    for axis, tap in enumerate(taps):
-        if tap.moves:
-            first, second = tap.indices
-            low = np.minimum(low.take(first, axis), low.take(second, axis))
-            high = np.maximum(high.take(first, axis), high.take(second, axis))
-            result = result.take(tap.nearest, axis)
-    if result is labels:
-        return result
-    boundary = np.flatnonzero(low != high)
-    flat = result.reshape(-1)
-    for start in range(0, len(boundary), _POINTS):
-        points = boundary[start : start + _POINTS]
-        flat[points] = _decide(labels, taps, np.unravel_index(points, shape_zyx), flat[points])
-    return result
-
-
-def _decide(
-    labels: npt.NDArray[L],
-    taps: Sequence[_Taps],
-    points: tuple[npt.NDArray[np.intp], ...],
-    nearest: npt.NDArray[L],
-) -> npt.NDArray[L]:
-    """Settles the voxels whose neighbours differ; summed in scipy's order, so ties are its ties."""
-    values, weights = [], []
-    for corner in product(*((0, 1) if tap.moves else (0,) for tap in taps)):
-        sides = list(zip(taps, corner, points, strict=True))
-        z, y, x = (tap.indices[side][point] for tap, side, point in sides)
-        a, b, c = (tap.weights[side][point] for tap, side, point in sides)
-        values.append(labels[z, y, x])
-        weights.append(a * b * c)
-
-    def share(label: npt.NDArray[L]) -> npt.NDArray[np.float64]:
-        total = np.zeros(len(label))
-        for value, weight in zip(values, weights, strict=True):
-            total += weight * (value == label)
-        return total
-
-    best, winner = share(values[0]), values[0].copy()
-    for value in values[1:]:
-        score = share(value)
-        better = (score > best) | ((score == best) & (value < winner))
-        np.copyto(best, score, where=better)
-        np.copyto(winner, value, where=better)
-    return np.where(share(nearest) == best, nearest, winner)

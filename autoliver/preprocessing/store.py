@@ -327,16 +327,20 @@ def _open(path: Path) -> Any:
 
 
 def _pack(locations: Mapping[int, npt.NDArray[np.int32]]) -> bytes:
+    # Compressing would take a quarter of the time of preprocessing; narrow types are as small.
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {str(value): places for value, places in locations.items()}
-    np.savez_compressed(buffer, **arrays)
+    arrays: dict[str, Any] = {
+        str(value): places.astype(np.min_scalar_type(places.max(initial=0)))
+        for value, places in locations.items()
+    }
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def _unpack(path: Path) -> Locations:
     try:
         with np.load(path) as arrays:
-            return {int(value): arrays[value] for value in arrays.files}
+            return {int(value): arrays[value].astype(np.int32) for value in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, str(error)) from error
 

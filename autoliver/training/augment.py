@@ -19,7 +19,6 @@ from torch import Generator, Tensor
 from autoliver.artifacts import Record
 from autoliver.training.augment_intensity import INTENSITY, Draw, IntensityStep, default_steps
 from autoliver.training.augment_spatial import (
-    OUTSIDE,
     SpatialSpec,
     apply_mirror,
     apply_spatial,
@@ -131,7 +130,8 @@ def augment_batch(
     apply_mirror(label, flips)
     for channel in spec.masked_channels:
         image[:, channel].masked_fill_(label[:, 0] < 0, 0)
-    return image, label.masked_fill_(label == OUTSIDE, 0)
+    # OUTSIDE is the only negative value.
+    return image, label.clamp_min_(0)
 
 
 def _is_in(draw: Draw, part: Part) -> bool:

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.augment_affine import OUTSIDE, resample_affine
 
-# Label outside of the image; preprocessing also writes it outside of the non-zero region.
-OUTSIDE = -1
 # Label scores are compared in half precision of thousandths, where near ties become ties: what the
 # nearest neighbour then decides must not hang on the last bit of a float32.
 _SCORE = 1000.0
@@ -121,13 +120,35 @@ def apply_spatial(
             new_label[sample] = label[sample][(slice(None), *centre)]
             continue
         matrix = placement.matrix()
-        grid = _grid(matrix, patch_shape, source).to(image.device)
-        outside = _reaches_outside(matrix, patch_shape, source)
         slices = (slice(None), *centre[: -len(matrix)])
-        new_image[sample] = _interpolate(image[sample][slices].float(), grid)
-        for old, new in zip(label[sample][slices], new_label[sample], strict=True):
-            new.copy_(_resample_label(old, grid, outside))
+        blocks = len(matrix) == 3 and image.device.type == "cpu"
+        resample = resample_affine if blocks else resample_grid
+        resample(
+            image[sample][slices],
+            label[sample][slices],
+            matrix=matrix,
+            into=(new_image[sample], new_label[sample]),
+        )
     return new_image, new_label
+
+
+def resample_grid(
+    image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
+) -> None:
+    """What `resample_affine` does, by torch's sampling: on any device, and for one slice or many.
+
+    Args:
+        image: (c, *spatial), any float type.
+        label: (k, *spatial), any integer type with a sign.
+        matrix: (axes, axes), float64, from patch to source, of the last 2 or 3 axes.
+        into: Image (c, *patch), float32, and label (k, *patch), of the label's type.
+    """
+    patch, source = into[0].shape[1:], image.shape[1:]
+    grid = _grid(matrix, patch, source).to(image.device)
+    into[0].copy_(_interpolate(image.float(), grid))
+    outside = _reaches_outside(matrix, patch, source)
+    for old, new in zip(label, into[1], strict=True):
+        new.copy_(_resample_label(old, grid, outside))
 
 
 def sample_mirror(

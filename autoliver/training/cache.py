@@ -76,7 +76,8 @@ def cases_gb(cases: Iterable[TrainingCase]) -> float:
     total = 0
     for case in cases:
         channels, *shape = case.image.shape
-        total += (_IMAGE_BYTES * channels + _LABEL_BYTES) * math.prod(shape)
+        labels = 1 if case.previous is None else 2
+        total += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
     return total / GB
 
 
@@ -103,7 +104,7 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
     if choice == "auto":
         kind: CacheKind = "gpu" if fits["gpu"] else "ram" if fits["ram"] else "disk"
     elif choice != "disk" and not fits[choice]:
-        raise _does_not_fit(choice, need_gb, found[choice])
+        raise _does_not_fit(choice, need_gb, found[choice] or 0.0)
     else:
         kind = choice
     gpu = "no CUDA device" if room.gpu_gb is None else f"{room.gpu_gb:.1f} GB of the GPU"
@@ -114,14 +115,20 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
     return kind
 
 
-def _does_not_fit(
-    kind: Literal["gpu", "ram"], need_gb: float, room_gb: float | None
-) -> OptionError:
-    if room_gb is None:
-        return OptionError(
+def check_device(choice: CacheChoice, device: torch.device) -> None:
+    """Refuses a cache that the device does not have.
+
+    Raises:
+        OptionError: "gpu", but the device is no CUDA device.
+    """
+    if choice == "gpu" and device.type != "cuda":
+        raise OptionError(
             "--cache gpu: the training does not run on a CUDA device.",
             hint="Use --cache auto, ram or disk.",
         )
+
+
+def _does_not_fit(kind: Literal["gpu", "ram"], need_gb: float, room_gb: float) -> OptionError:
     of = "the GPU beside the network" if kind == "gpu" else "this machine's memory for them"
     other = "ram or disk" if kind == "gpu" else "disk, or allow more with --memory-gb"
     return OptionError(
@@ -153,6 +160,7 @@ class CaseInMemory:
         self.locations: Mapping[int, npt.NDArray[np.int32]] = case.locations
         self.image = _Kept(case.image)
         self.label = None if case.label is None else _Kept(case.label)
+        self.previous = None if case.previous is None else _Kept(case.previous)
 
 
 def in_memory(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
@@ -180,7 +188,7 @@ class DeviceStream:
         size = (len(places), channels, *shape)
         images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
         # Outside is class -1, as it is label -1.
-        size = (len(places), 1, *shape)
+        size = (len(places), sampler.label_channels, *shape)
         targets = torch.full(size, LABEL_PAD, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):
             values, classes = self._arrays[place.case]
@@ -191,9 +199,8 @@ class DeviceStream:
         return images, targets, sampler.names(places)
 
     def _upload(self, case: TrainingCase) -> tuple[Tensor, Tensor]:
-        everything = (slice(None),) * 4
-        if case.label is None:
-            raise ValueError(f"{case.name} has no label")
+        everything, sampler = (slice(None),) * 4, self.stream.sampler
         image = np.ascontiguousarray(case.image[everything], np.float32)
-        label = np.ascontiguousarray(self.stream.sampler.to_classes(case.label[everything]))
+        labels = np.concatenate([array[everything] for array in sampler.label_arrays(case)])
+        label = np.ascontiguousarray(sampler.to_classes(labels))
         return torch.from_numpy(image).to(self.device), torch.from_numpy(label).to(self.device)

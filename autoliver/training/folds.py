@@ -1,14 +1,18 @@
 """Which cases a fold trains on and which it holds back."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import msgspec
 import numpy as np
 
 from autoliver.artifacts import Artifact, Record, read_json
 from autoliver.dataset import Case
 from autoliver.errors import DatasetError
+
+_log = logging.getLogger(__name__)
 
 Fold = int | Literal["all"]
 
@@ -49,6 +53,13 @@ class Folds(Artifact, frozen=True, kw_only=True):
         return self.splits[fold]
 
 
+class _OwnSplit(msgspec.Struct):
+    """One fold in the user's file; other keys are no matter."""
+
+    train: list[str]
+    val: list[str]
+
+
 def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
     """Five folds as nnU-Net makes them; by patient; leave-one-out for fewer than five patients.
 
@@ -80,19 +91,23 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     Raises:
         DatasetError: The file has another form, names an unknown case, or a case is on both sides.
     """
-    raw = read_json(path)
-    if not isinstance(raw, list) or not all(
-        isinstance(s, Mapping) and {"train", "val"} <= set(s) for s in raw
-    ):
+    try:
+        raw = msgspec.convert(read_json(path), list[_OwnSplit])
+    except msgspec.ValidationError as error:
         raise DatasetError(
-            f'{path}: expected a list of {{"train": [...], "val": [...]}}.',
+            f'{path}: expected a list of {{"train": [...], "val": [...]}} with names of cases: '
+            f"{error}.",
             hint="Mend the file, or remove it to have five folds made.",
+        ) from None
+    if not raw:
+        raise DatasetError(
+            f"{path}: holds no folds.", hint="Remove the file to have five folds made."
         )
     known = {case.name for case in cases}
     for number, split in enumerate(raw):
-        unknown = sorted({*split["train"], *split["val"]} - known)
-        shared = sorted(set(split["train"]) & set(split["val"]))
-        if unknown or shared or not split["train"]:
+        unknown = sorted({*split.train, *split.val} - known)
+        shared = sorted(set(split.train) & set(split.val))
+        if unknown or shared or not split.train:
             what = "no training cases"
             if unknown or shared:
                 what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
@@ -100,7 +115,22 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
                 f"{path}: fold {number}: {what}.",
                 hint="Name each labelled case at most once per fold, and one to train on.",
             )
-    return tuple(Split(train=tuple(s["train"]), validation=tuple(s["val"])) for s in raw)
+    splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
+    _warn_of_shared_patients(splits, cases, where=path)
+    return splits
+
+
+def _warn_of_shared_patients(
+    splits: Sequence[Split], cases: Sequence[Case], *, where: Path
+) -> None:
+    patients = {case.name: case.patient for case in cases}
+    for number, split in enumerate(splits):
+        shared = {patients[n] for n in split.train} & {patients[n] for n in split.validation}
+        if shared:
+            _log.warning(
+                "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
+                *(where, number, sorted(shared)[0]),
+            )
 
 
 def _split(groups: Mapping[str, Sequence[str]], held_back: Sequence[str]) -> Split:

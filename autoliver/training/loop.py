@@ -18,13 +18,17 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.parallel import bar_pace
+from autoliver.training.board import Board
+from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
-from autoliver.training.options import Recipe, choose_recipe, learning_rate
+from autoliver.training.options import Recipe, choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
     draw_progress,
     read_progress,
+    summarise,
     write_progress,
 )
 from autoliver.training.state import (
@@ -56,13 +60,19 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
         ModelError: resume.pt is damaged or of another network.
     """
     try:
-        return _Loop(task).run(stop)
+        with same_bits(task.options.deterministic):
+            loop = _Loop(task)
+            with closing(loop.board):
+                trained = loop.run(stop)
+                while trained.finished and loop.begin_extension():
+                    trained = loop.run(stop)
+            return trained
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
-            hint="Try --cache ram, plan for less with 'autoliver plan DATASET --vram GB', or use "
-            "--device cpu.",
+            hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
+            "'autoliver plan DATASET --vram GB', or use --device cpu.",
         ) from error
 
 
@@ -72,9 +82,12 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
-        self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
+        self.loss = loss_options(
+            task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
+        )
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
         self.since = time.monotonic()
@@ -95,22 +108,30 @@ class _Loop:
         mirror = state.recipe.mirror
         self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
 
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return self.state.step // self.task.options.iterations
+    def begin_extension(self) -> bool:
+        """Goes from the end to the next extension; False: there is none."""
+        state, iterations = self.state, self.task.options.iterations
+        # A time budget may have ended an epoch early: the rest of its batches is left out.
+        step = -(-state.step // iterations) * iterations
+        course = state.course.extended(self.task.options, state.recipe, step=step)
+        if course is None:
+            return False
+        state.step, state.course = step, course
+        return True
 
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
+        last = self.state.course.last_step(options)
         bar = tqdm(
-            total=options.steps,
+            total=last,
             initial=self.state.step,
             desc=self.task.title,
+            **bar_pace(),
             unit="step",
             smoothing=0.1,
         )
-        last = self.state.step if self._done() >= 1.0 else options.steps
+        last = self.state.step if self._done() >= 1.0 else last
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
                 self._one_step(batch)
@@ -120,7 +141,7 @@ class _Loop:
                 stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
-                    bar.set_postfix_str(_summary(self.state.logs[-1]))
+                    bar.set_postfix_str(summarise(self.state.logs[-1]))
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
                         self._draw()
                         drawn = time.monotonic()
@@ -150,9 +171,8 @@ class _Loop:
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time."""
-        options = self.task.options
-        by_time = self.state.elapsed / (options.hours * 3600.0) if options.hours else 0.0
-        return max(self.state.step / options.steps, by_time)
+        state = self.state
+        return state.course.done(self.task.options, step=state.step, elapsed_s=state.elapsed)
 
     def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
         return self.train.batches(
@@ -163,11 +183,11 @@ class _Loop:
 
     def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
-        done = self._done()
-        if not state.recipe.per_step:
-            done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
+        rate = state.course.rate(
+            self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
+        )
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.recipe, done)
+            group["lr"] = rate
         state.network.train()
         loss, counts = self._loss(self.parallel, batch.image, batch.target)
         # Loss and norm of the gradients are those of the whole batch, so all processes agree.
@@ -251,8 +271,13 @@ class _Loop:
                 skipped=tuple(sums.skipped),
             )
         )
+        state.course = state.course.after(
+            state.logs[-1], self.task.options, state.recipe, elapsed_s=state.elapsed
+        )
         state.sums = self._no_sums()
         self._save()
+        if self.task.tensorboard and self.group.leads:
+            self.board.add(state.logs[-1])
 
     def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
         """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
@@ -330,15 +355,3 @@ def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _summary(log: EpochLog) -> str:
-    parts = [f"epoch {log.epoch + 1}"]
-    if log.train_loss is not None:
-        parts.append(f"loss {log.train_loss:.3f}")
-    if log.train_dice is not None:
-        parts.append(f"Dice {log.train_dice:.3f}")
-    if log.mean_validation_dice is not None:
-        parts.append(f"held out {log.mean_validation_dice:.3f}")
-    parts.append(f"data wait {100 * log.data_wait:.1f} %")
-    return " ".join(parts)

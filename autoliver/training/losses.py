@@ -2,6 +2,10 @@
 
 The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
 sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
+
+Instead of the mean, the cross-entropy may count only where it is highest ("dice-topk"; Wu et al.
+2016, arXiv:1605.06885) or less where the prediction is already good ("dice-focal"; Lin et al., ICCV
+2017).
 """
 
 from typing import Any
@@ -12,6 +16,10 @@ from torch import Tensor
 
 from autoliver.artifacts import Record
 from autoliver.training.distributed import ALONE, Group
+from autoliver.training.options import LossKind
+
+TOP_PART = 10  # one voxel of so many, as nnU-Net
+FOCAL_POWER = 2
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
@@ -19,6 +27,8 @@ class LossOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         batch_dice: Whether Dice is computed over the batch as one rather than per sample.
+        kind: What of the cross-entropy counts: its mean, its highest tenth, or its mean with
+            weights (1 - p)^2, p being the probability of the truth.
         regions: Per output row the label values it stands for; rows are then independent
             (sigmoid). None: rows are the label values 0, 1, ... (softmax).
         ignore: The label value of voxels that do not count.
@@ -30,6 +40,7 @@ class LossOptions(Record, frozen=True, kw_only=True):
     """
 
     batch_dice: bool
+    kind: LossKind = "dice-ce"
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore: int | None = None
     dice_weight: float = 1.0
@@ -183,12 +194,8 @@ def _softmax_loss(
     dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options, group)
 
     index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
-    entropy = -log_probability.gather(1, index[:, None])
-    if valid is None:
-        mean_entropy = _mean(entropy.sum(), entropy.numel(), group)
-    else:
-        mean_entropy = _mean((entropy * valid).sum(), valid.sum(), group)
-    return options.entropy_weight * mean_entropy - options.dice_weight * dice
+    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options, group)
+    return options.entropy_weight * entropy - options.dice_weight * dice
 
 
 def _region_loss(
@@ -197,18 +204,39 @@ def _region_loss(
     rows = range(logits.shape[1])
     wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
     probability = torch.sigmoid(logits)
-    if valid is None:
-        total = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="sum")
-        entropy = _mean(total, logits.numel(), group)
-    else:
-        probability = probability * valid
-        each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
-        # As nnU-Net: a sum over the regions here (the mask has one channel), a mean without
-        # ignore.
-        entropy = _mean((each * valid).sum(), valid.sum(), group)
-        wanted = wanted & valid
+    each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    entropy = _entropy(each, valid, options, group)
+    if valid is not None:
+        probability, wanted = probability * valid, wanted & valid
     dice = _soft_dice(probability, wanted, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Group) -> Tensor:
+    """One number from the cross-entropies (b, rows, *shape); one row with softmax."""
+    if options.kind == "dice-topk":
+        return _highest(each, valid, group)
+    if options.kind == "dice-focal":
+        # exp(-entropy) is the probability of the truth.
+        each = (-torch.expm1(-each)) ** FOCAL_POWER * each
+    if valid is None:
+        return _mean(each.sum(), each.numel(), group)
+    # No voxel to learn from is no reason for 0 / 0. As nnU-Net, this is a sum over regions (the
+    # mask has one channel), while without ignored voxels it is a mean.
+    return _mean((each * valid).sum(), valid.sum(), group)
+
+
+def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
+    """The mean of the highest tenth of what counts; of several processes each takes its own tenth.
+
+    Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
+    than there are where few are annotated.
+    """
+    values = each.flatten() if valid is None else each[valid.expand_as(each)]
+    if not len(values):
+        return _mean(each.sum() * 0.0, 0, group)
+    count = max(1, len(values) // TOP_PART)
+    return _mean(values.topk(count, sorted=False).values.sum(), count, group)
 
 
 def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group: Group) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,12 @@ from autoliver.training.augment import (
     default_augment_spec,
     initial_patch_shape,
 )
+from autoliver.training.augment_cascade import show_previous
 from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
     cases_gb,
+    check_device,
     choose_cache,
     in_memory,
     measure_room,
@@ -28,7 +31,7 @@ from autoliver.training.cache import (
 from autoliver.training.loader import drawn_by_workers, loader_workers
 from autoliver.training.options import Augmentation
 from autoliver.training.sampling import Batch, PatchSampler, PatchStream, TrainingCase
-from autoliver.training.target import class_table
+from autoliver.training.target import class_table, previous_table
 from autoliver.training.task import FoldTask
 
 T = TypeVar("T")
@@ -41,7 +44,7 @@ class TrainingBatch:
 
     Attributes:
         number: Which of its stream.
-        image: (b, c, *patch) float32.
+        image: (b, c, *patch) float32; for a cascade with the channels of its first stage.
         target: (b, 1, *patch) of classes, int16.
         cases: The case of each patch.
         seconds: What it took: waiting, and the augmentations as far as they were waited for.
@@ -83,13 +86,17 @@ def patch_stream(
     configuration = task.configuration
     patch = configuration.patch_shape
     drawn = patch if spec is None else initial_patch_shape(patch, spec)
+    classes = class_table(task.labels)
+    # Most labels are consecutive already; looking each voxel up takes longer than cutting it.
+    consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
     sampler = PatchSampler(
         cases=cases,
         patch_shape=drawn,
         margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
         batch_size=configuration.batch_size,
         foreground=task.options.foreground,
-        classes=class_table(task.labels),
+        classes=None if consecutive else classes,
+        previous=None if configuration.previous_stage is None else previous_table(task.labels),
     )
     part = task.group.part(configuration.batch_size)
     return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
@@ -132,6 +139,7 @@ class Patches:
                 start = time.monotonic()
                 image, target, cases = next(drawn)
                 waited = time.monotonic() - start
+                generator = None
                 if spec is None:
                     target = target.clamp_min(0)
                 else:
@@ -142,6 +150,15 @@ class Patches:
                         target,
                         patch_shape=patch_shape,
                         spec=spec,
+                        generator=generator,
+                        part=self.stream.part,
+                    )
+                previous = self.stream.sampler.previous
+                if previous is not None:
+                    image, target = show_previous(
+                        image,
+                        target,
+                        channels=int(previous.max()),
                         generator=generator,
                         part=self.stream.part,
                     )
@@ -185,6 +202,7 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     """
     # Mirroring or not, patches are of the same size.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
+    check_device(task.cache.kind, task.device)
     gb = cases_gb([*task.train, *task.validation])
     kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
     workers = loader_workers(task.cache.limits)

@@ -44,6 +44,19 @@ class EpochLog(Record, frozen=True, kw_only=True):
         return float(np.mean(known)) if known else None
 
 
+def summarise(log: EpochLog) -> str:
+    """An epoch in a few words, for a bar."""
+    parts = [f"epoch {log.epoch + 1}"]
+    if log.train_loss is not None:
+        parts.append(f"loss {log.train_loss:.3f}")
+    if log.train_dice is not None:
+        parts.append(f"Dice {log.train_dice:.3f}")
+    if log.mean_validation_dice is not None:
+        parts.append(f"held out {log.mean_validation_dice:.3f}")
+    parts.append(f"data wait {100 * log.data_wait:.1f} %")
+    return " ".join(parts)
+
+
 def read_progress(path: Path) -> list[EpochLog]:
     """The epochs of `progress.jsonl`; a last line cut short by a kill is left out."""
     logs = []

@@ -41,6 +41,10 @@ class TrainingCase(Protocol):
         """(1, z, y, x) int16; training needs one."""
 
     @property
+    def previous(self) -> Readable | None:
+        """(1, z, y, x): what the first stage found; only a cascade needs one."""
+
+    @property
     def locations(self) -> Mapping[int, npt.NDArray[np.int32]]:
         """Label value -> (n, 3) voxels that show it."""
 
@@ -64,7 +68,8 @@ class Batch:
 
     Attributes:
         image: (b, c, *patch) float32.
-        label: (b, 1, *patch) int16, values or classes; -1 outside the image.
+        label: (b, 1, *patch) int16, values or classes; -1 outside the image. For a cascade a second
+            channel follows, what its first stage found.
         cases: The case of each patch.
     """
 
@@ -100,6 +105,7 @@ class PatchSampler:
         batch_size: Patches per batch.
         foreground: Share of a batch that must show foreground.
         classes: What stands for each label value, indexed by value + 1; None: the value.
+        previous: The same for what the first stage of a cascade found; None: no cascade.
     """
 
     cases: Sequence[TrainingCase]
@@ -108,6 +114,12 @@ class PatchSampler:
     batch_size: int
     foreground: float
     classes: npt.NDArray[np.int16] | None = None
+    previous: npt.NDArray[np.int16] | None = None
+
+    @property
+    def label_channels(self) -> int:
+        """Channels of a batch's label: 2 for a cascade."""
+        return 1 if self.previous is None else 2
 
     @property
     def box_shape(self) -> tuple[int, int, int]:
@@ -134,24 +146,37 @@ class PatchSampler:
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
         images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
-        labels = np.full((len(places), 1, *shape), LABEL_PAD, np.int32)
+        # Values to be mapped reach 65,535; others are classes already.
+        mapped = self.classes is not None or self.previous is not None
+        kind = np.int32 if mapped else np.int16
+        labels = np.full((len(places), self.label_channels, *shape), LABEL_PAD, kind)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
-            if case.label is None:
-                raise ValueError(f"{case.name} has no label")
             paste(case.image, place.start, into=image)
-            paste(case.label, place.start, into=label)
+            for channel, array in enumerate(self.label_arrays(case)):
+                paste(array, place.start, into=label[channel : channel + 1])
         targets = self.to_classes(labels)
         if len(self.patch_shape) == 2:
             images, targets = images[:, :, 0], targets[:, :, 0]
         return Batch(images, targets, self.names(places))
 
+    def label_arrays(self, case: TrainingCase) -> list[Readable]:
+        """What makes up the channels of a case's label."""
+        arrays = [case.label] if self.previous is None else [case.label, case.previous]
+        there = [array for array in arrays if array is not None]
+        if len(there) != len(arrays):
+            raise ValueError(f"{case.name} has no label, or none of the first stage")
+        return there
+
     def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
-        """What stands for these label values."""
-        if self.classes is None:
-            return labels.astype(np.int16)
-        # At least 32 bits: label values reach 65,535.
-        return self.classes[labels.astype(np.int32, copy=False) + 1]
+        """What stands for these label values, (..., label channels, z, y, x)."""
+        if self.classes is None and self.previous is None:
+            return labels.astype(np.int16, copy=False)
+        found = np.empty(labels.shape, np.int16)
+        for channel, table in enumerate((self.classes, self.previous)[: labels.shape[-4]]):
+            values = labels[..., channel, :, :, :].astype(np.int32, copy=False)
+            found[..., channel, :, :, :] = values if table is None else table[values + 1]
+        return found
 
     def names(self, places: Sequence[Place]) -> tuple[str, ...]:
         """The case of each place."""

@@ -5,6 +5,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from autoliver.errors import AutoliverError
+
+
+class Stopped(AutoliverError):
+    """SIGTERM came; what was done is saved, and nothing more is to be begun."""
+
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:

@@ -30,6 +30,7 @@ class FoldTask:
         device: Where to train.
         title: Names the training in the bar and the picture.
         cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
+        tensorboard: Whether each epoch is written for TensorBoard, too.
         group: The processes that train it together; changes nothing of the outcome, either.
     """
 
@@ -42,6 +43,7 @@ class FoldTask:
     device: torch.device
     title: str
     cache: CacheOptions = AUTO_CACHE
+    tensorboard: bool = False
     group: Group = ALONE
 
     @property

@@ -177,8 +177,8 @@ def test_exports_replace_nothing_unasked(home: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is there already"):
         run("export", model, tmp_path / "there", "-w", home)
     assert (tmp_path / "there").read_text() == "mine"
-    with pytest.raises(OptionError, match="nnunet: cannot be written yet"):
-        run("export", model, tmp_path / "new", "--format", "nnunet", "-w", home)
+    with pytest.raises(OptionError, match="is a file"):
+        run("export", model, tmp_path / "there", "--format", "nnunet", "-w", home)
     with pytest.raises(ModelError, match="no trained model 'Toy/x'"):
         run("export", "Toy/x", tmp_path / "new", "-w", home)
 
@@ -197,6 +197,43 @@ def test_what_is_no_model_is_told_apart(home: Path, tmp_path: Path) -> None:
     for name in ("results", "theirs.zip", "text", NAME, "nowhere"):
         with pytest.raises(AutoliverError) as caught:
             run("import", tmp_path / name, "-w", tmp_path / "other")
-        assert str(tmp_path / name) in caught.value.problem
+        named = "Trainer__nnUNetPlans__2d: half-written" if name == "results" else name
+        assert named in caught.value.problem
     with pytest.raises(ModelError, match="not a model that autoliver exported"):
         Workspace(home).model_to_predict(str(tmp_path / "text"))
+
+
+def test_a_model_goes_to_nnunet_and_comes_back(
+    selected: Path, images: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    run("export", NAME, results, "--format", "nnunet", "-w", selected)
+    runs = sorted(path.name for path in (results / NAME).iterdir())
+    assert runs == ["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__3d_fullres"]
+    with pytest.raises(ModelError, match="is there already"):
+        run("export", NAME, results, "--format", "nnunet", "-w", selected)
+    other = tmp_path / "other"
+    done = run("import", results / NAME, "--name", "Back", "-w", other)
+    # nnU-Net does not say which configurations go together.
+    assert [(r["run"], r["folds"]) for r in done["runs"]] == [("3d_fullres", ["0", "1"])]
+    for name in ("3d_fullres", "2d"):
+        for workspace, model in ((selected, f"{NAME}/{name}"), (other, f"Back/{name}")):
+            target = tmp_path / model.replace("/", "_")
+            run("predict", "-i", images, "-o", target, "-m", model, "-w", workspace)
+        one, back = (tmp_path / f"{m}_{name}" for m in (NAME, "Back"))
+        for path in sorted(one.glob("*.nii.gz")):
+            assert path.read_bytes() == (back / path.name).read_bytes()
+    with pytest.raises(OptionError, match="There is a model Back"):
+        run("import", results / NAME, "--name", "Back", "-w", other)
+    single = results / NAME / runs[0]
+    assert run("import", single, "-w", other)["name"] == NAME
+
+
+def test_an_nnunet_import_that_fails_leaves_nothing(selected: Path, tmp_path: Path) -> None:
+    results, other = tmp_path / "results", tmp_path / "other"
+    run("export", f"{NAME}/2d", results, "--format", "nnunet", "-w", selected)
+    checkpoint = next(results.rglob("checkpoint_final.pth"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
+    with pytest.raises(ModelError, match=r"checkpoint_final\.pth"):
+        run("import", results / NAME, "-w", other)
+    assert not (other / "models").exists() or not list((other / "models").iterdir())

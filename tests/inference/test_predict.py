@@ -7,16 +7,14 @@ import torch
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import CleaningRule
 from autoliver.inference.model import MemberFiles, ModelFiles, load_model
+from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import (
-    PredictOptions,
-    PreparedCase,
     check_image,
     make_jobs,
-    outputs,
     predict_jobs,
     predict_volume,
 )
-from autoliver.inference.window import count_windows, sliding_window
+from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.itk import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.preprocessing.case import backward_logits, forward
@@ -89,7 +87,7 @@ def test_windows_are_announced_and_counted(save):
 
     image = make_image((8, 20, 20), spacing_mm=(2.0, 2.0, 2.0))
     predict_volume(load(save("fold_0")), image, PLAIN, name="case_1", on_windows=on_windows)
-    windows = count_windows((8, 20, 20), (8, 8, 8), 0.5)
+    windows = len(windows_of((8, 20, 20), (8, 8, 8), 0.5))
     assert seen == [("case_1", windows), *["tick"] * windows]
 
 

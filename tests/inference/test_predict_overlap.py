@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from autoliver.dataset import Labels
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.model import Member, Model
+from autoliver.inference.outputs import PredictOptions
 from autoliver.inference.predict import (
     PredictJob,
-    PredictOptions,
     make_jobs,
     predict_jobs,
     predict_volume,

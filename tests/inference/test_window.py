@@ -7,7 +7,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from autoliver.inference import window
-from autoliver.inference.window import count_windows, gaussian_weight, sliding_window
+from autoliver.inference.window import (
+    gaussian_weight,
+    sliding_window,
+    windows_of,
+)
 
 
 class Pointwise(nn.Module):
@@ -90,7 +94,7 @@ def test_windows_are_counted_as_they_are_visited(
         patch_shape=patch,
         on_window=lambda: seen.append(1),
     )
-    assert len(seen) == count_windows(shape, patch, 0.5)
+    assert len(seen) == len(windows_of(shape, patch, 0.5))
 
 
 class Counting(nn.Module):

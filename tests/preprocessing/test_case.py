@@ -221,6 +221,23 @@ def test_slabs_give_what_the_whole_gives(monkeypatch):
     np.testing.assert_array_equal(backward_logits(logits, case.properties, labels=LABELS), whole)
 
 
+@pytest.mark.parametrize("share", [(0.2, 0.7), (0.0, 0.5), (0.4, 0.45)])
+@pytest.mark.parametrize(("labels", "rows"), [(LABELS, 3), (REGIONS, 2)])
+def test_logits_of_a_box_decide_what_depends_on_them_alone(labels, rows, share):
+    case, logits = forward_with_logits(rows=rows)
+    box = tuple(slice(*(round(s * n) for s in share)) for n in logits.shape[1:])
+    outside = np.ones_like(logits)
+    outside[:, *box] = 0
+
+    result = backward_logits(logits[:, *box], case.properties, labels=labels, within=box)
+
+    influenced = slow_backward(outside, case.properties).max(axis=0) > 1e-6
+    whole = backward_logits(logits, case.properties, labels=labels)
+    cropped = np.isneginf(slow_backward(outside, case.properties)).all(axis=0)
+    expected = np.where(influenced | cropped, 0, whole)
+    assert np.mean(result != expected) < 1e-5
+
+
 def test_regions_are_painted_in_their_order():
     case, logits = forward_with_logits(rows=2)
 

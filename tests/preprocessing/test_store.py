@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +294,22 @@ def test_the_module_does_not_need_blosc2_to_be_imported():
     source = Path(__file__).parents[2] / "autoliver/preprocessing/store.py"
 
     assert "\nimport blosc2" not in source.read_text()
+
+
+def test_open_cases_hold_no_files_open(tmp_path):
+    write(tmp_path, make_case())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    cases = [read_case(tmp_path, "case_1") for _ in range(20)]
+    parts = [case.image[:, :4, :4, :4] for case in cases]
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert all(np.array_equal(part, parts[0]) for part in parts)
+
+
+def test_a_stored_array_can_be_pickled(tmp_path):
+    write(tmp_path, make_case())
+    image = read_case(tmp_path, "case_1").image
+
+    again = pickle.loads(pickle.dumps(image))
+
+    np.testing.assert_array_equal(again[:], image[:])

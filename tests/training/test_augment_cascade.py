@@ -14,6 +14,7 @@ from autoliver.training.augment_cascade import (
     morphology,
     sample_outlines,
     sample_pieces,
+    show_previous,
 )
 
 torch.set_num_threads(1)
@@ -95,3 +96,24 @@ def test_the_draws_follow_their_probabilities_and_seed():
     pieces = sample_pieces(4000, 2, Generator().manual_seed(1))
     assert len(pieces) == pytest.approx(4000 * 0.2 * 1.0, rel=0.08)
     assert all(0 <= p.position < 1 for p in pieces)
+
+
+def test_what_the_first_stage_found_moves_to_the_image():
+    image, target = torch.randn(2, 1, 4, 5, 6), torch.zeros(2, 2, 4, 5, 6, dtype=torch.int16)
+    target[:, 0] = 1
+    target[0, 1, 2, 3, 4], target[1, 1, 0, 0, 0] = 2, 1
+    shown, rest = show_previous(image, target, channels=2, generator=None)
+    assert torch.equal(shown[:, :1], image)
+    assert torch.equal(rest, target[:, :1])
+    expected = torch.zeros(2, 2, 4, 5, 6)
+    expected[0, 1, 2, 3, 4] = expected[1, 0, 0, 0, 0] = 1
+    assert torch.equal(shown[:, 1:], expected)
+    changed = [
+        show_previous(image, target, channels=2, generator=Generator().manual_seed(s))[0]
+        for s in (1, 1, *range(8))
+    ]
+    assert torch.equal(changed[0], changed[1])
+    assert any(not torch.equal(c, shown) for c in changed)
+    assert all(
+        torch.equal(c[:, :1], image) and set(c[:, 1:].unique().tolist()) <= {0, 1} for c in changed
+    )

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from autoliver.networks.spec import UNetSpec
 from autoliver.parallel import Limits
 from autoliver.planning.plan import Configuration
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
-from autoliver.preprocessing.store import StoredCase, read_case, write_case
+from autoliver.preprocessing.previous import with_previous
+from autoliver.preprocessing.store import StoredCase, compress, read_case, write_case
 from autoliver.training.cache import (
     CacheChoice,
     CacheKind,
@@ -132,6 +134,35 @@ def test_batches_are_the_same_wherever_cases_lie(
             assert a.cases == b.cases
 
 
+def test_a_cascade_s_batches_are_the_same_wherever_cases_lie(
+    cases: list[StoredCase], tmp_path: Path
+) -> None:
+    for case in cases:
+        content = compress(case.label[:], (8, 16, 16))  # type: ignore[index]
+        (tmp_path / f"{case.name}.b2nd").write_bytes(content)
+    own = [with_previous(case, tmp_path) for case in cases]
+    found = []
+    for kind in ("gpu", "ram", "disk"):
+        task = make_task(own, Path(), (8, 24, 24), CacheOptions())
+        configuration = task.configuration.replace(previous_stage="3d_lowres")
+        task = replace(task, configuration=configuration)
+        spec = augmentation(configuration, "default", mirror=True)
+        patches = Patches(patch_stream(task, own, spec, number=0), kind, CPU, workers=1)
+        found.append(list(patches.batches(range(2), patch_shape=(8, 24, 24), spec=spec)))
+        # Without augmentations, what the first stage found lies where the label does: it is it.
+        patches = Patches(patch_stream(task, own, None, number=0), kind, CPU)
+        (plain,) = patches.batches(range(1), patch_shape=(8, 24, 24), spec=None)
+        assert plain.image.shape == (3, 4, 8, 24, 24)
+        for number in (1, 2):
+            assert torch.equal(plain.image[:, 1 + number] == 1, plain.target[:, 0] == number)
+    for one, other in itertools.pairwise(found):
+        for a, b in zip(one, other, strict=True):
+            assert a.image.shape == (3, 4, 8, 24, 24)
+            assert a.target.shape == (3, 1, 8, 24, 24)
+            assert torch.equal(a.image, b.image)
+            assert torch.equal(a.target, b.target)
+
+
 def test_a_training_begun_with_one_cache_goes_on_with_another(
     cases: list[StoredCase], tmp_path: Path
 ) -> None:
@@ -166,6 +197,7 @@ class CountingCase:
         assert case.label is not None
         self.name, self.locations = case.name, case.locations
         self.image, self.label = CountingArray(case.image[:]), CountingArray(case.label[:])
+        self.previous = None
 
 
 def test_a_case_in_memory_is_read_once_and_when_it_is_needed(cases: list[StoredCase]) -> None:

@@ -60,6 +60,9 @@ def test_a_missing_fold_is_named_with_what_there_is() -> None:
         ([{"train": ["a", "b"], "val": ["b"]}], "b is on both sides"),
         ([{"train": [], "val": ["a"]}], "no training cases"),
         ({"train": []}, "expected a list"),
+        ([{"train": "a", "val": []}], "expected a list"),
+        ([{"train": ["a", 1], "val": []}], "expected a list"),
+        ([], "holds no folds"),
     ],
 )
 def test_own_splits_are_checked(tmp_path: Path, content: object, words: str) -> None:
@@ -67,3 +70,14 @@ def test_own_splits_are_checked(tmp_path: Path, content: object, words: str) -> 
     path.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=words):
         read_splits(path, cases("abc"))
+
+
+def test_a_patient_on_both_sides_of_an_own_split_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["a"], "val": ["c"]}, {"train": ["a"], "val": ["b"]}]))
+    read_splits(path, cases("abc", "PPQ"))
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+        "fold 1: cases of patient P are on both sides: its scores will be too good."
+    ]

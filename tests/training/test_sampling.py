@@ -16,6 +16,7 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     locations: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
+    previous: npt.NDArray[np.int16] | None = None
 
 
 def make_case(name: str, shape: tuple[int, int, int], voxels: list[tuple[int, ...]]) -> ArrayCase:
@@ -94,3 +95,29 @@ def test_with_an_ignore_label_every_patch_shows_something_annotated(foreground: 
     batch = sampler([case], (4, 4, 4), (0, 0, 0), foreground).draw(np.random.default_rng(1))
     value = case.image[0, 3, 4, 5]
     assert (batch.image == value).any(axis=(1, 2, 3, 4)).all()
+
+
+def test_a_cascade_draws_what_its_first_stage_found_with_the_label() -> None:
+    case = make_case("a", (6, 7, 8), [(2, 3, 4)])
+    case.previous = (np.arange(6 * 7 * 8, dtype=np.int16).reshape(1, 6, 7, 8) % 3) * 5
+    table = np.zeros(12, np.int16)
+    table[0], table[6], table[11] = -1, 1, 2
+    sampler = PatchSampler(
+        cases=[case],
+        patch_shape=(4, 4, 4),
+        margin=(4, 4, 4),
+        batch_size=3,
+        foreground=0.33,
+        previous=table,
+    )
+    batch = sampler.draw(np.random.default_rng(0))
+    assert batch.label.shape == (3, 2, 4, 4, 4)
+    place = sampler.places(np.random.default_rng(0))[0]
+    for index in np.ndindex(4, 4, 4):
+        z, y, x = (start + i for start, i in zip(place.start, index, strict=True))
+        inside = 0 <= z < 6 and 0 <= y < 7 and 0 <= x < 8
+        expected = (z * 56 + y * 8 + x) % 3 if inside else -1
+        assert batch.label[(0, 1, *index)] == expected
+    case.previous = None
+    with pytest.raises(ValueError, match="a has no label, or none of the first stage"):
+        sampler.draw(np.random.default_rng(0))

@@ -4,7 +4,7 @@ import torch
 
 from autoliver.dataset import Labels
 from autoliver.training.losses import segmentation_loss
-from autoliver.training.target import class_table, loss_options
+from autoliver.training.target import class_table, loss_options, previous_table
 
 CLASSES = Labels(values={"background": (0,), "tumour": (5,), "liver": (2,)}, ignore=7)
 REGIONS = Labels(
@@ -56,3 +56,13 @@ def test_the_loss_does_not_depend_on_what_is_predicted_where_voxels_are_ignored(
     assert ignored.any()
     assert loss(3.0 * ignored) == pytest.approx(loss(0.0 * ignored))
     assert loss(3.0 * ~ignored) != pytest.approx(loss(0.0 * ignored))
+
+
+def test_what_a_first_stage_found_becomes_numbers_of_channels():
+    regions = Labels(
+        values={"background": (0,), "liver": (2, 7), "tumour": (7,)},
+        regions_class_order=(2, 7),
+        ignore=9,
+    )
+    table = previous_table(regions)
+    assert table[np.array([-1, 0, 2, 7, 9]) + 1].tolist() == [-1, 0, 1, 2, 0]

@@ -1,0 +1,111 @@
+"""select."""
+
+import textwrap
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoliver.cli.data import DatasetArgument
+from autoliver.cli.options import (
+    DEFAULT_WORKSPACE,
+    AsJson,
+    Device,
+    MemoryGb,
+    Verbose,
+    Workers,
+    WorkspaceDir,
+)
+from autoliver.cli.output import emit, number, start, table
+
+if TYPE_CHECKING:
+    from autoliver.pipeline.selection import Selected
+
+_DIGITS = 4
+_WIDTH = 100
+
+
+def select(
+    dataset: DatasetArgument = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Compare only these. [default: all finished]"),
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = 0,
+    memory_gb: MemoryGb = None,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Choose the run or pair of runs, and the cleaning rules, that do best out of fold."""
+    from autoliver.parallel import Limits
+    from autoliver.pipeline import selection
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    request = selection.SelectRequest(
+        runs=tuple(runs or ()),
+        device=device,
+        limits=Limits(workers=workers, memory_gb=memory_gb),
+    )
+    selected = selection.select(Workspace(workspace), dataset, request)
+    emit(_result(selected), _show(selected), as_json=as_json)
+
+
+def _result(selected: "Selected") -> dict[str, Any]:
+    import msgspec
+
+    made = selected.selection
+    return {
+        "dataset": made.dataset,
+        "model": str(selected.path),
+        "members": msgspec.to_builtins(made.members),
+        "candidates": [
+            {"name": c.name, "runs": c.runs, "dice": c.dice, "labels": c.labels}
+            for c in selected.candidates
+        ],
+        "rules": [
+            {"text": str(trial.rule), **msgspec.to_builtins(trial)} for trial in selected.trials
+        ],
+        "left_out": selected.left_out,
+        "why": made.why,
+    }
+
+
+def _show(selected: "Selected") -> str:
+    made = selected.selection
+    chosen = [member.run for member in made.members]
+    labels = list(selected.candidates[0].labels)
+    rows = [
+        (
+            "*" if list(candidate.runs) == chosen else "",
+            candidate.name,
+            *(number(value, _DIGITS) for value in (candidate.dice, *candidate.labels.values())),
+        )
+        for candidate in selected.candidates
+    ]
+    parts = [table(("", "candidate", "mean Dice", *labels), rows)]
+    if selected.trials:
+        parts.append(_show_rules(selected))
+    parts.append(
+        "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in made.why)
+    )
+    members = " + ".join(f"{m.run} ({', '.join(m.folds)})" for m in made.members)
+    parts.append(
+        f"Chosen: {members}, {len(made.cleaning)} cleaning rules\nWritten: {selected.path}\n"
+        f"Next: autoliver predict -i IN -o OUT -m {made.dataset}"
+    )
+    return "\n\n".join(parts)
+
+
+def _show_rules(selected: "Selected") -> str:
+    rows = [
+        (
+            "*" if trial.kept else "",
+            str(trial.rule),
+            number(trial.dice_before, _DIGITS),
+            number(trial.dice_after, _DIGITS),
+        )
+        for trial in selected.trials
+    ]
+    return table(("", "cleaning rule", "Dice before", "after"), rows)

@@ -1,0 +1,96 @@
+"""Which run, or which two together, predict best out of fold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoliver.artifacts import Record
+from autoliver.evaluation.results import CaseScores, mean_over_labels, summarize
+
+# A pair takes twice the time of a single run: it has to be better by more than this mean Dice.
+PAIR_MARGIN = 0.001
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """A run, or two whose probabilities are averaged, and how well it does out of fold.
+
+    Attributes:
+        runs: Names of the runs.
+        dice: Mean over the labels of `labels`; None where no label is defined.
+        labels: Label -> mean Dice over the cases that define it, None where none does.
+    """
+
+    runs: tuple[str, ...]
+    dice: float | None
+    labels: dict[str, float | None]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " + ".join(self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidate that predicts from now on, and why, in sentences."""
+
+    candidate: Candidate
+    why: tuple[str, ...]
+
+
+def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidate:
+    """Sums up the held-out cases of all compared folds, pooled as nnU-Net pools them.
+
+    A case where a label is neither there nor predicted is left out of that label's mean.
+
+    Args:
+        runs: Names of the runs.
+        cases: Their scores.
+    """
+    summary = summarize(cases)
+    means = {label: found.metrics.get("dice") for label, found in summary.items()}
+    return Candidate(
+        runs=tuple(runs),
+        dice=mean_over_labels(summary).get("dice"),
+        labels={label: found.mean if found else None for label, found in means.items()},
+    )
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice | None:
+    """The candidate of the highest mean Dice; of equals the first, and a single run before a pair.
+
+    A pair must beat the best single run by more than `PAIR_MARGIN`.
+
+    Args:
+        candidates: At least one of a single run; simpler ones first.
+
+    Returns:
+        None where no single run has a defined Dice.
+    """
+    ranked = sorted((c for c in candidates if c.dice is not None), key=_dice, reverse=True)
+    singles = [c for c in ranked if len(c.runs) == 1]
+    pairs = [c for c in ranked if len(c.runs) > 1]
+    if not singles:
+        return None
+    single = singles[0]
+    why = [f"{single.name} is the only run compared: mean Dice {_dice(single):.4f}."]
+    if len(singles) > 1:
+        why = [
+            f"{single.name} has the highest mean Dice of the single runs: {_dice(single):.4f}; "
+            f"next comes {singles[1].name} with {_dice(singles[1]):.4f}."
+        ]
+    if not pairs:
+        return Choice(candidate=single, why=tuple(why))
+    pair, gain = pairs[0], _dice(pairs[0]) - _dice(single)
+    found = f"The best pair, {pair.name}, has {_dice(pair):.4f} ({gain:+.4f})"
+    if gain > PAIR_MARGIN:
+        why.append(f"{found}: it is chosen.")
+        return Choice(candidate=pair, why=tuple(why))
+    why.append(
+        f"{found}, which is not more than {PAIR_MARGIN:g} better: {single.name} alone is chosen, "
+        "since a pair takes the time of both."
+    )
+    return Choice(candidate=single, why=tuple(why))
+
+
+def _dice(candidate: Candidate) -> float:
+    return 0.0 if candidate.dice is None else candidate.dice

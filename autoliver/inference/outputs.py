@@ -1,0 +1,205 @@
+"""What each member of a model says of a case, on its own network grid."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from autoliver.artifacts import Record
+from autoliver.inference.model import Member, Model
+from autoliver.inference.roi import Region, Window, find_region, near_windows
+from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
+from autoliver.io.volume import Volume
+from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.preprocessing.ensemble import SURE, Output, probabilities
+
+OnWindows = Callable[[str, int], Callable[[], object]]
+
+_log = logging.getLogger(__name__)
+
+
+class PredictOptions(Record, frozen=True, kw_only=True):
+    """How to predict.
+
+    Attributes:
+        step: Distance of neighbouring windows as a share of the patch.
+        mirror: Average over flips along the axes the model was trained to see flipped.
+        overlap: Read the next case and export the last one while one is on the device; takes the
+            memory of up to three cases.
+        probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
+        uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
+    """
+
+    step: float = 0.5
+    mirror: bool = True
+    overlap: bool = True
+    probabilities: bool = False
+    uncertainty: bool = False
+
+
+# The finder needs no more than a rough outline.
+_FINDING = PredictOptions(mirror=False)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the network grid of every member (for a cascade: of its first stage).
+
+    Attributes:
+        name: The case.
+        prepared: One per member.
+        image: The image itself, where a cascade needs it once more.
+        coarse: The case on the finder's grid, where the model has one.
+    """
+
+    name: str
+    prepared: tuple[Preprocessed, ...]
+    image: Volume | None
+    coarse: Preprocessed | None = None
+
+    @classmethod
+    def of(cls, model: Model, image: Volume, name: str) -> "PreparedCase":
+        """Prepares an image."""
+
+        def prepare(stage: Member) -> Preprocessed:
+            return forward(
+                image, None, plan=stage.plan, configuration=stage.configuration, name=name
+            )
+
+        return cls(
+            name=name,
+            prepared=tuple(prepare(member.previous or member) for member in model.members),
+            image=image if any(member.previous for member in model.members) else None,
+            coarse=None if model.finder is None else prepare(model.finder),
+        )
+
+
+def outputs(
+    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
+) -> tuple[Output, ...]:
+    """What each member says of a case.
+
+    Args:
+        model: Its members, and the finder of the region to look in, if any.
+        case: As the members see it.
+        options: How.
+        on_windows: See `predict_jobs`.
+    """
+    region = None
+    if model.finder is not None and case.coarse is not None:
+        region = _find(model.finder, case.coarse, on_windows)
+    results = []
+    for member, prepared in zip(model.members, case.prepared, strict=True):
+        if member.previous is not None and case.image is not None:
+            low = _output(member.previous, prepared, options, region, on_windows)
+            found = backward_logits(
+                low.logits, low.properties, labels=model.plan.labels, within=low.within
+            )
+            prepared = forward_cascade(
+                case.image,
+                found,
+                plan=member.plan,
+                configuration=member.configuration,
+                name=case.name,
+            )
+        results.append(_output(member, prepared, options, region, on_windows))
+    return tuple(results)
+
+
+def _find(finder: Member, case: Preprocessed, on_windows: OnWindows | None) -> Region | None:
+    """The region around the finder's foreground, its axes in the input's order."""
+    found = _output(finder, case, _FINDING, None, on_windows)
+    # Regions count where they are likely, classes where any is likelier than the background.
+    background = 0 if finder.plan.labels.has_regions else found.logits[0]
+    first = 0 if finder.plan.labels.has_regions else 1
+    mask: npt.NDArray[np.bool_] = found.logits[first:].max(axis=0) > background
+    inverse = [int(axis) for axis in np.argsort(case.properties.transpose_forward)]
+    spacing = [case.properties.spacing_mm[axis] for axis in inverse]
+    region = find_region(mask.transpose(inverse), spacing)
+    if region is None:
+        _log.warning(
+            "%s: %s found nothing, so that all windows are visited.",
+            *(case.properties.name, finder.name),
+        )
+    return region
+
+
+def _output(
+    member: Member,
+    case: Preprocessed,
+    options: PredictOptions,
+    region: Region | None,
+    on_windows: OnWindows | None,
+) -> Output:
+    name = case.properties.name
+    passes = [member.networks]
+    if options.uncertainty:
+        passes = [(network,) for network in member.networks]
+    windows = _windows(member, case, options, region)
+    tick: Callable[[], object] = lambda: None  # noqa: E731
+    if on_windows is not None:
+        tick = on_windows(name, len(windows) * len(passes))
+    regions = member.plan.labels.has_regions
+    logits: npt.NDArray[np.float32] | None = None
+    spread: npt.NDArray[np.float32] | None = None
+    with torch.inference_mode(), _autocast(member.device):
+        image = torch.from_numpy(case.image).to(member.device)
+        for networks in passes:
+            whole = sliding_window(
+                image,
+                networks,
+                patch_shape=member.configuration.patch_shape,
+                mirror_axes=member.mirror_axes if options.mirror else (),
+                windows=windows,
+                on_window=tick,
+            )
+            if region is not None:
+                _fill_gaps(whole, regions=regions)
+            found: npt.NDArray[np.float32] = whole.cpu().numpy()
+            if options.uncertainty:
+                own = probabilities(found.copy(), regions=regions)
+                spread = own if spread is None else spread + own
+            logits = found if logits is None else logits + found
+    if logits is None:
+        raise ValueError("a member without networks")
+    if len(passes) > 1:
+        logits /= len(passes)
+    if spread is not None:
+        spread /= len(passes)
+    within = None
+    if region is not None:
+        within = box_of(windows, case.image.shape[1:], member.configuration.patch_shape)
+    return Output(logits=logits, properties=case.properties, spread=spread, within=within)
+
+
+def _windows(
+    member: Member, case: Preprocessed, options: PredictOptions, region: Region | None
+) -> list[Window]:
+    shape, patch = case.image.shape[1:], member.configuration.patch_shape
+    windows = windows_of(shape, patch, options.step)
+    if region is None:
+        return windows
+    turned = region.transposed(case.properties.transpose_forward)
+    near = near_windows(windows, padded_shape(shape, patch), turned, step=options.step)
+    _log.info(
+        "%s: %d of %d windows lie near the foreground found.",
+        *(case.properties.name, len(near), len(windows)),
+    )
+    return near
+
+
+def _fill_gaps(logits: Tensor, *, regions: bool) -> None:
+    """Sure background where no window was."""
+    logits[:1].nan_to_num_(nan=-SURE if regions else SURE)
+    logits[1:].nan_to_num_(nan=-SURE)
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    dtype = torch.bfloat16
+    if device.type == "cuda":
+        dtype = torch.float16  # finer than bfloat16, and logits do not overflow it
+    return torch.autocast(device.type, dtype=dtype, enabled=device.type == "cuda")

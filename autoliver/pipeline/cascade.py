@@ -1,0 +1,112 @@
+"""What a cascade starts from: what its first stage found in cases it had not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoliver.artifacts import digest
+from autoliver.errors import ModelError
+from autoliver.inference.model import MODEL_FILE, FoldModel
+from autoliver.io.header import label_ending, split_ending
+from autoliver.needs import read_need
+from autoliver.parallel import CasePool, Limits, case_bar
+from autoliver.pipeline.data import Planned
+from autoliver.planning.plan import ConfigurationName
+from autoliver.preprocessing.previous import PreviousTask, is_prepared, prepare_previous
+from autoliver.workspace import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """A run and what its folds found in the cases they had not seen.
+
+    Attributes:
+        run: The run.
+        found: Case -> label map on the case's own grid.
+        digest: Changes when one of the folds is trained anew.
+    """
+
+    run: RunFolder
+    found: dict[str, Path]
+    digest: str
+
+
+def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -> FirstStage:
+    """Finds the label maps that a cascade is trained on.
+
+    Args:
+        planned: The dataset and its plan.
+        name: The first stage's configuration.
+        tag: Of the cascade's run; a first stage of the same tag comes before one without.
+
+    Raises:
+        ModelError: There is no such run, it finds other labels, or some case was held out by none
+            of its finished folds.
+    """
+    runs = [planned.folder.run(name, tag=tag), planned.folder.run(name)]
+    run = next((run for run in runs if run.finished), runs[-1])
+    mend = f"autoliver train {planned.dataset.short_name} {name}"
+    folds = [fold for fold in run.finished if (fold / "validation/scores.json").exists()]
+    infos = {fold: FoldModel.load(fold / MODEL_FILE) for fold in folds}
+    found: dict[str, Path] = {}
+    for fold, info in infos.items():
+        if info.plan.labels != planned.plan.labels:
+            raise ModelError(
+                f"{run.name}: {fold.name} finds other labels than the plan of "
+                f"{planned.dataset.name} has now.",
+                hint=f"Train it again: {mend} --fresh",
+            )
+        found |= _label_maps(planned, fold)
+    missing = [case.name for case in planned.dataset.labelled if case.name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{run.name}: {missing[0]}{more} of {len(planned.dataset.labelled)} cases were held "
+            "out by none of its finished folds; a cascade learns from such predictions alone.",
+            hint=f"Train all of its folds: {mend}",
+        )
+    weights = {fold.name: info.weights_sha256 for fold, info in infos.items()}
+    return FirstStage(run=run, found=found, digest=digest(weights))
+
+
+def prepare_first_stage(
+    planned: Planned,
+    stage: FirstStage,
+    *,
+    store: Path,
+    folder: Path,
+    patch_shape: Sequence[int],
+    limits: Limits,
+) -> Path:
+    """Brings the label maps to the cascade's grid; those that are there stay.
+
+    Returns:
+        Their folder, in `folder`.
+    """
+    folder = folder / stage.digest
+    todo = [
+        PreviousTask(name=name, found=path, store=store, folder=folder, patch_shape=patch_shape)
+        for name, path in stage.found.items()
+        if not is_prepared(folder, name)
+    ]
+    cases = {case.name: case for case in planned.dataset.labelled}
+    pool = CasePool(
+        what=f"predictions of {stage.run.path.name}",
+        limits=limits,
+        need=lambda task: read_need(cases[task.name]),
+        light=True,
+    )
+    for _ in case_bar(pool.what, len(todo))(pool.map(prepare_previous, todo)):
+        pass
+    return folder
+
+
+def _label_maps(planned: Planned, fold: Path) -> dict[str, Path]:
+    """Case -> label map of those that a fold held out."""
+    files = {}
+    for case in planned.dataset.labelled:
+        ending = label_ending(split_ending(Path(case.images[0]).name)[1])
+        path = fold / "validation" / f"{case.name}{ending}"
+        if path.exists():
+            files[case.name] = path
+    return files

@@ -1,0 +1,188 @@
+"""Every two runs averaged, on the cases that a fold holds back: predicted and scored, resumably."""
+
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.artifacts import digest
+from autoliver.dataset import Case, Labels
+from autoliver.needs import overlap_fits, score_need
+from autoliver.parallel import CasePool, case_bar, window_bars
+from autoliver.pipeline.prediction import PredictRequest, model_need
+from autoliver.workspace import DatasetFolder, RunFolder
+
+if TYPE_CHECKING:
+    from autoliver.evaluation.results import Scores
+    from autoliver.inference.model import Model
+    from autoliver.inference.predict import PredictJob
+    from autoliver.preprocessing.ensemble import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldPairs:
+    """All pairs of some runs in one fold.
+
+    Attributes:
+        folder: The dataset's; label maps and scores go to its `selection/`.
+        dataset: Digest of the dataset.
+        runs: At least two, all with this fold finished.
+        fold: The fold.
+        cases: Those that it holds back, labelled.
+        labels: Of all runs.
+        request: How to predict.
+    """
+
+    folder: DatasetFolder
+    dataset: str
+    runs: tuple[RunFolder, ...]
+    fold: int
+    cases: tuple[Case, ...]
+    labels: Labels
+    request: PredictRequest
+
+    def scores(self) -> dict[tuple[str, str], "Scores"]:
+        """Scores by the names of the two runs; what is there and unchanged is kept.
+
+        Raises:
+            AutoliverError: A model or a case cannot be used.
+        """
+        pairs = self._pairs()
+        lacking = [pair for pair in pairs if any(not job.finished for job in pair.jobs)]
+        if lacking:
+            self._predict(lacking)
+        return {pair.names: pair.score(self) for pair in pairs}
+
+    def label_maps(self, names: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+        """Case -> predicted and true label map of one pair, once it is scored."""
+        (pair,) = (pair for pair in self._pairs() if pair.names == tuple(names))
+        return pair.files(self)
+
+    def _pairs(self) -> "list[_Pair]":
+        from autoliver.inference.predict import make_jobs
+
+        images = {case.name: [Path(path) for path in case.images] for case in self.cases}
+        digests = [run_digest(run, [self.fold]) for run in self.runs]
+        pairs = []
+        for one, other in itertools.combinations(range(len(self.runs)), 2):
+            names = (self.runs[one].path.name, self.runs[other].path.name)
+            folder = self.folder.ensemble(names, self.fold)
+            made_from = {"dataset": self.dataset}
+            made_from |= {names[0]: digests[one], names[1]: digests[other]}
+            _open(folder, made_from, self.labels)
+            jobs = make_jobs(images, folder)
+            pairs.append(_Pair(names=names, indices=(one, other), folder=folder, jobs=tuple(jobs)))
+        return pairs
+
+    def _predict(self, pairs: "Sequence[_Pair]") -> None:
+        """Predicts each case once with every run and writes the label maps of all pairs."""
+        from autoliver.inference.model import ModelFiles, load_model
+        from autoliver.inference.outputs import PredictOptions
+        from autoliver.inference.predict import predict_jobs
+        from autoliver.networks.device import choose_device
+
+        members = tuple(run.member(str(self.fold)) for run in self.runs)
+        files = ModelFiles(name=f"{self.folder.name} fold {self.fold}", members=members)
+        model = load_model(files, device=choose_device(self.request.device))
+        for part, some in self._fitting(model, pairs):
+            missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
+            jobs = list(missing.values())
+            needs = [model_need(job.name, job.images, part) for job in jobs]
+            options = PredictOptions(
+                step=self.request.step,
+                mirror=self.request.mirror,
+                overlap=overlap_fits(needs, self.request.limits),
+            )
+            with window_bars(len(jobs)) as on_windows:
+                export = _Writer(some, self.labels)
+                predict_jobs(part, jobs, options, on_windows=on_windows, export=export)
+
+    def _fitting(
+        self, model: "Model", pairs: "Sequence[_Pair]"
+    ) -> "Iterator[tuple[Model, Sequence[_Pair]]]":
+        """All pairs at once where memory allows, else one after the other."""
+        largest = max(model_need(job.name, job.images, model).gb for job in pairs[0].jobs)
+        if largest <= self.request.limits.budget_gb:
+            yield model, pairs
+            return
+        for pair in pairs:
+            members = tuple(model.members[index] for index in pair.indices)
+            yield replace(model, members=members), [replace(pair, indices=(0, 1))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Two runs in one fold: their names, places among the members, and label maps to write."""
+
+    names: tuple[str, str]
+    indices: tuple[int, int]
+    folder: Path
+    jobs: "tuple[PredictJob, ...]"
+
+    def files(self, fold: FoldPairs) -> dict[str, tuple[Path, Path]]:
+        labels = {case.name: Path(case.label) for case in fold.cases if case.label}
+        return {job.name: (job.output, labels[job.name]) for job in self.jobs}
+
+    def score(self, fold: FoldPairs) -> "Scores":
+        from autoliver.evaluation.results import Scores
+        from autoliver.evaluation.score import score_files
+
+        path = self.folder / "scores.json"
+        known = Scores.load(path)
+        if len(known.cases) == len(self.jobs):
+            return known
+        limits = fold.request.limits
+        scores = score_files(
+            self.files(fold),
+            labels=fold.labels,
+            options=known.options,
+            executor=CasePool(what="score", limits=limits, need=score_need, light=True),
+            progress=case_bar(f"score {' + '.join(self.names)} fold {fold.fold}", len(self.jobs)),
+        ).replace(made_from=known.made_from)
+        scores.save(path)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the label maps of pairs from what the members say."""
+
+    pairs: Sequence[_Pair]
+    labels: Labels
+
+    def __call__(self, job: "PredictJob", found: "Sequence[Output]") -> None:
+        from autoliver.io.itk import write_label
+        from autoliver.preprocessing.ensemble import group_labels
+
+        geometry = found[0].properties.geometry
+        maps = group_labels(found, [pair.indices for pair in self.pairs], labels=self.labels)
+        for pair, array in zip(self.pairs, maps, strict=True):
+            write_label(pair.folder / job.output.name, array, geometry)
+
+
+def run_digest(run: RunFolder, folds: Sequence[int]) -> str:
+    """Identifies the weights that some folds of a run predict with, a first stage's included."""
+    from autoliver.inference.model import MODEL_FILE, FoldModel
+
+    members = [run.member(str(fold)) for fold in folds]
+    folders = [path for member in members for path in (*member.folds, *member.previous)]
+    return digest([FoldModel.load(path / MODEL_FILE).digest() for path in folders])
+
+
+def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
+    """Notes what the label maps are made from before there is one; clears what is out of date."""
+    from autoliver.evaluation.results import MetricOptions, Scores
+
+    path = folder / "scores.json"
+    mend = f"rm -r {folder}, then the same command"
+    if path.exists() and Scores.load(path, mend=mend).made_from == made_from:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    options = MetricOptions(metrics=("dice",))
+    empty = Scores(
+        made_from=made_from, labels=labels, options=options, cases=(), summary={}, mean={}
+    )
+    empty.save(path)

@@ -1,0 +1,315 @@
+"""Selection: which runs predict together and how their label maps are cleaned, and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.dataset import Case, Dataset
+from autoliver.errors import ModelError, OptionError
+from autoliver.needs import clean_need
+from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
+from autoliver.pipeline.data import current_folds
+from autoliver.pipeline.evaluation import predict_held_out, score_held_out
+from autoliver.pipeline.pairs import FoldPairs, run_digest
+from autoliver.pipeline.prediction import PredictRequest
+from autoliver.planning.plan import CONFIGURATION_NAMES
+from autoliver.training.folds import Folds
+from autoliver.training.options import TrainingOptions
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from autoliver.evaluation.cleaning import Trial
+    from autoliver.evaluation.results import CaseScores
+    from autoliver.evaluation.select import Candidate, Choice
+    from autoliver.inference.selection import Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectRequest:
+    """What `select` was asked for.
+
+    Attributes:
+        runs: Names of the runs to compare; empty: all.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        limits: Processes and memory.
+    """
+
+    runs: tuple[str, ...] = ()
+    device: str = "auto"
+    limits: Limits = NO_LIMITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What `select` found.
+
+    Attributes:
+        path: Where the selection was written.
+        selection: What predicts from now on.
+        candidates: What was compared, single runs first.
+        trials: Cleaning rules that were tried.
+        left_out: Runs and folds that could not be compared, with the reason of each.
+    """
+
+    path: Path
+    selection: "Selection"
+    candidates: "tuple[Candidate, ...]"
+    trials: "tuple[Trial, ...]"
+    left_out: tuple[str, ...]
+
+
+def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Selected:
+    """Compares finished runs and their pairs out of fold, learns cleaning rules, writes model.json.
+
+    Label maps of pairs are kept in the dataset's `selection/`, so that a selection that was stopped
+    goes on, and one with further runs only does what is new.
+
+    Raises:
+        DatasetError: There is no such dataset.
+        ModelError: No run can be scored on cases it has not seen, or the runs share no fold.
+    """
+    from autoliver.evaluation.select import choose
+    from autoliver.inference.selection import Chosen, Selection
+
+    contest = _Contest.of(workspace, name, request)
+    candidates = contest.candidates()
+    choice = choose(candidates)
+    if choice is None:
+        raise ModelError(
+            f"{contest.folder.name}: no held-out case of folds {_names(contest.folds)} defines a "
+            "Dice: neither label maps nor predictions hold a label.",
+            hint="Train further folds.",
+        )
+    winners = [run for run in contest.runs if run.path.name in choice.candidate.runs]
+    trials = contest.learn(winners)
+    selection = Selection(
+        made_from=contest.made_from(),
+        dataset=contest.folder.name,
+        members=tuple(Chosen(run=run.path.name, folds=_numbered(run)) for run in winners),
+        cleaning=tuple(trial.rule for trial in trials if trial.kept),
+        scores={c.name: c.dice for c in candidates if c.dice is not None},
+        why=(*contest.left_out, contest.basis, *choice.why, *_why(choice, trials)),
+    )
+    path = contest.folder.trained.selection
+    selection.save(path)
+    return Selected(
+        path=path,
+        selection=selection,
+        candidates=candidates,
+        trials=trials,
+        left_out=contest.left_out,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contest:
+    """What is compared.
+
+    Attributes:
+        folder: The dataset's.
+        dataset: The dataset.
+        splits: Its folds.
+        runs: Runs that can be compared, simpler ones first.
+        folds: Those finished in all of them.
+        left_out: What cannot be compared, and why.
+        request: How to predict.
+    """
+
+    folder: DatasetFolder
+    dataset: Dataset
+    splits: Folds
+    runs: tuple[RunFolder, ...]
+    folds: tuple[int, ...]
+    left_out: tuple[str, ...]
+    request: PredictRequest
+
+    @classmethod
+    def of(cls, workspace: Workspace, name: str | None, request: SelectRequest) -> "_Contest":
+        dataset = workspace.source(name)
+        folder = DatasetFolder(workspace.root / dataset.name)
+        splits = current_folds(folder, dataset)
+        scored, left_out = _scored_folds(_wanted(folder, request.runs), dataset, splits)
+        if not scored:
+            raise ModelError(
+                " ".join([f"{dataset.name}: no run can be scored.", *left_out]),
+                hint="Train a fold that holds cases back: "
+                f"autoliver train {dataset.name} 3d_fullres --fold 0",
+            )
+        return cls(
+            folder=folder,
+            dataset=dataset,
+            splits=splits,
+            runs=tuple(scored),
+            folds=_common_folds(dataset.name, scored),
+            left_out=tuple(left_out),
+            request=PredictRequest(device=request.device, limits=request.limits),
+        )
+
+    def held_out(self, fold: int) -> tuple[Case, ...]:
+        names = set(self.splits.splits[fold].validation)
+        return tuple(case for case in self.dataset.labelled if case.name in names)
+
+    @property
+    def basis(self) -> str:
+        cases = sum(len(self.held_out(fold)) for fold in self.folds)
+        by_all = ", which all runs have finished" if len(self.runs) > 1 else ""
+        word = "fold" if len(self.folds) == 1 else "folds"
+        return f"Scored on the {cases} held-out cases of {word} {_names(self.folds)}{by_all}."
+
+    def made_from(self) -> dict[str, str]:
+        runs = {run.path.name: run_digest(run, self.folds) for run in self.runs}
+        return {"dataset": self.dataset.digest(), "folds": self.splits.digest(), **runs}
+
+    def candidates(self) -> "tuple[Candidate, ...]":
+        """Every run and every pair, scored."""
+        from autoliver.evaluation.select import make_candidate
+
+        cases: dict[tuple[str, ...], list[CaseScores]] = {}
+        for run in self.runs:
+            for fold in self.folds:
+                scores = score_held_out(
+                    run,
+                    fold,
+                    self.held_out(fold),
+                    labels=self.dataset.labels,
+                    request=self.request,
+                )
+                cases.setdefault((run.path.name,), []).extend(scores.cases)
+        if len(self.runs) > 1:
+            for fold in self.folds:
+                for pair, scores in self._pairs(fold).scores().items():
+                    cases.setdefault(pair, []).extend(scores.cases)
+        return tuple(make_candidate(runs, found) for runs, found in cases.items())
+
+    def learn(self, winners: Sequence[RunFolder]) -> "tuple[Trial, ...]":
+        """Tries cleaning rules on the out-of-fold label maps of the winner."""
+        from autoliver.evaluation.cleaning import learn_rules
+
+        pairs: dict[str, tuple[Path, Path]] = {}
+        for fold in self.folds:
+            if len(winners) == 1:
+                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), self.request)
+            else:
+                pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
+        limits = self.request.limits
+        return learn_rules(
+            pairs,
+            labels=self.dataset.labels,
+            executor=CasePool(what="try rules", limits=limits, need=clean_need, light=True),
+            progress=case_bar("try cleaning rules", len(pairs)),
+        )
+
+    def _pairs(self, fold: int) -> FoldPairs:
+        return FoldPairs(
+            folder=self.folder,
+            dataset=self.dataset.digest(),
+            runs=self.runs,
+            fold=fold,
+            cases=self.held_out(fold),
+            labels=self.dataset.labels,
+            request=self.request,
+        )
+
+
+def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
+    """Finished runs, those of simpler configurations first."""
+    order: dict[str, int] = {name: place for place, name in enumerate(CONFIGURATION_NAMES)}
+    runs = sorted(
+        folder.trained.runs,
+        key=lambda run: (order.get(_configuration(run), len(order)), run.path.name),
+    )
+    known = {run.path.name: run for run in runs}
+    for name in names:
+        if name not in known:
+            raise OptionError(
+                f"{folder.name} has no finished run '{name}'.",
+                hint=f"Finished runs: {', '.join(known) or 'none'}.",
+            )
+    return [run for run in runs if not names or run.path.name in names]
+
+
+def _scored_folds(
+    runs: Sequence[RunFolder], dataset: Dataset, splits: Folds
+) -> tuple[dict[RunFolder, set[int]], list[str]]:
+    """The finished folds of each run that hold cases back, and what is left out, and why."""
+    scored: dict[RunFolder, set[int]] = {}
+    left_out = []
+    now = {"dataset": dataset.digest(), "folds": splits.digest()}
+    for run in runs:
+        begun = TrainingOptions.load(run.options).made_from
+        changed = [what for what, digest in now.items() if begun.get(what) != digest]
+        if changed:
+            left_out.append(
+                f"{run.path.name} is left out: the {changed[0]} changed since it was begun; "
+                "train it anew with --fresh."
+            )
+            continue
+        folds = {int(name) for name in _numbered(run)}
+        folds = {fold for fold in folds if splits.splits[fold].validation}
+        leaking = {fold for fold in folds if not _apart(run, fold)}
+        if leaking:
+            left_out.append(
+                f"{run.path.name}, fold {_names(sorted(leaking))}, is left out: the same fold of "
+                "its low-resolution stage is not finished."
+            )
+        if folds - leaking:
+            scored[run] = folds - leaking
+        elif not folds:
+            left_out.append(
+                f"{run.path.name} is left out: only its fold all is finished, which holds no case "
+                "back to be scored on."
+            )
+    return scored, left_out
+
+
+def _apart(run: RunFolder, fold: int) -> bool:
+    """Whether nothing that predicts in this fold saw its cases, a first stage included."""
+    return all(path.name == f"fold_{fold}" for path in run.member(str(fold)).previous)
+
+
+def _common_folds(dataset: str, scored: Mapping[RunFolder, set[int]]) -> tuple[int, ...]:
+    common = set.intersection(*scored.values())
+    if common:
+        return tuple(sorted(common))
+    has = "; ".join(f"{run.path.name} has {_names(sorted(f))}" for run, f in scored.items())
+    most = max(scored, key=lambda run: len(scored[run]))
+    other = next(run for run in scored if run != most)
+    configuration, _, tag = other.path.name.partition("+")
+    command = f"autoliver train {dataset} {configuration} --fold {min(scored[most])}"
+    command += f" --tag {tag}" if tag else ""
+    raise ModelError(
+        f"{dataset}: the runs share no finished fold: {has}.",
+        hint=f"Train one that they share ({command}), or name the runs to compare: "
+        f"autoliver select {dataset} {most.path.name}",
+    )
+
+
+def _why(choice: "Choice", trials: "Sequence[Trial]") -> list[str]:
+    from autoliver.evaluation.cleaning import LEAST_CASES
+
+    if not trials:
+        return [f"Fewer than {LEAST_CASES} held-out cases: no cleaning rules are learnt."]
+    found = [str(trial) for trial in trials if trial.kept]
+    if not found:
+        return ["No cleaning rule raises the Dice: none is kept."]
+    labels = dict(choice.candidate.labels)
+    for trial in trials:
+        if trial.kept:
+            labels |= trial.after
+    means = [dice for dice in labels.values() if dice is not None]
+    return [*found, f"Cleaned, the mean Dice is {sum(means) / len(means):.4f}."]
+
+
+def _numbered(run: RunFolder) -> tuple[str, ...]:
+    """Names of the finished folds of the cross-validation."""
+    names = (path.name.removeprefix("fold_") for path in run.finished)
+    return tuple(name for name in names if name != "all")
+
+
+def _configuration(run: RunFolder) -> str:
+    return run.path.name.partition("+")[0]
+
+
+def _names(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values)

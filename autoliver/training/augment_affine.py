@@ -1,0 +1,277 @@
+"""Affine resampling of volumes on a CPU core: linear for images, the largest share for labels.
+
+torch samples volumes voxel by voxel on a CPU, and labels would need that once per label. Here the
+patch is taken in blocks that stay in the cache: the eight neighbours of each voxel are looked up
+corner by corner, with indices and shares that all channels have in common, and labels are weighed
+only where neighbours differ.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+G = TypeVar("G", bound=np.generic)
+Index = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.signedinteger]
+# Labels of a block, as small numbers from zero on.
+Ranks = npt.NDArray[np.unsignedinteger]
+# What each patch axis adds to each source coordinate: [source axis][patch axis] -> (n,).
+Terms = Sequence[Sequence[npt.NDArray[np.float64]]]
+
+# Label outside of the image; preprocessing also writes it outside of the non-zero region.
+OUTSIDE = -1
+# Voxels of the patch in a block. Smaller ones share less source, larger ones leave the cache.
+_BLOCK = (32, 32, 64)
+# Added around the source that a block needs: rounding must not lead out of it.
+_MARGIN = 0.01
+# The last of the three axes changes first, as in the arrays.
+_CORNERS = tuple(product((0, 1), repeat=3))
+# Scores of labels are compared in half precision of thousandths (see augment_spatial), which near
+# one half cannot tell apart what differs from it by less than this share.
+_SCORE, _TIE = 1000.0, 1.25e-4
+
+
+def resample_affine(
+    image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
+) -> None:
+    """Fills a patch from a source that is turned and scaled, about the centres of both.
+
+    Images are interpolated linearly, with zeros outside. Of labels, the one with the largest share
+    of the eight neighbours wins, of equal ones the nearest; outside is `OUTSIDE`.
+
+    Args:
+        image: (c, z, y, x), any float type, on the CPU.
+        label: (k, z, y, x), any integer type with a sign.
+        matrix: (3, 3), float64, from patch to source, in voxels.
+        into: Image (c, *patch), float32, and label (k, *patch), of the label's type.
+    """
+    patch, source = into[0].shape[1:], image.shape[1:]
+    terms = _terms(matrix, patch, source)
+    straight = torch.equal(matrix, matrix.diag().diag())
+    for where in _blocks(patch):
+        block = _Block.of(terms, where, straight=straight)
+        for channel, target in zip(image, into[0], strict=True):
+            target[where] = block.blend(block.cut(channel, 0).float().numpy())
+        for channel, target in zip(label, into[1], strict=True):
+            found = _resample_label(block, block.cut(channel, OUTSIDE).numpy())
+            target[where] = torch.from_numpy(found)
+
+
+def _terms(matrix: Tensor, patch: Sequence[int], source: Sequence[int]) -> Terms:
+    lines = [np.arange(size) - (size - 1) / 2 for size in patch]
+    middles = [(size - 1) / 2 for size in source]
+    return [
+        [middle + z * lines[0], y * lines[1], x * lines[2]]
+        for (z, y, x), middle in zip(matrix.tolist(), middles, strict=True)
+    ]
+
+
+def _blocks(patch: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    for start in product(*map(range, (0, 0, 0), patch, _BLOCK)):
+        yield tuple(slice(a, a + size) for a, size in zip(start, _BLOCK, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Where voxels of the patch lie in a box of the source.
+
+    Attributes:
+        size: Of the box.
+        first: The first of the eight neighbours of each voxel, in the flat box, (n,).
+        shares: Of the second neighbour, one tensor (n,) per axis.
+    """
+
+    size: tuple[int, ...]
+    first: Index
+    shares: tuple[Tensor, ...]
+
+    def only(self, points: Index) -> "_Cells":
+        """Some of them."""
+        shares = (torch.from_numpy(share.numpy().take(points)) for share in self.shares)
+        return _Cells(self.size, self.first.take(points), tuple(shares))
+
+    def corner(self, box: npt.NDArray[G], corner: Sequence[int]) -> npt.NDArray[G]:
+        """What the box holds at one corner of each cell, (n,)."""
+        (z, y, x), (_, height, width) = corner, self.size
+        # Indices are right by construction; "clip" spares a pass that would check them first.
+        return box.reshape(-1)[(z * height + y) * width + x :].take(self.first, mode="clip")
+
+    def blend(self, box: Floats, *before: int) -> Tensor:
+        """The box interpolated linearly, (n,); of the axes before, one neighbour is chosen."""
+        if len(before) == len(self.size):
+            return torch.from_numpy(self.corner(box, before))
+        first, second = self.blend(box, *before, 0), self.blend(box, *before, 1)
+        return torch.lerp(first, second, self.shares[len(before)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block of the patch and the box of the source that it needs.
+
+    Attributes:
+        shape: Of the block, (dz, dy, dx).
+        start: First voxel of the box; may lie outside of the source.
+        cells: Where the voxels of the block lie, in the order of the flat block.
+        lines: Where nothing is turned: per axis the first neighbours and the shares of the second,
+            (dz,), (dy,) or (dx,), which hold for the whole block; else empty.
+    """
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    cells: _Cells
+    lines: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, terms: Terms, where: Sequence[slice], *, straight: bool) -> "_Block":
+        """The block at a place of the patch."""
+        starts, sizes, shares, floors = [], [], [], []
+        for row in terms:
+            z, y, x = (term[span] for term, span in zip(row, where, strict=True))
+            ends = [(min(t[0], t[-1]), max(t[0], t[-1])) for t in (z, y, x)]
+            low, high = (sum(end) for end in zip(*ends, strict=True))
+            starts.append(math.floor(low - _MARGIN))
+            sizes.append(math.floor(high + _MARGIN) + 2 - starts[-1])
+            # In float32 only relative to the box, where that is exact to a part in 10^5.
+            plane = torch.from_numpy((z - starts[-1])[:, None, None] + y[:, None]).float()
+            place = plane + torch.from_numpy(x).float()
+            floor = place.floor()
+            shares.append(place.sub_(floor))
+            floors.append(floor.to(torch.int32))
+        lines = []
+        if straight:
+            # Along each axis, the line through the first voxel stands for all.
+            for axis, each in enumerate(zip(floors, shares, strict=True)):
+                floor, share = (tensor.movedim(axis, -1)[0, 0] for tensor in each)
+                lines.append((floor.long(), share))
+        cell, rows, columns = floors
+        cell.mul_(sizes[1]).add_(rows).mul_(sizes[2]).add_(columns)
+        return cls(
+            shape=tuple(cell.shape),
+            start=tuple(starts),
+            cells=_Cells(
+                size=tuple(sizes),
+                first=cell.flatten().long().numpy(),
+                shares=tuple(share.flatten() for share in shares),
+            ),
+            lines=tuple(lines),
+        )
+
+    def cut(self, volume: Tensor, fill: int) -> Tensor:
+        """The box of a volume (z, y, x), contiguous, with `fill` outside."""
+        inner, place = [], []
+        for start, size, total in zip(self.start, self.cells.size, volume.shape, strict=True):
+            first = min(max(start, 0), total)
+            last = max(min(start + size, total), first)
+            inner.append(slice(first, last))
+            place.append(slice(first - start, last - start))
+        found = volume[tuple(inner)]
+        if found.shape == self.cells.size:
+            return found.contiguous()
+        box = volume.new_full(self.cells.size, fill)
+        box[tuple(place)] = found
+        return box
+
+    def blend(self, box: Floats) -> Tensor:
+        """The box interpolated linearly, (dz, dy, dx)."""
+        if not self.lines:
+            return self.cells.blend(box).view(self.shape)
+        result = torch.from_numpy(box)
+        for axis, (first, share) in enumerate(self.lines[:2]):
+            near, far = (result.index_select(axis, first + step) for step in (0, 1))
+            result = torch.lerp(near, far, share.reshape(-1, *[1] * (2 - axis)))
+        # Along rows a product is faster than looking up single values.
+        first, share = self.lines[2]
+        matrix = torch.zeros(box.shape[2], len(first))
+        matrix[first, torch.arange(len(first))] = 1 - share
+        matrix[first + 1, torch.arange(len(first))] = share
+        return result @ matrix
+
+
+def _resample_label(block: _Block, box: Labels) -> Labels:
+    low, high = int(box.min()), int(box.max())
+    if low == high:
+        return np.full(block.shape, low, box.dtype)
+    ranks, values = _ranks(box, low, high)
+    winner = ranks.reshape(-1).take(block.cells.first, mode="clip")
+    spread = _spread(ranks).take(block.cells.first, mode="clip")
+    points = np.flatnonzero(spread != 0)
+    if len(points):
+        cells = block.cells.only(points)
+        floats = torch.from_numpy(ranks).float().numpy()
+        if block.lines:
+            blended = block.blend(floats).numpy().reshape(-1).take(points)
+        else:
+            blended = cells.blend(floats).numpy()
+        winner[points] = _decide(ranks, cells, blended, spread.take(points) > 1)
+    if len(values) == high - low + 1:
+        return np.add(winner, low, dtype=box.dtype).reshape(block.shape)
+    return values.take(winner, mode="clip").reshape(block.shape)
+
+
+def _spread(ranks: Ranks) -> Ranks:
+    """By how much the eight voxels from each voxel on differ; of the flat box.
+
+    In one line, which is several times as fast: what follows the end of a row is no neighbour, but
+    nothing asks for the cells there.
+    """
+    low = high = ranks.reshape(-1)
+    for step in (1, ranks.shape[2], ranks.shape[1] * ranks.shape[2]):
+        low, high = np.minimum(low[:-step], low[step:]), np.maximum(high[:-step], high[step:])
+    return high - low
+
+
+def _ranks(box: Labels, low: int, high: int) -> tuple[Ranks, Labels]:
+    """Labels as small numbers that keep their order, and the label of each number."""
+    span = high - low
+    if span > np.iinfo(np.uint8).max:
+        values, found = np.unique(box, return_inverse=True)
+        return found.astype(np.uint16).reshape(box.shape), values
+    ranks: Ranks = (box - low).astype(np.uint8)
+    if span > 1:
+        highest = ranks == span
+        if np.logical_or(highest, ranks == 0).all():
+            return highest.view(np.uint8), np.array([low, high], box.dtype)
+    return ranks, np.arange(low, high + 1).astype(box.dtype)
+
+
+def _decide(ranks: Ranks, cells: _Cells, blended: Floats, apart: npt.NDArray[np.bool_]) -> Ranks:
+    """The winners (n,) where neighbours differ, by more than one where they are `apart`.
+
+    Between two labels that differ by one, the interpolated label itself says which it is. Only
+    what lies between labels further apart, or half-way, is weighed label by label.
+    """
+    rounded = np.rint(blended)
+    winner: Ranks = rounded.astype(ranks.dtype)
+    doubtful = np.flatnonzero(apart | (np.abs(blended - rounded) > 0.5 - _TIE))
+    if len(doubtful):
+        few = cells.only(doubtful)
+        corners = np.stack([few.corner(ranks, corner) for corner in _CORNERS])
+        winner[doubtful] = _weigh(corners, [share.numpy() for share in few.shares])
+    return winner
+
+
+def _weigh(corners: Ranks, shares: Sequence[Floats]) -> Ranks:
+    z, y, x = ((1 - share, share) for share in shares)
+    weights = np.stack([z[i] * y[j] * x[k] for i, j, k in _CORNERS])
+    # The second neighbour along an axis is the nearer one where its share is above one half.
+    far = [(share > 0.5).astype(np.intp) for share in shares]
+    winner: Ranks = corners[far[0] * 4 + far[1] * 2 + far[2], np.arange(corners.shape[1])]
+    # Most of the nearest labels have more than half of the weight.
+    (open_,) = np.nonzero((weights * (corners == winner)).sum(0) < 0.5 + _TIE)
+    if not len(open_):
+        return winner
+    corners, weights, nearest = corners[:, open_], weights[:, open_], winner[open_]
+    scores = np.stack([(weights * (corners == each)).sum(0) for each in corners])
+    scores = torch.from_numpy(scores * _SCORE).half().float().numpy()
+    best = scores == scores.max(0)
+    smallest = np.where(best, corners, np.iinfo(corners.dtype).max).min(0)
+    winner[open_] = np.where((best & (corners == nearest)).any(0), nearest, smallest)
+    return winner

@@ -1,0 +1,200 @@
+"""The network of an nnU-Net plan -> our spec, and back: PlainConvUNet and ResidualEncoderUNet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoliver.errors import ModelError
+from autoliver.networks.spec import NetworkKind, UNetSpec
+
+_PACKAGE = "dynamic_network_architectures.architectures.unet"
+_KINDS: dict[str, NetworkKind] = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "resenc"}
+_CLASSES = {kind: name for name, kind in _KINDS.items()}
+_BLOCKS: dict[NetworkKind, str] = {"unet": "n_conv_per_stage", "resenc": "n_blocks_per_stage"}
+# Settings that our networks are built with, and what nnU-Net takes where one is not given; a name
+# is compared without its module.
+_BUILT_WITH: dict[str, tuple[Any, Any]] = {
+    "conv_bias": (True, False),
+    "dropout_op": (None, None),
+    "nonlin": ("LeakyReLU", None),
+    "nonlin_first": (False, False),
+    "block": ("BasicBlockD", "BasicBlockD"),
+    "bottleneck_channels": (None, None),
+}
+_NORM = {"eps": 1e-5, "affine": True}
+_NONLIN = {"negative_slope": 0.01}
+# Known, and either looked at elsewhere or without influence on what a trained network computes.
+_OTHERS = (
+    *("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"),
+    *("conv_op", "norm_op", "norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"),
+    *("stem_channels", "deep_supervision"),
+)
+
+
+def spec_from_nnunet(
+    configuration: Mapping[str, Any], *, in_channels: int, out_channels: int, where: str
+) -> UNetSpec:
+    """The spec of the network that an nnU-Net configuration describes.
+
+    Args:
+        configuration: Of plans.json, nothing inherited any more; with "architecture", or in the
+            layout of nnU-Net 2.0 to 2.3, which spells it out ("UNet_class_name", ...).
+        in_channels: Of the network.
+        out_channels: Of the network.
+        where: The file, for messages.
+
+    Raises:
+        ModelError: Another architecture, or a setting that our networks do not have.
+    """
+    dimension = len(configuration["patch_size"])
+    if "architecture" in configuration:
+        name, arguments = _architecture(configuration["architecture"], where)
+    else:
+        name, arguments = _architecture_before_2_4(configuration, where)
+    kind = _KINDS.get(name.rpartition(".")[2])
+    if kind is None:
+        raise ModelError(
+            f"{where}: the network is a {name}; only {' and '.join(_KINDS)} can be imported.",
+            hint="Predict with nnU-Net itself, or train a network of autoliver on the dataset.",
+        )
+    _check_settings(arguments, kind=kind, dimension=dimension, where=where)
+    try:
+        return _spec(arguments, kind=kind, channels=(in_channels, out_channels), axes=dimension)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{where}: the network cannot be built from its description ({error!r}).",
+            hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
+        ) from None
+
+
+def architecture_of(spec: UNetSpec) -> dict[str, Any]:
+    """The "architecture" of a configuration in plans.json.
+
+    Raises:
+        ModelError: nnU-Net has no such network.
+    """
+    if spec.kind not in _CLASSES:
+        raise ModelError(
+            f"nnU-Net has no network of kind '{spec.kind}'.",
+            hint="Export it as a file of autoliver instead.",
+        )
+    axes = spec.dimension
+    return {
+        "network_class_name": f"{_PACKAGE}.{_CLASSES[spec.kind]}",
+        "arch_kwargs": {
+            "n_stages": len(spec.features),
+            "features_per_stage": list(spec.features),
+            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+            "kernel_sizes": [list(kernel) for kernel in spec.kernels],
+            "strides": [list(stride) for stride in spec.strides],
+            _BLOCKS[spec.kind]: list(spec.blocks_encoder),
+            # Deepest first there, full resolution first here.
+            "n_conv_per_stage_decoder": list(reversed(spec.blocks_decoder)),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+            "norm_op_kwargs": dict(_NORM),
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def _architecture(found: Any, where: str) -> tuple[str, dict[str, Any]]:
+    try:
+        return str(found["network_class_name"]), dict(found["arch_kwargs"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            f"{where}: architecture: expected network_class_name and arch_kwargs.",
+            hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
+        ) from None
+
+
+def _architecture_before_2_4(
+    configuration: Mapping[str, Any], where: str
+) -> tuple[str, dict[str, Any]]:
+    try:
+        name = str(configuration["UNet_class_name"])
+        blocks = configuration["n_conv_per_stage_encoder"]
+        base, most = (
+            configuration["UNet_base_num_features"],
+            configuration["unet_max_num_features"],
+        )
+        return name, {
+            "n_stages": len(blocks),
+            "features_per_stage": [min(base * 2**level, most) for level in range(len(blocks))],
+            "kernel_sizes": configuration["conv_kernel_sizes"],
+            "strides": configuration["pool_op_kernel_sizes"],
+            _BLOCKS[_KINDS.get(name, "unet")]: blocks,
+            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
+            "conv_bias": True,
+            "nonlin": "LeakyReLU",
+            "norm_op": f"InstanceNorm{len(configuration['patch_size'])}d",
+        }
+    except KeyError as error:
+        raise ModelError(
+            f"{where}: the network is not described: neither 'architecture' nor {error} is there.",
+            hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
+        ) from None
+
+
+def _check_settings(
+    arguments: Mapping[str, Any], *, kind: NetworkKind, dimension: int, where: str
+) -> None:
+    built_with = {
+        **_BUILT_WITH,
+        "conv_op": (f"Conv{dimension}d", f"Conv{dimension}d"),
+        "norm_op": (f"InstanceNorm{dimension}d", None),
+    }
+    known = {*built_with, *_OTHERS, _BLOCKS[kind]}
+    wrong = [key for key in arguments if key not in known]
+    for key, (expected, default) in built_with.items():
+        found = arguments.get(key, default)
+        name = found.rpartition(".")[2] if isinstance(found, str) else found
+        if name != expected:
+            wrong.append(key)
+    for key, values in (("norm_op_kwargs", _NORM), ("nonlin_kwargs", _NONLIN)):
+        given = arguments.get(key) or {}
+        # Whether an activation works in place makes no difference to its result.
+        if any(values.get(name) != value for name, value in given.items() if name != "inplace"):
+            wrong.append(key)
+    if wrong:
+        raise ModelError(
+            f"{where}: the network is built with {wrong[0]} = {arguments.get(wrong[0])!r}, which "
+            "networks of autoliver do not have.",
+            hint="Only networks as nnU-Net plans them can be imported.",
+        )
+
+
+def _spec(
+    arguments: Mapping[str, Any], *, kind: NetworkKind, channels: tuple[int, int], axes: int
+) -> UNetSpec:
+    stages = int(arguments["n_stages"])
+    features = _per_stage(arguments["features_per_stage"], stages)
+    if arguments.get("stem_channels") not in (None, features[0]):
+        raise ValueError("stem_channels")
+    kernels = _spread(arguments["kernel_sizes"], stages)
+    strides = _spread(arguments["strides"], stages)
+    return UNetSpec(
+        kind=kind,
+        in_channels=channels[0],
+        out_channels=channels[1],
+        features=features,
+        strides=tuple(_per_stage(stride, axes) for stride in strides),
+        kernels=tuple(_per_stage(kernel, axes) for kernel in kernels),
+        blocks_encoder=_per_stage(arguments[_BLOCKS[kind]], stages),
+        blocks_decoder=_per_stage(arguments["n_conv_per_stage_decoder"], stages - 1)[::-1],
+    )
+
+
+def _per_stage(value: Any, count: int) -> tuple[int, ...]:
+    return tuple(int(number) for number in _spread(value, count))
+
+
+def _spread(value: Any, count: int) -> Sequence[Any]:
+    """One for each, where one number may stand for all."""
+    values = [value] * count if isinstance(value, int) else list(value)
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values, expected {count}")
+    return values
