@@ -88,7 +88,6 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     """
     from autoliver.training.distributed import join_group
 
-    _check_machine(request)
     with join_group() as group:
         if group.size > 1 and (request.gpus or request.jobs):
             raise OptionError(
@@ -96,10 +95,12 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
                 f"{group.size} that train each fold together.",
                 hint="Use one or the other.",
             )
+        _check_machine(request)
         jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
         failures = _train_folds(jobs, workspace, request, group)
         failed = {failure.fold for failure in failures}
-        results = [job.result() for job in jobs if job.fold not in failed]
+        done = [job for job in jobs if job.fold not in failed]
+        results = group.lead_does(lambda: [job.result() for job in done])
         if failures:
             raise _folds_failed(jobs[0].run.name, results, failures)
         return results

@@ -35,8 +35,7 @@ class LossOptions(Record, frozen=True, kw_only=True):
         dice_weight: Factor of the Dice part.
         entropy_weight: Factor of the cross-entropy part.
         smooth: Added to the numerator and denominator of Dice.
-        lowest_weight: Deep-supervision weight of the lowest resolution before normalisation. Zero,
-            unless something (DistributedDataParallel) wants a gradient for every parameter.
+        lowest_weight: Deep-supervision weight of the lowest resolution before normalisation.
     """
 
     batch_dice: bool
@@ -227,16 +226,37 @@ def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Gr
 
 
 def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
-    """The mean of the highest tenth of what counts; of several processes each takes its own tenth.
+    """The mean of the highest tenth of what counts.
 
     Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
     than there are where few are annotated.
     """
     values = each.flatten() if valid is None else each[valid.expand_as(each)]
+    if group.size > 1:
+        return _highest_of_all(values, group)
     if not len(values):
-        return _mean(each.sum() * 0.0, 0, group)
+        return each.sum() * 0.0
     count = max(1, len(values) // TOP_PART)
-    return _mean(values.topk(count, sorted=False).values.sum(), count, group)
+    return values.topk(count, sorted=False).values.mean()
+
+
+def _highest_of_all(values: Tensor, group: Group) -> Tensor:
+    """The mean of the highest tenth of what all processes hold; of nothing, 0."""
+    found = int(group.sum_(torch.tensor(len(values), device=values.device)))
+    if not found:
+        return values.sum()
+    count = max(1, found // TOP_PART)
+    # Candidates of every process; the tenth goes down to `lowest`.
+    candidates = values.new_zeros(group.size, count)
+    own = values.detach().topk(min(count, len(values)), sorted=False).values
+    candidates[group.rank] = F.pad(own, (0, count - len(own)), value=-torch.inf)
+    lowest = group.sum_(candidates).flatten().topk(count, sorted=False).values.min()
+    above, equal = values > lowest, values == lowest
+    counts = group.sum_(torch.stack([above.sum(), equal.sum()]))
+    # Of those that are equal to it as many as are missing, all of them in part.
+    part = (count - counts[0]) / counts[1]
+    chosen = values[above].sum() + part * values[equal].sum()
+    return _total(chosen, group) / count
 
 
 def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group: Group) -> Tensor:

@@ -30,7 +30,7 @@ from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.cache import CacheKind
 from autoliver.training.distributed import ALONE, Group, join_group, launched
 from autoliver.training.loop import train_fold
-from autoliver.training.options import TrainingOptions
+from autoliver.training.options import LossKind, TrainingOptions
 from autoliver.training.patches import Patches, augmentation, patch_stream
 from autoliver.training.progress import read_progress
 from autoliver.training.task import FoldTask
@@ -40,13 +40,14 @@ NAMES = {"background": (0,), "liver": (1,), "tumour": (2,)}
 REGIONS = {"background": (0,), "liver": (1, 2), "tumour": (2,)}
 PLAIN, IGNORE = Labels(values=NAMES), Labels(values=NAMES, ignore=3)
 UNIONS = Labels(values=REGIONS, regions_class_order=(1, 2))
-# Patch, batch size, batch Dice, labels. Batches of 3 are shared as 1 and 2.
-SETTINGS: dict[str, tuple[tuple[int, ...], int, bool, Labels]] = {
-    "two": ((16, 16), 2, False, PLAIN),
-    "three_batch_dice": ((6, 16, 16), 3, True, PLAIN),
-    "three_ignore": ((16, 16), 3, False, IGNORE),
-    "regions": ((16, 16), 3, True, UNIONS),
-    "regions_ignore": ((16, 16), 3, False, UNIONS.replace(ignore=3)),
+# Patch, batch size, batch Dice, labels, loss. Batches of 3 are shared as 1 and 2.
+SETTINGS: dict[str, tuple[tuple[int, ...], int, bool, Labels, LossKind]] = {
+    "two": ((16, 16), 2, False, PLAIN, "dice-ce"),
+    "three_batch_dice": ((6, 16, 16), 3, True, PLAIN, "dice-ce"),
+    "three_ignore": ((16, 16), 3, False, IGNORE, "dice-ce"),
+    "topk": ((16, 16), 2, False, PLAIN, "dice-topk"),
+    "regions": ((16, 16), 3, True, UNIONS, "dice-focal"),
+    "regions_ignore": ((16, 16), 3, False, UNIONS.replace(ignore=3), "dice-topk"),
 }
 NAME = "Dataset001_Phantom"
 
@@ -84,7 +85,7 @@ def make_case(number: int, *, ignored: bool) -> ArrayCase:
 
 
 def make_task(setting: str, folder: Path, **changes: object) -> FoldTask:
-    patch, batch_size, batch_dice, labels = SETTINGS[setting]
+    patch, batch_size, batch_dice, labels, loss = SETTINGS[setting]
     axes = len(patch)
     network = UNetSpec(
         in_channels=1,
@@ -106,7 +107,7 @@ def make_task(setting: str, folder: Path, **changes: object) -> FoldTask:
         network=network,
     )
     cases = [make_case(number, ignored=labels.ignore is not None) for number in range(4)]
-    options = {"epochs": 3, "iterations": 2, "schedule": "nnunet"}
+    options = {"epochs": 3, "iterations": 2, "schedule": "nnunet", "loss": loss}
     options |= changes.pop("options", {})  # type: ignore[arg-type]
     folder.mkdir(exist_ok=True)
     fields = {
