@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from autoliver.inference.model import Model
     from autoliver.inference.outputs import PredictOptions
+    from autoliver.pipeline.fold_job import FoldResult
     from autoliver.pipeline.prediction import Predicted
     from autoliver.pipeline.selection import Selected
-    from autoliver.pipeline.training import FoldResult
     from autoliver.planning.plan import Plan
 
 WORKSPACE = Path("autoliver-workspace")

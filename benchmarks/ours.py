@@ -165,6 +165,29 @@ def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__:
     return _gpu_memory()
 
 
+def predict_bright(
+    _: Clock, *, image: str, output: str, near: bool, threads: int, **grids: Any
+) -> dict[str, Any]:
+    """The whole process is timed; reports how many windows were visited."""
+    import torch
+
+    from autoliver.inference.outputs import PredictOptions
+    from autoliver.inference.predict import make_jobs, predict_jobs
+    from benchmarks.bright import bright_model
+
+    torch.set_num_threads(threads)
+    windows = []
+
+    def on_windows(_name: str, number: int) -> Any:
+        windows.append(number)
+        return lambda: None
+
+    jobs = make_jobs({"body": sorted(Path(image).iterdir())}, Path(output))
+    model = bright_model(near=near, **grids)
+    predict_jobs(model, jobs, PredictOptions(), on_windows=on_windows)
+    return {"windows": windows[-1], "coarse windows": sum(windows[:-1])}
+
+
 def train(
     _: Clock, *, dataset: str, workspace: str, epochs: int, iterations: int, **other: Any
 ) -> dict[str, Any]:
@@ -257,7 +280,7 @@ if __name__ == "__main__":
             function.__name__: function
             for function in (
                 *(cubic, labels, fingerprint, plan, augment),
-                *(export, make_model, predict, train),
+                *(export, make_model, predict, predict_bright, train),
             )
         }
     )

@@ -76,7 +76,7 @@ def augmentation(bench: Bench) -> Row:
     """Two patches with room to rotate, augmented again and again; drawn at random on each side."""
     from autoliver.training.augment import default_augment_spec, initial_patch_shape
 
-    patch, count = ((48,) * 3, 8) if bench.quick else ((128,) * 3, 60)
+    patch, count = ((48,) * 3, 8) if bench.quick else ((128,) * 3, 120)
     shape = initial_patch_shape(patch, default_augment_spec(patch))
     folder = _folder(bench, "augmentation")
     images = np.stack([_blobs(shape, _GRAIN, seed=row)[None] for row in range(2)])

@@ -201,7 +201,7 @@ def _wait_for_epochs(progress: Path, epochs: int) -> None:
 
 
 def test_a_run_begun_with_other_options_is_refused(own: Path) -> None:
-    with pytest.raises(OptionError, match="begun with --epochs 2, not 9") as caught:
+    with pytest.raises(OptionError, match="begun with --epochs 2, not --epochs 9") as caught:
         run("train", NAME, "3d_fullres", "--fold", 0, "--epochs", 9, "-w", own)
     assert "--fresh" in caught.value.hint
 

@@ -16,7 +16,6 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, start
 
-
 Models = Annotated[
     list[str] | None,
     typer.Option(

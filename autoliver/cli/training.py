@@ -18,25 +18,31 @@ from autoliver.cli.options import (
     WorkspaceDir,
 )
 from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.training_options import (
+    Augment,
+    BatchSize,
+    Deterministic,
+    Epochs,
+    Extend,
+    Hours,
+    Iterations,
+    LearningRate,
+    Loss,
+    Mirror,
+    Optimiser,
+    Patch,
+    Patience,
+    Schedule,
+    Seed,
+    TensorBoard,
+    sizes,
+)
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.training import FoldResult
+    from autoliver.pipeline.fold_job import FoldResult
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.training.folds import Fold
-
-
-class ScheduleName(StrEnum):
-    """Recipes for optimiser and learning rate."""
-
-    auto = "auto"
-    nnunet = "nnunet"
-    short = "short"
-
-
-class AugmentationName(StrEnum):
-    """Augmentations of training patches."""
-
-    default = "default"
-    none = "none"
+    from autoliver.workspace import Workspace
 
 
 class CacheName(StrEnum):
@@ -48,15 +54,12 @@ class CacheName(StrEnum):
     disk = "disk"
 
 
-Epochs = Annotated[int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")]
-Iterations = Annotated[
-    int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
+ConfigurationArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
 ]
-Schedule = Annotated[
-    ScheduleName | None,
-    typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
+FoldOption = Annotated[
+    str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
 ]
-Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
 Cache = Annotated[
     CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
 ]
@@ -67,18 +70,23 @@ Tag = Annotated[
 
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
-    configuration: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
-    ],
-    fold: Annotated[
-        str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
-    ] = "cv",
+    configuration: ConfigurationArgument,
+    fold: FoldOption = "cv",
     epochs: Epochs = None,
     iterations: Iterations = None,
-    hours: Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")] = None,
+    hours: Hours = None,
+    patience: Patience = None,
+    extend: Extend = None,
     schedule: Schedule = None,
+    optimiser: Optimiser = None,
+    lr: LearningRate = None,
+    loss: Loss = None,
     augment: Augment = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")] = None,
+    mirror: Mirror = None,
+    batch_size: BatchSize = None,
+    patch: Patch = None,
+    seed: Seed = None,
+    deterministic: Deterministic = None,
     device: Device = "auto",
     gpus: Gpus = "",
     jobs: Jobs = None,
@@ -86,6 +94,7 @@ def train(
     cache: Cache = CacheName.auto,
     tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    tensorboard: TensorBoard = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -94,39 +103,59 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import fold_queue, training
+    from autoliver.pipeline.training import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
-    if one_of:
-        fold_queue.join_queue(one_of)
+    _join_queue(one_of)
     given = {
-        "epochs": epochs,
-        "iterations": iterations,
-        "hours": hours,
-        "schedule": schedule and schedule.value,
-        "augment": augment and augment.value,
-        "seed": seed,
+        **{"epochs": epochs, "iterations": iterations, "hours": hours, "patience": patience},
+        **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
+        **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
+        **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
     }
-    request = training.TrainRequest(
+    request = TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
-        changes={name: value for name, value in given.items() if value is not None},
+        changes={name: _plain(value) for name, value in given.items() if value is not None},
         tag=tag,
         fresh=fresh,
+        extend=extend,
         device=device,
         gpus=_gpus(gpus),
         jobs=jobs,
         cache=cache.value,
+        tensorboard=tensorboard,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
+    _train_and_show(Workspace(workspace), dataset, request, as_json=as_json)
+
+
+def _join_queue(one_of: int) -> None:
+    from autoliver.pipeline.fold_queue import join_queue
+
+    if one_of:
+        join_queue(one_of)
+
+
+def _train_and_show(
+    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
+) -> None:
+    from autoliver.pipeline.training import FoldsFailed, train
+    from autoliver.training.distributed import launched
+
     try:
-        results = training.train(Workspace(workspace), dataset, request)
-    except training.FoldsFailed as failed:
+        results = train(workspace, dataset, request)
+    except FoldsFailed as failed:
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
         raise
-    emit(_summary(results), _show(results), as_json=as_json)
+    if launched().leads:  # of the processes that torchrun has started, one speaks
+        emit(_summary(results), _show(results), as_json=as_json)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":

@@ -36,6 +36,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         mirror_axes: Patch axes over whose flips a prediction may average: those it was trained on.
         weights_sha256: Of the weights file beside it.
         previous_run: Folder of the low-resolution run beside its own, for a cascade.
+        extended: How often its training was taken up again after its end.
     """
 
     KIND: ClassVar[str] = "model"
@@ -48,6 +49,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     mirror_axes: tuple[int, ...]
     weights_sha256: str
     previous_run: str | None = None
+    extended: int = 0
 
 
 class Place(Readable, Protocol):

@@ -52,3 +52,33 @@ def check_gpus(numbers: Sequence[int]) -> None:
         f"--gpus {given}: there is no GPU {', '.join(map(str, missing))}; there is {there}.",
         hint=f"Use --gpus {','.join(map(str, range(count)))}.",
     )
+
+
+def own_device(name: str, number: int) -> torch.device:
+    """The device of one of several processes that train together on a machine.
+
+    Args:
+        name: "auto", "cuda" or "cpu".
+        number: Of the process on its machine; with CUDA each takes the GPU of its number.
+
+    Raises:
+        OptionError: There is no GPU of that number, or another device is asked for.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cuda", "cpu"):
+        raise OptionError(
+            f"--device {name}: processes that train together take a GPU each, or the CPU.",
+            hint="Use --device cuda or cpu.",
+        )
+    device = choose_device(name)
+    if device.type == "cpu":
+        return device
+    found = torch.cuda.device_count()
+    if number >= found:
+        raise OptionError(
+            f"Process {number} of this machine has no GPU of its own: there are {found}.",
+            hint=f"Use torchrun --nproc-per-node {found}, or --device cpu.",
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

@@ -13,7 +13,7 @@ import numpy as np
 
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkKind, UNetSpec
-from autoliver.planning.plan import Preset
+from autoliver.planning.plan import Configuration, Preset
 from autoliver.planning.topology import Topology, feature_map_elements, pool_topology
 
 MIN_BATCH = 2
@@ -133,6 +133,14 @@ class Fit:
 def doubled_features(stages: int, base: int, *, most: int) -> tuple[int, ...]:
     """Features per stage: doubled from stage to stage up to a limit."""
     return tuple(min(most, base * 2**stage) for stage in range(stages))
+
+
+def memory_gb(configuration: Configuration, preset: Preset) -> float:
+    """About how much GPU memory a training takes, by the measure that patches are fitted with."""
+    recipe, dimension = RECIPES[preset], configuration.dimension
+    elements = feature_map_elements(configuration.network, configuration.patch_shape)
+    share = elements * configuration.batch_size / _REFERENCE_BATCH[dimension]
+    return recipe.vram_gb * share / recipe.reference[dimension]
 
 
 def fit_patch(

@@ -88,26 +88,6 @@ def resample_image(
     return result
 
 
-def resample_probabilities(
-    probabilities: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
-) -> npt.NDArray[np.float32]:
-    """Resamples probabilities or logits linearly, the separate axis by nearest slices.
-
-    Args:
-        probabilities: (c, z, y, x).
-        shape_zyx: Size wanted.
-        separate_axis: The axis to take nearest slices along.
-
-    Returns:
-        (c, *shape_zyx).
-    """
-    operators = linear_operators(probabilities.shape[1:], shape_zyx, separate_axis=separate_axis)
-    result = np.empty((len(probabilities), *shape_zyx), dtype=np.float32)
-    for channel, target in zip(probabilities, result, strict=True):
-        target[:] = apply_operators(channel, operators)
-    return result
-
-
 def resample_labels(
     labels: npt.NDArray[L], shape_zyx: Shape, *, separate_axis: int | None = None
 ) -> npt.NDArray[L]:

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
-from autoliver.training.augment_intensity import INTENSITY, IntensityStep, default_steps
+from autoliver.training.augment_intensity import INTENSITY, Draw, IntensityStep, default_steps
 from autoliver.training.augment_spatial import (
     SpatialSpec,
     apply_mirror,
@@ -24,6 +25,7 @@ from autoliver.training.augment_spatial import (
     sample_mirror,
     sample_spatial,
 )
+from autoliver.training.sampling import Part
 
 # Values of nnU-Net 2.8.1: beyond these ratios of patch edges a patch is anisotropic.
 _ANISOTROPIC_2D = 1.5
@@ -100,6 +102,7 @@ def augment_batch(
     patch_shape: Sequence[int],
     spec: AugmentSpec,
     generator: Generator,
+    part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Transforms a batch at random, on the device it lies on.
 
@@ -110,22 +113,29 @@ def augment_batch(
         patch_shape: What to cut out of the centre.
         spec: What may happen.
         generator: On the CPU.
+        part: Which samples of a larger batch these are: they change as they would within it.
 
     Returns:
         The image (b, c, *patch), float32, and the label (b, k, *patch) with 0 in place of -1.
     """
-    placements = sample_spatial(len(image), spec.spatial, generator)
+    part = part or Part(start=0, stop=len(image), whole=len(image))
+    placements = sample_spatial(part.whole, spec.spatial, generator)[part.start : part.stop]
     image, label = apply_spatial(image, label, patch_shape=patch_shape, placements=placements)
     for step in spec.intensity:
         sample, apply = INTENSITY[step.name]
-        apply(image, sample(step, image.shape, generator))
-    flips = sample_mirror(len(image), spec.mirror_axes, generator)
+        draws = sample(step, (part.whole, *image.shape[1:]), generator)
+        apply(image, [replace(d, sample=d.sample - part.start) for d in draws if _is_in(d, part)])
+    flips = sample_mirror(part.whole, spec.mirror_axes, generator)[part.start : part.stop]
     apply_mirror(image, flips)
     apply_mirror(label, flips)
     for channel in spec.masked_channels:
         image[:, channel].masked_fill_(label[:, 0] < 0, 0)
     # OUTSIDE is the only negative value.
     return image, label.clamp_min_(0)
+
+
+def _is_in(draw: Draw, part: Part) -> bool:
+    return part.start <= draw.sample < part.stop
 
 
 def stream_seed(seed: int, process: str) -> int:

@@ -5,14 +5,16 @@ makes later. So outlines are moved and pieces taken away at random, as nnU-Net d
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.sampling import Part
 
+D = TypeVar("D", "OutlineChange", "PieceLoss")
 Operation = Literal["dilate", "erode", "open", "close"]
 OPERATIONS: tuple[Operation, ...] = ("dilate", "erode", "open", "close")
 
@@ -48,7 +50,12 @@ class PieceLoss(Record, frozen=True, kw_only=True):
 
 
 def show_previous(
-    image: Tensor, target: Tensor, *, channels: int, generator: Generator | None
+    image: Tensor,
+    target: Tensor,
+    *,
+    channels: int,
+    generator: Generator | None,
+    part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Moves what the first stage found from the target to the image, one channel per label.
 
@@ -57,6 +64,7 @@ def show_previous(
         target: (b, 2, *patch), the second channel 0 or the number (from 1) of a label.
         channels: How many labels there are.
         generator: Of the augmentations, on the CPU; None: none.
+        part: Which samples of a larger batch these are.
 
     Returns:
         The image (b, c + channels, *patch) and the target (b, 1, *patch).
@@ -65,8 +73,9 @@ def show_previous(
     shape = (1, -1, *[1] * (target.ndim - 2))
     further = (target[:, 1:2] == numbers.view(shape)).to(image.dtype)
     if generator is not None:
-        apply_outlines(further, sample_outlines(len(image), channels, generator))
-        apply_pieces(further, sample_pieces(len(image), channels, generator))
+        part = part or Part(start=0, stop=len(image), whole=len(image))
+        apply_outlines(further, _own(sample_outlines(part.whole, channels, generator), part))
+        apply_pieces(further, _own(sample_pieces(part.whole, channels, generator), part))
     return torch.cat([image, further], dim=1), target[:, :1]
 
 
@@ -170,6 +179,15 @@ def _dilate(mask: Tensor, radius: int) -> Tensor:
             shifted = padded.narrow(axis, radius + offset, size)
             distance = torch.minimum(distance, shifted + float(offset**2))
     return distance <= radius**2
+
+
+def _own(draws: Sequence[D], part: Part) -> list[D]:
+    """Those of this part, their samples counted from its start."""
+    return [
+        draw.replace(sample=draw.sample - part.start)
+        for draw in draws
+        if part.start <= draw.sample < part.stop
+    ]
 
 
 def _chosen(batch: int, probability: float, generator: Generator) -> list[int]:

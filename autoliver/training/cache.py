@@ -104,7 +104,7 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
     if choice == "auto":
         kind: CacheKind = "gpu" if fits["gpu"] else "ram" if fits["ram"] else "disk"
     elif choice != "disk" and not fits[choice]:
-        raise _does_not_fit(choice, need_gb, found[choice])
+        raise _does_not_fit(choice, need_gb, found[choice] or 0.0)
     else:
         kind = choice
     gpu = "no CUDA device" if room.gpu_gb is None else f"{room.gpu_gb:.1f} GB of the GPU"
@@ -115,14 +115,20 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
     return kind
 
 
-def _does_not_fit(
-    kind: Literal["gpu", "ram"], need_gb: float, room_gb: float | None
-) -> OptionError:
-    if room_gb is None:
-        return OptionError(
+def check_device(choice: CacheChoice, device: torch.device) -> None:
+    """Refuses a cache that the device does not have.
+
+    Raises:
+        OptionError: "gpu", but the device is no CUDA device.
+    """
+    if choice == "gpu" and device.type != "cuda":
+        raise OptionError(
             "--cache gpu: the training does not run on a CUDA device.",
             hint="Use --cache auto, ram or disk.",
         )
+
+
+def _does_not_fit(kind: Literal["gpu", "ram"], need_gb: float, room_gb: float) -> OptionError:
     of = "the GPU beside the network" if kind == "gpu" else "this machine's memory for them"
     other = "ram or disk" if kind == "gpu" else "disk, or allow more with --memory-gb"
     return OptionError(

@@ -19,8 +19,10 @@ from tqdm import tqdm
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.parallel import bar_pace
+from autoliver.training.board import Board
+from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
-from autoliver.training.options import Recipe, choose_recipe, learning_rate
+from autoliver.training.options import Recipe, choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
@@ -58,13 +60,19 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
         ModelError: resume.pt is damaged or of another network.
     """
     try:
-        return _Loop(task).run(stop)
+        with same_bits(task.options.deterministic):
+            loop = _Loop(task)
+            with closing(loop.board):
+                trained = loop.run(stop)
+                while trained.finished and loop.begin_extension():
+                    trained = loop.run(stop)
+            return trained
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
-            hint="Try --cache ram, plan for less with 'autoliver plan DATASET --vram GB', or use "
-            "--device cpu.",
+            hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
+            "'autoliver plan DATASET --vram GB', or use --device cpu.",
         ) from error
 
 
@@ -74,8 +82,12 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
+        self.group = task.group
         self.train, self.held_out = open_patches(task)
-        self.loss = loss_options(task.labels, batch_dice=configuration.batch_dice)
+        self.loss = loss_options(
+            task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
+        )
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
         self.since = time.monotonic()
@@ -89,34 +101,44 @@ class _Loop:
 
     def _begin(self, state: TrainingState) -> None:
         """Takes a state to go on from, with the augmentations of its recipe."""
+        self.group.check_equal("a training after step", state.step)
         self.state = state
+        self.parallel = self.group.parallel(state.network)
         options = self.task.options
         mirror = state.recipe.mirror
         self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
 
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return self.state.step // self.task.options.iterations
+    def begin_extension(self) -> bool:
+        """Goes from the end to the next extension; False: there is none."""
+        state, iterations = self.state, self.task.options.iterations
+        # A time budget may have ended an epoch early: the rest of its batches is left out.
+        step = -(-state.step // iterations) * iterations
+        course = state.course.extended(self.task.options, state.recipe, step=step)
+        if course is None:
+            return False
+        state.step, state.course = step, course
+        return True
 
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
+        last = self.state.course.last_step(options)
         bar = tqdm(
-            total=options.steps,
+            total=last,
             initial=self.state.step,
             desc=self.task.title,
             **bar_pace(),
             unit="step",
             smoothing=0.1,
         )
-        last = self.state.step if self._done() >= 1.0 else options.steps
+        last = self.state.step if self._done() >= 1.0 else last
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
                 self._one_step(batch)
                 self._note_time()
                 bar.update()
-                stopping = stop()  # once: what is asked for later is seen after the next step
+                # Once: what is asked for later is seen after the next step.
+                stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
                     bar.set_postfix_str(summarise(self.state.logs[-1]))
@@ -129,6 +151,7 @@ class _Loop:
                     break
         if self.state.logs:
             self._draw()
+        self.group.wait()  # the first to end could have the others killed while they save
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
         return TrainedFold(
             weights=weights,
@@ -143,12 +166,13 @@ class _Loop:
         now = time.monotonic()
         self.state.elapsed += now - self.since
         self.since = now
+        if self.task.options.hours is not None:  # one clock decides
+            self.state.elapsed = self.group.lead_does(lambda: self.state.elapsed)
 
     def _done(self) -> float:
         """The share of the training that is over, by steps or by time."""
-        options = self.task.options
-        by_time = self.state.elapsed / (options.hours * 3600.0) if options.hours else 0.0
-        return max(self.state.step / options.steps, by_time)
+        state = self.state
+        return state.course.done(self.task.options, step=state.step, elapsed_s=state.elapsed)
 
     def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
         return self.train.batches(
@@ -159,13 +183,14 @@ class _Loop:
 
     def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
-        done = self._done()
-        if not state.recipe.per_step:
-            done = self.epoch / self.task.options.epochs if not self.task.options.hours else done
+        rate = state.course.rate(
+            self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
+        )
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.recipe, done)
+            group["lr"] = rate
         state.network.train()
-        loss, counts = self._loss(state.network, batch.image, batch.target)
+        loss, counts = self._loss(self.parallel, batch.image, batch.target)
+        # Loss and norm of the gradients are those of the whole batch, so all processes agree.
         if bool(torch.isfinite(loss)) and self._update(loss):
             state.sums.losses.append(loss.item())
             state.sums.counts += counts
@@ -181,10 +206,10 @@ class _Loop:
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         with self._autocast():
             outputs = network(image.contiguous(memory_format=self.layout))
-        loss = segmentation_loss(outputs, target, options=self.loss)
+        loss = segmentation_loss(outputs, target, options=self.loss, group=self.group)
         with torch.no_grad():
-            counts = hard_dice_counts(outputs[0], target, options=self.loss)
-        return loss, np.stack([c.cpu().numpy() for c in counts])
+            counts = torch.stack(hard_dice_counts(outputs[0], target, options=self.loss))
+        return loss, self.group.sum_(counts).cpu().numpy()
 
     def _update(self, loss: Tensor) -> bool:
         """Takes a step, unless the gradients are not finite: one such step ends a training."""
@@ -204,12 +229,14 @@ class _Loop:
     def _note_not_finite(self, batch: TrainingBatch) -> None:
         state = self.state
         state.failures += 1
-        state.sums.skipped.extend(sorted(set(batch.cases)))
+        cases = sorted(set(self.group.gather(batch.cases)))
+        state.sums.skipped.extend(cases)
         bad = [
             name
             for name, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
             if not np.isfinite(patch).all()
         ]
+        bad = self.group.gather(bad)
         if bad:
             raise AutoliverError(
                 f"{bad[0]}: its preprocessed image holds values that are not finite.",
@@ -218,7 +245,7 @@ class _Loop:
         if state.failures >= _PATIENCE_NOT_FINITE:
             raise AutoliverError(
                 f"{self.task.title}: loss or gradients were not finite for {state.failures} "
-                f"batches in a row, the last one of {', '.join(sorted(set(batch.cases)))}.",
+                f"batches in a row, the last one of {', '.join(cases)}.",
                 hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
                 "with --fresh and another --seed.",
             )
@@ -244,8 +271,13 @@ class _Loop:
                 skipped=tuple(sums.skipped),
             )
         )
+        state.course = state.course.after(
+            state.logs[-1], self.task.options, state.recipe, elapsed_s=state.elapsed
+        )
         state.sums = self._no_sums()
         self._save()
+        if self.task.tensorboard and self.group.leads:
+            self.board.add(state.logs[-1])
 
     def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
         """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
@@ -299,15 +331,19 @@ class _Loop:
             self._one_step(batch)
             if batch.number == 0:  # the first one pays for allocations
                 start = time.monotonic()
-        return int(hours * 3600.0 / ((time.monotonic() - start) / (_PROBE_STEPS - 1)))
+        seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
+        return int(hours * 3600.0 / seconds)
 
     def _save(self) -> None:
+        if not self.group.leads:
+            return
         # The log first: a log that is one epoch ahead is cut when the training is taken up again.
         write_progress(self.task.progress_path, self.state.logs)
         save_training_state(self.task.resume_path, self.state.snapshot())
 
     def _draw(self) -> None:
-        draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
+        if self.group.leads:
+            draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
 
 
 def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:

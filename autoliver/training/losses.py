@@ -2,13 +2,24 @@
 
 The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
 sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
+
+Instead of the mean, the cross-entropy may count only where it is highest ("dice-topk"; Wu et al.
+2016, arXiv:1605.06885) or less where the prediction is already good ("dice-focal"; Lin et al., ICCV
+2017).
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.distributed import ALONE, Group
+from autoliver.training.options import LossKind
+
+TOP_PART = 10  # one voxel of so many, as nnU-Net
+FOCAL_POWER = 2
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
@@ -16,17 +27,19 @@ class LossOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         batch_dice: Whether Dice is computed over the batch as one rather than per sample.
+        kind: What of the cross-entropy counts: its mean, its highest tenth, or its mean with
+            weights (1 - p)^2, p being the probability of the truth.
         regions: Per output row the label values it stands for; rows are then independent
             (sigmoid). None: rows are the label values 0, 1, ... (softmax).
         ignore: The label value of voxels that do not count.
         dice_weight: Factor of the Dice part.
         entropy_weight: Factor of the cross-entropy part.
         smooth: Added to the numerator and denominator of Dice.
-        lowest_weight: Deep-supervision weight of the lowest resolution before normalisation. Zero,
-            unless something (DistributedDataParallel) wants a gradient for every parameter.
+        lowest_weight: Deep-supervision weight of the lowest resolution before normalisation.
     """
 
     batch_dice: bool
+    kind: LossKind = "dice-ce"
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore: int | None = None
     dice_weight: float = 1.0
@@ -35,7 +48,41 @@ class LossOptions(Record, frozen=True, kw_only=True):
     lowest_weight: float = 0.0
 
 
-def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOptions) -> Tensor:
+class _Total(torch.autograd.Function):
+    """The sum over processes that all go on to compute the same from it.
+
+    Backward they all hold the same gradient, so that nothing is sent: adding it up over them is to
+    multiply it. Divided by their number again, by DistributedDataParallel's mean, it is what one
+    process would find.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Group) -> Tensor:
+        ctx.size = group.size
+        return group.sum_(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.size, None
+
+
+def _total(values: Tensor, group: Group) -> Tensor:
+    if group.size == 1:
+        return values
+    total: Tensor = _Total.apply(values, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
+    """A mean over all processes, of what each has added up and counted; 0 of nothing."""
+    counted = count if isinstance(count, Tensor) else total.new_full((), count)
+    total, counted = _total(torch.stack([total, counted.to(total)]), group).unbind()
+    return total / counted.clamp_min(1)
+
+
+def segmentation_loss(
+    outputs: list[Tensor], target: Tensor, *, options: LossOptions, group: Group = ALONE
+) -> Tensor:
     """The weighted sum over resolutions of Dice plus cross-entropy.
 
     Args:
@@ -43,6 +90,7 @@ def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOpt
             supervision. Half precision is computed in float32.
         target: Label values (b, 1, *full shape), any integer type.
         options: See there.
+        group: Processes that each hold a part of the batch; the loss is that of all of it.
 
     Returns:
         A scalar, float32.
@@ -52,7 +100,7 @@ def segmentation_loss(outputs: list[Tensor], target: Tensor, *, options: LossOpt
     for logits, weight in zip(outputs, weights, strict=True):
         if weight > 0:
             scaled = downsample_target(target, tuple(logits.shape[2:]))
-            total = total + weight * _one_resolution(logits, scaled, options)
+            total = total + weight * _one_resolution(logits, scaled, options, group)
     return total
 
 
@@ -122,17 +170,17 @@ def hard_dice_counts(
     return tp, fp, fn
 
 
-def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions, group: Group) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         valid = _valid(target, options.ignore)
         if options.regions is None:
-            return _softmax_loss(logits, target, valid, options)
-        return _region_loss(logits, target, valid, options)
+            return _softmax_loss(logits, target, valid, options, group)
+        return _region_loss(logits, target, valid, options, group)
 
 
 def _softmax_loss(
-    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     # One log-softmax serves both parts.
     log_probability = F.log_softmax(logits, dim=1)
@@ -142,45 +190,85 @@ def _softmax_loss(
     if valid is not None:
         onehot = onehot & valid
         probability = probability * valid
-    dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options)
+    dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options, group)
 
     index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
-    entropy = -log_probability.gather(1, index[:, None])
-    if valid is None:
-        mean_entropy = entropy.mean()
-    else:
-        # No voxel to learn from is no reason for 0 / 0.
-        mean_entropy = (entropy * valid).sum() / valid.sum().clamp_min(1)
-    return options.entropy_weight * mean_entropy - options.dice_weight * dice
+    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options, group)
+    return options.entropy_weight * entropy - options.dice_weight * dice
 
 
 def _region_loss(
-    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions
+    logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     rows = range(logits.shape[1])
     wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
     probability = torch.sigmoid(logits)
-    if valid is None:
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted.float())
-    else:
-        probability = probability * valid
-        each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
-        # As nnU-Net: a sum over the regions here (the mask has one channel), a mean without
-        # ignore.
-        entropy = (each * valid).sum() / valid.sum().clamp_min(1)
-        wanted = wanted & valid
-    dice = _soft_dice(probability, wanted, options)
+    each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    entropy = _entropy(each, valid, options, group)
+    if valid is not None:
+        probability, wanted = probability * valid, wanted & valid
+    dice = _soft_dice(probability, wanted, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
-def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions) -> Tensor:
+def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Group) -> Tensor:
+    """One number from the cross-entropies (b, rows, *shape); one row with softmax."""
+    if options.kind == "dice-topk":
+        return _highest(each, valid, group)
+    if options.kind == "dice-focal":
+        # exp(-entropy) is the probability of the truth.
+        each = (-torch.expm1(-each)) ** FOCAL_POWER * each
+    if valid is None:
+        return _mean(each.sum(), each.numel(), group)
+    # No voxel to learn from is no reason for 0 / 0. As nnU-Net, this is a sum over regions (the
+    # mask has one channel), while without ignored voxels it is a mean.
+    return _mean((each * valid).sum(), valid.sum(), group)
+
+
+def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
+    """The mean of the highest tenth of what counts.
+
+    Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
+    than there are where few are annotated.
+    """
+    values = each.flatten() if valid is None else each[valid.expand_as(each)]
+    if group.size > 1:
+        return _highest_of_all(values, group)
+    if not len(values):
+        return each.sum() * 0.0
+    count = max(1, len(values) // TOP_PART)
+    return values.topk(count, sorted=False).values.mean()
+
+
+def _highest_of_all(values: Tensor, group: Group) -> Tensor:
+    """The mean of the highest tenth of what all processes hold; of nothing, 0."""
+    found = int(group.sum_(torch.tensor(len(values), device=values.device)))
+    if not found:
+        return values.sum()
+    count = max(1, found // TOP_PART)
+    # Candidates of every process; the tenth goes down to `lowest`.
+    candidates = values.new_zeros(group.size, count)
+    own = values.detach().topk(min(count, len(values)), sorted=False).values
+    candidates[group.rank] = F.pad(own, (0, count - len(own)), value=-torch.inf)
+    lowest = group.sum_(candidates).flatten().topk(count, sorted=False).values.min()
+    above, equal = values > lowest, values == lowest
+    counts = group.sum_(torch.stack([above.sum(), equal.sum()]))
+    # Of those that are equal to it as many as are missing, all of them in part.
+    part = (count - counts[0]) / counts[1]
+    chosen = values[above].sum() + part * values[equal].sum()
+    return _total(chosen, group) / count
+
+
+def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group: Group) -> Tensor:
     axes = tuple(range(2, probability.ndim))
     if options.batch_dice:
         axes = (0, *axes)
     overlap = (probability * wanted).sum(axes)
     size = probability.sum(axes) + wanted.sum(axes)
+    if options.batch_dice:
+        overlap, size = _total(torch.stack([overlap, size]), group).unbind()
     dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
-    return dice.mean()
+    return dice.mean() if options.batch_dice else _mean(dice.sum(), dice.numel(), group)
 
 
 def _valid(target: Tensor, ignore: int | None) -> Tensor | None:

@@ -23,6 +23,7 @@ from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
     cases_gb,
+    check_device,
     choose_cache,
     in_memory,
     measure_room,
@@ -74,7 +75,7 @@ def augmentation(
 def patch_stream(
     task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
 ) -> PatchStream:
-    """The numbered batches of a fold, large enough for the augmentations.
+    """The numbered batches of a fold, or this process's part, large enough for augmentations.
 
     Args:
         task: The fold.
@@ -97,7 +98,8 @@ def patch_stream(
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
     )
-    return PatchStream(sampler=sampler, seed=(task.options.seed, number))
+    part = task.group.part(configuration.batch_size)
+    return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
 
 
 class Patches:
@@ -144,12 +146,21 @@ class Patches:
                     seed = int(self.stream.rng(number).integers(2**62))
                     generator = torch.Generator().manual_seed(seed)
                     image, target = augment_batch(
-                        image, target, patch_shape=patch_shape, spec=spec, generator=generator
+                        image,
+                        target,
+                        patch_shape=patch_shape,
+                        spec=spec,
+                        generator=generator,
+                        part=self.stream.part,
                     )
                 previous = self.stream.sampler.previous
                 if previous is not None:
                     image, target = show_previous(
-                        image, target, channels=int(previous.max()), generator=generator
+                        image,
+                        target,
+                        channels=int(previous.max()),
+                        generator=generator,
+                        part=self.stream.part,
                     )
                 yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 
@@ -191,6 +202,7 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     """
     # Mirroring or not, patches are of the same size.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
+    check_device(task.cache.kind, task.device)
     gb = cases_gb([*task.train, *task.validation])
     kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
     workers = loader_workers(task.cache.limits)

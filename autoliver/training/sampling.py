@@ -78,6 +78,21 @@ class Batch:
     cases: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The samples of a batch that this process makes; others make the rest of it.
+
+    Attributes:
+        start: Index of the first one.
+        stop: Index after the last one.
+        whole: Size of the batch.
+    """
+
+    start: int
+    stop: int
+    whole: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchSampler:
     """Draws batches as nnU-Net does: cases uniformly, the last third of a batch on foreground.
@@ -196,21 +211,24 @@ class PatchStream:
     Attributes:
         sampler: Draws them.
         seed: Of this stream.
+        part: What is made of each batch; None: all.
     """
 
     sampler: PatchSampler
     seed: tuple[int, ...]
+    part: Part | None = None
 
     def rng(self, number: int) -> np.random.Generator:
         """The generator of a batch."""
         return np.random.default_rng([*self.seed, number])
 
     def places(self, number: int) -> list[Place]:
-        """Where the patches of a batch lie."""
-        return self.sampler.places(self.rng(number))
+        """Where the patches of a batch lie, those of this part."""
+        places = self.sampler.places(self.rng(number))
+        return places if self.part is None else places[self.part.start : self.part.stop]
 
     def draw(self, number: int) -> Batch:
-        """A batch."""
+        """This part of a batch."""
         return self.sampler.cut(self.places(number))
 
 

@@ -14,6 +14,7 @@ from autoliver.artifacts import to_record
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
 from autoliver.networks.spec import UNetSpec
+from autoliver.training.course import Course
 from autoliver.training.options import Recipe
 from autoliver.training.progress import EpochLog
 
@@ -52,6 +53,7 @@ class TrainingState:
         step: Steps done.
         elapsed: Seconds spent in all sessions.
         failures: Batches in a row without a finite loss.
+        course: What end and rate depend on, besides the steps done.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class TrainingState:
     step: int = 0
     elapsed: float = 0.0
     failures: int = 0
+    course: Course = field(default_factory=Course)
 
     @property
     def result(self) -> nn.Module:
@@ -94,6 +97,7 @@ class TrainingState:
             "step": self.step,
             "elapsed": self.elapsed,
             "failures": self.failures,
+            "course": msgspec.to_builtins(self.course),
             "losses": self.sums.losses,
             "counts": torch.from_numpy(self.sums.counts),
             "skipped": self.sums.skipped,
@@ -120,6 +124,8 @@ class TrainingState:
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         self.failures = saved["failures"]
+        # Version 0.1 had no other course than the recipe's.
+        self.course = to_record(saved.get("course", {}), Course, where=where)
         self.sums = EpochSums(
             losses=saved["losses"],
             counts=saved["counts"].numpy(),
@@ -135,6 +141,9 @@ def new_state(
     """The state before the first step; the weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     network = build_network(spec, deep_supervision=True, generator=generator)
+    # Of several heads the lowest has no share in the loss (losses.py), hence no gradient;
+    # DistributedDataParallel would wait for one.
+    network.heads[-1].requires_grad_(len(network.heads) == 1)
     layout = memory_format(spec, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return TrainingState(

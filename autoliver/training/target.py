@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 from autoliver.dataset import Labels
 from autoliver.training.losses import LossOptions
+from autoliver.training.options import LossKind
 
 
 def class_table(labels: Labels) -> npt.NDArray[np.int16]:
@@ -34,13 +35,14 @@ def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
     return table
 
 
-def loss_options(labels: Labels, *, batch_dice: bool) -> LossOptions:
+def loss_options(labels: Labels, *, batch_dice: bool, kind: LossKind = "dice-ce") -> LossOptions:
     """The loss for these labels, on targets that went through `class_table`."""
     if labels.has_regions:
         return LossOptions(
             batch_dice=batch_dice,
+            kind=kind,
             regions=tuple(labels.foreground.values()),
             ignore=labels.ignore,
         )
     ignore = len(labels.values) if labels.ignore is not None else None
-    return LossOptions(batch_dice=batch_dice, ignore=ignore)
+    return LossOptions(batch_dice=batch_dice, kind=kind, ignore=ignore)

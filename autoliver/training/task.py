@@ -10,6 +10,7 @@ from torch import Tensor
 from autoliver.dataset import Labels
 from autoliver.planning.plan import Configuration
 from autoliver.training.cache import AUTO_CACHE, CacheOptions
+from autoliver.training.distributed import ALONE, Group
 from autoliver.training.options import Recipe, TrainingOptions
 from autoliver.training.progress import EpochLog
 from autoliver.training.sampling import TrainingCase
@@ -29,6 +30,8 @@ class FoldTask:
         device: Where to train.
         title: Names the training in the bar and the picture.
         cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
+        tensorboard: Whether each epoch is written for TensorBoard, too.
+        group: The processes that train it together; changes nothing of the outcome, either.
     """
 
     configuration: Configuration
@@ -40,6 +43,8 @@ class FoldTask:
     device: torch.device
     title: str
     cache: CacheOptions = AUTO_CACHE
+    tensorboard: bool = False
+    group: Group = ALONE
 
     @property
     def resume_path(self) -> Path:

@@ -97,7 +97,7 @@ def test_a_faster_way_that_agrees_is_taken(
     with torch.inference_mode():
         outputs = [network(x) for _ in range(8)]
     assert all(torch.equal(output, outputs[0]) for output in outputs)
-    assert (slow.calls, wrong.calls, fast.calls) == (4, 2, 6)
+    assert (slow.calls, wrong.calls, fast.calls) == (4, 1, 5)
     assert "way 0: 0.100 s a patch instead of 1.000 s, with other results: not taken" in caplog.text
     assert "way 1: 0.500 s a patch instead of 1.000 s: taken" in caplog.text
 
@@ -131,7 +131,7 @@ def test_nothing_is_tried_before_it_is_worth_it(
             network(torch.randn(1, 1, 4, 4, 4))
         assert fast.calls == 0
         network(torch.randn(1, 1, 4, 4, 4))
-        assert fast.calls == 2
+        assert fast.calls == 1
 
 
 def test_single_regions_agree_by_their_sign() -> None:

@@ -199,6 +199,94 @@ def test_another_seed_gives_another_training(tmp_path: Path) -> None:
     assert any(not torch.equal(weights, other[name]) for name, weights in one.items())
 
 
+@pytest.mark.parametrize("patch", [(16, 16), (6, 16, 16)], ids=["2d", "3d"])
+def test_deterministic_trainings_end_with_the_same_bits(
+    patch: tuple[int, ...], tmp_path: Path
+) -> None:
+    options = {"deterministic": True, "schedule": "short", "mirror": True, "loss": "dice-topk"}
+    one, other = (train_fold(make_task(tmp_path / n, patch, options=options)) for n in "ab")
+    assert_equal(one, other)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_during_a_deterministic_training_pytorch_allows_nothing_else(tmp_path: Path) -> None:
+    seen = []
+
+    def look() -> bool:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return False
+
+    train_fold(make_task(tmp_path / "0", options={"deterministic": True}), stop=look)
+    assert set(seen) == {True}
+    train_fold(make_task(tmp_path / "1"), stop=look)
+    assert seen[-1] is False
+
+
+def test_a_training_without_progress_ends_early_with_the_rate_at_its_end(tmp_path: Path) -> None:
+    # So small a rate that the mean of the held-out Dice stays where it is.
+    options = {"epochs": 100, "iterations": 2, "patience": 2, "lr": 1e-12}
+    settings = {"options": options, "validation": make_cases(1)}
+    whole = train_fold(make_task(tmp_path / "whole", **settings))
+    rates = [log.learning_rate for log in whole.logs]
+    assert whole.finished
+    assert len(rates) == 3 + 5
+    assert rates[2] == pytest.approx(1e-12 * 0.98**0.9)
+    assert rates[3:] == pytest.approx([1e-12 * (0.97 * (1 - i / 5)) ** 0.9 for i in range(5)])
+    # Killed before, at and after the turn, it takes the same way.
+    broken = make_task(tmp_path / "broken", **settings)
+    for steps in (3, 2, 1, 2, 3):
+        assert not train_fold(broken, stop=stop_after(steps)).finished
+    assert_equal(train_fold(broken), whole)
+
+
+def test_an_extension_goes_on_where_the_training_ended(tmp_path: Path) -> None:
+    task = make_task(tmp_path / "0", options={"epochs": 3})
+    ended = train_fold(task)
+    begun = {"epochs": 3, "extensions": (2,)}
+    longer = make_task(tmp_path / "0", options=begun)
+    extended = train_fold(longer)
+    assert timeless(extended.logs[:3]) == timeless(ended.logs)
+    assert [(log.epoch, log.step) for log in extended.logs[3:]] == [(3, 12), (4, 15)]
+    rates = [log.learning_rate for log in extended.logs[3:]]
+    assert rates == pytest.approx([1e-2 * 0.4**0.9, 1e-2 * 0.2**0.9])
+    assert any(not torch.equal(w, extended.weights[n]) for n, w in ended.weights.items())
+    # Asked for from the first step on and killed on the way, the end is the same.
+    broken = make_task(tmp_path / "1", options=begun)
+    for steps in (8, 2, 3):
+        assert not train_fold(broken, stop=stop_after(steps)).finished
+    assert_equal(train_fold(broken), extended)
+    assert_equal(train_fold(broken), extended)
+
+
+def test_a_state_without_a_course_is_one_of_the_recipe_alone(tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    train_fold(task, stop=stop_after(4))
+    saved = load_training_state(task.resume_path)
+    del saved["course"]
+    save_training_state(task.resume_path, saved)
+    assert_equal(train_fold(task), train_fold(make_task(tmp_path / "whole")))
+
+
+def test_axes_that_were_flipped_are_known(tmp_path: Path) -> None:
+    axes = {}
+    for mirror in (True, False, None):
+        task = make_task(tmp_path / str(mirror), options={"mirror": mirror, "schedule": "short"})
+        axes[mirror] = train_fold(task, stop=stop_after(1)).mirror_axes
+    assert axes == {True: (0, 1), False: (), None: ()}
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["classes", "regions"])
+def test_every_loss_trains(labels: Labels, tmp_path: Path) -> None:
+    losses = set()
+    for loss in ("dice-ce", "dice-topk", "dice-focal"):
+        task = make_task(tmp_path / loss, options={"loss": loss}, labels=labels)
+        log = train_fold(task, stop=stop_after(3)).logs[0]
+        assert log.train_loss is not None
+        losses.add(log.train_loss)
+    assert len(losses) == 3
+
+
 def test_held_out_cases_are_scored_by_label_and_missing_labels_are_none(tmp_path: Path) -> None:
     held_out = make_case("held_out", 5)
     held_out.label[held_out.label == 2] = 0

@@ -82,6 +82,61 @@ def test_softmax_loss_equals_a_loop_in_numpy(batch_dice):
     assert float(loss) == pytest.approx(entropy - np.mean(dice), abs=1e-6)
 
 
+# nnU-Net 2.8.1: DC_and_topk_loss, k = 10.
+@pytest.mark.parametrize(("batch_dice", "expected"), [(False, 4.5815473), (True, 4.5792942)])
+def test_the_hardest_tenth_is_nnunets(batch_dice, expected):
+    options = LossOptions(batch_dice=batch_dice, kind="dice-topk")
+    loss = segmentation_loss(wave_outputs()[:1], striped_target(ignored=False), options=options)
+    assert float(loss) == pytest.approx(expected, abs=2e-6)
+
+
+def entropies_in_numpy(logits, target, regions):
+    """Cross-entropy of each voxel, or of each voxel and region; NaN where 3 is ignored."""
+    x, t = logits.double().numpy(), target.numpy()[:, 0]
+    if regions is None:
+        p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        each = -np.log(np.take_along_axis(p, np.where(t == 3, 0, t)[:, None], axis=1))
+    else:
+        wanted = np.stack([np.isin(t, values) for values in regions], axis=1)
+        p = 1 / (1 + np.exp(-x))
+        each = -np.log(np.where(wanted, p, 1 - p))
+    return np.where((t == 3)[:, None], np.nan, each)
+
+
+@pytest.mark.parametrize("regions", [None, REGIONS])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("kind", ["dice-ce", "dice-topk", "dice-focal"])
+def test_entropies_count_as_in_numpy_at_every_resolution(regions, ignored, kind):
+    outputs, target = wave_outputs(), striped_target(ignored=ignored)
+    options = LossOptions(
+        batch_dice=False,
+        kind=kind,
+        regions=regions,
+        ignore=3 if ignored else None,
+        dice_weight=0.0,
+    )
+    expected = []
+    for logits in outputs[:2]:
+        scaled = downsample_target(target, tuple(logits.shape[2:]))
+        each = entropies_in_numpy(logits, scaled, regions)
+        known = np.sort(each[~np.isnan(each)])[::-1]
+        if kind == "dice-topk":
+            expected.append(known[: len(known) // 10].mean())
+            continue
+        known = (1 - np.exp(-known)) ** (2 if kind == "dice-focal" else 0) * known
+        # With ignored voxels nnU-Net adds the regions up.
+        expected.append(known.mean() * (3 if regions and ignored else 1))
+    loss = segmentation_loss(outputs, target, options=options)
+    assert float(loss) == pytest.approx((2 * expected[0] + expected[1]) / 3, rel=1e-5)
+
+
+def test_of_fewer_than_ten_voxels_the_hardest_counts():
+    logits = torch.tensor([[[[0.0, 0.0]], [[0.0, 4.0]]]])
+    options = LossOptions(batch_dice=False, kind="dice-topk", dice_weight=0.0)
+    loss = segmentation_loss([logits], torch.zeros(1, 1, 1, 2, dtype=torch.int16), options=options)
+    assert float(loss) == pytest.approx(np.log1p(np.exp(4.0)), rel=1e-6)
+
+
 def test_two_voxels_by_hand():
     # p(foreground) = 1/2 on both voxels, one of them foreground:
     # entropy = ln 2, Dice = 2 * 0.5 / (1 + 1) = 0.5.
@@ -98,10 +153,13 @@ def test_a_perfect_prediction_has_a_loss_of_minus_one():
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
 @pytest.mark.parametrize("value", [0, 9])
-def test_gradient_is_finite_without_foreground_and_without_anything_to_learn_from(regions, value):
+@pytest.mark.parametrize("kind", ["dice-ce", "dice-topk", "dice-focal"])
+def test_gradient_is_finite_without_foreground_and_without_anything_to_learn_from(
+    regions, value, kind
+):
     logits = wave((2, 3, 4, 4), 0.0).requires_grad_()
     target = torch.full((2, 1, 4, 4), value, dtype=torch.int16)
-    options = LossOptions(batch_dice=False, regions=regions, ignore=9)
+    options = LossOptions(batch_dice=False, kind=kind, regions=regions, ignore=9)
     loss = segmentation_loss([logits], target, options=options)
     loss.backward()
     assert torch.isfinite(loss)

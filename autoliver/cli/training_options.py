@@ -1,0 +1,89 @@
+"""Options of `train` that decide what a training ends with; docs/training.md explains each."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class ScheduleName(StrEnum):
+    """Recipes for optimiser and learning rate."""
+
+    auto = "auto"
+    nnunet = "nnunet"
+    short = "short"
+
+
+class AugmentationName(StrEnum):
+    """Augmentations of training patches."""
+
+    default = "default"
+    none = "none"
+
+
+class LossName(StrEnum):
+    """What is added to Dice."""
+
+    dice_ce = "dice-ce"
+    dice_topk = "dice-topk"
+    dice_focal = "dice-focal"
+
+
+class OptimiserName(StrEnum):
+    """Optimisers."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """The numbers of "96,160,160"."""
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise typer.BadParameter(
+            f"'{text}' is no list of sizes as 96,160,160.", param_hint="--patch"
+        )
+    return tuple(int(number) for number in numbers)
+
+
+Epochs = Annotated[int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")]
+Iterations = Annotated[
+    int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
+]
+Hours = Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="End early, with the rate, after N epochs without progress."),
+]
+Extend = Annotated[
+    int | None, typer.Option(metavar="N", help="Train finished folds for N epochs more.")
+]
+Schedule = Annotated[
+    ScheduleName | None,
+    typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
+]
+Optimiser = Annotated[OptimiserName | None, typer.Option(help="Another one than the schedule's.")]
+LearningRate = Annotated[
+    float | None, typer.Option(metavar="F", help="Another peak rate than the schedule's.")
+]
+Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
+Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
+Mirror = Annotated[
+    bool | None,
+    typer.Option("--mirror/--no-mirror", help="Flip patches or not. [default: the schedule's]"),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(metavar="N", help="Patches per step. [default: the plan's]")
+]
+Patch = Annotated[
+    str | None,
+    typer.Option(metavar="Z,Y,X", help="Patch in the plan's axes. [default: the plan's]"),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option("--deterministic", help="The same bits again on the same machine; slower."),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write each epoch for TensorBoard, too.")
+]

@@ -1,0 +1,66 @@
+"""The epochs of a training for TensorBoard, where it is installed."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoliver.errors import OptionError
+from autoliver.training.progress import EpochLog
+
+
+def check_tensorboard() -> None:
+    """Refuses to write for TensorBoard without it.
+
+    Raises:
+        OptionError: It is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise OptionError(
+            "--tensorboard: TensorBoard is not installed.",
+            hint="Install it with: pip install 'autoliver[tensorboard]' - progress.png and "
+            "progress.jsonl are written in any case.",
+        )
+
+
+class Board:
+    """Writes epochs into a folder; makes it with the first one."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Takes what is to be written.
+
+        Args:
+            folder: For the event files; a training that goes on adds one.
+            names: Of the foreground labels.
+        """
+        self.folder = folder
+        self.names = tuple(names)
+        self._writer: Any = None
+
+    def add(self, log: EpochLog) -> None:
+        """Writes one epoch; what a killed training wrote of it and of later ones is hidden."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=log.epoch)
+        for name, value in _scalars(log, self.names):
+            if value is not None:
+                self._writer.add_scalar(name, value, log.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file, where one was begun."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _scalars(log: EpochLog, names: Sequence[str]) -> Iterator[tuple[str, float | None]]:
+    yield "loss/training", log.train_loss
+    yield "loss/held_out_patches", log.validation_loss
+    yield "dice/training", log.train_dice
+    yield "dice/held_out_patches", log.mean_validation_dice
+    for name, dice in zip(names, log.validation_dice or (), strict=False):
+        yield f"dice_of_held_out_patches/{name}", dice
+    yield "learning_rate", log.learning_rate
+    yield "seconds", log.seconds
+    yield "data_wait", log.data_wait

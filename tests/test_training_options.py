@@ -1,0 +1,141 @@
+"""Options of `train` from the command line to model.json, on phantoms."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from autoliver.cli.main import app
+from autoliver.errors import ArtifactError, OptionError
+from autoliver.inference.model import FoldModel
+from autoliver.pipeline.training import TrainRequest, train
+from autoliver.planning.plan import Plan
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.options import TrainingOptions
+from autoliver.training.progress import read_progress
+from autoliver.workspace import Workspace
+
+NAME = "Dataset001_Phantom"
+SHORT = ("--epochs", 2, "--iterations", 2, "--fold", "all")
+
+
+def run(*arguments: object) -> dict[str, object]:
+    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a planned dataset of five small phantoms."""
+    options = PhantomOptions(contrast="CT", shape_zyx=(12, 40, 40), spacing_mm=(8.0, 5.0, 5.0))
+    data = tmp_path_factory.mktemp("data")
+    source = write_phantom_dataset(data, name=NAME, cases=5, seed=1, options=options)
+    workspace = tmp_path_factory.mktemp("workspace")
+    run("plan", source, "--preset", "tiny", "-w", workspace)
+    return workspace
+
+
+def fold(workspace: Path, tag: str, number: int | str = "all") -> Path:
+    return workspace / NAME / f"runs/2d+{tag}/fold_{number}"
+
+
+def test_given_options_are_kept_and_reach_the_model(
+    workspace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned = Plan.load(workspace / NAME / "plan.json").configurations["2d"]
+    stores = set((workspace / NAME / "store").glob("*"))
+    patch = tuple(2 * s for s in planned.network.total_stride)
+    given = ("--patch", ",".join(map(str, patch)), "--batch-size", 3, "--loss", "dice-focal")
+    given += ("--lr", 0.002, "--optimiser", "sgd", "--mirror", "--seed", 4)
+    with caplog.at_level("INFO"):
+        run("train", NAME, "2d", *SHORT, *given, "--tag", "given", "-w", workspace)
+    assert "Batches of 3 patches" in caplog.text
+    options = TrainingOptions.load(fold(workspace, "given").parent / "options.json")
+    assert (options.patch, options.batch_size, options.loss) == (patch, 3, "dice-focal")
+    assert (options.lr, options.optimiser, options.mirror) == (0.002, "sgd", True)
+    model = FoldModel.load(fold(workspace, "given") / "model.json")
+    used = model.plan.configurations["2d"]
+    assert (used.patch_shape, used.batch_size) == (patch, 3)
+    assert used.network == planned.network
+    assert model.mirror_axes == (0, 1)
+    assert Plan.load(workspace / NAME / "plan.json").configurations["2d"] == planned
+    # Without the options the store is the same one.
+    run("train", NAME, "2d", *SHORT, "--no-mirror", "--tag", "plain", "-w", workspace)
+    assert len(set((workspace / NAME / "store").glob("*")) - stores) <= 1
+    assert FoldModel.load(fold(workspace, "plain") / "model.json").mirror_axes == ()
+    # Others than begun with are refused by name.
+    with pytest.raises(OptionError, match="begun with --no-mirror, not --mirror"):
+        run("train", NAME, "2d", *SHORT, "--mirror", "--tag", "plain", "-w", workspace)
+    with pytest.raises(OptionError, match=r"the default --lr, not --lr 0\.1"):
+        run("train", NAME, "2d", *SHORT, "--lr", 0.1, "--tag", "plain", "-w", workspace)
+
+
+def test_a_patch_that_does_not_fit_is_refused_before_anything_is_made(workspace: Path) -> None:
+    with pytest.raises(OptionError, match="--patch 7,9"):
+        run("train", NAME, "2d", "--patch", "7,9", "--tag", "odd", "-w", workspace)
+    assert not fold(workspace, "odd").parent.exists()
+    result = CliRunner().invoke(app, ["train", NAME, "2d", "--patch", "7x9"])
+    assert result.exit_code == 2
+    assert "'7x9' is no list of sizes" in result.stderr
+
+
+def test_options_from_python_are_checked(workspace: Path) -> None:
+    request = TrainRequest(configuration="2d", changes={"loss": "dice_topk"}, tag="python")
+    with pytest.raises(ArtifactError, match="dice_topk"):
+        train(Workspace(workspace), NAME, request)
+
+
+def test_deterministic_runs_are_equal(workspace: Path) -> None:
+    weights = []
+    for tag in ("one", "other"):
+        given = ("--seed", 7, "--deterministic", "--tag", tag)
+        run("train", NAME, "2d", *SHORT, *given, "-w", workspace)
+        weights.append(load_file(fold(workspace, tag) / "weights.safetensors"))
+    one, other = weights
+    assert one.keys() == other.keys()
+    assert all(values.tobytes() == other[name].tobytes() for name, values in one.items())
+
+
+def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
+    train_it = ("train", NAME, "2d", "--tag", "longer", "-w", workspace)
+    with pytest.raises(OptionError, match="was not begun"):
+        run(*train_it, "--extend", 1)
+    run(*train_it, "--fold", 0, "--epochs", 2, "--iterations", 2)
+    folder = fold(workspace, "longer", 0)
+    before = FoldModel.load(folder / "model.json")
+    with pytest.raises(OptionError, match=r"fold 1 of .* has not come to its end"):
+        run(*train_it, "--fold", 1, "--extend", 3)
+    with pytest.raises(OptionError, match="--fresh starts over"):
+        run(*train_it, "--fold", 0, "--extend", 3, "--fresh")
+    resume = shutil.copy(folder / "resume.pt", tmp_path)
+    (folder / "resume.pt").unlink()
+    with pytest.raises(OptionError, match=r"resume\.pt; it is gone"):
+        run(*train_it, "--fold", 0, "--extend", 3)
+    shutil.copy(resume, folder / "resume.pt")
+
+    old = folder / "validation/scores.json"
+    written = old.stat().st_mtime_ns
+    run(*train_it, "--fold", 0, "--extend", 3)
+    after = FoldModel.load(folder / "model.json")
+    assert (before.epochs, after.epochs, after.extended) == (2, 5, 1)
+    assert after.weights_sha256 != before.weights_sha256
+    assert old.stat().st_mtime_ns > written
+    assert [log.epoch for log in read_progress(folder / "progress.jsonl")] == [0, 1, 2, 3, 4]
+    run(*train_it, "--fold", 0)
+    assert FoldModel.load(folder / "model.json") == after
+
+    # A command that was killed is given once more: the same extension, not another one.
+    run_options = TrainingOptions.load(folder.parent / "options.json")
+    run_options.replace(extensions=(3, 1)).save(folder.parent / "options.json")
+    with pytest.raises(OptionError, match=r"--extend 2: fold 0 .* has not come to its end"):
+        run(*train_it, "--fold", 0, "--extend", 2)
+    run(*train_it, "--fold", 0, "--extend", 1)
+    assert FoldModel.load(folder / "model.json").epochs == 6
+    assert TrainingOptions.load(folder.parent / "options.json").extensions == (3, 1)
