@@ -390,7 +390,8 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
         [log.train_loss for log in read_progress(w / NAME / "runs/2d/fold_0/progress.jsonl")]
         for w in (one, two)
     ]
-    assert losses[0][:8] == pytest.approx(losses[1][:8], rel=1e-4, abs=1e-4)
+    assert losses[0][:4] == pytest.approx(losses[1][:4], rel=1e-4, abs=1e-4)
+    assert losses[0][:8] == pytest.approx(losses[1][:8], rel=1e-3, abs=1e-3)
     # From there on rounding grows.
     assert losses[0] == pytest.approx(losses[1], abs=2e-2)
 

@@ -106,8 +106,10 @@ class DeadlyStream(PatchStream):
 
 
 def test_a_worker_that_dies_again_is_an_error(
-    stream: PatchStream, caplog: pytest.LogCaptureFixture
+    stream: PatchStream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # For the process to find the class by its module's name, as pytest gives it.
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
     deadly = DeadlyStream(sampler=stream.sampler, seed=stream.seed)
     drawn = drawn_by_workers(deadly, range(4), 1)
     assert_equal(next(drawn), stream.draw(0))
