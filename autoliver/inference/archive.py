@@ -233,9 +233,7 @@ def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
     for part in files.members:
         own = load_infos(part.folds, name=files.name)
         first = own[0]
-        check_previous(
-            part, first.plan, first.plan.configurations[first.configuration], name=files.name
-        )
+        check_previous(part, first.plan, first.decisions, name=files.name)
         infos.update(zip(part.folds, own, strict=True))
         if part.previous:
             infos.update(

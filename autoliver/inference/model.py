@@ -51,6 +51,11 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     previous_run: str | None = None
     extended: int = 0
 
+    @property
+    def decisions(self) -> Configuration:
+        """What its plan decides for its configuration."""
+        return self.plan.configurations[self.configuration]
+
 
 class Place(Readable, Protocol):
     """A file or folder of a model: a path on disk, or a place in an archive."""
@@ -173,7 +178,7 @@ def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> No
     """
     from autoliver.networks.checkpoint import save_weights
 
-    spec = info.plan.configurations[info.configuration].network
+    spec = info.decisions.network
     save_weights(folder / WEIGHTS_FILE, weights, spec=spec)
     info.replace(weights_sha256=_sha256(folder / WEIGHTS_FILE)).save(folder / MODEL_FILE)
 
@@ -242,7 +247,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
     return Member(
         name=name,
         plan=first.plan,
-        configuration=first.plan.configurations[first.configuration],
+        configuration=first.decisions,
         mirror_axes=tuple(sorted(set.intersection(*(set(info.mirror_axes) for info in infos)))),
         networks=tuple(networks),
         device=device,

@@ -98,7 +98,7 @@ def write_nnunet_model(
         raise ModelError(
             f"{target}: is there already.", hint="Remove it, or choose another folder."
         )
-    spec = info.plan.configurations[info.configuration].network
+    spec = info.decisions.network
     with replacing(target) as beside:
         write_bytes(beside / PLANS_FILE, _json(plans))
         write_bytes(beside / DATASET_FILE, _json(head))
@@ -134,7 +134,7 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
                     hint="Import folds of one training only.",
                 )
         info = _fold_model(plans, description, checkpoint, fold=fold, where=where)
-        spec = info.plan.configurations[info.configuration].network
+        spec = info.decisions.network
         weights = _our_weights(checkpoint, spec, where)
         imported.append(ImportedFold(run=run.path.name, info=info, weights=weights))
     return imported

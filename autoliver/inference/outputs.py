@@ -117,7 +117,7 @@ def _find(finder: Member, case: Preprocessed, on_windows: OnWindows | None) -> R
     background = 0 if finder.plan.labels.has_regions else found.logits[0]
     first = 0 if finder.plan.labels.has_regions else 1
     mask: npt.NDArray[np.bool_] = found.logits[first:].max(axis=0) > background
-    inverse = [int(axis) for axis in np.argsort(case.properties.transpose_forward)]
+    inverse = case.properties.transpose_backward
     spacing = [case.properties.spacing_mm[axis] for axis in inverse]
     region = find_region(mask.transpose(inverse), spacing)
     if region is None:

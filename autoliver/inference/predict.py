@@ -14,7 +14,7 @@ from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import clean
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
-from autoliver.io.header import label_ending, split_ending
+from autoliver.io.header import label_name
 from autoliver.io.itk import read_image, write_image, write_label
 from autoliver.io.volume import Geometry, Volume
 from autoliver.preprocessing.case import backward_logits
@@ -61,7 +61,7 @@ def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[Predict
         PredictJob(
             name=name,
             images=tuple(images),
-            output=output / f"{name}{label_ending(split_ending(images[0].name)[1])}",
+            output=output / label_name(name, images[0]),
         )
         for name, images in cases.items()
     ]
@@ -126,10 +126,7 @@ def predict_volume(
     Raises:
         DatasetError: The image's channels or intensities do not fit the model.
     """
-    check_image(model, image, name=name)
-    if model.finder is not None:
-        check_image(model.finder, image, name=name)
-    case = PreparedCase.of(model, image, name)
+    case = _prepared(model, image, name)
     return _labels(model, _outputs(model, case, options, on_windows), image.geometry)
 
 
@@ -186,11 +183,15 @@ def _predict_overlapped(
 
 def _prepare(model: Model, job: PredictJob) -> PreparedCase:
     with _naming(job.name):
-        image = read_image(job.images)
-        check_image(model, image, name=job.name)
-        if model.finder is not None:
-            check_image(model.finder, image, name=job.name)
-        return PreparedCase.of(model, image, job.name)
+        return _prepared(model, read_image(job.images), job.name)
+
+
+def _prepared(model: Model, image: Volume, name: str) -> PreparedCase:
+    """The case as all networks see it, once it is known to fit them."""
+    check_image(model, image, name=name)
+    if model.finder is not None:
+        check_image(model.finder, image, name=name)
+    return PreparedCase.of(model, image, name)
 
 
 def _export(

@@ -50,6 +50,11 @@ def label_ending(ending: str) -> str:
     return _LABEL_ENDINGS.get(ending.lower(), ending)
 
 
+def label_name(case: str, image: str | Path) -> str:
+    """The file name of a case's label map, given one of its images."""
+    return f"{case}{label_ending(split_ending(Path(image).name)[1])}"
+
+
 def unreadable(path: Path, found: str) -> DatasetError:
     """The error for a file that is not, or no longer, an image."""
     return DatasetError(

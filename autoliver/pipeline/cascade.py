@@ -7,7 +7,7 @@ from pathlib import Path
 from autoliver.artifacts import digest
 from autoliver.errors import ModelError
 from autoliver.inference.model import MODEL_FILE, FoldModel
-from autoliver.io.header import label_ending, split_ending
+from autoliver.io.header import label_name
 from autoliver.needs import read_need
 from autoliver.parallel import CasePool, Limits, case_bar
 from autoliver.pipeline.data import Planned
@@ -105,8 +105,7 @@ def _label_maps(planned: Planned, fold: Path) -> dict[str, Path]:
     """Case -> label map of those that a fold held out."""
     files = {}
     for case in planned.dataset.labelled:
-        ending = label_ending(split_ending(Path(case.images[0]).name)[1])
-        path = fold / "validation" / f"{case.name}{ending}"
+        path = fold / "validation" / label_name(case.name, case.images[0])
         if path.exists():
             files[case.name] = path
     return files

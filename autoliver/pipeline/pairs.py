@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
 from autoliver.dataset import Case, Labels
-from autoliver.needs import overlap_fits, score_need
-from autoliver.parallel import CasePool, case_bar, window_bars
-from autoliver.pipeline.prediction import PredictRequest, model_need
+from autoliver.needs import score_need
+from autoliver.parallel import CasePool, case_bar
+from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
 from autoliver.workspace import DatasetFolder, RunFolder
 
 if TYPE_CHECKING:
@@ -79,8 +79,6 @@ class FoldPairs:
     def _predict(self, pairs: "Sequence[_Pair]") -> None:
         """Predicts each case once with every run and writes the label maps of all pairs."""
         from autoliver.inference.model import ModelFiles, load_model
-        from autoliver.inference.outputs import PredictOptions
-        from autoliver.inference.predict import predict_jobs
         from autoliver.networks.device import choose_device
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)
@@ -88,16 +86,8 @@ class FoldPairs:
         model = load_model(files, device=choose_device(self.request.device))
         for part, some in self._fitting(model, pairs):
             missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
-            jobs = list(missing.values())
-            needs = [model_need(job.name, job.images, part) for job in jobs]
-            options = PredictOptions(
-                step=self.request.step,
-                mirror=self.request.mirror,
-                overlap=overlap_fits(needs, self.request.limits),
-            )
-            with window_bars(len(jobs)) as on_windows:
-                export = _Writer(some, self.labels)
-                predict_jobs(part, jobs, options, on_windows=on_windows, export=export)
+            export = _Writer(some, self.labels)
+            predict_as_asked(part, list(missing.values()), self.request, export=export)
 
     def _fitting(
         self, model: "Model", pairs: "Sequence[_Pair]"

@@ -15,6 +15,7 @@ from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
+    from autoliver.inference.predict import Export, PredictJob
 
 _LOW: ConfigurationName = "3d_lowres"
 
@@ -57,25 +58,38 @@ def predict(
         Case -> label map, finished ones included.
     """
     from autoliver.inference.model import load_model
-    from autoliver.inference.outputs import PredictOptions
-    from autoliver.inference.predict import make_jobs, predict_jobs
+    from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
     jobs = make_jobs(cases, output)
     todo = [job for job in jobs if request.overwrite or not job.finished]
     if todo:
         model = load_model(files, device=choose_device(request.device))
-        needs = [model_need(job.name, job.images, model) for job in todo]
-        options = PredictOptions(
-            step=request.step,
-            mirror=request.mirror,
-            overlap=overlap_fits(needs, request.limits),
-            probabilities=request.probabilities,
-            uncertainty=request.uncertainty,
-        )
-        with window_bars(len(todo)) as on_windows:
-            predict_jobs(model, todo, options, on_windows=on_windows)
+        predict_as_asked(model, todo, request)
     return {job.name: job.output for job in jobs}
+
+
+def predict_as_asked(
+    model: "Model",
+    jobs: "Sequence[PredictJob]",
+    request: PredictRequest,
+    *,
+    export: "Export | None" = None,
+) -> None:
+    """Predicts with a bar, reading ahead where memory allows; `export` as in `predict_jobs`."""
+    from autoliver.inference.outputs import PredictOptions
+    from autoliver.inference.predict import predict_jobs
+
+    needs = [model_need(job.name, job.images, model) for job in jobs]
+    options = PredictOptions(
+        step=request.step,
+        mirror=request.mirror,
+        overlap=overlap_fits(needs, request.limits),
+        probabilities=request.probabilities,
+        uncertainty=request.uncertainty,
+    )
+    with window_bars(len(jobs)) as on_windows:
+        predict_jobs(model, jobs, options, on_windows=on_windows, export=export)
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:

@@ -69,6 +69,12 @@ class CaseProperties(Record, frozen=True, kw_only=True):
     spacing_mm: Spacing
 
     @property
+    def transpose_backward(self) -> tuple[int, int, int]:
+        """Order of the transposed axes that is the input's."""
+        z, y, x = (self.transpose_forward.index(axis) for axis in range(3))
+        return z, y, x
+
+    @property
     def shape_before_crop(self) -> Shape:
         """The input's size, transposed."""
         return _permute(self.geometry.shape_zyx, self.transpose_forward)
@@ -412,8 +418,7 @@ def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped
-    inverse = np.argsort(properties.transpose_forward)
-    return whole.transpose(0, *(inverse + 1))
+    return whole.transpose(0, *(axis + 1 for axis in properties.transpose_backward))
 
 
 def _permute(values: tuple[T, T, T], axes: tuple[int, int, int]) -> tuple[T, T, T]:

@@ -223,7 +223,7 @@ class _InInputOrder:
 
     @classmethod
     def of(cls, array: Array, properties: CaseProperties) -> "_InInputOrder":
-        inverse = [int(axis) for axis in np.argsort(properties.transpose_forward)]
+        inverse = properties.transpose_backward
         separate = separate_axis(properties.spacing_mm, properties.input_spacing_mm)
         z, y, x = (slice(*properties.box[axis]) for axis in inverse)
         shape = [part.stop - part.start for part in (z, y, x)]
