@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
-from autoliver.training.augment_intensity import INTENSITY, Draw, IntensityStep, default_steps
+from autoliver.training.augment_intensity import INTENSITY, IntensityStep, default_steps
 from autoliver.training.augment_spatial import (
     SpatialSpec,
     apply_mirror,
@@ -124,7 +123,7 @@ def augment_batch(
     for step in spec.intensity:
         sample, apply = INTENSITY[step.name]
         draws = sample(step, (part.whole, *image.shape[1:]), generator)
-        apply(image, [replace(d, sample=d.sample - part.start) for d in draws if _is_in(d, part)])
+        apply(image, part.own(draws))
     flips = sample_mirror(part.whole, spec.mirror_axes, generator)[part.start : part.stop]
     apply_mirror(image, flips)
     apply_mirror(label, flips)
@@ -132,10 +131,6 @@ def augment_batch(
         image[:, channel].masked_fill_(label[:, 0] < 0, 0)
     # OUTSIDE is the only negative value.
     return image, label.clamp_min_(0)
-
-
-def _is_in(draw: Draw, part: Part) -> bool:
-    return part.start <= draw.sample < part.stop
 
 
 def stream_seed(seed: int, process: str) -> int:

@@ -5,16 +5,15 @@ makes later. So outlines are moved and pieces taken away at random, as nnU-Net d
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from autoliver.artifacts import Record
 from autoliver.training.sampling import Part
 
-D = TypeVar("D", "OutlineChange", "PieceLoss")
 Operation = Literal["dilate", "erode", "open", "close"]
 OPERATIONS: tuple[Operation, ...] = ("dilate", "erode", "open", "close")
 
@@ -26,7 +25,8 @@ _RADIUS = (1, 8)  # voxels, both ends included
 _LARGEST_PIECE = 0.15  # of the patch: larger ones stay
 
 
-class OutlineChange(Record, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutlineChange:
     """A morphological operation on one channel of one sample."""
 
     sample: int
@@ -35,7 +35,8 @@ class OutlineChange(Record, frozen=True, kw_only=True):
     radius: int
 
 
-class PieceLoss(Record, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceLoss:
     """A connected component taken from one channel of one sample.
 
     Attributes:
@@ -74,8 +75,8 @@ def show_previous(
     further = (target[:, 1:2] == numbers.view(shape)).to(image.dtype)
     if generator is not None:
         part = part or Part(start=0, stop=len(image), whole=len(image))
-        apply_outlines(further, _own(sample_outlines(part.whole, channels, generator), part))
-        apply_pieces(further, _own(sample_pieces(part.whole, channels, generator), part))
+        apply_outlines(further, part.own(sample_outlines(part.whole, channels, generator)))
+        apply_pieces(further, part.own(sample_pieces(part.whole, channels, generator)))
     return torch.cat([image, further], dim=1), target[:, :1]
 
 
@@ -179,15 +180,6 @@ def _dilate(mask: Tensor, radius: int) -> Tensor:
             shifted = padded.narrow(axis, radius + offset, size)
             distance = torch.minimum(distance, shifted + float(offset**2))
     return distance <= radius**2
-
-
-def _own(draws: Sequence[D], part: Part) -> list[D]:
-    """Those of this part, their samples counted from its start."""
-    return [
-        draw.replace(sample=draw.sample - part.start)
-        for draw in draws
-        if part.start <= draw.sample < part.stop
-    ]
 
 
 def _chosen(batch: int, probability: float, generator: Generator) -> list[int]:

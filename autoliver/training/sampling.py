@@ -1,8 +1,8 @@
 """Patches drawn from the store: where they lie, and their voxels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,19 @@ from autoliver.preprocessing.case import ANNOTATED
 # Voxels outside the image: 0 is the mean of a normalised image; -1 marks "no label here".
 IMAGE_PAD = 0.0
 LABEL_PAD = -1
+
+
+class OfSample(Protocol):
+    """A dataclass that says what happens to one sample of a batch."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def sample(self) -> int:
+        """Index in the batch."""
+
+
+D = TypeVar("D", bound=OfSample)
 
 
 class Readable(Protocol):
@@ -91,6 +104,14 @@ class Part:
     start: int
     stop: int
     whole: int
+
+    def own(self, draws: Sequence[D]) -> list[D]:
+        """Of what was drawn for a batch, that of this part, its samples counted from the start."""
+        return [
+            replace(draw, sample=draw.sample - self.start)
+            for draw in draws
+            if self.start <= draw.sample < self.stop
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
