@@ -22,7 +22,7 @@ from autoliver.parallel import bar_pace
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
-from autoliver.training.options import Recipe, choose_recipe
+from autoliver.training.options import choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
@@ -31,6 +31,7 @@ from autoliver.training.progress import (
     summarise,
     write_progress,
 )
+from autoliver.training.recipes import Recipe
 from autoliver.training.state import (
     EpochSums,
     TrainingState,
@@ -42,7 +43,6 @@ from autoliver.training.state import (
 from autoliver.training.target import loss_options
 from autoliver.training.task import FoldTask, TrainedFold
 
-_CLIP_NORM = 12.0  # nnU-Net's
 _VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
 _PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
 _SECONDS_BETWEEN_PICTURES = 30.0
@@ -95,7 +95,7 @@ class _Loop:
             self._begin(self._saved_state())
             return
         self._begin(self._new_state(choose_recipe(task.options)))
-        if task.options.hours is not None:
+        if task.options.hours is not None and task.options.steps:
             affordable = self._affordable_steps(task.options.hours)
             self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
 
@@ -151,6 +151,8 @@ class _Loop:
                     break
         if self.state.logs:
             self._draw()
+        elif last == 0:
+            self._save()  # the weights to start with are the result, and can be extended
         self.group.wait()  # the first to end could have the others killed while they save
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
         return TrainedFold(
@@ -187,7 +189,7 @@ class _Loop:
             self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
         )
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         state.network.train()
         loss, counts = self._loss(self.parallel, batch.image, batch.target)
         # Loss and norm of the gradients are those of the whole batch, so all processes agree.
@@ -217,7 +219,7 @@ class _Loop:
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
         # The scaler leaves such steps out by itself, as the way to find its scale.
         if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             return False
@@ -310,9 +312,10 @@ class _Loop:
         return new_state(
             task.configuration.network,
             recipe,
-            seed=task.options.seed,
+            options=task.options,
             device=task.device,
             sums=self._no_sums(),
+            start=task.start,
         )
 
     def _saved_state(self) -> TrainingState:
