@@ -70,6 +70,8 @@ def test_given_options_are_kept_and_reach_the_model(
     run("train", NAME, "2d", *SHORT, "--no-mirror", "--tag", "plain", "-w", workspace)
     assert len(set((workspace / NAME / "store").glob("*")) - stores) <= 1
     assert FoldModel.load(fold(workspace, "plain") / "model.json").mirror_axes == ()
+    run("train", NAME, "2d", *SHORT, "--augment", "none", "--tag", "bare", "-w", workspace)
+    assert FoldModel.load(fold(workspace, "bare") / "model.json").augment == "none"
     # Others than begun with are refused by name.
     with pytest.raises(OptionError, match="begun with --no-mirror, not --mirror"):
         run("train", NAME, "2d", *SHORT, "--mirror", "--tag", "plain", "-w", workspace)

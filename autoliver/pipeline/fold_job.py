@@ -164,6 +164,7 @@ class FoldJob:
                 weights_sha256="",
                 previous_run=self.previous_run,
                 extended=len(self.options.extensions),
+                augment=self.options.augment,
             ),
         )
 
@@ -185,5 +186,5 @@ class FoldJob:
             self.fold,
             [case for case in self.planned.dataset.labelled if case.name in names],
             labels=self.planned.plan.labels,
-            request=PredictRequest(device=str(device), limits=self.limits),
+            request=PredictRequest(modality=None, device=str(device), limits=self.limits),
         )

@@ -14,6 +14,7 @@ from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.inference.modality import ModalityChoice
     from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
     from autoliver.inference.predict import Export, PredictJob
 
@@ -32,6 +33,8 @@ class PredictRequest:
         uncertainty: Write a map of it, too.
         roi: "auto": look only near what the low-resolution run beside the model finds; a model's
             name: near what that one finds; None: everywhere.
+        modality: By which each case is normalised: "CT", "MR", or "auto", what it looks like; None:
+            what the model was planned for, which its own dataset's cases are.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         limits: Memory.
     """
@@ -42,6 +45,7 @@ class PredictRequest:
     probabilities: bool = False
     uncertainty: bool = False
     roi: str | None = None
+    modality: "ModalityChoice | None" = "auto"
     device: str = "auto"
     limits: Limits = NO_LIMITS
 
@@ -87,6 +91,7 @@ def predict_as_asked(
         overlap=overlap_fits(needs, request.limits),
         probabilities=request.probabilities,
         uncertainty=request.uncertainty,
+        modality=request.modality,
     )
     with window_bars(len(jobs)) as on_windows:
         predict_jobs(model, jobs, options, on_windows=on_windows, export=export)

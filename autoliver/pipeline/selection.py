@@ -143,7 +143,7 @@ class _Contest:
             runs=tuple(scored),
             folds=_common_folds(dataset.name, scored),
             left_out=tuple(left_out),
-            request=PredictRequest(device=request.device, limits=request.limits),
+            request=PredictRequest(modality=None, device=request.device, limits=request.limits),
         )
 
     def held_out(self, fold: int) -> tuple[Case, ...]:
