@@ -169,7 +169,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     assert task.start is not None
     weights = dict(task.start)
     del weights["stem.conv.weight"]
-    with pytest.raises(ModelError, match=r"The weights to start with: .*stem\.conv\.weight is mis"):
+    with pytest.raises(
+        ModelError, match=r"The weights to start with: .*stem\.conv\.weight is missing"
+    ):
         train_fold(dataclasses.replace(task, start=weights))
 
 
