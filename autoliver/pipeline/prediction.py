@@ -183,31 +183,25 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
         )
     run = RunFolder(place)
     folder = ModelFolder(run.path.parent.parent)
-    if _is_low(run):
+    if run.configuration == _LOW:
         raise ModelError(
             f"--roi auto: {run.name} is of low resolution itself.",
             hint="Leave out --roi, or name a coarser model that finds the organ: --roi MODEL.",
         )
-    beside = [each for each in folder.runs if _is_low(each)]
+    beside = [each for each in folder.runs if each.configuration == _LOW]
     if not beside:
         raise ModelError(
             f"--roi auto: {run.name} has no trained {_LOW} run beside it.", hint=_to_train(folder)
         )
-    # The one with the same tag, else the one without.
-    beside.sort(key=lambda each: (_tag(each) != _tag(run), _tag(each)))
+    # The one like it in source and tag, else the one without.
+    beside.sort(
+        key=lambda each: (each.source != run.source, each.tag != run.tag, each.source, each.tag)
+    )
     return MemberFiles(folds=_one_fold(beside[0].finished))
 
 
 def _one_fold(folds: "Sequence[Place]") -> "tuple[Place, ...]":
     return tuple(fold for fold in folds if fold.name == "fold_all")[:1] or tuple(folds[:1])
-
-
-def _is_low(run: RunFolder) -> bool:
-    return run.path.name.partition("+")[0] == _LOW
-
-
-def _tag(run: RunFolder) -> str:
-    return run.path.name.partition("+")[2]
 
 
 def _to_train(folder: ModelFolder) -> str:
