@@ -88,6 +88,15 @@ def test_a_patch_that_does_not_fit_is_refused_before_anything_is_made(workspace:
     assert "'7x9' is no list of sizes" in result.stderr
 
 
+def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None:
+    for given in (("--freeze", "encoder"), ("--encoder-factor", 0.1), ("--reset-heads",)):
+        with pytest.raises(OptionError, match=f"^{' '.join(map(str, given))} is for weights"):
+            run("train", NAME, "2d", *given, "--tag", "drawn", "-w", workspace)
+    with pytest.raises(OptionError, match=r"^--unfreeze encoder@3 is for weights"):
+        run("train", NAME, "2d", "--unfreeze", "encoder@3", "--tag", "drawn", "-w", workspace)
+    assert not fold(workspace, "drawn").parent.exists()
+
+
 def test_options_from_python_are_checked(workspace: Path) -> None:
     request = TrainRequest(configuration="2d", changes={"loss": "dice_topk"}, tag="python")
     with pytest.raises(ArtifactError, match="dice_topk"):

@@ -22,8 +22,10 @@ from autoliver.cli.training_options import (
     Augment,
     BatchSize,
     Deterministic,
+    EncoderFactor,
     Epochs,
     Extend,
+    Freeze,
     Hours,
     Iterations,
     LearningRate,
@@ -32,9 +34,11 @@ from autoliver.cli.training_options import (
     Optimiser,
     Patch,
     Patience,
+    ResetHeads,
     Schedule,
     Seed,
     TensorBoard,
+    Unfreeze,
     sizes,
 )
 
@@ -113,6 +117,10 @@ def train(
     mirror: Mirror = None,
     batch_size: BatchSize = None,
     patch: Patch = None,
+    freeze: Freeze = None,
+    unfreeze: Unfreeze = None,
+    encoder_factor: EncoderFactor = None,
+    reset_heads: ResetHeads = False,
     seed: Seed = None,
     deterministic: Deterministic = None,
     device: Device = "auto",
@@ -141,6 +149,8 @@ def train(
         **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
         **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
+        **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
+        **{"heads": "reset" if reset_heads else None},
     }
     request = TrainRequest(
         configuration=check_configuration(configuration),

@@ -21,6 +21,7 @@ from autoliver.networks.checkpoint import load_training_state, save_training_sta
 from autoliver.parallel import bar_pace
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
+from autoliver.training.freezing import freezing
 from autoliver.training.losses import hard_dice_counts, segmentation_loss
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
@@ -82,6 +83,7 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.freezing = freezing(task.options, configuration.network)
         self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
@@ -103,6 +105,7 @@ class _Loop:
         """Takes a state to go on from, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
+        self.freezing.apply(state.network, state.step // self.task.options.iterations)
         self.parallel = self.group.parallel(state.network)
         options = self.task.options
         mirror = state.recipe.mirror
@@ -183,8 +186,15 @@ class _Loop:
             spec=self.spec,
         )
 
+    def _thaw(self) -> None:
+        """Before the first step of an epoch: has the parts learn whose time has come."""
+        epoch, step = divmod(self.state.step, self.task.options.iterations)
+        if step == 0 and self.freezing.apply(self.state.network, epoch):
+            self.parallel = self.group.parallel(self.state.network)
+
     def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
+        self._thaw()
         rate = state.course.rate(
             self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
         )
