@@ -14,13 +14,6 @@ class ScheduleName(StrEnum):
     short = "short"
 
 
-class AugmentationName(StrEnum):
-    """Augmentations of training patches."""
-
-    default = "default"
-    none = "none"
-
-
 class LossName(StrEnum):
     """What is added to Dice."""
 
@@ -67,7 +60,14 @@ LearningRate = Annotated[
     float | None, typer.Option(metavar="F", help="Another peak rate than the schedule's.")
 ]
 Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
-Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="default, none, cross-modality, gin-ipa, or shares: gin:0.5,bezier:0.2 "
+        "(docs/training.md). [default: default]",
+    ),
+]
 Mirror = Annotated[
     bool | None,
     typer.Option("--mirror/--no-mirror", help="Flip patches or not. [default: the schedule's]"),

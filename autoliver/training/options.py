@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from autoliver.artifacts import Artifact, Record
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
+from autoliver.training.augment_choice import parse_augment
 
 Schedule = Literal["auto", "nnunet", "short"]
-Augmentation = Literal["default", "none"]
 Optimiser = Literal["sgd", "adamw"]
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
 
@@ -26,7 +26,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         hours: Time budget; the learning rate reaches its end when the first of epochs and hours
             does. None: epochs alone decide.
         schedule: "nnunet", "short", or "auto" (by the number of steps).
-        augment: Augmentations applied to training patches.
+        augment: Augmentations applied to training patches: "default", "none", or changes of
+            appearance on top of the default (`training/augment_choice.py`).
         seed: Of weights, patches and augmentations.
         foreground: Share of the patches of a batch that must show foreground.
         loss: Dice with the mean cross-entropy, with that of the hardest tenth of the voxels, or
@@ -49,7 +50,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     iterations: int = 250
     hours: float | None = None
     schedule: Schedule = "auto"
-    augment: Augmentation = "default"
+    augment: str = "default"
     seed: int = 0
     foreground: float = 0.33
     loss: LossKind = "dice-ce"
@@ -115,7 +116,7 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
     """The recipe of `options.schedule` with what the options override; "auto" goes by the steps.
 
     Args:
-        options: The training's options.
+        options: The training's options. With changes of appearance nothing is mirrored by default.
         steps: Steps that will be done, where a time budget allows fewer than `options.steps`.
     """
     name = options.schedule
@@ -135,6 +136,9 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
         recipe = recipe.replace(learning_rate=options.lr)
     if options.mirror is not None:
         recipe = recipe.replace(mirror=options.mirror)
+    elif parse_augment(options.augment):
+        # Where contrasts do not tell, left and right are what tells liver from spleen.
+        recipe = recipe.replace(mirror=False)
     return recipe
 
 
@@ -227,6 +231,7 @@ def check_options(options: TrainingOptions) -> None:
 
 def _check_together(options: TrainingOptions) -> None:
     """Refuses options that contradict each other."""
+    parse_augment(options.augment)
     if options.mirror and options.augment == "none":
         raise OptionError(
             "--mirror asks for flipped patches, --augment none for none.",
