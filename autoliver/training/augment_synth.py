@@ -21,7 +21,7 @@ _AIR_DEVIATION = (0.0, 5 / 255)
 _PARTS = (4, 8)  # classes of the background, besides air
 _SMOOTHING = 1.0  # standard deviation in voxels before the background is split
 _BLUR = (0.3, 1.3)  # standard deviation in voxels per axis: another resolution
-_BINS = 256
+_BINS = 128
 _FIELD_CELLS = 4  # control points of smooth fields are a quarter of the patch apart
 
 
@@ -49,7 +49,7 @@ def synthesise(image: Tensor, label: Tensor, generator: Generator) -> Tensor:
     for channel in made:
         mean, spread = (table.to(image.device) for table in _grey_values(count, generator))
         torch.randn(channel.shape, generator=noise, out=channel)
-        channel.mul_(spread[classes]).add_(mean[classes]).mul_(field)
+        channel.mul_(torch.take(spread, classes)).add_(torch.take(mean, classes)).mul_(field)
         channel.copy_(multiply_axes(channel, matrices))
     return made
 
@@ -81,17 +81,17 @@ def split_background(channel: Tensor, label: Tensor, *, parts: int) -> Tensor:
     matrices = [blur_matrix(_SMOOTHING, size).to(channel) for size in channel.shape]
     smooth = multiply_axes(torch.nan_to_num(channel), matrices)
     background = label == 0
-    values = smooth[background]
-    table = torch.zeros(_BINS, dtype=torch.int64, device=label.device)
-    bins = torch.zeros_like(label, dtype=torch.int64)
-    if values.numel():
-        low, high = torch.aminmax(values)
-        scale = (_BINS - 1) / (high - low).clamp_min(1e-7)
-        bins = smooth.sub_(low).mul_(scale).round_().clamp_(0, _BINS - 1).long()
-        counts = torch.bincount(bins[background], minlength=_BINS).cpu().numpy()
-        table = torch.from_numpy(group_bins(counts, parts + 1)).to(label.device)
-    classes = torch.where(background, table[bins], label.long() + parts)
-    return classes.masked_fill_(label < 0, 0)
+    low = smooth.masked_fill(~background, torch.inf).min()
+    extent = smooth.masked_fill(~background, -torch.inf).max() - low
+    scale = (_BINS - 1) / extent.clamp_min(1e-7)
+    bins = smooth.sub_(low).mul_(scale).round_().clamp_(0, _BINS - 1)
+    # What is no background goes to a bin of its own, also where there is none and low is infinite.
+    bins = bins.masked_fill_(~background, _BINS).long()
+    counts = torch.bincount(bins.flatten(), minlength=_BINS + 1)[:_BINS].cpu().numpy()
+    table = torch.zeros(_BINS + 1, dtype=torch.int64)
+    table[:_BINS] = torch.from_numpy(group_bins(counts, parts + 1))
+    further = (label.long() + parts).masked_fill_(label < 0, 0)
+    return torch.where(background, torch.take(table.to(label.device), bins), further)
 
 
 def group_bins(counts: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.int64]:
@@ -111,14 +111,14 @@ def group_bins(counts: npt.NDArray[np.int64], groups: int) -> npt.NDArray[np.int
     groups = min(groups, len(used))
     weight = counts[used].astype(np.float64)
     sums = [np.concatenate([[0.0], np.cumsum(weight * used**power)]) for power in range(3)]
-    n, s, q = (each[None, :] - each[:, None] for each in sums)  # of the bins first <= bin < end
-    cost = np.where(n > 0, q - s**2 / np.where(n > 0, n, 1.0), np.inf)
-    best = cost[0]
+    n, s, q = (each[:, None] - each[None, :] for each in sums)  # of the bins first <= bin < end
+    cost = np.where(n > 0, q - s**2 / np.where(n > 0, n, 1.0), np.inf)  # (end, first)
+    best = cost[:, 0]
     firsts = []
     for _ in range(groups - 1):
-        total = best[:, None] + cost
-        firsts.append(total.argmin(0))
-        best = total.min(0)
+        total = best + cost
+        firsts.append(total.argmin(1))
+        best = total.min(1)
     group = np.zeros(len(counts), np.int64)
     end = len(used)
     for first in reversed(firsts):
