@@ -17,13 +17,6 @@ class ScheduleName(StrEnum):
     adamw = "adamw"
 
 
-class AugmentationName(StrEnum):
-    """Augmentations of training patches."""
-
-    default = "default"
-    none = "none"
-
-
 class LossName(StrEnum):
     """What is added to Dice."""
 
@@ -93,7 +86,14 @@ ResetHeads = Annotated[
     typer.Option("--reset-heads", help="Draw the heads anew, whatever labels the source has."),
 ]
 Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
-Augment = Annotated[AugmentationName | None, typer.Option(help="Augmentations. [default: default]")]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="default, none, cross-modality, gin-ipa, or shares: gin:0.5,bezier:0.2 "
+        "(docs/training.md). [default: default]",
+    ),
+]
 Mirror = Annotated[
     bool | None,
     typer.Option("--mirror/--no-mirror", help="Flip patches or not. [default: the schedule's]"),

@@ -1,4 +1,4 @@
-"""Augmentation of a batch on the device it lies on: space, intensities, mirroring.
+"""Augmentation of a batch on the device it lies on: space, appearance, intensities, mirroring.
 
 With the default spec these are the training transforms of nnU-Net 2.8.1, with its probabilities and
 ranges. What happens is drawn from a CPU generator before it is done, so the same generator state
@@ -16,6 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.augment_appearance import VIEWS, apply_appearance, sample_appearance
+from autoliver.training.augment_choice import AppearanceStep
 from autoliver.training.augment_intensity import INTENSITY, IntensityStep, default_steps
 from autoliver.training.augment_spatial import (
     SpatialSpec,
@@ -42,12 +44,22 @@ class AugmentSpec(Record, frozen=True, kw_only=True):
         mirror_axes: Spatial axes that may be flipped.
         masked_channels: Image channels set to zero where the label is negative (those normalised
             inside the non-zero region only).
+        appearance: Changes that make one modality look like another; at most one per sample.
+        ignored: The label of voxels without annotation, which are background for images made from
+            labels.
     """
 
     spatial: SpatialSpec
     intensity: tuple[IntensityStep, ...]
     mirror_axes: tuple[int, ...]
     masked_channels: tuple[int, ...] = ()
+    appearance: tuple[AppearanceStep, ...] = ()
+    ignored: int | None = None
+
+    @property
+    def views(self) -> int:
+        """How often each patch is shown, in different guises."""
+        return VIEWS if any(step.name == "gin-ipa" for step in self.appearance) else 1
 
 
 def default_augment_spec(
@@ -115,22 +127,41 @@ def augment_batch(
         part: Which samples of a larger batch these are: they change as they would within it.
 
     Returns:
-        The image (b, c, *patch), float32, and the label (b, k, *patch) with 0 in place of -1.
+        The image (b, c, *patch), float32, and the label (b, k, *patch) with 0 in place of -1. With
+        several views the image is (views * b, c, *patch): all first views, all second, ...
     """
     part = part or Part(start=0, stop=len(image), whole=len(image))
     placements = sample_spatial(part.whole, spec.spatial, generator)[part.start : part.stop]
     image, label = apply_spatial(image, label, patch_shape=patch_shape, placements=placements)
-    for step in spec.intensity:
-        sample, apply = INTENSITY[step.name]
-        draws = sample(step, (part.whole, *image.shape[1:]), generator)
-        apply(image, part.own(draws))
+    image = _with_appearance(image, label[:, 0], spec, generator, part)
+    views = torch.split(image, len(label))
+    for view in views:
+        for step in spec.intensity:
+            sample, apply = INTENSITY[step.name]
+            draws = sample(step, (part.whole, *image.shape[1:]), generator)
+            apply(view, part.own(draws))
     flips = sample_mirror(part.whole, spec.mirror_axes, generator)[part.start : part.stop]
-    apply_mirror(image, flips)
     apply_mirror(label, flips)
-    for channel in spec.masked_channels:
-        image[:, channel].masked_fill_(label[:, 0] < 0, 0)
+    for view in views:
+        apply_mirror(view, flips)
+        for channel in spec.masked_channels:
+            view[:, channel].masked_fill_(label[:, 0] < 0, 0)
     # OUTSIDE is the only negative value.
     return image, label.clamp_min_(0)
+
+
+def _with_appearance(
+    image: Tensor, label: Tensor, spec: AugmentSpec, generator: Generator, part: Part
+) -> Tensor:
+    """The views of a batch, their appearance changed; the image itself may be."""
+    changes = part.own(sample_appearance(spec.appearance, part.whole, generator))
+    if spec.views > 1:
+        image = image.repeat(spec.views, *[1] * (image.ndim - 1))
+    if changes:
+        if spec.ignored is not None:
+            label = label.masked_fill(label == spec.ignored, 0)
+        apply_appearance(image, label, changes)
+    return image
 
 
 def stream_seed(seed: int, process: str) -> int:

@@ -61,22 +61,23 @@ def show_previous(
     """Moves what the first stage found from the target to the image, one channel per label.
 
     Args:
-        image: (b, c, *patch).
+        image: (b, c, *patch), or (views * b, c, *patch).
         target: (b, 2, *patch), the second channel 0 or the number (from 1) of a label.
         channels: How many labels there are.
         generator: Of the augmentations, on the CPU; None: none.
         part: Which samples of a larger batch these are.
 
     Returns:
-        The image (b, c + channels, *patch) and the target (b, 1, *patch).
+        The image (b or views * b, c + channels, *patch) and the target (b, 1, *patch).
     """
     numbers = torch.arange(1, channels + 1, device=target.device, dtype=target.dtype)
     shape = (1, -1, *[1] * (target.ndim - 2))
     further = (target[:, 1:2] == numbers.view(shape)).to(image.dtype)
     if generator is not None:
-        part = part or Part(start=0, stop=len(image), whole=len(image))
+        part = part or Part(start=0, stop=len(target), whole=len(target))
         apply_outlines(further, part.own(sample_outlines(part.whole, channels, generator)))
         apply_pieces(further, part.own(sample_pieces(part.whole, channels, generator)))
+    further = further.repeat(len(image) // len(target), *[1] * (target.ndim - 1))
     return torch.cat([image, further], dim=1), target[:, :1]
 
 

@@ -113,10 +113,10 @@ def apply_blur(image: Tensor, draws: Sequence[Draw]) -> None:
     for draw in draws:
         view = image[draw.sample, draw.channel]
         sizes = zip(draw.values, view.shape, strict=True)
-        view.copy_(_multiply_axes(view, [blur_matrix(*each).to(view) for each in sizes]))
+        view.copy_(multiply_axes(view, [blur_matrix(*each).to(view) for each in sizes]))
 
 
-def _multiply_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def multiply_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """The array with each axis multiplied by its matrix, (wanted, size)."""
     result = array
     # The last axis first: where arrays grow, the longest rows come last.
@@ -204,7 +204,7 @@ def apply_low_resolution(image: Tensor, draws: Sequence[Draw]) -> None:
         small = [round(n * scale) for n, scale in zip(view.shape, draw.values, strict=True)]
         coarse = F.interpolate(view[None, None], small, mode="nearest-exact")[0, 0]
         matrices = [_linear_matrix(n, m).to(view) for n, m in zip(small, view.shape, strict=True)]
-        view.copy_(_multiply_axes(coarse, matrices))
+        view.copy_(multiply_axes(coarse, matrices))
 
 
 def _linear_matrix(size: int, wanted: int) -> Tensor:

@@ -22,7 +22,12 @@ from autoliver.parallel import bar_pace
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.freezing import freezing
-from autoliver.training.losses import hard_dice_counts, segmentation_loss
+from autoliver.training.losses import (
+    CONSISTENCY_WEIGHT,
+    consistency_loss,
+    hard_dice_counts,
+    segmentation_loss,
+)
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
@@ -108,8 +113,12 @@ class _Loop:
         self.freezing.apply(state.network, state.step // self.task.options.iterations)
         self.parallel = self.group.parallel(state.network)
         options = self.task.options
-        mirror = state.recipe.mirror
-        self.spec = augmentation(self.task.configuration, options.augment, mirror=mirror)
+        self.spec = augmentation(
+            self.task.configuration,
+            options.augment,
+            mirror=state.recipe.mirror,
+            ignored=self.loss.ignore,
+        )
 
     def begin_extension(self) -> bool:
         """Goes from the end to the next extension; False: there is none."""
@@ -218,9 +227,15 @@ class _Loop:
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         with self._autocast():
             outputs = network(image.contiguous(memory_format=self.layout))
-        loss = segmentation_loss(outputs, target, options=self.loss, group=self.group)
+        # Patches may be shown in several views: the first are segmented, the others shall agree.
+        first = [output[: len(target)] for output in outputs]
+        loss = segmentation_loss(first, target, options=self.loss, group=self.group)
+        views = len(image) // len(target)
+        if views > 1:
+            disagreement = consistency_loss(outputs[0], views, options=self.loss, group=self.group)
+            loss = loss + CONSISTENCY_WEIGHT * disagreement
         with torch.no_grad():
-            counts = torch.stack(hard_dice_counts(outputs[0], target, options=self.loss))
+            counts = torch.stack(hard_dice_counts(first[0], target, options=self.loss))
         return loss, self.group.sum_(counts).cpu().numpy()
 
     def _update(self, loss: Tensor) -> bool:

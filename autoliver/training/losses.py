@@ -8,6 +8,7 @@ Instead of the mean, the cross-entropy may count only where it is highest ("dice
 2017).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from autoliver.training.options import LossKind
 
 TOP_PART = 10  # one voxel of so many, as nnU-Net
 FOCAL_POWER = 2
+# As Ouyang et al. weigh an element-wise mean, which is small.
+CONSISTENCY_WEIGHT = 10.0
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
@@ -102,6 +105,37 @@ def segmentation_loss(
             scaled = downsample_target(target, tuple(logits.shape[2:]))
             total = total + weight * _one_resolution(logits, scaled, options, group)
     return total
+
+
+def consistency_loss(
+    logits: Tensor, views: int, *, options: LossOptions, group: Group = ALONE
+) -> Tensor:
+    """How far the predictions for views of the same patches are from their mean.
+
+    The divergence KL(mean of p || p), taken element by element and averaged over views, samples,
+    classes and voxels. A region is a distribution of its own, of inside and outside. Ouyang et al.,
+    IEEE TMI 2023.
+
+    Args:
+        logits: (views * b, rows, *shape): all first views, all second, ...; half precision is
+            computed in float32.
+        views: How many of each patch there are.
+        options: Of the loss.
+        group: Processes that each hold a part of the batch.
+
+    Returns:
+        A scalar, float32; 0 where all views agree.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        if options.regions is None:
+            log_probability = F.log_softmax(logits, dim=1)
+        else:
+            log_probability = torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=1)
+        versions = log_probability.reshape(views, -1, *log_probability.shape[1:])
+        mean = versions.logsumexp(0, keepdim=True) - math.log(views)
+        total = F.kl_div(versions, mean.expand_as(versions), reduction="sum", log_target=True)
+    return _mean(total, versions.numel(), group)
 
 
 def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple[float, ...]:

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
+from autoliver.training.augment_choice import parse_augment
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe
 
 Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
-Augmentation = Literal["default", "none"]
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
 Heads = Literal["map", "reset"]
 
@@ -32,7 +32,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             does. None: epochs alone decide.
         schedule: A recipe of `training/recipes.py`; "scratch" is another name of "nnunet", "auto"
             goes by the number of steps and by what the training starts with.
-        augment: Augmentations applied to training patches.
+        augment: Augmentations applied to training patches: "default", "none", or changes of
+            appearance on top of the default (`training/augment_choice.py`).
         seed: Of weights, patches and augmentations.
         foreground: Share of the patches of a batch that must show foreground.
         loss: Dice with the mean cross-entropy, with that of the hardest tenth of the voxels, or
@@ -60,7 +61,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     iterations: int = 250
     hours: float | None = None
     schedule: Schedule = "auto"
-    augment: Augmentation = "default"
+    augment: str = "default"
     seed: int = 0
     foreground: float = 0.33
     loss: LossKind = "dice-ce"
@@ -104,7 +105,7 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
     """The recipe of `options.schedule` with what the options override; "auto" goes by the steps.
 
     Args:
-        options: The training's options.
+        options: The training's options. With changes of appearance nothing is mirrored by default.
         steps: Steps that will be done, where a time budget allows fewer than `options.steps`.
     """
     planned = options.steps if steps is None else min(steps, options.steps)
@@ -129,6 +130,9 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
         recipe = recipe.replace(learning_rate=recipe.learning_rate * recipe.transfer_share)
     if options.mirror is not None:
         recipe = recipe.replace(mirror=options.mirror)
+    elif parse_augment(options.augment):
+        # Where contrasts do not tell, left and right are what tells liver from spleen.
+        recipe = recipe.replace(mirror=False)
     return recipe
 
 
@@ -278,6 +282,7 @@ def _check_from_scratch(options: TrainingOptions) -> None:
 
 def _check_together(options: TrainingOptions) -> None:
     """Refuses options that contradict each other."""
+    parse_augment(options.augment)
     if options.mirror and options.augment == "none":
         raise OptionError(
             "--mirror asks for flipped patches, --augment none for none.",

@@ -19,6 +19,7 @@ from autoliver.training.augment import (
     initial_patch_shape,
 )
 from autoliver.training.augment_cascade import show_previous
+from autoliver.training.augment_choice import parse_augment
 from autoliver.training.cache import (
     CacheKind,
     DeviceStream,
@@ -29,7 +30,6 @@ from autoliver.training.cache import (
     measure_room,
 )
 from autoliver.training.loader import drawn_by_workers, loader_workers
-from autoliver.training.options import Augmentation
 from autoliver.training.sampling import Batch, PatchSampler, PatchStream, TrainingCase
 from autoliver.training.target import class_table, previous_table
 from autoliver.training.task import FoldTask
@@ -44,7 +44,8 @@ class TrainingBatch:
 
     Attributes:
         number: Which of its stream.
-        image: (b, c, *patch) float32; for a cascade with the channels of its first stage.
+        image: (b, c, *patch) float32, or (views * b, c, *patch) where patches are shown in several
+            views; for a cascade with the channels of its first stage.
         target: (b, 1, *patch) of classes, int16.
         cases: The case of each patch.
         seconds: What it took: waiting, and the augmentations as far as they were waited for.
@@ -60,16 +61,28 @@ class TrainingBatch:
 
 
 def augmentation(
-    configuration: Configuration, kind: Augmentation, *, mirror: bool
+    configuration: Configuration, kind: str, *, mirror: bool, ignored: int | None = None
 ) -> AugmentSpec | None:
-    """What may happen to training patches; None: nothing."""
+    """What may happen to training patches; None: nothing.
+
+    Args:
+        configuration: Of the patches.
+        kind: As `--augment` says it.
+        mirror: Whether they are flipped.
+        ignored: The class of voxels without annotation.
+
+    Raises:
+        OptionError: The kind is unknown.
+    """
+    appearance = parse_augment(kind)
     if kind == "none":
         return None
-    return default_augment_spec(
+    spec = default_augment_spec(
         configuration.patch_shape,
         mirror=mirror,
         masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
     )
+    return spec.replace(appearance=appearance, ignored=ignored)
 
 
 def patch_stream(

@@ -1,0 +1,115 @@
+"""What `--augment` may say: the default, nothing, or changes of a modality's appearance."""
+
+import difflib
+import math
+from typing import Literal, get_args
+
+from autoliver.artifacts import Record
+from autoliver.errors import OptionError
+
+AppearanceName = Literal["inversion", "bezier", "gin", "gin-ipa", "randconv", "synthseg"]
+
+# The share of the patches that a change alone is given.
+SHARES: dict[AppearanceName, float] = {
+    "inversion": 0.5,
+    "bezier": 1.0,
+    "gin": 1.0,
+    "gin-ipa": 1.0,
+    "randconv": 0.8,
+    "synthseg": 0.5,
+}
+# Shorthands of one word; "default" and "none" change no appearance.
+MIXTURES = {
+    "default": "",
+    "none": "",
+    "cross-modality": "gin:0.5,bezier:0.15,inversion:0.1,synthseg:0.1",
+}
+
+
+class AppearanceStep(Record, frozen=True, kw_only=True):
+    """A change of appearance and how often it happens.
+
+    Attributes:
+        name: Of the change.
+        probability: Share of the patches. At most one change happens to a patch, so the shares of
+            all steps add up to one at most; the rest stay as they are.
+    """
+
+    name: AppearanceName
+    probability: float
+
+
+def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
+    """The changes of appearance that a value of `--augment` asks for.
+
+    Args:
+        text: "default" or "none" (no changes), "cross-modality", a name ("gin"), or names with
+            their shares ("gin:0.5,bezier:0.25").
+
+    Raises:
+        OptionError: A name is unknown, a share is none, or they do not go together.
+    """
+    parts = [part.strip() for part in MIXTURES.get(text.strip(), text).split(",")]
+    if parts == [""] and text.strip() in MIXTURES:
+        return ()
+    steps = tuple(_step(part, text, alone=len(parts) == 1) for part in parts)
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"--augment {text} names {name} twice.", hint="Name it once.")
+    if "gin-ipa" in names and len(names) > 1:
+        raise OptionError(
+            f"--augment {text}: gin-ipa shows the network each patch three times and cannot be "
+            "mixed with others.",
+            hint="Give --augment gin-ipa alone, or gin in the mixture.",
+        )
+    total = math.fsum(step.probability for step in steps)
+    if total > 1.0 + 1e-9:
+        raise OptionError(
+            f"--augment {text}: the shares add up to {total:g}; they are shares of the patches, "
+            "together at most 1.",
+            hint="Give smaller ones, as in --augment gin:0.5,bezier:0.25.",
+        )
+    return steps
+
+
+def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
+    name, colon, share = (piece.strip() for piece in part.partition(":"))
+    known = _known(name, text)
+    if not colon:
+        if not alone:
+            raise OptionError(
+                f"--augment {text}: in a mixture each change needs its share; {name} has none.",
+                hint="As in --augment gin:0.5,bezier:0.25; the rest of the patches stays as it is.",
+            )
+        return AppearanceStep(name=known, probability=SHARES[known])
+    try:
+        probability = float(share)
+    except ValueError:
+        probability = math.nan
+    if not 0.0 < probability <= 1.0:
+        raise OptionError(
+            f"--augment {text}: the share of {name} is '{share}'; it must be above 0 and at most "
+            "1.",
+            hint=f"As in --augment {name}:0.5.",
+        )
+    return AppearanceStep(name=known, probability=probability)
+
+
+def _known(name: str, text: str) -> AppearanceName:
+    for known in get_args(AppearanceName):
+        if name == known:
+            found: AppearanceName = known
+            return found
+    if name in MIXTURES:
+        raise OptionError(
+            f"--augment {text}: {name} stands alone, without a share and not in a mixture.",
+            hint=f"Give --augment {name}, or the shares of {', '.join(SHARES)}.",
+        )
+    choices = [*MIXTURES, *SHARES]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    raise OptionError(
+        f"--augment {text}: there is no '{name}'.",
+        hint=f"{meant}There are {', '.join(choices)}, and mixtures such as gin:0.5,bezier:0.25.",
+    )
