@@ -7,7 +7,6 @@ share what they train. Datasets are tables of paths into the originals; nothing 
 import argparse
 import json
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,7 @@ class Study:
 
     @property
     def workspace(self) -> Path:
+        """Of all trainings."""
         return self.work / "workspace"
 
     def prepare(self) -> None:
@@ -133,7 +133,7 @@ def read_study(description: str, arguments: Sequence[str] | None = None) -> Stud
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"))
     parser.add_argument("--steps", type=int, default=1500, help="On CT.")
     parser.add_argument("--tune", type=int, default=300, help="On MR.")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--configuration", default=CONFIGURATION)
     given = parser.parse_args(arguments)
@@ -144,7 +144,7 @@ def read_study(description: str, arguments: Sequence[str] | None = None) -> Stud
         spacing_mm=None if given.spacing is None else tuple(given.spacing),
         steps=given.steps,
         tune=given.tune,
-        seeds=tuple(range(given.seeds)),
+        seeds=tuple(given.seeds),
         device=given.device,
         configuration=given.configuration,
     )
@@ -156,12 +156,13 @@ class Rows:
     """Results as they come, one JSON line each, and a table of means over seeds at the end."""
 
     def __init__(self, study: Study, name: str) -> None:
-        self.path = study.work / f"{name}.jsonl"
+        seeds = "".join(str(seed) for seed in study.seeds)
+        self.path = study.work / f"{name}-seeds{seeds}.jsonl"
         self.rows: list[dict[str, Any]] = []
-        self.start = time.monotonic()
         self.path.unlink(missing_ok=True)
 
     def add(self, what: str, seed: int, dice: dict[str, dict[str, float]]) -> None:
+        """Keeps and prints one: column -> label -> Dice."""
         row = {"what": what, "seed": seed, "dice": dice, "cores": len(os.sched_getaffinity(0))}
         self.rows.append(row)
         with self.path.open("a") as file:

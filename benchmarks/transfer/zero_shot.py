@@ -1,6 +1,6 @@
 """(a) Trained on CT alone, without and with changes of appearance: Dice on MR and on CT.
 
-python -m benchmarks.transfer.zero_shot WORK [--augment gin ...] [--seeds 3] [--steps 1500]
+python -m benchmarks.transfer.zero_shot WORK [--augment 'gin;bezier'] [--seeds 0 1 2] [--steps 1500]
 """
 
 import sys
