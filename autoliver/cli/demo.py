@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,12 +11,14 @@ from autoliver.cli.output import emit, number, start, table
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
-    from autoliver.synthesis.phantom import PhantomOptions
     from autoliver.workspace import Workspace
 
-_SEED = 20
+_SEEDS = {"CT": 20, "T2": 21}  # other patients
 _TEST_CASES = 4
 _LESIONS = (2, 5)
+_CT, _MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
+_CT_CASES, _MR_CASES = 12, 2
+_CT_STEPS, _MR_STEPS = (18, 50), (6, 50)  # epochs and steps of each
 
 
 def demo(
@@ -26,26 +28,37 @@ def demo(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make phantom scans, then plan, train, predict and evaluate on them: under 5 minutes."""
-    from autoliver.synthesis.phantom import PhantomOptions
+    """Make phantom scans, train on CT, transfer to two MR scans, compare: under 5 minutes."""
+    from autoliver.pipeline.data import plan_dataset
+    from autoliver.planning.planner import PlanOptions
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     begun = time.monotonic()
-    workspace = Workspace(output / "workspace")
-    ct = (PhantomOptions(contrast="CT", lesions=_LESIONS),)
-    mr = (PhantomOptions(contrast="T2", lesions=_LESIONS),)
-    parts = [
-        _study(workspace, output, "Dataset001_PhantomCT", options=ct, cases=12, epochs=16),
-        _study(workspace, output, "Dataset002_PhantomMR", options=mr, cases=12, epochs=16),
-    ]
+    workspace, data = Workspace(output / "workspace"), output / "data"
+    _phantoms(data, _CT, contrast="CT", cases=_CT_CASES)
+    _phantoms(data, _MR, contrast="T2", cases=_MR_CASES)
+    plan_dataset(workspace, str(data / _CT), PlanOptions(preset="tiny"))
+    _train(workspace, data / _CT, _CT_STEPS, augment="cross-modality")
+    _train(workspace, data / _MR, _MR_STEPS, pretrained="PhantomCT", compare=True)
+    parts = {
+        "CT, trained on 12 CT scans": (_CT, f"{_CT}/2d"),
+        "MR, the same model: it never saw MR": (_MR, f"{_CT}/2d"),
+        "MR, from scratch on 2 MR scans": (_MR, f"{_MR}/2d@PhantomCT+scratch"),
+        "MR, transferred from CT to 2 MR scans": (_MR, f"{_MR}/2d@PhantomCT"),
+    }
+    scores = {
+        what: _score(workspace, output, dataset, model) for what, (dataset, model) in parts.items()
+    }
     minutes = (time.monotonic() - begun) / 60
-    text = "\n\n".join(f"{name}: {_TEST_CASES} unseen cases\n{_show(s)}" for name, s in parts)
+    labels = list(next(iter(scores.values())).summary)
+    rows = [(what, *(number(_dice(s, label)) for label in labels)) for what, s in scores.items()]
+    text = f"Dice of {_TEST_CASES} unseen scans each\n{table(('', *labels), rows)}"
     emit(
         {
             "dice": {
-                name: {label: score.metrics["dice"].mean for label, score in s.summary.items()}
-                for name, s in parts
+                what: {label: _dice(found, label) for label in labels}
+                for what, found in scores.items()
             },
             "folder": str(output.resolve()),
         },
@@ -54,52 +67,54 @@ def demo(
     )
 
 
-def _study(
-    workspace: "Workspace",
-    output: Path,
-    name: str,
-    *,
-    options: "tuple[PhantomOptions, ...]",
-    cases: int,
-    epochs: int,
-) -> "tuple[str, Scores]":
-    """One dataset from nothing to the scores of unseen cases."""
-    from autoliver.pipeline.data import plan_dataset
-    from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
-    from autoliver.pipeline.prediction import PredictRequest, predict_folder
-    from autoliver.pipeline.training import TrainRequest, train
-    from autoliver.planning.planner import PlanOptions
-    from autoliver.synthesis.phantom import write_phantom_dataset
+def _phantoms(data: Path, name: str, *, contrast: Literal["CT", "T2"], cases: int) -> None:
+    from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
-    source = output / "data" / name
-    if not source.exists():
+    if not (data / name).exists():
         write_phantom_dataset(
-            source.parent,
+            data,
             name=name,
             cases=cases,
-            seed=_SEED,
-            options=options,
+            seed=_SEEDS[contrast],
+            options=(PhantomOptions(contrast=contrast, lesions=_LESIONS),),
             test_cases=_TEST_CASES,
         )
-    plan_dataset(workspace, str(source), PlanOptions(preset="tiny"))
+
+
+def _train(
+    workspace: "Workspace",
+    dataset: Path,
+    steps: tuple[int, int],
+    *,
+    augment: str = "default",
+    pretrained: str | None = None,
+    compare: bool = False,
+) -> None:
+    from autoliver.pipeline.compare import train_both
+    from autoliver.pipeline.training import TrainRequest, train
+
     request = TrainRequest(
-        configuration="2d", folds=("all",), changes={"epochs": epochs, "iterations": 50}
+        configuration="2d",
+        folds=("all",),
+        changes={"epochs": steps[0], "iterations": steps[1], "augment": augment},
+        pretrained=pretrained,
+        tell=lambda text: typer.echo(text, err=True),
     )
-    train(workspace, name, request)
-    predictions = output / "predictions" / name
-    predict_folder(workspace, source / "imagesTs", predictions, PredictRequest(), models=(name,))
-    request_scores = EvaluateRequest(dataset=name)
-    return name, evaluate(workspace, predictions, source / "labelsTs", request_scores)
+    (train_both if compare else train)(workspace, str(dataset), request)
 
 
-def _show(scores: "Scores") -> str:
-    rows = [
-        (label, *(number(_mean(scores, label, field)) for field in ("dice", "nsd", "hd95_mm")))
-        for label in scores.summary
-    ]
-    return table(("label", "Dice", "NSD 2 mm", "HD95 mm"), rows)
+def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":
+    """What a model finds in a dataset's unseen scans."""
+    from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
+    from autoliver.pipeline.prediction import PredictRequest, predict_folder
+
+    source = output / "data" / dataset
+    predictions = output / "predictions" / f"{dataset} by {model.replace('/', ' ')}"
+    predict_folder(workspace, source / "imagesTs", predictions, PredictRequest(), models=(model,))
+    request = EvaluateRequest(dataset=dataset)
+    return evaluate(workspace, predictions, source / "labelsTs", request)
 
 
-def _mean(scores: "Scores", label: str, field: str) -> float | None:
-    found = scores.summary[label].metrics.get(field)
+def _dice(scores: "Scores", label: str) -> float | None:
+    found = scores.summary[label].metrics.get("dice")
     return found.mean if found else None

@@ -80,7 +80,11 @@ def checkpoint_run(path: Path) -> NnunetRun:
     if fold is None or missing:
         raise ModelError(
             f"{path}: a checkpoint alone does not say what its network expects: "
-            + (f"{missing[0]} is not in {path.parents[1]}." if missing else "it is in no fold_N."),
+            + (
+                "it is in no fold_N."
+                if fold is None
+                else f"{missing[0]} is not in {path.parents[1]}."
+            ),
             hint="Leave it where nnUNetv2_train wrote it, in TRAINER__PLANS__CONFIGURATION/fold_N, "
             "with plans.json and dataset.json beside the folds.",
         )

@@ -1,0 +1,42 @@
+"""(c) What fine-tuning on MR leaves of CT: learning rate, freezing, and what the source saw.
+
+python -m benchmarks.transfer.forgetting WORK [--seeds 0 1 2] [--tune 300]
+"""
+
+from typing import Any
+
+from benchmarks.transfer.study import SOURCE, TARGET, Rows, read_study
+
+CASES = 2
+WAYS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "a third of the rate": {"lr": 6e-4},
+    "encoder frozen": {"freeze": "encoder"},
+    "encoder at a tenth": {"encoder_factor": 0.1},
+    "heads drawn anew": {"heads": "reset"},
+    "the rate from scratch": {"lr": 6e-3},
+}
+SOURCES = ("default", "cross-modality")
+
+
+def main() -> None:
+    study = read_study(__doc__ or "")
+    rows = Rows(study, "forgetting")
+    for seed in study.seeds:
+        target = study.target(CASES, seed)
+        for augment in SOURCES:
+            source = study.train_source(augment, seed)
+            dice = {"MR": study.dice(source, TARGET), "CT": study.dice(source, SOURCE)}
+            rows.add(f"{augment}: not tuned", seed, dice)
+            for number, (way, options) in enumerate(WAYS.items()):
+                tag = f"from-{augment}-s{seed}" + (f"-way{number}" if number else "")
+                model = study.train(
+                    target, tag, steps=study.tune, seed=seed, pretrained=source, **options
+                )
+                dice = {"MR": study.dice(model, TARGET), "CT": study.dice(model, SOURCE)}
+                rows.add(f"{augment}: {way}", seed, dice)
+    rows.show()
+
+
+if __name__ == "__main__":
+    main()
