@@ -245,6 +245,12 @@ def test_a_run_begun_from_something_else_is_not_gone_on_with(own, data):
         run(*command, "--pretrained", "PhantomCT", "--tag", "tuned")
 
 
+def test_a_source_that_knows_the_held_out_cases_is_told(own):
+    command = ("train", CT, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT, "-w", own)
+    text = told(*command)
+    assert "fold 0: PhantomCT/2d fold all has learnt from 1 of the 1 cases held out" in text
+
+
 def test_no_common_label_is_refused_before_anything_is_trained(own, data, tmp_path):
     other = Path(shutil.copytree(data / MR, tmp_path / "Dataset009_Heart"))
     description = json.loads((other / "dataset.json").read_text())

@@ -1,7 +1,7 @@
 """What a training begins with: the plan it follows, and weights made to fit from a source."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.like import plan_to_follow, planned_like
 from autoliver.pipeline.source import Source, find_source, safe
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.training.folds import Fold, Split
 from autoliver.transfer.plan import far_axes
 from autoliver.transfer.table import Transfer
 from autoliver.workspace import RunFolder, Workspace
@@ -87,6 +88,26 @@ def _follow(own: Planned, short: str, plan: Plan, wanted: ConfigurationName, tel
     for finding in far_axes(only, own.plan):
         tell(f"Note: {finding}")
     return planned
+
+
+def note_seen(
+    source: Source, planned: Planned, splits: Mapping[Fold, Split], *, tell: Tell = _log.info
+) -> None:
+    """Says it when the source has learnt from cases that a fold holds out: its scores flatter.
+
+    Goes by names, where the source was trained on the same dataset.
+    """
+    info = source.info
+    if info is None or info.plan.dataset != planned.dataset.name:
+        return
+    for fold, split in splits.items():
+        seen = sorted(set(info.cases) & set(split.validation))
+        if seen:
+            tell(
+                f"Note: fold {fold}: {source.fold} has learnt from {len(seen)} of the "
+                f"{len(split.validation)} cases held out ({', '.join(seen[:3])}"
+                f"{', ...' if len(seen) > 3 else ''}): their scores will be too good."
+            )
 
 
 def begin_weights(

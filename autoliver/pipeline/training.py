@@ -18,7 +18,7 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.fold_job import FoldJob, FoldResult
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.pipeline.source import Source
-from autoliver.pipeline.start import Tell, begin_weights, find_start
+from autoliver.pipeline.start import Tell, begin_weights, find_start, note_seen
 from autoliver.planning.plan import ConfigurationName
 from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold
@@ -167,6 +167,7 @@ def _fold_jobs(
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if source is not None:
+        note_seen(source, planned, splits, tell=request.tell)
         begin_weights(run, source, planned, configuration, options, tell=request.tell)
     request.tell(why_schedule(options, most))
     stores = preprocess(planned, [request.configuration], limits=request.limits)
