@@ -34,6 +34,31 @@ class RunFolder:
         """The options it was begun with."""
         return self.path / "options.json"
 
+    @property
+    def transfer(self) -> Path:
+        """What was done to the weights that it began with, if they were another model's."""
+        return self.path / "transfer.json"
+
+    @property
+    def start(self) -> Path:
+        """Those weights, as its folds begin with them."""
+        return self.path / "start.safetensors"
+
+    @property
+    def configuration(self) -> str:
+        """The first part of its name, CONFIGURATION[@SOURCE][+TAG]."""
+        return self.path.name.partition("+")[0].partition("@")[0]
+
+    @property
+    def source(self) -> str:
+        """What its plan was made like; empty where it is the dataset's own."""
+        return self.path.name.partition("+")[0].partition("@")[2]
+
+    @property
+    def tag(self) -> str:
+        """What tells it from others of the same configuration and source; may be empty."""
+        return self.path.name.partition("+")[2]
+
     def fold(self, fold: Fold) -> Path:
         """The folder of one fold."""
         return self.path / f"fold_{fold}"
@@ -169,12 +194,23 @@ class DatasetFolder:
         """The plan made from the dataset's own fingerprint."""
         return self.path / "plan.json"
 
+    def plan_like(self, source: str) -> Path:
+        """The plan made like a source's."""
+        return self.path / f"plan@{source}.json"
+
     def store(self, key: str) -> Path:
         """Preprocessed cases of one key."""
         return self.path / "store" / key
 
-    def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
+    def run(
+        self, configuration: ConfigurationName, *, source: str = "", tag: str | None = None
+    ) -> RunFolder:
         """The run of a configuration.
+
+        Args:
+            configuration: Which.
+            source: What its plan was made like; empty: the dataset's own plan.
+            tag: Tells it from others.
 
         Raises:
             OptionError: The tag cannot be part of a folder's name.
@@ -184,7 +220,8 @@ class DatasetFolder:
                 f"--tag {tag}: cannot be part of a folder's name.",
                 hint="Use letters, digits, '.', '_' and '-'.",
             )
-        return RunFolder(self.path / "runs" / (configuration + (f"+{tag}" if tag else "")))
+        name = configuration + (f"@{source}" if source else "") + (f"+{tag}" if tag else "")
+        return RunFolder(self.path / "runs" / name)
 
     def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
         """Out-of-fold label maps and scores of runs averaged, which `select` compares."""
@@ -298,11 +335,15 @@ class Workspace:
     def _of_folder(self, folder: ModelFolder) -> list[RunFolder | ModelFolder]:
         return [folder] if folder.selection.exists() else list(folder.runs)
 
-    def _named(self, model: str) -> list[RunFolder | ModelFolder]:
-        name, _, run = model.partition("/")
+    def trained(self, name: str) -> list[ModelFolder]:
+        """The datasets and then the imported models of a name or short name, trained or not."""
         folders = [*(dataset.trained for dataset in self.datasets), *self.models]
         fitting = [folder for folder in folders if name.lower() in _names_of(folder.name)]
-        fitting = [folder for folder in fitting if folder.name == name] or fitting
+        return [folder for folder in fitting if folder.name == name] or fitting
+
+    def _named(self, model: str) -> list[RunFolder | ModelFolder]:
+        name, _, run = model.partition("/")
+        fitting = self.trained(name)
         if not run:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]

@@ -264,6 +264,11 @@ def test_what_does_not_fit_the_model_is_refused(
     write_image(tmp_path / "in/mr.nii.gz", abs(volume.array), volume.geometry)
     with pytest.raises(DatasetError, match="no negative values"):
         run("predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "-w", trained)
+    forced = ("predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "--modality", "MR")
+    assert run(*forced, "-w", trained)["predicted"] == 1
+    model = autoliver.load_model(workspace=trained, device="cpu", modality="MR")
+    label = model(abs(volume.array), spacing_mm=volume.geometry.spacing_mm)
+    assert np.array_equal(label, read_label(tmp_path / "out/mr.nii.gz").array[0])
     with pytest.raises(DatasetError, match="no such folder"):
         run("predict", "-i", tmp_path / "nothing", "-o", tmp_path / "out", "-w", trained)
     shutil.copy(next((phantoms / "imagesTs").iterdir()), tmp_path / "case.nii.gz")

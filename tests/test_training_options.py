@@ -70,6 +70,8 @@ def test_given_options_are_kept_and_reach_the_model(
     run("train", NAME, "2d", *SHORT, "--no-mirror", "--tag", "plain", "-w", workspace)
     assert len(set((workspace / NAME / "store").glob("*")) - stores) <= 1
     assert FoldModel.load(fold(workspace, "plain") / "model.json").mirror_axes == ()
+    run("train", NAME, "2d", *SHORT, "--augment", "none", "--tag", "bare", "-w", workspace)
+    assert FoldModel.load(fold(workspace, "bare") / "model.json").augment == "none"
     # Others than begun with are refused by name.
     with pytest.raises(OptionError, match="begun with --no-mirror, not --mirror"):
         run("train", NAME, "2d", *SHORT, "--mirror", "--tag", "plain", "-w", workspace)
@@ -84,6 +86,15 @@ def test_a_patch_that_does_not_fit_is_refused_before_anything_is_made(workspace:
     result = CliRunner().invoke(app, ["train", NAME, "2d", "--patch", "7x9"])
     assert result.exit_code == 2
     assert "'7x9' is no list of sizes" in result.stderr
+
+
+def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None:
+    for given in (("--freeze", "encoder"), ("--encoder-factor", 0.1), ("--reset-heads",)):
+        with pytest.raises(OptionError, match=f"^{' '.join(map(str, given))} is for weights"):
+            run("train", NAME, "2d", *given, "--tag", "drawn", "-w", workspace)
+    with pytest.raises(OptionError, match=r"^--unfreeze encoder@3 is for weights"):
+        run("train", NAME, "2d", "--unfreeze", "encoder@3", "--tag", "drawn", "-w", workspace)
+    assert not fold(workspace, "drawn").parent.exists()
 
 
 def test_options_from_python_are_checked(workspace: Path) -> None:

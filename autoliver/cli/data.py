@@ -2,6 +2,7 @@
 
 import shutil
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, start, table
 
 if TYPE_CHECKING:
+    from autoliver.pipeline.data import Planned
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
 
@@ -37,6 +39,15 @@ class PresetName(StrEnum):
     l = "L"  # noqa: E741
     xl = "XL"
     tiny = "tiny"
+
+
+class LikeSpacing(StrEnum):
+    """Which spacing a dataset gets that is planned like another."""
+
+    auto = "auto"
+    source = "source"
+    target = "target"
+    fixed = "fixed"
 
 
 def verify(
@@ -86,6 +97,21 @@ def plan(
         tuple[float, float, float] | None,
         typer.Option(metavar="Z Y X", help="Spacing of the full resolution in mm."),
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Plan with the networks and patches of a planned dataset or a model (any that "
+            "train --pretrained takes).",
+        ),
+    ] = None,
+    like_spacing: Annotated[
+        LikeSpacing | None,
+        typer.Option(
+            help="With --like: the source's spacing, the dataset's own, --spacing, or the source's "
+            "but where most slices would be interpolated. [default: auto]"
+        ),
+    ] = None,
     batch_cap: Annotated[
         bool,
         typer.Option(
@@ -100,31 +126,34 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
-    import msgspec
-
     from autoliver.parallel import Limits
     from autoliver.pipeline import data
+    from autoliver.pipeline.like import plan_dataset_like
     from autoliver.planning.planner import PlanOptions
+    from autoliver.transfer.plan import LikeOptions, far_axes
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
+    limits = Limits(workers=workers, memory_gb=memory_gb)
+    if like is not None:
+        if vram is not None or preset is not PresetName.default:
+            raise typer.BadParameter("--preset and --vram are the source's.", param_hint="--like")
+        mode = like_spacing or (LikeSpacing.auto if spacing is None else LikeSpacing.fixed)
+        spacing_options = LikeOptions(spacing=mode.value, spacing_mm=spacing)
+        planned, own = plan_dataset_like(
+            Workspace(workspace), dataset, like, spacing_options, limits=limits
+        )
+        for finding in far_axes(planned.plan, own):
+            typer.echo(f"Note: {finding}", err=True)
+        _emit_plan(planned, planned.folder.plan_like(planned.source), as_json=as_json)
+        return
+    if like_spacing is not None:
+        raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
     options = PlanOptions(
         preset=preset.value, vram_gb=vram, spacing_mm=spacing, batch_cap=batch_cap
     )
-    planned = data.plan_dataset(
-        Workspace(workspace), dataset, options, limits=Limits(workers=workers, memory_gb=memory_gb)
-    )
-    made = planned.plan
-    trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
-    text = (
-        f"{_show_plan(made)}\nWritten: {planned.folder.plan}\n"
-        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}"
-    )
-    emit(
-        {"plan": msgspec.to_builtins(made), "file": str(planned.folder.plan)},
-        text,
-        as_json=as_json,
-    )
+    planned = data.plan_dataset(Workspace(workspace), dataset, options, limits=limits)
+    _emit_plan(planned, planned.folder.plan, as_json=as_json)
 
 
 def preprocess(
@@ -153,6 +182,19 @@ def preprocess(
     text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
     result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}
     emit(result, text, as_json=as_json)
+
+
+def _emit_plan(planned: "Planned", file: Path, *, as_json: bool) -> None:
+    import msgspec
+
+    made = planned.plan
+    trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
+    follow = f" --like {planned.source}" if planned.source else ""
+    text = (
+        f"{_show_plan(made)}\nWritten: {file}\n"
+        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}{follow}"
+    )
+    emit({"plan": msgspec.to_builtins(made), "file": str(file)}, text, as_json=as_json)
 
 
 def _findings(found: "Verification") -> str:

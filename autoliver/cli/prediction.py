@@ -1,5 +1,6 @@
 """predict and evaluate."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,15 @@ from autoliver.cli.options import (
     WorkspaceDir,
 )
 from autoliver.cli.output import emit, start
+
+
+class ModalityName(StrEnum):
+    """What a case can be."""
+
+    auto = "auto"
+    CT = "CT"
+    MR = "MR"
+
 
 Models = Annotated[
     list[str] | None,
@@ -32,6 +42,13 @@ Roi = Annotated[
         metavar="auto|off|MODEL",
         help="Look only within 2 cm of what a coarse model finds: the 3d_lowres run beside the"
         " model (auto), or any model. All else becomes background.",
+    ),
+]
+Modality = Annotated[
+    ModalityName,
+    typer.Option(
+        help="What the cases are and are normalised as; auto goes by each case's values and refuses"
+        " what the model was not trained for."
     ),
 ]
 
@@ -54,6 +71,7 @@ def predict(
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
     roi: Roi = "off",
+    modality: Modality = ModalityName.auto,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
     ] = False,
@@ -82,6 +100,7 @@ def predict(
         probabilities=probabilities,
         uncertainty=uncertainty,
         roi=None if roi == "off" else roi,
+        modality=modality.value,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )

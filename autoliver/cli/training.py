@@ -22,8 +22,10 @@ from autoliver.cli.training_options import (
     Augment,
     BatchSize,
     Deterministic,
+    EncoderFactor,
     Epochs,
     Extend,
+    Freeze,
     Hours,
     Iterations,
     LearningRate,
@@ -32,9 +34,11 @@ from autoliver.cli.training_options import (
     Optimiser,
     Patch,
     Patience,
+    ResetHeads,
     Schedule,
     Seed,
     TensorBoard,
+    Unfreeze,
     sizes,
 )
 
@@ -63,6 +67,29 @@ FoldOption = Annotated[
 Cache = Annotated[
     CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
 ]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Begin with the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
+        "exported file, a run's folder, or nnU-Net's folder or checkpoint; planned like it.",
+    ),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Follow the plan that plan --like made; weights are drawn."
+    ),
+]
+OwnPlan = Annotated[
+    bool,
+    typer.Option("--own-plan", help="With --pretrained: keep the dataset's plan, adapt weights."),
+]
+CompareScratch = Annotated[
+    bool,
+    typer.Option("--compare-scratch", help="Then train the same from scratch and show both."),
+]
+Twin = Annotated[bool, typer.Option("--twin", hidden=True, help="Only the plan of --pretrained.")]
 Tag = Annotated[
     str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
 ]
@@ -72,6 +99,11 @@ def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: ConfigurationArgument,
     fold: FoldOption = "cv",
+    pretrained: Pretrained = None,
+    like: Like = None,
+    own_plan: OwnPlan = False,
+    compare_scratch: CompareScratch = False,
+    twin: Twin = False,
     epochs: Epochs = None,
     iterations: Iterations = None,
     hours: Hours = None,
@@ -85,6 +117,10 @@ def train(
     mirror: Mirror = None,
     batch_size: BatchSize = None,
     patch: Patch = None,
+    freeze: Freeze = None,
+    unfreeze: Unfreeze = None,
+    encoder_factor: EncoderFactor = None,
+    reset_heads: ResetHeads = False,
     seed: Seed = None,
     deterministic: Deterministic = None,
     device: Device = "auto",
@@ -113,6 +149,8 @@ def train(
         **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
         **{"augment": augment, "mirror": mirror, "batch_size": batch_size},
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
+        **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
+        **{"heads": "reset" if reset_heads else None},
     }
     request = TrainRequest(
         configuration=check_configuration(configuration),
@@ -126,9 +164,22 @@ def train(
         jobs=jobs,
         cache=cache.value,
         tensorboard=tensorboard,
+        pretrained=pretrained,
+        like=like,
+        own_plan=own_plan,
+        twin=twin,
+        tell=_tell,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    _train_and_show(Workspace(workspace), dataset, request, as_json=as_json)
+    work = _compare_and_show if compare_scratch else _train_and_show
+    work(Workspace(workspace), dataset, request, as_json=as_json)
+
+
+def _tell(text: str) -> None:
+    from autoliver.training.distributed import launched
+
+    if launched().leads:
+        typer.echo(text, err=True)
 
 
 def _join_queue(one_of: int) -> None:
@@ -152,6 +203,20 @@ def _train_and_show(
         raise
     if launched().leads:  # of the processes that torchrun has started, one speaks
         emit(_summary(results), _show(results), as_json=as_json)
+
+
+def _compare_and_show(
+    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
+) -> None:
+    from autoliver.pipeline.compare import train_both
+    from autoliver.training.distributed import launched
+
+    both = train_both(workspace, dataset, request)
+    result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
+    parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
+    text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
+    if launched().leads:
+        emit(result, text, as_json=as_json)
 
 
 def _plain(value: object) -> object:

@@ -11,7 +11,10 @@ class ScheduleName(StrEnum):
 
     auto = "auto"
     nnunet = "nnunet"
+    scratch = "scratch"
+    finetune = "finetune"
     short = "short"
+    adamw = "adamw"
 
 
 class LossName(StrEnum):
@@ -53,11 +56,34 @@ Extend = Annotated[
 ]
 Schedule = Annotated[
     ScheduleName | None,
-    typer.Option(help="nnunet: SGD for full-length runs; short: adaptive. [default: auto]"),
+    typer.Option(
+        help="nnunet (or scratch): SGD for full-length runs; finetune: SGD with a warm-up, gentle "
+        "on pretrained weights; short: adaptive; adamw: AdamW with a warm-up. [default: auto]"
+    ),
 ]
 Optimiser = Annotated[OptimiserName | None, typer.Option(help="Another one than the schedule's.")]
 LearningRate = Annotated[
     float | None, typer.Option(metavar="F", help="Another peak rate than the schedule's.")
+]
+Freeze = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PARTS",
+        help="Parts that keep the pretrained weights: encoder, encoder:K (the first K stages), "
+        "encoder.K (one stage), decoder.",
+    ),
+]
+Unfreeze = Annotated[
+    str | None,
+    typer.Option(metavar="PART@EPOCH,...", help="Frozen parts that learn from an epoch on."),
+]
+EncoderFactor = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="The encoder's rate as a share of the rest's. [default: 1]"),
+]
+ResetHeads = Annotated[
+    bool,
+    typer.Option("--reset-heads", help="Draw the heads anew, whatever labels the source has."),
 ]
 Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
 Augment = Annotated[

@@ -22,6 +22,8 @@ WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILE = "model.json"
 
 _MEND = "autoliver train DATASET CONFIG --fold N --fresh"
+# With these a network has seen the contrasts of its training cases alone.
+_OWN_MODALITY_ALONE = ("default", "none")
 
 
 class FoldModel(Artifact, frozen=True, kw_only=True):
@@ -37,6 +39,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         weights_sha256: Of the weights file beside it.
         previous_run: Folder of the low-resolution run beside its own, for a cascade.
         extended: How often its training was taken up again after its end.
+        augment: The augmentations it was trained with.
     """
 
     KIND: ClassVar[str] = "model"
@@ -50,6 +53,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     weights_sha256: str
     previous_run: str | None = None
     extended: int = 0
+    augment: str = "default"
 
     @property
     def decisions(self) -> Configuration:
@@ -119,6 +123,8 @@ class Member:
         networks: One per fold, in eval mode.
         device: Where the networks are.
         previous: The low-resolution stage whose label map they see, for a cascade.
+        cross_modal: Whether every fold was trained with augmentations that prepare it for images of
+            another modality than the plan's.
     """
 
     name: str
@@ -128,6 +134,7 @@ class Member:
     networks: tuple["nn.Module", ...]
     device: "torch.device"
     previous: "Member | None" = None
+    cross_modal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +157,12 @@ class Model:
     def plan(self) -> Plan:
         """The first member's: channels, modality and labels are those of all."""
         return self.members[0].plan
+
+    @property
+    def parts(self) -> tuple[Member, ...]:
+        """All that look at the image: members, first stages of cascades, the finder."""
+        previous = (member.previous for member in self.members)
+        return tuple(part for part in (*self.members, *previous, self.finder) if part is not None)
 
 
 def together(models: Sequence[ModelFiles]) -> ModelFiles:
@@ -251,6 +264,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         mirror_axes=tuple(sorted(set.intersection(*(set(info.mirror_axes) for info in infos)))),
         networks=tuple(networks),
         device=device,
+        cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
     )
 
 

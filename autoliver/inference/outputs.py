@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from autoliver.artifacts import Record
+from autoliver.dataset import Modality
+from autoliver.errors import OptionError
+from autoliver.inference.modality import ModalityChoice
 from autoliver.inference.model import Member, Model
 from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
@@ -32,6 +36,8 @@ class PredictOptions(Record, frozen=True, kw_only=True):
             memory of up to three cases.
         probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
         uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
+        modality: By which each case is normalised; "auto": what it looks like; None: what each
+            network was planned for.
     """
 
     step: float = 0.5
@@ -39,6 +45,15 @@ class PredictOptions(Record, frozen=True, kw_only=True):
     overlap: bool = True
     probabilities: bool = False
     uncertainty: bool = False
+    modality: ModalityChoice | None = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuses another modality; from Python it may be any text."""
+        choices = get_args(ModalityChoice)
+        if self.modality not in (None, *choices):
+            raise OptionError(
+                f"modality is {self.modality!r}; it must be one of {', '.join(choices)}."
+            )
 
 
 # The finder needs no more than a rough outline.
@@ -54,20 +69,29 @@ class PreparedCase:
         prepared: One per member.
         image: The image itself, where a cascade needs it once more.
         coarse: The case on the finder's grid, where the model has one.
+        modality: By which all of them see it; None: as planned.
     """
 
     name: str
     prepared: tuple[Preprocessed, ...]
     image: Volume | None
     coarse: Preprocessed | None = None
+    modality: Modality | None = None
 
     @classmethod
-    def of(cls, model: Model, image: Volume, name: str) -> "PreparedCase":
+    def of(
+        cls, model: Model, image: Volume, name: str, *, modality: Modality | None = None
+    ) -> "PreparedCase":
         """Prepares an image."""
 
         def prepare(stage: Member) -> Preprocessed:
             return forward(
-                image, None, plan=stage.plan, configuration=stage.configuration, name=name
+                image,
+                None,
+                plan=stage.plan,
+                configuration=stage.configuration,
+                name=name,
+                modality=modality,
             )
 
         return cls(
@@ -75,6 +99,7 @@ class PreparedCase:
             prepared=tuple(prepare(member.previous or member) for member in model.members),
             image=image if any(member.previous for member in model.members) else None,
             coarse=None if model.finder is None else prepare(model.finder),
+            modality=modality,
         )
 
 
@@ -105,6 +130,7 @@ def outputs(
                 plan=member.plan,
                 configuration=member.configuration,
                 name=case.name,
+                modality=case.modality,
             )
         results.append(_output(member, prepared, options, region, on_windows))
     return tuple(results)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import clean
+from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
 from autoliver.io.header import label_name
@@ -26,11 +27,6 @@ from autoliver.preprocessing.ensemble import (
 )
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
-
-# CT of the body holds air, and air is about -1000 HU; MR has no negative values.
-_AIR_HU = -900.0
-# No soft organ is denser: a model whose foreground is was trained on CT stored with an offset.
-_MOST_ORGANS_HU = 500.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +105,7 @@ def predict_jobs(
         _predict_overlapped(model, jobs, options, on_windows, finish)
         return
     for job in jobs:
-        case = _prepare(model, job)
+        case = _prepare(model, job, options)
         finish(job, _outputs(model, case, options, on_windows))
 
 
@@ -126,7 +122,7 @@ def predict_volume(
     Raises:
         DatasetError: The image's channels or intensities do not fit the model.
     """
-    case = _prepared(model, image, name)
+    case = _prepared(model, image, options, name)
     return _labels(model, _outputs(model, case, options, on_windows), image.geometry)
 
 
@@ -162,7 +158,7 @@ def _predict_overlapped(
 
         def read_next() -> tuple[PredictJob, Future[PreparedCase]] | None:
             job = next(todo, None)
-            return None if job is None else (job, reader.submit(_prepare, model, job))
+            return None if job is None else (job, reader.submit(_prepare, model, job, options))
 
         written: Future[None] | None = None
         following = read_next()
@@ -181,17 +177,18 @@ def _predict_overlapped(
             written.result()
 
 
-def _prepare(model: Model, job: PredictJob) -> PreparedCase:
+def _prepare(model: Model, job: PredictJob, options: PredictOptions) -> PreparedCase:
     with _naming(job.name):
-        return _prepared(model, read_image(job.images), job.name)
+        return _prepared(model, read_image(job.images), options, job.name)
 
 
-def _prepared(model: Model, image: Volume, name: str) -> PreparedCase:
+def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -> PreparedCase:
     """The case as all networks see it, once it is known to fit them."""
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
-    return PreparedCase.of(model, image, name)
+    modality = case_modality(model, image.array, options.modality, name=name)
+    return PreparedCase.of(model, image, name, modality=modality)
 
 
 def _export(
@@ -228,10 +225,10 @@ def _naming(case: str) -> Iterator[None]:
 
 
 def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
-    """Refuses an image that the model was not made for.
+    """Refuses an image that no model of such channels can take.
 
     Raises:
-        DatasetError: Another number of channels, or intensities of another modality.
+        DatasetError: Another number of channels, or intensities that are no numbers.
     """
     expected = model.plan.channel_names
     if image.array.shape[0] != len(expected):
@@ -243,17 +240,4 @@ def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
     if not np.isfinite(image.array).all():
         raise DatasetError(
             f"{name}: the image holds NaN or infinite values.", hint="Repair or leave out the case."
-        )
-    lowest = float(image.array.min())
-    if model.plan.modality == "MR" and lowest <= _AIR_HU:
-        raise DatasetError(
-            f"{name}: looks like CT (lowest value {lowest:g}), but {model.name} was trained on MR.",
-            hint="Choose a model for CT with -m.",
-        )
-    offset = model.plan.intensities[0].mean > _MOST_ORGANS_HU
-    if model.plan.modality == "CT" and lowest >= 0 and not offset:
-        raise DatasetError(
-            f"{name}: has no negative values, so it is not CT in Hounsfield units, which "
-            f"{model.name} expects.",
-            hint="Choose a model for MR with -m, or convert the image to Hounsfield units.",
         )

@@ -16,6 +16,7 @@ from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
     check_options,
+    default_epochs,
     flag,
 )
 from autoliver.workspace import RunFolder
@@ -33,10 +34,19 @@ def begin_run(
     folds: Sequence[Fold],
     *,
     configuration: Configuration,
+    cases: int,
 ) -> TrainingOptions:
     """The options of a run: as begun, else new ones; refuses a change of mind.
 
     With `--fresh` the named folds are removed, but only once nothing can be refused any more.
+
+    Args:
+        run: The run.
+        made_from: What there is now to make it from.
+        request: What was asked for.
+        folds: Which folds that names.
+        configuration: What is trained, for the patches that it can take.
+        cases: How many are trained on.
     """
     if request.extend is not None and (request.fresh or not run.options.exists()):
         raise OptionError(
@@ -48,7 +58,8 @@ def begin_run(
     others = sorted({path.name for path in run.path.glob("fold_*")} - named)
     start_over = not run.options.exists() or (request.fresh and not others)
     if start_over:
-        fields = {"made_from": made_from, **request.changes}
+        epochs = default_epochs(request.changes.get("pretrained"), cases)
+        fields = {"made_from": made_from, "epochs": epochs, **request.changes}
         options = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
         changed_configuration(configuration, options)

@@ -37,13 +37,14 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
     Args:
         planned: The dataset and its plan.
         name: The first stage's configuration.
-        tag: Of the cascade's run; a first stage of the same tag comes before one without.
+        tag: Of the cascade's run; a first stage of the same source and tag comes before
+            one without.
 
     Raises:
         ModelError: There is no such run, it finds other labels, or some case was held out by none
             of its finished folds.
     """
-    runs = [planned.folder.run(name, tag=tag), planned.folder.run(name)]
+    runs = [planned.run(name, tag=tag), planned.run(name), planned.folder.run(name)]
     run = next((run for run in runs if run.finished), runs[-1])
     mend = f"autoliver train {planned.dataset.short_name} {name}"
     folds = [fold for fold in run.finished if (fold / "validation/scores.json").exists()]

@@ -19,18 +19,30 @@ from autoliver.planning.verify import Verification, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.training.folds import Folds, make_folds, read_splits
-from autoliver.workspace import DatasetFolder, Workspace
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A dataset with everything that is decided about it."""
+    """A dataset with everything that is decided about it.
+
+    Attributes:
+        folder: What the workspace holds of it.
+        dataset: The dataset.
+        plan: Its own plan, or one like a source's.
+        source: The source's short name; empty with its own plan.
+    """
 
     folder: DatasetFolder
     dataset: Dataset
     plan: Plan
+    source: str = ""
+
+    def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
+        """The run of a configuration with this plan."""
+        return self.folder.run(configuration, source=self.source, tag=tag)
 
 
 def verify_dataset(

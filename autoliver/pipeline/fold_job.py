@@ -17,6 +17,7 @@ from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.folds import Fold, Split
 from autoliver.training.options import TrainingOptions
 from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.transfer.table import Transfer
 from autoliver.workspace import RunFolder
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class FoldJob:
         run: The run it belongs to.
         previous: For a cascade, what its first stage found.
         previous_run: For a cascade, the first stage's run.
+        pretrained: Whether it begins with the weights that the run keeps.
         options: Of the run.
         fold: Which fold.
         split: Its cases.
@@ -63,6 +65,7 @@ class FoldJob:
     run: RunFolder
     previous: Path | None
     previous_run: str | None
+    pretrained: bool
     options: TrainingOptions
     fold: Fold
     split: Split
@@ -110,6 +113,7 @@ class FoldJob:
 
     def _train(self, device: "torch.device", group: "Group") -> None:
         from autoliver.inference.model import FoldModel, save_fold
+        from autoliver.networks.checkpoint import load_weights
         from autoliver.training.cache import CacheOptions
         from autoliver.training.loop import train_fold
         from autoliver.training.task import FoldTask
@@ -124,7 +128,8 @@ class FoldJob:
             tensorboard=self.tensorboard,
             folder=self.folder,
             device=device,
-            title=f"{self.planned.dataset.short_name} {self.name} fold {self.fold}",
+            title=f"{self.planned.dataset.short_name} {self.run.path.name} fold {self.fold}",
+            start=load_weights(self.run.start)[0] if self.pretrained else None,
             cache=CacheOptions(
                 kind=self.cache,
                 limits=limits,
@@ -155,12 +160,19 @@ class FoldJob:
                 fold=str(self.fold),
                 cases=self.split.train,
                 epochs=len(trained.logs),
-                mirror_axes=trained.mirror_axes,
+                mirror_axes=self._mirror_axes(trained.mirror_axes),
                 weights_sha256="",
                 previous_run=self.previous_run,
                 extended=len(self.options.extensions),
+                augment=self.options.augment,
             ),
         )
+
+    def _mirror_axes(self, seen: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes to flip in prediction: those of training, or without any those of the source."""
+        if self.options.steps or not self.pretrained:
+            return seen
+        return Transfer.load(self.run.transfer).mirror_axes
 
     def _case(self, name: str) -> StoredCase:
         case = read_case(self.store, name)
@@ -174,5 +186,5 @@ class FoldJob:
             self.fold,
             [case for case in self.planned.dataset.labelled if case.name in names],
             labels=self.planned.plan.labels,
-            request=PredictRequest(device=str(device), limits=self.limits),
+            request=PredictRequest(modality=None, device=str(device), limits=self.limits),
         )

@@ -14,6 +14,7 @@ from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.inference.modality import ModalityChoice
     from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
     from autoliver.inference.predict import Export, PredictJob
 
@@ -32,6 +33,8 @@ class PredictRequest:
         uncertainty: Write a map of it, too.
         roi: "auto": look only near what the low-resolution run beside the model finds; a model's
             name: near what that one finds; None: everywhere.
+        modality: By which each case is normalised: "CT", "MR", or "auto", what it looks like; None:
+            what the model was planned for, which its own dataset's cases are.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         limits: Memory.
     """
@@ -42,6 +45,7 @@ class PredictRequest:
     probabilities: bool = False
     uncertainty: bool = False
     roi: str | None = None
+    modality: "ModalityChoice | None" = "auto"
     device: str = "auto"
     limits: Limits = NO_LIMITS
 
@@ -87,6 +91,7 @@ def predict_as_asked(
         overlap=overlap_fits(needs, request.limits),
         probabilities=request.probabilities,
         uncertainty=request.uncertainty,
+        modality=request.modality,
     )
     with window_bars(len(jobs)) as on_windows:
         predict_jobs(model, jobs, options, on_windows=on_windows, export=export)
@@ -183,31 +188,25 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
         )
     run = RunFolder(place)
     folder = ModelFolder(run.path.parent.parent)
-    if _is_low(run):
+    if run.configuration == _LOW:
         raise ModelError(
             f"--roi auto: {run.name} is of low resolution itself.",
             hint="Leave out --roi, or name a coarser model that finds the organ: --roi MODEL.",
         )
-    beside = [each for each in folder.runs if _is_low(each)]
+    beside = [each for each in folder.runs if each.configuration == _LOW]
     if not beside:
         raise ModelError(
             f"--roi auto: {run.name} has no trained {_LOW} run beside it.", hint=_to_train(folder)
         )
-    # The one with the same tag, else the one without.
-    beside.sort(key=lambda each: (_tag(each) != _tag(run), _tag(each)))
+    # The one like it in source and tag, else the one without.
+    beside.sort(
+        key=lambda each: (each.source != run.source, each.tag != run.tag, each.source, each.tag)
+    )
     return MemberFiles(folds=_one_fold(beside[0].finished))
 
 
 def _one_fold(folds: "Sequence[Place]") -> "tuple[Place, ...]":
     return tuple(fold for fold in folds if fold.name == "fold_all")[:1] or tuple(folds[:1])
-
-
-def _is_low(run: RunFolder) -> bool:
-    return run.path.name.partition("+")[0] == _LOW
-
-
-def _tag(run: RunFolder) -> str:
-    return run.path.name.partition("+")[2]
 
 
 def _to_train(folder: ModelFolder) -> str:

@@ -143,7 +143,7 @@ class _Contest:
             runs=tuple(scored),
             folds=_common_folds(dataset.name, scored),
             left_out=tuple(left_out),
-            request=PredictRequest(device=request.device, limits=request.limits),
+            request=PredictRequest(modality=None, device=request.device, limits=request.limits),
         )
 
     def held_out(self, fold: int) -> tuple[Case, ...]:
@@ -217,7 +217,7 @@ def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
     order: dict[str, int] = {name: place for place, name in enumerate(CONFIGURATION_NAMES)}
     runs = sorted(
         folder.trained.runs,
-        key=lambda run: (order.get(_configuration(run), len(order)), run.path.name),
+        key=lambda run: (order.get(run.configuration, len(order)), run.path.name),
     )
     known = {run.path.name: run for run in runs}
     for name in names:
@@ -275,9 +275,10 @@ def _common_folds(dataset: str, scored: Mapping[RunFolder, set[int]]) -> tuple[i
     has = "; ".join(f"{run.path.name} has {_names(sorted(f))}" for run, f in scored.items())
     most = max(scored, key=lambda run: len(scored[run]))
     other = next(run for run in scored if run != most)
-    configuration, _, tag = other.path.name.partition("+")
-    command = f"autoliver train {dataset} {configuration} --fold {min(scored[most])}"
-    command += f" --tag {tag}" if tag else ""
+    command = f"autoliver train {dataset} {other.configuration} --fold {min(scored[most])}"
+    if other.source:
+        command += f" --{'pretrained' if other.transfer.exists() else 'like'} {other.source}"
+    command += f" --tag {other.tag}" if other.tag else ""
     raise ModelError(
         f"{dataset}: the runs share no finished fold: {has}.",
         hint=f"Train one that they share ({command}), or name the runs to compare: "
@@ -305,10 +306,6 @@ def _numbered(run: RunFolder) -> tuple[str, ...]:
     """Names of the finished folds of the cross-validation."""
     names = (path.name.removeprefix("fold_") for path in run.finished)
     return tuple(name for name in names if name != "all")
-
-
-def _configuration(run: RunFolder) -> str:
-    return run.path.name.partition("+")[0]
 
 
 def _names(values: Sequence[int]) -> str:

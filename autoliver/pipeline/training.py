@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from autoliver.errors import AutoliverError, OptionError
@@ -13,15 +13,16 @@ from autoliver.pipeline.data import (
     Planned,
     current_folds,
     planned_configuration,
-    planned_dataset,
     preprocess,
 )
 from autoliver.pipeline.fold_job import FoldJob, FoldResult
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
+from autoliver.pipeline.source import Source
+from autoliver.pipeline.start import Tell, begin_weights, find_start
 from autoliver.planning.plan import ConfigurationName
 from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold
-from autoliver.training.options import changed_configuration
+from autoliver.training.options import changed_configuration, why_schedule
 from autoliver.training.stop import Stopped
 from autoliver.workspace import Workspace
 
@@ -50,6 +51,12 @@ class TrainRequest:
         jobs: Without them: how many folds are trained at a time, in as many processes.
         cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
         tensorboard: Whether each epoch is written for TensorBoard, too.
+        pretrained: The model whose weights it begins with, and whose plan it follows; None: drawn
+            weights.
+        like: What its plan follows, without weights.
+        own_plan: Keep the dataset's own plan with `pretrained`; weights are made to fit.
+        twin: Take the plan of `pretrained` alone: the training from scratch to compare with.
+        tell: Called with what a person should know before the training begins.
         limits: For planning, preprocessing, the cache and prediction.
     """
 
@@ -64,6 +71,11 @@ class TrainRequest:
     jobs: int | None = None
     cache: "CacheChoice" = "auto"
     tensorboard: bool = False
+    pretrained: str | None = None
+    like: str | None = None
+    own_plan: bool = False
+    twin: bool = False
+    tell: Tell = _log.info
     limits: Limits = NO_LIMITS
 
 
@@ -122,7 +134,7 @@ def _fold_jobs(
     workspace: Workspace, name: str | None, request: TrainRequest, group: "Group"
 ) -> list[FoldJob]:
     """The folds to train, planned and preprocessed; refuses what cannot be trained."""
-    planned = planned_dataset(workspace, name, limits=request.limits)
+    planned, source = find_start(workspace, name, request)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
     if configuration.previous_stage is not None:
@@ -131,7 +143,7 @@ def _fold_jobs(
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
     cases = [case.name for case in planned.dataset.labelled]
     splits = {fold: folds.split(fold, cases) for fold in wanted}
-    run = planned.folder.run(request.configuration, tag=request.tag)
+    run = planned.run(request.configuration, tag=request.tag)
     made_from = {
         "plan": planned.plan.digest(),
         "dataset": planned.dataset.digest(),
@@ -139,11 +151,24 @@ def _fold_jobs(
     }
     if stage is not None:
         made_from["first stage"] = stage.digest
-    options = begin_run(run, made_from, request, wanted, configuration=configuration)
+    if source is not None:
+        made_from["source"] = source.digest
+    most = max(len(split.train) for split in splits.values())
+    options = begin_run(
+        run,
+        made_from,
+        replace(request, changes=_changes(request, source)),
+        wanted,
+        configuration=configuration,
+        cases=most,
+    )
     configuration = changed_configuration(configuration, options)
     group.part(configuration.batch_size)  # refuses more processes than samples
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
+    if source is not None:
+        begin_weights(run, source, planned, configuration, options, tell=request.tell)
+    request.tell(why_schedule(options, most))
     stores = preprocess(planned, [request.configuration], limits=request.limits)
     store, previous = stores[request.configuration], None
     if stage is not None:
@@ -164,6 +189,7 @@ def _fold_jobs(
             run=run,
             previous=previous,
             previous_run=None if stage is None else stage.run.path.name,
+            pretrained=source is not None,
             options=options,
             fold=fold,
             split=split,
@@ -173,6 +199,11 @@ def _fold_jobs(
         )
         for fold, split in splits.items()
     ]
+
+
+def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:
+    """The options that were given; what it begins with is one of them, given or not."""
+    return {**request.changes, "pretrained": None if source is None else source.fold}
 
 
 def _folds_failed(
@@ -250,9 +281,19 @@ def _command(
     memory_gb = max(0.1, limits.budget_gb / at_once)
     return (
         *("train", planned.dataset.folder, request.configuration),
+        *_start_words(request),
         *((f"--tag={request.tag}",) if request.tag else ()),
         *("--cache", request.cache, "--workers", str(workers)),
         *("--memory-gb", f"{memory_gb:.2f}"),
         *(("--tensorboard",) if request.tensorboard else ()),
         *("--workspace", str(workspace.root.resolve())),
+    )
+
+
+def _start_words(request: TrainRequest) -> tuple[str, ...]:
+    return (
+        *(("--pretrained", request.pretrained) if request.pretrained else ()),
+        *(("--like", request.like) if request.like else ()),
+        *(("--own-plan",) if request.own_plan else ()),
+        *(("--twin",) if request.twin else ()),
     )

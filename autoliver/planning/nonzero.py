@@ -5,6 +5,9 @@ import numpy.typing as npt
 
 BoolArray = npt.NDArray[np.bool_]
 
+# Statistics look only inside the non-zero mask when cropping to it keeps less than this share.
+MASK_BELOW = 0.75
+
 
 def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:
     """Where any channel is non-zero, enclosed holes filled.

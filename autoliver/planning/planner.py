@@ -15,6 +15,7 @@ from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
 from autoliver.planning.fit import RECIPES, Budget, Fit, doubled_features, fit_patch
 from autoliver.planning.grid import full_resolution
+from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
     Configuration,
     ConfigurationName,
@@ -31,8 +32,6 @@ _LOWRES_FEWER_VOXELS = 2
 _LOWRES_STEP = 1.03
 # Coarsening starts with the axes finer than the coarsest by more than this factor.
 _LOWRES_SIMILAR = 2
-# Statistics look only inside the non-zero mask when cropping keeps less than this share.
-_MASK_BELOW = 0.75
 _BATCH_SHARE = 0.05
 _TINY_BASE_FEATURES = 8
 _TINY_MAX_FEATURES = 80
@@ -115,7 +114,7 @@ class _Planner:
         all_ct = {case.modality for case in dataset.cases} == {"CT"}
         unnamed: Normalization = "ct" if all_ct else "zscore"
         self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), unnamed) for name in names)
-        self.masked = tuple(kept < _MASK_BELOW and s == "zscore" for s in self.schemes)
+        self.masked = tuple(kept < MASK_BELOW and s == "zscore" for s in self.schemes)
         self.normalization_reason = reasons.normalization(
             names, self.schemes, fingerprint.intensities, masked=self.masked, kept=kept
         )

@@ -19,7 +19,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.crop import Box, crop_to_nonzero
-from autoliver.preprocessing.normalize import normalize
+from autoliver.preprocessing.normalize import normalize_case
 from autoliver.preprocessing.resample import (
     Shape,
     apply_operators,
@@ -124,7 +124,7 @@ def forward(
         plan: Transposition and foreground intensities.
         configuration: Spacing and normalisation.
         name: The case, for messages and its properties.
-        modality: Of the case; None takes the plan's.
+        modality: Of the case, by which it is normalised; None takes the plan's.
 
     Returns:
         The arrays and the way back.
@@ -139,13 +139,9 @@ def forward(
         image.array.transpose(order),
         None if label is None else label.array.transpose(order).astype(label_dtype(plan.labels)),
     )
-    normal = normalize(
-        cropped.image,
-        schemes=configuration.normalization,
-        mask_norm=configuration.mask_norm,
-        intensities=plan.intensities,
-        mask=cropped.mask,
-        where=name,
+    modality = modality or plan.modality
+    normal = normalize_case(
+        cropped, plan=plan, configuration=configuration, modality=modality, where=name
     )
     spacing = _permute(image.geometry.spacing_mm, axes)
     target_spacing = network_spacing(configuration, spacing)
@@ -158,7 +154,7 @@ def forward(
         else resample_labels(cropped.label, shape, separate_axis=separate),
         properties=CaseProperties(
             name=name,
-            modality=modality or plan.modality,
+            modality=modality,
             geometry=image.geometry,
             transpose_forward=axes,
             box=cropped.box,
@@ -175,6 +171,7 @@ def forward_cascade(
     plan: Plan,
     configuration: Configuration,
     name: str,
+    modality: Modality | None = None,
 ) -> Preprocessed:
     """`forward` with what a first stage found as further channels, one per foreground value.
 
@@ -184,11 +181,14 @@ def forward_cascade(
         plan: As `forward`.
         configuration: Of the cascade.
         name: The case.
+        modality: As `forward`.
 
     Returns:
         The image (c + foreground values, z, y, x); no label.
     """
-    case = forward(image, None, plan=plan, configuration=configuration, name=name)
+    case = forward(
+        image, None, plan=plan, configuration=configuration, name=name, modality=modality
+    )
     further = one_hot(forward_labels(found, case.properties), plan.labels)
     return dataclasses.replace(case, image=np.concatenate([case.image, further]))
 

@@ -24,12 +24,14 @@ class Cropped:
         mask: (z, y, x), True where intensities count for normalisation: inside the non-zero
             region, and wherever something is labelled.
         box: First and last-plus-one voxel per axis of the input that was kept.
+        kept: Which share of the input's voxels that is.
     """
 
     image: npt.NDArray[np.generic]
     label: npt.NDArray[np.signedinteger] | None
     mask: npt.NDArray[np.bool_]
     box: Box
+    kept: float
 
 
 def crop_to_nonzero(
@@ -53,4 +55,5 @@ def crop_to_nonzero(
         cropped[(cropped == 0) & ~mask] = OUTSIDE
         mask = cropped[0] >= 0
     z, y, x = ((int(part.start), int(part.stop)) for part in where)
-    return Cropped(image=image[:, *where], label=cropped, mask=mask, box=(z, y, x))
+    kept = mask.size / image[0].size
+    return Cropped(image=image[:, *where], label=cropped, mask=mask, box=(z, y, x), kept=kept)

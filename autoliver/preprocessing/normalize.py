@@ -1,15 +1,89 @@
-"""Intensity normalisation, channel by channel, with nnU-Net's schemes."""
+"""Intensity normalisation, channel by channel, with nnU-Net's schemes; by the case's modality."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.dataset import Modality
 from autoliver.errors import DatasetError
-from autoliver.planning.plan import IntensityStats, Normalization
+from autoliver.planning.nonzero import MASK_BELOW
+from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
+from autoliver.preprocessing.crop import Cropped
 
 # Constant images have no spread to divide by.
 _LEAST_STD = 1e-8
+
+# What MR networks get to see of CT: soft tissue and fat, which MR shows, too; of air and bone only
+# that they are dark and bright.
+SOFT_TISSUE_HU = (-150.0, 250.0)
+
+
+def normalize_case(
+    cropped: Cropped,
+    *,
+    plan: Plan,
+    configuration: Configuration,
+    modality: Modality,
+    where: str = "image",
+) -> npt.NDArray[np.float32]:
+    """Normalises a case as planned, or as its modality needs where the plan is for the other one.
+
+    MR has no unit, so that a CT plan's window and scale mean nothing to it: its channels get the
+    "zscore" of the image that a plan for MR gives them, inside the non-zero region by the planner's
+    rule. CT that an MR plan gets is clipped to soft tissue first.
+
+    Args:
+        cropped: The case.
+        plan: For which modality it is, and foreground intensities.
+        configuration: Schemes.
+        modality: Of the case; "other" is normalised as planned.
+        where: The case's name for messages.
+
+    Returns:
+        (c, z, y, x), a new array.
+
+    Raises:
+        DatasetError: See `normalize`.
+    """
+    image = cropped.image
+    schemes, masked = list(configuration.normalization), list(configuration.mask_norm)
+    for index in renormalized(modality, plan, configuration):
+        schemes[index], masked[index] = "zscore", cropped.kept < MASK_BELOW
+        if modality == "CT":
+            if image is cropped.image:
+                image = image.astype(np.float32)
+            np.clip(image[index], *SOFT_TISSUE_HU, out=image[index])
+    return normalize(
+        image,
+        schemes=schemes,
+        mask_norm=masked,
+        intensities=plan.intensities,
+        mask=cropped.mask,
+        where=where,
+    )
+
+
+def renormalized(modality: Modality, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
+    """The channels whose planned normalisation is for the other modality than the case's.
+
+    Args:
+        modality: Of the case.
+        plan: For which modality it is.
+        configuration: Schemes.
+
+    Returns:
+        Their indices; none where case and plan agree, or one of them is "other".
+    """
+    planned: Normalization
+    match modality, plan.modality:
+        case "MR", "CT":
+            planned = "ct"
+        case "CT", "MR":
+            planned = "zscore"
+        case _:
+            return ()
+    return tuple(i for i, scheme in enumerate(configuration.normalization) if scheme == planned)
 
 
 def normalize(

@@ -9,8 +9,9 @@ import logging
 import math
 
 from autoliver.artifacts import Record
-from autoliver.training.options import Recipe, TrainingOptions, learning_rate
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
+from autoliver.training.recipes import Recipe, epoch_rate, learning_rate
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Course(Record, frozen=True, kw_only=True):
         stretch = self.stretch
         by_time = elapsed_s / (options.hours * 3600.0) if options.hours else 0.0
         if stretch is None:
-            return max(step / options.steps, by_time)
+            return max(step / options.steps, by_time) if options.steps else 1.0
         by_steps = (step - stretch.first_step) / stretch.steps
         if stretch.extension or by_time < 1.0:
             return by_steps
@@ -105,7 +106,7 @@ class Course(Record, frozen=True, kw_only=True):
             return float(self.stretch.rate * (1.0 - min(share, 1.0)) ** recipe.power)
         if recipe.per_step or options.hours:
             return learning_rate(recipe, self.done(options, step=step, elapsed_s=elapsed_s))
-        return learning_rate(recipe, whole / options.steps)
+        return epoch_rate(recipe, step // options.iterations, options.epochs)
 
     def after(
         self, log: EpochLog, options: TrainingOptions, recipe: Recipe, *, elapsed_s: float
@@ -144,7 +145,8 @@ class Course(Record, frozen=True, kw_only=True):
             return None
         epochs = options.extensions[self.extensions]
         steps = epochs * options.iterations
-        rate = learning_rate(recipe, step / (step + steps))
+        # Not within the warm-up again, after no epochs or few.
+        rate = learning_rate(recipe, max(step / (step + steps), recipe.warmup))
         _log.info(
             "%d epochs more, from %.3g on: %.0f %% of the highest rate.",
             *(epochs, rate, 100 * rate / recipe.learning_rate),

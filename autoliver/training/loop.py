@@ -21,13 +21,14 @@ from autoliver.networks.checkpoint import load_training_state, save_training_sta
 from autoliver.parallel import bar_pace
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
+from autoliver.training.freezing import freezing
 from autoliver.training.losses import (
     CONSISTENCY_WEIGHT,
     consistency_loss,
     hard_dice_counts,
     segmentation_loss,
 )
-from autoliver.training.options import Recipe, choose_recipe
+from autoliver.training.options import choose_recipe
 from autoliver.training.patches import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
@@ -36,6 +37,7 @@ from autoliver.training.progress import (
     summarise,
     write_progress,
 )
+from autoliver.training.recipes import Recipe
 from autoliver.training.state import (
     EpochSums,
     TrainingState,
@@ -47,7 +49,6 @@ from autoliver.training.state import (
 from autoliver.training.target import loss_options
 from autoliver.training.task import FoldTask, TrainedFold
 
-_CLIP_NORM = 12.0  # nnU-Net's
 _VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
 _PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
 _SECONDS_BETWEEN_PICTURES = 30.0
@@ -87,6 +88,7 @@ class _Loop:
     def __init__(self, task: FoldTask) -> None:
         configuration = task.configuration
         self.task = task
+        self.freezing = freezing(task.options, configuration.network)
         self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
@@ -100,7 +102,7 @@ class _Loop:
             self._begin(self._saved_state())
             return
         self._begin(self._new_state(choose_recipe(task.options)))
-        if task.options.hours is not None:
+        if task.options.hours is not None and task.options.steps:
             affordable = self._affordable_steps(task.options.hours)
             self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
 
@@ -108,6 +110,7 @@ class _Loop:
         """Takes a state to go on from, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
+        self.freezing.apply(state.network, state.step // self.task.options.iterations)
         self.parallel = self.group.parallel(state.network)
         options = self.task.options
         self.spec = augmentation(
@@ -160,6 +163,8 @@ class _Loop:
                     break
         if self.state.logs:
             self._draw()
+        elif last == 0:
+            self._save()  # the weights to start with are the result, and can be extended
         self.group.wait()  # the first to end could have the others killed while they save
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
         return TrainedFold(
@@ -190,13 +195,20 @@ class _Loop:
             spec=self.spec,
         )
 
+    def _thaw(self) -> None:
+        """Before the first step of an epoch: has the parts learn whose time has come."""
+        epoch, step = divmod(self.state.step, self.task.options.iterations)
+        if step == 0 and self.freezing.apply(self.state.network, epoch):
+            self.parallel = self.group.parallel(self.state.network)
+
     def _one_step(self, batch: TrainingBatch) -> None:
         state, start = self.state, time.monotonic()
+        self._thaw()
         rate = state.course.rate(
             self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
         )
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         state.network.train()
         loss, counts = self._loss(self.parallel, batch.image, batch.target)
         # Loss and norm of the gradients are those of the whole batch, so all processes agree.
@@ -232,7 +244,7 @@ class _Loop:
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), _CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
         # The scaler leaves such steps out by itself, as the way to find its scale.
         if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             return False
@@ -325,9 +337,10 @@ class _Loop:
         return new_state(
             task.configuration.network,
             recipe,
-            seed=task.options.seed,
+            options=task.options,
             device=task.device,
             sums=self._no_sums(),
+            start=task.start,
         )
 
     def _saved_state(self) -> TrainingState:

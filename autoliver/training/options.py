@@ -4,17 +4,22 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment_choice import parse_augment
+from autoliver.training.recipes import RECIPES, Optimiser, Recipe
 
-Schedule = Literal["auto", "nnunet", "short"]
-Optimiser = Literal["sgd", "adamw"]
+Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
+Heads = Literal["map", "reset"]
 
 # Below this many steps the adaptive recipe wins on real data (docs/RESULTS.md).
 SHORT_BELOW_STEPS = 20_000
+# What is learned already takes fewer epochs, and few cases are learned by heart before long.
+PRETRAINED_EPOCHS = 300
+FEW_EPOCHS = 150
+FEW_CASES = 30
 
 
 class TrainingOptions(Artifact, frozen=True, kw_only=True):
@@ -25,7 +30,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         iterations: Optimiser steps per epoch.
         hours: Time budget; the learning rate reaches its end when the first of epochs and hours
             does. None: epochs alone decide.
-        schedule: "nnunet", "short", or "auto" (by the number of steps).
+        schedule: A recipe of `training/recipes.py`; "scratch" is another name of "nnunet", "auto"
+            goes by the number of steps and by what the training starts with.
         augment: Augmentations applied to training patches: "default", "none", or changes of
             appearance on top of the default (`training/augment_choice.py`).
         seed: Of weights, patches and augmentations.
@@ -42,6 +48,11 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             falls to its end early; None: never.
         deterministic: Whether every operation gives the same bits again on the same machine.
         extensions: Epochs that were added after the end, one number for each time.
+        pretrained: Name of the model whose weights the training starts with; None: drawn ones.
+        freeze: Parts of the network that keep these weights (`training/freezing.py`).
+        unfreeze: Frozen parts that are trained from some epoch on.
+        encoder_factor: What the encoder's learning rate is of that of the rest.
+        heads: Whether the heads' rows come from the source by label, or are drawn.
     """
 
     KIND: ClassVar[str] = "options"
@@ -62,6 +73,11 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     patience: int | None = None
     deterministic: bool = False
     extensions: tuple[int, ...] = ()
+    pretrained: str | None = None
+    freeze: str | None = None
+    unfreeze: str | None = None
+    encoder_factor: float = 1.0
+    heads: Heads = "map"
 
     @property
     def steps(self) -> int:
@@ -69,47 +85,20 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         return self.epochs * self.iterations
 
 
-class Recipe(Record, frozen=True, kw_only=True):
-    """An optimiser and its learning rate over the training.
+# Where another optimiser takes its rate from: one for one optimiser is none for the other.
+_LIKE = {"nnunet": "short", "short": "nnunet", "finetune": "adamw", "adamw": "finetune"}
 
-    The rate rises linearly to `learning_rate` during the first `warmup` share of the training and
-    then follows `learning_rate * (1 - t) ** power`, t being the share of the rest that is done.
 
-    Attributes:
-        optimizer: "sgd" (Nesterov, momentum 0.99) or "adamw".
-        learning_rate: Peak rate.
-        weight_decay: As the optimiser defines it.
-        warmup: Share of the training, 0 to 1.
-        power: Of the polynomial decay.
-        per_step: Whether the rate changes every step rather than every epoch.
-        average: Decay of the running mean of the weights that is kept as the result; 0: none.
-        mirror: Whether patches are flipped along all axes. In a short training there is no time to
-            learn mirrored anatomy as well (docs/RESULTS.md), and prediction need not average over
-            flips: it takes an eighth of the time.
+def default_epochs(pretrained: str | None, cases: int) -> int:
+    """Epochs of a training for which none were asked.
+
+    Args:
+        pretrained: As in `TrainingOptions`.
+        cases: How many it trains on.
     """
-
-    optimizer: Optimiser
-    learning_rate: float
-    weight_decay: float
-    warmup: float = 0.0
-    power: float = 0.9
-    per_step: bool = False
-    average: float = 0.0
-    mirror: bool = True
-
-
-RECIPES: dict[str, Recipe] = {
-    "nnunet": Recipe(optimizer="sgd", learning_rate=1e-2, weight_decay=3e-5),
-    "short": Recipe(
-        optimizer="adamw",
-        learning_rate=6e-3,
-        weight_decay=1e-2,
-        warmup=0.1,
-        per_step=True,
-        average=0.99,
-        mirror=False,
-    ),
-}
+    if pretrained is None:
+        return TrainingOptions().epochs
+    return FEW_EPOCHS if cases < FEW_CASES else PRETRAINED_EPOCHS
 
 
 def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Recipe:
@@ -119,21 +108,26 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
         options: The training's options. With changes of appearance nothing is mirrored by default.
         steps: Steps that will be done, where a time budget allows fewer than `options.steps`.
     """
-    name = options.schedule
-    if name == "auto":
-        planned = options.steps if steps is None else min(steps, options.steps)
-        name = "short" if planned < SHORT_BELOW_STEPS else "nnunet"
+    planned = options.steps if steps is None else min(steps, options.steps)
+    name = _recipe_name(options, planned)
     recipe = RECIPES[name]
-    if options.optimiser is not None:
-        # A rate for one optimiser is no rate for the other.
-        like = next(r for r in RECIPES.values() if r.optimizer == options.optimiser)
+    if options.optimiser not in (None, recipe.optimizer):
+        like = RECIPES[_LIKE[name]]
         recipe = recipe.replace(
             optimizer=like.optimizer,
             learning_rate=like.learning_rate,
             weight_decay=like.weight_decay,
+            clip=like.clip,
+            betas=like.betas,
+            transfer_share=like.transfer_share,
         )
+    if recipe.warmup_epochs is not None and planned:
+        longest = recipe.warmup_epochs * options.iterations / planned
+        recipe = recipe.replace(warmup=min(recipe.warmup, longest))
     if options.lr is not None:
         recipe = recipe.replace(learning_rate=options.lr)
+    elif options.pretrained is not None:
+        recipe = recipe.replace(learning_rate=recipe.learning_rate * recipe.transfer_share)
     if options.mirror is not None:
         recipe = recipe.replace(mirror=options.mirror)
     elif parse_augment(options.augment):
@@ -142,12 +136,43 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
     return recipe
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
-    """The rate when a share `done` (0 to 1) of the training is over."""
-    if done < recipe.warmup:
-        return recipe.learning_rate * max(done, 1e-3) / recipe.warmup
-    rest = (done - recipe.warmup) / (1.0 - recipe.warmup)
-    return float(recipe.learning_rate * (1.0 - min(rest, 1.0)) ** recipe.power)
+def _recipe_name(options: TrainingOptions, steps: int) -> str:
+    if options.schedule == "auto":
+        if steps < SHORT_BELOW_STEPS:
+            return "short"
+        return "nnunet" if options.pretrained is None else "finetune"
+    return "nnunet" if options.schedule == "scratch" else options.schedule
+
+
+def why_schedule(options: TrainingOptions, cases: int) -> str:
+    """What the training follows and why, in one sentence.
+
+    Args:
+        options: Of the training.
+        cases: How many it trains on.
+    """
+    name, recipe = _recipe_name(options, options.steps), choose_recipe(options)
+    if options.steps == 0:
+        return f"No epochs: the model is the weights of {options.pretrained} as they are."
+    if options.schedule != "auto":
+        why = "as --schedule asked for"
+    elif options.hours is not None:
+        return "auto: decided by the steps that the time budget allows, once some have been timed."
+    elif name == "short":
+        why = f"{options.steps:,} steps are fewer than {SHORT_BELOW_STEPS:,}"
+    elif options.pretrained is None:
+        why = f"{options.steps:,} steps are enough for nnU-Net's own"
+    else:
+        why = f"it starts with the weights of {options.pretrained}"
+    length = f"{options.epochs} epochs"
+    if options.pretrained is not None and options.epochs == default_epochs(
+        options.pretrained, cases
+    ):
+        few = "fewer than" if cases < FEW_CASES else "at least"
+        length += f" for {cases} training cases ({few} {FEW_CASES})"
+    return (
+        f"{name}, since {why}: {recipe.optimizer}, rate up to {recipe.learning_rate:.3g}, {length}."
+    )
 
 
 def changed_configuration(configuration: Configuration, options: TrainingOptions) -> Configuration:
@@ -198,9 +223,19 @@ def flag_name(name: str) -> str:
     return name.replace("_", "-")
 
 
+_WITHOUT_FLAG: dict[str, dict[object, str]] = {
+    "heads": {"map": "mapped heads", "reset": "--reset-heads"},
+    "pretrained": {None: "weights drawn at random"},
+    "freeze": {None: "nothing frozen"},
+    "unfreeze": {None: "nothing to thaw"},
+}
+
+
 def flag(name: str, value: object) -> str:
     """A field of the options as it is given to `train`: --batch-size 4, --no-mirror."""
     words = flag_name(name)
+    if value in _WITHOUT_FLAG.get(name, {}):
+        return _WITHOUT_FLAG[name][value]
     if value is None:
         return f"the default --{words}"
     if isinstance(value, bool):
@@ -218,15 +253,31 @@ def check_options(options: TrainingOptions) -> None:
     """
     for name in ("epochs", "iterations", "batch_size", "patience"):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise OptionError(f"--{flag_name(name)} is {value}; it must be at least 1.")
-    for name in ("hours", "lr"):
+        least = 0 if name == "epochs" and options.pretrained is not None else 1
+        if value is not None and value < least:
+            raise OptionError(f"--{flag_name(name)} is {value}; it must be at least {least}.")
+    for name in ("hours", "lr", "encoder_factor"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise OptionError(f"--{name} is {value}; it must be a number above 0.")
+            raise OptionError(f"--{flag_name(name)} is {value}; it must be a number above 0.")
     if options.seed < 0:
         raise OptionError(f"--seed is {options.seed}; it must be at least 0.")
     _check_together(options)
+    if options.pretrained is None:
+        _check_from_scratch(options)
+
+
+def _check_from_scratch(options: TrainingOptions) -> None:
+    """Refuses what makes sense only for weights of another model."""
+    default = TrainingOptions()
+    for name in ("freeze", "unfreeze", "encoder_factor", "heads"):
+        value = getattr(options, name)
+        if value != getattr(default, name):
+            raise OptionError(
+                f"{flag(name, value)} is for weights of a trained model; this training starts with "
+                "weights drawn at random, which are not worth keeping.",
+                hint="Name a model with --pretrained, or leave the option out.",
+            )
 
 
 def _check_together(options: TrainingOptions) -> None:

@@ -1,6 +1,7 @@
 """All that changes during a training, and its form on disk."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,15 +9,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoliver.artifacts import to_record
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
 from autoliver.networks.spec import UNetSpec
+from autoliver.networks.unet import UNet
 from autoliver.training.course import Course
-from autoliver.training.options import Recipe
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
+from autoliver.training.recipes import Recipe
 
 
 @dataclass(kw_only=True)
@@ -136,11 +139,32 @@ class TrainingState:
 
 
 def new_state(
-    spec: UNetSpec, recipe: Recipe, *, seed: int, device: torch.device, sums: EpochSums
+    spec: UNetSpec,
+    recipe: Recipe,
+    *,
+    options: TrainingOptions,
+    device: torch.device,
+    sums: EpochSums,
+    start: Mapping[str, Tensor] | None = None,
 ) -> TrainingState:
-    """The state before the first step; the weights depend on the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
+    """The state before the first step.
+
+    Args:
+        spec: The network.
+        recipe: Of the training.
+        options: Of the training; its seed alone decides on drawn weights.
+        device: Where the network goes.
+        sums: Of no steps.
+        start: Weights to begin with, the running mean too; None: drawn ones.
+
+    Raises:
+        ModelError: `start` is of another network.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
     network = build_network(spec, deep_supervision=True, generator=generator)
+    if start is not None:
+        check_fit(start, network, where="The weights to start with")
+        network.load_state_dict(dict(start))
     # Of several heads the lowest has no share in the loss (losses.py), hence no gradient;
     # DistributedDataParallel would wait for one.
     network.heads[-1].requires_grad_(len(network.heads) == 1)
@@ -150,7 +174,7 @@ def new_state(
         recipe=recipe,
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
-        optimizer=_make_optimizer(network, recipe),
+        optimizer=_make_optimizer(network, recipe, encoder_factor=options.encoder_factor),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
         sums=sums,
     )
@@ -179,15 +203,25 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _make_optimizer(
+    network: UNet, recipe: Recipe, *, encoder_factor: float
+) -> torch.optim.Optimizer:
+    """The optimiser; its groups' "factor", where they have one, is that of the rate."""
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if encoder_factor != 1.0:
+        encoder = [*network.stem.parameters(), *network.encoder.parameters()]
+        theirs = set(encoder)
+        rest = [p for p in network.parameters() if p not in theirs]
+        # The rest first: its rate is the one that is logged.
+        groups = [{"params": rest, "factor": 1.0}, {"params": encoder, "factor": encoder_factor}]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(),
+            groups,
             lr=recipe.learning_rate,
             momentum=0.99,
             nesterov=True,
             weight_decay=recipe.weight_decay,
         )
     return torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
     )

@@ -1,6 +1,6 @@
 """What a fold is trained from, and what comes out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from autoliver.dataset import Labels
 from autoliver.planning.plan import Configuration
 from autoliver.training.cache import AUTO_CACHE, CacheOptions
 from autoliver.training.distributed import ALONE, Group
-from autoliver.training.options import Recipe, TrainingOptions
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
+from autoliver.training.recipes import Recipe
 from autoliver.training.sampling import TrainingCase
 
 
@@ -32,6 +33,8 @@ class FoldTask:
         cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
         tensorboard: Whether each epoch is written for TensorBoard, too.
         group: The processes that train it together; changes nothing of the outcome, either.
+        start: Weights to begin with: the whole state dict of the configuration's network; None:
+            drawn ones.
     """
 
     configuration: Configuration
@@ -45,6 +48,7 @@ class FoldTask:
     cache: CacheOptions = AUTO_CACHE
     tensorboard: bool = False
     group: Group = ALONE
+    start: Mapping[str, Tensor] | None = None
 
     @property
     def resume_path(self) -> Path:

@@ -12,19 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from autoliver.artifacts import Record
 from autoliver.dataset import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import UNetSpec
 from autoliver.transfer.labels import RowMap, map_rows
+from autoliver.transfer.table import Action, Transferred, TransferTable
 
 Heads = Literal["map", "reset"]
-Action = Literal["loaded", "adapted", "reset"]
 
 # Input channels that the source does not know begin with this share of the mean of those it does.
 _UNKNOWN_CHANNEL = 0.1
-# Of the parameters outside of the heads: below this a transfer is hardly one.
-ENOUGH = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +37,6 @@ class Side:
     spec: UNetSpec
     channels: tuple[str, ...]
     labels: Labels
-
-
-class Transferred(Record, frozen=True, kw_only=True):
-    """What became of one weight of the target.
-
-    Attributes:
-        name: The weight.
-        action: "loaded" as it is, "adapted", or "reset": as drawn.
-        parameters: How many numbers it holds.
-        taken: How many of them come from the source.
-        how: What was done, in words; empty where it was loaded as it is.
-    """
-
-    name: str
-    action: Action
-    parameters: int
-    taken: int
-    how: str = ""
-
-    @property
-    def is_head(self) -> bool:
-        """Whether it belongs to a segmentation head."""
-        return self.name.startswith("heads.")
-
-
-class TransferTable(Record, frozen=True, kw_only=True):
-    """What a transfer did, weight by weight.
-
-    Attributes:
-        weights: Of the target.
-        ignored: Names of the source's weights that found no place.
-        labels: Target label -> source label whose row it began with; "" where it was drawn.
-    """
-
-    weights: tuple[Transferred, ...]
-    ignored: tuple[str, ...]
-    labels: dict[str, str]
-
-    @property
-    def share(self) -> float:
-        """The share of the parameters outside of the heads that come from the source."""
-        body = [weight for weight in self.weights if not weight.is_head]
-        return sum(w.taken for w in body) / max(1, sum(w.parameters for w in body))
 
 
 def transfer_weights(

@@ -68,6 +68,25 @@ def open_runs(path: Path, *, folds: Sequence[str] | None = None) -> Iterator[lis
         yield _runs(Path(scratch), path, folds)
 
 
+def checkpoint_run(path: Path) -> NnunetRun:
+    """The run of a single checkpoint, RUN/fold_0/checkpoint_final.pth.
+
+    Raises:
+        ModelError: It does not lie where nnU-Net puts it, with plans.json and dataset.json.
+    """
+    path = path.resolve()
+    fold = _FOLD.fullmatch(path.parent.name)
+    missing = [n for n in (PLANS_FILE, DATASET_FILE) if not (path.parents[1] / n).is_file()]
+    if fold is None or missing:
+        raise ModelError(
+            f"{path}: a checkpoint alone does not say what its network expects: "
+            + (f"{missing[0]} is not in {path.parents[1]}." if missing else "it is in no fold_N."),
+            hint="Leave it where nnUNetv2_train wrote it, in TRAINER__PLANS__CONFIGURATION/fold_N, "
+            "with plans.json and dataset.json beside the folds.",
+        )
+    return NnunetRun(path=path.parents[1], folds={fold[1]: path})
+
+
 def _runs(root: Path, named: Path, folds: Sequence[str] | None) -> list[NnunetRun]:
     folders = sorted(_configuration_folders(root, _DEEPEST))
     if not folders:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from autoliver.artifacts import Record
+from autoliver.artifacts import Record, digest
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration, ConfigurationName, IntensityStats, Plan
 
-SpacingMode = Literal["source", "target"]
+SpacingMode = Literal["auto", "source", "target", "fixed"]
 SPACING_MODES: tuple[SpacingMode, ...] = get_args(SpacingMode)
 
 # Spacings that differ by more than this along an axis make organs look different to a network.
@@ -22,12 +22,30 @@ class LikeOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         spacing: "source": images are brought to the source's spacing, where organs have the size
-            in voxels that its network knows; "target": to the target's own median.
-        spacing_mm: Instead: three spacings (z, y, x).
+            in voxels that its network knows; "target": to the target's own median; "auto": the
+            source's, but for axes along which more than half of the target's slices would be
+            interpolated, which keep their own; "fixed": to `spacing_mm`.
+        spacing_mm: Three spacings (z, y, x), with "fixed" alone.
     """
 
-    spacing: SpacingMode = "source"
+    spacing: SpacingMode = "auto"
     spacing_mm: tuple[float, float, float] | None = None
+
+
+def check_like_options(options: LikeOptions) -> None:
+    """Refuses options that contradict each other or cannot be.
+
+    Raises:
+        OptionError: Saying what to give.
+    """
+    given = options.spacing_mm
+    hint = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
+    if (given is None) == (options.spacing == "fixed"):
+        problem = "lacks --spacing" if given is None else "and --spacing contradict each other"
+        raise OptionError(f"--like-spacing {options.spacing} {problem}.", hint=hint)
+    if given is not None and not all(0 < mm < math.inf for mm in given):
+        values = " ".join(f"{mm:g}" for mm in given)
+        raise OptionError(f"--spacing {values}: expected lengths above zero.", hint=hint)
 
 
 def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
@@ -59,7 +77,23 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         transpose_backward=source.transpose_backward,
         intensities=_intensities(own, source),
         configurations=configurations,
-        reasons={**own.reasons, "like": f"Planned like {source.dataset}."},
+        reasons={
+            **{what: _as(source, why) for what, why in source.reasons.items()},
+            "like": f"Planned like {source.dataset}: weights trained there fit.",
+        },
+    )
+
+
+def like_digest(source: Plan, name: ConfigurationName) -> str:
+    """Twelve hex digits of what a target takes over from a configuration of its source."""
+    configuration = source.configurations[name]
+    return digest(
+        {
+            "transpose": source.transpose_forward,
+            "spacing_mm": configuration.spacing_mm,
+            "network": configuration.network,
+            "window": source.intensities if source.modality == "CT" else None,
+        }
     )
 
 
@@ -115,34 +149,51 @@ def _configuration(
             in_channels=len(own.channel_names) + further, out_channels=own.labels.out_channels
         ),
         reasons={
-            **theirs.reasons,
+            **{what: _as(source, why) for what, why in theirs.reasons.items()},
             "normalization": ours.reasons.get("normalization", ""),
             "spacing": why,
         },
     )
 
 
+def _as(source: Plan, why: str) -> str:
+    """The reason of a decision that was made for the source."""
+    return why if why.startswith("As ") else f"As {source.dataset}: {why}"
+
+
 def _spacing(
     own: Plan, source: Plan, name: ConfigurationName, options: LikeOptions
 ) -> tuple[tuple[float, ...], str]:
+    """The spacing in the source's order of axes, and why."""
     theirs = source.configurations[name].spacing_mm
+    order = source.transpose_forward[-len(theirs) :]
     if options.spacing_mm is not None:
-        if not all(0 < mm < math.inf for mm in options.spacing_mm):
-            raise OptionError(
-                f"--spacing {' '.join(map(str, options.spacing_mm))}: expected lengths above zero.",
-                hint="Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8.",
-            )
-        ordered = tuple(options.spacing_mm[axis] for axis in source.transpose_forward)
-        return ordered[-len(theirs) :], "As asked for."
-    if options.spacing == "target" and name in own.configurations:
-        native = own.configurations[name].spacing_mm
-        if len(native) == 3:
-            zyx = _in_input_order(native, own)
-            native = tuple(zyx[axis] for axis in source.transpose_forward)
+        return tuple(options.spacing_mm[axis] for axis in order), "As asked for."
+    known = _native(own, name)
+    native = tuple(known.get(axis, mm) for axis, mm in zip(order, theirs, strict=True))
+    if options.spacing == "target":
         return native, f"The median of {own.dataset} itself."
-    return theirs, (
-        f"As {source.dataset}: organs keep the size in voxels that its network has learnt."
+    why = f"As {source.dataset}: organs keep the size in voxels that its network has learnt"
+    coarse = [mine > _FAR * his for mine, his in zip(native, theirs, strict=True)]
+    if options.spacing == "source" or not any(coarse):
+        return theirs, f"{why}."
+    mixed = zip(native, theirs, coarse, strict=True)
+    axes = ", ".join("zyx"[axis] for axis, far in zip(order, coarse, strict=True) if far)
+    return (
+        tuple(mine if far else his for mine, his, far in mixed),
+        f"{why}; but along {axes}, where the images of {own.dataset} are more than {_FAR:g} times "
+        "coarser, their own: most slices would be interpolated.",
     )
+
+
+def _native(own: Plan, name: ConfigurationName) -> dict[int, float]:
+    """Axis of the input -> the target's own spacing, of full resolution where it plans no such."""
+    found: dict[int, float] = {}
+    for each in ("2d", "3d_fullres", name):
+        if each in own.configurations:
+            spacing = own.configurations[each].spacing_mm
+            found |= dict(zip(own.transpose_forward[-len(spacing) :], spacing, strict=True))
+    return found
 
 
 def _median_shape(own: Plan, source: Plan, spacing: Sequence[float]) -> tuple[float, ...]:

@@ -62,6 +62,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (("train", "LiTS"), "CONFIG"),
         (("predict", "-i", "in"), "--output"),
         (("predict", "-i", "in", "-o", "out", "--step", "2"), "--step"),
+        (("predict", "-i", "in", "-o", "out", "--modality", "PET"), "'PET' is not one of"),
         (("plan", "--preset", "big"), "'big' is not one of"),
     ],
 )

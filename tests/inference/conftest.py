@@ -74,6 +74,7 @@ def save(plan: Plan, tmp_path: Path) -> SaveFold:
         seed: int = 0,
         configuration: str = "3d_fullres",
         mirror_axes: tuple[int, ...] = (),
+        augment: str = "default",
         **changes: object,
     ):
         own = plan.replace(**changes)
@@ -89,6 +90,7 @@ def save(plan: Plan, tmp_path: Path) -> SaveFold:
             epochs=1,
             mirror_axes=mirror_axes,
             weights_sha256="",
+            augment=augment,
         )
         save_fold(folder, network.state_dict(), info)
         return folder

@@ -8,12 +8,7 @@ from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import CleaningRule
 from autoliver.inference.model import MemberFiles, ModelFiles, load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
-from autoliver.inference.predict import (
-    check_image,
-    make_jobs,
-    predict_jobs,
-    predict_volume,
-)
+from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
 from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.itk import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
@@ -132,7 +127,7 @@ def test_a_label_map_must_not_replace_an_image(tmp_path):
         ("MR", lambda a: np.where(a > 100, np.nan, a), "NaN or infinite", "leave out"),
         ("MR", lambda a: np.where(a > 100, -np.inf, a), "NaN or infinite", "leave out"),
         ("MR", lambda a: a - 1000, r"looks like CT \(lowest value -9", "for CT with -m"),
-        ("CT", lambda a: a, "no negative values", "for MR with -m"),
+        ("CT", lambda a: a, r"looks like MR \(no negative values", "for MR with -m"),
     ],
     ids=["channels", "nan", "inf", "ct", "mr"],
 )
@@ -141,17 +136,17 @@ def test_an_image_that_does_not_fit_is_refused(save, modality, change, words, hi
     image = make_image()
     wrong = Volume(array=change(image.array).astype(np.float32), geometry=image.geometry)
     with pytest.raises(DatasetError, match=f"^case_7: .*{words}") as caught:
-        check_image(model, wrong, name="case_7")
+        predict_volume(model, wrong, PLAIN, name="case_7")
     assert hint in caught.value.hint
 
 
 def test_images_that_fit_pass(save):
     image = make_image()
-    check_image(load(save("fold_0")), image, name="mr")
+    predicted(load(save("fold_0")), image)
     ct = image.with_array(image.array - 1000)
-    check_image(load(save("fold_1", modality="CT")), ct, name="ct")
+    predicted(load(save("fold_1", modality="CT")), ct)
     for fitting in (image, ct):
-        check_image(load(save("fold_2", modality="other")), fitting, name="any")
+        predicted(load(save("fold_2", modality="other")), fitting)
 
 
 def test_members_with_plans_of_their_own_are_averaged(save):

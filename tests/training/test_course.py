@@ -1,8 +1,9 @@
 import pytest
 
 from autoliver.training.course import Course, Stretch, Watch
-from autoliver.training.options import RECIPES, Recipe, TrainingOptions
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
+from autoliver.training.recipes import RECIPES, Recipe
 
 SGD, SHORT = RECIPES["nnunet"], RECIPES["short"]
 

@@ -147,11 +147,19 @@ def with_a_huge_case(folder: Path, value: float, **changes: object) -> FoldTask:
     )
 
 
+def thawing(folder: Path, group: Group = ALONE) -> FoldTask:
+    """The encoder is frozen; its stages learn one after the other."""
+    parts = {"freeze": "encoder", "unfreeze": "encoder.2@1,encoder@2", "encoder_factor": 0.5}
+    options = {"pretrained": "Source", **parts}
+    return make_task("three_batch_dice", folder, group=group, options=options)
+
+
 def whole_trainings(root: Path, group: Group) -> None:
     """All settings; half a one taken up, another to be taken up; a time budget; a bad case."""
     for setting in SETTINGS:
         train(make_task(setting, root / setting, group=group))
     train(with_a_huge_case(root / "huge", 3e38, group=group))
+    train(thawing(root / "thawing", group))
     train(make_task("three_ignore", root / "begun_by_one", group=group))
     # Only one of them is asked to stop.
     stop = stop_after(3) if group.rank == 1 else lambda: False
@@ -229,6 +237,13 @@ def test_two_processes_train_as_one(setting: str, together: Path, tmp_path: Path
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_both_end_with_the_same_weights(setting: str, together: Path) -> None:
     files = [together / setting / f"{rank}.safetensors" for rank in (0, 1)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_parts_that_are_frozen_thaw_for_both(together: Path, tmp_path: Path) -> None:
+    train(thawing(tmp_path))
+    assert_alike(tmp_path, together / "thawing")
+    files = [together / "thawing" / f"{rank}.safetensors" for rank in (0, 1)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

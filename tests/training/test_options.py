@@ -6,16 +6,19 @@ from autoliver.errors import OptionError
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration
+from autoliver.training.course import Course
 from autoliver.training.options import (
-    RECIPES,
+    Schedule,
     TrainingOptions,
     changed_configuration,
     check_options,
     choose_recipe,
+    default_epochs,
     flag,
     flag_name,
-    learning_rate,
+    why_schedule,
 )
+from autoliver.training.recipes import RECIPES, Recipe, learning_rate
 
 
 def test_auto_goes_by_the_number_of_steps() -> None:
@@ -71,6 +74,7 @@ def test_another_optimiser_comes_with_its_own_rate_and_decay() -> None:
         {"seed": -1},
         {"lr": 0.0},
         {"lr": float("inf")},
+        {"encoder_factor": 0.0},
         {"batch_size": 0},
         {"patience": 0},
         {"mirror": True, "augment": "none"},
@@ -87,6 +91,9 @@ def test_flags_are_as_typed() -> None:
     assert flag("mirror", False) == "--no-mirror"
     assert flag("patch", (64, 96)) == "--patch 64,96"
     assert flag("lr", None) == "the default --lr"
+    assert flag("heads", "reset") == "--reset-heads"
+    assert flag("freeze", "encoder:2") == "--freeze encoder:2"
+    assert flag("freeze", None) == "nothing frozen"
 
 
 def test_options_of_an_older_version_are_read(tmp_path: Path) -> None:
@@ -158,3 +165,108 @@ def test_memory_grows_with_patch_and_batch() -> None:
     assert memory_gb(changed_configuration(CONFIGURATION, options), "default") == pytest.approx(
         4 * planned
     )
+
+
+def rates(options: TrainingOptions) -> list[float]:
+    """The rate of every epoch."""
+    recipe, course = choose_recipe(options), Course()
+    steps = range(0, options.steps, options.iterations)
+    return [course.rate(options, recipe, step=step, elapsed_s=0.0) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pretrained", "peak"),
+    [
+        ("finetune", None, 1e-2),
+        ("finetune", "LiTS", 1e-3),
+        ("adamw", None, 3e-4),
+        ("adamw", "LiTS", 1e-4),
+    ],
+)
+@pytest.mark.parametrize(("epochs", "warm"), [(1000, 50), (300, 30), (150, 15), (5, 0)])
+def test_fine_tuning_warms_up_and_then_follows_the_poly_schedule(
+    schedule: Schedule, pretrained: str | None, peak: float, epochs: int, warm: int
+) -> None:
+    options = TrainingOptions(epochs=epochs, schedule=schedule, pretrained=pretrained)
+    expected = [peak * (e + 1) / warm for e in range(warm)]
+    expected += [peak * (1 - (e - warm) / (epochs - warm)) ** 0.9 for e in range(warm, epochs)]
+    assert rates(options) == pytest.approx(expected)
+
+
+def test_rates_of_a_hundred_epochs_by_hand() -> None:
+    found = rates(TrainingOptions(epochs=100, schedule="finetune", pretrained="LiTS"))
+    assert found[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
+    assert found[9] == found[10] == pytest.approx(1e-3)
+    assert found[55] == pytest.approx(5.358867e-4)  # half of the rest: 0.5 ** 0.9
+    assert found[99] == pytest.approx(1.742536e-5)  # (1 / 90) ** 0.9
+
+
+def test_every_recipe_has_its_optimiser_and_its_share_of_the_rate() -> None:
+    def chosen(schedule: Schedule, **changes: object) -> Recipe:
+        return choose_recipe(TrainingOptions(schedule=schedule, **changes))  # type: ignore[arg-type]
+
+    assert chosen("scratch") == chosen("nnunet") == RECIPES["nnunet"]
+    assert chosen("nnunet", pretrained="LiTS").learning_rate == 1e-2
+    assert chosen("short", pretrained="LiTS").learning_rate == pytest.approx(1.8e-3)
+    assert chosen("finetune", pretrained="LiTS", lr=0.5).learning_rate == 0.5
+    adamw = chosen("adamw")
+    assert (adamw.optimizer, adamw.betas, adamw.weight_decay) == ("adamw", (0.9, 0.98), 5e-2)
+    assert (adamw.clip, adamw.warmup) == (1.0, 0.05)
+    finetune = chosen("finetune")
+    assert (finetune.optimizer, finetune.weight_decay, finetune.clip) == ("sgd", 3e-5, 12.0)
+    other = chosen("finetune", pretrained="LiTS", optimiser="adamw")
+    assert (other.learning_rate, other.clip) == (pytest.approx(1e-4), 1.0)
+    assert chosen("adamw", pretrained="LiTS", optimiser="sgd").learning_rate == pytest.approx(1e-3)
+
+
+def test_a_pretrained_training_is_fine_tuned_unless_it_is_short() -> None:
+    long = TrainingOptions(epochs=300, pretrained="LiTS")
+    assert choose_recipe(long).learning_rate == pytest.approx(1e-3)
+    assert choose_recipe(long.replace(epochs=20)).optimizer == "adamw"
+    assert choose_recipe(long, steps=19_999).optimizer == "adamw"
+
+
+def test_epochs_follow_the_cases_of_a_pretrained_training() -> None:
+    assert [default_epochs(None, cases) for cases in (1, 500)] == [1000, 1000]
+    assert [default_epochs("LiTS", cases) for cases in (1, 29, 30, 500)] == [150, 150, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["nnunet", "250,000 steps", "sgd", "0.01", "1000 epochs"]),
+        ({"epochs": 8}, ["short", "2,000 steps are fewer than 20,000", "0.006"]),
+        ({"schedule": "adamw"}, ["adamw", "--schedule", "0.0003"]),
+        ({"hours": 2.0}, ["time budget"]),
+        ({"pretrained": "LiTS", "epochs": 150}, ["finetune", "LiTS", "fewer than 30", "0.001"]),
+        ({"pretrained": "LiTS", "epochs": 0}, ["LiTS", "as they are"]),
+    ],
+)
+def test_the_choice_of_a_schedule_is_explained(
+    changes: dict[str, object], words: list[str]
+) -> None:
+    told = why_schedule(TrainingOptions(**changes), cases=12)  # type: ignore[arg-type]
+    assert [word for word in words if word not in told] == [], told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"freeze": "encoder"}, "--freeze encoder"),
+        ({"unfreeze": "encoder@3"}, "--unfreeze encoder@3"),
+        ({"encoder_factor": 0.1}, "--encoder-factor 0.1"),
+        ({"heads": "reset"}, "--reset-heads"),
+    ],
+)
+def test_options_for_pretrained_weights_need_them(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(OptionError, match=f"^{named} is for weights of a trained") as caught:
+        check_options(TrainingOptions(**wrong))  # type: ignore[arg-type]
+    assert "--pretrained" in caught.value.hint
+    frozen = {"freeze": "encoder"} if "unfreeze" in wrong else {}
+    check_options(TrainingOptions(pretrained="LiTS", **wrong, **frozen))  # type: ignore[arg-type]
+
+
+def test_no_epochs_are_for_pretrained_weights() -> None:
+    check_options(TrainingOptions(epochs=0, pretrained="LiTS"))
+    with pytest.raises(OptionError, match="--epochs is -1; it must be at least 0"):
+        check_options(TrainingOptions(epochs=-1, pretrained="LiTS"))

@@ -7,7 +7,8 @@ import torch
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
-from autoliver.training.options import Recipe
+from autoliver.training.options import TrainingOptions
+from autoliver.training.recipes import Recipe
 from autoliver.training.state import (
     EpochSums,
     TrainingState,
@@ -32,7 +33,7 @@ ADAMW = Recipe(optimizer="adamw", learning_rate=0.003, weight_decay=0.01, averag
 
 def make_state(recipe: Recipe, *, spec: UNetSpec = SPEC, seed: int = 0) -> TrainingState:
     sums = EpochSums(counts=np.zeros((3, 1), np.int64))
-    return new_state(spec, recipe, seed=seed, device=CPU, sums=sums)
+    return new_state(spec, recipe, options=TrainingOptions(seed=seed), device=CPU, sums=sums)
 
 
 def take_step(state: TrainingState, seed: int) -> None:

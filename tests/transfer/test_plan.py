@@ -5,7 +5,13 @@ from autoliver.errors import OptionError
 from autoliver.networks.build import check_spec
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, Plan
-from autoliver.transfer.plan import LikeOptions, far_axes, plan_like
+from autoliver.transfer.plan import (
+    LikeOptions,
+    check_like_options,
+    far_axes,
+    like_digest,
+    plan_like,
+)
 
 LITS = Labels(values={"background": (0,), "liver": (1,), "tumor": (2,)})
 CHAOS = Labels(values={"background": (0,), "liver": (1,), "spleen": (2,), "kidney": (3,)})
@@ -100,7 +106,7 @@ def mr(*, channels=("T2",), order=(0, 1, 2)):
 
 
 def test_the_network_is_the_source_s_and_everything_about_the_data_the_target_s():
-    like = plan_like(mr(), CT, LikeOptions())
+    like = plan_like(mr(), CT, LikeOptions(spacing="source"))
     assert like.dataset == "Dataset102_MR"
     assert like.labels == CHAOS
     assert like.modality == "MR"
@@ -121,11 +127,45 @@ def test_the_spacing_may_be_the_target_s_or_anything():
     own = plan_like(mr(), CT, LikeOptions(spacing="target")).configurations
     assert own["3d_fullres"].spacing_mm == (7.7, 1.5, 1.5)
     assert own["3d_fullres"].median_shape == (36.0, 256.0, 250.0)
-    fixed = plan_like(mr(), CT, LikeOptions(spacing_mm=(3.0, 1.0, 2.0))).configurations
+    fixed = plan_like(
+        mr(), CT, LikeOptions(spacing="fixed", spacing_mm=(3.0, 1.0, 2.0))
+    ).configurations
     assert fixed["3d_fullres"].spacing_mm == (3.0, 1.0, 2.0)
     assert fixed["2d"].spacing_mm == (1.0, 2.0)
-    with pytest.raises(OptionError, match="--spacing 0 1 1"):
-        plan_like(mr(), CT, LikeOptions(spacing_mm=(0, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spacing": "fixed", "spacing_mm": (0, 1, 1)}, "--spacing 0 1 1: expected lengths"),
+        ({"spacing": "fixed"}, "--like-spacing fixed lacks --spacing"),
+        ({"spacing": "target", "spacing_mm": (1, 1, 1)}, "target and --spacing contradict"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(OptionError, match=message):
+        check_like_options(LikeOptions(**options))
+
+
+def test_by_default_slices_are_not_made_up():
+    """The images' 7.7 mm instead of the source's 1 mm; in plane, 1.5 and 0.8 mm, the source's."""
+    like = plan_like(mr(), CT, LikeOptions()).configurations
+    assert like["3d_fullres"].spacing_mm == (7.7, 0.8, 0.8)
+    assert like["3d_fullres"].median_shape == (36.0, 480.0, 469.0)
+    assert "along z" in like["3d_fullres"].reasons["spacing"]
+    assert like["2d"].spacing_mm == (0.8, 0.8)
+    # The other way round nothing would be made up: the source's, and a warning.
+    assert plan_like(CT, mr(), LikeOptions()).configurations["3d_fullres"].spacing_mm[0] == 7.7
+
+
+def test_a_source_is_another_when_its_network_or_scale_is():
+    spacing = configuration((1.5, 0.8, 0.8), (266.0, 512.0, 512.0))
+    other = CT.replace(configurations={**CT.configurations, "3d_fullres": spacing})
+    assert like_digest(other, "2d") == like_digest(CT, "2d")
+    assert like_digest(other, "3d_fullres") != like_digest(CT, "3d_fullres")
+    assert like_digest(CT.replace(intensities=(stats(50),)), "2d") != like_digest(CT, "2d")
+    batch = CT.configurations["2d"].replace(batch_size=7, patch_shape=(32, 32))
+    assert like_digest(CT.replace(configurations={"2d": batch}), "2d") == like_digest(CT, "2d")
 
 
 def test_ct_keeps_the_source_s_window_for_ct_alone():
@@ -156,7 +196,7 @@ def test_a_target_with_slices_along_another_axis():
 
 
 def test_spacings_far_apart_are_told():
-    like = plan_like(mr(), CT, LikeOptions())
+    like = plan_like(mr(), CT, LikeOptions(spacing="source"))
     assert far_axes(like, mr()) == [
         "3d_fullres: along z the plan has 1 mm, the images 7.7 mm: slices are mostly interpolated."
     ]

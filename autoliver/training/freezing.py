@@ -1,0 +1,133 @@
+"""Parts of a network that keep the weights they start with, for some epochs or for good.
+
+The parts are the stages of the encoder, the first with the stem, and those of the decoder. Heads
+always learn. A frozen weight has no gradient, and optimisers leave such weights alone: neither
+momentum nor weight decay moves them, and the optimiser is the same one before and after a thaw.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from autoliver.errors import OptionError
+from autoliver.networks.spec import UNetSpec
+from autoliver.training.options import TrainingOptions
+
+# Group and number: ("encoder", 0) is the first stage.
+Part = tuple[str, int]
+
+_GROUPS = {"stem": "encoder", "encoder": "encoder", "up": "decoder", "decoder": "decoder"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freezing:
+    """What is frozen, and how long.
+
+    Attributes:
+        until: Of each frozen part, the epoch (from 0) it is trained from; None: it never is.
+    """
+
+    until: Mapping[Part, int | None]
+
+    def trainable(self, name: str, epoch: int) -> bool:
+        """Whether a parameter learns in an epoch, by its name in the state dict."""
+        until = self.until.get(_part(name), 0)
+        return until is not None and epoch >= until
+
+    def apply(self, network: nn.Module, epoch: int) -> bool:
+        """Has the parameters of frozen parts, and no others, take gradients or not.
+
+        Returns:
+            Whether anything has changed.
+        """
+        changed = False
+        for name, parameter in network.named_parameters():
+            wanted = self.trainable(name, epoch)
+            if _part(name) in self.until and parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
+                parameter.grad = None
+                changed = True
+        return changed
+
+
+def freezing(options: TrainingOptions, network: UNetSpec) -> Freezing:
+    """What `options.freeze` and `options.unfreeze` mean for a network.
+
+    A part that is to be thawed twice is thawed at the earlier epoch.
+
+    Raises:
+        OptionError: There is no such part, or it is thawed without being frozen, or too late.
+    """
+    frozen = [
+        part
+        for word in _words(options.freeze)
+        for part in _parts(word, network, where=f"--freeze {options.freeze}")
+    ]
+    until: dict[Part, int | None] = dict.fromkeys(frozen)
+    for word in _words(options.unfreeze):
+        named, epoch = _thaw(word, options)
+        where = f"--unfreeze {options.unfreeze}"
+        parts = [part for part in _parts(named, network, where=where) if part in until]
+        if not parts:
+            raise OptionError(
+                f"{where}: {named} is not frozen.",
+                hint="Leave it out, or freeze it as well: "
+                f"--freeze {','.join([*_words(options.freeze), named])}",
+            )
+        for part in parts:
+            before = until[part]
+            until[part] = epoch if before is None else min(before, epoch)
+    return Freezing(until=until)
+
+
+def _part(name: str) -> Part:
+    first, second = name.split(".")[:2]
+    return _GROUPS.get(first, first), int(second) if second.isdigit() else 0
+
+
+def _words(text: str | None) -> list[str]:
+    return [] if text is None else [word.strip() for word in text.split(",")]
+
+
+def _thaw(word: str, options: TrainingOptions) -> tuple[str, int]:
+    """The part and the epoch of "encoder.4@20"."""
+    named, _, epoch = word.partition("@")
+    where = f"--unfreeze {options.unfreeze}"
+    if not (epoch.isascii() and epoch.isdigit()):
+        raise OptionError(
+            f"{where}: '{word}' is no part with an epoch.",
+            hint="Write it as encoder.4@20, several as encoder.4@20,encoder.3@40.",
+        )
+    epochs = options.epochs + sum(options.extensions)
+    if options.epochs and int(epoch) >= epochs:
+        raise OptionError(
+            f"{where}: the training ends before epoch {epoch}; its {epochs} epochs are numbered "
+            f"from 0 to {epochs - 1}.",
+            hint="Name an earlier epoch, or leave it out: then the part stays frozen.",
+        )
+    return named.strip(), int(epoch)
+
+
+def _parts(word: str, network: UNetSpec, *, where: str) -> list[Part]:
+    """The parts of "encoder", "encoder:2" (the stages below 2) or "encoder.2"."""
+    stages = {"encoder": len(network.features), "decoder": len(network.features) - 1}
+    found = re.fullmatch(r"(encoder|decoder)(?:([.:])([0-9]+))?", word)
+    if found is not None:
+        group, sign, number = found[1], found[2], int(found[3] or 0)
+        count = stages[group]
+        if sign is None:
+            return [(group, stage) for stage in range(count)]
+        if sign == ":" and 1 <= number <= count:
+            return [(group, stage) for stage in range(number)]
+        if sign == "." and number < count:
+            return [(group, number)]
+    encoder, decoder = stages["encoder"], stages["decoder"]
+    raise OptionError(
+        f"{where}: this network has no part '{word}': its encoder has {encoder} stages, encoder.0 "
+        f"(with the stem) to encoder.{encoder - 1}, its decoder {decoder}, decoder.0 (full "
+        f"resolution) to decoder.{decoder - 1}; heads always learn.",
+        hint=f"Name encoder or decoder, one stage (encoder.{encoder - 1}), or those below one "
+        f"(encoder:{encoder - 1}).",
+    )

@@ -1,0 +1,368 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.archive import open_archive, write_archive
+from autoliver.inference.modality import case_modality, decide_modality
+from autoliver.inference.model import MODEL_FILE, Member, MemberFiles, Model, ModelFiles, load_model
+from autoliver.inference.outputs import PredictOptions
+from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
+from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.io.volume import Geometry, Volume
+from autoliver.planning.plan import Plan
+from autoliver.preprocessing.case import forward
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+SHAPE = (6, 10, 9)
+
+
+def of_modality(plan: Plan, modality: str, *schemes: str, **stats: float) -> Plan:
+    """The plan for images of a modality, one channel per scheme."""
+    schemes = schemes or ({"CT": "ct", "MR": "zscore"}.get(modality, "zscore"),)
+    own = {
+        name: configuration.replace(normalization=schemes, mask_norm=(False,) * len(schemes))
+        for name, configuration in plan.configurations.items()
+    }
+    return plan.replace(
+        modality=modality,
+        configurations=own,
+        channel_names=tuple(f"channel {n}" for n in range(len(schemes))),
+        intensities=(plan.intensities[0].replace(**stats),) * len(schemes),
+    )
+
+
+def make_image(low: float, high: float, *, share: float = 1.0, channels: int = 1) -> Volume:
+    """Values from `low` to `high`, both included; all but a share of them are one value within."""
+    rng = np.random.default_rng(0)
+    array = rng.uniform(low, high, (channels, *SHAPE)).astype(np.float32)
+    array[rng.random(array.shape) >= share] = max(low, high / 2)
+    array.flat[:2] = low, high
+    return Volume(array=array, geometry=Geometry(shape_zyx=SHAPE, spacing_mm=(2.0, 2.0, 2.0)))
+
+
+MR, CT, CLIPPED = make_image(0, 1874), make_image(-1024, 1500), make_image(-125, 275)
+
+
+@pytest.mark.parametrize(
+    ("planned", "stats", "image", "expected", "words"),
+    [
+        ("CT", {}, MR, "MR", "no negative values, 0 to 1874"),
+        ("MR", {"percentile_00_5": 40}, MR, "MR", "no negative values, 0 to 1874"),
+        ("CT", {}, CT, "CT", "lowest value -1024"),
+        ("MR", {"percentile_00_5": 40}, CT, "CT", "lowest value -1024"),
+        ("MR", {"percentile_00_5": 40}, CLIPPED, "CT", "lowest value -125"),
+        ("CT", {}, CLIPPED, "CT", "lowest value -125"),
+        # Ringing, and images that were standardised before.
+        ("MR", {"percentile_00_5": 40}, make_image(-60, 900, share=0.01), "MR", "does not tell"),
+        ("MR", {"percentile_00_5": -2}, make_image(-3, 8), "MR", "does not tell"),
+        ("CT", {}, make_image(-3, 8), "CT", "does not tell"),
+        # As the model's own training images.
+        ("CT", {"mean": 1050}, MR, "CT", "as CT of its training"),
+        ("MR", {"percentile_00_5": -20}, CLIPPED, "MR", "as MR of its training"),
+        ("MR", {"percentile_00_5": -20}, CT, "CT", "lowest value -1024"),
+        ("other", {}, CT, "other", "knows no modality"),
+    ],
+)
+def test_values_below_zero_decide(plan, planned, stats, image, expected, words):
+    own = of_modality(plan, planned, **stats)
+    found, why = decide_modality(image.array, own, own.configurations["2d"])
+    assert found == expected
+    assert words in why
+
+
+def test_channels_decide_that_are_normalised_as_the_modality_needs(plan):
+    both = np.concatenate([CT.array, MR.array])
+    for planned, schemes, image, expected in (
+        ("CT", ("ct", "zscore"), both, "CT"),
+        ("CT", ("ct", "zscore"), both[::-1], "MR"),
+        ("CT", ("rescale01", "none"), both[::-1], "CT"),
+        ("MR", ("rescale01", "zscore"), both, "MR"),
+        ("MR", ("zscore", "zscore"), both, "CT"),
+    ):
+        own = of_modality(plan, planned, *schemes, percentile_00_5=40)
+        found, _ = decide_modality(image, own, own.configurations["2d"])
+        assert found == expected, (planned, schemes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("Dataset101_AbdomenCT", "CT"),
+        ("Dataset102_AbdomenMR", "MR"),
+        ("Dataset103_LiverTumourCT", "CT"),
+        ("Dataset104_BrainMR4", "MR"),
+        ("Dataset004_Hippocampus", "MR"),
+    ],
+)
+def test_real_cases_are_told_apart_by_models_of_either_modality(shared, plan, dataset, expected):
+    files = sorted((shared / "data" / dataset / "imagesTr").glob("*.nii.gz"))[:3]
+    if not files:
+        pytest.skip(f"needs {dataset}")
+    for file in files:
+        array = read_image([file]).array
+        for planned in ("CT", "MR"):
+            own = of_modality(plan, planned, percentile_00_5=0)
+            found, why = decide_modality(array, own, own.configurations["2d"])
+            assert found == expected, (file.name, planned, why)
+
+
+class Eyes(nn.Module):
+    """Keeps what it sees, and finds foreground where it is above average."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.seen: list[Tensor] = []
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.seen.append(image.clone())
+        image = image[:, :1]
+        return torch.cat([torch.zeros_like(image), image, image - 1][: self.rows], dim=1)
+
+
+def make_member(plan: Plan, *, name: str = "Toy", further: int = 0, **changes: object) -> Member:
+    configuration = plan.configurations["3d_fullres"].replace(patch_shape=SHAPE)
+    network = configuration.network.replace(in_channels=len(plan.channel_names) + further)
+    return Member(
+        name=name,
+        plan=plan,
+        configuration=configuration.replace(network=network),
+        mirror_axes=(),
+        networks=(Eyes(3),),
+        device=CPU,
+        **changes,
+    )
+
+
+def predict(model: Model, image: Volume, **options: object) -> list[list[Tensor]]:
+    """What the network of each part of a model sees."""
+    for part in model.parts:
+        part.networks[0].seen.clear()
+    predict_volume(model, image, PredictOptions(mirror=False, **options), name="case_3")
+    return [part.networks[0].seen for part in model.parts]
+
+
+def standardised(array: np.ndarray) -> Tensor:
+    wide = array.astype(np.float64)
+    return torch.from_numpy((wide - wide.mean()) / wide.std())
+
+
+@pytest.mark.parametrize("margin", [0, 1, 3], ids=["full", "crop over 75 %", "crop under 75 %"])
+def test_mr_seen_by_a_plan_for_ct_is_what_a_plan_for_mr_makes_of_it(plan, margin):
+    image = make_image(0, 1874)
+    if margin:
+        image.array[:, :, -margin:] = 0
+    masked = margin == 3
+    ct, mr = of_modality(plan, "CT"), of_modality(plan, "MR")
+    like_planned = mr.configurations["3d_fullres"].replace(mask_norm=(masked,))
+    expected = forward(image, None, plan=mr, configuration=like_planned, name="a")
+    found = forward(
+        image,
+        None,
+        plan=ct,
+        configuration=ct.configurations["3d_fullres"],
+        name="a",
+        modality="MR",
+    )
+    assert np.array_equal(found.image, expected.image)
+    assert found.properties == expected.properties
+
+
+@pytest.mark.parametrize(
+    ("planned", "image", "choice"),
+    [
+        *(("CT", image, choice) for image in (CT, CLIPPED) for choice in ("auto", "CT", None)),
+        *(("MR", MR, choice) for choice in ("auto", "MR", None)),
+        # What a dataset's own cases are is known, whatever they look like.
+        *(("CT", MR, None), ("MR", CT, None), ("other", CT, "auto")),
+    ],
+)
+def test_images_of_the_planned_modality_are_seen_as_ever(plan, planned, image, choice, caplog):
+    own = of_modality(plan, planned)
+    member = make_member(own)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), image, modality=choice)
+    expected = forward(image, None, plan=own, configuration=member.configuration, name="a").image
+    assert np.array_equal(seen[0].numpy(), expected)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_by_default_the_log_tells_how_it_was_decided(plan, caplog):
+    model = Model(name="Toy", members=(make_member(of_modality(plan, "CT")),))
+    with caplog.at_level(logging.INFO):
+        predict(model, CT)
+    assert "INFO" in caplog.text
+    assert "case_3: looks like CT (lowest value -1024): normalised as planned." in caplog.text
+
+
+def test_a_model_prepared_for_it_sees_mr_by_its_own_mean_and_deviation(plan, caplog):
+    member = make_member(of_modality(plan, "CT"), cross_modal=True)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), MR)
+    torch.testing.assert_close(seen[0].double(), standardised(MR.array), atol=1e-5, rtol=1e-5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "case_3: looks like MR (no negative values, 0 to 1874): "
+        "normalised by its own mean and deviation."
+    )
+
+
+def test_a_model_prepared_for_it_sees_the_soft_tissue_of_ct(plan, caplog):
+    member = make_member(of_modality(plan, "MR", percentile_00_5=40), cross_modal=True)
+    before = CT.array.copy()
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), CT)
+    expected = standardised(np.clip(CT.array, -150, 250))
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=1e-5)
+    assert np.array_equal(CT.array, before)
+    assert "looks like CT (lowest value -1024): clipped to -150 to 250 HU and" in caplog.text
+
+
+def test_only_channels_of_the_modality_are_normalised_anew(plan):
+    own = of_modality(plan, "CT", "ct", "rescale01")
+    image = make_image(0, 1874, channels=2)
+    member = make_member(own, cross_modal=True)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), image)
+    expected = standardised(image.array[0])
+    torch.testing.assert_close(seen[0, 0].double(), expected, atol=1e-5, rtol=1e-5)
+    assert (seen[0, 1].min(), seen[0, 1].max()) == (0, 1)
+
+
+@pytest.mark.parametrize(("planned", "image", "other"), [("CT", MR, "MR"), ("MR", CLIPPED, "CT")])
+def test_what_a_model_was_not_prepared_for_is_refused_unless_asked_for(
+    plan, planned, image, other, caplog
+):
+    own = of_modality(plan, planned, percentile_00_5=0)
+    model = Model(name="Toy", members=(make_member(own, name="LiTS/2d"),))
+    with pytest.raises(DatasetError) as caught:
+        predict(model, image)
+    problem = caught.value.problem
+    assert problem.startswith(f"case_3: looks like {other} (")
+    assert problem.endswith(f"), but LiTS/2d was trained on {planned}.")
+    for words in (
+        f"for {other} with -m",
+        "--augment cross-modality",
+        "--pretrained",
+        f"--modality {other}",
+    ):
+        assert words in caught.value.hint
+    assert "\n" not in caught.value.hint
+
+    ((seen,),) = predict(model, image, modality=other)
+    expected = standardised(np.clip(image.array, -150, 250) if other == "CT" else image.array)
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=1e-5)
+    assert not caplog.records
+
+
+def test_a_modality_that_contradicts_the_image_is_taken_with_one_warning(plan, caplog):
+    own = of_modality(plan, "CT")
+    member = make_member(own)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), MR, modality="CT")
+    expected = forward(MR, None, plan=own, configuration=member.configuration, name="a").image
+    assert np.array_equal(seen[0].numpy(), expected)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "case_3: looks like MR (no negative values, 0 to 1874), but CT was asked for: "
+        "normalised as planned."
+    )
+
+
+def test_a_model_of_no_modality_says_that_it_ignores_the_choice(plan, caplog):
+    model = Model(name="Toy", members=(make_member(of_modality(plan, "other")),))
+    assert case_modality(model, CT.array, "auto", name="a") is None
+    assert not caplog.records
+    assert case_modality(model, CT.array, "MR", name="a") is None
+    assert "a: MR was asked for, but Toy knows no modality" in caplog.text
+
+
+def test_an_unknown_modality_is_refused():
+    with pytest.raises(OptionError, match="modality is 'mr'; it must be one of auto, CT, MR"):
+        PredictOptions(modality="mr")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_members_finder_and_first_stage_see_the_case_s_modality_each_by_its_plan(plan, order):
+    ct, mr = of_modality(plan, "CT"), of_modality(plan, "MR", percentile_00_5=40)
+    cascade = make_member(
+        ct, further=2, cross_modal=True, previous=make_member(ct, cross_modal=True)
+    )
+    members = (make_member(mr, cross_modal=True), cascade)[::order]
+    finder = make_member(ct, name="Finder", cross_modal=True)
+    model = Model(name="Toy", members=members, finder=finder)
+    for image in (MR, CT):
+        planned = forward(
+            image, None, plan=ct, configuration=ct.configurations["3d_fullres"], name="a"
+        ).image
+        clipped = standardised(np.clip(image.array, -150, 250))
+        own = standardised(image.array)
+        for part, seen in zip(model.parts, predict(model, image), strict=True):
+            assert seen
+            if image is MR:
+                expected = own
+            else:
+                expected = clipped if part.plan is mr else torch.from_numpy(planned).double()
+            for each in seen:
+                torch.testing.assert_close(each[0, :1].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unprepared", ["member", "first stage", "finder"])
+def test_every_part_of_a_model_must_be_prepared(plan, unprepared):
+    ct, mr = of_modality(plan, "CT"), of_modality(plan, "MR")
+
+    def make(part: str, **changes: object) -> Member:
+        return make_member(ct, name=part, cross_modal=part != unprepared, **changes)
+
+    cascade = make("member", further=2, previous=make("first stage"))
+    model = Model(name="Toy", members=(make_member(mr), cascade), finder=make("finder"))
+    with pytest.raises(DatasetError, match=f"but {unprepared} was trained on CT"):
+        predict(model, MR)
+
+
+@pytest.mark.parametrize(
+    ("augments", "prepared"),
+    [
+        (("default",), False),
+        (("none",), False),
+        (("cross-modality",), True),
+        (("gin", "bezier"), True),
+        (("cross-modality", "default"), False),
+    ],
+)
+def test_a_model_is_prepared_if_all_its_folds_are_in_a_file_as_well(
+    save, tmp_path, augments, prepared
+):
+    folds = tuple(save(f"fold_{n}", augment=augment) for n, augment in enumerate(augments))
+    files = ModelFiles(name="Toy", members=(MemberFiles(folds=folds),))
+    assert load_model(files, device=CPU).members[0].cross_modal == prepared
+    write_archive(tmp_path / "toy.autoliver", files)
+    copied = open_archive(tmp_path / "toy.autoliver").files()
+    assert load_model(copied, device=CPU).members[0].cross_modal == prepared
+
+
+def test_models_of_before_are_not_prepared(save):
+    folder = save("fold_0", augment="cross-modality")
+    info = folder / MODEL_FILE
+    lines = [line for line in info.read_text().splitlines() if '"augment"' not in line]
+    info.write_text("\n".join(lines).replace('"extended": 0,', '"extended": 0'))
+    files = ModelFiles(name="Toy", members=(MemberFiles(folds=(folder,)),))
+    assert not load_model(files, device=CPU).members[0].cross_modal
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_each_of_several_files_is_decided_for_itself(plan, tmp_path: Path, overlap, caplog):
+    model = Model(name="Toy", members=(make_member(of_modality(plan, "CT"), cross_modal=True),))
+    cases = {}
+    for name, image in (("ct", CT), ("mr", MR)):
+        cases[name] = [tmp_path / f"in/{name}.nii.gz"]
+        write_image(cases[name][0], image.array, image.geometry)
+    jobs = make_jobs(cases, tmp_path / "out")
+    predict_jobs(model, jobs, PredictOptions(mirror=False, overlap=overlap))
+    for job, image in zip(jobs, (CT, MR), strict=True):
+        alone = predict_volume(model, image, PredictOptions(mirror=False), name="alone")
+        assert np.array_equal(read_label(job.output).array[0], alone)
+    assert "mr: looks like MR" in caplog.text
+    assert "ct: looks like" not in caplog.text

@@ -1,0 +1,275 @@
+"""Transfer from a CT set to an MR set, through the commands a user types."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from autoliver.cli.main import app
+from autoliver.errors import ArtifactError, DatasetError, ModelError, OptionError
+from autoliver.inference.model import FoldModel
+from autoliver.io.itk import read_label
+from autoliver.networks.checkpoint import load_weights
+from autoliver.planning.plan import Plan
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.options import TrainingOptions
+from autoliver.transfer.table import Transfer
+
+CT, MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
+SHORT = ("--epochs", 2, "--iterations", 3)
+
+
+def run(*arguments: object) -> dict[str, object]:
+    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def told(*arguments: object) -> str:
+    """What a command tells on stderr."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stderr
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six CT phantoms, and three MR phantoms with thicker slices and two to test on."""
+    folder = tmp_path_factory.mktemp("data")
+    ct = PhantomOptions(contrast="CT", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
+    mr = PhantomOptions(contrast="T2", shape_zyx=(8, 44, 44), spacing_mm=(18.0, 5.0, 5.0))
+    write_phantom_dataset(folder, name=CT, cases=5, seed=1, options=ct)
+    write_phantom_dataset(folder, name=MR, cases=3, seed=2, options=mr, test_cases=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace where 2d is trained on CT, and the MR set is not even planned."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    run("plan", data / CT, "--preset", "tiny", "-w", workspace)
+    run(
+        *("train", CT, "2d", "--fold", "all", "--epochs", 4, "--iterations", 20),
+        *("--augment", "gin", "-w", workspace),
+    )
+    return workspace
+
+
+@pytest.fixture
+def own(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "workspace"))
+
+
+def test_no_step_of_fine_tuning_is_the_source_model(own, data, tmp_path):
+    """Planned, preprocessed and mapped, the heads included: the very label maps of the source."""
+    mr = data / MR
+    run("train", mr, "2d", "--fold", "all", "--pretrained", "PhantomCT", "--epochs", 0, "-w", own)
+    name = "2d@PhantomCT"
+    run("predict", "-i", mr / "imagesTs", "-o", tmp_path / "ours", "-m", f"{MR}/{name}", "-w", own)
+    run("predict", "-i", mr / "imagesTs", "-o", tmp_path / "source", "-m", CT, "-w", own)
+    maps = sorted((tmp_path / "source").glob("*.nii.gz"))
+    assert len(maps) == 2
+    found = 0
+    for path in maps:
+        expected = read_label(path).array
+        found += np.count_nonzero(expected)
+        assert np.array_equal(read_label(tmp_path / "ours" / path.name).array, expected)
+    assert found > 0
+    folder = own / MR / "runs" / name
+    transfer = Transfer.load(folder / "transfer.json")
+    assert transfer.share == 1.0
+    assert {weight.action for weight in transfer.table.weights} == {"loaded"}
+    source = load_weights(own / CT / "runs/2d/fold_all/weights.safetensors")[0]
+    ours = load_weights(folder / "fold_all/weights.safetensors")[0]
+    assert all(np.array_equal(ours[k], source[k]) for k in source)
+
+
+def test_one_command_plans_transfers_and_goes_on(own, data):
+    """What is missing is made, said, and kept: the same command again does nothing more."""
+    command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT)
+    text = told(*command, "-w", own)
+    assert "Begins with PhantomCT/2d fold all: a run of this workspace." in text
+    assert "like PhantomCT, planned now" in text
+    assert "100.0%  as they are" in text
+    assert "liver <- liver" in text
+    plan = Plan.load(own / MR / "plan@PhantomCT.json")
+    mine, theirs = (p.configurations["2d"] for p in (plan, Plan.load(own / CT / "plan.json")))
+    assert mine.patch_shape == theirs.patch_shape
+    assert (mine.normalization, theirs.normalization) == (("zscore",), ("ct",))
+    folder = own / MR / "runs/2d@PhantomCT"
+    options = TrainingOptions.load(folder / "options.json")
+    assert options.pretrained == "PhantomCT/2d fold all"
+    assert FoldModel.load(folder / "fold_0/model.json").plan.modality == "MR"
+    before = (folder / "fold_0/weights.safetensors").stat().st_mtime_ns
+    text = told(*command, "-w", own)
+    assert "as planned before" in text
+    assert (folder / "fold_0/weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_twin_from_scratch_has_the_same_plan_and_steps(own, data):
+    result = run(
+        *("train", data / MR, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT),
+        *("--encoder-factor", 0.5, "--compare-scratch", "-w", own),
+    )
+    runs = own / MR / "runs"
+    assert [fold["folder"] for fold in result["scratch"]] == [
+        str(runs / "2d@PhantomCT+scratch" / "fold_0")
+    ]
+    both = [
+        TrainingOptions.load(runs / r / "options.json")
+        for r in ("2d@PhantomCT", "2d@PhantomCT+scratch")
+    ]
+    assert both[1].pretrained is None
+    assert both[1].encoder_factor == 1.0
+    assert both[0].steps == both[1].steps == 6
+    plans = [
+        FoldModel.load(Path(f["folder"]) / "model.json").plan
+        for f in (*result["folds"], *result["scratch"])
+    ]
+    assert plans[0] == plans[1]
+    assert not (runs / "2d@PhantomCT+scratch/transfer.json").exists()
+
+
+def test_the_other_way_round_the_source_is_trained_on_the_target_s_plan(own, data):
+    run("plan", data / MR, "--preset", "tiny", "-w", own)
+    run("plan", CT, "--like", "PhantomMR", "-w", own)
+    mr = Plan.load(own / MR / "plan.json").configurations
+    ct = Plan.load(own / CT / "plan@PhantomMR.json").configurations
+    for name, decided in mr.items():
+        assert (ct[name].patch_shape, ct[name].spacing_mm) == (
+            decided.patch_shape,
+            decided.spacing_mm,
+        )
+        assert ct[name].normalization == ("ct",)
+    run("train", CT, "2d", "--like", "PhantomMR", "--fold", "all", *SHORT, "-w", own)
+    text = told("train", MR, "2d", "--pretrained", "PhantomCT", "--fold", 0, *SHORT, "-w", own)
+    # Of two runs of 2d the one that was planned like the target.
+    assert "Begins with PhantomCT/2d@PhantomMR fold all" in text
+    like = Plan.load(own / MR / "plan@PhantomCT.json").configurations["2d"]
+    assert like.network == mr["2d"].network
+
+
+def test_imported_and_exported_models_are_sources_by_name_and_by_path(own, data, tmp_path):
+    run("export", CT, tmp_path / "LiTS.autoliver", "-w", own)
+    run("import", tmp_path / "LiTS.autoliver", "--name", "LiTS", "-w", own)
+    text = told("train", data / MR, "2d", "--pretrained", "lits", "--fold", 0, *SHORT, "-w", own)
+    assert "Begins with LiTS/2d fold all: an imported model." in text
+    assert (own / MR / "runs/2d@LiTS/transfer.json").exists()
+    places = {
+        tmp_path / "LiTS.autoliver": "2d fold all",
+        own / CT / "runs/2d": "2d fold all",
+        own / CT / "runs/2d/fold_all": "2d fold all",
+        own / CT / "runs/2d/fold_all/weights.safetensors": "2d fold all",
+    }
+    for number, (place, which) in enumerate(places.items()):
+        command = ("train", MR, "2d", "--fold", 0, "--pretrained", place, "--epochs", 0)
+        text = told(*command, "--tag", f"t{number}", "-w", own)
+        assert f"PhantomCT/{which}: the path" in text
+
+
+def test_weights_alone_need_new_heads(own, data, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(own / CT / "runs/2d/fold_all/weights.safetensors", alone)
+    command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", alone, *SHORT, "-w", own)
+    run("plan", data / MR, "--preset", "tiny", "-w", own)
+    with pytest.raises(ModelError, match="nothing says what its labels are"):
+        run(*command)
+    assert not (own / MR / "runs/2d@alone/fold_0").exists()
+    run(*command, "--reset-heads", "--fresh")
+    table = Transfer.load(own / MR / "runs/2d@alone/transfer.json").table
+    assert {w.action for w in table.weights if w.is_head} == {"reset"}
+    assert {w.action for w in table.weights if not w.is_head} <= {"loaded", "adapted", "reset"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            ["2d", "--pretrained", "LiTZ"],
+            ModelError,
+            "LiTZ: there is no such file, trained dataset",
+        ),
+        (
+            ["3d_fullres", "--pretrained", "PhantomCT"],
+            ModelError,
+            "it has no trained 3d_fullres, but",
+        ),
+        (
+            ["3d_fullres", "--pretrained", "PhantomCT/2d"],
+            ModelError,
+            "its network is 2D, 3d_fullres is 3D",
+        ),
+        (
+            ["2d", "--pretrained", "imagenet"],
+            ModelError,
+            "no network of this version takes ImageNet",
+        ),
+        (["2d", "--like", "Nothing"], DatasetError, "no planned dataset 'Nothing'"),
+        (["2d", "--like", "PhantomCT", "--pretrained", "PhantomCT"], OptionError, "contradict"),
+        (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains the twin"),
+    ],
+)
+def test_a_source_that_cannot_serve_is_refused(trained, data, arguments, error, message):
+    before = sorted(trained.rglob("*"))
+    with pytest.raises(error, match=message) as caught:
+        run("train", data / MR, *arguments, "--fold", 0, *SHORT, "-w", trained)
+    assert caught.value.hint
+    assert not [p for p in set(trained.rglob("*")) - set(before) if p.parent.name == "runs"]
+
+
+def test_what_there_is_is_listed(trained, data):
+    with pytest.raises(ModelError) as caught:
+        run("train", data / MR, "2d", "--pretrained", "LiTZ", "-w", trained)
+    assert f"{CT}/2d" in caught.value.hint
+
+
+def test_a_run_begun_from_something_else_is_not_gone_on_with(own, data):
+    command = ("train", data / MR, "2d", "--fold", 0, *SHORT, "-w", own)
+    run(*command, "--like", "PhantomCT")
+    with pytest.raises(OptionError, match="--pretrained") as caught:
+        run(*command, "--pretrained", "PhantomCT")
+    assert "--fresh" in caught.value.hint
+    assert "--tag" in caught.value.hint
+    run(*command, "--pretrained", "PhantomCT", "--tag", "tuned")
+    # A source that was trained anew has other weights.
+    retrain = ("train", CT, "2d", "--fold", "all", "--epochs", 1, "--iterations", 2, "--fresh")
+    run(*retrain, "-w", own)
+    with pytest.raises(ArtifactError, match="begun with another source"):
+        run(*command, "--pretrained", "PhantomCT", "--tag", "tuned")
+
+
+def test_no_common_label_is_refused_before_anything_is_trained(own, data, tmp_path):
+    other = Path(shutil.copytree(data / MR, tmp_path / "Dataset009_Heart"))
+    description = json.loads((other / "dataset.json").read_text())
+    names = {f"atrium {value}": value for value in description["labels"].values() if value}
+    description["labels"] = {"background": 0, **names}
+    (other / "dataset.json").write_text(json.dumps(description))
+    command = ("train", other, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT, "-w", own)
+    with pytest.raises(ModelError, match="No label of the target") as caught:
+        run(*command)
+    assert "--reset-heads" in caught.value.hint
+    run(*command, "--reset-heads", "--fresh")
+
+
+def test_damaged_and_foreign_sources(own, data, tmp_path):
+    command = ("train", data / MR, "2d", "--fold", 0, *SHORT, "-w", own, "--pretrained")
+    text = tmp_path / "notes.txt"
+    text.write_text("no model")
+    with pytest.raises(ModelError, match="neither a trained model of autoliver nor one of nnU-Net"):
+        run(*command, text)
+    foreign = tmp_path / "checkpoint_final.pth"
+    foreign.write_bytes(b"PK\x03\x04nothing")
+    with pytest.raises(ModelError, match="a checkpoint alone does not say"):
+        run(*command, foreign)
+    weights = own / CT / "runs/2d/fold_all/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="damaged"):
+        run(*command, "PhantomCT")
+    assert not list((own / MR).glob("runs/*/fold_*"))
