@@ -119,6 +119,8 @@ def _seen(
 def _how(modality: Modality, foreign: list[Member]) -> str:
     if not any(renormalized(modality, part.plan, part.configuration) for part in foreign):
         return "normalised as planned"
+    if modality == "CT" and all(part.plan.source_intensities for part in foreign):
+        return "normalised as the CT that its weights come from"
     how = "normalised by its own mean and deviation"
     if modality == "CT":
         how = f"clipped to {SOFT_TISSUE_HU[0]:g} to {SOFT_TISSUE_HU[1]:g} HU and {how}"
@@ -128,7 +130,7 @@ def _how(modality: Modality, foreign: list[Member]) -> str:
 def _check_prepared(foreign: list[Member], modality: Modality, found: str) -> None:
     """Refuses parts of a model that have never seen contrasts such as the case's."""
     for part in foreign:
-        if not part.cross_modal:
+        if not (part.cross_modal or part.plan.source_intensities):
             raise DatasetError(
                 f"{found}, but {part.name} was trained on {part.plan.modality}.",
                 hint=f"Choose a model for {modality} with -m, train one with --augment "

@@ -12,6 +12,7 @@ from autoliver.inference.model import MODEL_FILE, FoldModel
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.training.folds import Fold
+from autoliver.training.freezing import freezing
 from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
@@ -63,6 +64,7 @@ def begin_run(
         options = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
         changed_configuration(configuration, options)
+        freezing(options, configuration.network)
     else:
         options = TrainingOptions.load(run.options)
         again = "Add --fresh to start over, or --tag NAME to keep both."

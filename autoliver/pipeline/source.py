@@ -201,7 +201,7 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         exact = [run for run in runs if run.name == asked]
         fitting = exact or [run for run in runs if run.parts.configuration == wanted]
         if fitting and (exact or not asked):
-            run = _choose(fitting, wanted, target, whose=folder.name)
+            run = exact[0] if exact else _choose(fitting, wanted, target, whose=folder.name)
             kind = "an imported model" if folder in workspace.models else "a run of this workspace"
             return _of_run(run, name=short_name(folder.name), where=kind)
     there = [f"{folder.name}/{run.name}" for folder, runs in found for run in runs]

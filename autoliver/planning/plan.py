@@ -105,6 +105,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
         transpose_forward: Order of the image axes (z, y, x) in preprocessed arrays.
         transpose_backward: The inverse permutation.
         intensities: Of the fingerprint, one per channel; what CT normalisation uses.
+        source_intensities: Of the CT that a plan for another modality follows, one per channel: how
+            its network has learnt CT. Empty otherwise.
         configurations: Name -> configuration.
         reasons: Decisions about the plan as a whole, such as a configuration that was dropped
             ("3d_lowres"), and why, in one sentence each.
@@ -123,4 +125,5 @@ class Plan(Artifact, frozen=True, kw_only=True):
     transpose_backward: tuple[int, int, int]
     intensities: tuple[IntensityStats, ...]
     configurations: dict[ConfigurationName, Configuration]
+    source_intensities: tuple[IntensityStats, ...] = ()
     reasons: dict[str, str] = msgspec.field(default_factory=dict)

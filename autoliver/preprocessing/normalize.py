@@ -31,7 +31,8 @@ def normalize_case(
 
     MR has no unit, so that a CT plan's window and scale mean nothing to it: its channels get the
     "zscore" of the image that a plan for MR gives them, inside the non-zero region by the planner's
-    rule. CT that an MR plan gets is clipped to soft tissue first.
+    rule. CT that an MR plan gets is clipped to soft tissue first; where the plan follows one for
+    CT, it is scaled as there, since that is how the network has learnt CT.
 
     Args:
         cropped: The case.
@@ -48,7 +49,11 @@ def normalize_case(
     """
     image = cropped.image
     schemes, masked = list(configuration.normalization), list(configuration.mask_norm)
+    intensities = list(plan.intensities)
     for index in renormalized(modality, plan, configuration):
+        if modality == "CT" and plan.source_intensities:
+            schemes[index], intensities[index] = "ct", plan.source_intensities[index]
+            continue
         schemes[index], masked[index] = "zscore", cropped.kept < MASK_BELOW
         if modality == "CT":
             if image is cropped.image:
@@ -58,7 +63,7 @@ def normalize_case(
         image,
         schemes=schemes,
         mask_norm=masked,
-        intensities=plan.intensities,
+        intensities=intensities,
         mask=cropped.mask,
         where=where,
     )

@@ -76,6 +76,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         transpose_forward=order,
         transpose_backward=source.transpose_backward,
         intensities=_intensities(own, source),
+        source_intensities=_source_intensities(own, source),
         configurations=configurations,
         reasons={
             **{what: _as(source, why) for what, why in source.reasons.items()},
@@ -222,3 +223,10 @@ def _intensities(own: Plan, source: Plan) -> tuple[IntensityStats, ...]:
         known.get(name, stats)
         for name, stats in zip(own.channel_names, own.intensities, strict=True)
     )
+
+
+def _source_intensities(own: Plan, source: Plan) -> tuple[IntensityStats, ...]:
+    """How the network knows CT, where the target is something else: it may meet CT again."""
+    if own.modality == "CT" or len(own.channel_names) != len(source.channel_names):
+        return ()
+    return source.intensities if source.modality == "CT" else source.source_intensities

@@ -222,6 +222,20 @@ def test_a_model_prepared_for_it_sees_the_soft_tissue_of_ct(plan, caplog):
     assert "looks like CT (lowest value -1024): clipped to -150 to 250 HU and" in caplog.text
 
 
+def test_a_plan_that_follows_one_for_ct_sees_ct_as_there(plan):
+    """Weights that come from CT have learnt it in that plan's window and scale."""
+    source = of_modality(plan, "CT", mean=90, std=40, percentile_00_5=-20, percentile_99_5=200)
+    own = of_modality(plan, "MR", percentile_00_5=40)
+    own = own.replace(source_intensities=source.intensities)
+    seen = [
+        forward(CT, None, plan=p, configuration=p.configurations["2d"], name="a", modality="CT")
+        for p in (own, source)
+    ]
+    assert np.array_equal(seen[0].image, seen[1].image)
+    mr = forward(MR, None, plan=own, configuration=own.configurations["2d"], name="a")
+    assert abs(float(mr.image.mean())) < 0.1
+
+
 def test_only_channels_of_the_modality_are_normalised_anew(plan):
     own = of_modality(plan, "CT", "ct", "rescale01")
     image = make_image(0, 1874, channels=2)

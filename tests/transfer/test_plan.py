@@ -175,6 +175,14 @@ def test_ct_keeps_the_source_s_window_for_ct_alone():
     assert plan_like(mr(), CT, LikeOptions()).intensities[0].mean == 300.0
 
 
+def test_how_the_network_knows_ct_is_kept_for_ct_it_meets_again():
+    like = plan_like(mr(), CT, LikeOptions())
+    assert like.source_intensities == CT.intensities
+    assert plan_like(mr(), like, LikeOptions()).source_intensities == CT.intensities
+    assert plan_like(CT, mr(), LikeOptions()).source_intensities == ()
+    assert plan_like(mr(channels=("T1", "T2")), CT, LikeOptions()).source_intensities == ()
+
+
 def test_channels_and_cascades_follow_the_target():
     cascade = configuration((1.0, 0.8, 0.8), (400.0, 512.0, 512.0), previous_stage="3d_lowres")
     cascade = cascade.replace(network=cascade.network.replace(in_channels=3))
