@@ -79,8 +79,11 @@ def split_background(channel: Tensor, label: Tensor, *, parts: int) -> Tensor:
         parts + v the label v.
     """
     matrices = [blur_matrix(_SMOOTHING, size).to(channel) for size in channel.shape]
-    smooth = multiply_axes(torch.nan_to_num(channel), matrices)
-    background = label == 0
+    background, outside = label == 0, label < 0
+    # Outside is 0, which may be bright: as dark as the darkest, it does not shine into the air.
+    known = torch.nan_to_num(channel)
+    known = known.masked_fill(outside, known.masked_fill(outside, torch.inf).min())
+    smooth = multiply_axes(known.nan_to_num_(), matrices)
     low = smooth.masked_fill(~background, torch.inf).min()
     extent = smooth.masked_fill(~background, -torch.inf).max() - low
     scale = (_BINS - 1) / extent.clamp_min(1e-7)
@@ -90,7 +93,7 @@ def split_background(channel: Tensor, label: Tensor, *, parts: int) -> Tensor:
     counts = torch.bincount(bins.flatten(), minlength=_BINS + 1)[:_BINS].cpu().numpy()
     table = torch.zeros(_BINS + 1, dtype=torch.int64)
     table[:_BINS] = torch.from_numpy(group_bins(counts, parts + 1))
-    further = (label.long() + parts).masked_fill_(label < 0, 0)
+    further = (label.long() + parts).masked_fill_(outside, 0)
     return torch.where(background, torch.take(table.to(label.device), bins), further)
 
 

@@ -117,3 +117,14 @@ def test_what_the_first_stage_found_moves_to_the_image():
     assert all(
         torch.equal(c[:, :1], image) and set(c[:, 1:].unique().tolist()) <= {0, 1} for c in changed
     )
+
+
+def test_every_view_of_a_patch_shows_what_the_first_stage_found():
+    image, target = torch.randn(6, 1, 4, 5, 6), torch.zeros(2, 2, 4, 5, 6, dtype=torch.int16)
+    target[0, 1, 2:, 3:, 4:], target[1, 1, :2] = 2, 1
+    shown, rest = show_previous(image, target, channels=2, generator=Generator().manual_seed(0))
+    once, _ = show_previous(image[:2], target, channels=2, generator=Generator().manual_seed(0))
+    assert torch.equal(shown[:, :1], image)
+    assert len(rest) == 2
+    for view in shown.split(2):
+        assert torch.equal(view[:, 1:], once[:, 1:])

@@ -277,13 +277,14 @@ def test_a_time_budget_is_kept_by_one_clock(together: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["gpu", "ram", "disk"])
+@pytest.mark.parametrize("augment", ["default", "inversion"])
 @pytest.mark.parametrize("setting", ["two", "three_batch_dice"])
 def test_the_parts_of_a_batch_make_the_batch(
-    setting: str, cache: CacheKind, tmp_path: Path
+    setting: str, augment: str, cache: CacheKind, tmp_path: Path
 ) -> None:
     def drawn(group: Group) -> list[tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]]:
         task = make_task(setting, tmp_path, group=group)
-        spec = augmentation(task.configuration, "default", mirror=True)
+        spec = augmentation(task.configuration, augment, mirror=True)
         stream = patch_stream(task, task.train, spec, number=0)
         patches = Patches(stream, cache, task.device)
         shape = task.configuration.patch_shape

@@ -19,7 +19,7 @@ from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration
-from autoliver.training.loop import train_fold
+from autoliver.training.loop import _Loop, train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog, read_progress
 from autoliver.training.task import FoldTask, TrainedFold
@@ -444,3 +444,50 @@ def test_regions_are_trained_as_independent_unions(tmp_path: Path) -> None:
     ).logs[-1]
     assert log.validation_dice is not None
     assert len(log.validation_dice) == 2
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (6, 16, 16)], ids=["2d", "3d"])
+@pytest.mark.parametrize("augment", ["gin-ipa", "cross-modality"])
+def test_changes_of_appearance_are_for_training_alone(
+    augment: str, patch: tuple[int, ...], tmp_path: Path
+) -> None:
+    held_out = [make_case("held_out", 9)]
+    options = {"epochs": 2, "iterations": 2, "lr": 1e-12}
+    done = {
+        kind: train_fold(
+            make_task(
+                tmp_path / kind, patch, validation=held_out, options={**options, "augment": kind}
+            )
+        )
+        for kind in (augment, "default")
+    }
+    assert done[augment].mirror_axes == ()
+    for one, other in zip(done[augment].logs, done["default"].logs, strict=True):
+        assert one.train_loss is not None
+        assert np.isfinite(one.train_loss)
+        assert one.train_loss != other.train_loss
+        # With weights that stay what they were, held-out patches have the same loss.
+        assert one.validation_loss == pytest.approx(other.validation_loss, abs=1e-6)
+        assert one.validation_dice == other.validation_dice
+
+
+def test_views_that_disagree_cost_ten_times_their_divergence(tmp_path: Path) -> None:
+    (case,) = whole_slices(None)
+    logits = fresh_logits(tmp_path, LABELS, case)
+    loop = _Loop(make_task(tmp_path / "run", train=[case], options={"augment": "gin-ipa"}))
+    image = torch.from_numpy(case.image[:, 0])[None]
+    target = torch.from_numpy(case.label[:, 0])[None]
+    network = loop.state.network
+    alone, counts = loop._loss(network, image, target)
+    same, same_counts = loop._loss(network, image.repeat(3, 1, 1, 1), target)
+    assert same.item() == pytest.approx(alone.item(), abs=1e-5)
+    views = torch.cat([image, -image, 2 * image])
+    loss, first_counts = loop._loss(network, views, target)
+    with torch.no_grad():
+        p = network(views)[0].softmax(1)
+    mean = p.mean(0, keepdim=True)
+    divergence = (mean * (mean.log() - p.log())).mean()
+    torch.testing.assert_close(p[0].log(), logits.log_softmax(0), rtol=1e-4, atol=1e-4)
+    assert loss.item() == pytest.approx((alone + 10 * divergence).item(), abs=1e-5)
+    assert (counts == same_counts).all()
+    assert (counts == first_counts).all()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from autoliver.training.losses import (
     LossOptions,
+    consistency_loss,
     deep_supervision_weights,
     downsample_target,
     hard_dice_counts,
@@ -268,3 +269,48 @@ def test_counts_equal_a_loop(regions):
         )
     found = torch.stack(hard_dice_counts(logits, target, options=options), dim=1)
     assert found.tolist() == expected
+
+
+def divergence(probability: np.ndarray) -> float:
+    """The mean of m (log m - log p), m being the mean over the first axis."""
+    mean = probability.mean(0, keepdims=True)
+    return float((mean * (np.log(mean) - np.log(probability))).mean())
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_consistency_is_the_divergence_from_the_mean(views):
+    logits = wave((views * 2, 3, 6, 8), 0.0)
+    exp = np.exp(logits.double().numpy().reshape(views, 2, 3, 6, 8))
+    found = consistency_loss(logits, views, options=SOFTMAX)
+    assert float(found) == pytest.approx(divergence(exp / exp.sum(2, keepdims=True)), rel=1e-5)
+    # As Ouyang et al. compute it.
+    p = logits.softmax(1)
+    mean = p.view(views, 2, 3, 6, 8).mean(0).repeat(views, 1, 1, 1)
+    theirs = F.kl_div(logits.log_softmax(1), mean, reduction="none").mean()
+    assert float(found) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_consistency_of_regions_is_that_of_each_as_two_classes():
+    logits = wave((6, 3, 6, 8), 0.0)
+    inside = 1 / (1 + np.exp(-logits.double().numpy().reshape(3, 2, 3, 6, 8)))
+    options = LossOptions(batch_dice=False, regions=REGIONS)
+    mean = inside.mean(0)
+    both = mean * np.log(mean / inside) + (1 - mean) * np.log((1 - mean) / (1 - inside))
+    assert float(consistency_loss(logits, 3, options=options)) == pytest.approx(
+        both.mean() / 2, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("regions", [None, REGIONS])
+def test_views_that_agree_cost_nothing_and_certain_ones_are_finite(regions):
+    options = LossOptions(batch_dice=False, regions=regions)
+    one = wave((2, 3, 6, 8), 0.0)
+    assert float(consistency_loss(one.repeat(3, 1, 1, 1), 3, options=options)) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    certain = (1000 * wave((6, 3, 6, 8), 1.0)).requires_grad_()
+    loss = consistency_loss(certain.half().float(), 3, options=options)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
