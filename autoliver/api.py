@@ -22,22 +22,36 @@ if TYPE_CHECKING:
 WORKSPACE = Path("autoliver-workspace")
 
 
-def plan(dataset: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any) -> "Plan":
+def plan(
+    dataset: str | Path,
+    *,
+    like: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Plan":
     """Inspects a dataset and decides spacing, patches and networks, as `autoliver plan`.
 
     Args:
         dataset: Folder, or name of a planned dataset.
+        like: Plan with the networks of this dataset or model.
         workspace: Folder for everything autoliver makes.
-        **options: Fields of `autoliver.planning.planner.PlanOptions`, such as preset="tiny".
+        **options: Fields of `autoliver.planning.planner.PlanOptions`, such as preset="tiny"; with
+            `like` of `autoliver.transfer.plan.LikeOptions`, such as spacing="target".
 
     Raises:
         AutoliverError: What the command would print.
     """
     from autoliver.pipeline.data import plan_dataset
+    from autoliver.pipeline.like import plan_dataset_like
     from autoliver.planning.planner import PlanOptions
+    from autoliver.transfer.plan import LikeOptions
     from autoliver.workspace import Workspace
 
-    return plan_dataset(Workspace(Path(workspace)), str(dataset), PlanOptions(**options)).plan
+    place = Workspace(Path(workspace))
+    if like is not None:
+        spacing = LikeOptions(**options)
+        return plan_dataset_like(place, str(dataset), str(like), spacing)[0].plan
+    return plan_dataset(place, str(dataset), PlanOptions(**options)).plan
 
 
 def train(
@@ -58,7 +72,7 @@ def train(
         workspace: Folder for everything autoliver makes.
         fresh: Start over.
         **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, and
-            of `autoliver.pipeline.training.TrainRequest`: device="cuda:1", tag="long".
+            of `autoliver.pipeline.training.TrainRequest`: device="cuda:1", pretrained="LiTS".
 
     Returns:
         Of each fold its folder and the scores of its held-out cases.

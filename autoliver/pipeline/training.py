@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from autoliver.artifacts import to_record
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits, cores
 from autoliver.pipeline.begin import begin_run, log_memory
@@ -22,7 +23,12 @@ from autoliver.pipeline.start import Tell, begin_weights, find_start, note_seen
 from autoliver.planning.plan import ConfigurationName
 from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold
-from autoliver.training.options import changed_configuration, why_schedule
+from autoliver.training.options import (
+    TrainingOptions,
+    changed_configuration,
+    check_options,
+    why_schedule,
+)
 from autoliver.training.stop import Stopped
 from autoliver.workspace import Workspace
 
@@ -108,6 +114,7 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
                 hint="Use one or the other.",
             )
         _check_machine(request)
+        _check_options(request)
         jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
         failures = _train_folds(jobs, workspace, request, group)
         failed = {failure.fold for failure in failures}
@@ -128,6 +135,12 @@ def _check_machine(request: TrainRequest) -> None:
         from autoliver.training.cache import check_device
 
         check_device(request.cache, choose_device(request.device))
+
+
+def _check_options(request: TrainRequest) -> None:
+    """Nor is a word that `train` does not know; what was begun with others is compared later."""
+    fields = {**request.changes, "pretrained": None if request.twin else request.pretrained}
+    check_options(to_record(fields, TrainingOptions, where="The options of train"))
 
 
 def _fold_jobs(
