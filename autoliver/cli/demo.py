@@ -18,7 +18,7 @@ _TEST_CASES = 4
 _LESIONS = (2, 5)
 _CT, _MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
 _CT_CASES, _MR_CASES = 12, 2
-_CT_STEPS, _MR_STEPS = (18, 50), (6, 50)  # epochs and steps of each
+_CT_STEPS, _MR_STEPS = (18, 50), (2, 50)  # epochs and steps of each
 
 
 def demo(
