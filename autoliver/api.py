@@ -36,15 +36,15 @@ def plan(
         like: Plan with the networks of this dataset or model.
         workspace: Folder for everything autoliver makes.
         **options: Fields of `autoliver.planning.planner.PlanOptions`, such as preset="tiny"; with
-            `like` of `autoliver.transfer.plan.LikeOptions`, such as spacing="target".
+            `like` of `autoliver.planning.plan.LikeOptions`, such as spacing="target".
 
     Raises:
         AutoliverError: What the command would print.
     """
     from autoliver.pipeline.data import plan_dataset
     from autoliver.pipeline.like import plan_dataset_like
+    from autoliver.planning.plan import LikeOptions
     from autoliver.planning.planner import PlanOptions
-    from autoliver.transfer.plan import LikeOptions
     from autoliver.workspace import Workspace
 
     place = Workspace(Path(workspace))

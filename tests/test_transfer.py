@@ -95,7 +95,7 @@ def test_one_command_plans_transfers_and_goes_on(own, data):
     """What is missing is made, said, and kept: the same command again does nothing more."""
     command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT)
     text = told(*command, "-w", own)
-    assert "Begins with PhantomCT/2d fold all: a run of this workspace." in text
+    assert "Begins with PhantomCT/2d/fold_all: a run of this workspace." in text
     assert "like PhantomCT, planned now" in text
     assert "100.0%  as they are" in text
     assert "liver <- liver" in text
@@ -105,7 +105,7 @@ def test_one_command_plans_transfers_and_goes_on(own, data):
     assert (mine.normalization, theirs.normalization) == (("zscore",), ("ct",))
     folder = own / MR / "runs/2d@PhantomCT"
     options = TrainingOptions.load(folder / "options.json")
-    assert options.pretrained == "PhantomCT/2d fold all"
+    assert options.pretrained == "PhantomCT/2d/fold_all"
     assert FoldModel.load(folder / "fold_0/model.json").plan.modality == "MR"
     before = (folder / "fold_0/weights.safetensors").stat().st_mtime_ns
     text = told(*command, "-w", own)
@@ -133,7 +133,9 @@ def test_the_twin_from_scratch_has_the_same_plan_and_steps(own, data):
         FoldModel.load(Path(f["folder"]) / "model.json").plan
         for f in (*result["folds"], *result["scratch"])
     ]
-    assert plans[0] == plans[1]
+    assert plans[0].source_intensities
+    # Drawn weights know nothing of CT.
+    assert plans[0].replace(source_intensities=()) == plans[1]
     assert not (runs / "2d@PhantomCT+scratch/transfer.json").exists()
 
 
@@ -151,7 +153,7 @@ def test_the_other_way_round_the_source_is_trained_on_the_target_s_plan(own, dat
     run("train", CT, "2d", "--like", "PhantomMR", "--fold", "all", *SHORT, "-w", own)
     text = told("train", MR, "2d", "--pretrained", "PhantomCT", "--fold", 0, *SHORT, "-w", own)
     # Of two runs of 2d the one that was planned like the target.
-    assert "Begins with PhantomCT/2d@PhantomMR fold all" in text
+    assert "Begins with PhantomCT/2d@PhantomMR/fold_all" in text
     like = Plan.load(own / MR / "plan@PhantomCT.json").configurations["2d"]
     assert like.network == mr["2d"].network
 
@@ -160,13 +162,13 @@ def test_imported_and_exported_models_are_sources_by_name_and_by_path(own, data,
     run("export", CT, tmp_path / "LiTS.autoliver", "-w", own)
     run("import", tmp_path / "LiTS.autoliver", "--name", "LiTS", "-w", own)
     text = told("train", data / MR, "2d", "--pretrained", "lits", "--fold", 0, *SHORT, "-w", own)
-    assert "Begins with LiTS/2d fold all: an imported model." in text
+    assert "Begins with LiTS/2d/fold_all: an imported model." in text
     assert (own / MR / "runs/2d@LiTS/transfer.json").exists()
     places = {
-        tmp_path / "LiTS.autoliver": "2d fold all",
-        own / CT / "runs/2d": "2d fold all",
-        own / CT / "runs/2d/fold_all": "2d fold all",
-        own / CT / "runs/2d/fold_all/weights.safetensors": "2d fold all",
+        tmp_path / "LiTS.autoliver": "2d/fold_all",
+        own / CT / "runs/2d": "2d/fold_all",
+        own / CT / "runs/2d/fold_all": "2d/fold_all",
+        own / CT / "runs/2d/fold_all/weights.safetensors": "2d/fold_all",
     }
     for number, (place, which) in enumerate(places.items()):
         command = ("train", MR, "2d", "--fold", 0, "--pretrained", place, "--epochs", 0)
@@ -182,7 +184,7 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
     with pytest.raises(ModelError, match="nothing says what its labels are"):
         run(*command)
     assert not (own / MR / "runs/2d@alone/fold_0").exists()
-    run(*command, "--reset-heads", "--fresh")
+    run(*command, "--reset-heads")
     table = Transfer.load(own / MR / "runs/2d@alone/transfer.json").table
     assert {w.action for w in table.weights if w.is_head} == {"reset"}
     assert {w.action for w in table.weights if not w.is_head} <= {"loaded", "adapted", "reset"}
@@ -248,7 +250,7 @@ def test_a_run_begun_from_something_else_is_not_gone_on_with(own, data):
 def test_a_source_that_knows_the_held_out_cases_is_told(own):
     command = ("train", CT, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT, "-w", own)
     text = told(*command)
-    assert "fold 0: PhantomCT/2d fold all has learnt from 1 of the 1 cases held out" in text
+    assert "fold 0: PhantomCT/2d/fold_all has learnt from 1 of the 1 cases held out" in text
 
 
 def test_no_common_label_is_refused_before_anything_is_trained(own, data, tmp_path):
@@ -261,7 +263,52 @@ def test_no_common_label_is_refused_before_anything_is_trained(own, data, tmp_pa
     with pytest.raises(ModelError, match="No label of the target") as caught:
         run(*command)
     assert "--reset-heads" in caught.value.hint
-    run(*command, "--reset-heads", "--fresh")
+    run(*command, "--reset-heads")
+
+
+def test_what_a_run_began_with_is_kept_whole(own, data):
+    """Killed between weights and transfer.json, then begun as before: the right weights."""
+    command = ("train", data / MR, "2d", "--fold", 0, *SHORT, "-w", own, "--pretrained")
+    run(*command, "PhantomCT")
+    folder = own / MR / "runs/2d@PhantomCT"
+    expected = load_weights(folder / "start.safetensors")[0]
+    (folder / "transfer.json").unlink()
+    (folder / "start.safetensors").write_bytes(b"of another training")
+    run(*command, "PhantomCT")
+    found = load_weights(folder / "start.safetensors")[0]
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    # From scratch in the same place nothing of it stays.
+    run("train", MR, "2d", "--fold", 0, *SHORT, "--like", "PhantomCT", "--fresh", "-w", own)
+    assert not (folder / "transfer.json").exists()
+    assert not (folder / "start.safetensors").exists()
+
+
+def test_a_fold_a_dataset_s_folder_and_another_dataset_of_the_name(own, data, tmp_path):
+    run("train", CT, "2d", "--fold", 1, *SHORT, "--tag", "cv", "-w", own)
+    command = ("train", data / MR, "2d", "--fold", 0, "--epochs", 0, "-w", own, "--pretrained")
+    assert "Begins with PhantomCT/2d+cv/fold_1" in told(*command, "PhantomCT/2d+cv", "--tag", "a")
+    assert "with PhantomCT/2d/fold_all" in told(*command, "PhantomCT/2d/fold_all", "--tag", "b")
+    assert "with PhantomCT/2d/fold_all" in told(*command, data / CT, "--tag", "c")
+    with pytest.raises(ModelError, match="there is no fold_3") as caught:
+        run(*command, "PhantomCT/2d/fold_3")
+    assert "fold_all" in caught.value.hint
+    other = Path(shutil.copytree(data / CT, tmp_path / "Dataset011_PhantomCT"))
+    run("train", other, "2d", "--fold", "all", *SHORT, "-w", own)
+    with pytest.raises(ModelError, match=f"may mean {CT} or Dataset011_PhantomCT"):
+        run(*command, "PhantomCT")
+
+
+def test_a_plan_that_follows_another_source_is_refused_with_a_command_that_works(own, data):
+    """The source is planned anew after it was trained: its plan and its run's are two."""
+    run("plan", CT, "--preset", "tiny", "--spacing", 8, 9, 9, "-w", own)
+    run("plan", data / MR, "--preset", "tiny", "-w", own)
+    run("plan", MR, "--like", "PhantomCT", "-w", own)
+    command = ("train", MR, "2d", "--fold", 0, *SHORT, "--pretrained", "PhantomCT", "-w", own)
+    with pytest.raises(ArtifactError, match="another PhantomCT") as caught:
+        run(*command)
+    words = caught.value.hint.partition("autoliver ")[2].partition(" (")[0].split()
+    run(*words, "-w", own)
+    run(*command)
 
 
 def test_damaged_and_foreign_sources(own, data, tmp_path):

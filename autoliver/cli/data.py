@@ -129,8 +129,9 @@ def plan(
     from autoliver.parallel import Limits
     from autoliver.pipeline import data
     from autoliver.pipeline.like import plan_dataset_like
+    from autoliver.planning.plan import LikeOptions
     from autoliver.planning.planner import PlanOptions
-    from autoliver.transfer.plan import LikeOptions, far_axes
+    from autoliver.transfer.plan import far_axes
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
@@ -145,7 +146,8 @@ def plan(
         )
         for finding in far_axes(planned.plan, own):
             typer.echo(f"Note: {finding}", err=True)
-        _emit_plan(planned, planned.folder.plan_like(planned.source), as_json=as_json)
+        file = planned.folder.plan_like(planned.source)
+        _emit_plan(planned, file, like=f" --like {like}", as_json=as_json)
         return
     if like_spacing is not None:
         raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
@@ -184,15 +186,14 @@ def preprocess(
     emit(result, text, as_json=as_json)
 
 
-def _emit_plan(planned: "Planned", file: Path, *, as_json: bool) -> None:
+def _emit_plan(planned: "Planned", file: Path, *, like: str = "", as_json: bool) -> None:
     import msgspec
 
     made = planned.plan
     trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
-    follow = f" --like {planned.source}" if planned.source else ""
     text = (
         f"{_show_plan(made)}\nWritten: {file}\n"
-        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}{follow}"
+        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}{like}"
     )
     emit({"plan": msgspec.to_builtins(made), "file": str(file)}, text, as_json=as_json)
 

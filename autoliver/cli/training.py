@@ -209,9 +209,15 @@ def _compare_and_show(
     workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
 ) -> None:
     from autoliver.pipeline.compare import train_both
+    from autoliver.pipeline.training import FoldsFailed
     from autoliver.training.distributed import launched
 
-    both = train_both(workspace, dataset, request)
+    try:
+        both = train_both(workspace, dataset, request)
+    except FoldsFailed as failed:
+        if failed.results and not as_json:
+            typer.echo(_show(failed.results))
+        raise
     result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
     parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
     text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)

@@ -42,7 +42,12 @@ def sizes(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
-Epochs = Annotated[int | None, typer.Option(metavar="N", help="Number of epochs. [default: 1000]")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Number of epochs. [default: 1000; pretrained 300, with few cases 150]"
+    ),
+]
 Iterations = Annotated[
     int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
 ]

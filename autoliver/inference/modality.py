@@ -27,24 +27,6 @@ _MOST_ORGANS_HU = 500.0
 _log = logging.getLogger(__name__)
 
 
-def decide_modality(
-    image: npt.NDArray[np.generic], plan: Plan, configuration: Configuration
-) -> tuple[Modality, str]:
-    """What an image is, by its values: CT is well below zero in places, MR nowhere.
-
-    Args:
-        image: (c, z, y, x), intensities as in the files.
-        plan: Of the model that is to see it: the image is what the plan is for where values do not
-            tell, or the model was itself trained on CT without or MR with negative values.
-        configuration: Which channels to look at: those normalised as CT or by mean and deviation.
-
-    Returns:
-        The modality, and why.
-    """
-    seen, why = _seen(image, plan, configuration)
-    return seen or plan.modality, why
-
-
 def case_modality(
     model: Model, image: npt.NDArray[np.generic], choice: ModalityChoice | None, *, name: str
 ) -> Modality | None:
@@ -73,7 +55,7 @@ def case_modality(
                 *(name, choice, model.name),
             )
         return None
-    seen, why = _seen(image, deciding.plan, deciding.configuration)
+    seen, why = seen_modality(image, deciding.plan, deciding.configuration)
     modality = seen or deciding.plan.modality if choice == "auto" else choice
     foreign = [p for p in model.parts if {p.plan.modality, modality} == {"CT", "MR"}]
     how = _how(modality, foreign)
@@ -90,10 +72,20 @@ def case_modality(
     return modality
 
 
-def _seen(
+def seen_modality(
     image: npt.NDArray[np.generic], plan: Plan, configuration: Configuration
 ) -> tuple[Modality | None, str]:
-    """What the values speak for, None where they do not, and why."""
+    """What an image is by its values: CT is well below zero in places, MR nowhere.
+
+    Args:
+        image: (c, z, y, x), intensities as in the files.
+        plan: Of the model that is to see it, which may have been trained on CT without or MR with
+            negative values.
+        configuration: Which channels to look at: those normalised as CT or by mean and deviation.
+
+    Returns:
+        The modality, None where values do not tell, and why.
+    """
     schemes = configuration.normalization
     # Beside CT other channels, such as PET, have no negative values either.
     telling = "ct" if plan.modality == "CT" and "ct" in schemes else "zscore"

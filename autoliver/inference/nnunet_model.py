@@ -14,7 +14,6 @@ from autoliver.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.inference.model import FoldModel
 from autoliver.networks.spec import UNetSpec
-from autoliver.planning.plan import ConfigurationName
 from autoliver.transfer.nnunet_export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
 from autoliver.transfer.nnunet_folder import (
     DATASET_FILE,
@@ -67,30 +66,24 @@ def read_nnunet_model(
         return [fold for run in runs for fold in _read_run(run, trust=trust)]
 
 
-def read_nnunet_fold(path: Path, *, wanted: ConfigurationName) -> ImportedFold:
-    """Reads one fold: fold `all` of a run, else its first; of a checkpoint file, that one.
+def read_nnunet_folds(path: Path) -> list[ImportedFold]:
+    """Reads one fold of every run: fold `all`, else the first; of a checkpoint file, that one.
 
     Args:
         path: As `read_nnunet_model`, or RUN/fold_0/checkpoint_best.pth.
-        wanted: The configuration to take where there are several.
 
     Raises:
-        AutoliverError: As `read_nnunet_model`; or several runs, none of them wanted.
+        AutoliverError: As `read_nnunet_model`.
     """
     if path.suffix == ".pth":
-        run = checkpoint_run(path)
-        return _read_run(run, trust=False)[0]
+        return _read_run(checkpoint_run(path), trust=False)
     with open_runs(path) as runs:
-        fitting = [run for run in runs if run.path.name.endswith(f"__{NAMES[wanted]}")]
-        if len(runs) > 1 and len(fitting) != 1:
-            raise ModelError(
-                f"{path}: {len(runs)} trained configurations could be meant: "
-                f"{', '.join(run.path.name for run in runs)}.",
-                hint="Give the folder of one of them.",
-            )
-        run = fitting[0] if len(runs) > 1 else runs[0]
-        fold = "all" if "all" in run.folds else min(run.folds)
-        return _read_run(NnunetRun(path=run.path, folds={fold: run.folds[fold]}), trust=False)[0]
+        return [fold for run in runs for fold in _read_run(_one_fold(run), trust=False)]
+
+
+def _one_fold(run: NnunetRun) -> NnunetRun:
+    fold = "all" if "all" in run.folds else min(run.folds)
+    return NnunetRun(path=run.path, folds={fold: run.folds[fold]})
 
 
 def write_nnunet_model(

@@ -2,20 +2,19 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autoliver.artifacts import to_record
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference.model import MODEL_FILE, FoldModel
+from autoliver.pipeline.start import forget_start
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.training.folds import Fold
-from autoliver.training.freezing import freezing
 from autoliver.training.options import (
     TrainingOptions,
-    changed_configuration,
     check_options,
     default_epochs,
     flag,
@@ -24,6 +23,8 @@ from autoliver.workspace import RunFolder
 
 if TYPE_CHECKING:
     from autoliver.pipeline.training import TrainRequest
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +35,9 @@ def begin_run(
     request: "TrainRequest",
     folds: Sequence[Fold],
     *,
-    configuration: Configuration,
+    check: Callable[[TrainingOptions], T],
     cases: int,
-) -> TrainingOptions:
+) -> tuple[TrainingOptions, T | None]:
     """The options of a run: as begun, else new ones; refuses a change of mind.
 
     With `--fresh` the named folds are removed, but only once nothing can be refused any more.
@@ -46,8 +47,11 @@ def begin_run(
         made_from: What there is now to make it from.
         request: What was asked for.
         folds: Which folds that names.
-        configuration: What is trained, for the patches that it can take.
+        check: Refuses new options that cannot be; called before anything is written or removed.
         cases: How many are trained on.
+
+    Returns:
+        The options, and what `check` made of them, where they are new.
     """
     if request.extend is not None and (request.fresh or not run.options.exists()):
         raise OptionError(
@@ -55,7 +59,7 @@ def begin_run(
             + ("--fresh starts over." if request.fresh else f"and {run.name} was not begun."),
             hint="Leave --extend out.",
         )
-    named = {run.fold(fold).name for fold in folds}
+    named, made = {run.fold(fold).name for fold in folds}, None
     others = sorted({path.name for path in run.path.glob("fold_*")} - named)
     start_over = not run.options.exists() or (request.fresh and not others)
     if start_over:
@@ -63,8 +67,7 @@ def begin_run(
         fields = {"made_from": made_from, "epochs": epochs, **request.changes}
         options = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
-        changed_configuration(configuration, options)
-        freezing(options, configuration.network)
+        made = check(options)
     else:
         options = TrainingOptions.load(run.options)
         again = "Add --fresh to start over, or --tag NAME to keep both."
@@ -82,8 +85,9 @@ def begin_run(
             if (run.path / name).exists():
                 shutil.rmtree(run.path / name)
     if start_over:
+        forget_start(run)
         options.save(run.options)
-    return options
+    return options, made
 
 
 def is_trained(folder: Path, options: TrainingOptions) -> bool:

@@ -44,7 +44,9 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
         ModelError: There is no such run, it finds other labels, or some case was held out by none
             of its finished folds.
     """
-    runs = [planned.run(name, tag=tag), planned.run(name), planned.folder.run(name)]
+    folder = planned.folder
+    runs = [planned.run(name, tag=tag), planned.run(name), folder.run(name, tag=tag)]
+    runs.append(folder.run(name))
     run = next((run for run in runs if run.finished), runs[-1])
     mend = f"autoliver train {planned.dataset.short_name} {name}"
     folds = [fold for fold in run.finished if (fold / "validation/scores.json").exists()]

@@ -43,7 +43,14 @@ def train_both(workspace: Workspace, name: str | None, request: TrainRequest) ->
             "--extend and --compare-scratch: one training is extended at a time.",
             hint="Extend each run by itself; the twin's with --pretrained SOURCE --twin.",
         )
+    if request.changes.get("epochs") == 0:
+        raise OptionError(
+            "--epochs 0 and --compare-scratch: drawn weights that were not trained tell nothing.",
+            hint="Give a number of epochs, or leave --compare-scratch out.",
+        )
     transferred = train(workspace, name, request)
+    if request.changes.get("lr") is not None:
+        request.tell("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
     options = TrainingOptions.load(RunFolder(transferred[0].folder.parent).options)
     fields = (f for f in TrainingOptions.__struct_fields__ if f not in _KEPT_APART)
     changes = {f: getattr(options, f) for f in fields if f not in _OF_TRANSFER}

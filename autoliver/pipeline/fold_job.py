@@ -150,29 +150,30 @@ class FoldJob:
             return
         # What an extended fold has found before is not what it finds now.
         shutil.rmtree(self.folder / "validation", ignore_errors=True)
+        seen, augment = trained.mirror_axes, self.options.augment
+        if self.pretrained and not self.options.steps and not self.options.extensions:
+            # Without a step it has seen what its source has.
+            source = Transfer.load(self.run.transfer)
+            seen, augment = source.mirror_axes, source.augment
+        if not self.pretrained:  # drawn weights know nothing of the CT that their plan follows
+            plan = plan.replace(source_intensities=())
         save_fold(
             self.folder,
             trained.weights,
             FoldModel(
-                made_from={"plan": plan.digest(), "options": self.options.digest()},
+                made_from={"plan": self.planned.plan.digest(), "options": self.options.digest()},
                 plan=plan.replace(configurations={self.name: self.configuration}),
                 configuration=self.name,
                 fold=str(self.fold),
                 cases=self.split.train,
                 epochs=len(trained.logs),
-                mirror_axes=self._mirror_axes(trained.mirror_axes),
+                mirror_axes=seen,
                 weights_sha256="",
                 previous_run=self.previous_run,
                 extended=len(self.options.extensions),
-                augment=self.options.augment,
+                augment=augment,
             ),
         )
-
-    def _mirror_axes(self, seen: tuple[int, ...]) -> tuple[int, ...]:
-        """Axes to flip in prediction: those of training, or without any those of the source."""
-        if self.options.steps or not self.pretrained:
-            return seen
-        return Transfer.load(self.run.transfer).mirror_axes
 
     def _case(self, name: str) -> StoredCase:
         case = read_case(self.store, name)

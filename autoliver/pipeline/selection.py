@@ -276,12 +276,11 @@ def _common_folds(dataset: str, scored: Mapping[RunFolder, set[int]]) -> tuple[i
     most = max(scored, key=lambda run: len(scored[run]))
     other = next(run for run in scored if run != most)
     command = f"autoliver train {dataset} {other.configuration} --fold {min(scored[most])}"
-    if other.source:
-        command += f" --{'pretrained' if other.transfer.exists() else 'like'} {other.source}"
     command += f" --tag {other.tag}" if other.tag else ""
+    train = f"Train fold {min(scored[most])} of {other.path.name}" if other.source else command
     raise ModelError(
         f"{dataset}: the runs share no finished fold: {has}.",
-        hint=f"Train one that they share ({command}), or name the runs to compare: "
+        hint=f"Train one that they share ({train}), or name the runs to compare: "
         f"autoliver select {dataset} {most.path.name}",
     )
 

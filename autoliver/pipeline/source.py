@@ -32,8 +32,9 @@ class Source:
 
     Attributes:
         name: Short, for names of files.
-        fold: Which: MODEL/RUN fold FOLD.
+        fold: Which, NAME/RUN/fold_N, as `--pretrained` takes it where it was found by name.
         where: Where it was found, for people.
+        again: What `--like` takes to follow its plan.
         info: What the fold says of itself; None of a file of weights alone.
         spec: Its network.
         digest: Of its weights.
@@ -43,6 +44,7 @@ class Source:
     name: str
     fold: str
     where: str
+    again: str
     info: FoldModel | None
     spec: "UNetSpec"
     digest: str
@@ -52,7 +54,10 @@ class Source:
         """Its plan with its configuration alone, under the name that the target's has."""
         if self.info is None:
             return None
-        return self.info.plan.replace(configurations={name: self.info.decisions})
+        # A cascade may begin with a plain network, and the other way round.
+        previous: ConfigurationName | None = "3d_lowres" if name == "3d_cascade" else None
+        decisions = self.info.decisions.replace(previous_stage=previous)
+        return self.info.plan.replace(configurations={name: decisions})
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def find_source(
 
     Looked up in this order: a path (a run's or a fold's folder, a folder of runs, an exported
     file, nnU-Net's folder, zip or checkpoint, a file of weights); a dataset of the workspace with
-    a run of the configuration; an imported model. NAME/RUN names one of several runs.
+    a run of the configuration; an imported model. NAME/RUN names one of several runs,
+    NAME/RUN/fold_N one of its folds.
 
     Args:
         workspace: Where names are looked up.
@@ -86,10 +92,13 @@ def find_source(
     Raises:
         ModelError: There is none, several could be meant, or what there is cannot be used.
     """
-    if Path(name).exists():
-        source = _of_path(Path(name), wanted, target)
+    path = Path(name)
+    if path.exists() and _is_model(path):
+        source = _of_path(path, wanted, target)
     else:
-        source = _of_name(workspace, name, wanted, target)
+        # The folder of a dataset stands for what was trained of it.
+        known = path.exists() and workspace.trained(path.resolve().name)
+        source = _of_name(workspace, path.resolve().name if known else name, wanted, target)
     dimension = 2 if wanted == "2d" else 3
     if source.spec.dimension != dimension:
         raise _other_dimension(source, wanted, dimension)
@@ -105,21 +114,16 @@ def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
         ModelError: A file or folder is damaged.
     """
     path = Path(name)
-    if path.exists():
-        if not _is_model(path):
-            return None
+    if path.exists() and _is_model(path):
         runs = _runs_of_path(path)
-        if runs is None:
-            plan = _nnunet_fold(path, "3d_fullres").info.plan
-            return safe(short_name(plan.dataset)), plan
-        plan = _joined_plan(runs)
-        return safe(short_name(plan.dataset)), plan
+        infos = _infos(runs) if runs else [fold.info for fold in _nnunet_folds(path)]
+        return safe(short_name(infos[0].plan.dataset)), _joined_plan(infos)
     model, _, run = name.partition("/")
     folders = [f for f in workspace.trained(model) if run or f in workspace.models]
     for folder in folders:
         runs = [each for each in _runs(folder) if run in ("", each.name)]
         if runs:
-            return safe(short_name(folder.name)), _joined_plan(runs)
+            return safe(short_name(folder.name)), _joined_plan(_infos(runs))
     return None
 
 
@@ -128,36 +132,44 @@ def safe(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"
 
 
-def _joined_plan(runs: Sequence[_Run]) -> Plan:
-    """One plan with the configurations of all runs; of two of the same, the first one's."""
-    infos = [FoldModel.load(run.folds[0] / MODEL_FILE) for run in runs]
+def _infos(runs: Sequence[_Run]) -> list[FoldModel]:
+    return [FoldModel.load(run.folds[0] / MODEL_FILE) for run in runs]
+
+
+def _joined_plan(infos: Sequence[FoldModel]) -> Plan:
+    """One plan with the configurations of all; of two of the same, the first one's."""
     configurations = {info.configuration: info.decisions for info in reversed(infos)}
     return infos[0].plan.replace(configurations=configurations)
 
 
 def _is_model(path: Path) -> bool:
+    """Whether a path is a model of any kind, or a file that claims to be one."""
     from autoliver.pipeline.models import kind_of
 
-    folder = RunFolder(path)
-    return bool(
-        path.suffix == ".safetensors"
-        or (path / MODEL_FILE).exists()
-        or folder.finished
-        or ModelFolder(path).runs
-        or kind_of(path) is not None
-        or path.suffix == ".pth"
-    )
+    folder = path.resolve()  # "." has a name, too
+    if path.is_file():
+        return True
+    if (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
+        return False  # a dataset, perhaps of thousands of files to look through
+    ours = (folder / MODEL_FILE).exists() or RunFolder(folder).finished or ModelFolder(folder).runs
+    return bool(ours) or kind_of(path) is not None
 
 
 def _of_path(path: Path, wanted: ConfigurationName, target: str) -> Source:
-    if path.suffix == ".safetensors" and not (path.parent / MODEL_FILE).exists():
+    if _is_bare(path):
         return _bare(path)
     runs = _runs_of_path(path)
     if runs is None:
         return _nnunet(path, wanted)
     # What is named is taken, even where it is of another configuration.
     run = runs[0] if len(runs) == 1 else _choose(runs, wanted, target, whose=str(path))
-    return _of_run(run, name="", where=f"the path {path}")
+    return _of_run(run, name="", where=f"the path {path}", again=str(path))
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a file holds weights and nothing else is known of them."""
+    beside = path.name == WEIGHTS_FILE and (path.parent / MODEL_FILE).exists()
+    return path.suffix == ".safetensors" and not beside
 
 
 def _runs_of_path(path: Path) -> list[_Run] | None:
@@ -179,7 +191,12 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
         return [_Run(folder.name, RunFolder(folder).finished)]
     if ModelFolder(folder).runs:
         return _runs(ModelFolder(folder))
-    if not _is_model(path):
+    if _is_bare(path):
+        raise ModelError(
+            f"{path}: weights alone have no plan to follow.",
+            hint="Give the folder of the fold that they come from.",
+        )
+    if path.is_file() and path.suffix not in (".pth", ".zip"):
         raise ModelError(
             f"{path}: neither a trained model of autoliver nor one of nnU-Net.",
             hint="Give a run's folder (WORKSPACE/DATASET/runs/2d), an exported file, a file of "
@@ -195,15 +212,26 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
             hint=_known(workspace, wanted),
         )
     model, _, asked = name.partition("/")
+    asked, _, fold = asked.partition("/")
     # Datasets come before imported models; one without a run of the configuration does not count.
     found = [(folder, _runs(folder)) for folder in workspace.trained(model)]
+    fits: list[tuple[ModelFolder, _Run]] = []
     for folder, runs in found:
         exact = [run for run in runs if run.name == asked]
         fitting = exact or [run for run in runs if run.parts.configuration == wanted]
         if fitting and (exact or not asked):
             run = exact[0] if exact else _choose(fitting, wanted, target, whose=folder.name)
-            kind = "an imported model" if folder in workspace.models else "a run of this workspace"
-            return _of_run(run, name=short_name(folder.name), where=kind)
+            fits.append((folder, run))
+    datasets = [folder.name for folder, _ in fits if folder not in workspace.models]
+    if len(datasets) > 1:
+        raise ModelError(
+            f"--pretrained {name} may mean {' or '.join(datasets)}.", hint="Give the full name."
+        )
+    if fits:
+        folder, run = fits[0]
+        kind = "an imported model" if folder in workspace.models else "a run of this workspace"
+        short, again = short_name(folder.name), f"{folder.name}/{run.name}"
+        return _of_run(_with_fold(run, fold, name), name=short, where=kind, again=again)
     there = [f"{folder.name}/{run.name}" for folder, runs in found for run in runs]
     if there:
         what = f"run {asked}" if asked else f"trained {wanted}"
@@ -223,6 +251,17 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
     )
 
 
+def _with_fold(run: _Run, fold: str, name: str) -> _Run:
+    """The run with the fold that was asked for alone."""
+    if not fold:
+        return run
+    folds = tuple(place for place in run.folds if place.name == fold)
+    if not folds:
+        there = ", ".join(place.name for place in run.folds)
+        raise ModelError(f"--pretrained {name}: there is no {fold}.", hint=f"There is: {there}.")
+    return _Run(run.name, folds)
+
+
 def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _Run:
     """The run of the configuration: one planned like the target, else the plain one."""
     fitting = [run for run in runs if run.parts.configuration == wanted]
@@ -240,11 +279,12 @@ def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _R
     raise ModelError(
         f"{whose}: {len(fitting)} of its runs could be meant.",
         hint="Choose one: "
-        + ", ".join(f"--pretrained {short_name(whose)}/{run.name}" for run in fitting),
+        + ", ".join(f"--pretrained {run.folds[0].parent}" for run in fitting)
+        + ".",
     )
 
 
-def _of_run(run: _Run, *, name: str, where: str) -> Source:
+def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     """Fold `all` of a run, else its first one."""
     from autoliver.networks.checkpoint import load_weights
 
@@ -255,14 +295,14 @@ def _of_run(run: _Run, *, name: str, where: str) -> Source:
     name = safe(name or short_name(info.plan.dataset))
     if fold != "all":
         _log.warning(
-            "%s/%s: fold %s is taken, which has not learnt from the cases it held out; train it "
-            "with --fold all to use them, too.",
+            "%s/%s: fold %s is taken, which has not learnt from the cases it held out.",
             *(name, run.name, fold),
         )
     return Source(
         name=name,
-        fold=f"{name}/{run.name} fold {fold}",
+        fold=f"{name}/{run.name}/{place.name}",
         where=where,
+        again=again,
         info=info,
         spec=info.decisions.network,
         digest=info.weights_sha256[:12],
@@ -279,6 +319,7 @@ def _bare(path: Path) -> Source:
         name=safe(path.stem),
         fold=path.name,
         where=f"{path}, weights alone",
+        again=str(path),
         info=None,
         spec=spec,
         digest=_digest(path),
@@ -287,12 +328,21 @@ def _bare(path: Path) -> Source:
 
 
 def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
-    fold = _nnunet_fold(path, wanted)
+    folds = _nnunet_folds(path)
+    fitting = [fold for fold in folds if fold.info.configuration == wanted] or folds
+    if len(fitting) > 1:
+        raise ModelError(
+            f"{path}: {len(folds)} trained configurations could be meant: "
+            f"{', '.join(fold.run for fold in folds)}.",
+            hint="Give the folder of one of them.",
+        )
+    fold = fitting[0]
     name = safe(short_name(fold.info.plan.dataset))
     return Source(
         name=name,
-        fold=f"{name}/{fold.run} fold {fold.info.fold}",
+        fold=f"{name}/{fold.run}/fold_{fold.info.fold}",
         where=f"nnU-Net's, {path}",
+        again=str(path),
         info=fold.info,
         spec=fold.info.decisions.network,
         digest=fold.info.made_from["checkpoint"],
@@ -300,10 +350,10 @@ def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
     )
 
 
-def _nnunet_fold(path: Path, wanted: ConfigurationName) -> "ImportedFold":
-    from autoliver.inference.nnunet_model import read_nnunet_fold
+def _nnunet_folds(path: Path) -> "list[ImportedFold]":
+    from autoliver.inference.nnunet_model import read_nnunet_folds
 
-    return read_nnunet_fold(path, wanted=wanted)
+    return read_nnunet_folds(path)
 
 
 def _digest(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import digest
 from autoliver.errors import ModelError, OptionError
 from autoliver.pipeline.data import Planned, planned_dataset
-from autoliver.pipeline.like import plan_to_follow, planned_like
+from autoliver.pipeline.like import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.source import Source, find_source, safe
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 from autoliver.training.folds import Fold, Split
@@ -16,6 +17,8 @@ from autoliver.transfer.table import Transfer
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autoliver.pipeline.training import TrainRequest
     from autoliver.training.options import TrainingOptions
     from autoliver.transfer.adapt import Side
@@ -38,24 +41,26 @@ def find_start(
     Raises:
         AutoliverError: There is no such source, or it cannot serve the dataset.
     """
-    own = planned_dataset(workspace, name, limits=request.limits)
     _check_together(request)
     wanted = request.configuration
-    if request.like is not None:
-        short, plan = plan_to_follow(workspace, request.like, limits=request.limits)
-        return _follow(own, short, plan, wanted, request.tell), None
-    if request.pretrained is None:
-        return own, None
-    target = safe(own.dataset.short_name)
-    source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
-    taken = "Planned like" if request.twin else "Begins with"
-    request.tell(f"{taken} {source.fold}: {source.where}.")
-    theirs = source.plan_for(wanted)
-    if theirs is None or request.own_plan:
+    if request.pretrained is not None:
+        # Before the dataset is read: that may take long, and a name may be wrong.
+        target = safe(workspace.source(name).short_name)
+        source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
+        taken = "Planned like" if request.twin else "Begins with"
+        request.tell(f"{taken} {source.fold}: {source.where}.")
+        own = planned_dataset(workspace, name, limits=request.limits)
+        theirs = source.plan_for(wanted)
         planned = replace(own, source=source.name)
-    else:
-        planned = _follow(own, source.name, theirs, wanted, request.tell)
-    return planned, None if request.twin else source
+        if theirs is not None and not request.own_plan:
+            followed = Followed(name=source.name, plan=theirs, again=source.again)
+            planned = _follow(own, followed, wanted, request.tell)
+        return planned, None if request.twin else source
+    if request.like is None:
+        return planned_dataset(workspace, name, limits=request.limits), None
+    followed = plan_to_follow(workspace, request.like, limits=request.limits)
+    own = planned_dataset(workspace, name, limits=request.limits)
+    return _follow(own, followed, wanted, request.tell), None
 
 
 def _check_together(request: "TrainRequest") -> None:
@@ -77,11 +82,11 @@ def _check_together(request: "TrainRequest") -> None:
         )
 
 
-def _follow(own: Planned, short: str, plan: Plan, wanted: ConfigurationName, tell: Tell) -> Planned:
-    there = own.folder.plan_like(short).exists()
-    planned = planned_like(own, short, plan, wanted)
-    how = "as planned before" if there else "planned now"
-    tell(f"{own.dataset.name} like {short}, {how}: {planned.folder.plan_like(short)}")
+def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, tell: Tell) -> Planned:
+    path = own.folder.plan_like(followed.name)
+    how = "as planned before" if path.exists() else "planned now"
+    planned = planned_like(own, followed, wanted)
+    tell(f"{own.dataset.name} like {followed.name}, {how}: {path}")
     decided = planned.plan.configurations[wanted]
     tell(f"Spacing {_times(decided.spacing_mm)} mm. {decided.reasons.get('spacing', '')}")
     only = planned.plan.replace(configurations={wanted: decided})
@@ -110,18 +115,18 @@ def note_seen(
             )
 
 
-def begin_weights(
-    run: RunFolder,
-    source: Source,
-    planned: Planned,
-    configuration: Configuration,
-    options: "TrainingOptions",
-    *,
-    tell: Tell = _log.info,
-) -> None:
-    """Makes the source's weights fit and keeps them in the run, once for all of its folds.
+@dataclass(frozen=True)
+class Start:
+    """Weights that fit, None where a run keeps them already, and what was done to them."""
 
-    The weights lie in `run.start`, what was done in `run.transfer`, which is written last.
+    weights: "dict[str, Tensor] | None"
+    transfer: Transfer
+
+
+def fit_weights(
+    source: Source, planned: Planned, configuration: Configuration, options: "TrainingOptions"
+) -> Start:
+    """Makes the source's weights fit a run's network.
 
     Raises:
         ModelError: The source is damaged, or its weights cannot be used.
@@ -129,15 +134,8 @@ def begin_weights(
     import torch
 
     from autoliver.networks.build import build_network
-    from autoliver.networks.checkpoint import save_weights
     from autoliver.transfer.adapt import transfer_weights
 
-    made_from = {"source": source.digest, "options": options.digest()}
-    if run.transfer.exists() and run.start.exists():
-        kept = Transfer.load(run.transfer)
-        if kept.made_from == made_from:
-            tell(_told(kept, run))
-            return
     target = _side(planned.plan, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
@@ -148,32 +146,59 @@ def begin_weights(
         target,
         heads=options.heads,
     )
-    save_weights(run.start, weights, spec=configuration.network)
     transfer = Transfer(
-        made_from=made_from,
+        made_from={"source": source.digest, "options": _part_of(options)},
         source=source.fold,
         found=source.where,
         share=table.share,
         mirror_axes=() if source.info is None else source.info.mirror_axes,
+        augment="default" if source.info is None else source.info.augment,
         table=table,
     )
-    transfer.save(run.transfer)
-    tell(_told(transfer, run))
+    return Start(weights=weights, transfer=transfer)
 
 
-def _told(transfer: Transfer, run: RunFolder) -> str:
-    return f"{transfer.table.describe()}\nEach weight: {run.transfer}"
+def keep_start(
+    run: RunFolder, start: Start, configuration: Configuration, *, tell: Tell = _log.info
+) -> None:
+    """Writes what the folds of a run begin with; transfer.json last, to say that it is there."""
+    from autoliver.networks.checkpoint import save_weights
+
+    if start.weights is not None:
+        run.transfer.unlink(missing_ok=True)  # or it would vouch for other weights
+        save_weights(run.start, start.weights, spec=configuration.network)
+        start.transfer.save(run.transfer)
+    tell(f"{start.transfer.table.describe()}\nEach weight: {run.transfer}")
+
+
+def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:
+    """What a run keeps already, where it is of this source and these options."""
+    if not (run.transfer.exists() and run.start.exists()):
+        return None
+    kept = Transfer.load(run.transfer)
+    fits = {"source": source.digest, "options": _part_of(options)}
+    return Start(weights=None, transfer=kept) if kept.made_from == fits else None
+
+
+def forget_start(run: RunFolder) -> None:
+    """Removes what an earlier training of a run began with."""
+    run.transfer.unlink(missing_ok=True)
+    run.start.unlink(missing_ok=True)
+
+
+def _part_of(options: "TrainingOptions") -> str:
+    """A digest of the options that the weights depend on."""
+    return digest([options.seed, options.heads])
 
 
 def _side(plan: Plan, configuration: Configuration) -> "Side":
     from autoliver.transfer.adapt import Side
 
-    found: tuple[str, ...] = ()
-    if configuration.previous_stage is not None:  # its label map, a channel per value
-        by_value = {v: name for name, values in plan.labels.foreground.items() for v in values}
-        found = tuple(f"found {by_value[v]}" for v in plan.labels.foreground_values)
     return Side(
-        spec=configuration.network, channels=(*plan.channel_names, *found), labels=plan.labels
+        spec=configuration.network,
+        channels=plan.channel_names,
+        labels=plan.labels,
+        sees_labels=configuration.previous_stage is not None,
     )
 
 
@@ -188,10 +213,14 @@ def _source_side(source: Source, target: "Side", options: "TrainingOptions") -> 
             hint="Draw the heads anew with --reset-heads, or give the fold's folder with its "
             "model.json.",
         )
+    same = source.spec.in_channels == target.spec.in_channels
     channels = tuple(f"channel {i}" for i in range(source.spec.in_channels))
-    if len(channels) == len(target.channels):
-        channels = target.channels
-    return Side(spec=source.spec, channels=channels, labels=target.labels)
+    return Side(
+        spec=source.spec,
+        channels=target.channels if same else channels,
+        labels=target.labels,
+        sees_labels=same and target.sees_labels,
+    )
 
 
 def _times(values: tuple[float, ...]) -> str:

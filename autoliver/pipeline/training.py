@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoliver.artifacts import to_record
@@ -19,10 +20,19 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.fold_job import FoldJob, FoldResult
 from autoliver.pipeline.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.pipeline.source import Source
-from autoliver.pipeline.start import Tell, begin_weights, find_start, note_seen
-from autoliver.planning.plan import ConfigurationName
+from autoliver.pipeline.start import (
+    Start,
+    Tell,
+    find_start,
+    fit_weights,
+    keep_start,
+    kept_start,
+    note_seen,
+)
+from autoliver.planning.plan import Configuration, ConfigurationName
 from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold
+from autoliver.training.freezing import freezing
 from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
@@ -166,22 +176,19 @@ def _fold_jobs(
         made_from["first stage"] = stage.digest
     if source is not None:
         made_from["source"] = source.digest
+    fits = partial(_fitting, source, planned, configuration)
     most = max(len(split.train) for split in splits.values())
-    options = begin_run(
-        run,
-        made_from,
-        replace(request, changes=_changes(request, source)),
-        wanted,
-        configuration=configuration,
-        cases=most,
-    )
+    asked = replace(request, changes=_changes(request, source))
+    options, start = begin_run(run, made_from, asked, wanted, check=fits, cases=most)
     configuration = changed_configuration(configuration, options)
     group.part(configuration.batch_size)  # refuses more processes than samples
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if source is not None:
         note_seen(source, planned, splits, tell=request.tell)
-        begin_weights(run, source, planned, configuration, options, tell=request.tell)
+        start = start or kept_start(run, source, options)
+        start = start or fit_weights(source, planned, configuration, options)
+        keep_start(run, start, configuration, tell=request.tell)
     request.tell(why_schedule(options, most))
     stores = preprocess(planned, [request.configuration], limits=request.limits)
     store, previous = stores[request.configuration], None
@@ -213,6 +220,18 @@ def _fold_jobs(
         )
         for fold, split in splits.items()
     ]
+
+
+def _fitting(
+    source: Source | None,
+    planned: Planned,
+    configuration: Configuration,
+    options: TrainingOptions,
+) -> Start | None:
+    """What the options begin with; refuses those that cannot be."""
+    changed = changed_configuration(configuration, options)
+    freezing(options, changed.network)
+    return None if source is None else fit_weights(source, planned, changed, options)
 
 
 def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:

@@ -91,6 +91,24 @@ class Configuration(Record, frozen=True, kw_only=True):
         return len(self.patch_shape)
 
 
+SpacingMode = Literal["auto", "source", "target", "fixed"]
+
+
+class LikeOptions(Record, frozen=True, kw_only=True):
+    """How a target is planned like a source.
+
+    Attributes:
+        spacing: "source": images are brought to the source's spacing, where organs have the size
+            in voxels that its network knows; "target": to the target's own median; "auto": the
+            source's, but for axes along which more than half of the target's slices would be
+            interpolated, which keep their own; "fixed": to `spacing_mm`.
+        spacing_mm: Three spacings (z, y, x), with "fixed" alone.
+    """
+
+    spacing: SpacingMode = "auto"
+    spacing_mm: tuple[float, float, float] | None = None
+
+
 class Plan(Artifact, frozen=True, kw_only=True):
     """Every decision for one dataset, with its reason; with it a case can be preprocessed.
 
@@ -107,6 +125,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
         intensities: Of the fingerprint, one per channel; what CT normalisation uses.
         source_intensities: Of the CT that a plan for another modality follows, one per channel: how
             its network has learnt CT. Empty otherwise.
+        like: How it follows another plan, where it does.
         configurations: Name -> configuration.
         reasons: Decisions about the plan as a whole, such as a configuration that was dropped
             ("3d_lowres"), and why, in one sentence each.
@@ -126,4 +145,5 @@ class Plan(Artifact, frozen=True, kw_only=True):
     intensities: tuple[IntensityStats, ...]
     configurations: dict[ConfigurationName, Configuration]
     source_intensities: tuple[IntensityStats, ...] = ()
+    like: LikeOptions | None = None
     reasons: dict[str, str] = msgspec.field(default_factory=dict)

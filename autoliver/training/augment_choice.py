@@ -49,8 +49,8 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
     Raises:
         OptionError: A name is unknown, a share is none, or they do not go together.
     """
-    parts = [part.strip() for part in MIXTURES.get(text.strip(), text).split(",")]
-    if parts == [""] and text.strip() in MIXTURES:
+    parts = [part.strip() for part in MIXTURES.get(text, text).split(",")]
+    if parts == [""] and text in MIXTURES:
         return ()
     steps = tuple(_step(part, text, alone=len(parts) == 1) for part in parts)
     names = [step.name for step in steps]

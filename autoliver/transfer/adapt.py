@@ -15,7 +15,7 @@ from torch import Tensor
 from autoliver.dataset import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import UNetSpec
-from autoliver.transfer.labels import RowMap, map_rows
+from autoliver.transfer.labels import RowMap, map_rows, match_labels
 from autoliver.transfer.table import Action, Transferred, TransferTable
 
 Heads = Literal["map", "reset"]
@@ -30,13 +30,23 @@ class Side:
 
     Attributes:
         spec: The network.
-        channels: Names of its input channels.
+        channels: Names of its image channels.
         labels: What the rows of its heads stand for.
+        sees_labels: Whether further channels show what a first stage found, one per value.
     """
 
     spec: UNetSpec
     channels: tuple[str, ...]
     labels: Labels
+    sees_labels: bool = False
+
+    @property
+    def label_channels(self) -> tuple[str, ...]:
+        """The label that each further channel shows; of regions that share a value, the last."""
+        if not self.sees_labels:
+            return ()
+        by_value = {v: name for name, values in self.labels.foreground.items() for v in values}
+        return tuple(by_value[value] for value in self.labels.foreground_values)
 
 
 def transfer_weights(
@@ -113,10 +123,8 @@ def _body(
     name: str, found: Tensor, fresh: Tensor, source: Side, target: Side
 ) -> tuple[Tensor, Transferred]:
     how = []
-    if name == first_convolution(target.spec) and (
-        found.shape[1] != fresh.shape[1] or source.channels != target.channels
-    ):
-        found, words = adapt_channels(found, source.channels, target.channels)
+    if name == first_convolution(target.spec):
+        found, words = _first(found, source, target)
         how += [words] if words else []
     if found.ndim > 2 and found.shape[2:] != fresh.shape[2:]:
         how.append(f"kernel {_size(found.shape[2:])} -> {_size(fresh.shape[2:])}")
@@ -131,6 +139,26 @@ def _body(
         name=name, action=action, parameters=fresh.numel(), taken=taken, how="; ".join(how)
     )
     return found.to(fresh.dtype).clone(), entry
+
+
+def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:
+    """The first convolution: image channels by name, channels of labels by label.
+
+    A label that no first stage of the source found begins at zero, so that a network without one
+    goes on as it was.
+    """
+    images = len(source.channels)
+    image, how = adapt_channels(weight[:, :images], source.channels, target.channels)
+    if (source.sees_labels, source.label_channels) == (target.sees_labels, target.label_channels):
+        return torch.cat([image, weight[:, images:]], 1), how
+    names = match_labels(source.labels, target.labels)
+    there = {name: images + i for i, name in enumerate(source.label_channels)}
+    columns = [there.get(names[name]) for name in target.label_channels]
+    zero = torch.zeros_like(weight[:, 0])
+    further = [zero if i is None else weight[:, i] for i in columns]
+    known = sum(index is not None for index in columns)
+    words = f"{known} of {len(columns)} channels of labels by label"
+    return torch.stack([*image.unbind(1), *further], 1), "; ".join(filter(None, [how, words]))
 
 
 def first_convolution(spec: UNetSpec) -> str:

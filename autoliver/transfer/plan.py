@@ -2,34 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
-from autoliver.artifacts import Record, digest
+from autoliver.artifacts import digest
 from autoliver.errors import OptionError
-from autoliver.planning.plan import Configuration, ConfigurationName, IntensityStats, Plan
-
-SpacingMode = Literal["auto", "source", "target", "fixed"]
-SPACING_MODES: tuple[SpacingMode, ...] = get_args(SpacingMode)
+from autoliver.planning.plan import (
+    Configuration,
+    ConfigurationName,
+    IntensityStats,
+    LikeOptions,
+    Plan,
+)
 
 # Spacings that differ by more than this along an axis make organs look different to a network.
 _FAR = 2.0
 # A source's slice axis matters where it is coarser than the others by more than this.
 _ANISOTROPIC = 1.5
-
-
-class LikeOptions(Record, frozen=True, kw_only=True):
-    """How a target is planned like a source.
-
-    Attributes:
-        spacing: "source": images are brought to the source's spacing, where organs have the size
-            in voxels that its network knows; "target": to the target's own median; "auto": the
-            source's, but for axes along which more than half of the target's slices would be
-            interpolated, which keep their own; "fixed": to `spacing_mm`.
-        spacing_mm: Three spacings (z, y, x), with "fixed" alone.
-    """
-
-    spacing: SpacingMode = "auto"
-    spacing_mm: tuple[float, float, float] | None = None
 
 
 def check_like_options(options: LikeOptions) -> None:
@@ -67,8 +54,11 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
     """
     _check_axes(own, source)
     order = source.transpose_forward
+    deepest = max(configuration.dimension for configuration in own.configurations.values())
     configurations = {
-        name: _configuration(own, source, name, options) for name in source.configurations
+        name: _configuration(own, source, name, options)
+        for name, theirs in source.configurations.items()
+        if theirs.dimension <= deepest  # images of one slice have no volumes
     }
     return own.replace(
         preset=source.preset,
@@ -77,6 +67,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         transpose_backward=source.transpose_backward,
         intensities=_intensities(own, source),
         source_intensities=_source_intensities(own, source),
+        like=options,
         configurations=configurations,
         reasons={
             **{what: _as(source, why) for what, why in source.reasons.items()},
@@ -102,17 +93,15 @@ def far_axes(plan: Plan, own: Plan) -> list[str]:
     """What a user should know about a plan's spacing against the target's own, in sentences."""
     findings = []
     for name, configuration in plan.configurations.items():
-        if name not in own.configurations or configuration.dimension != 3:
-            continue
-        here = _in_input_order(configuration.spacing_mm, plan)
-        there = _in_input_order(own.configurations[name].spacing_mm, own)
-        for axis, planned, native in zip("zyx", here, there, strict=True):
-            ratio = planned / native
+        native = _native(own, name)
+        axes = plan.transpose_forward[-len(configuration.spacing_mm) :]
+        for axis, planned in sorted(zip(axes, configuration.spacing_mm, strict=True)):
+            ratio = planned / native.get(axis, planned)
             if ratio > _FAR or ratio < 1 / _FAR:
                 findings.append(
-                    f"{name}: along {axis} the plan has {planned:.3g} mm, the images "
-                    f"{native:.3g} mm: "
-                    + ("detail is lost." if ratio > 1 else "slices are mostly interpolated.")
+                    f"{name}: along {'zyx'[axis]} the plan has {planned:.3g} mm, the images "
+                    f"{native[axis]:.3g} mm: "
+                    + ("detail is lost." if ratio > 1 else "most of it is interpolated.")
                 )
     return findings
 
@@ -137,9 +126,8 @@ def _configuration(
     theirs = source.configurations[name]
     # Channels and their normalisation are the same in all configurations of a plan.
     ours = own.configurations.get(name) or next(iter(own.configurations.values()))
-    further = theirs.network.in_channels - len(source.channel_names)
-    if theirs.previous_stage is not None:
-        further = len(own.labels.foreground_values)
+    cascade = theirs.previous_stage is not None
+    further = len(own.labels.foreground_values) if cascade else 0
     spacing, why = _spacing(own, source, name, options)
     return theirs.replace(
         spacing_mm=spacing,
@@ -203,7 +191,7 @@ def _median_shape(own: Plan, source: Plan, spacing: Sequence[float]) -> tuple[fl
     if full is None:  # one slice deep: only the plane is known
         slices = own.configurations["2d"]
         size = [n * mm for n, mm in zip(slices.median_shape, slices.spacing_mm, strict=True)]
-        return tuple(max(1.0, float(round(s / mm))) for s, mm in zip(size, spacing, strict=False))
+        return tuple(max(1.0, float(round(s / mm))) for s, mm in zip(size, spacing, strict=True))
     size = [n * mm for n, mm in zip(full.median_shape, full.spacing_mm, strict=True)]
     zyx = _in_input_order(size, own)
     ordered = [zyx[axis] for axis in source.transpose_forward][-len(spacing) :]

@@ -91,6 +91,7 @@ class Transfer(Artifact, frozen=True, kw_only=True):
         found: Where it was found.
         share: Of the parameters outside of the heads, how much comes from the source.
         mirror_axes: Patch axes that the source was trained to see flipped.
+        augment: The augmentations that it was trained with.
         table: What became of each weight.
     """
 
@@ -100,4 +101,5 @@ class Transfer(Artifact, frozen=True, kw_only=True):
     found: str
     share: float
     mirror_axes: tuple[int, ...]
+    augment: str
     table: TransferTable

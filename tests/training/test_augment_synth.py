@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch import Generator
 
 from autoliver.training.augment_synth import (
+    class_texture,
     group_bins,
     smooth_field,
     split_background,
@@ -144,3 +146,30 @@ def test_fields_are_smooth():
     field = smooth_field((64, 64), torch.Generator().manual_seed(0))
     assert float(field.diff(dim=0).abs().max()) < 0.3
     assert float(field.std()) > 0.2
+
+
+def test_texture_is_what_is_left_of_each_class():
+    rng = np.random.default_rng(0)
+    channel = rng.normal(size=(20, 30)).astype(np.float32)
+    classes = rng.integers(0, 3, (20, 30))
+    channel += 10 * classes
+    found = class_texture(torch.from_numpy(channel), torch.from_numpy(classes), count=4).numpy()
+    for number in range(3):
+        own = channel[classes == number]
+        expected = np.clip((own - own.mean()) / own.std(), -4, 4)
+        np.testing.assert_allclose(found[classes == number], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vessels_of_a_label_can_be_seen_or_not():
+    """Two thirds of the images keep some of the texture of a label, bright or inverted."""
+    image, label = torch.zeros(1, 32, 32), torch.ones(32, 32, dtype=torch.int16)
+    image[:, ::4] = 1.0  # every fourth line is a vessel
+    label[:2] = 0
+    signs = []
+    for seed in range(60):
+        made = synthesise(image, label, Generator().manual_seed(seed))[0, 4:-4]
+        lines = made[(torch.arange(len(made)) + 4) % 4 == 0].mean() - made.mean()
+        signs.append(float(lines / made.std()))
+    assert np.mean(np.array(signs) > 0.1) > 0.15
+    assert np.mean(np.array(signs) < -0.1) > 0.15
+    assert np.mean(np.abs(signs) < 0.1) > 0.15

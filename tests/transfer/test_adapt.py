@@ -39,8 +39,8 @@ def spec(axes=3, **changes):
     )
 
 
-def side(network=None, channels=("CT",), labels=LITS):
-    return Side(spec=network or spec(), channels=channels, labels=labels)
+def side(network=None, channels=("CT",), labels=LITS, *, sees=False):
+    return Side(spec=network or spec(), channels=channels, labels=labels, sees_labels=sees)
 
 
 def state(network, seed):
@@ -223,3 +223,30 @@ def test_what_does_not_correspond_is_refused():
     with pytest.raises(ModelError, match=r"plain \(default\), the target's residual") as caught:
         run(side(), side(spec(kind="resenc")))
     assert "--like" in caught.value.hint
+
+
+def test_a_cascade_begins_with_the_image_channel_of_another_modality():
+    """Channels of labels go by label, whatever the image is; those without a source are blind."""
+    source = side(spec(in_channels=3), channels=("CT",), sees=True)  # liver, tumor
+    heart = Labels(values={"background": (0,), "spleen": (1,), "Tumour": (2,), "liver": (3,)})
+    target = side(spec(in_channels=4, out_channels=4), channels=("T2",), labels=heart, sees=True)
+    weights, _, new, table = run(source, target)
+    name = first_convolution(target.spec)
+    found, made = weights[name], new[name]
+    assert torch.equal(made[:, 0], found[:, 0])
+    assert not made[:, 1].any()
+    assert torch.equal(made[:, 2], found[:, 2])
+    assert torch.equal(made[:, 3], found[:, 1])
+    how = next(weight.how for weight in table.weights if weight.name == name)
+    assert how == "2 of 3 channels of labels by label"
+
+
+def test_a_cascade_that_begins_with_a_plain_network_is_that_network():
+    source, target = side(), side(spec(in_channels=3), channels=("T2",), sees=True)
+    weights, _, new, _ = run(source, target)
+    plain, cascade = (build_network(s.spec, deep_supervision=False) for s in (source, target))
+    plain.load_state_dict(weights)
+    cascade.load_state_dict(new)
+    image = torch.randn(1, 3, 8, 8, 8, generator=Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(cascade(image)[0], plain(image[:, :1])[0])

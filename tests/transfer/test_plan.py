@@ -4,9 +4,8 @@ from autoliver.dataset import Labels
 from autoliver.errors import OptionError
 from autoliver.networks.build import check_spec
 from autoliver.networks.spec import UNetSpec
-from autoliver.planning.plan import Configuration, IntensityStats, Plan
+from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 from autoliver.transfer.plan import (
-    LikeOptions,
     check_like_options,
     far_axes,
     like_digest,
@@ -206,7 +205,7 @@ def test_a_target_with_slices_along_another_axis():
 def test_spacings_far_apart_are_told():
     like = plan_like(mr(), CT, LikeOptions(spacing="source"))
     assert far_axes(like, mr()) == [
-        "3d_fullres: along z the plan has 1 mm, the images 7.7 mm: slices are mostly interpolated."
+        "3d_fullres: along z the plan has 1 mm, the images 7.7 mm: most of it is interpolated."
     ]
     back = plan_like(CT, mr(), LikeOptions())
     assert far_axes(back, CT) == [

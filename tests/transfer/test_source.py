@@ -29,7 +29,7 @@ def test_a_folder_and_a_checkpoint_of_nnunet(write, workspace, golden_state):
     for path, fold in ((folder, "0"), (folder.parent, "0"), (Path(best), "2")):
         source = find_source(workspace, str(path), wanted="2d", target="MR")
         assert source.name == "Toy"
-        assert source.fold == f"Toy/{folder.name} fold {fold}"
+        assert source.fold == f"Toy/{folder.name}/fold_{fold}"
         assert "nnU-Net's" in source.where
         assert source.spec.dimension == 2
         first = source.read()["encoder.0.0.conv.weight"]
