@@ -3,7 +3,8 @@
 They are for networks that learn from CT and shall work on MR. Each sample of a batch takes at most
 one change, drawn with a seed from a CPU generator; the parameters come from that seed, so that a
 sample changes alike on every device and in every part of a batch (white noise is drawn on the
-device). Afterwards each channel has the mean and standard deviation that it had before.
+device). Afterwards each channel has the mean and standard deviation that it had before, or is
+normalised as an image of its own.
 """
 
 import math
@@ -26,6 +27,9 @@ _CPU_CHANNELS = 16
 _RANDCONV_KERNELS = (1, 3, 5, 7)
 _BEZIER_SAMPLES = 512
 _BEZIER_TABLE = 1024
+# Share of the changed patches that are normalised as an image of their own.
+_NORMALISED_AFRESH = 0.5
+_FLAT = 1e-4  # an image of less deviation stays as flat as it is
 # A spread below this part of the mean is rounding, and must not be blown up.
 _ROUNDING = 1e-5
 
@@ -38,11 +42,13 @@ class Change:
         sample: Index in the batch.
         name: Of the change.
         seed: Of its parameters.
+        afresh: Whether the result is normalised as an image of its own.
     """
 
     sample: int
     name: AppearanceName
     seed: int
+    afresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,13 @@ def sample_appearance(
         return ()
     positions = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
     seeds = torch.randint(2**62, (batch,), generator=generator).tolist()
+    afresh = (torch.rand(batch, generator=generator) < _NORMALISED_AFRESH).tolist()
     limits = np.cumsum([step.probability for step in steps])
     changes = []
-    for sample, (position, seed) in enumerate(zip(positions, seeds, strict=True)):
+    for sample, (position, seed, new) in enumerate(zip(positions, seeds, afresh, strict=True)):
         which = int(np.searchsorted(limits, position, side="right"))
         if which < len(steps):
-            changes.append(Change(sample, steps[which].name, seed))
+            changes.append(Change(sample, steps[which].name, seed, new))
     return tuple(changes)
 
 
@@ -100,8 +107,26 @@ def apply_appearance(image: Tensor, label: Tensor, changes: Sequence[Change]) ->
         changed = APPEARANCE[name](chosen)
         for view, version in enumerate(torch.split(changed, len(own))):
             restore_moments(version, chosen.images)
-            for sample, result in zip(samples, version, strict=True):
-                image[sample + view * len(label)] = result
+            for change, result in zip(own, version, strict=True):
+                if change.afresh:
+                    normalise_inside(result, label[change.sample] >= 0)
+                image[change.sample + view * len(label)] = result
+
+
+def normalise_inside(changed: Tensor, inside: Tensor) -> None:
+    """Gives each channel mean 0 and standard deviation 1 where there is image, and 0 around it.
+
+    In place. So a case of another modality is seen in prediction: normalised by itself, and
+    surrounded with zeros.
+
+    Args:
+        changed: (c, *spatial).
+        inside: (*spatial), where there is image.
+    """
+    count = inside.sum().clamp_min(1)
+    for channel in changed:
+        channel.sub_((channel * inside).sum() / count).mul_(inside)
+        channel.mul_((channel.square().sum() / count).clamp_min(_FLAT**2).rsqrt())
 
 
 def restore_moments(changed: Tensor, before: Tensor) -> None:
