@@ -97,6 +97,14 @@ def plan(
         tuple[float, float, float] | None,
         typer.Option(metavar="Z Y X", help="Spacing of the full resolution in mm."),
     ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="What CT is clipped to, in HU; -150 250 keeps fat, for models that shall work on "
+            "MR. [default: 0.5 and 99.5 % of the labelled voxels]",
+        ),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -137,8 +145,10 @@ def plan(
     start(verbose=verbose)
     limits = Limits(workers=workers, memory_gb=memory_gb)
     if like is not None:
-        if vram is not None or preset is not PresetName.default:
-            raise typer.BadParameter("--preset and --vram are the source's.", param_hint="--like")
+        if vram is not None or window is not None or preset is not PresetName.default:
+            raise typer.BadParameter(
+                "--preset, --vram and --window are the source's.", param_hint="--like"
+            )
         mode = like_spacing or (LikeSpacing.auto if spacing is None else LikeSpacing.fixed)
         spacing_options = LikeOptions(spacing=mode.value, spacing_mm=spacing)
         planned, own = plan_dataset_like(
@@ -152,7 +162,11 @@ def plan(
     if like_spacing is not None:
         raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
     options = PlanOptions(
-        preset=preset.value, vram_gb=vram, spacing_mm=spacing, batch_cap=batch_cap
+        preset=preset.value,
+        vram_gb=vram,
+        spacing_mm=spacing,
+        batch_cap=batch_cap,
+        window_hu=window,
     )
     planned = data.plan_dataset(Workspace(workspace), dataset, options, limits=limits)
     _emit_plan(planned, planned.folder.plan, as_json=as_json)

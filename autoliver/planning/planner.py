@@ -57,12 +57,14 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         vram_gb: Memory target; None takes the preset's.
         spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
         batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
+        window_hu: What CT is clipped to; None takes percentiles of the labelled voxels.
     """
 
     preset: Preset = "default"
     vram_gb: float | None = None
     spacing_mm: tuple[float, float, float] | None = None
     batch_cap: bool = True
+    window_hu: tuple[float, float] | None = None
 
 
 def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> Plan:
@@ -93,7 +95,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         file_ending=dataset.file_ending,
         transpose_forward=order,
         transpose_backward=(z, y, x),
-        intensities=fingerprint.intensities,
+        intensities=planner.intensities,
         configurations=configurations,
         reasons={"transpose": planner.grid.transpose_reason, **dropped},
     )
@@ -115,8 +117,23 @@ class _Planner:
         unnamed: Normalization = "ct" if all_ct else "zscore"
         self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), unnamed) for name in names)
         self.masked = tuple(kept < MASK_BELOW and s == "zscore" for s in self.schemes)
+        window = options.window_hu
+        self.intensities = tuple(
+            _windowed(stats, window) if scheme == "ct" else stats
+            for stats, scheme in zip(fingerprint.intensities, self.schemes, strict=True)
+        )
+        if window is not None and "ct" not in self.schemes:
+            raise OptionError(
+                f"--window: {dataset.name} has no CT channel ({', '.join(names)}).",
+                hint="Leave it out: other images have no Hounsfield units.",
+            )
         self.normalization_reason = reasons.normalization(
-            names, self.schemes, fingerprint.intensities, masked=self.masked, kept=kept
+            names,
+            self.schemes,
+            self.intensities,
+            masked=self.masked,
+            kept=kept,
+            asked=window is not None,
         )
 
     def configurations(
@@ -249,12 +266,24 @@ def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> 
             f"--vram {options.vram_gb}: expected a size in GB above zero.",
             hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
         )
+    window = options.window_hu
+    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+        raise OptionError(
+            f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
+            hint="For soft tissue and fat give --window -150 250.",
+        )
     spacing = options.spacing_mm
     if spacing is not None and not all(0 < mm < math.inf for mm in spacing):
         raise OptionError(
             f"--spacing {' '.join(map(str, spacing))}: expected three lengths in mm above zero.",
             hint="Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8.",
         )
+
+
+def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> IntensityStats:
+    if window is None:
+        return stats
+    return stats.replace(percentile_00_5=window[0], percentile_99_5=window[1])
 
 
 def _budget(dataset: Dataset, options: PlanOptions) -> Budget:

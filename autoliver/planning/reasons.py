@@ -124,11 +124,12 @@ def normalization(
     *,
     masked: Sequence[bool],
     kept: float,
+    asked: bool = False,
 ) -> str:
-    """One clause per group of channels that are treated alike."""
+    """One clause per group of channels that are treated alike; `asked`: for the CT window."""
     channels: dict[str, list[str]] = {}
     for name, scheme, stats in zip(names, schemes, intensities, strict=True):
-        channels.setdefault(_scheme(scheme, stats), []).append(name)
+        channels.setdefault(_scheme(scheme, stats, asked=asked), []).append(name)
     clauses = [f"{', '.join(group)}: {how}" for how, group in channels.items()]
     if any(masked):
         clauses.append(
@@ -138,14 +139,15 @@ def normalization(
     return "; ".join(clauses) + "."
 
 
-def _scheme(scheme: Normalization, stats: IntensityStats) -> str:
+def _scheme(scheme: Normalization, stats: IntensityStats, *, asked: bool) -> str:
     match scheme:
         case "ct":
+            why = "as asked for" if asked else "0.5 and 99.5 % of the labelled voxels"
             return (
-                f"clipped to {stats.percentile_00_5:.4g} to {stats.percentile_99_5:.4g} (0.5 and "
-                f"99.5 % of the labelled voxels), then shifted by their mean {stats.mean:.4g} and "
-                f"divided by their deviation {stats.std:.4g}, the same for every case, since CT "
-                "numbers mean the same tissue in every scan"
+                f"clipped to {stats.percentile_00_5:.4g} to {stats.percentile_99_5:.4g} ({why}), "
+                f"then shifted by the labelled voxels' mean {stats.mean:.4g} and divided by their "
+                f"deviation {stats.std:.4g}, the same for every case, since CT numbers mean the "
+                "same tissue in every scan"
             )
         case "zscore":
             return "each case by its own mean and deviation, since the scale differs between scans"

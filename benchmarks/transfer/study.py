@@ -32,6 +32,7 @@ class Study:
         work: For everything that is made.
         preset: Of the plans.
         spacing_mm: Of the source's plan (z, y, x); None: its own.
+        window_hu: What CT is clipped to; None: the planner decides.
         steps: Of the training on CT.
         tune: Steps on MR.
         seeds: One repetition each.
@@ -43,6 +44,7 @@ class Study:
     work: Path
     preset: str
     spacing_mm: tuple[float, float, float] | None
+    window_hu: tuple[float, float] | None
     steps: int
     tune: int
     seeds: tuple[int, ...]
@@ -60,6 +62,8 @@ class Study:
         options: dict[str, Any] = {"preset": self.preset}
         if self.spacing_mm is not None:
             options["spacing_mm"] = self.spacing_mm
+        if self.window_hu is not None:
+            options["window_hu"] = self.window_hu
         if not (self.workspace / CT / "plan.json").exists():
             autoliver.plan(self.work / "data" / CT, workspace=self.workspace, **options)
 
@@ -131,6 +135,7 @@ def read_study(description: str, arguments: Sequence[str] | None = None) -> Stud
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"))
     parser.add_argument("--steps", type=int, default=1500, help="On CT.")
     parser.add_argument("--tune", type=int, default=300, help="On MR.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -142,6 +147,7 @@ def read_study(description: str, arguments: Sequence[str] | None = None) -> Stud
         work=given.work.resolve(),
         preset=given.preset,
         spacing_mm=None if given.spacing is None else tuple(given.spacing),
+        window_hu=None if given.window is None else tuple(given.window),
         steps=given.steps,
         tune=given.tune,
         seeds=tuple(given.seeds),
