@@ -20,6 +20,7 @@ from autoliver.planning.plan import (
     Configuration,
     ConfigurationName,
     Fingerprint,
+    IntensityStats,
     Normalization,
     Plan,
     Preset,

@@ -253,3 +253,22 @@ def test_impossible_options(options):
     with pytest.raises(OptionError) as caught:
         plan_of(LARGE * 20, **options)
     assert caught.value.hint
+
+
+def test_a_window_replaces_the_percentiles_of_ct_alone():
+    both = dataset_of(("CT", "MRI"))
+    fingerprint = fingerprint_of(SMALL, channels=2)
+    plain, asked = (
+        make_plan(both, fingerprint, PlanOptions(window_hu=window))
+        for window in (None, (-150.0, 250.0))
+    )
+    ct = asked.intensities[0]
+    assert (ct.percentile_00_5, ct.percentile_99_5) == (-150.0, 250.0)
+    assert (ct.mean, ct.std) == (plain.intensities[0].mean, plain.intensities[0].std)
+    assert asked.intensities[1] == plain.intensities[1]
+    reason = asked.configurations["2d"].reasons["normalization"]
+    assert "clipped to -150 to 250 (as asked for)" in reason
+    with pytest.raises(OptionError, match="has no CT channel"):
+        plan_of(SMALL, window_hu=(-150.0, 250.0))
+    with pytest.raises(OptionError, match="--window 5 5"):
+        make_plan(both, fingerprint, PlanOptions(window_hu=(5.0, 5.0)))
