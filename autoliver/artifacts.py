@@ -101,11 +101,34 @@ class Artifact(Record, frozen=True, kw_only=True):
         return to_record(fields, cls, where=str(path), hint=hint)
 
     def digest(self) -> str:
-        """Twelve hex digits of the content, whatever it was made from."""
+        """Twelve hex digits of the content, whatever it was made from.
+
+        A field at its default does not count: one that a later version adds changes nothing.
+        """
         # There and back first, as through a file: 8 in a field for a float becomes 8.0.
-        fields = msgspec.to_builtins(msgspec.convert(msgspec.to_builtins(self), type(self)))
-        fields.pop("made_from")
+        same = msgspec.convert(msgspec.to_builtins(self), type(self))
+        fields = _without_defaults(same)
+        fields.pop("made_from", None)
         return digest(fields)
+
+
+def _without_defaults(value: Any) -> Any:
+    """A plain value, of each record only what differs from its defaults."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.fields(value)
+        pairs = ((field, getattr(value, field.name)) for field in fields)
+        return {f.name: _without_defaults(v) for f, v in pairs if not _is_default(f, v)}
+    if isinstance(value, dict):
+        return {key: _without_defaults(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_defaults(item) for item in value]
+    return value
+
+
+def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:
+    if field.default is not msgspec.NODEFAULT:
+        return bool(value == field.default)
+    return field.default_factory is not msgspec.NODEFAULT and value == field.default_factory()
 
 
 def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R:

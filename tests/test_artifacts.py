@@ -2,6 +2,7 @@ import errno
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 
 from autoliver.artifacts import Artifact, Record, check_chain, digest, replacing, write_bytes
@@ -107,3 +108,27 @@ def test_the_digest_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
     whole.save(tmp_path / "tree.json")
     assert Tree.load(tmp_path / "tree.json").digest() == whole.digest()
     assert whole.digest() == TREE.replace(height_mm=8.0).digest() != TREE.digest()
+
+
+def test_a_field_that_a_later_version_adds_does_not_change_the_digest():
+    class Inner(Record, frozen=True, kw_only=True):
+        size: int
+
+    class LaterInner(Record, frozen=True, kw_only=True):
+        size: int
+        names: tuple[str, ...] = ()
+
+    class Now(Artifact, frozen=True, kw_only=True):
+        KIND: ClassVar[str] = "now"
+        parts: dict[str, Inner]
+
+    class Later(Artifact, frozen=True, kw_only=True):
+        KIND: ClassVar[str] = "now"
+        parts: dict[str, LaterInner]
+        more: dict[str, int] = msgspec.field(default_factory=dict)
+
+    now, later = Now(parts={"a": Inner(size=3)}), Later(parts={"a": LaterInner(size=3)})
+    assert now.digest() == later.digest()
+    assert later.replace(more={"b": 1}).digest() != later.digest()
+    assert Later(parts={"a": LaterInner(size=3, names=("x",))}).digest() != later.digest()
+    assert Now(parts={"a": Inner(size=4)}).digest() != now.digest()
