@@ -193,8 +193,9 @@ def test_devices_that_cannot_be_are_refused_before_anything_is_made(
 def test_every_option_reaches_the_processes_of_the_folds() -> None:
     # A new one is for options.json, or must be added to the command of a fold; then to this list.
     passed_on = {"configuration", "folds", "tag", "device", "cache", "tensorboard", "limits"}
+    passed_on |= {"pretrained", "like", "own_plan", "twin"}
     in_options_json = {"changes", "extend"}
-    of_the_queue = {"fresh", "gpus", "jobs"}
+    of_the_queue = {"fresh", "gpus", "jobs", "tell"}
     known = passed_on | in_options_json | of_the_queue
     assert {option.name for option in fields(TrainRequest)} == known
 

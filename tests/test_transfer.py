@@ -253,6 +253,14 @@ def test_a_source_that_knows_the_held_out_cases_is_told(own):
     assert "fold 0: PhantomCT/2d/fold_all has learnt from 1 of the 1 cases held out" in text
 
 
+def test_a_window_without_fat_is_told_where_another_contrast_is_learnt(own):
+    command = ("train", CT, "2d", "--fold", 0, *SHORT, "-w", own)
+    assert "--window -150 250" in told(*command, "--augment", "gin")
+    assert "--window" not in told(*command, "--tag", "plain")
+    run("plan", CT, "--preset", "tiny", "--window", -150, 250, "-w", own)
+    assert "--window" not in told(*command, "--augment", "gin", "--tag", "wide")
+
+
 def test_no_common_label_is_refused_before_anything_is_trained(own, data, tmp_path):
     other = Path(shutil.copytree(data / MR, tmp_path / "Dataset009_Heart"))
     description = json.loads((other / "dataset.json").read_text())

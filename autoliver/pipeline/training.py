@@ -30,6 +30,8 @@ from autoliver.pipeline.start import (
     note_seen,
 )
 from autoliver.planning.plan import Configuration, ConfigurationName
+from autoliver.preprocessing.normalize import hides_fat
+from autoliver.training.augment_choice import parse_augment
 from autoliver.training.board import check_tensorboard
 from autoliver.training.folds import Fold
 from autoliver.training.freezing import freezing
@@ -190,6 +192,11 @@ def _fold_jobs(
         start = start or fit_weights(source, planned, configuration, options)
         keep_start(run, start, configuration, tell=request.tell)
     request.tell(why_schedule(options, most))
+    if parse_augment(options.augment) and hides_fat(planned.plan):
+        request.tell(
+            "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
+            "--window -150 250 for a model that shall work there, too."
+        )
     stores = preprocess(planned, [request.configuration], limits=request.limits)
     store, previous = stores[request.configuration], None
     if stage is not None:

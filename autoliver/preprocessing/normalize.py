@@ -14,6 +14,7 @@ from autoliver.preprocessing.crop import Cropped
 # Constant images have no spread to divide by.
 _LEAST_STD = 1e-8
 
+_FAT_HU = -90.0
 # What MR networks get to see of CT: soft tissue and fat, which MR shows, too; of air and bone only
 # that they are dark and bright.
 SOFT_TISSUE_HU = (-150.0, 250.0)
@@ -67,6 +68,11 @@ def normalize_case(
         mask=cropped.mask,
         where=where,
     )
+
+
+def hides_fat(plan: Plan) -> bool:
+    """Whether fat is clipped to the value of air in some CT channel."""
+    return plan.modality == "CT" and any(s.percentile_00_5 > _FAT_HU for s in plan.intensities)
 
 
 def renormalized(modality: Modality, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
