@@ -255,7 +255,7 @@ def test_a_source_that_knows_the_held_out_cases_is_told(own):
 
 def test_a_window_without_fat_is_told_where_another_contrast_is_learnt(own):
     command = ("train", CT, "2d", "--fold", 0, *SHORT, "-w", own)
-    assert "--window -150 250" in told(*command, "--augment", "gin")
+    assert "--window -150 250" in told(*command, "--augment", "gin", "--tag", "narrow")
     assert "--window" not in told(*command, "--tag", "plain")
     run("plan", CT, "--preset", "tiny", "--window", -150, 250, "-w", own)
     assert "--window" not in told(*command, "--augment", "gin", "--tag", "wide")
