@@ -79,8 +79,10 @@ class Study:
     def train_source(self, augment: str, seed: int) -> str:
         """Trains on CT; the run's name."""
         tag = f"{augment.replace(':', '').replace(',', '_')}-s{seed}"
-        self.train(CT, tag, steps=self.steps, seed=seed, augment=augment)
-        return f"{CT}/{self.configuration}+{tag}"
+        run = f"{CT}/{self.configuration}+{tag}"
+        if not (self.workspace / CT / "runs" / Path(run).name / "fold_all/model.json").exists():
+            self.train(CT, tag, steps=self.steps, seed=seed, augment=augment)
+        return run
 
     def train(self, dataset: str | Path, tag: str, *, steps: int, seed: int, **options: Any) -> str:
         """Trains fold `all`; the folder of the run."""
