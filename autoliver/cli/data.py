@@ -1,7 +1,6 @@
 """verify, plan, preprocess."""
 
 import shutil
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,17 @@ from autoliver.cli.options import (
     WorkspaceDir,
 )
 from autoliver.cli.output import emit, start, table
+from autoliver.cli.planning_options import (
+    BatchCap,
+    Like,
+    LikeSpacing,
+    Preset,
+    PresetName,
+    Spacing,
+    Vram,
+    Window,
+    like_options,
+)
 
 if TYPE_CHECKING:
     from autoliver.pipeline.data import Planned
@@ -29,25 +39,6 @@ DatasetArgument = Annotated[
         help="Folder or name; default: the one in the current folder or in the workspace.",
     ),
 ]
-
-
-class PresetName(StrEnum):
-    """Presets of the planner."""
-
-    default = "default"
-    m = "M"
-    l = "L"  # noqa: E741
-    xl = "XL"
-    tiny = "tiny"
-
-
-class LikeSpacing(StrEnum):
-    """Which spacing a dataset gets that is planned like another."""
-
-    auto = "auto"
-    source = "source"
-    target = "target"
-    fixed = "fixed"
 
 
 def verify(
@@ -88,45 +79,13 @@ def verify(
 
 def plan(
     dataset: DatasetArgument = None,
-    preset: Annotated[PresetName, typer.Option(help="Size of the networks.")] = PresetName.default,
-    vram: Annotated[
-        float | None,
-        typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),
-    ] = None,
-    spacing: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(metavar="Z Y X", help="Spacing of the full resolution in mm."),
-    ] = None,
-    window: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            help="What CT is clipped to, in HU; -150 250 keeps fat, for models that shall work on "
-            "MR. [default: 0.5 and 99.5 % of the labelled voxels]",
-        ),
-    ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Plan with the networks and patches of a planned dataset or a model (any that "
-            "train --pretrained takes).",
-        ),
-    ] = None,
-    like_spacing: Annotated[
-        LikeSpacing | None,
-        typer.Option(
-            help="With --like: the source's spacing, the dataset's own, --spacing, or the source's "
-            "but where most slices would be interpolated. [default: auto]"
-        ),
-    ] = None,
-    batch_cap: Annotated[
-        bool,
-        typer.Option(
-            "--batch-cap/--no-batch-cap",
-            help="Keep a batch below 5 % of the dataset's voxels (M, L, XL).",
-        ),
-    ] = True,
+    preset: Preset = PresetName.default,
+    vram: Vram = None,
+    spacing: Spacing = None,
+    window: Window = None,
+    like: Like = None,
+    like_spacing: LikeSpacing = None,
+    batch_cap: BatchCap = True,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -137,7 +96,6 @@ def plan(
     from autoliver.parallel import Limits
     from autoliver.pipeline import data
     from autoliver.pipeline.like import plan_dataset_like
-    from autoliver.planning.plan import LikeOptions
     from autoliver.planning.planner import PlanOptions
     from autoliver.transfer.plan import far_axes
     from autoliver.workspace import Workspace
@@ -149,10 +107,8 @@ def plan(
             raise typer.BadParameter(
                 "--preset, --vram and --window are the source's.", param_hint="--like"
             )
-        mode = like_spacing or (LikeSpacing.auto if spacing is None else LikeSpacing.fixed)
-        spacing_options = LikeOptions(spacing=mode.value, spacing_mm=spacing)
         planned, own = plan_dataset_like(
-            Workspace(workspace), dataset, like, spacing_options, limits=limits
+            Workspace(workspace), dataset, like, like_options(like_spacing, spacing), limits=limits
         )
         for finding in far_axes(planned.plan, own):
             typer.echo(f"Note: {finding}", err=True)

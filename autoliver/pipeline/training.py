@@ -10,7 +10,7 @@ from autoliver.artifacts import to_record
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits, cores
 from autoliver.pipeline.begin import begin_run, log_memory
-from autoliver.pipeline.cascade import first_stage, prepare_first_stage
+from autoliver.pipeline.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -29,11 +29,11 @@ from autoliver.pipeline.start import (
     kept_start,
     note_seen,
 )
-from autoliver.planning.plan import Configuration, ConfigurationName
+from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.training.augment_choice import parse_augment
 from autoliver.training.board import check_tensorboard
-from autoliver.training.folds import Fold
+from autoliver.training.folds import Fold, Folds, Split
 from autoliver.training.freezing import freezing
 from autoliver.training.options import (
     TrainingOptions,
@@ -165,38 +165,21 @@ def _fold_jobs(
     if configuration.previous_stage is not None:
         stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
     folds = current_folds(planned.folder, planned.dataset)
-    wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
-    cases = [case.name for case in planned.dataset.labelled]
-    splits = {fold: folds.split(fold, cases) for fold in wanted}
+    splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
-    made_from = {
-        "plan": planned.plan.digest(),
-        "dataset": planned.dataset.digest(),
-        "folds": folds.digest(),
-    }
-    if stage is not None:
-        made_from["first stage"] = stage.digest
-    if source is not None:
-        made_from["source"] = source.digest
+    made_from = _made_from(planned, folds, stage, source)
     fits = partial(_fitting, source, planned, configuration)
     most = max(len(split.train) for split in splits.values())
     asked = replace(request, changes=_changes(request, source))
-    options, start = begin_run(run, made_from, asked, wanted, check=fits, cases=most)
+    options, start = begin_run(run, made_from, asked, list(splits), check=fits, cases=most)
     configuration = changed_configuration(configuration, options)
     group.part(configuration.batch_size)  # refuses more processes than samples
-    if options.patch or options.batch_size:
-        log_memory(configuration, planned.plan)
     if source is not None:
         note_seen(source, planned, splits, tell=request.tell)
         start = start or kept_start(run, source, options)
         start = start or fit_weights(source, planned, configuration, options)
         keep_start(run, start, configuration, tell=request.tell)
-    request.tell(why_schedule(options, most))
-    if parse_augment(options.augment) and hides_fat(planned.plan):
-        request.tell(
-            "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
-            "--window -150 250 for a model that shall work there, too."
-        )
+    _tell(request.tell, planned.plan, configuration, options, most)
     stores = preprocess(planned, [request.configuration], limits=request.limits)
     store, previous = stores[request.configuration], None
     if stage is not None:
@@ -227,6 +210,40 @@ def _fold_jobs(
         )
         for fold, split in splits.items()
     ]
+
+
+def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold, Split]:
+    """The cases of each fold that is wanted."""
+    wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
+    cases = [case.name for case in planned.dataset.labelled]
+    return {fold: folds.split(fold, cases) for fold in wanted}
+
+
+def _made_from(
+    planned: Planned, folds: Folds, stage: FirstStage | None, source: Source | None
+) -> dict[str, str]:
+    """What a run is made from, besides its options."""
+    return {
+        "plan": planned.plan.digest(),
+        "dataset": planned.dataset.digest(),
+        "folds": folds.digest(),
+        **({"first stage": stage.digest} if stage is not None else {}),
+        **({"source": source.digest} if source is not None else {}),
+    }
+
+
+def _tell(
+    tell: Tell, plan: Plan, configuration: Configuration, options: TrainingOptions, cases: int
+) -> None:
+    """What a person should know of the options before it begins."""
+    if options.patch or options.batch_size:
+        log_memory(configuration, plan)
+    tell(why_schedule(options, cases))
+    if parse_augment(options.augment) and hides_fat(plan):
+        tell(
+            "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
+            "--window -150 250 for a model that shall work there, too."
+        )
 
 
 def _fitting(
