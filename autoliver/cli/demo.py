@@ -38,7 +38,7 @@ def demo(
     workspace, data = Workspace(output / "workspace"), output / "data"
     _phantoms(data, _CT, contrast="CT", cases=_CT_CASES)
     _phantoms(data, _MR, contrast="T2", cases=_MR_CASES)
-    plan_dataset(workspace, str(data / _CT), PlanOptions(preset="tiny"))
+    plan_dataset(workspace, str(data / _CT), PlanOptions(preset="tiny", window_hu=(-150.0, 250.0)))
     _train(workspace, data / _CT, _CT_STEPS, augment="cross-modality")
     _train(workspace, data / _MR, _MR_STEPS, pretrained="PhantomCT", compare=True)
     parts = {

@@ -22,7 +22,7 @@ SHARES: dict[AppearanceName, float] = {
 MIXTURES = {
     "default": "",
     "none": "",
-    "cross-modality": "gin:0.5,bezier:0.15,inversion:0.1,synthseg:0.1",
+    "cross-modality": "gin:0.6,bezier:0.1,synthseg:0.1",
 }
 
 
