@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
 import autoliver
-from autoliver.cli.main import app
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, ModelError, OptionError
 from autoliver.inference.model import FoldModel
 from autoliver.io.grids import compare_grids
@@ -26,15 +25,6 @@ from autoliver.training.progress import read_progress
 
 NAME = "Dataset001_Phantom"
 SHORT = ("--epochs", "2", "--iterations", "3")
-
-
-def run(*arguments: object) -> dict[str, object]:
-    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

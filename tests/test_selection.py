@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
-from autoliver.cli.main import app
 from autoliver.errors import ModelError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.results import Scores
@@ -19,14 +18,6 @@ from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
 NAME = "Dataset001_Phantom"
 LABELS = ["liver", "tumour", "spleen", "right_kidney", "left_kidney"]
-
-
-def run(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Options of `train` from the command line to model.json, on phantoms."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+from commands import run
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -20,15 +20,6 @@ from autoliver.workspace import Workspace
 
 NAME = "Dataset001_Phantom"
 SHORT = ("--epochs", 2, "--iterations", 2, "--fold", "all")
-
-
-def run(*arguments: object) -> dict[str, object]:
-    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from commands import run
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
@@ -48,14 +49,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared / "w", tmp_path / "w"))
-
-
-def run(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 def fold(workspace: Path, number: int) -> Path:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from commands import run, told
 
-from autoliver.cli.main import app
 from autoliver.errors import ArtifactError, DatasetError, ModelError, OptionError
 from autoliver.inference.model import FoldModel
 from autoliver.io.itk import read_label
@@ -22,25 +21,9 @@ CT, MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
 SHORT = ("--epochs", 2, "--iterations", 3)
 
 
-def run(*arguments: object) -> dict[str, object]:
-    """Runs a command in this process; its JSON result. Errors are raised, not printed."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
-
-
-def told(*arguments: object) -> str:
-    """What a command tells on stderr."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stderr
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six CT phantoms, and three MR phantoms with thicker slices and two to test on."""
+    """Five CT phantoms, and three MR phantoms with thicker slices and two to test on."""
     folder = tmp_path_factory.mktemp("data")
     ct = PhantomOptions(contrast="CT", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
     mr = PhantomOptions(contrast="T2", shape_zyx=(8, 44, 44), spacing_mm=(18.0, 5.0, 5.0))

@@ -1,12 +1,12 @@
 """pipeline.models through its commands; here for the sake of small trained folds."""
 
-import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
@@ -20,14 +20,6 @@ from autoliver.workspace import Workspace
 
 torch.set_num_threads(1)
 NAME = "Dataset009_Toy"
-
-
-def run(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 @pytest.fixture
