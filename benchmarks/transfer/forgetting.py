@@ -16,7 +16,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "heads drawn anew": {"heads": "reset"},
     "the rate from scratch": {"lr": 6e-3},
 }
-SOURCES = ("default", "cross-modality")
+SOURCES = ("default", "gin")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from benchmarks.transfer.study import SOURCE, TARGET, Rows, read_study
 
 CASES = 2
 SHARES = (0.0, 0.1, 0.3, 1.0, 3.0)
-SOURCES = ("default", "cross-modality")
+SOURCES = ("default", "gin")
 
 
 def main() -> None:
