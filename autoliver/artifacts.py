@@ -151,6 +151,12 @@ def digest(value: object) -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
+def file_sha256(path: Path) -> str:
+    """The checksum of a file's content, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str, mend: str) -> None:
     """Refuses an artefact that was made from something else than what is there now.
 

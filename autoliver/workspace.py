@@ -289,6 +289,11 @@ class Workspace:
         folders = (ModelFolder(p) for p in sorted((self.root / MODELS).glob("*")))
         return tuple(f for f in folders if f.selection.exists() and not f.name.startswith("."))
 
+    @property
+    def all_trained(self) -> tuple[ModelFolder, ...]:
+        """The datasets and then the imported models, trained or not."""
+        return (*(dataset.trained for dataset in self.datasets), *self.models)
+
     def model_to_predict(self, model: str | None, *, folds: str | None = None) -> ModelFiles:
         """The model that predicts: the named one, else the only one of the workspace.
 
@@ -329,16 +334,14 @@ class Workspace:
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
         """Everything that could predict: selected and imported models, else single runs."""
-        folders = [*(dataset.trained for dataset in self.datasets), *self.models]
-        return [choice for folder in folders for choice in self._of_folder(folder)]
+        return [choice for folder in self.all_trained for choice in self._of_folder(folder)]
 
     def _of_folder(self, folder: ModelFolder) -> list[RunFolder | ModelFolder]:
         return [folder] if folder.selection.exists() else list(folder.runs)
 
     def trained(self, name: str) -> list[ModelFolder]:
         """The datasets and then the imported models of a name or short name, trained or not."""
-        folders = [*(dataset.trained for dataset in self.datasets), *self.models]
-        fitting = [folder for folder in folders if name.lower() in _names_of(folder.name)]
+        fitting = [folder for folder in self.all_trained if name.lower() in _names_of(folder.name)]
         return [folder for folder in fitting if folder.name == name] or fitting
 
     def _named(self, model: str) -> list[RunFolder | ModelFolder]:

@@ -171,8 +171,8 @@ def train(
         tell=_tell,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    work = _compare_and_show if compare_scratch else _train_and_show
-    work(Workspace(workspace), dataset, request, as_json=as_json)
+    place = Workspace(workspace)
+    _train_and_show(place, dataset, request, compare=compare_scratch, as_json=as_json)
 
 
 def _tell(text: str) -> None:
@@ -190,38 +190,26 @@ def _join_queue(one_of: int) -> None:
 
 
 def _train_and_show(
-    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
+    workspace: "Workspace", dataset: str, request: "TrainRequest", *, compare: bool, as_json: bool
 ) -> None:
+    from autoliver.pipeline.compare import train_both
     from autoliver.pipeline.training import FoldsFailed, train
     from autoliver.training.distributed import launched
 
     try:
-        results = train(workspace, dataset, request)
+        if compare:
+            both = train_both(workspace, dataset, request)
+            result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
+            parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
+            text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
+        else:
+            results = train(workspace, dataset, request)
+            result, text = _summary(results), _show(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
         raise
     if launched().leads:  # of the processes that torchrun has started, one speaks
-        emit(_summary(results), _show(results), as_json=as_json)
-
-
-def _compare_and_show(
-    workspace: "Workspace", dataset: str, request: "TrainRequest", *, as_json: bool
-) -> None:
-    from autoliver.pipeline.compare import train_both
-    from autoliver.pipeline.training import FoldsFailed
-    from autoliver.training.distributed import launched
-
-    try:
-        both = train_both(workspace, dataset, request)
-    except FoldsFailed as failed:
-        if failed.results and not as_json:
-            typer.echo(_show(failed.results))
-        raise
-    result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
-    parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
-    text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
-    if launched().leads:
         emit(result, text, as_json=as_json)
 
 

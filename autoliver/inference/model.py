@@ -1,13 +1,12 @@
 """A trained model on disk and in memory: networks and all they need to predict."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from autoliver.artifacts import Artifact, Readable
+from autoliver.artifacts import Artifact, Readable, file_sha256
 from autoliver.dataset import Labels
 from autoliver.errors import ModelError
 from autoliver.inference.clean import CleaningRule
@@ -165,6 +164,11 @@ class Model:
         return tuple(part for part in (*self.members, *previous, self.finder) if part is not None)
 
 
+def one_fold(folds: Sequence[Place]) -> Place:
+    """The fold that stands for a run: `all`, else the first by name."""
+    return min(folds, key=lambda fold: (fold.name != "fold_all", fold.name))
+
+
 def together(models: Sequence[ModelFiles]) -> ModelFiles:
     """Several models as one: all their members, and the cleaning rules they share.
 
@@ -193,7 +197,7 @@ def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> No
 
     spec = info.decisions.network
     save_weights(folder / WEIGHTS_FILE, weights, spec=spec)
-    info.replace(weights_sha256=_sha256(folder / WEIGHTS_FILE)).save(folder / MODEL_FILE)
+    info.replace(weights_sha256=file_sha256(folder / WEIGHTS_FILE)).save(folder / MODEL_FILE)
 
 
 def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
@@ -307,8 +311,3 @@ def _names(value: "Labels | Sequence[str]") -> str:
     if isinstance(value, Labels):
         return ", ".join(f"{name} {values}" for name, values in value.values.items())
     return ", ".join(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from autoliver.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.inference.model import FoldModel
 from autoliver.networks.spec import UNetSpec
+from autoliver.planning.plan import ConfigurationName
 from autoliver.transfer.nnunet_export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
 from autoliver.transfer.nnunet_folder import (
     DATASET_FILE,
@@ -66,11 +67,12 @@ def read_nnunet_model(
         return [fold for run in runs for fold in _read_run(run, trust=trust)]
 
 
-def read_nnunet_folds(path: Path) -> list[ImportedFold]:
+def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) -> list[ImportedFold]:
     """Reads one fold of every run: fold `all`, else the first; of a checkpoint file, that one.
 
     Args:
         path: As `read_nnunet_model`, or RUN/fold_0/checkpoint_best.pth.
+        wanted: Of several runs, those of this configuration, if there are any.
 
     Raises:
         AutoliverError: As `read_nnunet_model`.
@@ -78,6 +80,8 @@ def read_nnunet_folds(path: Path) -> list[ImportedFold]:
     if path.suffix == ".pth":
         return _read_run(checkpoint_run(path), trust=False)
     with open_runs(path) as runs:
+        ending = f"__{NAMES[wanted]}" if wanted else ""
+        runs = [run for run in runs if run.path.name.endswith(ending)] or runs
         return [fold for run in runs for fold in _read_run(_one_fold(run), trust=False)]
 
 

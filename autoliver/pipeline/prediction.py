@@ -15,7 +15,7 @@ from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.inference.modality import ModalityChoice
-    from autoliver.inference.model import MemberFiles, Model, ModelFiles, Place
+    from autoliver.inference.model import MemberFiles, Model, ModelFiles
     from autoliver.inference.predict import Export, PredictJob
 
 _LOW: ConfigurationName = "3d_lowres"
@@ -174,12 +174,12 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
     Raises:
         ModelError: There is none.
     """
-    from autoliver.inference.model import MemberFiles
+    from autoliver.inference.model import MemberFiles, one_fold
 
     if roi != "auto":
         first = workspace.model_to_predict(roi).members[0]
         # A cascade begins with a coarse stage of its own.
-        return MemberFiles(folds=_one_fold(first.previous or first.folds))
+        return MemberFiles(folds=(one_fold(first.previous or first.folds),))
     place = model.members[0].folds[0].parent
     if not isinstance(place, Path):
         raise ModelError(
@@ -202,11 +202,7 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
     beside.sort(
         key=lambda each: (each.source != run.source, each.tag != run.tag, each.source, each.tag)
     )
-    return MemberFiles(folds=_one_fold(beside[0].finished))
-
-
-def _one_fold(folds: "Sequence[Place]") -> "tuple[Place, ...]":
-    return tuple(fold for fold in folds if fold.name == "fold_all")[:1] or tuple(folds[:1])
+    return MemberFiles(folds=(one_fold(beside[0].finished),))
 
 
 def _to_train(folder: ModelFolder) -> str:

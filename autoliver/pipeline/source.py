@@ -2,16 +2,17 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import file_sha256
 from autoliver.dataset import short_name
 from autoliver.errors import ModelError
 from autoliver.inference.archive import open_archive
 from autoliver.inference.archive_zip import is_archive
-from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place
+from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place, one_fold
 from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
 
@@ -288,15 +289,13 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     """Fold `all` of a run, else its first one."""
     from autoliver.networks.checkpoint import load_weights
 
-    folds = {place.name.removeprefix("fold_"): place for place in run.folds}
-    fold = "all" if "all" in folds else min(folds)
-    place = folds[fold]
+    place = one_fold(run.folds)
     info = FoldModel.load(place / MODEL_FILE)
     name = safe(name or short_name(info.plan.dataset))
-    if fold != "all":
+    if info.fold != "all":
         _log.warning(
             "%s/%s: fold %s is taken, which has not learnt from the cases it held out.",
-            *(name, run.name, fold),
+            *(name, run.name, info.fold),
         )
     return Source(
         name=name,
@@ -322,21 +321,20 @@ def _bare(path: Path) -> Source:
         again=str(path),
         info=None,
         spec=spec,
-        digest=_digest(path),
+        digest=file_sha256(path)[:12],
         read=lambda: weights,
     )
 
 
 def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
-    folds = _nnunet_folds(path)
-    fitting = [fold for fold in folds if fold.info.configuration == wanted] or folds
-    if len(fitting) > 1:
+    folds = _nnunet_folds(path, wanted)
+    if len(folds) > 1:
         raise ModelError(
             f"{path}: {len(folds)} trained configurations could be meant: "
             f"{', '.join(fold.run for fold in folds)}.",
             hint="Give the folder of one of them.",
         )
-    fold = fitting[0]
+    fold = folds[0]
     name = safe(short_name(fold.info.plan.dataset))
     return Source(
         name=name,
@@ -350,17 +348,10 @@ def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
     )
 
 
-def _nnunet_folds(path: Path) -> "list[ImportedFold]":
+def _nnunet_folds(path: Path, wanted: ConfigurationName | None = None) -> "list[ImportedFold]":
     from autoliver.inference.nnunet_model import read_nnunet_folds
 
-    return read_nnunet_folds(path)
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return read_nnunet_folds(path, wanted=wanted)
 
 
 def _runs(folder: ModelFolder) -> list[_Run]:
@@ -382,11 +373,9 @@ def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
 
 def _known(workspace: Workspace, wanted: str) -> str:
     """What could be named instead."""
-    folders: Iterable[ModelFolder] = [
-        *(dataset.trained for dataset in workspace.datasets),
-        *workspace.models,
+    names = [
+        f"{folder.name}/{run.name}" for folder in workspace.all_trained for run in _runs(folder)
     ]
-    names = [f"{folder.name}/{run.path.name}" for folder in folders for run in folder.runs]
     if not names:
         return (
             f"The workspace {workspace.root} holds no trained model: train one (autoliver train "

@@ -1,6 +1,5 @@
 """nnU-Net's checkpoint files, read without running what they may hold."""
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from autoliver.artifacts import replacing
+from autoliver.artifacts import file_sha256, replacing
 from autoliver.errors import ModelError
 
 _AGAIN = "Copy the file again from where it came."
@@ -69,7 +68,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
             mirror_axes=tuple(
                 int(axis) for axis in content.get("inference_allowed_mirroring_axes") or ()
             ),
-            digest=_digest(path),
+            digest=file_sha256(path)[:12],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
@@ -193,8 +192,3 @@ def _weights(found: Mapping[Any, Any]) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise TypeError(f"network_weights: {name} is no tensor")
     return weights
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

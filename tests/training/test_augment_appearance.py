@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -32,12 +31,7 @@ from autoliver.training.sampling import Part
 SHAPES = [(3, 1, 24, 20), (3, 2, 8, 12, 10), (1, 1, 8, 12, 10), (11, 3, 14, 12)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeds(count: int) -> tuple[torch.Generator, ...]:
