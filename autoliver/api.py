@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from autoliver.inference.model import Model
     from autoliver.inference.outputs import PredictOptions
-    from autoliver.pipeline.fold_job import FoldResult
     from autoliver.pipeline.prediction import Predicted
+    from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
 
@@ -42,7 +42,7 @@ def plan(
         AutoliverError: What the command would print.
     """
     from autoliver.pipeline.data import plan_dataset
-    from autoliver.pipeline.like import plan_dataset_like
+    from autoliver.pipeline.run.follow import plan_dataset_like
     from autoliver.planning.plan import LikeOptions
     from autoliver.planning.planner import PlanOptions
     from autoliver.workspace import Workspace
@@ -72,7 +72,7 @@ def train(
         workspace: Folder for everything autoliver makes.
         fresh: Start over.
         **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, and
-            of `autoliver.pipeline.training.TrainRequest`: device="cuda:1", pretrained="LiTS".
+            of `autoliver.pipeline.run.train.TrainRequest`: device="cuda:1", pretrained="LiTS".
 
     Returns:
         Of each fold its folder and the scores of its held-out cases.
@@ -80,8 +80,8 @@ def train(
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.training import TrainRequest
-    from autoliver.pipeline.training import train as train_folds
+    from autoliver.pipeline.run.train import TrainRequest
+    from autoliver.pipeline.run.train import train as train_folds
     from autoliver.workspace import Workspace, check_configuration
 
     of_request = {field.name for field in fields(TrainRequest)}

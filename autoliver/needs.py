@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoliver.dataset import Case
+from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError
 from autoliver.io.header import Header
 from autoliver.io.itk import read_header

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.dataset import Dataset, read_dataset, short_name
+from autoliver.datasets.cases import Dataset, read_dataset, short_name
+from autoliver.datasets.folds import Fold
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.inference.archive import open_archive
 from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
-from autoliver.inference.selection import (
+from autoliver.models.archive import open_archive
+from autoliver.models.selection import (
     SELECTION_FILE,
     Selection,
     choose_folds,
     choose_previous,
 )
 from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
-from autoliver.training.folds import Fold
 
 # Of imported models, in the workspace.
 MODELS = "models"

@@ -7,7 +7,7 @@ what is measured is which windows are visited, not what a network has learnt.
 import torch
 from torch import Tensor, nn
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.inference.model import Member, Model
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import UNetSpec

@@ -38,7 +38,7 @@ def labels(clock: Clock, *, image: str, shape: list[int], output: str, **other: 
 def fingerprint(clock: Clock, *, dataset: str, threads: int) -> dict[str, Any]:
     import msgspec
 
-    from autoliver.dataset import read_dataset
+    from autoliver.datasets.cases import read_dataset
     from autoliver.needs import read_need
     from autoliver.parallel import CasePool, Limits
     from autoliver.planning.fingerprint import make_fingerprint
@@ -83,7 +83,7 @@ def augment(
     import numpy as np
     import torch
 
-    from autoliver.training.augment import augment_batch, default_augment_spec
+    from autoliver.training.augment.batch import augment_batch, default_augment_spec
 
     torch.set_num_threads(1)
     spec = default_augment_spec(patch)
@@ -98,7 +98,7 @@ def export(clock: Clock, *, logits: str, shape: list[int], output: str, **other:
     import numpy as np
     import scipy.ndimage  # noqa: F401
 
-    from autoliver.dataset import Labels
+    from autoliver.datasets.cases import Labels
     from autoliver.io.volume import Geometry
     from autoliver.preprocessing.case import CaseProperties, backward_logits
 
@@ -125,7 +125,7 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
 
     from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, save_fold
     from autoliver.networks.checkpoint import load_weights
-    from autoliver.networks.nnunet_names import to_nnunet
+    from autoliver.nnunet.names import to_nnunet
 
     info = FoldModel.load(Path(trained) / MODEL_FILE)
     configuration = info.plan.configurations["3d_fullres"]
@@ -154,7 +154,7 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
 
 def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__: Any) -> Any:
     """The whole process is timed: no clock."""
-    from autoliver.dataset import find_case_images
+    from autoliver.datasets.cases import find_case_images
     from autoliver.inference.model import MemberFiles, ModelFiles
     from autoliver.pipeline.prediction import PredictRequest
     from autoliver.pipeline.prediction import predict as predict_cases
@@ -194,14 +194,14 @@ def train(
     """Epochs of fold 0; the median epoch after the first is reported."""
     from statistics import median
 
+    from autoliver.datasets.folds import make_folds
     from autoliver.networks.device import choose_device
     from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
-    from autoliver.training.cache import CacheOptions
-    from autoliver.training.folds import make_folds
+    from autoliver.training.fold import FoldTask
     from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
-    from autoliver.training.task import FoldTask
+    from autoliver.training.patches.cache import CacheOptions
     from autoliver.workspace import Workspace
 
     planned = planned_dataset(Workspace(Path(workspace)), dataset)
@@ -239,7 +239,7 @@ def _golden(folder: Path) -> tuple[Any, Any]:
     """Dataset and fingerprint of nnU-Net's files."""
     import msgspec
 
-    from autoliver.dataset import Case, Dataset, Labels
+    from autoliver.datasets.cases import Case, Dataset, Labels
     from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats
 
     head = json.loads((folder / "dataset.json").read_text())

@@ -74,7 +74,7 @@ def export(bench: Bench) -> Row:
 
 def augmentation(bench: Bench) -> Row:
     """Two patches with room to rotate, augmented again and again; drawn at random on each side."""
-    from autoliver.training.augment import default_augment_spec, initial_patch_shape
+    from autoliver.training.augment.batch import default_augment_spec, initial_patch_shape
 
     patch, count = ((48,) * 3, 8) if bench.quick else ((128,) * 3, 120)
     shape = initial_patch_shape(patch, default_augment_spec(patch))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoliver.dataset import Case
+from autoliver.datasets.cases import Case
 from autoliver.io.itk import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.needs import read_need, score_need
@@ -46,7 +46,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import nibabel, SimpleITK
-from autoliver.dataset import Case
+from autoliver.datasets.cases import Case
 from autoliver.planning.fingerprint import _read_case
 
 def peak():

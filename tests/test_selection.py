@@ -12,8 +12,8 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.results import Scores
 from autoliver.inference.model import MODEL_FILE, FoldModel
-from autoliver.inference.selection import Selection
 from autoliver.io.itk import read_label
+from autoliver.models.selection import Selection
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
 NAME = "Dataset001_Phantom"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from autoliver.dataset import Labels, read_dataset
+from autoliver.datasets.cases import Labels, read_dataset
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.inference.clean import CleaningRule
 from autoliver.inference.model import FoldModel, ModelFiles
-from autoliver.inference.selection import Chosen, Selection
+from autoliver.models.selection import Chosen, Selection
 from autoliver.planning.plan import Plan
 from autoliver.workspace import (
     DatasetFolder,

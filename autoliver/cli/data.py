@@ -95,9 +95,9 @@ def plan(
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
     from autoliver.parallel import Limits
     from autoliver.pipeline import data
-    from autoliver.pipeline.like import plan_dataset_like
+    from autoliver.pipeline.run.follow import plan_dataset_like
     from autoliver.planning.planner import PlanOptions
-    from autoliver.transfer.plan import far_axes
+    from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)

@@ -90,8 +90,8 @@ def _train(
     pretrained: str | None = None,
     compare: bool = False,
 ) -> None:
-    from autoliver.pipeline.compare import train_both
-    from autoliver.pipeline.training import TrainRequest, train
+    from autoliver.pipeline.run.train import TrainRequest, train
+    from autoliver.pipeline.run.twin import train_both
 
     request = TrainRequest(
         configuration="2d",

@@ -43,9 +43,9 @@ from autoliver.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.fold_job import FoldResult
-    from autoliver.pipeline.training import TrainRequest
-    from autoliver.training.folds import Fold
+    from autoliver.datasets.folds import Fold
+    from autoliver.pipeline.run.job import FoldResult
+    from autoliver.pipeline.run.train import TrainRequest
     from autoliver.workspace import Workspace
 
 
@@ -139,7 +139,7 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline.training import TrainRequest
+    from autoliver.pipeline.run.train import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
@@ -183,7 +183,7 @@ def _tell(text: str) -> None:
 
 
 def _join_queue(one_of: int) -> None:
-    from autoliver.pipeline.fold_queue import join_queue
+    from autoliver.pipeline.run.fold_queue import join_queue
 
     if one_of:
         join_queue(one_of)
@@ -192,8 +192,8 @@ def _join_queue(one_of: int) -> None:
 def _train_and_show(
     workspace: "Workspace", dataset: str, request: "TrainRequest", *, compare: bool, as_json: bool
 ) -> None:
-    from autoliver.pipeline.compare import train_both
-    from autoliver.pipeline.training import FoldsFailed, train
+    from autoliver.pipeline.run.train import FoldsFailed, train
+    from autoliver.pipeline.run.twin import train_both
     from autoliver.training.distributed import launched
 
     try:

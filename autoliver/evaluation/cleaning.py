@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.inference.clean import (
     CleaningRule,
     Components,

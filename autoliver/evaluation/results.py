@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from autoliver.artifacts import Artifact, Record, write_bytes
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
 

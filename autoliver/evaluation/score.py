@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.results import (

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.dataset import Modality
+from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.planning.plan import Configuration, Plan

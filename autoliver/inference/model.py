@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from autoliver.artifacts import Artifact, Readable, file_sha256
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.inference.clean import CleaningRule
-from autoliver.inference.selection import Selection
+from autoliver.models.selection import Selection
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
 
 def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
     """Loads folds of one run; arguments and errors as `load_model`."""
-    from autoliver.inference.probe import Fastest
+    from autoliver.inference.fastest import Fastest
     from autoliver.networks.checkpoint import load_network
 
     infos = load_infos(folders, name=name)

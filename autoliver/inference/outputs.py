@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from autoliver.artifacts import Record
-from autoliver.dataset import Modality
+from autoliver.datasets.cases import Modality
 from autoliver.errors import OptionError
+from autoliver.inference.ensemble import SURE, Output, probabilities
 from autoliver.inference.modality import ModalityChoice
 from autoliver.inference.model import Member, Model
 from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
 from autoliver.io.volume import Volume
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
-from autoliver.preprocessing.ensemble import SURE, Output, probabilities
 
 OnWindows = Callable[[str, int], Callable[[], object]]
 

@@ -12,6 +12,12 @@ import numpy.typing as npt
 from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import clean
+from autoliver.inference.ensemble import (
+    Output,
+    mean_labels,
+    mean_probabilities,
+    uncertainty,
+)
 from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
@@ -19,12 +25,6 @@ from autoliver.io.header import label_name
 from autoliver.io.itk import read_image, write_image, write_label
 from autoliver.io.volume import Geometry, Volume
 from autoliver.preprocessing.case import backward_logits
-from autoliver.preprocessing.ensemble import (
-    Output,
-    mean_labels,
-    mean_probabilities,
-    uncertainty,
-)
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
 

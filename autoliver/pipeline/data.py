@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from autoliver.artifacts import check_chain, write_bytes
-from autoliver.dataset import Dataset, describe_plain
+from autoliver.datasets.cases import Dataset, describe_plain
+from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
@@ -18,7 +19,6 @@ from autoliver.planning.planner import PlanOptions, make_plan
 from autoliver.planning.verify import Verification, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
-from autoliver.training.folds import Folds, make_folds, read_splits
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)

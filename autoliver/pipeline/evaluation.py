@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.dataset import Case, Labels
+from autoliver.datasets.cases import Case, Labels
+from autoliver.datasets.folds import Fold
 from autoliver.needs import score_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
-from autoliver.training.folds import Fold
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Literal
 
 from autoliver.artifacts import replacing
-from autoliver.dataset import Labels, Modality
+from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ModelError, OptionError
-from autoliver.inference.archive import (
+from autoliver.inference.model import ModelFiles
+from autoliver.models.archive import (
     ENDING,
     check_parts,
     fit_for_name,
     open_archive,
     write_archive,
 )
-from autoliver.inference.archive_zip import is_archive
-from autoliver.inference.model import ModelFiles
-from autoliver.pipeline.nnunet import export_for_nnunet, save_imported
+from autoliver.models.archive_zip import is_archive
+from autoliver.nnunet.exchange import export_for_nnunet, save_imported
 from autoliver.planning.plan import ConfigurationName
 from autoliver.workspace import MODELS, ModelFolder, Workspace
 
@@ -253,7 +253,7 @@ def _export_nnunet(files: ModelFiles, target: Path, request: ExportRequest) -> s
 
 
 def _import_nnunet(workspace: Workspace, source: Path, request: ImportRequest) -> ModelFolder:
-    from autoliver.inference.nnunet_model import read_nnunet_model
+    from autoliver.nnunet.model import read_nnunet_model
 
     folds = read_nnunet_model(source, trust=request.trust)
     name = request.name or folds[0].info.plan.dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
-from autoliver.dataset import Case, Labels
+from autoliver.datasets.cases import Case, Labels
 from autoliver.needs import score_need
 from autoliver.parallel import CasePool, case_bar
 from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
@@ -16,9 +16,9 @@ from autoliver.workspace import DatasetFolder, RunFolder
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
+    from autoliver.inference.ensemble import Output
     from autoliver.inference.model import Model
     from autoliver.inference.predict import PredictJob
-    from autoliver.preprocessing.ensemble import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +143,8 @@ class _Writer:
     labels: Labels
 
     def __call__(self, job: "PredictJob", found: "Sequence[Output]") -> None:
+        from autoliver.inference.ensemble import group_labels
         from autoliver.io.itk import write_label
-        from autoliver.preprocessing.ensemble import group_labels
 
         geometry = found[0].properties.geometry
         maps = group_labels(found, [pair.indices for pair in self.pairs], labels=self.labels)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.dataset import find_case_images
+from autoliver.datasets.cases import find_case_images
 from autoliver.errors import ModelError
 from autoliver.needs import overlap_fits, overlap_need
 from autoliver.parallel import NO_LIMITS, Limits, Need, window_bars

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.dataset import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
 from autoliver.needs import clean_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
@@ -14,7 +15,6 @@ from autoliver.pipeline.evaluation import predict_held_out, score_held_out
 from autoliver.pipeline.pairs import FoldPairs, run_digest
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.plan import CONFIGURATION_NAMES
-from autoliver.training.folds import Folds
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.cleaning import Trial
     from autoliver.evaluation.results import CaseScores
     from autoliver.evaluation.select import Candidate, Choice
-    from autoliver.inference.selection import Selection
+    from autoliver.models.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
         ModelError: No run can be scored on cases it has not seen, or the runs share no fold.
     """
     from autoliver.evaluation.select import choose
-    from autoliver.inference.selection import Chosen, Selection
+    from autoliver.models.selection import Chosen, Selection
 
     contest = _Contest.of(workspace, name, request)
     candidates = contest.candidates()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.dataset import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.itk import read_image, read_label
 from autoliver.parallel import CaseMapper

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
-from autoliver.dataset import Labels, Modality
+from autoliver.datasets.cases import Labels, Modality
 from autoliver.networks.spec import UNetSpec
 
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record
-from autoliver.dataset import Dataset, Modality
+from autoliver.datasets.cases import Dataset, Modality
 from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
 from autoliver.planning.fit import RECIPES, Budget, Fit, doubled_features, fit_patch

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record
-from autoliver.dataset import Case, Dataset, Labels
-from autoliver.description import read_description
+from autoliver.datasets.cases import Case, Dataset, Labels
+from autoliver.datasets.description import read_description
+from autoliver.datasets.layouts import image_files
 from autoliver.errors import DatasetError
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
 from autoliver.io.itk import NotWholeNumbers, read_header, read_image, read_label
-from autoliver.layouts import image_files
 from autoliver.parallel import CaseMapper
 
 Severity = Literal["error", "warning", "note"]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record
-from autoliver.dataset import Labels, Modality
+from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.plan import Configuration, Plan

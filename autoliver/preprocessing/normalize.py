@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.dataset import Modality
+from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan

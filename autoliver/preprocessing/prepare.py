@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoliver.dataset import Case
+from autoliver.datasets.cases import Case
 from autoliver.io.itk import read_image, read_label
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.case import class_locations, forward

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import interpolate, ndimage
 
 from autoliver.artifacts import Record, write_bytes
-from autoliver.dataset import Labels, Modality
+from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError
 from autoliver.io.itk import write_image, write_label
 from autoliver.io.volume import Geometry, Volume

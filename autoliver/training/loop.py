@@ -21,15 +21,17 @@ from autoliver.networks.checkpoint import load_training_state, save_training_sta
 from autoliver.parallel import bar_pace
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
+from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.freezing import freezing
-from autoliver.training.losses import (
+from autoliver.training.objectives.segmentation import (
     CONSISTENCY_WEIGHT,
     consistency_loss,
     hard_dice_counts,
     segmentation_loss,
 )
+from autoliver.training.objectives.target import loss_options
 from autoliver.training.options import choose_recipe
-from autoliver.training.patches import TrainingBatch, augmentation, open_patches
+from autoliver.training.patches.stream import TrainingBatch, augmentation, open_patches
 from autoliver.training.progress import (
     EpochLog,
     draw_progress,
@@ -46,8 +48,6 @@ from autoliver.training.state import (
     new_state,
     saved_recipe,
 )
-from autoliver.training.target import loss_options
-from autoliver.training.task import FoldTask, TrainedFold
 
 _VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
 _PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up

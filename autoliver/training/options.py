@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
-from autoliver.training.augment_choice import parse_augment
+from autoliver.training.augment.choice import parse_augment
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe
 
 Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]

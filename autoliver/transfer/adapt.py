@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import UNetSpec
 from autoliver.transfer.labels import RowMap, map_rows, match_labels

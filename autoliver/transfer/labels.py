@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 
 # Words that mean the same in the names of labels.
 _SYNONYMS = {

@@ -26,10 +26,10 @@ import SimpleITK as sitk
 import torch
 
 from autoliver.inference.model import FoldModel, MemberFiles, ModelFiles, load_model, save_fold
-from autoliver.inference.nnunet_model import read_nnunet_model, write_nnunet_model
 from autoliver.inference.predict import PredictOptions, make_jobs, predict_jobs
 from autoliver.io.itk import read_label
 from autoliver.networks.checkpoint import load_weights
+from autoliver.nnunet.model import read_nnunet_model, write_nnunet_model
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.io.volume import Geometry, Volume
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, Plan

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.evaluation import metrics
 from autoliver.evaluation.cleaning import (
     LEAST_CASES,

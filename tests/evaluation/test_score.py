@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics, score
 from autoliver.evaluation.results import ALL_METRICS, COLUMNS, OVERLAP_METRICS

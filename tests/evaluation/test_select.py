@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.evaluation.results import CaseScores, MetricOptions, Score
 from autoliver.evaluation.score import score_case
 from autoliver.evaluation.select import PAIR_MARGIN, Candidate, choose, make_candidate

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.errors import DatasetError, OptionError
-from autoliver.inference.archive import open_archive, write_archive
 from autoliver.inference.modality import case_modality, seen_modality
 from autoliver.inference.model import MODEL_FILE, Member, MemberFiles, Model, ModelFiles, load_model
 from autoliver.inference.outputs import PredictOptions
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
 from autoliver.io.itk import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
+from autoliver.models.archive import open_archive, write_archive
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import forward
 

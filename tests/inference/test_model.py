@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.inference.clean import CleaningRule
 from autoliver.inference.model import (

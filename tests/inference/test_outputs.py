@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
+from autoliver.inference.ensemble import mean_probabilities, uncertainty
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
 from autoliver.io.itk import read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.plan import Plan
-from autoliver.preprocessing.ensemble import mean_probabilities, uncertainty
 
 OPTIONS = PredictOptions(mirror=False)
 REGIONS = Labels(

@@ -6,6 +6,7 @@ import torch
 
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import CleaningRule
+from autoliver.inference.ensemble import mean_probabilities
 from autoliver.inference.model import MemberFiles, ModelFiles, load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
@@ -13,7 +14,6 @@ from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.itk import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.preprocessing.case import backward_logits, forward
-from autoliver.preprocessing.ensemble import mean_probabilities
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

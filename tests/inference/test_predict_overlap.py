@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import PredictOptions

@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from autoliver.dataset import Case, Dataset, Labels
+from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.errors import DatasetError
 from autoliver.planning.fingerprint import fingerprint_case, make_fingerprint, summarise
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autoliver.dataset import Case, Dataset, Labels
+from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Preset
 from autoliver.planning.planner import PlanOptions, make_plan
 

@@ -1,6 +1,6 @@
 import pytest
 
-from autoliver.dataset import Case, Dataset, Labels
+from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Plan
 from autoliver.planning.planner import PlanOptions, make_plan

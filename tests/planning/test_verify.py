@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autoliver.dataset import Dataset, read_dataset
+from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.errors import DatasetError
 from autoliver.io.itk import write_image, write_label
 from autoliver.io.volume import Geometry

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.transform import resize
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
 from autoliver.networks.spec import UNetSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.volume import Geometry
 from autoliver.networks.spec import UNetSpec

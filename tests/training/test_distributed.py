@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.networks.device import own_device
 from autoliver.networks.spec import UNetSpec
@@ -27,13 +27,13 @@ from autoliver.pipeline.data import plan_dataset, preprocess
 from autoliver.planning.plan import Configuration
 from autoliver.planning.planner import PlanOptions
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
-from autoliver.training.cache import CacheKind
 from autoliver.training.distributed import ALONE, Group, join_group, launched
+from autoliver.training.fold import FoldTask
 from autoliver.training.loop import train_fold
 from autoliver.training.options import LossKind, TrainingOptions
-from autoliver.training.patches import Patches, augmentation, patch_stream
+from autoliver.training.patches.cache import CacheKind
+from autoliver.training.patches.stream import Patches, augmentation, patch_stream
 from autoliver.training.progress import read_progress
-from autoliver.training.task import FoldTask
 from autoliver.workspace import Workspace
 
 NAMES = {"background": (0,), "liver": (1,), "tumour": (2,)}

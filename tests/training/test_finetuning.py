@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError, OptionError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.networks.spec import NetworkKind, UNetSpec
 from autoliver.planning.plan import Configuration
+from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.freezing import freezing
 from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import RECIPES, Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state
-from autoliver.training.task import FoldTask, TrainedFold
 
 SPEC = UNetSpec(
     kind="resenc",

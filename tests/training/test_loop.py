@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, ModelError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration
+from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.loop import _Loop, train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog, read_progress
-from autoliver.training.task import FoldTask, TrainedFold
 
 LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
 REGIONS = Labels(

@@ -3,7 +3,7 @@ import torch
 from torch import Generator, nn
 from torch.nn import functional as F
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import UNetSpec

@@ -1,6 +1,6 @@
 import pytest
 
-from autoliver.dataset import Labels
+from autoliver.datasets.cases import Labels
 from autoliver.transfer.labels import head_rows, map_rows, match_labels
 
 

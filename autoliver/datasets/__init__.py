@@ -1,0 +1,1 @@
+"""Datasets as they lie on disk: their cases, labels and splits."""

@@ -1,0 +1,239 @@
+"""What a dataset.json says, checked; of nnU-Net v2 and of the Medical Segmentation Decathlon."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from autoliver.artifacts import Record, read_json
+from autoliver.errors import ArtifactError, DatasetError
+from autoliver.io.header import ENDINGS
+
+# Keys of dataset.json that are read, and others that are known to be harmless.
+_KEYS = (
+    *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
+    *("modality", "training", "patients", "annotated", "origin", "lesion_classes"),
+)
+_HARMLESS = (
+    *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
+    *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),
+)
+_MR_WORDS = re.compile(
+    r"mri?|mrcp|t[12].*|flair|adc|dwi|pd|swi|stir|spir|spair|dixon|dce.*|vibe|lava|hbp|"
+    r"(in|out|opp|opposed)_?phase"
+)
+_MEND = "Correct the file in a text editor."
+
+
+class LabelValues(Record, frozen=True, kw_only=True):
+    """The fields of `autoliver.datasets.cases.Labels`."""
+
+    values: dict[str, tuple[int, ...]]
+    regions_class_order: tuple[int, ...] | None = None
+    ignore: int | None = None
+
+
+class Description(Record, frozen=True, kw_only=True):
+    """A dataset.json.
+
+    Attributes:
+        where: Its path, for messages.
+        layout: Whose keys it has; a plain folder pair is described as nnU-Net's.
+        channel_names: One per channel.
+        labels: Names and values; None where there is no dataset.json.
+        file_ending: Of the images, None where it is not given.
+        num_training: Training cases, None where it is not given.
+        table: The explicit `dataset` table: case -> images and label.
+        training: The Decathlon's list of training files.
+        patients: Case -> patient.
+        origin: Case -> how the image came about.
+        annotated: Case -> label -> what is known of it.
+        modality: Of the dataset, or by case.
+    """
+
+    where: Path
+    layout: Literal["nnunet", "msd"] = "nnunet"
+    channel_names: tuple[str, ...]
+    labels: LabelValues | None = None
+    file_ending: str | None = None
+    num_training: int | None = None
+    table: dict[str, Any] = msgspec.field(default_factory=dict)
+    training: list[Any] = msgspec.field(default_factory=list)
+    patients: dict[str, str | int] = msgspec.field(default_factory=dict)
+    origin: dict[str, str] = msgspec.field(default_factory=dict)
+    annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    modality: str | dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def read_description(folder: Path) -> Description:
+    """Reads a folder's dataset.json.
+
+    Raises:
+        DatasetError: A key is missing, misspelt or holds something else than it should.
+    """
+    where = folder / "dataset.json"
+    raw = _read(where)
+    decathlon = "channel_names" not in raw
+    modality = raw.get("modality")
+    fields: dict[str, Any] = {
+        "where": where,
+        "layout": "msd" if decathlon else "nnunet",
+        "channel_names": _channel_names(where, raw),
+        "labels": _labels(where, raw),
+        "file_ending": _file_ending(where, raw),
+        "num_training": raw.get("numTraining"),
+        "table": raw.get("dataset", {}),
+        "training": raw.get("training", []) if decathlon else [],
+        "modality": {} if decathlon or modality is None else modality,
+        **{key: raw[key] for key in ("patients", "origin", "annotated") if key in raw},
+    }
+    try:
+        return msgspec.convert(fields, Description)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at ")
+        raise DatasetError(
+            f"{where}: {place.strip('`').removeprefix('$.')}: {what}.",
+            hint=_MEND,
+        ) from None
+
+
+def guess_description(folder: Path) -> Description:
+    """The description of a plain folder pair that has no dataset.json; labels are not known."""
+    words = re.split(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]", folder.name)
+    name = {"CT": "CT", "MR": "MRI"}.get(modality_of(words), "image")
+    return Description(where=folder / "dataset.json", channel_names=(name,))
+
+
+def modality_of(names: Iterable[str]) -> Literal["CT", "MR", "other"]:
+    """The modality that names of channels, or of a modality, speak of."""
+    words = [word for name in names for word in re.split(r"[^a-z0-9]+", name.lower())]
+    if "ct" in words:
+        return "CT"
+    return "MR" if any(_MR_WORDS.fullmatch(word) for word in words) else "other"
+
+
+def missing_description(folder: Path) -> DatasetError:
+    """The error for a folder of no known layout."""
+    return DatasetError(
+        f"{folder}: no dataset.json, and no images/ and labels/ either.",
+        hint='Write one, e.g. {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": '
+        '1}, "numTraining": 20, "file_ending": ".nii.gz"}.',
+    )
+
+
+def _read(where: Path) -> dict[str, Any]:
+    try:
+        raw = read_json(where)
+    except ArtifactError as error:
+        raise DatasetError(error.problem, hint=_MEND) from None
+    if not isinstance(raw, dict):
+        raise DatasetError(
+            f"{where}: expected an object {{...}}, found {type(raw).__name__}.", hint=_MEND
+        )
+    _check_keys(where, raw)
+    return raw
+
+
+def _check_keys(where: Path, raw: Mapping[str, Any]) -> None:
+    # A misspelt optional key would be passed over in silence, e.g. patients split between folds.
+    # The bar is lower where a key must be there.
+    missing = {key: 0.9 for key in _KEYS if key not in raw}
+    missing |= {key: 0.75 for key in ("channel_names", "labels") if key not in raw}
+    if "modality" in raw:
+        missing.pop("channel_names", None)
+    for key in raw:
+        if key in _KEYS or key in _HARMLESS:
+            continue
+        for known, bar in missing.items():
+            if difflib.SequenceMatcher(None, key, known).ratio() >= bar:
+                raise DatasetError(
+                    f"{where}: unknown key '{key}'.", hint=f"Did you mean '{known}'? Rename it."
+                )
+
+
+def _channel_names(where: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    names = raw.get("channel_names", raw.get("modality"))
+    numbers = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
+    if not isinstance(names, dict) or not names or sorted(names) != sorted(numbers):
+        raise DatasetError(
+            f"{where}: channel_names: expected the names by number, found {names!r}.",
+            hint='Write e.g. "channel_names": {"0": "CT"}.',
+        )
+    return tuple(str(names[number]) for number in numbers)
+
+
+def _file_ending(where: Path, raw: Mapping[str, Any]) -> str | None:
+    ending = raw.get("file_ending")
+    if ending is not None and ending not in ENDINGS:
+        raise DatasetError(
+            f"{where}: file_ending: expected one of {', '.join(ENDINGS)}, found {ending!r}.",
+            hint="Give the images' ending, with its dot.",
+        )
+    return ending
+
+
+def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:
+    named = raw.get("labels")
+    if not isinstance(named, dict) or not named:
+        raise DatasetError(
+            f"{where}: labels: expected names with their values, found {named!r}.",
+            hint='Write e.g. "labels": {"background": 0, "liver": 1}.',
+        )
+    if all(key.isdigit() for key in named):  # the Decathlon's order: value -> name
+        by_number = sorted((int(key), str(name)) for key, name in named.items())
+        named = {"background" if value == 0 else name: value for value, name in by_number}
+    values = {name: _label_values(where, name, value) for name, value in named.items()}
+    ignore = values.pop("ignore", None)
+    if values.get("background") != (0,):
+        raise DatasetError(
+            f'{where}: labels: expected "background": 0, found {named.get("background")!r}.',
+            hint='Add "background": 0 to the labels.',
+        )
+    return _ordered_labels(where, raw, values, ignore)
+
+
+def _label_values(where: Path, name: str, value: Any) -> tuple[int, ...]:
+    group = value if isinstance(value, list) else [value]
+    if not group or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in group):
+        raise DatasetError(
+            f"{where}: labels: {name}: expected a number or a list of numbers, found {value!r}.",
+            hint='Write e.g. "liver": 1, or "liver": [1, 2] for a region.',
+        )
+    return tuple(dict.fromkeys(group))
+
+
+def _ordered_labels(
+    where: Path,
+    raw: Mapping[str, Any],
+    values: dict[str, tuple[int, ...]],
+    ignore: tuple[int, ...] | None,
+) -> LabelValues:
+    regions = any(len(group) > 1 for group in values.values())
+    order = raw.get("regions_class_order") if regions else None
+    # nnU-Net keeps the order of regions and numbers plain labels by value.
+    key = (lambda item: item[1] != (0,)) if regions else (lambda item: item[1])
+    values = dict(sorted(values.items(), key=key))
+    used = [v for group in values.values() for v in group]
+    problem = ""
+    if len(values) < 2:
+        problem = "no label but the background"
+    elif not regions and len(set(used)) < len(used):
+        problem = f"two names for one value in {raw['labels']}"
+    elif ignore is not None and (len(ignore) > 1 or ignore[0] <= max(used)):
+        problem = f"ignore: expected one value above all others, found {ignore}"
+    elif regions and (
+        not isinstance(order, list)
+        or len(order) != len(values) - 1
+        or not all(isinstance(v, int) for v in order)
+    ):
+        problem = f"regions need regions_class_order, one value for each, found {order!r}"
+    if problem:
+        raise DatasetError(f"{where}: labels: {problem}.", hint=_MEND)
+    return LabelValues(
+        values=values,
+        regions_class_order=tuple(order) if order is not None else None,
+        ignore=ignore[0] if ignore else None,
+    )

@@ -1,0 +1,142 @@
+"""Which cases a fold trains on and which it holds back."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from autoliver.artifacts import Artifact, Record, read_json
+from autoliver.datasets.cases import Case
+from autoliver.errors import DatasetError
+
+_log = logging.getLogger(__name__)
+
+Fold = int | Literal["all"]
+
+_FOLDS = 5
+_SEED = 12345  # nnU-Net's, so that scores can be compared fold by fold
+
+
+class Split(Record, frozen=True, kw_only=True):
+    """Case names of one fold."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+class Folds(Artifact, frozen=True, kw_only=True):
+    """The splits of a cross-validation; none where there is only one patient."""
+
+    KIND: ClassVar[str] = "folds"
+
+    splits: tuple[Split, ...]
+
+    def split(self, fold: Fold, cases: Sequence[str]) -> Split:
+        """The cases of one fold; `all` trains on every case and holds none back.
+
+        Raises:
+            DatasetError: There is no such fold.
+        """
+        if fold == "all":
+            return Split(train=tuple(cases), validation=())
+        if not 0 <= fold < len(self.splits):
+            raise DatasetError(
+                f"There is no fold {fold}: {len(cases)} labelled cases make "
+                f"{len(self.splits)} folds.",
+                hint="Use --fold all to train on every case."
+                if not self.splits
+                else f"Use --fold 0 to {len(self.splits) - 1}, or --fold all.",
+            )
+        return self.splits[fold]
+
+
+class _OwnSplit(msgspec.Struct):
+    """One fold in the user's file; other keys are no matter."""
+
+    train: list[str]
+    val: list[str]
+
+
+def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
+    """Five folds as nnU-Net makes them; by patient; leave-one-out for fewer than five patients.
+
+    Equals scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on the sorted names, where
+    every case is a patient of its own.
+
+    Args:
+        cases: The labelled cases.
+
+    Returns:
+        One split per fold; none for a single patient.
+    """
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(case.patient, []).append(case.name)
+    patients = sorted(groups)
+    if len(patients) < 2:
+        return ()
+    order = np.arange(len(patients))
+    if len(patients) >= _FOLDS:
+        np.random.RandomState(_SEED).shuffle(order)
+    held_back = np.array_split(order, min(_FOLDS, len(patients)))
+    return tuple(_split(groups, [patients[i] for i in sorted(fold)]) for fold in held_back)
+
+
+def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
+    """The user's `splits_final.json` (a list of {"train": [...], "val": [...]}), checked.
+
+    Raises:
+        DatasetError: The file has another form, names an unknown case, or a case is on both sides.
+    """
+    try:
+        raw = msgspec.convert(read_json(path), list[_OwnSplit])
+    except msgspec.ValidationError as error:
+        raise DatasetError(
+            f'{path}: expected a list of {{"train": [...], "val": [...]}} with names of cases: '
+            f"{error}.",
+            hint="Mend the file, or remove it to have five folds made.",
+        ) from None
+    if not raw:
+        raise DatasetError(
+            f"{path}: holds no folds.", hint="Remove the file to have five folds made."
+        )
+    known = {case.name for case in cases}
+    for number, split in enumerate(raw):
+        unknown = sorted({*split.train, *split.val} - known)
+        shared = sorted(set(split.train) & set(split.val))
+        if unknown or shared or not split.train:
+            what = "no training cases"
+            if unknown or shared:
+                what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
+            raise DatasetError(
+                f"{path}: fold {number}: {what}.",
+                hint="Name each labelled case at most once per fold, and one to train on.",
+            )
+    splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
+    _warn_of_shared_patients(splits, cases, where=path)
+    return splits
+
+
+def _warn_of_shared_patients(
+    splits: Sequence[Split], cases: Sequence[Case], *, where: Path
+) -> None:
+    patients = {case.name: case.patient for case in cases}
+    for number, split in enumerate(splits):
+        shared = {patients[n] for n in split.train} & {patients[n] for n in split.validation}
+        if shared:
+            _log.warning(
+                "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
+                *(where, number, sorted(shared)[0]),
+            )
+
+
+def _split(groups: Mapping[str, Sequence[str]], held_back: Sequence[str]) -> Split:
+    validation = {name for patient in held_back for name in groups[patient]}
+    names = sorted(name for group in groups.values() for name in group)
+    return Split(
+        train=tuple(n for n in names if n not in validation),
+        validation=tuple(n for n in names if n in validation),
+    )

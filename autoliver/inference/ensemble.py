@@ -1,0 +1,245 @@
+"""Outputs of several networks, on grids of their own, brought together on the case's grid.
+
+Works slab by slab: no class-by-voxel array of the whole scan exists unless it is asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.datasets.cases import Labels
+from autoliver.preprocessing.case import (
+    CaseProperties,
+    slabs,
+    written_values,
+)
+from autoliver.preprocessing.resample import (
+    Operators,
+    apply_operators,
+    linear_operators,
+    separate_axis,
+)
+
+Array = npt.NDArray[np.float32]
+Box = tuple[slice, slice, slice]
+
+# A logit for background that no network was asked about: more than they say, and harmless when it
+# is interpolated with theirs.
+SURE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What one member says of a case.
+
+    Attributes:
+        logits: (k, z, y, x) on the member's network grid.
+        properties: The way back from it.
+        spread: (k, z, y, x) probabilities averaged over the member's folds, where the uncertainty
+            was asked for.
+        within: The box of the grid that both are of, all else being background; None: all of it.
+    """
+
+    logits: Array
+    properties: CaseProperties
+    spread: Array | None = None
+    within: Box | None = None
+
+
+def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
+    """The label map of the mean probabilities.
+
+    Args:
+        outputs: Of one case; at least one.
+        labels: What the rows stand for. Classes: the largest wins. Regions: those above 0.5,
+            painted one over the other in `regions_class_order`.
+
+    Returns:
+        (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
+    """
+    return group_labels(outputs, [range(len(outputs))], labels=labels)[0]
+
+
+def group_labels(
+    outputs: Sequence[Output], groups: Sequence[Sequence[int]], *, labels: Labels
+) -> list[npt.NDArray[np.integer]]:
+    """One label map per group of members, each member resampled once; otherwise `mean_labels`.
+
+    Args:
+        outputs: Of one case.
+        groups: Of indices into `outputs`.
+        labels: As `mean_labels`.
+    """
+    values = written_values(labels)
+    parts = [_whole_logits(output, labels) for output in outputs]
+    box, pieces = _mean_probabilities(parts, labels, groups)
+    dtype = np.min_scalar_type(max(values))
+    wholes: list[npt.NDArray[np.integer]] = [np.zeros(_shape(outputs), dtype) for _ in groups]
+    for rows, means in pieces:
+        for whole, mean in zip(wholes, means, strict=True):
+            target = whole[box][rows]
+            if labels.has_regions:
+                for probability, value in zip(mean, values, strict=True):
+                    target[probability > 0.5] = value
+            else:
+                target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
+    return wholes
+
+
+def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
+    """The mean probabilities, all at once.
+
+    Returns:
+        (k, z, y, x) on the input's grid; outside the crop all background.
+    """
+    parts = [_whole_logits(output, labels) for output in outputs]
+    box, pieces = _mean_probabilities(parts, labels, [range(len(parts))])
+    whole = np.zeros((len(outputs[0].logits), *_shape(outputs)), dtype=np.float32)
+    if not labels.has_regions:
+        whole[0] = 1
+    target = whole[(slice(None), *box)]
+    for rows, (mean,) in pieces:
+        target[:, rows] = mean
+    return whole
+
+
+def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
+    """Entropy of the mean over all networks, 0 (sure) to 1 (all labels equally likely).
+
+    With regions, the largest of the regions' own entropies.
+
+    Args:
+        outputs: With `spread`.
+        labels: What the rows stand for.
+
+    Returns:
+        (z, y, x) on the input's grid; 0 outside the crop.
+    """
+    sure = 0.0 if labels.has_regions else 1.0
+    spreads = [
+        (_on_whole_grid(o.spread, o, background=sure, others=0.0), o.properties)
+        for o in outputs
+        if o.spread is not None
+    ]
+    if len(spreads) != len(outputs):
+        raise ValueError("the spread over folds was not kept")
+    box, pieces = _mean_probabilities(spreads, None, [range(len(spreads))])
+    whole = np.zeros(_shape(outputs), dtype=np.float32)
+    for rows, (mean,) in pieces:
+        whole[box][rows] = _entropy(mean, regions=labels.has_regions)
+    return whole
+
+
+def probabilities(logits: Array, *, regions: bool) -> Array:
+    """Softmax over the rows, or a sigmoid of each, in place.
+
+    Args:
+        logits: (k, ...); overwritten.
+        regions: Whether rows are regions (sigmoid).
+    """
+    if regions:
+        # The form by tanh does not overflow.
+        logits *= 0.5
+        np.tanh(logits, out=logits)
+        logits += 1
+        logits *= 0.5
+    else:
+        logits -= logits.max(axis=0)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=0)
+    return logits
+
+
+def _whole_logits(output: Output, labels: Labels) -> tuple[Array, CaseProperties]:
+    sure = -SURE if labels.has_regions else SURE
+    whole = _on_whole_grid(output.logits, output, background=sure, others=-SURE)
+    return whole, output.properties
+
+
+def _on_whole_grid(array: Array, output: Output, *, background: float, others: float) -> Array:
+    """(k, z, y, x): what is known of a box, pasted into background (the first row)."""
+    if output.within is None:
+        return array
+    whole = np.full((len(array), *output.properties.shape_zyx), others, dtype=np.float32)
+    whole[0] = background
+    whole[:, *output.within] = array
+    return whole
+
+
+def _entropy(mean: Array, *, regions: bool) -> Array:
+    mean = np.clip(mean, 1e-7, 1.0)
+    if regions:
+        rest = np.clip(1.0 - mean, 1e-7, 1.0)
+        each = -(mean * np.log(mean) + rest * np.log(rest)) / np.log(2.0)
+        highest: Array = each.max(axis=0).astype(np.float32)
+        return highest
+    total: Array = (-(mean * np.log(mean)).sum(axis=0) / np.log(len(mean))).astype(np.float32)
+    return total
+
+
+def _mean_probabilities(
+    parts: Sequence[tuple[Array, CaseProperties]],
+    labels: Labels | None,
+    groups: Sequence[Sequence[int]],
+) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
+    """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x) per group).
+
+    In the input's order of axes, whatever that of each plan is. Without labels, what is given
+    already holds probabilities.
+    """
+    members = [_InInputOrder.of(array, properties) for array, properties in parts]
+    box = members[0].box
+    if any(member.box != box for member in members):
+        raise ValueError("members crop the case differently")
+    z, y, x = (part.stop - part.start for part in box)
+
+    def pieces() -> Iterator[tuple[slice, list[Array]]]:
+        for rows in slabs((z, y, x)):
+            shape = (len(parts[0][0]), rows.stop - rows.start, y, x)
+            totals = [np.zeros(shape, np.float32) for _ in groups]
+            for index, member in enumerate(members):
+                values = member.rows(rows)
+                if labels is not None:
+                    probabilities(values, regions=labels.has_regions)
+                for total, group in zip(totals, groups, strict=True):
+                    if index in group:
+                        total += values
+            for total, group in zip(totals, groups, strict=True):
+                total /= len(group)
+            yield rows, totals
+
+    return box, pieces()
+
+
+@dataclass(frozen=True)
+class _InInputOrder:
+    """A member's array, its axes in the input's order, and the way to the crop's grid."""
+
+    array: Array
+    operators: Operators
+    box: Box
+
+    @classmethod
+    def of(cls, array: Array, properties: CaseProperties) -> "_InInputOrder":
+        inverse = properties.transpose_backward
+        separate = separate_axis(properties.spacing_mm, properties.input_spacing_mm)
+        z, y, x = (slice(*properties.box[axis]) for axis in inverse)
+        shape = [part.stop - part.start for part in (z, y, x)]
+        ordered = array.transpose(0, *(axis + 1 for axis in inverse))
+        operators = linear_operators(
+            ordered.shape[1:],
+            shape,
+            separate_axis=None if separate is None else inverse.index(separate),
+        )
+        return cls(ordered, operators, (z, y, x))
+
+    def rows(self, rows: slice) -> Array:
+        """(k, rows, y, x) of the crop's grid, a new array."""
+        # A copy, since on an unchanged grid what comes back is the array itself.
+        return np.stack([apply_operators(row, self.operators, rows=rows) for row in self.array])
+
+
+def _shape(outputs: Sequence[Output]) -> tuple[int, int, int]:
+    return outputs[0].properties.geometry.shape_zyx

@@ -1,0 +1,332 @@
+"""A model as one file: what `export` writes, `import` unpacks and `predict` reads in place.
+
+It is a zip without compression, since weights do not compress:
+
+    manifest.json                             what the model is; size and SHA-256 of the rest
+    model.json                                the selection: members, folds, cleaning rules
+    runs/<run>/fold_<k>/model.json            plan, configuration, labels
+    runs/<run>/fold_<k>/weights.safetensors
+
+Everything after the manifest is as it lies in a model's folder, but for the names of the training
+cases, which may be patients': they are left out unless asked for. (Hashed names could be guessed.)
+Only JSON and safetensors are ever read, and an entry that the manifest does not state is refused.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from autoliver.artifacts import Artifact, replacing, write_bytes
+from autoliver.datasets.cases import Labels, Modality
+from autoliver.errors import ArtifactError, ModelError
+from autoliver.inference.model import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    FoldModel,
+    MemberFiles,
+    ModelFiles,
+    Place,
+    check_members,
+    check_previous,
+    load_infos,
+)
+from autoliver.models.archive_zip import (
+    AGAIN,
+    MANIFEST_FILE,
+    ArchivePlace,
+    Entry,
+    StoredFile,
+    entry_info,
+    entry_of,
+    read_directory,
+)
+from autoliver.models.selection import (
+    SELECTION_FILE,
+    Chosen,
+    Selection,
+    choose_folds,
+    choose_previous,
+)
+
+ENDING = ".autoliver"
+_PART = r"[^/\\:\x00-\x1f.][^/\\:\x00-\x1f]*"
+_ENTRY = re.compile(
+    rf"{SELECTION_FILE}|runs/{_PART}/fold_{_PART}/({re.escape(MODEL_FILE)}|{WEIGHTS_FILE})"
+)
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Manifest(Artifact, frozen=True, kw_only=True):
+    """What an archive holds.
+
+    Attributes:
+        name: What it is imported as unless told otherwise.
+        dataset: What it was trained on.
+        channel_names: One per image channel.
+        modality: Of the dataset.
+        labels: Names and values.
+        training_cases: How many cases its folds were trained on; 0 where that is not known.
+        entries: Every other file in the archive.
+    """
+
+    KIND: ClassVar[str] = "export"
+
+    name: str
+    dataset: str
+    channel_names: tuple[str, ...]
+    modality: Modality
+    labels: Labels
+    training_cases: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A model in one file, whose parts are known to fit together.
+
+    Attributes:
+        root: The place that holds everything.
+        manifest: What it holds.
+        selection: Its members and cleaning rules.
+    """
+
+    root: ArchivePlace
+    manifest: Manifest
+    selection: Selection
+
+    def files(self, folds: str | None = None) -> ModelFiles:
+        """The model, to be loaded from the archive.
+
+        Args:
+            folds: "0,2" or "all" instead of the selected folds.
+
+        Raises:
+            ModelError: A wanted fold is not there.
+        """
+        return ModelFiles(
+            name=f"{self.root.file.name} ({' + '.join(c.run for c in self.selection.members)})",
+            members=tuple(
+                self._member(chosen.run, folds or ",".join(chosen.folds))
+                for chosen in self.selection.members
+            ),
+            cleaning=self.selection.cleaning,
+            selection=self.selection,
+        )
+
+    def extract(self, folder: Path) -> None:
+        """Writes everything but the manifest, each file compared with it, into a new folder.
+
+        Raises:
+            ModelError: An entry is damaged.
+            AutoliverError: The disk is full, read-only or not ours to write.
+        """
+        for entry in self.manifest.entries:
+            write_bytes(folder / entry.name, (self.root / entry.name).read_bytes())
+
+    def _member(self, run: str, folds: str | None) -> MemberFiles:
+        place = self.root / "runs" / run
+        name = f"{self.root.file.name}/{run}"
+        names = choose_folds(self.finished(run), folds, name=name)
+        chosen = tuple(place / f"fold_{fold}" for fold in names)
+        previous = _load(FoldModel, chosen[0] / MODEL_FILE).previous_run
+        if previous is None:
+            return MemberFiles(folds=chosen)
+        same = choose_previous(self.finished(previous), names, name=name)
+        low = place.parent / previous
+        return MemberFiles(folds=chosen, previous=tuple(low / f"fold_{fold}" for fold in same))
+
+    def finished(self, run: str) -> tuple[str, ...]:
+        """The folds of a run that are there; any name may be asked for."""
+        pattern = re.compile(rf"runs/{re.escape(run)}/fold_([^/]+)/{re.escape(MODEL_FILE)}")
+        found = (pattern.fullmatch(entry.name) for entry in self.manifest.entries)
+        return tuple(sorted(match[1] for match in found if match))
+
+
+def fit_for_name(name: str) -> bool:
+    """Whether a model's name can be that of a folder, and of nothing outside."""
+    return re.fullmatch(_PART, name) is not None
+
+
+def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) -> Manifest:
+    """Writes a model as one file, whole or not at all; the same model gives the same bytes.
+
+    Args:
+        path: The file.
+        files: The model, on disk or in another archive.
+        case_names: Keep the names of the training cases.
+
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: Weights are damaged, the first stage of a cascade is missing, or the parts of
+            the model do not fit together.
+        AutoliverError: The disk is full, read-only or not ours to write.
+    """
+    infos = check_parts(files)
+    first = next(iter(infos.values()))
+    selection = files.selection or Selection(dataset=first.plan.dataset, members=())
+    chosen = tuple(
+        Chosen(run=part.folds[0].parent.name, folds=tuple(_fold(place) for place in part.folds))
+        for part in files.members
+    )
+    selection = selection.replace(members=chosen, cleaning=files.cleaning)
+    small = {SELECTION_FILE: selection.to_bytes()}
+    weights: dict[str, Place] = {}
+    for place, info in infos.items():
+        at = _at(place)
+        kept = info if case_names else info.replace(cases=())
+        small[f"{at}/{MODEL_FILE}"] = kept.to_bytes()
+        weights[f"{at}/{WEIGHTS_FILE}"] = place / WEIGHTS_FILE
+    entries = [entry_of(at, content) for at, content in small.items()]
+    for (at, place), info in zip(weights.items(), infos.values(), strict=True):
+        entries.append(entry_of(at, _content(place)))
+        _check_recorded(entries[-1], info, where=str(place))
+    manifest = Manifest(
+        name=_own_name(files.members[0].folds[0]) or first.plan.dataset,
+        dataset=first.plan.dataset,
+        channel_names=first.plan.channel_names,
+        modality=first.plan.modality,
+        labels=first.plan.labels,
+        training_cases=len({case for info in infos.values() for case in info.cases}),
+        entries=tuple(entries),
+    )
+    with replacing(path) as beside, zipfile.ZipFile(beside, "x") as archive:
+        for at, content in {MANIFEST_FILE: manifest.to_bytes(), **small}.items():
+            archive.writestr(entry_info(at), content)
+        for at, place in weights.items():
+            archive.writestr(entry_info(at), _content(place))
+        archive.close()
+        open_archive(beside)  # before it takes its place
+    return manifest
+
+
+def open_archive(file: Path) -> Archive:
+    """Opens an exported model; weights are read, and checked, when they are needed.
+
+    Raises:
+        ModelError: The file is missing, cut short, damaged, incomplete, or no exported model; or
+            it holds what an export does not, such as paths that lead out of its folder.
+    """
+    sizes = read_directory(file)
+    manifest = _load(Manifest, StoredFile(file, MANIFEST_FILE))
+    _compare(file, sizes, manifest)
+    root = ArchivePlace(file, "", {entry.name: entry for entry in manifest.entries})
+    archive = Archive(
+        root=root, manifest=manifest, selection=_load(Selection, root / SELECTION_FILE)
+    )
+    _check_whole(archive)
+    return archive
+
+
+def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
+    """What all folds of a model say of themselves, first stages of cascades included.
+
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: They do not fit together, or the first stage of a cascade is missing.
+    """
+    infos: dict[Place, FoldModel] = {}
+    plans = []
+    for part in files.members:
+        own = load_infos(part.folds, name=files.name)
+        first = own[0]
+        check_previous(part, first.plan, first.decisions, name=files.name)
+        infos.update(zip(part.folds, own, strict=True))
+        if part.previous:
+            infos.update(
+                zip(part.previous, load_infos(part.previous, name=files.name), strict=True)
+            )
+        plans.append(first.plan)
+    check_members(files, plans)
+    return infos
+
+
+def _at(place: Place) -> str:
+    """Where a fold lies in an archive."""
+    return f"runs/{place.parent.name}/{place.name}"
+
+
+def _own_name(fold: Place) -> str:
+    """Of the folder that holds its run, "" if it lies elsewhere."""
+    runs = fold.parent.parent
+    return runs.parent.name if runs.name == "runs" else ""
+
+
+def _fold(place: Place) -> str:
+    return place.name.removeprefix("fold_")
+
+
+def _content(place: Place) -> bytes:
+    try:
+        return place.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(
+            f"{place}: there is no such file.",
+            hint="Copy it again from where it came, or train the fold with --fresh.",
+        ) from None
+
+
+def _load(kind: type[A], place: ArchivePlace | StoredFile) -> A:
+    try:
+        return kind.load(place)
+    except ArtifactError as error:
+        raise ModelError(error.problem, hint=error.hint or AGAIN) from None
+
+
+def _compare(file: Path, sizes: Mapping[str, int], manifest: Manifest) -> None:
+    """Refuses entries that are missing, too many or of another size than the manifest states."""
+    stated = {entry.name: entry.size for entry in manifest.entries}
+    found = {name: size for name, size in sizes.items() if name != MANIFEST_FILE}
+    for name in (*stated, *found):
+        problem = ""
+        if not _ENTRY.fullmatch(name):
+            problem = f"holds '{name}', which has no place in a model"
+        elif name not in found:
+            problem = f"lacks '{name}', which its {MANIFEST_FILE} states"
+        elif name not in stated:
+            problem = f"holds '{name}', which its {MANIFEST_FILE} does not state"
+        elif stated[name] != found[name]:
+            problem = f"'{name}' has {found[name]} bytes, {MANIFEST_FILE} states {stated[name]}"
+        if problem:
+            raise ModelError(f"{file}: {problem}.", hint=AGAIN)
+
+
+def _check_whole(archive: Archive) -> None:
+    """Refuses an archive that lacks a part of its model, or has more."""
+    root, there = archive.root, archive.root.entries
+    if not archive.selection.members:
+        raise ModelError(f"{root.file}: its model has no members.", hint=AGAIN)
+    needed = [
+        f"runs/{chosen.run}/fold_{fold}/{MODEL_FILE}"
+        for chosen in archive.selection.members
+        for fold in chosen.folds or ("all",)
+    ]
+    for at in there:
+        if at.endswith(f"/{MODEL_FILE}"):
+            info = _load(FoldModel, root / at)
+            if info.configuration not in info.plan.configurations:
+                raise ModelError(f"{root / at}: its plan lacks its configuration.", hint=AGAIN)
+            needed.append(f"{at.removesuffix(MODEL_FILE)}{WEIGHTS_FILE}")
+            if info.previous_run is not None and not archive.finished(info.previous_run):
+                needed.append(f"runs/{info.previous_run}/fold_all/{MODEL_FILE}")
+    missing = [at for at in needed if at not in there]
+    if missing:
+        raise ModelError(f"{root.file}: incomplete: it lacks {missing[0]}.", hint=AGAIN)
+    used = check_parts(archive.files())
+    for place, info in used.items():
+        weights = f"{_at(place)}/{WEIGHTS_FILE}"
+        _check_recorded(there[weights], info, where=str(root / weights))
+    surplus = [at for at in there if "/" in at and (root / at).parent not in used]
+    if surplus:
+        raise ModelError(f"{root.file}: no member of its model uses {surplus[0]}.", hint=AGAIN)
+
+
+def _check_recorded(entry: Entry, info: FoldModel, *, where: str) -> None:
+    if entry.sha256 != info.weights_sha256:
+        raise ModelError(
+            f"{where}: damaged: its content is not what {MODEL_FILE} recorded.",
+            hint="Copy it again from where it came, or train the fold with --fresh.",
+        )

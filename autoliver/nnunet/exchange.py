@@ -1,0 +1,93 @@
+"""Models of nnU-Net in the workspace, and the workspace's models for nnU-Net."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, ModelFiles, save_fold
+from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
+from autoliver.planning.plan import ConfigurationName
+
+if TYPE_CHECKING:
+    from autoliver.nnunet.model import ImportedFold
+
+_log = logging.getLogger(__name__)
+
+# nnU-Net does not say which of its configurations was found best: the first of these predicts.
+_PREFERRED: tuple[ConfigurationName, ...] = ("3d_cascade", "3d_fullres", "3d_lowres", "2d")
+
+
+def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path) -> None:
+    """Writes folds of nnU-Net's as a model folder: runs, and what predicts.
+
+    Args:
+        folder: Where to; empty or not there.
+        folds: All of one dataset.
+        source: Where they come from, for the record.
+    """
+    names = _run_names(folds)
+    for fold in folds:
+        place = folder / "runs" / names[fold.run] / f"fold_{fold.info.fold}"
+        save_fold(place, fold.weights, fold.info)
+    kinds = {names[fold.run]: fold.info.configuration for fold in folds}
+    run = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
+    own = tuple(fold.info.fold for fold in folds if names[fold.run] == run)
+    numbered = tuple(fold for fold in own if fold != "all")
+    why = [f"Imported from {source.name}."]
+    if len(kinds) > 1:
+        others = ", ".join(f"-m NAME/{name}" for name in kinds if name != run)
+        why.append(f"{run} predicts unless told otherwise ({others}).")
+        _log.warning("%s", why[-1])
+    selection = Selection(
+        dataset=folds[0].info.plan.dataset,
+        members=(Chosen(run=run, folds=numbered or own),),
+        why=tuple(why),
+    )
+    selection.save(folder / SELECTION_FILE)
+
+
+def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
+    """Writes the members of a model, and first stages of cascades, as nnU-Net's results.
+
+    Cleaning rules do not come along, and nnU-Net averages members only when told to.
+
+    Args:
+        files: The model.
+        target: The folder that nnU-Net is told as nnUNet_results.
+
+    Returns:
+        One folder per configuration.
+
+    Raises:
+        AutoliverError: nnU-Net cannot do what a member does, or a folder is there already.
+    """
+    from autoliver.networks.checkpoint import load_weights
+    from autoliver.nnunet.model import write_nnunet_model
+
+    if files.cleaning:
+        _log.warning(
+            "%s: its cleaning rules do not come along: %s.",
+            files.name,
+            "; ".join(str(rule) for rule in files.cleaning),
+        )
+    written = []
+    groups = [folds for part in files.members for folds in (part.previous, part.folds) if folds]
+    for folds in dict.fromkeys(groups):
+        parts = []
+        for fold in folds:
+            info = FoldModel.load(fold / MODEL_FILE)
+            weights, _ = load_weights(fold / WEIGHTS_FILE, sha256=info.weights_sha256)
+            parts.append((info, weights))
+        written.append(write_nnunet_model(parts, target))
+    return tuple(written)
+
+
+def _run_names(folds: "Sequence[ImportedFold]") -> dict[str, str]:
+    """nnU-Net's name of a run -> ours: the configuration, and more where that is not enough."""
+    configurations = {fold.run: fold.info.configuration for fold in folds}
+    taken = list(configurations.values())
+    return {
+        run: name if taken.count(name) == 1 else f"{name}+{run.rpartition('__')[0]}"
+        for run, name in configurations.items()
+    }

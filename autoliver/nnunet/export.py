@@ -1,0 +1,135 @@
+"""Our plan of one configuration -> nnU-Net's plans.json and dataset.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from autoliver.errors import ModelError
+from autoliver.nnunet.network import architecture_of
+from autoliver.nnunet.plan import (
+    NORMALIZATIONS,
+    RESAMPLING,
+    RESAMPLING_SETTINGS,
+    previous_channels,
+    refuse_gaps,
+)
+from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+
+PLANS_NAME = "nnUNetPlans"
+NAMES: Mapping[ConfigurationName, str] = {
+    "2d": "2d",
+    "3d_lowres": "3d_lowres",
+    "3d_fullres": "3d_fullres",
+    "3d_cascade": "3d_cascade_fullres",
+}
+_SCHEMES = {ours: theirs for theirs, ours in NORMALIZATIONS.items()}
+_PLANNERS = {
+    "M": "nnUNetPlannerResEncM",
+    "L": "nnUNetPlannerResEncL",
+    "XL": "nnUNetPlannerResEncXL",
+}
+# Volumes: of slices saved as pictures nnU-Net reads another spacing than we do.
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr")
+
+
+def nnunet_plans(plan: Plan, name: ConfigurationName, *, dataset: str) -> dict[str, Any]:
+    """plans.json of one configuration.
+
+    Args:
+        plan: Our plan.
+        name: The configuration.
+        dataset: nnU-Net's name of the dataset, DatasetNNN_Name.
+
+    Raises:
+        ModelError: The model does what nnU-Net cannot.
+    """
+    refuse_gaps(plan.labels, plan.dataset)
+    configuration = plan.configurations[name]
+    _check(plan, configuration)
+    return {
+        "dataset_name": dataset,
+        "plans_name": PLANS_NAME,
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": list(plan.transpose_forward),
+        "transpose_backward": list(plan.transpose_backward),
+        "configurations": {NAMES[name]: _configuration(configuration, NAMES[name])},
+        "experiment_planner_used": _PLANNERS.get(plan.preset, "ExperimentPlanner"),
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            str(channel): msgspec.to_builtins(stats)
+            for channel, stats in enumerate(plan.intensities)
+        },
+    }
+
+
+def nnunet_dataset(plan: Plan, *, cases: int) -> dict[str, Any]:
+    """dataset.json of a model.
+
+    Args:
+        plan: Our plan.
+        cases: How many it was trained on.
+    """
+    labels = plan.labels
+    values: dict[str, Any] = {
+        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
+    }
+    if labels.ignore is not None:
+        values["ignore"] = labels.ignore
+    regions = labels.regions_class_order
+    return {
+        "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
+        "labels": values,
+        **({"regions_class_order": list(regions)} if labels.has_regions and regions else {}),
+        "numTraining": cases,
+        "file_ending": plan.file_ending,
+    }
+
+
+def _configuration(configuration: Configuration, name: str) -> dict[str, Any]:
+    resampling = {
+        key: value
+        for kind, settings in RESAMPLING_SETTINGS.items()
+        for key, value in (
+            (f"resampling_fn_{kind}", RESAMPLING),
+            (f"resampling_fn_{kind}_kwargs", dict(settings)),
+        )
+    }
+    return {
+        "data_identifier": f"{PLANS_NAME}_{name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": configuration.batch_size,
+        "patch_size": list(configuration.patch_shape),
+        "median_image_size_in_voxels": list(configuration.median_shape),
+        "spacing": list(configuration.spacing_mm),
+        "normalization_schemes": [_SCHEMES[scheme] for scheme in configuration.normalization],
+        "use_mask_for_norm": list(configuration.mask_norm),
+        **resampling,
+        "architecture": architecture_of(configuration.network),
+        "batch_dice": configuration.batch_dice,
+        **({"previous_stage": "3d_lowres"} if configuration.previous_stage else {}),
+    }
+
+
+def _check(plan: Plan, configuration: Configuration) -> None:
+    further = previous_channels(plan.labels) if configuration.previous_stage else 0
+    expected = len(plan.channel_names) + further, plan.labels.out_channels
+    network = configuration.network
+    problem = ""
+    if (network.in_channels, network.out_channels) != expected:
+        problem = (
+            f"the network has {network.in_channels} input and {network.out_channels} output "
+            f"channels; nnU-Net would build it with {expected[0]} and {expected[1]}"
+        )
+    elif plan.file_ending not in _ENDINGS:
+        problem = f"images end with {plan.file_ending}; expected one of {', '.join(_ENDINGS)}"
+    elif (
+        plan.labels.ignore is not None
+        and plan.labels.ignore != max(plan.labels.allowed - {plan.labels.ignore}) + 1
+    ):
+        problem = f"the ignored value is {plan.labels.ignore}; nnU-Net wants the one after the last"
+    if problem:
+        raise ModelError(
+            f"{plan.dataset}: cannot become a model of nnU-Net: {problem}.",
+            hint="Export it as a file of autoliver instead.",
+        )

@@ -1,0 +1,134 @@
+"""Datasets planned like a source, so that its weights fit."""
+
+from dataclasses import dataclass, replace
+
+from autoliver.artifacts import check_chain
+from autoliver.errors import ArtifactError, OptionError
+from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.pipeline.data import Planned, planned_dataset
+from autoliver.pipeline.run.source import find_plan, safe
+from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
+from autoliver.transfer.follow import check_like_options, like_digest, plan_like
+from autoliver.workspace import Workspace
+
+_DEFAULT = LikeOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """A plan to follow.
+
+    Attributes:
+        name: Short, of the source.
+        plan: Its plan.
+        again: What `--like` takes to name it.
+    """
+
+    name: str
+    plan: Plan
+    again: str
+
+
+def plan_dataset_like(
+    workspace: Workspace,
+    name: str | None,
+    source: str,
+    options: LikeOptions = _DEFAULT,
+    *,
+    limits: Limits = NO_LIMITS,
+) -> tuple[Planned, Plan]:
+    """Plans a dataset like a source, in either direction, and keeps that as plan@SOURCE.json.
+
+    Args:
+        workspace: Where the artefacts go.
+        name: Path or name of the dataset; its own plan is made where it has none.
+        source: A planned dataset, or any model that `--pretrained` takes.
+        options: The choice of spacing.
+        limits: Processes and memory to read cases with.
+
+    Returns:
+        The dataset with that plan, and its own plan.
+
+    Raises:
+        AutoliverError: There is no such source, or its plan cannot serve the dataset.
+    """
+    check_like_options(options)
+    own = planned_dataset(workspace, name, limits=limits)
+    followed = plan_to_follow(workspace, source, limits=limits)
+    return _save(own, followed, plan_like(own.plan, followed.plan, options)), own.plan
+
+
+def plan_to_follow(workspace: Workspace, name: str, *, limits: Limits) -> Followed:
+    """The plan that a source's name means.
+
+    Raises:
+        AutoliverError: There is none.
+    """
+    found = find_plan(workspace, name)
+    if found is not None:
+        return Followed(name=found[0], plan=found[1], again=name)
+    planned = planned_dataset(workspace, name, limits=limits)
+    return Followed(name=safe(planned.dataset.short_name), plan=planned.plan, again=name)
+
+
+def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> Planned:
+    """The dataset with the plan like a source that there is, made or added to where it is missing.
+
+    Args:
+        own: The dataset with its own plan.
+        followed: The source's plan.
+        name: The configuration that is needed.
+
+    Raises:
+        ArtifactError: The dataset changed since, or another source of that name was followed.
+        OptionError: The source has no such configuration, or its plan cannot serve the dataset.
+    """
+    source, path = followed.plan, own.folder.plan_like(followed.name)
+    mend = f"autoliver plan {own.dataset.short_name} --like {followed.again}"
+    plan = Plan.load(path, mend=mend) if path.exists() else None
+    made = plan_like(own.plan, source, _DEFAULT if plan is None else plan.like or _DEFAULT)
+    if name not in made.configurations:
+        raise OptionError(
+            f"{own.dataset.name} cannot be planned like {source.dataset} for {name}.",
+            hint=f"Choose one of: {', '.join(made.configurations)}.",
+        )
+    if plan is None:
+        return _save(own, followed, made)
+    where = f"{path.name} of {own.dataset.name}"
+    check_chain(plan, {"dataset": own.dataset.digest()}, where=where, mend=mend)
+    if name not in plan.configurations and _alike(plan, made):
+        both = {**plan.configurations, name: made.configurations[name]}
+        reduced = source.replace(configurations={name: source.configurations[name]})
+        return _save(own, replace(followed, plan=reduced), plan.replace(configurations=both))
+    if plan.made_from.get(_part(name)) != like_digest(source, name):
+        raise ArtifactError(
+            f"{where} was made like another {followed.name}: its {name} has another spacing, "
+            "network or window.",
+            hint=f"Plan again with: {mend} (runs of the old plan stay, but cannot be gone on "
+            "with); or bring one of the two in under a name of its own: autoliver import FILE "
+            "--name NAME.",
+        )
+    return Planned(folder=own.folder, dataset=own.dataset, plan=plan, source=followed.name)
+
+
+def _alike(plan: Plan, made: Plan) -> bool:
+    """Whether a configuration of one can be added to the other."""
+    return all(
+        getattr(plan, what) == getattr(made, what)
+        for what in ("transpose_forward", "intensities", "source_intensities")
+    )
+
+
+def _save(own: Planned, followed: Followed, plan: Plan) -> Planned:
+    """Keeps a plan with what it was made from; further configurations keep theirs."""
+    source = followed.plan
+    parts = {_part(name): like_digest(source, name) for name in source.configurations}
+    known = {key: value for key, value in plan.made_from.items() if key.startswith(_part(""))}
+    plan = plan.replace(made_from={"dataset": own.dataset.digest(), **known, **parts})
+    plan.save(own.folder.plan_like(followed.name))
+    return Planned(folder=own.folder, dataset=own.dataset, plan=plan, source=followed.name)
+
+
+def _part(name: str) -> str:
+    """Under what the digest of a source's configuration is kept."""
+    return f"source {name}"

@@ -1,0 +1,384 @@
+"""What `--pretrained` and `--like` name: a trained fold to begin with, a plan to follow."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.artifacts import file_sha256
+from autoliver.datasets.cases import short_name
+from autoliver.errors import ModelError
+from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place, one_fold
+from autoliver.models.archive import open_archive
+from autoliver.models.archive_zip import is_archive
+from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.workspace import ModelFolder, RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autoliver.networks.spec import UNetSpec
+    from autoliver.nnunet.model import ImportedFold
+
+_log = logging.getLogger(__name__)
+
+IMAGENET = "imagenet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A trained fold whose weights another training may begin with.
+
+    Attributes:
+        name: Short, for names of files.
+        fold: Which, NAME/RUN/fold_N, as `--pretrained` takes it where it was found by name.
+        where: Where it was found, for people.
+        again: What `--like` takes to follow its plan.
+        info: What the fold says of itself; None of a file of weights alone.
+        spec: Its network.
+        digest: Of its weights.
+        read: Reads its weights, by our names.
+    """
+
+    name: str
+    fold: str
+    where: str
+    again: str
+    info: FoldModel | None
+    spec: "UNetSpec"
+    digest: str
+    read: "Callable[[], dict[str, Tensor]]"
+
+    def plan_for(self, name: ConfigurationName) -> Plan | None:
+        """Its plan with its configuration alone, under the name that the target's has."""
+        if self.info is None:
+            return None
+        # A cascade may begin with a plain network, and the other way round.
+        previous: ConfigurationName | None = "3d_lowres" if name == "3d_cascade" else None
+        decisions = self.info.decisions.replace(previous_stage=previous)
+        return self.info.plan.replace(configurations={name: decisions})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of any model: its name and the folders of its folds."""
+
+    name: str
+    folds: tuple[Place, ...]
+
+    @property
+    def parts(self) -> RunFolder:
+        """What its name says."""
+        return RunFolder(Path(self.name))
+
+
+def find_source(
+    workspace: Workspace, name: str, *, wanted: ConfigurationName, target: str
+) -> Source:
+    """The trained fold that a name means.
+
+    Looked up in this order: a path (a run's or a fold's folder, a folder of runs, an exported
+    file, nnU-Net's folder, zip or checkpoint, a file of weights); a dataset of the workspace with
+    a run of the configuration; an imported model. NAME/RUN names one of several runs,
+    NAME/RUN/fold_N one of its folds.
+
+    Args:
+        workspace: Where names are looked up.
+        name: As given.
+        wanted: The configuration to be trained: a run of the same is taken.
+        target: Short name of the target: a run that was planned like it comes first.
+
+    Raises:
+        ModelError: There is none, several could be meant, or what there is cannot be used.
+    """
+    path = Path(name)
+    if path.exists() and _is_model(path):
+        source = _of_path(path, wanted, target)
+    else:
+        # The folder of a dataset stands for what was trained of it.
+        known = path.exists() and workspace.trained(path.resolve().name)
+        source = _of_name(workspace, path.resolve().name if known else name, wanted, target)
+    dimension = 2 if wanted == "2d" else 3
+    if source.spec.dimension != dimension:
+        raise _other_dimension(source, wanted, dimension)
+    return source
+
+
+def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
+    """The plan of a model that a path or a name means, with a short name; None: no model.
+
+    A dataset is none here, unless one of its runs is named: its plan is in its folder.
+
+    Raises:
+        ModelError: A file or folder is damaged.
+    """
+    path = Path(name)
+    if path.exists() and _is_model(path):
+        runs = _runs_of_path(path)
+        infos = _infos(runs) if runs else [fold.info for fold in _nnunet_folds(path)]
+        return safe(short_name(infos[0].plan.dataset)), _joined_plan(infos)
+    model, _, run = name.partition("/")
+    folders = [f for f in workspace.trained(model) if run or f in workspace.models]
+    for folder in folders:
+        runs = [each for each in _runs(folder) if run in ("", each.name)]
+        if runs:
+            return safe(short_name(folder.name)), _joined_plan(_infos(runs))
+    return None
+
+
+def safe(name: str) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"
+
+
+def _infos(runs: Sequence[_Run]) -> list[FoldModel]:
+    return [FoldModel.load(run.folds[0] / MODEL_FILE) for run in runs]
+
+
+def _joined_plan(infos: Sequence[FoldModel]) -> Plan:
+    """One plan with the configurations of all; of two of the same, the first one's."""
+    configurations = {info.configuration: info.decisions for info in reversed(infos)}
+    return infos[0].plan.replace(configurations=configurations)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a model of any kind, or a file that claims to be one."""
+    from autoliver.pipeline.models import kind_of
+
+    folder = path.resolve()  # "." has a name, too
+    if path.is_file():
+        return True
+    if (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
+        return False  # a dataset, perhaps of thousands of files to look through
+    ours = (folder / MODEL_FILE).exists() or RunFolder(folder).finished or ModelFolder(folder).runs
+    return bool(ours) or kind_of(path) is not None
+
+
+def _of_path(path: Path, wanted: ConfigurationName, target: str) -> Source:
+    if _is_bare(path):
+        return _bare(path)
+    runs = _runs_of_path(path)
+    if runs is None:
+        return _nnunet(path, wanted)
+    # What is named is taken, even where it is of another configuration.
+    run = runs[0] if len(runs) == 1 else _choose(runs, wanted, target, whose=str(path))
+    return _of_run(run, name="", where=f"the path {path}", again=str(path))
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether a file holds weights and nothing else is known of them."""
+    beside = path.name == WEIGHTS_FILE and (path.parent / MODEL_FILE).exists()
+    return path.suffix == ".safetensors" and not beside
+
+
+def _runs_of_path(path: Path) -> list[_Run] | None:
+    """The runs of a path; None: it is nnU-Net's.
+
+    Raises:
+        ModelError: It is no model at all.
+    """
+    if path.name == WEIGHTS_FILE:
+        path = path.parent
+    folder = path.resolve()  # "." has a name, too
+    if is_archive(path):
+        members = open_archive(path).files().members
+        parts = [folds for member in members for folds in (member.folds, member.previous) if folds]
+        return [_Run(folds[0].parent.name, folds) for folds in parts]
+    if (folder / MODEL_FILE).exists() and (folder / WEIGHTS_FILE).exists():
+        return [_Run(folder.parent.name, (folder,))]
+    if RunFolder(folder).finished:
+        return [_Run(folder.name, RunFolder(folder).finished)]
+    if ModelFolder(folder).runs:
+        return _runs(ModelFolder(folder))
+    if _is_bare(path):
+        raise ModelError(
+            f"{path}: weights alone have no plan to follow.",
+            hint="Give the folder of the fold that they come from.",
+        )
+    if path.is_file() and path.suffix not in (".pth", ".zip"):
+        raise ModelError(
+            f"{path}: neither a trained model of autoliver nor one of nnU-Net.",
+            hint="Give a run's folder (WORKSPACE/DATASET/runs/2d), an exported file, a file of "
+            "weights (.safetensors), or nnU-Net's results folder or checkpoint.",
+        )
+    return None
+
+
+def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target: str) -> Source:
+    if name.lower() == IMAGENET:
+        raise ModelError(
+            "--pretrained imagenet: no network of this version takes ImageNet's weights.",
+            hint=_known(workspace, wanted),
+        )
+    model, _, asked = name.partition("/")
+    asked, _, fold = asked.partition("/")
+    # Datasets come before imported models; one without a run of the configuration does not count.
+    found = [(folder, _runs(folder)) for folder in workspace.trained(model)]
+    fits: list[tuple[ModelFolder, _Run]] = []
+    for folder, runs in found:
+        exact = [run for run in runs if run.name == asked]
+        fitting = exact or [run for run in runs if run.parts.configuration == wanted]
+        if fitting and (exact or not asked):
+            run = exact[0] if exact else _choose(fitting, wanted, target, whose=folder.name)
+            fits.append((folder, run))
+    datasets = [folder.name for folder, _ in fits if folder not in workspace.models]
+    if len(datasets) > 1:
+        raise ModelError(
+            f"--pretrained {name} may mean {' or '.join(datasets)}.", hint="Give the full name."
+        )
+    if fits:
+        folder, run = fits[0]
+        kind = "an imported model" if folder in workspace.models else "a run of this workspace"
+        short, again = short_name(folder.name), f"{folder.name}/{run.name}"
+        return _of_run(_with_fold(run, fold, name), name=short, where=kind, again=again)
+    there = [f"{folder.name}/{run.name}" for folder, runs in found for run in runs]
+    if there:
+        what = f"run {asked}" if asked else f"trained {wanted}"
+        raise ModelError(
+            f"--pretrained {name}: it has no {what}, but {', '.join(there)}.",
+            hint=f"Train it (autoliver train {model} {wanted} --fold all), or name another run: "
+            f"--pretrained {there[0]}",
+        )
+    if found:
+        raise ModelError(
+            f"--pretrained {name}: {found[0][0].name} is planned, but nothing of it is trained.",
+            hint=f"Train it: autoliver train {model} {wanted} --fold all",
+        )
+    raise ModelError(
+        f"--pretrained {name}: there is no such file, trained dataset or imported model.",
+        hint=_known(workspace, wanted),
+    )
+
+
+def _with_fold(run: _Run, fold: str, name: str) -> _Run:
+    """The run with the fold that was asked for alone."""
+    if not fold:
+        return run
+    folds = tuple(place for place in run.folds if place.name == fold)
+    if not folds:
+        there = ", ".join(place.name for place in run.folds)
+        raise ModelError(f"--pretrained {name}: there is no {fold}.", hint=f"There is: {there}.")
+    return _Run(run.name, folds)
+
+
+def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _Run:
+    """The run of the configuration: one planned like the target, else the plain one."""
+    fitting = [run for run in runs if run.parts.configuration == wanted]
+    for name in (f"{wanted}@{target}", wanted):
+        exact = [run for run in fitting if run.name == name]
+        if exact:
+            return exact[0]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        there = ", ".join(run.name for run in runs)
+        raise ModelError(
+            f"{whose}: it has no trained {wanted}, but {there}.", hint="Give one of its runs."
+        )
+    raise ModelError(
+        f"{whose}: {len(fitting)} of its runs could be meant.",
+        hint="Choose one: "
+        + ", ".join(f"--pretrained {run.folds[0].parent}" for run in fitting)
+        + ".",
+    )
+
+
+def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
+    """Fold `all` of a run, else its first one."""
+    from autoliver.networks.checkpoint import load_weights
+
+    place = one_fold(run.folds)
+    info = FoldModel.load(place / MODEL_FILE)
+    name = safe(name or short_name(info.plan.dataset))
+    if info.fold != "all":
+        _log.warning(
+            "%s/%s: fold %s is taken, which has not learnt from the cases it held out.",
+            *(name, run.name, info.fold),
+        )
+    return Source(
+        name=name,
+        fold=f"{name}/{run.name}/{place.name}",
+        where=where,
+        again=again,
+        info=info,
+        spec=info.decisions.network,
+        digest=info.weights_sha256[:12],
+        read=lambda: load_weights(place / WEIGHTS_FILE, sha256=info.weights_sha256)[0],
+    )
+
+
+def _bare(path: Path) -> Source:
+    """A file of weights without model.json: nothing is known but the network."""
+    from autoliver.networks.checkpoint import load_weights
+
+    weights, spec = load_weights(path)
+    return Source(
+        name=safe(path.stem),
+        fold=path.name,
+        where=f"{path}, weights alone",
+        again=str(path),
+        info=None,
+        spec=spec,
+        digest=file_sha256(path)[:12],
+        read=lambda: weights,
+    )
+
+
+def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
+    folds = _nnunet_folds(path, wanted)
+    if len(folds) > 1:
+        raise ModelError(
+            f"{path}: {len(folds)} trained configurations could be meant: "
+            f"{', '.join(fold.run for fold in folds)}.",
+            hint="Give the folder of one of them.",
+        )
+    fold = folds[0]
+    name = safe(short_name(fold.info.plan.dataset))
+    return Source(
+        name=name,
+        fold=f"{name}/{fold.run}/fold_{fold.info.fold}",
+        where=f"nnU-Net's, {path}",
+        again=str(path),
+        info=fold.info,
+        spec=fold.info.decisions.network,
+        digest=fold.info.made_from["checkpoint"],
+        read=lambda: fold.weights,
+    )
+
+
+def _nnunet_folds(path: Path, wanted: ConfigurationName | None = None) -> "list[ImportedFold]":
+    from autoliver.nnunet.model import read_nnunet_folds
+
+    return read_nnunet_folds(path, wanted=wanted)
+
+
+def _runs(folder: ModelFolder) -> list[_Run]:
+    return [_Run(run.path.name, run.finished) for run in folder.runs]
+
+
+def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
+    there = source.spec.dimension
+    hint = (
+        "That is what inflation does, which this version cannot do yet. "
+        if there < dimension
+        else "A slice's network cannot be made from a volume's. "
+    )
+    return ModelError(
+        f"--pretrained {source.fold}: its network is {there}D, {wanted} is {dimension}D.",
+        hint=hint + f"Give a source that was trained as {wanted}, or train the {there}D one here.",
+    )
+
+
+def _known(workspace: Workspace, wanted: str) -> str:
+    """What could be named instead."""
+    names = [
+        f"{folder.name}/{run.name}" for folder in workspace.all_trained for run in _runs(folder)
+    ]
+    if not names:
+        return (
+            f"The workspace {workspace.root} holds no trained model: train one (autoliver train "
+            f"DATASET {wanted} --fold all), or autoliver import FILE --name NAME."
+        )
+    return f"There is: {', '.join(names)}."

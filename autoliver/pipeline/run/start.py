@@ -1,0 +1,227 @@
+"""What a training begins with: the plan it follows, and weights made to fit from a source."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from autoliver.artifacts import digest
+from autoliver.datasets.folds import Fold, Split
+from autoliver.errors import ModelError, OptionError
+from autoliver.pipeline.data import Planned, planned_dataset
+from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
+from autoliver.pipeline.run.source import Source, find_source, safe
+from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.transfer.follow import far_axes
+from autoliver.transfer.table import Transfer
+from autoliver.workspace import RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autoliver.pipeline.run.train import TrainRequest
+    from autoliver.training.options import TrainingOptions
+    from autoliver.transfer.adapt import Side
+
+Tell = Callable[[str], None]
+
+_log = logging.getLogger(__name__)
+
+
+def find_start(
+    workspace: Workspace, name: str | None, request: "TrainRequest"
+) -> tuple[Planned, Source | None]:
+    """The dataset with the plan to train with, made where it is missing, and the source if any.
+
+    Args:
+        workspace: Where names are looked up.
+        name: Of the dataset.
+        request: Its `pretrained`, `like` and `own_plan`; `tell` hears what was taken.
+
+    Raises:
+        AutoliverError: There is no such source, or it cannot serve the dataset.
+    """
+    _check_together(request)
+    wanted = request.configuration
+    if request.pretrained is not None:
+        # Before the dataset is read: that may take long, and a name may be wrong.
+        target = safe(workspace.source(name).short_name)
+        source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
+        taken = "Planned like" if request.twin else "Begins with"
+        request.tell(f"{taken} {source.fold}: {source.where}.")
+        own = planned_dataset(workspace, name, limits=request.limits)
+        theirs = source.plan_for(wanted)
+        planned = replace(own, source=source.name)
+        if theirs is not None and not request.own_plan:
+            followed = Followed(name=source.name, plan=theirs, again=source.again)
+            planned = _follow(own, followed, wanted, request.tell)
+        return planned, None if request.twin else source
+    if request.like is None:
+        return planned_dataset(workspace, name, limits=request.limits), None
+    followed = plan_to_follow(workspace, request.like, limits=request.limits)
+    own = planned_dataset(workspace, name, limits=request.limits)
+    return _follow(own, followed, wanted, request.tell), None
+
+
+def _check_together(request: "TrainRequest") -> None:
+    """Refuses a start that contradicts itself.
+
+    Raises:
+        OptionError: Saying what to leave out.
+    """
+    if request.like is None:
+        if request.own_plan and request.pretrained is None:
+            raise OptionError("--own-plan goes with --pretrained.", hint="Leave it out.")
+        return
+    other = "--pretrained" if request.pretrained else "--own-plan" if request.own_plan else None
+    if other is not None:
+        raise OptionError(
+            f"--like and {other} contradict each other: --pretrained plans like its source, "
+            "--like follows a plan from scratch.",
+            hint="Leave one of them out.",
+        )
+
+
+def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, tell: Tell) -> Planned:
+    path = own.folder.plan_like(followed.name)
+    how = "as planned before" if path.exists() else "planned now"
+    planned = planned_like(own, followed, wanted)
+    tell(f"{own.dataset.name} like {followed.name}, {how}: {path}")
+    decided = planned.plan.configurations[wanted]
+    tell(f"Spacing {_times(decided.spacing_mm)} mm. {decided.reasons.get('spacing', '')}")
+    only = planned.plan.replace(configurations={wanted: decided})
+    for finding in far_axes(only, own.plan):
+        tell(f"Note: {finding}")
+    return planned
+
+
+def note_seen(
+    source: Source, planned: Planned, splits: Mapping[Fold, Split], *, tell: Tell = _log.info
+) -> None:
+    """Says it when the source has learnt from cases that a fold holds out: its scores flatter.
+
+    Goes by names, where the source was trained on the same dataset.
+    """
+    info = source.info
+    if info is None or info.plan.dataset != planned.dataset.name:
+        return
+    for fold, split in splits.items():
+        seen = sorted(set(info.cases) & set(split.validation))
+        if seen:
+            tell(
+                f"Note: fold {fold}: {source.fold} has learnt from {len(seen)} of the "
+                f"{len(split.validation)} cases held out ({', '.join(seen[:3])}"
+                f"{', ...' if len(seen) > 3 else ''}): their scores will be too good."
+            )
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that fit, None where a run keeps them already, and what was done to them."""
+
+    weights: "dict[str, Tensor] | None"
+    transfer: Transfer
+
+
+def fit_weights(
+    source: Source, planned: Planned, configuration: Configuration, options: "TrainingOptions"
+) -> Start:
+    """Makes the source's weights fit a run's network.
+
+    Raises:
+        ModelError: The source is damaged, or its weights cannot be used.
+    """
+    import torch
+
+    from autoliver.networks.build import build_network
+    from autoliver.transfer.adapt import transfer_weights
+
+    target = _side(planned.plan, configuration)
+    generator = torch.Generator().manual_seed(options.seed)
+    drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
+    weights, table = transfer_weights(
+        source.read(),
+        _source_side(source, target, options),
+        drawn.state_dict(),
+        target,
+        heads=options.heads,
+    )
+    transfer = Transfer(
+        made_from={"source": source.digest, "options": _part_of(options)},
+        source=source.fold,
+        found=source.where,
+        share=table.share,
+        mirror_axes=() if source.info is None else source.info.mirror_axes,
+        augment="default" if source.info is None else source.info.augment,
+        table=table,
+    )
+    return Start(weights=weights, transfer=transfer)
+
+
+def keep_start(
+    run: RunFolder, start: Start, configuration: Configuration, *, tell: Tell = _log.info
+) -> None:
+    """Writes what the folds of a run begin with; transfer.json last, to say that it is there."""
+    from autoliver.networks.checkpoint import save_weights
+
+    if start.weights is not None:
+        run.transfer.unlink(missing_ok=True)  # or it would vouch for other weights
+        save_weights(run.start, start.weights, spec=configuration.network)
+        start.transfer.save(run.transfer)
+    tell(f"{start.transfer.table.describe()}\nEach weight: {run.transfer}")
+
+
+def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:
+    """What a run keeps already, where it is of this source and these options."""
+    if not (run.transfer.exists() and run.start.exists()):
+        return None
+    kept = Transfer.load(run.transfer)
+    fits = {"source": source.digest, "options": _part_of(options)}
+    return Start(weights=None, transfer=kept) if kept.made_from == fits else None
+
+
+def forget_start(run: RunFolder) -> None:
+    """Removes what an earlier training of a run began with."""
+    run.transfer.unlink(missing_ok=True)
+    run.start.unlink(missing_ok=True)
+
+
+def _part_of(options: "TrainingOptions") -> str:
+    """A digest of the options that the weights depend on."""
+    return digest([options.seed, options.heads])
+
+
+def _side(plan: Plan, configuration: Configuration) -> "Side":
+    from autoliver.transfer.adapt import Side
+
+    return Side(
+        spec=configuration.network,
+        channels=plan.channel_names,
+        labels=plan.labels,
+        sees_labels=configuration.previous_stage is not None,
+    )
+
+
+def _source_side(source: Source, target: "Side", options: "TrainingOptions") -> "Side":
+    from autoliver.transfer.adapt import Side
+
+    if source.info is not None:
+        return _side(source.info.plan, source.info.decisions)
+    if options.heads == "map":
+        raise ModelError(
+            f"{source.where}: nothing says what its labels are.",
+            hint="Draw the heads anew with --reset-heads, or give the fold's folder with its "
+            "model.json.",
+        )
+    same = source.spec.in_channels == target.spec.in_channels
+    channels = tuple(f"channel {i}" for i in range(source.spec.in_channels))
+    return Side(
+        spec=source.spec,
+        channels=target.channels if same else channels,
+        labels=target.labels,
+        sees_labels=same and target.sees_labels,
+    )
+
+
+def _times(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)

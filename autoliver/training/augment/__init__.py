@@ -1,0 +1,1 @@
+"""Changes that training patches go through."""

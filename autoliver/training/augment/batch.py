@@ -1,0 +1,207 @@
+"""Augmentation of a batch on the device it lies on: space, appearance, intensities, mirroring.
+
+With the default spec these are the training transforms of nnU-Net 2.8.1, with its probabilities and
+ranges. What happens is drawn from a CPU generator before it is done, so the same generator state
+gives the same changes on every device (white noise itself is drawn on the device).
+"""
+
+import math
+import multiprocessing
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from autoliver.artifacts import Record
+from autoliver.training.augment.appearance import VIEWS, apply_appearance, sample_appearance
+from autoliver.training.augment.choice import AppearanceStep
+from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
+from autoliver.training.augment.spatial import (
+    SpatialSpec,
+    apply_mirror,
+    apply_spatial,
+    sample_mirror,
+    sample_spatial,
+)
+from autoliver.training.patches.sampling import Part
+
+# Values of nnU-Net 2.8.1: beyond these ratios of patch edges a patch is anisotropic.
+_ANISOTROPIC_2D = 1.5
+_ANISOTROPIC_3D = 3.0
+# The patch is enlarged for this scale, not for the largest of SpatialSpec.scaling, as nnU-Net does.
+_SMALLEST_SCALE = 0.85
+
+
+class AugmentSpec(Record, frozen=True, kw_only=True):
+    """What may happen to a batch.
+
+    Attributes:
+        spatial: Rotation and scaling. With 2 axes and patches of 3, slices are transformed alike.
+        intensity: The changes of intensity, in order.
+        mirror_axes: Spatial axes that may be flipped.
+        masked_channels: Image channels set to zero where the label is negative (those normalised
+            inside the non-zero region only).
+        appearance: Changes that make one modality look like another; at most one per sample.
+        ignored: The label of voxels without annotation, which are background for images made from
+            labels.
+    """
+
+    spatial: SpatialSpec
+    intensity: tuple[IntensityStep, ...]
+    mirror_axes: tuple[int, ...]
+    masked_channels: tuple[int, ...] = ()
+    appearance: tuple[AppearanceStep, ...] = ()
+    ignored: int | None = None
+
+    @property
+    def views(self) -> int:
+        """How often each patch is shown, in different guises."""
+        return VIEWS if any(step.name == "gin-ipa" for step in self.appearance) else 1
+
+
+def default_augment_spec(
+    patch_shape: Sequence[int], *, mirror: bool = True, masked_channels: tuple[int, ...] = ()
+) -> AugmentSpec:
+    """What nnU-Net 2.8.1 does with patches of a shape.
+
+    Args:
+        patch_shape: 2 or 3 values; the slice axis first.
+        mirror: Whether to flip along all axes, or along none.
+        masked_channels: See `AugmentSpec`.
+    """
+    longest, axes = max(patch_shape), len(patch_shape)
+    slicewise = axes == 3 and longest / patch_shape[0] > _ANISOTROPIC_3D
+    if axes == 2:
+        limit = math.radians(15 if longest / min(patch_shape) > _ANISOTROPIC_2D else 180)
+    else:
+        limit = math.radians(180 if slicewise else 30)
+    return AugmentSpec(
+        spatial=SpatialSpec(dimension=2 if slicewise else axes, rotation_rad=(-limit, limit)),
+        intensity=default_steps(skip_axes=(0,) if slicewise else ()),
+        mirror_axes=tuple(range(axes)) if mirror else (),
+        masked_channels=masked_channels,
+    )
+
+
+def initial_patch_shape(patch_shape: Sequence[int], spec: AugmentSpec) -> tuple[int, ...]:
+    """The larger patch to cut from a case, so that rotations find image in (most) corners.
+
+    nnU-Net's rule: the patch turned by the largest angle (at most 90 degrees) about one axis at a
+    time, in one direction, and enlarged by 1 / 0.85. Where slices are transformed alike their
+    number stays.
+    """
+    angle = min(math.pi / 2, max(abs(limit) for limit in spec.spatial.rotation_rad))
+    cos, sin = math.cos(angle), math.sin(angle)
+    size = [float(n) for n in patch_shape]
+    largest = size.copy()
+    for one, other in ((0, 1),) if len(size) == 2 else ((1, 2), (2, 0), (0, 1)):
+        largest[one] = max(largest[one], abs(size[one] * cos + size[other] * sin))
+        largest[other] = max(largest[other], abs(size[other] * cos - size[one] * sin))
+    shape = [int(n / _SMALLEST_SCALE) for n in largest]
+    fixed = len(patch_shape) - spec.spatial.dimension
+    return (*patch_shape[:fixed], *shape[fixed:])
+
+
+@torch.no_grad()
+def augment_batch(
+    image: Tensor,
+    label: Tensor,
+    *,
+    patch_shape: Sequence[int],
+    spec: AugmentSpec,
+    generator: Generator,
+    part: Part | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Transforms a batch at random, on the device it lies on.
+
+    Args:
+        image: (b, c, *initial), any float type; not changed.
+        label: (b, k, *initial), int16; -1 is outside of the image or of its non-zero region. The
+            first channel is the label; further ones follow in space.
+        patch_shape: What to cut out of the centre.
+        spec: What may happen.
+        generator: On the CPU.
+        part: Which samples of a larger batch these are: they change as they would within it.
+
+    Returns:
+        The image (b, c, *patch), float32, and the label (b, k, *patch) with 0 in place of -1. With
+        several views the image is (views * b, c, *patch): all first views, all second, ...
+    """
+    part = part or Part(start=0, stop=len(image), whole=len(image))
+    placements = sample_spatial(part.whole, spec.spatial, generator)[part.start : part.stop]
+    image, label = apply_spatial(image, label, patch_shape=patch_shape, placements=placements)
+    image = _with_appearance(image, label[:, 0], spec, generator, part)
+    views = torch.split(image, len(label))
+    for view in views:
+        for step in spec.intensity:
+            sample, apply = INTENSITY[step.name]
+            draws = sample(step, (part.whole, *image.shape[1:]), generator)
+            apply(view, part.own(draws))
+    flips = sample_mirror(part.whole, spec.mirror_axes, generator)[part.start : part.stop]
+    apply_mirror(label, flips)
+    for view in views:
+        apply_mirror(view, flips)
+        for channel in spec.masked_channels:
+            view[:, channel].masked_fill_(label[:, 0] < 0, 0)
+    # OUTSIDE is the only negative value.
+    return image, label.clamp_min_(0)
+
+
+def _with_appearance(
+    image: Tensor, label: Tensor, spec: AugmentSpec, generator: Generator, part: Part
+) -> Tensor:
+    """The views of a batch, their appearance changed; the image itself may be."""
+    changes = part.own(sample_appearance(spec.appearance, part.whole, generator))
+    if spec.views > 1:
+        image = image.repeat(spec.views, *[1] * (image.ndim - 1))
+    if changes:
+        if spec.ignored is not None:
+            label = label.masked_fill(label == spec.ignored, 0)
+        apply_appearance(image, label, changes)
+    return image
+
+
+def stream_seed(seed: int, process: str) -> int:
+    """The seed of a process of a given name; Python's own hash would differ from run to run."""
+    return zlib.crc32(f"{seed} {process}".encode())
+
+
+class BatchAugment:
+    """`augment_batch` in the protocol of batchgenerators: a dict of arrays in, a dict out.
+
+    Worker processes get streams of their own: the generator is made at the first call, from the
+    seed and the name of the process it then runs in.
+
+    Args:
+        spec: What may happen.
+        patch_shape: What to cut out of the centre.
+        seed: Of the generator.
+    """
+
+    def __init__(self, spec: AugmentSpec, patch_shape: Sequence[int], seed: int) -> None:
+        self.spec = spec
+        self.patch_shape = tuple(patch_shape)
+        self.seed = seed
+        self._generator: Generator | None = None
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Augments "data" (b, c, *initial) with "target" (b, k, *initial); other keys pass through.
+
+        Numpy arrays come back as numpy arrays, tensors as tensors.
+        """
+        if self._generator is None:
+            process = multiprocessing.current_process().name
+            self._generator = Generator().manual_seed(stream_seed(self.seed, process))
+        image, label = augment_batch(
+            torch.as_tensor(data_dict["data"]),
+            torch.as_tensor(data_dict["target"]),
+            patch_shape=self.patch_shape,
+            spec=self.spec,
+            generator=self._generator,
+        )
+        if isinstance(data_dict["data"], np.ndarray):
+            return {**data_dict, "data": image.numpy(), "target": label.numpy()}
+        return {**data_dict, "data": image, "target": label}

@@ -1,0 +1,48 @@
+"""Label values of the store -> classes of the network."""
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.datasets.cases import Labels
+from autoliver.training.objectives.segmentation import LossOptions
+from autoliver.training.options import LossKind
+
+
+def class_table(labels: Labels) -> npt.NDArray[np.int16]:
+    """The class of each label value, indexed by value + 1, so that -1 can be looked up too.
+
+    Without regions, classes are consecutive in the order of `labels` and the ignored value comes
+    last; with regions, values stay what they are. "Outside the image" stays -1.
+    """
+    table = np.zeros(max(labels.allowed) + 2, np.int16)
+    table[0] = -1
+    if labels.has_regions:
+        table[1:] = np.arange(len(table) - 1)
+        return table
+    for number, values in enumerate(labels.values.values()):
+        table[[value + 1 for value in values]] = number
+    if labels.ignore is not None:
+        table[labels.ignore + 1] = len(labels.values)
+    return table
+
+
+def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
+    """The channel (from 1) that shows each value a first stage found, indexed by value + 1."""
+    table = np.zeros(max(labels.allowed) + 2, np.int16)
+    table[0] = -1
+    for channel, value in enumerate(labels.foreground_values, start=1):
+        table[value + 1] = channel
+    return table
+
+
+def loss_options(labels: Labels, *, batch_dice: bool, kind: LossKind = "dice-ce") -> LossOptions:
+    """The loss for these labels, on targets that went through `class_table`."""
+    if labels.has_regions:
+        return LossOptions(
+            batch_dice=batch_dice,
+            kind=kind,
+            regions=tuple(labels.foreground.values()),
+            ignore=labels.ignore,
+        )
+    ignore = len(labels.values) if labels.ignore is not None else None
+    return LossOptions(batch_dice=batch_dice, kind=kind, ignore=ignore)

@@ -1,0 +1,1 @@
+"""Training patches: drawn from the store, held, brought to the device."""

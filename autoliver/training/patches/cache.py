@@ -1,0 +1,206 @@
+"""Where the training cases lie while patches are drawn: on the GPU, in memory or on disk.
+
+The batches are the same wherever they come from, bit by bit, so a training that was begun with one
+cache may go on with another.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from autoliver.errors import OptionError
+from autoliver.memory import GB
+from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.training.patches.sampling import (
+    IMAGE_PAD,
+    LABEL_PAD,
+    PatchStream,
+    Readable,
+    TrainingCase,
+    paste,
+)
+
+CacheKind = Literal["gpu", "ram", "disk"]
+CacheChoice = Literal["auto", "gpu", "ram", "disk"]
+
+_log = logging.getLogger(__name__)
+
+_IMAGE_BYTES, _LABEL_BYTES = 4, 2  # float32, int16
+# Patches on their way through the augmentations, which the plan's memory target leaves out.
+_GPU_RESERVE_GB = 2.0
+# What cases may take of the host's memory. On the CPU the network needs it, too.
+_RAM_SHARE, _RAM_SHARE_CPU = 0.8, 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheOptions:
+    """Where cases shall lie; decides nothing of what a training ends with.
+
+    Attributes:
+        kind: "auto": the first of the others that fits.
+        limits: Memory of this machine, and worker processes where patches come from disk.
+        network_gb: Memory of the GPU that the training itself needs.
+    """
+
+    kind: CacheChoice = "auto"
+    limits: Limits = NO_LIMITS
+    network_gb: float = 0.0
+
+
+AUTO_CACHE = CacheOptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Memory that cases may take.
+
+    Attributes:
+        gpu_gb: Of the training device; None where that is no CUDA device.
+        ram_gb: Of this machine.
+    """
+
+    gpu_gb: float | None
+    ram_gb: float
+
+
+def cases_gb(cases: Iterable[TrainingCase]) -> float:
+    """Memory that the images and labels of cases take, decompressed."""
+    total = 0
+    for case in cases:
+        channels, *shape = case.image.shape
+        labels = 1 if case.previous is None else 2
+        total += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
+    return total / GB
+
+
+def measure_room(options: CacheOptions, device: torch.device) -> Room:
+    """What is left for cases, here and now."""
+    gpu_gb = None
+    if device.type == "cuda":
+        # What an earlier fold has left to PyTorch counts as free.
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0] / GB
+        gpu_gb = max(0.0, free - options.network_gb - _GPU_RESERVE_GB)
+    share = _RAM_SHARE_CPU if device.type == "cpu" else _RAM_SHARE
+    return Room(gpu_gb=gpu_gb, ram_gb=share * options.limits.budget_gb)
+
+
+def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
+    """Where cases shall lie; one line of the log says so, and why.
+
+    Raises:
+        OptionError: They do not fit where they were asked to be.
+    """
+    found = {"gpu": room.gpu_gb, "ram": room.ram_gb}
+    fits = {kind: gb is not None and need_gb <= gb for kind, gb in found.items()}
+    if choice == "auto":
+        kind: CacheKind = "gpu" if fits["gpu"] else "ram" if fits["ram"] else "disk"
+    elif choice != "disk" and not fits[choice]:
+        raise _does_not_fit(choice, need_gb, found[choice] or 0.0)
+    else:
+        kind = choice
+    gpu = "no CUDA device" if room.gpu_gb is None else f"{room.gpu_gb:.1f} GB of the GPU"
+    _log.info(
+        "--cache %s: %s. The cases need %.1f GB; for them there are %s and %.1f GB of memory.",
+        *(choice, kind, need_gb, gpu, room.ram_gb),
+    )
+    return kind
+
+
+def check_device(choice: CacheChoice, device: torch.device) -> None:
+    """Refuses a cache that the device does not have.
+
+    Raises:
+        OptionError: "gpu", but the device is no CUDA device.
+    """
+    if choice == "gpu" and device.type != "cuda":
+        raise OptionError(
+            "--cache gpu: the training does not run on a CUDA device.",
+            hint="Use --cache auto, ram or disk.",
+        )
+
+
+def _does_not_fit(kind: Literal["gpu", "ram"], need_gb: float, room_gb: float) -> OptionError:
+    of = "the GPU beside the network" if kind == "gpu" else "this machine's memory for them"
+    other = "ram or disk" if kind == "gpu" else "disk, or allow more with --memory-gb"
+    return OptionError(
+        f"--cache {kind}: the cases need {need_gb:.1f} GB; there are {room_gb:.1f} GB of {of}.",
+        hint=f"Use --cache {other}.",
+    )
+
+
+class _Kept:
+    """An array that is read whole at the first touch, and then kept."""
+
+    def __init__(self, array: Readable) -> None:
+        self.shape = array.shape
+        self._array = array
+        self._values: npt.NDArray[np.generic] | None = None
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.generic]:
+        if self._values is None:
+            self._values = np.asarray(self._array[(slice(None),) * len(self.shape)])
+        found: npt.NDArray[np.generic] = self._values[key]
+        return found
+
+
+class CaseInMemory:
+    """A case whose arrays are kept in memory from the first patch on."""
+
+    def __init__(self, case: TrainingCase) -> None:
+        self.name = case.name
+        self.locations: Mapping[int, npt.NDArray[np.int32]] = case.locations
+        self.image = _Kept(case.image)
+        self.label = None if case.label is None else _Kept(case.label)
+        self.previous = None if case.previous is None else _Kept(case.previous)
+
+
+def in_memory(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
+    """The cases, each read whole when a patch of it is drawn for the first time."""
+    return [CaseInMemory(case) for case in cases]
+
+
+class DeviceStream:
+    """A stream whose cases lie on the device, float32 and int16 as in the store.
+
+    Half precision would hold twice as many but not the same values.
+    """
+
+    def __init__(self, stream: PatchStream, device: torch.device) -> None:
+        """Reads all cases, with a bar."""
+        self.stream = stream
+        self.device = device
+        bar = tqdm(stream.sampler.cases, desc=f"cases to {device}", unit="case", disable=None)
+        self._arrays = [self._upload(case) for case in bar]
+
+    def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Image, target and cases of a batch, as `PatchStream.draw` gives them, on the device."""
+        sampler, places = self.stream.sampler, self.stream.places(number)
+        channels, shape = sampler.cases[0].image.shape[0], sampler.box_shape
+        size = (len(places), channels, *shape)
+        images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
+        # Outside is class -1, as it is label -1.
+        size = (len(places), sampler.label_channels, *shape)
+        targets = torch.full(size, LABEL_PAD, dtype=torch.int16, device=self.device)
+        for place, image, target in zip(places, images, targets, strict=True):
+            values, classes = self._arrays[place.case]
+            paste(values, place.start, into=image)
+            paste(classes, place.start, into=target)
+        if len(sampler.patch_shape) == 2:
+            images, targets = images[:, :, 0], targets[:, :, 0]
+        return images, targets, sampler.names(places)
+
+    def _upload(self, case: TrainingCase) -> tuple[Tensor, Tensor]:
+        everything, sampler = (slice(None),) * 4, self.stream.sampler
+        image = np.ascontiguousarray(case.image[everything], np.float32)
+        labels = np.concatenate([array[everything] for array in sampler.label_arrays(case)])
+        label = np.ascontiguousarray(sampler.to_classes(labels))
+        return torch.from_numpy(image).to(self.device), torch.from_numpy(label).to(self.device)
