@@ -12,8 +12,8 @@ from pathlib import Path
 
 from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError
+from autoliver.io.files import read_header
 from autoliver.io.header import Header
-from autoliver.io.itk import read_header
 from autoliver.memory import GB
 from autoliver.parallel import Limits, Need
 from autoliver.planning.plan import Configuration, Plan

@@ -9,8 +9,8 @@ from pathlib import Path
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
 from autoliver.datasets.folds import Fold
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.inference.model import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
 from autoliver.models.archive import open_archive
+from autoliver.models.files import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
 from autoliver.models.selection import (
     SELECTION_FILE,
     Selection,

@@ -123,7 +123,7 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
     """The same trained weights for both sides: our fold folder and nnU-Net's results folder."""
     import torch
 
-    from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, save_fold
+    from autoliver.models.files import MODEL_FILE, WEIGHTS_FILE, FoldModel, save_fold
     from autoliver.networks.checkpoint import load_weights
     from autoliver.nnunet.names import to_nnunet
 
@@ -155,7 +155,7 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
 def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__: Any) -> Any:
     """The whole process is timed: no clock."""
     from autoliver.datasets.cases import find_case_images
-    from autoliver.inference.model import MemberFiles, ModelFiles
+    from autoliver.models.files import MemberFiles, ModelFiles
     from autoliver.pipeline.prediction import PredictRequest
     from autoliver.pipeline.prediction import predict as predict_cases
 

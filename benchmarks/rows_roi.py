@@ -44,7 +44,7 @@ def roi(bench: Bench) -> Row:
 
 def _phantom(folder: Path, scale: int) -> tuple[Path, Path]:
     """Folders of the image and of its label map, the liver painted bright."""
-    from autoliver.io.itk import write_image, write_label
+    from autoliver.io.files import write_image, write_label
     from autoliver.synthesis.phantom import PhantomOptions, make_phantom
     from benchmarks.bright import BRIGHT_HU
 

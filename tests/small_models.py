@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoliver.datasets.cases import Labels
-from autoliver.inference.model import FoldModel, save_fold
+from autoliver.models.files import FoldModel, save_fold
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, Plan

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoliver.datasets.cases import Case
-from autoliver.io.itk import write_image, write_label
+from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.needs import read_need, score_need
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import autoliver
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, ModelError, OptionError
-from autoliver.inference.model import FoldModel
+from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.grids import compare_grids
-from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.models.files import FoldModel
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.progress import read_progress

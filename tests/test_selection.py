@@ -11,8 +11,8 @@ from commands import run
 from autoliver.errors import ModelError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.results import Scores
-from autoliver.inference.model import MODEL_FILE, FoldModel
-from autoliver.io.itk import read_label
+from autoliver.io.files import read_label
+from autoliver.models.files import MODEL_FILE, FoldModel
 from autoliver.models.selection import Selection
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from autoliver.cli.main import app
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.inference.model import FoldModel
+from autoliver.models.files import FoldModel
 from autoliver.pipeline.run.train import TrainRequest, train
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset

@@ -9,8 +9,8 @@ import pytest
 from commands import run, told
 
 from autoliver.errors import ArtifactError, DatasetError, ModelError, OptionError
-from autoliver.inference.model import FoldModel
-from autoliver.io.itk import read_label
+from autoliver.io.files import read_label
+from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_weights
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset

@@ -6,9 +6,8 @@ import pytest
 
 from autoliver.datasets.cases import Labels, read_dataset
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.inference.clean import CleaningRule
-from autoliver.inference.model import FoldModel, ModelFiles
-from autoliver.models.selection import Chosen, Selection
+from autoliver.models.files import FoldModel, ModelFiles
+from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.planning.plan import Plan
 from autoliver.workspace import (
     DatasetFolder,

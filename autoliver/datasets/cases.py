@@ -26,7 +26,7 @@ from autoliver.datasets.layouts import (
 )
 from autoliver.datasets.layouts import find_case_images as find_case_images
 from autoliver.errors import DatasetError
-from autoliver.io.itk import read_label
+from autoliver.io.files import read_label
 
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from autoliver.errors import DatasetError
+from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, split_ending
-from autoliver.io.itk import read_header
 
 # Case name -> image files and label file
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]

@@ -13,16 +13,9 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
-from autoliver.inference.clean import (
-    CleaningRule,
-    Components,
-    bounding_box,
-    clean,
-    components,
-    kept,
-    mask_of,
-)
-from autoliver.io import itk
+from autoliver.inference.clean import Components, bounding_box, clean, components, kept, mask_of
+from autoliver.io.files import read_label
+from autoliver.models.selection import CleaningRule
 from autoliver.parallel import CaseMapper
 
 # On fewer cases a rule would follow chance.
@@ -262,10 +255,10 @@ def _try_files(
     rules: Sequence[CleaningRule],
 ) -> Tried:
     _, (prediction, reference) = item
-    found = itk.read_label(prediction)
+    found = read_label(prediction)
     spacing_mm = found.geometry.spacing_mm
     cleaned = clean(found.array[0], good, values=labels.values, spacing_mm=spacing_mm)
-    actual = itk.read_label(reference).array[0]
+    actual = read_label(reference).array[0]
     return try_rules(cleaned, actual, rules, labels=labels, spacing_mm=spacing_mm)
 
 

@@ -24,7 +24,7 @@ from autoliver.evaluation.results import (
     table,
     write_csv,
 )
-from autoliver.io import itk
+from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
@@ -208,7 +208,7 @@ def _score_pair(
     item: tuple[str, tuple[Path, Path]], *, labels: Labels, options: MetricOptions
 ) -> CaseScores:
     name, (prediction, reference) = item
-    volumes = (itk.read_label(prediction), itk.read_label(reference))
+    volumes = (read_label(prediction), read_label(reference))
     scores = score_case(*volumes, labels=labels, options=options, name=name)
     return scores.replace(prediction=str(prediction), reference=str(reference))
 
@@ -323,7 +323,7 @@ def _values(array: npt.NDArray[Any]) -> frozenset[int]:
 
 
 def _values_of_file(path: Path) -> frozenset[int]:
-    return _values(itk.read_label(path).array)
+    return _values(read_label(path).array)
 
 
 def _label_files(folder: Path) -> dict[str, Path]:

@@ -3,40 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import Record
+from autoliver.models.selection import CleaningRule
 
 L = TypeVar("L", bound=np.integer)
 
 # Up to so many values, comparing with each is faster than np.isin (by a factor of 15 for one) and
 # takes an eighth of the memory.
 _FEW = 8
-
-
-class CleaningRule(Record, frozen=True, kw_only=True):
-    """One rule, for the union of some labels.
-
-    Attributes:
-        labels: Names of the labels whose union is cleaned.
-        keep: "largest": the largest connected component; "least": every component of at least
-            `least_ml`.
-        least_ml: In millilitres.
-    """
-
-    labels: tuple[str, ...]
-    keep: Literal["largest", "least"]
-    least_ml: float = 0.0
-
-    def __str__(self) -> str:
-        """In words."""
-        what = " + ".join(self.labels)
-        if self.keep == "largest":
-            return f"{what}: only the largest component"
-        return f"{what}: components below {self.least_ml:g} ml removed"
 
 
 def clean(

@@ -21,8 +21,8 @@ from autoliver.inference.ensemble import (
 from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
+from autoliver.io.files import read_image, write_image, write_label
 from autoliver.io.header import label_name
-from autoliver.io.itk import read_image, write_image, write_label
 from autoliver.io.volume import Geometry, Volume
 from autoliver.preprocessing.case import backward_logits
 

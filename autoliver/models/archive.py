@@ -22,17 +22,6 @@ from typing import ClassVar, TypeVar
 from autoliver.artifacts import Artifact, replacing, write_bytes
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.inference.model import (
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    FoldModel,
-    MemberFiles,
-    ModelFiles,
-    Place,
-    check_members,
-    check_previous,
-    load_infos,
-)
 from autoliver.models.archive_zip import (
     AGAIN,
     MANIFEST_FILE,
@@ -42,6 +31,17 @@ from autoliver.models.archive_zip import (
     entry_info,
     entry_of,
     read_directory,
+)
+from autoliver.models.files import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    FoldModel,
+    MemberFiles,
+    ModelFiles,
+    Place,
+    check_members,
+    check_previous,
+    load_infos,
 )
 from autoliver.models.selection import (
     SELECTION_FILE,

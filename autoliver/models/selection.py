@@ -1,15 +1,36 @@
 """Which trained folds predict together, and how their label maps are cleaned."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.errors import ModelError
-from autoliver.inference.clean import CleaningRule
 
 SELECTION_FILE = "model.json"
+
+
+class CleaningRule(Record, frozen=True, kw_only=True):
+    """One rule, for the union of some labels.
+
+    Attributes:
+        labels: Names of the labels whose union is cleaned.
+        keep: "largest": the largest connected component; "least": every component of at least
+            `least_ml`.
+        least_ml: In millilitres.
+    """
+
+    labels: tuple[str, ...]
+    keep: Literal["largest", "least"]
+    least_ml: float = 0.0
+
+    def __str__(self) -> str:
+        """In words."""
+        what = " + ".join(self.labels)
+        if self.keep == "largest":
+            return f"{what}: only the largest component"
+        return f"{what}: components below {self.least_ml:g} ml removed"
 
 
 class Chosen(Record, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, ModelFiles, save_fold
+from autoliver.models.files import MODEL_FILE, WEIGHTS_FILE, FoldModel, ModelFiles, save_fold
 from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
 from autoliver.planning.plan import ConfigurationName
 

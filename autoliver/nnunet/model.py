@@ -12,7 +12,7 @@ from autoliver.artifacts import replacing, write_bytes
 from autoliver.datasets.cases import short_name
 from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
-from autoliver.inference.model import FoldModel
+from autoliver.models.files import FoldModel
 from autoliver.networks.spec import UNetSpec
 from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
 from autoliver.nnunet.folder import (

@@ -11,7 +11,6 @@ from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.description import Description, modality_of
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.nnunet.network import spec_from_nnunet
-from autoliver.planning.fit import RECIPES
 from autoliver.planning.plan import (
     Configuration,
     ConfigurationName,
@@ -20,6 +19,7 @@ from autoliver.planning.plan import (
     Plan,
     Preset,
 )
+from autoliver.planning.presets import RECIPES
 
 S = TypeVar("S", bound=msgspec.Struct)
 

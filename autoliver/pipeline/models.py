@@ -8,7 +8,6 @@ from typing import Literal
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ModelError, OptionError
-from autoliver.inference.model import ModelFiles
 from autoliver.models.archive import (
     ENDING,
     check_parts,
@@ -17,6 +16,7 @@ from autoliver.models.archive import (
     write_archive,
 )
 from autoliver.models.archive_zip import is_archive
+from autoliver.models.files import ModelFiles
 from autoliver.nnunet.exchange import export_for_nnunet, save_imported
 from autoliver.planning.plan import ConfigurationName
 from autoliver.workspace import MODELS, ModelFolder, Workspace

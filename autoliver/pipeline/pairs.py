@@ -78,7 +78,8 @@ class FoldPairs:
 
     def _predict(self, pairs: "Sequence[_Pair]") -> None:
         """Predicts each case once with every run and writes the label maps of all pairs."""
-        from autoliver.inference.model import ModelFiles, load_model
+        from autoliver.inference.model import load_model
+        from autoliver.models.files import ModelFiles
         from autoliver.networks.device import choose_device
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)
@@ -144,7 +145,7 @@ class _Writer:
 
     def __call__(self, job: "PredictJob", found: "Sequence[Output]") -> None:
         from autoliver.inference.ensemble import group_labels
-        from autoliver.io.itk import write_label
+        from autoliver.io.files import write_label
 
         geometry = found[0].properties.geometry
         maps = group_labels(found, [pair.indices for pair in self.pairs], labels=self.labels)
@@ -154,7 +155,7 @@ class _Writer:
 
 def run_digest(run: RunFolder, folds: Sequence[int]) -> str:
     """Identifies the weights that some folds of a run predict with, a first stage's included."""
-    from autoliver.inference.model import MODEL_FILE, FoldModel
+    from autoliver.models.files import MODEL_FILE, FoldModel
 
     members = [run.member(str(fold)) for fold in folds]
     folders = [path for member in members for path in (*member.folds, *member.previous)]

@@ -15,8 +15,9 @@ from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.inference.modality import ModalityChoice
-    from autoliver.inference.model import MemberFiles, Model, ModelFiles
+    from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, PredictJob
+    from autoliver.models.files import MemberFiles, ModelFiles
 
 _LOW: ConfigurationName = "3d_lowres"
 
@@ -145,7 +146,7 @@ def predict_folder(
             the region to look in.
         DatasetError: A case lacks a channel or does not fit the model.
     """
-    from autoliver.inference.model import MODEL_FILE, FoldModel, together
+    from autoliver.models.files import MODEL_FILE, FoldModel, together
 
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in models or (None,)])
     if request.roi is not None:
@@ -174,7 +175,7 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
     Raises:
         ModelError: There is none.
     """
-    from autoliver.inference.model import MemberFiles, one_fold
+    from autoliver.models.files import MemberFiles, one_fold
 
     if roi != "auto":
         first = workspace.model_to_predict(roi).members[0]

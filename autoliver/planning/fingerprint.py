@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.errors import DatasetError
-from autoliver.io.itk import read_image, read_label
+from autoliver.io.files import read_image, read_label
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
 from autoliver.planning.nonzero import BoolArray, bounding_box, nonzero_mask

@@ -13,7 +13,7 @@ from autoliver.artifacts import Record
 from autoliver.datasets.cases import Dataset, Modality
 from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
-from autoliver.planning.fit import RECIPES, Budget, Fit, doubled_features, fit_patch
+from autoliver.planning.fit import Budget, Fit, doubled_features, fit_patch
 from autoliver.planning.grid import full_resolution
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
@@ -25,6 +25,7 @@ from autoliver.planning.plan import (
     Plan,
     Preset,
 )
+from autoliver.planning.presets import RECIPES
 
 # A patch that covers less of the median case than this calls for a low-resolution configuration,
 # which is kept if it has at most half the voxels.

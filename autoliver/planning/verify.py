@@ -14,9 +14,9 @@ from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.description import read_description
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import DatasetError
+from autoliver.io.files import NotWholeNumbers, read_header, read_image, read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
-from autoliver.io.itk import NotWholeNumbers, read_header, read_image, read_label
 from autoliver.parallel import CaseMapper
 
 Severity = Literal["error", "warning", "note"]

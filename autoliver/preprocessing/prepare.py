@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from autoliver.datasets.cases import Case
-from autoliver.io.itk import read_image, read_label
+from autoliver.io.files import read_image, read_label
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.case import class_locations, forward
 from autoliver.preprocessing.store import write_case

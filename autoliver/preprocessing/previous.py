@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoliver.artifacts import write_bytes
-from autoliver.io.itk import read_label
+from autoliver.io.files import read_label
 from autoliver.preprocessing.case import forward_labels
 from autoliver.preprocessing.store import StoredCase, compress, open_array, read_case
 

@@ -17,7 +17,7 @@ from scipy import interpolate, ndimage
 from autoliver.artifacts import Record, write_bytes
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError
-from autoliver.io.itk import write_image, write_label
+from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry, Volume
 from autoliver.synthesis.phantom_anatomy import (
     AIR,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.parallel import Limits, cores
-from autoliver.training.patches.sampling import Part
+from autoliver.training.share import Part
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,15 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
 from autoliver.planning.plan import Configuration
+from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
+from autoliver.training.objectives.target import class_table, previous_table
 from autoliver.training.options import TrainingOptions
-from autoliver.training.patches.cache import AUTO_CACHE, CacheOptions
-from autoliver.training.patches.sampling import TrainingCase
+from autoliver.training.patches.cache import (
+    AUTO_CACHE,
+    CacheOptions,
+    cases_gb,
+    check_device,
+    choose_cache,
+    measure_room,
+)
+from autoliver.training.patches.loader import loader_workers
+from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
+from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import Recipe
 
@@ -78,3 +90,52 @@ class TrainedFold:
     recipe: Recipe
     mirror_axes: tuple[int, ...]
     finished: bool
+
+
+def patch_stream(
+    task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
+) -> PatchStream:
+    """The numbered batches of a fold, or this process's part, large enough for augmentations.
+
+    Args:
+        task: The fold.
+        cases: What to draw from.
+        spec: Augmentations to come; None: none.
+        number: Of the stream; those of a fold draw independently.
+    """
+    configuration = task.configuration
+    patch = configuration.patch_shape
+    drawn = patch if spec is None else initial_patch_shape(patch, spec)
+    classes = class_table(task.labels)
+    # Most labels are consecutive already; looking each voxel up takes longer than cutting it.
+    consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
+    sampler = PatchSampler(
+        cases=cases,
+        patch_shape=drawn,
+        margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
+        batch_size=configuration.batch_size,
+        foreground=task.options.foreground,
+        classes=None if consecutive else classes,
+        previous=None if configuration.previous_stage is None else previous_table(task.labels),
+    )
+    part = task.group.part(configuration.batch_size)
+    return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
+
+
+def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
+    """The training batches and those of the held-out cases, their cases where the task wants them.
+
+    Raises:
+        OptionError: They do not fit there.
+    """
+    # Mirroring or not, patches are of the same size.
+    spec = augmentation(task.configuration, task.options.augment, mirror=True)
+    check_device(task.cache.kind, task.device)
+    gb = cases_gb([*task.train, *task.validation])
+    kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
+    workers = loader_workers(task.cache.limits)
+    return (
+        Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
+        # Few and small: a thread is enough, whatever the cache.
+        Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
+    )

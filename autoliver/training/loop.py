@@ -19,9 +19,10 @@ from tqdm import tqdm
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.parallel import bar_pace
+from autoliver.training.augment.batch import augmentation
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
-from autoliver.training.fold import FoldTask, TrainedFold
+from autoliver.training.fold import FoldTask, TrainedFold, open_patches
 from autoliver.training.freezing import freezing
 from autoliver.training.objectives.segmentation import (
     CONSISTENCY_WEIGHT,
@@ -31,7 +32,7 @@ from autoliver.training.objectives.segmentation import (
 )
 from autoliver.training.objectives.target import loss_options
 from autoliver.training.options import choose_recipe
-from autoliver.training.patches.stream import TrainingBatch, augmentation, open_patches
+from autoliver.training.patches.stream import TrainingBatch
 from autoliver.training.progress import (
     EpochLog,
     draw_progress,

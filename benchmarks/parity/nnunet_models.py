@@ -25,9 +25,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from autoliver.inference.model import FoldModel, MemberFiles, ModelFiles, load_model, save_fold
+from autoliver.inference.model import load_model
 from autoliver.inference.predict import PredictOptions, make_jobs, predict_jobs
-from autoliver.io.itk import read_label
+from autoliver.io.files import read_label
+from autoliver.models.files import FoldModel, MemberFiles, ModelFiles, save_fold
 from autoliver.networks.checkpoint import load_weights
 from autoliver.nnunet.model import read_nnunet_model, write_nnunet_model
 

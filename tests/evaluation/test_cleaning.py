@@ -14,9 +14,10 @@ from autoliver.evaluation.cleaning import (
     touched,
     try_rules,
 )
-from autoliver.inference.clean import CleaningRule, clean
-from autoliver.io.itk import write_label
+from autoliver.inference.clean import clean
+from autoliver.io.files import write_label
 from autoliver.io.volume import Geometry
+from autoliver.models.selection import CleaningRule
 
 LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,), "spleen": (3,)})
 REGIONS = Labels(

@@ -12,7 +12,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics, score
 from autoliver.evaluation.results import ALL_METRICS, COLUMNS, OVERLAP_METRICS
-from autoliver.io import itk
+from autoliver.io import files
 from autoliver.io.volume import Geometry, Volume
 
 SHAPE = (6, 10, 12)
@@ -47,7 +47,7 @@ def compare(prediction, reference, labels=LABELS, options=EVERYTHING):
 def write_folder(folder, arrays, ending=".nii.gz", geometry=GEOMETRY):
     folder.mkdir()
     for name, array in arrays.items():
-        itk.write_label(folder / f"{name}{ending}", np.asarray(array, dtype=np.uint8), geometry)
+        files.write_label(folder / f"{name}{ending}", np.asarray(array, dtype=np.uint8), geometry)
     return folder
 
 
@@ -266,7 +266,7 @@ def test_folder_problems_are_told(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no label files"):
         score.find_pairs(tmp_path / "empty", references)
-    itk.write_label(predictions / "a.nii.gz", label_map(), GEOMETRY)
+    files.write_label(predictions / "a.nii.gz", label_map(), GEOMETRY)
     with pytest.raises(DatasetError, match=r"a\.nii\.gz and a\.nrrd are both of case 'a'"):
         score.find_pairs(predictions, references)
 

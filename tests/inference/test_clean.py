@@ -1,7 +1,8 @@
 import numpy as np
 from scipy import ndimage
 
-from autoliver.inference.clean import CleaningRule, clean
+from autoliver.inference.clean import clean
+from autoliver.models.selection import CleaningRule
 
 VALUES = {"background": (0,), "liver": (1, 2), "tumour": (2,), "spleen": (3,)}
 SPACING = (2.0, 1.0, 0.5)  # 1 microlitre a voxel

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoliver.inference import fastest
+from autoliver.inference import fastest as module
 from autoliver.inference.fastest import ChannelsLast, Fastest
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import UNetSpec
@@ -52,7 +52,7 @@ def test_moments_are_close_to_those_in_float64(mean: float, error: float) -> Non
     with torch.inference_mode():
         expected = norm.double()(image.double())
         layout = image.contiguous(memory_format=torch.channels_last_3d)
-        found = fastest._ChannelsLastNorm(norm.float())(layout)
+        found = module._ChannelsLastNorm(norm.float())(layout)
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
     assert float((found - expected).abs().max()) < error
 
@@ -74,16 +74,16 @@ class Slow(nn.Module):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(fastest.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     return now
 
 
-def tried(monkeypatch: pytest.MonkeyPatch, *ways: fastest.Way, seconds: float = 0.0) -> None:
+def tried(monkeypatch: pytest.MonkeyPatch, *ways: module.Way, seconds: float = 0.0) -> None:
     trials = tuple(
-        fastest._Trial(name=f"way {i}", calls=3, seconds=seconds, build=lambda _, way=way: way)
+        module._Trial(name=f"way {i}", calls=3, seconds=seconds, build=lambda _, way=way: way)
         for i, way in enumerate(ways)
     )
-    monkeypatch.setattr(fastest, "_trials", lambda _: trials)
+    monkeypatch.setattr(module, "_trials", lambda _: trials)
 
 
 def test_a_faster_way_that_agrees_is_taken(
@@ -136,10 +136,10 @@ def test_nothing_is_tried_before_it_is_worth_it(
 
 def test_single_regions_agree_by_their_sign() -> None:
     one = torch.linspace(-1, 1, 1000).reshape(1, 1, 10, 10, 10)
-    assert fastest._agree(one * 1.1, one, exact=False)
-    assert not fastest._agree(one + 0.1, one, exact=False)
-    assert not fastest._agree(one * 1.1, one, exact=True)
-    assert not fastest._agree(one * torch.nan, one, exact=False)
+    assert module._agree(one * 1.1, one, exact=False)
+    assert not module._agree(one + 0.1, one, exact=False)
+    assert not module._agree(one * 1.1, one, exact=True)
+    assert not module._agree(one * torch.nan, one, exact=False)
 
 
 def test_where_compiling_fails_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_where_compiling_fails_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", cannot)
-    monkeypatch.setattr(fastest, "_WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(module, "_WORTH_COMPILING_S", 0.0)
     network = make_network()
     fastest = Fastest(network).eval()
     image = torch.randn(1, 2, 8, 16, 12)

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.modality import case_modality, seen_modality
-from autoliver.inference.model import MODEL_FILE, Member, MemberFiles, Model, ModelFiles, load_model
+from autoliver.inference.model import Member, Model, load_model
 from autoliver.inference.outputs import PredictOptions
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
-from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.models.archive import open_archive, write_archive
+from autoliver.models.files import MODEL_FILE, MemberFiles, ModelFiles
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import forward
 

@@ -6,17 +6,16 @@ import torch
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.inference.clean import CleaningRule
-from autoliver.inference.model import (
+from autoliver.inference.model import load_member, load_model
+from autoliver.models.files import (
     MODEL_FILE,
     WEIGHTS_FILE,
     FoldModel,
     MemberFiles,
     ModelFiles,
-    load_member,
-    load_model,
     together,
 )
+from autoliver.models.selection import CleaningRule
 from autoliver.networks.build import build_network
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from autoliver.inference.ensemble import mean_probabilities, uncertainty
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
-from autoliver.io.itk import read_label, write_image
+from autoliver.io.files import read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.plan import Plan
 

@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.inference.clean import CleaningRule
 from autoliver.inference.ensemble import mean_probabilities
-from autoliver.inference.model import MemberFiles, ModelFiles, load_model
+from autoliver.inference.model import load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
 from autoliver.inference.window import sliding_window, windows_of
-from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
+from autoliver.models.files import MemberFiles, ModelFiles
+from autoliver.models.selection import CleaningRule
 from autoliver.preprocessing.case import backward_logits, forward
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from autoliver.inference.predict import (
     predict_jobs,
     predict_volume,
 )
-from autoliver.io.itk import read_image, read_label, write_image
+from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, Plan

@@ -13,9 +13,15 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from autoliver.errors import AutoliverError, DatasetError
+from autoliver.io.files import (
+    read_header,
+    read_image,
+    read_label,
+    write_image,
+    write_label,
+)
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import label_ending, split_ending
-from autoliver.io.itk import read_header, read_image, read_label, write_image, write_label
 from autoliver.io.volume import Geometry
 
 SHARED = Path(__file__).parents[2] / "../shared/data"

@@ -14,11 +14,11 @@ import torch
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.inference.clean import CleaningRule
-from autoliver.inference.model import FoldModel, MemberFiles, ModelFiles, load_model
+from autoliver.inference.model import load_model
 from autoliver.models.archive import Archive, open_archive, write_archive
 from autoliver.models.archive_zip import is_archive
-from autoliver.models.selection import Chosen, Selection
+from autoliver.models.files import FoldModel, MemberFiles, ModelFiles
+from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.networks.checkpoint import save_weights
 
 torch.set_num_threads(1)

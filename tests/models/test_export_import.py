@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 
 from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, ModelError, OptionError
-from autoliver.inference.clean import CleaningRule
-from autoliver.io.itk import write_image
+from autoliver.io.files import write_image
 from autoliver.io.volume import Geometry
-from autoliver.models.selection import Chosen, Selection
+from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.models import kind_of
 from autoliver.workspace import Workspace
 

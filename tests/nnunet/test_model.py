@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from autoliver.errors import AutoliverError, ModelError
-from autoliver.inference.model import load_member, save_fold
+from autoliver.inference.model import load_member
+from autoliver.models.files import save_fold
 from autoliver.nnunet.model import read_nnunet_model, write_nnunet_model
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import pytest
 
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.errors import DatasetError
-from autoliver.io.itk import write_image, write_label
+from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.planning.verify import (
     CaseCheck,

@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from autoliver.errors import DatasetError
-from autoliver.io.itk import write_label
+from autoliver.io.files import write_label
 from autoliver.io.volume import Geometry
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
 from autoliver.preprocessing.previous import (

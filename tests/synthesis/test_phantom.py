@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from autoliver.errors import OptionError
-from autoliver.io.itk import read_image, read_label
+from autoliver.io.files import read_image, read_label
 from autoliver.synthesis.phantom import (
     PHANTOM_LABELS,
     TISSUE_MEANS,

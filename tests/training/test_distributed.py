@@ -27,12 +27,13 @@ from autoliver.pipeline.data import plan_dataset, preprocess
 from autoliver.planning.plan import Configuration
 from autoliver.planning.planner import PlanOptions
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.augment.batch import augmentation
 from autoliver.training.distributed import ALONE, Group, join_group, launched
-from autoliver.training.fold import FoldTask
+from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.loop import train_fold
 from autoliver.training.options import LossKind, TrainingOptions
 from autoliver.training.patches.cache import CacheKind
-from autoliver.training.patches.stream import Patches, augmentation, patch_stream
+from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import read_progress
 from autoliver.workspace import Workspace
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.inference.model import MODEL_FILE, FoldModel
+from autoliver.models.files import MODEL_FILE, FoldModel
 from autoliver.pipeline.run.start import forget_start
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, Plan

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autoliver.artifacts import digest
 from autoliver.errors import ModelError
-from autoliver.inference.model import MODEL_FILE, FoldModel
 from autoliver.io.header import label_name
+from autoliver.models.files import MODEL_FILE, FoldModel
 from autoliver.needs import read_need
 from autoliver.parallel import CasePool, Limits, case_bar
 from autoliver.pipeline.data import Planned

@@ -112,7 +112,7 @@ class FoldJob:
             group.lead_does(lambda: self._validate(device))
 
     def _train(self, device: "torch.device", group: "Group") -> None:
-        from autoliver.inference.model import FoldModel, save_fold
+        from autoliver.models.files import FoldModel, save_fold
         from autoliver.networks.checkpoint import load_weights
         from autoliver.training.fold import FoldTask
         from autoliver.training.loop import train_fold

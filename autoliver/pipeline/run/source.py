@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import file_sha256
 from autoliver.datasets.cases import short_name
 from autoliver.errors import ModelError
-from autoliver.inference.model import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place, one_fold
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
+from autoliver.models.files import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place, one_fold
 from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
 

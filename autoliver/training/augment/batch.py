@@ -16,8 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.planning.plan import Configuration
 from autoliver.training.augment.appearance import VIEWS, apply_appearance, sample_appearance
-from autoliver.training.augment.choice import AppearanceStep
+from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
 from autoliver.training.augment.spatial import (
     SpatialSpec,
@@ -26,7 +27,7 @@ from autoliver.training.augment.spatial import (
     sample_mirror,
     sample_spatial,
 )
-from autoliver.training.patches.sampling import Part
+from autoliver.training.share import Part
 
 # Values of nnU-Net 2.8.1: beyond these ratios of patch edges a patch is anisotropic.
 _ANISOTROPIC_2D = 1.5
@@ -84,6 +85,31 @@ def default_augment_spec(
         mirror_axes=tuple(range(axes)) if mirror else (),
         masked_channels=masked_channels,
     )
+
+
+def augmentation(
+    configuration: Configuration, kind: str, *, mirror: bool, ignored: int | None = None
+) -> AugmentSpec | None:
+    """What may happen to training patches; None: nothing.
+
+    Args:
+        configuration: Of the patches.
+        kind: As `--augment` says it.
+        mirror: Whether they are flipped.
+        ignored: The class of voxels without annotation.
+
+    Raises:
+        OptionError: The kind is unknown.
+    """
+    appearance = parse_augment(kind)
+    if kind == "none":
+        return None
+    spec = default_augment_spec(
+        configuration.patch_shape,
+        mirror=mirror,
+        masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
+    )
+    return spec.replace(appearance=appearance, ignored=ignored)
 
 
 def initial_patch_shape(patch_shape: Sequence[int], spec: AugmentSpec) -> tuple[int, ...]:

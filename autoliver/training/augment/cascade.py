@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from autoliver.training.patches.sampling import Part
+from autoliver.training.share import Part
 
 Operation = Literal["dilate", "erode", "open", "close"]
 OPERATIONS: tuple[Operation, ...] = ("dilate", "erode", "open", "close")

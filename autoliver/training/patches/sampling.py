@@ -1,30 +1,18 @@
 """Patches drawn from the store: where they lie, and their voxels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.preprocessing.case import ANNOTATED
+from autoliver.training.share import Part
 
 # Voxels outside the image: 0 is the mean of a normalised image; -1 marks "no label here".
 IMAGE_PAD = 0.0
 LABEL_PAD = -1
-
-
-class OfSample(Protocol):
-    """A dataclass that says what happens to one sample of a batch."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def sample(self) -> int:
-        """Index in the batch."""
-
-
-D = TypeVar("D", bound=OfSample)
 
 
 class Readable(Protocol):
@@ -89,29 +77,6 @@ class Batch:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     cases: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """The samples of a batch that this process makes; others make the rest of it.
-
-    Attributes:
-        start: Index of the first one.
-        stop: Index after the last one.
-        whole: Size of the batch.
-    """
-
-    start: int
-    stop: int
-    whole: int
-
-    def own(self, draws: Sequence[D]) -> list[D]:
-        """Of what was drawn for a batch, that of this part, its samples counted from the start."""
-        return [
-            replace(draw, sample=draw.sample - self.start)
-            for draw in draws
-            if self.start <= draw.sample < self.stop
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,32 +7,21 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import (
     AugmentSpec,
     augment_batch,
-    default_augment_spec,
-    initial_patch_shape,
 )
 from autoliver.training.augment.cascade import show_previous
-from autoliver.training.augment.choice import parse_augment
-from autoliver.training.fold import FoldTask
-from autoliver.training.objectives.target import class_table, previous_table
 from autoliver.training.patches.cache import (
     CacheKind,
     DeviceStream,
-    cases_gb,
-    check_device,
-    choose_cache,
     in_memory,
-    measure_room,
 )
-from autoliver.training.patches.loader import drawn_by_workers, loader_workers
-from autoliver.training.patches.sampling import Batch, PatchSampler, PatchStream, TrainingCase
+from autoliver.training.patches.loader import drawn_by_workers
+from autoliver.training.patches.sampling import Batch, PatchStream
 
 T = TypeVar("T")
 _Drawn = tuple[Tensor, Tensor, tuple[str, ...]]
@@ -58,61 +47,6 @@ class TrainingBatch:
     cases: tuple[str, ...]
     seconds: float
     waited: float
-
-
-def augmentation(
-    configuration: Configuration, kind: str, *, mirror: bool, ignored: int | None = None
-) -> AugmentSpec | None:
-    """What may happen to training patches; None: nothing.
-
-    Args:
-        configuration: Of the patches.
-        kind: As `--augment` says it.
-        mirror: Whether they are flipped.
-        ignored: The class of voxels without annotation.
-
-    Raises:
-        OptionError: The kind is unknown.
-    """
-    appearance = parse_augment(kind)
-    if kind == "none":
-        return None
-    spec = default_augment_spec(
-        configuration.patch_shape,
-        mirror=mirror,
-        masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
-    )
-    return spec.replace(appearance=appearance, ignored=ignored)
-
-
-def patch_stream(
-    task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
-) -> PatchStream:
-    """The numbered batches of a fold, or this process's part, large enough for augmentations.
-
-    Args:
-        task: The fold.
-        cases: What to draw from.
-        spec: Augmentations to come; None: none.
-        number: Of the stream; those of a fold draw independently.
-    """
-    configuration = task.configuration
-    patch = configuration.patch_shape
-    drawn = patch if spec is None else initial_patch_shape(patch, spec)
-    classes = class_table(task.labels)
-    # Most labels are consecutive already; looking each voxel up takes longer than cutting it.
-    consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
-    sampler = PatchSampler(
-        cases=cases,
-        patch_shape=drawn,
-        margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
-        batch_size=configuration.batch_size,
-        foreground=task.options.foreground,
-        classes=None if consecutive else classes,
-        previous=None if configuration.previous_stage is None else previous_table(task.labels),
-    )
-    part = task.group.part(configuration.batch_size)
-    return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
 
 
 class Patches:
@@ -205,25 +139,6 @@ class Patches:
         if self.device.type == "cuda":
             image, target = image.pin_memory(), target.pin_memory()
         return image, target, batch.cases
-
-
-def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
-    """The training batches and those of the held-out cases, their cases where the task wants them.
-
-    Raises:
-        OptionError: They do not fit there.
-    """
-    # Mirroring or not, patches are of the same size.
-    spec = augmentation(task.configuration, task.options.augment, mirror=True)
-    check_device(task.cache.kind, task.device)
-    gb = cases_gb([*task.train, *task.validation])
-    kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
-    workers = loader_workers(task.cache.limits)
-    return (
-        Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
-        # Few and small: a thread is enough, whatever the cache.
-        Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
-    )
 
 
 def _ahead(items: Iterator[T]) -> Generator[T, None, None]:

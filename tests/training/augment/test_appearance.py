@@ -30,7 +30,7 @@ from autoliver.training.augment.batch import (
     initial_patch_shape,
 )
 from autoliver.training.augment.choice import SHARES, AppearanceStep
-from autoliver.training.patches.sampling import Part
+from autoliver.training.share import Part
 
 SHAPES = [(3, 1, 24, 20), (3, 2, 8, 12, 10), (1, 1, 8, 12, 10), (11, 3, 14, 12)]
 

@@ -19,7 +19,8 @@ from autoliver.planning.plan import Configuration
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, compress, read_case, write_case
-from autoliver.training.fold import FoldTask
+from autoliver.training.augment.batch import augmentation
+from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
@@ -32,7 +33,7 @@ from autoliver.training.patches.cache import (
     in_memory,
     measure_room,
 )
-from autoliver.training.patches.stream import Patches, TrainingBatch, augmentation, patch_stream
+from autoliver.training.patches.stream import Patches, TrainingBatch
 
 SHAPES = [(9, 30, 26), (14, 20, 40), (10, 33, 33)]
 # Values that are not their classes.

@@ -1,0 +1,148 @@
+"""Image files <-> volumes: the front door, whatever library reads a type of file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.errors import AutoliverError, DatasetError
+from autoliver.io.grids import compare_grids
+from autoliver.io.header import Header, label_ending, split_ending
+from autoliver.io.itk import open_file, read_voxels, write_file
+from autoliver.io.volume import Geometry, Volume
+
+Array = npt.NDArray[Any]
+
+
+# How far a stored label may be from a whole number: scaled types round.
+_WHOLE = 1e-4
+
+
+class NotWholeNumbers(DatasetError):
+    """A label file holds values that are not whole numbers."""
+
+
+def read_header(path: str | Path) -> Header:
+    """Reads where a file's grid lies and what it holds, not its voxels.
+
+    Raises:
+        DatasetError: The file is missing, empty, damaged or of a type that cannot be read.
+    """
+    return open_file(Path(path))[0]
+
+
+def read_image(paths: Sequence[str | Path]) -> Volume:
+    """Reads the channels of one case.
+
+    A file may be 3D (one channel), 4D (the channels are its 4th dimension), 2D (one slice, whose
+    spacing is 999 times the in-plane one) or have several components per pixel (RGB).
+
+    Args:
+        paths: In channel order.
+
+    Returns:
+        float32 (c, z, y, x).
+
+    Raises:
+        DatasetError: A file cannot be read, or the files do not share one grid.
+    """
+    files = [Path(path) for path in paths]
+    opened = [open_file(file) for file in files]
+    geometry = opened[0][0].geometry
+    for file, (header, _) in zip(files, opened, strict=True):
+        _same_grid(files[0], geometry, file, header.geometry)
+    channels = sum(header.channels for header, _ in opened)
+    array = np.empty((channels, *geometry.shape_zyx), dtype=np.float32)
+    start = 0
+    for file, (header, reader) in zip(files, opened, strict=True):
+        array[start : start + header.channels] = read_voxels(file, header, reader)
+        start += header.channels
+    return Volume(array=array, geometry=geometry)
+
+
+def read_label(path: str | Path) -> Volume:
+    """Reads a label map.
+
+    Returns:
+        (1, z, y, x), in the smallest integer type that holds the values.
+
+    Raises:
+        NotWholeNumbers: It holds fractions, NaN or infinity.
+        DatasetError: It cannot be read or has several channels.
+    """
+    path = Path(path)
+    header, reader = open_file(path)
+    array = read_voxels(path, header, reader)
+    if header.channels != 1:
+        raise DatasetError(
+            f"{path}: {header.channels} channels, expected a label map with one.",
+            hint="Save the labels as one grey image whose values are the label numbers.",
+        )
+    return Volume(array=_whole_numbers(path, array), geometry=header.geometry)
+
+
+def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
+    """Writes a label map in the file type of its ending, whole or not at all.
+
+    Args:
+        path: The file; its folder is made where missing.
+        array_zyx: (z, y, x), whole numbers >= 0; the smallest unsigned type is written.
+        geometry: Its grid.
+
+    Raises:
+        AutoliverError: The ending cannot hold labels, or the disk refused.
+    """
+    path = Path(path)
+    ending = split_ending(path.name)[1].lower()
+    if ending in (".jpg", ".jpeg"):
+        raise AutoliverError(
+            f"{path}: {ending} alters values, so it cannot hold labels.",
+            hint=f"Choose {label_ending(ending)}.",
+        )
+    if array_zyx.min() < 0:
+        raise ValueError(f"labels must be >= 0, found {array_zyx.min()}")
+    smallest = np.min_scalar_type(int(array_zyx.max()))
+    write_file(path, array_zyx.astype(smallest)[None], geometry)
+
+
+def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None:
+    """Writes an image in the file type of its ending, whole or not at all.
+
+    Args:
+        path: The file; its folder is made where missing.
+        array_czyx: (c, z, y, x) in the type to write; several channels become a 4D file.
+        geometry: The grid of one channel.
+
+    Raises:
+        AutoliverError: The ending cannot hold the image, or the disk refused.
+    """
+    write_file(Path(path), array_czyx, geometry)
+
+
+def _same_grid(first: Path, grid: Geometry, second: Path, other: Geometry) -> None:
+    for difference in compare_grids(grid, other):
+        if not difference.rounding:
+            one, two = difference.values()
+            raise DatasetError(
+                f"The channels of one case differ in {difference.what}: {first} has {one}, "
+                f"{second} has {two}.",
+                hint="Resample the channels to one grid before using them together.",
+            )
+
+
+def _whole_numbers(path: Path, array: Array) -> Array:
+    if array.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            odd = ~(np.abs(array - np.rint(array)) <= _WHOLE)  # so that NaN is odd, too
+        if odd.any():
+            raise NotWholeNumbers(
+                f"{path}: {int(odd.sum())} voxels hold values that are not whole numbers, "
+                f"e.g. {array[odd][0]:g}; expected label numbers.",
+                hint="Export the labels anew without interpolation (nearest neighbour).",
+            )
+        array = np.rint(array)
+    low, high = int(array.min()), int(array.max())
+    smallest = np.min_scalar_type(high if low >= 0 else min(low, -high - 1))
+    return np.ascontiguousarray(array, dtype=smallest)
