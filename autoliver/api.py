@@ -72,7 +72,7 @@ def train(
         workspace: Folder for everything autoliver makes.
         fresh: Start over.
         **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, and
-            of `autoliver.pipeline.run.train.TrainRequest`: device="cuda:1", pretrained="LiTS".
+            of `autoliver.pipeline.run.request.TrainRequest`: device="cuda:1", pretrained="LiTS".
 
     Returns:
         Of each fold its folder and the scores of its held-out cases.
@@ -80,7 +80,7 @@ def train(
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.run.train import TrainRequest
+    from autoliver.pipeline.run.request import TrainRequest
     from autoliver.pipeline.run.train import train as train_folds
     from autoliver.workspace import Workspace, check_configuration
 

@@ -1,4 +1,4 @@
-"""The import order of DESIGN.md section 6: later may import earlier, never the reverse."""
+"""The import order of docs/architecture.md: later may import earlier, never the reverse."""
 
 import ast
 from collections.abc import Iterator
@@ -8,17 +8,18 @@ import pytest
 
 ORDER = [
     "errors",
-    "artifacts",
     "memory",
+    "artifacts",
     "parallel",
+    "machine",
     "io",
-    "description",
-    "layouts",
-    "dataset",
     "networks",
+    "datasets",
     "planning",
     "preprocessing",
     "transfer",
+    "models",
+    "nnunet",
     "training",
     "inference",
     "evaluation",
@@ -37,10 +38,9 @@ MODULES = sorted(
 )
 TORCH_FREE = (
     "artifacts",
-    "dataset",
-    "description",
-    "layouts",
+    "datasets",
     "io",
+    "machine",
     "planning",
     "preprocessing",
     "workspace",
@@ -51,23 +51,39 @@ def layer(parts: tuple[str, ...]) -> str:
     return parts[0].removesuffix(".py")
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    """Every module, or name in one, that a file imports, for typing alone as well."""
     tree = ast.parse(path.read_text())
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    for node in nodes:
-        if id(node) in typing_only:
-            continue
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The ways that lead back to where they began, each once."""
+    found, done = [], set[str]()
+
+    def walk(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+            return
+        if name in done:
+            return
+        for other in sorted(graph[name]):
+            walk(other, [*way, name])
+        done.add(name)
+
+    for name in sorted(graph):
+        walk(name, [])
+    return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -77,6 +93,17 @@ def test_no_module_imports_a_later_layer(path: Path) -> None:
         if name.startswith("autoliver.") and name.split(".")[1] in ORDER:
             other = name.split(".")[1]
             assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {name}"
+
+
+def test_imports_do_not_go_in_circles() -> None:
+    files = {module_name(path): path for path in MODULES}
+    graph = {name: {n for n in imports(path) if n in files} for name, path in files.items()}
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}
+    assert circles(graph) == [["a", "b", "c", "a"]]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

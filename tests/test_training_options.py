@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from autoliver.cli.main import app
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.models.files import FoldModel
-from autoliver.pipeline.run.train import TrainRequest, train
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.train import train
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.options import TrainingOptions

@@ -18,7 +18,8 @@ from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.pipeline.run.fold_queue import queue_devices
-from autoliver.pipeline.run.train import FoldsFailed, TrainRequest
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.train import FoldsFailed
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.progress import read_progress
 

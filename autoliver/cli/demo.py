@@ -90,7 +90,8 @@ def _train(
     pretrained: str | None = None,
     compare: bool = False,
 ) -> None:
-    from autoliver.pipeline.run.train import TrainRequest, train
+    from autoliver.pipeline.run.request import TrainRequest
+    from autoliver.pipeline.run.train import train
     from autoliver.pipeline.run.twin import train_both
 
     request = TrainRequest(

@@ -45,7 +45,7 @@ from autoliver.cli.training_options import (
 if TYPE_CHECKING:
     from autoliver.datasets.folds import Fold
     from autoliver.pipeline.run.job import FoldResult
-    from autoliver.pipeline.run.train import TrainRequest
+    from autoliver.pipeline.run.request import TrainRequest
     from autoliver.workspace import Workspace
 
 
@@ -139,7 +139,7 @@ def train(
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline.run.train import TrainRequest
+    from autoliver.pipeline.run.request import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)

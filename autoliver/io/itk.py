@@ -146,7 +146,7 @@ def _check_gipl(path: Path, reader: Any) -> None:
 
 
 def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
-    """Writes an image through ITK, whole or not at all; arguments and errors as `files.write_image`."""
+    """Writes an image through ITK; arguments and errors as `io.files.write_image`."""
     ending = split_ending(path.name)[1].lower()
     if not ending or ending in (".nhdr", ".mhd", ".hdr"):
         raise AutoliverError(

@@ -4,12 +4,13 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.models.files import MODEL_FILE, FoldModel
+from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, Plan
@@ -21,9 +22,6 @@ from autoliver.training.options import (
 )
 from autoliver.workspace import RunFolder
 
-if TYPE_CHECKING:
-    from autoliver.pipeline.run.train import TrainRequest
-
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ _log = logging.getLogger(__name__)
 def begin_run(
     run: RunFolder,
     made_from: dict[str, str],
-    request: "TrainRequest",
+    request: TrainRequest,
     folds: Sequence[Fold],
     *,
     check: Callable[[TrainingOptions], T],

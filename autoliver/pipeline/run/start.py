@@ -1,7 +1,7 @@
 """What a training begins with: the plan it follows, and weights made to fit from a source."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import ModelError, OptionError
 from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
+from autoliver.pipeline.run.request import Tell, TrainRequest
 from autoliver.pipeline.run.source import Source, find_source, safe
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 from autoliver.transfer.follow import far_axes
@@ -19,17 +20,15 @@ from autoliver.workspace import RunFolder, Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autoliver.pipeline.run.train import TrainRequest
     from autoliver.training.options import TrainingOptions
     from autoliver.transfer.adapt import Side
 
-Tell = Callable[[str], None]
 
 _log = logging.getLogger(__name__)
 
 
 def find_start(
-    workspace: Workspace, name: str | None, request: "TrainRequest"
+    workspace: Workspace, name: str | None, request: TrainRequest
 ) -> tuple[Planned, Source | None]:
     """The dataset with the plan to train with, made where it is missing, and the source if any.
 
@@ -63,7 +62,7 @@ def find_start(
     return _follow(own, followed, wanted, request.tell), None
 
 
-def _check_together(request: "TrainRequest") -> None:
+def _check_together(request: TrainRequest) -> None:
     """Refuses a start that contradicts itself.
 
     Raises:

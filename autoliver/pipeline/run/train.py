@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
-from autoliver.parallel import NO_LIMITS, Limits, cores
+from autoliver.parallel import cores
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -20,17 +20,17 @@ from autoliver.pipeline.run.begin import begin_run, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import Failure, QueuedFold, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldJob, FoldResult
+from autoliver.pipeline.run.request import Tell, TrainRequest
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
     Start,
-    Tell,
     find_start,
     fit_weights,
     keep_start,
     kept_start,
     note_seen,
 )
-from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.board import check_tensorboard
@@ -48,53 +48,8 @@ if TYPE_CHECKING:
     import torch
 
     from autoliver.training.distributed import Group
-    from autoliver.training.patches.cache import CacheChoice
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What `train` was asked for.
-
-    Attributes:
-        configuration: Which configuration.
-        folds: Which folds; empty: all of the cross-validation.
-        changes: Training options that were given (the others are as begun, or default).
-        tag: Distinguishes runs of one configuration.
-        fresh: Start over where something was begun.
-        extend: Epochs to add to finished folds.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        gpus: GPUs that take folds as they become free; several folds only.
-        jobs: Without them: how many folds are trained at a time, in as many processes.
-        cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
-        tensorboard: Whether each epoch is written for TensorBoard, too.
-        pretrained: The model whose weights it begins with, and whose plan it follows; None: drawn
-            weights.
-        like: What its plan follows, without weights.
-        own_plan: Keep the dataset's own plan with `pretrained`; weights are made to fit.
-        twin: Take the plan of `pretrained` alone: the training from scratch to compare with.
-        tell: Called with what a person should know before the training begins.
-        limits: For planning, preprocessing, the cache and prediction.
-    """
-
-    configuration: ConfigurationName
-    folds: tuple[Fold, ...] = ()
-    changes: dict[str, Any] = field(default_factory=dict)
-    tag: str | None = None
-    fresh: bool = False
-    extend: int | None = None
-    device: str = "auto"
-    gpus: tuple[int, ...] = ()
-    jobs: int | None = None
-    cache: "CacheChoice" = "auto"
-    tensorboard: bool = False
-    pretrained: str | None = None
-    like: str | None = None
-    own_plan: bool = False
-    twin: bool = False
-    tell: Tell = _log.info
-    limits: Limits = NO_LIMITS
 
 
 class FoldsFailed(AutoliverError):

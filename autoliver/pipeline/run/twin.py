@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from autoliver.errors import OptionError
 from autoliver.pipeline.run.job import FoldResult
-from autoliver.pipeline.run.train import TrainRequest, train
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.train import train
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import RunFolder, Workspace
 
