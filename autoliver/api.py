@@ -4,7 +4,7 @@ Everything heavy is imported when a function is called, so `import autoliver` st
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,9 @@ def train(
         folds: Numbers or "all"; empty: all of the cross-validation.
         workspace: Folder for everything autoliver makes.
         fresh: Start over.
-        **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, and
-            of `autoliver.pipeline.run.request.TrainRequest`: device="cuda:1", pretrained="LiTS".
+        **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, of
+            `autoliver.pipeline.run.request.TrainRequest`, such as pretrained="LiTS", and of
+            `autoliver.machine.Machine`, such as device="cuda:1", with workers and memory_gb.
 
     Returns:
         Of each fold its folder and the scores of its held-out cases.
@@ -80,16 +81,23 @@ def train(
     Raises:
         AutoliverError: What the command would print.
     """
+    from autoliver.machine import Machine
+    from autoliver.parallel import Limits
     from autoliver.pipeline.run.request import TrainRequest
     from autoliver.pipeline.run.train import train as train_folds
     from autoliver.workspace import Workspace, check_configuration
 
-    of_request = {field.name for field in fields(TrainRequest)}
+    of_request, of_machine = TrainRequest.__struct_fields__, Machine.__struct_fields__
+    of_limits = {"workers", "memory_gb"}
+    limits = Limits(**{name: value for name, value in options.items() if name in of_limits})
+    machine = {name: value for name, value in options.items() if name in of_machine}
+    others = {*of_machine, *of_limits, *of_request}
     request = TrainRequest(
         configuration=check_configuration(configuration),
         folds=tuple("all" if fold == "all" else int(fold) for fold in folds),
         fresh=fresh,
-        changes={name: value for name, value in options.items() if name not in of_request},
+        changes={name: value for name, value in options.items() if name not in others},
+        machine=Machine(**{"limits": limits, **machine}),
         **{name: value for name, value in options.items() if name in of_request},
     )
     return train_folds(Workspace(Path(workspace)), str(dataset), request)

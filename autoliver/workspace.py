@@ -10,7 +10,14 @@ from autoliver.datasets.cases import Dataset, read_dataset, short_name
 from autoliver.datasets.folds import Fold
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
-from autoliver.models.files import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
+from autoliver.models.files import (
+    FoldFolder,
+    FoldModel,
+    MemberFiles,
+    ModelFiles,
+    fold_folder_name,
+    fold_of,
+)
 from autoliver.models.selection import (
     SELECTION_FILE,
     Selection,
@@ -59,19 +66,24 @@ class RunFolder:
         """What tells it from others of the same configuration and source; may be empty."""
         return self.path.name.partition("+")[2]
 
-    def fold(self, fold: Fold) -> Path:
+    def fold(self, fold: Fold | str) -> Path:
         """The folder of one fold."""
-        return self.path / f"fold_{fold}"
+        return self.path / fold_folder_name(fold)
+
+    @property
+    def begun(self) -> tuple[Path, ...]:
+        """Folders of all folds, finished or not."""
+        return tuple(sorted(self.path.glob(fold_folder_name("*"))))
 
     @property
     def finished(self) -> tuple[Path, ...]:
         """Folders of the finished folds."""
-        return tuple(sorted(p.parent for p in self.path.glob(f"fold_*/{MODEL_FILE}")))
+        return tuple(path for path in self.begun if FoldFolder(path).model.exists())
 
     @property
     def finished_names(self) -> tuple[str, ...]:
         """Names of the finished folds: "0" to "4", or "all"."""
-        return tuple(path.name.removeprefix("fold_") for path in self.finished)
+        return tuple(map(fold_of, self.finished))
 
     def members(self, folds: str | None) -> tuple[Path, ...]:
         """Folders of the folds that predict.
@@ -83,7 +95,7 @@ class RunFolder:
             ModelError: A wanted fold is not finished.
         """
         chosen = choose_folds(self.finished_names, folds, name=self.name)
-        return tuple(self.path / f"fold_{fold}" for fold in chosen)
+        return tuple(map(self.fold, chosen))
 
     @property
     def name(self) -> str:
@@ -97,13 +109,13 @@ class RunFolder:
             ModelError: As `members`; or a model.json is damaged.
         """
         chosen = self.members(folds)
-        previous = FoldModel.load(chosen[0] / MODEL_FILE).previous_run
+        previous = FoldModel.load(FoldFolder(chosen[0]).model).previous_run
         if previous is None:
             return MemberFiles(folds=chosen)
         low = RunFolder(self.path.parent / previous)
-        names = [fold.name.removeprefix("fold_") for fold in chosen]
+        names = list(map(fold_of, chosen))
         same = choose_previous(low.finished_names, names, name=low.name)
-        return MemberFiles(folds=chosen, previous=tuple(low.path / f"fold_{n}" for n in same))
+        return MemberFiles(folds=chosen, previous=tuple(map(low.fold, same)))
 
     def files(self, folds: str | None) -> ModelFiles:
         """This run alone as a model."""
@@ -225,7 +237,7 @@ class DatasetFolder:
 
     def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
         """Out-of-fold label maps and scores of runs averaged, which `select` compares."""
-        return self.path / "selection" / ",".join(runs) / f"fold_{fold}"
+        return self.path / "selection" / ",".join(runs) / fold_folder_name(fold)
 
     @property
     def trained(self) -> ModelFolder:

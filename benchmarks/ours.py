@@ -195,13 +195,13 @@ def train(
     from statistics import median
 
     from autoliver.datasets.folds import make_folds
+    from autoliver.machine import Machine
     from autoliver.networks.device import choose_device
     from autoliver.pipeline.data import planned_dataset, preprocess
     from autoliver.preprocessing.store import read_case
     from autoliver.training.fold import FoldTask
     from autoliver.training.loop import train_fold
     from autoliver.training.options import TrainingOptions
-    from autoliver.training.patches.cache import CacheOptions
     from autoliver.workspace import Workspace
 
     planned = planned_dataset(Workspace(Path(workspace)), dataset)
@@ -216,7 +216,8 @@ def train(
         folder=Path(other["output"]),
         device=choose_device(other["device"]),
         title="benchmark",
-        cache=CacheOptions(kind=other["cache"], network_gb=planned.plan.vram_gb),
+        machine=Machine(cache=other["cache"]),
+        network_gb=planned.plan.vram_gb,
     )
     task.folder.mkdir(parents=True, exist_ok=True)
     logs = train_fold(task).logs[1:]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,11 @@ from typer.testing import CliRunner
 
 from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.machine import Machine
 from autoliver.networks.checkpoint import load_training_state
+from autoliver.parallel import Limits, cores
 from autoliver.pipeline.run.fold_queue import queue_devices
-from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
 from autoliver.pipeline.run.train import FoldsFailed
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.progress import read_progress
@@ -81,17 +82,14 @@ def processes(workspace: Path) -> dict[int, list[str]]:
             words = path.read_text().split("\0")
         except OSError:  # it ended just now
             continue
-        if str(workspace) in words:
+        if any(word.startswith(str(workspace)) for word in words):
             found[int(path.parent.name)] = words
     return found
 
 
 def one_fold(workspace: Path, number: int) -> int:
-    return next(
-        pid
-        for pid, words in processes(workspace).items()
-        if "--fold" in words and words[words.index("--fold") + 1] == str(number)
-    )
+    request = str(fold(workspace, number) / "request.json")
+    return next(pid for pid, words in processes(workspace).items() if request in words)
 
 
 def test_a_fold_that_fails_does_not_stop_the_others(workspace: Path) -> None:
@@ -133,7 +131,7 @@ def test_several_folds_train_in_processes_of_their_own(workspace: Path) -> None:
     assert out.splitlines()[-1].startswith("0 ")
     assert (fold(workspace, 0) / "validation/scores.json").exists()
     assert not (fold(workspace, 1) / "model.json").exists()
-    assert " train " in (fold(workspace, 1) / "train.log").read_text()
+    assert " train-queued " in (fold(workspace, 1) / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -184,14 +182,41 @@ def test_devices_that_cannot_be_are_refused_before_anything_is_made(
     assert not (tmp_path / "new").exists()
 
 
-def test_every_option_reaches_the_processes_of_the_folds() -> None:
-    # A new one is for options.json, or must be added to the command of a fold; then to this list.
-    passed_on = {"configuration", "folds", "tag", "device", "cache", "tensorboard", "limits"}
-    passed_on |= {"pretrained", "like", "own_plan", "twin"}
-    in_options_json = {"changes", "extend"}
-    of_the_queue = {"fresh", "gpus", "jobs", "tell"}
-    known = passed_on | in_options_json | of_the_queue
-    assert {option.name for option in fields(TrainRequest)} == known
+def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
+    machine = Machine(
+        device="auto",
+        gpus=(0, 1),
+        cache="disk",
+        limits=Limits(workers=0, memory_gb=3.0),
+        tensorboard=True,
+    )
+    asked = TrainRequest(
+        configuration="3d_cascade",
+        folds=(1, "all"),
+        changes={"epochs": 3, "patch": (8, 16, 16), "lr": None},
+        tag="t",
+        fresh=True,
+        extend=5,
+        pretrained="LiTS/2d",
+        like="X",
+        own_plan=True,
+        twin=True,
+        machine=machine,
+    )
+    default = TrainRequest(configuration="2d")
+    given = {name for name in asked.__struct_fields__ if name != "changes"}
+    assert all(getattr(asked, name) != getattr(default, name) for name in given)
+    one = asked.for_fold("all", machine.share(2, device="cuda:1"))
+    queued = QueuedRequest(workspace="/w", dataset="/d", request=one, at_once=2)
+    queued.save(tmp_path / "request.json")
+    there = QueuedRequest.load(tmp_path / "request.json")
+    assert there == queued
+    # What is decided once per run is in options.json; a fold begins where it stopped.
+    once = {"folds": ("all",), "changes": {}, "fresh": False, "extend": None}
+    share = Limits(workers=there.request.machine.limits.workers, memory_gb=1.5)
+    own = machine.replace(device="cuda:1", gpus=(), limits=share)
+    assert there.request == asked.replace(**once, machine=own)
+    assert 1 <= share.workers <= max(1, cores() // 2)
 
 
 def test_gpus_are_numbers() -> None:
@@ -201,13 +226,13 @@ def test_gpus_are_numbers() -> None:
 
 
 def test_as_many_places_as_jobs() -> None:
-    assert queue_devices((), 3, device="cpu") == ("cpu", "cpu", "cpu")
-    assert queue_devices((), None, device="cpu") == ()
+    assert queue_devices(Machine(jobs=3, device="cpu")) == ("cpu", "cpu", "cpu")
+    assert queue_devices(Machine(device="cpu")) == ()
 
 
 @pytest.mark.gpu
 def test_a_gpu_named_twice_takes_two_folds() -> None:
-    assert queue_devices((0, 0), None, device="auto") == ("cuda:0", "cuda:0")
+    assert queue_devices(Machine(gpus=(0, 0))) == ("cuda:0", "cuda:0")
 
 
 def test_own_splits_that_cannot_be_are_told(prepared: Path, tmp_path: Path) -> None:

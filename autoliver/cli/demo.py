@@ -99,9 +99,9 @@ def _train(
         folds=("all",),
         changes={"epochs": steps[0], "iterations": steps[1], "augment": augment},
         pretrained=pretrained,
-        tell=lambda text: typer.echo(text, err=True),
     )
-    (train_both if compare else train)(workspace, str(dataset), request)
+    begin = train_both if compare else train
+    begin(workspace, str(dataset), request, tell=lambda text: typer.echo(text, err=True))
 
 
 def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":

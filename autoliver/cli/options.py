@@ -32,7 +32,6 @@ Gpus = Annotated[
 Jobs = Annotated[
     int | None, typer.Option("--jobs", metavar="N", help="Without GPUs: N folds at a time.")
 ]
-OneOf = Annotated[int, typer.Option("--one-of", hidden=True, help="For the queue's processes.")]
 MemoryGb = Annotated[
     float | None,
     typer.Option(

@@ -1,6 +1,6 @@
 """train."""
 
-from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +12,6 @@ from autoliver.cli.options import (
     Gpus,
     Jobs,
     MemoryGb,
-    OneOf,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -41,21 +40,13 @@ from autoliver.cli.training_options import (
     Unfreeze,
     sizes,
 )
+from autoliver.machine import CacheChoice
 
 if TYPE_CHECKING:
     from autoliver.datasets.folds import Fold
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.run.request import TrainRequest
     from autoliver.workspace import Workspace
-
-
-class CacheName(StrEnum):
-    """Where cases lie while they are trained on."""
-
-    auto = "auto"
-    gpu = "gpu"
-    ram = "ram"
-    disk = "disk"
 
 
 ConfigurationArgument = Annotated[
@@ -65,7 +56,7 @@ FoldOption = Annotated[
     str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
 ]
 Cache = Annotated[
-    CacheName, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+    CacheChoice, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
 ]
 Pretrained = Annotated[
     str | None,
@@ -126,8 +117,7 @@ def train(
     device: Device = "auto",
     gpus: Gpus = "",
     jobs: Jobs = None,
-    one_of: OneOf = 0,
-    cache: Cache = CacheName.auto,
+    cache: Cache = "auto",
     tag: Tag = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     tensorboard: TensorBoard = False,
@@ -138,12 +128,12 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
+    from autoliver.machine import Machine
     from autoliver.parallel import Limits
     from autoliver.pipeline.run.request import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
-    _join_queue(one_of)
     given = {
         **{"epochs": epochs, "iterations": iterations, "hours": hours, "patience": patience},
         **{"schedule": schedule, "optimiser": optimiser, "lr": lr, "loss": loss},
@@ -155,24 +145,37 @@ def train(
     request = TrainRequest(
         configuration=check_configuration(configuration),
         folds=_folds(fold),
-        changes={name: _plain(value) for name, value in given.items() if value is not None},
+        changes={name: value for name, value in given.items() if value is not None},
         tag=tag,
         fresh=fresh,
         extend=extend,
-        device=device,
-        gpus=_gpus(gpus),
-        jobs=jobs,
-        cache=cache.value,
-        tensorboard=tensorboard,
         pretrained=pretrained,
         like=like,
         own_plan=own_plan,
         twin=twin,
-        tell=_tell,
-        limits=Limits(workers=workers, memory_gb=memory_gb),
+        machine=Machine(
+            device=device,
+            gpus=_gpus(gpus),
+            jobs=jobs,
+            cache=cache,
+            limits=Limits(workers=workers, memory_gb=memory_gb),
+            tensorboard=tensorboard,
+        ),
     )
     place = Workspace(workspace)
     _train_and_show(place, dataset, request, compare=compare_scratch, as_json=as_json)
+
+
+def train_queued(
+    request: Annotated[Path, typer.Argument(metavar="FILE", help="The request.")],
+    as_json: AsJson = False,
+) -> None:
+    """Train one fold of a queue that `train` has started."""
+    from autoliver.pipeline.run.train import train_queued as train_asked
+
+    start(verbose=False)
+    results = train_asked(request, tell=_tell)
+    emit(_summary(results), _show(results), as_json=as_json)
 
 
 def _tell(text: str) -> None:
@@ -180,13 +183,6 @@ def _tell(text: str) -> None:
 
     if launched().leads:
         typer.echo(text, err=True)
-
-
-def _join_queue(one_of: int) -> None:
-    from autoliver.pipeline.run.fold_queue import join_queue
-
-    if one_of:
-        join_queue(one_of)
 
 
 def _train_and_show(
@@ -198,12 +194,12 @@ def _train_and_show(
 
     try:
         if compare:
-            both = train_both(workspace, dataset, request)
+            both = train_both(workspace, dataset, request, tell=_tell)
             result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
             parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
             text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
         else:
-            results = train(workspace, dataset, request)
+            results = train(workspace, dataset, request, tell=_tell)
             result, text = _summary(results), _show(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:
@@ -211,10 +207,6 @@ def _train_and_show(
         raise
     if launched().leads:  # of the processes that torchrun has started, one speaks
         emit(result, text, as_json=as_json)
-
-
-def _plain(value: object) -> object:
-    return value.value if isinstance(value, StrEnum) else value
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":

@@ -1,35 +1,12 @@
 """Options of `train` that decide what a training ends with; docs/training.md explains each."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from autoliver.training import recipes
 
-class ScheduleName(StrEnum):
-    """Recipes for optimiser and learning rate."""
-
-    auto = "auto"
-    nnunet = "nnunet"
-    scratch = "scratch"
-    finetune = "finetune"
-    short = "short"
-    adamw = "adamw"
-
-
-class LossName(StrEnum):
-    """What is added to Dice."""
-
-    dice_ce = "dice-ce"
-    dice_topk = "dice-topk"
-    dice_focal = "dice-focal"
-
-
-class OptimiserName(StrEnum):
-    """Optimisers."""
-
-    sgd = "sgd"
-    adamw = "adamw"
+LossName = Literal["dice-ce", "dice-topk", "dice-focal"]
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -60,13 +37,15 @@ Extend = Annotated[
     int | None, typer.Option(metavar="N", help="Train finished folds for N epochs more.")
 ]
 Schedule = Annotated[
-    ScheduleName | None,
+    recipes.Schedule | None,
     typer.Option(
         help="nnunet (or scratch): SGD for full-length runs; finetune: SGD with a warm-up, gentle "
         "on pretrained weights; short: adaptive; adamw: AdamW with a warm-up. [default: auto]"
     ),
 ]
-Optimiser = Annotated[OptimiserName | None, typer.Option(help="Another one than the schedule's.")]
+Optimiser = Annotated[
+    recipes.Optimiser | None, typer.Option(help="Another one than the schedule's.")
+]
 LearningRate = Annotated[
     float | None, typer.Option(metavar="F", help="Another peak rate than the schedule's.")
 ]

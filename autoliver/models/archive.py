@@ -41,6 +41,8 @@ from autoliver.models.files import (
     Place,
     check_members,
     check_previous,
+    fold_folder_name,
+    fold_of,
     load_infos,
 )
 from autoliver.models.selection import (
@@ -131,13 +133,15 @@ class Archive:
         place = self.root / "runs" / run
         name = f"{self.root.file.name}/{run}"
         names = choose_folds(self.finished(run), folds, name=name)
-        chosen = tuple(place / f"fold_{fold}" for fold in names)
+        chosen = tuple(place / fold_folder_name(fold) for fold in names)
         previous = _load(FoldModel, chosen[0] / MODEL_FILE).previous_run
         if previous is None:
             return MemberFiles(folds=chosen)
         same = choose_previous(self.finished(previous), names, name=name)
         low = place.parent / previous
-        return MemberFiles(folds=chosen, previous=tuple(low / f"fold_{fold}" for fold in same))
+        return MemberFiles(
+            folds=chosen, previous=tuple(low / fold_folder_name(fold) for fold in same)
+        )
 
     def finished(self, run: str) -> tuple[str, ...]:
         """The folds of a run that are there; any name may be asked for."""
@@ -169,7 +173,7 @@ def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) ->
     first = next(iter(infos.values()))
     selection = files.selection or Selection(dataset=first.plan.dataset, members=())
     chosen = tuple(
-        Chosen(run=part.folds[0].parent.name, folds=tuple(_fold(place) for place in part.folds))
+        Chosen(run=part.folds[0].parent.name, folds=tuple(map(fold_of, part.folds)))
         for part in files.members
     )
     selection = selection.replace(members=chosen, cleaning=files.cleaning)
@@ -253,10 +257,6 @@ def _own_name(fold: Place) -> str:
     """Of the folder that holds its run, "" if it lies elsewhere."""
     runs = fold.parent.parent
     return runs.parent.name if runs.name == "runs" else ""
-
-
-def _fold(place: Place) -> str:
-    return place.name.removeprefix("fold_")
 
 
 def _content(place: Place) -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from autoliver.artifacts import Artifact, Readable, file_sha256
 from autoliver.datasets.cases import Labels
+from autoliver.datasets.folds import Fold
 from autoliver.errors import ModelError
 from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
@@ -19,6 +20,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 MODEL_FILE = "model.json"
+SCORES_FILE = "scores.json"
 
 
 _MEND = "autoliver train DATASET CONFIG --fold N --fresh"
@@ -77,6 +79,67 @@ class Place(Readable, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FoldFolder:
+    """The folder of a fold, runs/RUN/fold_N, and the files in it.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """What the fold needs to predict; written last, so it says that the fold is trained."""
+        return self.path / MODEL_FILE
+
+    @property
+    def weights(self) -> Path:
+        """The weights."""
+        return self.path / WEIGHTS_FILE
+
+    @property
+    def resume(self) -> Path:
+        """The state that the training goes on from."""
+        return self.path / "resume.pt"
+
+    @property
+    def progress(self) -> Path:
+        """The finished epochs, one JSON object a line."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        """The curves of the finished epochs."""
+        return self.path / "progress.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The event files for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def request(self) -> Path:
+        """What the queue has asked the process of this fold to do."""
+        return self.path / "request.json"
+
+    @property
+    def log(self) -> Path:
+        """What the process of this fold has written to stderr, where a queue started it."""
+        return self.path / "train.log"
+
+    @property
+    def validation(self) -> Path:
+        """The label maps of the held-out cases."""
+        return self.path / "validation"
+
+    @property
+    def scores(self) -> Path:
+        """The scores of the held-out cases."""
+        return self.validation / SCORES_FILE
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemberFiles:
     """Where the parts of a member lie.
@@ -109,9 +172,19 @@ class ModelFiles:
     selection: Selection | None = None
 
 
+def fold_folder_name(fold: Fold | str) -> str:
+    """The name of a fold's folder: "fold_0" for 0, "fold_all" for "all"."""
+    return f"fold_{fold}"
+
+
+def fold_of(folder: Place) -> str:
+    """The fold that a folder holds, as text: "0" to "4", or "all"."""
+    return folder.name.removeprefix("fold_")
+
+
 def one_fold(folds: Sequence[Place]) -> Place:
     """The fold that stands for a run: `all`, else the first by name."""
-    return min(folds, key=lambda fold: (fold.name != "fold_all", fold.name))
+    return min(folds, key=lambda fold: (fold_of(fold) != "all", fold.name))
 
 
 def together(models: Sequence[ModelFiles]) -> ModelFiles:
@@ -141,8 +214,9 @@ def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> No
     from autoliver.networks.checkpoint import save_weights
 
     spec = info.decisions.network
-    save_weights(folder / WEIGHTS_FILE, weights, spec=spec)
-    info.replace(weights_sha256=file_sha256(folder / WEIGHTS_FILE)).save(folder / MODEL_FILE)
+    files = FoldFolder(folder)
+    save_weights(files.weights, weights, spec=spec)
+    info.replace(weights_sha256=file_sha256(files.weights)).save(files.model)
 
 
 def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:

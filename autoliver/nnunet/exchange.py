@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.models.files import MODEL_FILE, WEIGHTS_FILE, FoldModel, ModelFiles, save_fold
+from autoliver.models.files import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    FoldModel,
+    ModelFiles,
+    fold_folder_name,
+    save_fold,
+)
 from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
 from autoliver.planning.plan import ConfigurationName
 
@@ -28,7 +35,7 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     """
     names = _run_names(folds)
     for fold in folds:
-        place = folder / "runs" / names[fold.run] / f"fold_{fold.info.fold}"
+        place = folder / "runs" / names[fold.run] / fold_folder_name(fold.info.fold)
         save_fold(place, fold.weights, fold.info)
     kinds = {names[fold.run]: fold.info.configuration for fold in folds}
     run = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.datasets.cases import Case, Labels
 from autoliver.datasets.folds import Fold
+from autoliver.models.files import SCORES_FILE, FoldFolder
 from autoliver.needs import score_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
@@ -50,7 +51,7 @@ def evaluate(
         executor=CasePool(what="evaluate", limits=request.limits, need=score_need),
         progress=case_bar("evaluate", 0),
     )
-    scores.save(prediction / "scores.json")
+    scores.save(prediction / SCORES_FILE)
     write_csv(scores, prediction / "scores.csv")
     return scores
 
@@ -64,7 +65,7 @@ def predict_held_out(
         Case -> label map, true label map.
     """
     images = {case.name: [Path(path) for path in case.images] for case in cases}
-    written = predict(run.files(str(fold)), images, run.fold(fold) / "validation", request)
+    written = predict(run.files(str(fold)), images, FoldFolder(run.fold(fold)).validation, request)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
 
 
@@ -75,7 +76,7 @@ def score_held_out(
     from autoliver.evaluation.results import Scores
     from autoliver.evaluation.score import score_files
 
-    path = run.fold(fold) / "validation" / "scores.json"
+    path = FoldFolder(run.fold(fold)).scores
     if path.exists():
         return Scores.load(path)
     scores = score_files(predict_held_out(run, fold, cases, request), labels=labels)

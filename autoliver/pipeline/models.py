@@ -16,7 +16,7 @@ from autoliver.models.archive import (
     write_archive,
 )
 from autoliver.models.archive_zip import is_archive
-from autoliver.models.files import ModelFiles
+from autoliver.models.files import ModelFiles, fold_of
 from autoliver.nnunet.exchange import export_for_nnunet, save_imported
 from autoliver.planning.plan import ConfigurationName
 from autoliver.workspace import MODELS, ModelFolder, Workspace
@@ -208,7 +208,7 @@ def model_facts(files: ModelFiles) -> ModelFacts:
                 facts = RunFacts(
                     run=folds[0].parent.name,
                     configuration=own[0].configuration,
-                    folds=tuple(fold.name.removeprefix("fold_") for fold in folds),
+                    folds=tuple(map(fold_of, folds)),
                     epochs=tuple(info.epochs for info in own),
                     previous=previous,
                 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
 from autoliver.datasets.cases import Case, Labels
+from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
 from autoliver.parallel import CasePool, case_bar
 from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
@@ -120,7 +121,7 @@ class _Pair:
         from autoliver.evaluation.results import Scores
         from autoliver.evaluation.score import score_files
 
-        path = self.folder / "scores.json"
+        path = self.folder / SCORES_FILE
         known = Scores.load(path)
         if len(known.cases) == len(self.jobs):
             return known
@@ -166,7 +167,7 @@ def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
     """Notes what the label maps are made from before there is one; clears what is out of date."""
     from autoliver.evaluation.results import MetricOptions, Scores
 
-    path = folder / "scores.json"
+    path = folder / SCORES_FILE
     mend = f"rm -r {folder}, then the same command"
     if path.exists() and Scores.load(path, mend=mend).made_from == made_from:
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
+from autoliver.models.files import fold_of
 from autoliver.needs import clean_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.pipeline.data import current_folds
@@ -265,7 +266,7 @@ def _scored_folds(
 
 def _apart(run: RunFolder, fold: int) -> bool:
     """Whether nothing that predicts in this fold saw its cases, a first stage included."""
-    return all(path.name == f"fold_{fold}" for path in run.member(str(fold)).previous)
+    return all(fold_of(path) == str(fold) for path in run.member(str(fold)).previous)
 
 
 def _common_folds(dataset: str, scored: Mapping[RunFolder, set[int]]) -> tuple[int, ...]:
@@ -303,8 +304,7 @@ def _why(choice: "Choice", trials: "Sequence[Trial]") -> list[str]:
 
 def _numbered(run: RunFolder) -> tuple[str, ...]:
     """Names of the finished folds of the cross-validation."""
-    names = (path.name.removeprefix("fold_") for path in run.finished)
-    return tuple(name for name in names if name != "all")
+    return tuple(name for name in run.finished_names if name != "all")
 
 
 def _names(values: Sequence[int]) -> str:

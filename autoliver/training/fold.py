@@ -9,20 +9,14 @@ import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
+from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.models.files import FoldFolder
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.target import class_table, previous_table
 from autoliver.training.options import TrainingOptions
-from autoliver.training.patches.cache import (
-    AUTO_CACHE,
-    CacheOptions,
-    cases_gb,
-    check_device,
-    choose_cache,
-    measure_room,
-)
-from autoliver.training.patches.loader import loader_workers
+from autoliver.training.patches.cache import cases_gb, check_device, choose_cache, measure_room
 from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
@@ -42,8 +36,9 @@ class FoldTask:
         folder: Holds resume.pt, progress.jsonl and progress.png.
         device: Where to train.
         title: Names the training in the bar and the picture.
-        cache: Where the cases shall lie meanwhile; changes nothing of the outcome.
-        tensorboard: Whether each epoch is written for TensorBoard, too.
+        machine: Where the cases lie meanwhile, worker processes and memory; none of it changes the
+            outcome.
+        network_gb: Memory of the GPU that the training needs beside the cases.
         group: The processes that train it together; changes nothing of the outcome, either.
         start: Weights to begin with: the whole state dict of the configuration's network; None:
             drawn ones.
@@ -57,20 +52,15 @@ class FoldTask:
     folder: Path
     device: torch.device
     title: str
-    cache: CacheOptions = AUTO_CACHE
-    tensorboard: bool = False
+    machine: Machine = WHOLE_MACHINE
+    network_gb: float = 0.0
     group: Group = ALONE
     start: Mapping[str, Tensor] | None = None
 
     @property
-    def resume_path(self) -> Path:
-        """The state to go on from."""
-        return self.folder / "resume.pt"
-
-    @property
-    def progress_path(self) -> Path:
-        """The log of finished epochs."""
-        return self.folder / "progress.jsonl"
+    def files(self) -> FoldFolder:
+        """Where its state and its log lie."""
+        return FoldFolder(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +120,11 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     """
     # Mirroring or not, patches are of the same size.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
-    check_device(task.cache.kind, task.device)
+    check_device(task.machine.cache, task.device)
     gb = cases_gb([*task.train, *task.validation])
-    kind = choose_cache(task.cache.kind, gb, measure_room(task.cache, task.device))
-    workers = loader_workers(task.cache.limits)
+    room = measure_room(task.machine, task.device, network_gb=task.network_gb)
+    kind = choose_cache(task.machine.cache, gb, room)
+    workers = task.machine.loaders
     return (
         Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
         # Few and small: a thread is enough, whatever the cache.

@@ -90,7 +90,7 @@ class _Loop:
         configuration = task.configuration
         self.task = task
         self.freezing = freezing(task.options, configuration.network)
-        self.board = Board(task.folder / "tensorboard", tuple(task.labels.foreground))
+        self.board = Board(task.files.tensorboard, tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
         self.loss = loss_options(
@@ -99,7 +99,7 @@ class _Loop:
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(configuration.network, task.device)
         self.since = time.monotonic()
-        if task.resume_path.exists():
+        if task.files.resume.exists():
             self._begin(self._saved_state())
             return
         self._begin(self._new_state(choose_recipe(task.options)))
@@ -304,7 +304,7 @@ class _Loop:
         )
         state.sums = self._no_sums()
         self._save()
-        if self.task.tensorboard and self.group.leads:
+        if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
     def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
@@ -345,11 +345,11 @@ class _Loop:
         )
 
     def _saved_state(self) -> TrainingState:
-        path = self.task.resume_path
+        path = self.task.files.resume
         saved = load_training_state(path)
         state = self._new_state(saved_recipe(saved, where=str(path)))
         state.restore(saved, where=str(path))
-        logs = read_progress(self.task.progress_path)
+        logs = read_progress(self.task.files.progress)
         state.logs = [log for log in logs if log.step <= state.step]
         return state
 
@@ -367,12 +367,12 @@ class _Loop:
         if not self.group.leads:
             return
         # The log first: a log that is one epoch ahead is cut when the training is taken up again.
-        write_progress(self.task.progress_path, self.state.logs)
-        save_training_state(self.task.resume_path, self.state.snapshot())
+        write_progress(self.task.files.progress, self.state.logs)
+        save_training_state(self.task.files.resume, self.state.snapshot())
 
     def _draw(self) -> None:
         if self.group.leads:
-            draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
+            draw_progress(self.task.files.picture, self.state.logs, title=self.task.title)
 
 
 def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:

@@ -8,9 +8,8 @@ from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
-from autoliver.training.recipes import RECIPES, Optimiser, Recipe
+from autoliver.training.recipes import RECIPES, Optimiser, Recipe, Schedule
 
-Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
 Heads = Literal["map", "reset"]
 

@@ -5,6 +5,8 @@ from typing import Literal
 from autoliver.artifacts import Record
 
 Optimiser = Literal["sgd", "adamw"]
+# "scratch" is another name of "nnunet"; "auto" decides by the number of steps and the weights.
+Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
 
 
 class Recipe(Record, frozen=True, kw_only=True):

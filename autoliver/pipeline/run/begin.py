@@ -2,14 +2,15 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.models.files import MODEL_FILE, FoldModel
+from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
 from autoliver.planning.fit import memory_gb
@@ -22,34 +23,57 @@ from autoliver.training.options import (
 )
 from autoliver.workspace import RunFolder
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 
-def begin_run(
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """How a run begins or goes on, decided before anything is written or removed.
+
+    Attributes:
+        run: The run.
+        options: Its options.
+        new: Whether they are new: nothing was begun, or it starts over.
+        extended: Whether epochs are added to what was begun.
+        removed: Folders of folds that start over.
+    """
+
+    run: RunFolder
+    options: TrainingOptions
+    new: bool
+    extended: bool
+    removed: tuple[Path, ...]
+
+    def write(self) -> None:
+        """Removes what starts over and writes the options; nothing may be refused after this."""
+        for folder in self.removed:
+            shutil.rmtree(folder)
+        if self.new:
+            forget_start(self.run)
+        if self.new or self.extended:
+            self.options.save(self.run.options)
+
+
+def decide_beginning(
     run: RunFolder,
     made_from: dict[str, str],
     request: TrainRequest,
     folds: Sequence[Fold],
     *,
-    check: Callable[[TrainingOptions], T],
     cases: int,
-) -> tuple[TrainingOptions, T | None]:
-    """The options of a run: as begun, else new ones; refuses a change of mind.
-
-    With `--fresh` the named folds are removed, but only once nothing can be refused any more.
+) -> Beginning:
+    """How a run begins or goes on; refuses other options than it was begun with.
 
     Args:
         run: The run.
         made_from: What there is now to make it from.
         request: What was asked for.
-        folds: Which folds that names.
-        check: Refuses new options that cannot be; called before anything is written or removed.
-        cases: How many are trained on.
+        folds: The folds that names.
+        cases: How many cases are trained on.
 
-    Returns:
-        The options, and what `check` made of them, where they are new.
+    Raises:
+        OptionError: The options cannot be, or differ from those that the run was begun with.
+        ArtifactError: The run was made from something else than what is there now.
     """
     if request.extend is not None and (request.fresh or not run.options.exists()):
         raise OptionError(
@@ -57,17 +81,16 @@ def begin_run(
             + ("--fresh starts over." if request.fresh else f"and {run.name} was not begun."),
             hint="Leave --extend out.",
         )
-    named, made = {run.fold(fold).name for fold in folds}, None
-    others = sorted({path.name for path in run.path.glob("fold_*")} - named)
-    start_over = not run.options.exists() or (request.fresh and not others)
-    if start_over:
+    named = {run.fold(fold) for fold in folds}
+    others = sorted(path.name for path in run.begun if path not in named)
+    new = not run.options.exists() or (request.fresh and not others)
+    if new:
         epochs = default_epochs(request.changes.get("pretrained"), cases)
         fields = {"made_from": made_from, "epochs": epochs, **request.changes}
-        options = to_record(fields, TrainingOptions, where="The options of train")
+        options = begun = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
-        made = check(options)
     else:
-        options = TrainingOptions.load(run.options)
+        options = begun = TrainingOptions.load(run.options)
         again = "Add --fresh to start over, or --tag NAME to keep both."
         if request.fresh:
             again = (
@@ -77,33 +100,30 @@ def begin_run(
         _refuse_changes(run, options, made_from, request.changes, again=again)
         if request.extend is not None:
             options = _with_extension(run, options, request.extend, folds)
-            options.save(run.options)
-    if request.fresh:
-        for name in sorted(named):
-            if (run.path / name).exists():
-                shutil.rmtree(run.path / name)
-    if start_over:
-        forget_start(run)
-        options.save(run.options)
-    return options, made
+    return Beginning(
+        run=run,
+        options=options,
+        new=new,
+        extended=options is not begun,
+        removed=tuple(sorted(f for f in named if f.exists())) if request.fresh else (),
+    )
 
 
-def is_trained(folder: Path, options: TrainingOptions) -> bool:
+def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:
     """Whether a fold has its model, made with all the extensions of its run.
 
     Raises:
         OptionError: It lacks one and cannot go on, as its training state is gone.
         ArtifactError: Its model.json is damaged.
     """
-    path = folder / MODEL_FILE
-    if not path.exists():
+    if not folder.model.exists():
         return False
-    if FoldModel.load(path).extended >= len(options.extensions):
+    if FoldModel.load(folder.model).extended >= len(options.extensions):
         return True
-    if not (folder / "resume.pt").exists():
+    if not folder.resume.exists():
         raise OptionError(
-            f"{folder}: --extend needs the state that the training ended with, resume.pt; it is "
-            "gone.",
+            f"{folder.path}: --extend needs the state that the training ended with, resume.pt; it "
+            "is gone.",
             hint="Train it anew with --fresh and more --epochs; --tag NAME keeps this one, too.",
         )
     return False
@@ -140,11 +160,12 @@ def _with_extension(
     """
     if epochs < 1:
         raise OptionError(f"--extend is {epochs}; it must be at least 1.")
-    behind = [fold for fold in folds if not is_trained(run.fold(fold), options)]
+    folders = {fold: FoldFolder(run.fold(fold)) for fold in folds}
+    behind = [fold for fold, folder in folders.items() if not is_trained(folder, options)]
     if not behind:
         longer = options.replace(extensions=(*options.extensions, epochs))
-        for fold in folds:
-            is_trained(run.fold(fold), longer)  # or it could not go on
+        for folder in folders.values():
+            is_trained(folder, longer)  # or it could not go on
         return longer
     if options.extensions and options.extensions[-1] == epochs:
         return options

@@ -7,7 +7,7 @@ from pathlib import Path
 from autoliver.artifacts import digest
 from autoliver.errors import ModelError
 from autoliver.io.header import label_name
-from autoliver.models.files import MODEL_FILE, FoldModel
+from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.needs import read_need
 from autoliver.parallel import CasePool, Limits, case_bar
 from autoliver.pipeline.data import Planned
@@ -49,8 +49,8 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
     runs.append(folder.run(name))
     run = next((run for run in runs if run.finished), runs[-1])
     mend = f"autoliver train {planned.dataset.short_name} {name}"
-    folds = [fold for fold in run.finished if (fold / "validation/scores.json").exists()]
-    infos = {fold: FoldModel.load(fold / MODEL_FILE) for fold in folds}
+    folds = [fold for fold in run.finished if FoldFolder(fold).scores.exists()]
+    infos = {fold: FoldModel.load(FoldFolder(fold).model) for fold in folds}
     found: dict[str, Path] = {}
     for fold, info in infos.items():
         if info.plan.labels != planned.plan.labels:
@@ -108,7 +108,7 @@ def _label_maps(planned: Planned, fold: Path) -> dict[str, Path]:
     """Case -> label map of those that a fold held out."""
     files = {}
     for case in planned.dataset.labelled:
-        path = fold / "validation" / label_name(case.name, case.images[0])
+        path = FoldFolder(fold).validation / label_name(case.name, case.images[0])
         if path.exists():
             files[case.name] = path
     return files

@@ -1,6 +1,6 @@
 """Folds in processes of their own: over GPUs as they become free, or so many at a time.
 
-A fold is an ordinary `autoliver train ... --fold K --device D`, which can be run by hand as well.
+A process is given one JSON file, the request for its fold, and reports one JSON object on stdout.
 It has a session of its own, so that Ctrl-C reaches the queue alone; the queue then asks every fold
 to save its state. A fold whose queue is killed notices by its standard input, and stops as well.
 """
@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,51 +26,28 @@ from tqdm import tqdm
 
 from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError
+from autoliver.machine import Machine
+from autoliver.models.files import FoldFolder
+from autoliver.pipeline.run.job import FoldResult, RunJob
+from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
 from autoliver.training.progress import read_progress, summarise
 from autoliver.training.stop import Stopped, stop_on_sigterm
 
-LOG_FILE = "train.log"
+# The command of a process of the queue; it takes the path of a request.
+COMMAND = "train-queued"
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 # For a step, the state and the picture; then a fold is killed, and loses its running epoch.
 _SECONDS_TO_STOP = 120.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueuedFold:
-    """A fold to train.
-
-    Attributes:
-        fold: Which.
-        folder: Where its state and its log are.
-        command: Arguments of `autoliver` that train it, but for the device.
-    """
-
-    fold: Fold
-    folder: Path
-    command: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why a fold was not finished, and what to do about it."""
-
-    fold: Fold
-    problem: str
-    hint: str
-
-
-def queue_devices(gpus: Sequence[int], jobs: int | None, *, device: str) -> tuple[str, ...]:
+def queue_devices(machine: Machine) -> tuple[str, ...]:
     """The devices that folds are trained on at the same time; none where no queue is asked for.
-
-    Args:
-        gpus: Their numbers; one that is named twice takes two folds at a time.
-        jobs: How many folds at a time, on `device`.
-        device: As asked for.
 
     Raises:
         OptionError: The options exclude one another, or a GPU is not there.
     """
+    gpus, jobs, device = machine.gpus, machine.jobs, machine.device
     if jobs is not None and jobs < 1:
         raise OptionError(f"--jobs is {jobs}; it must be at least 1.")
     if not gpus:
@@ -88,15 +66,21 @@ def queue_devices(gpus: Sequence[int], jobs: int | None, *, device: str) -> tupl
 
 
 def run_queue(
-    folds: Sequence[QueuedFold], devices: Sequence[str], *, title: str, epochs: int
-) -> list[Failure]:
+    job: RunJob,
+    folds: Sequence[Fold],
+    devices: Sequence[str],
+    *,
+    request: TrainRequest,
+    workspace: Path,
+) -> list[FoldResult]:
     """Trains folds, one on each device at a time; one that fails does not stop the others.
 
     Args:
-        folds: What to train.
+        job: The run, whose options are written.
+        folds: The folds to train.
         devices: Where; a device may be named more than once.
-        title: Of the run, for messages.
-        epochs: Of each fold, for its bar.
+        request: What `train` was asked for.
+        workspace: The workspace's folder.
 
     Returns:
         The folds that failed.
@@ -104,6 +88,12 @@ def run_queue(
     Raises:
         Stopped: SIGTERM came. As with Ctrl-C, every running fold has saved its state.
     """
+    queued = partial(
+        QueuedRequest,
+        workspace=str(workspace.resolve()),
+        dataset=job.planned.dataset.folder,
+        at_once=len(devices),
+    )
     waiting, free = deque(folds), deque(enumerate(devices))
     running: list[_Child] = []
     failures = []
@@ -111,20 +101,23 @@ def run_queue(
         try:
             while waiting or running:
                 while waiting and free:
-                    running.append(
-                        _start(waiting.popleft(), free.popleft(), of=len(devices), epochs=epochs)
-                    )
+                    fold, place = waiting.popleft(), free.popleft()
+                    share = request.machine.share(len(devices), device=place[1])
+                    asked = queued(request=request.for_fold(fold, share))
+                    running.append(_start(job, fold, place, asked))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 if stop():
                     raise Stopped(
-                        f"{title}: stopped by SIGTERM; what was done is saved.",
+                        f"{job.run.name}: stopped by SIGTERM; what was done is saved.",
                         hint="Run the same command again to go on.",
                     )
                 for child in [c for c in running if c.ended()]:
                     running.remove(child)
                     free.appendleft(child.place)
                     failure = child.failure()
-                    child.close(f"failed: {failure.problem}" if failure else _finished(child.fold))
+                    child.close(
+                        f"failed: {failure.problem}" if failure else _finished(child.folder)
+                    )
                     failures += [failure] if failure else []
         finally:
             _stop(running)
@@ -156,14 +149,16 @@ class _Child:
     """A process that trains a fold, and its bar.
 
     Attributes:
-        fold: What it trains.
+        fold: The fold that it trains.
+        folder: The fold's folder.
         place: Number of the bar, and device.
         process: The process.
         told: What it writes to stdout: one JSON object.
         bar: Counts epochs.
     """
 
-    fold: QueuedFold
+    fold: Fold
+    folder: FoldFolder
     place: tuple[int, str]
     process: subprocess.Popen[bytes]
     told: IO[bytes]
@@ -178,33 +173,30 @@ class _Child:
             self._move_bar()
         return False
 
-    def failure(self) -> Failure | None:
+    def failure(self) -> FoldResult | None:
         """Why the process, which is over, did not finish its fold."""
-        code = self.process.returncode
-        if code == 0:
+        if self.process.returncode == 0:
             return None
-        log = self.fold.folder / LOG_FILE
-        fold = self.fold.fold
+        problem, hint = self._reason(self.process.returncode)
+        return FoldResult(fold=self.fold, folder=self.folder.path, problem=problem, hint=hint)
+
+    def _reason(self, code: int) -> tuple[str, str]:
+        """The problem and the hint of a process with this exit code."""
+        log = self.folder.log
         if code == -signal.SIGKILL:
-            return Failure(
-                fold=fold,
-                problem="its process was killed (SIGKILL), most likely by the kernel for want of "
-                "memory.",
-                hint="Let fewer folds run at once, or use a machine with more memory.",
+            return (
+                "its process was killed (SIGKILL), most likely by the kernel for want of memory.",
+                "Let fewer folds run at once, or use a machine with more memory.",
             )
         if code < 0:
-            name = signal.Signals(-code).name
-            return Failure(
-                fold=fold, problem=f"its process was ended by {name}.", hint=f"See {log}."
-            )
-        told = self._error()
-        if told is not None:
-            return Failure(fold=fold, problem=told["error"], hint=told["hint"])
+            return f"its process was ended by {signal.Signals(-code).name}.", f"See {log}."
+        reported = self._error()
+        if reported is not None:
+            return reported["error"], reported["hint"]
         lines = log.read_text(errors="replace").strip().splitlines()
-        return Failure(
-            fold=fold,
-            problem=f"its process ended with exit code {code}: {lines[-1].strip()}",
-            hint=f"This is our bug: please report it with {log}.",
+        return (
+            f"its process ended with exit code {code}: {lines[-1].strip()}",
+            f"This is our bug: please report it with {log}.",
         )
 
     def close(self, what: str) -> None:
@@ -217,14 +209,14 @@ class _Child:
             self.process.stdin.close()
         self.told.close()
         took = tqdm.format_interval(time.monotonic() - self.begun)
-        tqdm.write(f"fold {self.fold.fold} ({self.place[1]}, {took}) {what}", file=sys.stderr)
+        tqdm.write(f"fold {self.fold} ({self.place[1]}, {took}) {what}", file=sys.stderr)
 
     def _move_bar(self) -> None:
-        logs = read_progress(self.fold.folder / "progress.jsonl")
+        logs = read_progress(self.folder.progress)
         if len(logs) != self.bar.n:
             self.bar.n = len(logs)
             self.bar.set_postfix_str(summarise(logs[-1]) if logs else "", refresh=False)
-        if (self.fold.folder / "model.json").exists():
+        if self.folder.model.exists():
             self.bar.set_postfix_str("held-out cases are predicted", refresh=False)
         self.bar.refresh()
 
@@ -238,40 +230,41 @@ class _Child:
         return None
 
 
-def _finished(fold: QueuedFold) -> str:
+def _finished(folder: FoldFolder) -> str:
     from autoliver.evaluation.results import Scores
 
-    path = fold.folder / "validation" / "scores.json"
-    dice = Scores.load(path).foreground_mean("dice") if path.exists() else None
+    if not folder.scores.exists():
+        return "finished"
+    dice = Scores.load(folder.scores).foreground_mean("dice")
     return "finished" if dice is None else f"finished, mean Dice {dice:.3f}"
 
 
-def _start(fold: QueuedFold, place: tuple[int, str], *, of: int, epochs: int) -> _Child:
-    position, device = place
-    command = [sys.executable, "-m", "autoliver", *fold.command, "--device", device]
-    fold.folder.mkdir(parents=True, exist_ok=True)
+def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest) -> _Child:
+    folder = job.folder(fold)
+    asked.save(folder.request)
+    command = [sys.executable, "-m", "autoliver", COMMAND, str(folder.request.resolve()), "--json"]
     told = tempfile.TemporaryFile()  # noqa: SIM115 - the child closes it
-    with (fold.folder / LOG_FILE).open("ab") as log:
+    with folder.log.open("ab") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
         log.flush()
         process = subprocess.Popen(
-            [*command, "--one-of", str(of), "--json"],
+            command,
             stdin=subprocess.PIPE,
             stdout=told,
             stderr=log,
             start_new_session=True,
         )
-    done = len(read_progress(fold.folder / "progress.jsonl"))
+    position, device = place
     bar = tqdm(
-        total=epochs,
-        initial=done,
-        desc=f"fold {fold.fold} ({device})",
+        total=job.options.epochs + sum(job.options.extensions),
+        initial=len(read_progress(folder.progress)),
+        desc=f"fold {fold} ({device})",
         unit="epoch",
         position=position,
         leave=False,
         disable=None,  # bars above one another make no sense in a file; train.log has one for each
     )
-    return _Child(fold=fold, place=place, process=process, told=told, bar=bar)
+    return _Child(fold=fold, folder=folder, place=place, process=process, told=told, bar=bar)
 
 
 def _stop(children: list[_Child]) -> None:

@@ -1,12 +1,15 @@
-"""One fold on its way: trained, its model written, its held-out cases scored."""
+"""The folds of a run on their way: trained, the model written, the held-out cases scored."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.datasets.folds import Fold, Split
-from autoliver.parallel import Limits
+from autoliver.errors import AutoliverError
+from autoliver.machine import Machine
+from autoliver.models.files import FoldFolder
 from autoliver.pipeline.data import Planned
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
@@ -25,37 +28,49 @@ if TYPE_CHECKING:
 
     from autoliver.evaluation.results import Scores
     from autoliver.training.distributed import Group
-    from autoliver.training.patches.cache import CacheChoice
+    from autoliver.training.fold import FoldTask, TrainedFold
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """A finished fold and the scores of its held-out cases (None for fold `all`)."""
+    """What became of a fold.
+
+    Attributes:
+        fold: Which fold.
+        folder: Its folder.
+        scores: Of its held-out cases; None for fold `all`, and where the fold failed.
+        problem: Why the fold was not finished; empty where it was.
+        hint: What to do about that.
+    """
 
     fold: Fold
     folder: Path
-    scores: "Scores | None"
+    scores: "Scores | None" = None
+    problem: str = ""
+    hint: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the fold was not finished."""
+        return bool(self.problem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldJob:
-    """One fold: train, write the model, score the held-out cases.
+class RunJob:
+    """A run and the folds of it that are wanted: train, write the model, score held-out cases.
 
     Attributes:
         planned: The dataset and its plan.
         name: The configuration's name.
         configuration: The plan's decisions, with those that were changed for this run.
         store: The preprocessed cases.
-        run: The run it belongs to.
-        previous: For a cascade, what its first stage found.
-        previous_run: For a cascade, the first stage's run.
-        pretrained: Whether it begins with the weights that the run keeps.
-        options: Of the run.
-        fold: Which fold.
-        split: Its cases.
-        cache: Where cases lie meanwhile.
-        tensorboard: Whether each epoch is written for TensorBoard, too.
-        limits: Of this machine.
+        run: The run's folder.
+        previous: For a cascade, the folder of what its first stage found.
+        previous_run: For a cascade, the name of the first stage's run.
+        pretrained: Whether folds begin with the weights that the run keeps.
+        options: The training options of the run.
+        splits: The wanted folds and their cases.
+        machine: What may be used.
     """
 
     planned: Planned
@@ -67,77 +82,54 @@ class FoldJob:
     previous_run: str | None
     pretrained: bool
     options: TrainingOptions
-    fold: Fold
-    split: Split
-    cache: "CacheChoice"
-    tensorboard: bool
-    limits: Limits
+    splits: Mapping[Fold, Split]
+    machine: Machine
 
-    @property
-    def folder(self) -> Path:
-        """Its folder."""
-        return self.run.fold(self.fold)
+    def folder(self, fold: Fold) -> FoldFolder:
+        """The folder of a fold."""
+        return FoldFolder(self.run.fold(fold))
 
-    @property
-    def trained(self) -> bool:
-        """Whether its model is there, with all extensions."""
-        return is_trained(self.folder, self.options)
+    def trained(self, fold: Fold) -> bool:
+        """Whether a fold has its model, made with all extensions."""
+        return is_trained(self.folder(fold), self.options)
 
-    @property
-    def finished(self) -> bool:
-        """Whether its held-out cases are scored as well."""
-        return self.trained and (not self.split.validation or self._scores_path.exists())
+    def finished(self, fold: Fold) -> bool:
+        """Whether a fold is trained and its held-out cases are scored."""
+        held_out = self.splits[fold].validation
+        return self.trained(fold) and (not held_out or self.folder(fold).scores.exists())
 
-    @property
-    def _scores_path(self) -> Path:
-        return self.folder / "validation" / "scores.json"
-
-    def result(self) -> FoldResult:
-        """What it came to, once it is finished."""
+    def result(self, fold: Fold) -> FoldResult:
+        """The result of a fold that is finished."""
         from autoliver.evaluation.results import Scores
 
-        scores = Scores.load(self._scores_path) if self.split.validation else None
-        return FoldResult(fold=self.fold, folder=self.folder, scores=scores)
+        files = self.folder(fold)
+        scores = Scores.load(files.scores) if self.splits[fold].validation else None
+        return FoldResult(fold=fold, folder=files.path, scores=scores)
 
-    def run_to_end(self, device: "torch.device", group: "Group") -> None:
-        """Does what is missing; of several processes the lead alone writes and predicts.
+    def failure(self, fold: Fold, error: AutoliverError) -> FoldResult:
+        """The result of a fold that an error has ended."""
+        # Not the error itself: its traceback would keep the fold's tensors.
+        return FoldResult(
+            fold=fold, folder=self.folder(fold).path, problem=error.problem, hint=error.hint
+        )
+
+    def run_to_end(self, fold: Fold, device: "torch.device", group: "Group") -> None:
+        """Does what a fold lacks; of several processes the lead alone writes and predicts.
 
         Raises:
             Stopped: By SIGTERM; the state is saved.
             AutoliverError: See the stages.
         """
-        if not group.lead_does(lambda: self.trained):
-            self._train(device, group)
-        if self.split.validation:
-            group.lead_does(lambda: self._validate(device))
+        if not group.lead_does(lambda: self.trained(fold)):
+            self._train(fold, device, group)
+        if self.splits[fold].validation:
+            group.lead_does(lambda: self._validate(fold, device))
 
-    def _train(self, device: "torch.device", group: "Group") -> None:
-        from autoliver.models.files import FoldModel, save_fold
-        from autoliver.networks.checkpoint import load_weights
-        from autoliver.training.fold import FoldTask
+    def _train(self, fold: Fold, device: "torch.device", group: "Group") -> None:
         from autoliver.training.loop import train_fold
-        from autoliver.training.patches.cache import CacheOptions
 
-        plan, limits = self.planned.plan, group.own_limits(self.limits)
-        task = FoldTask(
-            configuration=self.configuration,
-            labels=plan.labels,
-            train=[self._case(name) for name in self.split.train],
-            validation=[self._case(name) for name in self.split.validation],
-            options=self.options,
-            tensorboard=self.tensorboard,
-            folder=self.folder,
-            device=device,
-            title=f"{self.planned.dataset.short_name} {self.run.path.name} fold {self.fold}",
-            start=load_weights(self.run.start)[0] if self.pretrained else None,
-            cache=CacheOptions(
-                kind=self.cache,
-                limits=limits,
-                network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
-            ),
-            group=group,
-        )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        task = self._task(fold, device, group)
+        task.folder.mkdir(parents=True, exist_ok=True)
         with stop_on_sigterm() as stop:
             trained = train_fold(task, stop=stop)
         if not trained.finished:
@@ -146,31 +138,57 @@ class FoldJob:
                 "the state is saved.",
                 hint="Run the same command again to go on.",
             )
-        if not group.leads:
-            return
-        # What an extended fold has found before is not what it finds now.
-        shutil.rmtree(self.folder / "validation", ignore_errors=True)
-        seen, augment = trained.mirror_axes, self.options.augment
-        if self.pretrained and not self.options.steps and not self.options.extensions:
+        if group.leads:
+            # What an extended fold has found before is not what it finds now.
+            shutil.rmtree(task.files.validation, ignore_errors=True)
+            self._save(fold, trained)
+
+    def _task(self, fold: Fold, device: "torch.device", group: "Group") -> "FoldTask":
+        from autoliver.networks.checkpoint import load_weights
+        from autoliver.training.fold import FoldTask
+
+        plan, split = self.planned.plan, self.splits[fold]
+        return FoldTask(
+            configuration=self.configuration,
+            labels=plan.labels,
+            train=[self._case(name) for name in split.train],
+            validation=[self._case(name) for name in split.validation],
+            options=self.options,
+            folder=self.run.fold(fold),
+            device=device,
+            title=f"{self.planned.dataset.short_name} {self.run.path.name} fold {fold}",
+            start=load_weights(self.run.start)[0] if self.pretrained else None,
+            machine=self.machine.replace(limits=group.own_limits(self.machine.limits)),
+            network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
+            group=group,
+        )
+
+    def _save(self, fold: Fold, trained: "TrainedFold") -> None:
+        """Writes the model of a trained fold."""
+        from autoliver.models.files import FoldModel, save_fold
+
+        plan, options = self.planned.plan, self.options
+        seen, augment = trained.mirror_axes, options.augment
+        if self.pretrained and not options.steps and not options.extensions:
             # Without a step it has seen what its source has.
             source = Transfer.load(self.run.transfer)
             seen, augment = source.mirror_axes, source.augment
         if not self.pretrained:  # drawn weights know nothing of the CT that their plan follows
             plan = plan.replace(source_intensities=())
         save_fold(
-            self.folder,
+            self.run.fold(fold),
             trained.weights,
             FoldModel(
-                made_from={"plan": self.planned.plan.digest(), "options": self.options.digest()},
+                made_from={"plan": self.planned.plan.digest(), "options": options.digest()},
                 plan=plan.replace(configurations={self.name: self.configuration}),
                 configuration=self.name,
-                fold=str(self.fold),
-                cases=self.split.train,
+                fold=str(fold),
+                cases=self.splits[fold].train,
                 epochs=len(trained.logs),
                 mirror_axes=seen,
                 weights_sha256="",
                 previous_run=self.previous_run,
-                extended=len(self.options.extensions),
+                extended=len(options.extensions),
                 augment=augment,
             ),
         )
@@ -179,13 +197,13 @@ class FoldJob:
         case = read_case(self.store, name)
         return case if self.previous is None else with_previous(case, self.previous)
 
-    def _validate(self, device: "torch.device") -> None:
+    def _validate(self, fold: Fold, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
-        names = set(self.split.validation)
+        names = set(self.splits[fold].validation)
         score_held_out(
             self.run,
-            self.fold,
+            fold,
             [case for case in self.planned.dataset.labelled if case.name in names],
             labels=self.planned.plan.labels,
-            request=PredictRequest(modality=None, device=str(device), limits=self.limits),
+            request=PredictRequest(modality=None, device=str(device), limits=self.machine.limits),
         )

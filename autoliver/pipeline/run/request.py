@@ -1,61 +1,68 @@
-"""What `train` is asked for."""
+"""What `train` is asked for, as a value that can be sent to another process."""
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
+import msgspec
+
+from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.folds import Fold
-from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.planning.plan import ConfigurationName
 
-if TYPE_CHECKING:
-    from autoliver.training.patches.cache import CacheChoice
-
-_log = logging.getLogger(__name__)
-
+# Called with a sentence that a person should read before the training begins.
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRequest:
-    """What `train` was asked for.
+class TrainRequest(Record, frozen=True, kw_only=True):
+    """What `train` is asked for.
 
     Attributes:
-        configuration: Which configuration.
-        folds: Which folds; empty: all of the cross-validation.
-        changes: Training options that were given (the others are as begun, or default).
-        tag: Distinguishes runs of one configuration.
+        configuration: The configuration to train.
+        folds: The folds to train; empty for all of the cross-validation.
+        changes: The training options that were given; the others stay as the run was begun with,
+            or take their defaults.
+        tag: Tells several runs of one configuration apart.
         fresh: Start over where something was begun.
         extend: Epochs to add to finished folds.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        gpus: GPUs that take folds as they become free; several folds only.
-        jobs: Without them: how many folds are trained at a time, in as many processes.
-        cache: Where cases lie while they are trained on: "auto", "gpu", "ram", "disk".
-        tensorboard: Whether each epoch is written for TensorBoard, too.
-        pretrained: The model whose weights it begins with, and whose plan it follows; None: drawn
-            weights.
-        like: What its plan follows, without weights.
-        own_plan: Keep the dataset's own plan with `pretrained`; weights are made to fit.
-        twin: Take the plan of `pretrained` alone: the training from scratch to compare with.
-        tell: Called with what a person should know before the training begins.
-        limits: For planning, preprocessing, the cache and prediction.
+        pretrained: The model whose weights the training begins with and whose plan it follows;
+            None for weights drawn at random.
+        like: The source whose plan is followed without its weights.
+        own_plan: With `pretrained`, keep the dataset's own plan and make the weights fit.
+        twin: Take only the plan of `pretrained`: this is the training from scratch to compare with.
+        machine: The devices, processes and memory that may be used.
     """
 
     configuration: ConfigurationName
     folds: tuple[Fold, ...] = ()
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = msgspec.field(default_factory=dict)
     tag: str | None = None
     fresh: bool = False
     extend: int | None = None
-    device: str = "auto"
-    gpus: tuple[int, ...] = ()
-    jobs: int | None = None
-    cache: "CacheChoice" = "auto"
-    tensorboard: bool = False
     pretrained: str | None = None
     like: str | None = None
     own_plan: bool = False
     twin: bool = False
-    tell: Tell = _log.info
-    limits: Limits = NO_LIMITS
+    machine: Machine = WHOLE_MACHINE
+
+    def for_fold(self, fold: Fold, machine: Machine) -> "TrainRequest":
+        """The request for one fold of a run whose options are written already."""
+        return self.replace(folds=(fold,), changes={}, fresh=False, extend=None, machine=machine)
+
+
+class QueuedRequest(Artifact, frozen=True, kw_only=True):
+    """What a process of the queue is to do: one fold of a run that was begun.
+
+    Attributes:
+        workspace: Absolute path of the workspace.
+        dataset: Absolute path of the dataset.
+        request: Names the fold, its device and its share of the machine.
+        at_once: How many folds are trained at the same time, which share the cores.
+    """
+
+    KIND: ClassVar[str] = "queued request"
+
+    workspace: str
+    dataset: str
+    request: TrainRequest
+    at_once: int

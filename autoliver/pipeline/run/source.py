@@ -12,7 +12,14 @@ from autoliver.datasets.cases import short_name
 from autoliver.errors import ModelError
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
-from autoliver.models.files import MODEL_FILE, WEIGHTS_FILE, FoldModel, Place, one_fold
+from autoliver.models.files import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    FoldModel,
+    Place,
+    fold_folder_name,
+    one_fold,
+)
 from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
 
@@ -338,7 +345,7 @@ def _nnunet(path: Path, wanted: ConfigurationName) -> Source:
     name = safe(short_name(fold.info.plan.dataset))
     return Source(
         name=name,
-        fold=f"{name}/{fold.run}/fold_{fold.info.fold}",
+        fold=f"{name}/{fold.run}/{fold_folder_name(fold.info.fold)}",
         where=f"nnU-Net's, {path}",
         again=str(path),
         info=fold.info,

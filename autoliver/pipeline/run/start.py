@@ -28,14 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 def find_start(
-    workspace: Workspace, name: str | None, request: TrainRequest
+    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell
 ) -> tuple[Planned, Source | None]:
     """The dataset with the plan to train with, made where it is missing, and the source if any.
 
     Args:
         workspace: Where names are looked up.
         name: Of the dataset.
-        request: Its `pretrained`, `like` and `own_plan`; `tell` hears what was taken.
+        request: Its `pretrained`, `like` and `own_plan` count.
+        tell: Called with what was taken.
 
     Raises:
         AutoliverError: There is no such source, or it cannot serve the dataset.
@@ -47,19 +48,19 @@ def find_start(
         target = safe(workspace.source(name).short_name)
         source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
         taken = "Planned like" if request.twin else "Begins with"
-        request.tell(f"{taken} {source.fold}: {source.where}.")
-        own = planned_dataset(workspace, name, limits=request.limits)
+        tell(f"{taken} {source.fold}: {source.where}.")
+        own = planned_dataset(workspace, name, limits=request.machine.limits)
         theirs = source.plan_for(wanted)
         planned = replace(own, source=source.name)
         if theirs is not None and not request.own_plan:
             followed = Followed(name=source.name, plan=theirs, again=source.again)
-            planned = _follow(own, followed, wanted, request.tell)
+            planned = _follow(own, followed, wanted, tell)
         return planned, None if request.twin else source
     if request.like is None:
-        return planned_dataset(workspace, name, limits=request.limits), None
-    followed = plan_to_follow(workspace, request.like, limits=request.limits)
-    own = planned_dataset(workspace, name, limits=request.limits)
-    return _follow(own, followed, wanted, request.tell), None
+        return planned_dataset(workspace, name, limits=request.machine.limits), None
+    followed = plan_to_follow(workspace, request.like, limits=request.machine.limits)
+    own = planned_dataset(workspace, name, limits=request.machine.limits)
+    return _follow(own, followed, wanted, tell), None
 
 
 def _check_together(request: TrainRequest) -> None:

@@ -2,28 +2,26 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
-from autoliver.parallel import cores
+from autoliver.machine import Machine
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
     planned_configuration,
     preprocess,
 )
-from autoliver.pipeline.run.begin import begin_run, log_memory
+from autoliver.pipeline.run.begin import decide_beginning, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
-from autoliver.pipeline.run.fold_queue import Failure, QueuedFold, queue_devices, run_queue
-from autoliver.pipeline.run.job import FoldJob, FoldResult
-from autoliver.pipeline.run.request import Tell, TrainRequest
+from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
+from autoliver.pipeline.run.job import FoldResult, RunJob
+from autoliver.pipeline.run.request import QueuedRequest, Tell, TrainRequest
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
-    Start,
     find_start,
     fit_weights,
     keep_start,
@@ -60,12 +58,20 @@ class FoldsFailed(AutoliverError):
         self.results = list(results)
 
 
-def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list[FoldResult]:
+def train(
+    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell = _log.info
+) -> list[FoldResult]:
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
     A fold that was stopped goes on where it was; a finished one is left as it is. One of several
     that fails does not keep the others from being trained. Processes that torchrun has started
     train each fold together; the first does all the rest.
+
+    Args:
+        workspace: Where everything is kept.
+        name: Path or name of the dataset.
+        request: What to train.
+        tell: Called with what a person should know before the training begins.
 
     Raises:
         FoldsFailed: Naming the folds that failed, with their reasons.
@@ -73,35 +79,47 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
     """
     from autoliver.training.distributed import join_group
 
+    machine = request.machine
     with join_group() as group:
-        if group.size > 1 and (request.gpus or request.jobs):
+        if group.size > 1 and (machine.gpus or machine.jobs):
             raise OptionError(
                 "--gpus and --jobs give folds to processes of their own; torchrun has started "
                 f"{group.size} that train each fold together.",
                 hint="Use one or the other.",
             )
-        _check_machine(request)
+        _check_machine(machine)
         _check_options(request)
-        jobs = group.lead_does(lambda: _fold_jobs(workspace, name, request, group))
-        failures = _train_folds(jobs, workspace, request, group)
+        job = group.lead_does(lambda: _run_job(workspace, name, request, group, tell))
+        failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
-        done = [job for job in jobs if job.fold not in failed]
-        results = group.lead_does(lambda: [job.result() for job in done])
+        done = [fold for fold in job.splits if fold not in failed]
+        results = group.lead_does(lambda: [job.result(fold) for fold in done])
         if failures:
-            raise _folds_failed(jobs[0].run.name, results, failures)
+            raise _folds_failed(job.run.name, results, failures)
         return results
 
 
-def _check_machine(request: TrainRequest) -> None:
+def train_queued(path: Path, *, tell: Tell = _log.info) -> list[FoldResult]:
+    """Does what a process of a queue is asked for in a file; `tell` as in `train`.
+
+    Raises:
+        AutoliverError: As `train`; or the file is missing or damaged.
+    """
+    queued = QueuedRequest.load(path)
+    join_queue(queued.at_once)
+    return train(Workspace(Path(queued.workspace)), queued.dataset, queued.request, tell=tell)
+
+
+def _check_machine(machine: Machine) -> None:
     """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
-    if request.tensorboard:
+    if machine.tensorboard:
         check_tensorboard()
-    queue_devices(request.gpus, request.jobs, device=request.device)
-    if request.cache == "gpu":
+    queue_devices(machine)
+    if machine.cache == "gpu":
         from autoliver.networks.device import choose_device
         from autoliver.training.patches.cache import check_device
 
-        check_device(request.cache, choose_device(request.device))
+        check_device(machine.cache, choose_device(machine.device))
 
 
 def _check_options(request: TrainRequest) -> None:
@@ -110,11 +128,11 @@ def _check_options(request: TrainRequest) -> None:
     check_options(to_record(fields, TrainingOptions, where="The options of train"))
 
 
-def _fold_jobs(
-    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group"
-) -> list[FoldJob]:
-    """The folds to train, planned and preprocessed; refuses what cannot be trained."""
-    planned, source = find_start(workspace, name, request)
+def _run_job(
+    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group", tell: Tell
+) -> RunJob:
+    """The run to train, planned, begun and preprocessed; refuses what cannot be trained."""
+    planned, source = find_start(workspace, name, request, tell=tell)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
     if configuration.previous_stage is not None:
@@ -122,21 +140,30 @@ def _fold_jobs(
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
-    made_from = _made_from(planned, folds, stage, source)
-    fits = partial(_fitting, source, planned, configuration)
-    most = max(len(split.train) for split in splits.values())
-    asked = replace(request, changes=_changes(request, source))
-    options, start = begin_run(run, made_from, asked, list(splits), check=fits, cases=most)
+    cases = max(len(split.train) for split in splits.values())
+    begun = decide_beginning(
+        run,
+        _made_from(planned, folds, stage, source),
+        request.replace(changes=_changes(request, source)),
+        list(splits),
+        cases=cases,
+    )
+    options = begun.options
     configuration = changed_configuration(configuration, options)
+    freezing(options, configuration.network)
     group.part(configuration.batch_size)  # refuses more processes than samples
+    start = None
     if source is not None:
-        note_seen(source, planned, splits, tell=request.tell)
-        start = start or kept_start(run, source, options)
+        start = None if begun.new else kept_start(run, source, options)
         start = start or fit_weights(source, planned, configuration, options)
-        keep_start(run, start, configuration, tell=request.tell)
-    _tell(request.tell, planned.plan, configuration, options, most)
-    stores = preprocess(planned, [request.configuration], limits=request.limits)
-    store, previous = stores[request.configuration], None
+    begun.write()
+    if source is not None and start is not None:
+        note_seen(source, planned, splits, tell=tell)
+        keep_start(run, start, configuration, tell=tell)
+    _tell(tell, planned.plan, configuration, options, cases)
+    limits = request.machine.limits
+    store = preprocess(planned, [request.configuration], limits=limits)[request.configuration]
+    previous = None
     if stage is not None:
         previous = prepare_first_stage(
             planned,
@@ -144,27 +171,21 @@ def _fold_jobs(
             store=store,
             folder=run.path / "previous",
             patch_shape=configuration.patch_shape,
-            limits=request.limits,
+            limits=limits,
         )
-    return [
-        FoldJob(
-            planned=planned,
-            name=request.configuration,
-            configuration=configuration,
-            store=store,
-            run=run,
-            previous=previous,
-            previous_run=None if stage is None else stage.run.path.name,
-            pretrained=source is not None,
-            options=options,
-            fold=fold,
-            split=split,
-            cache=request.cache,
-            tensorboard=request.tensorboard,
-            limits=request.limits,
-        )
-        for fold, split in splits.items()
-    ]
+    return RunJob(
+        planned=planned,
+        name=request.configuration,
+        configuration=configuration,
+        store=store,
+        run=run,
+        previous=previous,
+        previous_run=None if stage is None else stage.run.path.name,
+        pretrained=source is not None,
+        options=options,
+        splits=splits,
+        machine=request.machine,
+    )
 
 
 def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold, Split]:
@@ -201,25 +222,13 @@ def _tell(
         )
 
 
-def _fitting(
-    source: Source | None,
-    planned: Planned,
-    configuration: Configuration,
-    options: TrainingOptions,
-) -> Start | None:
-    """What the options begin with; refuses those that cannot be."""
-    changed = changed_configuration(configuration, options)
-    freezing(options, changed.network)
-    return None if source is None else fit_weights(source, planned, changed, options)
-
-
 def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:
     """The options that were given; what it begins with is one of them, given or not."""
     return {**request.changes, "pretrained": None if source is None else source.fold}
 
 
 def _folds_failed(
-    run: str, results: Sequence[FoldResult], failures: Sequence[Failure]
+    run: str, results: Sequence[FoldResult], failures: Sequence[FoldResult]
 ) -> FoldsFailed:
     """Names the folds that failed; those with the same reason together."""
     alike: dict[str, list[str]] = {}
@@ -239,35 +248,31 @@ def _folds_failed(
 
 
 def _train_folds(
-    jobs: Sequence[FoldJob], workspace: Workspace, request: TrainRequest, group: "Group"
-) -> list[Failure]:
-    """Trains and scores what is not finished: in a queue of processes, or one by one in this."""
-    todo = group.lead_does(lambda: [job for job in jobs if not job.finished])
-    devices = queue_devices(request.gpus, request.jobs, device=request.device)[: len(todo)]
+    job: RunJob, request: TrainRequest, workspace: Path, group: "Group"
+) -> list[FoldResult]:
+    """Trains and scores what is not finished, in a queue of processes or one by one in this one.
+
+    Returns:
+        The folds that failed.
+    """
+    todo: list[Fold] = group.lead_does(lambda: [f for f in job.splits if not job.finished(f)])
+    devices = queue_devices(request.machine)[: len(todo)]
     if len(todo) > 1 and devices:
-        planned, options, run = todo[0].planned, todo[0].options, todo[0].run
-        command = _command(workspace, planned, request, at_once=len(devices))
-        queued = [
-            QueuedFold(fold=j.fold, folder=j.folder, command=(*command, "--fold", str(j.fold)))
-            for j in todo
-        ]
-        epochs = options.epochs + sum(options.extensions)
-        return run_queue(queued, devices, title=run.name, epochs=epochs)
-    if len(request.gpus) > 1 and todo:
+        return run_queue(job, todo, devices, request=request, workspace=workspace)
+    if len(request.machine.gpus) > 1 and todo:
         _log.warning("One fold trains on one GPU: %s is used alone.", devices[0])
-    device = _device(devices[0] if devices else request.device, group)
+    device = _device(devices[0] if devices else request.machine.device, group)
     failures = []
-    for job in todo:
+    for fold in todo:
         try:
-            job.run_to_end(device, group)
+            job.run_to_end(fold, device, group)
         except Stopped:
             raise
         except AutoliverError as error:
-            if len(jobs) == 1 or group.size > 1:
+            if len(job.splits) == 1 or group.size > 1:
                 raise
-            # Not the error itself: its traceback would keep the fold's tensors.
-            failures.append(Failure(fold=job.fold, problem=error.problem, hint=error.hint))
-            _log.warning("Fold %s failed: %s", job.fold, error.problem)
+            failures.append(job.failure(fold, error))
+            _log.warning("Fold %s failed: %s", fold, error.problem)
     return failures
 
 
@@ -277,35 +282,3 @@ def _device(name: str, group: "Group") -> "torch.device":
     device = choose_device(name) if group.size == 1 else own_device(name, group.local_rank)
     group.check_equal("the device", device.type)
     return device
-
-
-def _command(
-    workspace: Workspace, planned: Planned, request: TrainRequest, *, at_once: int
-) -> tuple[str, ...]:
-    """The command that goes on with one fold, but for its number and device.
-
-    What decides the result is in options.json; the machine is shared out.
-    """
-    from autoliver.training.patches.loader import loader_workers
-
-    limits = request.limits
-    workers = limits.workers or min(loader_workers(limits), max(1, cores() // at_once))
-    memory_gb = max(0.1, limits.budget_gb / at_once)
-    return (
-        *("train", planned.dataset.folder, request.configuration),
-        *_start_words(request),
-        *((f"--tag={request.tag}",) if request.tag else ()),
-        *("--cache", request.cache, "--workers", str(workers)),
-        *("--memory-gb", f"{memory_gb:.2f}"),
-        *(("--tensorboard",) if request.tensorboard else ()),
-        *("--workspace", str(workspace.root.resolve())),
-    )
-
-
-def _start_words(request: TrainRequest) -> tuple[str, ...]:
-    return (
-        *(("--pretrained", request.pretrained) if request.pretrained else ()),
-        *(("--like", request.like) if request.like else ()),
-        *(("--own-plan",) if request.own_plan else ()),
-        *(("--twin",) if request.twin else ()),
-    )

@@ -1,13 +1,16 @@
 """A training with transferred weights beside its twin from scratch, under the same budget."""
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 
 from autoliver.errors import OptionError
 from autoliver.pipeline.run.job import FoldResult
-from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.request import Tell, TrainRequest
 from autoliver.pipeline.run.train import train
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import RunFolder, Workspace
+
+_log = logging.getLogger(__name__)
 
 _TAG = "scratch"
 # What a training from scratch has no use for, or has at another value by its own schedule.
@@ -24,7 +27,9 @@ class Compared:
     scratch: list[FoldResult]
 
 
-def train_both(workspace: Workspace, name: str | None, request: TrainRequest) -> Compared:
+def train_both(
+    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell = _log.info
+) -> Compared:
     """Trains as asked and then its twin: the same plan, options and steps, drawn weights.
 
     The twin's run has the tag "scratch" (TAG-scratch where one was given), and learns at the rate
@@ -49,12 +54,14 @@ def train_both(workspace: Workspace, name: str | None, request: TrainRequest) ->
             "--epochs 0 and --compare-scratch: drawn weights that were not trained tell nothing.",
             hint="Give a number of epochs, or leave --compare-scratch out.",
         )
-    transferred = train(workspace, name, request)
+    transferred = train(workspace, name, request, tell=tell)
     if request.changes.get("lr") is not None:
-        request.tell("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
+        tell("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
     options = TrainingOptions.load(RunFolder(transferred[0].folder.parent).options)
     fields = (f for f in TrainingOptions.__struct_fields__ if f not in _KEPT_APART)
     changes = {f: getattr(options, f) for f in fields if f not in _OF_TRANSFER}
     tag = f"{request.tag}-{_TAG}" if request.tag else _TAG
-    scratch = train(workspace, name, replace(request, twin=True, tag=tag, changes=changes))
+    scratch = train(
+        workspace, name, request.replace(twin=True, tag=tag, changes=changes), tell=tell
+    )
     return Compared(transferred=transferred, scratch=scratch)

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoliver.errors import OptionError
+from autoliver.machine import CacheChoice, Machine
 from autoliver.memory import GB
-from autoliver.parallel import NO_LIMITS, Limits
 from autoliver.training.patches.sampling import (
     IMAGE_PAD,
     LABEL_PAD,
@@ -29,7 +29,6 @@ from autoliver.training.patches.sampling import (
 )
 
 CacheKind = Literal["gpu", "ram", "disk"]
-CacheChoice = Literal["auto", "gpu", "ram", "disk"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,24 +37,6 @@ _IMAGE_BYTES, _LABEL_BYTES = 4, 2  # float32, int16
 _GPU_RESERVE_GB = 2.0
 # What cases may take of the host's memory. On the CPU the network needs it, too.
 _RAM_SHARE, _RAM_SHARE_CPU = 0.8, 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheOptions:
-    """Where cases shall lie; decides nothing of what a training ends with.
-
-    Attributes:
-        kind: "auto": the first of the others that fits.
-        limits: Memory of this machine, and worker processes where patches come from disk.
-        network_gb: Memory of the GPU that the training itself needs.
-    """
-
-    kind: CacheChoice = "auto"
-    limits: Limits = NO_LIMITS
-    network_gb: float = 0.0
-
-
-AUTO_CACHE = CacheOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,16 +62,22 @@ def cases_gb(cases: Iterable[TrainingCase]) -> float:
     return total / GB
 
 
-def measure_room(options: CacheOptions, device: torch.device) -> Room:
-    """What is left for cases, here and now."""
+def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 0.0) -> Room:
+    """The memory that is left for cases, here and now.
+
+    Args:
+        machine: Its memory limit counts.
+        device: Where the training runs.
+        network_gb: Memory of the GPU that the training itself needs.
+    """
     gpu_gb = None
     if device.type == "cuda":
         # What an earlier fold has left to PyTorch counts as free.
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0] / GB
-        gpu_gb = max(0.0, free - options.network_gb - _GPU_RESERVE_GB)
+        gpu_gb = max(0.0, free - network_gb - _GPU_RESERVE_GB)
     share = _RAM_SHARE_CPU if device.type == "cpu" else _RAM_SHARE
-    return Room(gpu_gb=gpu_gb, ram_gb=share * options.limits.budget_gb)
+    return Room(gpu_gb=gpu_gb, ram_gb=share * machine.limits.budget_gb)
 
 
 def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:

@@ -23,13 +23,11 @@ import numpy.typing as npt
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from autoliver.errors import AutoliverError
-from autoliver.parallel import Limits, cause_of_death, cores
+from autoliver.parallel import cause_of_death
 from autoliver.training.patches.sampling import Batch, PatchStream
 
 _log = logging.getLogger(__name__)
 
-# One core is left to the training; more workers than these have never been needed.
-_MOST_WORKERS = 8
 _TRIES = 2
 # For a process that has closed its pipe to be gone.
 _PATIENCE_S = 5.0
@@ -63,11 +61,6 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
         batch: Batch = self._data.draw(mine[self.drawn])
         self.drawn += 1
         return {"data": batch.image, "target": batch.label, "keys": batch.cases}
-
-
-def loader_workers(limits: Limits) -> int:
-    """How many worker processes draw patches."""
-    return limits.workers or max(1, min(_MOST_WORKERS, cores() - 1))
 
 
 def drawn_by_workers(

@@ -13,6 +13,7 @@ import torch
 from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
 from autoliver.io.volume import Geometry
+from autoliver.machine import CacheChoice, Machine
 from autoliver.networks.spec import UNetSpec
 from autoliver.parallel import Limits
 from autoliver.planning.plan import Configuration
@@ -24,9 +25,7 @@ from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
-    CacheChoice,
     CacheKind,
-    CacheOptions,
     Room,
     cases_gb,
     choose_cache,
@@ -68,7 +67,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[StoredCase]:
 
 
 def make_task(
-    cases: list[StoredCase], folder: Path, patch: tuple[int, ...], cache: CacheOptions
+    cases: list[StoredCase], folder: Path, patch: tuple[int, ...], machine: Machine
 ) -> FoldTask:
     axes = len(patch)
     network = UNetSpec(
@@ -99,14 +98,14 @@ def make_task(
         folder=folder,
         device=CPU,
         title="Toy",
-        cache=cache,
+        machine=machine,
     )
 
 
 def batches(
     cases: list[StoredCase], patch: tuple[int, ...], kind: CacheKind, *, augmented: bool
 ) -> list[TrainingBatch]:
-    task = make_task(cases, Path(), patch, CacheOptions())
+    task = make_task(cases, Path(), patch, Machine())
     spec = augmentation(task.configuration, "default", mirror=True) if augmented else None
     stream = patch_stream(task, cases, spec, number=0)
     patches = Patches(stream, kind, CPU, workers=1)
@@ -144,7 +143,7 @@ def test_a_cascade_s_batches_are_the_same_wherever_cases_lie(
     own = [with_previous(case, tmp_path) for case in cases]
     found = []
     for kind in ("gpu", "ram", "disk"):
-        task = make_task(own, Path(), (8, 24, 24), CacheOptions())
+        task = make_task(own, Path(), (8, 24, 24), Machine())
         configuration = task.configuration.replace(previous_stage="3d_lowres")
         task = replace(task, configuration=configuration)
         spec = augmentation(configuration, "default", mirror=True)
@@ -168,7 +167,7 @@ def test_a_training_begun_with_one_cache_goes_on_with_another(
     cases: list[StoredCase], tmp_path: Path
 ) -> None:
     def task(folder: str, kind: CacheChoice) -> FoldTask:
-        options = CacheOptions(kind=kind, limits=Limits(workers=1, memory_gb=1.0))
+        options = Machine(cache=kind, limits=Limits(workers=1, memory_gb=1.0))
         return make_task(cases, tmp_path / folder, (16, 16), options)
 
     whole = train_fold(task("whole", "ram"))
@@ -245,14 +244,14 @@ def test_what_does_not_fit_is_refused_with_the_sizes() -> None:
 
 
 def test_the_gpu_cache_needs_a_gpu(cases: list[StoredCase], tmp_path: Path) -> None:
-    task = make_task(cases, tmp_path, (16, 16), CacheOptions(kind="gpu"))
+    task = make_task(cases, tmp_path, (16, 16), Machine(cache="gpu"))
     with pytest.raises(OptionError, match=r"--cache gpu: .*not run on a CUDA device") as caught:
         train_fold(task)
     assert "--cache auto, ram or disk" in caught.value.hint
 
 
 def test_the_memory_limit_bounds_what_is_kept() -> None:
-    room = measure_room(CacheOptions(limits=Limits(memory_gb=8.0)), CPU)
+    room = measure_room(Machine(limits=Limits(memory_gb=8.0)), CPU)
     assert room.gpu_gb is None
     assert room.ram_gb == 4.0
 
@@ -261,7 +260,7 @@ def test_the_memory_limit_bounds_what_is_kept() -> None:
 def test_the_gpu_gives_what_the_network_leaves() -> None:
     free = torch.cuda.mem_get_info()[0] / 2**30
     device = torch.device("cuda")
-    rooms = [measure_room(CacheOptions(network_gb=gb), device).gpu_gb for gb in (0.0, 1.0, 9999.0)]
+    rooms = [measure_room(Machine(), device, network_gb=gb).gpu_gb for gb in (0.0, 1.0, 9999.0)]
     assert rooms[0] is not None
     assert rooms[0] < free
     assert rooms[1] == pytest.approx(rooms[0] - 1.0, abs=0.5)
@@ -273,7 +272,7 @@ def test_the_gpu_gives_what_the_network_leaves() -> None:
 def test_patches_cut_on_the_gpu_are_those_of_the_cpu(
     patch: tuple[int, ...], cases: list[StoredCase]
 ) -> None:
-    task = make_task(cases, Path(), patch, CacheOptions())
+    task = make_task(cases, Path(), patch, Machine())
     stream = patch_stream(task, cases, None, number=0)
     expected = batches(cases, patch, "ram", augmented=False)
     for kind in ("gpu", "ram"):
