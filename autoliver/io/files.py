@@ -1,6 +1,6 @@
 """Image files <-> volumes: the front door, whatever library reads a type of file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ import numpy.typing as npt
 
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.grids import compare_grids
-from autoliver.io.header import Header, label_ending, split_ending
-from autoliver.io.itk import open_file, read_voxels, write_file
+from autoliver.io.header import Header, OpenedFile, label_ending, split_ending, unreadable
+from autoliver.io.itk import open_file as open_itk
+from autoliver.io.itk import write_file
 from autoliver.io.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 
-
+# Ending -> what opens such a file; SimpleITK opens all others. The endings are in io/header.py.
+_OPENERS: dict[str, Callable[[Path], OpenedFile]] = {}
 # How far a stored label may be from a whole number: scaled types round.
 _WHOLE = 1e-4
 
@@ -30,7 +32,7 @@ def read_header(path: str | Path) -> Header:
     Raises:
         DatasetError: The file is missing, empty, damaged or of a type that cannot be read.
     """
-    return open_file(Path(path))[0]
+    return _open(Path(path)).header
 
 
 def read_image(paths: Sequence[str | Path]) -> Volume:
@@ -49,16 +51,16 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
         DatasetError: A file cannot be read, or the files do not share one grid.
     """
     files = [Path(path) for path in paths]
-    opened = [open_file(file) for file in files]
-    geometry = opened[0][0].geometry
-    for file, (header, _) in zip(files, opened, strict=True):
-        _same_grid(files[0], geometry, file, header.geometry)
-    channels = sum(header.channels for header, _ in opened)
+    opened = [_open(file) for file in files]
+    geometry = opened[0].header.geometry
+    for file, one in zip(files, opened, strict=True):
+        _same_grid(files[0], geometry, file, one.header.geometry)
+    channels = sum(one.header.channels for one in opened)
     array = np.empty((channels, *geometry.shape_zyx), dtype=np.float32)
     start = 0
-    for file, (header, reader) in zip(files, opened, strict=True):
-        array[start : start + header.channels] = read_voxels(file, header, reader)
-        start += header.channels
+    for one in opened:
+        array[start : start + one.header.channels] = one.voxels()
+        start += one.header.channels
     return Volume(array=array, geometry=geometry)
 
 
@@ -73,8 +75,8 @@ def read_label(path: str | Path) -> Volume:
         DatasetError: It cannot be read or has several channels.
     """
     path = Path(path)
-    header, reader = open_file(path)
-    array = read_voxels(path, header, reader)
+    opened = _open(path)
+    header, array = opened.header, opened.voxels()
     if header.channels != 1:
         raise DatasetError(
             f"{path}: {header.channels} channels, expected a label map with one.",
@@ -119,6 +121,23 @@ def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None
         AutoliverError: The ending cannot hold the image, or the disk refused.
     """
     write_file(Path(path), array_czyx, geometry)
+
+
+def _open(path: Path) -> OpenedFile:
+    _check_file(path)
+    return _OPENERS.get(split_ending(path.name)[1].lower(), open_itk)(path)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise DatasetError(
+            f"{path}: a folder, expected an image file.",
+            hint="Convert a folder of DICOM slices to one NIfTI file first.",
+        )
+    if not path.exists():
+        raise DatasetError(f"{path}: there is no such file.", hint="Check the path.")
+    if path.stat().st_size == 0:
+        raise unreadable(path, "the file is empty")
 
 
 def _same_grid(first: Path, grid: Geometry, second: Path, other: Geometry) -> None:

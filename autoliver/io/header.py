@@ -1,6 +1,11 @@
 """Endings of image files, and what a file says of itself without its voxels."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from autoliver.artifacts import Record
 from autoliver.errors import DatasetError
@@ -35,6 +40,20 @@ class Header(Record, frozen=True, kw_only=True):
     pixel_type: str
     integer: bool
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A file whose header is read, and its voxels not yet.
+
+    Attributes:
+        header: What it says of itself.
+        voxels: Reads the voxels in the file's own type, (c, z, y, x); raises DatasetError where the
+            file is damaged or cut short.
+    """
+
+    header: Header
+    voxels: Callable[[], npt.NDArray[Any]]
 
 
 def split_ending(name: str) -> tuple[str, str]:

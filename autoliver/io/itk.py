@@ -18,7 +18,7 @@ import numpy.typing as npt
 from autoliver.artifacts import disk_error, replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.grids import geometry_from_xyz, orthonormal
-from autoliver.io.header import Header, label_ending, split_ending, unreadable
+from autoliver.io.header import Header, OpenedFile, label_ending, split_ending, unreadable
 from autoliver.io.nifti import read_sheared_header, sform_note
 from autoliver.io.nifti import read_voxels as read_nifti_voxels
 from autoliver.io.volume import Geometry
@@ -62,9 +62,12 @@ def _quiet(path: Path) -> Iterator[None]:
             os.close(null)
 
 
-def open_file(path: Path) -> tuple[Header, Any]:
-    """The header and ITK's reader; None for it where ITK refuses the header."""
-    _check_file(path)
+def open_file(path: Path) -> OpenedFile:
+    """Opens a file that is there and not empty.
+
+    Raises:
+        DatasetError: It is damaged or of a type that cannot be read.
+    """
     reader = _sitk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -72,21 +75,11 @@ def open_file(path: Path) -> tuple[Header, Any]:
             reader.ReadImageInformation()
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            return read_sheared_header(path), None
+            header = read_sheared_header(path)
+            return OpenedFile(header, lambda: _read_voxels(path, header, None))
         raise unreadable(path, "no known image format, or its header is damaged") from None
-    return _itk_header(path, reader), reader
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise DatasetError(
-            f"{path}: a folder, expected an image file.",
-            hint="Convert a folder of DICOM slices to one NIfTI file first.",
-        )
-    if not path.exists():
-        raise DatasetError(f"{path}: there is no such file.", hint="Check the path.")
-    if path.stat().st_size == 0:
-        raise unreadable(path, "the file is empty")
+    header = _itk_header(path, reader)
+    return OpenedFile(header, lambda: _read_voxels(path, header, reader))
 
 
 def _itk_header(path: Path, reader: Any) -> Header:
@@ -115,8 +108,8 @@ def _itk_header(path: Path, reader: Any) -> Header:
     )
 
 
-def read_voxels(path: Path, header: Header, reader: Any) -> Array:
-    """The voxels in the file's own type, (c, z, y, x)."""
+def _read_voxels(path: Path, header: Header, reader: Any) -> Array:
+    """The voxels, (c, z, y, x); `reader` is None where ITK refuses the header."""
     shape = (header.channels, *header.geometry.shape_zyx)
     ending = split_ending(path.name)[1].lower()
     if reader is None or (ending in _NIFTI and reader.GetNumberOfComponents() == 1):
@@ -162,7 +155,7 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
                 _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
             # ITK does not notice a full disk when it writes these two.
             if ending in _NIFTI or ending == ".gipl":
-                read_voxels(beside, *open_file(beside))
+                open_file(beside).voxels()
         except (RuntimeError, DatasetError) as error:
             raise _unwritable(path, array_czyx.nbytes, error) from error
 
