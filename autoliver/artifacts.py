@@ -146,7 +146,7 @@ def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R
 
 
 def digest(value: object) -> str:
-    """Twelve hex digits that identify a plain value (keys sorted, so their order is no matter)."""
+    """Twelve hex digits that identify a plain value, whatever the order of its keys."""
     text = msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
     return hashlib.sha256(text).hexdigest()[:12]
 

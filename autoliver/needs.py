@@ -99,7 +99,7 @@ def _image_gb(headers: Sequence[Header]) -> float:
 
 
 def _headers(paths: Sequence[str | Path]) -> list[Header]:
-    """Those that can be read: the stage itself tells of the others."""
+    """Those that can be read: the stage itself reports the others."""
     headers = []
     for path in paths:
         try:

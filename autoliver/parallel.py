@@ -68,7 +68,7 @@ class Limits:
 
     Attributes:
         workers: Processes; 0: one for each core this process may use.
-        memory_gb: Of all of them; None: what is free, less 2 GB.
+        memory_gb: Memory of all processes together; None for what is free, less 2 GB.
     """
 
     workers: int = 0
@@ -116,7 +116,7 @@ def map_cases(
     """Applies a function to every case, in as many processes as pay and memory allows.
 
     Args:
-        function: Of one item; can be pickled, as can its items and results.
+        function: Takes one item. It, its items and its results can be pickled.
         items: The cases.
         needs: One for each item.
         pool: How many processes, and how much memory.
@@ -157,7 +157,7 @@ def _processes(needs: Sequence[Need], pool: CasePool) -> int:
             "(--memory-gb).",
             *(pool.what, max(fit, 1), wanted, largest[0].name, largest[0].gb, budget),
         )
-        # A process of its own even for one: if it is killed, this one can tell of it.
+        # A process of its own even for one: if it is killed, this one can report it.
         return max(fit, 1)
     quick = pool.light and sum(need.gb for need in needs) < _WORTH_STARTING_GB
     return 0 if wanted <= 1 or (quick and not limits.workers) else wanted

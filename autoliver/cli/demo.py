@@ -101,7 +101,7 @@ def _train(
         pretrained=pretrained,
     )
     begin = train_both if compare else train
-    begin(workspace, str(dataset), request, tell=lambda text: typer.echo(text, err=True))
+    begin(workspace, str(dataset), request, notify=lambda text: typer.echo(text, err=True))
 
 
 def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":

@@ -174,11 +174,11 @@ def train_queued(
     from autoliver.pipeline.run.train import train_queued as train_asked
 
     start(verbose=False)
-    results = train_asked(request, tell=_tell)
+    results = train_asked(request, notify=_notify)
     emit(_summary(results), _show(results), as_json=as_json)
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     from autoliver.training.distributed import launched
 
     if launched().leads:
@@ -194,12 +194,12 @@ def _train_and_show(
 
     try:
         if compare:
-            both = train_both(workspace, dataset, request, tell=_tell)
+            both = train_both(workspace, dataset, request, notify=_notify)
             result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
             parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
             text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
         else:
-            results = train(workspace, dataset, request, tell=_tell)
+            results = train(workspace, dataset, request, notify=_notify)
             result, text = _summary(results), _show(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:

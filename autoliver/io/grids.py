@@ -34,7 +34,7 @@ class GridDifference(Record, frozen=True, kw_only=True):
     rounding: bool
 
     def values(self) -> tuple[str, str]:
-        """Both values with as many digits as tell them apart."""
+        """Both values with as many digits as they need to differ."""
         for digits in (6, 9):
             texts = tuple(
                 f"({', '.join(f'{v:.{digits}g}' for v in side)})"
@@ -48,8 +48,8 @@ class GridDifference(Record, frozen=True, kw_only=True):
 def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ...]:
     """How two grids differ, in the order size, spacing, origin, direction; () if they do not.
 
-    Differences below 1e-5 are those of single precision and not told. Rounding is: a spacing within
-    1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a voxel.
+    Differences below 1e-5 are those of single precision and are not reported. Rounding is: a
+    spacing within 1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a voxel.
     """
     spacing = np.array(first.spacing_mm)
     shift = np.subtract(first.origin_xyz, second.origin_xyz)

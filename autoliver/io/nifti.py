@@ -77,6 +77,6 @@ def sform_note(reader: Any) -> str:
 def _nibabel() -> Any:
     import nibabel
 
-    # It tells of each header field that it mends; what matters of that becomes a note or an error.
+    # It logs each header field that it mends; what matters becomes a note or an error here.
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     return nibabel

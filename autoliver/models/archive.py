@@ -66,10 +66,10 @@ class Manifest(Artifact, frozen=True, kw_only=True):
     """What an archive holds.
 
     Attributes:
-        name: What it is imported as unless told otherwise.
+        name: The name it is imported by if none is given.
         dataset: What it was trained on.
         channel_names: One per image channel.
-        modality: Of the dataset.
+        modality: The dataset's modality.
         labels: Names and values.
         training_cases: How many cases its folds were trained on; 0 where that is not known.
         entries: Every other file in the archive.

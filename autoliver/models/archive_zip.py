@@ -143,7 +143,7 @@ def read_directory(file: Path) -> dict[str, int]:
     seen: set[str] = set()
     for info in infos:
         problem = _problem(info)
-        name = info.filename.casefold()  # some file systems do not tell "Runs" from "runs"
+        name = info.filename.casefold()  # some file systems take "Runs" for "runs"
         if not problem and name in seen:
             problem = "is there twice"
         if problem:

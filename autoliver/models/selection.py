@@ -71,7 +71,7 @@ def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple
     Args:
         there: Its finished folds.
         folds: "0,2", "all", or None: the finished folds of the cross-validation, else `all`.
-        name: Of the run, for the message.
+        name: The run's name, for the message.
 
     Raises:
         ModelError: A wanted fold is not finished.
@@ -93,7 +93,7 @@ def choose_previous(there: Sequence[str], chosen: Sequence[str], *, name: str) -
     Args:
         there: Finished folds of the low-resolution run.
         chosen: Folds of the cascade.
-        name: Of the low-resolution run, for messages.
+        name: The name of the low-resolution run, for messages.
     """
     if all(fold in there for fold in chosen):
         return tuple(chosen)

@@ -64,7 +64,7 @@ class RunFacts:
         run: Its folder's name.
         configuration: What was trained.
         folds: Names of its folds.
-        epochs: Of each fold.
+        epochs: How many epochs each fold was trained for.
         previous: Whether it is the first stage of a cascade rather than a member.
     """
 
@@ -81,7 +81,7 @@ class ModelFacts:
 
     Attributes:
         dataset: What it was trained on.
-        modality: Of its images.
+        modality: The modality of its images.
         channels: Their names.
         labels: What it finds.
         runs: What predicts.
@@ -270,7 +270,7 @@ def _is_zip(source: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-# Format -> what writes a model and tells its name.
+# Format -> what writes a model and returns its name.
 _WRITERS: dict[Format, Callable[[ModelFiles, Path, ExportRequest], str]] = {
     "autoliver": _export_file,
     "nnunet": _export_nnunet,

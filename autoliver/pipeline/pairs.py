@@ -32,7 +32,7 @@ class FoldPairs:
         runs: At least two, all with this fold finished.
         fold: The fold.
         cases: Those that it holds back, labelled.
-        labels: Of all runs.
+        labels: The labels that all runs have.
         request: How to predict.
     """
 

@@ -1,7 +1,7 @@
 """How far a training is, and the learning rate that goes with it.
 
 A training follows its recipe, unless one of two things puts it on a `Stretch`: no progress for
-`patience` epochs, and it goes to its end early rather than at a stroke; or a finished one is
+`patience` epochs, and it goes to its end early, gradually rather than at once; or a finished one is
 extended. On a stretch the rate falls to zero from where it is, with the recipe's power.
 """
 
@@ -67,7 +67,7 @@ class Course(Record, frozen=True, kw_only=True):
     """What decides on end and rate, besides options, recipe and the steps done.
 
     Attributes:
-        watch: Of the training itself; extensions run to their end.
+        watch: Watches the training itself; extensions always run to their end.
         stretch: None: the recipe alone decides.
     """
 
@@ -137,8 +137,8 @@ class Course(Record, frozen=True, kw_only=True):
         be, and takes its way to the end.
 
         Args:
-            options: Of the training.
-            recipe: Of the training.
+            options: The options of the training.
+            recipe: The recipe of the training.
             step: Steps done, a multiple of those of an epoch.
         """
         if self.extensions >= len(options.extensions):

@@ -167,7 +167,7 @@ def launched() -> Group:
         OptionError: The environment contradicts itself.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    # The only settings from the environment: torchrun has no other way to tell them.
+    # The only settings from the environment: torchrun has no other way to pass them.
     given = {name: os.environ[name] for name in names if name in os.environ}  # noqa: TID251
     if given.get("WORLD_SIZE", "1") == "1":
         return ALONE
@@ -218,7 +218,7 @@ def join_group() -> Iterator[Group]:
 
 
 def _join(place: Group) -> tuple[Group, Any]:
-    """Takes up connection to the others; returns torch's store, which outlives them, too."""
+    """Takes up connection to the others; returns torch's store, which outlives them as well."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore

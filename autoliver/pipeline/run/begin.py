@@ -68,7 +68,7 @@ def decide_beginning(
         run: The run.
         made_from: What there is now to make it from.
         request: What was asked for.
-        folds: The folds that names.
+        folds: The folds that the request names.
         cases: How many cases are trained on.
 
     Raises:
@@ -124,7 +124,7 @@ def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:
         raise OptionError(
             f"{folder.path}: --extend needs the state that the training ended with, resume.pt; it "
             "is gone.",
-            hint="Train it anew with --fresh and more --epochs; --tag NAME keeps this one, too.",
+            hint="Train it anew with --fresh and more --epochs; --tag NAME keeps this one as well.",
         )
     return False
 

@@ -37,8 +37,8 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
     Args:
         planned: The dataset and its plan.
         name: The first stage's configuration.
-        tag: Of the cascade's run; a first stage of the same source and tag comes before
-            one without.
+        tag: The tag of the cascade's run. A first stage of the same source and tag is preferred
+            to one without.
 
     Raises:
         ModelError: There is no such run, it finds other labels, or some case was held out by none

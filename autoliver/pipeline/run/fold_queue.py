@@ -153,7 +153,7 @@ class _Child:
         folder: The fold's folder.
         place: Number of the bar, and device.
         process: The process.
-        told: What it writes to stdout: one JSON object.
+        answer: What it writes to stdout: one JSON object.
         bar: Counts epochs.
     """
 
@@ -161,7 +161,7 @@ class _Child:
     folder: FoldFolder
     place: tuple[int, str]
     process: subprocess.Popen[bytes]
-    told: IO[bytes]
+    answer: IO[bytes]
     bar: Any
     begun: float = field(default_factory=time.monotonic)
 
@@ -207,7 +207,7 @@ class _Child:
         self.bar.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        self.told.close()
+        self.answer.close()
         took = tqdm.format_interval(time.monotonic() - self.begun)
         tqdm.write(f"fold {self.fold} ({self.place[1]}, {took}) {what}", file=sys.stderr)
 
@@ -221,12 +221,12 @@ class _Child:
         self.bar.refresh()
 
     def _error(self) -> dict[str, str] | None:
-        self.told.seek(0)
-        lines = self.told.read().splitlines()
+        self.answer.seek(0)
+        lines = self.answer.read().splitlines()
         with contextlib.suppress(ValueError):
-            told = json.loads(lines[-1]) if lines else None
-            if isinstance(told, dict) and "error" in told:
-                return told
+            answer = json.loads(lines[-1]) if lines else None
+            if isinstance(answer, dict) and "error" in answer:
+                return answer
         return None
 
 
@@ -243,14 +243,14 @@ def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest
     folder = job.folder(fold)
     asked.save(folder.request)
     command = [sys.executable, "-m", "autoliver", COMMAND, str(folder.request.resolve()), "--json"]
-    told = tempfile.TemporaryFile()  # noqa: SIM115 - the child closes it
+    answer = tempfile.TemporaryFile()  # noqa: SIM115 - the child closes it
     with folder.log.open("ab") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
         log.flush()
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            stdout=told,
+            stdout=answer,
             stderr=log,
             start_new_session=True,
         )
@@ -264,7 +264,7 @@ def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest
         leave=False,
         disable=None,  # bars above one another make no sense in a file; train.log has one for each
     )
-    return _Child(fold=fold, folder=folder, place=place, process=process, told=told, bar=bar)
+    return _Child(fold=fold, folder=folder, place=place, process=process, answer=answer, bar=bar)
 
 
 def _stop(children: list[_Child]) -> None:

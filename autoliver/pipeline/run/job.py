@@ -38,7 +38,7 @@ class FoldResult:
     Attributes:
         fold: Which fold.
         folder: Its folder.
-        scores: Of its held-out cases; None for fold `all`, and where the fold failed.
+        scores: The scores of its held-out cases; None for fold `all` and for a fold that failed.
         problem: Why the fold was not finished; empty where it was.
         hint: What to do about that.
     """

@@ -11,7 +11,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.planning.plan import ConfigurationName
 
 # Called with a sentence that a person should read before the training begins.
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class TrainRequest(Record, frozen=True, kw_only=True):

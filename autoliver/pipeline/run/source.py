@@ -45,7 +45,7 @@ class Source:
         again: What `--like` takes to follow its plan.
         info: What the fold says of itself; None of a file of weights alone.
         spec: Its network.
-        digest: Of its weights.
+        digest: Changes with its weights.
         read: Reads its weights, by our names.
     """
 
@@ -154,7 +154,7 @@ def _is_model(path: Path) -> bool:
     """Whether a path is a model of any kind, or a file that claims to be one."""
     from autoliver.pipeline.models import kind_of
 
-    folder = path.resolve()  # "." has a name, too
+    folder = path.resolve()  # so that "." has a name
     if path.is_file():
         return True
     if (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
@@ -188,7 +188,7 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
     """
     if path.name == WEIGHTS_FILE:
         path = path.parent
-    folder = path.resolve()  # "." has a name, too
+    folder = path.resolve()  # so that "." has a name
     if is_archive(path):
         members = open_archive(path).files().members
         parts = [folds for member in members for folds in (member.folds, member.previous) if folds]

@@ -10,7 +10,7 @@ from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import ModelError, OptionError
 from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
-from autoliver.pipeline.run.request import Tell, TrainRequest
+from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import Source, find_source, safe
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
 from autoliver.transfer.follow import far_axes
@@ -28,15 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 def find_start(
-    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell
+    workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify
 ) -> tuple[Planned, Source | None]:
     """The dataset with the plan to train with, made where it is missing, and the source if any.
 
     Args:
         workspace: Where names are looked up.
-        name: Of the dataset.
+        name: Path or name of the dataset.
         request: Its `pretrained`, `like` and `own_plan` count.
-        tell: Called with what was taken.
+        notify: Called with what was taken.
 
     Raises:
         AutoliverError: There is no such source, or it cannot serve the dataset.
@@ -48,19 +48,19 @@ def find_start(
         target = safe(workspace.source(name).short_name)
         source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
         taken = "Planned like" if request.twin else "Begins with"
-        tell(f"{taken} {source.fold}: {source.where}.")
+        notify(f"{taken} {source.fold}: {source.where}.")
         own = planned_dataset(workspace, name, limits=request.machine.limits)
         theirs = source.plan_for(wanted)
         planned = replace(own, source=source.name)
         if theirs is not None and not request.own_plan:
             followed = Followed(name=source.name, plan=theirs, again=source.again)
-            planned = _follow(own, followed, wanted, tell)
+            planned = _follow(own, followed, wanted, notify)
         return planned, None if request.twin else source
     if request.like is None:
         return planned_dataset(workspace, name, limits=request.machine.limits), None
     followed = plan_to_follow(workspace, request.like, limits=request.machine.limits)
     own = planned_dataset(workspace, name, limits=request.machine.limits)
-    return _follow(own, followed, wanted, tell), None
+    return _follow(own, followed, wanted, notify), None
 
 
 def _check_together(request: TrainRequest) -> None:
@@ -82,21 +82,21 @@ def _check_together(request: TrainRequest) -> None:
         )
 
 
-def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, tell: Tell) -> Planned:
+def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, notify: Notify) -> Planned:
     path = own.folder.plan_like(followed.name)
     how = "as planned before" if path.exists() else "planned now"
     planned = planned_like(own, followed, wanted)
-    tell(f"{own.dataset.name} like {followed.name}, {how}: {path}")
+    notify(f"{own.dataset.name} like {followed.name}, {how}: {path}")
     decided = planned.plan.configurations[wanted]
-    tell(f"Spacing {_times(decided.spacing_mm)} mm. {decided.reasons.get('spacing', '')}")
+    notify(f"Spacing {_times(decided.spacing_mm)} mm. {decided.reasons.get('spacing', '')}")
     only = planned.plan.replace(configurations={wanted: decided})
     for finding in far_axes(only, own.plan):
-        tell(f"Note: {finding}")
+        notify(f"Note: {finding}")
     return planned
 
 
 def note_seen(
-    source: Source, planned: Planned, splits: Mapping[Fold, Split], *, tell: Tell = _log.info
+    source: Source, planned: Planned, splits: Mapping[Fold, Split], *, notify: Notify = _log.info
 ) -> None:
     """Says it when the source has learnt from cases that a fold holds out: its scores flatter.
 
@@ -108,7 +108,7 @@ def note_seen(
     for fold, split in splits.items():
         seen = sorted(set(info.cases) & set(split.validation))
         if seen:
-            tell(
+            notify(
                 f"Note: fold {fold}: {source.fold} has learnt from {len(seen)} of the "
                 f"{len(split.validation)} cases held out ({', '.join(seen[:3])}"
                 f"{', ...' if len(seen) > 3 else ''}): their scores will be too good."
@@ -159,7 +159,7 @@ def fit_weights(
 
 
 def keep_start(
-    run: RunFolder, start: Start, configuration: Configuration, *, tell: Tell = _log.info
+    run: RunFolder, start: Start, configuration: Configuration, *, notify: Notify = _log.info
 ) -> None:
     """Writes what the folds of a run begin with; transfer.json last, to say that it is there."""
     from autoliver.networks.checkpoint import save_weights
@@ -168,7 +168,7 @@ def keep_start(
         run.transfer.unlink(missing_ok=True)  # or it would vouch for other weights
         save_weights(run.start, start.weights, spec=configuration.network)
         start.transfer.save(run.transfer)
-    tell(f"{start.transfer.table.describe()}\nEach weight: {run.transfer}")
+    notify(f"{start.transfer.table.describe()}\nEach weight: {run.transfer}")
 
 
 def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:

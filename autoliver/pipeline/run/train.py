@@ -19,7 +19,7 @@ from autoliver.pipeline.run.begin import decide_beginning, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
-from autoliver.pipeline.run.request import QueuedRequest, Tell, TrainRequest
+from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
     find_start,
@@ -59,7 +59,7 @@ class FoldsFailed(AutoliverError):
 
 
 def train(
-    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell = _log.info
+    workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify = _log.info
 ) -> list[FoldResult]:
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
@@ -71,7 +71,7 @@ def train(
         workspace: Where everything is kept.
         name: Path or name of the dataset.
         request: What to train.
-        tell: Called with what a person should know before the training begins.
+        notify: Called with what a person should know before the training begins.
 
     Raises:
         FoldsFailed: Naming the folds that failed, with their reasons.
@@ -89,7 +89,7 @@ def train(
             )
         _check_machine(machine)
         _check_options(request)
-        job = group.lead_does(lambda: _run_job(workspace, name, request, group, tell))
+        job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify))
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
@@ -99,15 +99,15 @@ def train(
         return results
 
 
-def train_queued(path: Path, *, tell: Tell = _log.info) -> list[FoldResult]:
-    """Does what a process of a queue is asked for in a file; `tell` as in `train`.
+def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
+    """Does what a process of a queue is asked for in a file; `notify` as in `train`.
 
     Raises:
         AutoliverError: As `train`; or the file is missing or damaged.
     """
     queued = QueuedRequest.load(path)
     join_queue(queued.at_once)
-    return train(Workspace(Path(queued.workspace)), queued.dataset, queued.request, tell=tell)
+    return train(Workspace(Path(queued.workspace)), queued.dataset, queued.request, notify=notify)
 
 
 def _check_machine(machine: Machine) -> None:
@@ -129,10 +129,10 @@ def _check_options(request: TrainRequest) -> None:
 
 
 def _run_job(
-    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group", tell: Tell
+    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group", notify: Notify
 ) -> RunJob:
     """The run to train, planned, begun and preprocessed; refuses what cannot be trained."""
-    planned, source = find_start(workspace, name, request, tell=tell)
+    planned, source = find_start(workspace, name, request, notify=notify)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
     if configuration.previous_stage is not None:
@@ -158,9 +158,9 @@ def _run_job(
         start = start or fit_weights(source, planned, configuration, options)
     begun.write()
     if source is not None and start is not None:
-        note_seen(source, planned, splits, tell=tell)
-        keep_start(run, start, configuration, tell=tell)
-    _tell(tell, planned.plan, configuration, options, cases)
+        note_seen(source, planned, splits, notify=notify)
+        keep_start(run, start, configuration, notify=notify)
+    _notify(notify, planned.plan, configuration, options, cases)
     limits = request.machine.limits
     store = preprocess(planned, [request.configuration], limits=limits)[request.configuration]
     previous = None
@@ -208,17 +208,17 @@ def _made_from(
     }
 
 
-def _tell(
-    tell: Tell, plan: Plan, configuration: Configuration, options: TrainingOptions, cases: int
+def _notify(
+    notify: Notify, plan: Plan, configuration: Configuration, options: TrainingOptions, cases: int
 ) -> None:
     """What a person should know of the options before it begins."""
     if options.patch or options.batch_size:
         log_memory(configuration, plan)
-    tell(why_schedule(options, cases))
+    notify(why_schedule(options, cases))
     if parse_augment(options.augment) and hides_fat(plan):
-        tell(
+        notify(
             "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
-            "--window -150 250 for a model that shall work there, too."
+            "--window -150 250 for a model that is meant to work on MR as well."
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from autoliver.errors import OptionError
 from autoliver.pipeline.run.job import FoldResult
-from autoliver.pipeline.run.request import Tell, TrainRequest
+from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.train import train
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import RunFolder, Workspace
@@ -28,7 +28,7 @@ class Compared:
 
 
 def train_both(
-    workspace: Workspace, name: str | None, request: TrainRequest, *, tell: Tell = _log.info
+    workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify = _log.info
 ) -> Compared:
     """Trains as asked and then its twin: the same plan, options and steps, drawn weights.
 
@@ -42,7 +42,7 @@ def train_both(
     if request.pretrained is None:
         raise OptionError(
             "--compare-scratch trains the twin of a training with --pretrained.",
-            hint="Give --pretrained SOURCE, too.",
+            hint="Give --pretrained SOURCE as well.",
         )
     if request.extend is not None:
         raise OptionError(
@@ -51,17 +51,18 @@ def train_both(
         )
     if request.changes.get("epochs") == 0:
         raise OptionError(
-            "--epochs 0 and --compare-scratch: drawn weights that were not trained tell nothing.",
+            "--epochs 0 and --compare-scratch: weights drawn at random and never trained are no "
+            "training to compare with.",
             hint="Give a number of epochs, or leave --compare-scratch out.",
         )
-    transferred = train(workspace, name, request, tell=tell)
+    transferred = train(workspace, name, request, notify=notify)
     if request.changes.get("lr") is not None:
-        tell("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
+        notify("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
     options = TrainingOptions.load(RunFolder(transferred[0].folder.parent).options)
     fields = (f for f in TrainingOptions.__struct_fields__ if f not in _KEPT_APART)
     changes = {f: getattr(options, f) for f in fields if f not in _OF_TRANSFER}
     tag = f"{request.tag}-{_TAG}" if request.tag else _TAG
     scratch = train(
-        workspace, name, request.replace(twin=True, tag=tag, changes=changes), tell=tell
+        workspace, name, request.replace(twin=True, tag=tag, changes=changes), notify=notify
     )
     return Compared(transferred=transferred, scratch=scratch)
