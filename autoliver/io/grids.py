@@ -49,7 +49,8 @@ def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ..
     """How two grids differ, in the order size, spacing, origin, direction; () if they do not.
 
     Differences below 1e-5 are those of single precision and are not reported. Rounding is: a
-    spacing within 1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a voxel.
+    spacing within 1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a
+    voxel.
     """
     spacing = np.array(first.spacing_mm)
     shift = np.subtract(first.origin_xyz, second.origin_xyz)
