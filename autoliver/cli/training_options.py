@@ -82,6 +82,10 @@ Mirror = Annotated[
     bool | None,
     typer.Option("--mirror/--no-mirror", help="Flip patches or not. [default: the schedule's]"),
 ]
+Foreground = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Share of patches that must show foreground. [default: 0.33]"),
+]
 BatchSize = Annotated[
     int | None, typer.Option(metavar="N", help="Patches per step. [default: the plan's]")
 ]

@@ -259,6 +259,8 @@ def check_options(options: TrainingOptions) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise OptionError(f"--{flag_name(name)} is {value}; it must be a number above 0.")
+    if not 0 <= options.foreground <= 1:
+        raise OptionError(f"--foreground is {options.foreground}; it must be from 0 to 1.")
     if options.seed < 0:
         raise OptionError(f"--seed is {options.seed}; it must be at least 0.")
     _check_together(options)

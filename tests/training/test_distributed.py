@@ -254,7 +254,7 @@ def test_one_begins_and_two_go_on_and_the_reverse(together: Path, tmp_path: Path
     train(make_task("three_ignore", tmp_path))
     assert_alike(tmp_path, together / "begun_by_one")
     begun_by_two = make_task("three_ignore", together / "begun_by_two")
-    assert len(read_progress(begun_by_two.progress_path)) == 1
+    assert len(read_progress(begun_by_two.files.progress)) == 1
     train(begun_by_two)
     assert_alike(tmp_path, begun_by_two.folder)
 

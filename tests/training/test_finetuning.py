@@ -144,7 +144,7 @@ def test_no_epochs_can_be_extended(tmp_path: Path) -> None:
 def test_network_and_running_mean_begin_with_the_weights(schedule: str, tmp_path: Path) -> None:
     task = make_task(tmp_path, schedule=schedule, lr=1e-12)
     train_fold(task, stop=stop_after(1))
-    saved = load_training_state(task.resume_path)
+    saved = load_training_state(task.files.resume)
     for network in (saved["network"], saved["averaged"]):
         for name, weights in (network or {}).items():
             assert torch.allclose(weights, start_weights()[name], atol=1e-9), name
@@ -194,7 +194,7 @@ def test_frozen_parts_stay_as_they_are_to_the_bit_and_others_move(
     task = make_task(tmp_path, freeze=freeze, schedule=schedule)
     done = train_fold(task, stop=stop_after(3))
     assert moved(done.weights, start_weights()) == LEARNING - frozen
-    saved = load_training_state(task.resume_path)
+    saved = load_training_state(task.files.resume)
     assert moved(saved["network"], start_weights()) == LEARNING - frozen
 
 

@@ -151,7 +151,7 @@ def test_a_training_resumed_after_every_step_is_the_uninterrupted_one(
         part = train_fold(broken, stop=stop_after(1))
         assert not part.finished
         assert len(part.logs) == step // 2
-        assert load_training_state(broken.resume_path)["step"] == step
+        assert load_training_state(broken.files.resume)["step"] == step
     rest = train_fold(broken, stop=stop_after(1))
     assert whole.finished
     assert rest.finished
@@ -162,12 +162,12 @@ def test_a_log_ahead_of_the_state_is_cut(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     train_fold(task, stop=stop_after(3))
     first = tmp_path / "first.pt"
-    shutil.copy(task.resume_path, first)
+    shutil.copy(task.files.resume, first)
     whole = train_fold(task)
-    first.replace(task.resume_path)
+    first.replace(task.files.resume)
     again = train_fold(task)
     assert_equal(again, whole)
-    assert timeless(tuple(read_progress(task.progress_path))) == timeless(whole.logs)
+    assert timeless(tuple(read_progress(task.files.progress))) == timeless(whole.logs)
 
 
 def test_a_resumed_training_keeps_the_recipe_it_was_begun_with(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_damaged_and_foreign_states_are_refused(tmp_path: Path) -> None:
     train_fold(task, stop=stop_after(1))
     with pytest.raises(ModelError, match=r"resume\.pt.*has the shape"):
         train_fold(make_task(tmp_path, (6, 16, 16)))
-    content = task.resume_path.read_bytes()
-    task.resume_path.write_bytes(content[:-1])
+    content = task.files.resume.read_bytes()
+    task.files.resume.write_bytes(content[:-1])
     with pytest.raises(ModelError, match=r"resume\.pt: cut short"):
         train_fold(task)
 
@@ -257,9 +257,9 @@ def test_an_extension_goes_on_where_the_training_ended(tmp_path: Path) -> None:
 def test_a_state_without_a_course_is_one_of_the_recipe_alone(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     train_fold(task, stop=stop_after(4))
-    saved = load_training_state(task.resume_path)
+    saved = load_training_state(task.files.resume)
     del saved["course"]
-    save_training_state(task.resume_path, saved)
+    save_training_state(task.files.resume, saved)
     assert_equal(train_fold(task), train_fold(make_task(tmp_path / "whole")))
 
 
@@ -348,11 +348,11 @@ def test_many_batches_in_a_row_without_a_finite_loss_end_the_training(tmp_path: 
 def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path: Path) -> None:
     task = make_task(tmp_path)
     train_fold(task, stop=stop_after(1))
-    saved = load_training_state(task.resume_path)
+    saved = load_training_state(task.files.resume)
     for name, weights in saved["network"].items():
         if weights.shape[0] == 3:  # the head: a finite loss whose gradients overflow when squared
             saved["network"][name] = weights * 1e25
-    save_training_state(task.resume_path, saved)
+    save_training_state(task.files.resume, saved)
     with pytest.raises(AutoliverError, match="gradients were not finite for 5 batches"):
         train_fold(task)
 
