@@ -1,14 +1,13 @@
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 from autoliver.errors import ModelError
 from autoliver.networks.build import build_network, parameter_count
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import read_spec
 from autoliver.nnunet.names import from_nnunet, to_nnunet
 
 torch.set_num_threads(1)
@@ -24,7 +23,7 @@ def golden(request):
 
 
 def spec_of(golden):
-    return msgspec.convert(json.loads(str(golden["spec"])), UNetSpec)
+    return read_spec(json.loads(str(golden["spec"])), where="golden")
 
 
 def state_of(golden):
