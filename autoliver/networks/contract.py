@@ -2,7 +2,8 @@
 
 A network is a member of the union in spec.py. It is added with a record derived from
 `NetworkContract`, its torch module, its name in the union, a line in build.py, and a preset that
-plans it; nothing else in the package knows which networks there are.
+plans it; nothing else in the package knows which networks there are. An example is in
+tests/networks/new_network.
 """
 
 from abc import abstractmethod
