@@ -39,7 +39,14 @@ class Readable(Protocol):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen value with named fields that has a strict JSON form."""
+    """A frozen value with named fields that has a strict JSON form.
+
+    Attributes:
+        TAG_IS_DEFAULT: Of a member of a tagged union: whether digests leave its tag out, as they
+            leave out fields at their default.
+    """
+
+    TAG_IS_DEFAULT: ClassVar[bool] = False
 
     def replace(self, **changes: Any) -> Self:
         """This value with some fields changed."""
@@ -117,12 +124,21 @@ def _without_defaults(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.fields(value)
         pairs = ((field, getattr(value, field.name)) for field in fields)
-        return {f.name: _without_defaults(v) for f, v in pairs if not _is_default(f, v)}
+        counted = {f.name: _without_defaults(v) for f, v in pairs if not _is_default(f, v)}
+        return {**_tag(value), **counted}
     if isinstance(value, dict):
         return {key: _without_defaults(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_defaults(item) for item in value]
     return value
+
+
+def _tag(value: msgspec.Struct) -> dict[str, Any]:
+    """What tells a member of a union apart from the others, unless it is the default one."""
+    config = value.__struct_config__
+    if config.tag_field is None or getattr(value, "TAG_IS_DEFAULT", False):
+        return {}
+    return {config.tag_field: config.tag}
 
 
 def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:

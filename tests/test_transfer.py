@@ -169,8 +169,11 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
     assert not (own / MR / "runs/2d@alone/fold_0").exists()
     run(*command, "--reset-heads")
     table = Transfer.load(own / MR / "runs/2d@alone/transfer.json").table
-    assert {w.action for w in table.weights if w.is_head} == {"reset"}
-    assert {w.action for w in table.weights if not w.is_head} <= {"loaded", "adapted", "reset"}
+    network = FoldModel.load(own / MR / "runs/2d@alone/fold_0/model.json").decisions.network
+    roles = {w.name: network.role(w.name) for w in table.weights}
+    assert {w.action for w in table.weights if roles[w.name].head} == {"reset"}
+    others = {w.action for w in table.weights if not roles[w.name].head}
+    assert others <= {"loaded", "adapted", "reset"}
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def _show_plan(plan: "Plan") -> str:
             ("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", "spacing"),
             ("patch", _join(c.patch_shape, " x "), "patch"),
             ("batch", str(c.batch_size), "batch"),
-            ("network", f"{c.network.kind} {_join(c.network.features, '-')}", "topology"),
+            ("network", c.network.summary, "topology"),
             ("intensities", _join(c.normalization, ", "), "normalization"),
             ("Dice over", "batch" if c.batch_dice else "patch", "batch_dice"),
             ("input", c.previous_stage or "", "previous_stage"),

@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoliver.artifacts import Readable, to_record, write_bytes
+from autoliver.artifacts import Readable, write_bytes
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.networks.build import build_without_weights
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec, read_spec
 
 KIND = "weights"
 SCHEMA = "1"
@@ -40,7 +40,7 @@ def save_weights(
     path: Path,
     state_dict: Mapping[str, Tensor],
     *,
-    spec: UNetSpec,
+    spec: NetworkSpec,
     extra: Mapping[str, str] | None = None,
 ) -> None:
     """Writes weights and the spec of their network as one file, whole or not at all.
@@ -68,7 +68,7 @@ def save_weights(
     write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], UNetSpec]:
+def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], NetworkSpec]:
     """Weights (float32, on the CPU) and the spec of their network.
 
     Args:
@@ -90,7 +90,7 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
     metadata = _metadata(path, content, len(content))
     try:
         raw = json.loads(metadata.get("spec", ""))
-        spec = to_record(raw, UNetSpec, where=f"{path}: spec")
+        spec = read_spec(raw, where=f"{path}: spec")
     except json.JSONDecodeError:
         raise ModelError(f"{path}: the network's spec is not valid JSON.", hint=_AGAIN) from None
     except ArtifactError as error:

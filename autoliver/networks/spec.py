@@ -1,47 +1,24 @@
-"""What a network is, as a value: no torch here, so that plans can hold it."""
+"""The networks there are, as values: no torch here, so that plans can hold them."""
 
-from typing import Literal
+from typing import cast
 
-from autoliver.artifacts import Record
+from autoliver.artifacts import to_record
+from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
-NetworkKind = Literal["unet", "resenc"]
+__all__ = ["NetworkSpec", "ResidualUNetSpec", "UNetSpec", "read_spec"]
+
+# In files the members are told apart by "kind". What a member answers: contract.py.
+NetworkSpec = UNetSpec | ResidualUNetSpec
 
 
-class UNetSpec(Record, frozen=True, kw_only=True):
-    """A U-Net, plain or with a residual encoder, in 2D or 3D.
+def read_spec(fields: object, *, where: str) -> NetworkSpec:
+    """The network of plain JSON values.
 
-    The number of stages is the length of `features`. Every per-stage tuple has that length; the
-    decoder has one stage less. The first stage has stride 1.
+    Args:
+        fields: The values, "kind" among them.
+        where: Where they come from, for the message.
 
-    Attributes:
-        kind: "unet" (plain convolutions) or "resenc" (residual blocks in the encoder).
-        in_channels: Image channels (and one-hot channels of a previous stage, if any).
-        out_channels: Rows of the segmentation heads: classes incl. background, or regions.
-        features: Features per stage, full resolution first.
-        strides: Per stage, one stride per axis (2 or 3 axes); the first all ones.
-        kernels: Per stage, one odd kernel size per axis.
-        blocks_encoder: Convolutions (or residual blocks) per encoder stage.
-        blocks_decoder: Convolutions per decoder stage, deepest last (length: stages - 1).
+    Raises:
+        ArtifactError: The kind is unknown, or a field does not fit.
     """
-
-    kind: NetworkKind = "unet"
-    in_channels: int
-    out_channels: int
-    features: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
-    blocks_encoder: tuple[int, ...]
-    blocks_decoder: tuple[int, ...]
-
-    @property
-    def dimension(self) -> int:
-        """2 or 3."""
-        return len(self.strides[0])
-
-    @property
-    def total_stride(self) -> tuple[int, ...]:
-        """Per axis, by how much the input shrinks on its way to the bottleneck."""
-        total = [1] * self.dimension
-        for stride in self.strides:
-            total = [t * s for t, s in zip(total, stride, strict=True)]
-        return tuple(total)
+    return to_record(fields, cast("type[NetworkSpec]", NetworkSpec), where=where)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import CONV, TRANSPOSED_CONV, ConvBlock, ResidualBlock
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.unet_spec import UNetStages
 
 
 class UNet(nn.Module):
@@ -25,7 +25,7 @@ class UNet(nn.Module):
         deep_supervision: As given or set since.
     """
 
-    def __init__(self, spec: UNetSpec, *, deep_supervision: bool) -> None:
+    def __init__(self, spec: UNetStages, *, deep_supervision: bool) -> None:
         super().__init__()
         self.spec = spec
         self.deep_supervision = deep_supervision
@@ -62,31 +62,31 @@ class UNet(nn.Module):
         return logits if self.deep_supervision else logits[0]
 
 
-def _stem(spec: UNetSpec) -> nn.Module:
-    if spec.kind == "unet":
+def _stem(spec: UNetStages) -> nn.Module:
+    if not spec.RESIDUAL:
         return nn.Identity()
     return ConvBlock(spec.in_channels, spec.features[0], kernel=spec.kernels[0])
 
 
-def _encoder_stage(spec: UNetSpec, level: int) -> nn.Module:
-    block = ConvBlock if spec.kind == "unet" else ResidualBlock
+def _encoder_stage(spec: UNetStages, level: int) -> nn.Module:
+    block = ResidualBlock if spec.RESIDUAL else ConvBlock
     features, kernel = spec.features[level], spec.kernels[level]
     if level > 0:
         before = spec.features[level - 1]
     else:
-        before = spec.in_channels if spec.kind == "unet" else features
+        before = features if spec.RESIDUAL else spec.in_channels
     first = block(before, features, kernel=kernel, stride=spec.strides[level])
     more = (block(features, features, kernel=kernel) for _ in range(spec.blocks_encoder[level] - 1))
     return nn.Sequential(first, *more)
 
 
-def _up(spec: UNetSpec, level: int) -> nn.Module:
+def _up(spec: UNetStages, level: int) -> nn.Module:
     stride = spec.strides[level + 1]
     transposed = TRANSPOSED_CONV[spec.dimension]
     return transposed(spec.features[level + 1], spec.features[level], stride, stride)
 
 
-def _decoder_stage(spec: UNetSpec, level: int) -> nn.Module:
+def _decoder_stage(spec: UNetStages, level: int) -> nn.Module:
     features, kernel = spec.features[level], spec.kernels[level]
     first = ConvBlock(2 * features, features, kernel=kernel)
     more = (
@@ -95,5 +95,5 @@ def _decoder_stage(spec: UNetSpec, level: int) -> nn.Module:
     return nn.Sequential(first, *more)
 
 
-def _head(spec: UNetSpec, level: int) -> nn.Module:
+def _head(spec: UNetStages, level: int) -> nn.Module:
     return CONV[spec.dimension](spec.features[level], spec.out_channels, 1)

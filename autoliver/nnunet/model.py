@@ -13,7 +13,7 @@ from autoliver.datasets.cases import short_name
 from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.models.files import FoldModel
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec
 from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
 from autoliver.nnunet.folder import (
     DATASET_FILE,
@@ -202,7 +202,9 @@ def _fold_model(
     )
 
 
-def _our_weights(checkpoint: "NnunetCheckpoint", spec: UNetSpec, where: str) -> "dict[str, Tensor]":
+def _our_weights(
+    checkpoint: "NnunetCheckpoint", spec: NetworkSpec, where: str
+) -> "dict[str, Tensor]":
     from autoliver.networks.build import build_without_weights
     from autoliver.networks.checkpoint import check_fit
     from autoliver.nnunet.names import from_nnunet
@@ -222,7 +224,7 @@ def _our_weights(checkpoint: "NnunetCheckpoint", spec: UNetSpec, where: str) -> 
     return weights
 
 
-def _nnunet_weights(weights: "Mapping[str, Tensor]", spec: UNetSpec) -> "dict[str, Tensor]":
+def _nnunet_weights(weights: "Mapping[str, Tensor]", spec: NetworkSpec) -> "dict[str, Tensor]":
     import torch
 
     from autoliver.nnunet.names import to_nnunet

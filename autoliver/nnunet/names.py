@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from autoliver.errors import ModelError
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec
+from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec, UNetStages
+from autoliver.nnunet.network import known_to_nnunet
 
 # What DistributedDataParallel and torch.compile put before the name of every weight.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -19,7 +21,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _Pair = tuple[str, str]
 
 
-def to_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, Tensor]:
+def to_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
     """The weights under nnU-Net's names, in its order, duplicates included (same tensors).
 
     Args:
@@ -27,14 +29,14 @@ def to_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, Ten
         spec: The network.
 
     Raises:
-        ModelError: A weight is missing.
+        ModelError: A weight is missing, or nnU-Net has no such network.
     """
     names = nnunet_names(spec)
     _refuse_missing([ours for ours in names.values() if ours not in state_dict])
     return {theirs: state_dict[ours] for theirs, ours in names.items()}
 
 
-def from_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, Tensor]:
+def from_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
     """The weights under our names, whatever wrapped the network when they were saved.
 
     Args:
@@ -42,7 +44,8 @@ def from_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, T
         spec: The network it belongs to.
 
     Raises:
-        ModelError: A weight is missing, or there is one the network has no place for.
+        ModelError: A weight is missing, there is one the network has no place for, or nnU-Net has
+            no such network.
     """
     theirs = {_unwrapped(name): tensor for name, tensor in state_dict.items()}
     names = nnunet_names(spec)
@@ -60,9 +63,17 @@ def from_nnunet(state_dict: Mapping[str, Tensor], spec: UNetSpec) -> dict[str, T
     return ours
 
 
-def nnunet_names(spec: UNetSpec) -> dict[str, str]:
-    """Every name in nnU-Net's state dict -> the name of the same tensor in ours."""
-    encoder = list(_plain_encoder(spec) if spec.kind == "unet" else _residual_encoder(spec))
+def nnunet_names(network: NetworkSpec) -> dict[str, str]:
+    """Every name in nnU-Net's state dict -> the name of the same tensor in ours.
+
+    Raises:
+        ModelError: nnU-Net has no such network.
+    """
+    match spec := known_to_nnunet(network):
+        case UNetSpec():
+            encoder = list(_plain_encoder(spec))
+        case ResidualUNetSpec():
+            encoder = list(_residual_encoder(spec))
     return {
         **{f"encoder.{theirs}": ours for theirs, ours in encoder},
         **{f"decoder.encoder.{theirs}": ours for theirs, ours in encoder},
@@ -76,7 +87,7 @@ def _plain_encoder(spec: UNetSpec) -> Iterator[_Pair]:
             yield from _conv_block(f"stages.{level}.0.convs.{i}", f"encoder.{level}.{i}")
 
 
-def _residual_encoder(spec: UNetSpec) -> Iterator[_Pair]:
+def _residual_encoder(spec: ResidualUNetSpec) -> Iterator[_Pair]:
     yield from _conv_block("stem.convs.0", "stem")
     for level, count in enumerate(spec.blocks_encoder):
         before = spec.features[max(level - 1, 0)]
@@ -90,7 +101,7 @@ def _residual_encoder(spec: UNetSpec) -> Iterator[_Pair]:
                 yield from _conv_block(f"{theirs}.skip.{place}", f"{ours}.projection", bias=False)
 
 
-def _decoder(spec: UNetSpec) -> Iterator[_Pair]:
+def _decoder(spec: UNetStages) -> Iterator[_Pair]:
     levels = list(reversed(range(len(spec.blocks_decoder))))
     for place, level in enumerate(levels):
         for i in range(spec.blocks_decoder[level]):

@@ -4,12 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoliver.errors import ModelError
-from autoliver.networks.spec import NetworkKind, UNetSpec
+from autoliver.networks.spec import NetworkSpec
+from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
 _PACKAGE = "dynamic_network_architectures.architectures.unet"
-_KINDS: dict[str, NetworkKind] = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "resenc"}
-_CLASSES = {kind: name for name, kind in _KINDS.items()}
-_BLOCKS: dict[NetworkKind, str] = {"unet": "n_conv_per_stage", "resenc": "n_blocks_per_stage"}
+# The networks that nnU-Net has, and what it calls them and the blocks of their encoders.
+NnunetSpec = UNetSpec | ResidualUNetSpec
+_SPECS: dict[str, type[NnunetSpec]] = {
+    "PlainConvUNet": UNetSpec,
+    "ResidualEncoderUNet": ResidualUNetSpec,
+}
+_CLASSES = {spec: name for name, spec in _SPECS.items()}
+_BLOCKS: dict[type[NnunetSpec], str] = {
+    UNetSpec: "n_conv_per_stage",
+    ResidualUNetSpec: "n_blocks_per_stage",
+}
 # Settings that our networks are built with, and what nnU-Net takes where one is not given; a name
 # is compared without its module.
 _BUILT_WITH: dict[str, tuple[Any, Any]] = {
@@ -32,7 +41,7 @@ _OTHERS = (
 
 def spec_from_nnunet(
     configuration: Mapping[str, Any], *, in_channels: int, out_channels: int, where: str
-) -> UNetSpec:
+) -> NnunetSpec:
     """The spec of the network that an nnU-Net configuration describes.
 
     Args:
@@ -50,10 +59,10 @@ def spec_from_nnunet(
         name, arguments = _architecture(configuration["architecture"], where)
     else:
         name, arguments = _architecture_before_2_4(configuration, where)
-    kind = _KINDS.get(name.rpartition(".")[2])
+    kind = _SPECS.get(name.rpartition(".")[2])
     if kind is None:
         raise ModelError(
-            f"{where}: the network is a {name}; only {' and '.join(_KINDS)} can be imported.",
+            f"{where}: the network is a {name}; only {' and '.join(_SPECS)} can be imported.",
             hint="Predict with nnU-Net itself, or train a network of autoliver on the dataset.",
         )
     _check_settings(arguments, kind=kind, dimension=dimension, where=where)
@@ -66,27 +75,39 @@ def spec_from_nnunet(
         ) from None
 
 
-def architecture_of(spec: UNetSpec) -> dict[str, Any]:
+def known_to_nnunet(spec: NetworkSpec) -> NnunetSpec:
+    """The network itself.
+
+    Raises:
+        ModelError: nnU-Net has no such network.
+    """
+    match spec:
+        case UNetSpec() | ResidualUNetSpec():
+            return spec
+        case _:
+            raise ModelError(
+                f"nnU-Net has no network of kind '{spec.kind}'.",
+                hint="Export it as a file of autoliver instead.",
+            )
+
+
+def architecture_of(network: NetworkSpec) -> dict[str, Any]:
     """The "architecture" of a configuration in plans.json.
 
     Raises:
         ModelError: nnU-Net has no such network.
     """
-    if spec.kind not in _CLASSES:
-        raise ModelError(
-            f"nnU-Net has no network of kind '{spec.kind}'.",
-            hint="Export it as a file of autoliver instead.",
-        )
+    spec = known_to_nnunet(network)
     axes = spec.dimension
     return {
-        "network_class_name": f"{_PACKAGE}.{_CLASSES[spec.kind]}",
+        "network_class_name": f"{_PACKAGE}.{_CLASSES[type(spec)]}",
         "arch_kwargs": {
             "n_stages": len(spec.features),
             "features_per_stage": list(spec.features),
             "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
             "kernel_sizes": [list(kernel) for kernel in spec.kernels],
             "strides": [list(stride) for stride in spec.strides],
-            _BLOCKS[spec.kind]: list(spec.blocks_encoder),
+            _BLOCKS[type(spec)]: list(spec.blocks_encoder),
             # Deepest first there, full resolution first here.
             "n_conv_per_stage_decoder": list(reversed(spec.blocks_decoder)),
             "conv_bias": True,
@@ -126,7 +147,7 @@ def _architecture_before_2_4(
             "features_per_stage": [min(base * 2**level, most) for level in range(len(blocks))],
             "kernel_sizes": configuration["conv_kernel_sizes"],
             "strides": configuration["pool_op_kernel_sizes"],
-            _BLOCKS[_KINDS.get(name, "unet")]: blocks,
+            _BLOCKS[_SPECS.get(name, UNetSpec)]: blocks,
             "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
             "conv_bias": True,
             "nonlin": "LeakyReLU",
@@ -140,7 +161,7 @@ def _architecture_before_2_4(
 
 
 def _check_settings(
-    arguments: Mapping[str, Any], *, kind: NetworkKind, dimension: int, where: str
+    arguments: Mapping[str, Any], *, kind: type[NnunetSpec], dimension: int, where: str
 ) -> None:
     built_with = {
         **_BUILT_WITH,
@@ -168,16 +189,15 @@ def _check_settings(
 
 
 def _spec(
-    arguments: Mapping[str, Any], *, kind: NetworkKind, channels: tuple[int, int], axes: int
-) -> UNetSpec:
+    arguments: Mapping[str, Any], *, kind: type[NnunetSpec], channels: tuple[int, int], axes: int
+) -> NnunetSpec:
     stages = int(arguments["n_stages"])
     features = _per_stage(arguments["features_per_stage"], stages)
     if arguments.get("stem_channels") not in (None, features[0]):
         raise ValueError("stem_channels")
     kernels = _spread(arguments["kernel_sizes"], stages)
     strides = _spread(arguments["strides"], stages)
-    return UNetSpec(
-        kind=kind,
+    return kind(
         in_channels=channels[0],
         out_channels=channels[1],
         features=features,

@@ -19,7 +19,7 @@ from autoliver.planning.plan import (
     Plan,
     Preset,
 )
-from autoliver.planning.presets import RECIPES
+from autoliver.planning.presets import PRESETS
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -120,7 +120,7 @@ def plan_from_nnunet(
     plan = Plan(
         dataset=plans.dataset_name,
         preset=preset,
-        vram_gb=float(RECIPES[preset].vram_gb),
+        vram_gb=float(PRESETS[preset].vram_gb),
         channel_names=description.channel_names,
         modality=_modality(description, settings, stats),
         labels=labels,

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoliver.errors import OptionError
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.plan import Configuration, Preset
-from autoliver.planning.presets import RECIPES, Recipe
-from autoliver.planning.topology import Topology, feature_map_elements, pool_topology
+from autoliver.planning.presets import MIN_BATCH, PRESETS, REFERENCE_BATCH, PresetRow
+from autoliver.planning.topology import Topology, pool_topology
 
-MIN_BATCH = 2
 # The first patch has the volume (3D) or area (2D) of this cube or square; it only shrinks.
 FIRST_EDGE = {2: 2048, 3: 256}
-# The references were measured with these batches.
-_REFERENCE_BATCH = {2: 12, 3: 2}
-_BASE_FEATURES = 32
-_MAX_FEATURES = {2: 512, 3: 320}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +26,7 @@ class Budget:
     """What a network of one plan may take.
 
     Attributes:
-        recipe: The preset.
+        preset: The preset.
         vram_gb: The memory target.
         batch_share: Share of the dataset's voxels that one batch may show.
         in_channels: Image channels.
@@ -40,36 +35,28 @@ class Budget:
             dataset.json there, "ignore" and, with regions, "background" included.
     """
 
-    recipe: Recipe
+    preset: PresetRow
     vram_gb: float
     batch_share: float
     in_channels: int
     out_channels: int
     rated_channels: int
 
-    def network(self, topology: Topology) -> UNetSpec:
+    def network(self, topology: Topology) -> NetworkSpec:
         """The preset's network with this topology."""
-        stages, dimension = len(topology.strides), len(topology.patch_shape)
-        plain = self.recipe.kind == "unet"
-        return UNetSpec(
-            kind=self.recipe.kind,
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            features=doubled_features(stages, _BASE_FEATURES, most=_MAX_FEATURES[dimension]),
-            strides=topology.strides,
-            kernels=topology.kernels,
-            blocks_encoder=(2,) * stages if plain else ((1, 3, 4) + (6,) * stages)[:stages],
-            blocks_decoder=((2,) if plain else (1,)) * (stages - 1),
+        return self.preset.network(
+            topology, in_channels=self.in_channels, out_channels=self.out_channels
         )
 
     def memory(self, topology: Topology) -> int:
         """Feature map values of one patch."""
-        network = self.network(topology).replace(out_channels=self.rated_channels)
-        return feature_map_elements(network, topology.patch_shape)
+        make = self.preset.fitted_as or self.preset.network
+        network = make(topology, in_channels=self.in_channels, out_channels=self.rated_channels)
+        return network.feature_map_elements(topology.patch_shape)
 
     def reference(self, dimension: int) -> float:
         """Feature map values that fill the memory target with the reference batch."""
-        return self.recipe.reference[dimension] * (self.vram_gb / self.recipe.vram_gb)
+        return self.preset.reference[dimension] * (self.vram_gb / self.preset.vram_gb)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +76,7 @@ class Fit:
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
     topology: Topology
-    network: UNetSpec
+    network: NetworkSpec
     shrunk: bool
     batch_by_memory: int
     batch_by_dataset: int
@@ -105,17 +92,12 @@ class Fit:
         return max(min(self.batch_by_memory, self.batch_by_dataset), MIN_BATCH)
 
 
-def doubled_features(stages: int, base: int, *, most: int) -> tuple[int, ...]:
-    """Features per stage: doubled from stage to stage up to a limit."""
-    return tuple(min(most, base * 2**stage) for stage in range(stages))
-
-
 def memory_gb(configuration: Configuration, preset: Preset) -> float:
     """About how much GPU memory a training takes, by the measure that patches are fitted with."""
-    recipe, dimension = RECIPES[preset], configuration.dimension
-    elements = feature_map_elements(configuration.network, configuration.patch_shape)
-    share = elements * configuration.batch_size / _REFERENCE_BATCH[dimension]
-    return recipe.vram_gb * share / recipe.reference[dimension]
+    row, dimension = PRESETS[preset], configuration.dimension
+    elements = configuration.network.feature_map_elements(configuration.patch_shape)
+    share = elements * configuration.batch_size / REFERENCE_BATCH[dimension]
+    return row.vram_gb * share / row.reference[dimension]
 
 
 def fit_patch(
@@ -139,14 +121,11 @@ def fit_patch(
     spacing = tuple(float(mm) for mm in spacing_mm)
     median = tuple(float(n) for n in median_shape)
     dimension = len(spacing)
-    reference, batch = budget.reference(dimension), _REFERENCE_BATCH[dimension]
+    reference, batch = budget.reference(dimension), REFERENCE_BATCH[dimension]
     topology = pool_topology(spacing, _first_patch(spacing, median))
     memory = budget.memory(topology)
     shrunk = False
-    # The plain presets shrink until the smallest batch fits, the residual ones until the
-    # reference batch does.
-    smallest = MIN_BATCH if budget.recipe.kind == "unet" else batch
-    while memory / batch * smallest > reference:
+    while memory / batch * budget.preset.must_fit[dimension] > reference:
         topology = _smaller(topology, spacing, median, vram_gb=budget.vram_gb)
         memory = budget.memory(topology)
         shrunk = True

@@ -6,7 +6,7 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec
 
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
@@ -81,7 +81,7 @@ class Configuration(Record, frozen=True, kw_only=True):
     batch_dice: bool
     normalization: tuple[Normalization, ...]
     mask_norm: tuple[bool, ...]
-    network: UNetSpec
+    network: NetworkSpec
     previous_stage: ConfigurationName | None = None
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from autoliver.artifacts import Record
 from autoliver.datasets.cases import Dataset, Modality
 from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
-from autoliver.planning.fit import Budget, Fit, doubled_features, fit_patch
+from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.grid import full_resolution
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
@@ -25,7 +25,7 @@ from autoliver.planning.plan import (
     Plan,
     Preset,
 )
-from autoliver.planning.presets import RECIPES
+from autoliver.planning.presets import PRESETS
 
 # A patch that covers less of the median case than this calls for a low-resolution configuration,
 # which is kept if it has at most half the voxels.
@@ -35,9 +35,6 @@ _LOWRES_STEP = 1.03
 # Coarsening starts with the axes finer than the coarsest by more than this factor.
 _LOWRES_SIMILAR = 2
 _BATCH_SHARE = 0.05
-_TINY_BASE_FEATURES = 8
-_TINY_MAX_FEATURES = 80
-_TINY_MAX_BATCH = 4
 
 _NORMALIZATIONS: dict[str, Normalization] = {
     "ct": "ct",
@@ -109,7 +106,6 @@ class _Planner:
     def __init__(self, dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
         names = dataset.channel_names
         kept = fingerprint.median_relative_size_after_cropping
-        self.tiny = options.preset == "tiny"
         self.grid = full_resolution(fingerprint.cases, spacing_mm=options.spacing_mm)
         self.budget = _budget(dataset, options)
         self.cases = len(fingerprint.cases)
@@ -212,14 +208,8 @@ class _Planner:
         self, fit: Fit, *, spacing: str, batch_dice: bool, dice: str
     ) -> Configuration:
         topology, network = fit.topology, fit.network
-        batch_size, most = fit.batch_size, None
-        if self.tiny:
-            features = doubled_features(
-                len(network.features), _TINY_BASE_FEATURES, most=_TINY_MAX_FEATURES
-            )
-            network = network.replace(features=features)
-            most = _TINY_MAX_BATCH
-            batch_size = min(batch_size, most)
+        most = self.budget.preset.max_batch
+        batch_size = fit.batch_size if most is None else min(fit.batch_size, most)
         axes = self.grid.axes[-network.dimension :]
         return Configuration(
             spacing_mm=fit.spacing_mm,
@@ -234,7 +224,7 @@ class _Planner:
                 "spacing": spacing,
                 "patch": reasons.patch(fit, vram_gb=self.budget.vram_gb),
                 "batch": reasons.batch(fit, share_allowed=self.budget.batch_share, most=most),
-                "topology": reasons.topology(network, topology.patch_shape, axes=axes),
+                "topology": network.describe(topology.patch_shape, axes=axes),
                 "normalization": self.normalization_reason,
                 "batch_dice": dice,
             },
@@ -289,10 +279,10 @@ def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> Inte
 
 
 def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
-    recipe, labels = RECIPES[options.preset], dataset.labels
+    row, labels = PRESETS[options.preset], dataset.labels
     return Budget(
-        recipe=recipe,
-        vram_gb=recipe.vram_gb if options.vram_gb is None else options.vram_gb,
+        preset=row,
+        vram_gb=row.vram_gb if options.vram_gb is None else options.vram_gb,
         batch_share=_BATCH_SHARE if options.batch_cap else 1.0,
         in_channels=len(dataset.channel_names),
         out_channels=labels.out_channels,

@@ -1,32 +1,126 @@
 """Presets of the planner: which network, and how much memory it is fitted to."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from autoliver.networks.spec import NetworkKind
+from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
 from autoliver.planning.plan import Preset
+from autoliver.planning.topology import Topology
+
+# Patches per step that are never undercut.
+MIN_BATCH = 2
+# Dimension -> patches per step with which `PresetRow.reference` was measured.
+REFERENCE_BATCH = {2: 12, 3: 2}
+
+_MIN_BATCH = {2: MIN_BATCH, 3: MIN_BATCH}
+# Dimension -> limit of the features that double from stage to stage.
+_MAX_FEATURES = {2: 512, 3: 320}
+_TINY_MAX_FEATURES = {2: 80, 3: 80}
+
+
+class MakeNetwork(Protocol):
+    """What makes a network from a topology; one may leave unused what it has no place for."""
+
+    def __call__(self, topology: Topology, *, in_channels: int, out_channels: int) -> NetworkSpec:
+        """The network that has this topology and these channels."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class PresetRow:
     """A preset.
 
     Attributes:
-        kind: The network.
+        network: Makes its network.
+        fitted_as: Makes the network whose memory decides on patch and batch; None: its own.
         vram_gb: The memory it is meant for.
         reference: Dimension -> feature map values of one patch that fill this memory with the
             reference batch.
+        must_fit: Dimension -> patches per step that have to fit into memory; the patch shrinks
+            until they do.
+        max_batch: The most patches per step; None: as many as memory and dataset allow.
     """
 
-    kind: NetworkKind
+    network: MakeNetwork
+    fitted_as: MakeNetwork | None = None
     vram_gb: float
     reference: dict[int, int]
+    must_fit: dict[int, int]
+    max_batch: int | None = None
 
 
-RECIPES: dict[Preset, Recipe] = {
-    "default": Recipe(kind="unet", vram_gb=8, reference={2: 85_000_000, 3: 560_000_000}),
-    "M": Recipe(kind="resenc", vram_gb=8, reference={2: 135_000_000, 3: 680_000_000}),
-    "L": Recipe(kind="resenc", vram_gb=24, reference={2: 380_000_000, 3: 2_100_000_000}),
-    "XL": Recipe(kind="resenc", vram_gb=40, reference={2: 560_000_000, 3: 3_600_000_000}),
-    # Fitted as default, so that their patches agree; the planner then shrinks features and batch.
-    "tiny": Recipe(kind="unet", vram_gb=8, reference={2: 85_000_000, 3: 560_000_000}),
+def _unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpec:
+    """nnU-Net's plain U-Net."""
+    stages, dimension = len(topology.strides), len(topology.patch_shape)
+    return UNetSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        features=_doubled(stages, 32, most=_MAX_FEATURES[dimension]),
+        strides=topology.strides,
+        kernels=topology.kernels,
+        blocks_encoder=(2,) * stages,
+        blocks_decoder=(2,) * (stages - 1),
+    )
+
+
+def _tiny_unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpec:
+    """The plain U-Net with a quarter of the features."""
+    network = _unet(topology, in_channels=in_channels, out_channels=out_channels)
+    most = _TINY_MAX_FEATURES[network.dimension]
+    return network.replace(features=_doubled(len(network.features), 8, most=most))
+
+
+def _residual_unet(topology: Topology, *, in_channels: int, out_channels: int) -> ResidualUNetSpec:
+    """nnU-Net's U-Net with a residual encoder."""
+    stages, dimension = len(topology.strides), len(topology.patch_shape)
+    return ResidualUNetSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        features=_doubled(stages, 32, most=_MAX_FEATURES[dimension]),
+        strides=topology.strides,
+        kernels=topology.kernels,
+        blocks_encoder=((1, 3, 4) + (6,) * stages)[:stages],
+        blocks_decoder=(1,) * (stages - 1),
+    )
+
+
+def _doubled(stages: int, base: int, *, most: int) -> tuple[int, ...]:
+    """Features per stage: doubled from stage to stage up to a limit."""
+    return tuple(min(most, base * 2**stage) for stage in range(stages))
+
+
+PRESETS: dict[Preset, PresetRow] = {
+    "default": PresetRow(
+        network=_unet,
+        vram_gb=8,
+        reference={2: 85_000_000, 3: 560_000_000},
+        must_fit=_MIN_BATCH,
+    ),
+    "M": PresetRow(
+        network=_residual_unet,
+        vram_gb=8,
+        reference={2: 135_000_000, 3: 680_000_000},
+        must_fit=REFERENCE_BATCH,
+    ),
+    "L": PresetRow(
+        network=_residual_unet,
+        vram_gb=24,
+        reference={2: 380_000_000, 3: 2_100_000_000},
+        must_fit=REFERENCE_BATCH,
+    ),
+    "XL": PresetRow(
+        network=_residual_unet,
+        vram_gb=40,
+        reference={2: 560_000_000, 3: 3_600_000_000},
+        must_fit=REFERENCE_BATCH,
+    ),
+    # Fitted as default, so that their patches agree.
+    "tiny": PresetRow(
+        network=_tiny_unet,
+        fitted_as=_unet,
+        vram_gb=8,
+        reference={2: 85_000_000, 3: 560_000_000},
+        must_fit=_MIN_BATCH,
+        max_batch=4,
+    ),
 }

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.networks.spec import UNetSpec
-from autoliver.planning.fit import FIRST_EDGE, MIN_BATCH, Fit
+from autoliver.planning.fit import FIRST_EDGE, Fit
 from autoliver.planning.plan import IntensityStats, Normalization
+from autoliver.planning.presets import MIN_BATCH
 
 Numbers = Sequence[float] | npt.NDArray[np.float64]
 
@@ -97,24 +97,6 @@ def batch(fit: Fit, *, share_allowed: float, most: int | None) -> str:
             f"{size} patches, the fewest ever used: memory goes into the size of the patch first."
         )
     return f"{size} patches: as many of this size as the memory target holds."
-
-
-def topology(network: UNetSpec, patch_shape: Sequence[int], *, axes: str) -> str:
-    """How often each axis is halved, down to what, and where kernels are thin."""
-    halvings = [sum(s > 1 for s in axis) for axis in zip(*network.strides, strict=True)]
-    bottom = [n // t for n, t in zip(patch_shape, network.total_stride, strict=True)]
-    counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
-    clauses = [
-        f"{len(network.strides)} stages of {network.features[0]} to {network.features[-1]} "
-        f"features: an axis is halved ({counts}) while at least 8 voxels are left and its spacing "
-        f"is within twice the finest, down to {times(bottom)} voxels"
-    ]
-    for name, sizes in zip(axes, zip(*network.kernels, strict=True), strict=True):
-        thin = sum(size == 1 for size in sizes)
-        if thin:
-            where = "first stage does" if thin == 1 else f"first {thin} stages do"
-            clauses.append(f"the {where} not mix neighbours along {name}, where voxels are coarser")
-    return "; ".join(clauses) + "."
 
 
 def normalization(

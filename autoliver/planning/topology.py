@@ -1,10 +1,8 @@
-"""Spacing and patch -> pooling, kernels; network -> size of its feature maps. Pure arithmetic."""
+"""Spacing and patch -> pooling and kernels. Pure arithmetic."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from autoliver.networks.spec import UNetSpec
 
 # An axis is pooled while at least this many positions remain.
 MIN_FEATURE_MAP_EDGE = 4
@@ -81,54 +79,3 @@ def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
     if len(axes) == 1 and size[axes[0]] < 3 * MIN_FEATURE_MAP_EDGE:
         return []
     return axes
-
-
-def feature_map_elements(network: UNetSpec, patch_shape: Sequence[int]) -> int:
-    """Values in all convolution outputs of one forward pass of one patch.
-
-    The measure by which nnU-Net judges memory, without building the network. Only the
-    segmentation head at full resolution counts.
-
-    Args:
-        network: Plain or with a residual encoder.
-        patch_shape: One size per axis, divisible by the network's total stride.
-    """
-    maps = list(_stage_elements(network, patch_shape))
-    if network.kind == "unet":
-        encoder = sum(
-            features * voxels * blocks
-            for features, voxels, blocks in zip(
-                network.features, maps, network.blocks_encoder, strict=True
-            )
-        )
-    else:
-        encoder = _residual_encoder_elements(network, maps)
-    # Each decoder stage: the transposed convolution and its blocks, at its skip's resolution.
-    decoder = sum(
-        features * voxels * (blocks + 1)
-        for features, voxels, blocks in zip(
-            network.features[:-1], maps[:-1], network.blocks_decoder, strict=True
-        )
-    )
-    head = network.out_channels * maps[0]
-    return encoder + decoder + head
-
-
-def _stage_elements(network: UNetSpec, patch_shape: Sequence[int]) -> Iterator[int]:
-    size = list(patch_shape)
-    for stride in network.strides:
-        size = [n // s for n, s in zip(size, stride, strict=True)]
-        yield math.prod(size)
-
-
-def _residual_encoder_elements(network: UNetSpec, maps: Sequence[int]) -> int:
-    """Stem, two convolutions per block, and a skip where features or resolution change."""
-    total = network.features[0] * maps[0]
-    before = (network.features[0], maps[0])
-    for features, voxels, blocks in zip(
-        network.features, maps, network.blocks_encoder, strict=True
-    ):
-        skip = before != (features, voxels)
-        total += features * voxels * (2 * blocks + skip)
-        before = (features, voxels)
-    return total

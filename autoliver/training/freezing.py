@@ -1,8 +1,8 @@
 """Parts of a network that keep the weights they start with, for some epochs or for good.
 
-The parts are the stages of the encoder, the first with the stem, and those of the decoder. Heads
-always learn. A frozen weight has no gradient, and optimisers leave such weights alone: neither
-momentum nor weight decay moves them, and the optimiser is the same one before and after a thaw.
+The network says which parts it has and which weights they hold. Heads always learn. A frozen weight
+has no gradient, and optimisers leave such weights alone: neither momentum nor weight decay moves
+them, and the optimiser is the same one before and after a thaw.
 """
 
 import re
@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from autoliver.errors import OptionError
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.contract import ENCODER, Part, PartGroup
+from autoliver.networks.spec import NetworkSpec
 from autoliver.training.options import TrainingOptions
-
-# Group and number: ("encoder", 0) is the first stage.
-Part = tuple[str, int]
-
-_GROUPS = {"stem": "encoder", "encoder": "encoder", "up": "decoder", "decoder": "decoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +22,17 @@ class Freezing:
     """What is frozen, and how long.
 
     Attributes:
+        network: The network.
         until: Of each frozen part, the epoch (from 0) it is trained from; None: it never is.
     """
 
+    network: NetworkSpec
     until: Mapping[Part, int | None]
 
     def trainable(self, name: str, epoch: int) -> bool:
         """Whether a parameter learns in an epoch, by its name in the state dict."""
-        until = self.until.get(_part(name), 0)
+        part = self.network.role(name).part
+        until = 0 if part is None else self.until.get(part, 0)
         return until is not None and epoch >= until
 
     def apply(self, network: nn.Module, epoch: int) -> bool:
@@ -45,21 +44,23 @@ class Freezing:
         changed = False
         for name, parameter in network.named_parameters():
             wanted = self.trainable(name, epoch)
-            if _part(name) in self.until and parameter.requires_grad != wanted:
+            if self.network.role(name).part in self.until and parameter.requires_grad != wanted:
                 parameter.requires_grad_(wanted)
                 parameter.grad = None
                 changed = True
         return changed
 
 
-def freezing(options: TrainingOptions, network: UNetSpec) -> Freezing:
+def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:
     """What `options.freeze` and `options.unfreeze` mean for a network.
 
     A part that is to be thawed twice is thawed at the earlier epoch.
 
     Raises:
-        OptionError: There is no such part, or it is thawed without being frozen, or too late.
+        OptionError: There is no such part, or it is thawed without being frozen, or too late, or
+            `options.encoder_factor` is given for a network that has no encoder.
     """
+    _check_encoder(options, network)
     frozen = [
         part
         for word in _words(options.freeze)
@@ -79,12 +80,17 @@ def freezing(options: TrainingOptions, network: UNetSpec) -> Freezing:
         for part in parts:
             before = until[part]
             until[part] = epoch if before is None else min(before, epoch)
-    return Freezing(until=until)
+    return Freezing(network=network, until=until)
 
 
-def _part(name: str) -> Part:
-    first, second = name.split(".")[:2]
-    return _GROUPS.get(first, first), int(second) if second.isdigit() else 0
+def _check_encoder(options: TrainingOptions, network: NetworkSpec) -> None:
+    names = [group.name for group in network.parts]
+    if options.encoder_factor != 1.0 and ENCODER not in names:
+        raise OptionError(
+            f"--encoder-factor {options.encoder_factor:g}: this network has no part "
+            f"'{ENCODER}', only {', '.join(names)}.",
+            hint="Leave it out.",
+        )
 
 
 def _words(text: str | None) -> list[str]:
@@ -110,11 +116,11 @@ def _thaw(word: str, options: TrainingOptions) -> tuple[str, int]:
     return named.strip(), int(epoch)
 
 
-def _parts(word: str, network: UNetSpec, *, where: str) -> list[Part]:
+def _parts(word: str, network: NetworkSpec, *, where: str) -> list[Part]:
     """The parts of "encoder", "encoder:2" (the stages below 2) or "encoder.2"."""
-    stages = {"encoder": len(network.features), "decoder": len(network.features) - 1}
-    found = re.fullmatch(r"(encoder|decoder)(?:([.:])([0-9]+))?", word)
-    if found is not None:
+    stages = {group.name: group.stages for group in network.parts}
+    found = re.fullmatch(r"(\w+)(?:([.:])([0-9]+))?", word)
+    if found is not None and found[1] in stages:
         group, sign, number = found[1], found[2], int(found[3] or 0)
         count = stages[group]
         if sign is None:
@@ -123,11 +129,20 @@ def _parts(word: str, network: UNetSpec, *, where: str) -> list[Part]:
             return [(group, stage) for stage in range(number)]
         if sign == "." and number < count:
             return [(group, number)]
-    encoder, decoder = stages["encoder"], stages["decoder"]
+    first, *others = network.parts
+    known = [f"its {first.name} has {_stages(first, unit=True)}"]
+    known += [f"its {group.name} {_stages(group)}" for group in others]
+    last = first.stages - 1
+    several = f", one stage ({first.name}.{last}), or those below one ({first.name}:{last})"
     raise OptionError(
-        f"{where}: this network has no part '{word}': its encoder has {encoder} stages, encoder.0 "
-        f"(with the stem) to encoder.{encoder - 1}, its decoder {decoder}, decoder.0 (full "
-        f"resolution) to decoder.{decoder - 1}; heads always learn.",
-        hint=f"Name encoder or decoder, one stage (encoder.{encoder - 1}), or those below one "
-        f"(encoder:{encoder - 1}).",
+        f"{where}: this network has no part '{word}': {', '.join(known)}; heads always learn.",
+        hint=f"Name {' or '.join(stages)}{several if last else ''}.",
     )
+
+
+def _stages(group: PartGroup, *, unit: bool = False) -> str:
+    """How many stages a group has, and the names of the first and the last."""
+    words = f" stage{'s' if group.stages > 1 else ''}" if unit else ""
+    first = f"{group.name}.0" + (f" ({group.first})" if group.first else "")
+    last = f" to {group.name}.{group.stages - 1}" if group.stages > 1 else ""
+    return f"{group.stages}{words}, {first}{last}"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from autoliver.artifacts import to_record
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
-from autoliver.networks.spec import UNetSpec
-from autoliver.networks.unet import UNet
+from autoliver.networks.contract import ENCODER
+from autoliver.networks.spec import NetworkSpec
 from autoliver.training.course import Course
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
@@ -139,7 +139,7 @@ class TrainingState:
 
 
 def new_state(
-    spec: UNetSpec,
+    spec: NetworkSpec,
     recipe: Recipe,
     *,
     options: TrainingOptions,
@@ -165,16 +165,16 @@ def new_state(
     if start is not None:
         check_fit(start, network, where="The weights to start with")
         network.load_state_dict(dict(start))
-    # Of several heads the lowest has no share in the loss (losses.py), hence no gradient;
-    # DistributedDataParallel would wait for one.
-    network.heads[-1].requires_grad_(len(network.heads) == 1)
+    for name, parameter in network.named_parameters():
+        # DistributedDataParallel would wait for a gradient.
+        parameter.requires_grad_(not spec.role(name).idle)
     layout = memory_format(spec, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return TrainingState(
         recipe=recipe,
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
-        optimizer=_make_optimizer(network, recipe, encoder_factor=options.encoder_factor),
+        optimizer=_make_optimizer(network, spec, recipe, encoder_factor=options.encoder_factor),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
         sums=sums,
     )
@@ -185,7 +185,7 @@ def saved_recipe(saved: dict[str, Any], *, where: str) -> Recipe:
     return to_record(saved["recipe"], Recipe, where=where)
 
 
-def memory_format(spec: UNetSpec, device: torch.device) -> torch.memory_format:
+def memory_format(spec: NetworkSpec, device: torch.device) -> torch.memory_format:
     """The layout of weights and patches that trains fastest.
 
     On the CPU, channels last nearly halves the time of 3D convolutions forward and backward (0.77 s
@@ -204,14 +204,16 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _make_optimizer(
-    network: UNet, recipe: Recipe, *, encoder_factor: float
+    network: nn.Module, spec: NetworkSpec, recipe: Recipe, *, encoder_factor: float
 ) -> torch.optim.Optimizer:
     """The optimiser; its groups' "factor", where they have one, is that of the rate."""
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
     if encoder_factor != 1.0:
-        encoder = [*network.stem.parameters(), *network.encoder.parameters()]
-        theirs = set(encoder)
-        rest = [p for p in network.parameters() if p not in theirs]
+        encoder: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in network.named_parameters():
+            part = spec.role(name).part
+            (encoder if part and part[0] == ENCODER else rest).append(parameter)
         # The rest first: its rate is the one that is logged.
         groups = [{"params": rest, "factor": 1.0}, {"params": encoder, "factor": encoder_factor}]
     if recipe.optimizer == "sgd":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import NetworkSpec
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
 from autoliver.transfer.table import Action, Transferred, TransferTable
 
@@ -35,7 +35,7 @@ class Side:
         sees_labels: Whether further channels show what a first stage found, one per value.
     """
 
-    spec: UNetSpec
+    spec: NetworkSpec
     channels: tuple[str, ...]
     labels: Labels
     sees_labels: bool = False
@@ -70,7 +70,7 @@ def transfer_weights(
         New weights for the target, and what was done.
 
     Raises:
-        ModelError: The networks differ in dimension or kind, or no label has a counterpart.
+        ModelError: The networks differ in dimension or type, or no label has a counterpart.
     """
     _check(source, target)
     rows = map_rows(source.labels, target.labels)
@@ -86,7 +86,7 @@ def transfer_weights(
         found = state.get(name)
         if found is None:
             weights[name], entry = fresh.clone(), _reset(name, fresh, "the source has none")
-        elif name.startswith("heads."):
+        elif target.spec.role(name).head:
             if heads == "reset":
                 weights[name], entry = fresh.clone(), _reset(name, fresh, "as asked for")
             else:
@@ -110,11 +110,9 @@ def _check(source: Side, target: Side) -> None:
             f"The source is a {one.dimension}D network, the target a {other.dimension}D one.",
             hint="Give a source of the same dimension.",
         )
-    if one.kind != other.kind:
-        words = {"unet": "plain (default)", "resenc": "residual (M, L, XL)"}
+    if why := other.unlike(one):
         raise ModelError(
-            f"The source's encoder is {words[one.kind]}, the target's {words[other.kind]}: "
-            "their weights do not correspond.",
+            why,
             hint="Plan the target like its source: autoliver plan DATASET --like SOURCE.",
         )
 
@@ -122,18 +120,17 @@ def _check(source: Side, target: Side) -> None:
 def _body(
     name: str, found: Tensor, fresh: Tensor, source: Side, target: Side
 ) -> tuple[Tensor, Transferred]:
-    how = []
-    if name == first_convolution(target.spec):
+    how, role = [], target.spec.role(name)
+    if name == target.spec.first_convolution:
         found, words = _first(found, source, target)
         how += [words] if words else []
     if found.ndim > 2 and found.shape[2:] != fresh.shape[2:]:
         how.append(f"kernel {_size(found.shape[2:])} -> {_size(fresh.shape[2:])}")
-        found = adapt_kernel(found, fresh.shape[2:], repeat=name.startswith("up."))
+        found = adapt_kernel(found, fresh.shape[2:], repeat=role.transposed)
     taken = fresh.numel()
     if found.shape != fresh.shape:
-        halves = _concatenated(name)
         how.append(f"features {_size(found.shape[:2])} -> {_size(fresh.shape[:2])}")
-        found, taken = adapt_features(found, fresh, halves=halves)
+        found, taken = adapt_features(found, fresh, halves=role.concatenated)
     action: Action = "adapted" if how else "loaded"
     entry = Transferred(
         name=name, action=action, parameters=fresh.numel(), taken=taken, how="; ".join(how)
@@ -159,11 +156,6 @@ def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:
     known = sum(index is not None for index in columns)
     words = f"{known} of {len(columns)} channels of labels by label"
     return torch.stack([*image.unbind(1), *further], 1), "; ".join(filter(None, [how, words]))
-
-
-def first_convolution(spec: UNetSpec) -> str:
-    """The name of the weight that meets the image."""
-    return "encoder.0.0.conv.weight" if spec.kind == "unet" else "stem.conv.weight"
 
 
 def adapt_channels(
@@ -260,12 +252,6 @@ def adapt_features(found: Tensor, fresh: Tensor, *, halves: bool) -> tuple[Tenso
         piece = found[:rows, group * there : group * there + columns]
         result[:rows, group * here : group * here + columns] = piece
     return result, rows * columns * groups * result[0, 0].numel()
-
-
-def _concatenated(name: str) -> bool:
-    """Whether a weight meets what comes from below and across, side by side."""
-    parts = name.split(".")
-    return parts[0] == "decoder" and parts[2] == "0" and parts[-1] == "weight" and "conv" in parts
 
 
 def _head(name: str, found: Tensor, fresh: Tensor, rows: RowMap) -> tuple[Tensor, Transferred]:

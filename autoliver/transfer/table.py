@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.networks.spec import NetworkSpec
 
 Action = Literal["loaded", "adapted", "reset"]
 
@@ -32,11 +33,6 @@ class Transferred(Record, frozen=True, kw_only=True):
     taken: int
     how: str = ""
 
-    @property
-    def is_head(self) -> bool:
-        """Whether it belongs to a segmentation head."""
-        return self.name.startswith("heads.")
-
 
 class TransferTable(Record, frozen=True, kw_only=True):
     """What became of all weights.
@@ -51,14 +47,21 @@ class TransferTable(Record, frozen=True, kw_only=True):
     ignored: tuple[str, ...]
     labels: dict[str, str]
 
-    @property
-    def share(self) -> float:
-        """The share of the parameters outside of the heads that come from the source."""
-        body = [weight for weight in self.weights if not weight.is_head]
+    def share(self, network: NetworkSpec) -> float:
+        """The share of the parameters outside of the heads that come from the source.
+
+        Args:
+            network: The target.
+        """
+        body = [weight for weight in self.weights if not network.role(weight.name).head]
         return sum(w.taken for w in body) / max(1, sum(w.parameters for w in body))
 
-    def describe(self) -> str:
-        """A table for people: how many weights and parameters went which way."""
+    def describe(self, share: float) -> str:
+        """A table for people: how many weights and parameters went which way.
+
+        Args:
+            share: Of the parameters outside of the heads, how much comes from the source.
+        """
         every = max(1, sum(weight.parameters for weight in self.weights))
         lines = [f"{'':8}  {'weights':>7}  {'parameters':>10}  {'share':>6}"]
         for action, meaning in _MEANING.items():
@@ -75,9 +78,9 @@ class TransferTable(Record, frozen=True, kw_only=True):
         lines.append("heads: " + (", ".join(mapped) or "all rows drawn"))
         if mapped and fresh:
             lines.append(f"       drawn: {', '.join(fresh)}")
-        if self.share < ENOUGH:
+        if share < ENOUGH:
             lines.append(
-                f"Only {100 * self.share:.0f} % of the parameters outside of the heads come from "
+                f"Only {100 * share:.0f} % of the parameters outside of the heads come from "
                 "the source: its network differs much."
             )
         return "\n".join(lines)

@@ -7,20 +7,20 @@ from torch import nn
 from autoliver.errors import ModelError
 from autoliver.networks.blocks import ConvBlock, ResidualBlock
 from autoliver.networks.build import build_network, build_without_weights, parameter_count
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import ResidualUNetSpec, UNetSpec
 
 torch.set_num_threads(1)
 
-PLAIN = UNetSpec(
-    in_channels=2,
-    out_channels=3,
-    features=(4, 6, 8),
-    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
-    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
-    blocks_encoder=(2, 1, 2),
-    blocks_decoder=(2, 1),
-)
-RESIDUAL = PLAIN.replace(kind="resenc")
+FIELDS = {
+    "in_channels": 2,
+    "out_channels": 3,
+    "features": (4, 6, 8),
+    "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "blocks_encoder": (2, 1, 2),
+    "blocks_decoder": (2, 1),
+}
+PLAIN, RESIDUAL = UNetSpec(**FIELDS), ResidualUNetSpec(**FIELDS)
 
 
 @pytest.mark.parametrize("spec", [PLAIN, RESIDUAL])
@@ -105,16 +105,15 @@ def test_a_generator_decides_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("kind", "encoder", "decoder", "expected"),
+    ("network", "encoder", "decoder", "expected"),
     # Counted on the networks that nnU-Net 2.8.1 builds.
     [
-        ("unet", (2,) * 6, (2,) * 5, 31_196_399),
-        ("resenc", (1, 3, 4, 6, 6, 6), (1,) * 5, 102_350_575),
+        (UNetSpec, (2,) * 6, (2,) * 5, 31_196_399),
+        (ResidualUNetSpec, (1, 3, 4, 6, 6, 6), (1,) * 5, 102_350_575),
     ],
 )
-def test_parameter_count_of_a_usual_plan_is_that_of_nnunet(kind, encoder, decoder, expected):
-    spec = UNetSpec(
-        kind=kind,
+def test_parameter_count_of_a_usual_plan_is_that_of_nnunet(network, encoder, decoder, expected):
+    spec = network(
         in_channels=1,
         out_channels=3,
         features=(32, 64, 128, 256, 320, 320),

@@ -17,12 +17,11 @@ from autoliver.networks.checkpoint import (
     save_weights,
     weights_extra,
 )
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import ResidualUNetSpec
 
 torch.set_num_threads(1)
 
-SPEC = UNetSpec(
-    kind="resenc",
+SPEC = ResidualUNetSpec(
     in_channels=1,
     out_channels=2,
     features=(2, 4),

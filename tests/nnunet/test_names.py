@@ -8,8 +8,10 @@ import torch
 
 from autoliver.errors import ModelError
 from autoliver.networks.build import build_network, parameter_count
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import read_spec
+from autoliver.networks.unet_spec import UNetStages
 from autoliver.nnunet.names import from_nnunet, to_nnunet
+from autoliver.nnunet.network import architecture_of
 
 torch.set_num_threads(1)
 
@@ -24,7 +26,7 @@ def golden(request):
 
 
 def spec_of(golden):
-    return msgspec.convert(json.loads(str(golden["spec"])), UNetSpec)
+    return read_spec(json.loads(str(golden["spec"])), where="golden")
 
 
 def state_of(golden):
@@ -90,3 +92,19 @@ def test_a_checkpoint_of_another_network_is_refused(golden):
     ours = from_nnunet(theirs, spec)
     with pytest.raises(ModelError, match="are missing"):
         to_nnunet(ours, more)
+
+
+class OtherSpec(UNetStages, frozen=True, kw_only=True, tag="other"):
+    """Has every field of a U-Net, and is none of nnU-Net's two."""
+
+
+def test_a_network_that_nnunet_has_not_is_refused_however_alike_it_is(golden):
+    spec, theirs = spec_of(golden), state_of(golden)
+    other = OtherSpec(**msgspec.structs.asdict(spec))
+    refused = pytest.raises(ModelError, match="nnU-Net has no network of kind 'other'")
+    with refused:
+        from_nnunet(theirs, other)
+    with refused:
+        to_nnunet(from_nnunet(theirs, spec), other)
+    with refused:
+        architecture_of(other)

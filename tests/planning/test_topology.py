@@ -1,7 +1,7 @@
 import pytest
 
-from autoliver.networks.spec import UNetSpec
-from autoliver.planning.topology import feature_map_elements, pool_topology
+from autoliver.networks.spec import ResidualUNetSpec, UNetSpec
+from autoliver.planning.topology import pool_topology
 
 
 def test_coarse_axis_waits_until_the_others_have_caught_up():
@@ -39,8 +39,7 @@ def test_too_small_to_halve():
 def spec(kind, features, strides, **channels):
     stages = len(features)
     plain = kind == "unet"
-    return UNetSpec(
-        kind=kind,
+    return (UNetSpec if plain else ResidualUNetSpec)(
         features=features,
         strides=strides,
         kernels=((3,) * len(strides[0]),) * stages,
@@ -53,10 +52,10 @@ def spec(kind, features, strides, **channels):
 def test_two_stages_by_hand():
     # encoder 2*4*64 + 2*8*16, decoder (1 transposed + 2) * 4*64, head 3*64
     network = spec("unet", (4, 8), ((1, 1), (2, 2)), in_channels=1, out_channels=3)
-    assert feature_map_elements(network, (8, 8)) == 512 + 256 + 768 + 192
+    assert network.feature_map_elements((8, 8)) == 512 + 256 + 768 + 192
     # stem 4*64, one block 2*4*64, three blocks (6 + 1 skip)*8*16, decoder 2*4*64, head
     network = spec("resenc", (4, 8), ((1, 1), (2, 2)), in_channels=1, out_channels=3)
-    assert feature_map_elements(network, (8, 8)) == 256 + 512 + 896 + 512 + 192
+    assert network.feature_map_elements((8, 8)) == 256 + 512 + 896 + 512 + 192
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_equals_dynamic_network_architectures(kind, in_3d, in_2d):
     # compute_conv_feature_map_size of version 0.4.4 of the package, nets built as nnU-Net does.
     strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
     network = spec(kind, (32, 64, 128, 128), strides, in_channels=2, out_channels=3)
-    assert feature_map_elements(network, (16, 48, 40)) == in_3d
+    assert network.feature_map_elements((16, 48, 40)) == in_3d
     strides = ((1, 1), (2, 2), (2, 2), (2, 1))
     network = spec(kind, (32, 64, 128, 256), strides, in_channels=1, out_channels=5)
-    assert feature_map_elements(network, (64, 32)) == in_2d
+    assert network.feature_map_elements((64, 32)) == in_2d

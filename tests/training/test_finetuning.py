@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,7 +17,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError, OptionError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
-from autoliver.networks.spec import NetworkKind, UNetSpec
+from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
 from autoliver.planning.plan import Configuration
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.freezing import freezing
@@ -25,8 +26,7 @@ from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import RECIPES, Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state
 
-SPEC = UNetSpec(
-    kind="resenc",
+SPEC = ResidualUNetSpec(
     in_channels=1,
     out_channels=2,
     features=(4, 6, 8),
@@ -296,9 +296,8 @@ def test_without_a_factor_there_is_one_group_as_ever() -> None:
     assert len(groups[1][0]["params"]) + len(groups[1][1]["params"]) == len(groups[0][0]["params"])
 
 
-@pytest.mark.parametrize("kind", ["unet", "resenc"])
-def test_every_parameter_but_those_of_heads_belongs_to_a_part(kind: NetworkKind) -> None:
-    spec = SPEC.replace(kind=kind)
+@pytest.mark.parametrize("spec", [UNetSpec(**msgspec.structs.asdict(SPEC)), SPEC])
+def test_every_parameter_but_those_of_heads_belongs_to_a_part(spec: NetworkSpec) -> None:
     options = TrainingOptions(pretrained="Source", freeze="encoder,decoder")
     frozen = freezing(options, spec)
     network = build_network(spec, deep_supervision=True)

@@ -6,13 +6,12 @@ from torch.nn import functional as F
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.build import build_network
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import ResidualUNetSpec, UNetSpec
 from autoliver.transfer.adapt import (
     Side,
     adapt_channels,
     adapt_features,
     adapt_kernel,
-    first_convolution,
     transfer_weights,
 )
 
@@ -24,8 +23,8 @@ CHAOS = Labels(
 )
 
 
-def spec(axes=3, **changes):
-    return UNetSpec(
+def spec(axes=3, network=UNetSpec, **changes):
+    return network(
         **{
             "in_channels": 1,
             "out_channels": 3,
@@ -70,7 +69,7 @@ def test_equal_sides_give_the_source_itself():
     weights, _, new, table = run(side(), side())
     assert all(torch.equal(new[name], weights[name]) for name in weights)
     assert {w.action for w in table.weights} == {"loaded"}
-    assert table.share == 1.0
+    assert table.share(spec()) == 1.0
     assert table.ignored == ()
     assert table.labels == {"liver": "liver", "tumor": "tumor"}
 
@@ -90,8 +89,8 @@ def test_heads_follow_the_names_of_labels():
         assert torch.equal(new[name][:2], weights[name][:2])
         assert torch.equal(new[name][2:], drawn[name][2:])
     assert table.labels == {"Liver": "liver", "right kidney": "", "left kidney": ""}
-    assert table.share == 1.0
-    body = {w.action for w in table.weights if not w.is_head}
+    assert table.share(target.spec) == 1.0
+    body = {w.action for w in table.weights if not target.spec.role(w.name).head}
     assert body == {"loaded"}
 
 
@@ -123,10 +122,10 @@ def test_one_label_as_class_and_as_region_is_the_same_prediction(forward):
     torch.testing.assert_close(softmax.softmax(1)[:, 1], sigmoid.sigmoid()[:, 0])
 
 
-@pytest.mark.parametrize("kind", ["unet", "resenc"])
-def test_an_image_in_every_channel_is_the_image(kind):
-    one = spec(kind=kind)
-    three = spec(kind=kind, in_channels=3)
+@pytest.mark.parametrize("network", [UNetSpec, ResidualUNetSpec])
+def test_an_image_in_every_channel_is_the_image(network):
+    one = spec(network=network)
+    three = spec(network=network, in_channels=3)
     source, target = side(one), side(three, channels=("T1", "T2", "FLAIR"))
     weights, _, new, table = run(source, target)
     image = torch.randn(1, 1, 8, 8, 8)
@@ -135,7 +134,7 @@ def test_an_image_in_every_channel_is_the_image(kind):
         result = network_with(three, new)(image.expand(-1, 3, -1, -1, -1))
     torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
     changed = [w.name for w in table.weights if w.action == "adapted"]
-    assert changed == [first_convolution(three)]
+    assert changed == [three.first_convolution]
 
 
 def test_channels_go_by_name_then_by_number():
@@ -212,7 +211,7 @@ def test_leading_features_are_kept_of_both_halves_of_a_decoder():
     entry = next(w for w in table.weights if w.name == name)
     assert entry.taken == 4 * 8 * 27
     assert entry.action == "adapted"
-    assert 0.5 < table.share < 1
+    assert 0.5 < table.share(wide) < 1
     vector, count = adapt_features(torch.ones(3), torch.zeros(5), halves=False)
     assert (vector.tolist(), count) == ([1, 1, 1, 0, 0], 3)
 
@@ -221,7 +220,7 @@ def test_what_does_not_correspond_is_refused():
     with pytest.raises(ModelError, match="3D network, the target a 2D one"):
         run(side(), side(spec(axes=2)))
     with pytest.raises(ModelError, match=r"plain \(default\), the target's residual") as caught:
-        run(side(), side(spec(kind="resenc")))
+        run(side(), side(spec(network=ResidualUNetSpec)))
     assert "--like" in caught.value.hint
 
 
@@ -231,7 +230,7 @@ def test_a_cascade_begins_with_the_image_channel_of_another_modality():
     heart = Labels(values={"background": (0,), "spleen": (1,), "Tumour": (2,), "liver": (3,)})
     target = side(spec(in_channels=4, out_channels=4), channels=("T2",), labels=heart, sees=True)
     weights, _, new, table = run(source, target)
-    name = first_convolution(target.spec)
+    name = target.spec.first_convolution
     found, made = weights[name], new[name]
     assert torch.equal(made[:, 0], found[:, 0])
     assert not made[:, 1].any()

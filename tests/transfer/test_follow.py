@@ -2,7 +2,6 @@ import pytest
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
-from autoliver.networks.build import check_spec
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 from autoliver.transfer.follow import (
@@ -112,7 +111,7 @@ def test_the_network_is_the_source_s_and_everything_about_the_data_the_target_s(
     assert like.intensities == mr().intensities
     for name, source in CT.configurations.items():
         made = like.configurations[name]
-        check_spec(made.network)
+        made.network.check()
         assert made.network == source.network.replace(out_channels=4)
         assert (made.patch_shape, made.batch_size) == (source.patch_shape, source.batch_size)
         assert made.spacing_mm == source.spacing_mm

@@ -26,7 +26,7 @@ from autoliver.workspace import ModelFolder, RunFolder, Workspace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autoliver.networks.spec import UNetSpec
+    from autoliver.networks.spec import NetworkSpec
     from autoliver.nnunet.model import ImportedFold
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Source:
     where: str
     again: str
     info: FoldModel | None
-    spec: "UNetSpec"
+    spec: "NetworkSpec"
     digest: str
     read: "Callable[[], dict[str, Tensor]]"
 

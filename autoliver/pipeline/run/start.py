@@ -150,7 +150,7 @@ def fit_weights(
         made_from={"source": source.digest, "options": _part_of(options)},
         source=source.fold,
         found=source.where,
-        share=table.share,
+        share=table.share(configuration.network),
         mirror_axes=() if source.info is None else source.info.mirror_axes,
         augment="default" if source.info is None else source.info.augment,
         table=table,
@@ -168,7 +168,7 @@ def keep_start(
         run.transfer.unlink(missing_ok=True)  # or it would vouch for other weights
         save_weights(run.start, start.weights, spec=configuration.network)
         start.transfer.save(run.transfer)
-    notify(f"{start.transfer.table.describe()}\nEach weight: {run.transfer}")
+    notify(f"{start.transfer.table.describe(start.transfer.share)}\nEach weight: {run.transfer}")
 
 
 def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:

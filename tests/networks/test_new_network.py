@@ -1,0 +1,189 @@
+"""A network is added with its own files, a name in a union, a line in a match and a preset.
+
+The package is copied, the network of `new_network/` is added to the copy, and a child process does
+with it what people do: plan, train, transfer, predict, export.
+"""
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from autoliver.io.files import read_label
+
+PACKAGE = Path(__file__).parents[2] / "autoliver"
+TOY = Path(__file__).parent / "new_network"
+OWN_FILES = ("toy_spec.py", "toy.py")
+CT, MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
+
+# File -> (what is there, what takes its place).
+EDITS = {
+    "networks/spec.py": [
+        (
+            "from autoliver.networks.unet_spec",
+            "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.networks.unet_spec",
+        ),
+        (
+            "NetworkSpec = UNetSpec | ResidualUNetSpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec | ToySpec",
+        ),
+    ],
+    "networks/build.py": [
+        (
+            "from autoliver.networks.unet import UNet\n",
+            "from autoliver.networks.toy import Toy\n"
+            "from autoliver.networks.toy_spec import ToySpec\n"
+            "from autoliver.networks.unet import UNet\n",
+        ),
+        (
+            "    match spec:\n",
+            "    match spec:\n"
+            "        case ToySpec():\n"
+            "            return Toy(spec, deep_supervision=deep_supervision)\n",
+        ),
+    ],
+    "planning/plan.py": [('"XL", "tiny"]', '"XL", "tiny", "toy"]')],
+    "planning/presets.py": [
+        (
+            "from autoliver.planning.plan import Preset\n",
+            "from autoliver.networks.toy_spec import ToySpec\n"
+            "from autoliver.planning.plan import Preset\n",
+        ),
+        (
+            "PRESETS: dict[Preset, PresetRow] = {\n",
+            "def _toy(topology: Topology, *, in_channels: int, out_channels: int) -> ToySpec:\n"
+            "    axes = len(topology.patch_shape)\n"
+            "    return ToySpec(axes=axes, in_channels=in_channels, out_channels=out_channels)\n"
+            "\n\n"
+            "PRESETS: dict[Preset, PresetRow] = {\n"
+            '    "toy": PresetRow(\n'
+            "        network=_toy,\n"
+            "        vram_gb=1,\n"
+            "        reference={2: 4_000_000, 3: 40_000_000},\n"
+            "        must_fit=_MIN_BATCH,\n"
+            "        max_batch=2,\n"
+            "    ),\n",
+        ),
+    ],
+}
+
+
+def add_toy(package: Path) -> None:
+    for name in OWN_FILES:
+        shutil.copy(TOY / name, package / "networks" / name)
+    for name, changes in EDITS.items():
+        text = (package / name).read_text()
+        for before, after in changes:
+            assert text.count(before) == 1, f"{name}: {before}"
+            text = text.replace(before, after)
+        (package / name).write_text(text)
+
+
+def different_files(one: Path, other: Path) -> set[str]:
+    """Files that only one of two folders has, or whose contents differ."""
+    names = {
+        str(path.relative_to(folder))
+        for folder in (one, other)
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
+    return names - set(same)
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder that everything was written to, and what was refused in which words."""
+    folder = tmp_path_factory.mktemp("toy")
+    package = folder / "code" / "autoliver"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    add_toy(package)
+    assert different_files(PACKAGE, package) == {*EDITS, *(f"networks/{n}" for n in OWN_FILES)}
+    with pytest.MonkeyPatch.context() as patch:
+        tests = Path(__file__).parents[1]
+        patch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{tests}")
+        done = subprocess.run(
+            [sys.executable, TOY / "journey.py", package, folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, json.loads((folder / "refused.json").read_text())
+
+
+def weights(fold: Path) -> dict[str, np.ndarray]:
+    return load_file(fold / "weights.safetensors")
+
+
+def test_the_plan_holds_the_new_network(journey):
+    plan = json.loads((journey[0] / "workspace" / CT / "plan.json").read_text())
+    decided = plan["configurations"]["2d"]
+    network = {"kind": "toy", "in_channels": 1, "out_channels": 6, "axes": 2, "features": 8}
+    assert decided["network"] == network
+    assert decided["batch_size"] == 2
+    size = " x ".join(map(str, decided["patch_shape"]))
+    assert decided["reasons"]["topology"] == (
+        f"Two convolutions of 8 features see 3 voxels along yx of {size}."
+    )
+    assert plan["configurations"]["3d_fullres"]["network"] == {**network, "axes": 3}
+
+
+def test_it_learns_and_its_held_out_case_is_scored(journey):
+    fold = journey[0] / "workspace" / CT / "runs/2d/fold_0"
+    found = weights(fold)
+    assert {name: w.shape for name, w in found.items()} == {
+        "body.weight": (8, 1, 3, 3),
+        "body.bias": (8,),
+        "head.weight": (6, 8, 1, 1),
+        "head.bias": (6,),
+    }
+    assert np.abs(found["body.bias"]).max() > 0  # drawn as 0
+    assert len(list((fold / "validation").glob("*.nii.gz"))) == 1
+    assert (fold / "validation/scores.json").is_file()
+
+
+def test_a_frozen_part_stays_as_the_source_has_it_and_the_head_moves(journey):
+    workspace = journey[0] / "workspace"
+    source = weights(workspace / CT / "runs/2d/fold_0")
+    run = workspace / MR / "runs/2d@PhantomCT"
+    tuned = weights(run / "fold_all")
+    for name in ("body.weight", "body.bias"):
+        assert np.array_equal(tuned[name], source[name])
+    for name in ("head.weight", "head.bias"):
+        assert not np.array_equal(tuned[name], source[name])
+    transfer = json.loads((run / "transfer.json").read_text())
+    assert transfer["share"] == 1.0
+    assert {w["action"] for w in transfer["table"]["weights"]} == {"loaded"}
+
+
+def test_it_predicts_from_the_workspace_and_from_a_file_alike(journey):
+    folder = journey[0]
+    (one,) = (folder / "by_name").glob("*.nii.gz")
+    label = read_label(one)
+    assert label.array.shape == (1, 10, 32, 32)
+    assert len(np.unique(label.array)) > 1
+    other = read_label(folder / "by_file" / one.name)
+    assert np.array_equal(label.array, other.array)
+
+
+def test_what_it_cannot_do_is_refused_in_words(journey):
+    folder, refused = journey
+    assert refused == {
+        "nnunet": "nnU-Net has no network of kind 'toy'. Export it as a file of autoliver instead.",
+        "other network": "The source's network is toy, the target's unet 8-16-32-64: "
+        "their weights do not correspond. "
+        "Plan the target like its source: autoliver plan DATASET --like SOURCE.",
+        "part": "--freeze body.1: this network has no part 'body.1': its body has 1 stage, body.0; "
+        "heads always learn. Name body.",
+        "factor": "--encoder-factor 0.1: this network has no part 'encoder', only body. "
+        "Leave it out.",
+    }
+    assert not (folder / "nnunet").exists()
