@@ -17,8 +17,9 @@ from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
+from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Configuration, Plan
-from autoliver.preprocessing.crop import Box, crop_to_nonzero
+from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
 from autoliver.preprocessing.resample import (
     Shape,
@@ -64,7 +65,7 @@ class CaseProperties(Record, frozen=True, kw_only=True):
     modality: Modality
     geometry: Geometry
     transpose_forward: tuple[int, int, int]
-    box: Box
+    box: Bounds
     shape_zyx: Shape
     spacing_mm: Spacing
 
@@ -279,7 +280,7 @@ def backward_logits(
     properties: CaseProperties,
     *,
     labels: Labels,
-    within: tuple[slice, slice, slice] | None = None,
+    within: Box | None = None,
 ) -> npt.NDArray[np.integer]:
     """Resamples the network's output to the input's grid and decides there which label wins.
 
