@@ -63,11 +63,6 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
                 nn.init.zeros_(parameter)
 
 
-def parameter_count(module: nn.Module) -> int:
-    """The number of trainable and frozen parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def check_spec(spec: UNetSpec) -> None:
     """Refuses a spec that no network can be built from.
 

@@ -38,7 +38,6 @@ Spacing = tuple[float, float, float]
 
 # With nnU-Net's numbers: so many locations per class, or one in a hundred of its voxels if more.
 _LEAST_COVERAGE = 0.01
-LOCATION_SEED = 1234
 # The key in class_locations for every voxel whose label counts, where some are to be ignored.
 ANNOTATED = -1
 
@@ -255,24 +254,6 @@ def resampled_shape(shape: tuple[int, ...], spacing_mm: Spacing, target_mm: Spac
         for before, after, size in zip(spacing_mm, target_mm, shape, strict=True)
     )
     return z, y, x
-
-
-def backward_labels(prediction: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
-    """Brings a label map from the network's grid to the input's.
-
-    Args:
-        prediction: (z, y, x) on the network's grid; negative values count as background.
-        properties: Of the case.
-
-    Returns:
-        (z, y, x) on the input's grid, in the type given; 0 outside the crop.
-    """
-    cropped = resample_labels(
-        np.maximum(prediction, 0)[None],
-        properties.shape_after_crop,
-        separate_axis=_separate_backward(properties),
-    )
-    return _uncrop(cropped, properties).squeeze(0)
 
 
 def backward_logits(
