@@ -10,8 +10,8 @@ from autoliver.planning.nonzero import nonzero_box, nonzero_mask
 # First and last-plus-one voxel per axis, as artefacts keep it; a `Box` has slices.
 Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
-# Written into the label where it says background outside the mask: no patient there, so that
-# normalisation and losses can leave such voxels out. The value nnU-Net uses.
+# The label where there is no patient, so that normalisation and losses can leave such voxels out:
+# background outside of the mask, and what patches show beyond the image. The value nnU-Net uses.
 OUTSIDE = -1
 
 

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 from autoliver.artifacts import Artifact, Record
 
 Action = Literal["loaded", "adapted", "reset"]
+# Whether the heads' rows follow the names of the labels, or are drawn.
+Heads = Literal["map", "reset"]
 
 # Of the parameters outside of the heads: below this a transfer is hardly one.
 ENOUGH = 0.95
