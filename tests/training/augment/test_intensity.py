@@ -117,8 +117,8 @@ def blur_roundings(shape, radius):
     """How many roundings may add up, whatever the order of the sums, which the CPU decides.
 
     A sum of n products is off by at most n roundings, and its weights by n + 4: of the exponential
-    (2, above and below the bar), their sum (n - 1) and the quotient (1). This for each axis; on an
-    AMD EPYC with AVX-512 at most a ninth of it is seen (2.6 of 30, 2.2 of 20).
+    (2, in the weight and in their sum), the sum (n - 1) and the quotient (1). This for each axis;
+    on an AMD EPYC with AVX-512 at most a ninth of it is seen (2.6 of 30, 2.2 of 20).
     """
     return (len(shape) - 2) * (2 * (2 * radius + 1) + 4)
 
