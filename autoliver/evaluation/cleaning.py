@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
-from autoliver.inference.clean import Components, bounding_box, clean, components, kept, mask_of
+from autoliver.inference.clean import Components, clean, components, kept, mask_of
 from autoliver.io.files import read_label
 from autoliver.models.selection import CleaningRule
 from autoliver.parallel import CaseMapper
+from autoliver.planning.nonzero import bounding_box
 
 # On fewer cases a rule would follow chance.
 LEAST_CASES = 3

@@ -13,6 +13,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from autoliver.artifacts import Record
+from autoliver.planning.nonzero import bounding_box
 
 Mask = npt.NDArray[np.bool_]
 Connectivity = Literal[6, 26]
@@ -181,16 +182,10 @@ def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
     The margin keeps the border rule: where the box ends inside the image there is background, and
     where it does not, the image ends too.
     """
-    union = prediction | reference
-    if not union.any():
-        nothing = tuple(slice(0, 0) for _ in union.shape)
-        return prediction[nothing], reference[nothing]
-    box = []
-    for axis in range(union.ndim):
-        others = tuple(a for a in range(union.ndim) if a != axis)
-        where = np.flatnonzero(union.any(axis=others))
-        box.append(slice(max(int(where[0]) - 1, 0), int(where[-1]) + 2))
-    return prediction[tuple(box)], reference[tuple(box)]
+    inner = bounding_box(prediction | reference)
+    # An empty box is the same with nothing around it.
+    box = tuple(slice(max(part.start - 1, 0), part.stop + (part.stop > 0)) for part in inner)
+    return prediction[box], reference[box]
 
 
 def border(mask: Mask, connectivity: Connectivity = 6) -> Mask:

@@ -21,30 +21,12 @@ from autoliver.evaluation.results import (
     Scores,
     mean_over_labels,
     summarize,
-    table,
-    write_csv,
 )
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
-
-__all__ = [
-    "CaseScores",
-    "MetricOptions",
-    "Score",
-    "Scores",
-    "discover_labels",
-    "find_pairs",
-    "score_case",
-    "score_files",
-    "score_folder",
-    "summarize",
-    "table",
-    "write_csv",
-]
-
 
 # io gives a 2D file a slice spacing of 999 in-plane ones: it has no thickness, so no volume.
 _THICKEST = 900

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.models.selection import CleaningRule
+from autoliver.planning.nonzero import bounding_box
 
 L = TypeVar("L", bound=np.integer)
 
@@ -64,15 +65,12 @@ class Components:
 
 def components(mask: npt.NDArray[np.bool_]) -> Components:
     """The components of a mask, connected through faces, edges and corners."""
-    from skimage.measure import label
+    # Late: it brings parts of scikit-image that a prediction without rules does not need.
+    from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 
     box = bounding_box(mask)
-    if mask[box].size == 0:
-        return Components(box, np.zeros((0,) * mask.ndim, np.intp), np.zeros(1, np.intp))
-    numbers, count = label(mask[box], return_num=True)
-    voxels = np.bincount(numbers.reshape(-1), minlength=count + 1)
-    voxels[0] = 0
-    return Components(box, numbers, voxels)
+    numbers, voxels = label_with_component_sizes(mask[box])
+    return Components(box, numbers, np.array([0, *voxels.values()], np.intp))
 
 
 def kept(
@@ -100,13 +98,3 @@ def mask_of(segmentation: npt.NDArray[np.integer], values: Sequence[int]) -> npt
     for value in values[1:]:
         mask |= segmentation == value
     return mask
-
-
-def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask; an empty one for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        where = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0))
-    return tuple(box)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
+from autoliver.planning.nonzero import Box
 from autoliver.preprocessing.case import (
     CaseProperties,
     slabs,
@@ -23,7 +24,6 @@ from autoliver.preprocessing.resample import (
 )
 
 Array = npt.NDArray[np.float32]
-Box = tuple[slice, slice, slice]
 
 # A logit for background that no network was asked about: more than they say, and harmless when it
 # is interpolated with theirs.

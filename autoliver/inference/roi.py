@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.planning.nonzero import Box
+
 Window = tuple[slice | int, ...]
-Box = tuple[slice, slice, slice]
 
 # A coarse grid misses an organ's rim by a voxel or two, and small parts of it by more.
 MARGIN_MM = 20.0

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from autoliver.inference.roi import Box, Window, spanned_box
+from autoliver.inference.roi import Window, spanned_box
+from autoliver.planning.nonzero import Box
 
 _SIGMA = 1.0 / 8.0  # of the patch size
 _STEP = 0.5
@@ -50,8 +52,7 @@ def sliding_window(
     if windows is None:
         windows = windows_of(image.shape[1:], patch_shape, _STEP)
     pad = _padding(image.shape[1:], patch_shape)
-    widths = [w for p in reversed(pad) for w in (p // 2, p - p // 2)]
-    padded = torch.nn.functional.pad(image, widths)
+    padded = pad_nd_image(image, patch_shape)
     weight = gaussian_weight(patch_shape).to(image.device)
     box = spanned_box(windows)
     shape = [part.stop - part.start for part in box]

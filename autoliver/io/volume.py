@@ -1,6 +1,5 @@
 """A volume in memory: channels on one grid. Array order is (c, z, y, x), converted once, in io."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +41,3 @@ class Volume:
             raise ValueError(
                 f"expected (c, z, y, x) on {self.geometry.shape_zyx}, got {self.array.shape}"
             )
-
-    def with_array(self, array: npt.NDArray[np.generic]) -> "Volume":
-        """Another array on the same grid."""
-        return dataclasses.replace(self, array=array)

@@ -67,8 +67,3 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
         elif isinstance(module, ResidualBlock):
             for parameter in module.second.norm.parameters():
                 nn.init.zeros_(parameter)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """The number of trainable and frozen parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())

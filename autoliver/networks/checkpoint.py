@@ -36,20 +36,13 @@ _MAX_STATE_HEAD_BYTES = 128
 _AGAIN = "Copy it again from where it came from, or train again with: autoliver train --fresh"
 
 
-def save_weights(
-    path: Path,
-    state_dict: Mapping[str, Tensor],
-    *,
-    spec: NetworkSpec,
-    extra: Mapping[str, str] | None = None,
-) -> None:
+def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkSpec) -> None:
     """Writes weights and the spec of their network as one file, whole or not at all.
 
     Args:
         path: The file, ending in .safetensors.
         state_dict: Weights of a network built from `spec`, on any device; kept as float32.
         spec: The network.
-        extra: Further text to keep, e.g. the dataset; `weights_extra` reads it.
 
     Raises:
         AutoliverError: The disk is full, read-only or not ours to write.
@@ -63,7 +56,7 @@ def save_weights(
         "schema": SCHEMA,
         "autoliver": version("autoliver"),
         "spec": msgspec.json.encode(spec).decode(),
-        "extra": json.dumps(dict(extra or {})),
+        "extra": "{}",  # nothing reads it; files of equal weights stay equal to the last byte
     }
     write_bytes(path, safetensors.torch.save(tensors, metadata))
 
@@ -87,7 +80,7 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
             f"{path}: damaged: its content is not what model.json recorded.",
             hint="Copy the file again from where it came, or train the fold with --fresh.",
         )
-    metadata = _metadata(path, content, len(content))
+    metadata = _metadata(path, content)
     try:
         raw = json.loads(metadata.get("spec", ""))
         spec = read_spec(raw, where=f"{path}: spec")
@@ -99,25 +92,6 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
         return safetensors.torch.load(content), spec
     except SafetensorError as error:
         raise ModelError(f"{path}: damaged: {error}.", hint=_AGAIN) from None
-
-
-def weights_extra(path: Path) -> dict[str, str]:
-    """The text kept beside the weights, without reading the weights.
-
-    Raises:
-        ModelError: As `load_weights`.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            start = head + file.read(min(int.from_bytes(head, "little"), _MAX_HEADER_BYTES))
-    except (FileNotFoundError, IsADirectoryError):
-        raise _missing(path) from None
-    metadata = _metadata(path, start, path.stat().st_size)
-    try:
-        return msgspec.json.decode(metadata.get("extra", "{}"), type=dict[str, str])
-    except msgspec.DecodeError:
-        raise ModelError(f"{path}: damaged: the text beside the weights.", hint=_AGAIN) from None
 
 
 def load_network(
@@ -236,11 +210,11 @@ def _missing(path: Readable) -> ModelError:
     )
 
 
-def _metadata(path: Readable, start: bytes, size: int) -> dict[str, str]:
+def _metadata(path: Readable, content: bytes) -> dict[str, str]:
     """The metadata of a weights file whose size is what its header says."""
-    head = start[:8]
+    head, size = content[:8], len(content)
     header_bytes = int.from_bytes(head, "little")
-    header = start[8 : 8 + header_bytes] if header_bytes <= _MAX_HEADER_BYTES else b""
+    header = content[8 : 8 + header_bytes] if header_bytes <= _MAX_HEADER_BYTES else b""
     if size < 8:
         raise ModelError(f"{path}: cut short: {size} bytes, no header.", hint=_AGAIN)
     if not header.startswith(b"{") and size > 8:

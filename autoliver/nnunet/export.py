@@ -11,7 +11,6 @@ from autoliver.nnunet.plan import (
     NORMALIZATIONS,
     RESAMPLING,
     RESAMPLING_SETTINGS,
-    previous_channels,
     refuse_gaps,
 )
 from autoliver.planning.plan import Configuration, ConfigurationName, Plan
@@ -112,7 +111,7 @@ def _configuration(configuration: Configuration, name: str) -> dict[str, Any]:
 
 
 def _check(plan: Plan, configuration: Configuration) -> None:
-    further = previous_channels(plan.labels) if configuration.previous_stage else 0
+    further = len(plan.labels.foreground_values) if configuration.previous_stage else 0
     expected = len(plan.channel_names) + further, plan.labels.out_channels
     network = configuration.network
     problem = ""

@@ -137,11 +137,6 @@ def plan_from_nnunet(
     return plan, name
 
 
-def previous_channels(labels: Labels) -> int:
-    """Channels by which the prediction of a previous stage enters: one per label value but 0."""
-    return len({value for group in labels.foreground.values() for value in group})
-
-
 def refuse_gaps(labels: Labels, where: str) -> None:
     """Refuses plain labels that are not 0, 1, 2, ...: nnU-Net writes a class's number as its value.
 
@@ -163,7 +158,7 @@ def _configuration(
     labels: Labels,
     where: str,
 ) -> Configuration:
-    further = previous_channels(labels) if settings.previous_stage else 0
+    further = len(labels.foreground_values) if settings.previous_stage else 0
     network = spec_from_nnunet(
         resolved,
         in_channels=len(description.channel_names) + further,

@@ -17,7 +17,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.files import read_image, read_label
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
-from autoliver.planning.nonzero import BoolArray, bounding_box, nonzero_mask
+from autoliver.planning.nonzero import BoolArray, nonzero_box, nonzero_mask
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
 
 # Distinct intensities kept, 4 bytes each and as many again for their counts: of one case, and of
@@ -103,7 +103,7 @@ def fingerprint_case(
         DatasetError: Image and label differ in size, or an intensity is not a finite number.
     """
     _check_case(image, label, name=name)
-    box = bounding_box(nonzero_mask(image))
+    box = nonzero_box(nonzero_mask(image))
     foreground: BoolArray = label[0][box] > 0
     # The old generator, since that is nnU-Net's; its channels go on drawing from one another.
     rng = np.random.RandomState(_SEED)

@@ -16,8 +16,8 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """Full resolution. Spacing and shape are in the plan's axis order.
+class FullResolution:
+    """The grid of full resolution. Spacing and shape are in the plan's axis order.
 
     Attributes:
         transpose: Order of the image axes (z, y, x) in the plan: the coarsest first.
@@ -46,7 +46,7 @@ class Grid:
 
 def full_resolution(
     cases: Sequence[CaseFingerprint], *, spacing_mm: tuple[float, float, float] | None
-) -> Grid:
+) -> FullResolution:
     """The grid that cases are resampled to.
 
     Args:
@@ -73,7 +73,7 @@ def full_resolution(
     median_shape[single] = 1
     second, third = (axis for axis in range(3) if axis != first)
     order = (first, second, third)
-    return Grid(
+    return FullResolution(
         transpose=order,
         spacing_mm=target[list(order)],
         # A spacing asked for may be coarser than a case is thick.

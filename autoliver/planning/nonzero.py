@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 BoolArray = npt.NDArray[np.bool_]
+# Half-open ranges along the axes (z, y, x) of a grid.
+Box = tuple[slice, slice, slice]
 
 # Statistics look only inside the non-zero mask when cropping to it keeps less than this share.
 MASK_BELOW = 0.75
@@ -29,24 +31,32 @@ def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:
     return mask
 
 
-def bounding_box(mask: BoolArray) -> tuple[slice, slice, slice]:
-    """The smallest box that holds every true voxel; the whole grid when there is none.
+def nonzero_box(mask: BoolArray) -> Box:
+    """What cropping to a non-zero mask keeps: its bounding box; the whole grid of an empty one.
 
     Args:
         mask: (z, y, x).
+    """
+    box = bounding_box(mask)
+    z, y, x = box if mask[box].size else (slice(0, size) for size in mask.shape)
+    return z, y, x
+
+
+def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
+    """The smallest box that holds every true voxel; an empty one for an empty mask.
+
+    Args:
+        mask: Any number of axes.
 
     Returns:
         One half-open slice per axis.
     """
-    lines = _any(mask, 2)
-    z, y = _extent(_any(lines, 1)), _extent(_any(lines, 0))
-    x = _extent(_any(_any(mask[z, y], 0), 0))
-    return z, y, x
-
-
-def _extent(line: BoolArray) -> slice:
+    before = bounding_box(_any(mask, -1)) if mask.ndim > 1 else ()
+    line = mask[before]
+    while line.ndim > 1:
+        line = _any(line, 0)
     found = np.flatnonzero(line)
-    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, line.size)
+    return (*before, slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
 
 
 def _any(mask: BoolArray, axis: int) -> BoolArray:

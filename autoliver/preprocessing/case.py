@@ -17,8 +17,9 @@ from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
+from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Configuration, Plan
-from autoliver.preprocessing.crop import Box, crop_to_nonzero
+from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
 from autoliver.preprocessing.resample import (
     Shape,
@@ -37,7 +38,6 @@ Spacing = tuple[float, float, float]
 
 # With nnU-Net's numbers: so many locations per class, or one in a hundred of its voxels if more.
 _LEAST_COVERAGE = 0.01
-LOCATION_SEED = 1234
 # The key in class_locations for every voxel whose label counts, where some are to be ignored.
 ANNOTATED = -1
 
@@ -64,7 +64,7 @@ class CaseProperties(Record, frozen=True, kw_only=True):
     modality: Modality
     geometry: Geometry
     transpose_forward: tuple[int, int, int]
-    box: Box
+    box: Bounds
     shape_zyx: Shape
     spacing_mm: Spacing
 
@@ -256,30 +256,12 @@ def resampled_shape(shape: tuple[int, ...], spacing_mm: Spacing, target_mm: Spac
     return z, y, x
 
 
-def backward_labels(prediction: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
-    """Brings a label map from the network's grid to the input's.
-
-    Args:
-        prediction: (z, y, x) on the network's grid; negative values count as background.
-        properties: Of the case.
-
-    Returns:
-        (z, y, x) on the input's grid, in the type given; 0 outside the crop.
-    """
-    cropped = resample_labels(
-        np.maximum(prediction, 0)[None],
-        properties.shape_after_crop,
-        separate_axis=_separate_backward(properties),
-    )
-    return _uncrop(cropped, properties).squeeze(0)
-
-
 def backward_logits(
     logits: npt.NDArray[np.floating],
     properties: CaseProperties,
     *,
     labels: Labels,
-    within: tuple[slice, slice, slice] | None = None,
+    within: Box | None = None,
 ) -> npt.NDArray[np.integer]:
     """Resamples the network's output to the input's grid and decides there which label wins.
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.planning.nonzero import bounding_box, nonzero_mask
+from autoliver.planning.nonzero import nonzero_box, nonzero_mask
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+# First and last-plus-one voxel per axis, as artefacts keep it; a `Box` has slices.
+Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
-# Written into the label where it says background outside the mask: no patient there, so that
-# normalisation and losses can leave such voxels out. The value nnU-Net uses.
+# The label where there is no patient, so that normalisation and losses can leave such voxels out:
+# background outside of the mask, and what patches show beyond the image. The value nnU-Net uses.
 OUTSIDE = -1
 
 
@@ -30,7 +31,7 @@ class Cropped:
     image: npt.NDArray[np.generic]
     label: npt.NDArray[np.signedinteger] | None
     mask: npt.NDArray[np.bool_]
-    box: Box
+    box: Bounds
     kept: float
 
 
@@ -47,7 +48,7 @@ def crop_to_nonzero(
         The cropped arrays, the mask and the box. An image of zeros is kept whole.
     """
     mask = nonzero_mask(image)
-    where = bounding_box(mask)
+    where = nonzero_box(mask)
     mask = mask[where]
     cropped = None
     if label is not None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
+from autoliver.planning.nonzero import Box
 from autoliver.preprocessing.majority import coded, majority, nearest_voxels
 
 L = TypeVar("L", bound=np.integer)
@@ -141,7 +142,7 @@ def linear_operators(
 
 def cut_operators(
     operators: Operators, box: Sequence[slice], shape_to: Sequence[int]
-) -> tuple[Operators, tuple[slice, slice, slice]]:
+) -> tuple[Operators, Box]:
     """The part of a resampling that needs nothing from outside a box.
 
     Args:

@@ -9,9 +9,9 @@ from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, Schedule
+from autoliver.transfer.table import Heads
 
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
-Heads = Literal["map", "reset"]
 
 # Below this many steps the adaptive recipe wins on real data (docs/RESULTS.md).
 SHORT_BELOW_STEPS = 20_000

@@ -7,7 +7,6 @@ sum over channels as timm does for grey images, kernels 3 -> 1 averaged as nnU-N
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import NetworkSpec
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
-from autoliver.transfer.table import Action, Transferred, TransferTable
-
-Heads = Literal["map", "reset"]
+from autoliver.transfer.table import Action, Heads, Transferred, TransferTable
 
 # Input channels that the source does not know begin with this share of the mean of those it does.
 _UNKNOWN_CHANNEL = 0.1

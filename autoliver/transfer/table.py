@@ -6,6 +6,8 @@ from autoliver.artifacts import Artifact, Record
 from autoliver.networks.spec import NetworkSpec
 
 Action = Literal["loaded", "adapted", "reset"]
+# Whether the heads' rows follow the names of the labels, or are drawn.
+Heads = Literal["map", "reset"]
 
 # Of the parameters outside of the heads: below this a transfer is hardly one.
 ENOUGH = 0.95

@@ -10,7 +10,7 @@ import pytest
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
-from autoliver.evaluation import metrics, score
+from autoliver.evaluation import metrics, results, score
 from autoliver.evaluation.results import ALL_METRICS, COLUMNS, OVERLAP_METRICS
 from autoliver.io import files
 from autoliver.io.volume import Geometry, Volume
@@ -21,7 +21,7 @@ LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
 REGIONS = Labels(
     values={"background": (0,), "liver": (1, 2), "tumour": (2,)}, regions_class_order=(1, 2)
 )
-EVERYTHING = score.MetricOptions()
+EVERYTHING = results.MetricOptions()
 GOLDEN = Path(__file__).parents[2] / "../shared/oracle/chaos_metrics"
 
 
@@ -118,7 +118,7 @@ def test_empty_masks():
     diagonal = math.hypot(5 * 3.0, 9 * 1.5, 11 * 0.7)
     assert (missed.dice, missed.ravd_percent) == (0.0, 100.0)
     assert missed.assd_mm == missed.mssd_mm == missed.hd95_mm == pytest.approx(diagonal)
-    options = score.MetricOptions(missing_distance="nan")
+    options = results.MetricOptions(missing_distance="nan")
     missed = compare(none, some, options=options).labels["liver"]
     assert (missed.assd_mm, missed.hd95_mm, missed.nsd) == (None, None, 0.0)
 
@@ -127,7 +127,7 @@ def test_only_what_was_asked_for_is_measured():
     case = compare(
         label_map(v2=(1, 2, 2)),
         label_map(v2=(1, 2, 3)),
-        options=score.MetricOptions(metrics=("dice", "hd95")),
+        options=results.MetricOptions(metrics=("dice", "hd95")),
     )
     filled = {field for field in COLUMNS if getattr(case.labels["tumour"], field) is not None}
     assert filled == {"dice", "hd95_mm"}
@@ -135,12 +135,12 @@ def test_only_what_was_asked_for_is_measured():
 
 def test_an_unknown_metric_is_refused():
     with pytest.raises(OptionError, match="none named 'dise'") as error:
-        score.MetricOptions(metrics=("dise",))
+        results.MetricOptions(metrics=("dise",))
     assert "dice" in error.value.hint
 
 
 def test_chaos_adds_its_score_and_what_it_needs():
-    options = score.MetricOptions(metrics=("iou",), chaos=True)
+    options = results.MetricOptions(metrics=("iou",), chaos=True)
     scores = compare(label_map(v1=(1, 2, 3)), label_map(v1=(1, 2, 2)), options=options)
     liver = scores.labels["liver"]
     values = (liver.dice, liver.ravd_percent, liver.assd_mm, liver.mssd_mm)
@@ -162,7 +162,7 @@ def test_lesions_are_counted_in_labels_that_are_lesions():
     tumour = case.labels["tumour"]
     assert (tumour.lesions.reference, tumour.lesions.detected) == (2, 1)
     assert (tumour.lesion_recall, tumour.lesion_precision) == (0.5, 1.0)
-    chosen = score.MetricOptions(lesion_labels=("liver",))
+    chosen = results.MetricOptions(lesion_labels=("liver",))
     assert compare(prediction, reference, options=chosen).labels["liver"].lesion_recall == 1.0
 
 
@@ -279,16 +279,16 @@ def test_two_single_files_are_a_pair(folders):
 
 
 def test_lesion_labels_must_exist(folders):
-    options = score.MetricOptions(lesion_labels=("metastasis",))
+    options = results.MetricOptions(lesion_labels=("metastasis",))
     with pytest.raises(OptionError, match="no label 'metastasis'"):
         score.score_folder(*folders, labels=LABELS, options=options)
 
 
 def test_saved_scores_are_strict_json_and_load_again(folders, tmp_path):
-    scores = score.score_folder(*folders, labels=LABELS, options=score.MetricOptions(chaos=True))
+    scores = score.score_folder(*folders, labels=LABELS, options=results.MetricOptions(chaos=True))
     path = tmp_path / "scores.json"
     scores.save(path)
-    assert score.Scores.load(path) == scores
+    assert results.Scores.load(path) == scores
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -300,7 +300,7 @@ def test_saved_scores_are_strict_json_and_load_again(folders, tmp_path):
 
 def test_csv_has_a_row_per_case_and_label(folders, tmp_path):
     scores = score.score_folder(*folders, labels=LABELS)
-    score.write_csv(scores, tmp_path / "scores.csv")
+    results.write_csv(scores, tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["case"], r["label"]) for r in rows] == [
@@ -313,9 +313,9 @@ def test_csv_has_a_row_per_case_and_label(folders, tmp_path):
 
 
 def test_table_is_aligned(folders):
-    options = score.MetricOptions(metrics=OVERLAP_METRICS)
+    options = results.MetricOptions(metrics=OVERLAP_METRICS)
     scores = score.score_folder(*folders, labels=LABELS, options=options)
-    lines = score.table(scores).splitlines()
+    lines = results.table(scores).splitlines()
     headings = "  ".join(lines[0].split())
     assert headings.startswith("label  cases  empty  Dice  IoU  RAVD  %  volume  ml  reference")
     assert lines[1].startswith("liver   3      0      0.556 +- 0.509  ")
@@ -327,8 +327,8 @@ def test_table_is_aligned(folders):
 
 
 def test_table_leaves_out_what_no_case_defines(folders):
-    with_tumour = score.table(score.score_folder(*folders, labels=LABELS))
-    without = score.table(score.score_folder(*folders))
+    with_tumour = results.table(score.score_folder(*folders, labels=LABELS))
+    without = results.table(score.score_folder(*folders))
     assert "lesion recall" in with_tumour
     assert "lesion recall" not in without
 
@@ -336,10 +336,10 @@ def test_table_leaves_out_what_no_case_defines(folders):
 def test_a_single_case_has_no_deviation():
     case = compare(label_map(v1=(1, 2, 2)), label_map(v1=(1, 2, 2)))
     assert (
-        score.summarize([case])["liver"].metrics["dice"]
-        == score.summarize([case])["liver"].metrics["iou"]
+        results.summarize([case])["liver"].metrics["dice"]
+        == results.summarize([case])["liver"].metrics["iou"]
     )
-    assert score.summarize([case])["liver"].metrics["dice"].sd is None
+    assert results.summarize([case])["liver"].metrics["dice"].sd is None
 
 
 def test_images_have_no_volume(tmp_path):
@@ -364,7 +364,7 @@ def test_the_official_chaos_example_from_its_files():
     scores = score.score_folder(
         GOLDEN / "segmentation.nii.gz",
         GOLDEN / "reference.nii.gz",
-        options=score.MetricOptions(chaos=True),
+        options=results.MetricOptions(chaos=True),
     )
     liver = scores.cases[0].labels["label_1"]
     for field in ("dice", "ravd_percent", "assd_mm", "mssd_mm"):

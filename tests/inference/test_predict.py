@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_two_equal_folds_predict_as_one(save):
 def test_mirroring_makes_the_prediction_of_a_flipped_image_the_flipped_prediction(save):
     model = load(save("fold_0", mirror_axes=(0, 1, 2)))
     image = make_image((8, 16, 16), spacing_mm=(2.0, 2.0, 2.0))
-    flipped = image.with_array(np.ascontiguousarray(image.array[..., ::-1]))
+    flipped = dataclasses.replace(image, array=np.ascontiguousarray(image.array[..., ::-1]))
     both = PredictOptions(mirror=True)
     assert (
         np.mean(predicted(model, image, both) != predicted(model, flipped, both)[..., ::-1]) < 0.01
@@ -144,7 +145,7 @@ def test_an_image_that_does_not_fit_is_refused(save, modality, change, words, hi
 def test_images_that_fit_pass(save):
     image = make_image()
     predicted(load(save("fold_0")), image)
-    ct = image.with_array(image.array - 1000)
+    ct = dataclasses.replace(image, array=image.array - 1000)
     predicted(load(save("fold_1", modality="CT")), ct)
     for fitting in (image, ct):
         predicted(load(save("fold_2", modality="other")), fitting)
@@ -197,7 +198,7 @@ def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan):
     first = predicted(load(low), image)
     assert len(np.unique(first)) > 1
     member = model.members[0]
-    label = image.with_array(first[None])
+    label = dataclasses.replace(image, array=first[None])
     case = forward(image, label, plan=member.plan, configuration=cascade, name="case_1")
     further = np.stack([case.label[0] == 1, case.label[0] == 2])
     channels = torch.from_numpy(np.concatenate([case.image, further.astype(np.float32)]))

@@ -15,7 +15,6 @@ from autoliver.networks.checkpoint import (
     load_weights,
     save_training_state,
     save_weights,
-    weights_extra,
 )
 from autoliver.networks.spec import ResidualUNetSpec
 
@@ -40,7 +39,7 @@ def network():
 @pytest.fixture
 def weights(tmp_path, network):
     path = tmp_path / "weights.safetensors"
-    save_weights(path, network.state_dict(), spec=SPEC, extra={"dataset": "LiTS"})
+    save_weights(path, network.state_dict(), spec=SPEC)
     return path
 
 
@@ -68,7 +67,6 @@ def test_weights_come_back_with_their_spec(weights, network):
     expected = network.state_dict()
     assert state_dict.keys() == expected.keys()
     assert all(torch.equal(state_dict[name], expected[name]) for name in expected)
-    assert weights_extra(weights) == {"dataset": "LiTS"}
 
 
 def test_a_file_is_enough_for_the_network(weights, network):
@@ -108,7 +106,7 @@ def test_a_cut_file_says_how_much_is_left(weights):
     header = 8 + int.from_bytes(whole[:8], "little")
     for length in (0, 3, 8, 9, 200, header - 1, header, header + 1, len(whole) - 1):
         weights.write_bytes(whole[:length])
-        for load in (load_weights, load_network, weights_extra):
+        for load in (load_weights, load_network):
             with pytest.raises(ModelError, match=f"cut short: {length} bytes") as caught:
                 load(weights)
             assert caught.value.hint

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from autoliver.planning.nonzero import bounding_box, nonzero_mask
+from autoliver.planning.nonzero import bounding_box, nonzero_box, nonzero_mask
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.65, 0.8, 0.95])
@@ -41,11 +41,16 @@ def test_image_is_left_alone():
 def test_bounding_box_is_half_open():
     mask = np.zeros((6, 7, 8), dtype=np.bool_)
     mask[1, 5, 2] = mask[4, 3, 6] = True
-    assert bounding_box(mask) == (slice(1, 5), slice(3, 6), slice(2, 7))
+    assert bounding_box(mask) == nonzero_box(mask) == (slice(1, 5), slice(3, 6), slice(2, 7))
+    assert bounding_box(mask[1]) == (slice(5, 6), slice(2, 3))
 
 
-def test_bounding_box_of_nothing_is_everything():
-    assert bounding_box(np.zeros((2, 3, 4), dtype=np.bool_)) == (
+def test_bounding_box_of_nothing_is_empty():
+    assert bounding_box(np.zeros((2, 3, 4), dtype=np.bool_)) == (slice(0, 0),) * 3
+
+
+def test_of_an_image_of_zeros_everything_is_kept():
+    assert nonzero_box(np.zeros((2, 3, 4), dtype=np.bool_)) == (
         slice(0, 2),
         slice(0, 3),
         slice(0, 4),

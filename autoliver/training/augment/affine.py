@@ -17,17 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from autoliver.preprocessing.crop import OUTSIDE
+
 G = TypeVar("G", bound=np.generic)
 Index = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.signedinteger]
+LabelArray = npt.NDArray[np.signedinteger]
 # Labels of a block, as small numbers from zero on.
 Ranks = npt.NDArray[np.unsignedinteger]
 # What each patch axis adds to each source coordinate: [source axis][patch axis] -> (n,).
 Terms = Sequence[Sequence[npt.NDArray[np.float64]]]
 
-# Label outside of the image; preprocessing also writes it outside of the non-zero region.
-OUTSIDE = -1
 # Voxels of the patch in a block. Smaller ones share less source, larger ones leave the cache.
 _BLOCK = (32, 32, 64)
 # Added around the source that a block needs: rounding must not lead out of it.
@@ -195,7 +195,7 @@ class _Block:
         return result @ matrix
 
 
-def _resample_label(block: _Block, box: Labels) -> Labels:
+def _resample_label(block: _Block, box: LabelArray) -> LabelArray:
     low, high = int(box.min()), int(box.max())
     if low == high:
         return np.full(block.shape, low, box.dtype)
@@ -228,7 +228,7 @@ def _spread(ranks: Ranks) -> Ranks:
     return high - low
 
 
-def _ranks(box: Labels, low: int, high: int) -> tuple[Ranks, Labels]:
+def _ranks(box: LabelArray, low: int, high: int) -> tuple[Ranks, LabelArray]:
     """Labels as small numbers that keep their order, and the label of each number."""
     span = high - low
     if span > np.iinfo(np.uint8).max:

@@ -52,7 +52,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenSamples:
     """The samples that one kind of change happens to.
 
     Attributes:
@@ -67,7 +67,7 @@ class Chosen:
 
 
 # Gives the images changed, n of them or VIEWS times n.
-Apply = Callable[[Chosen], Tensor]
+Apply = Callable[[ChosenSamples], Tensor]
 
 
 def sample_appearance(
@@ -103,7 +103,7 @@ def apply_appearance(image: Tensor, label: Tensor, changes: Sequence[Change]) ->
         generators = tuple(Generator().manual_seed(change.seed) for change in own)
         # One by one: gathering and scattering at once take five times as long on a CPU.
         images = torch.stack([image[sample] for sample in samples])
-        chosen = Chosen(images, label[samples], generators)
+        chosen = ChosenSamples(images, label[samples], generators)
         changed = APPEARANCE[name](chosen)
         for view, version in enumerate(torch.split(changed, len(own))):
             restore_moments(version, chosen.images)
@@ -147,12 +147,12 @@ def restore_moments(changed: Tensor, before: Tensor) -> None:
     new.mul_(gain).add_(mean)
 
 
-def apply_inversion(chosen: Chosen) -> Tensor:
+def apply_inversion(chosen: ChosenSamples) -> Tensor:
     """Bright becomes dark: low + high - x, but for the mean, which is put back anyway."""
     return -chosen.images
 
 
-def apply_bezier(chosen: Chosen) -> Tensor:
+def apply_bezier(chosen: ChosenSamples) -> Tensor:
     """Grey values go along a random curve, each channel along its own, half of them downwards.
 
     Zhou et al., Models Genesis, MICCAI 2019.
@@ -214,7 +214,7 @@ def draw_gin(channels: int, axes: int, generator: Generator) -> GinWeights:
     return GinWeights(tuple(kernels), tuple(shifts), share)
 
 
-def apply_gin(chosen: Chosen) -> Tensor:
+def apply_gin(chosen: ChosenSamples) -> Tensor:
     """Images go through random shallow networks, one for each, and are mixed with the result.
 
     Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2023.
@@ -285,7 +285,7 @@ def _block_diagonal(kernels: Sequence[Tensor]) -> Tensor:
     return weight.view(count * after, count * before, *size)
 
 
-def apply_gin_ipa(chosen: Chosen) -> Tensor:
+def apply_gin_ipa(chosen: ChosenSamples) -> Tensor:
     """Three views: two versions by `apply_gin`, blended this way and that by a mask, and a third.
 
     Ouyang et al. (as above): interventional pseudo-correlation augmentation.
@@ -309,7 +309,7 @@ def blend_mask(shape: Sequence[int], generator: Generator) -> Tensor:
     return (field - low).div_((high - low).clamp_min(1e-7))
 
 
-def apply_randconv(chosen: Chosen) -> Tensor:
+def apply_randconv(chosen: ChosenSamples) -> Tensor:
     """Images are mixed with the result of one random convolution.
 
     Xu et al., Robust and generalizable visual representation learning via random convolutions, ICLR
@@ -329,7 +329,7 @@ def apply_randconv(chosen: Chosen) -> Tensor:
     return changed
 
 
-def apply_synthseg(chosen: Chosen) -> Tensor:
+def apply_synthseg(chosen: ChosenSamples) -> Tensor:
     """Images are made anew from the labels; see `augment_synth`."""
     made = map(synthesise, chosen.images, chosen.labels, chosen.generators)
     return torch.stack(list(made))

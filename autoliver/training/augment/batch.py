@@ -6,12 +6,8 @@ gives the same changes on every device (white noise itself is drawn on the devic
 """
 
 import math
-import multiprocessing
-import zlib
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -188,46 +184,3 @@ def _with_appearance(
             label = label.masked_fill(label == spec.ignored, 0)
         apply_appearance(image, label, changes)
     return image
-
-
-def stream_seed(seed: int, process: str) -> int:
-    """The seed of a process of a given name; Python's own hash would differ from run to run."""
-    return zlib.crc32(f"{seed} {process}".encode())
-
-
-class BatchAugment:
-    """`augment_batch` in the protocol of batchgenerators: a dict of arrays in, a dict out.
-
-    Worker processes get streams of their own: the generator is made at the first call, from the
-    seed and the name of the process it then runs in.
-
-    Args:
-        spec: What may happen.
-        patch_shape: What to cut out of the centre.
-        seed: Of the generator.
-    """
-
-    def __init__(self, spec: AugmentSpec, patch_shape: Sequence[int], seed: int) -> None:
-        self.spec = spec
-        self.patch_shape = tuple(patch_shape)
-        self.seed = seed
-        self._generator: Generator | None = None
-
-    def __call__(self, **data_dict: Any) -> dict[str, Any]:
-        """Augments "data" (b, c, *initial) with "target" (b, k, *initial); other keys pass through.
-
-        Numpy arrays come back as numpy arrays, tensors as tensors.
-        """
-        if self._generator is None:
-            process = multiprocessing.current_process().name
-            self._generator = Generator().manual_seed(stream_seed(self.seed, process))
-        image, label = augment_batch(
-            torch.as_tensor(data_dict["data"]),
-            torch.as_tensor(data_dict["target"]),
-            patch_shape=self.patch_shape,
-            spec=self.spec,
-            generator=self._generator,
-        )
-        if isinstance(data_dict["data"], np.ndarray):
-            return {**data_dict, "data": image.numpy(), "target": label.numpy()}
-        return {**data_dict, "data": image, "target": label}

@@ -132,12 +132,12 @@ def apply_pieces(channels: Tensor, losses: Sequence[PieceLoss]) -> None:
         losses: What to take.
     """
     import numpy as np
-    from skimage.measure import label
+    from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 
     for loss in losses:
         view = channels[loss.sample, loss.channel]
-        components = label((view > 0).cpu().numpy())
-        sizes = np.bincount(components.reshape(-1))[1:]
+        components, voxels = label_with_component_sizes((view > 0).cpu().numpy())
+        sizes = np.array(list(voxels.values()))
         small = np.flatnonzero(sizes < _LARGEST_PIECE * components.size)
         if len(small):
             gone = small[int(loss.position * len(small))] + 1

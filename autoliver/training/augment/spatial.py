@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
-from autoliver.training.augment.affine import OUTSIDE, resample_affine
+from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.training.augment.affine import resample_affine
 
 # Label scores are compared in half precision of thousandths, where near ties become ties: what the
 # nearest neighbour then decides must not hang on the last bit of a float32.

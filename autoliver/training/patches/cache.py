@@ -19,11 +19,11 @@ from tqdm import tqdm
 from autoliver.errors import OptionError
 from autoliver.machine import CacheChoice, Machine
 from autoliver.memory import GB
+from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.patches.sampling import (
     IMAGE_PAD,
-    LABEL_PAD,
     PatchStream,
-    Readable,
+    Sliceable,
     TrainingCase,
     paste,
 )
@@ -127,7 +127,7 @@ def _does_not_fit(kind: Literal["gpu", "ram"], need_gb: float, room_gb: float) -
 class _Kept:
     """An array that is read whole at the first touch, and then kept."""
 
-    def __init__(self, array: Readable) -> None:
+    def __init__(self, array: Sliceable) -> None:
         self.shape = array.shape
         self._array = array
         self._values: npt.NDArray[np.generic] | None = None
@@ -176,7 +176,7 @@ class DeviceStream:
         images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
         # Outside is class -1, as it is label -1.
         size = (len(places), sampler.label_channels, *shape)
-        targets = torch.full(size, LABEL_PAD, dtype=torch.int16, device=self.device)
+        targets = torch.full(size, OUTSIDE, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):
             values, classes = self._arrays[place.case]
             paste(values, place.start, into=image)

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.preprocessing.case import ANNOTATED
+from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.share import Part
 
-# Voxels outside the image: 0 is the mean of a normalised image; -1 marks "no label here".
+# Of voxels outside the image: the mean of a normalised image.
 IMAGE_PAD = 0.0
-LABEL_PAD = -1
 
 
-class Readable(Protocol):
+class Sliceable(Protocol):
     """An array that reads only what a slice touches (memory-mapped or in memory)."""
 
     @property
@@ -34,15 +34,15 @@ class TrainingCase(Protocol):
         """The case's name."""
 
     @property
-    def image(self) -> Readable:
+    def image(self) -> Sliceable:
         """(c, z, y, x) float32."""
 
     @property
-    def label(self) -> Readable | None:
+    def label(self) -> Sliceable | None:
         """(1, z, y, x) int16; training needs one."""
 
     @property
-    def previous(self) -> Readable | None:
+    def previous(self) -> Sliceable | None:
         """(1, z, y, x): what the first stage found; only a cascade needs one."""
 
     @property
@@ -51,7 +51,7 @@ class TrainingCase(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PatchPlace:
     """Where a patch lies.
 
     Attributes:
@@ -117,17 +117,17 @@ class PatchSampler:
         """One batch; equal generators give equal batches."""
         return self.cut(self.places(rng))
 
-    def places(self, rng: np.random.Generator) -> list[Place]:
+    def places(self, rng: np.random.Generator) -> list[PatchPlace]:
         """Where the patches of one batch lie; equal generators give equal places."""
         first_forced = round(self.batch_size * (1.0 - self.foreground))
         places = []
         for index in range(self.batch_size):
             number = int(rng.integers(len(self.cases)))
             start = self._start(self.cases[number], rng, on_foreground=index >= first_forced)
-            places.append(Place(number, start))
+            places.append(PatchPlace(number, start))
         return places
 
-    def cut(self, places: Sequence[Place]) -> Batch:
+    def cut(self, places: Sequence[PatchPlace]) -> Batch:
         """The patches at these places, in memory."""
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
@@ -135,7 +135,7 @@ class PatchSampler:
         # Values to be mapped reach 65,535; others are classes already.
         mapped = self.classes is not None or self.previous is not None
         kind = np.int32 if mapped else np.int16
-        labels = np.full((len(places), self.label_channels, *shape), LABEL_PAD, kind)
+        labels = np.full((len(places), self.label_channels, *shape), OUTSIDE, kind)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
             paste(case.image, place.start, into=image)
@@ -146,7 +146,7 @@ class PatchSampler:
             images, targets = images[:, :, 0], targets[:, :, 0]
         return Batch(images, targets, self.names(places))
 
-    def label_arrays(self, case: TrainingCase) -> list[Readable]:
+    def label_arrays(self, case: TrainingCase) -> list[Sliceable]:
         """What makes up the channels of a case's label."""
         arrays = [case.label] if self.previous is None else [case.label, case.previous]
         there = [array for array in arrays if array is not None]
@@ -164,7 +164,7 @@ class PatchSampler:
             found[..., channel, :, :, :] = values if table is None else table[values + 1]
         return found
 
-    def names(self, places: Sequence[Place]) -> tuple[str, ...]:
+    def names(self, places: Sequence[PatchPlace]) -> tuple[str, ...]:
         """The case of each place."""
         return tuple(self.cases[place.case].name for place in places)
 
@@ -208,7 +208,7 @@ class PatchStream:
         """The generator of a batch."""
         return np.random.default_rng([*self.seed, number])
 
-    def places(self, number: int) -> list[Place]:
+    def places(self, number: int) -> list[PatchPlace]:
         """Where the patches of a batch lie, those of this part."""
         places = self.sampler.places(self.rng(number))
         return places if self.part is None else places[self.part.start : self.part.stop]
@@ -222,7 +222,7 @@ def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
     """Copies what a box shows of an array; where it reaches outside, the box stays as it was.
 
     Args:
-        array: (c, z, y, x): an array, a tensor or `Readable`.
+        array: (c, z, y, x): an array, a tensor or `Sliceable`.
         start: First voxel of the box; may lie outside.
         into: The box, (c, z, y, x): an array or a tensor.
     """

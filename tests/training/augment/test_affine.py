@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from autoliver.training.augment.affine import OUTSIDE, resample_affine
+from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.training.augment.affine import resample_affine
 from autoliver.training.augment.spatial import Placement, resample_grid
 
 # The patch takes two blocks along each axis, the last of them small.

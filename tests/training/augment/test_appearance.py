@@ -11,7 +11,7 @@ from scipy.special import comb
 from autoliver.training.augment.appearance import (
     APPEARANCE,
     Change,
-    Chosen,
+    ChosenSamples,
     apply_appearance,
     apply_bezier,
     apply_gin,
@@ -42,12 +42,12 @@ def seeds(count: int) -> tuple[torch.Generator, ...]:
     return tuple(torch.Generator().manual_seed(100 + number) for number in range(count))
 
 
-def chosen_of(shape: tuple[int, ...]) -> Chosen:
+def chosen_of(shape: tuple[int, ...]) -> ChosenSamples:
     rng = np.random.default_rng(0)
     image = gaussian_filter(rng.normal(size=shape), (0, 0, *[2] * (len(shape) - 2))) * 9 + 3
     label = np.digitize(image[:, 0], np.quantile(image, [0.05, 0.7, 0.9])).astype(np.int16) - 1
     images = torch.from_numpy(image.astype(np.float32))
-    return Chosen(images, torch.from_numpy(label), seeds(shape[0]))
+    return ChosenSamples(images, torch.from_numpy(label), seeds(shape[0]))
 
 
 def step(name: str, probability: float = 1.0) -> AppearanceStep:
@@ -173,7 +173,7 @@ def test_a_blend_mask_is_a_spline_from_0_to_1():
 def test_the_three_views_are_blended_versions(shape):
     chosen = chosen_of(shape)
     one, two, three = apply_gin_ipa(chosen).split(shape[0])
-    again = Chosen(chosen.images, chosen.labels, seeds(shape[0]))
+    again = ChosenSamples(chosen.images, chosen.labels, seeds(shape[0]))
     first, second, third = (apply_gin(again) for _ in range(3))
     for version in (first, second):
         restore_moments(version, chosen.images)

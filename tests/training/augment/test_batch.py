@@ -9,11 +9,9 @@ from scipy.ndimage import gaussian_filter
 from autoliver.artifacts import to_record
 from autoliver.training.augment.batch import (
     AugmentSpec,
-    BatchAugment,
     augment_batch,
     default_augment_spec,
     initial_patch_shape,
-    stream_seed,
 )
 from autoliver.training.augment.intensity import IntensityStep
 
@@ -213,33 +211,6 @@ def test_steps_can_be_put_together_otherwise():
     ratio = (image / plain).flatten(2)
     assert float(ratio.std(dim=2).max()) < 1e-4
     assert float(ratio.mean(dim=2).std()) > 0.05
-
-
-def call(augment: BatchAugment) -> np.ndarray:
-    image, label = batch_of((24, 28))
-    out = augment(data=image.numpy(), target=label.numpy(), keys=["a"])
-    return np.asarray(out["data"])
-
-
-def test_batch_augment_follows_the_call_protocol():
-    augment = BatchAugment(default_augment_spec((24, 28)), (24, 28), seed=3)
-    image, label = batch_of((24, 28))
-    arrays = augment(data=image.numpy(), target=label.numpy(), keys=["a"])
-    assert set(arrays) == {"data", "target", "keys"}
-    assert isinstance(arrays["data"], np.ndarray)
-    assert arrays["data"].shape == (4, 2, 24, 28)
-    assert arrays["target"].shape == (4, 1, 24, 28)
-    again = BatchAugment(augment.spec, (24, 28), seed=3)
-    tensors = again(data=image, target=label)
-    assert isinstance(tensors["data"], torch.Tensor)
-    assert np.array_equal(tensors["data"].numpy(), arrays["data"])
-    assert not np.array_equal(call(augment), arrays["data"])
-
-
-def test_worker_processes_draw_from_streams_of_their_own():
-    streams = {stream_seed(seed, f"Process-{n}") for seed in range(10) for n in range(10)}
-    assert len(streams) == 100
-    assert stream_seed(3, "Process-1") == stream_seed(3, "Process-1")
 
 
 @pytest.mark.gpu

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.io.volume import Geometry
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
 from autoliver.preprocessing.store import read_case, write_case
+from autoliver.training.augment.batch import augment_batch, default_augment_spec
 from autoliver.training.patches.loader import PatchLoader, drawn_by_workers
 from autoliver.training.patches.sampling import Batch, PatchSampler, PatchStream
 
@@ -148,3 +150,38 @@ def test_the_loader_speaks_the_protocol_of_batchgenerators(stream: PatchStream) 
         assert np.array_equal(batches[number]["data"], expected.image)
         assert np.array_equal(batches[number]["target"], expected.label)
         assert batches[number]["keys"] == expected.cases
+
+
+def test_the_example_of_the_docs_gives_augmented_patches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_stream(tmp_path)
+    pages = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    (example,) = (part for part in pages.split("```python\n")[1:] if "PatchLoader" in part)
+    example = example.split("```")[0]
+    for shown, here in (
+        (
+            'Path("/data/work/Dataset003_LiTS/store/KEY"), (128, 128, 128)',
+            f"Path({str(tmp_path)!r}), (12, 16, 8)",
+        ),
+        ("range(250)", "range(2)"),
+    ):
+        assert shown in example
+        example = example.replace(shown, here)
+    found: dict[str, object] = {}
+    exec(example, found)
+    stream = PatchStream(sampler=found["sampler"], seed=(0,))
+    generator = torch.Generator().manual_seed(0)
+    for drawn in map(stream.draw, range(2)):
+        image, label = augment_batch(
+            torch.from_numpy(drawn.image),
+            torch.from_numpy(drawn.label),
+            patch_shape=(12, 16, 8),
+            spec=default_augment_spec((12, 16, 8)),
+            generator=generator,
+        )
+    assert torch.equal(found["batch"]["data"], image)
+    assert torch.equal(found["batch"]["target"], label)
+    assert found["batch"]["keys"] == drawn.cases
+    assert image.shape == (2, 1, 12, 16, 8)
+    assert capsys.readouterr().out.count("torch.Size([2, 1, 12, 16, 8])") == 2
