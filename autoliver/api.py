@@ -27,6 +27,7 @@ def plan(
     *,
     like: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
+    fresh: bool = False,
     **options: Any,
 ) -> "Plan":
     """Inspects a dataset and decides spacing, patches and networks, as `autoliver plan`.
@@ -35,23 +36,20 @@ def plan(
         dataset: Folder, or name of a planned dataset.
         like: Plan with the networks of this dataset or model.
         workspace: Folder for everything autoliver makes.
-        **options: Fields of `autoliver.planning.planner.PlanOptions`, such as preset="tiny"; with
-            `like` of `autoliver.planning.plan.LikeOptions`, such as spacing="target".
+        fresh: Forget the options that the dataset was planned with before.
+        **options: Fields of `autoliver.planning.plan.PlanOptions`, such as preset="tiny"; with
+            `like` of `autoliver.planning.plan.LikeOptions`, such as spacing="target". Those that
+            are not given are as in the plan before, or default.
 
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.data import plan_dataset
-    from autoliver.pipeline.run.follow import plan_dataset_like
-    from autoliver.planning.plan import LikeOptions
-    from autoliver.planning.planner import PlanOptions
+    from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.workspace import Workspace
 
-    place = Workspace(Path(workspace))
-    if like is not None:
-        spacing = LikeOptions(**options)
-        return plan_dataset_like(place, str(dataset), str(like), spacing)[0].plan
-    return plan_dataset(place, str(dataset), PlanOptions(**options)).plan
+    source = None if like is None else str(like)
+    request = PlanRequest(changes=options, like=source, fresh=fresh)
+    return replan(Workspace(Path(workspace)), str(dataset), request).planned.plan
 
 
 def train(

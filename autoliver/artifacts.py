@@ -44,9 +44,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         TAG_IS_DEFAULT: Of a member of a tagged union: whether digests leave its tag out, as they
             leave out fields at their default.
+        NOT_COUNTED: Fields that are written to the file but leave the digest of an artefact as it
+            is, wherever in it the record stands.
     """
 
     TAG_IS_DEFAULT: ClassVar[bool] = False
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset()
 
     def replace(self, **changes: Any) -> Self:
         """This value with some fields changed."""
@@ -110,7 +113,8 @@ class Artifact(Record, frozen=True, kw_only=True):
     def digest(self) -> str:
         """Twelve hex digits of the content, whatever it was made from.
 
-        A field at its default does not count: one that a later version adds changes nothing.
+        A field at its default does not count: one that a later version adds changes nothing. Nor
+        does a field that its record names in `NOT_COUNTED`.
         """
         # There and back first, as through a file: 8 in a field for a float becomes 8.0.
         same = msgspec.convert(msgspec.to_builtins(self), type(self))
@@ -120,9 +124,9 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 def _without_defaults(value: Any) -> Any:
-    """A plain value, of each record only what differs from its defaults."""
-    if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.fields(value)
+    """A plain value, of each record only what counts and differs from its defaults."""
+    if isinstance(value, Record):
+        fields = [f for f in msgspec.structs.fields(value) if f.name not in value.NOT_COUNTED]
         pairs = ((field, getattr(value, field.name)) for field in fields)
         counted = {f.name: _without_defaults(v) for f, v in pairs if not _is_default(f, v)}
         return {**_tag(value), **counted}

@@ -58,7 +58,8 @@ def fingerprint(clock: Clock, *, dataset: str, threads: int) -> dict[str, Any]:
 def plan(
     clock: Clock, *, folder: str, tasks: list[str], presets: list[str], threads: int
 ) -> dict[str, Any]:
-    from autoliver.planning.planner import PlanOptions, make_plan
+    from autoliver.planning.plan import PlanOptions
+    from autoliver.planning.planner import make_plan
 
     del threads
     decisions, slowest = {}, 0.0

@@ -132,3 +132,23 @@ def test_a_field_that_a_later_version_adds_does_not_change_the_digest():
     assert later.replace(more={"b": 1}).digest() != later.digest()
     assert Later(parts={"a": LaterInner(size=3, names=("x",))}).digest() != later.digest()
     assert Now(parts={"a": Inner(size=4)}).digest() != now.digest()
+
+
+def test_a_field_that_does_not_count_is_kept_and_changes_no_digest(tmp_path: Path) -> None:
+    class Part(Record, frozen=True, kw_only=True):
+        NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"note"})
+        size: int
+        note: str = ""
+
+    class Whole(Artifact, frozen=True, kw_only=True):
+        KIND: ClassVar[str] = "whole"
+        NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"author"})
+        parts: dict[str, Part]
+        author: str = ""
+
+    plain = Whole(parts={"a": Part(size=3)})
+    noted = Whole(parts={"a": Part(size=3, note="seen")}, author="me")
+    assert noted.digest() == plain.digest()
+    assert Whole(parts={"a": Part(size=4, note="seen")}, author="me").digest() != plain.digest()
+    noted.save(tmp_path / "whole.json")
+    assert Whole.load(tmp_path / "whole.json") == noted

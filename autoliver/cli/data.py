@@ -1,8 +1,8 @@
 """verify, plan, preprocess."""
 
+import shlex
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,18 +17,17 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, start, table
 from autoliver.cli.planning_options import (
     BatchCap,
+    Fresh,
     Like,
     LikeSpacing,
     Preset,
-    PresetName,
     Spacing,
     Vram,
     Window,
-    like_options,
 )
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.data import Planned
+    from autoliver.pipeline.replan import Replanned
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
 
@@ -79,13 +78,14 @@ def verify(
 
 def plan(
     dataset: DatasetArgument = None,
-    preset: Preset = PresetName.default,
+    preset: Preset = None,
     vram: Vram = None,
     spacing: Spacing = None,
     window: Window = None,
     like: Like = None,
     like_spacing: LikeSpacing = None,
-    batch_cap: BatchCap = True,
+    batch_cap: BatchCap = None,
+    fresh: Fresh = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -94,38 +94,38 @@ def plan(
 ) -> None:
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import data
-    from autoliver.pipeline.run.follow import plan_dataset_like
-    from autoliver.planning.planner import PlanOptions
+    from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    limits = Limits(workers=workers, memory_gb=memory_gb)
-    if like is not None:
-        if vram is not None or window is not None or preset is not PresetName.default:
-            raise typer.BadParameter(
-                "--preset, --vram and --window are the source's.", param_hint="--like"
-            )
-        planned, own = plan_dataset_like(
-            Workspace(workspace), dataset, like, like_options(like_spacing, spacing), limits=limits
-        )
-        for finding in far_axes(planned.plan, own):
-            typer.echo(f"Note: {finding}", err=True)
-        file = planned.folder.plan_like(planned.source)
-        _emit_plan(planned, file, like=f" --like {like}", as_json=as_json)
-        return
-    if like_spacing is not None:
+    given: dict[str, Any] = {
+        "preset": preset,
+        "vram_gb": vram,
+        "batch_cap": batch_cap,
+        "window_hu": window,
+    }
+    if like is None and like_spacing is not None:
         raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
-    options = PlanOptions(
-        preset=preset.value,
-        vram_gb=vram,
-        spacing_mm=spacing,
-        batch_cap=batch_cap,
-        window_hu=window,
+    if like is not None:
+        if any(value is not None for value in given.values()):
+            raise typer.BadParameter(
+                "--preset, --vram, --window and --batch-cap are the source's.", param_hint="--like"
+            )
+        given = {"spacing": like_spacing}
+    given |= {"spacing_mm": spacing}
+    request = PlanRequest(
+        changes={name: value for name, value in given.items() if value is not None},
+        like=like,
+        fresh=fresh,
+        tell=lambda text: typer.echo(text, err=True),
+        limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    planned = data.plan_dataset(Workspace(workspace), dataset, options, limits=limits)
-    _emit_plan(planned, planned.folder.plan, as_json=as_json)
+    made = replan(Workspace(workspace), dataset, request)
+    if like is not None:
+        for finding in far_axes(made.planned.plan, made.own):
+            typer.echo(f"Note: {finding}", err=True)
+    _emit_plan(made, like=like, as_json=as_json)
 
 
 def preprocess(
@@ -156,16 +156,36 @@ def preprocess(
     emit(result, text, as_json=as_json)
 
 
-def _emit_plan(planned: "Planned", file: Path, *, like: str = "", as_json: bool) -> None:
+def _emit_plan(made: "Replanned", *, like: str | None, as_json: bool) -> None:
     import msgspec
 
-    made = planned.plan
-    trainable = [n for n, c in made.configurations.items() if c.previous_stage is None]
-    text = (
-        f"{_show_plan(made)}\nWritten: {file}\n"
-        f"Next: autoliver train {planned.dataset.name} {trainable[-1]}{like}"
-    )
-    emit({"plan": msgspec.to_builtins(made), "file": str(file)}, text, as_json=as_json)
+    plan = made.planned.plan
+    trainable = [n for n, c in plan.configurations.items() if c.previous_stage is None]
+    following = [] if like is None else ["--like", like]
+    command = ["autoliver", "train", made.planned.dataset.name, trainable[-1], *following]
+    parts = [*_show_changes(made), f"Written: {made.file}\nNext: {shlex.join(command)}"]
+    result = {
+        "plan": msgspec.to_builtins(plan),
+        "changes": msgspec.to_builtins(made.changes),
+        "stale_runs": made.stale_runs,
+        "file": str(made.file),
+    }
+    emit(result, f"{_show_plan(plan)}\n" + "\n".join(parts), as_json=as_json)
+
+
+def _show_changes(made: "Replanned") -> list[str]:
+    """What differs from the plan before, and the runs that depend on it; empty: nothing."""
+    if not made.changes:
+        return []
+    rows = [(c.configuration or "all", c.decision, c.before or "-", c.now) for c in made.changes]
+    header = ("different now", "decision", "before", "now")
+    parts = ["", table(header, [(*row[:-1], row[-1] or "-") for row in rows], wrap=_width()), ""]
+    if made.stale_runs:
+        parts.append(
+            f"Begun with the plan before, and cannot go on: {', '.join(made.stale_runs)}. They "
+            "still predict; train with --fresh starts one over, with --tag NAME keeps both."
+        )
+    return parts
 
 
 def _findings(found: "Verification") -> str:
@@ -176,22 +196,17 @@ def _findings(found: "Verification") -> str:
 
 
 def _show_plan(plan: "Plan") -> str:
+    from autoliver.planning.changes import decisions
+
     parts = [
         f"{plan.dataset}: {plan.modality}, channels {', '.join(plan.channel_names)}, "
         f"labels {', '.join(plan.labels.values)}; preset {plan.preset}, {plan.vram_gb:g} GB"
     ]
     for name, c in plan.configurations.items():
-        decisions = [
-            ("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", "spacing"),
-            ("patch", _join(c.patch_shape, " x "), "patch"),
-            ("batch", str(c.batch_size), "batch"),
-            ("network", c.network.summary, "topology"),
-            ("intensities", _join(c.normalization, ", "), "normalization"),
-            ("Dice over", "batch" if c.batch_dice else "patch", "batch_dice"),
-            ("input", c.previous_stage or "", "previous_stage"),
-        ]
         rows = [
-            (what, value, c.reasons.get(reason, "")) for what, value, reason in decisions if value
+            (made.what, made.text, c.reasons.get(made.reason, ""))
+            for made in decisions(c)
+            if made.text and made.reason
         ]
         parts.append(table((name, "decision", "because"), rows, wrap=_width()))
     dropped = list(plan.reasons.items())
@@ -200,7 +215,3 @@ def _show_plan(plan: "Plan") -> str:
 
 def _width() -> int:
     return shutil.get_terminal_size((110, 24)).columns
-
-
-def _join(values: "tuple[object, ...]", between: str, form: str = "{}") -> str:
-    return between.join(form.format(v) for v in values)

@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Make phantom scans, train on CT, transfer to two MR scans, compare: under 5 minutes."""
     from autoliver.pipeline.data import plan_dataset
-    from autoliver.planning.planner import PlanOptions
+    from autoliver.planning.plan import PlanOptions
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)

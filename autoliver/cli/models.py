@@ -1,5 +1,6 @@
 """export and import."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +84,8 @@ def import_(
         source,
         models.ImportRequest(name=name, overwrite=overwrite, trust=trust),
     )
-    text = f"{_show(done.facts)}\nImported; use it with: autoliver predict -m {done.name}"
+    command = f"autoliver predict -i IN -o OUT -m {shlex.quote(done.name)}"
+    text = f"{_show(done.facts)}\nImported; use it with: {command}"
     emit(_result(done), text, as_json=as_json)
 
 

@@ -1,44 +1,13 @@
 """Options of `plan`."""
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from autoliver.planning.plan import LikeOptions
-
-
-class PresetName(StrEnum):
-    """Presets of the planner."""
-
-    default = "default"
-    m = "M"
-    l = "L"  # noqa: E741
-    xl = "XL"
-    tiny = "tiny"
-
-
-class LikeSpacingName(StrEnum):
-    """Which spacing a dataset gets that is planned like another."""
-
-    auto = "auto"
-    source = "source"
-    target = "target"
-    fixed = "fixed"
-
-
-def like_options(
-    mode: LikeSpacingName | None, spacing: tuple[float, float, float] | None
-) -> "LikeOptions":
-    """How a plan is followed; a spacing alone is meant to be fixed."""
-    from autoliver.planning.plan import LikeOptions
-
-    mode = mode or (LikeSpacingName.auto if spacing is None else LikeSpacingName.fixed)
-    return LikeOptions(spacing=mode.value, spacing_mm=spacing)
-
-
-Preset = Annotated[PresetName, typer.Option(help="Size of the networks.")]
+Preset = Annotated[
+    Literal["default", "M", "L", "XL", "tiny"] | None,
+    typer.Option(help="Size of the networks. [default: default]"),
+]
 Vram = Annotated[
     float | None,
     typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),
@@ -51,7 +20,7 @@ Window = Annotated[
     tuple[float, float] | None,
     typer.Option(
         metavar="LOW HIGH",
-        help="What CT is clipped to, in HU; -150 250 keeps fat, for models that shall work on MR. "
+        help="What CT is clipped to, in HU; -150 250 keeps fat, for models that are to work on MR. "
         "[default: 0.5 and 99.5 % of the labelled voxels]",
     ),
 ]
@@ -64,16 +33,22 @@ Like = Annotated[
     ),
 ]
 LikeSpacing = Annotated[
-    LikeSpacingName | None,
+    Literal["auto", "source", "target", "fixed"] | None,
     typer.Option(
         help="With --like: the source's spacing, the dataset's own, --spacing, or the source's but "
         "where most slices would be interpolated. [default: auto]"
     ),
 ]
 BatchCap = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--batch-cap/--no-batch-cap",
-        help="Keep a batch below 5 % of the dataset's voxels (M, L, XL).",
+        help="Keep a batch below 5 % of the dataset's voxels (M, L, XL). [default: batch-cap]",
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh", help="Forget the options of the plan before; otherwise those not given are kept."
     ),
 ]

@@ -170,13 +170,26 @@ def find_pairs(
     return {name: (predictions[name], references[name]) for name in sorted(references)}, extra
 
 
-def discover_labels(references: Sequence[Path], *, executor: CaseMapper | None = None) -> Labels:
+def discover_labels(
+    references: Sequence[Path],
+    *,
+    executor: CaseMapper | None = None,
+    progress: Callable[[Iterable[frozenset[int]]], Iterable[frozenset[int]]] | None = None,
+) -> Labels:
     """Labels named "label_<value>" for the values that label files hold.
+
+    Args:
+        references: The files.
+        executor: Where they are read; None: here, one after another.
+        progress: Wraps the values of each file as they come, e.g. tqdm.
 
     Raises:
         DatasetError: Every file is empty, or one cannot be read.
     """
-    found = (executor.map if executor else map)(_values_of_file, references)
+    results: Iterable[frozenset[int]] = (executor.map if executor else map)(
+        _values_of_file, references
+    )
+    found = progress(results) if progress else results
     values = sorted(frozenset[int]().union(*found) - {0})
     if not values:
         raise DatasetError(

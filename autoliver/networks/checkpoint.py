@@ -33,7 +33,10 @@ SCHEMA = "1"
 _MAX_HEADER_BYTES = 100_000_000
 _STATE_MAGIC = b"autoliver-training-state-1"
 _MAX_STATE_HEAD_BYTES = 128
-_AGAIN = "Copy it again from where it came from, or train again with: autoliver train --fresh"
+_AGAIN = (
+    "Copy it again from where it came from, or train it again with: "
+    "autoliver train DATASET CONFIG --fresh"
+)
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkSpec) -> None:
@@ -174,7 +177,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: The file is missing, cut short, damaged, or no training state.
     """
-    hint = "Start this fold over with: autoliver train --fresh"
+    hint = "Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh"
     try:
         with path.open("rb") as file:
             head = file.readline(_MAX_STATE_HEAD_BYTES)
@@ -206,7 +209,7 @@ def _state_head(payload: bytes) -> bytes:
 def _missing(path: Readable) -> ModelError:
     return ModelError(
         f"{path}: there is no such weights file.",
-        hint="Check the path, or train the fold with: autoliver train",
+        hint="Check the path, or train the fold with: autoliver train DATASET CONFIG --fold N",
     )
 
 

@@ -239,7 +239,9 @@ def _nnunet_weights(weights: "Mapping[str, Tensor]", spec: NetworkSpec) -> "dict
 def _common(folds: Sequence[tuple[FoldModel, "Mapping[str, Tensor]"]]) -> FoldModel:
     """The first fold, with which all others agree."""
     if not folds:
-        raise ModelError("There is no fold to export.", hint="Train one first: autoliver train")
+        raise ModelError(
+            "There is no fold to export.", hint="Train one first: autoliver train DATASET CONFIG"
+        )
     first = folds[0][0]
     for info, _ in folds:
         if (info.configuration, info.plan.digest()) != (first.configuration, first.plan.digest()):

@@ -1,6 +1,7 @@
 """Verify, fingerprint, plan, preprocess: what is missing is made, what is there is kept."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,24 @@ from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.planning.fingerprint import make_fingerprint
-from autoliver.planning.plan import Configuration, ConfigurationName, Fingerprint, Plan
-from autoliver.planning.planner import PlanOptions, make_plan
+from autoliver.planning.options import asked_of, option_words
+from autoliver.planning.plan import (
+    Configuration,
+    ConfigurationName,
+    Fingerprint,
+    Plan,
+    PlanOptions,
+)
+from autoliver.planning.planner import make_plan
 from autoliver.planning.verify import Verification, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
+
+# Where commands look for a workspace that is not named.
+_DEFAULT_ROOT = Path("autoliver-workspace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,30 @@ def plan_dataset(
     Raises:
         DatasetError: There is no such dataset, or it fails verification.
     """
-    folder, dataset, found = verify_dataset(workspace, name, limits=limits)
+    return plan_verified(*verify_dataset(workspace, name, limits=limits), options, limits=limits)
+
+
+def plan_verified(
+    folder: DatasetFolder,
+    dataset: Dataset,
+    found: Verification,
+    options: PlanOptions,
+    *,
+    limits: Limits = NO_LIMITS,
+) -> Planned:
+    """Fingerprint and plan of a dataset that was verified.
+
+    Args:
+        folder: Where the artefacts go.
+        dataset: The dataset.
+        found: What `verify_dataset` found.
+        options: How to plan.
+        limits: Processes and memory to read cases with.
+
+    Raises:
+        DatasetError: The dataset fails verification, or none of its cases has a label.
+        OptionError: The options cannot work.
+    """
     raise_on_errors(found)
     _describe(dataset)
     if not dataset.labelled:
@@ -87,9 +121,7 @@ def plan_dataset(
             hint=f"Put label maps into {dataset.folder}.",
         )
     fingerprint = _fingerprint(folder, dataset, limits=limits)
-    plan = make_plan(dataset, fingerprint, options).replace(
-        made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()}
-    )
+    plan = make_plan(dataset, fingerprint, options)
     plan.save(folder.plan)
     current_folds(folder, dataset)
     return Planned(folder=folder, dataset=dataset, plan=plan)
@@ -107,13 +139,26 @@ def planned_dataset(
     folder = DatasetFolder(workspace.root / dataset.name)
     if not folder.plan.exists():
         return plan_dataset(workspace, name, PlanOptions(), limits=limits)
-    mend = f"autoliver plan {dataset.name}"
-    plan = Plan.load(folder.plan, mend=mend)
-    if plan.preset != "default":
-        mend += f" --preset {plan.preset}"
+    plan = Plan.load(folder.plan, mend=plan_command(folder, dataset))
+    mend = plan_command(folder, dataset, option_words(asked_of(plan)))
     made_from = {"dataset": dataset.digest()}
     check_chain(plan, made_from, where=f"The plan of {dataset.name}", mend=mend)
     return Planned(folder=folder, dataset=dataset, plan=plan)
+
+
+def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] = ()) -> str:
+    """The command that plans a dataset, to be pasted into a shell.
+
+    Args:
+        folder: What the workspace holds of the dataset.
+        dataset: The dataset; it is named by its path where the workspace does not know that.
+        words: The options.
+    """
+    known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
+    root = folder.path.parent
+    place = () if root.resolve() == _DEFAULT_ROOT.resolve() else ("-w", str(root))
+    name = dataset.name if known else dataset.folder
+    return shlex.join(["autoliver", "plan", name, *words, *place])
 
 
 def preprocess(
@@ -192,14 +237,13 @@ def _describe(dataset: Dataset) -> None:
 
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Fingerprint:
     """The fingerprint there is, if the dataset did not change; else a new one."""
-    made_from = {"dataset": dataset.digest()}
     if folder.fingerprint.exists():
-        found = Fingerprint.load(folder.fingerprint, mend=f"rm {folder.fingerprint}")
-        if found.made_from == made_from:
+        mend = f"rm {shlex.quote(str(folder.fingerprint))}"
+        found = Fingerprint.load(folder.fingerprint, mend=mend)
+        if found.made_from == {"dataset": dataset.digest()}:
             return found
     pool = CasePool(what="fingerprint", limits=limits, need=read_need, light=True)
     bar = case_bar("fingerprint", len(dataset.labelled))
     made = make_fingerprint(dataset, executor=pool, progress=bar)
-    made = made.replace(made_from=made_from)
     made.save(folder.fingerprint)
     return made

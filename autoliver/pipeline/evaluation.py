@@ -39,17 +39,22 @@ def evaluate(
 ) -> "Scores":
     """Scores a folder of label maps; writes scores.json and scores.csv beside them."""
     from autoliver.evaluation.results import ALL_METRICS, MetricOptions, write_csv
-    from autoliver.evaluation.score import score_folder
+    from autoliver.evaluation.score import discover_labels, find_pairs, score_folder
 
     labels = workspace.source(request.dataset).labels if request.dataset else None
-    options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
+    pairs, _ = find_pairs(prediction, reference)
+    pool = CasePool(what="evaluate", limits=request.limits, need=score_need)
+    if labels is None:
+        references = [reference for _, reference in pairs.values()]
+        bar = case_bar("read label values", len(pairs))
+        labels = discover_labels(references, executor=pool, progress=bar)
     scores = score_folder(
         prediction,
         reference,
         labels=labels,
-        options=options,
-        executor=CasePool(what="evaluate", limits=request.limits, need=score_need),
-        progress=case_bar("evaluate", 0),
+        options=MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos),
+        executor=pool,
+        progress=case_bar("evaluate", len(pairs)),
     )
     scores.save(prediction / SCORES_FILE)
     write_csv(scores, prediction / "scores.csv")
@@ -79,6 +84,8 @@ def score_held_out(
     path = FoldFolder(run.fold(fold)).scores
     if path.exists():
         return Scores.load(path)
-    scores = score_files(predict_held_out(run, fold, cases, request), labels=labels)
+    pairs = predict_held_out(run, fold, cases, request)
+    bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
+    scores = score_files(pairs, labels=labels, progress=bar)
     scores.save(path)
     return scores

@@ -177,7 +177,8 @@ def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: st
             raise DatasetError(
                 f"{name}: channel {index} holds values that are not finite numbers (NaN or "
                 "infinity).",
-                hint="Repair the dataset with: autoliver verify DATASET --fix",
+                hint="Write the image again with a finite number in each voxel, or take the case "
+                "out of the dataset. All cases with such values: autoliver verify DATASET",
             )
 
 

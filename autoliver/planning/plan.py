@@ -91,6 +91,25 @@ class Configuration(Record, frozen=True, kw_only=True):
         return len(self.patch_shape)
 
 
+class PlanOptions(Record, frozen=True, kw_only=True):
+    """What the user decides about a plan.
+
+    Attributes:
+        preset: The network's size; M, L and XL have a residual encoder, tiny is default with a
+            quarter of the features.
+        vram_gb: Memory target; None takes the preset's.
+        spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
+        batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
+        window_hu: What CT is clipped to; None takes percentiles of the labelled voxels.
+    """
+
+    preset: Preset = "default"
+    vram_gb: float | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    batch_cap: bool = True
+    window_hu: tuple[float, float] | None = None
+
+
 SpacingMode = Literal["auto", "source", "target", "fixed"]
 
 
@@ -126,12 +145,16 @@ class Plan(Artifact, frozen=True, kw_only=True):
         source_intensities: Of the CT that a plan for another modality follows, one per channel: how
             its network has learnt CT. Empty otherwise.
         like: How it follows another plan, where it does.
+        asked: The options it was made with, so that it can be made again; None where it follows
+            another plan, is another tool's, or was made before options were kept. They are not
+            decisions and leave the digest as it is.
         configurations: Name -> configuration.
         reasons: Decisions about the plan as a whole, such as a configuration that was dropped
             ("3d_lowres"), and why, in one sentence each.
     """
 
     KIND: ClassVar[str] = "plan"
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked"})
 
     dataset: str
     preset: Preset
@@ -146,4 +169,12 @@ class Plan(Artifact, frozen=True, kw_only=True):
     configurations: dict[ConfigurationName, Configuration]
     source_intensities: tuple[IntensityStats, ...] = ()
     like: LikeOptions | None = None
+    asked: PlanOptions | None = None
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def ct_channels(self) -> tuple[int, ...]:
+        """Indices of the channels whose intensities are normalised as CT."""
+        schemes = [configuration.normalization for configuration in self.configurations.values()]
+        found = {i for each in schemes for i, scheme in enumerate(each) if scheme == "ct"}
+        return tuple(sorted(found))

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import Record
 from autoliver.datasets.cases import Dataset, Modality
 from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
@@ -23,7 +22,7 @@ from autoliver.planning.plan import (
     IntensityStats,
     Normalization,
     Plan,
-    Preset,
+    PlanOptions,
 )
 from autoliver.planning.presets import PRESETS
 
@@ -45,25 +44,6 @@ _NORMALIZATIONS: dict[str, Normalization] = {
 }
 
 FloatArray = npt.NDArray[np.float64]
-
-
-class PlanOptions(Record, frozen=True, kw_only=True):
-    """What the user decides about a plan.
-
-    Attributes:
-        preset: The network's size; M, L and XL have a residual encoder, tiny is default with a
-            quarter of the features.
-        vram_gb: Memory target; None takes the preset's.
-        spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
-        batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
-        window_hu: What CT is clipped to; None takes percentiles of the labelled voxels.
-    """
-
-    preset: Preset = "default"
-    vram_gb: float | None = None
-    spacing_mm: tuple[float, float, float] | None = None
-    batch_cap: bool = True
-    window_hu: tuple[float, float] | None = None
 
 
 def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> Plan:
@@ -95,6 +75,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         transpose_forward=order,
         transpose_backward=(z, y, x),
         intensities=planner.intensities,
+        asked=options,
         configurations=configurations,
         reasons={"transpose": planner.grid.transpose_reason, **dropped},
     )
@@ -123,7 +104,8 @@ class _Planner:
         if window is not None and "ct" not in self.schemes:
             raise OptionError(
                 f"--window: {dataset.name} has no CT channel ({', '.join(names)}).",
-                hint="Leave it out: other images have no Hounsfield units.",
+                hint="Leave it out: other images have no Hounsfield units. If the plan before was "
+                "made with it, --fresh forgets that.",
             )
         self.normalization_reason = reasons.normalization(
             names,

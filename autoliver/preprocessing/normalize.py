@@ -71,8 +71,9 @@ def normalize_case(
 
 
 def hides_fat(plan: Plan) -> bool:
-    """Whether fat is clipped to the value of air in some CT channel."""
-    return plan.modality == "CT" and any(s.percentile_00_5 > _FAT_HU for s in plan.intensities)
+    """Whether fat is clipped to the value of air in some CT channel of a plan for CT."""
+    lowest = [plan.intensities[index].percentile_00_5 for index in plan.ct_channels]
+    return plan.modality == "CT" and any(low > _FAT_HU for low in lowest)
 
 
 def renormalized(modality: Modality, plan: Plan, configuration: Configuration) -> tuple[int, ...]:

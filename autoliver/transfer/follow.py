@@ -68,6 +68,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         intensities=_intensities(own, source),
         source_intensities=_source_intensities(own, source),
         like=options,
+        asked=None,
         configurations=configurations,
         reasons={
             **{what: _as(source, why) for what, why in source.reasons.items()},

@@ -7,8 +7,14 @@ import msgspec
 import pytest
 
 from autoliver.datasets.cases import Case, Dataset, Labels
-from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Preset
-from autoliver.planning.planner import PlanOptions, make_plan
+from autoliver.planning.plan import (
+    CaseFingerprint,
+    Fingerprint,
+    IntensityStats,
+    PlanOptions,
+    Preset,
+)
+from autoliver.planning.planner import make_plan
 
 ORACLE = Path(__file__).parents[3] / "shared/oracle/planner"
 PRESETS: dict[str, Preset] = {

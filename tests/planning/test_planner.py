@@ -2,8 +2,8 @@ import pytest
 
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.errors import DatasetError, OptionError
-from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Plan
-from autoliver.planning.planner import PlanOptions, make_plan
+from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Plan, PlanOptions
+from autoliver.planning.planner import make_plan
 
 STATS = IntensityStats(
     mean=99.0,
@@ -227,6 +227,13 @@ def test_plan_survives_its_file(tmp_path):
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert set(plan.made_from) == {"dataset", "fingerprint"}
+
+
+def test_a_plan_keeps_what_it_was_asked():
+    options = PlanOptions(preset="tiny", vram_gb=4.0, window_hu=(-150.0, 250.0))
+    plan = make_plan(dataset_of(("CT",)), fingerprint_of(SMALL), options)
+    assert plan.asked == options
+    assert plan.replace(asked=None).digest() == plan.digest()
 
 
 def test_no_cases_is_the_datasets_fault():

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
-from autoliver.planning.plan import IntensityStats
-from autoliver.preprocessing.normalize import normalize
+from autoliver.networks.spec import UNetSpec
+from autoliver.planning.plan import Configuration, IntensityStats, Plan
+from autoliver.preprocessing.normalize import hides_fat, normalize
 
 STATS = IntensityStats(
     mean=80.0,
@@ -90,3 +92,42 @@ def test_channels_have_schemes_of_their_own_and_the_input_stays():
     np.testing.assert_allclose(result[1], (image[1] - image[1].mean()) / image[1].std(), atol=1e-5)
     np.testing.assert_array_equal(result[2], image[2])
     np.testing.assert_array_equal(image, kept)
+
+
+def test_fat_is_hidden_by_a_window_of_ct_alone():
+    options = {"dataset": "D", "preset": "tiny", "vram_gb": 1.0, "modality": "CT"}
+    narrow = STATS
+    wide = STATS.replace(percentile_00_5=-150.0)
+    decided = Configuration(
+        spacing_mm=(1.0, 1.0),
+        median_shape=(64.0, 64.0),
+        patch_shape=(64, 64),
+        batch_size=2,
+        batch_dice=True,
+        normalization=("ct", "zscore"),
+        mask_norm=(False, False),
+        network=UNetSpec(
+            in_channels=2,
+            out_channels=2,
+            features=(4,),
+            strides=((1, 1),),
+            kernels=((3, 3),),
+            blocks_encoder=(1,),
+            blocks_decoder=(),
+        ),
+    )
+    plan = Plan(
+        **options,
+        channel_names=("CT", "PET"),
+        labels=Labels(values={"background": (0,), "liver": (1,)}),
+        file_ending=".nii.gz",
+        transpose_forward=(0, 1, 2),
+        transpose_backward=(0, 1, 2),
+        intensities=(wide, narrow),  # of PET no value is below zero
+        configurations={"2d": decided},
+    )
+    assert not hides_fat(plan)
+    assert hides_fat(plan.replace(intensities=(narrow, wide)))
+    swapped = plan.replace(configurations={"2d": decided.replace(normalization=("none", "ct"))})
+    assert hides_fat(swapped)
+    assert not hides_fat(swapped.replace(modality="other"))

@@ -24,8 +24,7 @@ from autoliver.networks.device import own_device
 from autoliver.networks.spec import UNetSpec
 from autoliver.parallel import Limits
 from autoliver.pipeline.data import plan_dataset, preprocess
-from autoliver.planning.plan import Configuration
-from autoliver.planning.planner import PlanOptions
+from autoliver.planning.plan import Configuration, PlanOptions
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.distributed import ALONE, Group, join_group, launched

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 from autoliver.artifacts import check_chain
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.parallel import NO_LIMITS, Limits
-from autoliver.pipeline.data import Planned, planned_dataset
+from autoliver.parallel import Limits
+from autoliver.pipeline.data import Planned, plan_command, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
+from autoliver.planning.options import option_words
 from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
 from autoliver.transfer.follow import check_like_options, like_digest, plan_like
 from autoliver.workspace import Workspace
@@ -29,33 +30,20 @@ class Followed:
     again: str
 
 
-def plan_dataset_like(
-    workspace: Workspace,
-    name: str | None,
-    source: str,
-    options: LikeOptions = _DEFAULT,
-    *,
-    limits: Limits = NO_LIMITS,
-) -> tuple[Planned, Plan]:
+def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Planned:
     """Plans a dataset like a source, in either direction, and keeps that as plan@SOURCE.json.
 
     Args:
-        workspace: Where the artefacts go.
-        name: Path or name of the dataset; its own plan is made where it has none.
-        source: A planned dataset, or any model that `--pretrained` takes.
+        own: The dataset with its own plan.
+        followed: The source's plan.
         options: The choice of spacing.
-        limits: Processes and memory to read cases with.
-
-    Returns:
-        The dataset with that plan, and its own plan.
 
     Raises:
-        AutoliverError: There is no such source, or its plan cannot serve the dataset.
+        OptionError: The options contradict each other, or the source's plan cannot serve the
+            dataset.
     """
     check_like_options(options)
-    own = planned_dataset(workspace, name, limits=limits)
-    followed = plan_to_follow(workspace, source, limits=limits)
-    return _save(own, followed, plan_like(own.plan, followed.plan, options)), own.plan
+    return _save(own, followed, plan_like(own.plan, followed.plan, options))
 
 
 def plan_to_follow(workspace: Workspace, name: str, *, limits: Limits) -> Followed:
@@ -84,8 +72,11 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
         OptionError: The source has no such configuration, or its plan cannot serve the dataset.
     """
     source, path = followed.plan, own.folder.plan_like(followed.name)
-    mend = f"autoliver plan {own.dataset.short_name} --like {followed.again}"
+    again = ("--like", followed.again)
+    mend = plan_command(own.folder, own.dataset, again)
     plan = Plan.load(path, mend=mend) if path.exists() else None
+    if plan is not None and plan.like is not None:
+        mend = plan_command(own.folder, own.dataset, (*again, *option_words(plan.like)))
     made = plan_like(own.plan, source, _DEFAULT if plan is None else plan.like or _DEFAULT)
     if name not in made.configurations:
         raise OptionError(

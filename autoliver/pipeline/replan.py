@@ -1,0 +1,154 @@
+"""`plan`: planning with the options of the plan before, and what is different afterwards."""
+
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoliver.artifacts import read_json
+from autoliver.errors import ArtifactError
+from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.pipeline.data import Planned, plan_verified, planned_dataset, verify_dataset
+from autoliver.pipeline.run.follow import plan_following, plan_to_follow
+from autoliver.planning.changes import Change, plan_changes
+from autoliver.planning.options import (
+    asked_of,
+    changed_like_options,
+    changed_options,
+    option_words,
+)
+from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
+from autoliver.transfer.follow import check_like_options
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What `plan` was asked for.
+
+    Attributes:
+        changes: Options that were given: fields of `PlanOptions`; with `like`, of `LikeOptions`.
+            The others are as in the plan before, or default.
+        like: A planned dataset, or any model that `--pretrained` takes, to plan like.
+        fresh: Forget the options of the plan before.
+        tell: Called with what a person should know before planning begins.
+        limits: Processes and memory to read cases with.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    like: str | None = None
+    fresh: bool = False
+    tell: Callable[[str], None] = _log.info
+    limits: Limits = NO_LIMITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replanned:
+    """A dataset that was planned, and what is different now.
+
+    Attributes:
+        planned: The dataset with its new plan.
+        file: Where the plan was written.
+        own: The dataset's own plan; the new one, unless it is like another.
+        changes: The decisions that differ from those of the plan before.
+        stale_runs: Names of the runs that were begun with the plan before and cannot go on with
+            the new one.
+    """
+
+    planned: Planned
+    file: Path
+    own: Plan
+    changes: tuple[Change, ...]
+    stale_runs: tuple[str, ...]
+
+
+def replan(workspace: Workspace, name: str | None, request: PlanRequest) -> Replanned:
+    """Plans a dataset with the options of its plan before, but for those that are given.
+
+    Args:
+        workspace: Where the artefacts go.
+        name: Path or name of the dataset.
+        request: What was asked for.
+
+    Raises:
+        AutoliverError: There is no such dataset or source, the dataset fails verification, or the
+            options cannot work.
+    """
+    if request.like is None:
+        return _replan_own(workspace, name, request)
+    return _replan_like(workspace, name, request.like, request)
+
+
+def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) -> Replanned:
+    folder, dataset, found = verify_dataset(workspace, name, limits=request.limits)
+    before = _plan_before(folder.plan, request)
+    defaults = PlanOptions()
+    asked = defaults if before is None or request.fresh else asked_of(before)
+    options = changed_options(asked, request.changes)
+    kept = asked.replace(**{name: getattr(defaults, name) for name in request.changes})
+    _tell_kept(option_words(kept), request)
+    planned = plan_verified(folder, dataset, found, options, limits=request.limits)
+    return _replanned(planned, folder.plan, own=planned.plan, before=before)
+
+
+def _replan_like(
+    workspace: Workspace, name: str | None, source: str, request: PlanRequest
+) -> Replanned:
+    given = changed_like_options(LikeOptions(), request.changes)
+    if given.spacing_mm is not None or given.spacing != "fixed":
+        check_like_options(given)  # before the dataset is read; a fixed spacing may be stored
+    own = planned_dataset(workspace, name, limits=request.limits)
+    followed = plan_to_follow(workspace, source, limits=request.limits)
+    file = own.folder.plan_like(followed.name)
+    before = _plan_before(file, request)
+    options = LikeOptions()
+    if before is not None and before.like is not None and not request.fresh:
+        options = before.like
+    if not request.changes:
+        _tell_kept(option_words(options), request)
+    options = changed_like_options(options, request.changes)
+    planned = plan_following(own, followed, options)
+    return _replanned(planned, file, own=own.plan, before=before)
+
+
+def _plan_before(file: Path, request: PlanRequest) -> Plan | None:
+    """The plan that will be replaced; one that cannot be read is named and counts as none."""
+    if not file.exists():
+        return None
+    try:
+        return Plan.load(file)
+    except ArtifactError as error:
+        request.tell(f"The plan before cannot be read and is replaced. {error.problem}")
+        return None
+
+
+def _tell_kept(words: tuple[str, ...], request: PlanRequest) -> None:
+    if words:
+        request.tell(f"As in the plan before: {shlex.join(words)} (--fresh forgets this).")
+
+
+def _replanned(planned: Planned, file: Path, *, own: Plan, before: Plan | None) -> Replanned:
+    changes = () if before is None else plan_changes(before, planned.plan)
+    stale = () if before is None or not changes else _runs_with(planned.folder, before)
+    return Replanned(planned=planned, file=file, own=own, changes=changes, stale_runs=stale)
+
+
+def _runs_with(folder: DatasetFolder, plan: Plan) -> tuple[str, ...]:
+    """The names of the runs that were begun with a plan."""
+    runs = [RunFolder(path) for path in sorted(folder.path.glob("runs/*"))]
+    digest = plan.digest()
+    return tuple(run.path.name for run in runs if _plan_of(run) == digest)
+
+
+def _plan_of(run: RunFolder) -> object:
+    """The digest of the plan that a run was begun with."""
+    try:
+        found = read_json(run.options)
+    except ArtifactError:
+        return None  # `train` refuses such a run by itself
+    made_from = found.get("made_from") if isinstance(found, dict) else None
+    return made_from.get("plan") if isinstance(made_from, dict) else None
