@@ -1,12 +1,17 @@
 """Names -> paths: where everything of a dataset lies, and which dataset or model a name means."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoliver.artifacts import disk_error
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
+from autoliver.datasets.changes import describe_changes
+from autoliver.datasets.contents import FileIndex, identify
 from autoliver.datasets.folds import Fold
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
@@ -21,6 +26,9 @@ from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
 
 # Of imported models, in the workspace.
 MODELS = "models"
+
+# What a file system answers to a name that it cannot hold.
+_NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +179,13 @@ class DatasetFolder:
 
     @property
     def dataset(self) -> Path:
-        """The dataset as it was when planned."""
+        """The dataset as it was when planned, and where it was last seen."""
         return self.path / "dataset.json"
+
+    @property
+    def files(self) -> Path:
+        """The hashes of the dataset's files."""
+        return self.path / "files.json"
 
     @property
     def verify(self) -> Path:
@@ -242,24 +255,75 @@ class Workspace:
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
-        return tuple(DatasetFolder(p.parent) for p in sorted(self.root.glob("*/dataset.json")))
+        folders = (path.parent for path in sorted(self.root.glob("*/dataset.json")))
+        return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
 
     def source(self, dataset: str | None) -> Dataset:
-        """Reads the dataset that a path or a name means, from its own folder.
+        """Reads the dataset that a path or a name means, and finds out what its files hold.
+
+        It is the dataset that was planned under its name if it holds the same, wherever it lies;
+        the workspace then remembers its place.
 
         Args:
             dataset: A folder, or the name of a planned dataset; None: the dataset in the current
                 folder, else the only one of the workspace.
 
         Raises:
+            DatasetError: There is none, or several could be meant; the folder is no dataset; or its
+                name belongs to another one.
+            AutoliverError: The workspace cannot be written.
+        """
+        return self._known_as(self.read(dataset))
+
+    def read(self, dataset: str | None) -> Dataset:
+        """As `source`, but of its files only the names are looked at and nothing is written.
+
+        Raises:
             DatasetError: There is none, or several could be meant; or the folder is no dataset.
         """
         if dataset is None:
-            return self._only_source()
+            return self._only_dataset()
         folder = Path(dataset)
-        if folder.is_dir():
-            return self._own(read_dataset(folder))
-        return self._read_planned(self.folder(dataset))
+        return read_dataset(folder) if folder.is_dir() else self._read_planned(self.folder(dataset))
+
+    def folder_for(self, dataset: Dataset) -> DatasetFolder:
+        """The workspace folder of a dataset, planned or not; it is made where it is missing.
+
+        Raises:
+            DatasetError: The dataset's name cannot be that of a folder in this workspace, or the
+                workspace lies where the dataset does.
+            AutoliverError: The workspace cannot be written.
+        """
+        name, folder = dataset.name, DatasetFolder(self.root / dataset.name)
+        rename = f"Rename the folder {dataset.folder}."
+        if name.casefold() == MODELS:
+            raise DatasetError(
+                f"{dataset.folder}: a dataset cannot be named {name}: the workspace keeps imported "
+                f"models in {self.root / MODELS}.",
+                hint=rename,
+            )
+        if not name:
+            raise DatasetError(
+                f"{dataset.folder}: the folder has no name to know the dataset by.",
+                hint="Put the dataset into a folder of its own.",
+            )
+        if folder.path.resolve() == Path(dataset.folder).resolve():
+            raise DatasetError(
+                f"{dataset.folder}: the workspace {self.root} would keep its files among the "
+                "dataset's own.",
+                hint="Choose another folder for the workspace (-w).",
+            )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in _NOT_A_NAME:
+                raise DatasetError(
+                    f"{dataset.folder}: {self.root} cannot hold a folder named {name!r}: "
+                    f"{error.strerror}.",
+                    hint=rename,
+                ) from error
+            raise disk_error(folder.path, error) from error
+        return folder
 
     def folder(self, name: str) -> DatasetFolder:
         """The workspace folder of a planned dataset, by name or short name.
@@ -351,10 +415,10 @@ class Workspace:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]
 
-    def _only_source(self) -> Dataset:
+    def _only_dataset(self) -> Dataset:
         here = Path.cwd()
         if (here / "dataset.json").exists() or (here / "images").is_dir():
-            return self._own(read_dataset(here))
+            return read_dataset(here)
         planned = self.datasets
         if len(planned) == 1:
             return self._read_planned(planned[0])
@@ -365,34 +429,51 @@ class Workspace:
             + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
         )
 
-    def _own(self, dataset: Dataset) -> Dataset:
-        """Refuses a second dataset under a name that is taken, and its own folder as workspace."""
-        planned = DatasetFolder(self.root / dataset.name)
-        if planned.path.resolve() == Path(dataset.folder).resolve():
+    def _known_as(self, dataset: Dataset) -> Dataset:
+        """The dataset with what its files hold; refuses another one under a name that is taken."""
+        planned = self.folder_for(dataset)
+        dataset = self._identified(dataset, planned)
+        if not planned.dataset.exists():
+            return dataset
+        known = Dataset.load(planned.dataset)
+        if known.digest() == dataset.digest():
+            if known != dataset:  # it was moved, or copied: this is its place now
+                dataset.save(planned.dataset)
+        # A folder that is gone may have been moved here, and changed since.
+        elif Path(known.folder) != Path(dataset.folder) and Path(known.folder).is_dir():
             raise DatasetError(
-                f"{dataset.folder}: the workspace {self.root} would keep its files among the "
-                "dataset's own.",
-                hint="Choose another folder for the workspace (-w).",
+                f"{dataset.folder}: the name {dataset.name} already belongs to {known.folder} in "
+                f"this workspace, which holds something else: "
+                f"{describe_changes(known, dataset, then='there')}.",
+                hint="Rename the folder, or use another workspace (-w).",
             )
-        if planned.dataset.exists():
-            known = Dataset.load(planned.dataset)
-            # A folder that is gone may have been moved here.
-            if Path(known.folder) != Path(dataset.folder) and Path(known.folder).is_dir():
-                raise DatasetError(
-                    f"{dataset.folder}: the name {dataset.name} already belongs to "
-                    f"{known.folder} in this workspace.",
-                    hint="Rename the folder, or use another workspace (-w).",
-                )
         return dataset
 
+    def _identified(self, dataset: Dataset, planned: DatasetFolder) -> Dataset:
+        mend = f"rm {planned.files}"
+        known = FileIndex.load(planned.files, mend=mend) if planned.files.exists() else FileIndex()
+        dataset, index = identify(dataset, known)
+        if index != known:
+            index.save(planned.files)
+        try:
+            seen = os.path.relpath(dataset.folder, self.root.absolute())
+        except ValueError:  # on another drive
+            seen = ""
+        return dataset.replace(from_workspace=Path(seen).as_posix() if seen else "")
+
     def _read_planned(self, planned: DatasetFolder) -> Dataset:
-        folder = Path(Dataset.load(planned.dataset).folder)
-        if not folder.is_dir():
-            raise DatasetError(
-                f"{planned.name}: its images were in {folder}, which is not there any more.",
-                hint="Bring the folder back, or give its new place: autoliver plan PATH",
-            )
-        return read_dataset(folder)
+        known = Dataset.load(planned.dataset)
+        places = [Path(known.folder)]
+        if known.from_workspace:  # both may have been moved together
+            root = self.root.absolute()
+            places.append(Path(os.path.normpath(root / known.from_workspace)))
+        for place in places:
+            if place.is_dir():
+                return read_dataset(place)
+        raise DatasetError(
+            f"{planned.name}: its images were in {known.folder}, which is not there any more.",
+            hint="Bring the folder back, or give its new place: autoliver plan PATH",
+        )
 
 
 def check_configuration(name: str) -> ConfigurationName:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from autoliver.artifacts import check_chain, write_bytes
+from autoliver.artifacts import Artifact, write_bytes
 from autoliver.datasets.cases import Dataset, describe_plain
+from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.folds import Folds, make_folds, read_splits
-from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.datasets.ignored import refuse_ignored
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.plan import Configuration, ConfigurationName, Fingerprint, Plan
 from autoliver.planning.planner import PlanOptions, make_plan
-from autoliver.planning.verify import Verification, raise_on_errors, verify
+from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
@@ -50,18 +52,24 @@ def verify_dataset(
 ) -> tuple[DatasetFolder, Dataset, Verification]:
     """Checks a dataset's integrity; what was checked and did not change is not read again."""
     dataset = workspace.source(name)
-    folder = DatasetFolder(workspace.root / dataset.name)
+    folder = workspace.folder_for(dataset)
+    return folder, dataset, _verification(folder, dataset, limits=limits)
+
+
+def _verification(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Verification:
     made_from = {"dataset": dataset.digest()}
     if folder.verify.exists():
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
         if found.made_from == made_from:
-            return folder, dataset, found
+            return found
     pool = CasePool(what="verify", limits=limits, need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))
     found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
-    dataset.save(folder.dataset)
+    found = placeless(found, Path(dataset.folder))
+    if not folder.plan.exists():  # a plan keeps the dataset that it was made of beside it
+        dataset.save(folder.dataset)
     found.save(folder.verify)
-    return folder, dataset, found
+    return found
 
 
 def plan_dataset(
@@ -76,10 +84,17 @@ def plan_dataset(
         limits: Processes and memory to read cases with.
 
     Raises:
-        DatasetError: There is no such dataset, or it fails verification.
+        DatasetError: There is no such dataset, it fails verification, or its dataset.json says
+            what has no effect yet.
     """
-    folder, dataset, found = verify_dataset(workspace, name, limits=limits)
-    raise_on_errors(found)
+    folder, dataset = _to_train(workspace, name)
+    return _plan_anew(folder, dataset, options, limits=limits)
+
+
+def _plan_anew(
+    folder: DatasetFolder, dataset: Dataset, options: PlanOptions, *, limits: Limits
+) -> Planned:
+    raise_on_errors(_verification(folder, dataset, limits=limits))
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
@@ -90,6 +105,7 @@ def plan_dataset(
     plan = make_plan(dataset, fingerprint, options).replace(
         made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()}
     )
+    dataset.save(folder.dataset)
     plan.save(folder.plan)
     current_folds(folder, dataset)
     return Planned(folder=folder, dataset=dataset, plan=plan)
@@ -102,18 +118,44 @@ def planned_dataset(
 
     Raises:
         ArtifactError: The dataset changed since it was planned.
+        DatasetError: As `plan_dataset`.
     """
-    dataset = workspace.source(name)
-    folder = DatasetFolder(workspace.root / dataset.name)
+    folder, dataset = _to_train(workspace, name)
     if not folder.plan.exists():
-        return plan_dataset(workspace, name, PlanOptions(), limits=limits)
+        return _plan_anew(folder, dataset, PlanOptions(), limits=limits)
     mend = f"autoliver plan {dataset.name}"
     plan = Plan.load(folder.plan, mend=mend)
     if plan.preset != "default":
         mend += f" --preset {plan.preset}"
-    made_from = {"dataset": dataset.digest()}
-    check_chain(plan, made_from, where=f"The plan of {dataset.name}", mend=mend)
-    return Planned(folder=folder, dataset=dataset, plan=plan)
+    planned = Planned(folder=folder, dataset=dataset, plan=plan)
+    check_unchanged(plan, planned, where=f"The plan of {dataset.name}", mend=mend)
+    return planned
+
+
+def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: str) -> None:
+    """Refuses what was made from the dataset as it was before it changed.
+
+    Args:
+        artifact: What was made from the dataset.
+        planned: The dataset as it is.
+        where: The artefact's name for the message.
+        mend: The command that makes the artefact again.
+
+    Raises:
+        ArtifactError: Saying what has changed.
+    """
+    then, dataset = artifact.made_from.get("dataset"), planned.dataset
+    if then == dataset.digest():
+        return
+    path = planned.folder.dataset
+    before = Dataset.load(path, mend=mend) if path.exists() else None
+    changes = ""
+    if before is not None and before.digest() == then:
+        changes = describe_changes(before, dataset)
+    raise ArtifactError(
+        f"{where} was made from another dataset: {changes or f'{dataset.name} has changed since'}.",
+        hint=f"Make it again with: {mend}",
+    )
 
 
 def preprocess(
@@ -173,6 +215,13 @@ def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
     folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
     folds.save(folder.folds)
     return folds
+
+
+def _to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dataset]:
+    """A dataset that is about to be planned or trained on."""
+    dataset = workspace.source(name)
+    refuse_ignored(dataset)
+    return workspace.folder_for(dataset), dataset
 
 
 def _describe(dataset: Dataset) -> None:

@@ -40,7 +40,7 @@ def evaluate(
     from autoliver.evaluation.results import ALL_METRICS, MetricOptions, write_csv
     from autoliver.evaluation.score import score_folder
 
-    labels = workspace.source(request.dataset).labels if request.dataset else None
+    labels = workspace.read(request.dataset).labels if request.dataset else None
     options = MetricOptions(metrics=request.metrics or ALL_METRICS, chaos=request.chaos)
     scores = score_folder(
         prediction,
