@@ -440,7 +440,7 @@ class Workspace:
             if known != dataset:  # it was moved, or copied: this is its place now
                 dataset.save(planned.dataset)
         # A folder that is gone may have been moved here, and changed since.
-        elif Path(known.folder) != Path(dataset.folder) and Path(known.folder).is_dir():
+        elif Path(dataset.folder) not in self._places(known) and Path(known.folder).is_dir():
             raise DatasetError(
                 f"{dataset.folder}: the name {dataset.name} already belongs to {known.folder} in "
                 f"this workspace, which holds something else: "
@@ -461,13 +461,20 @@ class Workspace:
             seen = ""
         return dataset.replace(from_workspace=Path(seen).as_posix() if seen else "")
 
+    def _places(self, known: Dataset) -> list[Path]:
+        """Where a dataset may lie: as seen from the workspace, then where it was last seen.
+
+        The first is right where both were moved or copied together.
+        """
+        places = [Path(known.folder)]
+        if known.from_workspace:
+            root = self.root.absolute()
+            places.insert(0, Path(os.path.normpath(root / known.from_workspace)))
+        return places
+
     def _read_planned(self, planned: DatasetFolder) -> Dataset:
         known = Dataset.load(planned.dataset)
-        places = [Path(known.folder)]
-        if known.from_workspace:  # both may have been moved together
-            root = self.root.absolute()
-            places.append(Path(os.path.normpath(root / known.from_workspace)))
-        for place in places:
+        for place in self._places(known):
             if place.is_dir():
                 return read_dataset(place)
         raise DatasetError(
