@@ -1,18 +1,14 @@
 """Names -> paths: where everything of a dataset lies, and which dataset or model a name means."""
 
 import difflib
-import errno
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.artifacts import disk_error
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
-from autoliver.datasets.changes import describe_changes
-from autoliver.datasets.contents import FileIndex, identify
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.known import make_folder, read_planned, settle
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
 from autoliver.models.files import MODEL_FILE, FoldModel, MemberFiles, ModelFiles
@@ -26,9 +22,6 @@ from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
 
 # Of imported models, in the workspace.
 MODELS = "models"
-
-# What a file system answers to a name that it cannot hold.
-_NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +266,9 @@ class Workspace:
                 name belongs to another one.
             AutoliverError: The workspace cannot be written.
         """
-        return self._known_as(self.read(dataset))
+        found = self.read(dataset)
+        folder = self.folder_for(found)
+        return settle(found, self.root, kept=folder.dataset, index=folder.files)
 
     def read(self, dataset: str | None) -> Dataset:
         """As `source`, but of its files only the names are looked at and nothing is written.
@@ -283,8 +278,9 @@ class Workspace:
         """
         if dataset is None:
             return self._only_dataset()
-        folder = Path(dataset)
-        return read_dataset(folder) if folder.is_dir() else self._read_planned(self.folder(dataset))
+        if Path(dataset).is_dir():
+            return read_dataset(dataset)
+        return read_planned(self.root, self.folder(dataset).dataset)
 
     def folder_for(self, dataset: Dataset) -> DatasetFolder:
         """The workspace folder of a dataset, planned or not; it is made where it is missing.
@@ -294,36 +290,7 @@ class Workspace:
                 workspace lies where the dataset does.
             AutoliverError: The workspace cannot be written.
         """
-        name, folder = dataset.name, DatasetFolder(self.root / dataset.name)
-        rename = f"Rename the folder {dataset.folder}."
-        if name.casefold() == MODELS:
-            raise DatasetError(
-                f"{dataset.folder}: a dataset cannot be named {name}: the workspace keeps imported "
-                f"models in {self.root / MODELS}.",
-                hint=rename,
-            )
-        if not name:
-            raise DatasetError(
-                f"{dataset.folder}: the folder has no name to know the dataset by.",
-                hint="Put the dataset into a folder of its own.",
-            )
-        if folder.path.resolve() == Path(dataset.folder).resolve():
-            raise DatasetError(
-                f"{dataset.folder}: the workspace {self.root} would keep its files among the "
-                "dataset's own.",
-                hint="Choose another folder for the workspace (-w).",
-            )
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno in _NOT_A_NAME:
-                raise DatasetError(
-                    f"{dataset.folder}: {self.root} cannot hold a folder named {name!r}: "
-                    f"{error.strerror}.",
-                    hint=rename,
-                ) from error
-            raise disk_error(folder.path, error) from error
-        return folder
+        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS]))
 
     def folder(self, name: str) -> DatasetFolder:
         """The workspace folder of a planned dataset, by name or short name.
@@ -421,65 +388,12 @@ class Workspace:
             return read_dataset(here)
         planned = self.datasets
         if len(planned) == 1:
-            return self._read_planned(planned[0])
+            return read_planned(self.root, planned[0].dataset)
         raise DatasetError(
             f"No dataset was named, {here} is none, and the workspace {self.root} holds "
             f"{len(planned)}.",
             hint="Name one: "
             + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
-        )
-
-    def _known_as(self, dataset: Dataset) -> Dataset:
-        """The dataset with what its files hold; refuses another one under a name that is taken."""
-        planned = self.folder_for(dataset)
-        dataset = self._identified(dataset, planned)
-        if not planned.dataset.exists():
-            return dataset
-        known = Dataset.load(planned.dataset)
-        if known.digest() == dataset.digest():
-            if known != dataset:  # it was moved, or copied: this is its place now
-                dataset.save(planned.dataset)
-        # A folder that is gone may have been moved here, and changed since.
-        elif Path(dataset.folder) not in self._places(known) and Path(known.folder).is_dir():
-            raise DatasetError(
-                f"{dataset.folder}: the name {dataset.name} already belongs to {known.folder} in "
-                f"this workspace, which holds something else: "
-                f"{describe_changes(known, dataset, then='there')}.",
-                hint="Rename the folder, or use another workspace (-w).",
-            )
-        return dataset
-
-    def _identified(self, dataset: Dataset, planned: DatasetFolder) -> Dataset:
-        mend = f"rm {planned.files}"
-        known = FileIndex.load(planned.files, mend=mend) if planned.files.exists() else FileIndex()
-        dataset, index = identify(dataset, known)
-        if index != known:
-            index.save(planned.files)
-        try:
-            seen = os.path.relpath(dataset.folder, self.root.absolute())
-        except ValueError:  # on another drive
-            seen = ""
-        return dataset.replace(from_workspace=Path(seen).as_posix() if seen else "")
-
-    def _places(self, known: Dataset) -> list[Path]:
-        """Where a dataset may lie: as seen from the workspace, then where it was last seen.
-
-        The first is right where both were moved or copied together.
-        """
-        places = [Path(known.folder)]
-        if known.from_workspace:
-            root = self.root.absolute()
-            places.insert(0, Path(os.path.normpath(root / known.from_workspace)))
-        return places
-
-    def _read_planned(self, planned: DatasetFolder) -> Dataset:
-        known = Dataset.load(planned.dataset)
-        for place in self._places(known):
-            if place.is_dir():
-                return read_dataset(place)
-        raise DatasetError(
-            f"{planned.name}: its images were in {known.folder}, which is not there any more.",
-            hint="Bring the folder back, or give its new place: autoliver plan PATH",
         )
 
 

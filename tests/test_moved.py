@@ -178,10 +178,17 @@ def test_a_dataset_that_was_touched_is_the_same(place: Path) -> None:
 
 
 def edit_label(data: Path) -> None:
-    """Other content of the same size, later."""
-    path = next((data / "labelsTr").glob("Phantom_002.*"))
+    edit(data / "labelsTr/Phantom_002.nii.gz")
+
+
+def edit_image(data: Path) -> None:
+    edit(data / "imagesTr/Phantom_002_0000.nii.gz")
+
+
+def edit(path: Path) -> None:
+    """Other content of the same size and another time, which can still be read."""
     content = bytearray(path.read_bytes())
-    content[4] ^= 1  # the time in gzip's header: the file can still be read
+    content[4] ^= 1  # the time in gzip's header
     path.write_bytes(content)
     os.utime(path, ns=(NEVER, NEVER))
 
@@ -200,11 +207,6 @@ def remove_case(data: Path) -> None:
 def rename_case(data: Path) -> None:
     for path in [*data.glob("*Tr/Phantom_002*")]:
         path.rename(path.with_name(path.name.replace("Phantom_002", "Phantom_009")))
-
-
-def edit_image(data: Path) -> None:
-    (image,) = data.glob("imagesTr/Phantom_002*")
-    image.write_bytes(next(data.glob("imagesTr/Phantom_003*")).read_bytes())
 
 
 def edit_description(data: Path, key: str, value: object) -> None:
