@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from autoliver.artifacts import Artifact, Record, digest
 from autoliver.datasets.cases import Case, Dataset, FileContent, name_inside
-from autoliver.io.header import data_files
+from autoliver.io.detached import data_files
 from autoliver.parallel import bar_pace, cores
 
 # Files read at once: more do not make a disk or a network faster.
