@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.known import make_folder, read_planned, settle
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
 from autoliver.models.files import (
@@ -183,8 +184,13 @@ class DatasetFolder:
 
     @property
     def dataset(self) -> Path:
-        """The dataset as it was when planned."""
+        """The dataset as it was when planned, and where it was last seen."""
         return self.path / "dataset.json"
+
+    @property
+    def files(self) -> Path:
+        """The hashes of the dataset's files."""
+        return self.path / "files.json"
 
     @property
     def verify(self) -> Path:
@@ -254,24 +260,49 @@ class Workspace:
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
-        return tuple(DatasetFolder(p.parent) for p in sorted(self.root.glob("*/dataset.json")))
+        folders = (path.parent for path in sorted(self.root.glob("*/dataset.json")))
+        return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
 
     def source(self, dataset: str | None) -> Dataset:
-        """Reads the dataset that a path or a name means, from its own folder.
+        """Reads the dataset that a path or a name means, and finds out what its files hold.
+
+        It is the dataset that was planned under its name if it holds the same, wherever it lies;
+        the workspace then remembers its place.
 
         Args:
             dataset: A folder, or the name of a planned dataset; None: the dataset in the current
                 folder, else the only one of the workspace.
 
         Raises:
+            DatasetError: There is none, or several could be meant; the folder is no dataset; or its
+                name belongs to another one.
+            AutoliverError: The workspace cannot be written.
+        """
+        found = self.read(dataset)
+        folder = self.folder_for(found)
+        return settle(found, self.root, kept=folder.dataset, index=folder.files)
+
+    def read(self, dataset: str | None) -> Dataset:
+        """As `source`, but of its files only the names are looked at and nothing is written.
+
+        Raises:
             DatasetError: There is none, or several could be meant; or the folder is no dataset.
         """
         if dataset is None:
-            return self._only_source()
-        folder = Path(dataset)
-        if folder.is_dir():
-            return self._own(read_dataset(folder))
-        return self._read_planned(self.folder(dataset))
+            return self._only_dataset()
+        if Path(dataset).is_dir():
+            return read_dataset(dataset)
+        return read_planned(self.root, self.folder(dataset).dataset)
+
+    def folder_for(self, dataset: Dataset) -> DatasetFolder:
+        """The workspace folder of a dataset, planned or not; it is made where it is missing.
+
+        Raises:
+            DatasetError: The dataset's name cannot be that of a folder in this workspace, or the
+                workspace lies where the dataset does.
+            AutoliverError: The workspace cannot be written.
+        """
+        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS]))
 
     def folder(self, name: str) -> DatasetFolder:
         """The workspace folder of a planned dataset, by name or short name.
@@ -363,48 +394,19 @@ class Workspace:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]
 
-    def _only_source(self) -> Dataset:
+    def _only_dataset(self) -> Dataset:
         here = Path.cwd()
         if (here / "dataset.json").exists() or (here / "images").is_dir():
-            return self._own(read_dataset(here))
+            return read_dataset(here)
         planned = self.datasets
         if len(planned) == 1:
-            return self._read_planned(planned[0])
+            return read_planned(self.root, planned[0].dataset)
         raise DatasetError(
             f"No dataset was named, {here} is none, and the workspace {self.root} holds "
             f"{len(planned)}.",
             hint="Name one: "
             + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
         )
-
-    def _own(self, dataset: Dataset) -> Dataset:
-        """Refuses a second dataset under a name that is taken, and its own folder as workspace."""
-        planned = DatasetFolder(self.root / dataset.name)
-        if planned.path.resolve() == Path(dataset.folder).resolve():
-            raise DatasetError(
-                f"{dataset.folder}: the workspace {self.root} would keep its files among the "
-                "dataset's own.",
-                hint="Choose another folder for the workspace (-w).",
-            )
-        if planned.dataset.exists():
-            known = Dataset.load(planned.dataset)
-            # A folder that is gone may have been moved here.
-            if Path(known.folder) != Path(dataset.folder) and Path(known.folder).is_dir():
-                raise DatasetError(
-                    f"{dataset.folder}: the name {dataset.name} already belongs to "
-                    f"{known.folder} in this workspace.",
-                    hint="Rename the folder, or use another workspace (-w).",
-                )
-        return dataset
-
-    def _read_planned(self, planned: DatasetFolder) -> Dataset:
-        folder = Path(Dataset.load(planned.dataset).folder)
-        if not folder.is_dir():
-            raise DatasetError(
-                f"{planned.name}: its images were in {folder}, which is not there any more.",
-                hint="Bring the folder back, or give its new place: autoliver plan PATH",
-            )
-        return read_dataset(folder)
 
 
 def check_configuration(name: str) -> ConfigurationName:

@@ -219,14 +219,16 @@ def test_a_run_begun_with_another_plan_is_refused(own: Path) -> None:
 
 
 def test_a_dataset_that_changed_must_be_planned_again(own: Path, phantoms: Path) -> None:
-    label = next((phantoms / "labelsTr").iterdir())
-    state = label.stat()
-    os.utime(label, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    label, other = sorted((phantoms / "labelsTr").iterdir())[:2]
+    state, content = label.stat(), label.read_bytes()
+    label.write_bytes(other.read_bytes())
     try:
         with pytest.raises(ArtifactError, match="made from another dataset") as caught:
             run("train", NAME, "3d_fullres", "--fold", 0, "-w", own)
+        assert f"label of {label.name.partition('.')[0]} has changed" in caught.value.problem
         assert "autoliver plan Dataset001_Phantom --preset tiny" in caught.value.hint
     finally:
+        label.write_bytes(content)
         os.utime(label, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 

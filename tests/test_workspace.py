@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from autoliver.datasets.cases import Labels, read_dataset
-from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.errors import AutoliverError, DatasetError, ModelError, OptionError
 from autoliver.models.files import FoldModel, ModelFiles
 from autoliver.models.selection import Chosen, CleaningRule, Selection
+from autoliver.pipeline.models import new_model
 from autoliver.planning.plan import Plan
 from autoliver.workspace import (
     DatasetFolder,
@@ -334,3 +335,71 @@ def test_a_model_that_is_being_imported_is_not_there_yet(workspace: Workspace) -
     finish(RunFolder(half.path / "runs/2d"), "all")
     Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(half.selection)
     assert workspace.models == ()
+
+
+@pytest.mark.parametrize("name", ["models", "Models", "MODELS"])
+def test_a_dataset_cannot_have_the_place_of_imported_models(
+    workspace: Workspace, tmp_path: Path, name: str
+) -> None:
+    source = make_dataset(tmp_path / "data" / name)
+    with pytest.raises(DatasetError, match=f"cannot be named {name}") as caught:
+        workspace.source(str(source))
+    assert caught.value.hint == f"Rename the folder {source}."
+    assert not workspace.root.exists()
+
+
+def test_a_name_that_the_workspace_cannot_hold_is_refused(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    name = "x" * 300  # no file system of today takes more than 255 bytes
+    dataset = read_dataset(make_dataset(tmp_path / "data" / "D")).replace(name=name)
+    with pytest.raises(DatasetError, match="cannot hold a folder named 'xxx") as caught:
+        workspace.folder_for(dataset)
+    assert "Rename" in caught.value.hint
+    with pytest.raises(DatasetError, match="has no name"):
+        workspace.folder_for(dataset.replace(name=""))
+
+
+def test_a_workspace_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "workspace").write_text("a file")
+    source = make_dataset(tmp_path / "data" / LITS)
+    with pytest.raises(AutoliverError, match="cannot be written") as caught:
+        Workspace(tmp_path / "workspace").source(str(source))
+    assert "--workspace" in caught.value.hint
+
+
+def test_no_imported_model_is_taken_for_a_dataset(workspace: Workspace) -> None:
+    with pytest.raises(OptionError, match="cannot be the name"):
+        new_model(workspace, "../Friend", overwrite=False)
+    # The file by which a dataset is known, as a name of a model.
+    imported = new_model(workspace, "dataset.json", overwrite=False)
+    finish(RunFolder(imported.path / "runs/2d"), "all")
+    Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(imported.selection)
+    assert workspace.datasets == ()
+    assert workspace.models == (imported,)
+    assert runs_of(workspace.model_to_predict("dataset.json")) == ["2d"]
+
+
+def test_reading_alone_writes_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    source = make_dataset(tmp_path / "data" / LITS)
+    assert workspace.read(str(source)).name == LITS
+    assert not workspace.root.exists()
+    workspace.source(str(source))
+    assert [path.name for path in (workspace.root / LITS).iterdir()] == ["files.json"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_copy_is_taken_for_the_dataset_if_it_holds_the_same(
+    workspace: Workspace, tmp_path: Path, *, same: bool
+) -> None:
+    source = make_dataset(tmp_path / "data" / LITS)
+    workspace.source(str(source)).save(workspace.root / LITS / "dataset.json")
+    copy = Path(shutil.copytree(source, tmp_path / "elsewhere" / LITS))
+    if not same:
+        (copy / "labelsTr/a.nii.gz").write_bytes(b"drawn anew")
+        with pytest.raises(DatasetError, match=r"already belongs .* label of a has changed\."):
+            workspace.source(str(copy))
+    else:
+        assert workspace.source(str(copy)).folder == str(copy)
+    # The name means the place it was last given by.
+    assert workspace.source("LiTS").folder == str(copy if same else source)

@@ -118,7 +118,7 @@ def plan(
         changes={name: value for name, value in given.items() if value is not None},
         like=like,
         fresh=fresh,
-        tell=lambda text: typer.echo(text, err=True),
+        notify=lambda text: typer.echo(text, err=True),
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     made = replan(Workspace(workspace), dataset, request)

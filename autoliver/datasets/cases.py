@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from autoliver.artifacts import Artifact, Record, digest
+from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.description import (
     Description,
     guess_description,
@@ -33,6 +33,22 @@ Origin = Literal["real", "synthetic", "pseudo"]
 Annotation = Literal["real", "pseudo", "absent", "none"]
 
 
+class FileContent(Record, frozen=True, kw_only=True):
+    """What one file of a case holds, wherever it lies.
+
+    Attributes:
+        kind: What it is a part of.
+        name: Its path in the dataset's folder, with "/"; of a file outside, its name alone.
+        size: In bytes.
+        hash: Of its content, in hex digits; "" where it could not be read.
+    """
+
+    kind: Literal["image", "label"]
+    name: str
+    size: int
+    hash: str
+
+
 class Case(Record, frozen=True, kw_only=True):
     """One patient study: one or several channels on one grid, perhaps a label.
 
@@ -44,7 +60,9 @@ class Case(Record, frozen=True, kw_only=True):
         modality: Decides the normalisation.
         origin: Whether the image was acquired or made.
         annotated: Label name -> what is known of it; a label not named here is "real".
-        files: Digest of the sizes and times of its files: changes when one of them does.
+        lesion_classes: Lesion -> its class.
+        contents: What its files hold, images first; filled in by `contents.identify`.
+        files: Digest of `contents`: changes when a file does, not when it is moved or touched.
     """
 
     name: str
@@ -54,6 +72,8 @@ class Case(Record, frozen=True, kw_only=True):
     modality: Modality = "other"
     origin: Origin = "real"
     annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
+    contents: tuple[FileContent, ...] = ()
     files: str = ""
 
 
@@ -106,8 +126,10 @@ class Dataset(Artifact, frozen=True, kw_only=True):
         layout: How the files are laid out (DESIGN section 3).
         channel_names: One per image channel, e.g. ("CT",).
         labels: Label names and values.
-        file_ending: Of the images, e.g. ".nii.gz"; predictions are written with it.
+        file_ending: Of the images, e.g. ".nii.gz".
         cases: Sorted by name.
+        from_workspace: Its folder as seen from the workspace, to find it again when both were
+            moved together; "" where no workspace knows it.
     """
 
     KIND: ClassVar[str] = "dataset"
@@ -119,6 +141,16 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     labels: Labels
     file_ending: str = ".nii.gz"
     cases: tuple[Case, ...]
+    from_workspace: str = ""
+
+    def digest(self) -> str:
+        """Twelve hex digits of what the dataset is: the same wherever it lies and is called.
+
+        Contents of files count only once `contents.identify` has filled them in.
+        """
+        cases = tuple(_placeless(case, Path(self.folder)) for case in self.cases)
+        placeless = self.replace(name="", folder="", from_workspace="", cases=cases)
+        return super(Dataset, placeless).digest()
 
     @property
     def short_name(self) -> str:
@@ -129,6 +161,23 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     def labelled(self) -> tuple[Case, ...]:
         """The cases that have a label: what can be trained on."""
         return tuple(case for case in self.cases if case.label is not None)
+
+
+def name_inside(folder: Path, path: str | Path) -> str:
+    """A file's path in the dataset's folder, with "/"; of a file outside, its name alone."""
+    try:
+        return Path(path).relative_to(folder).as_posix()
+    except ValueError:
+        return Path(path).name
+
+
+def _placeless(case: Case, folder: Path) -> Case:
+    """A case with the names of its files in place of their paths."""
+    return case.replace(
+        images=tuple(name_inside(folder, path) for path in case.images),
+        label=None if case.label is None else name_inside(folder, case.label),
+        contents=(),  # `files` stands for them
+    )
 
 
 def short_name(name: str) -> str:
@@ -246,7 +295,7 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
             "modality": modality_of([by_case[name]] if name in by_case else everywhere),
             "origin": description.origin.get(name, "real"),
             "annotated": known,
-            "files": _state_of([*images, *([label] if label else [])]),
+            "lesion_classes": description.lesion_classes.get(name, {}),
         }
         try:
             yield msgspec.convert(case, Case)
@@ -256,18 +305,13 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
             ) from None
 
 
-def _state_of(paths: Iterable[Path]) -> str:
-    """A digest that changes when a file does, by its size and time."""
-    states = [path.stat() if path.exists() else None for path in paths]
-    return digest([(state.st_size, state.st_mtime_ns) if state else None for state in states])
-
-
 def _check_cases_known(description: Description, files: Files) -> None:
     stated = description.modality
     tables: dict[str, Mapping[str, object]] = {
         "patients": description.patients,
         "origin": description.origin,
         "annotated": description.annotated,
+        "lesion_classes": description.lesion_classes,
         "modality": stated if isinstance(stated, dict) else {},
     }
     for key, table in tables.items():

@@ -21,6 +21,8 @@ _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
     *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),
 )
+# Tables by case, read as they stand.
+_BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _MR_WORDS = re.compile(
     r"mri?|mrcp|t[12].*|flair|adc|dwi|pd|swi|stir|spir|spair|dixon|dce.*|vibe|lava|hbp|"
     r"(in|out|opp|opposed)_?phase"
@@ -51,6 +53,7 @@ class Description(Record, frozen=True, kw_only=True):
         patients: Case -> patient.
         origin: Case -> how the image came about.
         annotated: Case -> label -> what is known of it.
+        lesion_classes: Case -> lesion -> its class.
         modality: Of the dataset, or by case.
     """
 
@@ -65,6 +68,7 @@ class Description(Record, frozen=True, kw_only=True):
     patients: dict[str, str | int] = msgspec.field(default_factory=dict)
     origin: dict[str, str] = msgspec.field(default_factory=dict)
     annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -75,7 +79,7 @@ def read_description(folder: Path) -> Description:
         DatasetError: A key is missing, misspelt or holds something else than it should.
     """
     where = folder / "dataset.json"
-    raw = _read(where)
+    raw = read_raw(where)
     decathlon = "channel_names" not in raw
     modality = raw.get("modality")
     fields: dict[str, Any] = {
@@ -88,7 +92,7 @@ def read_description(folder: Path) -> Description:
         "table": raw.get("dataset", {}),
         "training": raw.get("training", []) if decathlon else [],
         "modality": {} if decathlon or modality is None else modality,
-        **{key: raw[key] for key in ("patients", "origin", "annotated") if key in raw},
+        **{key: raw[key] for key in _BY_CASE if key in raw},
     }
     try:
         return msgspec.convert(fields, Description)
@@ -124,7 +128,12 @@ def missing_description(folder: Path) -> DatasetError:
     )
 
 
-def _read(where: Path) -> dict[str, Any]:
+def read_raw(where: Path) -> dict[str, Any]:
+    """The keys and values of a dataset.json, as they stand.
+
+    Raises:
+        DatasetError: It is not JSON or no object, or a key is misspelt.
+    """
     try:
         raw = read_json(where)
     except ArtifactError as error:

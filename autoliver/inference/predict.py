@@ -212,11 +212,12 @@ def _export(
 
 @contextlib.contextmanager
 def _naming(case: str) -> Iterator[None]:
-    """Errors inside the block tell the case."""
+    """Errors inside the block begin with the case's name, once."""
     try:
         yield
     except AutoliverError as error:
-        if case in error.problem:
+        # Anywhere else in the text, the name may be a part of a word, a number or a path.
+        if not case or error.problem.startswith(f"{case}: "):
             raise
         raise type(error)(f"{case}: {error.problem}", hint=error.hint) from error
     except Exception as error:

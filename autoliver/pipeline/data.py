@@ -8,10 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from autoliver.artifacts import check_chain, write_bytes
+from autoliver.artifacts import Artifact, write_bytes
 from autoliver.datasets.cases import Dataset, describe_plain
+from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.folds import Folds, make_folds, read_splits
-from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.datasets.ignored import refuse_ignored
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.planning.fingerprint import make_fingerprint
@@ -24,7 +26,7 @@ from autoliver.planning.plan import (
     PlanOptions,
 )
 from autoliver.planning.planner import make_plan
-from autoliver.planning.verify import Verification, raise_on_errors, verify
+from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
@@ -61,18 +63,24 @@ def verify_dataset(
 ) -> tuple[DatasetFolder, Dataset, Verification]:
     """Checks a dataset's integrity; what was checked and did not change is not read again."""
     dataset = workspace.source(name)
-    folder = DatasetFolder(workspace.root / dataset.name)
+    folder = workspace.folder_for(dataset)
+    return folder, dataset, _verification(folder, dataset, limits=limits)
+
+
+def _verification(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Verification:
     made_from = {"dataset": dataset.digest()}
     if folder.verify.exists():
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
         if found.made_from == made_from:
-            return folder, dataset, found
+            return found
     pool = CasePool(what="verify", limits=limits, need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))
     found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
-    dataset.save(folder.dataset)
+    found = placeless(found, Path(dataset.folder))
+    if not folder.plan.exists():  # a plan keeps the dataset that it was made of beside it
+        dataset.save(folder.dataset)
     found.save(folder.verify)
-    return folder, dataset, found
+    return found
 
 
 def plan_dataset(
@@ -87,25 +95,21 @@ def plan_dataset(
         limits: Processes and memory to read cases with.
 
     Raises:
-        DatasetError: There is no such dataset, or it fails verification.
+        DatasetError: There is no such dataset, it fails verification, or its dataset.json says
+            what has no effect yet.
     """
-    return plan_verified(*verify_dataset(workspace, name, limits=limits), options, limits=limits)
+    folder, dataset = to_train(workspace, name)
+    return plan_folder(folder, dataset, options, limits=limits)
 
 
-def plan_verified(
-    folder: DatasetFolder,
-    dataset: Dataset,
-    found: Verification,
-    options: PlanOptions,
-    *,
-    limits: Limits = NO_LIMITS,
+def plan_folder(
+    folder: DatasetFolder, dataset: Dataset, options: PlanOptions, *, limits: Limits = NO_LIMITS
 ) -> Planned:
-    """Fingerprint and plan of a dataset that was verified.
+    """Verify, fingerprint, plan, for a dataset that was read.
 
     Args:
         folder: Where the artefacts go.
-        dataset: The dataset.
-        found: What `verify_dataset` found.
+        dataset: The dataset, as `to_train` gives it.
         options: How to plan.
         limits: Processes and memory to read cases with.
 
@@ -113,7 +117,7 @@ def plan_verified(
         DatasetError: The dataset fails verification, or none of its cases has a label.
         OptionError: The options cannot work.
     """
-    raise_on_errors(found)
+    raise_on_errors(_verification(folder, dataset, limits=limits))
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
@@ -122,6 +126,7 @@ def plan_verified(
         )
     fingerprint = _fingerprint(folder, dataset, limits=limits)
     plan = make_plan(dataset, fingerprint, options)
+    dataset.save(folder.dataset)
     plan.save(folder.plan)
     current_folds(folder, dataset)
     return Planned(folder=folder, dataset=dataset, plan=plan)
@@ -134,16 +139,42 @@ def planned_dataset(
 
     Raises:
         ArtifactError: The dataset changed since it was planned.
+        DatasetError: As `plan_dataset`.
     """
-    dataset = workspace.source(name)
-    folder = DatasetFolder(workspace.root / dataset.name)
+    folder, dataset = to_train(workspace, name)
     if not folder.plan.exists():
-        return plan_dataset(workspace, name, PlanOptions(), limits=limits)
+        return plan_folder(folder, dataset, PlanOptions(), limits=limits)
     plan = Plan.load(folder.plan, mend=plan_command(folder, dataset))
     mend = plan_command(folder, dataset, option_words(asked_of(plan)))
-    made_from = {"dataset": dataset.digest()}
-    check_chain(plan, made_from, where=f"The plan of {dataset.name}", mend=mend)
-    return Planned(folder=folder, dataset=dataset, plan=plan)
+    planned = Planned(folder=folder, dataset=dataset, plan=plan)
+    check_unchanged(plan, planned, where=f"The plan of {dataset.name}", mend=mend)
+    return planned
+
+
+def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: str) -> None:
+    """Refuses what was made from the dataset as it was before it changed.
+
+    Args:
+        artifact: What was made from the dataset.
+        planned: The dataset as it is.
+        where: The artefact's name for the message.
+        mend: The command that makes the artefact again.
+
+    Raises:
+        ArtifactError: Saying what has changed.
+    """
+    then, dataset = artifact.made_from.get("dataset"), planned.dataset
+    if then == dataset.digest():
+        return
+    path = planned.folder.dataset
+    before = Dataset.load(path, mend=mend) if path.exists() else None
+    changes = ""
+    if before is not None and before.digest() == then:
+        changes = describe_changes(before, dataset)
+    raise ArtifactError(
+        f"{where} was made from another dataset: {changes or f'{dataset.name} has changed since'}.",
+        hint=f"Make it again with: {mend}",
+    )
 
 
 def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] = ()) -> str:
@@ -218,6 +249,13 @@ def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
     folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
     folds.save(folder.folds)
     return folds
+
+
+def to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dataset]:
+    """A dataset that is about to be planned or trained on."""
+    dataset = workspace.source(name)
+    refuse_ignored(dataset)
+    return workspace.folder_for(dataset), dataset
 
 
 def _describe(dataset: Dataset) -> None:

@@ -41,7 +41,7 @@ def evaluate(
     from autoliver.evaluation.results import ALL_METRICS, MetricOptions, write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_folder
 
-    labels = workspace.source(request.dataset).labels if request.dataset else None
+    labels = workspace.read(request.dataset).labels if request.dataset else None
     pairs, _ = find_pairs(prediction, reference)
     pool = CasePool(what="evaluate", limits=request.limits, need=score_need)
     if labels is None:

@@ -10,7 +10,7 @@ from typing import Any
 from autoliver.artifacts import read_json
 from autoliver.errors import ArtifactError
 from autoliver.parallel import NO_LIMITS, Limits
-from autoliver.pipeline.data import Planned, plan_verified, planned_dataset, verify_dataset
+from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
 from autoliver.planning.changes import Change, plan_changes
 from autoliver.planning.options import (
@@ -35,14 +35,14 @@ class PlanRequest:
             The others are as in the plan before, or default.
         like: A planned dataset, or any model that `--pretrained` takes, to plan like.
         fresh: Forget the options of the plan before.
-        tell: Called with what a person should know before planning begins.
+        notify: Called with what a person should know before planning begins.
         limits: Processes and memory to read cases with.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     like: str | None = None
     fresh: bool = False
-    tell: Callable[[str], None] = _log.info
+    notify: Callable[[str], None] = _log.info
     limits: Limits = NO_LIMITS
 
 
@@ -84,14 +84,14 @@ def replan(workspace: Workspace, name: str | None, request: PlanRequest) -> Repl
 
 
 def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) -> Replanned:
-    folder, dataset, found = verify_dataset(workspace, name, limits=request.limits)
+    folder, dataset = to_train(workspace, name)
     before = _plan_before(folder.plan, request)
     defaults = PlanOptions()
     asked = defaults if before is None or request.fresh else asked_of(before)
     options = changed_options(asked, request.changes)
     kept = asked.replace(**{name: getattr(defaults, name) for name in request.changes})
-    _tell_kept(option_words(kept), request)
-    planned = plan_verified(folder, dataset, found, options, limits=request.limits)
+    _note_kept(option_words(kept), request)
+    planned = plan_folder(folder, dataset, options, limits=request.limits)
     return _replanned(planned, folder.plan, own=planned.plan, before=before)
 
 
@@ -109,7 +109,7 @@ def _replan_like(
     if before is not None and before.like is not None and not request.fresh:
         options = before.like
     if not request.changes:
-        _tell_kept(option_words(options), request)
+        _note_kept(option_words(options), request)
     options = changed_like_options(options, request.changes)
     planned = plan_following(own, followed, options)
     return _replanned(planned, file, own=own.plan, before=before)
@@ -122,13 +122,13 @@ def _plan_before(file: Path, request: PlanRequest) -> Plan | None:
     try:
         return Plan.load(file)
     except ArtifactError as error:
-        request.tell(f"The plan before cannot be read and is replaced. {error.problem}")
+        request.notify(f"The plan before cannot be read and is replaced. {error.problem}")
         return None
 
 
-def _tell_kept(words: tuple[str, ...], request: PlanRequest) -> None:
+def _note_kept(words: tuple[str, ...], request: PlanRequest) -> None:
     if words:
-        request.tell(f"As in the plan before: {shlex.join(words)} (--fresh forgets this).")
+        request.notify(f"As in the plan before: {shlex.join(words)} (--fresh forgets this).")
 
 
 def _replanned(planned: Planned, file: Path, *, own: Plan, before: Plan | None) -> Replanned:

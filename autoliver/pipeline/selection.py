@@ -128,7 +128,7 @@ class _Contest:
     @classmethod
     def of(cls, workspace: Workspace, name: str | None, request: SelectRequest) -> "_Contest":
         dataset = workspace.source(name)
-        folder = DatasetFolder(workspace.root / dataset.name)
+        folder = workspace.folder_for(dataset)
         splits = current_folds(folder, dataset)
         scored, left_out = _scored_folds(_wanted(folder, request.runs), dataset, splits)
         if not scored:

@@ -1,6 +1,7 @@
 """Is a dataset what it says it is? Files, grids, values; each defect with a way out."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,19 @@ def verify(
     findings += _extra_files(dataset)
     findings += _wrong_number(dataset)
     return Verification(findings=tuple(findings))
+
+
+def placeless(verification: Verification, folder: Path) -> Verification:
+    """The findings with paths as seen from the dataset's folder, since that may be moved."""
+    start = f"{folder}{os.sep}"
+    return verification.replace(
+        findings=tuple(
+            finding.replace(
+                problem=finding.problem.replace(start, ""), hint=finding.hint.replace(start, "")
+            )
+            for finding in verification.findings
+        )
+    )
 
 
 def raise_on_errors(verification: Verification) -> None:

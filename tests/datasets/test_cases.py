@@ -155,6 +155,7 @@ def test_optional_keys(ct: Path) -> None:
         *("CT", "anna", "real"),
         {"tumour": "absent"},
     )
+    assert (a.lesion_classes, b.lesion_classes) == ({"1": "HCC"}, {})
     assert (b.modality, b.patient, b.origin, b.annotated) == ("MR", "7", "synthetic", {})
 
 
@@ -211,6 +212,9 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"annotated": {"a": {"tumor": "none"}}}, "no label 'tumor'"),
         ({"annotated": {"a": {"tumour": "maybe"}}}, "Invalid enum value 'maybe'"),
         ({"origin": {"a": "fake"}}, "Invalid enum value 'fake'"),
+        ({"lesion_classes": {"c": {"1": "HCC"}}}, "lesion_classes: there is no case 'c'"),
+        ({"lesion_classes": {"a": "HCC"}}, "lesion_classes[...]: Expected `object`, got `str`"),
+        ({"lesion_classes": {"a": {"1": 2}}}, "Expected `str`, got `int`"),
         ({"dataset": {"a": ["x"]}}, "dataset: a: expected"),
         ({"dataset": {"a": {"images": ["x", "y"]}}}, "x is listed in dataset.json and not there"),
     ],

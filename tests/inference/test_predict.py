@@ -9,7 +9,7 @@ from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.ensemble import mean_probabilities
 from autoliver.inference.model import load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
-from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
+from autoliver.inference.predict import PredictJob, make_jobs, predict_jobs, predict_volume
 from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
@@ -111,6 +111,34 @@ def test_a_case_that_fails_leaves_no_file(save, tmp_path):
     with pytest.raises(DatasetError, match="found 2 channels"):
         predict_jobs(load(save("fold_0")), make_jobs({"case_1": paths}, tmp_path / "out"), PLAIN)
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("name", ["1", "a", "case", "o", "image", "in"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_error_begins_with_the_case_s_name_once(save, tmp_path, name, overlap):
+    model = load(save("fold_0"))
+    cut = tmp_path / f"in/{name}_0000.nii.gz"
+    image = make_image()
+    write_image(cut, image.array, image.geometry)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    job = PredictJob(name=name, images=(cut,), output=tmp_path / f"out/{name}.nii.gz")
+    with pytest.raises(DatasetError) as caught:
+        predict_jobs(model, [job], PredictOptions(mirror=False, overlap=overlap))
+    assert caught.value.problem.startswith(f"{name}: {cut}: cannot be read")
+    two = np.concatenate([image.array, image.array])
+    with pytest.raises(DatasetError) as caught:
+        predict_volume(model, Volume(array=two, geometry=image.geometry), PLAIN, name=name)
+    assert caught.value.problem.startswith(f"{name}: found 2 channels")
+
+
+def test_an_error_about_a_case_without_a_name_stays_as_it_is(save, tmp_path):
+    cut = tmp_path / "in/x.nii.gz"
+    cut.parent.mkdir()
+    cut.write_bytes(b"")
+    job = PredictJob(name="", images=(cut,), output=tmp_path / "out/x.nii.gz")
+    with pytest.raises(DatasetError) as caught:
+        predict_jobs(load(save("fold_0")), [job], PLAIN)
+    assert caught.value.problem.startswith(f"{cut}: ")
 
 
 def test_a_label_map_must_not_replace_an_image(tmp_path):

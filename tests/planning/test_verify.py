@@ -18,6 +18,7 @@ from autoliver.planning.verify import (
     CaseCheck,
     Finding,
     Verification,
+    placeless,
     raise_on_errors,
     verify,
 )
@@ -275,6 +276,15 @@ def test_errors_are_raised_with_their_number(folder: Path) -> None:
     assert "a: " in text
     assert "and 1 more" in text
     assert "autoliver verify" in error.value.hint
+
+
+def test_findings_that_are_kept_hold_no_place(folder: Path) -> None:
+    (folder / "imagesTr/a_0000.nii.gz").write_bytes(b"")
+    found = verify(read_dataset(folder))
+    assert str(folder) in found.errors[0].problem
+    kept = placeless(found, folder).errors[0]
+    assert kept.problem.startswith("imagesTr/a_0000.nii.gz: cannot be read")
+    assert (kept.case, kept.code) == ("a", "unreadable")
 
 
 def test_processes_give_the_same_in_the_same_order(folder: Path) -> None:

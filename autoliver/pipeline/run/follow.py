@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from autoliver.artifacts import check_chain
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.parallel import Limits
-from autoliver.pipeline.data import Planned, plan_command, planned_dataset
+from autoliver.pipeline.data import Planned, check_unchanged, plan_command, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
 from autoliver.planning.options import option_words
 from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
@@ -86,7 +85,7 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
     if plan is None:
         return _save(own, followed, made)
     where = f"{path.name} of {own.dataset.name}"
-    check_chain(plan, {"dataset": own.dataset.digest()}, where=where, mend=mend)
+    check_unchanged(plan, own, where=where, mend=mend)
     if name not in plan.configurations and _alike(plan, made):
         both = {**plan.configurations, name: made.configurations[name]}
         reduced = source.replace(configurations={name: source.configurations[name]})

@@ -45,7 +45,7 @@ def find_start(
     wanted = request.configuration
     if request.pretrained is not None:
         # Before the dataset is read: that may take long, and a name may be wrong.
-        target = safe(workspace.source(name).short_name)
+        target = safe(workspace.read(name).short_name)
         source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
         taken = "Planned like" if request.twin else "Begins with"
         notify(f"{taken} {source.fold}: {source.where}.")

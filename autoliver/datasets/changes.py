@@ -1,0 +1,122 @@
+"""What differs between a dataset as it was and as it is, in words."""
+
+from collections.abc import Iterator, Sequence
+
+from autoliver.datasets.cases import Case, Dataset, FileContent
+
+_SHOWN = 3  # differences, or cases, named in one message
+_ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes")
+_ABOUT_A_DATASET = ("channel_names", "layout", "file_ending")
+
+
+def describe_changes(before: Dataset, now: Dataset, *, then: str = "when planned") -> str:
+    """What differs, the first few things, without a full stop; "" for nothing.
+
+    Args:
+        before: As it was, with what its files held.
+        now: As it is, likewise.
+        then: What to call the time or place of `before`.
+    """
+    if any(case.files and not case.contents for case in before.cases):
+        return "an earlier version planned it, which did not keep what its files hold"
+    found = [*_of_cases(before, now, then), *_of_labels(before, now, then)]
+    for what in _ABOUT_A_DATASET:
+        had, has = getattr(before, what), getattr(now, what)
+        if had != has:
+            found.append(f"{what}: {_words(has)}; {then}: {_words(had)}")
+    return _first(found, "; ")
+
+
+def _of_cases(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
+    had = {case.name: case for case in before.cases}
+    has = {case.name: case for case in now.cases}
+    new, gone = [n for n in has if n not in had], [n for n in had if n not in has]
+    renamed = list(_renamed([had[name] for name in gone], [has[name] for name in new]))
+    new = [name for name in new if name not in (n for _, n in renamed)]
+    gone = [name for name in gone if name not in (n for n, _ in renamed)]
+    if new or gone:
+        what = [f"{_first(names, ', ')} {_is(names)} {how}" for names, how in _both(new, gone)]
+        yield f"{_count(len(has))}, {len(had)} {then}: {', '.join(what)}"
+    for name, other in renamed:
+        yield f"{name} is now called {other}"
+    for name in had:
+        if name in has:
+            yield from _of_case(had[name], has[name], then)
+
+
+def _both(new: Sequence[str], gone: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
+    if new:
+        yield new, "new"
+    if gone:
+        yield gone, "gone"
+
+
+def _renamed(gone: Sequence[Case], new: Sequence[Case]) -> Iterator[tuple[str, str]]:
+    """Cases whose files are those of another one that is gone."""
+    names = {_hashes(case.contents): case.name for case in gone if case.contents}
+    for case in new:
+        old = names.pop(_hashes(case.contents), None)
+        if old is not None:
+            yield old, case.name
+
+
+def _of_case(had: Case, has: Case, then: str) -> Iterator[str]:
+    for kind in ("image", "label"):
+        old = [content for content in had.contents if content.kind == kind]
+        new = [content for content in has.contents if content.kind == kind]
+        if _hashes(old) != _hashes(new):
+            yield f"{kind} of {had.name} {_how(old, new)}"
+        elif old != new:
+            names = ", ".join(content.name for content in new)
+            old_names = ", ".join(content.name for content in old)
+            yield f"{kind} of {had.name}: {names}; {then}: {old_names}"
+    for what in _ABOUT_A_CASE:
+        if getattr(had, what) != getattr(has, what):
+            words, old_words = _words(getattr(has, what)), _words(getattr(had, what))
+            yield f"{what} of {had.name}: {words}; {then}: {old_words}"
+
+
+def _how(old: Sequence[FileContent], new: Sequence[FileContent]) -> str:
+    if not old or not new:
+        return "is new" if new else "is gone"
+    if any(not content.hash for content in new):
+        return "cannot be read"
+    return "has changed"
+
+
+def _of_labels(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
+    if before.labels == now.labels:
+        return
+    had, has = (
+        _words(dataset.labels.values)
+        + (f", ignore {dataset.labels.ignore}" if dataset.labels.ignore is not None else "")
+        for dataset in (before, now)
+    )
+    if had == has:  # names in another order, or regions painted in another
+        had, has = str(before.labels), str(now.labels)
+    yield f"labels: {has}; {then}: {had}"
+
+
+def _hashes(contents: Sequence[FileContent]) -> tuple[tuple[str, str], ...]:
+    return tuple((content.kind, content.hash) for content in contents)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, tuple):
+        return "+".join(str(item) for item in value)
+    return str(value)
+
+
+def _first(what: Sequence[str], between: str) -> str:
+    more = len(what) - _SHOWN
+    return between.join(what[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _count(cases: int) -> str:
+    return "1 case" if cases == 1 else f"{cases} cases"

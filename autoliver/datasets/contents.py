@@ -1,0 +1,142 @@
+"""What the files of a dataset hold: hashed once, and again only when a file seems to differ.
+
+The hashes of a dataset's files are kept in an index, by their paths in the dataset's folder. A file
+counts as unchanged while its size and time of modification are those of the index. An edit that
+keeps the size and puts the old time back is therefore not seen; only reading every file at every
+command could see it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import msgspec
+from tqdm import tqdm
+
+from autoliver.artifacts import Artifact, Record, digest
+from autoliver.datasets.cases import Case, Dataset, FileContent, name_inside
+from autoliver.io.detached import data_files
+from autoliver.parallel import bar_pace, cores
+
+# Files read at once: more do not make a disk or a network faster.
+_MOST_THREADS = 8
+_BAR_AFTER_SECONDS = 2.0
+
+
+class FileState(Record, frozen=True, kw_only=True):
+    """A file when it was hashed.
+
+    Attributes:
+        size: In bytes.
+        mtime_ns: When it was modified, in nanoseconds.
+        hash: Of its content, in hex digits; "" where it could not be read.
+    """
+
+    size: int
+    mtime_ns: int
+    hash: str
+
+
+class FileIndex(Artifact, frozen=True, kw_only=True):
+    """The files of a dataset when they were last hashed, by their paths in its folder."""
+
+    KIND: ClassVar[str] = "files"
+
+    files: dict[str, FileState] = msgspec.field(default_factory=dict)
+
+
+def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
+    """Fills in what the files of a dataset hold; shows a bar where that takes long.
+
+    Args:
+        dataset: As `read_dataset` found it.
+        known: Hashes that need not be computed again.
+
+    Returns:
+        The dataset, and the index of its files as they are now.
+    """
+    folder = Path(dataset.folder)
+    files = {path: _place(folder, path) for case in dataset.cases for _, path in _files(case)}
+    now = {path: _state(path) for path in files}
+    # The state is taken before the content, so that a file written meanwhile is read again.
+    todo = [path for path, state in now.items() if not _same(state, known.files.get(files[path]))]
+    found = {path: known.files[files[path]] for path in files if path not in set(todo)}
+    for path, content in zip(todo, _hashes(todo, [now[path].size for path in todo]), strict=True):
+        found[path] = now[path].replace(hash=content)
+    index = {place: found[path] for path, place in files.items() if found[path].hash}
+    cases = tuple(_with_contents(case, folder, found) for case in dataset.cases)
+    return dataset.replace(cases=cases), FileIndex(files=dict(sorted(index.items())))
+
+
+def _files(case: Case) -> Iterator[tuple[Literal["image", "label"], Path]]:
+    """All files of a case: headers come with the files that hold their voxels."""
+    for image in case.images:
+        yield from (("image", path) for path in data_files(Path(image)))
+    if case.label is not None:
+        yield from (("label", path) for path in data_files(Path(case.label)))
+
+
+def _with_contents(case: Case, folder: Path, found: dict[Path, FileState]) -> Case:
+    contents = tuple(
+        FileContent(
+            kind=kind,
+            name=name_inside(folder, path),
+            size=found[path].size,
+            hash=found[path].hash,
+        )
+        for kind, path in _files(case)
+    )
+    return case.replace(contents=contents, files=digest(contents))
+
+
+def _place(folder: Path, path: Path) -> str:
+    """The path of a file in the index: as seen from the dataset's folder."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive
+        return path.as_posix()
+
+
+def _state(path: Path) -> FileState:
+    """Size and time of a file; zeros where it cannot be looked at."""
+    try:
+        state = path.stat()
+    except OSError:
+        return FileState(size=0, mtime_ns=0, hash="")
+    return FileState(size=state.st_size, mtime_ns=state.st_mtime_ns, hash="")
+
+
+def _same(now: FileState, then: FileState | None) -> bool:
+    return then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
+
+
+def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[str]:
+    """The hash of each file, in order; reading and hashing both leave Python's lock free."""
+    with (
+        ThreadPoolExecutor(min(_MOST_THREADS, cores())) as pool,
+        tqdm(
+            desc="look at files",
+            total=sum(sizes),
+            unit="B",
+            unit_scale=True,
+            delay=_BAR_AFTER_SECONDS,
+            disable=not paths,
+            **bar_pace(),
+        ) as bar,
+    ):
+        for content, size in pool.map(_hash, paths):
+            bar.update(size)
+            yield content
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    """A file's hash and size; no hash where it cannot be read, which `verify` reports."""
+    try:
+        with path.open("rb") as file:
+            content = file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
+            return content, file.tell()
+    except OSError:
+        return "", 0

@@ -1,0 +1,172 @@
+"""Keys of dataset.json that are read and have no effect yet: said before anything is trained.
+
+One table lists the keys by case that would change what a network learns: `refuse_ignored` refuses
+them. A second one lists keys whose effect a user may expect and would not miss at once: it warns of
+them. A key that gets its effect loses its row.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.description import read_raw
+from autoliver.errors import DatasetError
+from autoliver.io.header import split_ending
+
+_log = logging.getLogger(__name__)
+
+Raw = Mapping[str, Any]
+
+_READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO")
+_SHOWN = 3
+
+
+def _annotated(case: Case) -> str:
+    # A case without a label map is not trained on, so that "none" has its effect there.
+    known = ("real",) if case.label is not None else ("real", "none")
+    return next((f"{k!r} is {v!r}" for k, v in case.annotated.items() if v not in known), "")
+
+
+def _origin(case: Case) -> str:
+    return "" if case.origin == "real" else repr(case.origin)
+
+
+def _lesion_classes(case: Case) -> str:
+    return next((f"lesion {k!r} is {v!r}" for k, v in case.lesion_classes.items()), "")
+
+
+# Key -> what a case says under it that has no effect ("" for nothing), and what happens instead.
+_REFUSED: dict[str, tuple[Callable[[Case], str], str]] = {
+    "annotated": (
+        _annotated,
+        "training takes each label map as complete and real, so that what is not marked in it "
+        "would be learnt as background",
+    ),
+    "origin": (_origin, "such a case would be held out for validation like a real one"),
+    "lesion_classes": (_lesion_classes, "no network of this version learns the class of a lesion"),
+}
+
+
+def refuse_ignored(dataset: Dataset) -> None:
+    """Refuses to plan or train with keys that have no effect yet; warns of harmless ones.
+
+    Raises:
+        DatasetError: Naming each key with the first case and the value that were found.
+    """
+    found = [text for key in _REFUSED if (text := _refused(dataset, key))]
+    if found:
+        keys = [key for key, (says, _) in _REFUSED.items() if any(map(says, dataset.cases))]
+        raise DatasetError(
+            f"{_where(dataset)}: {' '.join(found)}",
+            hint=f"Leave {_either(keys)} out of dataset.json if training may go on as if it were "
+            "not there, or leave those cases out of the dataset.",
+        )
+    for warning in ignored_keys(dataset):
+        _log.warning("%s: %s", _where(dataset), warning)
+
+
+def ignored_keys(dataset: Dataset) -> Iterator[str]:
+    """Keys that have no effect, or less than their name promises, with what is done instead."""
+    where = _where(dataset)
+    raw = read_raw(where) if where.exists() else {}
+    for key, says in _WARNED.items():
+        if key in raw and (found := says(dataset, raw)):
+            yield f"{key}: {found}"
+
+
+def _refused(dataset: Dataset, key: str) -> str:
+    says, instead = _REFUSED[key]
+    cases = [(case.name, text) for case in dataset.cases if (text := says(case))]
+    if not cases:
+        return ""
+    name, text = cases[0]
+    more = f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else ""
+    return f"{key}: {name}: {text}{more}, which has no effect yet: {instead}."
+
+
+def _where(dataset: Dataset) -> Path:
+    return Path(dataset.folder) / "dataset.json"
+
+
+def _either(keys: Iterable[str]) -> str:
+    return " and ".join(f"'{key}'" for key in keys)
+
+
+def _modality(dataset: Dataset, raw: Raw) -> str:
+    """A modality that does not decide how a case is normalised."""
+    if "channel_names" not in raw:  # the Decathlon's names of channels
+        return ""
+    kinds = Counter(case.modality for case in dataset.labelled)
+    named_ct = "ct" in [name.casefold() for name in dataset.channel_names]
+    how = "as CT, by the name of their channel" if named_ct else "each by its own mean"
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return f"images of several modalities ({counts}) are normalised alike, {how}."
+    if named_ct and "CT" not in kinds and kinds:
+        return f"{next(iter(kinds))} does not change that images are normalised {how}."
+    return ""
+
+
+def _regions_class_order(dataset: Dataset, _: Raw) -> str:
+    if dataset.labels.has_regions:
+        return ""
+    return "is for regions; each of these labels has one value, so that nothing is ordered."
+
+
+def _training(dataset: Dataset, raw: Raw) -> str:
+    """A Decathlon's list where another layout counts, or more in it than images and labels."""
+    entries = raw["training"] if isinstance(raw["training"], list) else []
+    if dataset.layout == "msd" and not raw.get("dataset"):
+        return _extra_keys(entries, known=("image", "label"))
+    listed = {_stem(entry) for entry in entries}
+    if not listed or listed == {case.name for case in dataset.cases}:
+        return ""
+    other = "the 'dataset' table" if raw.get("dataset") else "the folder of images"
+    return f"is not read; the cases are those of {other}: {len(dataset.cases)}."
+
+
+def _dataset(_: Dataset, raw: Raw) -> str:
+    return _extra_keys(raw["dataset"].values(), known=("images", "label"))
+
+
+def _extra_keys(entries: Iterable[Any], *, known: tuple[str, ...]) -> str:
+    keys = {
+        key for entry in entries if isinstance(entry, dict) for key in entry if key not in known
+    }
+    if not keys:
+        return ""
+    named = ", ".join(f"'{key}'" for key in sorted(keys)[:_SHOWN])
+    return f"{named} of its entries is not read; only {' and '.join(known)} are."
+
+
+def _stem(entry: Any) -> str:
+    image = entry.get("image", "") if isinstance(entry, dict) else entry
+    return split_ending(Path(str(image)).name)[0]
+
+
+def _reader(_: Dataset, raw: Raw) -> str:
+    name = raw["overwrite_image_reader_writer"]
+    if name in (None, "", "None", *_READERS):
+        return ""
+    return (
+        f"{name} is not used: SimpleITK reads all images, and takes spacings from the image files "
+        "alone."
+    )
+
+
+def _validation(_: Dataset, __: Raw) -> str:
+    return "is not read: folds are made of all cases, or as splits_final.json says."
+
+
+# Key -> what it does not do here ("" for nothing).
+_WARNED: dict[str, Callable[[Dataset, Raw], str]] = {
+    "modality": _modality,
+    "regions_class_order": _regions_class_order,
+    "training": _training,
+    "dataset": _dataset,
+    "overwrite_image_reader_writer": _reader,
+    "validation": _validation,
+}

@@ -1,0 +1,41 @@
+"""Headers in files of their own: which files beside them hold the voxels."""
+
+import re
+from pathlib import Path
+
+from autoliver.io.header import split_ending
+
+# Headers name the files of their voxels in text: one, or a list in the lines that follow.
+_DATA_LINE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
+_MOST_HEADER_BYTES = 1 << 20
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """An image file and, where that is a header alone, the files beside it that hold the voxels.
+
+    Numbered slices that a header names by a pattern are not found.
+    """
+    stem, ending = split_ending(path.name)
+    match ending.lower():
+        case ".hdr":
+            names = [f"{stem}.img", f"{stem}.img.gz"]
+        case ".mhd" | ".nhdr":
+            names = _names_in_header(path)
+        case _:
+            return (path,)
+    found = (path.parent / name for name in names if name)
+    return (path, *(file for file in found if file.is_file()))
+
+
+def _names_in_header(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_HEADER_BYTES).decode("latin-1")
+    except OSError:
+        return []
+    named = _DATA_LINE.search(text)
+    if named is None:
+        return []
+    if named[1].upper().startswith("LIST"):
+        return [line.strip() for line in text[named.end() :].splitlines()]
+    return [named[1]]
