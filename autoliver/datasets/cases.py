@@ -33,6 +33,31 @@ Origin = Literal["real", "synthetic", "pseudo"]
 Annotation = Literal["real", "pseudo", "absent", "none"]
 
 
+class CaseFacts(Record, frozen=True, kw_only=True):
+    """What is known of a case besides its voxels; it comes with every patch of the case.
+
+    Attributes:
+        name: The case's identifier.
+        patient: Cases of one patient are never split between folds.
+        modality: What made the image.
+        origin: Whether the image was acquired or made.
+        annotated: Label name -> what is known of it; a label not named here is "real".
+        lesion_classes: Lesion -> its class.
+    """
+
+    name: str
+    patient: str
+    modality: Modality = "other"
+    origin: Origin = "real"
+    annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str) -> "CaseFacts":
+        """The facts of a case of which only the name is known."""
+        return cls(name=name, patient=name)
+
+
 class Case(Record, frozen=True, kw_only=True):
     """One patient study: one or several channels on one grid, perhaps a label.
 
@@ -44,6 +69,7 @@ class Case(Record, frozen=True, kw_only=True):
         modality: Decides the normalisation.
         origin: Whether the image was acquired or made.
         annotated: Label name -> what is known of it; a label not named here is "real".
+        lesion_classes: Lesion -> its class.
         files: Digest of the sizes and times of its files: changes when one of them does.
     """
 
@@ -54,7 +80,20 @@ class Case(Record, frozen=True, kw_only=True):
     modality: Modality = "other"
     origin: Origin = "real"
     annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
     files: str = ""
+
+    @property
+    def facts(self) -> CaseFacts:
+        """What is known of it besides its voxels."""
+        return CaseFacts(
+            name=self.name,
+            patient=self.patient,
+            modality=self.modality,
+            origin=self.origin,
+            annotated=self.annotated,
+            lesion_classes=self.lesion_classes,
+        )
 
 
 class Labels(Record, frozen=True, kw_only=True):
@@ -246,6 +285,7 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
             "modality": modality_of([by_case[name]] if name in by_case else everywhere),
             "origin": description.origin.get(name, "real"),
             "annotated": known,
+            "lesion_classes": description.lesion_classes.get(name, {}),
             "files": _state_of([*images, *([label] if label else [])]),
         }
         try:
@@ -268,6 +308,7 @@ def _check_cases_known(description: Description, files: Files) -> None:
         "patients": description.patients,
         "origin": description.origin,
         "annotated": description.annotated,
+        "lesion_classes": description.lesion_classes,
         "modality": stated if isinstance(stated, dict) else {},
     }
     for key, table in tables.items():

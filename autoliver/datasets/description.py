@@ -17,6 +17,7 @@ _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes"),
 )
+_BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
     *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),
@@ -51,6 +52,7 @@ class Description(Record, frozen=True, kw_only=True):
         patients: Case -> patient.
         origin: Case -> how the image came about.
         annotated: Case -> label -> what is known of it.
+        lesion_classes: Case -> lesion -> its class.
         modality: Of the dataset, or by case.
     """
 
@@ -65,6 +67,7 @@ class Description(Record, frozen=True, kw_only=True):
     patients: dict[str, str | int] = msgspec.field(default_factory=dict)
     origin: dict[str, str] = msgspec.field(default_factory=dict)
     annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -88,7 +91,7 @@ def read_description(folder: Path) -> Description:
         "table": raw.get("dataset", {}),
         "training": raw.get("training", []) if decathlon else [],
         "modality": {} if decathlon or modality is None else modality,
-        **{key: raw[key] for key in ("patients", "origin", "annotated") if key in raw},
+        **{key: raw[key] for key in _BY_CASE if key in raw},
     }
     try:
         return msgspec.convert(fields, Description)

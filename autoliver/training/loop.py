@@ -257,11 +257,11 @@ class _Loop:
     def _note_not_finite(self, batch: TrainingBatch) -> None:
         state = self.state
         state.failures += 1
-        cases = sorted(set(self.group.gather(batch.cases)))
+        cases = sorted(set(self.group.gather([case.name for case in batch.cases])))
         state.sums.skipped.extend(cases)
         bad = [
-            name
-            for name, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
+            case.name
+            for case, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
             if not np.isfinite(patch).all()
         ]
         bad = self.group.gather(bad)

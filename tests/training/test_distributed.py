@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.networks.device import own_device
 from autoliver.networks.spec import UNetSpec
@@ -64,6 +64,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import ModelError, OptionError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
@@ -48,6 +48,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:

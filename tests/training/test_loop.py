@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import AutoliverError, ModelError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
@@ -42,6 +42,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: npt.NDArray[np.int16] | None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:

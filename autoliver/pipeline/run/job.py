@@ -1,6 +1,7 @@
 """One fold on its way: trained, its model written, its held-out cases scored."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,8 +123,8 @@ class FoldJob:
         task = FoldTask(
             configuration=self.configuration,
             labels=plan.labels,
-            train=[self._case(name) for name in self.split.train],
-            validation=[self._case(name) for name in self.split.validation],
+            train=self._cases(self.split.train),
+            validation=self._cases(self.split.validation),
             options=self.options,
             tensorboard=self.tensorboard,
             folder=self.folder,
@@ -175,9 +176,12 @@ class FoldJob:
             ),
         )
 
-    def _case(self, name: str) -> StoredCase:
-        case = read_case(self.store, name)
-        return case if self.previous is None else with_previous(case, self.previous)
+    def _cases(self, names: Sequence[str]) -> list[StoredCase]:
+        facts = {case.name: case.facts for case in self.planned.dataset.cases}
+        cases = [read_case(self.store, name, facts[name]) for name in names]
+        if self.previous is None:
+            return cases
+        return [with_previous(case, self.previous) for case in cases]
 
     def _validate(self, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
