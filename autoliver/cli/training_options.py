@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
+
 
 class ScheduleName(StrEnum):
     """Recipes for optimiser and learning rate."""
@@ -15,14 +17,6 @@ class ScheduleName(StrEnum):
     finetune = "finetune"
     short = "short"
     adamw = "adamw"
-
-
-class LossName(StrEnum):
-    """What is added to Dice."""
-
-    dice_ce = "dice-ce"
-    dice_topk = "dice-topk"
-    dice_focal = "dice-focal"
 
 
 class OptimiserName(StrEnum):
@@ -90,7 +84,13 @@ ResetHeads = Annotated[
     bool,
     typer.Option("--reset-heads", help="Draw the heads anew, whatever labels the source has."),
 ]
-Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(OBJECTIVES),
+        help=f"What is added to Dice. [default: {DEFAULT_OBJECTIVE}]",
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(

@@ -31,7 +31,8 @@ from autoliver.training.augment.batch import augmentation
 from autoliver.training.distributed import ALONE, Group, join_group, launched
 from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.loop import train_fold
-from autoliver.training.options import LossKind, TrainingOptions
+from autoliver.training.objectives.segmentation import LossKind
+from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import read_progress

@@ -21,6 +21,7 @@ from autoliver.planning.plan import Configuration
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.freezing import freezing
 from autoliver.training.loop import train_fold
+from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import RECIPES, Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state
@@ -225,7 +226,7 @@ def fresh_state(options: TrainingOptions, recipe: Recipe) -> TrainingState:
         recipe,
         options=options,
         device=torch.device("cpu"),
-        sums=EpochSums(counts=np.zeros((3, 1), np.int64)),
+        sums=EpochSums(tally=Tally.empty({"true_positive": 1})),
         start=start_weights(),
     )
 
