@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from autoliver.training.augment.appearance import APPEARANCES
+from autoliver.training.augment.choice import MIXTURES
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
 
 
@@ -95,7 +97,7 @@ Augment = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="default, none, cross-modality, gin-ipa, or shares: gin:0.5,bezier:0.2 "
+        help=f"{', '.join([*MIXTURES, *APPEARANCES])}, or shares: gin:0.5,bezier:0.2 "
         "(docs/training.md). [default: default]",
     ),
 ]
