@@ -107,14 +107,7 @@ class _Loop:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
         last = self.state.course.last_step(options)
-        bar = tqdm(
-            total=last,
-            initial=self.state.step,
-            desc=self.task.title,
-            **bar_pace(),
-            unit="step",
-            smoothing=0.1,
-        )
+        bar = _bar(self.task.title, first=self.state.step, last=last)
         last = self.state.step if self._done() >= 1.0 else last
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
@@ -237,3 +230,7 @@ class _Loop:
     def _draw(self) -> None:
         if self.group.leads:
             draw_progress(self.task.folder / "progress.png", self.state.logs, title=self.task.title)
+
+
+def _bar(title: str, *, first: int, last: int) -> "tqdm[None]":
+    return tqdm(total=last, initial=first, desc=title, unit="step", smoothing=0.1, **bar_pace())

@@ -12,7 +12,7 @@ from commands import run
 from small_trainings import PATCH, make_task, stop_after, timeless
 from torch import Tensor
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels, read_dataset
 from autoliver.errors import AutoliverError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
@@ -32,6 +32,8 @@ from autoliver.training.objectives.objective import (
 
 pytestmark = pytest.mark.usefixtures("one_thread", "toy")
 
+SEEN: list[CaseFacts] = []
+
 
 @dataclass(frozen=True)
 class Eager:
@@ -45,6 +47,7 @@ class Eager:
         return {**self.segmentation.lengths, "foreground": 1, "voxels": 1}
 
     def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
+        SEEN.extend(batch.cases)
         loss, tally = self.segmentation.loss(outputs, batch, group)
         found = outputs[0].argmax(1) > 0
         own = {"foreground": found.sum()[None], "voxels": torch.tensor([found.numel()])}
@@ -62,6 +65,7 @@ def make_eager(labels: Labels, configuration: Configuration, options: Options) -
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    SEEN.clear()
     monkeypatch.setitem(OBJECTIVES, "eager", make_eager)
 
 
@@ -150,6 +154,11 @@ def test_it_trains_by_the_command(tmp_path: Path) -> None:
         run("train", name, "2d", "--loss", "eagre", *given)
     assert not (work / name / "runs/2d").exists()
     run("train", name, "2d", "--loss", "eager", *given)
+    # It sees what the dataset knows of each case.
+    cases = {case.name: case.facts for case in read_dataset(source).cases}
+    assert {facts.modality for facts in cases.values()} == {"CT"}
+    assert SEEN
+    assert all(facts == cases[facts.name] for facts in SEEN)
     fold = work / name / "runs/2d/fold_0"
     (log,) = written(fold)
     assert log["scores"]["watched"] == "share"
