@@ -1,12 +1,13 @@
 """Options of `train` that decide what a training ends with; docs/training.md explains each."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from autoliver.training import recipes
-
-LossName = Literal["dice-ce", "dice-topk", "dice-focal"]
+from autoliver.training.augment.appearance import APPEARANCES
+from autoliver.training.augment.choice import MIXTURES
+from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -69,12 +70,18 @@ ResetHeads = Annotated[
     bool,
     typer.Option("--reset-heads", help="Draw the heads anew, whatever labels the source has."),
 ]
-Loss = Annotated[LossName | None, typer.Option(help="What is added to Dice. [default: dice-ce]")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(OBJECTIVES),
+        help=f"What is added to Dice. [default: {DEFAULT_OBJECTIVE}]",
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="default, none, cross-modality, gin-ipa, or shares: gin:0.5,bezier:0.2 "
+        help=f"{', '.join([*MIXTURES, *APPEARANCES])}, or shares: gin:0.5,bezier:0.2 "
         "(docs/training.md). [default: default]",
     ),
 ]

@@ -49,6 +49,31 @@ class FileContent(Record, frozen=True, kw_only=True):
     hash: str
 
 
+class CaseFacts(Record, frozen=True, kw_only=True):
+    """What is known of a case besides its voxels; it comes with every patch of the case.
+
+    Attributes:
+        name: The case's identifier.
+        patient: Cases of one patient are never split between folds.
+        modality: What made the image.
+        origin: Whether the image was acquired or made.
+        annotated: Label name -> what is known of it; a label not named here is "real".
+        lesion_classes: Lesion -> its class.
+    """
+
+    name: str
+    patient: str
+    modality: Modality = "other"
+    origin: Origin = "real"
+    annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
+    lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def named(cls, name: str) -> "CaseFacts":
+        """The facts of a case of which only the name is known."""
+        return cls(name=name, patient=name)
+
+
 class Case(Record, frozen=True, kw_only=True):
     """One patient study: one or several channels on one grid, perhaps a label.
 
@@ -75,6 +100,18 @@ class Case(Record, frozen=True, kw_only=True):
     lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
     contents: tuple[FileContent, ...] = ()
     files: str = ""
+
+    @property
+    def facts(self) -> CaseFacts:
+        """What is known of it besides its voxels."""
+        return CaseFacts(
+            name=self.name,
+            patient=self.patient,
+            modality=self.modality,
+            origin=self.origin,
+            annotated=self.annotated,
+            lesion_classes=self.lesion_classes,
+        )
 
 
 class Labels(Record, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes"),
 )
+_BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
     *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, check_chain, digest, write_bytes
+from autoliver.datasets.cases import CaseFacts
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
@@ -101,6 +102,7 @@ class StoredCase:
         previous: (1, z, y, x), the label map of a cascade's first stage, where there is one.
         properties: Of the case.
         locations: Label value -> (n, 3) positions (z, y, x) to draw patches from.
+        facts: What the dataset knows of it.
     """
 
     image: StoredArray[np.float32]
@@ -108,6 +110,7 @@ class StoredCase:
     previous: StoredArray[np.signedinteger] | None = None
     properties: CaseProperties
     locations: Locations
+    facts: CaseFacts
 
     @property
     def name(self) -> str:
@@ -206,12 +209,13 @@ def write_case(
     CaseFile(made_from={"files": files}, properties=case.properties, sizes=sizes).save(final)
 
 
-def read_case(folder: Path, name: str) -> StoredCase:
+def read_case(folder: Path, name: str, facts: CaseFacts | None = None) -> StoredCase:
     """Opens a case; nothing but its properties and locations is read yet.
 
     Args:
         folder: The store.
         name: The case.
+        facts: What the dataset knows of it; None: its name alone.
 
     Raises:
         ArtifactError: The case is not there, not finished or damaged.
@@ -224,6 +228,7 @@ def read_case(folder: Path, name: str) -> StoredCase:
         label=open_array(folder / label) if label in file.sizes else None,
         properties=file.properties,
         locations=_unpack(folder / f"{name}.npz"),
+        facts=facts or CaseFacts.named(name),
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from autoliver.errors import OptionError
 from autoliver.training.progress import EpochLog
 
@@ -61,6 +63,11 @@ def _scalars(log: EpochLog, names: Sequence[str]) -> Iterator[tuple[str, float |
     yield "dice/held_out_patches", log.mean_validation_dice
     for name, dice in zip(names, log.validation_dice or (), strict=False):
         yield f"dice_of_held_out_patches/{name}", dice
+    if log.scores is not UNSET:
+        for name, value in log.scores.train.items():
+            yield f"{name}/training", value
+        for name, value in (log.scores.validation or {}).items():
+            yield f"{name}/held_out_patches", value
     yield "learning_rate", log.learning_rate
     yield "seconds", log.seconds
     yield "data_wait", log.data_wait

@@ -22,7 +22,7 @@ _COOL_EPOCHS = 5
 
 
 class Watch(Record, frozen=True, kw_only=True):
-    """The running mean of what should rise: Dice of held-out patches, or minus the training loss.
+    """The running mean of what should rise (`EpochLog.watched`).
 
     Attributes:
         mean: So far.
@@ -36,9 +36,7 @@ class Watch(Record, frozen=True, kw_only=True):
 
     def after(self, log: EpochLog) -> "Watch":
         """The watch with one more epoch; one that says nothing is an epoch without progress."""
-        value = log.mean_validation_dice
-        if log.validation_dice is None and log.train_loss is not None:
-            value = -log.train_loss
+        value = log.watched
         if value is None:
             return self.replace(waited=self.waited + 1)
         mean = value if self.mean is None else _MEAN_DECAY * self.mean + (1 - _MEAN_DECAY) * value

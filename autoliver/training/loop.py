@@ -6,14 +6,10 @@ random state to save, and `resume.pt` may hold any step.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, nullcontext
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import closing
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
@@ -22,36 +18,19 @@ from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
+from autoliver.training.epoch import HeldOut, epoch_log, score_held_out
 from autoliver.training.fold import FoldTask, TrainedFold, open_patches
-from autoliver.training.freezing import freezing
-from autoliver.training.objectives.segmentation import (
-    CONSISTENCY_WEIGHT,
-    consistency_loss,
-    hard_dice_counts,
-    segmentation_loss,
-)
-from autoliver.training.objectives.target import loss_options
+from autoliver.training.objectives.choice import make_objective
+from autoliver.training.objectives.objective import Tally
+from autoliver.training.objectives.target import ignored_class
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import TrainingBatch
-from autoliver.training.progress import (
-    EpochLog,
-    draw_progress,
-    read_progress,
-    summarise,
-    write_progress,
-)
+from autoliver.training.progress import draw_progress, read_progress, summarise, write_progress
 from autoliver.training.recipes import Recipe
-from autoliver.training.state import (
-    EpochSums,
-    TrainingState,
-    amp_dtype,
-    memory_format,
-    new_state,
-    saved_recipe,
-)
+from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
+from autoliver.training.step import Stepper
 
 _VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
-_PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
 
@@ -87,17 +66,11 @@ class _Loop:
     """One training: what stays the same (task, spec, recipe) and the state that changes."""
 
     def __init__(self, task: FoldTask) -> None:
-        configuration = task.configuration
         self.task = task
-        self.freezing = freezing(task.options, configuration.network)
         self.board = Board(task.files.tensorboard, tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
-        self.loss = loss_options(
-            task.labels, batch_dice=configuration.batch_dice, kind=task.options.loss
-        )
-        self.amp_dtype = amp_dtype(task.device)
-        self.layout = memory_format(configuration.network, task.device)
+        self.objective = make_objective(task.labels, task.configuration, task.options)
         self.since = time.monotonic()
         if task.files.resume.exists():
             self._begin(self._saved_state())
@@ -111,14 +84,12 @@ class _Loop:
         """Takes a state to go on from, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
-        self.freezing.apply(state.network, state.step // self.task.options.iterations)
-        self.parallel = self.group.parallel(state.network)
-        options = self.task.options
+        self.stepper = Stepper(self.task, self.objective, self.train, state)
         self.spec = augmentation(
             self.task.configuration,
-            options.augment,
+            self.task.options.augment,
             mirror=state.recipe.mirror,
-            ignored=self.loss.ignore,
+            ignored=ignored_class(self.task.labels),
         )
 
     def begin_extension(self) -> bool:
@@ -136,18 +107,11 @@ class _Loop:
         """Steps until the training is over or `stop` says so."""
         options, drawn = self.task.options, time.monotonic()
         last = self.state.course.last_step(options)
-        bar = tqdm(
-            total=last,
-            initial=self.state.step,
-            desc=self.task.title,
-            **bar_pace(),
-            unit="step",
-            smoothing=0.1,
-        )
+        bar = _bar(self.task.title, first=self.state.step, last=last)
         last = self.state.step if self._done() >= 1.0 else last
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
-                self._one_step(batch)
+                self.stepper.take(batch)
                 self._note_time()
                 bar.update()
                 # Once: what is asked for later is seen after the next step.
@@ -167,6 +131,9 @@ class _Loop:
         elif last == 0:
             self._save()  # the weights to start with are the result, and can be extended
         self.group.wait()  # the first to end could have the others killed while they save
+        return self._trained()
+
+    def _trained(self) -> TrainedFold:
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
         return TrainedFold(
             weights=weights,
@@ -196,142 +163,32 @@ class _Loop:
             spec=self.spec,
         )
 
-    def _thaw(self) -> None:
-        """Before the first step of an epoch: has the parts learn whose time has come."""
-        epoch, step = divmod(self.state.step, self.task.options.iterations)
-        if step == 0 and self.freezing.apply(self.state.network, epoch):
-            self.parallel = self.group.parallel(self.state.network)
-
-    def _one_step(self, batch: TrainingBatch) -> None:
-        state, start = self.state, time.monotonic()
-        self._thaw()
-        rate = state.course.rate(
-            self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
-        )
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
-        state.network.train()
-        loss, counts = self._loss(self.parallel, batch.image, batch.target)
-        # Loss and norm of the gradients are those of the whole batch, so all processes agree.
-        if bool(torch.isfinite(loss)) and self._update(loss):
-            state.sums.losses.append(loss.item())
-            state.sums.counts += counts
-            state.failures = 0
-        else:
-            self._note_not_finite(batch)
-        state.sums.seconds += time.monotonic() - start + batch.seconds
-        state.sums.waited += batch.waited
-        state.step += 1
-
-    def _loss(
-        self, network: nn.Module, image: Tensor, target: Tensor
-    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        with self._autocast():
-            outputs = network(image.contiguous(memory_format=self.layout))
-        # Patches may be shown in several views: the first are segmented, the others shall agree.
-        first = [output[: len(target)] for output in outputs]
-        loss = segmentation_loss(first, target, options=self.loss, group=self.group)
-        views = len(image) // len(target)
-        if views > 1:
-            disagreement = consistency_loss(outputs[0], views, options=self.loss, group=self.group)
-            loss = loss + CONSISTENCY_WEIGHT * disagreement
-        with torch.no_grad():
-            counts = torch.stack(hard_dice_counts(first[0], target, options=self.loss))
-        return loss, self.group.sum_(counts).cpu().numpy()
-
-    def _update(self, loss: Tensor) -> bool:
-        """Takes a step, unless the gradients are not finite: one such step ends a training."""
-        state = self.state
-        state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
-        # The scaler leaves such steps out by itself, as the way to find its scale.
-        if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            return False
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.update_average()
-        return True
-
-    def _note_not_finite(self, batch: TrainingBatch) -> None:
-        state = self.state
-        state.failures += 1
-        cases = sorted(set(self.group.gather(batch.cases)))
-        state.sums.skipped.extend(cases)
-        bad = [
-            name
-            for name, patch in zip(batch.cases, self.train.redraw(batch.number).image, strict=True)
-            if not np.isfinite(patch).all()
-        ]
-        bad = self.group.gather(bad)
-        if bad:
-            raise AutoliverError(
-                f"{bad[0]}: its preprocessed image holds values that are not finite.",
-                hint="Check the image with 'autoliver verify', then preprocess again.",
-            )
-        if state.failures >= _PATIENCE_NOT_FINITE:
-            raise AutoliverError(
-                f"{self.task.title}: loss or gradients were not finite for {state.failures} "
-                f"batches in a row, the last one of {', '.join(cases)}.",
-                hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
-                "with --fresh and another --seed.",
-            )
-
     def _finish_epoch(self) -> None:
-        state, start = self.state, time.monotonic()
-        validation_loss, validation_dice = self._validate()
+        state, start, options = self.state, time.monotonic(), self.task.options
+        held_out = self._held_out()
         seconds = time.monotonic() - start
         self._note_time()
-        sums = state.sums
-        total = sums.seconds + seconds
-        state.logs.append(
-            EpochLog(
-                epoch=(state.step - 1) // self.task.options.iterations,
-                step=state.step,
-                learning_rate=state.optimizer.param_groups[0]["lr"],
-                train_loss=_mean(sums.losses),
-                train_dice=_mean([d for d in _dice(sums.counts) if d is not None]),
-                validation_loss=validation_loss,
-                validation_dice=validation_dice,
-                seconds=round(total, 3),
-                data_wait=round(sums.waited / max(total, 1e-9), 4),
-                skipped=tuple(sums.skipped),
-            )
+        log = epoch_log(
+            state, self.objective, held_out, iterations=options.iterations, seconds=seconds
         )
-        state.course = state.course.after(
-            state.logs[-1], self.task.options, state.recipe, elapsed_s=state.elapsed
-        )
+        state.logs.append(log)
+        state.course = state.course.after(log, options, state.recipe, elapsed_s=state.elapsed)
         state.sums = self._no_sums()
         self._save()
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
-    def _validate(self) -> tuple[float | None, tuple[float | None, ...] | None]:
-        """Loss and Dice on patches of the held-out cases, the same ones after every epoch."""
+    def _held_out(self) -> HeldOut | None:
+        """What patches of the held-out cases come to, the same ones after every epoch."""
         if not self.task.validation:
-            return None, None
-        sums = self._no_sums()
-        network = self.state.result.eval()
-        batches = max(1, self.task.options.iterations // _VALIDATION_SHARE)
+            return None
+        numbers = range(max(1, self.task.options.iterations // _VALIDATION_SHARE))
         shape = self.task.configuration.patch_shape
-        with torch.no_grad():
-            for batch in self.held_out.batches(range(batches), patch_shape=shape, spec=None):
-                loss, counts = self._loss(network, batch.image, batch.target)
-                sums.losses.append(loss.item())
-                sums.counts += counts
-                self.state.sums.waited += batch.waited
-        return _mean(sums.losses), _dice(sums.counts)
-
-    def _autocast(self) -> Any:
-        if self.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.task.device.type, dtype=self.amp_dtype)
+        batches = self.held_out.batches(numbers, patch_shape=shape, spec=None)
+        return score_held_out(self.stepper, batches)
 
     def _no_sums(self) -> EpochSums:
-        rows = self.task.configuration.network.out_channels
-        rows -= 0 if self.task.labels.has_regions else 1
-        return EpochSums(counts=np.zeros((3, rows), np.int64))
+        return EpochSums(tally=Tally.empty(self.objective.lengths))
 
     def _new_state(self, recipe: Recipe) -> TrainingState:
         task = self.task
@@ -357,7 +214,7 @@ class _Loop:
         """Steps that fit into the time budget, by timing a few on the fresh network."""
         start = time.monotonic()
         for batch in self._batches(0, _PROBE_STEPS):
-            self._one_step(batch)
+            self.stepper.take(batch)
             if batch.number == 0:  # the first one pays for allocations
                 start = time.monotonic()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
@@ -375,12 +232,5 @@ class _Loop:
             draw_progress(self.task.files.picture, self.state.logs, title=self.task.title)
 
 
-def _dice(counts: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
-    """Dice per class from (true positive, false positive, false negative) counts."""
-    return tuple(
-        float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else None for tp, fp, fn in counts.T
-    )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _bar(title: str, *, first: int, last: int) -> "tqdm[None]":
+    return tqdm(total=last, initial=first, desc=title, unit="step", smoothing=0.1, **bar_pace())

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
+from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, Schedule
 from autoliver.transfer.table import Heads
-
-LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
 
 # Below this many steps the adaptive recipe wins on real data (docs/RESULTS.md).
 SHORT_BELOW_STEPS = 20_000
@@ -32,11 +31,10 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         schedule: A recipe of `training/recipes.py`; "scratch" is another name of "nnunet", "auto"
             goes by the number of steps and by what the training starts with.
         augment: Augmentations applied to training patches: "default", "none", or changes of
-            appearance on top of the default (`training/augment_choice.py`).
+            appearance on top of the default (`training/augment/choice.py`).
         seed: Of weights, patches and augmentations.
         foreground: Share of the patches of a batch that must show foreground.
-        loss: Dice with the mean cross-entropy, with that of the hardest tenth of the voxels, or
-            with the focal loss.
+        loss: The objective, by its name in `training/objectives/choice.py`.
         lr: Peak learning rate; None: the recipe's.
         optimiser: None: the recipe's. Another one comes with the rate and weight decay of the
             recipe that uses it.
@@ -63,7 +61,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     augment: str = "default"
     seed: int = 0
     foreground: float = 0.33
-    loss: LossKind = "dice-ce"
+    loss: str = DEFAULT_OBJECTIVE
     lr: float | None = None
     optimiser: Optimiser | None = None
     mirror: bool | None = None
@@ -77,6 +75,9 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     unfreeze: str | None = None
     encoder_factor: float = 1.0
     heads: Heads = "map"
+
+    def __post_init__(self) -> None:
+        check_objective(self.loss)
 
     @property
     def steps(self) -> int:

@@ -6,8 +6,24 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record, replacing, write_bytes
+from autoliver.training.objectives.objective import Scores
+
+
+class FurtherScores(Record, frozen=True, kw_only=True):
+    """The scores of an objective that has others besides Dice.
+
+    Attributes:
+        train: Name -> value, over all training patches of the epoch.
+        validation: The same on patches of the held-out cases; None where none are held back.
+        watched: The one whose rise on held-out patches is progress; None: the mean Dice.
+    """
+
+    train: dict[str, float | None]
+    validation: dict[str, float | None] | None = None
+    watched: str | None = None
 
 
 class EpochLog(Record, frozen=True, kw_only=True):
@@ -24,6 +40,7 @@ class EpochLog(Record, frozen=True, kw_only=True):
         seconds: Duration, validation included.
         data_wait: Share of it spent waiting for patches.
         skipped: Cases of batches whose loss was not finite; their steps were not taken.
+        scores: Those besides Dice; left out of the file where the objective has none.
     """
 
     epoch: int
@@ -36,12 +53,24 @@ class EpochLog(Record, frozen=True, kw_only=True):
     seconds: float
     data_wait: float
     skipped: tuple[str, ...] = ()
+    scores: FurtherScores | UnsetType = UNSET
 
     @property
     def mean_validation_dice(self) -> float | None:
         """Over the labels that occur."""
-        known = [d for d in self.validation_dice or () if d is not None]
-        return float(np.mean(known)) if known else None
+        return Scores(labels=self.validation_dice or ()).mean
+
+    @property
+    def watched(self) -> float | None:
+        """What should rise: the watched score of held-out patches, or minus the training loss.
+
+        None: the epoch does not say.
+        """
+        if self.validation_dice is None:
+            return None if self.train_loss is None else -self.train_loss
+        if self.scores is UNSET or self.scores.watched is None:
+            return self.mean_validation_dice
+        return (self.scores.validation or {})[self.scores.watched]
 
 
 def summarise(log: EpochLog) -> str:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from autoliver.networks.checkpoint import check_fit
 from autoliver.networks.contract import ENCODER
 from autoliver.networks.spec import NetworkSpec
 from autoliver.training.course import Course
+from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import Recipe
@@ -28,14 +27,14 @@ class EpochSums:
 
     Attributes:
         losses: Of its steps.
-        counts: (3, rows) true positives, false positives, false negatives in voxels.
+        tally: Of their batches.
         skipped: Cases of batches without a finite loss.
         seconds: Time spent.
         waited: Share of it spent waiting for patches.
     """
 
     losses: list[float] = field(default_factory=list)
-    counts: npt.NDArray[np.int64]
+    tally: Tally
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
     waited: float = 0.0
@@ -102,7 +101,7 @@ class TrainingState:
             "failures": self.failures,
             "course": msgspec.to_builtins(self.course),
             "losses": self.sums.losses,
-            "counts": torch.from_numpy(self.sums.counts),
+            "counts": self.sums.tally.saved(),
             "skipped": self.sums.skipped,
             "seconds": self.sums.seconds,
             "waited": self.sums.waited,
@@ -116,7 +115,7 @@ class TrainingState:
             where: Where it comes from, for messages.
 
         Raises:
-            ModelError: It is of another network.
+            ModelError: It is of another network or objective.
         """
         check_fit(saved["network"], self.network, where=where)
         self.network.load_state_dict(saved["network"])
@@ -131,7 +130,7 @@ class TrainingState:
         self.course = to_record(saved.get("course", {}), Course, where=where)
         self.sums = EpochSums(
             losses=saved["losses"],
-            counts=saved["counts"].numpy(),
+            tally=self.sums.tally.restored(saved["counts"], where=where),
             skipped=saved["skipped"],
             seconds=saved["seconds"],
             waited=saved["waited"],

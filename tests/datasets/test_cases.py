@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from autoliver.datasets.cases import Dataset, describe_plain, find_case_images, read_dataset
+from autoliver.datasets.cases import (
+    CaseFacts,
+    Dataset,
+    describe_plain,
+    find_case_images,
+    read_dataset,
+)
 from autoliver.errors import DatasetError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -157,6 +163,14 @@ def test_optional_keys(ct: Path) -> None:
     )
     assert (a.lesion_classes, b.lesion_classes) == ({"1": "HCC"}, {})
     assert (b.modality, b.patient, b.origin, b.annotated) == ("MR", "7", "synthetic", {})
+    assert a.facts == CaseFacts(
+        name="a",
+        patient="anna",
+        modality="CT",
+        annotated={"tumour": "absent"},
+        lesion_classes={"1": "HCC"},
+    )
+    assert b.facts == CaseFacts(name="b", patient="7", modality="MR", origin="synthetic")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +224,7 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"numTraining": "two"}, "num_training: Expected `int | null`"),
         ({"patients": {"A": "b"}}, "patients: there is no case 'A'"),
         ({"annotated": {"a": {"tumor": "none"}}}, "no label 'tumor'"),
+        ({"lesion_classes": {"A": {"1": "HCC"}}}, "lesion_classes: there is no case 'A'"),
         ({"annotated": {"a": {"tumour": "maybe"}}}, "Invalid enum value 'maybe'"),
         ({"origin": {"a": "fake"}}, "Invalid enum value 'fake'"),
         ({"lesion_classes": {"c": {"1": "HCC"}}}, "lesion_classes: there is no case 'c'"),

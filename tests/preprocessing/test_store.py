@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.volume import Geometry
 from autoliver.networks.spec import UNetSpec
@@ -111,6 +111,9 @@ def test_what_was_written_is_read(tmp_path, patch, channels):
     assert stored.label.dtype == np.int16
     np.testing.assert_array_equal(stored.image[:], case.image)
     np.testing.assert_array_equal(stored.label[:], case.label)
+    assert stored.facts == CaseFacts(name="case_1", patient="case_1")
+    facts = CaseFacts(name="case_1", patient="anna", annotated={"tumour": "absent"})
+    assert read_case(tmp_path, "case_1", facts).facts == facts
     assert set(stored.locations) == {1, 2}
     np.testing.assert_array_equal(stored.locations[1], LOCATIONS[1])
     assert stored.locations[2].shape == (0, 3)

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from autoliver.errors import OptionError
-from autoliver.training.board import Board, check_tensorboard
-from autoliver.training.progress import EpochLog
+from autoliver.training.board import Board, _scalars, check_tensorboard
+from autoliver.training.progress import EpochLog, FurtherScores
 
 INSTALLED = importlib.util.find_spec("tensorboard") is not None
 
@@ -33,6 +33,17 @@ def test_without_tensorboard_the_extra_is_named() -> None:
 def test_nothing_is_written_without_an_epoch(tmp_path: Path) -> None:
     Board(tmp_path / "board", ("liver",)).close()
     assert not (tmp_path / "board").exists()
+
+
+def test_scores_besides_dice_are_shown_under_their_names() -> None:
+    scores = FurtherScores(train={"share": 0.25}, validation={"share": 0.5})
+    plain, own = (dict(_scalars(each, ("liver",))) for each in (log(0, 0.3), with_scores(scores)))
+    assert own == {**plain, "share/training": 0.25, "share/held_out_patches": 0.5}
+    assert "share/training" not in plain
+
+
+def with_scores(scores: FurtherScores) -> EpochLog:
+    return log(0, 0.3).replace(scores=scores)
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs the extra 'tensorboard'")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.networks.device import own_device
 from autoliver.networks.spec import UNetSpec
@@ -30,7 +30,8 @@ from autoliver.training.augment.batch import augmentation
 from autoliver.training.distributed import ALONE, Group, join_group, launched
 from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.loop import train_fold
-from autoliver.training.options import LossKind, TrainingOptions
+from autoliver.training.objectives.segmentation import LossKind
+from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import read_progress
@@ -63,6 +64,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import ModelError, OptionError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
@@ -22,6 +22,7 @@ from autoliver.planning.plan import Configuration
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.freezing import freezing
 from autoliver.training.loop import train_fold
+from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import RECIPES, Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state
@@ -48,6 +49,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:
@@ -221,7 +226,7 @@ def fresh_state(options: TrainingOptions, recipe: Recipe) -> TrainingState:
         recipe,
         options=options,
         device=torch.device("cpu"),
-        sums=EpochSums(counts=np.zeros((3, 1), np.int64)),
+        sums=EpochSums(tally=Tally.empty({"true_positive": 1})),
         start=start_weights(),
     )
 

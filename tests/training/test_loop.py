@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import AutoliverError, ModelError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration
+from autoliver.training.distributed import ALONE
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.loop import _Loop, train_fold
+from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
+from autoliver.training.patches.stream import TrainingBatch
 from autoliver.training.progress import EpochLog, read_progress
 
 LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
@@ -42,6 +45,10 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: npt.NDArray[np.int16] | None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:
@@ -263,6 +270,21 @@ def test_a_state_without_a_course_is_one_of_the_recipe_alone(tmp_path: Path) -> 
     assert_equal(train_fold(task), train_fold(make_task(tmp_path / "whole")))
 
 
+def test_half_an_epoch_of_version_0_1_is_gone_on_with(tmp_path: Path) -> None:
+    """Its resume.pt holds the counts as one tensor: true positives, false ones, missed ones."""
+    whole = train_fold(make_task(tmp_path / "whole"))
+    task = make_task(tmp_path / "old")
+    train_fold(task, stop=stop_after(5))
+    saved = load_training_state(task.resume_path)
+    counts = saved["counts"]
+    rows = [counts[name] for name in ("true_positive", "false_positive", "false_negative")]
+    saved["counts"] = torch.tensor(rows, dtype=torch.int64)
+    assert saved["counts"].shape == (3, 2)
+    assert (saved["counts"].sum(0) > 0).all()
+    save_training_state(task.resume_path, saved)
+    assert_equal(train_fold(task), whole)
+
+
 def test_axes_that_were_flipped_are_known(tmp_path: Path) -> None:
     axes = {}
     for mirror in (True, False, None):
@@ -473,16 +495,22 @@ def test_views_that_disagree_cost_ten_times_their_divergence(tmp_path: Path) -> 
     image = torch.from_numpy(case.image[:, 0])[None]
     target = torch.from_numpy(case.label[:, 0])[None]
     network = loop.state.network
-    alone, counts = loop._loss(network, image, target)
-    same, same_counts = loop._loss(network, image.repeat(3, 1, 1, 1), target)
+
+    def loss_of(image: torch.Tensor) -> tuple[torch.Tensor, Tally]:
+        batch = TrainingBatch(0, image, target, (case.facts,), seconds=0.0, waited=0.0)
+        return loop.objective.loss(network(image), batch, ALONE)
+
+    alone, counts = loss_of(image)
+    same, same_counts = loss_of(image.repeat(3, 1, 1, 1))
     assert same.item() == pytest.approx(alone.item(), abs=1e-5)
     views = torch.cat([image, -image, 2 * image])
-    loss, first_counts = loop._loss(network, views, target)
+    loss, first_counts = loss_of(views)
     with torch.no_grad():
         p = network(views)[0].softmax(1)
     mean = p.mean(0, keepdim=True)
     divergence = (mean * (mean.log() - p.log())).mean()
     torch.testing.assert_close(p[0].log(), logits.log_softmax(0), rtol=1e-4, atol=1e-4)
     assert loss.item() == pytest.approx((alone + 10 * divergence).item(), abs=1e-5)
-    assert (counts == same_counts).all()
-    assert (counts == first_counts).all()
+    assert sum(map(sum, counts.counts.values())) > 0
+    assert counts == same_counts
+    assert counts == first_counts

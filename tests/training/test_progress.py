@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from autoliver.training.progress import EpochLog, draw_progress, read_progress, write_progress
+from autoliver.training.progress import (
+    EpochLog,
+    FurtherScores,
+    draw_progress,
+    read_progress,
+    write_progress,
+)
 
 
 def make_log(epoch: int, **changes: object) -> EpochLog:
@@ -33,6 +39,28 @@ def test_logs_come_back_as_they_were_one_json_object_a_line(tmp_path: Path) -> N
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2]
     write_progress(path, LOGS[:1])
     assert read_progress(path) == LOGS[:1]
+
+
+def test_scores_besides_dice_are_in_the_file_where_there_are_any(tmp_path: Path) -> None:
+    scores = FurtherScores(train={"a": 1.0, "b": None}, validation={"a": 0.75}, watched="a")
+    path = tmp_path / "progress.jsonl"
+    logs = [
+        make_log(0),
+        make_log(1, scores=scores),
+        make_log(2, scores=scores.replace(watched=None)),
+    ]
+    write_progress(path, logs)
+    assert read_progress(path) == logs
+    plain, own, _ = (json.loads(line) for line in path.read_text().splitlines())
+    assert list(plain) == [
+        *("epoch", "step", "learning_rate", "train_loss", "train_dice"),
+        *("validation_loss", "validation_dice", "seconds", "data_wait", "skipped"),
+    ]
+    assert own["scores"]["train"] == {"a": 1.0, "b": None}
+    # What should rise: the watched score, else the mean Dice.
+    assert [log.watched for log in logs] == [0.5, 0.75, 0.5]
+    assert make_log(0, scores=scores.replace(validation={"a": -3.0})).watched == -3.0
+    assert make_log(0, scores=scores, validation_dice=None, train_loss=2.0).watched == -2.0
 
 
 def test_a_missing_log_has_no_epochs(tmp_path: Path) -> None:

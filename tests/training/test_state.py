@@ -1,12 +1,12 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.spec import UNetSpec
+from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import Recipe
 from autoliver.training.state import (
@@ -32,7 +32,7 @@ ADAMW = Recipe(optimizer="adamw", learning_rate=0.003, weight_decay=0.01, averag
 
 
 def make_state(recipe: Recipe, *, spec: UNetSpec = SPEC, seed: int = 0) -> TrainingState:
-    sums = EpochSums(counts=np.zeros((3, 1), np.int64))
+    sums = EpochSums(tally=Tally.empty({"right": 1, "wrong": 2}))
     return new_state(spec, recipe, options=TrainingOptions(seed=seed), device=CPU, sums=sums)
 
 
@@ -86,7 +86,7 @@ def test_a_state_goes_on_from_its_file_as_if_nothing_had_happened(
     for seed in range(3):
         take_step(state, seed)
     state.sums.losses.append(0.5)
-    state.sums.counts += 7
+    state.sums.tally += Tally(counts={"right": (7,), "wrong": (8, 2**40)})
     state.sums.skipped.append("case_1")
     state.elapsed, state.failures = 12.5, 2
     save_training_state(tmp_path / "resume.pt", state.snapshot())
@@ -96,7 +96,7 @@ def test_a_state_goes_on_from_its_file_as_if_nothing_had_happened(
     other.restore(saved, where="resume.pt")
     assert (other.step, other.elapsed, other.failures) == (3, 12.5, 2)
     assert (other.sums.losses, other.sums.skipped) == ([0.5], ["case_1"])
-    assert (other.sums.counts == 7).all()
+    assert other.sums.tally.counts == {"right": (7,), "wrong": (8, 2**40)}
     for each in (state, other):
         take_step(each, 3)
     one, again = state.result.state_dict(), other.result.state_dict()
@@ -108,6 +108,30 @@ def test_a_state_of_another_network_is_refused() -> None:
     wider = make_state(SGD, spec=SPEC.replace(features=(2, 6)))
     with pytest.raises(ModelError, match=r"^resume\.pt: .* has the shape"):
         wider.restore(saved, where="resume.pt")
+
+
+def test_a_state_of_another_objective_is_refused() -> None:
+    state = make_state(SGD)
+    saved = state.snapshot()
+    saved["counts"] = {"right": [7]}
+    with pytest.raises(
+        ModelError, match=r"^resume\.pt: .*counted.*'right': 1.*'wrong': 2"
+    ) as caught:
+        state.restore(saved, where="resume.pt")
+    assert "--fresh" in caught.value.hint
+
+
+def test_the_counts_of_version_0_1_are_one_tensor() -> None:
+    lengths = {"true_positive": 2, "false_positive": 2, "false_negative": 2}
+    state = make_state(SGD)
+    saved = {**state.snapshot(), "counts": torch.tensor([[1, 2], [3, 4], [5, 2**40]])}
+    state.sums = EpochSums(tally=Tally.empty(lengths))
+    state.restore(saved, where="resume.pt")
+    assert state.sums.tally.counts == {
+        "true_positive": (1, 2),
+        "false_positive": (3, 4),
+        "false_negative": (5, 2**40),
+    }
 
 
 def test_a_recipe_of_another_version_is_told() -> None:

@@ -1,7 +1,7 @@
 """The folds of a run on their way: trained, the model written, the held-out cases scored."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,8 +151,8 @@ class RunJob:
         return FoldTask(
             configuration=self.configuration,
             labels=plan.labels,
-            train=[self._case(name) for name in split.train],
-            validation=[self._case(name) for name in split.validation],
+            train=self._cases(split.train),
+            validation=self._cases(split.validation),
             options=self.options,
             folder=self.run.fold(fold),
             device=device,
@@ -193,9 +193,12 @@ class RunJob:
             ),
         )
 
-    def _case(self, name: str) -> StoredCase:
-        case = read_case(self.store, name)
-        return case if self.previous is None else with_previous(case, self.previous)
+    def _cases(self, names: Sequence[str]) -> list[StoredCase]:
+        facts = {case.name: case.facts for case in self.planned.dataset.cases}
+        cases = [read_case(self.store, name, facts[name]) for name in names]
+        if self.previous is None:
+            return cases
+        return [with_previous(case, self.previous) for case in cases]
 
     def _validate(self, fold: Fold, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""

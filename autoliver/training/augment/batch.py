@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
 from autoliver.planning.plan import Configuration
-from autoliver.training.augment.appearance import VIEWS, apply_appearance, sample_appearance
+from autoliver.training.augment.appearance import APPEARANCES
+from autoliver.training.augment.change import apply_appearance, sample_appearance
 from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
 from autoliver.training.augment.spatial import (
@@ -56,7 +57,7 @@ class AugmentSpec(Record, frozen=True, kw_only=True):
     @property
     def views(self) -> int:
         """How often each patch is shown, in different guises."""
-        return VIEWS if any(step.name == "gin-ipa" for step in self.appearance) else 1
+        return max((APPEARANCES[step.name].views for step in self.appearance), default=1)
 
 
 def default_augment_spec(

@@ -2,22 +2,11 @@
 
 import difflib
 import math
-from typing import Literal, get_args
 
 from autoliver.artifacts import Record
 from autoliver.errors import OptionError
+from autoliver.training.augment.appearance import APPEARANCES
 
-AppearanceName = Literal["inversion", "bezier", "gin", "gin-ipa", "randconv", "synthseg"]
-
-# The share of the patches that a change alone is given.
-SHARES: dict[AppearanceName, float] = {
-    "inversion": 0.5,
-    "bezier": 1.0,
-    "gin": 1.0,
-    "gin-ipa": 1.0,
-    "randconv": 0.8,
-    "synthseg": 0.5,
-}
 # Shorthands of one word; "default" and "none" change no appearance.
 MIXTURES = {
     "default": "",
@@ -30,12 +19,12 @@ class AppearanceStep(Record, frozen=True, kw_only=True):
     """A change of appearance and how often it happens.
 
     Attributes:
-        name: Of the change.
+        name: Of the change, in `APPEARANCES`.
         probability: Share of the patches. At most one change happens to a patch, so the shares of
             all steps add up to one at most; the rest stay as they are.
     """
 
-    name: AppearanceName
+    name: str
     probability: float
 
 
@@ -57,12 +46,13 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"--augment {text} names {name} twice.", hint="Name it once.")
-    if "gin-ipa" in names and len(names) > 1:
-        raise OptionError(
-            f"--augment {text}: gin-ipa shows the network each patch three times and cannot be "
-            "mixed with others.",
-            hint="Give --augment gin-ipa alone, or gin in the mixture.",
-        )
+        views = APPEARANCES[name].views
+        if views > 1 and len(names) > 1:
+            raise OptionError(
+                f"--augment {text}: {name} shows the network each patch {views} times and cannot "
+                "be mixed with others.",
+                hint=f"Give --augment {name} alone, or leave it out of the mixture.",
+            )
     total = math.fsum(step.probability for step in steps)
     if total > 1.0 + 1e-9:
         raise OptionError(
@@ -75,14 +65,14 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
 
 def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
     name, colon, share = (piece.strip() for piece in part.partition(":"))
-    known = _known(name, text)
+    _check_known(name, text)
     if not colon:
         if not alone:
             raise OptionError(
                 f"--augment {text}: in a mixture each change needs its share; {name} has none.",
                 hint="As in --augment gin:0.5,bezier:0.25; the rest of the patches stays as it is.",
             )
-        return AppearanceStep(name=known, probability=SHARES[known])
+        return AppearanceStep(name=name, probability=APPEARANCES[name].share)
     try:
         probability = float(share)
     except ValueError:
@@ -93,20 +83,18 @@ def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
             "1.",
             hint=f"As in --augment {name}:0.5.",
         )
-    return AppearanceStep(name=known, probability=probability)
+    return AppearanceStep(name=name, probability=probability)
 
 
-def _known(name: str, text: str) -> AppearanceName:
-    for known in get_args(AppearanceName):
-        if name == known:
-            found: AppearanceName = known
-            return found
+def _check_known(name: str, text: str) -> None:
+    if name in APPEARANCES:
+        return
     if name in MIXTURES:
         raise OptionError(
             f"--augment {text}: {name} stands alone, without a share and not in a mixture.",
-            hint=f"Give --augment {name}, or the shares of {', '.join(SHARES)}.",
+            hint=f"Give --augment {name}, or the shares of {', '.join(APPEARANCES)}.",
         )
-    choices = [*MIXTURES, *SHARES]
+    choices = [*MIXTURES, *APPEARANCES]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise OptionError(

@@ -1,4 +1,4 @@
-"""The training loss, Dice plus cross-entropy, and the voxel counts of the online Dice.
+"""Segmentation: the loss, Dice plus cross-entropy, and the voxel counts of the online Dice.
 
 The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
 sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
@@ -9,7 +9,9 @@ Instead of the mean, the cross-entropy may count only where it is highest ("dice
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,11 @@ from torch import Tensor
 
 from autoliver.artifacts import Record
 from autoliver.training.distributed import ALONE, Group
-from autoliver.training.options import LossKind
+from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
 
+LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
+
+COUNTS = ("true_positive", "false_positive", "false_negative")
 TOP_PART = 10  # one voxel of so many, as nnU-Net
 FOCAL_POWER = 2
 # As Ouyang et al. weigh an element-wise mean, which is small.
@@ -49,6 +54,60 @@ class LossOptions(Record, frozen=True, kw_only=True):
     entropy_weight: float = 1.0
     smooth: float = 1e-5
     lowest_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentationObjective:
+    """Every foreground label is segmented, and scored by its Dice.
+
+    Attributes:
+        options: Of the loss.
+        rows: How many foreground labels there are.
+    """
+
+    options: LossOptions
+    rows: int
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Voxels per foreground label."""
+        return dict.fromkeys(COUNTS, self.rows)
+
+    @property
+    def watched(self) -> str | None:
+        """None: the mean Dice."""
+        return None
+
+    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
+        """The segmentation loss of the first views, to which disagreement of the views is added.
+
+        Args:
+            outputs: Logits (views * b, rows, *shape), full resolution first.
+            batch: What the network was shown.
+            group: Processes that each hold a part of the batch.
+
+        Returns:
+            A scalar, float32, and the voxel counts of the first views.
+        """
+        target, options = batch.target, self.options
+        first = [output[: len(target)] for output in outputs]
+        loss = segmentation_loss(first, target, options=options, group=group)
+        views = len(batch.image) // len(target)
+        if views > 1:
+            disagreement = consistency_loss(outputs[0], views, options=options, group=group)
+            loss = loss + CONSISTENCY_WEIGHT * disagreement
+        with torch.no_grad():
+            counts = hard_dice_counts(first[0], target, options=options)
+        return loss, tally_of(dict(zip(COUNTS, counts, strict=True)), group)
+
+    def scores(self, tally: Tally) -> Scores:
+        """The Dice of each label: twice what is right of all that was predicted or wanted."""
+        counts = zip(*(tally.counts[name] for name in COUNTS), strict=True)
+        return Scores(
+            labels=tuple(
+                2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None for tp, fp, fn in counts
+            )
+        )
 
 
 class _Total(torch.autograd.Function):

@@ -4,8 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
-from autoliver.training.objectives.segmentation import LossOptions
-from autoliver.training.options import LossKind
+from autoliver.training.objectives.segmentation import LossKind, LossOptions
 
 
 def class_table(labels: Labels) -> npt.NDArray[np.int16]:
@@ -26,6 +25,13 @@ def class_table(labels: Labels) -> npt.NDArray[np.int16]:
     return table
 
 
+def ignored_class(labels: Labels) -> int | None:
+    """What `class_table` makes of the value that must not count; None where there is none."""
+    if labels.ignore is None or labels.has_regions:
+        return labels.ignore
+    return len(labels.values)
+
+
 def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
     """The channel (from 1) that shows each value a first stage found, indexed by value + 1."""
     table = np.zeros(max(labels.allowed) + 2, np.int16)
@@ -37,12 +43,9 @@ def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
 
 def loss_options(labels: Labels, *, batch_dice: bool, kind: LossKind = "dice-ce") -> LossOptions:
     """The loss for these labels, on targets that went through `class_table`."""
-    if labels.has_regions:
-        return LossOptions(
-            batch_dice=batch_dice,
-            kind=kind,
-            regions=tuple(labels.foreground.values()),
-            ignore=labels.ignore,
-        )
-    ignore = len(labels.values) if labels.ignore is not None else None
-    return LossOptions(batch_dice=batch_dice, kind=kind, ignore=ignore)
+    return LossOptions(
+        batch_dice=batch_dice,
+        kind=kind,
+        regions=tuple(labels.foreground.values()) if labels.has_regions else None,
+        ignore=ignored_class(labels),
+    )

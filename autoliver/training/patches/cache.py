@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from autoliver.datasets.cases import CaseFacts
 from autoliver.errors import OptionError
 from autoliver.machine import CacheChoice, Machine
 from autoliver.memory import GB
@@ -143,7 +144,7 @@ class CaseInMemory:
     """A case whose arrays are kept in memory from the first patch on."""
 
     def __init__(self, case: TrainingCase) -> None:
-        self.name = case.name
+        self.facts = case.facts
         self.locations: Mapping[int, npt.NDArray[np.int32]] = case.locations
         self.image = _Kept(case.image)
         self.label = None if case.label is None else _Kept(case.label)
@@ -168,7 +169,7 @@ class DeviceStream:
         bar = tqdm(stream.sampler.cases, desc=f"cases to {device}", unit="case", disable=None)
         self._arrays = [self._upload(case) for case in bar]
 
-    def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[CaseFacts, ...]]:
         """Image, target and cases of a batch, as `PatchStream.draw` gives them, on the device."""
         sampler, places = self.stream.sampler, self.stream.places(number)
         channels, shape = sampler.cases[0].image.shape[0], sampler.box_shape
@@ -183,7 +184,7 @@ class DeviceStream:
             paste(classes, place.start, into=target)
         if len(sampler.patch_shape) == 2:
             images, targets = images[:, :, 0], targets[:, :, 0]
-        return images, targets, sampler.names(places)
+        return images, targets, sampler.facts(places)
 
     def _upload(self, case: TrainingCase) -> tuple[Tensor, Tensor]:
         everything, sampler = (slice(None),) * 4, self.stream.sampler

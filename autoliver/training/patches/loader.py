@@ -123,7 +123,8 @@ class _Worker:
                 self.numbers = self.numbers[1:]
                 return found
             cause = self.end(patience_s=_PATIENCE_S)
-        cases = sorted(set(self.stream.sampler.names(self.stream.places(self.numbers[0]))))
+        facts = self.stream.sampler.facts(self.stream.places(self.numbers[0]))
+        cases = sorted({case.name for case in facts})
         raise AutoliverError(
             f"{cause} while drawing patches of {', '.join(cases)}, {_TRIES} times in a row.",
             hint="Use fewer processes with --workers 1, or none with --cache ram.",

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.datasets.cases import CaseFacts
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.share import Part
@@ -30,8 +31,8 @@ class TrainingCase(Protocol):
     """A preprocessed case as the sampler needs it."""
 
     @property
-    def name(self) -> str:
-        """The case's name."""
+    def facts(self) -> CaseFacts:
+        """What is known of it besides its voxels."""
 
     @property
     def image(self) -> Sliceable:
@@ -76,7 +77,7 @@ class Batch:
 
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
-    cases: tuple[str, ...]
+    cases: tuple[CaseFacts, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +145,14 @@ class PatchSampler:
         targets = self.to_classes(labels)
         if len(self.patch_shape) == 2:
             images, targets = images[:, :, 0], targets[:, :, 0]
-        return Batch(images, targets, self.names(places))
+        return Batch(images, targets, self.facts(places))
 
     def label_arrays(self, case: TrainingCase) -> list[Sliceable]:
         """What makes up the channels of a case's label."""
         arrays = [case.label] if self.previous is None else [case.label, case.previous]
         there = [array for array in arrays if array is not None]
         if len(there) != len(arrays):
-            raise ValueError(f"{case.name} has no label, or none of the first stage")
+            raise ValueError(f"{case.facts.name} has no label, or none of the first stage")
         return there
 
     def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
@@ -164,9 +165,9 @@ class PatchSampler:
             found[..., channel, :, :, :] = values if table is None else table[values + 1]
         return found
 
-    def names(self, places: Sequence[PatchPlace]) -> tuple[str, ...]:
-        """The case of each place."""
-        return tuple(self.cases[place.case].name for place in places)
+    def facts(self, places: Sequence[PatchPlace]) -> tuple[CaseFacts, ...]:
+        """What is known of the case of each place."""
+        return tuple(self.cases[place.case].facts for place in places)
 
     def _start(
         self, case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool

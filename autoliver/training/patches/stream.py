@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from autoliver.datasets.cases import CaseFacts
 from autoliver.training.augment.batch import (
     AugmentSpec,
     augment_batch,
@@ -24,7 +25,7 @@ from autoliver.training.patches.loader import drawn_by_workers
 from autoliver.training.patches.sampling import Batch, PatchStream
 
 T = TypeVar("T")
-_Drawn = tuple[Tensor, Tensor, tuple[str, ...]]
+_Drawn = tuple[Tensor, Tensor, tuple[CaseFacts, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class TrainingBatch:
     number: int
     image: Tensor
     target: Tensor
-    cases: tuple[str, ...]
+    cases: tuple[CaseFacts, ...]
     seconds: float
     waited: float
 

@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import comb
 
 from autoliver.training.augment.appearance import (
-    APPEARANCE,
-    Change,
+    APPEARANCES,
     ChosenSamples,
-    apply_appearance,
     apply_bezier,
     apply_gin,
     apply_gin_ipa,
@@ -20,16 +20,16 @@ from autoliver.training.augment.appearance import (
     apply_randconv,
     bezier_curve,
     blend_mask,
-    draw_gin,
-    restore_moments,
-    sample_appearance,
 )
 from autoliver.training.augment.batch import (
     augment_batch,
     default_augment_spec,
     initial_patch_shape,
 )
-from autoliver.training.augment.choice import SHARES, AppearanceStep
+from autoliver.training.augment.change import Change, apply_appearance, sample_appearance
+from autoliver.training.augment.choice import AppearanceStep
+from autoliver.training.augment.gin import draw_gin
+from autoliver.training.augment.moments import restore_moments
 from autoliver.training.share import Part
 
 SHAPES = [(3, 1, 24, 20), (3, 2, 8, 12, 10), (1, 1, 8, 12, 10), (11, 3, 14, 12)]
@@ -51,11 +51,11 @@ def chosen_of(shape: tuple[int, ...]) -> ChosenSamples:
 
 
 def step(name: str, probability: float = 1.0) -> AppearanceStep:
-    return AppearanceStep(name=name, probability=probability)  # type: ignore[arg-type]
+    return AppearanceStep(name=name, probability=probability)
 
 
 def changes(name: str, count: int) -> list[Change]:
-    return [Change(sample, name, 7 + sample) for sample in range(count)]  # type: ignore[arg-type]
+    return [Change(sample, name, 7 + sample) for sample in range(count)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -187,7 +187,7 @@ def test_the_three_views_are_blended_versions(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", APPEARANCES)
 def test_mean_and_deviation_are_kept_and_the_image_is_another(name, shape):
     chosen = chosen_of(shape)
     views = 3 if name == "gin-ipa" else 1
@@ -202,7 +202,7 @@ def test_mean_and_deviation_are_kept_and_the_image_is_another(name, shape):
     assert not torch.allclose(before, image, atol=0.1)
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", APPEARANCES)
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_constant_patches_stay_constant(name, value):
     image = torch.full((3 if name == "gin-ipa" else 1, 1, 8, 10, 12), value)
@@ -217,7 +217,7 @@ def test_a_result_that_is_flat_is_not_blown_up():
     assert float(flat.std()) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", APPEARANCES)
 def test_a_sample_changes_alike_whatever_comes_with_it(name):
     chosen = chosen_of((3, 1, 8, 12, 10))
     views = 3 if name == "gin-ipa" else 1
@@ -258,7 +258,7 @@ def test_without_changes_nothing_is_drawn():
 
 
 @pytest.mark.parametrize("patch", [(16, 20), (8, 16, 12)])
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", APPEARANCES)
 def test_batches_are_the_same_again_and_in_parts(name, patch):
     spec = default_augment_spec(patch, masked_channels=(0,)).replace(appearance=(step(name, 0.7),))
     views = 3 if name == "gin-ipa" else 1
@@ -376,14 +376,17 @@ def test_voxels_without_annotation_are_background_for_made_images():
     assert not torch.equal(made(with_hole, None), made(label, None))
 
 
-def test_every_name_has_a_change():
-    assert set(APPEARANCE) == set(SHARES)
+def test_names_and_shares_are_those_of_the_docs():
+    text = (Path(__file__).parents[3] / "docs/training.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([0-9.]+) \|[^|]*\|$", text, re.MULTILINE)
+    documented = {name: float(share) for name, share in rows if name != "cross-modality"}
+    assert {name: row.share for name, row in APPEARANCES.items()} == documented
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", APPEARANCES)
 def test_changes_are_the_same_on_a_gpu(name, shape):
     chosen = chosen_of(shape)
     views = 3 if name == "gin-ipa" else 1

@@ -1,12 +1,13 @@
 import pytest
 
 from autoliver.errors import OptionError
-from autoliver.training.augment.choice import SHARES, AppearanceStep, parse_augment
+from autoliver.training.augment.appearance import APPEARANCES
+from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.options import TrainingOptions, check_options, choose_recipe
 
 
 def step(name: str, probability: float) -> AppearanceStep:
-    return AppearanceStep(name=name, probability=probability)  # type: ignore[arg-type]
+    return AppearanceStep(name=name, probability=probability)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_what_is_said_is_what_happens(text, steps):
 
 def test_the_mixture_across_modalities_leaves_some_patches_as_they_are():
     steps = parse_augment("cross-modality")
-    assert {s.name for s in steps} <= set(SHARES)
+    assert {s.name for s in steps} <= set(APPEARANCES)
     assert 0.5 < sum(s.probability for s in steps) < 1.0
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from autoliver.datasets.cases import Labels
+from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import OptionError
 from autoliver.io.volume import Geometry
 from autoliver.machine import CacheChoice, Machine
@@ -38,6 +38,14 @@ SHAPES = [(9, 30, 26), (14, 20, 40), (10, 33, 33)]
 # Values that are not their classes.
 LABELS = Labels(values={"background": (0,), "liver": (3,), "tumour": (7,)}, ignore=9)
 CPU = torch.device("cpu")
+FACTS = CaseFacts(
+    name="",
+    patient="",
+    modality="MR",
+    origin="pseudo",
+    annotated={"tumour": "absent"},
+    lesion_classes={"1": "HCC"},
+)
 
 
 def write(folder: Path, name: str, seed: int, shape: tuple[int, int, int]) -> StoredCase:
@@ -57,7 +65,7 @@ def write(folder: Path, name: str, seed: int, shape: tuple[int, int, int]) -> St
     locations[-1] = np.argwhere(label[0] != 9).astype(np.int32)[:99]
     case = Preprocessed(image=image, label=label, properties=properties)
     write_case(folder, case, locations, patch_shape=(8, 16, 16))
-    return read_case(folder, name)
+    return read_case(folder, name, FACTS.replace(name=name, patient=f"patient of {name}"))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +133,9 @@ def test_batches_are_the_same_wherever_cases_lie(
         assert batch.target.shape == (3, 1, *patch)
         assert 0 <= batch.waited <= batch.seconds
     # Classes, not values: 0, liver, tumour, ignored.
+    # What is known of a case comes with its patches, through every cache and worker process.
+    for case in (case for batch in found["disk"] for case in batch.cases):
+        assert case == FACTS.replace(name=case.name, patient=f"patient of {case.name}")
     assert {int(v) for batch in found["disk"] for v in batch.target.unique()} == {0, 1, 2, 3}
     for one, other in itertools.pairwise(found.values()):
         for a, b in zip(one, other, strict=True):
@@ -195,7 +206,7 @@ class CountingArray:
 class CountingCase:
     def __init__(self, case: StoredCase) -> None:
         assert case.label is not None
-        self.name, self.locations = case.name, case.locations
+        self.facts, self.locations = case.facts, case.locations
         self.image, self.label = CountingArray(case.image[:]), CountingArray(case.label[:])
         self.previous = None
 

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from autoliver.datasets.cases import CaseFacts
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.training.patches.sampling import PatchSampler
 
@@ -17,6 +18,10 @@ class ArrayCase:
     label: npt.NDArray[np.int16]
     locations: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
     previous: npt.NDArray[np.int16] | None = None
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts.named(self.name)
 
 
 def make_case(name: str, shape: tuple[int, int, int], voxels: list[tuple[int, ...]]) -> ArrayCase:

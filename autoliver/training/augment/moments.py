@@ -1,0 +1,44 @@
+"""Mean and standard deviation of images whose appearance was changed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_FLAT = 1e-4  # an image of less deviation stays as flat as it is
+# A spread below this part of the mean is rounding, and must not be blown up.
+_ROUNDING = 1e-5
+
+
+def normalise_inside(changed: Tensor, inside: Tensor) -> None:
+    """Gives each channel mean 0 and standard deviation 1 where there is image, and 0 around it.
+
+    In place. So a case of another modality is seen in prediction: normalised by itself, and
+    surrounded with zeros.
+
+    Args:
+        changed: (c, *spatial).
+        inside: (*spatial), where there is image.
+    """
+    count = inside.sum().clamp_min(1)
+    for channel in changed:
+        channel.sub_((channel * inside).sum() / count).mul_(inside)
+        channel.mul_((channel.square().sum() / count).clamp_min(_FLAT**2).rsqrt())
+
+
+def restore_moments(changed: Tensor, before: Tensor) -> None:
+    """Gives each channel of each image the mean and standard deviation it had before, in place.
+
+    Args:
+        changed: (n, c, *spatial), contiguous.
+        before: The same before the change.
+    """
+    old, new = before.flatten(2), changed.view(*changed.shape[:2], -1)
+    mean, new_mean = (flat.mean(2, keepdim=True) for flat in (old, new))
+    norm, new_norm = (
+        torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+        for flat in (old - mean, new.sub_(new_mean))
+    )
+    rounding = new_norm <= _ROUNDING * math.sqrt(new.shape[2]) * new_mean.abs() + 1e-12
+    gain = torch.where(rounding, 0.0, norm / new_norm.masked_fill(rounding, 1.0))
+    new.mul_(gain).add_(mean)

@@ -1,0 +1,101 @@
+"""What an epoch came to: the scores of its training patches and of patches of held-out cases."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from msgspec import UNSET, UnsetType
+
+from autoliver.training.objectives.objective import Objective, Scores, Tally
+from autoliver.training.patches.stream import TrainingBatch
+from autoliver.training.progress import EpochLog, FurtherScores
+from autoliver.training.state import TrainingState
+from autoliver.training.step import Stepper
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """What patches of held-out cases came to.
+
+    Attributes:
+        loss: Mean over the batches.
+        tally: Of all of them.
+        waited: Seconds until the patches were there.
+    """
+
+    loss: float | None
+    tally: Tally
+    waited: float
+
+
+def score_held_out(stepper: Stepper, batches: Iterable[TrainingBatch]) -> HeldOut:
+    """The loss and counts of batches with the network whose weights count; nothing is learned.
+
+    Args:
+        stepper: Of the training.
+        batches: Of held-out cases, without augmentations.
+    """
+    network = stepper.state.result.eval()
+    losses, waited = [], 0.0
+    total = Tally.empty(stepper.objective.lengths)
+    with torch.no_grad():
+        for batch in batches:
+            loss, tally = stepper.loss(network, batch)
+            losses.append(loss.item())
+            total += tally
+            waited += batch.waited
+    return HeldOut(loss=_mean(losses), tally=total, waited=waited)
+
+
+def epoch_log(
+    state: TrainingState,
+    objective: Objective,
+    held_out: HeldOut | None,
+    *,
+    iterations: int,
+    seconds: float,
+) -> EpochLog:
+    """The log of the epoch whose sums the state holds.
+
+    Args:
+        state: After the epoch's last step.
+        objective: Says what its counts come to.
+        held_out: What patches of held-out cases came to; None: there are none.
+        iterations: Steps per epoch.
+        seconds: That the held-out cases took, besides the steps.
+    """
+    sums = state.sums
+    total = sums.seconds + seconds
+    waited = sums.waited + (held_out.waited if held_out else 0.0)
+    train = objective.scores(sums.tally)
+    validation = objective.scores(held_out.tally) if held_out else None
+    return EpochLog(
+        epoch=(state.step - 1) // iterations,
+        step=state.step,
+        learning_rate=state.optimizer.param_groups[0]["lr"],
+        train_loss=_mean(sums.losses),
+        train_dice=train.mean,
+        validation_loss=held_out.loss if held_out else None,
+        validation_dice=validation.labels if validation else None,
+        seconds=round(total, 3),
+        data_wait=round(waited / max(total, 1e-9), 4),
+        skipped=tuple(sums.skipped),
+        scores=_further(train, validation, objective.watched),
+    )
+
+
+def _further(
+    train: Scores, validation: Scores | None, watched: str | None
+) -> FurtherScores | UnsetType:
+    if not train.further and watched is None:
+        return UNSET
+    return FurtherScores(
+        train=train.further,
+        validation=validation.further if validation else None,
+        watched=watched,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,122 @@
+"""One step of a training: forward, loss, backward, and batches whose loss is not finite."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoliver.errors import AutoliverError
+from autoliver.training.fold import FoldTask
+from autoliver.training.freezing import freezing
+from autoliver.training.objectives.objective import Objective, Tally
+from autoliver.training.patches.stream import Patches, TrainingBatch
+from autoliver.training.state import TrainingState, amp_dtype, memory_format
+
+_PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
+
+
+class Stepper:
+    """Takes the steps of a training, from a state that it changes."""
+
+    def __init__(
+        self, task: FoldTask, objective: Objective, train: Patches, state: TrainingState
+    ) -> None:
+        """Takes what stays the same, and the state before the next step.
+
+        Args:
+            task: The fold.
+            objective: What is minimised.
+            train: Where the batches come from; those that go wrong are drawn again.
+            state: Of the training.
+        """
+        self.task = task
+        self.objective = objective
+        self.train = train
+        self.state = state
+        self.amp_dtype = amp_dtype(task.device)
+        self.layout = memory_format(task.configuration.network, task.device)
+        self.freezing = freezing(task.options, task.configuration.network)
+        self.freezing.apply(state.network, state.step // task.options.iterations)
+        self.parallel = task.group.parallel(state.network)
+
+    def take(self, batch: TrainingBatch) -> None:
+        """Takes one step; a batch without a finite loss or gradient is noted and left out.
+
+        Raises:
+            AutoliverError: It is one of several in a row, or its image is not finite.
+        """
+        state, start = self.state, time.monotonic()
+        self._thaw()
+        rate = state.course.rate(
+            self.task.options, state.recipe, step=state.step, elapsed_s=state.elapsed
+        )
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1.0)
+        state.network.train()
+        loss, tally = self.loss(self.parallel, batch)
+        # Loss and norm of the gradients are those of the whole batch, so all processes agree.
+        if bool(torch.isfinite(loss)) and self._update(loss):
+            state.sums.losses.append(loss.item())
+            state.sums.tally += tally
+            state.failures = 0
+        else:
+            self._note_not_finite(batch)
+        state.sums.seconds += time.monotonic() - start + batch.seconds
+        state.sums.waited += batch.waited
+        state.step += 1
+
+    def loss(self, network: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tally]:
+        """What the objective makes of a network's outputs for a batch."""
+        with self._autocast():
+            outputs = network(batch.image.contiguous(memory_format=self.layout))
+        return self.objective.loss(outputs, batch, self.task.group)
+
+    def _thaw(self) -> None:
+        """Before the first step of an epoch: has the parts learn whose time has come."""
+        epoch, step = divmod(self.state.step, self.task.options.iterations)
+        if step == 0 and self.freezing.apply(self.state.network, epoch):
+            self.parallel = self.task.group.parallel(self.state.network)
+
+    def _update(self, loss: Tensor) -> bool:
+        """Changes the weights unless a gradient is not finite: one such step ends a training."""
+        state = self.state
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
+        # The scaler leaves such steps out by itself, as the way to find its scale.
+        if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            return False
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.update_average()
+        return True
+
+    def _note_not_finite(self, batch: TrainingBatch) -> None:
+        state, group = self.state, self.task.group
+        state.failures += 1
+        names = [case.name for case in batch.cases]
+        cases = sorted(set(group.gather(names)))
+        state.sums.skipped.extend(cases)
+        images = self.train.redraw(batch.number).image
+        bad = [n for n, patch in zip(names, images, strict=True) if not np.isfinite(patch).all()]
+        bad = group.gather(bad)
+        if bad:
+            raise AutoliverError(
+                f"{bad[0]}: its preprocessed image holds values that are not finite.",
+                hint="Check the image with 'autoliver verify', then preprocess again.",
+            )
+        if state.failures >= _PATIENCE_NOT_FINITE:
+            raise AutoliverError(
+                f"{self.task.title}: loss or gradients were not finite for {state.failures} "
+                f"batches in a row, the last one of {', '.join(cases)}.",
+                hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
+                "with --fresh and another --seed.",
+            )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.task.device.type, dtype=self.amp_dtype)
