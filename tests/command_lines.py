@@ -133,7 +133,7 @@ def problems(text: str) -> list[str]:
     text = text.replace("...", DOTS)
     found = [*_commands(text), *_spans(text)]
     for name, option in _OF_COMMAND.findall(text):
-        if option not in _options(COMMANDS[name]):
+        if option not in {*_options(COMMANDS[name]), "--help"}:
             found.append(f"{name} has no option {option}")
     known = {option for command in COMMANDS.values() for option in _options(command)}
     known |= FOREIGN_OPTIONS | _options(GROUP).keys() | {"--help"}
@@ -198,6 +198,8 @@ def misuse(name: str, words: Sequence[str], *, whole: bool = True) -> str | None
             given.append(_FITS_ARGUMENTS if _stands_for_another(word) else word)
             continue
         option = options.get(word)
+        if word == "--help":
+            return None
         if option is None:
             return f"{name} has no option {word}"
         number = 0 if option.is_flag else option.nargs

@@ -275,13 +275,13 @@ def test_half_an_epoch_of_version_0_1_is_gone_on_with(tmp_path: Path) -> None:
     whole = train_fold(make_task(tmp_path / "whole"))
     task = make_task(tmp_path / "old")
     train_fold(task, stop=stop_after(5))
-    saved = load_training_state(task.resume_path)
+    saved = load_training_state(task.files.resume)
     counts = saved["counts"]
     rows = [counts[name] for name in ("true_positive", "false_positive", "false_negative")]
     saved["counts"] = torch.tensor(rows, dtype=torch.int64)
     assert saved["counts"].shape == (3, 2)
     assert (saved["counts"].sum(0) > 0).all()
-    save_training_state(task.resume_path, saved)
+    save_training_state(task.files.resume, saved)
     assert_equal(train_fold(task), whole)
 
 

@@ -100,7 +100,7 @@ def test_the_sums_of_half_an_epoch_survive_a_stop(tmp_path: Path) -> None:
     task = make_task(tmp_path / "broken", **settings)
     for step in (3, 3):
         train_fold(task, stop=stop_after(step))
-        counts = load_training_state(task.resume_path)["counts"]
+        counts = load_training_state(task.files.resume)["counts"]
         assert counts["voxels"][0] > 0
     assert counts["voxels"] == [2 * 2 * 16 * 16]  # two steps of the second epoch
     assert 0 < counts["foreground"][0] < counts["voxels"][0]
