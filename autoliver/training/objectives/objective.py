@@ -66,7 +66,7 @@ class Tally(Record, frozen=True, kw_only=True):
         if lengths != wanted:
             raise ModelError(
                 f"{where}: the training counted {lengths}; its loss counts {wanted}.",
-                hint="Start this fold over: the same command with --fresh.",
+                hint="Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh",
             )
         return Tally(counts=found)
 
