@@ -8,6 +8,7 @@ import pytest
 
 ORDER = [
     "errors",
+    "values",
     "memory",
     "artifacts",
     "parallel",
@@ -43,6 +44,7 @@ TORCH_FREE = (
     "machine",
     "planning",
     "preprocessing",
+    "values",
     "workspace",
 )
 

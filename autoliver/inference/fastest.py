@@ -9,7 +9,7 @@ where they are faster and agree.
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ _WORTH_COMPILING_S = 1200.0
 # Reductions in another order: 1e-5 of logits of about 10 was measured.
 _FLOAT32_SHARE = 1e-4
 _SAME_LABELS = 0.9995
+
+AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +55,25 @@ class Fastest(nn.Module):
 
     Args:
         network: In eval mode, one output, where it stays.
+
+    Attributes:
+        network: The network as it is.
+        ways: Names of the ways that results have been computed in, in their order.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.ways: list[str] = []
+        self._name = AS_IT_IS
         self._way: Way = network
         self._todo = _trials(next(network.parameters()).device)
         self._calls, self._seconds = 0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output; on some calls computed twice, to compare."""
+        if self._name not in self.ways:
+            self.ways.append(self._name)
         if not self._todo or self.training:
             return self._way(x)
         result, seconds = _timed(self._way, x)
@@ -96,7 +106,12 @@ class Fastest(nn.Module):
             "taken" if taken_now else "not taken",
         )
         if taken_now:
-            self._way = way
+            self._way, self._name = way, trial.name
+
+
+def as_they_are(networks: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    """The networks themselves, whatever way of computing them has been found faster."""
+    return tuple(each.network if isinstance(each, Fastest) else each for each in networks)
 
 
 def _trials(device: torch.device) -> tuple[_Trial, ...]:

@@ -1,12 +1,16 @@
 """The fingerprint of a dataset and the plan made from it, as values."""
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
+from autoliver.errors import OptionError
 from autoliver.networks.spec import UNetSpec
+from autoliver.values import check_types
 
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
@@ -92,6 +96,23 @@ class Configuration(Record, frozen=True, kw_only=True):
 
 
 SpacingMode = Literal["auto", "source", "target", "fixed"]
+_SPACING_HINT = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
+
+
+def check_spacing(spacing_mm: Sequence[float]) -> None:
+    """Refuses a spacing that no image has.
+
+    Args:
+        spacing_mm: (z, y, x).
+
+    Raises:
+        OptionError: A length is not above zero, or not finite.
+    """
+    if not all(0 < mm < math.inf for mm in spacing_mm):
+        values = " ".join(f"{mm:g}" for mm in spacing_mm)
+        raise OptionError(
+            f"--spacing {values}: expected lengths above zero, in mm.", hint=_SPACING_HINT
+        )
 
 
 class LikeOptions(Record, frozen=True, kw_only=True):
@@ -107,6 +128,20 @@ class LikeOptions(Record, frozen=True, kw_only=True):
 
     spacing: SpacingMode = "auto"
     spacing_mm: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other or cannot be.
+
+        Raises:
+            OptionError: Saying what to give.
+        """
+        check_types(self, flags={"spacing": "--like-spacing", "spacing_mm": "--spacing"})
+        given = self.spacing_mm
+        if (given is None) == (self.spacing == "fixed"):
+            problem = "lacks --spacing" if given is None else "and --spacing contradict each other"
+            raise OptionError(f"--like-spacing {self.spacing} {problem}.", hint=_SPACING_HINT)
+        if given is not None:
+            check_spacing(given)
 
 
 class Plan(Artifact, frozen=True, kw_only=True):

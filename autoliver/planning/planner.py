@@ -5,6 +5,7 @@ Methods 18, 203-211), except that M, L and XL keep the cap on the batch.
 """
 
 import math
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ from autoliver.planning.plan import (
     Normalization,
     Plan,
     Preset,
+    check_spacing,
 )
 from autoliver.planning.presets import RECIPES
+from autoliver.values import check_types, set_field, spelled
 
 # A patch that covers less of the median case than this calls for a low-resolution configuration,
 # which is kept if it has at most half the voxels.
@@ -49,6 +52,9 @@ _NORMALIZATIONS: dict[str, Normalization] = {
 
 FloatArray = npt.NDArray[np.float64]
 
+# How the command line spells the fields whose names carry units.
+_FLAGS = {"vram_gb": "--vram", "spacing_mm": "--spacing", "window_hu": "--window"}
+
 
 class PlanOptions(Record, frozen=True, kw_only=True):
     """What the user decides about a plan.
@@ -68,6 +74,28 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     batch_cap: bool = True
     window_hu: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be; a preset may be given in other capitals.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        set_field(self, "preset", spelled(self.preset, get_args(Preset)))
+        check_types(self, flags=_FLAGS)
+        if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
+            raise OptionError(
+                f"--vram {self.vram_gb}: expected a size in GB above zero.",
+                hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
+            )
+        window = self.window_hu
+        if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+            raise OptionError(
+                f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
+                hint="For soft tissue and fat give --window -150 250.",
+            )
+        if self.spacing_mm is not None:
+            check_spacing(self.spacing_mm)
+
 
 def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> Plan:
     """Decides spacing, patch, batch, network and normalisation of every configuration.
@@ -81,7 +109,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         DatasetError: The fingerprint has no case, or another number of channels.
         OptionError: A spacing or a memory target that cannot work.
     """
-    _check(dataset, fingerprint, options)
+    _check(dataset, fingerprint)
     planner = _Planner(dataset, fingerprint, options)
     configurations, dropped = planner.configurations()
     order = planner.grid.transpose
@@ -251,7 +279,7 @@ class _Planner:
         )
 
 
-def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
+def _check(dataset: Dataset, fingerprint: Fingerprint) -> None:
     if not fingerprint.cases:
         raise DatasetError(
             f"{dataset.name}: the fingerprint holds no labelled case; at least one is needed.",
@@ -262,23 +290,6 @@ def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> 
         raise DatasetError(
             f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
             hint="Name every channel under 'channel_names' in dataset.json, in their order.",
-        )
-    if options.vram_gb is not None and not 0 < options.vram_gb < math.inf:
-        raise OptionError(
-            f"--vram {options.vram_gb}: expected a size in GB above zero.",
-            hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
-        )
-    window = options.window_hu
-    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-        raise OptionError(
-            f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
-            hint="For soft tissue and fat give --window -150 250.",
-        )
-    spacing = options.spacing_mm
-    if spacing is not None and not all(0 < mm < math.inf for mm in spacing):
-        raise OptionError(
-            f"--spacing {' '.join(map(str, spacing))}: expected three lengths in mm above zero.",
-            hint="Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8.",
         )
 
 

@@ -8,7 +8,7 @@ from autoliver.parallel import NO_LIMITS, Limits
 from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
 from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
-from autoliver.transfer.follow import check_like_options, like_digest, plan_like
+from autoliver.transfer.follow import like_digest, plan_like
 from autoliver.workspace import Workspace
 
 _DEFAULT = LikeOptions()
@@ -52,7 +52,6 @@ def plan_dataset_like(
     Raises:
         AutoliverError: There is no such source, or its plan cannot serve the dataset.
     """
-    check_like_options(options)
     own = planned_dataset(workspace, name, limits=limits)
     followed = plan_to_follow(workspace, source, limits=limits)
     return _save(own, followed, plan_like(own.plan, followed.plan, options)), own.plan
