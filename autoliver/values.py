@@ -79,6 +79,16 @@ def check_whole(option: str, value: object, *, least: int, most: int = MOST) -> 
     return number
 
 
+def natural(value: object) -> int | None:
+    """A number from 0, given as such or by its digits; None for anything else."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() else None
+    number = _plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        return None
+    return number
+
+
 def check_number(
     option: str,
     value: object,

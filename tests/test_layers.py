@@ -28,6 +28,7 @@ ORDER = [
     "needs",
     "workspace",
     "pipeline",
+    "arguments",
     "api",
     "cli",
 ]

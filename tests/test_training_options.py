@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
-from autoliver.errors import ArtifactError, OptionError
+from autoliver.errors import OptionError
 from autoliver.models.files import FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.train import train
@@ -91,7 +91,7 @@ def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None
 
 def test_options_from_python_are_checked(workspace: Path) -> None:
     request = TrainRequest(configuration="2d", changes={"loss": "dice_topk"}, tag="python")
-    with pytest.raises(ArtifactError, match="dice_topk"):
+    with pytest.raises(OptionError, match="dice_topk"):
         train(Workspace(workspace), NAME, request)
 
 

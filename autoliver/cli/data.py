@@ -24,7 +24,6 @@ from autoliver.cli.planning_options import (
     Spacing,
     Vram,
     Window,
-    like_options,
 )
 
 if TYPE_CHECKING:
@@ -94,38 +93,27 @@ def plan(
 ) -> None:
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
     from autoliver.parallel import Limits
-    from autoliver.pipeline import data
-    from autoliver.pipeline.run.follow import plan_dataset_like
-    from autoliver.planning.planner import PlanOptions
+    from autoliver.pipeline.plans import PlanRequest, make
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    limits = Limits(workers=workers, memory_gb=memory_gb)
-    if like is not None:
-        if vram is not None or window is not None or preset is not PresetName.default:
-            raise typer.BadParameter(
-                "--preset, --vram and --window are the source's.", param_hint="--like"
-            )
-        planned, own = plan_dataset_like(
-            Workspace(workspace), dataset, like, like_options(like_spacing, spacing), limits=limits
-        )
-        for finding in far_axes(planned.plan, own):
-            typer.echo(f"Note: {finding}", err=True)
-        file = planned.folder.plan_like(planned.source)
-        _emit_plan(planned, file, like=f" --like {like}", as_json=as_json)
-        return
-    if like_spacing is not None:
-        raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
-    options = PlanOptions(
+    request = PlanRequest(
         preset=preset.value,
         vram_gb=vram,
         spacing_mm=spacing,
-        batch_cap=batch_cap,
         window_hu=window,
+        batch_cap=batch_cap,
+        like=like,
+        like_spacing=None if like_spacing is None else like_spacing.value,
+        limits=Limits(workers=workers, memory_gb=memory_gb),
     )
-    planned = data.plan_dataset(Workspace(workspace), dataset, options, limits=limits)
-    _emit_plan(planned, planned.folder.plan, as_json=as_json)
+    made = make(Workspace(workspace), dataset, request)
+    if made.own is not None:
+        for finding in far_axes(made.planned.plan, made.own):
+            typer.echo(f"Note: {finding}", err=True)
+    again = "" if like is None else f" --like {like}"
+    _emit_plan(made.planned, made.file, like=again, as_json=as_json)
 
 
 def preprocess(

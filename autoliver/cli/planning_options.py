@@ -1,12 +1,9 @@
 """Options of `plan`."""
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from autoliver.planning.plan import LikeOptions
 
 
 class PresetName(StrEnum):
@@ -28,17 +25,7 @@ class LikeSpacingName(StrEnum):
     fixed = "fixed"
 
 
-def like_options(
-    mode: LikeSpacingName | None, spacing: tuple[float, float, float] | None
-) -> "LikeOptions":
-    """How a plan is followed; a spacing alone is meant to be fixed."""
-    from autoliver.planning.plan import LikeOptions
-
-    mode = mode or (LikeSpacingName.auto if spacing is None else LikeSpacingName.fixed)
-    return LikeOptions(spacing=mode.value, spacing_mm=spacing)
-
-
-Preset = Annotated[PresetName, typer.Option(help="Size of the networks.")]
+Preset = Annotated[PresetName, typer.Option(case_sensitive=False, help="Size of the networks.")]
 Vram = Annotated[
     float | None,
     typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from autoliver.cli.options import misuse
+
 
 class ScheduleName(StrEnum):
     """Recipes for optimiser and learning rate."""
@@ -34,12 +36,10 @@ class OptimiserName(StrEnum):
 
 def sizes(text: str) -> tuple[int, ...]:
     """The numbers of "96,160,160"."""
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise typer.BadParameter(
-            f"'{text}' is no list of sizes as 96,160,160.", param_hint="--patch"
-        )
-    return tuple(int(number) for number in numbers)
+    from autoliver.training.options import patch_sizes
+
+    with misuse("--patch"):
+        return patch_sizes(text)
 
 
 Epochs = Annotated[

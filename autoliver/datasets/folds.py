@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, SupportsIndex
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from autoliver.artifacts import Artifact, Record, read_json
 from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError, OptionError
+from autoliver.values import natural
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +67,9 @@ def _parts(value: object) -> list[object]:
 def _fold(part: object, option: str, known: str) -> Fold:
     if part == "all":
         return "all"
-    if isinstance(part, str) and part.isascii() and part.isdigit():
-        return int(part)
-    if isinstance(part, SupportsIndex) and not isinstance(part, bool) and part.__index__() >= 0:
-        return part.__index__()
+    number = natural(part)
+    if number is not None:
+        return number
     raise OptionError(f"{option}: {part!r} is none of {known}.", hint="Give a fold by its number.")
 
 

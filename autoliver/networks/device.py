@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoliver.errors import OptionError
-from autoliver.values import meant
+from autoliver.values import meant, natural
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,30 @@ def choose_device(name: str) -> "torch.device":
             f"--device {name}: cannot be used here: {reason}", hint="Use --device auto or cpu."
         ) from error
     return device
+
+
+def gpu_numbers(value: object) -> tuple[int, ...]:
+    """The GPUs that `train` is asked to use, by number.
+
+    Args:
+        value: A number, "0,1", or several numbers; an empty text for none.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if isinstance(value, str):
+        parts: list[object] = [part.strip() for part in value.split(",")] if value else []
+    else:
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = []
+    for part in parts:
+        number = natural(part)
+        if number is None:
+            raise OptionError(
+                f"--gpus: {value!r} is no list of numbers as 0,1.", hint="Give it as --gpus 0,1."
+            )
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def check_gpus(numbers: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError
 from autoliver.training.progress import read_progress, summarise
 from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.values import check_whole
 
 LOG_FILE = "train.log"
 
@@ -70,8 +71,8 @@ def queue_devices(gpus: Sequence[int], jobs: int | None, *, device: str) -> tupl
     Raises:
         OptionError: The options exclude one another, or a GPU is not there.
     """
-    if jobs is not None and jobs < 1:
-        raise OptionError(f"--jobs is {jobs}; it must be at least 1.")
+    if jobs is not None:
+        check_whole("--jobs", jobs, least=1)
     if not gpus:
         return (device,) * (jobs or 0)
     other = f"--jobs {jobs}" if jobs else "" if device == "auto" else f"--device {device}"

@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
+from autoliver.networks.device import check_device_name
 from autoliver.parallel import cores
 from autoliver.pipeline.data import (
     Planned,
@@ -39,10 +39,12 @@ from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
     check_options,
+    given_options,
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.workspace import Workspace
+from autoliver.values import check_flag, check_text, check_whole, flag_of
+from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     import torch
@@ -94,12 +96,15 @@ def train(workspace: Workspace, name: str | None, request: TrainRequest) -> list
 
 def _check_machine(request: TrainRequest) -> None:
     """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
+    from autoliver.training.patches.cache import check_cache, check_device
+
+    check_device_name(request.device)
+    check_cache(request.cache)
     if request.tensorboard:
         check_tensorboard()
     queue_devices(request.gpus, request.jobs, device=request.device)
     if request.cache == "gpu":
         from autoliver.networks.device import choose_device
-        from autoliver.training.patches.cache import check_device
 
         check_device(request.cache, choose_device(request.device))
 
@@ -107,7 +112,15 @@ def _check_machine(request: TrainRequest) -> None:
 def _check_options(request: TrainRequest) -> None:
     """Nor is a word that `train` does not know; what was begun with others is compared later."""
     fields = {**request.changes, "pretrained": None if request.twin else request.pretrained}
-    check_options(to_record(fields, TrainingOptions, where="The options of train"))
+    check_options(given_options(fields))
+    for name in ("fresh", "own_plan", "twin", "tensorboard"):
+        check_flag(flag_of(name), getattr(request, name))
+    if request.extend is not None:
+        check_whole("--extend", request.extend, least=1)
+    check_tag(request.tag)
+    for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
+        if source is not None:
+            check_text(option, source, "the name of a dataset or model")
 
 
 def _fold_jobs(
