@@ -13,7 +13,6 @@ from autoliver.arguments import (
     as_arguments,
     channels_of,
     dataset_name,
-    flag,
     name_of,
     path_of,
     spacing_of,
@@ -128,13 +127,14 @@ def train(
         from autoliver.pipeline.run.request import TrainRequest
         from autoliver.pipeline.run.train import train as train_folds
         from autoliver.training.options import TrainingOptions, given_options
+        from autoliver.values import check_flag
         from autoliver.workspace import check_configuration
 
         own = {f.name for f in fields(TrainRequest)} - {"configuration", "changes", "folds"}
         changes = set(TrainingOptions.__struct_fields__) - own - {"made_from", "extensions"}
         names = {"fold": "folds", "reset_heads": "reset_heads"}
         given = taken(options, {n: n for n in (*own, *changes)} | names, of="train")
-        if flag("--reset-heads", given.pop("reset_heads", False)):
+        if check_flag("--reset-heads", given.pop("reset_heads", False)):
             given["heads"] = "reset"
         changed = {name: given.pop(name) for name in list(given) if name in changes}
         checked = given_options(changed)
@@ -331,10 +331,8 @@ def evaluate(
             given["output"] = path_of("output", given["output"])
         known = None if dataset is None else name_of("--dataset", dataset)
         request = EvaluateRequest(dataset=known, **given)
-        place = workspace_at(workspace)
-        return score(
-            place, path_of("prediction", prediction), path_of("reference", reference), request
-        )
+        folders = (path_of("prediction", prediction), path_of("reference", reference))
+        return score(workspace_at(workspace), *folders, request)
 
 
 def export(
