@@ -56,7 +56,7 @@ def verify(
     with as_arguments():
         from autoliver.pipeline.data import verify_dataset
 
-        limits = taken(options, {}, of="verify")["limits"]
+        limits = taken(options, {}, of=verify)["limits"]
         return verify_dataset(workspace_at(workspace), dataset_name(dataset), limits=limits)[2]
 
 
@@ -87,7 +87,7 @@ def plan(
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
         }
-        given = taken(options, names, of="plan")
+        given = taken(options, names, of=plan)
         if like is not None and isinstance(given.get("spacing_mm"), str):
             given["like_spacing"] = given.pop("spacing_mm")
         request = PlanRequest(like=None if like is None else name_of("--like", like), **given)
@@ -133,7 +133,7 @@ def train(
         own = {f.name for f in fields(TrainRequest)} - {"configuration", "changes", "folds"}
         changes = set(TrainingOptions.__struct_fields__) - own - {"made_from", "extensions"}
         names = {"fold": "folds", "reset_heads": "reset_heads"}
-        given = taken(options, {n: n for n in (*own, *changes)} | names, of="train")
+        given = taken(options, {n: n for n in (*own, *changes)} | names, of=train)
         if check_flag("--reset-heads", given.pop("reset_heads", False)):
             given["heads"] = "reset"
         changed = {name: given.pop(name) for name in list(given) if name in changes}
@@ -176,7 +176,7 @@ def select(
         from autoliver.pipeline.selection import SelectRequest
         from autoliver.pipeline.selection import select as select_runs
 
-        given = taken(options, {"device": "device"}, of="select")
+        given = taken(options, {"device": "device"}, of=select)
         request = SelectRequest(runs=runs, **given)  # type: ignore[arg-type]
         return select_runs(workspace_at(workspace), dataset_name(dataset), request)
 
@@ -210,7 +210,7 @@ def predict(
         from autoliver.pipeline.prediction import PredictRequest, predict_folder
 
         own = [field.name for field in fields(PredictRequest)]
-        given = taken(options, {name: name for name in (*own, "model")}, of="predict")
+        given = taken(options, {name: name for name in (*own, "model")}, of=predict)
         named = given.pop("model", models)
         if given.get("roi") == "off":
             given["roi"] = None
@@ -292,7 +292,7 @@ def load_model(
         from autoliver.networks.device import check_device_name, choose_device
 
         names = {name: name for name in ("step", "mirror", "modality", "exact", "overlap")}
-        given = taken(options, names, of="load_model", machine=False)
+        given = taken(options, names, of=load_model, machine=False)
         how = PredictOptions(**given)
         check_device_name(device)
         name = None if model is None else name_of("--model", model)
@@ -326,7 +326,7 @@ def evaluate(
         from autoliver.pipeline.evaluation import evaluate as score
 
         names = {name: name for name in ("metrics", "chaos", "output", "overwrite")}
-        given = taken(options, names, of="evaluate")
+        given = taken(options, names, of=evaluate)
         if given.get("output") is not None:
             given["output"] = path_of("output", given["output"])
         known = None if dataset is None else name_of("--dataset", dataset)
@@ -364,7 +364,7 @@ def export(
 
         names = {name: name for name in ("format", "case_names", "overwrite")}
         names["with_case_names"] = "case_names"
-        given = taken(options, names, of="export", machine=False)
+        given = taken(options, names, of=export, machine=False)
         request = ExportRequest(folds=folds_text(folds), **given)
         name, file = name_of("model", model), path_of("target", target)
         return export_model(workspace_at(workspace), name, file, request)
@@ -391,5 +391,5 @@ def import_model(
         from autoliver.pipeline.models import import_model as put
 
         names = {name: name for name in ("name", "overwrite", "trust")}
-        request = ImportRequest(**taken(options, names, of="import_model", machine=False))
+        request = ImportRequest(**taken(options, names, of=import_model, machine=False))
         return put(workspace_at(workspace), path_of("source", source), request)

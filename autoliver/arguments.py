@@ -1,8 +1,9 @@
 """Arguments of the library's functions: under which names they come, and how errors name them."""
 
 import contextlib
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +40,18 @@ def _respelled(text: str) -> str:
 
 
 def taken(
-    options: Mapping[str, Any], names: Mapping[str, str], *, of: str, machine: bool = True
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    of: Callable[..., object],
+    machine: bool = True,
 ) -> dict[str, Any]:
     """The options under the names of the fields they set, the machine's as `limits`.
 
     Args:
         options: As given.
         names: How an option may be called -> the field it sets.
-        of: The function, for messages.
+        of: The function.
         machine: Whether it takes workers and memory_gb.
 
     Raises:
@@ -56,7 +61,7 @@ def taken(
     from autoliver.values import check_known
 
     known = {**names, **({**_MACHINE, "limits": "limits"} if machine else {})}
-    check_known(options, known, of=of)
+    check_known(options, [*known, *_named(of)], of=of.__name__)
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if known[name] in fields:
@@ -71,6 +76,12 @@ def taken(
                 hint="Give workers=2 and memory_gb=8 instead.",
             )
     return fields
+
+
+def _named(function: Callable[..., object]) -> list[str]:
+    """The parameters of a function that have a name of their own."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
 
 
 def workspace_at(place: object) -> "Workspace":

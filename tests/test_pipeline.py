@@ -115,7 +115,7 @@ def test_a_region_is_looked_for_with_the_run_beside_or_with_any_model(
     shutil.copytree(runs / "3d_fullres", runs / "3d_lowres+short")
     for name, roi in (("auto", "auto"), ("named", f"{NAME}/3d_lowres+short")):
         assert run(*words, "-o", tmp_path / name, "--roi", roi)["predicted"] == 2
-    first, second = (sorted((tmp_path / name).iterdir()) for name in ("auto", "named"))
+    first, second = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("auto", "named"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     low = (*words[:4], f"{NAME}/3d_lowres+short", *words[5:])
     with pytest.raises(ModelError, match="is of low resolution itself"):
