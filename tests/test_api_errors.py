@@ -145,7 +145,7 @@ CALLS = [
     bad("predict", "step", None),
     bad("predict", "mirror", 1),
     bad("predict", "exact", "yes"),
-    both("predict", "modality", "PET", "--modality", "PET", words="auto, CT, MR|'auto', 'CT', 'MR'"),
+    both("predict", "modality", "PET", "--modality", "PET", words="auto, CT, MR"),
     bad("predict", "modality", "mr", "Did you mean MR"),
     both("predict", "device", "tpu", "--device", "tpu"),
     both("predict", "folds", "x", "--folds", "x"),
