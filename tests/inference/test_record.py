@@ -25,7 +25,7 @@ from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.prediction import Predicted, PredictRequest, predict_folder
 from autoliver.workspace import Workspace
 
-GEOMETRY = Geometry(shape_zyx=(20, 18, 17), spacing_mm=(2.0, 2.0, 2.0))
+GEOMETRY = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
 ASKED = PredictRequest(mirror=False, device="cpu")
 
 
