@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autoliver.inference.options import AS_IT_IS
+
 _log = logging.getLogger(__name__)
 
 Way = Callable[[Tensor], Tensor]
@@ -27,8 +29,6 @@ _WORTH_COMPILING_S = 1200.0
 # Reductions in another order: 1e-5 of logits of about 10 was measured.
 _FLOAT32_SHARE = 1e-4
 _SAME_LABELS = 0.9995
-
-AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True, kw_only=True)

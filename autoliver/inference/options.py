@@ -11,6 +11,9 @@ ModalityChoice = Literal["auto", "CT", "MR"]
 # be gaps.
 LEAST_STEP, MOST_STEP = 0.1, 1.0
 
+# The way of computing in which a network is exact.
+AS_IT_IS = "as it is"
+
 
 class PredictOptions(Record, frozen=True, kw_only=True):
     """How to predict.

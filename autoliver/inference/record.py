@@ -12,7 +12,7 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.errors import OptionError
-from autoliver.inference.options import ModalityChoice, PredictOptions
+from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.models.files import ModelFiles, Place, load_infos
 from autoliver.models.selection import CleaningRule
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
 
 RECORD_FILE = "predict.json"
-
-_AS_IT_IS = "as it is"
 
 
 class UsedNetwork(Record, frozen=True, kw_only=True):
@@ -197,6 +195,20 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
     return then.replace(label_maps=_union(then.label_maps, label_maps))
 
 
+def clear_outdated(output: Path, record: Prediction) -> None:
+    """Removes label maps that the record is about to speak of, but that were not made its way.
+
+    They are to be replaced; were they still there when that is interrupted, they would be taken for
+    finished.
+    """
+    path = output / RECORD_FILE
+    then = Prediction.load(path) if path.exists() else None
+    alike = then is not None and not then.differences(record)
+    for name in record.label_maps:
+        if then is None or not alike or name not in then.label_maps:
+            (output / name).unlink(missing_ok=True)
+
+
 def save_record(output: Path, record: Prediction) -> None:
     """Writes the record, together with what another process may have written meanwhile.
 
@@ -245,7 +257,7 @@ def _device(member: "Member") -> str:
 def _ways(member: "Member", index: int, *, exact: bool) -> tuple[str, ...]:
     precision = "float16" if member.device.type == "cuda" and not exact else "float32"
     # The bare network, as `exact` has it, keeps no account.
-    names = (_AS_IT_IS,) if exact else getattr(member.networks[index], "ways", (_AS_IT_IS,))
+    names = (AS_IT_IS,) if exact else getattr(member.networks[index], "ways", (AS_IT_IS,))
     return tuple(name if name == "bfloat16" else f"{precision}, {name}" for name in names)
 
 

@@ -106,31 +106,45 @@ def _refuse_loss(
         ArtifactError: The scores are damaged.
         OptionError: Saying what would be lost.
     """
-    from autoliver.evaluation.results import ALL_METRICS, Scores
+    from autoliver.evaluation.results import Scores
 
     if not path.exists():
         return
     then = Scores.load(path, mend="the same command with --overwrite")
-    lost = []
-    metrics = [name for name in (*ALL_METRICS, "chaos") if name in then.options.wanted]
-    if missing := [name for name in metrics if name not in options.wanted]:
-        lost.append(f"the metrics {', '.join(missing)}")
-    known = {case.name: case.reference for case in then.cases}
-    if missing := [name for name in known if name not in references]:
-        lost.append(f"{missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
-    if any(
-        name in references and Path(file).resolve() != references[name].resolve()
-        for name, file in known.items()
-    ):
-        lost.append("the comparison with other reference files")
-    named = set(then.labels.foreground)
-    if named != set(labels.foreground if labels else filter(_names_itself, named)):
-        lost.append(f"the labels {', '.join(named)}")
+    lost = _lost(then, references, labels, options)
     if lost:
         raise OptionError(
             f"{path}: holds {' and '.join(lost)}, which the new scores would not.",
             hint="Write them elsewhere with --output, or replace the old ones with --overwrite.",
         )
+
+
+def _lost(
+    then: "Scores",
+    references: Mapping[str, Path],
+    labels: Labels | None,
+    options: "MetricOptions",
+) -> list[str]:
+    """What scores hold that new ones would not, in words; arguments as `_refuse_loss`."""
+    from autoliver.evaluation.results import ALL_METRICS
+
+    lost = []
+    metrics = [name for name in (*ALL_METRICS, "chaos") if name in then.options.wanted]
+    if gone := [name for name in metrics if name not in options.wanted]:
+        lost.append(f"the metrics {', '.join(gone)}")
+    ways = [each.replace(metrics=(), chaos=False) for each in (then.options, options)]
+    if ways[0] != ways[1]:
+        lost.append("metrics that were computed in another way")
+    known = {case.name: Path(case.reference) for case in then.cases}
+    if gone := [name for name in known if name not in references]:
+        lost.append(f"{gone[0]}" + (f" and {len(gone) - 1} more" if gone[1:] else ""))
+    compared = [(known[name], references[name]) for name in known if name in references]
+    if any(one.resolve() != other.resolve() for one, other in compared):
+        lost.append("the comparison with other reference files")
+    named = tuple(then.labels.foreground)
+    if set(named) != set(labels.foreground if labels else filter(_names_itself, named)):
+        lost.append(f"the labels {', '.join(named)}")
+    return lost
 
 
 def _names_itself(label: str) -> bool:

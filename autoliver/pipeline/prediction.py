@@ -219,11 +219,12 @@ def _predict_recorded(
 ) -> None:
     """Predicts cases of one folder, and keeps its record of the ways that are taken."""
     from autoliver.inference.model import load_model
-    from autoliver.inference.record import save_record
+    from autoliver.inference.record import clear_outdated, save_record
     from autoliver.networks.device import choose_device
 
     output = todo[0].output.parent
     model = load_model(files, device=choose_device(request.device))
+    clear_outdated(output, record)
     save_record(output, record)
     known = record
 

@@ -53,7 +53,7 @@ def test_fuller_scores_replace_others_and_are_not_replaced_by_them(
     before = files(folders[0])
     for fewer in (("--metrics", "dice"), ("--metrics", "iou", "--chaos")):
         with pytest.raises(
-            OptionError, match="holds the metrics .*hd95.*new scores would not"
+            OptionError, match=r"holds the metrics .*hd95.*new scores would not"
         ) as e:
             evaluate(folders, *fewer)
         assert "--output" in e.value.hint

@@ -15,7 +15,7 @@ from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.inference import fastest
 from autoliver.inference.fastest import Fastest
 from autoliver.inference.options import PredictOptions
-from autoliver.inference.outputs import outputs
+from autoliver.inference.outputs import arithmetic, outputs
 from autoliver.inference.predict import PreparedCase
 from autoliver.inference.record import Prediction
 from autoliver.io.files import read_image, read_label, write_image
@@ -145,13 +145,20 @@ def test_a_model_that_was_misled_predicts_exactly_all_the_same(run: Path, images
     assert logits(exact) != logits(fast, first=fast)
 
 
-def test_the_global_switches_are_as_before_an_exact_prediction(
-    images: Path, run: Path, tmp_path: Path
-) -> None:
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
-    predict(images, tmp_path / "out", run, replace(ASKED, exact=True))
-    after = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
-    assert before == after
+def test_the_switches_of_exact_arithmetic_hold_for_its_block_alone() -> None:
+    def switches() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            *(cudnn.enabled, cudnn.deterministic, not cudnn.benchmark, not cudnn.allow_tf32),
+            not torch.is_autocast_enabled("cuda"),
+        )
+
+    before = switches()
+    assert not all(before)
+    with arithmetic(torch.device("cuda"), exact=True):
+        assert all(switches())
+    assert switches() == before
 
 
 @pytest.mark.gpu
@@ -332,6 +339,31 @@ def test_the_record_is_there_when_a_case_fails(images: Path, run: Path, tmp_path
     assert (tmp_path / "out/case_0.nii.gz").exists()
     with pytest.raises(OptionError, match=r"case_0\.nii\.gz would stay"):
         predict(images, tmp_path / "out", run, replace(ASKED, step=0.9))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_overwriting_that_is_interrupted_leaves_nothing_old(
+    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    out, other = tmp_path / "out", replace(ASKED, step=0.8)
+    predict(images, out, run)
+    if not recorded:
+        (out / "predict.json").unlink()
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("autoliver.pipeline.prediction.predict_as_asked", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(images, out, run, replace(other, overwrite=True))
+    assert predict(images, out, run, other).new == 2
+    # With nothing changed, what is there stays until its replacement is whole.
+    with monkeypatch.context() as patch:
+        patch.setattr("autoliver.pipeline.prediction.predict_as_asked", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(images, out, run, replace(other, overwrite=True))
+    assert predict(images, out, run, other).skipped == 2
 
 
 def test_a_damaged_record_is_told(images: Path, run: Path, tmp_path: Path) -> None:
