@@ -1,5 +1,27 @@
 """Self-configuring segmentation of liver and liver tumours in CT and MR, with transfer."""
 
-from autoliver.api import Predictor, evaluate, load_model, plan, predict, select, train
+from autoliver.api import (
+    Predictor,
+    evaluate,
+    export,
+    import_model,
+    load_model,
+    plan,
+    predict,
+    select,
+    train,
+    verify,
+)
 
-__all__ = ["Predictor", "evaluate", "load_model", "plan", "predict", "select", "train"]
+__all__ = [
+    "Predictor",
+    "evaluate",
+    "export",
+    "import_model",
+    "load_model",
+    "plan",
+    "predict",
+    "select",
+    "train",
+    "verify",
+]

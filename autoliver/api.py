@@ -1,25 +1,63 @@
 """autoliver as a library: what the commands do, as functions.
 
-Everything heavy is imported when a function is called, so `import autoliver` stays light.
+Everything heavy is imported when a function is called, so `import autoliver` stays light. Options
+have the names of the commands' options, with underscores: `--batch-size 4` is `batch_size=4`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from autoliver.arguments import (
+    as_arguments,
+    channels_of,
+    dataset_name,
+    name_of,
+    path_of,
+    spacing_of,
+    taken,
+    workspace_at,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autoliver.evaluation.results import Scores
     from autoliver.inference.model import Model
-    from autoliver.inference.outputs import PredictOptions
+    from autoliver.inference.options import PredictOptions
+    from autoliver.pipeline.models import Moved
     from autoliver.pipeline.prediction import Predicted
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
+    from autoliver.planning.verify import Verification
 
 WORKSPACE = Path("autoliver-workspace")
+
+
+def verify(
+    dataset: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
+) -> "Verification":
+    """Checks a dataset's files, geometry, values and labels, as `autoliver verify`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        workspace: Folder for everything autoliver makes.
+        **options: workers and memory_gb.
+
+    Returns:
+        What was found; `.errors` holds what `plan` would refuse.
+
+    Raises:
+        AutoliverError: The dataset cannot be read at all.
+    """
+    with as_arguments():
+        from autoliver.pipeline.data import verify_dataset
+
+        limits = taken(options, {}, of=verify)["limits"]
+        return verify_dataset(workspace_at(workspace), dataset_name(dataset), limits=limits)[2]
 
 
 def plan(
@@ -37,26 +75,36 @@ def plan(
         like: Plan with the networks of this dataset or model.
         workspace: Folder for everything autoliver makes.
         fresh: Forget the options that the dataset was planned with before.
-        **options: Fields of `autoliver.planning.plan.PlanOptions`, such as preset="tiny"; with
-            `like` of `autoliver.planning.plan.LikeOptions`, such as spacing="target". Those that
-            are not given are as in the plan before, or default.
+        **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
+            batch_cap; with `like` spacing="target" or another of its words; workers and memory_gb.
+            Those that are not given are as in the plan before, or default.
 
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.replan import PlanRequest, replan
-    from autoliver.workspace import Workspace
+    with as_arguments():
+        from autoliver.pipeline.replan import PlanRequest, replan
 
-    source = None if like is None else str(like)
-    request = PlanRequest(changes=options, like=source, fresh=fresh)
-    return replan(Workspace(Path(workspace)), str(dataset), request).planned.plan
+        names = {
+            **{name: name for name in ("preset", "batch_cap")},
+            **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
+            **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
+            "like_spacing": "spacing",
+        }
+        given = taken(options, names, of=plan)
+        limits = given.pop("limits")
+        if like is not None and isinstance(given.get("spacing_mm"), str):
+            given["spacing"] = given.pop("spacing_mm")
+        source = None if like is None else name_of("--like", like)
+        request = PlanRequest(changes=given, like=source, fresh=fresh, limits=limits)
+        return replan(workspace_at(workspace), dataset_name(dataset), request).planned.plan
 
 
 def train(
     dataset: str | Path,
     configuration: str,
     *,
-    folds: "Sequence[int | str]" = (),
+    folds: "Sequence[int | str] | int | str" = (),
     workspace: str | Path = WORKSPACE,
     fresh: bool = False,
     **options: Any,
@@ -66,12 +114,12 @@ def train(
     Args:
         dataset: Folder, or name of a planned dataset.
         configuration: "2d", "3d_lowres", "3d_fullres" or "3d_cascade".
-        folds: Numbers or "all"; empty: all of the cross-validation.
+        folds: A number, several, "all" or "cv"; empty: all of the cross-validation.
         workspace: Folder for everything autoliver makes.
         fresh: Start over.
         **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, of
             `autoliver.pipeline.run.request.TrainRequest`, such as pretrained="LiTS", and of
-            `autoliver.machine.Machine`, such as device="cuda:1", with workers and memory_gb.
+            `autoliver.machine.Machine`, such as device="cuda:1"; reset_heads, workers, memory_gb.
 
     Returns:
         Of each fold its folder and the scores of its held-out cases.
@@ -79,32 +127,49 @@ def train(
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.machine import Machine
-    from autoliver.parallel import Limits
-    from autoliver.pipeline.run.request import TrainRequest
-    from autoliver.pipeline.run.train import train as train_folds
-    from autoliver.workspace import Workspace, check_configuration
+    with as_arguments():
+        from autoliver.datasets.folds import check_folds
+        from autoliver.machine import Machine
+        from autoliver.networks.device import gpu_numbers
+        from autoliver.pipeline.run.request import TrainRequest
+        from autoliver.pipeline.run.train import train as train_folds
+        from autoliver.training.options import TrainingOptions, given_options
+        from autoliver.values import check_flag
+        from autoliver.workspace import check_configuration
 
-    of_request, of_machine = TrainRequest.__struct_fields__, Machine.__struct_fields__
-    of_limits = {"workers", "memory_gb"}
-    limits = Limits(**{name: value for name, value in options.items() if name in of_limits})
-    machine = {name: value for name, value in options.items() if name in of_machine}
-    others = {*of_machine, *of_limits, *of_request}
-    request = TrainRequest(
-        configuration=check_configuration(configuration),
-        folds=tuple("all" if fold == "all" else int(fold) for fold in folds),
-        fresh=fresh,
-        changes={name: value for name, value in options.items() if name not in others},
-        machine=Machine(**{"limits": limits, **machine}),
-        **{name: value for name, value in options.items() if name in of_request},
-    )
-    return train_folds(Workspace(Path(workspace)), str(dataset), request)
+        of_request = {*TrainRequest.__struct_fields__} - {"configuration", "changes", "machine"}
+        of_machine = {*Machine.__struct_fields__} - {"limits"}
+        of_run = {*TrainingOptions.__struct_fields__} - of_request - {"made_from", "extensions"}
+        names = {"fold": "folds", "reset_heads": "reset_heads"}
+        given = taken(
+            options, {n: n for n in (*of_request, *of_machine, *of_run)} | names, of=train
+        )
+        if check_flag("--reset-heads", given.pop("reset_heads", False)):
+            given["heads"] = "reset"
+        changed = {name: given.pop(name) for name in list(given) if name in of_run}
+        machine = {name: given.pop(name) for name in list(given) if name in of_machine}
+        checked = given_options(changed)
+        for name in ("pretrained", "like"):
+            if given.get(name) is not None:
+                given[name] = name_of(f"--{name}", given[name])
+        request = TrainRequest(
+            configuration=check_configuration(configuration),
+            folds=check_folds(given.pop("folds", folds)),
+            fresh=fresh,
+            changes={name: getattr(checked, name) for name in changed},
+            machine=Machine(
+                **{**machine, "gpus": gpu_numbers(machine.get("gpus", ()))},
+                limits=given.pop("limits"),
+            ),
+            **given,
+        )
+        return train_folds(workspace_at(workspace), dataset_name(dataset), request)
 
 
 def select(
     dataset: str | Path,
     *,
-    runs: Sequence[str] = (),
+    runs: Sequence[str] | str = (),
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Selected":
@@ -116,25 +181,26 @@ def select(
         dataset: Folder, or name of a planned dataset.
         runs: Names of the runs to compare; empty: all finished ones.
         workspace: Folder for everything autoliver makes.
-        **options: Fields of `autoliver.pipeline.selection.SelectRequest`, such as device="cuda:1".
+        **options: device="cuda:1", workers and memory_gb.
 
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.selection import SelectRequest
-    from autoliver.pipeline.selection import select as select_runs
-    from autoliver.workspace import Workspace
+    with as_arguments():
+        from autoliver.pipeline.selection import SelectRequest
+        from autoliver.pipeline.selection import select as select_runs
 
-    request = SelectRequest(runs=tuple(runs), **options)
-    return select_runs(Workspace(Path(workspace)), str(dataset), request)
+        given = taken(options, {"device": "device"}, of=select)
+        request = SelectRequest(runs=runs, **given)  # type: ignore[arg-type]
+        return select_runs(workspace_at(workspace), dataset_name(dataset), request)
 
 
 def predict(
     source: str | Path,
     output: str | Path,
     *,
-    models: Sequence[str] = (),
-    folds: str | None = None,
+    models: Sequence[str | Path] | str | Path = (),
+    folds: "Sequence[int | str] | int | str | None" = None,
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Predicted":
@@ -144,24 +210,33 @@ def predict(
         source: Folder of cases, or one file.
         output: Folder for the label maps.
         models: Names, folders or exported files, averaged; none: the workspace's only model.
-        folds: "0,2" or "all" instead of all finished or selected folds.
+            `model` is another name of it.
+        folds: "0,2", "all" or numbers instead of all finished or selected folds.
         workspace: Where models are looked up.
-        **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5.
+        **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5 or
+            exact=True; memory_gb.
 
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.prediction import PredictRequest, predict_folder
-    from autoliver.workspace import Workspace
+    with as_arguments():
+        from autoliver.datasets.folds import folds_text
+        from autoliver.pipeline.prediction import PredictRequest, predict_folder
 
-    return predict_folder(
-        Workspace(Path(workspace)),
-        Path(source),
-        Path(output),
-        PredictRequest(**options),
-        models=models,
-        folds=folds,
-    )
+        own = [field.name for field in fields(PredictRequest)]
+        given = taken(options, {name: name for name in (*own, "model")}, of=predict)
+        named = given.pop("model", models)
+        if given.get("roi") == "off":
+            given["roi"] = None
+        request = PredictRequest(**given)
+        return predict_folder(
+            workspace_at(workspace),
+            path_of("source", source),
+            path_of("output", output),
+            request,
+            models=() if named is None else named,
+            folds=folds_text(folds),
+        )
 
 
 @dataclass(frozen=True)
@@ -190,24 +265,23 @@ class Predictor:
 
         Raises:
             DatasetError: The image does not fit the model.
+            OptionError: The array has other axes, or the spacing cannot be.
         """
-        import numpy as np
-
         from autoliver.inference.predict import predict_volume
         from autoliver.io.volume import Geometry, Volume
 
-        channels = np.asarray(array, np.float32).reshape(-1, *array.shape[-3:])
-        z, y, x = channels.shape[1:]
-        spacing_z, spacing_y, spacing_x = (float(value) for value in spacing_mm)
-        geometry = Geometry(shape_zyx=(z, y, x), spacing_mm=(spacing_z, spacing_y, spacing_x))
-        image = Volume(array=channels, geometry=geometry)
-        return predict_volume(self.model, image, self.options, name="image")
+        with as_arguments():
+            channels, spacing = channels_of(array), spacing_of(spacing_mm)
+            z, y, x = channels.shape[1:]
+            geometry = Geometry(shape_zyx=(z, y, x), spacing_mm=spacing)
+            image = Volume(array=channels, geometry=geometry)
+            return predict_volume(self.model, image, self.options, name="image")
 
 
 def load_model(
     model: str | Path | None = None,
     *,
-    folds: str | None = None,
+    folds: "Sequence[int | str] | int | str | None" = None,
     workspace: str | Path = WORKSPACE,
     device: str = "auto",
     **options: Any,
@@ -216,32 +290,38 @@ def load_model(
 
     Args:
         model: Its name, folder or exported file; None: the workspace's only one.
-        folds: "0,2" or "all" instead of all finished or selected folds.
+        folds: "0,2", "all" or numbers instead of all finished or selected folds.
         workspace: Where it is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        **options: Fields of `autoliver.inference.outputs.PredictOptions`, such as mirror=False.
+        **options: step, mirror, modality and exact, as for `predict`.
 
     Raises:
         ModelError: There is no such model, or it is damaged.
+        OptionError: An option that there is not, or that cannot be.
     """
-    from autoliver.inference.model import load_model as load
-    from autoliver.inference.outputs import PredictOptions
-    from autoliver.networks.device import choose_device
-    from autoliver.workspace import Workspace
+    with as_arguments():
+        from autoliver.datasets.folds import folds_text
+        from autoliver.inference.model import load_model as load
+        from autoliver.inference.options import PredictOptions
+        from autoliver.networks.device import check_device_name, choose_device
 
-    name = None if model is None else str(model)
-    files = Workspace(Path(workspace)).model_to_predict(name, folds=folds)
-    return Predictor(load(files, device=choose_device(device)), PredictOptions(**options))
+        names = {name: name for name in ("step", "mirror", "modality", "exact", "overlap")}
+        given = taken(options, names, of=load_model, machine=False)
+        how = PredictOptions(**given)
+        check_device_name(device)
+        name = None if model is None else name_of("--model", model)
+        files = workspace_at(workspace).model_to_predict(name, folds=folds_text(folds))
+        return Predictor(load(files, device=choose_device(device)), how)
 
 
 def evaluate(
     prediction: str | Path,
     reference: str | Path,
     *,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
     **options: Any,
-) -> Any:
+) -> "Scores":
     """Scores a folder of label maps against the true ones, as `autoliver evaluate`.
 
     Args:
@@ -249,17 +329,81 @@ def evaluate(
         reference: Folder of true label maps.
         dataset: Names the labels.
         workspace: Where the dataset is looked up.
-        **options: Fields of `autoliver.pipeline.evaluation.EvaluateRequest`, such as chaos=True.
-
-    Returns:
-        `autoliver.evaluation.results.Scores`.
+        **options: metrics ("dice" or several), chaos, output (folder of the scores), overwrite,
+            workers and memory_gb.
 
     Raises:
         AutoliverError: What the command would print.
     """
-    from autoliver.pipeline.evaluation import EvaluateRequest
-    from autoliver.pipeline.evaluation import evaluate as score
-    from autoliver.workspace import Workspace
+    with as_arguments():
+        from autoliver.pipeline.evaluation import EvaluateRequest
+        from autoliver.pipeline.evaluation import evaluate as score
 
-    request = EvaluateRequest(dataset=dataset, **options)
-    return score(Workspace(Path(workspace)), Path(prediction), Path(reference), request)
+        names = {name: name for name in ("metrics", "chaos", "output", "overwrite")}
+        given = taken(options, names, of=evaluate)
+        if given.get("output") is not None:
+            given["output"] = path_of("output", given["output"])
+        known = None if dataset is None else name_of("--dataset", dataset)
+        request = EvaluateRequest(dataset=known, **given)
+        folders = (path_of("prediction", prediction), path_of("reference", reference))
+        return score(workspace_at(workspace), *folders, request)
+
+
+def export(
+    model: str | Path,
+    target: str | Path,
+    *,
+    folds: "Sequence[int | str] | int | str | None" = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Moved":
+    """Writes a trained model as one file, as `autoliver export`.
+
+    Args:
+        model: As for `predict`.
+        target: The file to write; for nnU-Net the folder nnUNet_results.
+        folds: "0,2", "all" or numbers instead of all finished or selected folds.
+        workspace: Where the model is looked up.
+        **options: format ("autoliver" or "nnunet"), with_case_names and overwrite.
+
+    Returns:
+        The name it will have once imported, the file, and what the model is.
+
+    Raises:
+        AutoliverError: What the command would print.
+    """
+    with as_arguments():
+        from autoliver.datasets.folds import folds_text
+        from autoliver.pipeline.models import ExportRequest, export_model
+
+        names = {name: name for name in ("format", "case_names", "overwrite")}
+        names["with_case_names"] = "case_names"
+        given = taken(options, names, of=export, machine=False)
+        request = ExportRequest(folds=folds_text(folds), **given)
+        name, file = name_of("model", model), path_of("target", target)
+        return export_model(workspace_at(workspace), name, file, request)
+
+
+def import_model(
+    source: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
+) -> "Moved":
+    """Puts an exported model, or one of nnU-Net, into the workspace, as `autoliver import`.
+
+    Args:
+        source: What `export` or nnU-Net wrote.
+        workspace: Where it goes.
+        **options: name, overwrite, and trust: run code that a checkpoint of nnU-Net may hold.
+
+    Returns:
+        The name it has now, its folder, and what the model is.
+
+    Raises:
+        AutoliverError: What the command would print.
+    """
+    with as_arguments():
+        from autoliver.pipeline.models import ImportRequest
+        from autoliver.pipeline.models import import_model as put
+
+        names = {name: name for name in ("name", "overwrite", "trust")}
+        request = ImportRequest(**taken(options, names, of=import_model, machine=False))
+        return put(workspace_at(workspace), path_of("source", source), request)

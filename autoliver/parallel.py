@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import default_memory_gb, free_gb
+from autoliver.values import check_number, check_types, check_whole
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -73,6 +74,17 @@ class Limits:
 
     workers: int = 0
     memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that cannot be.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        check_types(self)
+        check_whole("--workers", self.workers, least=0)
+        if self.memory_gb is not None:
+            check_number("--memory-gb", self.memory_gb, above=0)
 
     @property
     def budget_gb(self) -> float:

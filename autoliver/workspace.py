@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
-from autoliver.datasets.folds import Fold
+from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import make_folder, read_planned, settle
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
@@ -233,11 +233,7 @@ class DatasetFolder:
         Raises:
             OptionError: The tag cannot be part of a folder's name.
         """
-        if tag and not re.fullmatch(r"[\w.-]+", tag):
-            raise OptionError(
-                f"--tag {tag}: cannot be part of a folder's name.",
-                hint="Use letters, digits, '.', '_' and '-'.",
-            )
+        check_tag(tag)
         name = configuration + (f"@{source}" if source else "") + (f"+{tag}" if tag else "")
         return RunFolder(self.path / "runs" / name)
 
@@ -348,7 +344,9 @@ class Workspace:
         Raises:
             ModelError: There is none, or several could be meant (they are listed); or an exported
                 file is damaged or foreign.
+            OptionError: `folds` are none.
         """
+        folds = folds_text(folds)
         choices = self._choices()
         if model is not None:
             if Path(model).is_file():
@@ -409,7 +407,20 @@ class Workspace:
         )
 
 
-def check_configuration(name: str) -> ConfigurationName:
+def check_tag(tag: object) -> None:
+    """Refuses what cannot be a part of a run's name; None and an empty text are no tag.
+
+    Raises:
+        OptionError: It holds other signs than those of names, or is no text.
+    """
+    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"[\w.-]*", tag)):
+        raise OptionError(
+            f"--tag {tag}: cannot be part of a folder's name.",
+            hint="Use letters, digits, '.', '_' and '-'.",
+        )
+
+
+def check_configuration(name: object) -> ConfigurationName:
     """The configuration of that name.
 
     Raises:
@@ -420,7 +431,7 @@ def check_configuration(name: str) -> ConfigurationName:
             return known
     raise OptionError(
         f"There is no configuration '{name}'.",
-        hint=_known("configuration", name, CONFIGURATION_NAMES),
+        hint=_known("configuration", str(name), CONFIGURATION_NAMES),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 ORDER = [
     "errors",
+    "values",
     "memory",
     "artifacts",
     "parallel",
@@ -27,6 +28,7 @@ ORDER = [
     "needs",
     "workspace",
     "pipeline",
+    "arguments",
     "api",
     "cli",
 ]
@@ -43,6 +45,7 @@ TORCH_FREE = (
     "machine",
     "planning",
     "preprocessing",
+    "values",
     "workspace",
 )
 

@@ -115,7 +115,7 @@ def test_a_region_is_looked_for_with_the_run_beside_or_with_any_model(
     shutil.copytree(runs / "3d_fullres", runs / "3d_lowres+short")
     for name, roi in (("auto", "auto"), ("named", f"{NAME}/3d_lowres+short")):
         assert run(*words, "-o", tmp_path / name, "--roi", roi)["predicted"] == 2
-    first, second = (sorted((tmp_path / name).iterdir()) for name in ("auto", "named"))
+    first, second = (sorted((tmp_path / name).glob("*.nii.gz")) for name in ("auto", "named"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     low = (*words[:4], f"{NAME}/3d_lowres+short", *words[5:])
     with pytest.raises(ModelError, match="is of low resolution itself"):
@@ -318,6 +318,19 @@ def test_the_library_does_what_the_commands_do(own: Path, phantoms: Path, tmp_pa
         tmp_path / "out", phantoms / "labelsTs", dataset=NAME, workspace=own, metrics=("dice",)
     )
     assert len(scores.cases) == 2
+    exact = autoliver.load_model("Phantom", workspace=own, mirror=False, exact=True)
+    labels = exact(image.array[0], image.geometry.spacing_mm)
+    np.testing.assert_array_equal(labels, read_label(path).array[0])
+    with pytest.raises(OptionError, match=r"spacing_mm is \(1, 1\); it must be 3 numbers"):
+        exact(image.array[0], (1, 1))
+    with pytest.raises(OptionError, match=r"array has the shape \(40, 40\)"):
+        exact(image.array[0, 0], image.geometry.spacing_mm)
+    assert autoliver.verify(phantoms, workspace=own).findings == ()
+    with pytest.raises(OptionError, match="no finished run '3d_fulres'") as caught:
+        autoliver.select(NAME, runs="3d_fulres", workspace=own)
+    assert "Did you mean 3d_fullres?" in caught.value.hint
+    with pytest.raises(DatasetError, match="There is no fold 9"):
+        autoliver.train(NAME, "3d_fullres", folds=9, workspace=own)
     with pytest.raises(ModelError, match="no trained model 'Pancreas'"):
         autoliver.load_model("Pancreas", workspace=own)
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
-from autoliver.errors import ArtifactError, OptionError
+from autoliver.errors import OptionError
+from autoliver.inference import fastest
 from autoliver.models.files import FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.train import train
@@ -91,7 +92,7 @@ def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None
 
 def test_options_from_python_are_checked(workspace: Path) -> None:
     request = TrainRequest(configuration="2d", changes={"loss": "dice_topk"}, tag="python")
-    with pytest.raises(ArtifactError, match="dice_topk"):
+    with pytest.raises(OptionError, match="dice_topk"):
         train(Workspace(workspace), NAME, request)
 
 
@@ -104,6 +105,25 @@ def test_deterministic_runs_are_equal(workspace: Path) -> None:
     one, other = weights
     assert one.keys() == other.keys()
     assert all(values.tobytes() == other[name].tobytes() for name, values in one.items())
+
+
+def test_held_out_cases_of_deterministic_runs_are_predicted_exactly(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: object) -> None:
+        raise AssertionError("something is timed")
+
+    monkeypatch.setattr(fastest, "_timed", timed)
+    short = ("--epochs", 1, "--iterations", 1, "--fold", 0, "-w", workspace)
+    run("train", NAME, "2d", *short, "--deterministic", "--tag", "exact")
+    validation = fold(workspace, "exact", 0) / "validation"
+    (gone,) = validation.glob("*.nii.gz")
+    content = gone.read_bytes()
+    gone.unlink()
+    run("select", NAME, "2d+exact", "-w", workspace)
+    assert gone.read_bytes() == content
+    with pytest.raises(AssertionError, match="something is timed"):
+        run("train", NAME, "2d", *short, "--tag", "timed")
 
 
 def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:

@@ -105,15 +105,7 @@ def plan(
         "batch_cap": batch_cap,
         "window_hu": window,
     }
-    if like is None and like_spacing is not None:
-        raise typer.BadParameter("goes with --like SOURCE.", param_hint="--like-spacing")
-    if like is not None:
-        if any(value is not None for value in given.values()):
-            raise typer.BadParameter(
-                "--preset, --vram, --window and --batch-cap are the source's.", param_hint="--like"
-            )
-        given = {"spacing": like_spacing}
-    given |= {"spacing_mm": spacing}
+    given |= {"spacing": like_spacing, "spacing_mm": spacing}
     request = PlanRequest(
         changes={name: value for name, value in given.items() if value is not None},
         like=like,

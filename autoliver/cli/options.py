@@ -1,11 +1,27 @@
 """Options that several commands share."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoliver.errors import OptionError
+
 DEFAULT_WORKSPACE = Path("autoliver-workspace")
+
+
+@contextlib.contextmanager
+def misuse(option: str) -> Iterator[None]:
+    """A text that cannot be read as the option's value is misuse, as a word for a number is."""
+    try:
+        yield
+    except OptionError as error:
+        raise typer.BadParameter(
+            error.problem.removeprefix(f"{option}: "), param_hint=option
+        ) from error
+
 
 WorkspaceDir = Annotated[
     Path,

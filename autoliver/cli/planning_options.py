@@ -6,7 +6,7 @@ import typer
 
 Preset = Annotated[
     Literal["default", "M", "L", "XL", "tiny"] | None,
-    typer.Option(help="Size of the networks. [default: default]"),
+    typer.Option(case_sensitive=False, help="Size of the networks. [default: default]"),
 ]
 Vram = Annotated[
     float | None,

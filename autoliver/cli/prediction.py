@@ -73,10 +73,17 @@ def predict(
     roi: Roi = "off",
     modality: Modality = ModalityName.auto,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write CASE.npz with them, too.")
+        bool, typer.Option("--probabilities", help="Also write CASE.npz with them.")
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Write a map of it, too: 0 sure, 1 undecided.")
+        bool, typer.Option("--uncertainty", help="Also write a map of it: 0 sure, 1 undecided.")
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="In float32, nothing chosen by timing: the same machine gives the same bits.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Predict finished cases again.")
@@ -101,6 +108,7 @@ def predict(
         uncertainty=uncertainty,
         roi=None if roi == "off" else roi,
         modality=modality.value,
+        exact=exact,
         device=device,
         limits=Limits(memory_gb=memory_gb),
     )
@@ -134,6 +142,16 @@ def evaluate(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Add the CHAOS challenge's score.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for the scores. [default: PRED]"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace scores that hold what the new ones do not."),
+    ] = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -153,8 +171,10 @@ def evaluate(
         dataset=dataset,
         metrics=tuple(metrics or ()),
         chaos=chaos,
+        output=output,
+        overwrite=overwrite,
         limits=Limits(workers=workers, memory_gb=memory_gb),
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
-    text = f"{table(scores)}\nWritten: {prediction}/scores.json, scores.csv"
+    text = f"{table(scores)}\nWritten: {output or prediction}/scores.json, scores.csv"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)

@@ -15,6 +15,7 @@ from autoliver.cli.options import (
     Verbose,
     Workers,
     WorkspaceDir,
+    misuse,
 )
 from autoliver.cli.output import emit, number, start, table
 from autoliver.cli.training_options import (
@@ -213,20 +214,17 @@ def _train_and_show(
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":
-    if text == "cv":
-        return ()
-    if text == "all":
-        return ("all",)
-    if not text.isdigit():
-        raise typer.BadParameter(f"'{text}' is none of 0..4, all, cv.", param_hint="--fold")
-    return (int(text),)
+    from autoliver.datasets.folds import check_folds
+
+    with misuse("--fold"):
+        return check_folds(text)
 
 
 def _gpus(text: str) -> tuple[int, ...]:
-    numbers = text.split(",") if text else []
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise typer.BadParameter(f"'{text}' is no list of numbers as 0,1.", param_hint="--gpus")
-    return tuple(int(number) for number in numbers)
+    from autoliver.networks.device import gpu_numbers
+
+    with misuse("--gpus"):
+        return gpu_numbers(text)
 
 
 def _summary(results: "list[FoldResult]") -> dict[str, object]:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from autoliver.cli.options import misuse
 from autoliver.training import recipes
 from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
@@ -12,12 +13,10 @@ from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
 
 def sizes(text: str) -> tuple[int, ...]:
     """The numbers of "96,160,160"."""
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise typer.BadParameter(
-            f"'{text}' is no list of sizes as 96,160,160.", param_hint="--patch"
-        )
-    return tuple(int(number) for number in numbers)
+    from autoliver.training.options import patch_sizes
+
+    with misuse("--patch"):
+        return patch_sizes(text)
 
 
 Epochs = Annotated[

@@ -1,7 +1,7 @@
 """Which cases a fold trains on and which it holds back."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from autoliver.artifacts import Artifact, Record, read_json
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
+from autoliver.values import natural
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +19,58 @@ Fold = int | Literal["all"]
 
 _FOLDS = 5
 _SEED = 12345  # nnU-Net's, so that scores can be compared fold by fold
+
+
+def check_folds(value: object) -> tuple[Fold, ...]:
+    """The folds that `train` is asked for.
+
+    Args:
+        value: A number, "all", "cv" (all of the cross-validation), "0,2", or several of these.
+
+    Returns:
+        The folds, none twice; empty for all of the cross-validation.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if value == "cv":
+        return ()
+    folds = (_fold(part, "--fold", "0..4, all, cv") for part in _parts(value))
+    return tuple(dict.fromkeys(folds))
+
+
+def folds_text(value: object) -> str | None:
+    """The folds that predict or are exported, as text: "0,2" or "all".
+
+    Args:
+        value: Such a text, a number, several numbers, or None for all finished or selected folds.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if value is None:
+        return None
+    folds = [str(_fold(part, "--folds", "0,1,.., all")) for part in _parts(value)]
+    if not folds:
+        raise OptionError("--folds: names no fold.", hint="Leave it out to use all.")
+    return ",".join(dict.fromkeys(folds))
+
+
+def _parts(value: object) -> list[object]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        return list(value)
+    return [value]
+
+
+def _fold(part: object, option: str, known: str) -> Fold:
+    if part == "all":
+        return "all"
+    number = natural(part)
+    if number is not None:
+        return number
+    raise OptionError(f"{option}: {part!r} is none of {known}.", hint="Give a fold by its number.")
 
 
 class Split(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
+from autoliver.values import check_number, check_types, meant
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
 SURFACE_METRICS = ("assd", "mssd", "hd95", "nsd")
@@ -68,12 +69,21 @@ class MetricOptions(Record, frozen=True, kw_only=True):
     chaos: bool = False
 
     def __post_init__(self) -> None:
+        """Refuses values that cannot be.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        check_types(self)
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
         if unknown:
+            near = meant(unknown[0], ALL_METRICS)
             raise OptionError(
-                f"metrics: there is none named '{unknown[0]}'.",
-                hint=f"Choose from {', '.join(ALL_METRICS)}.",
+                f"--metrics: there is none named '{unknown[0]}'.",
+                hint=f"{near} Choose from {', '.join(ALL_METRICS)}.".strip(),
             )
+        check_number("--nsd-tolerance-mm", self.nsd_tolerance_mm, least=0.0)
+        check_number("--lesion-overlap", self.lesion_overlap, least=0.0, most=1.0)
 
     @property
     def wanted(self) -> set[str]:

@@ -9,11 +9,13 @@ where they are faster and agree.
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from autoliver.inference.options import AS_IT_IS
 
 _log = logging.getLogger(__name__)
 
@@ -53,17 +55,25 @@ class Fastest(nn.Module):
 
     Args:
         network: In eval mode, one output, where it stays.
+
+    Attributes:
+        network: The network as it is.
+        ways: Names of the ways that results have been computed in, in their order.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.ways: list[str] = []
+        self._name = AS_IT_IS
         self._way: Way = network
         self._todo = _trials(next(network.parameters()).device)
         self._calls, self._seconds = 0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output; on some calls computed twice, to compare."""
+        if self._name not in self.ways:
+            self.ways.append(self._name)
         if not self._todo or self.training:
             return self._way(x)
         result, seconds = _timed(self._way, x)
@@ -96,7 +106,12 @@ class Fastest(nn.Module):
             "taken" if taken_now else "not taken",
         )
         if taken_now:
-            self._way = way
+            self._way, self._name = way, trial.name
+
+
+def as_they_are(networks: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
+    """The networks themselves, whatever way of computing them has been found faster."""
+    return tuple(each.network if isinstance(each, Fastest) else each for each in networks)
 
 
 def _trials(device: torch.device) -> tuple[_Trial, ...]:

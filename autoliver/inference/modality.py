@@ -1,7 +1,6 @@
 """Whether a case is CT or MR, and what a model does with one that it was not planned for."""
 
 import logging
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +8,9 @@ import numpy.typing as npt
 from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
+from autoliver.inference.options import ModalityChoice
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU, renormalized
-
-ModalityChoice = Literal["auto", "CT", "MR"]
 
 # CT of the body holds air, and air is about -1000 HU.
 _AIR_HU = -900.0

@@ -1,63 +1,29 @@
 """What each member of a model says of a case, on its own network grid."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoliver.artifacts import Record
 from autoliver.datasets.cases import Modality
-from autoliver.errors import OptionError
 from autoliver.inference.ensemble import SURE, Output, probabilities
-from autoliver.inference.modality import ModalityChoice
+from autoliver.inference.fastest import as_they_are
 from autoliver.inference.model import Member, Model
+from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
 from autoliver.io.volume import Volume
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.training.determinism import same_bits
 
 OnWindows = Callable[[str, int], Callable[[], object]]
 
 _log = logging.getLogger(__name__)
-
-
-class PredictOptions(Record, frozen=True, kw_only=True):
-    """How to predict.
-
-    Attributes:
-        step: Distance of neighbouring windows as a share of the patch.
-        mirror: Average over flips along the axes the model was trained to see flipped.
-        overlap: Read the next case and export the last one while one is on the device; takes the
-            memory of up to three cases.
-        probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
-        uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
-        modality: By which each case is normalised; "auto": what it looks like; None: what each
-            network was planned for.
-    """
-
-    step: float = 0.5
-    mirror: bool = True
-    overlap: bool = True
-    probabilities: bool = False
-    uncertainty: bool = False
-    modality: ModalityChoice | None = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuses another modality; from Python it may be any text."""
-        choices = get_args(ModalityChoice)
-        if self.modality not in (None, *choices):
-            raise OptionError(
-                f"modality is {self.modality!r}; it must be one of {', '.join(choices)}."
-            )
-
-
-# The finder needs no more than a rough outline.
-_FINDING = PredictOptions(mirror=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +82,7 @@ def outputs(
     """
     region = None
     if model.finder is not None and case.coarse is not None:
-        region = _find(model.finder, case.coarse, on_windows)
+        region = _find(model.finder, case.coarse, options, on_windows)
     results = []
     for member, prepared in zip(model.members, case.prepared, strict=True):
         if member.previous is not None and case.image is not None:
@@ -136,9 +102,13 @@ def outputs(
     return tuple(results)
 
 
-def _find(finder: Member, case: Preprocessed, on_windows: OnWindows | None) -> Region | None:
+def _find(
+    finder: Member, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
+) -> Region | None:
     """The region around the finder's foreground, its axes in the input's order."""
-    found = _output(finder, case, _FINDING, None, on_windows)
+    # A rough outline is enough.
+    rough = PredictOptions(mirror=False, exact=options.exact)
+    found = _output(finder, case, rough, None, on_windows)
     # Regions count where they are likely, classes where any is likelier than the background.
     background = 0 if finder.plan.labels.has_regions else found.logits[0]
     first = 0 if finder.plan.labels.has_regions else 1
@@ -162,9 +132,8 @@ def _output(
     on_windows: OnWindows | None,
 ) -> Output:
     name = case.properties.name
-    passes = [member.networks]
-    if options.uncertainty:
-        passes = [(network,) for network in member.networks]
+    every = as_they_are(member.networks) if options.exact else member.networks
+    passes = [(network,) for network in every] if options.uncertainty else [every]
     windows = _windows(member, case, options, region)
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
@@ -172,7 +141,7 @@ def _output(
     regions = member.plan.labels.has_regions
     logits: npt.NDArray[np.float32] | None = None
     spread: npt.NDArray[np.float32] | None = None
-    with torch.inference_mode(), _autocast(member.device):
+    with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
         image = torch.from_numpy(case.image).to(member.device)
         for networks in passes:
             whole = sliding_window(
@@ -224,8 +193,29 @@ def _fill_gaps(logits: Tensor, *, regions: bool) -> None:
     logits[1:].nan_to_num_(nan=-SURE)
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    dtype = torch.bfloat16
-    if device.type == "cuda":
-        dtype = torch.float16  # finer than bfloat16, and logits do not overflow it
-    return torch.autocast(device.type, dtype=dtype, enabled=device.type == "cuda")
+@contextlib.contextmanager
+def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
+    """How networks compute in the block: in float16 on CUDA, else in float32.
+
+    Args:
+        device: Where they are.
+        exact: Always in float32, without the shortened products (TF32) of NVIDIA's GPUs, and with
+            operations that give the same bits again.
+    """
+    if not exact:
+        # On CUDA; finer than bfloat16, and logits do not overflow it.
+        with torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda"):
+            yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(same_bits(True))
+        if device.type == "cuda":
+            cudnn = torch.backends.cudnn
+            stack.enter_context(
+                cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+            )
+        yield
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.bfloat16

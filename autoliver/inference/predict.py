@@ -20,7 +20,8 @@ from autoliver.inference.ensemble import (
 )
 from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
-from autoliver.inference.outputs import OnWindows, PredictOptions, PreparedCase, outputs
+from autoliver.inference.options import PredictOptions
+from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.io.files import read_image, write_image, write_label
 from autoliver.io.header import label_name
 from autoliver.io.volume import Geometry, Volume
@@ -41,6 +42,25 @@ class PredictJob:
     def finished(self) -> bool:
         """Whether the label map is there; a file is written whole or not at all."""
         return self.output.exists()
+
+    @property
+    def probabilities(self) -> Path:
+        """Where its probabilities go, if they are asked for."""
+        return self.output.with_name(f"{self.name}.npz")
+
+    @property
+    def uncertainty(self) -> Path:
+        """Where its map of uncertainty goes, if it is asked for."""
+        ending = self.output.name.removeprefix(self.name)
+        return self.output.with_name(f"{self.name}_uncertainty{ending}")
+
+    def complete(self, *, probabilities: bool, uncertainty: bool) -> bool:
+        """Whether the label map is there, and so is what is asked for beside it."""
+        return (
+            self.finished
+            and (not probabilities or self.probabilities.exists())
+            and (not uncertainty or self.uncertainty.exists())
+        )
 
 
 def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[PredictJob]:
@@ -78,6 +98,7 @@ def predict_jobs(
     *,
     on_windows: OnWindows | None = None,
     export: Export | None = None,
+    on_case: Callable[[], object] = lambda: None,
 ) -> None:
     """Predicts case after case; each file is written whole or not at all.
 
@@ -89,6 +110,7 @@ def predict_jobs(
         options: How.
         on_windows: Called with a case and its number of windows; returns what is called after each.
         export: Called with what the members say of each case, instead of writing the label map.
+        on_case: Called after each case that was written.
 
     Raises:
         AutoliverError: A case cannot be read, does not fit the model or cannot be written.
@@ -97,9 +119,10 @@ def predict_jobs(
     def finish(job: PredictJob, found: Sequence[Output]) -> None:
         if export is None:
             _export(model, job, found, options)
-            return
-        with _naming(job.name):
-            export(job, found)
+        else:
+            with _naming(job.name):
+                export(job, found)
+        on_case()
 
     if options.overlap:
         _predict_overlapped(model, jobs, options, on_windows, finish)
@@ -199,14 +222,11 @@ def _export(
     with _naming(job.name):
         if options.probabilities:
             values = mean_probabilities(found, labels=labels)
-            with replacing(job.output.with_name(f"{job.name}.npz")) as beside:
+            with replacing(job.probabilities) as beside:
                 np.savez_compressed(beside, probabilities=values)
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
-            ending = job.output.name.removeprefix(job.name)
-            write_image(
-                job.output.with_name(f"{job.name}_uncertainty{ending}"), entropy[None], geometry
-            )
+            write_image(job.uncertainty, entropy[None], geometry)
         write_label(job.output, _labels(model, found, geometry), geometry)
 
 

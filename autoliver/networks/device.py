@@ -1,18 +1,42 @@
 """Which device to compute on."""
 
+import re
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from autoliver.errors import OptionError
+from autoliver.values import meant, natural
+
+if TYPE_CHECKING:
+    import torch
+
+_KINDS = ("auto", "cpu", "cuda", "mps")
 
 
-def choose_device(name: str) -> torch.device:
+def check_device_name(name: object) -> str:
+    """Refuses what cannot be the name of a device, on any machine.
+
+    Raises:
+        OptionError: Naming what there may be.
+    """
+    if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
+        return name
+    hint = meant(name, _KINDS) or "Use --device auto or cpu."
+    raise OptionError(
+        f"--device {name}: it must be auto, cpu, cuda, cuda:1 (a GPU by its number) or mps.",
+        hint=hint,
+    )
+
+
+def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
 
     Raises:
         OptionError: There is no such device here.
     """
+    import torch
+
+    check_device_name(name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -28,6 +52,30 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def gpu_numbers(value: object) -> tuple[int, ...]:
+    """The GPUs that `train` is asked to use, by number.
+
+    Args:
+        value: A number, "0,1", or several numbers; an empty text for none.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if isinstance(value, str):
+        parts: list[object] = [part.strip() for part in value.split(",")] if value else []
+    else:
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = []
+    for part in parts:
+        number = natural(part)
+        if number is None:
+            raise OptionError(
+                f"--gpus: {value!r} is no list of numbers as 0,1.", hint="Give it as --gpus 0,1."
+            )
+        numbers.append(number)
+    return tuple(numbers)
+
+
 def check_gpus(numbers: Sequence[int]) -> None:
     """Refuses GPUs that are not there.
 
@@ -37,6 +85,8 @@ def check_gpus(numbers: Sequence[int]) -> None:
     Raises:
         OptionError: Naming the missing ones and listing what there is.
     """
+    import torch
+
     count = torch.cuda.device_count()
     missing = sorted({number for number in numbers if not 0 <= number < count})
     if not missing:
@@ -54,7 +104,7 @@ def check_gpus(numbers: Sequence[int]) -> None:
     )
 
 
-def own_device(name: str, number: int) -> torch.device:
+def own_device(name: str, number: int) -> "torch.device":
     """The device of one of several processes that train together on a machine.
 
     Args:
@@ -64,6 +114,8 @@ def own_device(name: str, number: int) -> torch.device:
     Raises:
         OptionError: There is no GPU of that number, or another device is asked for.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cuda", "cpu"):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Labels, Modality
+from autoliver.datasets.folds import folds_text
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.archive import (
     ENDING,
@@ -19,6 +20,7 @@ from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import ModelFiles, fold_of
 from autoliver.nnunet.exchange import export_for_nnunet, save_imported
 from autoliver.planning.plan import ConfigurationName
+from autoliver.values import check_types, set_field
 from autoliver.workspace import MODELS, ModelFolder, Workspace
 
 Format = Literal["autoliver", "nnunet"]
@@ -40,6 +42,15 @@ class ExportRequest:
     format: Format = "autoliver"
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        set_field(self, "folds", folds_text(self.folds))
+        check_types(self, flags={"case_names": "--with-case-names"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportRequest:
@@ -54,6 +65,19 @@ class ImportRequest:
     name: str | None = None
     overwrite: bool = False
     trust: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        check_types(self)
+        if self.name is not None and not fit_for_name(self.name):
+            raise OptionError(
+                f"--name {self.name}: '{self.name}' cannot be the name of a model.",
+                hint="Choose another one with --name.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,26 @@
 """Prediction of a folder of cases with a trained model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.datasets.cases import find_case_images
+from autoliver.datasets.folds import folds_text
 from autoliver.errors import ModelError
+from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.needs import overlap_fits, overlap_need
+from autoliver.networks.device import check_device_name
 from autoliver.parallel import NO_LIMITS, Limits, Need, window_bars
 from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.values import check_text, check_texts, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.inference.modality import ModalityChoice
     from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, PredictJob
+    from autoliver.inference.record import Prediction
     from autoliver.models.files import MemberFiles, ModelFiles
 
 _LOW: ConfigurationName = "3d_lowres"
@@ -30,12 +34,13 @@ class PredictRequest:
         step: Distance of neighbouring windows as a share of the patch.
         mirror: Average over flips, where the model was trained to see them.
         overwrite: Predict finished cases again.
-        probabilities: Write them, too.
-        uncertainty: Write a map of it, too.
+        probabilities: Write them as well; a finished case without them is predicted again.
+        uncertainty: Write a map of it as well; a finished case without it is predicted again.
         roi: "auto": look only near what the low-resolution run beside the model finds; a model's
             name: near what that one finds; None: everywhere.
         modality: By which each case is normalised: "CT", "MR", or "auto", what it looks like; None:
             what the model was planned for, which its own dataset's cases are.
+        exact: Compute in float32 with the networks as they are; nothing is chosen by timing.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         limits: Memory.
     """
@@ -46,9 +51,34 @@ class PredictRequest:
     probabilities: bool = False
     uncertainty: bool = False
     roi: str | None = None
-    modality: "ModalityChoice | None" = "auto"
+    modality: ModalityChoice | None = "auto"
+    exact: bool = False
     device: str = "auto"
     limits: Limits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        check_types(self)
+        self.options()
+        if self.roi is not None:
+            check_text("--roi", self.roi, "auto, off or the name of a model")
+        check_device_name(self.device)
+
+    def options(self, *, overlap: bool = True) -> PredictOptions:
+        """How a model predicts, with or without work on several cases at a time."""
+        return PredictOptions(
+            step=self.step,
+            mirror=self.mirror,
+            overlap=overlap,
+            probabilities=self.probabilities,
+            uncertainty=self.uncertainty,
+            modality=self.modality,
+            exact=self.exact,
+        )
 
 
 def predict(
@@ -67,7 +97,7 @@ def predict(
     from autoliver.networks.device import choose_device
 
     jobs = make_jobs(cases, output)
-    todo = [job for job in jobs if request.overwrite or not job.finished]
+    todo = _todo(jobs, request)
     if todo:
         model = load_model(files, device=choose_device(request.device))
         predict_as_asked(model, todo, request)
@@ -80,22 +110,32 @@ def predict_as_asked(
     request: PredictRequest,
     *,
     export: "Export | None" = None,
+    on_case: Callable[[], object] = lambda: None,
 ) -> None:
-    """Predicts with a bar, reading ahead where memory allows; `export` as in `predict_jobs`."""
-    from autoliver.inference.outputs import PredictOptions
+    """Predicts with a bar, reading ahead where memory allows.
+
+    Args:
+        model: What predicts.
+        jobs: The cases.
+        request: How.
+        export: As in `predict_jobs`.
+        on_case: As in `predict_jobs`.
+    """
     from autoliver.inference.predict import predict_jobs
 
     needs = [model_need(job.name, job.images, model) for job in jobs]
-    options = PredictOptions(
-        step=request.step,
-        mirror=request.mirror,
-        overlap=overlap_fits(needs, request.limits),
-        probabilities=request.probabilities,
-        uncertainty=request.uncertainty,
-        modality=request.modality,
-    )
+    options = request.options(overlap=overlap_fits(needs, request.limits))
     with window_bars(len(jobs)) as on_windows:
-        predict_jobs(model, jobs, options, on_windows=on_windows, export=export)
+        predict_jobs(model, jobs, options, on_windows=on_windows, export=export, on_case=on_case)
+
+
+def _todo(jobs: "Sequence[PredictJob]", request: PredictRequest) -> "list[PredictJob]":
+    """The cases that lack something that was asked for."""
+
+    def complete(job: "PredictJob") -> bool:
+        return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
+
+    return [job for job in jobs if request.overwrite or not complete(job)]
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
@@ -128,10 +168,12 @@ def predict_folder(
     output: Path,
     request: PredictRequest,
     *,
-    models: Sequence[str] = (),
+    models: Iterable[str] = (),
     folds: str | None = None,
 ) -> Predicted:
     """Predicts all cases of a folder (or one file) with a model of the workspace.
+
+    What they were predicted with is written beside them (`inference/record.py`).
 
     Args:
         workspace: Where models are looked up.
@@ -145,23 +187,55 @@ def predict_folder(
         ModelError: No model, several that could be meant, or a damaged one; no model that finds
             the region to look in.
         DatasetError: A case lacks a channel or does not fit the model.
+        OptionError: Finished cases in the folder were predicted with another model or other
+            options.
     """
+    from autoliver.inference.predict import make_jobs
+    from autoliver.inference.record import begin_record, describe
     from autoliver.models.files import MODEL_FILE, FoldModel, together
 
-    chosen = together([workspace.model_to_predict(m, folds=folds) for m in models or (None,)])
+    names = check_texts("--model", models)
+    chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
-    before = set(output.glob("*"))
-    files = predict(chosen, cases, output, request)
-    skipped = 0 if request.overwrite else len(before & set(files.values()))
+    jobs = make_jobs(cases, output)
+    todo = _todo(jobs, request)
+    now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
+    record = begin_record(output, now, [job.output.name for job in todo])
+    if todo:
+        _predict_recorded(chosen, todo, request, record)
     return Predicted(
         model=chosen.name,
-        files=tuple(files.values()),
-        new=len(files) - skipped,
-        skipped=skipped,
+        files=tuple(job.output for job in jobs),
+        new=len(todo),
+        skipped=len(jobs) - len(todo),
     )
+
+
+def _predict_recorded(
+    files: "ModelFiles", todo: "Sequence[PredictJob]", request: PredictRequest, record: "Prediction"
+) -> None:
+    """Predicts cases of one folder, and keeps its record of the ways that are taken."""
+    from autoliver.inference.model import load_model
+    from autoliver.inference.record import clear_outdated, save_record
+    from autoliver.networks.device import choose_device
+
+    output = todo[0].output.parent
+    model = load_model(files, device=choose_device(request.device))
+    clear_outdated(output, record)
+    save_record(output, record)
+    known = record
+
+    def note() -> None:
+        nonlocal known
+        now = known.with_ways(model, exact=request.exact)
+        if now != known:
+            save_record(output, now)
+            known = now
+
+    predict_as_asked(model, todo, request, on_case=note)
 
 
 def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberFiles":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoliver.artifacts import read_json
-from autoliver.errors import ArtifactError
+from autoliver.errors import ArtifactError, OptionError
 from autoliver.parallel import NO_LIMITS, Limits
 from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
@@ -20,10 +20,18 @@ from autoliver.planning.options import (
     option_words,
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
-from autoliver.transfer.follow import check_like_options
+from autoliver.values import check_text
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
+
+# Options of a dataset's own plan alone, and how the command line spells them.
+OF_OWN_PLAN = {
+    "preset": "--preset",
+    "vram_gb": "--vram",
+    "window_hu": "--window",
+    "batch_cap": "--batch-cap",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,29 @@ class PlanRequest:
     fresh: bool = False
     notify: Callable[[str], None] = _log.info
     limits: Limits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        """Refuses options that cannot be, or not together.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        if self.like is None:
+            if "spacing" in self.changes:
+                raise OptionError(
+                    f"--like-spacing {self.changes['spacing']} goes with --like SOURCE.",
+                    hint="Name a source with --like, or leave it out.",
+                )
+            changed_options(PlanOptions(), self.changes)
+            return
+        check_text("--like", self.like, "the name of a dataset or model")
+        given = [flag for name, flag in OF_OWN_PLAN.items() if name in self.changes]
+        if given:
+            raise OptionError(
+                f"--like {self.like}: {' and '.join(given)} would contradict it: they are the "
+                "source's.",
+                hint="Leave them out.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +129,9 @@ def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) ->
 def _replan_like(
     workspace: Workspace, name: str | None, source: str, request: PlanRequest
 ) -> Replanned:
-    given = changed_like_options(LikeOptions(), request.changes)
-    if given.spacing_mm is not None or given.spacing != "fixed":
-        check_like_options(given)  # before the dataset is read; a fixed spacing may be stored
+    if request.changes.get("spacing") != "fixed" or "spacing_mm" in request.changes:
+        # Before the dataset is read, which may take long; a fixed spacing may be stored.
+        changed_like_options(LikeOptions(), request.changes)
     own = planned_dataset(workspace, name, limits=request.limits)
     followed = plan_to_follow(workspace, source, limits=request.limits)
     file = own.folder.plan_like(followed.name)

@@ -1,7 +1,7 @@
 """Selection: which runs predict together and how their label maps are cleaned, and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.files import fold_of
 from autoliver.needs import clean_need
+from autoliver.networks.device import check_device_name
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
 from autoliver.pipeline.data import current_folds
 from autoliver.pipeline.evaluation import predict_held_out, score_held_out
@@ -17,6 +18,7 @@ from autoliver.pipeline.pairs import FoldPairs, run_digest
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.plan import CONFIGURATION_NAMES
 from autoliver.training.options import TrainingOptions
+from autoliver.values import check_texts, meant, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -39,6 +41,15 @@ class SelectRequest:
     runs: tuple[str, ...] = ()
     device: str = "auto"
     limits: Limits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be; a single run may be given as a text.
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        set_field(self, "runs", check_texts("runs", self.runs))
+        check_device_name(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +185,7 @@ class _Contest:
                     fold,
                     self.held_out(fold),
                     labels=self.dataset.labels,
-                    request=self.request,
+                    request=self._as_trained(run),
                 )
                 cases.setdefault((run.path.name,), []).extend(scores.cases)
         if len(self.runs) > 1:
@@ -190,7 +201,8 @@ class _Contest:
         pairs: dict[str, tuple[Path, Path]] = {}
         for fold in self.folds:
             if len(winners) == 1:
-                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), self.request)
+                request = self._as_trained(winners[0])
+                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
             else:
                 pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
         limits = self.request.limits
@@ -201,6 +213,11 @@ class _Contest:
             progress=case_bar("try cleaning rules", len(pairs)),
         )
 
+    def _as_trained(self, *runs: RunFolder) -> PredictRequest:
+        """How to predict with runs: exactly, if one of them was trained with --deterministic."""
+        exact = any(TrainingOptions.load(run.options).deterministic for run in runs)
+        return replace(self.request, exact=exact)
+
     def _pairs(self, fold: int) -> FoldPairs:
         return FoldPairs(
             folder=self.folder,
@@ -209,7 +226,7 @@ class _Contest:
             fold=fold,
             cases=self.held_out(fold),
             labels=self.dataset.labels,
-            request=self.request,
+            request=self._as_trained(*self.runs),
         )
 
 
@@ -225,7 +242,7 @@ def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
         if name not in known:
             raise OptionError(
                 f"{folder.name} has no finished run '{name}'.",
-                hint=f"Finished runs: {', '.join(known) or 'none'}.",
+                hint=f"{meant(name, known)} Finished runs: {', '.join(known) or 'none'}.".lstrip(),
             )
     return [run for run in runs if not names or run.path.name in names]
 

@@ -1,12 +1,16 @@
 """The fingerprint of a dataset and the plan made from it, as values."""
 
-from typing import ClassVar, Literal
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
 
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
+from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
+from autoliver.values import check_types, set_field, spelled
 
 ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
@@ -91,6 +95,30 @@ class Configuration(Record, frozen=True, kw_only=True):
         return len(self.patch_shape)
 
 
+SpacingMode = Literal["auto", "source", "target", "fixed"]
+_SPACING_HINT = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
+
+
+def check_spacing(spacing_mm: Sequence[float]) -> None:
+    """Refuses a spacing that no image has.
+
+    Args:
+        spacing_mm: (z, y, x).
+
+    Raises:
+        OptionError: A length is not above zero, or not finite.
+    """
+    if not all(0 < mm < math.inf for mm in spacing_mm):
+        values = " ".join(f"{mm:g}" for mm in spacing_mm)
+        raise OptionError(
+            f"--spacing {values}: expected lengths above zero, in mm.", hint=_SPACING_HINT
+        )
+
+
+# How the command line spells the fields whose names carry units.
+_FLAGS = {"vram_gb": "--vram", "spacing_mm": "--spacing", "window_hu": "--window"}
+
+
 class PlanOptions(Record, frozen=True, kw_only=True):
     """What the user decides about a plan.
 
@@ -109,8 +137,27 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     batch_cap: bool = True
     window_hu: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be; a preset may be given in other capitals.
 
-SpacingMode = Literal["auto", "source", "target", "fixed"]
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        set_field(self, "preset", spelled(self.preset, get_args(Preset)))
+        check_types(self, flags=_FLAGS)
+        if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
+            raise OptionError(
+                f"--vram {self.vram_gb}: expected a size in GB above zero.",
+                hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
+            )
+        window = self.window_hu
+        if window is not None and not -math.inf < window[0] < window[1] < math.inf:
+            raise OptionError(
+                f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
+                hint="For soft tissue and fat give --window -150 250.",
+            )
+        if self.spacing_mm is not None:
+            check_spacing(self.spacing_mm)
 
 
 class LikeOptions(Record, frozen=True, kw_only=True):
@@ -126,6 +173,20 @@ class LikeOptions(Record, frozen=True, kw_only=True):
 
     spacing: SpacingMode = "auto"
     spacing_mm: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other or cannot be.
+
+        Raises:
+            OptionError: Saying what to give.
+        """
+        check_types(self, flags={"spacing": "--like-spacing", "spacing_mm": "--spacing"})
+        given = self.spacing_mm
+        if (given is None) == (self.spacing == "fixed"):
+            problem = "lacks --spacing" if given is None else "and --spacing contradict each other"
+            raise OptionError(f"--like-spacing {self.spacing} {problem}.", hint=_SPACING_HINT)
+        if given is not None:
+            check_spacing(given)
 
 
 class Plan(Artifact, frozen=True, kw_only=True):

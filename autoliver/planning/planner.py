@@ -4,8 +4,6 @@ On the same fingerprint the decisions are those of nnU-Net 2.8.1 (Isensee et al.
 Methods 18, 203-211), except that M, L and XL keep the cap on the batch.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -58,7 +56,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         DatasetError: The fingerprint has no case, or another number of channels.
         OptionError: A spacing or a memory target that cannot work.
     """
-    _check(dataset, fingerprint, options)
+    _check(dataset, fingerprint)
     planner = _Planner(dataset, fingerprint, options)
     configurations, dropped = planner.configurations()
     order = planner.grid.transpose
@@ -223,7 +221,7 @@ class _Planner:
         )
 
 
-def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
+def _check(dataset: Dataset, fingerprint: Fingerprint) -> None:
     if not fingerprint.cases:
         raise DatasetError(
             f"{dataset.name}: the fingerprint holds no labelled case; at least one is needed.",
@@ -234,23 +232,6 @@ def _check(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> 
         raise DatasetError(
             f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
             hint="Name every channel under 'channel_names' in dataset.json, in their order.",
-        )
-    if options.vram_gb is not None and not 0 < options.vram_gb < math.inf:
-        raise OptionError(
-            f"--vram {options.vram_gb}: expected a size in GB above zero.",
-            hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
-        )
-    window = options.window_hu
-    if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-        raise OptionError(
-            f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
-            hint="For soft tissue and fat give --window -150 250.",
-        )
-    spacing = options.spacing_mm
-    if spacing is not None and not all(0 < mm < math.inf for mm in spacing):
-        raise OptionError(
-            f"--spacing {' '.join(map(str, spacing))}: expected three lengths in mm above zero.",
-            hint="Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8.",
         )
 
 

@@ -1,8 +1,10 @@
 """How a fold is trained, as a value: saved beside the run, compared when it is taken up again."""
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import OptionError
@@ -11,6 +13,15 @@ from autoliver.training.augment.choice import parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, Schedule
 from autoliver.transfer.table import Heads
+from autoliver.values import (
+    MOST,
+    check_known,
+    check_number,
+    check_type,
+    check_whole,
+    flag_of,
+    natural,
+)
 
 # Below this many steps the adaptive recipe wins on real data (docs/RESULTS.md).
 SHORT_BELOW_STEPS = 20_000
@@ -18,6 +29,8 @@ SHORT_BELOW_STEPS = 20_000
 PRETRAINED_EPOCHS = 300
 FEW_EPOCHS = 150
 FEW_CASES = 30
+# What a generator of PyTorch takes.
+_MOST_SEED = 2**63 - 1
 
 
 class TrainingOptions(Artifact, frozen=True, kw_only=True):
@@ -245,6 +258,45 @@ def flag(name: str, value: object) -> str:
     return f"--{words} {value}"
 
 
+def patch_sizes(value: object) -> tuple[int, ...]:
+    """The sizes of a patch.
+
+    Args:
+        value: "96,160,160", or several numbers.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    sizes = [natural(part) for part in parts] if isinstance(parts, list | tuple) else []
+    known = tuple(size for size in sizes if size is not None)
+    if not sizes or len(known) < len(sizes):
+        raise OptionError(
+            f"--patch: {value!r} is no list of sizes as 96,160,160.",
+            hint="Give one size for each axis of the plan.",
+        )
+    return known
+
+
+def given_options(given: Mapping[str, object]) -> TrainingOptions:
+    """Options of which some were given, the others being as `TrainingOptions` has them.
+
+    Args:
+        given: Field -> value, of any kind.
+
+    Raises:
+        OptionError: There is no such option, or its value is of another type: naming the option,
+            the value and what it may be.
+    """
+    kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
+    check_known(given, kinds, of="train")
+    plain = {**given, **({"patch": patch_sizes(given["patch"])} if given.get("patch") else {})}
+    values: dict[str, Any] = {
+        name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()
+    }
+    return TrainingOptions(**values)
+
+
 def check_options(options: TrainingOptions) -> None:
     """Refuses options that cannot train.
 
@@ -253,17 +305,18 @@ def check_options(options: TrainingOptions) -> None:
     """
     for name in ("epochs", "iterations", "batch_size", "patience"):
         value = getattr(options, name)
-        least = 0 if name == "epochs" and options.pretrained is not None else 1
-        if value is not None and value < least:
-            raise OptionError(f"--{flag_name(name)} is {value}; it must be at least {least}.")
+        if value is not None:
+            least = 0 if name == "epochs" and options.pretrained is not None else 1
+            check_whole(flag_of(name), value, least=least)
     for name in ("hours", "lr", "encoder_factor"):
         value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise OptionError(f"--{flag_name(name)} is {value}; it must be a number above 0.")
-    if not 0 <= options.foreground <= 1:
-        raise OptionError(f"--foreground is {options.foreground}; it must be from 0 to 1.")
-    if options.seed < 0:
-        raise OptionError(f"--seed is {options.seed}; it must be at least 0.")
+        if value is not None:
+            check_number(flag_of(name), value, above=0)
+    check_number("--foreground", options.foreground, least=0, most=1)
+    check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
+    if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
+        given = ",".join(map(str, options.patch))
+        raise OptionError(f"--patch {given}: every size must be at least 1.")
     _check_together(options)
     if options.pretrained is None:
         _check_from_scratch(options)

@@ -1,6 +1,5 @@
 """A target planned like its source, so that the source's weights fit (rules: METHODS A3)."""
 
-import math
 from collections.abc import Sequence
 
 from autoliver.artifacts import digest
@@ -17,22 +16,6 @@ from autoliver.planning.plan import (
 _FAR = 2.0
 # A source's slice axis matters where it is coarser than the others by more than this.
 _ANISOTROPIC = 1.5
-
-
-def check_like_options(options: LikeOptions) -> None:
-    """Refuses options that contradict each other or cannot be.
-
-    Raises:
-        OptionError: Saying what to give.
-    """
-    given = options.spacing_mm
-    hint = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
-    if (given is None) == (options.spacing == "fixed"):
-        problem = "lacks --spacing" if given is None else "and --spacing contradict each other"
-        raise OptionError(f"--like-spacing {options.spacing} {problem}.", hint=hint)
-    if given is not None and not all(0 < mm < math.inf for mm in given):
-        values = " ".join(f"{mm:g}" for mm in given)
-        raise OptionError(f"--spacing {values}: expected lengths above zero.", hint=hint)
 
 
 def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:

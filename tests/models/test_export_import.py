@@ -9,6 +9,7 @@ import torch
 from commands import run
 from typer.testing import CliRunner
 
+import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.io.files import write_image
@@ -54,10 +55,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def predict(workspace: Path, images: Path, model: object, *options: object) -> dict[str, bytes]:
-    """All that `predict` writes."""
+    """All that `predict` writes but its record, which names the model."""
     output = images.parent / f"out_{len(list(images.parent.glob('out_*')))}"
     wanted = ("--probabilities", "--device", "cpu", "-w", workspace, *options)
     run("predict", "-i", images, "-o", output, "-m", model, *wanted)
+    (output / "predict.json").unlink()
     return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
@@ -87,6 +89,24 @@ def test_a_model_predicts_the_same_wherever_it_goes(
             predict(other, images, renamed, "--folds", "1")
     else:
         assert predict(other, images, renamed, "--folds", "1") == one
+
+
+def test_the_library_exports_and_imports(home: Path, images: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "toy.autoliver", tmp_path / "other"
+    name = f"{NAME}/3d_fullres"
+    moved = autoliver.export(name, file, folds=[1], workspace=home)
+    assert (moved.name, moved.path) == (NAME, file)
+    with pytest.raises(OptionError, match="is there already") as caught:
+        autoliver.export(name, file, workspace=home)
+    assert caught.value.hint == "Replace it with overwrite."
+    assert autoliver.import_model(file, name="Toy", workspace=other).name == "Toy"
+    assert predict(other, images, "Toy") == predict(home, images, name, "--folds", "1")
+    # The same weights: what is finished stays, whatever the model is called.
+    for workspace, model in ((home, name), (other, "Toy")):
+        done = autoliver.predict(
+            images, tmp_path / "out", model=model, folds=1, workspace=workspace, device="cpu"
+        )
+    assert (done.new, done.skipped) == (0, 1)
 
 
 def test_some_folds_can_go_alone_and_an_imported_model_on(home: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from autoliver.errors import OptionError
 from autoliver.networks.spec import UNetSpec
 from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 from autoliver.transfer.follow import (
-    check_like_options,
     far_axes,
     like_digest,
     plan_like,
@@ -142,7 +141,7 @@ def test_the_spacing_may_be_the_target_s_or_anything():
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(OptionError, match=message):
-        check_like_options(LikeOptions(**options))
+        LikeOptions(**options)
 
 
 def test_by_default_slices_are_not_made_up():

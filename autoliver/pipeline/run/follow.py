@@ -8,7 +8,7 @@ from autoliver.pipeline.data import Planned, check_unchanged, plan_command, plan
 from autoliver.pipeline.run.source import find_plan, safe
 from autoliver.planning.options import option_words
 from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
-from autoliver.transfer.follow import check_like_options, like_digest, plan_like
+from autoliver.transfer.follow import like_digest, plan_like
 from autoliver.workspace import Workspace
 
 _DEFAULT = LikeOptions()
@@ -41,7 +41,6 @@ def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Pl
         OptionError: The options contradict each other, or the source's plan cannot serve the
             dataset.
     """
-    check_like_options(options)
     return _save(own, followed, plan_like(own.plan, followed.plan, options))
 
 

@@ -208,5 +208,10 @@ class RunJob:
             fold,
             [case for case in self.planned.dataset.labelled if case.name in names],
             labels=self.planned.plan.labels,
-            request=PredictRequest(modality=None, device=str(device), limits=self.machine.limits),
+            request=PredictRequest(
+                modality=None,
+                exact=self.options.deterministic,
+                device=str(device),
+                limits=self.machine.limits,
+            ),
         )

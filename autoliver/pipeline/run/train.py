@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
+from autoliver.networks.device import check_device_name
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -37,10 +37,12 @@ from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
     check_options,
+    given_options,
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.workspace import Workspace
+from autoliver.values import check_flag, check_text, check_whole, flag_of
+from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     import torch
@@ -112,12 +114,16 @@ def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
 
 def _check_machine(machine: Machine) -> None:
     """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
+    from autoliver.training.patches.cache import check_cache, check_device
+
+    check_device_name(machine.device)
+    check_cache(machine.cache)
+    check_flag("--tensorboard", machine.tensorboard)
     if machine.tensorboard:
         check_tensorboard()
     queue_devices(machine)
     if machine.cache == "gpu":
         from autoliver.networks.device import choose_device
-        from autoliver.training.patches.cache import check_device
 
         check_device(machine.cache, choose_device(machine.device))
 
@@ -125,7 +131,15 @@ def _check_machine(machine: Machine) -> None:
 def _check_options(request: TrainRequest) -> None:
     """Nor is a word that `train` does not know; what was begun with others is compared later."""
     fields = {**request.changes, "pretrained": None if request.twin else request.pretrained}
-    check_options(to_record(fields, TrainingOptions, where="The options of train"))
+    check_options(given_options(fields))
+    for name in ("fresh", "own_plan", "twin"):
+        check_flag(flag_of(name), getattr(request, name))
+    if request.extend is not None:
+        check_whole("--extend", request.extend, least=1)
+    check_tag(request.tag)
+    for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
+        if source is not None:
+            check_text(option, source, "the name of a dataset or model")
 
 
 def _run_job(

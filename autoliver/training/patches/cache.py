@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from autoliver.training.patches.sampling import (
     TrainingCase,
     paste,
 )
+from autoliver.values import check_choice
 
 CacheKind = Literal["gpu", "ram", "disk"]
 
@@ -101,6 +102,15 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
         *(choice, kind, need_gb, gpu, room.ram_gb),
     )
     return kind
+
+
+def check_cache(choice: object) -> None:
+    """Refuses a place for cases that there is not.
+
+    Raises:
+        OptionError: Naming the places.
+    """
+    check_choice("--cache", choice, get_args(CacheChoice))
 
 
 def check_device(choice: CacheChoice, device: torch.device) -> None:

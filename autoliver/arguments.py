@@ -1,0 +1,156 @@
+"""Arguments of the library's functions: under which names they come, and how errors name them."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoliver.errors import AutoliverError, OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from autoliver.workspace import Workspace
+
+_MACHINE = {"workers": "workers", "memory_gb": "memory_gb"}
+
+
+@contextlib.contextmanager
+def as_arguments() -> Iterator[None]:
+    """Errors name options as arguments: batch_size for --batch-size; commands stay commands."""
+    try:
+        yield
+    except AutoliverError as error:
+        error.problem, error.hint = _respelled(error.problem), _respelled(error.hint)
+        error.args = (error.problem,)
+        raise
+
+
+def _respelled(text: str) -> str:
+    if "autoliver " in text:  # a command to type
+        return text
+    text = re.sub(r"(?<![\w-])--no-([a-z][a-z-]*)", r"--\1=False", text)
+    text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), text)
+    for short, name in {"-m": "model", "-o": "output", "-w": "workspace"}.items():
+        text = re.sub(rf"(?<![\w-]){short}\b", name, text)
+    return text
+
+
+def taken(
+    options: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    of: Callable[..., object],
+    machine: bool = True,
+) -> dict[str, Any]:
+    """The options under the names of the fields they set, the machine's as `limits`.
+
+    Args:
+        options: As given.
+        names: How an option may be called -> the field it sets.
+        of: The function.
+        machine: Whether it takes workers and memory_gb.
+
+    Raises:
+        OptionError: One is unknown or given under two names.
+    """
+    from autoliver.parallel import Limits
+    from autoliver.values import check_known
+
+    known = {**names, **({**_MACHINE, "limits": "limits"} if machine else {})}
+    check_known(options, [*known, *_named(of)], of=of.__name__)
+    fields: dict[str, Any] = {}
+    for name, value in options.items():
+        if known[name] in fields:
+            raise OptionError(f"{name} was given twice, by another name as well.")
+        fields[known[name]] = value
+    if machine:
+        parts = {name: fields.pop(name) for name in _MACHINE if name in fields}
+        limits = fields.setdefault("limits", Limits(**parts))
+        if not isinstance(limits, Limits) or (parts and limits != Limits(**parts)):
+            raise OptionError(
+                f"limits is {limits!r}; it must be `autoliver.parallel.Limits`, alone.",
+                hint="Give workers=2 and memory_gb=8 instead.",
+            )
+    return fields
+
+
+def _named(function: Callable[..., object]) -> list[str]:
+    """The parameters of a function that have a name of their own."""
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+
+
+def workspace_at(place: object) -> "Workspace":
+    """The workspace of a path.
+
+    Raises:
+        OptionError: It is no path.
+    """
+    from autoliver.workspace import Workspace
+
+    return Workspace(path_of("workspace", place))
+
+
+def dataset_name(dataset: object) -> str:
+    """The folder or name of a dataset.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    return name_of("dataset", dataset, "a folder or the name of a planned dataset")
+
+
+def path_of(argument: str, value: object) -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        OptionError: It is empty, or no path.
+    """
+    return Path(name_of(argument, value, "the path of a file or folder"))
+
+
+def name_of(option: str, value: object, expected: str = "the name of a dataset or model") -> str:
+    """A name or a path as text.
+
+    Raises:
+        OptionError: It is empty, or neither.
+    """
+    from autoliver.values import check_text
+
+    return check_text(option, value, expected)
+
+
+def channels_of(array: object) -> "npt.NDArray[np.floating]":
+    """An image as (channels, z, y, x) of float32.
+
+    Raises:
+        OptionError: It has other axes, no voxels, or holds no numbers.
+    """
+    import numpy as np
+
+    given = np.asarray(array)
+    if given.ndim not in (3, 4) or given.dtype.kind not in "biuf" or not given.size:
+        raise OptionError(
+            f"array has the shape {given.shape} and holds {given.dtype}; it must hold numbers, as "
+            "(z, y, x) or (channels, z, y, x).",
+            hint="For one slice of an image give array[None].",
+        )
+    return given.astype(np.float32, copy=False).reshape(-1, *given.shape[-3:])
+
+
+def spacing_of(spacing_mm: object) -> tuple[float, float, float]:
+    """The spacing of an image, (z, y, x) in mm.
+
+    Raises:
+        OptionError: It is not three lengths above zero.
+    """
+    from autoliver.values import check_number, check_type
+
+    z, y, x = check_type("spacing_mm", spacing_mm, tuple[float, float, float])
+    for mm in (z, y, x):
+        check_number("spacing_mm", mm, above=0)
+    return z, y, x

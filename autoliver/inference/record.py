@@ -1,0 +1,273 @@
+"""What a folder of predictions was made with: predict.json beside the label maps.
+
+It is there before the first label map, so that a folder never holds cases of two models, or of two
+ways to use one, without anybody knowing.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import msgspec
+
+from autoliver.artifacts import Artifact, Record
+from autoliver.errors import OptionError
+from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
+from autoliver.models.files import ModelFiles, Place, load_infos
+from autoliver.models.selection import CleaningRule
+
+if TYPE_CHECKING:
+    from autoliver.inference.model import Member, Model
+
+RECORD_FILE = "predict.json"
+
+
+class UsedNetwork(Record, frozen=True, kw_only=True):
+    """A network that predicted.
+
+    Attributes:
+        part: What it does: predicts, comes first in a cascade, or finds the region to look in.
+        run: Name of its run's folder.
+        fold: "0" to "4", or "all".
+        weights_sha256: Checksum of its weights.
+        ways: Device -> ways of computing that were used there, in their order. Without `exact` a
+            faster way than the first is chosen by timing.
+    """
+
+    part: Literal["member", "first stage", "region"]
+    run: str
+    fold: str
+    weights_sha256: str
+    ways: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+
+
+class DecidingOptions(Record, frozen=True, kw_only=True):
+    """The options that decide what a label map holds; see `PredictOptions`.
+
+    Attributes:
+        step: Distance of neighbouring windows as a share of the patch.
+        mirror: Whether predictions are averaged over flips.
+        folds: The folds that were asked for; None: all finished or selected ones.
+        roi: What was to find the region to look in; None: nothing.
+        modality: By which each case is normalised.
+        exact: Whether nothing was chosen by timing.
+    """
+
+    step: float
+    mirror: bool
+    folds: str | None
+    roi: str | None
+    modality: ModalityChoice | None
+    exact: bool
+
+
+class Prediction(Artifact, frozen=True, kw_only=True):
+    """What the label maps of a folder were predicted with.
+
+    Attributes:
+        model: The model's name.
+        networks: All of its networks, member by member.
+        cleaning: Rules that were applied to the label maps.
+        options: Those that decide the result.
+        label_maps: File names of the cases predicted, or about to be. A case is finished once its
+            file is there.
+    """
+
+    KIND: ClassVar[str] = "prediction"
+
+    model: str
+    networks: tuple[UsedNetwork, ...]
+    cleaning: tuple[CleaningRule, ...]
+    options: DecidingOptions
+    label_maps: tuple[str, ...] = ()
+
+    @property
+    def folds(self) -> str:
+        """The folds that predict, in words."""
+        return ", ".join(dict.fromkeys(n.fold for n in self.networks if n.part == "member"))
+
+    def differences(self, other: "Prediction") -> list[str]:
+        """What the other one would do otherwise, in words; empty: nothing.
+
+        Where something lies is no matter, and neither is the device.
+        """
+        found = []
+        if self._weights(region=False) != other._weights(region=False):
+            if self.model != other.model:
+                found.append(f"{self.model}, not {other.model}")
+            elif self.folds != other.folds:
+                found.append(f"folds {self.folds} of {self.model}, not {other.folds}")
+            else:
+                found.append(f"other weights of {self.model}")
+        if self._weights(region=True) != other._weights(region=True):
+            then, now = (each.options.roi or "off" for each in (self, other))
+            found.append(
+                "other weights for --roi" if then == now else f"--roi {then}, not --roi {now}"
+            )
+        if self.cleaning != other.cleaning:
+            found.append("other cleaning rules")
+        for name in ("step", "mirror", "modality", "exact"):
+            then, now = (_flag(name, getattr(each.options, name)) for each in (self, other))
+            if then != now:
+                found.append(f"{then}, not {now}")
+        return found
+
+    def with_ways(self, model: "Model", *, exact: bool) -> "Prediction":
+        """The record with the ways that the networks of the loaded model have computed in."""
+        networks = []
+        for used, (member, index) in zip(self.networks, _loaded(model), strict=True):
+            device = _device(member)
+            ways = _union(used.ways.get(device, ()), _ways(member, index, exact=exact))
+            networks.append(used.replace(ways={**used.ways, device: ways}))
+        return self.replace(networks=tuple(networks))
+
+    def _weights(self, *, region: bool) -> list[tuple[str, str]]:
+        wanted = (each for each in self.networks if (each.part == "region") == region)
+        return [(each.part, each.weights_sha256) for each in wanted]
+
+
+def describe(
+    files: ModelFiles, options: PredictOptions, *, folds: str | None, roi: str | None
+) -> Prediction:
+    """What a model is about to predict with.
+
+    Args:
+        files: The model.
+        options: How it predicts.
+        folds: The folds that were asked for.
+        roi: What was asked to find the region.
+
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: The folds of a member disagree.
+    """
+    networks: list[UsedNetwork] = []
+    for member in files.members:
+        networks += _used(files, "member", member.folds)
+        networks += _used(files, "first stage", member.previous)
+    if files.finder is not None:
+        networks += _used(files, "region", files.finder.folds)
+    return Prediction(
+        model=files.name,
+        networks=tuple(networks),
+        cleaning=files.cleaning,
+        options=DecidingOptions(
+            step=options.step,
+            mirror=options.mirror,
+            folds=folds,
+            roi=roi,
+            modality=options.modality,
+            exact=options.exact,
+        ),
+    )
+
+
+def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
+    """The record of a folder as it will be once some further cases are predicted.
+
+    A folder without one was begun by an earlier version and goes on; the record then speaks of the
+    new cases alone.
+
+    Args:
+        output: The folder.
+        now: What is about to predict.
+        label_maps: File names of the cases to predict; those that are there are replaced.
+
+    Raises:
+        ArtifactError: The folder's record is damaged.
+        OptionError: Finished cases that stay were predicted otherwise.
+    """
+    path = output / RECORD_FILE
+    if not path.exists():
+        return now.replace(label_maps=tuple(label_maps))
+    then = Prediction.load(path, mend=f"rm {path}, then the same command with --overwrite")
+    stay = [n for n in then.label_maps if n not in label_maps and (output / n).exists()]
+    if not stay:
+        return now.replace(label_maps=tuple(label_maps))
+    differences = then.differences(now)
+    if differences:
+        others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
+        raise OptionError(
+            f"{output}: {stay[0]}{others} would stay as predicted before: with "
+            f"{'; with '.join(differences)}.",
+            hint="Choose another folder with -o, or predict all of them again with --overwrite.",
+        )
+    return then.replace(label_maps=_union(then.label_maps, label_maps))
+
+
+def clear_outdated(output: Path, record: Prediction) -> None:
+    """Removes label maps that the record is about to speak of, but that were not made its way.
+
+    They are to be replaced; were they still there when that is interrupted, they would be taken for
+    finished.
+    """
+    path = output / RECORD_FILE
+    then = Prediction.load(path) if path.exists() else None
+    alike = then is not None and not then.differences(record)
+    for name in record.label_maps:
+        if then is None or not alike or name not in then.label_maps:
+            (output / name).unlink(missing_ok=True)
+
+
+def save_record(output: Path, record: Prediction) -> None:
+    """Writes the record, together with what another process may have written meanwhile.
+
+    Raises:
+        ArtifactError: The file that is there is damaged.
+        AutoliverError: The disk is full, read-only or not ours to write.
+    """
+    path = output / RECORD_FILE
+    if path.exists():
+        there = Prediction.load(path)
+        if not there.differences(record):
+            record = record.replace(label_maps=_union(there.label_maps, record.label_maps))
+        if there == record:
+            return
+    record.save(path)
+
+
+def _used(
+    files: ModelFiles, part: Literal["member", "first stage", "region"], folds: Sequence[Place]
+) -> Iterator[UsedNetwork]:
+    infos = load_infos(folds, name=files.name) if folds else []
+    for fold, info in zip(folds, infos, strict=True):
+        yield UsedNetwork(
+            part=part, run=fold.parent.name, fold=info.fold, weights_sha256=info.weights_sha256
+        )
+
+
+def _loaded(model: "Model") -> Iterator[tuple["Member", int]]:
+    """The networks of a model in the order of `describe`: a member and a place in it."""
+    for member in model.members:
+        for part in (member, member.previous):
+            if part is not None:
+                yield from ((part, index) for index in range(len(part.networks)))
+    if model.finder is not None:
+        yield from ((model.finder, index) for index in range(len(model.finder.networks)))
+
+
+def _device(member: "Member") -> str:
+    if member.device.type != "cuda":
+        return str(member.device)
+    import torch
+
+    return f"{member.device} ({torch.cuda.get_device_name(member.device)})"
+
+
+def _ways(member: "Member", index: int, *, exact: bool) -> tuple[str, ...]:
+    precision = "float16" if member.device.type == "cuda" and not exact else "float32"
+    # The bare network, as `exact` has it, keeps no account.
+    names = (AS_IT_IS,) if exact else getattr(member.networks[index], "ways", (AS_IT_IS,))
+    return tuple(name if name == "bfloat16" else f"{precision}, {name}" for name in names)
+
+
+def _union(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*some, *more]))
+
+
+def _flag(name: str, value: object) -> str:
+    if name == "exact":
+        return "--exact" if value else "the fastest way"
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"

@@ -1,0 +1,292 @@
+"""Values that cannot be, given to the library and to the commands: each is named, nothing is done.
+
+No dataset or model of the calls exists, so that a value that is looked at too late shows: the error
+would be about what does not exist.
+"""
+
+import math
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoliver
+from autoliver.cli.main import run
+from autoliver.errors import AutoliverError
+
+NAN, INF = math.nan, math.inf
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A call with one wrong value.
+
+    Attributes:
+        function: Of the library.
+        wrong: Its argument.
+        value: What is given.
+        words: What the message or its hint must say besides.
+        command: The same for the command line; None: it cannot be said there.
+        more: Other arguments.
+    """
+
+    function: str
+    wrong: str
+    value: Any
+    words: str = ""
+    command: tuple[str, ...] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def bad(function: str, wrong: str, value: Any, words: str = "", **more: Any) -> Bad:
+    return Bad(function, wrong, value, words, more=more)
+
+
+def both(function: str, wrong: str, value: Any, *command: str, words: str = "", **more: Any) -> Bad:
+    """A call whose value the command line can say as well."""
+    return Bad(function, wrong, value, words, command, more)
+
+
+CALLS = [
+    # plan
+    both("plan", "preset", "big", "--preset", "big", words="default, M, L, XL, tiny"),
+    bad("plan", "preset", "tinny", "Did you mean tiny"),
+    bad("plan", "preset", None),
+    bad("plan", "preset", 3),
+    both("plan", "preset", "", "--preset", ""),
+    both("plan", "vram", 0, "--vram", "0"),
+    both("plan", "vram", -8, "--vram", "-8"),
+    both("plan", "vram", NAN, "--vram", "nan"),
+    both("plan", "vram", INF, "--vram", "inf"),
+    both("plan", "vram", "8 GB", "--vram", "8 GB", words="a number"),
+    both("plan", "spacing", (1, 0, 1), "--spacing", "1", "0", "1"),
+    both("plan", "spacing", (1, NAN, 1), "--spacing", "1", "nan", "1"),
+    bad("plan", "spacing", (1, 1), "3 numbers"),
+    bad("plan", "spacing", 1.0, "3 numbers"),
+    bad("plan", "spacing", "1 1 1"),
+    bad("plan", "spacing", ()),
+    both("plan", "window", (5, 5), "--window", "5", "5"),
+    both("plan", "window", (250, -150), "--window", "250", "-150"),
+    both("plan", "window", (-INF, 250), "--window", "-inf", "250"),
+    bad("plan", "window", (1, 2, 3), "2 numbers"),
+    bad("plan", "batch_cap", "no"),
+    both("plan", "like", "", "--like", ""),
+    both("plan", "like_spacing", "own", "--like", "A", "--like-spacing", "own", like="A"),
+    both("plan", "like_spacing", "target", "--like-spacing", "target", words="like SOURCE"),
+    bad("plan", "like_spacing", "fixed", "spacing", like="A"),
+    bad("plan", "spacing", "sorce", "Did you mean source", like="A"),
+    both("plan", "preset", "M", "--like", "A", "--preset", "M", words="like A", like="A"),
+    both("plan", "workers", -1, "--workers", "-1"),
+    both("plan", "workers", 1.5, "--workers", "1.5"),
+    both("plan", "memory_gb", 0, "--memory-gb", "0"),
+    both("plan", "memory_gb", NAN, "--memory-gb", "nan"),
+    both("plan", "memory_gb", INF, "--memory-gb", "inf"),
+    bad("plan", "prest", "tiny", "Did you mean preset"),
+    bad("plan", "dataset", None),
+    bad("plan", "dataset", ""),
+    bad("plan", "workspace", None),
+    # train
+    both("train", "configuration", "3d_fulres", words="3d_fullres"),
+    bad("train", "configuration", None),
+    both("train", "folds", "first", "--fold", "first", words="0..4, all, cv"),
+    both("train", "folds", -1, "--fold", "-1"),
+    both("train", "folds", "", "--fold", ""),
+    bad("train", "folds", 1.5),
+    bad("train", "folds", None),
+    bad("train", "folds", [0, True]),
+    both("train", "epochs", 0, "--epochs", "0", words="at least 1"),
+    both("train", "epochs", "many", "--epochs", "many", words="a whole number"),
+    bad("train", "epochs", 2.5),
+    both("train", "epochs", 10**30, "--epochs", str(10**30)),
+    both("train", "iterations", -1, "--iterations", "-1"),
+    both("train", "batch_size", 0, "--batch-size", "0"),
+    both("train", "batch_size", "4x", "--batch-size", "4x"),
+    both("train", "lr", NAN, "--lr", "nan"),
+    both("train", "lr", 0, "--lr", "0"),
+    both("train", "hours", INF, "--hours", "inf"),
+    both("train", "loss", "dice_topk", "--loss", "dice_topk", words="dice-topk"),
+    both("train", "schedule", "finetun", "--schedule", "finetun", words="finetune"),
+    both("train", "optimiser", "adam", "--optimiser", "adam"),
+    both("train", "augment", "gim", "--augment", "gim", words="Did you mean gin"),
+    bad("train", "augment", 5),
+    both("train", "patch", "7x9", "--patch", "7x9"),
+    bad("train", "patch", (0, 0)),
+    bad("train", "patch", 96),
+    both("train", "seed", -1, "--seed", "-1"),
+    both("train", "seed", 2**70, "--seed", str(2**70)),
+    both("train", "extend", 0, "--extend", "0"),
+    both("train", "device", "warp", "--device", "warp"),
+    both("train", "device", "cudaa", "--device", "cudaa", words="Did you mean cuda"),
+    bad("train", "device", None),
+    both("train", "gpus", "a", "--gpus", "a"),
+    both("train", "jobs", 0, "--jobs", "0"),
+    both("train", "cache", "rom", "--cache", "rom", words="ram"),
+    both("train", "tag", "a/b", "--tag", "a/b"),
+    both("train", "pretrained", "", "--pretrained", ""),
+    bad("train", "fresh", "no"),
+    bad("train", "mirror", "yes"),
+    bad("train", "epoch", 3, "Did you mean epochs"),
+    # select
+    bad("select", "runs", [None]),
+    bad("select", "runs", 3),
+    both("select", "runs", ""),
+    both("select", "device", "gpu:0", "--device", "gpu:0"),
+    both("select", "memory_gb", -2, "--memory-gb", "-2"),
+    bad("select", "run", "2d", "Did you mean runs"),
+    # predict
+    both("predict", "step", 0, "--step", "0", words="0.1"),
+    both("predict", "step", 2, "--step", "2"),
+    both("predict", "step", NAN, "--step", "nan"),
+    both("predict", "step", "half", "--step", "half"),
+    bad("predict", "step", None),
+    bad("predict", "mirror", 1),
+    bad("predict", "exact", "yes"),
+    both("predict", "modality", "PET", "--modality", "PET", words="auto, CT, MR"),
+    bad("predict", "modality", "mr", "Did you mean MR"),
+    both("predict", "device", "tpu", "--device", "tpu"),
+    both("predict", "folds", "x", "--folds", "x"),
+    bad("predict", "folds", [], "no fold"),
+    both("predict", "model", "", "-m", ""),
+    bad("predict", "models", [1]),
+    both("predict", "roi", "", "--roi", ""),
+    bad("predict", "source", None),
+    bad("predict", "output", ""),
+    both("predict", "memory_gb", 0, "--memory-gb", "0"),
+    bad("predict", "stepp", 0.5, "Did you mean step"),
+    # load_model
+    bad("load_model", "step", 0),
+    bad("load_model", "modality", 5),
+    bad("load_model", "device", "cpuu", "Did you mean cpu"),
+    bad("load_model", "folds", 1.5),
+    bad("load_model", "model", 3),
+    bad("load_model", "probabilities", True, "no option 'probabilities'"),
+    bad("load_model", "workspace", 5),
+    # evaluate
+    both("evaluate", "metrics", "dise", "--metrics", "dise", words="Did you mean dice"),
+    bad("evaluate", "metrics", [1]),
+    both("evaluate", "metrics", "", "--metrics", ""),
+    bad("evaluate", "chaos", "x"),
+    both("evaluate", "dataset", "", "-d", ""),
+    bad("evaluate", "prediction", None),
+    bad("evaluate", "reference", ""),
+    bad("evaluate", "overwrite", None),
+    both("evaluate", "workers", -3, "--workers", "-3"),
+    bad("evaluate", "limits", 3),
+    # export, import and verify
+    both("export", "format", "onnx", "--format", "onnx"),
+    both("export", "folds", "x", "--folds", "x"),
+    bad("export", "target", None),
+    both("import_model", "name", "a/b", "--name", "a/b"),
+    bad("import_model", "source", ""),
+    bad("verify", "dataset", 7),
+    both("verify", "memory_gb", NAN, "--memory-gb", "nan"),
+]  # fmt: skip
+
+# What each function must be given, and what the same is for its command.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plan": {"dataset": "Nothing"},
+    "train": {"dataset": "Nothing", "configuration": "2d"},
+    "select": {"dataset": "Nothing"},
+    "predict": {"source": "in", "output": "out"},
+    "load_model": {},
+    "evaluate": {"prediction": "pred", "reference": "ref"},
+    "export": {"model": "Nothing", "target": "out.autoliver"},
+    "import_model": {"source": "nothing.autoliver"},
+    "verify": {"dataset": "Nothing"},
+}
+COMMANDS: dict[str, list[str]] = {
+    "plan": ["plan", "Nothing"],
+    "train": ["train", "Nothing", "2d"],
+    "select": ["select", "Nothing"],
+    "predict": ["predict", "-i", "in", "-o", "out"],
+    "evaluate": ["evaluate", "-p", "pred", "-r", "ref"],
+    "export": ["export", "Nothing", "out.autoliver"],
+    "import_model": ["import", "nothing.autoliver"],
+    "verify": ["verify", "Nothing"],
+}
+
+
+def name_of(call: Bad) -> str:
+    return f"{call.function}({call.wrong}={call.value!r})"
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, with a folder as workspace."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w").mkdir()
+    return tmp_path
+
+
+def test_there_are_enough_calls() -> None:
+    assert len(CALLS) >= 60
+    assert len({name_of(call) for call in CALLS}) == len(CALLS)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=name_of)
+def test_the_library_names_the_argument_before_it_does_anything(call: Bad, empty: Path) -> None:
+    arguments = {**ARGUMENTS[call.function], "workspace": empty / "w", **call.more}
+    with pytest.raises(AutoliverError) as caught:
+        getattr(autoliver, call.function)(**{**arguments, call.wrong: call.value})
+    problem, text = caught.value.problem, str(caught.value)
+    # Said of fold and folds, model and models alike.
+    assert re.search(rf"(?<![a-z]){call.wrong.removesuffix('s')}s?(?![a-z])", problem), text
+    assert "--" not in text or "autoliver " in text, "an option as the command line spells it"
+    assert re.search(call.words, text), text
+    assert sorted(path.name for path in empty.rglob("*")) == ["w"]
+
+
+@pytest.mark.parametrize("call", [c for c in CALLS if c.command is not None], ids=name_of)
+def test_the_command_says_it_without_a_traceback(
+    call: Bad, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = list(COMMANDS[call.function])
+    if not call.command:  # an argument instead of an option
+        words = [*words[:2], str(call.value)]
+    options = [*(call.command or ()), "-w", str(empty / "w")]
+    monkeypatch.setattr(sys, "argv", ["autoliver", *words, *options])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    shown = capsys.readouterr()
+    assert caught.value.code in (1, 2)
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    spelled = call.wrong.removesuffix("s").replace("_", "-")
+    assert re.search(rf"(?<![a-z]){spelled}s?(?![a-z])", shown.err), shown.err
+    if caught.value.code == 1:
+        assert shown.err.startswith("Error: ")
+    assert sorted(path.name for path in empty.rglob("*")) == ["w"]
+
+
+def test_friendly_spellings_reach_the_lookup_of_the_dataset(empty: Path) -> None:
+    def missing(function: str, **given: Any) -> None:
+        arguments = {**ARGUMENTS[function], "workspace": empty / "w", **given}
+        with pytest.raises(AutoliverError, match="Nothing"):
+            getattr(autoliver, function)(**arguments)
+
+    missing("plan", preset="Tiny", spacing=[2, 1, 1], window=(-150, 250), vram=8, workers=1)
+    missing("plan", preset="xl", spacing=np.array([2.0, 1.0, 1.0]), vram=np.float32(8))
+    missing("plan", like="Nothing", spacing="target")
+    missing("plan", like="Nothing", spacing=(2, 1, 1))
+    missing("train", folds="all")
+    missing("train", folds=0)
+    missing("train", folds="0,2")
+    missing("train", fold="cv")
+    missing("train", folds=np.int64(1), epochs=np.int64(3), gpus="", memory_gb=4)
+    missing("train", folds=range(2), patch=[32, 32], lr=1, device="cpu")
+    missing("select", runs="2d")
+    missing("predict", model="Nothing", folds=0, roi="off")
+    missing("predict", models=Path("Nothing"), folds=[0, 1])
+    missing("predict", models=["Nothing"], folds="all", exact=True)
+    missing("load_model", model="Nothing", folds=0, exact=True)
+    missing("evaluate", dataset="Nothing", metrics="dice")
+    missing("export", folds=[0], with_case_names=True)
+
+
+def test_one_option_is_not_taken_under_two_names(empty: Path) -> None:
+    with pytest.raises(AutoliverError, match="twice"):
+        autoliver.plan("Nothing", workspace=empty / "w", vram=8, vram_gb=8)
