@@ -75,6 +75,7 @@ class PlanRequest:
                 "source's.",
                 hint="Leave them out.",
             )
+        changed_like_options(LikeOptions(), self.changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,6 @@ def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) ->
 def _replan_like(
     workspace: Workspace, name: str | None, source: str, request: PlanRequest
 ) -> Replanned:
-    if request.changes.get("spacing") != "fixed" or "spacing_mm" in request.changes:
-        # Before the dataset is read, which may take long; a fixed spacing may be stored.
-        changed_like_options(LikeOptions(), request.changes)
     own = planned_dataset(workspace, name, limits=request.limits)
     followed = plan_to_follow(workspace, source, limits=request.limits)
     file = own.folder.plan_like(followed.name)

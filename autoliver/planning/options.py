@@ -5,11 +5,9 @@ from typing import Any
 
 import msgspec
 
-from autoliver.artifacts import to_record
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 from autoliver.planning.presets import PRESETS
-
-_WHERE = "The options of plan"
+from autoliver.values import check_known
 
 
 def asked_of(plan: Plan) -> PlanOptions:
@@ -32,9 +30,10 @@ def changed_options(before: PlanOptions, changes: Mapping[str, object]) -> PlanO
         changes: Name -> value; None as the value of an option that may be None resets it.
 
     Raises:
-        ArtifactError: There is no such option, or its value is of the wrong kind.
+        OptionError: There is no such option, or its value cannot be.
     """
-    return to_record({**_fields(before), **changes}, PlanOptions, where=_WHERE)
+    check_known(changes, PlanOptions.__struct_fields__, of="plan")
+    return PlanOptions(**{**_fields(before), **changes})
 
 
 def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> LikeOptions:
@@ -48,14 +47,15 @@ def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> 
         changes: Name -> value.
 
     Raises:
-        ArtifactError: As `changed_options`.
+        OptionError: As `changed_options`.
     """
+    check_known(changes, LikeOptions.__struct_fields__, of="plan")
     changes = dict(changes)
     if changes.get("spacing_mm") is not None:
         changes.setdefault("spacing", "fixed")
     elif changes.get("spacing", "fixed") != "fixed":
         changes.setdefault("spacing_mm", None)
-    return to_record({**_fields(before), **changes}, LikeOptions, where=_WHERE)
+    return LikeOptions(**{**_fields(before), **changes})
 
 
 def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:

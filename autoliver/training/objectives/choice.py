@@ -1,8 +1,9 @@
 """What `--loss` may say: the objectives a training can have, and how each is made."""
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+from autoliver.values import check_choice
 
 if TYPE_CHECKING:
     from autoliver.datasets.cases import Labels
@@ -56,14 +57,10 @@ def make_objective(
     return OBJECTIVES[options.loss](labels, configuration, options)
 
 
-def check_objective(name: str) -> None:
+def check_objective(name: object) -> str:
     """Refuses a name that is none of `OBJECTIVES`.
 
     Raises:
-        ValueError: It names what is near it, and what there is.
+        OptionError: Naming what there is, and what was meant.
     """
-    if name in OBJECTIVES:
-        return
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), OBJECTIVES, n=1)
-    meant = f"Did you mean {near[0]}? " if near else ""
-    raise ValueError(f"--loss {name}: unknown. {meant}There are {', '.join(OBJECTIVES)}")
+    return check_choice("--loss", name, tuple(OBJECTIVES))

@@ -13,7 +13,7 @@ from small_trainings import PATCH, make_task, stop_after, timeless
 from torch import Tensor
 
 from autoliver.datasets.cases import CaseFacts, Labels, read_dataset
-from autoliver.errors import AutoliverError
+from autoliver.errors import OptionError
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.planning.plan import Configuration
@@ -150,8 +150,9 @@ def test_it_trains_by_the_command(tmp_path: Path) -> None:
     work = tmp_path / "work"
     run("plan", source, "--preset", "tiny", "-w", work)
     given = ("--epochs", 1, "--iterations", 2, "--fold", 0, "-w", work)
-    with pytest.raises(AutoliverError, match=r"eagre.*Did you mean eager\?.*dice-focal, eager"):
+    with pytest.raises(OptionError, match=r"--loss is 'eagre'.*dice-focal, eager") as caught:
         run("train", name, "2d", "--loss", "eagre", *given)
+    assert caught.value.hint == "Did you mean eager?"
     assert not (work / name / "runs/2d").exists()
     run("train", name, "2d", "--loss", "eager", *given)
     # It sees what the dataset knows of each case.
