@@ -25,7 +25,10 @@ class LikeSpacingName(StrEnum):
     fixed = "fixed"
 
 
-Preset = Annotated[PresetName, typer.Option(case_sensitive=False, help="Size of the networks.")]
+Preset = Annotated[
+    PresetName,
+    typer.Option(case_sensitive=False, metavar="default|M|L|XL|tiny", help="Size of the networks."),
+]
 Vram = Annotated[
     float | None,
     typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),
