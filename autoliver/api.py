@@ -56,8 +56,8 @@ def verify(
     with as_arguments():
         from autoliver.pipeline.data import verify_dataset
 
-        limits = taken(options, {}, of=verify)["limits"]
-        return verify_dataset(workspace_at(workspace), dataset_name(dataset), limits=limits)[2]
+        machine = taken(options, {}, of=verify)["machine"]
+        return verify_dataset(workspace_at(workspace), dataset_name(dataset), machine=machine)[2]
 
 
 def plan(
@@ -92,11 +92,11 @@ def plan(
             "like_spacing": "spacing",
         }
         given = taken(options, names, of=plan)
-        limits = given.pop("limits")
+        machine = given.pop("machine")
         if like is not None and isinstance(given.get("spacing_mm"), str):
             given["spacing"] = given.pop("spacing_mm")
         source = None if like is None else name_of("--like", like)
-        request = PlanRequest(changes=given, like=source, fresh=fresh, limits=limits)
+        request = PlanRequest(changes=given, like=source, fresh=fresh, machine=machine)
         return replan(workspace_at(workspace), dataset_name(dataset), request).planned.plan
 
 
@@ -130,7 +130,6 @@ def train(
     with as_arguments():
         from autoliver.datasets.folds import check_folds
         from autoliver.machine import Machine
-        from autoliver.networks.device import gpu_numbers
         from autoliver.pipeline.run.request import TrainRequest
         from autoliver.pipeline.run.train import train as train_folds
         from autoliver.training.options import TrainingOptions, given_options
@@ -138,16 +137,14 @@ def train(
         from autoliver.workspace import check_configuration
 
         of_request = {*TrainRequest.__struct_fields__} - {"configuration", "changes", "machine"}
-        of_machine = {*Machine.__struct_fields__} - {"limits"}
+        of_machine = [name for name in Machine.__struct_fields__ if name != "limits"]
         of_run = {*TrainingOptions.__struct_fields__} - of_request - {"made_from", "extensions"}
         names = {"fold": "folds", "reset_heads": "reset_heads"}
-        given = taken(
-            options, {n: n for n in (*of_request, *of_machine, *of_run)} | names, of=train
-        )
+        own = {name: name for name in (*of_request, *of_run)}
+        given = taken(options, own | names, of=train, machine=of_machine)
         if check_flag("--reset-heads", given.pop("reset_heads", False)):
             given["heads"] = "reset"
         changed = {name: given.pop(name) for name in list(given) if name in of_run}
-        machine = {name: given.pop(name) for name in list(given) if name in of_machine}
         checked = given_options(changed)
         for name in ("pretrained", "like"):
             if given.get(name) is not None:
@@ -157,10 +154,6 @@ def train(
             folds=check_folds(given.pop("folds", folds)),
             fresh=fresh,
             changes={name: getattr(checked, name) for name in changed},
-            machine=Machine(
-                **{**machine, "gpus": gpu_numbers(machine.get("gpus", ()))},
-                limits=given.pop("limits"),
-            ),
             **given,
         )
         return train_folds(workspace_at(workspace), dataset_name(dataset), request)
@@ -190,7 +183,7 @@ def select(
         from autoliver.pipeline.selection import SelectRequest
         from autoliver.pipeline.selection import select as select_runs
 
-        given = taken(options, {"device": "device"}, of=select)
+        given = taken(options, {}, of=select, machine=("device",))
         request = SelectRequest(runs=runs, **given)  # type: ignore[arg-type]
         return select_runs(workspace_at(workspace), dataset_name(dataset), request)
 
@@ -223,8 +216,9 @@ def predict(
         from autoliver.datasets.folds import folds_text
         from autoliver.pipeline.prediction import PredictRequest, predict_folder
 
-        own = [field.name for field in fields(PredictRequest)]
-        given = taken(options, {name: name for name in (*own, "model")}, of=predict)
+        own = {field.name: field.name for field in fields(PredictRequest)} | {"model": "model"}
+        del own["machine"]
+        given = taken(options, own, of=predict, machine=("device",))
         named = given.pop("model", models)
         if given.get("roi") == "off":
             given["roi"] = None
@@ -303,10 +297,11 @@ def load_model(
         from autoliver.datasets.folds import folds_text
         from autoliver.inference.model import load_model as load
         from autoliver.inference.options import PredictOptions
-        from autoliver.networks.device import check_device_name, choose_device
+        from autoliver.machine import check_device_name
+        from autoliver.networks.device import choose_device
 
         names = {name: name for name in ("step", "mirror", "modality", "exact", "overlap")}
-        given = taken(options, names, of=load_model, machine=False)
+        given = taken(options, names, of=load_model, machine=None)
         how = PredictOptions(**given)
         check_device_name(device)
         name = None if model is None else name_of("--model", model)
@@ -378,7 +373,7 @@ def export(
 
         names = {name: name for name in ("format", "case_names", "overwrite")}
         names["with_case_names"] = "case_names"
-        given = taken(options, names, of=export, machine=False)
+        given = taken(options, names, of=export, machine=None)
         request = ExportRequest(folds=folds_text(folds), **given)
         name, file = name_of("model", model), path_of("target", target)
         return export_model(workspace_at(workspace), name, file, request)
@@ -405,5 +400,5 @@ def import_model(
         from autoliver.pipeline.models import import_model as put
 
         names = {name: name for name in ("name", "overwrite", "trust")}
-        request = ImportRequest(**taken(options, names, of=import_model, machine=False))
+        request = ImportRequest(**taken(options, names, of=import_model, machine=None))
         return put(workspace_at(workspace), path_of("source", source), request)

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autoliver.machine import Machine
     from autoliver.workspace import Workspace
 
-_MACHINE = {"workers": "workers", "memory_gb": "memory_gb"}
+_LIMITS = ("workers", "memory_gb")
 
 
 @contextlib.contextmanager
@@ -44,38 +45,48 @@ def taken(
     names: Mapping[str, str],
     *,
     of: Callable[..., object],
-    machine: bool = True,
+    machine: Sequence[str] | None = (),
 ) -> dict[str, Any]:
-    """The options under the names of the fields they set, the machine's as `limits`.
+    """The options under the names of the fields they set, those of the machine as `machine`.
 
     Args:
         options: As given.
         names: How an option may be called -> the field it sets.
         of: The function.
-        machine: Whether it takes workers and memory_gb.
+        machine: Fields of `Machine` that the function takes, besides workers and memory_gb; None
+            where it takes nothing of the kind.
 
     Raises:
-        OptionError: One is unknown or given under two names.
+        OptionError: One is unknown, given under two names, or cannot be.
     """
-    from autoliver.parallel import Limits
     from autoliver.values import check_known
 
-    known = {**names, **({**_MACHINE, "limits": "limits"} if machine else {})}
+    of_machine = () if machine is None else (*machine, *_LIMITS, "limits")
+    known = {**names, **{name: name for name in of_machine}}
     check_known(options, [*known, *_named(of)], of=of.__name__)
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if known[name] in fields:
             raise OptionError(f"{name} was given twice, by another name as well.")
         fields[known[name]] = value
-    if machine:
-        parts = {name: fields.pop(name) for name in _MACHINE if name in fields}
-        limits = fields.setdefault("limits", Limits(**parts))
-        if not isinstance(limits, Limits) or (parts and limits != Limits(**parts)):
-            raise OptionError(
-                f"limits is {limits!r}; it must be `autoliver.parallel.Limits`, alone.",
-                hint="Give workers=2 and memory_gb=8 instead.",
-            )
+    if machine is not None:
+        parts = {name: fields.pop(name) for name in of_machine if name in fields}
+        fields["machine"] = _machine(parts)
     return fields
+
+
+def _machine(given: dict[str, Any]) -> "Machine":
+    from autoliver.machine import Machine
+    from autoliver.parallel import Limits
+
+    parts = {name: given.pop(name) for name in _LIMITS if name in given}
+    limits = given.pop("limits") if "limits" in given else Limits(**parts)
+    if not isinstance(limits, Limits) or (parts and limits != Limits(**parts)):
+        raise OptionError(
+            f"limits is {limits!r}; it must be `autoliver.parallel.Limits`, alone.",
+            hint="Give workers=2 and memory_gb=8 instead.",
+        )
+    return Machine(**given, limits=limits)
 
 
 def _named(function: Callable[..., object]) -> list[str]:

@@ -1,16 +1,20 @@
 """What a stage may use of this machine; it decides how fast a result comes, never what it is."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 from autoliver.artifacts import Record
+from autoliver.errors import OptionError
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, Need, cores
+from autoliver.values import check_types, check_whole, meant, natural, set_field
 
 CacheChoice = Literal["auto", "gpu", "ram", "disk"]
 
 # One core is left to the training, and more workers than these have never been needed.
 _MOST_LOADERS = 8
 _LEAST_GB = 0.1
+_KINDS = ("auto", "cpu", "cuda", "mps")
 
 
 class Machine(Record, frozen=True, kw_only=True):
@@ -33,6 +37,18 @@ class Machine(Record, frozen=True, kw_only=True):
     cache: CacheChoice = "auto"
     limits: Limits = NO_LIMITS
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be; GPUs may be given as a text, "0,1".
+
+        Raises:
+            OptionError: Naming the option and its value.
+        """
+        set_field(self, "gpus", gpu_numbers(self.gpus))
+        check_device_name(self.device)
+        check_types(self)
+        if self.jobs is not None:
+            check_whole("--jobs", self.jobs, least=1)
 
     @property
     def loaders(self) -> int:
@@ -64,3 +80,42 @@ class Machine(Record, frozen=True, kw_only=True):
 
 # All that there is.
 WHOLE_MACHINE = Machine()
+
+
+def check_device_name(name: object) -> str:
+    """Refuses what cannot be the name of a device, on any machine.
+
+    Raises:
+        OptionError: Naming what there may be.
+    """
+    if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
+        return name
+    hint = meant(name, _KINDS) or "Use --device auto or cpu."
+    raise OptionError(
+        f"--device {name}: it must be auto, cpu, cuda, cuda:1 (a GPU by its number) or mps.",
+        hint=hint,
+    )
+
+
+def gpu_numbers(value: object) -> tuple[int, ...]:
+    """The GPUs that `train` is asked to use, by number.
+
+    Args:
+        value: A number, "0,1", or several numbers; an empty text for none.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    if isinstance(value, str):
+        parts: list[object] = [part.strip() for part in value.split(",")] if value else []
+    else:
+        parts = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = []
+    for part in parts:
+        number = natural(part)
+        if number is None:
+            raise OptionError(
+                f"--gpus: {value!r} is no list of numbers as 0,1.", hint="Give it as --gpus 0,1."
+            )
+        numbers.append(number)
+    return tuple(numbers)

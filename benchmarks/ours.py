@@ -156,13 +156,14 @@ def make_model(_: Clock, *, trained: str, fold: str, results: str, **other: Any)
 def predict(_: Clock, *, fold: str, images: str, output: str, device: str, **__: Any) -> Any:
     """The whole process is timed: no clock."""
     from autoliver.datasets.cases import find_case_images
+    from autoliver.machine import Machine
     from autoliver.models.files import MemberFiles, ModelFiles
     from autoliver.pipeline.prediction import PredictRequest
     from autoliver.pipeline.prediction import predict as predict_cases
 
     cases = find_case_images(Path(images), channels=1, file_ending=None)
     files = ModelFiles(name="benchmark", members=(MemberFiles(folds=(Path(fold),)),))
-    predict_cases(files, cases, Path(output), PredictRequest(device=device))
+    predict_cases(files, cases, Path(output), PredictRequest(machine=Machine(device=device)))
     return _gpu_memory()
 
 

@@ -13,6 +13,7 @@ from autoliver.cli.options import (
     Verbose,
     Workers,
     WorkspaceDir,
+    machine_of,
 )
 from autoliver.cli.output import emit, start, table
 from autoliver.cli.planning_options import (
@@ -49,14 +50,15 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Check a dataset: files, geometry, values, labels, duplicates."""
-    from autoliver.parallel import Limits
     from autoliver.pipeline import data
     from autoliver.planning.verify import raise_on_errors
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     folder, source, found = data.verify_dataset(
-        Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
+        Workspace(workspace),
+        dataset,
+        machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     result = {
         "dataset": source.name,
@@ -93,7 +95,6 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
-    from autoliver.parallel import Limits
     from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
@@ -111,7 +112,7 @@ def plan(
         like=like,
         fresh=fresh,
         notify=lambda text: typer.echo(text, err=True),
-        limits=Limits(workers=workers, memory_gb=memory_gb),
+        machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     made = replan(Workspace(workspace), dataset, request)
     if like is not None:
@@ -132,16 +133,19 @@ def preprocess(
     verbose: Verbose = False,
 ) -> None:
     """Crop, normalise and resample all cases into the store."""
-    from autoliver.parallel import Limits
     from autoliver.pipeline import data
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
     planned = data.planned_dataset(
-        Workspace(workspace), dataset, limits=Limits(workers=workers, memory_gb=memory_gb)
+        Workspace(workspace),
+        dataset,
+        machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
-    stores = data.preprocess(planned, names, limits=Limits(workers=workers, memory_gb=memory_gb))
+    stores = data.preprocess(
+        planned, names, machine=machine_of(workers=workers, memory_gb=memory_gb)
+    )
     cases = len(planned.dataset.labelled)
     text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
     result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}

@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoliver.errors import OptionError
+
+if TYPE_CHECKING:
+    from autoliver.machine import Machine
 
 DEFAULT_WORKSPACE = Path("autoliver-workspace")
 
@@ -57,3 +60,13 @@ MemoryGb = Annotated[
         help="Memory to use; fewer processes where it is short. [default: what is free less 2]",
     ),
 ]
+
+
+def machine_of(
+    *, workers: int = 0, memory_gb: float | None = None, device: str = "auto"
+) -> "Machine":
+    """What a command may use of the machine, by its options."""
+    from autoliver.machine import Machine
+    from autoliver.parallel import Limits
+
+    return Machine(device=device, limits=Limits(workers=workers, memory_gb=memory_gb))

@@ -6,7 +6,11 @@ import typer
 
 Preset = Annotated[
     Literal["default", "M", "L", "XL", "tiny"] | None,
-    typer.Option(case_sensitive=False, help="Size of the networks. [default: default]"),
+    typer.Option(
+        case_sensitive=False,
+        metavar="default|M|L|XL|tiny",
+        help="Size of the networks. [default: default]",
+    ),
 ]
 Vram = Annotated[
     float | None,

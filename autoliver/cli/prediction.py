@@ -14,6 +14,7 @@ from autoliver.cli.options import (
     Verbose,
     Workers,
     WorkspaceDir,
+    machine_of,
 )
 from autoliver.cli.output import emit, start
 
@@ -95,7 +96,6 @@ def predict(
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
-    from autoliver.parallel import Limits
     from autoliver.pipeline import prediction as stage
     from autoliver.workspace import Workspace
 
@@ -109,8 +109,7 @@ def predict(
         roi=None if roi == "off" else roi,
         modality=modality.value,
         exact=exact,
-        device=device,
-        limits=Limits(memory_gb=memory_gb),
+        machine=machine_of(memory_gb=memory_gb, device=device),
     )
     written = stage.predict_folder(
         Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
@@ -162,7 +161,6 @@ def evaluate(
     import msgspec
 
     from autoliver.evaluation.results import table
-    from autoliver.parallel import Limits
     from autoliver.pipeline import evaluation
     from autoliver.workspace import Workspace
 
@@ -173,7 +171,7 @@ def evaluate(
         chaos=chaos,
         output=output,
         overwrite=overwrite,
-        limits=Limits(workers=workers, memory_gb=memory_gb),
+        machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
     text = f"{table(scores)}\nWritten: {output or prediction}/scores.json, scores.csv"

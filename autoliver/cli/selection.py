@@ -14,6 +14,7 @@ from autoliver.cli.options import (
     Verbose,
     Workers,
     WorkspaceDir,
+    machine_of,
 )
 from autoliver.cli.output import emit, number, start, table
 
@@ -38,15 +39,13 @@ def select(
     verbose: Verbose = False,
 ) -> None:
     """Choose the run or pair of runs, and the cleaning rules, that do best out of fold."""
-    from autoliver.parallel import Limits
     from autoliver.pipeline import selection
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     request = selection.SelectRequest(
         runs=tuple(runs or ()),
-        device=device,
-        limits=Limits(workers=workers, memory_gb=memory_gb),
+        machine=machine_of(workers=workers, memory_gb=memory_gb, device=device),
     )
     selected = selection.select(Workspace(workspace), dataset, request)
     emit(_result(selected), _show(selected), as_json=as_json)

@@ -221,7 +221,7 @@ def _folds(text: str) -> "tuple[Fold, ...]":
 
 
 def _gpus(text: str) -> tuple[int, ...]:
-    from autoliver.networks.device import gpu_numbers
+    from autoliver.machine import gpu_numbers
 
     with misuse("--gpus"):
         return gpu_numbers(text)

@@ -1,31 +1,13 @@
 """Which device to compute on."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoliver.errors import OptionError
-from autoliver.values import meant, natural
+from autoliver.machine import check_device_name
 
 if TYPE_CHECKING:
     import torch
-
-_KINDS = ("auto", "cpu", "cuda", "mps")
-
-
-def check_device_name(name: object) -> str:
-    """Refuses what cannot be the name of a device, on any machine.
-
-    Raises:
-        OptionError: Naming what there may be.
-    """
-    if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
-        return name
-    hint = meant(name, _KINDS) or "Use --device auto or cpu."
-    raise OptionError(
-        f"--device {name}: it must be auto, cpu, cuda, cuda:1 (a GPU by its number) or mps.",
-        hint=hint,
-    )
 
 
 def choose_device(name: str) -> "torch.device":
@@ -50,30 +32,6 @@ def choose_device(name: str) -> "torch.device":
             f"--device {name}: cannot be used here: {reason}", hint="Use --device auto or cpu."
         ) from error
     return device
-
-
-def gpu_numbers(value: object) -> tuple[int, ...]:
-    """The GPUs that `train` is asked to use, by number.
-
-    Args:
-        value: A number, "0,1", or several numbers; an empty text for none.
-
-    Raises:
-        OptionError: It is none of these.
-    """
-    if isinstance(value, str):
-        parts: list[object] = [part.strip() for part in value.split(",")] if value else []
-    else:
-        parts = list(value) if isinstance(value, list | tuple) else [value]
-    numbers = []
-    for part in parts:
-        number = natural(part)
-        if number is None:
-            raise OptionError(
-                f"--gpus: {value!r} is no list of numbers as 0,1.", hint="Give it as --gpus 0,1."
-            )
-        numbers.append(number)
-    return tuple(numbers)
 
 
 def check_gpus(numbers: Sequence[int]) -> None:

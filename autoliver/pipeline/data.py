@@ -14,8 +14,9 @@ from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need
-from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
+from autoliver.parallel import case_bar
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import (
@@ -59,21 +60,21 @@ class Planned:
 
 
 def verify_dataset(
-    workspace: Workspace, name: str | None, *, limits: Limits = NO_LIMITS
+    workspace: Workspace, name: str | None, *, machine: Machine = WHOLE_MACHINE
 ) -> tuple[DatasetFolder, Dataset, Verification]:
     """Checks a dataset's integrity; what was checked and did not change is not read again."""
     dataset = workspace.source(name)
     folder = workspace.folder_for(dataset)
-    return folder, dataset, _verification(folder, dataset, limits=limits)
+    return folder, dataset, _verification(folder, dataset, machine=machine)
 
 
-def _verification(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Verification:
+def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
     made_from = {"dataset": dataset.digest()}
     if folder.verify.exists():
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
         if found.made_from == made_from:
             return found
-    pool = CasePool(what="verify", limits=limits, need=read_need, light=True)
+    pool = machine.pool("verify", need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))
     found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
     found = placeless(found, Path(dataset.folder))
@@ -84,7 +85,11 @@ def _verification(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) ->
 
 
 def plan_dataset(
-    workspace: Workspace, name: str | None, options: PlanOptions, *, limits: Limits = NO_LIMITS
+    workspace: Workspace,
+    name: str | None,
+    options: PlanOptions,
+    *,
+    machine: Machine = WHOLE_MACHINE,
 ) -> Planned:
     """Verify, fingerprint, plan.
 
@@ -92,18 +97,22 @@ def plan_dataset(
         workspace: Where the artefacts go.
         name: Path or name of the dataset.
         options: How to plan.
-        limits: Processes and memory to read cases with.
+        machine: Its processes and memory read the cases.
 
     Raises:
         DatasetError: There is no such dataset, it fails verification, or its dataset.json says
             what has no effect yet.
     """
     folder, dataset = to_train(workspace, name)
-    return plan_folder(folder, dataset, options, limits=limits)
+    return plan_folder(folder, dataset, options, machine=machine)
 
 
 def plan_folder(
-    folder: DatasetFolder, dataset: Dataset, options: PlanOptions, *, limits: Limits = NO_LIMITS
+    folder: DatasetFolder,
+    dataset: Dataset,
+    options: PlanOptions,
+    *,
+    machine: Machine = WHOLE_MACHINE,
 ) -> Planned:
     """Verify, fingerprint, plan, for a dataset that was read.
 
@@ -111,20 +120,20 @@ def plan_folder(
         folder: Where the artefacts go.
         dataset: The dataset, as `to_train` gives it.
         options: How to plan.
-        limits: Processes and memory to read cases with.
+        machine: Its processes and memory read the cases.
 
     Raises:
         DatasetError: The dataset fails verification, or none of its cases has a label.
         OptionError: The options cannot work.
     """
-    raise_on_errors(_verification(folder, dataset, limits=limits))
+    raise_on_errors(_verification(folder, dataset, machine=machine))
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
             f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
-    fingerprint = _fingerprint(folder, dataset, limits=limits)
+    fingerprint = _fingerprint(folder, dataset, machine=machine)
     plan = make_plan(dataset, fingerprint, options)
     dataset.save(folder.dataset)
     plan.save(folder.plan)
@@ -133,7 +142,7 @@ def plan_folder(
 
 
 def planned_dataset(
-    workspace: Workspace, name: str | None, *, limits: Limits = NO_LIMITS
+    workspace: Workspace, name: str | None, *, machine: Machine = WHOLE_MACHINE
 ) -> Planned:
     """The plan there is; a dataset without one is planned with the defaults.
 
@@ -143,7 +152,7 @@ def planned_dataset(
     """
     folder, dataset = to_train(workspace, name)
     if not folder.plan.exists():
-        return plan_folder(folder, dataset, PlanOptions(), limits=limits)
+        return plan_folder(folder, dataset, PlanOptions(), machine=machine)
     plan = Plan.load(folder.plan, mend=plan_command(folder, dataset))
     mend = plan_command(folder, dataset, option_words(asked_of(plan)))
     planned = Planned(folder=folder, dataset=dataset, plan=plan)
@@ -196,7 +205,7 @@ def preprocess(
     planned: Planned,
     configurations: Sequence[ConfigurationName] = (),
     *,
-    limits: Limits = NO_LIMITS,
+    machine: Machine = WHOLE_MACHINE,
 ) -> dict[ConfigurationName, Path]:
     """Fills the store for some configurations (default: all of the plan); finished cases stay.
 
@@ -218,7 +227,7 @@ def preprocess(
             for case in planned.dataset.labelled
             if done.get(case.name) != case.files
         ]
-        pool = CasePool(what=f"preprocess {name}", limits=limits, need=prepare_need)
+        pool = machine.pool(f"preprocess {name}", need=prepare_need)
         for _ in case_bar(pool.what, len(todo))(pool.map(prepare_case, todo)):
             pass
         stores[name] = store
@@ -273,14 +282,14 @@ def _describe(dataset: Dataset) -> None:
         _log.warning("%s: written; check its channel and label names:\n%s", path, text.decode())
 
 
-def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, limits: Limits) -> Fingerprint:
+def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Fingerprint:
     """The fingerprint there is, if the dataset did not change; else a new one."""
     if folder.fingerprint.exists():
         mend = f"rm {shlex.quote(str(folder.fingerprint))}"
         found = Fingerprint.load(folder.fingerprint, mend=mend)
         if found.made_from == {"dataset": dataset.digest()}:
             return found
-    pool = CasePool(what="fingerprint", limits=limits, need=read_need, light=True)
+    pool = machine.pool("fingerprint", need=read_need, light=True)
     bar = case_bar("fingerprint", len(dataset.labelled))
     made = make_fingerprint(dataset, executor=pool, progress=bar)
     made.save(folder.fingerprint)

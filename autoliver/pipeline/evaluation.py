@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from autoliver.datasets.cases import Case, Labels
 from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder
 from autoliver.needs import score_need
-from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
+from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
 from autoliver.values import check_text, check_texts, check_types, set_field
 from autoliver.workspace import RunFolder, Workspace
@@ -30,7 +31,7 @@ class EvaluateRequest:
         chaos: Add the CHAOS score.
         output: Folder for the scores; None: that of the predictions.
         overwrite: Replace scores that hold what the new ones do not.
-        limits: Processes and memory.
+        machine: The processes and memory that may be used.
     """
 
     dataset: str | None = None
@@ -38,7 +39,7 @@ class EvaluateRequest:
     chaos: bool = False
     output: Path | None = None
     overwrite: bool = False
-    limits: Limits = NO_LIMITS
+    machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be.
@@ -77,7 +78,7 @@ def evaluate(
     if not request.overwrite:
         references = {name: pair[1] for name, pair in pairs.items()}
         _refuse_loss(output / SCORES_FILE, references, labels, request.options())
-    pool = CasePool(what="evaluate", limits=request.limits, need=score_need)
+    pool = request.machine.pool("evaluate", need=score_need)
     if labels is None:
         bar = case_bar("read label values", len(pairs))
         labels = discover_labels(

@@ -11,7 +11,7 @@ from autoliver.artifacts import digest
 from autoliver.datasets.cases import Case, Labels
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
-from autoliver.parallel import CasePool, case_bar
+from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
 from autoliver.workspace import DatasetFolder, RunFolder
 
@@ -85,7 +85,7 @@ class FoldPairs:
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)
         files = ModelFiles(name=f"{self.folder.name} fold {self.fold}", members=members)
-        model = load_model(files, device=choose_device(self.request.device))
+        model = load_model(files, device=choose_device(self.request.machine.device))
         for part, some in self._fitting(model, pairs):
             missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
             export = _Writer(some, self.labels)
@@ -96,7 +96,7 @@ class FoldPairs:
     ) -> "Iterator[tuple[Model, Sequence[_Pair]]]":
         """All pairs at once where memory allows, else one after the other."""
         largest = max(model_need(job.name, job.images, model).gb for job in pairs[0].jobs)
-        if largest <= self.request.limits.budget_gb:
+        if largest <= self.request.machine.limits.budget_gb:
             yield model, pairs
             return
         for pair in pairs:
@@ -125,12 +125,12 @@ class _Pair:
         known = Scores.load(path)
         if len(known.cases) == len(self.jobs):
             return known
-        limits = fold.request.limits
+        machine = fold.request.machine
         scores = score_files(
             self.files(fold),
             labels=fold.labels,
             options=known.options,
-            executor=CasePool(what="score", limits=limits, need=score_need, light=True),
+            executor=machine.pool("score", need=score_need, light=True),
             progress=case_bar(f"score {' + '.join(self.names)} fold {fold.fold}", len(self.jobs)),
         ).replace(made_from=known.made_from)
         scores.save(path)

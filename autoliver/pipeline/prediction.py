@@ -10,9 +10,9 @@ from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.errors import ModelError
 from autoliver.inference.options import ModalityChoice, PredictOptions
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import overlap_fits, overlap_need
-from autoliver.networks.device import check_device_name
-from autoliver.parallel import NO_LIMITS, Limits, Need, window_bars
+from autoliver.parallel import Need, window_bars
 from autoliver.planning.plan import ConfigurationName, Plan
 from autoliver.values import check_text, check_texts, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
@@ -41,8 +41,7 @@ class PredictRequest:
         modality: By which each case is normalised: "CT", "MR", or "auto", what it looks like; None:
             what the model was planned for, which its own dataset's cases are.
         exact: Compute in float32 with the networks as they are; nothing is chosen by timing.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        limits: Memory.
+        machine: The device and memory that may be used.
     """
 
     step: float = 0.5
@@ -53,8 +52,7 @@ class PredictRequest:
     roi: str | None = None
     modality: ModalityChoice | None = "auto"
     exact: bool = False
-    device: str = "auto"
-    limits: Limits = NO_LIMITS
+    machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be.
@@ -66,7 +64,6 @@ class PredictRequest:
         self.options()
         if self.roi is not None:
             check_text("--roi", self.roi, "auto, off or the name of a model")
-        check_device_name(self.device)
 
     def options(self, *, overlap: bool = True) -> PredictOptions:
         """How a model predicts, with or without work on several cases at a time."""
@@ -99,7 +96,7 @@ def predict(
     jobs = make_jobs(cases, output)
     todo = _todo(jobs, request)
     if todo:
-        model = load_model(files, device=choose_device(request.device))
+        model = load_model(files, device=choose_device(request.machine.device))
         predict_as_asked(model, todo, request)
     return {job.name: job.output for job in jobs}
 
@@ -124,7 +121,7 @@ def predict_as_asked(
     from autoliver.inference.predict import predict_jobs
 
     needs = [model_need(job.name, job.images, model) for job in jobs]
-    options = request.options(overlap=overlap_fits(needs, request.limits))
+    options = request.options(overlap=overlap_fits(needs, request.machine.limits))
     with window_bars(len(jobs)) as on_windows:
         predict_jobs(model, jobs, options, on_windows=on_windows, export=export, on_case=on_case)
 
@@ -223,7 +220,7 @@ def _predict_recorded(
     from autoliver.networks.device import choose_device
 
     output = todo[0].output.parent
-    model = load_model(files, device=choose_device(request.device))
+    model = load_model(files, device=choose_device(request.machine.device))
     clear_outdated(output, record)
     save_record(output, record)
     known = record

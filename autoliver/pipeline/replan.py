@@ -9,7 +9,7 @@ from typing import Any
 
 from autoliver.artifacts import read_json
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.parallel import NO_LIMITS, Limits
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
 from autoliver.planning.changes import Change, plan_changes
@@ -44,14 +44,14 @@ class PlanRequest:
         like: A planned dataset, or any model that `--pretrained` takes, to plan like.
         fresh: Forget the options of the plan before.
         notify: Called with what a person should know before planning begins.
-        limits: Processes and memory to read cases with.
+        machine: Its processes and memory read the cases.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     like: str | None = None
     fresh: bool = False
     notify: Callable[[str], None] = _log.info
-    limits: Limits = NO_LIMITS
+    machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
         """Refuses options that cannot be, or not together.
@@ -123,15 +123,15 @@ def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) ->
     options = changed_options(asked, request.changes)
     kept = asked.replace(**{name: getattr(defaults, name) for name in request.changes})
     _note_kept(option_words(kept), request)
-    planned = plan_folder(folder, dataset, options, limits=request.limits)
+    planned = plan_folder(folder, dataset, options, machine=request.machine)
     return _replanned(planned, folder.plan, own=planned.plan, before=before)
 
 
 def _replan_like(
     workspace: Workspace, name: str | None, source: str, request: PlanRequest
 ) -> Replanned:
-    own = planned_dataset(workspace, name, limits=request.limits)
-    followed = plan_to_follow(workspace, source, limits=request.limits)
+    own = planned_dataset(workspace, name, machine=request.machine)
+    followed = plan_to_follow(workspace, source, machine=request.machine)
     file = own.folder.plan_like(followed.name)
     before = _plan_before(file, request)
     options = LikeOptions()

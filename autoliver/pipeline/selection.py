@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
+from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import fold_of
 from autoliver.needs import clean_need
-from autoliver.networks.device import check_device_name
-from autoliver.parallel import NO_LIMITS, CasePool, Limits, case_bar
+from autoliver.parallel import case_bar
 from autoliver.pipeline.data import current_folds
 from autoliver.pipeline.evaluation import predict_held_out, score_held_out
 from autoliver.pipeline.pairs import FoldPairs, run_digest
@@ -34,13 +34,11 @@ class SelectRequest:
 
     Attributes:
         runs: Names of the runs to compare; empty: all.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        limits: Processes and memory.
+        machine: The device, processes and memory that may be used.
     """
 
     runs: tuple[str, ...] = ()
-    device: str = "auto"
-    limits: Limits = NO_LIMITS
+    machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be; a single run may be given as a text.
@@ -49,7 +47,6 @@ class SelectRequest:
             OptionError: Naming the option and its value.
         """
         set_field(self, "runs", check_texts("runs", self.runs))
-        check_device_name(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +152,7 @@ class _Contest:
             runs=tuple(scored),
             folds=_common_folds(dataset.name, scored),
             left_out=tuple(left_out),
-            request=PredictRequest(modality=None, device=request.device, limits=request.limits),
+            request=PredictRequest(modality=None, machine=request.machine),
         )
 
     def held_out(self, fold: int) -> tuple[Case, ...]:
@@ -205,11 +202,11 @@ class _Contest:
                 pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
             else:
                 pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
-        limits = self.request.limits
+        machine = self.request.machine
         return learn_rules(
             pairs,
             labels=self.dataset.labels,
-            executor=CasePool(what="try rules", limits=limits, need=clean_need, light=True),
+            executor=machine.pool("try rules", need=clean_need, light=True),
             progress=case_bar("try cleaning rules", len(pairs)),
         )
 

@@ -20,13 +20,14 @@ from autoliver.inference.predict import PreparedCase
 from autoliver.inference.record import Prediction
 from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
+from autoliver.machine import Machine
 from autoliver.models.files import FoldModel
 from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.prediction import Predicted, PredictRequest, predict_folder
 from autoliver.workspace import Workspace
 
 GEOMETRY = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
-ASKED = PredictRequest(mirror=False, device="cpu")
+ASKED = PredictRequest(mirror=False, machine=Machine(device="cpu"))
 
 
 @pytest.fixture
@@ -165,11 +166,11 @@ def test_the_switches_of_exact_arithmetic_hold_for_its_block_alone() -> None:
 def test_exact_predictions_on_a_gpu_are_those_of_float32(
     images: Path, run: Path, tmp_path: Path
 ) -> None:
-    exact = replace(ASKED, exact=True, probabilities=True, device="cuda")
+    exact = replace(ASKED, exact=True, probabilities=True, machine=Machine(device="cuda"))
     for folder in ("one", "two"):
         predict(images, tmp_path / folder, run, exact)
     assert probabilities(tmp_path / "one") == probabilities(tmp_path / "two")
-    predict(images, tmp_path / "cpu", run, replace(exact, device="cpu"))
+    predict(images, tmp_path / "cpu", run, replace(exact, machine=Machine(device="cpu")))
     for path in sorted((tmp_path / "one").glob("*.npz")):
         here, there = (np.load(tmp_path / f / path.name)["probabilities"] for f in ("one", "cpu"))
         np.testing.assert_allclose(here, there, atol=2e-5)

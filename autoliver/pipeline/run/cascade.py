@@ -7,9 +7,10 @@ from pathlib import Path
 from autoliver.artifacts import digest
 from autoliver.errors import ModelError
 from autoliver.io.header import label_name
+from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.needs import read_need
-from autoliver.parallel import CasePool, Limits, case_bar
+from autoliver.parallel import case_bar
 from autoliver.pipeline.data import Planned
 from autoliver.planning.plan import ConfigurationName
 from autoliver.preprocessing.previous import PreviousTask, is_prepared, prepare_previous
@@ -79,7 +80,7 @@ def prepare_first_stage(
     store: Path,
     folder: Path,
     patch_shape: Sequence[int],
-    limits: Limits,
+    machine: Machine,
 ) -> Path:
     """Brings the label maps to the cascade's grid; those that are there stay.
 
@@ -93,9 +94,8 @@ def prepare_first_stage(
         if not is_prepared(folder, name)
     ]
     cases = {case.name: case for case in planned.dataset.labelled}
-    pool = CasePool(
-        what=f"predictions of {stage.run.path.name}",
-        limits=limits,
+    pool = machine.pool(
+        f"predictions of {stage.run.path.name}",
         need=lambda task: read_need(cases[task.name]),
         light=True,
     )

@@ -32,7 +32,6 @@ from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
 from autoliver.training.progress import read_progress, summarise
 from autoliver.training.stop import Stopped, stop_on_sigterm
-from autoliver.values import check_whole
 
 # The command of a process of the queue; it takes the path of a request.
 COMMAND = "train-queued"
@@ -49,8 +48,6 @@ def queue_devices(machine: Machine) -> tuple[str, ...]:
         OptionError: The options exclude one another, or a GPU is not there.
     """
     gpus, jobs, device = machine.gpus, machine.jobs, machine.device
-    if jobs is not None:
-        check_whole("--jobs", jobs, least=1)
     if not gpus:
         return (device,) * (jobs or 0)
     other = f"--jobs {jobs}" if jobs else "" if device == "auto" else f"--device {device}"

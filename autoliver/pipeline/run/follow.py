@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.parallel import Limits
+from autoliver.machine import Machine
 from autoliver.pipeline.data import Planned, check_unchanged, plan_command, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
 from autoliver.planning.options import option_words
@@ -44,7 +44,7 @@ def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Pl
     return _save(own, followed, plan_like(own.plan, followed.plan, options))
 
 
-def plan_to_follow(workspace: Workspace, name: str, *, limits: Limits) -> Followed:
+def plan_to_follow(workspace: Workspace, name: str, *, machine: Machine) -> Followed:
     """The plan that a source's name means.
 
     Raises:
@@ -53,7 +53,7 @@ def plan_to_follow(workspace: Workspace, name: str, *, limits: Limits) -> Follow
     found = find_plan(workspace, name)
     if found is not None:
         return Followed(name=found[0], plan=found[1], again=name)
-    planned = planned_dataset(workspace, name, limits=limits)
+    planned = planned_dataset(workspace, name, machine=machine)
     return Followed(name=safe(planned.dataset.short_name), plan=planned.plan, again=name)
 
 

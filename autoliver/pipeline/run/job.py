@@ -211,7 +211,6 @@ class RunJob:
             request=PredictRequest(
                 modality=None,
                 exact=self.options.deterministic,
-                device=str(device),
-                limits=self.machine.limits,
+                machine=self.machine.replace(device=str(device)),
             ),
         )

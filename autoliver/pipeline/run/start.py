@@ -49,7 +49,7 @@ def find_start(
         source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
         taken = "Planned like" if request.twin else "Begins with"
         notify(f"{taken} {source.fold}: {source.where}.")
-        own = planned_dataset(workspace, name, limits=request.machine.limits)
+        own = planned_dataset(workspace, name, machine=request.machine)
         theirs = source.plan_for(wanted)
         planned = replace(own, source=source.name)
         if theirs is not None and not request.own_plan:
@@ -57,9 +57,9 @@ def find_start(
             planned = _follow(own, followed, wanted, notify)
         return planned, None if request.twin else source
     if request.like is None:
-        return planned_dataset(workspace, name, limits=request.machine.limits), None
-    followed = plan_to_follow(workspace, request.like, limits=request.machine.limits)
-    own = planned_dataset(workspace, name, limits=request.machine.limits)
+        return planned_dataset(workspace, name, machine=request.machine), None
+    followed = plan_to_follow(workspace, request.like, machine=request.machine)
+    own = planned_dataset(workspace, name, machine=request.machine)
     return _follow(own, followed, wanted, notify), None
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
-from autoliver.networks.device import check_device_name
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -114,16 +113,12 @@ def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
 
 def _check_machine(machine: Machine) -> None:
     """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
-    from autoliver.training.patches.cache import check_cache, check_device
-
-    check_device_name(machine.device)
-    check_cache(machine.cache)
-    check_flag("--tensorboard", machine.tensorboard)
     if machine.tensorboard:
         check_tensorboard()
     queue_devices(machine)
     if machine.cache == "gpu":
         from autoliver.networks.device import choose_device
+        from autoliver.training.patches.cache import check_device
 
         check_device(machine.cache, choose_device(machine.device))
 
@@ -175,8 +170,8 @@ def _run_job(
         note_seen(source, planned, splits, notify=notify)
         keep_start(run, start, configuration, notify=notify)
     _notify(notify, planned.plan, configuration, options, cases)
-    limits = request.machine.limits
-    store = preprocess(planned, [request.configuration], limits=limits)[request.configuration]
+    machine = request.machine
+    store = preprocess(planned, [request.configuration], machine=machine)[request.configuration]
     previous = None
     if stage is not None:
         previous = prepare_first_stage(
@@ -185,7 +180,7 @@ def _run_job(
             store=store,
             folder=run.path / "previous",
             patch_shape=configuration.patch_shape,
-            limits=limits,
+            machine=machine,
         )
     return RunJob(
         planned=planned,

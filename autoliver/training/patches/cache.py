@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from autoliver.training.patches.sampling import (
     TrainingCase,
     paste,
 )
-from autoliver.values import check_choice
 
 CacheKind = Literal["gpu", "ram", "disk"]
 
@@ -102,15 +101,6 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
         *(choice, kind, need_gb, gpu, room.ram_gb),
     )
     return kind
-
-
-def check_cache(choice: object) -> None:
-    """Refuses a place for cases that there is not.
-
-    Raises:
-        OptionError: Naming the places.
-    """
-    check_choice("--cache", choice, get_args(CacheChoice))
 
 
 def check_device(choice: CacheChoice, device: torch.device) -> None:
