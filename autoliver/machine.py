@@ -78,10 +78,6 @@ class Machine(Record, frozen=True, kw_only=True):
         return self.replace(device=device, gpus=(), jobs=None, limits=limits)
 
 
-# All that there is.
-WHOLE_MACHINE = Machine()
-
-
 def check_device_name(name: object) -> str:
     """Refuses what cannot be the name of a device, on any machine.
 
@@ -119,3 +115,7 @@ def gpu_numbers(value: object) -> tuple[int, ...]:
             )
         numbers.append(number)
     return tuple(numbers)
+
+
+# All that there is.
+WHOLE_MACHINE = Machine()
