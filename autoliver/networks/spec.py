@@ -21,4 +21,5 @@ def read_spec(fields: object, *, where: str) -> NetworkSpec:
     Raises:
         ArtifactError: The kind is unknown, or a field does not fit.
     """
+    # msgspec takes a union; typing has no type for "the type of one of these" before PEP 747.
     return to_record(fields, cast("type[NetworkSpec]", NetworkSpec), where=where)

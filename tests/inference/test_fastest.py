@@ -7,14 +7,13 @@ from torch import Tensor, nn
 from autoliver.inference import fastest as module
 from autoliver.inference.fastest import ChannelsLast, Fastest
 from autoliver.networks.build import build_network
-from autoliver.networks.spec import UNetSpec
+from autoliver.networks.spec import ResidualUNetSpec, UNetSpec
 
 torch.set_num_threads(1)
 
 
 def make_network(axes: int = 3, kind: str = "unet") -> nn.Module:
-    spec = UNetSpec(
-        kind=kind,
+    spec = {"unet": UNetSpec, "resenc": ResidualUNetSpec}[kind](
         in_channels=2,
         out_channels=3,
         features=(4, 8, 8),
