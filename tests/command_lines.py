@@ -48,7 +48,10 @@ class Text:
 
 
 def texts_of_python(source: str, *, where: str) -> Iterator[Text]:
-    """The strings of a module: f-strings with holes, and what `+` puts together as one."""
+    """The strings of a module but for regular expressions.
+
+    f-strings come with holes, and what `+` puts together comes as one.
+    """
     tree = ast.parse(source)
     documentation = {
         id(node.value)
@@ -56,7 +59,15 @@ def texts_of_python(source: str, *, where: str) -> Iterator[Text]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
 
+    patterns = {
+        id(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.") and node.args
+    }
+
     def walk(node: ast.AST) -> Iterator[Text]:
+        if id(node) in patterns:
+            return
         text = _text(node)
         if text is None:
             children: Sequence[ast.AST] = list(ast.iter_child_nodes(node))

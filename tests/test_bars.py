@@ -42,7 +42,7 @@ def test_every_stage_over_cases_shows_its_bar(data: Path, tmp_path: Path) -> Non
     labels = data / "labelsTr"
     scored = bars(told("evaluate", "-p", labels, "-r", labels, "-d", NAME, *work))
     assert scored == {"evaluate": whole}
-    scored = bars(told("evaluate", "-p", labels, "-r", labels, *work))
+    scored = bars(told("evaluate", "-p", labels, "-r", labels, "--overwrite", *work))
     assert scored == {"read label values": whole, "evaluate": whole}
 
 

@@ -82,8 +82,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
                 f"--metrics: there is none named '{unknown[0]}'.",
                 hint=f"{near} Choose from {', '.join(ALL_METRICS)}.".strip(),
             )
-        check_number("--nsd-tolerance-mm", self.nsd_tolerance_mm, least=0.0)
-        check_number("--lesion-overlap", self.lesion_overlap, least=0.0, most=1.0)
+        check_number("nsd_tolerance_mm", self.nsd_tolerance_mm, least=0.0)
+        check_number("lesion_overlap", self.lesion_overlap, least=0.0, most=1.0)
 
     @property
     def wanted(self) -> set[str]:

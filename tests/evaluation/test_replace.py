@@ -103,7 +103,7 @@ def test_scores_by_the_names_of_labels_stay(
         """A dataset that names the labels."""
 
     Named.labels = labels  # type: ignore[attr-defined]
-    monkeypatch.setattr(Workspace, "source", lambda *_: Named)
+    monkeypatch.setattr(Workspace, "read", lambda *_: Named)
     evaluate(folders)
     with pytest.raises(OptionError, match="the labels label_1, label_2"):
         evaluate(folders, "-d", "Toy")

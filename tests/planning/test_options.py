@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from autoliver.cli import planning_options
 from autoliver.cli.main import app
 from autoliver.datasets.cases import Labels
-from autoliver.errors import ArtifactError
+from autoliver.errors import OptionError
 from autoliver.planning.options import (
     asked_of,
     changed_like_options,
@@ -52,9 +52,9 @@ def test_an_option_that_is_given_changes_that_one():
     assert changed_options(before, {}) == before
     assert changed_options(before, {"preset": "default"}) == before.replace(preset="default")
     assert changed_options(before, {"vram_gb": None}) == before.replace(vram_gb=None)
-    with pytest.raises(ArtifactError, match="presett"):
+    with pytest.raises(OptionError, match="presett"):
         changed_options(before, {"presett": "M"})
-    with pytest.raises(ArtifactError, match="preset"):
+    with pytest.raises(OptionError, match="preset"):
         changed_options(before, {"preset": "huge"})
 
 
