@@ -22,7 +22,7 @@ from benchmarks.measure import Measured, alternate, median
 from benchmarks.row import Bench, Row, Skip
 
 _SHARED = Path(__file__).parents[2] / "shared"
-_ROWS: dict[str, Callable[[Bench], Row]] = {
+ROWS: dict[str, Callable[[Bench], Row]] = {
     "cubic": rows_arrays.cubic,
     "cubic-3d": rows_arrays.cubic_3d,
     "labels": rows_arrays.labels,
@@ -46,7 +46,7 @@ _SHOWN_FAR = 4  # digits of ratios and differences
 
 
 def main() -> int:
-    arguments = read_arguments(_ROWS)
+    arguments = read_arguments(ROWS)
     # Children inherit it, whatever they believe the number of cores to be.
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
     os.sched_setaffinity(0, cores)
@@ -58,7 +58,7 @@ def main() -> int:
             threads=len(cores),
             quick=arguments.quick,
         )
-        rows = {name: _ROWS[name] for name in arguments.only or _ROWS}
+        rows = {name: ROWS[name] for name in arguments.only or ROWS}
         return report(bench, rows, repeats=arguments.repeats, output=arguments.output)
 
 

@@ -87,6 +87,7 @@ class Bench:
         threads: For each side.
         quick: Small inputs: shows that everything works, not how fast.
         device: Of training and prediction.
+        checkout: The checkout whose code is our side.
     """
 
     folder: Path
@@ -95,6 +96,7 @@ class Bench:
     threads: int
     quick: bool
     device: str = "cpu"
+    checkout: Path = _ROOT
 
     def ours(self, name: str, /, *, remove: tuple[Path, ...] = (), **arguments: Any) -> Call:
         """A call of a function of `benchmarks.ours`."""
@@ -166,7 +168,7 @@ class Bench:
             settings={
                 **nnunet,
                 **threads,
-                "PYTHONPATH": str(_ROOT),
+                "PYTHONPATH": str(self.checkout),
                 "nnUNet_def_n_proc": str(self.threads),
             },
             log=self.folder / "logs" / f"{title}.txt",

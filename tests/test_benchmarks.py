@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,28 @@ def test_missing_peer_is_said_at_once(tmp_path):
     done = benchmarks("--peer", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "tools/peer-nnunet" in done.stderr
+
+
+def test_two_checkouts_are_compared(tmp_path):
+    # The other one is this one with a resampling that takes a second longer.
+    other = tmp_path / "other"
+    for folder in ("autoliver", "benchmarks"):
+        shutil.copytree(ROOT / folder, other / folder)
+    slow = other / "autoliver/preprocessing/resample.py"
+    text = slow.read_text()
+    head = text[: text.index("def resample_image(")]
+    body = text[len(head) :].replace("def resample_image(", "def _resample_image(", 1)
+    slow.write_text(
+        f"{head}{body}\n\ndef resample_image(*words, **options):\n    import time\n\n"
+        "    time.sleep(1)\n    return _resample_image(*words, **options)\n"
+    )
+    command = [sys.executable, "-m", "benchmarks.revisions", str(other)]
+    words = ["--quick", "--repeats", "1", "--only", "cubic"]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
+    name, before, now, *_ = cells
+    assert name == "cubic"
+    assert float(before) > 1 > float(now)
 
 
 def test_memory_of_a_process_tree(tmp_path, monkeypatch):
