@@ -169,6 +169,8 @@ class Bench:
                 **nnunet,
                 **threads,
                 "PYTHONPATH": str(self.checkout),
+                # Or the current folder would come before it.
+                "PYTHONSAFEPATH": "1",
                 "nnUNet_def_n_proc": str(self.threads),
             },
             log=self.folder / "logs" / f"{title}.txt",
