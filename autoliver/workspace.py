@@ -25,7 +25,7 @@ from autoliver.models.selection import (
     choose_folds,
     choose_previous,
 )
-from autoliver.planning.plan import CONFIGURATION_NAMES, ConfigurationName
+from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
 
 # Of imported models, in the workspace.
 MODELS = "models"

@@ -11,7 +11,8 @@ from autoliver.datasets.cases import Labels
 from autoliver.inference.model import Member, Model
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import UNetSpec
-from autoliver.planning.plan import Configuration, ConfigurationName, IntensityStats, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration, IntensityStats, Plan
 
 BRIGHT_HU = 1500.0
 _THRESHOLD_HU = 1000.0

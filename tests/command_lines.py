@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from autoliver.cli.main import app
-from autoliver.planning.plan import CONFIGURATION_NAMES
+from autoliver.planning.names import CONFIGURATION_NAMES
 
 HOLE = "\ue000"  # an expression in an f-string
 DOTS = "\ue001"  # "...", which stands for words left out

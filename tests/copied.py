@@ -50,13 +50,18 @@ class CopiedPackage:
 
     def run(self, *arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
         """Runs a command of the copy."""
-        done = subprocess.run(
-            [sys.executable, "-m", "autoliver", *map(str, arguments)],
+        done = self.python("-m", "autoliver", *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def python(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        """Runs Python with the copy and the modules of the tests."""
+        tests = Path(__file__).parent
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
             cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root)},  # noqa: TID251
+            env={**os.environ, "PYTHONPATH": f"{self.root}{os.pathsep}{tests}"},  # noqa: TID251
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done

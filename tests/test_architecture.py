@@ -60,7 +60,7 @@ def test_the_import_order_is_the_tested_one() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
 def test_every_extension_has_a_proof(row: list[str]) -> None:
     _, change, proof = row
-    assert re.search(r"`autoliver/|the file that implements it", change)
+    assert re.search(r"`autoliver/", change)
     (link,) = re.findall(r"\]\(\.\./(tests/[\w/.]+)\)", proof)
     assert "def test_" in (ROOT / link).read_text()
 

@@ -1,9 +1,8 @@
 """export and import."""
 
 import shlex
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,14 +10,7 @@ from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, WorkspaceD
 from autoliver.cli.output import emit, start, table
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.models import ModelFacts, Moved
-
-
-class FormatName(StrEnum):
-    """For whom a model is exported."""
-
-    autoliver = "autoliver"
-    nnunet = "nnunet"
+    from autoliver.pipeline.models import Format, ModelFacts, Moved
 
 
 def export(
@@ -36,8 +28,8 @@ def export(
         str | None, typer.Option(metavar="0,1,..|all", help="Folds to take; default: all finished.")
     ] = None,
     format_: Annotated[
-        FormatName, typer.Option("--format", help="Who shall read it.")
-    ] = FormatName.autoliver,
+        str, typer.Option("--format", metavar="autoliver|nnunet", help="What will read the file.")
+    ] = "autoliver",
     case_names: Annotated[
         bool, typer.Option("--with-case-names", help="Keep the names of the training cases.")
     ] = False,
@@ -52,7 +44,7 @@ def export(
 
     start(verbose=verbose)
     request = models.ExportRequest(
-        folds=folds, case_names=case_names, format=format_.value, overwrite=overwrite
+        folds=folds, case_names=case_names, format=cast("Format", format_), overwrite=overwrite
     )
     done = models.export_model(Workspace(workspace), model, target, request)
     emit(_result(done), f"{_show(done.facts)}\nWritten: {target}", as_json=as_json)

@@ -1,14 +1,16 @@
 """Options of `plan`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 import typer
 
+from autoliver.planning import names
+
 Preset = Annotated[
-    Literal["default", "M", "L", "XL", "tiny"] | None,
+    names.Preset | None,
     typer.Option(
         case_sensitive=False,
-        metavar="default|M|L|XL|tiny",
+        metavar="|".join(get_args(names.Preset)),
         help="Size of the networks. [default: default]",
     ),
 ]
@@ -37,7 +39,7 @@ Like = Annotated[
     ),
 ]
 LikeSpacing = Annotated[
-    Literal["auto", "source", "target", "fixed"] | None,
+    names.SpacingMode | None,
     typer.Option(
         help="With --like: the source's spacing, the dataset's own, --spacing, or the source's but "
         "where most slices would be interpolated. [default: auto]"

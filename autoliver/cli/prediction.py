@@ -1,6 +1,5 @@
 """predict and evaluate."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +16,7 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, start
-
-
-class ModalityName(StrEnum):
-    """What a case can be."""
-
-    auto = "auto"
-    CT = "CT"
-    MR = "MR"
-
+from autoliver.inference.options import ModalityChoice
 
 Models = Annotated[
     list[str] | None,
@@ -46,7 +37,7 @@ Roi = Annotated[
     ),
 ]
 Modality = Annotated[
-    ModalityName,
+    ModalityChoice,
     typer.Option(
         help="What the cases are and are normalised as; auto goes by each case's values and refuses"
         " what the model was not trained for."
@@ -72,7 +63,7 @@ def predict(
         float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
     ] = 0.5,
     roi: Roi = "off",
-    modality: Modality = ModalityName.auto,
+    modality: Modality = "auto",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write CASE.npz with them.")
     ] = False,
@@ -107,7 +98,7 @@ def predict(
         probabilities=probabilities,
         uncertainty=uncertainty,
         roi=None if roi == "off" else roi,
-        modality=modality.value,
+        modality=modality,
         exact=exact,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )

@@ -10,7 +10,8 @@ from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ModelError
 from autoliver.models.selection import CleaningRule, Selection
-from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

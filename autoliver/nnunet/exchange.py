@@ -14,7 +14,7 @@ from autoliver.models.files import (
     save_fold,
 )
 from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
     from autoliver.nnunet.model import ImportedFold

@@ -13,7 +13,8 @@ from autoliver.nnunet.plan import (
     RESAMPLING_SETTINGS,
     refuse_gaps,
 )
-from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration, Plan
 
 PLANS_NAME = "nnUNetPlans"
 NAMES: Mapping[ConfigurationName, str] = {

@@ -24,7 +24,7 @@ from autoliver.nnunet.folder import (
     open_runs,
 )
 from autoliver.nnunet.plan import plan_from_nnunet, read_plans
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,14 +11,8 @@ from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.description import Description, modality_of
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.nnunet.network import spec_from_nnunet
-from autoliver.planning.plan import (
-    Configuration,
-    ConfigurationName,
-    IntensityStats,
-    Normalization,
-    Plan,
-    Preset,
-)
+from autoliver.planning.names import ConfigurationName, Preset
+from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
 from autoliver.planning.presets import PRESETS
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -18,14 +18,9 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import case_bar
 from autoliver.planning.fingerprint import make_fingerprint
+from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
-from autoliver.planning.plan import (
-    Configuration,
-    ConfigurationName,
-    Fingerprint,
-    Plan,
-    PlanOptions,
-)
+from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
 from autoliver.planning.planner import make_plan
 from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case

@@ -19,7 +19,7 @@ from autoliver.models.archive import (
 from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import ModelFiles, fold_of
 from autoliver.nnunet.exchange import export_for_nnunet, save_imported
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.names import ConfigurationName
 from autoliver.values import check_types, set_field
 from autoliver.workspace import MODELS, ModelFolder, Workspace
 

@@ -13,7 +13,8 @@ from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import overlap_fits, overlap_need
 from autoliver.parallel import Need, window_bars
-from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Plan
 from autoliver.values import check_text, check_texts, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 

@@ -16,7 +16,7 @@ from autoliver.pipeline.data import current_folds
 from autoliver.pipeline.evaluation import predict_held_out, score_held_out
 from autoliver.pipeline.pairs import FoldPairs, run_digest
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.planning.plan import CONFIGURATION_NAMES
+from autoliver.planning.names import CONFIGURATION_NAMES
 from autoliver.training.options import TrainingOptions
 from autoliver.values import check_texts, meant, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace

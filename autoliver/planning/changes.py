@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from autoliver.planning.plan import CONFIGURATION_NAMES, Configuration, IntensityStats, Plan
+from autoliver.planning.names import CONFIGURATION_NAMES
+from autoliver.planning.plan import Configuration, IntensityStats, Plan
 
 _STATISTICS = ("mean", "median", "std", "min", "max")
 _WINDOW = ("percentile_00_5", "percentile_99_5")

@@ -13,7 +13,8 @@ import numpy as np
 
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
-from autoliver.planning.plan import Configuration, Preset
+from autoliver.planning.names import Preset
+from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import MIN_BATCH, PRESETS, REFERENCE_BATCH, PresetRow
 from autoliver.planning.topology import Topology, pool_topology
 

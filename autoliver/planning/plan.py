@@ -10,11 +10,9 @@ from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
+from autoliver.planning.names import ConfigurationName, Preset, SpacingMode
 from autoliver.values import check_types, set_field, spelled
 
-ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
-CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
-Preset = Literal["default", "M", "L", "XL", "tiny"]
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
 
 
@@ -95,7 +93,6 @@ class Configuration(Record, frozen=True, kw_only=True):
         return len(self.patch_shape)
 
 
-SpacingMode = Literal["auto", "source", "target", "fixed"]
 _SPACING_HINT = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
 
 

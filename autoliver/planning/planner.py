@@ -12,10 +12,10 @@ from autoliver.errors import DatasetError, OptionError
 from autoliver.planning import reasons
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.grid import full_resolution
+from autoliver.planning.names import ConfigurationName
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
     Configuration,
-    ConfigurationName,
     Fingerprint,
     IntensityStats,
     Normalization,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
-from autoliver.planning.plan import Preset
+from autoliver.planning.names import Preset
 from autoliver.planning.topology import Topology
 
 # Patches per step that are never undercut.

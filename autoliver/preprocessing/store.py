@@ -20,7 +20,8 @@ import numpy.typing as npt
 from autoliver.artifacts import Artifact, check_chain, digest, write_bytes
 from autoliver.datasets.cases import CaseFacts
 from autoliver.errors import ArtifactError, DatasetError
-from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
 
 T = TypeVar("T", bound=np.generic)

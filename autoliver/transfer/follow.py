@@ -4,13 +4,8 @@ from collections.abc import Sequence
 
 from autoliver.artifacts import digest
 from autoliver.errors import OptionError
-from autoliver.planning.plan import (
-    Configuration,
-    ConfigurationName,
-    IntensityStats,
-    LikeOptions,
-    Plan,
-)
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 
 # Spacings that differ by more than this along an axis make organs look different to a network.
 _FAR = 2.0

@@ -4,21 +4,16 @@ The package is copied, the network of `new_network/` is added to the copy, and a
 with it what people do: plan, train, transfer, predict, export.
 """
 
-import filecmp
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from copied import CopiedPackage
 from safetensors.numpy import load_file
 
 from autoliver.io.files import read_label
 
-PACKAGE = Path(__file__).parents[2] / "autoliver"
 TOY = Path(__file__).parent / "new_network"
 OWN_FILES = ("toy_spec.py", "toy.py")
 CT, MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
@@ -49,12 +44,12 @@ EDITS = {
             "            return Toy(spec, deep_supervision=deep_supervision)\n",
         ),
     ],
-    "planning/plan.py": [('"XL", "tiny"]', '"XL", "tiny", "toy"]')],
+    "planning/names.py": [('"XL", "tiny"]', '"XL", "tiny", "toy"]')],
     "planning/presets.py": [
         (
-            "from autoliver.planning.plan import Preset\n",
+            "from autoliver.planning.names import Preset\n",
             "from autoliver.networks.toy_spec import ToySpec\n"
-            "from autoliver.planning.plan import Preset\n",
+            "from autoliver.planning.names import Preset\n",
         ),
         (
             "PRESETS: dict[Preset, PresetRow] = {\n",
@@ -75,46 +70,18 @@ EDITS = {
 }
 
 
-def add_toy(package: Path) -> None:
-    for name in OWN_FILES:
-        shutil.copy(TOY / name, package / "networks" / name)
-    for name, changes in EDITS.items():
-        text = (package / name).read_text()
-        for before, after in changes:
-            assert text.count(before) == 1, f"{name}: {before}"
-            text = text.replace(before, after)
-        (package / name).write_text(text)
-
-
-def different_files(one: Path, other: Path) -> set[str]:
-    """Files that only one of two folders has, or whose contents differ."""
-    names = {
-        str(path.relative_to(folder))
-        for folder in (one, other)
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
-    return names - set(same)
-
-
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The folder that everything was written to, and what was refused in which words."""
     folder = tmp_path_factory.mktemp("toy")
-    package = folder / "code" / "autoliver"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    add_toy(package)
-    assert different_files(PACKAGE, package) == {*EDITS, *(f"networks/{n}" for n in OWN_FILES)}
-    with pytest.MonkeyPatch.context() as patch:
-        tests = Path(__file__).parents[1]
-        patch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{tests}")
-        done = subprocess.run(
-            [sys.executable, TOY / "journey.py", package, folder],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    copied = CopiedPackage(folder / "code")
+    for name in OWN_FILES:
+        copied.add(f"networks/{name}", (TOY / name).read_text())
+    for name, changes in EDITS.items():
+        for before, after in changes:
+            copied.edit(name, before, after)
+    assert copied.changed == {*EDITS, *(f"networks/{name}" for name in OWN_FILES)}
+    done = copied.python(TOY / "journey.py", copied.package, folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads((folder / "refused.json").read_text())
 

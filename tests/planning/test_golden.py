@@ -7,13 +7,8 @@ import msgspec
 import pytest
 
 from autoliver.datasets.cases import Case, Dataset, Labels
-from autoliver.planning.plan import (
-    CaseFingerprint,
-    Fingerprint,
-    IntensityStats,
-    PlanOptions,
-    Preset,
-)
+from autoliver.planning.names import Preset
+from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, PlanOptions
 from autoliver.planning.planner import make_plan
 
 ORACLE = Path(__file__).parents[3] / "shared/oracle/planner"

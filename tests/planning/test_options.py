@@ -1,11 +1,8 @@
 """The options of `plan`: stored, changed, and as words that the command takes."""
 
-from typing import get_args
-
 import pytest
 from typer.testing import CliRunner
 
-from autoliver.cli import planning_options
 from autoliver.cli.main import app
 from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
@@ -15,7 +12,7 @@ from autoliver.planning.options import (
     changed_options,
     option_words,
 )
-from autoliver.planning.plan import LikeOptions, Plan, PlanOptions, Preset, SpacingMode
+from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 
 PLAN = Plan(
     dataset="D",
@@ -127,12 +124,3 @@ def test_the_command_makes_of_the_words_what_they_were_made_of(options, monkeypa
     change = changed_like_options if like else changed_options
     assert change(type(options)(), request.changes) == options
     assert request.like == (like[-1] if like else None)
-
-
-def test_the_command_names_the_choices_of_the_library():
-    for annotated, literal in (
-        (planning_options.Preset, Preset),
-        (planning_options.LikeSpacing, SpacingMode),
-    ):
-        choice, _ = get_args(get_args(annotated)[0])  # Literal | None
-        assert get_args(choice) == get_args(literal)

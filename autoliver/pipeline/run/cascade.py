@@ -12,7 +12,7 @@ from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.needs import read_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.data import Planned
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.names import ConfigurationName
 from autoliver.preprocessing.previous import PreviousTask, is_prepared, prepare_previous
 from autoliver.workspace import RunFolder
 

@@ -6,8 +6,9 @@ from autoliver.errors import ArtifactError, OptionError
 from autoliver.machine import Machine
 from autoliver.pipeline.data import Planned, check_unchanged, plan_command, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
+from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import option_words
-from autoliver.planning.plan import ConfigurationName, LikeOptions, Plan
+from autoliver.planning.plan import LikeOptions, Plan
 from autoliver.transfer.follow import like_digest, plan_like
 from autoliver.workspace import Workspace
 

@@ -15,7 +15,8 @@ from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import is_trained
 from autoliver.planning.fit import memory_gb
-from autoliver.planning.plan import Configuration, ConfigurationName
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions

@@ -8,7 +8,7 @@ import msgspec
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.folds import Fold
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.planning.plan import ConfigurationName
+from autoliver.planning.names import ConfigurationName
 
 # Called with a sentence that a person should read before the training begins.
 Notify = Callable[[str], None]

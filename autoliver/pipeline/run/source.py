@@ -20,7 +20,8 @@ from autoliver.models.files import (
     fold_folder_name,
     one_fold,
 )
-from autoliver.planning.plan import ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import Source, find_source, safe
-from autoliver.planning.plan import Configuration, ConfigurationName, Plan
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Configuration, Plan
 from autoliver.transfer.follow import far_axes
 from autoliver.transfer.table import Transfer
 from autoliver.workspace import RunFolder, Workspace

@@ -36,7 +36,7 @@ def main(package: Path, folder: Path) -> None:
     place = ("-w", workspace)
     steps = ("--epochs", 1, "--iterations", 4)
 
-    autoliver.plan(data / CT, preset="toy", workspace=workspace)
+    run("plan", data / CT, "--preset", "toy", *place)
     run("train", CT, "2d", "--fold", 0, *steps, *place)
     source = ("--pretrained", "PhantomCT/2d/fold_0")
     run("train", data / MR, "2d", "--fold", "all", *source, "--freeze", "body", *steps, *place)
@@ -48,7 +48,7 @@ def main(package: Path, folder: Path) -> None:
     run("export", name, file, *place)
     run("predict", *images, "-o", folder / "by_file", "-m", file, "-w", folder / "empty")
 
-    autoliver.plan(data / MR, preset="tiny", workspace=workspace)
+    run("plan", data / MR, "--preset", "tiny", *place)
     command = ("train", MR, "2d", "--fold", "all", *source, *steps, *place)
     found = {
         "nnunet": lambda: run("export", name, folder / "nnunet", "--format", "nnunet", *place),

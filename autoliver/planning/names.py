@@ -1,0 +1,8 @@
+"""Names that options of planning take; imported by the commands, so nothing heavy is here."""
+
+from typing import Literal
+
+ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
+CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
+Preset = Literal["default", "M", "L", "XL", "tiny"]
+SpacingMode = Literal["auto", "source", "target", "fixed"]
