@@ -6,9 +6,9 @@
 Each checkout works through its own commands on a few real cases: plans with three presets,
 preprocessing, five short trainings (2D and 3D, plain and transferred, several losses and
 augmentations), prediction, export and import, nnU-Net there and back, evaluation. Every difference
-is printed; exit code 1 where there is one. It takes about three minutes a side on two cores.
-Where one of them has no `predict --exact`, predictions may differ in a few voxels: how the network runs is
-then chosen by timing.
+is printed; exit code 1 where there is one. It takes about three minutes a side on two cores. Where
+one side has no `predict --exact`, label maps may differ in a few voxels, since how the network runs
+is then chosen by timing.
 """
 
 import argparse
