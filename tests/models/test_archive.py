@@ -186,7 +186,7 @@ def test_a_cascade_brings_its_first_stage(cascade: ModelFiles, tmp_path: Path) -
     assert same(files, cascade)
     assert [place.at for place in files.members[0].previous] == ["runs/3d_lowres+long/fold_0"]
     alone = ModelFiles(name="Toy", members=(MemberFiles(folds=cascade.members[0].folds),))
-    with pytest.raises(ModelError, match=r"3d_lowres model .* is not there"):
+    with pytest.raises(ModelError, match=r"3d_lowres model .* is missing"):
         write_archive(path, alone)
     assert same(open_archive(path).files(), cascade)
 
