@@ -298,7 +298,7 @@ def _check_grids(prediction: Geometry, reference: Geometry, name: str) -> None:
         if not difference.rounding:
             first, second = difference.values()
             raise DatasetError(
-                f"{name}: prediction and reference lie on different grids: {difference.what} "
+                f"{name}: prediction and reference have different grids: {difference.what} "
                 f"{first} in the prediction, {second} in the reference.",
                 hint="Check that they belong together, or resample one to the other's grid.",
             )

@@ -161,7 +161,7 @@ def read_directory(file: Path) -> dict[str, int]:
         problem = _problem(info)
         name = info.filename.casefold()  # some file systems do not tell "Runs" from "runs"
         if not problem and name in seen:
-            problem = "is there twice"
+            problem = "occurs twice"
         if problem:
             raise ModelError(f"{file}: the entry {info.orig_filename!r} {problem}.", hint=AGAIN)
         seen.add(name)

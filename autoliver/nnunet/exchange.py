@@ -44,7 +44,7 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     why = [f"Imported from {source.name}."]
     if len(kinds) > 1:
         others = ", ".join(f"-m NAME/{name}" for name in kinds if name != run)
-        why.append(f"{run} predicts unless told otherwise ({others}).")
+        why.append(f"{run} predicts by default; for another run, use {others}.")
         _log.warning("%s", why[-1])
     selection = Selection(
         dataset=folds[0].info.plan.dataset,

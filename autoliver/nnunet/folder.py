@@ -95,7 +95,11 @@ def checkpoint_run(path: Path) -> NnunetRun:
 def _runs(root: Path, named: Path, folds: Sequence[str] | None) -> list[NnunetRun]:
     folders = sorted(_configuration_folders(root, _DEEPEST))
     if not folders:
-        old = "a model of nnU-Net v1" if (root / "plans.pkl").exists() else "no model of nnU-Net v2"
+        old = (
+            "a model of nnU-Net v1"
+            if (root / "plans.pkl").exists()
+            else "not a model of nnU-Net v2"
+        )
         raise ModelError(f"{named}: {old}: it has no folder like 'fold_0'.", hint=_EXPECTED)
     datasets = sorted({folder.parent.name for folder in folders})
     if len(datasets) > 1:
