@@ -1,4 +1,4 @@
-"""Converts an autoliver plan of one configuration to nnU-Net's plans.json and dataset.json."""
+"""Converts autoliver's plan of one configuration to nnU-Net's plans.json and dataset.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -130,5 +130,5 @@ def _check(plan: Plan, configuration: Configuration) -> None:
     if problem:
         raise ModelError(
             f"{plan.dataset}: cannot be exported as a model of nnU-Net: {problem}.",
-            hint="Export it as an autoliver file instead.",
+            hint="Export it as a file of autoliver instead.",
         )

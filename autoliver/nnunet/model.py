@@ -1,4 +1,4 @@
-"""Reads models of nnU-Net v2 as autoliver folds, and writes folds so that nnU-Net predicts."""
+"""Reads models of nnU-Net v2 as autoliver's folds, and writes folds so that nnU-Net predicts."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 nnU-Net's state dict holds most tensors several times: a convolution and its norm also appear in a
 list "all_modules", and the whole encoder appears again inside the decoder. nnU-Net numbers the
-decoder from the deepest stage upwards, autoliver from full resolution downwards.
+decoder from the deepest stage upwards; autoliver's is numbered from full resolution downwards.
 """
 
 from collections.abc import Iterator, Mapping

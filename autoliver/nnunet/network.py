@@ -63,7 +63,7 @@ def spec_from_nnunet(
     if kind is None:
         raise ModelError(
             f"{where}: the network is a {name}; only {' and '.join(_SPECS)} can be imported.",
-            hint="Predict with nnU-Net itself, or train an autoliver network on the dataset.",
+            hint="Predict with nnU-Net itself, or train a network of autoliver on the dataset.",
         )
     _check_settings(arguments, kind=kind, dimension=dimension, where=where)
     try:
@@ -87,7 +87,7 @@ def known_to_nnunet(spec: NetworkSpec) -> NnunetSpec:
         case _:
             raise ModelError(
                 f"nnU-Net has no network of kind '{spec.kind}'.",
-                hint="Export it as an autoliver file instead.",
+                hint="Export it as a file of autoliver instead.",
             )
 
 

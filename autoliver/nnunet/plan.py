@@ -1,4 +1,4 @@
-"""Converts nnU-Net's plans.json and dataset.json to an autoliver plan of one configuration."""
+"""Converts nnU-Net's plans.json and dataset.json to autoliver's plan of one configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -321,8 +321,8 @@ def _modality(
 ) -> Modality:
     """Derives the modality from channel names; CT only if the training intensities can be HU.
 
-    CT that was shifted or scaled before training has no values below zero. As "CT", autoliver
-    would refuse such images, while nnU-Net would predict them.
+    CT that was shifted or scaled before training has no values below zero. As "CT", such images
+    would be refused here, while nnU-Net would predict them.
     """
     named = modality_of(description.channel_names)
     if named == "CT" or "CTNormalization" in settings.normalization_schemes:
