@@ -1,24 +1,24 @@
-"""Mean and standard deviation of images whose appearance was changed."""
+"""Adjusts mean and standard deviation of images whose appearance was changed."""
 
 import math
 
 import torch
 from torch import Tensor
 
-_FLAT = 1e-4  # an image of less deviation stays as flat as it is
-# A spread below this part of the mean is rounding, and must not be blown up.
+_FLAT = 1e-4  # images with a smaller standard deviation are not stretched to 1
+# A spread below this fraction of the mean is rounding error and must not be amplified.
 _ROUNDING = 1e-5
 
 
 def normalise_inside(changed: Tensor, inside: Tensor) -> None:
-    """Gives each channel mean 0 and standard deviation 1 where there is image, and 0 around it.
+    """Normalises each channel inside the image to mean 0 and standard deviation 1, in place.
 
-    In place. So a case of another modality is seen in prediction: normalised by itself, and
-    surrounded with zeros.
+    Voxels outside become 0. The result looks like a case of another modality in prediction, which
+    is normalised by itself and surrounded by zeros.
 
     Args:
         changed: (c, *spatial).
-        inside: (*spatial), where there is image.
+        inside: Boolean (*spatial), True inside the image.
     """
     count = inside.sum().clamp_min(1)
     for channel in changed:
@@ -31,7 +31,7 @@ def restore_moments(changed: Tensor, before: Tensor) -> None:
 
     Args:
         changed: (n, c, *spatial), contiguous.
-        before: The same before the change.
+        before: The images before the change, (n, c, *spatial).
     """
     old, new = before.flatten(2), changed.view(*changed.shape[:2], -1)
     mean, new_mean = (flat.mean(2, keepdim=True) for flat in (old, new))
