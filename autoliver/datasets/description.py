@@ -244,10 +244,11 @@ def _ordered_labels(
         problem = f"two names for one value in {raw['labels']}"
     elif ignore is not None and (len(ignore) > 1 or ignore[0] <= max(used)):
         problem = f"ignore: expected one value above all others, found {ignore}"
-    elif regions and not _is_order(order, len(values) - 1):
-        problem = f"regions need regions_class_order, one value for each, found {order!r}"
+    hint = _MEND
+    if not problem and regions and not _is_order(order, len(values) - 1):
+        problem, hint = painting_problem(_foreground(values), order)
     if problem:
-        raise DatasetError(f"{where}: labels: {problem}.", hint=_MEND)
+        raise DatasetError(f"{where}: labels: {problem}.", hint=hint)
     return LabelValues(
         values=values,
         regions_class_order=tuple(order) if order is not None else None,
@@ -259,16 +260,19 @@ def _is_order(order: Any, regions: int) -> bool:
     return (
         isinstance(order, list)
         and len(order) == regions
-        and all(isinstance(value, int) and not isinstance(value, bool) for value in order)
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in order)
     )
+
+
+def _foreground(values: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: group for name, group in values.items() if name != "background"}
 
 
 def _painting(where: Path, labels: LabelValues, *, trained: bool) -> str:
     """What is wrong with the order of regions; raises unless they are a trained model's."""
     if labels.regions_class_order is None:
         return ""
-    regions = {name: group for name, group in labels.values.items() if name != "background"}
-    problem, hint = painting_problem(regions, labels.regions_class_order)
+    problem, hint = painting_problem(_foreground(labels.values), labels.regions_class_order)
     if problem and not trained:
         raise DatasetError(f"{where}: labels: {problem}.", hint=hint)
     return f"{problem}. {hint}" if problem else ""
