@@ -63,7 +63,12 @@ def test_an_order_that_gives_the_regions_back_passes(
 @pytest.mark.parametrize(
     ("labels", "order", "problem", "hint"),
     [
-        (BRAIN, [1, 2, 3], "region 'core' [1, 2] becomes [2, 3]", '"regions_class_order": [3, 2, 1]'),
+        (
+            BRAIN,
+            [1, 2, 3],
+            "region 'core' [1, 2] becomes [2, 3]",
+            '"regions_class_order": [3, 2, 1]',
+        ),
         (BRAIN, [2, 3, 1], "'core'", "[3, 2, 1]"),
         (BRAIN, [3, 1, 2], "'enhancing' [1] becomes [2]", "[3, 2, 1]"),
         (KIDNEY, [1, 2, 3], "'tumour' [2] becomes [3]", "[1, 3, 2]"),
