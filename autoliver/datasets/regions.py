@@ -52,7 +52,7 @@ def paintable(regions: Regions) -> tuple[list[str], list[int]] | None:
     values: dict[str, int] = {}
     # From the back, so that names keep the order that they have as far as it does.
     while len(backwards) < len(regions):
-        for name in reversed(regions):
+        for name in reversed(list(regions)):
             own = sorted(left.intersection(regions[name]))
             if name not in backwards and len({within[value] for value in own}) <= 1:
                 break

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from autoliver.nnunet.checkpoint import NnunetCheckpoint
 
+_log = logging.getLogger(__name__)
+
 # The number given to datasets that have none, since nnU-Net finds models by "DatasetNNN_".
 _NUMBER = 999
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-_FLAT = 1e-4  # an image of less deviation stays as flat as it is
+_FLAT = 1e-4  # of its largest value: an image of less deviation stays as flat as it is
 # A spread below this part of the mean is rounding, and must not be blown up.
 _ROUNDING = 1e-5
 
@@ -22,8 +22,9 @@ def normalise_inside(changed: Tensor, inside: Tensor) -> None:
     """
     count = inside.sum().clamp_min(1)
     for channel in changed:
+        largest = _to_one(channel)
         channel.sub_((channel * inside).sum() / count).mul_(inside)
-        channel.mul_((channel.square().sum() / count).clamp_min(_FLAT**2).rsqrt())
+        channel.mul_((channel.square().sum() / count).clamp_min((_FLAT * largest).square()).rsqrt())
 
 
 def restore_moments(changed: Tensor, before: Tensor) -> None:
@@ -39,6 +40,6 @@ def restore_moments(changed: Tensor, before: Tensor) -> None:
         torch.linalg.vector_norm(flat, dim=2, keepdim=True)
         for flat in (old - mean, new.sub_(new_mean))
     )
-    rounding = new_norm <= _ROUNDING * math.sqrt(new.shape[2]) * new_mean.abs() + 1e-12
+    rounding = new_norm <= _ROUNDING * math.sqrt(new.shape[2]) * new_mean.abs()
     gain = torch.where(rounding, 0.0, norm / new_norm.masked_fill(rounding, 1.0))
     new.mul_(gain).add_(mean)
