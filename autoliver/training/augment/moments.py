@@ -22,9 +22,9 @@ def normalise_inside(changed: Tensor, inside: Tensor) -> None:
     """
     count = inside.sum().clamp_min(1)
     for channel in changed:
-        largest = _to_one(channel)
+        least = _FLAT * _to_one(channel, inside)
         channel.sub_((channel * inside).sum() / count).mul_(inside)
-        channel.mul_((channel.square().sum() / count).clamp_min((_FLAT * largest).square()).rsqrt())
+        channel.mul_((channel.square().sum() / count).clamp_min(least.square()).rsqrt())
 
 
 def restore_moments(changed: Tensor, before: Tensor) -> None:
@@ -43,3 +43,17 @@ def restore_moments(changed: Tensor, before: Tensor) -> None:
     rounding = new_norm <= _ROUNDING * math.sqrt(new.shape[2]) * new_mean.abs()
     gain = torch.where(rounding, 0.0, norm / new_norm.masked_fill(rounding, 1.0))
     new.mul_(gain).add_(mean)
+
+
+def _to_one(channel: Tensor, inside: Tensor) -> Tensor:
+    """Scales a channel, in place, by the power of two that brings its largest value to 0.5 to 1.
+
+    No digit changes, and squares can neither overflow nor vanish.
+
+    Returns:
+        The largest magnitude inside afterwards; 0.5 for an image of zeros.
+    """
+    largest, exponent = torch.frexp((channel * inside).abs().max())
+    # Within what float32 has as normal numbers.
+    channel.mul_(torch.ldexp(torch.ones_like(largest), -exponent.clamp(-126, 126)))
+    return largest.clamp_min(0.5)

@@ -24,6 +24,7 @@ _PARTS = (4, 8)  # classes of the background, besides air
 _SMOOTHING = 1.0  # standard deviation in voxels before the background is split
 _BLUR = (0.3, 1.3)  # standard deviation in voxels per axis: another resolution
 _BINS = 128
+_FLAT = 1e-6  # of an image's largest value: a class of less deviation has no texture
 _FIELD_CELLS = 4  # control points of smooth fields are a quarter of the patch apart
 
 
@@ -71,6 +72,8 @@ def class_texture(channel: Tensor, classes: Tensor, *, count: int) -> Tensor:
         (*spatial), float32, at most 4 from 0: vessels stay vessels, and no voxel shines.
     """
     known = torch.nan_to_num(channel, 0.0, 0.0, 0.0).float()
+    # Of a class without texture only rounding is left, whatever the unit of the image is.
+    least = (known.abs().max() * _FLAT).square().clamp_min(torch.finfo(torch.float32).tiny)
     mean, scale = torch.zeros(2, count, device=channel.device)
     for number in range(count):
         # Sums over masks: sums by index differ from run to run on a GPU.
@@ -78,7 +81,7 @@ def class_texture(channel: Tensor, classes: Tensor, *, count: int) -> Tensor:
         voxels = mask.sum().clamp_min(1)
         mean[number] = (known * mask).sum() / voxels
         variance = ((known - mean[number]).square() * mask).sum() / voxels
-        scale[number] = variance.clamp_min(1e-12).rsqrt()
+        scale[number] = variance.clamp_min(least).rsqrt()
     return (known - torch.take(mean, classes)).mul_(torch.take(scale, classes)).clamp_(-4, 4)
 
 
@@ -125,7 +128,7 @@ def split_background(channel: Tensor, label: Tensor, *, parts: int) -> Tensor:
     smooth = multiply_axes(known.nan_to_num_(), matrices)
     low = smooth.masked_fill(~background, torch.inf).min()
     extent = smooth.masked_fill(~background, -torch.inf).max() - low
-    scale = (_BINS - 1) / extent.clamp_min(1e-7)
+    scale = (_BINS - 1) / torch.where(extent > 0, extent, 1.0)
     bins = smooth.sub_(low).mul_(scale).round_().clamp_(0, _BINS - 1)
     # What is no background goes to a bin of its own, also where there is none and low is infinite.
     bins = bins.masked_fill_(~background, _BINS).long()
