@@ -24,7 +24,7 @@ def test_gamma(scale: float, inverted: bool) -> None:
     torch.testing.assert_close(scaled / scale, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", (*SCALES, 1e-30, 1e25, 1e30))
+@pytest.mark.parametrize("scale", [*SCALES, 1e-30, 1e25, 1e30])
 def test_normalisation_of_the_inside(scale: float) -> None:
     inside = torch.rand(8, 9, 10, generator=torch.Generator().manual_seed(4)) < 0.7
     plain, scaled = image()[0], image()[0] * scale
