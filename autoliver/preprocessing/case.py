@@ -18,6 +18,7 @@ from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.nonzero import Box
+from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
@@ -136,8 +137,9 @@ def forward(
     axes = plan.transpose_forward
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
-        image.array.transpose(order),
+        without_impossible(image.array, name=name).transpose(order),
         None if label is None else label.array.transpose(order).astype(label_dtype(plan.labels)),
+        ignore=plan.labels.ignore,
     )
     modality = modality or plan.modality
     normal = normalize_case(

@@ -68,7 +68,9 @@ def apply_bezier(chosen: ChosenSamples) -> "Tensor":
         for channel, view in enumerate(images[sample]):
             curve = bezier_curve(generator).to(images)
             low, high = torch.aminmax(view)
-            position = (view - low).mul_((len(curve) - 1) / (high - low).clamp_min(1e-7))
+            # Any extent, however small; a constant channel lies at the curve's start.
+            extent = torch.where(high > low, high - low, 1.0)
+            position = (view - low).mul_((len(curve) - 1) / extent)
             index = position.long().clamp_max_(len(curve) - 2)
             base, slope = torch.take(curve, index), torch.take(curve.diff(), index)
             changed[sample, channel] = position.sub_(index).mul_(slope).add_(base)

@@ -228,13 +228,15 @@ def apply_gamma(image: Tensor, draws: Sequence[Draw], *, inverted: bool = False)
         if inverted:
             view.neg_()
         low, high = torch.aminmax(view)
-        extent = high - low
+        extent = torch.where(high > low, high - low, 1.0)  # of any unit
         mean, std = _centre(view)
         # exp(log x * exponent), because pow() takes three times as long on a CPU core.
-        view.add_(mean - low).clamp_min_(0).div_(extent.clamp_min(_EPSILON))
+        view.add_(mean - low).clamp_min_(0).div_(extent)
         view.log_().mul_(draw.values[0]).exp_()
         _, new_std = _centre(view)
-        gain = std * extent / (new_std * extent).clamp_min(_EPSILON)
+        # The range but for a power of two, which changes no digit and cannot overflow.
+        part = torch.frexp(extent).mantissa
+        gain = std * part / (new_std * part).clamp_min(_EPSILON)
         view.mul_(sign * gain).add_(sign * mean)
 
 

@@ -25,6 +25,7 @@ _PARTS = (4, 8)  # number of background classes besides air
 _SMOOTHING = 1.0  # standard deviation of the smoothing before the split, in voxels
 _BLUR = (0.3, 1.3)  # standard deviation per axis, in voxels; simulates another resolution
 _BINS = 128
+_FLAT = 1e-6  # of an image's largest value: a class of less deviation has no texture
 _FIELD_CELLS = 4  # control points of smooth fields are a quarter of the patch apart
 
 
@@ -72,6 +73,8 @@ def class_texture(channel: Tensor, classes: Tensor, *, count: int) -> Tensor:
         (*spatial), float32, clipped to -4 to 4: vessels are kept, but extreme voxels are not.
     """
     known = torch.nan_to_num(channel, 0.0, 0.0, 0.0).float()
+    # Of a class without texture only rounding is left, whatever the unit of the image is.
+    least = (known.abs().max() * _FLAT).square().clamp_min(torch.finfo(torch.float32).tiny)
     mean, scale = torch.zeros(2, count, device=channel.device)
     for number in range(count):
         # Summed over masks because sums by index differ from run to run on a GPU.
@@ -79,7 +82,7 @@ def class_texture(channel: Tensor, classes: Tensor, *, count: int) -> Tensor:
         voxels = mask.sum().clamp_min(1)
         mean[number] = (known * mask).sum() / voxels
         variance = ((known - mean[number]).square() * mask).sum() / voxels
-        scale[number] = variance.clamp_min(1e-12).rsqrt()
+        scale[number] = variance.clamp_min(least).rsqrt()
     return (known - torch.take(mean, classes)).mul_(torch.take(scale, classes)).clamp_(-4, 4)
 
 
@@ -127,7 +130,7 @@ def split_background(channel: Tensor, label: Tensor, *, parts: int) -> Tensor:
     smooth = multiply_axes(known.nan_to_num_(), matrices)
     low = smooth.masked_fill(~background, torch.inf).min()
     extent = smooth.masked_fill(~background, -torch.inf).max() - low
-    scale = (_BINS - 1) / extent.clamp_min(1e-7)
+    scale = (_BINS - 1) / torch.where(extent > 0, extent, 1.0)
     bins = smooth.sub_(low).mul_(scale).round_().clamp_(0, _BINS - 1)
     # Voxels that are not background get a bin of their own, even if there is no background at all
     # and `low` is infinite.
