@@ -128,7 +128,9 @@ def _grid(case: CaseRange, others: Sequence[CaseRange]) -> list[Difference]:
             f"{_times(case.shape)} voxels of {_mm(case.spacing_mm)}: {text}, where they have "
             f"{typical}."
         )
-        return [Difference(case=case.name, severity=severity, code="size", problem=problem, hint=hint)]
+        return [
+            Difference(case=case.name, severity=severity, code="size", problem=problem, hint=hint)
+        ]
     return _odd_extent(case, others, hint)
 
 
