@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from autoliver.io.volume import Geometry
-from autoliver.planning.ranges import ChannelRange, SeenChannel, SeenImages
+from autoliver.planning.ranges import CLEARLY_NEGATIVE, ChannelRange, SeenChannel, SeenImages
 
 # A case is far away where it lies outside of what was seen by more than this factor.
 _FAR_SPACING = 5.0
@@ -12,6 +12,7 @@ _FAR_EXTENT = 4.0
 _FAR_SCALE = 20.0
 # Of the range that was seen, how far beyond it intensities are still alike.
 _SLACK = 0.1
+_FAR_STORED = 2.0
 # Noise around zero may be stronger in a new scan than in those of the training, by this factor and
 # this share of the brightest voxels.
 _NOISE_FACTOR = 1.5
@@ -38,6 +39,10 @@ def as_trained(image: ChannelRange, seen: SeenChannel, *, ct: bool) -> bool:
         image.percentile_99_5, seen.percentile_99_5, _SLACK * width
     ):
         return True
+    if ct and image.min >= 0 and seen.percentile_00_5[1] >= CLEARLY_NEGATIVE:
+        # CT stored with an offset or as bytes has no other sign than its scale.
+        low, high = seen.percentile_99_5
+        return low / _FAR_STORED <= image.percentile_99_5 <= high * _FAR_STORED
     if ct or seen.negative_ratio == 0 or image.min <= min(_AIR_HU, seen.min):
         return False
     return image.negative_ratio <= _NOISE_FACTOR * seen.negative_ratio + _NOISE_SHARE

@@ -1,4 +1,4 @@
-"""A volume in memory: channels on one grid. Array order is (c, z, y, x), converted once, in io."""
+"""Images in memory: an array (c, z, y, x) and its grid; only io converts from other axis orders."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from autoliver.artifacts import Record
 
 
 class Geometry(Record, frozen=True, kw_only=True):
-    """Where a voxel grid lies in the patient.
+    """The position of a voxel grid in the patient.
 
     Attributes:
-        shape_zyx: Voxels per axis.
-        spacing_mm: Distance of voxel centres per axis, (z, y, x).
-        origin_xyz: Centre of the first voxel in mm (LPS, as ITK).
-        direction: The 3x3 direction cosines, row by row (ITK's order: x, y, z).
+        shape_zyx: Number of voxels per axis (z, y, x).
+        spacing_mm: Distance of voxel centres per axis (z, y, x), in mm.
+        origin_xyz: Centre of the first voxel (x, y, z), in mm; LPS, as in ITK.
+        direction: The 3x3 direction cosines, row by row, in ITK's order (x, y, z).
     """
 
     shape_zyx: tuple[int, int, int]
@@ -26,11 +26,11 @@ class Geometry(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Volume:
-    """An image and its grid.
+    """An image or a label map and its grid.
 
     Attributes:
-        array: (c, z, y, x), float32 for images.
-        geometry: The grid; its shape equals the array's last three axes.
+        array: The voxels (c, z, y, x), float32 for images.
+        geometry: The grid of one channel; its shape equals the array's last three axes.
     """
 
     array: npt.NDArray[np.generic]

@@ -37,7 +37,9 @@ _HU_LOW = -50.0
 _HU_RATIO = 0.25
 _CLEAR_HU_RATIO = 0.3
 _NOISE_RATIO = 0.12
+# No air or fat: above it, or above this share of the others' range below zero.
 _NO_NEGATIVE = -5.0
+_NO_NEGATIVE_SHARE = 0.02
 # Scales of CT are alike within 3 and those of MR within 20; beyond this factor they are wrong.
 _CT_SCALE = (3.0, 6.0)
 _MR_SCALE = (20.0, 200.0)
@@ -47,7 +49,9 @@ _SECOND_SCANNER = 3
 # -1 and -3000 as unsigned numbers of 16 and 32 bits, and the highest signed number of 16 bits.
 _WRAPPED = ((62536.0, 65535.0), (2.0**32 - 3000, 2.0**32))
 _SIGNED_MAX = 33000.0
-_OFFSET_HU = (700.0, 1300.0)
+# What an offset of 1000 or 1024 moves air by, and bone, of which scans hold more or less.
+_OFFSET_AIR = (900.0, 1100.0)
+_OFFSET_BONE = (700.0, 1350.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,16 +290,15 @@ def _unlike(c: ChannelRange, others: Sequence[ChannelRange], kind: Modality) -> 
 
 def _unlike_hounsfield(c: ChannelRange, others: Sequence[ChannelRange]) -> str | None:
     low, high = _typical(others)
-    tolerance = 0.15 * (high - low)
-    like = abs(c.percentile_00_5 - low) <= tolerance and abs(c.percentile_99_5 - high) <= tolerance
-    mirrored = (
-        abs(c.percentile_99_5 + low) <= tolerance and abs(c.percentile_00_5 + high) <= tolerance
-    )
-    if mirrored and not like:
+    width = high - low
+    unlike = abs(c.percentile_00_5 - low) + abs(c.percentile_99_5 - high)
+    mirrored = abs(c.percentile_99_5 + low) + abs(c.percentile_00_5 + high)
+    if mirrored <= 0.3 * width and mirrored < unlike / 2 and unlike > 0.12 * width:
         return "as if they were inverted"
-    if c.percentile_00_5 >= _NO_NEGATIVE:
-        return _without_negatives(c, low, high)
-    if c.percentile_99_5 < 0 < high and high - c.percentile_99_5 >= _OFFSET_HU[0]:
+    if c.percentile_00_5 >= min(_NO_NEGATIVE, -_NO_NEGATIVE_SHARE * width):
+        scaled = _scaled(c, others, _CT_SCALE) if c.min < 0 else None
+        return scaled or _without_negatives(c, low, high)
+    if c.percentile_99_5 < 0 < high and high - c.percentile_99_5 >= _OFFSET_BONE[0]:
         return "as if an offset of about -1024 had been added"
     return _scaled(c, others, _CT_SCALE)
 
@@ -307,7 +310,8 @@ def _without_negatives(c: ChannelRange, low: float, high: float) -> str:
     if c.max <= 255:
         return "as if they were windowed to 0 to 255"
     shifts = (c.percentile_00_5 - low, c.percentile_99_5 - high)
-    if all(_OFFSET_HU[0] <= shift <= _OFFSET_HU[1] for shift in shifts):
+    ends = (_OFFSET_AIR, _OFFSET_BONE)
+    if all(least <= shift <= most for shift, (least, most) in zip(shifts, ends, strict=True)):
         return "as CT stored with an offset of about 1024, or another modality such as MR"
     return "as of another modality such as MR, or inverted or scaled"
 
