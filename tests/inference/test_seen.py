@@ -113,7 +113,7 @@ def test_the_other_modality_is_still_known(plan, name, image, expected):
 
 def test_noise_that_a_model_has_not_seen_does_not_make_mr_a_ct(plan):
     own = planned(plan, "MR", mr)
-    found, why = seen_modality(mr(9, 30)[None], own, own.configurations["2d"])
+    found, why = seen_modality(mr(9, 55)[None], own, own.configurations["2d"])
     assert found is None
     assert "not conclusive" in why
 
