@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
 from autoliver.io.files import read_header
 from autoliver.io.header import Header
 from autoliver.memory import GB
@@ -29,6 +29,9 @@ _PREPARE_OUT = 4.0
 _SCORE = 2.0  # in units of one label map if it were float32; measured 1.5
 _CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
 _FLOAT32 = 4
+# A case is refused if it needs more than so many times what --memory-gb says, or what is free.
+_OVER_ASKED = 2.0
+_OVER_FREE = 8.0
 
 
 def read_need(case: Case) -> Need:
@@ -82,6 +85,16 @@ def overlap_need(
     return Need(name=name, gb=_PREPARE_IN * before + (_PREPARE_OUT + 1) * after + logits)
 
 
+def single_need(
+    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration
+) -> Need:
+    """Of predicting a case by itself, with nothing read ahead or exported behind it."""
+    before, after = _sizes_gb(images, plan, configuration)
+    logits = after / len(plan.channel_names) * plan.labels.out_channels
+    prepared = _PREPARE_IN * before + _PREPARE_OUT * after
+    return Need(name=name, gb=max(prepared, after + logits))
+
+
 def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
     """Whether memory suffices to read and export other cases during a prediction; logs if not."""
     largest, budget = max(needs, key=lambda need: need.gb), limits.budget_gb
@@ -93,6 +106,42 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
         *(largest.name, largest.gb, budget),
     )
     return False
+
+
+def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
+    """Refuses work on cases that need far more memory than may be used, before it is begun.
+
+    The estimates are rounded up and know nothing of what cropping takes, so that a case somewhat
+    over the budget is tried; one that needs a multiple of it would only be killed.
+
+    Args:
+        needs: One for each case, each alone.
+        limits: The memory that may be used.
+        what: The stage, for the message.
+
+    Raises:
+        OptionError: Naming the largest case and the numbers.
+    """
+    largest = max(needs, key=lambda need: need.gb, default=None)
+    if largest is None:
+        return
+    budget, asked = limits.budget_gb, limits.memory_gb is not None
+    most = budget * (_OVER_ASKED if asked else _OVER_FREE)
+    if largest.gb <= most:
+        return
+    over = sum(need.gb > most for need in needs)
+    more = f" ({over} cases need too much)" if over > 1 else ""
+    raise OptionError(
+        f"{largest.name}: to {what} it needs about {_gb(largest.gb)}, "
+        + (f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used")
+        + f"{more}.",
+        hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
+        + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size:.1f} GB" if size >= 0.1 else f"{size:.2g} GB"
 
 
 def _sizes_gb(

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from autoliver.datasets.cases import Case
+from autoliver.errors import OptionError
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
-from autoliver.needs import read_need, score_need
+from autoliver.needs import read_need, refuse_over_budget, score_need
+from autoliver.parallel import Limits, Need
 
 SHAPE = (64, 128, 128)
 IMAGE_GB = 64 * 128 * 128 * 4 / 2**30
@@ -64,3 +66,19 @@ def test_the_estimate_covers_what_reading_takes(case: Case) -> None:
     command = [sys.executable, "-c", MEASURE, case.images[0], str(case.label)]
     taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert taken / 2**30 <= 1.2 * read_need(case).gb
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "needed", "refused"),
+    [(1.0, 0.5, False), (1.0, 1.5, False), (1.0, 2.5, True), (None, 1.0, False), (None, 1e6, True)],
+)
+def test_a_case_far_over_the_budget_is_refused(
+    memory_gb: float | None, needed: float, refused: bool
+) -> None:
+    needs = [Need(name="small", gb=0.01), Need(name="large", gb=needed)]
+    limits = Limits(memory_gb=memory_gb)
+    if not refused:
+        refuse_over_budget(needs, limits, "predict")
+        return
+    with pytest.raises(OptionError, match=f"large: to predict it needs about {needed:.1f} GB"):
+        refuse_over_budget(needs, limits, "predict")

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,7 +31,7 @@ from autoliver.cli.planning_options import (
 if TYPE_CHECKING:
     from autoliver.pipeline.replan import Replanned
     from autoliver.planning.plan import Plan
-    from autoliver.planning.verify import Verification
+    from autoliver.planning.verify import Finding, Verification
 
 DatasetArgument = Annotated[
     str | None,
@@ -64,10 +65,7 @@ def verify(
     result = {
         "dataset": source.name,
         "cases": len(source.cases),
-        "findings": [
-            {"case": f.case, "severity": f.severity, "code": f.code, "problem": f.problem}
-            for f in found.findings
-        ],
+        "findings": listed(found.findings),
         "file": str(folder.verify),
     }
     text = (
@@ -100,6 +98,7 @@ def plan(
     Every decision is printed with its reason. A dataset that was planned before keeps its options,
     except for those that are given now.
     """
+    from autoliver.pipeline.data import remind
     from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
@@ -120,6 +119,7 @@ def plan(
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     made = replan(Workspace(workspace), dataset, request)
+    remind(made.planned)
     if like is not None:
         for finding in far_axes(made.planned.plan, made.own):
             typer.echo(f"Note: {finding}", err=True)
@@ -151,12 +151,17 @@ def preprocess(
         dataset,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
+    data.remind(planned)
     stores = data.preprocess(
         planned, names, machine=machine_of(workers=workers, memory_gb=memory_gb)
     )
     cases = len(planned.dataset.labelled)
     text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
-    result = {"cases": cases, "stores": {name: str(folder) for name, folder in stores.items()}}
+    result = {
+        "cases": cases,
+        "stores": {name: str(folder) for name, folder in stores.items()},
+        "warnings": listed(planned.warnings),
+    }
     emit(result, text, as_json=as_json)
 
 
@@ -172,6 +177,7 @@ def _emit_plan(made: "Replanned", *, like: str | None, as_json: bool) -> None:
         "plan": msgspec.to_builtins(plan),
         "changes": msgspec.to_builtins(made.changes),
         "stale_runs": made.stale_runs,
+        "warnings": listed(made.planned.warnings),
         "file": str(made.file),
     }
     emit(result, f"{_show_plan(plan)}\n" + "\n".join(parts), as_json=as_json)
@@ -191,6 +197,14 @@ def _show_changes(made: "Replanned") -> list[str]:
             "a run, or with --tag NAME to keep both."
         )
     return parts
+
+
+def listed(findings: "Sequence[Finding]") -> list[dict[str, str | None]]:
+    """Findings as plain values for --json."""
+    return [
+        {"case": f.case, "severity": f.severity, "code": f.code, "problem": f.problem}
+        for f in findings
+    ]
 
 
 def _findings(found: "Verification") -> str:

@@ -263,7 +263,14 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 def _summary(results: "list[FoldResult]") -> dict[str, object]:
+    from autoliver.cli.data import listed
+    from autoliver.pipeline.data import warnings_kept
+    from autoliver.workspace import DatasetFolder
+
+    # Of a run's folder in the dataset's: DATASET/runs/RUN/fold_N.
+    warnings = warnings_kept(DatasetFolder(results[0].folder.parents[2])) if results else ()
     return {
+        "warnings": listed(warnings),
         "folds": [
             {
                 "fold": r.fold,
@@ -271,7 +278,7 @@ def _summary(results: "list[FoldResult]") -> dict[str, object]:
                 "dice": r.scores.foreground_mean("dice") if r.scores else None,
             }
             for r in results
-        ]
+        ],
     }
 
 

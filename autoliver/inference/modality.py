@@ -1,6 +1,7 @@
 """Decides whether a case is CT or MR, and how a model planned for the other one treats it."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,9 @@ from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import ModalityChoice
+from autoliver.inference.seen import as_trained, is_noise
 from autoliver.planning.plan import Configuration, Plan
+from autoliver.planning.ranges import ChannelRange, channel_range
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU, renormalized
 
 # CT of the body contains air, and air has about -1000 HU.
@@ -22,6 +25,9 @@ _NEGATIVE_SHARE = 0.01
 # No soft organ is denser. If the mean foreground of a model is above this, the model was trained on
 # CT that was stored with an offset.
 _MOST_ORGANS_HU = 500.0
+
+# How to find the ends of several ranges.
+_ENDS: tuple[tuple[Callable[[list[float]], float], str], ...] = ((min, "min"), (max, "max"))
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +99,17 @@ def seen_modality(
     channels = [index for index, scheme in enumerate(schemes) if scheme == telling]
     if plan.modality == "other" or not channels:
         return None, "its normalisation does not depend on the modality"
+    seen = plan.seen if plan.seen and len(plan.seen.channels) == len(schemes) else None
+    if seen is not None:
+        ranges = {index: channel_range(image[index]) for index in channels}
+        # Never refuse the model's own training images, however they are stored.
+        if all(
+            as_trained(ranges[index], seen.channels[index], ct=telling == "ct")
+            for index in channels
+        ):
+            low, high = (f([getattr(r, n) for r in ranges.values()]) for f, n in _ENDS)
+            return None, f"{low:g} to {high:g}, like the {plan.modality} it was trained on"
+        return _unlike_training(list(ranges.values()), plan)
     low = min(float(image[index].min()) for index in channels)
     known = [plan.intensities[index] for index in channels]
     if low >= 0:
@@ -107,6 +124,22 @@ def seen_modality(
         return None, f"{why}, like the MR it was trained on"
     below = max(float(np.mean(image[index] <= _CLEARLY_NEGATIVE)) for index in channels)
     return ("CT", why) if below >= _NEGATIVE_SHARE else (None, f"{why}, which is not conclusive")
+
+
+def _unlike_training(ranges: list[ChannelRange], plan: Plan) -> tuple[Modality | None, str]:
+    """What an image is that differs from all images of the training, and why."""
+    low, high = (f([getattr(r, n) for r in ranges]) for f, n in _ENDS)
+    if low >= 0:
+        more = "; CT stored with an offset or a window looks like this as well"
+        why = f"no negative values, {low:g} to {high:g}"
+        return "MR", why + (more if plan.modality == "CT" else "")
+    why = f"lowest value {low:g}"
+    if low <= _AIR_HU:
+        return "CT", why
+    below = max(r.share_negative for r in ranges)
+    if below < _NEGATIVE_SHARE or all(map(is_noise, ranges)):
+        return None, f"{why}, which is not conclusive"
+    return "CT", why
 
 
 def _how(modality: Modality, foreign: list[Member]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import replacing
+from autoliver.datasets.cases import Modality
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import (
@@ -22,9 +23,11 @@ from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
+from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
 from autoliver.io.header import label_name
 from autoliver.io.volume import Geometry, Volume
+from autoliver.planning.ranges import SeenImages, channel_range
 from autoliver.preprocessing.case import backward_logits
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
@@ -218,7 +221,30 @@ def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -
     if model.finder is not None:
         check_image(model.finder, image, name=name)
     modality = case_modality(model, image.array, options.modality, name=name)
+    _compare_with_training(model, image, modality, name)
     return PreparedCase.of(model, image, name, modality=modality)
+
+
+def _compare_with_training(
+    model: Model, image: Volume, modality: Modality | None, name: str
+) -> None:
+    """Warns where the case is far from all that a member was trained on."""
+    told: list[SeenImages] = []
+    for member in model.members:
+        plan, seen = member.plan, member.plan.seen
+        if seen is None or seen in told or len(seen.channels) != image.array.shape[0]:
+            continue
+        told.append(seen)
+        # Of another modality nothing is alike, and that has been said.
+        foreign = {plan.modality, modality} == {"CT", "MR"}
+        warn_if_far(
+            seen.replace(channels=()) if foreign else seen,
+            () if foreign else [channel_range(channel) for channel in image.array],
+            geometry=image.geometry,
+            name=name,
+            model=member.name,
+            ct=[scheme == "ct" for scheme in member.configuration.normalization],
+        )
 
 
 def _export(

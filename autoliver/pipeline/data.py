@@ -8,21 +8,28 @@ from pathlib import Path
 
 import msgspec
 
-from autoliver.artifacts import Artifact, write_bytes
+from autoliver.artifacts import Artifact, read_json, write_bytes
 from autoliver.datasets.cases import Dataset, describe_plain
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import prepare_need, read_need
+from autoliver.needs import prepare_need, read_need, refuse_over_budget
 from autoliver.parallel import case_bar
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
 from autoliver.planning.planner import make_plan
-from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
+from autoliver.planning.ranges import seen_images
+from autoliver.planning.verify import (
+    Finding,
+    Verification,
+    placeless,
+    raise_on_errors,
+    verify,
+)
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
@@ -31,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 # The workspace that commands use unless another one is named.
 _DEFAULT_ROOT = Path("autoliver-workspace")
+_WARNINGS_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +51,16 @@ class Planned:
         plan: The dataset's own plan, or one that follows a source.
         source: Short name of the source that the runs are named after; empty for the dataset's own
             plan.
+        warnings: The warnings that `verify` gave for the dataset as it is now.
+        warned: Whether they have been shown by this command.
     """
 
     folder: DatasetFolder
     dataset: Dataset
     plan: Plan
     source: str = ""
+    warnings: tuple[Finding, ...] = ()
+    warned: bool = False
 
     def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
         """Returns the run of a configuration with this plan."""
@@ -80,7 +92,7 @@ def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) 
     made_from = {"dataset": dataset.digest()}
     if folder.verify.exists():
         found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
-        if found.made_from == made_from:
+        if found.made_from == made_from and found.ranges is not None:
             return found
     pool = machine.pool("verify", need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))
@@ -135,19 +147,83 @@ def plan_folder(
         DatasetError: The dataset fails verification, or none of its cases has a label.
         OptionError: The options cannot work.
     """
-    raise_on_errors(_verification(folder, dataset, machine=machine))
+    new = not (_is_of(folder.verify, dataset) and _is_of(folder.plan, dataset))
+    verification = _verification(folder, dataset, machine=machine)
+    if new:
+        _show_warnings(verification.warnings, dataset.name)
+    raise_on_errors(verification)
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
             f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
-    fingerprint = _fingerprint(folder, dataset, machine=machine)
+    fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
+    fingerprint.save(folder.fingerprint)
     plan = make_plan(dataset, fingerprint, options)
     dataset.save(folder.dataset)
     plan.save(folder.plan)
     current_folds(folder, dataset)
-    return Planned(folder=folder, dataset=dataset, plan=plan)
+    warnings = verification.warnings
+    return Planned(folder=folder, dataset=dataset, plan=plan, warnings=warnings, warned=new)
+
+
+def remind(planned: Planned) -> None:
+    """Says how many warnings there are, where they were shown by an earlier command."""
+    number = len(planned.warnings)
+    if number and not planned.warned:
+        _log.warning(
+            "%s: %d %s of 'verify' (shown before; again with: %s).",
+            planned.dataset.name,
+            number,
+            "warning" if number == 1 else "warnings",
+            _verify_command(planned.dataset.name),
+        )
+
+
+def warnings_kept(folder: DatasetFolder) -> tuple[Finding, ...]:
+    """What the dataset's verify.json warns of; nothing where there is none."""
+    return Verification.load(folder.verify).warnings if folder.verify.exists() else ()
+
+
+def _show_warnings(warnings: Sequence[Finding], name: str) -> None:
+    lines = dict.fromkeys(f"{w.case}: {w.problem}" if w.case else w.problem for w in warnings)
+    shown = list(lines)[:_WARNINGS_SHOWN]
+    for line in shown:
+        _log.warning("%s", line)
+    if len(lines) > len(shown):
+        _log.warning("and %d more: %s", len(lines) - len(shown), _verify_command(name))
+
+
+def _verify_command(name: str) -> str:
+    return shlex.join(["autoliver", "verify", name])
+
+
+def _is_of(path: Path, dataset: Dataset) -> bool:
+    """Whether an artefact was made from the dataset as it is."""
+    try:
+        found = read_json(path)
+    except ArtifactError:
+        return False
+    made_from = found.get("made_from") if isinstance(found, dict) else None
+    return isinstance(made_from, dict) and made_from.get("dataset") == dataset.digest()
+
+
+def _known_warnings(folder: DatasetFolder, dataset: Dataset) -> tuple[Finding, ...]:
+    """What verify.json warns of; nothing where it is of another state of the dataset."""
+    if not _is_of(folder.verify, dataset):
+        return ()
+    mend = _verify_command(dataset.name)
+    return Verification.load(folder.verify, mend=mend).warnings
+
+
+def _with_seen(
+    fingerprint: Fingerprint, verification: Verification, dataset: Dataset
+) -> Fingerprint:
+    """The fingerprint with what `verify` has read of the labelled cases' images."""
+    labelled = {case.name for case in dataset.labelled}
+    known = [case for case in verification.ranges or () if case.name in labelled]
+    return fingerprint.replace(seen=seen_images(known))
 
 
 def planned_dataset(
@@ -164,7 +240,8 @@ def planned_dataset(
         return plan_folder(folder, dataset, PlanOptions(), machine=machine)
     plan = Plan.load(folder.plan, mend=plan_command(folder, dataset))
     mend = plan_command(folder, dataset, option_words(asked_of(plan)))
-    planned = Planned(folder=folder, dataset=dataset, plan=plan)
+    warnings = _known_warnings(folder, dataset)
+    planned = Planned(folder=folder, dataset=dataset, plan=plan, warnings=warnings)
     check_unchanged(plan, planned, where=f"The plan of {dataset.name}", mend=mend)
     return planned
 
@@ -227,7 +304,8 @@ def preprocess(
         Maps each configuration to the folder of its preprocessed cases.
 
     Raises:
-        OptionError: The plan has no such configuration.
+        OptionError: The plan has no such configuration, or a case needs far more memory than may
+            be used.
     """
     stores = {}
     for name in configurations or tuple(planned.plan.configurations):
@@ -241,6 +319,7 @@ def preprocess(
             for case in planned.dataset.labelled
             if done.get(case.name) != case.files
         ]
+        refuse_over_budget([prepare_need(task) for task in todo], machine.limits, "preprocess")
         pool = machine.pool(f"preprocess {name}", need=prepare_need)
         for _ in case_bar(pool.what, len(todo))(pool.map(prepare_case, todo)):
             pass

@@ -11,7 +11,7 @@ from autoliver.datasets.folds import folds_text
 from autoliver.errors import ModelError
 from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import overlap_fits, overlap_need
+from autoliver.needs import overlap_fits, overlap_need, refuse_over_budget, single_need
 from autoliver.parallel import Need, window_bars
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
@@ -109,6 +109,7 @@ def predict(
     todo = _todo(jobs, request)
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))
+        _check_memory(model, todo, request)
         predict_as_asked(model, todo, request)
     return {job.name: job.output for job in jobs}
 
@@ -145,6 +146,19 @@ def _todo(jobs: "Sequence[PredictJob]", request: PredictRequest) -> "list[Predic
         return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
 
     return [job for job in jobs if request.overwrite or not complete(job)]
+
+
+def _check_memory(model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest) -> None:
+    """Refuses a case that is far too large for the memory, before anything is read or written."""
+    parts = model.parts
+    needs = [
+        max(
+            (single_need(job.name, job.images, p.plan, p.configuration) for p in parts),
+            key=lambda need: need.gb,
+        )
+        for job in jobs
+    ]
+    refuse_over_budget(needs, request.machine.limits, "predict")
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
@@ -234,6 +248,7 @@ def _predict_recorded(
 
     output = todo[0].output.parent
     model = load_model(files, device=choose_device(request.machine.device))
+    _check_memory(model, todo, request)
     clear_outdated(output, record)
     save_record(output, record)
     known = record

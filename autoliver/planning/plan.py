@@ -11,6 +11,7 @@ from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.names import ConfigurationName, Preset, SpacingMode
+from autoliver.planning.ranges import SeenImages
 from autoliver.values import check_types, set_field, spelled
 
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
@@ -51,13 +52,16 @@ class Fingerprint(Artifact, frozen=True, kw_only=True):
         cases: One entry per labelled case, sorted by name.
         median_relative_size_after_cropping: Median over cases of the cropped share of voxels.
         intensities: One per channel.
+        seen: What the labelled cases' images look like as a whole; None where that is not known.
     """
 
     KIND: ClassVar[str] = "fingerprint"
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"seen"})
 
     cases: tuple[CaseFingerprint, ...]
     median_relative_size_after_cropping: float
     intensities: tuple[IntensityStats, ...]
+    seen: SeenImages | None = None
 
 
 class Configuration(Record, frozen=True, kw_only=True):
@@ -206,13 +210,15 @@ class Plan(Artifact, frozen=True, kw_only=True):
         asked: The options it was made with, so that it can be made again; None where it follows
             another plan, is another tool's, or was made before options were kept. They are not
             decisions and leave the digest as it is.
+        seen: What the dataset's images look like as a whole, so that a case of another kind is
+            noticed; None where that is not known. Not a decision either.
         configurations: Name -> configuration.
         reasons: Decisions about the plan as a whole, such as a configuration that was dropped
             ("3d_lowres"), and why, in one sentence each.
     """
 
     KIND: ClassVar[str] = "plan"
-    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked"})
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked", "seen"})
 
     dataset: str
     preset: Preset
@@ -228,6 +234,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     source_intensities: tuple[IntensityStats, ...] = ()
     like: LikeOptions | None = None
     asked: PlanOptions | None = None
+    seen: SeenImages | None = None
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property

@@ -74,6 +74,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         transpose_backward=(z, y, x),
         intensities=planner.intensities,
         asked=options,
+        seen=fingerprint.seen,
         configurations=configurations,
         reasons={"transpose": planner.grid.transpose_reason, **dropped},
     )

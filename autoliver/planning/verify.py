@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_st
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
 from autoliver.parallel import CaseMapper
+from autoliver.planning.compare import compare_cases
 from autoliver.planning.nonzero import foreground_mask
+from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
 
 Severity = Literal["error", "warning", "note"]
@@ -37,7 +39,8 @@ class Finding(Record, frozen=True, kw_only=True):
         code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
-            duplicate_channel, direction, num_training.
+            duplicate_channel, direction, num_training; and for a case that is unlike the others:
+            spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What to do about it.
     """
@@ -50,16 +53,28 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class Verification(Artifact, frozen=True, kw_only=True):
-    """All that was found, by case in the order of names, the dataset as a whole last."""
+    """All that was found, by case in the order of names, the dataset as a whole last.
+
+    Attributes:
+        findings: What was found.
+        ranges: Grid and intensities of every case that could be read; None where an earlier version
+            has not looked at them.
+    """
 
     KIND: ClassVar[str] = "verify"
 
     findings: tuple[Finding, ...]
+    ranges: tuple[CaseRange, ...] | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that stop planning."""
         return tuple(f for f in self.findings if f.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """The findings that deserve a look."""
+        return tuple(f for f in self.findings if f.severity == "warning")
 
 
 class CaseCheck(Record, frozen=True, kw_only=True):
@@ -70,12 +85,14 @@ class CaseCheck(Record, frozen=True, kw_only=True):
         findings: Of this case alone.
         label_values: The values of its label file.
         content: A digest of the voxels of its images, "" where they could not be read.
+        ranges: Its grid and intensities; None where an image could not be read, or used.
     """
 
     case: str
     findings: tuple[Finding, ...]
     label_values: tuple[int, ...]
     content: str
+    ranges: CaseRange | None = None
 
 
 def verify(
@@ -98,12 +115,14 @@ def verify(
     results = executor.map(check, dataset.cases) if executor else map(check, dataset.cases)
     checks = list(progress(results) if progress else results)
     findings = [finding for one in checks for finding in one.findings]
+    ranges = tuple(check.ranges for check in checks if check.ranges is not None)
+    findings += _unlike_others(dataset, ranges)
     findings += _same_images(checks)
     findings += _missing_labels(dataset)
     findings += _unused_labels(dataset, checks)
     findings += _extra_files(dataset)
     findings += _wrong_number(dataset)
-    return Verification(findings=tuple(findings))
+    return Verification(findings=tuple(findings), ranges=ranges)
 
 
 def placeless(verification: Verification, folder: Path) -> Verification:
@@ -158,17 +177,26 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
             found.grids(first, (case.label, label_header), code="label_grid")
     if len(whole) == len(headers):
         _check_channels(found, case, [header for _, header in whole], channels)
-    contents = [_check_voxels(found, Path(path), case, labels) for path, _ in whole]
+    voxels = [_check_voxels(found, Path(path), case, labels) for path, _ in whole]
+    contents = [one.content for one in voxels]
     same = [c for n, c in enumerate(contents) if c and c in contents[:n]]
     if same:
         found.add("warning", "duplicate_channel", "two of its channels hold the same image", "")
     values = _check_label(found, case, labels) if label_header is not None else ()
     readable = len(contents) == len(headers) and all(contents)
+    seen = tuple(channel for one in voxels for channel in one.channels)
+    ranges = None
+    if readable and len(seen) == channels and all(one.channels for one in voxels):
+        grid = whole[0][1].geometry
+        ranges = CaseRange(
+            name=case.name, spacing_mm=grid.spacing_mm, shape=grid.shape_zyx, channels=seen
+        )
     return CaseCheck(
         case=case.name,
         findings=tuple(found.all),
         label_values=values,
         content="-".join(contents) if readable else "",
+        ranges=ranges,
     )
 
 
@@ -221,12 +249,19 @@ def _check_channels(found: _Findings, case: Case, headers: list[Header], channel
         )
 
 
-def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> str:
+class _Voxels(NamedTuple):
+    """What the voxels of a file gave: a digest, "" if it cannot be read, and finite ranges."""
+
+    content: str = ""
+    channels: tuple[ChannelRange, ...] = ()
+
+
+def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
     try:
         stored = read_stored(path)
     except DatasetError as error:
         found.add("error", "unreadable", error.problem, error.hint)
-        return ""
+        return _Voxels()
     array = to_float32(stored)
     labelled = partial(_labelled, case, labels)
     is_ct = case.modality == "CT"
@@ -234,7 +269,9 @@ def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> s
         found.add(*said)
     content = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
     content.update(array.data)
-    return content.hexdigest()
+    whole = bool(np.isfinite(array).all())
+    ranges = tuple(channel_range(channel) for channel in array) if whole else ()
+    return _Voxels(content.hexdigest(), ranges)
 
 
 def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
@@ -285,6 +322,14 @@ def _count_values(array: npt.NDArray[Any]) -> dict[int, int]:
         return {int(v): int(np.asarray(counts)[v]) for v in np.flatnonzero(counts)}
     values, numbers = np.unique(array, return_counts=True)
     return {int(v): int(n) for v, n in zip(values, numbers, strict=True)}
+
+
+def _unlike_others(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Finding]:
+    modalities = {case.name: case.modality for case in dataset.cases}
+    for one in compare_cases(ranges, modalities, dataset.channel_names):
+        yield Finding(
+            case=one.case, severity=one.severity, code=one.code, problem=one.problem, hint=one.hint
+        )
 
 
 def _same_images(checks: Iterable[CaseCheck]) -> Iterable[Finding]:

@@ -98,7 +98,7 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
             "with); or bring one of the two in under a name of its own: autoliver import FILE "
             "--name NAME.",
         )
-    return Planned(folder=own.folder, dataset=own.dataset, plan=plan, source=followed.name)
+    return replace(own, plan=plan, source=followed.name)
 
 
 def _alike(plan: Plan, made: Plan) -> bool:
@@ -116,7 +116,7 @@ def _save(own: Planned, followed: Followed, plan: Plan) -> Planned:
     known = {key: value for key, value in plan.made_from.items() if key.startswith(_part(""))}
     plan = plan.replace(made_from={"dataset": own.dataset.digest(), **known, **parts})
     plan.save(own.folder.plan_like(followed.name))
-    return Planned(folder=own.folder, dataset=own.dataset, plan=plan, source=followed.name)
+    return replace(own, plan=plan, source=followed.name)
 
 
 def _part(name: str) -> str:

@@ -13,6 +13,7 @@ from autoliver.pipeline.data import (
     current_folds,
     planned_configuration,
     preprocess,
+    remind,
 )
 from autoliver.pipeline.run.begin import decide_beginning, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
@@ -60,7 +61,12 @@ class FoldsFailed(AutoliverError):
 
 
 def train(
-    workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify = _log.info
+    workspace: Workspace,
+    name: str | None,
+    request: TrainRequest,
+    *,
+    notify: Notify = _log.info,
+    queued: bool = False,
 ) -> list[FoldResult]:
     """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
 
@@ -73,6 +79,7 @@ def train(
         name: Path or name of the dataset.
         request: What to train.
         notify: Called with what a person should know before the training begins.
+        queued: Whether this process trains for another one, which has said what there is to say.
 
     Raises:
         FoldsFailed: Naming the folds that failed, with their reasons.
@@ -91,6 +98,8 @@ def train(
         _check_machine(machine)
         _check_options(request)
         job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify))
+        if group.leads and not (queued or request.twin):
+            remind(job.planned)
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
@@ -108,7 +117,8 @@ def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
     """
     queued = QueuedRequest.load(path)
     join_queue(queued.at_once)
-    return train(Workspace(Path(queued.workspace)), queued.dataset, queued.request, notify=notify)
+    place = Workspace(Path(queued.workspace))
+    return train(place, queued.dataset, queued.request, notify=notify, queued=True)
 
 
 def _check_machine(machine: Machine) -> None:
