@@ -61,7 +61,12 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     for one in opened:
         array[start : start + one.header.channels] = one.voxels()
         start += one.header.channels
-    return Volume(array=array, geometry=geometry)
+    notes = [(file, one.header) for file, one in zip(files, opened, strict=True)]
+    return Volume(
+        array=array,
+        geometry=geometry,
+        notes=tuple(f"{file}: {header.note}." for file, header in notes if header.doubtful),
+    )
 
 
 def read_label(path: str | Path) -> Volume:
