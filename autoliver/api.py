@@ -76,7 +76,7 @@ def plan(
         workspace: Folder for everything autoliver makes.
         fresh: Forget the options that the dataset was planned with before.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap; with `like` spacing="target" or another of its words; workers and memory_gb.
+            batch_cap, keep_axes; with `like` spacing="target" or another of its words; workers and memory_gb.
             Those that are not given are as in the plan before, or default.
 
     Raises:
@@ -86,7 +86,7 @@ def plan(
         from autoliver.pipeline.replan import PlanRequest, replan
 
         names = {
-            **{name: name for name in ("preset", "batch_cap")},
+            **{name: name for name in ("preset", "batch_cap", "keep_axes")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
             "like_spacing": "spacing",
@@ -268,7 +268,7 @@ class Predictor:
             channels, spacing = channels_of(array), spacing_of(spacing_mm)
             z, y, x = channels.shape[1:]
             geometry = Geometry(shape_zyx=(z, y, x), spacing_mm=spacing)
-            image = Volume(array=channels, geometry=geometry)
+            image = Volume(array=channels, geometry=geometry, oriented=False)
             return predict_volume(self.model, image, self.options, name="image")
 
 

@@ -19,6 +19,7 @@ from autoliver.cli.output import emit, start, table
 from autoliver.cli.planning_options import (
     BatchCap,
     Fresh,
+    KeepAxes,
     Like,
     LikeSpacing,
     Preset,
@@ -87,6 +88,7 @@ def plan(
     like: Like = None,
     like_spacing: LikeSpacing = None,
     batch_cap: BatchCap = None,
+    keep_axes: KeepAxes = None,
     fresh: Fresh = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -104,6 +106,7 @@ def plan(
         "preset": preset,
         "vram_gb": vram,
         "batch_cap": batch_cap,
+        "keep_axes": keep_axes,
         "window_hu": window,
     }
     given |= {"spacing": like_spacing, "spacing_mm": spacing}

@@ -52,6 +52,14 @@ BatchCap = Annotated[
         help="Keep a batch below 5 % of the dataset's voxels (M, L, XL). [default: batch-cap]",
     ),
 ]
+KeepAxes = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-axes/--one-order",
+        help="Keep the order of axes of each file, as nnU-Net does, where cases differ; otherwise "
+        "all are brought to the commonest. [default: one-order]",
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(

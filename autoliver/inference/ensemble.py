@@ -5,11 +5,13 @@ Works slab by slab: no class-by-voxel array of the whole scan exists unless it i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
+from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
 from autoliver.preprocessing.case import (
     CaseProperties,
@@ -24,6 +26,7 @@ from autoliver.preprocessing.resample import (
 )
 
 Array = npt.NDArray[np.float32]
+A = TypeVar("A", bound=np.generic)
 
 # A logit for background that no network was asked about: more than they say, and harmless when it
 # is interpolated with theirs.
@@ -85,7 +88,7 @@ def group_labels(
                     target[probability > 0.5] = value
             else:
                 target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
-    return wholes
+    return [_back(whole, outputs) for whole in wholes]
 
 
 def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
@@ -102,7 +105,7 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
     target = whole[(slice(None), *box)]
     for rows, (mean,) in pieces:
         target[:, rows] = mean
-    return whole
+    return _back(whole, outputs)
 
 
 def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
@@ -129,7 +132,7 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     whole = np.zeros(_shape(outputs), dtype=np.float32)
     for rows, (mean,) in pieces:
         whole[box][rows] = _entropy(mean, regions=labels.has_regions)
-    return whole
+    return _back(whole, outputs)
 
 
 def probabilities(logits: Array, *, regions: bool) -> Array:
@@ -186,10 +189,11 @@ def _mean_probabilities(
 ) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
     """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x) per group).
 
-    In the input's order of axes, whatever that of each plan is. Without labels, what is given
+    In the first plan's anatomical order of axes, whatever that of each plan is. Without labels, what is given
     already holds probabilities.
     """
-    members = [_InInputOrder.of(array, properties) for array, properties in parts]
+    first = parts[0][1].reorientation
+    members = [_Ordered.of(array, properties, first) for array, properties in parts]
     box = members[0].box
     if any(member.box != box for member in members):
         raise ValueError("members crop the case differently")
@@ -214,24 +218,27 @@ def _mean_probabilities(
 
 
 @dataclass(frozen=True)
-class _InInputOrder:
-    """A member's array, its axes in the input's order, and the way to the crop's grid."""
+class _Ordered:
+    """A member's array, its axes in the order of all, and the way to the crop's grid."""
 
     array: Array
     operators: Operators
     box: Box
 
     @classmethod
-    def of(cls, array: Array, properties: CaseProperties) -> "_InInputOrder":
-        inverse = properties.transpose_backward
+    def of(cls, array: Array, properties: CaseProperties, first: Reorientation) -> "_Ordered":
+        back = Reorientation(axes=properties.transpose_backward)
+        # To this member's own order of axes, and from there to that of all.
+        inverse = back.then(properties.reorientation.inverse).then(first)
         separate = separate_axis(properties.spacing_mm, properties.input_spacing_mm)
-        z, y, x = (slice(*properties.box[axis]) for axis in inverse)
+        bounds = inverse.bounds(properties.box, properties.shape_before_crop)
+        z, y, x = (slice(*ends) for ends in bounds)
         shape = [part.stop - part.start for part in (z, y, x)]
-        ordered = array.transpose(0, *(axis + 1 for axis in inverse))
+        ordered = inverse.array(array)
         operators = linear_operators(
             ordered.shape[1:],
             shape,
-            separate_axis=None if separate is None else inverse.index(separate),
+            separate_axis=None if separate is None else inverse.axes.index(separate),
         )
         return cls(ordered, operators, (z, y, x))
 
@@ -242,4 +249,11 @@ class _InInputOrder:
 
 
 def _shape(outputs: Sequence[Output]) -> tuple[int, int, int]:
-    return outputs[0].properties.geometry.shape_zyx
+    """The size of the case in the order of axes in which all are brought together."""
+    return outputs[0].properties.oriented_shape
+
+
+def _back(whole: npt.NDArray[A], outputs: Sequence[Output]) -> npt.NDArray[A]:
+    """(..., z, y, x) in the order of axes of the input."""
+    inverse = outputs[0].properties.reorientation.inverse
+    return whole if inverse == Reorientation() else np.ascontiguousarray(inverse.array(whole))

@@ -46,7 +46,20 @@ Array = npt.NDArray[Any]
 _NIFTI = (".nii.gz", ".nii")
 _FLAT_ONLY = (".png", ".bmp", ".jpg", ".jpeg")
 # Their libraries write to file descriptor 2, past every switch of ITK's.
-_NOISY = (".mha", ".mhd", ".nrrd", ".nhdr", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".hdr", "")
+_NOISY = (
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".tif",
+    ".tiff",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".hdr",
+    "",
+)
 _GIPL_HEADER_BYTES = 256
 # Three direction cosines that span less lie in one plane.
 _LEAST_VOLUME = 1e-6
@@ -173,7 +186,9 @@ def _check_numbers(path: Path, spacing: list[float], origin: list[float], direct
         raise bad_numbers(path, "origin", numbers(origin), "finite numbers")
     whole = np.isfinite(direction).all() and abs(np.linalg.det(direction)) > _LEAST_VOLUME
     if not whole:
-        raise bad_numbers(path, "direction", numbers(direction.ravel()), "three directions in space")
+        raise bad_numbers(
+            path, "direction", numbers(direction.ravel()), "three directions in space"
+        )
 
 
 def _read_voxels(path: Path, header: Header, reader: Any) -> Array:

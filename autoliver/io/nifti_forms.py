@@ -174,9 +174,10 @@ def kept_forms(raw: RawForms, geometry: Geometry) -> NiftiForms | None:
     if faults or not used or not np.isfinite(every).all() or min(forms.pixdim[1:4]) <= 0:
         return None
     # What ITK writes: both forms alike, with code 1, in mm.
-    alike = all(
-        not compare_grids(geometry, _geometry(raw, raw.grids[form])) for form in used
-    ) and len(used) == 2
+    alike = (
+        all(not compare_grids(geometry, _geometry(raw, raw.grids[form])) for form in used)
+        and len(used) == 2
+    )
     if alike and forms.qform_code == forms.sform_code == 1 and forms.units & 7 in (0, 2):
         return None
     return forms
@@ -216,7 +217,11 @@ def _sform(raw: RawForms) -> None:
     whole = lengths[: raw.axes].all() and (raw.axes < 3 or _volume(matrix, lengths) > 1e-6)
     if not whole:
         rows = " ".join(numbers(row) for row in matrix[:3])
-        raw.faults["sform"] = ("srow_x, srow_y, srow_z", rows, "three directions in space")
+        raw.faults["sform"] = (
+            "srow_x, srow_y, srow_z",
+            rows,
+            "three directions in space (this affine is not valid)",
+        )
         return
     raw.grids["sform"] = _LPS @ _scaled(raw, matrix)
 
@@ -321,7 +326,7 @@ def _geometry(raw: RawForms, affine: Array) -> Geometry:
     if raw.axes == 2:
         spacing[2] = FLAT_SPACING * max(spacing[:2])
     size = (*(int(n) for n in raw.header["dim"][1 : raw.axes + 1]), 1, 1)
-    return geometry_from_xyz(size, spacing, affine[:3, 3], direction)
+    return geometry_from_xyz(size, spacing.tolist(), affine[:3, 3].tolist(), direction)
 
 
 def _floats(values: Any) -> tuple[float, ...]:

@@ -48,7 +48,8 @@ class Reorientation(Record, frozen=True, kw_only=True):
         """A view of an array whose last three axes are (z, y, x)."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return turned[..., z, y, x]
 
     def values(self, zyx: tuple[T, T, T]) -> tuple[T, T, T]:
         """One value per axis, such as a spacing, in the new order."""
@@ -129,9 +130,12 @@ def reorientation(source: str, target: str) -> Reorientation:
     return Reorientation(axes=(z[0], y[0], x[0]), flips=(z[1], y[1], x[1]))
 
 
+def reorientation_to(geometry: Geometry, target: str) -> Reorientation:
+    """What brings a grid to an order of axes; nothing where that is ""."""
+    return reorientation(axis_codes(geometry), target) if target else Reorientation()
+
+
 def commonest(codes: Iterable[str]) -> str:
     """The order of axes that most cases have; of several as common the usual one, "" for none."""
     known = [code for code in codes if code]
     return min(set(known), key=lambda code: (-known.count(code), code != USUAL, code), default="")
-
-

@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Record
 
-
 # Slice spacing given to 2D images, in units of their in-plane spacing: that of nnU-Net, and our
 # mark that the file was 2D.
 FLAT_SPACING = 999.0

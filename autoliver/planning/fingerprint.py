@@ -6,7 +6,7 @@ foreground voxels that its version 2.8.1 draws, so that both normalise CT to the
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_image, read_label
+from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
 from autoliver.planning.nonzero import BoolArray, nonzero_box, nonzero_mask
@@ -154,7 +155,7 @@ def _read_case(case: Case, *, draws: int, most_values: int) -> CaseSummary:
         raise ValueError(f"{case.name} has no label")
     image = read_image([Path(path) for path in case.images])
     label = read_label(Path(case.label))
-    return fingerprint_case(
+    summary = fingerprint_case(
         image.array.astype(np.float32, copy=False),
         label.array,
         spacing_mm=image.geometry.spacing_mm,
@@ -162,6 +163,8 @@ def _read_case(case: Case, *, draws: int, most_values: int) -> CaseSummary:
         draws=draws,
         most_values=most_values,
     )
+    grid = summary.grid.replace(axis_codes=axis_codes(image.geometry))
+    return replace(summary, grid=grid)
 
 
 def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: str) -> None:
