@@ -76,7 +76,8 @@ def plan(
         workspace: Folder for everything autoliver makes.
         fresh: Forget the options that the dataset was planned with before.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap, keep_axes; with `like` spacing="target" or another of its words; workers and memory_gb.
+            batch_cap, keep_axes; with `like` spacing="target" or another of its words; workers and
+            memory_gb.
             Those that are not given are as in the plan before, or default.
 
     Raises:

@@ -189,8 +189,8 @@ def _mean_probabilities(
 ) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
     """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x) per group).
 
-    In the first plan's anatomical order of axes, whatever that of each plan is. Without labels, what is given
-    already holds probabilities.
+    In the first plan's anatomical order of axes, whatever that of each plan is. Without labels,
+    what is given already holds probabilities.
     """
     first = parts[0][1].reorientation
     members = [_Ordered.of(array, properties, first) for array, properties in parts]
