@@ -1,8 +1,8 @@
-"""Values on disk: strict JSON of frozen structs, written whole or not at all.
+"""Values on disk: frozen structs as strict JSON, written atomically.
 
-A `Record` is a frozen value. An `Artifact` is a record with a file of its own: the file starts with
-`kind`, `schema`, `autoliver` (the version that wrote it) and `made_from` (name -> digest of what it
-was made from), so that a stage can refuse inputs that do not belong together.
+A `Record` is a frozen value. An `Artifact` is a record that is stored in its own file. The file
+starts with `kind`, `schema`, `autoliver` (the version that wrote it) and `made_from` (name ->
+digest of what it was made from), so that a stage can refuse inputs that do not belong together.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from autoliver.errors import ArtifactError, AutoliverError
 
 R = TypeVar("R", bound="Record")
 
-# errno values that mean the user's disk, not our code: full, over quota, read-only, not permitted,
-# or a file where a folder should be
+# errno values that point to the user's disk rather than to a bug: disk full, over quota, read-only,
+# not permitted, or a file where a folder should be.
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST),
@@ -31,10 +31,10 @@ _DISK_ERRORS = {
 
 
 class Readable(Protocol):
-    """A file: a path on disk, or a place in an archive. Its `str` names it in messages."""
+    """A file on disk or a member of an archive; messages name it by its `str`."""
 
     def read_bytes(self) -> bytes:
-        """The content; FileNotFoundError where there is none."""
+        """Returns the content; raises FileNotFoundError if the file does not exist."""
         ...
 
 
@@ -42,25 +42,27 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen value with named fields that has a strict JSON form.
 
     Attributes:
-        TAG_IS_DEFAULT: Of a member of a tagged union: whether digests leave its tag out, as they
-            leave out fields at their default.
-        NOT_COUNTED: Fields that are written to the file but leave the digest of an artefact as it
-            is, wherever in it the record stands.
+        TAG_IS_DEFAULT: For a member of a tagged union: whether digests leave out its tag, just as
+            they leave out fields that have their default value.
+        NOT_COUNTED: Fields that are written to the file but left out of digests, both of this
+            record and of artefacts that contain it.
     """
 
     TAG_IS_DEFAULT: ClassVar[bool] = False
     NOT_COUNTED: ClassVar[frozenset[str]] = frozenset()
 
     def replace(self, **changes: Any) -> Self:
-        """This value with some fields changed."""
+        """Returns a copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
 
 
 class Artifact(Record, frozen=True, kw_only=True):
-    """A record with a file of its own.
+    """A record that is stored in its own file.
 
     Attributes:
-        made_from: Name -> digest of each artefact this one was computed from.
+        KIND: The type of artefact, as written to the file.
+        SCHEMA: The version of the file's format; files of other versions are refused.
+        made_from: Name -> digest of each artefact that this one was computed from.
     """
 
     KIND: ClassVar[str]
@@ -73,7 +75,7 @@ class Artifact(Record, frozen=True, kw_only=True):
         write_bytes(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The content of its file."""
+        """Returns the content of the artefact's file."""
         head = {"kind": self.KIND, "schema": self.SCHEMA, "autoliver": version("autoliver")}
         fields = msgspec.to_builtins(self)
         body = {**head, "made_from": fields.pop("made_from"), **fields}
@@ -85,11 +87,12 @@ class Artifact(Record, frozen=True, kw_only=True):
 
         Args:
             path: The file.
-            mend: The command that makes the file anew, for the hint of an error.
+            mend: The command that makes the file again, for the hint of an error; empty for no
+                hint.
 
         Raises:
-            ArtifactError: The file is missing, not JSON, of another kind or schema, or a field is
-                missing, unknown or of the wrong type (the message names the field).
+            ArtifactError: The file is missing, is not JSON, or has another kind or schema; or a
+                field is missing, unknown or of the wrong type (the message names the field).
         """
         hint = f"Make it again with: {mend}" if mend else ""
         raw = read_json(path, hint=hint)
@@ -111,12 +114,13 @@ class Artifact(Record, frozen=True, kw_only=True):
         return to_record(fields, cls, where=str(path), hint=hint)
 
     def digest(self) -> str:
-        """Twelve hex digits of the content, whatever it was made from.
+        """Returns a hash of the content, without `made_from`, as twelve hex digits.
 
-        A field at its default does not count: one that a later version adds changes nothing. Nor
-        does a field that its record names in `NOT_COUNTED`.
+        Fields that have their default value are left out, so that a field added by a later version
+        does not change the digest. Fields that a record lists in `NOT_COUNTED` are left out as
+        well.
         """
-        # There and back first, as through a file: 8 in a field for a float becomes 8.0.
+        # Converted as if written to a file and read again: an 8 in a float field becomes 8.0.
         same = msgspec.convert(msgspec.to_builtins(self), type(self))
         fields = _without_defaults(same)
         fields.pop("made_from", None)
@@ -124,7 +128,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
 
 def _without_defaults(value: Any) -> Any:
-    """A plain value, of each record only what counts and differs from its defaults."""
+    """Converts to a plain value; keeps only fields that count and differ from their defaults."""
     if isinstance(value, Record):
         fields = [f for f in msgspec.structs.fields(value) if f.name not in value.NOT_COUNTED]
         pairs = ((field, getattr(value, field.name)) for field in fields)
@@ -138,7 +142,7 @@ def _without_defaults(value: Any) -> Any:
 
 
 def _tag(value: msgspec.Struct) -> dict[str, Any]:
-    """What tells a member of a union apart from the others, unless it is the default one."""
+    """Returns the tag of a member of a union; empty if it has none or its tag is the default."""
     config = value.__struct_config__
     if config.tag_field is None or getattr(value, "TAG_IS_DEFAULT", False):
         return {}
@@ -152,10 +156,17 @@ def _is_default(field: msgspec.structs.FieldInfo, value: Any) -> bool:
 
 
 def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R:
-    """Builds a record from plain JSON values, naming the field that does not fit.
+    """Builds a record from plain JSON values.
+
+    Args:
+        fields: The values.
+        kind: The type of record to build.
+        where: The origin of the values, for the message.
+        hint: The hint of an error; empty for no hint.
 
     Raises:
-        ArtifactError: As `Artifact.load`.
+        ArtifactError: A field is missing, unknown or of the wrong type (the message names the
+            field).
     """
     try:
         return msgspec.convert(fields, kind)
@@ -166,28 +177,29 @@ def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R
 
 
 def digest(value: object) -> str:
-    """Twelve hex digits that identify a plain value, whatever the order of its keys."""
+    """Returns a hash of a plain value as twelve hex digits; the order of keys does not matter."""
     text = msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
     return hashlib.sha256(text).hexdigest()[:12]
 
 
 def file_sha256(path: Path) -> str:
-    """The checksum of a file's content, 64 hex digits."""
+    """Returns the SHA-256 checksum of a file's content as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str, mend: str) -> None:
-    """Refuses an artefact that was made from something else than what is there now.
+    """Refuses an artefact whose inputs have changed since it was made.
 
     Args:
-        artifact: The artefact about to be used.
-        made_from: Name -> digest of what there is now.
-        where: The artefact's name for the message.
+        artifact: The artefact that is about to be used.
+        made_from: Name -> current digest of each input to compare.
+        where: The artefact's name, for the message.
         mend: The command that makes the artefact again.
 
     Raises:
-        ArtifactError: Naming the first input that changed, with both digests.
+        ArtifactError: An input has changed. The error names the first such input, with both
+            digests.
     """
     for name, now in made_from.items():
         then = artifact.made_from.get(name)
@@ -199,10 +211,10 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
 
 
 def read_json(path: Readable, *, hint: str = "") -> Any:
-    """The plain value of a JSON file.
+    """Reads the plain value of a JSON file.
 
     Raises:
-        ArtifactError: The file is missing or not JSON.
+        ArtifactError: The file is missing or is not JSON.
     """
     try:
         return msgspec.json.decode(path.read_bytes())
@@ -214,14 +226,18 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder to; moved into place when the block ends.
+    """Replaces a file or a folder atomically.
 
-    If the block raises, what was written is removed and whatever was at `path` stays.
+    The block writes to a temporary path in the same folder, which is moved to `path` when the block
+    ends. If the block raises, what it wrote is removed and whatever was at `path` stays.
+
+    Yields:
+        The temporary path.
 
     Raises:
-        AutoliverError: The disk is full, read-only or not ours to write.
+        AutoliverError: The disk is full or read-only, or there is no permission to write.
     """
-    # The ending stays, since readers and writers of images go by it.
+    # The file ending is kept, since image readers and writers choose the format by it.
     beside = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,17 +258,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file atomically.
 
     Raises:
-        AutoliverError: As `replacing`.
+        AutoliverError: The disk is full or read-only, or there is no permission to write.
     """
     with replacing(path) as beside:
         beside.write_bytes(content)
 
 
 def disk_error(path: Path, error: OSError) -> AutoliverError:
-    """The user's view of a write that the disk refused."""
+    """Returns the error to show to the user for a failed write to disk."""
     hint = "Check the folder's permissions, or choose another one with --workspace."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = (
@@ -263,7 +279,7 @@ def disk_error(path: Path, error: OSError) -> AutoliverError:
 
 
 def _flush(path: Path) -> None:
-    # Without it a power cut can leave the new name with no content.
+    # Without this, a power cut can leave a file of the new name without content.
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,21 +1,22 @@
-"""The errors a user can mend.
+"""Errors that the user can fix.
 
 AutoliverError
  +- DatasetError     images, labels, dataset.json
- +- ArtifactError    a file autoliver wrote: missing, damaged, foreign or out of date
- +- OptionError      an option or a combination of options that cannot work
+ +- ArtifactError    a file written by autoliver that is missing, damaged, foreign or out of date
+ +- OptionError      an option or a combination of options that is invalid
  +- ModelError       a model that is missing, damaged or does not fit the images
 
-Anything else that leaves a command is our bug and shows its traceback.
+Any other exception that leaves a command is a bug in autoliver and shows its traceback.
 """
 
 
 class AutoliverError(Exception):
-    """A problem the user can mend, and how.
+    """A problem that the user can fix, with a hint on how to fix it.
 
     Args:
-        problem: Where it is, what was found and what was expected, in one or two sentences.
-        hint: What to do about it; a command where there is one.
+        problem: What is wrong: where, what was found and what was expected, in one or two
+            sentences.
+        hint: What the user can do about it, as a command where possible; empty for no hint.
     """
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
@@ -27,12 +28,12 @@ class AutoliverError(Exception):
         return f"{self.problem}\n{self.hint}" if self.hint else self.problem
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keeps the hint when the error crosses a process boundary.
+        # Keeps the hint when the error is pickled and sent to another process.
         return _rebuild, (type(self), self.problem, self.hint)
 
 
 class DatasetError(AutoliverError):
-    """Images, labels or dataset.json do not hold what they should."""
+    """Images, labels or dataset.json are missing, damaged or inconsistent."""
 
 
 class ArtifactError(AutoliverError):
@@ -40,7 +41,7 @@ class ArtifactError(AutoliverError):
 
 
 class OptionError(AutoliverError):
-    """An option, or a combination of options, that cannot work."""
+    """An option, or a combination of options, is invalid."""
 
 
 class ModelError(AutoliverError):

@@ -1,4 +1,4 @@
-"""What a stage may use of this machine; it decides how fast a result comes, never what it is."""
+"""The devices, processes and memory a stage may use; they affect its speed, never its result."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from autoliver.values import check_types, check_whole, meant, natural, set_field
 
 CacheChoice = Literal["auto", "gpu", "ram", "disk"]
 
-# One core is left to the training, and more workers than these have never been needed.
+# One core is left to the training itself; more workers than this have never been needed.
 _MOST_LOADERS = 8
 _LEAST_GB = 0.1
 _KINDS = ("auto", "cpu", "cuda", "mps")
@@ -21,14 +21,15 @@ class Machine(Record, frozen=True, kw_only=True):
     """The devices, processes and memory that a command may use.
 
     Attributes:
-        device: Where networks run: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        gpus: Numbers of the GPUs that take folds as they become free; a number given twice takes
-            two folds at a time.
-        jobs: How many folds are trained at a time without `gpus`, each in a process of its own.
-        cache: Where the training cases lie while patches are drawn; "auto" takes the first place
-            that they fit into.
-        limits: Worker processes and memory of stages that map over cases.
-        tensorboard: Whether each epoch is also written for TensorBoard.
+        device: The device that networks run on: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        gpus: Numbers of the GPUs that train folds; each GPU takes the next fold when it becomes
+            free. A GPU that is listed twice trains two folds at a time. Empty if not given.
+        jobs: Number of folds that are trained at the same time without `gpus`, each in its own
+            process; None if not given.
+        cache: Where the training cases are kept while patches are drawn: "gpu", "ram" or "disk";
+            "auto" takes the first of these that they fit into.
+        limits: Limits on the worker processes and the memory of stages that map over cases.
+        tensorboard: Whether each epoch is also logged for TensorBoard.
     """
 
     device: str = "auto"
@@ -39,10 +40,10 @@ class Machine(Record, frozen=True, kw_only=True):
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be; GPUs may be given as a text, "0,1".
+        """Refuses invalid values, and converts GPUs that are given as text, e.g. "0,1".
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the error names the option and its value.
         """
         set_field(self, "gpus", gpu_numbers(self.gpus))
         check_device_name(self.device)
@@ -52,25 +53,25 @@ class Machine(Record, frozen=True, kw_only=True):
 
     @property
     def loaders(self) -> int:
-        """How many worker processes draw training patches from disk."""
+        """Number of worker processes that draw training patches from disk."""
         return self.limits.workers or max(1, min(_MOST_LOADERS, cores() - 1))
 
     def pool(self, what: str, *, need: Callable[[Any], Need], light: bool = False) -> CasePool:
-        """The processes that a stage over cases runs in.
+        """Returns the pool of processes for a stage over cases.
 
         Args:
-            what: Names the stage in messages.
+            what: The stage's name, for messages.
             need: Estimates the memory that an item takes.
             light: Whether the stage does little more than read its cases.
         """
         return CasePool(what=what, limits=self.limits, need=need, light=light)
 
     def share(self, number: int, *, device: str) -> "Machine":
-        """What one of several processes may use that train a fold each at the same time.
+        """Returns the share of one of several processes that each train a fold at the same time.
 
         Args:
-            number: How many there are.
-            device: The device of this one.
+            number: The number of processes.
+            device: The device that the process uses.
         """
         workers = self.limits.workers or min(self.loaders, max(1, cores() // number))
         memory_gb = max(_LEAST_GB, round(self.limits.budget_gb / number, 2))
@@ -79,10 +80,10 @@ class Machine(Record, frozen=True, kw_only=True):
 
 
 def check_device_name(name: object) -> str:
-    """Refuses what cannot be the name of a device, on any machine.
+    """Checks that a value is a device name that is valid on some machine, and returns it.
 
     Raises:
-        OptionError: Naming what there may be.
+        OptionError: The name is invalid; the error lists the valid ones.
     """
     if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
         return name
@@ -94,13 +95,13 @@ def check_device_name(name: object) -> str:
 
 
 def gpu_numbers(value: object) -> tuple[int, ...]:
-    """The GPUs that `train` is asked to use, by number.
+    """Parses the numbers of the GPUs that `train` may use.
 
     Args:
-        value: A number, "0,1", or several numbers; an empty text for none.
+        value: A number, a text such as "0,1", or several numbers; an empty text for no GPU.
 
     Raises:
-        OptionError: It is none of these.
+        OptionError: The value is none of these.
     """
     if isinstance(value, str):
         parts: list[object] = [part.strip() for part in value.split(",")] if value else []
@@ -111,11 +112,11 @@ def gpu_numbers(value: object) -> tuple[int, ...]:
         number = natural(part)
         if number is None:
             raise OptionError(
-                f"--gpus: {value!r} is no list of numbers as 0,1.", hint="Give it as --gpus 0,1."
+                f"--gpus: {value!r} is not a list of GPU numbers.", hint="Give it as --gpus 0,1."
             )
         numbers.append(number)
     return tuple(numbers)
 
 
-# All that there is.
+# No restrictions: the default device, all cores and the free memory.
 WHOLE_MACHINE = Machine()

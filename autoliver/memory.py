@@ -1,39 +1,40 @@
-"""How much memory this process may use: the machine's, or what its control group leaves of it."""
+"""How much memory this process may use, given the machine and the limits of its control groups."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 GB = 2**30
-# For this process and what else runs: never planned for by default.
+# Left free by default, for this process and other programs.
 _RESERVE_GB = 2.0
-# Below it no stage works, so no less is assumed.
+# No stage works with less, so at least this much is assumed.
 _LEAST_GB = 0.5
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# Files of version 2 and 1: limit, use, and the line of memory.stat with cache that can be dropped.
+# Files of cgroup versions 2 and 1: the limit, the usage, and the line of memory.stat that counts
+# the cache that can be dropped.
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def free_gb() -> float:
-    """Memory that can still be taken: the least of the machine's and every control group's."""
+    """Returns the memory that is free in GB: the minimum over the machine and control groups."""
     membership = Path("/proc/self/cgroup")
     groups = membership.read_text() if membership.exists() else ""
     return min([_machine_bytes(), *cgroup_bytes(groups, _CGROUPS)]) / GB
 
 
 def default_memory_gb() -> float:
-    """What stages plan with where --memory-gb is not given: what is free, less 2 GB."""
+    """Returns the memory in GB that stages use without --memory-gb: the free memory minus 2 GB."""
     return max(_LEAST_GB, free_gb() - _RESERVE_GB)
 
 
 def cgroup_bytes(groups: str, root: Path) -> Iterator[int]:
-    """Free bytes of every control group this process is in, parents included.
+    """Yields the free bytes of every control group of this process, parent groups included.
 
     Args:
         groups: The content of /proc/self/cgroup.
-        root: Where control groups are mounted.
+        root: The folder where control groups are mounted.
     """
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -44,7 +45,8 @@ def cgroup_bytes(groups: str, root: Path) -> Iterator[int]:
         else:
             continue
         group = Path(path.lstrip("/"))
-        # In a container the path may be the host's and not be mounted; the top then is our group.
+        # In a container, the path may be that of the host, which is not mounted. The top folder is
+        # then the group of this process.
         for folder in (group, *group.parents):
             free = _group_bytes(top / folder, names)
             if free is not None:

@@ -1,7 +1,7 @@
-"""Stages that map over cases: worker processes within a memory limit, and bars.
+"""Runs stages over cases in worker processes within a memory limit, with progress bars.
 
-A worker that the kernel kills for want of memory takes its pool with it. Its cases, and those of
-the workers beside it, are then tried again alone; only a case that fails alone stops the stage.
+When the kernel kills a worker because memory is short, the whole pool breaks. The cases of all its
+workers are then tried again one at a time. The stage stops only if a case fails on its own.
 """
 
 import contextlib
@@ -32,31 +32,35 @@ R = TypeVar("R")
 
 _log = logging.getLogger(__name__)
 
-# What a worker holds before its first case: Python, numpy, SimpleITK (measured: 0.17 GB).
+# Memory of a worker before its first case: Python, numpy, SimpleITK (measured: 0.17 GB).
 _WORKER_GB = 0.2
-# A light stage whose cases together need less is done within two seconds on one core, no longer
-# than with workers to be started first (measured: 14 cases, 0.55 GB, 1.3 s here, 2.0 s with two).
+# A light stage whose cases together need less memory than this takes less than two seconds on one
+# core, no longer than with workers, which have to be started first (measured with 14 cases, 0.55
+# GB: 1.3 s in this process, 2.0 s with two workers).
 _WORTH_STARTING_GB = 1.0
-# What stages over cases read, compute and write with.
+# The libraries that stages over cases use to read, compute and write.
 _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
 _SHOWN = 4  # cases named in one message
-_SECONDS_IN_FILES = 60.0  # between two drawings of a bar; a training of days stays below 1 MB
+# Seconds between two updates of a bar that is written to a file, so that the log of a training that
+# takes days stays below 1 MB.
+_SECONDS_IN_FILES = 60.0
 
 
 class CaseMapper(Protocol):
-    """What stages map over cases with: a `CasePool`, or any concurrent.futures.Executor."""
+    """Maps a function over cases: a `CasePool`, or any concurrent.futures.Executor."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
-        """The function's result for each item, in their order."""
+        """Yields the function's result for each item, in the order of the items."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """What is known of a case before it is read.
+    """The estimated memory of a case, known before it is read.
 
     Attributes:
-        name: The case's.
-        gb: Estimated peak memory of a process for it, beyond what any process holds.
+        name: The case's name.
+        gb: Estimated peak memory in GB that a process takes for this case, without the memory that
+            every worker process takes.
     """
 
     name: str
@@ -65,21 +69,21 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a stage may use.
+    """Limits on the processes and the memory of a stage.
 
     Attributes:
-        workers: Processes; 0: one for each core this process may use.
-        memory_gb: Memory of all processes together; None for what is free, less 2 GB.
+        workers: Number of worker processes; 0 for one per core that this process may use.
+        memory_gb: Memory of all processes together, in GB; None for the free memory minus 2 GB.
     """
 
     workers: int = 0
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses numbers that cannot be.
+        """Refuses invalid numbers.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A number is invalid; the error names the option and its value.
         """
         check_types(self)
         check_whole("--workers", self.workers, least=0)
@@ -88,11 +92,11 @@ class Limits:
 
     @property
     def budget_gb(self) -> float:
-        """The memory there is to plan with."""
+        """Memory in GB that the stage may use: the limit, or by default the free memory."""
         return default_memory_gb() if self.memory_gb is None else self.memory_gb
 
 
-# All cores, and the memory that is free.
+# All cores and the free memory.
 NO_LIMITS = Limits()
 
 
@@ -101,10 +105,10 @@ class CasePool:
     """Runs a stage over cases in processes of this machine; see `map_cases`.
 
     Attributes:
-        what: The stage, for messages.
-        limits: How many processes, and how much memory.
-        need: What an item will need.
-        light: Whether it does little more than read its cases.
+        what: The stage's name, for messages.
+        limits: Limits on the processes and the memory.
+        need: Estimates the memory that an item takes.
+        light: Whether the stage does little more than read its cases.
     """
 
     what: str
@@ -113,7 +117,7 @@ class CasePool:
     light: bool = False
 
     def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
-        """The function's result for each item, in their order."""
+        """Yields the function's result for each item, in the order of the items."""
         every = list(items)
         return map_cases(function, every, needs=[self.need(item) for item in every], pool=self)
 
@@ -125,19 +129,20 @@ def map_cases(
     needs: Sequence[Need],
     pool: CasePool,
 ) -> Iterator[R]:
-    """Applies a function to every case, in as many processes as pay and memory allows.
+    """Applies a function to every case, in as many processes as are useful and fit into memory.
 
     Args:
-        function: Takes one item. It, its items and its results can be pickled.
+        function: Takes one item. The function, the items and the results must be picklable.
         items: The cases.
-        needs: One for each item.
-        pool: How many processes, and how much memory.
+        needs: The estimated memory of each item.
+        pool: The stage with its limits on processes and memory.
 
     Returns:
-        The results in the order of the items, as they become known.
+        An iterator of the results in the order of the items; each is yielded as soon as it and all
+        results before it are there.
 
     Raises:
-        AutoliverError: There is not enough memory for a case even where it runs alone.
+        AutoliverError: There is not enough memory for a case even when it runs alone.
     """
     number = _processes(needs, pool)
     work = _Work(function=function, items=items, needs=needs)
@@ -155,7 +160,7 @@ def _in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
 
 
 def _processes(needs: Sequence[Need], pool: CasePool) -> int:
-    """How many worker processes; 0: do it in this one."""
+    """Returns the number of worker processes; 0 to run the cases in this process."""
     limits = pool.limits
     wanted = min(limits.workers or cores(), len(needs))
     budget, planned, fit = limits.budget_gb, 0.0, 0
@@ -169,7 +174,7 @@ def _processes(needs: Sequence[Need], pool: CasePool) -> int:
             "(--memory-gb).",
             *(pool.what, max(fit, 1), wanted, largest[0].name, largest[0].gb, budget),
         )
-        # A process of its own even for one: if it is killed, this one can report it.
+        # Even a single worker gets its own process, so that this one can report if it is killed.
         return max(fit, 1)
     quick = pool.light and sum(need.gb for need in needs) < _WORTH_STARTING_GB
     return 0 if wanted <= 1 or (quick and not limits.workers) else wanted
@@ -177,7 +182,7 @@ def _processes(needs: Sequence[Need], pool: CasePool) -> int:
 
 @dataclass(kw_only=True)
 class _Work(Generic[A, R]):
-    """One stage over all its cases; results come as pairs of index and result, in any order."""
+    """One stage over all its cases; its methods yield pairs of index and result, in any order."""
 
     function: Callable[[A], R]
     items: Sequence[A]
@@ -200,7 +205,7 @@ class _Work(Generic[A, R]):
                 return
             needs = [self.needs[index] for index in run.lost]
             _log.warning(
-                "%s with %s in work (the largest needs about %.1f GB; %.1f GB are free). "
+                "%s while working on %s (the largest needs about %.1f GB; %.1f GB are free). "
                 "Trying again, one case at a time.",
                 *(run.cause, _names(needs), max(need.gb for need in needs), free_gb()),
             )
@@ -216,14 +221,14 @@ class _Work(Generic[A, R]):
 
 @dataclass(kw_only=True)
 class _PoolRun(Generic[A, R]):
-    """One pool, until the cases are done or a worker dies.
+    """One pool of worker processes, used until all cases are done or a worker dies.
 
     Attributes:
         work: The stage.
-        number: Processes.
-        waiting: Indices of the cases to do; those begun are taken out.
-        lost: Indices of the cases that were in work when a worker died.
-        cause: What became of the worker, the first words of a message.
+        number: Number of worker processes.
+        waiting: Indices of the cases that have not been started.
+        lost: Indices of the cases that workers were processing when one of them died.
+        cause: How the worker died, as the first words of a message; empty if none died.
     """
 
     work: _Work[A, R]
@@ -233,7 +238,7 @@ class _PoolRun(Generic[A, R]):
     cause: str = ""
 
     def results(self) -> Iterator[tuple[int, R]]:
-        # No more cases are handed over than there are workers, so that those in work are known.
+        # Never submits more cases than there are workers, so that the unfinished ones are known.
         pool = ProcessPoolExecutor(self.number, mp_context=_fresh_processes())
         running: dict[Future[R], int] = {}
         workers: list[BaseProcess] = []
@@ -259,11 +264,11 @@ class _PoolRun(Generic[A, R]):
 
 
 def _fresh_processes() -> BaseContext:
-    """How to start workers: not as copies of this one, which hang if torch's threads run in it."""
+    """Returns how to start workers; a fork of this process may hang because of torch's threads."""
     if sys.platform != "linux":
         return get_context("spawn")
-    # Copies of a fresh process that has loaded the libraries: a second of CPU time for all workers
-    # together instead of one for each. Libraries that are missing are passed over.
+    # Workers are forks of a fresh process that has loaded the libraries. This costs a second of CPU
+    # time once instead of once per worker. Missing libraries are ignored.
     context = get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
@@ -272,12 +277,12 @@ def _fresh_processes() -> BaseContext:
 def _cause(error: Exception, workers: Iterable[BaseProcess]) -> str:
     if isinstance(error, MemoryError):
         return "A worker process ran out of memory"
-    # The pool itself ends the others with SIGTERM.
+    # The pool itself ends the other workers with SIGTERM.
     return cause_of_death(w.exitcode for w in workers if w.exitcode != -signal.SIGTERM)
 
 
 def cause_of_death(codes: Iterable[int | None]) -> str:
-    """What became of worker processes with these exit codes; the first words of a message."""
+    """Says how workers with these exit codes died, as the first words of a message."""
     known = sorted({code for code in codes if code})
     if -signal.SIGKILL in known:
         return "A worker process was killed, most likely by the kernel for want of memory,"
@@ -299,21 +304,26 @@ def _names(needs: Sequence[Need]) -> str:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    # macOS and Windows cannot say which cores a process may use.
+    """Returns the number of cores that this process may use."""
+    # macOS and Windows do not report which cores a process may use.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def bar_pace() -> dict[str, Any]:
-    """Arguments for tqdm: how often a bar is drawn; into a file seldom, since all of it stays."""
+    """Returns the update intervals for tqdm; long ones when the bar is written to a file."""
     seconds = 0.1 if sys.stderr.isatty() else _SECONDS_IN_FILES
     return {"mininterval": seconds, "maxinterval": max(seconds, 10.0)}
 
 
 def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
-    """Wraps the results of a stage in a bar on stderr; no bar for no cases."""
+    """Returns a function that shows a bar on stderr for the results of a stage.
+
+    Args:
+        what: The stage's name.
+        total: The number of cases; no bar is shown for 0.
+    """
 
     def wrap(items: Iterable[T]) -> Iterable[T]:
         return tqdm(items, desc=what, total=total, unit="case", disable=total == 0, **bar_pace())
@@ -323,13 +333,14 @@ def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
 
 @contextlib.contextmanager
 def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object]]]:
-    """One bar that starts anew with every case, counting windows.
+    """Shows a bar that counts the windows of one case and is reset for each case.
 
     Yields:
-        Called with a case and its number of windows; returns what is to be called after each.
+        A function of a case's name and its number of windows that resets the bar. It returns the
+        function to call after each window.
     """
     with tqdm(unit="window", **bar_pace()) as bar:
-        names: dict[str, None] = {}  # a case may come again, for another member of an ensemble
+        names: dict[str, None] = {}  # an ensemble starts a case once for each member
 
         def start(name: str, windows: int) -> Callable[[], object]:
             names[name] = None

@@ -1,7 +1,7 @@
-"""Checks of values that users give: the option, what was found, what it may be, what was meant.
+"""Checks of the values of options, with errors that name the option and what it may be.
 
-A check stands beside the definition of its value and names the option as the command line spells it
-(`--batch-size`); `autoliver.api` respells it for callers of the library (`batch_size`).
+Each option is checked where its value is defined. Errors name the option as the command line spells
+it (`--batch-size`); `autoliver.api` respells it for callers of the library (`batch_size`).
 """
 
 import difflib
@@ -15,10 +15,10 @@ import msgspec
 
 from autoliver.errors import OptionError
 
-# Counts beyond it are typing errors, and too large for some of the libraries.
+# Larger counts are typing errors, and some libraries cannot hold them.
 MOST = 2**31 - 1
 
-_SHOWN = 80  # characters of a value
+_SHOWN = 80  # characters of a value that are shown in a message
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -28,24 +28,24 @@ _WORDS = {
 
 
 def refused(option: str, value: object, expected: str, *, hint: str = "") -> OptionError:
-    """The error for a value that cannot be.
+    """Returns the error for an invalid value.
 
     Args:
-        option: As the command line spells it.
-        value: What was given.
-        expected: What it must be, as in "at least 1".
-        hint: What to do.
+        option: The option as the command line spells it.
+        value: The invalid value.
+        expected: What the value must be, e.g. "at least 1".
+        hint: What the user can do about it; empty for no hint.
     """
     return OptionError(f"{option} is {_shown(value)}; it must be {expected}.", hint=hint)
 
 
 def flag_of(field: str) -> str:
-    """How the command line spells the option that sets a field: --batch-size."""
+    """Returns the option that sets a field, as the command line spells it, e.g. --batch-size."""
     return f"--{field.replace('_', '-')}"
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """The question whether a known name was meant that is nearly the given one; empty for none."""
+    """Returns the question "Did you mean X?" for the closest known name; empty if none is close."""
     forms = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(str(name).casefold().replace("-", "_"), forms, n=1)
     near = near or difflib.get_close_matches(str(name).casefold(), forms, n=1)
@@ -53,10 +53,10 @@ def meant(name: object, known: Iterable[str]) -> str:
 
 
 def check_choice(option: str, value: object, choices: Sequence[str]) -> str:
-    """One of some words.
+    """Checks that a value is one of the allowed words, and returns it.
 
     Raises:
-        OptionError: It is none of them.
+        OptionError: The value is not one of them.
     """
     if isinstance(value, str) and value in choices:
         return value
@@ -64,10 +64,10 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_whole(option: str, value: object, *, least: int, most: int = MOST) -> int:
-    """A whole number within bounds.
+    """Checks that a value is a whole number from `least` to `most`, and returns it.
 
     Raises:
-        OptionError: It is another thing, or out of bounds.
+        OptionError: The value is not a whole number, or out of bounds.
     """
     number = _plain(value)
     if isinstance(number, bool) or not isinstance(number, int):
@@ -80,7 +80,7 @@ def check_whole(option: str, value: object, *, least: int, most: int = MOST) -> 
 
 
 def natural(value: object) -> int | None:
-    """A number from 0, given as such or by its digits; None for anything else."""
+    """Converts a whole number >= 0, or a text of its digits; returns None for anything else."""
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdigit() else None
     number = _plain(value)
@@ -97,17 +97,17 @@ def check_number(
     least: float | None = None,
     most: float = math.inf,
 ) -> float:
-    """A finite number within bounds.
+    """Checks that a value is a finite number within bounds, and returns it as a float.
 
     Args:
-        option: As the command line spells it.
-        value: What was given.
+        option: The option as the command line spells it.
+        value: The value to check.
         above: A bound that the value must exceed.
-        least: The smallest value allowed, instead of `above`.
+        least: The smallest value allowed; if given, it replaces `above`.
         most: The largest value allowed.
 
     Raises:
-        OptionError: It is another thing, NaN, infinite or out of bounds.
+        OptionError: The value is not a number, is NaN or infinite, or is out of bounds.
     """
     number = _plain(value)
     low = above if least is None else least
@@ -126,10 +126,10 @@ def check_number(
 
 
 def check_flag(option: str, value: object) -> bool:
-    """True or False.
+    """Checks that a value is True or False, and returns it.
 
     Raises:
-        OptionError: It is neither.
+        OptionError: The value is neither.
     """
     if isinstance(value, bool):
         return value
@@ -137,10 +137,10 @@ def check_flag(option: str, value: object) -> bool:
 
 
 def check_text(option: str, value: object, expected: str = "a name") -> str:
-    """A text, or a path as text, that is not empty.
+    """Checks that a value is a text or a path that is not empty, and returns it as text.
 
     Raises:
-        OptionError: It is empty or another thing.
+        OptionError: The value is empty, or neither a text nor a path.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if isinstance(text, str) and text.strip() and "\0" not in text:
@@ -151,10 +151,10 @@ def check_text(option: str, value: object, expected: str = "a name") -> str:
 def check_texts(
     option: str, value: object, expected: str = "a name or a list of names"
 ) -> tuple[str, ...]:
-    """Several texts, or a single one.
+    """Checks that a value is one text or several, as in `check_text`, and returns a tuple of them.
 
     Raises:
-        OptionError: One of them is empty or another thing.
+        OptionError: One of them is empty, or neither a text nor a path.
     """
     if isinstance(value, str | os.PathLike):
         return (check_text(option, value, expected),)
@@ -164,10 +164,16 @@ def check_texts(
 
 
 def check_known(given: Iterable[str], known: Iterable[str], *, of: str) -> None:
-    """Refuses names of options that there are not.
+    """Checks that every given option exists.
+
+    Args:
+        given: The names of the options that were given.
+        known: The names of the options that exist.
+        of: The command that takes the options, for the message.
 
     Raises:
-        OptionError: Naming the first, and the known ones or the one that was meant.
+        OptionError: An option does not exist. The error names the first such option, and the
+            closest known one or all known ones.
     """
     names = list(dict.fromkeys(known))
     for name in given:
@@ -177,17 +183,20 @@ def check_known(given: Iterable[str], known: Iterable[str], *, of: str) -> None:
 
 
 def check_types(values: object, *, flags: Mapping[str, str] | None = None) -> None:
-    """Compares the fields of a frozen record or dataclass with their annotations, in __post_init__.
+    """Checks the fields of a frozen record or dataclass against their annotations.
 
-    Lists become the tuples and whole numbers the floats that are annotated. Fields of other types
-    than numbers, words, texts and tuples of them are passed over.
+    It is meant to be called in `__post_init__`. Where the annotation asks for it, lists are
+    converted to tuples and whole numbers to floats. Only numbers, literals, texts and tuples of
+    these are checked; fields of other types are skipped.
 
     Args:
-        values: The record; its fields are set to what they were converted to.
-        flags: Field -> how the command line spells it, where that is not the field's name.
+        values: The record; its fields are set to the converted values.
+        flags: Field -> the option as the command line spells it, for options that are not spelled
+            like their field.
 
     Raises:
-        OptionError: Naming the option, its value and what it may be.
+        OptionError: A field has the wrong type. The error names the option, its value and what it
+            may be.
     """
     for name, kind in _fields(type(values)).items():
         found = getattr(values, name)
@@ -198,7 +207,7 @@ def check_types(values: object, *, flags: Mapping[str, str] | None = None) -> No
 
 
 def set_field(values: object, name: str, value: object) -> None:
-    """Sets a field of a frozen record or dataclass while it is made."""
+    """Sets a field of a frozen record or dataclass; only for use while it is constructed."""
     if isinstance(values, msgspec.Struct):
         msgspec.structs.force_setattr(values, name, value)
     else:
@@ -206,10 +215,10 @@ def set_field(values: object, name: str, value: object) -> None:
 
 
 def check_type(option: str, value: object, kind: Any) -> Any:
-    """A value as its annotation has it.
+    """Converts a value to an annotated type.
 
     Raises:
-        OptionError: It is of another type.
+        OptionError: The value does not have this type.
     """
     try:
         return msgspec.convert(_plain(value), kind)
@@ -219,7 +228,7 @@ def check_type(option: str, value: object, kind: Any) -> Any:
 
 
 def spelled(value: object, choices: Sequence[str]) -> object:
-    """A word in the spelling of the choices, whatever its capitals; anything else as it is."""
+    """Replaces a word by the choice that differs from it only in case; returns others unchanged."""
     if not isinstance(value, str):
         return value
     return {choice.casefold(): choice for choice in choices}.get(value.casefold(), value)
@@ -229,7 +238,7 @@ def _fields(kind: type) -> dict[str, Any]:
     if issubclass(kind, msgspec.Struct):
         return {field.name: field.type for field in msgspec.structs.fields(kind)}
     hints = get_type_hints(kind)
-    # Of a dataclass these are the annotated attributes of the class itself.
+    # For a dataclass, these are the annotated attributes of the class itself.
     return {name: hints[name] for name in getattr(kind, "__dataclass_fields__", {})}
 
 
@@ -238,7 +247,7 @@ def _union(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether an annotation is of numbers, words, texts, and tuples of them."""
+    """Whether an annotation consists of numbers, literals, texts and tuples of these only."""
     parts = [part for part in _union(kind) if part is not type(None)]
     for part in parts:
         inner = [each for each in get_args(part) if each is not ...]
@@ -268,7 +277,7 @@ def _words_of(kind: Any) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """Numbers and arrays of numpy as numbers and lists of Python."""
+    """Converts numbers and arrays of numpy to numbers and lists of Python."""
     if isinstance(value, tuple | list):
         return [_plain(each) for each in value]
     as_list = getattr(value, "tolist", None)

@@ -78,7 +78,7 @@ CALLS = [
     both("plan", "like_spacing", "own", "--like", "A", "--like-spacing", "own", like="A"),
     both("plan", "like_spacing", "target", "--like-spacing", "target", words="like SOURCE"),
     bad("plan", "like_spacing", "fixed", "spacing", like="A"),
-    bad("plan", "spacing", "sorce", "Did you mean source", like="A"),
+    bad("plan", "spacing", "sources", "Did you mean source", like="A"),
     both("plan", "preset", "M", "--like", "A", "--preset", "M", words="like A", like="A"),
     both("plan", "workers", -1, "--workers", "-1"),
     both("plan", "workers", 1.5, "--workers", "1.5"),

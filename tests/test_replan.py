@@ -69,7 +69,7 @@ def test_without_options_a_plan_is_made_as_before_and_says_so(own: Path) -> None
     ]
     assert (own / CT / "plan.json").read_bytes() == before
     assert plan_in(own).asked == OPTIONS
-    assert "different now" not in shown("plan", CT, "-w", own)
+    assert "changed" not in shown("plan", CT, "-w", own)
     assert "As in" not in told("plan", MR, "-w", own)  # made with the defaults
 
 
@@ -134,10 +134,10 @@ def test_what_differs_is_shown_with_the_runs_that_depend_on_it(own: Path) -> Non
             assert found["stale_runs"] == ["2d", "2d+long"]
         else:
             text = shown(*words)
-            table = text[text.index("different now") : text.index("Written: ")]
+            table = text[text.index("changed") : text.index("Written: ")]
             rows = [line.split() for line in table.splitlines()]
             assert ["all", "preset", "tiny", "default"] in rows
-            assert "cannot go on: 2d, 2d+long. " in table
+            assert "cannot be resumed: 2d, 2d+long. " in table
     with pytest.raises(ArtifactError, match="begun with another plan"):
         run("train", CT, "2d", "--fold", "all", "-w", own)
 

@@ -222,7 +222,7 @@ def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
 def test_gpus_are_numbers() -> None:
     result = CliRunner().invoke(app, ["train", NAME, "2d", "--gpus", "0,x"])
     assert result.exit_code == 2
-    assert "'0,x' is no list of numbers" in result.stderr
+    assert "'0,x' is not a list of GPU numbers" in result.stderr
 
 
 def test_as_many_places_as_jobs() -> None:

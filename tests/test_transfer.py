@@ -80,7 +80,7 @@ def test_one_command_plans_transfers_and_goes_on(own, data):
     text = told(*command, "-w", own)
     assert "Begins with PhantomCT/2d/fold_all: a run of this workspace." in text
     assert "like PhantomCT, planned now" in text
-    assert "100.0%  as they are" in text
+    assert "100.0%  unchanged" in text
     assert "liver <- liver" in text
     plan = Plan.load(own / MR / "plan@PhantomCT.json")
     mine, theirs = (p.configurations["2d"] for p in (plan, Plan.load(own / CT / "plan.json")))

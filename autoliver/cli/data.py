@@ -1,4 +1,4 @@
-"""verify, plan, preprocess."""
+"""The commands `verify`, `plan` and `preprocess`."""
 
 import shlex
 import shutil
@@ -37,7 +37,8 @@ DatasetArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="DATASET",
-        help="Folder or name; default: the one in the current folder or in the workspace.",
+        help="Folder or name. [default: the dataset in the current folder, else the only one in "
+        "the workspace]",
     ),
 ]
 
@@ -75,7 +76,7 @@ def verify(
     )
     emit(result, text, as_json=as_json)
     if as_json and found.errors:
-        raise typer.Exit(1)  # the findings are told; a second object would be one too many
+        raise typer.Exit(1)  # not raise_on_errors: it would print a second JSON object
     raise_on_errors(found)
 
 
@@ -96,7 +97,11 @@ def plan(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Inspect a dataset and decide spacing, patch size and networks, with reasons."""
+    """Inspect a dataset and decide spacing, patch size and networks.
+
+    Every decision is printed with its reason. A dataset that was planned before keeps its options,
+    except for those that are given now.
+    """
     from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
@@ -127,7 +132,10 @@ def plan(
 def preprocess(
     dataset: DatasetArgument = None,
     configurations: Annotated[
-        list[str] | None, typer.Argument(metavar="CONFIG", help="Default: all of the plan.")
+        list[str] | None,
+        typer.Argument(
+            metavar="CONFIG", help="Configurations to preprocess. [default: all of the plan]"
+        ),
     ] = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -135,7 +143,7 @@ def preprocess(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Crop, normalise and resample all cases into the store."""
+    """Crop, normalise and resample all labelled cases for training."""
     from autoliver.pipeline import data
     from autoliver.workspace import Workspace, check_configuration
 
@@ -173,16 +181,17 @@ def _emit_plan(made: "Replanned", *, like: str | None, as_json: bool) -> None:
 
 
 def _show_changes(made: "Replanned") -> list[str]:
-    """What differs from the plan before, and the runs that depend on it; empty: nothing."""
+    """Describes changes since the previous plan and the runs they affect; empty if none."""
     if not made.changes:
         return []
     rows = [(c.configuration or "all", c.decision, c.before or "-", c.now) for c in made.changes]
-    header = ("different now", "decision", "before", "now")
+    header = ("changed", "decision", "before", "now")
     parts = ["", table(header, [(*row[:-1], row[-1] or "-") for row in rows], wrap=_width()), ""]
     if made.stale_runs:
         parts.append(
-            f"Begun with the plan before, and cannot go on: {', '.join(made.stale_runs)}. They "
-            "still predict; train with --fresh starts one over, with --tag NAME keeps both."
+            f"Runs of the previous plan, which cannot be resumed: {', '.join(made.stale_runs)}. "
+            "They can still predict. To train with the new plan, use train with --fresh to replace "
+            "a run, or with --tag NAME to keep both."
         )
     return parts
 

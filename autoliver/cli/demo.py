@@ -1,4 +1,4 @@
-"""demo."""
+"""The command `demo`."""
 
 import time
 from pathlib import Path
@@ -13,22 +13,26 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
     from autoliver.workspace import Workspace
 
-_SEEDS = {"CT": 20, "T2": 21}  # other patients
+_SEEDS = {"CT": 20, "T2": 21}  # so that the patients differ
 _TEST_CASES = 4
 _LESIONS = (2, 5)
 _CT, _MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
 _CT_CASES, _MR_CASES = 12, 2
-_CT_STEPS, _MR_STEPS = (18, 50), (2, 50)  # epochs and steps of each
+_CT_STEPS, _MR_STEPS = (18, 50), (2, 50)  # epochs, and steps per epoch
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for everything it makes.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for everything it writes.")
     ] = Path("autoliver-demo"),
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make phantom scans, train on CT, transfer to two MR scans, compare: under 5 minutes."""
+    """Try the whole pipeline on phantom scans in under 5 minutes.
+
+    It makes phantom scans, trains on CT, transfers the model to two MR scans and compares the
+    results.
+    """
     from autoliver.pipeline.data import plan_dataset
     from autoliver.planning.plan import PlanOptions
     from autoliver.workspace import Workspace
@@ -105,7 +109,7 @@ def _train(
 
 
 def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":
-    """What a model finds in a dataset's unseen scans."""
+    """Predicts the unseen scans of a dataset with a model and scores the result."""
     from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
     from autoliver.pipeline.prediction import PredictRequest, predict_folder
 

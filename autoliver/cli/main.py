@@ -1,4 +1,4 @@
-"""The `autoliver` command: its commands, and how errors are shown."""
+"""The `autoliver` program: its commands, and how it reports errors."""
 
 import json
 import sys
@@ -33,7 +33,9 @@ app.command("import")(models.import_)
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _main(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
     if version:
         from importlib.metadata import version as installed
 
@@ -42,7 +44,11 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def run() -> None:
-    """Runs the command line; exit 1 for what the user can mend, 2 for misuse."""
+    """Runs the command line and exits.
+
+    The exit code is 0 for success, 1 for an `AutoliverError`, which the user can fix, and 2 for
+    wrong usage of the command line.
+    """
     try:
         app()
     except AutoliverError as error:
@@ -53,6 +59,6 @@ def run() -> None:
             typer.echo(f"Hint: {error.hint}", err=True)
         sys.exit(1)
     except SystemExit as done:
-        if done.code == _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
-            typer.echo("Stopped. Run the same command again to go on.", err=True)
+        if done.code == _INTERRUPTED:  # typer exits so on Ctrl-C, silently
+            typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise

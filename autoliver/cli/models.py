@@ -1,4 +1,4 @@
-"""export and import."""
+"""The commands `export` and `import`."""
 
 import shlex
 from pathlib import Path
@@ -15,30 +15,54 @@ if TYPE_CHECKING:
 
 def export(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="DATASET, DATASET/RUN, a model's name or folder.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model to export: DATASET, DATASET/RUN, an imported model's name, or a folder.",
+        ),
     ],
     target: Annotated[
         Path,
         typer.Argument(
             metavar="FILE",
-            help="The file to write, e.g. liver.autoliver; for nnU-Net the folder nnUNet_results.",
+            help="File to write, e.g. liver.autoliver; with --format nnunet the folder "
+            "nnUNet_results.",
         ),
     ],
     folds: Annotated[
-        str | None, typer.Option(metavar="0,1,..|all", help="Folds to take; default: all finished.")
+        str | None,
+        typer.Option(
+            metavar="0,1,..|all",
+            help="Folds to export. [default: the selected ones, else finished 0 to 4, else all]",
+        ),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", metavar="autoliver|nnunet", help="What will read the file.")
+        str,
+        typer.Option(
+            "--format", metavar="autoliver|nnunet", help="Program that will read the model."
+        ),
     ] = "autoliver",
     case_names: Annotated[
-        bool, typer.Option("--with-case-names", help="Keep the names of the training cases.")
+        bool,
+        typer.Option(
+            "--with-case-names",
+            help="Keep the names of the training cases in the file. [default: left out]",
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing file; folders for nnU-Net are never replaced."
+        ),
+    ] = False,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a trained model as one file, which predict -m and import take on any machine."""
+    """Write a trained model as one file, or as a folder for nnU-Net.
+
+    `predict -m` and `import` take the file on any machine.
+    """
     from autoliver.pipeline import models
     from autoliver.workspace import Workspace
 
@@ -51,22 +75,34 @@ def export(
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What export or nnU-Net wrote.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="File that export wrote, or nnU-Net's results folder or exported zip.",
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to call it. [default: its own name]")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the imported model. [default: its own]"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an imported model of that name.")
+        bool, typer.Option("--overwrite", help="Replace an imported model of the same name.")
     ] = False,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Run code that a checkpoint of nnU-Net may hold. Dangerous."),
+        typer.Option(
+            "--trust", help="Run any code that an nnU-Net checkpoint contains. Dangerous."
+        ),
     ] = False,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Put an exported model, or one of nnU-Net, into the workspace, to be used by name."""
+    """Add an exported model, or one of nnU-Net, to the workspace.
+
+    `predict -m` and `train --pretrained` then take it by its name.
+    """
     from autoliver.pipeline import models
     from autoliver.workspace import Workspace
 

@@ -17,7 +17,7 @@ DEFAULT_WORKSPACE = Path("autoliver-workspace")
 
 @contextlib.contextmanager
 def misuse(option: str) -> Iterator[None]:
-    """A text that cannot be read as the option's value is misuse, as a word for a number is."""
+    """Reports an `OptionError` about an option's value as wrong usage (exit code 2)."""
     try:
         yield
     except OptionError as error:
@@ -33,23 +33,40 @@ WorkspaceDir = Annotated[
         "-w",
         metavar="DIR",
         envvar="AUTOLIVER_WORKSPACE",
-        help="Folder for everything autoliver makes.",
+        help="Folder for everything that autoliver writes.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Log what is being done.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log what is being done to stderr.")]
 Workers = Annotated[
-    int, typer.Option("--workers", metavar="N", min=0, help="Processes; 0: one per core.")
+    int,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Worker processes; 0 means one per CPU core."
+    ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="D",
+        help="Where networks run: cpu, cuda, cuda:1 (a GPU by its number), mps, or auto: a GPU if "
+        "there is one.",
+    ),
 ]
 Gpus = Annotated[
     str,
-    typer.Option("--gpus", metavar="0,1", help="Folds on these GPUs, as they become free."),
+    typer.Option(
+        "--gpus",
+        metavar="0,1",
+        help="Train folds on these GPUs, one on each at a time (0,0: two on GPU 0). It excludes "
+        "--device and --jobs. [default: one fold after another on --device]",
+    ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", metavar="N", help="Without GPUs: N folds at a time.")
+    int | None,
+    typer.Option(
+        "--jobs", metavar="N", help="Train N folds at the same time on --device. [default: 1]"
+    ),
 ]
 MemoryGb = Annotated[
     float | None,
@@ -57,7 +74,8 @@ MemoryGb = Annotated[
         "--memory-gb",
         metavar="GB",
         min=0.1,
-        help="Memory to use; fewer processes where it is short. [default: what is free less 2]",
+        help="Main memory in GB for all processes together; fewer of them run where it is short. "
+        "[default: the free memory minus 2 GB]",
     ),
 ]
 
@@ -65,7 +83,7 @@ MemoryGb = Annotated[
 def machine_of(
     *, workers: int = 0, memory_gb: float | None = None, device: str = "auto"
 ) -> "Machine":
-    """What a command may use of the machine, by its options."""
+    """The part of the machine that a command may use, made from its options."""
     from autoliver.machine import Machine
     from autoliver.parallel import Limits
 

@@ -1,4 +1,4 @@
-"""What a command prints: a table for people, or one JSON object."""
+"""Output of the commands: text with tables for people, or one JSON object."""
 
 import json
 import logging
@@ -17,17 +17,18 @@ def start(*, verbose: bool) -> None:
 
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
-    """Prints the result on stdout."""
+    """Prints a result on stdout: `result` as one JSON object, or else `text`."""
     typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: int | None = None) -> str:
-    """Left-aligned columns, two blanks apart, with a line under the header.
+    """Formats a table: left-aligned columns, two spaces apart, with a line under the header.
 
     Args:
         header: Names of the columns.
-        rows: One text per column.
-        wrap: Break the last column so that lines stay within so many characters.
+        rows: Rows with one text per column.
+        wrap: Line width in characters: the last column is wrapped to stay within it, but is not
+            made narrower than 30. None: nothing is wrapped.
     """
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -42,12 +43,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: int | N
 
 
 def _broken(row: Sequence[str], width: int) -> list[list[str]]:
-    """A row as several lines, the last cell broken at blanks."""
+    """Splits a row into lines by wrapping its last cell to `width` characters."""
     pieces = textwrap.wrap(row[-1], width) or [""]
     first = [*row[:-1], pieces[0]]
     return [first, *([*[""] * (len(row) - 1), piece] for piece in pieces[1:])]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """Formats a number for a table; None becomes a dash."""
     return "-" if value is None else f"{value:.{digits}f}"

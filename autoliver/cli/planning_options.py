@@ -11,45 +11,58 @@ Preset = Annotated[
     typer.Option(
         case_sensitive=False,
         metavar="|".join(get_args(names.Preset)),
-        help="Size of the networks. [default: default]",
+        help="Network: default is nnU-Net's plain U-Net for 8 GB; M, L and XL have a residual "
+        "encoder, for 8, 24 and 40 GB; tiny is default with a quarter of the features. "
+        "[default: default]",
     ),
 ]
 Vram = Annotated[
     float | None,
-    typer.Option(metavar="GB", min=0.01, help="GPU memory to fit; default: the preset's."),
+    typer.Option(
+        metavar="GB",
+        min=0.01,
+        help="GPU memory that patch and batch size are fitted to. [default: the preset's]",
+    ),
 ]
 Spacing = Annotated[
     tuple[float, float, float] | None,
-    typer.Option(metavar="Z Y X", help="Spacing of the full resolution in mm."),
+    typer.Option(
+        metavar="Z Y X",
+        help="Target spacing of the full resolution in mm. [default: decided from the dataset]",
+    ),
 ]
 Window = Annotated[
     tuple[float, float] | None,
     typer.Option(
         metavar="LOW HIGH",
-        help="What CT is clipped to, in HU; -150 250 keeps fat, for models that are to work on MR. "
-        "[default: 0.5 and 99.5 % of the labelled voxels]",
+        help="Range in HU that CT is clipped to. Use -150 250 for a model that is meant to work "
+        "on MR as well: it keeps fat visible. [default: the 0.5 and 99.5 percentiles of the "
+        "labelled voxels]",
     ),
 ]
 Like = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Plan with the networks and patches of a planned dataset or a model (any that "
-        "train --pretrained takes).",
+        help="Use the networks, patch sizes and batch sizes of another dataset or model (any that "
+        "train --pretrained takes), so that its weights fit. It excludes --preset, --vram, "
+        "--window and --batch-cap. [default: plan from this dataset alone]",
     ),
 ]
 LikeSpacing = Annotated[
     names.SpacingMode | None,
     typer.Option(
-        help="With --like: the source's spacing, the dataset's own, --spacing, or the source's but "
-        "where most slices would be interpolated. [default: auto]"
+        help="Spacing with --like. source: the source's; target: this dataset's own; fixed: that "
+        "of --spacing; auto: the source's, but this dataset's own along axes where it is more than "
+        "twice as coarse. [default: auto]"
     ),
 ]
 BatchCap = Annotated[
     bool | None,
     typer.Option(
         "--batch-cap/--no-batch-cap",
-        help="Keep a batch below 5 % of the dataset's voxels (M, L, XL). [default: batch-cap]",
+        help="Limit a batch to 5 % of the dataset's voxels; nnU-Net does not with its M, L and XL. "
+        "[default: batch-cap]",
     ),
 ]
 KeepAxes = Annotated[
@@ -63,6 +76,8 @@ KeepAxes = Annotated[
 Fresh = Annotated[
     bool,
     typer.Option(
-        "--fresh", help="Forget the options of the plan before; otherwise those not given are kept."
+        "--fresh",
+        help="Ignore the options of the previous plan. [default: options that are not given keep "
+        "the values of the previous plan]",
     ),
 ]

@@ -1,4 +1,4 @@
-"""predict and evaluate."""
+"""The commands `predict` and `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,61 +24,80 @@ Models = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file; several"
-        " are averaged. [default: the workspace's only model]",
+        help="DATASET, DATASET/RUN, an imported model's name, a folder or an exported file. If the "
+        "option is repeated, the models are averaged. [default: the workspace's only model]",
     ),
 ]
 Roi = Annotated[
     str,
     typer.Option(
         metavar="auto|off|MODEL",
-        help="Look only within 2 cm of what a coarse model finds: the 3d_lowres run beside the"
-        " model (auto), or any model. All else becomes background.",
+        help="Predict only within 2 cm of what a coarse model finds; all else becomes background. "
+        "The coarse model is the 3d_lowres run stored with the model (auto), or any MODEL.",
     ),
 ]
 Modality = Annotated[
     ModalityChoice,
     typer.Option(
-        help="What the cases are and are normalised as; auto goes by each case's values and refuses"
-        " what the model was not trained for."
+        help="Modality that every case is normalised as. auto decides by each case's values, and "
+        "refuses a case of a modality that the model was not trained for."
     ),
 ]
 
 
 def predict(
     source: Annotated[
-        Path, typer.Option("--input", "-i", metavar="IN", help="Folder of cases, or one file.")
+        Path, typer.Option("--input", "-i", metavar="IN", help="Folder of images, or one image.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
     ],
     model: Models = None,
     folds: Annotated[
-        str | None, typer.Option(metavar="0,1,..|all", help="Folds to use; default: all finished.")
+        str | None,
+        typer.Option(
+            metavar="0,1,..|all",
+            help="Folds to use. [default: the selected ones, else finished 0 to 4, else all]",
+        ),
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror/--no-mirror", help="Average over flips, if trained on them.")
+        bool,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Average predictions over the flips that the model was trained with (test-time "
+            "augmentation).",
+        ),
     ] = True,
     step: Annotated[
-        float, typer.Option(min=0.1, max=1.0, help="Distance of windows as a share of the patch.")
+        float,
+        typer.Option(
+            min=0.1, max=1.0, help="Step of the sliding window as a share of the patch size."
+        ),
     ] = 0.5,
     roi: Roi = "off",
     modality: Modality = "auto",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write CASE.npz with them.")
+        bool,
+        typer.Option("--probabilities", help="Also write the probabilities, as CASE.npz."),
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write a map of it: 0 sure, 1 undecided.")
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided.",
+        ),
     ] = False,
     exact: Annotated[
         bool,
         typer.Option(
             "--exact",
-            help="In float32, nothing chosen by timing: the same machine gives the same bits.",
+            help="Compute in float32 and choose nothing by timing, so that the same machine gives "
+            "identical results. [default: the fastest way, found by timing]",
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Predict finished cases again.")
+        bool,
+        typer.Option("--overwrite", help="Predict all cases again. [default: skip finished ones]"),
     ] = False,
     device: Device = "auto",
     memory_gb: MemoryGb = None,
@@ -105,7 +124,7 @@ def predict(
     written = stage.predict_folder(
         Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
     )
-    text = f"{written.model}: {written.new} cases predicted, {written.skipped} were there already."
+    text = f"{written.model}: {written.new} cases predicted, {written.skipped} skipped as finished."
     result = {
         "model": written.model,
         "predicted": written.new,
@@ -117,30 +136,56 @@ def predict(
 
 def evaluate(
     prediction: Annotated[
-        Path, typer.Option("--prediction", "-p", metavar="PRED", help="Folder of label maps.")
+        Path,
+        typer.Option(
+            "--prediction",
+            "-p",
+            metavar="PRED",
+            help="Folder of predicted label maps, or one file.",
+        ),
     ],
     reference: Annotated[
-        Path, typer.Option("--reference", "-r", metavar="REF", help="Folder of true label maps.")
+        Path,
+        typer.Option(
+            "--reference", "-r", metavar="REF", help="Folder of reference label maps, or one file."
+        ),
     ],
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "-d", metavar="DATASET", help="Names the labels."),
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="DATASET",
+            help="Dataset that defines the labels. [default: one label_N for each value N]",
+        ),
     ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only these; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Metric to compute: dice, iou, ravd, volume, assd, mssd, hd95, nsd or lesions. "
+            "Repeat it for several. [default: all]",
+        ),
     ] = None,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="Add the CHAOS challenge's score.")
+        bool, typer.Option("--chaos", help="Also compute the score of the CHAOS challenge.")
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for the scores. [default: PRED]"
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for scores.json and scores.csv. [default: PRED]",
         ),
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace scores that hold what the new ones do not."),
+        typer.Option(
+            "--overwrite",
+            help="Replace existing scores even if they contain cases, labels or metrics that the "
+            "new ones lack. [default: refuse that]",
+        ),
     ] = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -148,7 +193,10 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score predictions per case and label: overlap, surface distances, volumes."""
+    """Score predictions per case and label.
+
+    The metrics are overlap, surface distances, volumes and detected lesions.
+    """
     import msgspec
 
     from autoliver.evaluation.results import table

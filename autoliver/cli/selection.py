@@ -1,4 +1,4 @@
-"""select."""
+"""The command `select`."""
 
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,7 @@ def select(
     dataset: DatasetArgument = None,
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Compare only these. [default: all finished]"),
+        typer.Argument(metavar="[RUN]...", help="Runs to compare. [default: all finished ones]"),
     ] = None,
     device: Device = "auto",
     workers: Workers = 0,
@@ -38,7 +38,10 @@ def select(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Choose the run or pair of runs, and the cleaning rules, that do best out of fold."""
+    """Choose the best run or pair of runs, and cleaning rules for it.
+
+    They are compared by the Dice of held-out cases. `predict` then uses what was chosen.
+    """
     from autoliver.pipeline import selection
     from autoliver.workspace import Workspace
 

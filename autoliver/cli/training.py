@@ -1,4 +1,4 @@
-"""train."""
+"""The command `train`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,36 +55,62 @@ ConfigurationArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
 ]
 FoldOption = Annotated[
-    str, typer.Option(metavar="0..4|all|cv", help="One fold, all cases, or all five folds.")
+    str,
+    typer.Option(
+        metavar="0..4|all|cv",
+        help="A fold, or several such as 0,2; all: one training on all cases; cv: all folds "
+        "of the cross-validation.",
+    ),
 ]
 Cache = Annotated[
-    CacheChoice, typer.Option(help="Where cases lie meanwhile; auto: the first that fits.")
+    CacheChoice,
+    typer.Option(
+        help="Where the cases are kept while training; auto takes the first of gpu, ram and disk "
+        "with enough room. The result does not depend on it."
+    ),
 ]
 Pretrained = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Begin with the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
-        "exported file, a run's folder, or nnU-Net's folder or checkpoint; planned like it.",
+        help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
+        "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
+        "like it. [default: random weights]",
     ),
 ]
 Like = Annotated[
     str | None,
     typer.Option(
-        metavar="SOURCE", help="Follow the plan that plan --like made; weights are drawn."
+        metavar="SOURCE",
+        help="Plan the dataset like SOURCE, but train from random weights; not with --pretrained. "
+        "[default: the dataset's own plan]",
     ),
 ]
 OwnPlan = Annotated[
     bool,
-    typer.Option("--own-plan", help="With --pretrained: keep the dataset's plan, adapt weights."),
+    typer.Option(
+        "--own-plan",
+        help="With --pretrained: keep the dataset's own plan, and adapt the weights to it as far "
+        "as they fit. [default: planned like the source]",
+    ),
 ]
 CompareScratch = Annotated[
     bool,
-    typer.Option("--compare-scratch", help="Then train the same from scratch and show both."),
+    typer.Option(
+        "--compare-scratch",
+        help="With --pretrained: train the same from random weights afterwards, and show both.",
+    ),
 ]
-Twin = Annotated[bool, typer.Option("--twin", hidden=True, help="Only the plan of --pretrained.")]
+Twin = Annotated[
+    bool,
+    typer.Option("--twin", hidden=True, help="Take only the plan of --pretrained, no weights."),
+]
 Tag = Annotated[
-    str | None, typer.Option(metavar="T", help="Name to tell runs of one configuration apart.")
+    str | None,
+    typer.Option(
+        metavar="T",
+        help="Added to the run's name, to keep several runs of one configuration. [default: none]",
+    ),
 ]
 
 
@@ -122,7 +148,13 @@ def train(
     jobs: Jobs = None,
     cache: Cache = "auto",
     tag: Tag = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Delete what the folds of --fold have, and train them again. [default: resume]",
+        ),
+    ] = False,
     tensorboard: TensorBoard = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -130,7 +162,10 @@ def train(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a configuration; goes on where it stopped. Plans and preprocesses what is missing."""
+    """Train a configuration, or resume where its training stopped.
+
+    The dataset is planned and preprocessed first if that has not been done.
+    """
     from autoliver.machine import Machine
     from autoliver.parallel import Limits
     from autoliver.pipeline.run.request import TrainRequest
@@ -171,7 +206,7 @@ def train(
 
 
 def train_queued(
-    request: Annotated[Path, typer.Argument(metavar="FILE", help="The request.")],
+    request: Annotated[Path, typer.Argument(metavar="FILE", help="File with the request.")],
     as_json: AsJson = False,
 ) -> None:
     """Train one fold of a queue that `train` has started."""
@@ -209,7 +244,7 @@ def _train_and_show(
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
         raise
-    if launched().leads:  # of the processes that torchrun has started, one speaks
+    if launched().leads:  # only one of the processes that torchrun has started prints
         emit(result, text, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""Options of `train` that decide what a training ends with; docs/training.md explains each."""
+"""Options of `train` that affect the trained model; docs/training.md explains each of them."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """The numbers of "96,160,160"."""
+    """The sizes in a text such as "96,160,160", the value of `--patch`."""
     from autoliver.training.options import patch_sizes
 
     with misuse("--patch"):
@@ -22,88 +22,142 @@ def sizes(text: str) -> tuple[int, ...]:
 Epochs = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Number of epochs. [default: 1000; pretrained 300, with few cases 150]"
+        metavar="N",
+        help="Number of epochs. [default: 1000; with --pretrained 300, or 150 for fewer than 30 "
+        "training cases]",
     ),
 ]
 Iterations = Annotated[
-    int | None, typer.Option(metavar="N", help="Steps per epoch. [default: 250]")
+    int | None, typer.Option(metavar="N", help="Optimiser steps per epoch. [default: 250]")
 ]
-Hours = Annotated[float | None, typer.Option(metavar="H", help="Time budget per fold.")]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="H",
+        help="Time limit per fold: the learning rate reaches its end within it. Not with "
+        "--deterministic. [default: none]",
+    ),
+]
 Patience = Annotated[
     int | None,
-    typer.Option(metavar="N", help="End early, with the rate, after N epochs without progress."),
+    typer.Option(
+        metavar="N",
+        help="After N epochs without progress, lower the learning rate to zero and stop early. "
+        "[default: never]",
+    ),
 ]
 Extend = Annotated[
-    int | None, typer.Option(metavar="N", help="Train finished folds for N epochs more.")
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Train finished folds for N more epochs; not with --fresh or --compare-scratch. "
+        "[default: finished folds stay as they are]",
+    ),
 ]
 Schedule = Annotated[
     recipes.Schedule | None,
     typer.Option(
-        help="nnunet (or scratch): SGD for full-length runs; finetune: SGD with a warm-up, gentle "
-        "on pretrained weights; short: adaptive; adamw: AdamW with a warm-up. [default: auto]"
+        help="Optimiser and learning rate. nnunet (or scratch): SGD as in nnU-Net; finetune: SGD "
+        "with a warm-up; short: AdamW for short trainings; adamw: AdamW with a warm-up and a low "
+        "rate; auto: short below 20,000 steps, else nnunet, or finetune with --pretrained. "
+        "[default: auto]"
     ),
 ]
 Optimiser = Annotated[
-    recipes.Optimiser | None, typer.Option(help="Another one than the schedule's.")
+    recipes.Optimiser | None,
+    typer.Option(help="Use another optimiser in the schedule. [default: the schedule's]"),
 ]
 LearningRate = Annotated[
-    float | None, typer.Option(metavar="F", help="Another peak rate than the schedule's.")
+    float | None,
+    typer.Option(metavar="F", help="Peak learning rate. [default: the schedule's]"),
 ]
 Freeze = Annotated[
     str | None,
     typer.Option(
         metavar="PARTS",
-        help="Parts that keep the pretrained weights: encoder, encoder:K (the first K stages), "
-        "encoder.K (one stage), decoder.",
+        help="With --pretrained: parts that are not trained, separated by commas: encoder, "
+        "encoder:K (its first K stages), encoder.K (stage K alone, counted from 0), and the same "
+        "for decoder. [default: none]",
     ),
 ]
 Unfreeze = Annotated[
     str | None,
-    typer.Option(metavar="PART@EPOCH,...", help="Frozen parts that learn from an epoch on."),
+    typer.Option(
+        metavar="PART@EPOCH,...",
+        help="Parts of --freeze that are trained from this epoch on, counted from 0. [default: "
+        "none]",
+    ),
 ]
 EncoderFactor = Annotated[
     float | None,
-    typer.Option(metavar="F", help="The encoder's rate as a share of the rest's. [default: 1]"),
+    typer.Option(
+        metavar="F",
+        help="With --pretrained: learning rate of the encoder as a share of the rest's. [default: "
+        "1]",
+    ),
 ]
 ResetHeads = Annotated[
     bool,
-    typer.Option("--reset-heads", help="Draw the heads anew, whatever labels the source has."),
+    typer.Option(
+        "--reset-heads",
+        help="With --pretrained: initialise the segmentation heads at random. [default: take them "
+        "over for labels of the same name]",
+    ),
 ]
 Loss = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(OBJECTIVES),
-        help=f"What is added to Dice. [default: {DEFAULT_OBJECTIVE}]",
+        help=f"Loss: Dice plus this kind of cross-entropy. [default: {DEFAULT_OBJECTIVE}]",
     ),
 ]
 Augment = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help=f"{', '.join([*MIXTURES, *APPEARANCES])}, or shares: gin:0.5,bezier:0.2 "
-        "(docs/training.md). [default: default]",
+        help=f"Augmentations: {', '.join([*MIXTURES, *APPEARANCES])}, or a mixture with shares of "
+        "the patches, such as gin:0.5,bezier:0.2 (docs/training.md). [default: default]",
     ),
 ]
 Mirror = Annotated[
     bool | None,
-    typer.Option("--mirror/--no-mirror", help="Flip patches or not. [default: the schedule's]"),
+    typer.Option(
+        "--mirror/--no-mirror",
+        help="Flip training patches at random; --mirror is not possible with --augment none. "
+        "[default: mirror, but no-mirror with the schedule short, and with changes of contrast by "
+        "--augment]",
+    ),
 ]
 Foreground = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Share of patches that must show foreground. [default: 0.33]"),
+    typer.Option(
+        metavar="F", help="Share of the patches that must contain foreground. [default: 0.33]"
+    ),
 ]
 BatchSize = Annotated[
     int | None, typer.Option(metavar="N", help="Patches per step. [default: the plan's]")
 ]
 Patch = Annotated[
     str | None,
-    typer.Option(metavar="Z,Y,X", help="Patch in the plan's axes. [default: the plan's]"),
+    typer.Option(
+        metavar="Z,Y,X",
+        help="Patch size, in the order of axes of plan.json; Y,X for 2d. [default: the plan's]",
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="[default: 0]")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Seed of initial weights, patches and augmentations. [default: 0]"
+    ),
+]
 Deterministic = Annotated[
     bool | None,
-    typer.Option("--deterministic", help="The same bits again on the same machine; slower."),
+    typer.Option(
+        "--deterministic",
+        help="Give identical results on the same machine; slower on a GPU. Not with --hours.",
+    ),
 ]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write each epoch for TensorBoard, too.")
+    bool,
+    typer.Option("--tensorboard", help="Also write the progress of each epoch for TensorBoard."),
 ]

@@ -1,1 +1,1 @@
-"""Predictions + labels -> scores."""
+"""Scores predictions against reference labels, and chooses models and cleaning rules by scores."""

@@ -1,4 +1,4 @@
-"""Which rules for removing components help out of fold: learnt from predictions and labels."""
+"""Learns from out-of-fold predictions and labels which component-removal rules raise the Dice."""
 
 import functools
 import itertools
@@ -19,9 +19,9 @@ from autoliver.models.selection import CleaningRule
 from autoliver.parallel import CaseMapper
 from autoliver.planning.nonzero import bounding_box
 
-# On fewer cases a rule would follow chance.
+# With fewer cases the choice of rules would be left to chance.
 LEAST_CASES = 3
-# Limits for small objects that are tried.
+# The limits, in ml, that are tried for the smallest component.
 SMALL_ML = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 _LEAST_GAIN = 1e-4
@@ -33,13 +33,14 @@ Counts = npt.NDArray[np.intp]
 
 
 class Trial(Record, frozen=True, kw_only=True):
-    """A rule that was tried.
+    """The result of trying a cleaning rule.
 
     Attributes:
         rule: The rule.
-        before: Mean Dice of each label it touches, with the rules that were kept before it.
-        after: The same with this rule.
-        kept: Whether the rule helps.
+        before: Label -> mean Dice without the rule, for the labels it affects; rules kept before it
+            are applied.
+        after: Label -> mean Dice with the rule applied as well.
+        kept: Whether the rule helps and is kept.
     """
 
     rule: CleaningRule
@@ -49,21 +50,21 @@ class Trial(Record, frozen=True, kw_only=True):
 
     @property
     def dice_before(self) -> float | None:
-        """Mean of the touched labels; None where no case defines one."""
+        """Mean Dice of the affected labels before the rule; None if no case defines a Dice."""
         return statistics.fmean(self.before.values()) if self.before else None
 
     @property
     def dice_after(self) -> float | None:
-        """As `dice_before`."""
+        """Mean Dice of the affected labels after the rule; None if no case defines a Dice."""
         return statistics.fmean(self.after.values()) if self.after else None
 
     @property
     def gain(self) -> float:
-        """By how much the mean of the touched labels rises."""
+        """By how much the mean Dice of the affected labels rises."""
         return (self.dice_after or 0.0) - (self.dice_before or 0.0)
 
     def __str__(self) -> str:
-        """In words."""
+        """Describes the trial and its outcome in one sentence."""
         if not self.before:
             return f"{self.rule}: not kept, since no case defines its Dice."
         verdict = "kept" if self.kept else "not kept"
@@ -72,7 +73,12 @@ class Trial(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Tried:
-    """Dice of one case: of all touched labels before, and of those of each rule after it alone."""
+    """Dice of one case before and after each of several rules, each applied alone.
+
+    Attributes:
+        before: Label -> Dice without any of the rules, for all labels that they affect.
+        after: For each rule, label -> Dice with this rule alone, for the labels it affects.
+    """
 
     before: Dice
     after: tuple[Dice, ...]
@@ -85,20 +91,21 @@ def learn_rules(
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[Tried]], Iterable[Tried]] | None = None,
 ) -> tuple[Trial, ...]:
-    """Tries rules one after the other, each on top of those that were kept.
+    """Tries rules one after another, each on top of those that were kept.
 
-    First the largest component of all foreground, then of each label (both as nnU-Net does: Isensee
-    et al., Nat Methods 2021), then limits for the smallest component of each label, of which the
-    best is told.
+    The first rule keeps the largest component of all foreground, the next ones that of each label
+    (both as in nnU-Net: Isensee et al., Nat Methods 2021). Then several limits for the smallest
+    component of each label are tried, of which only the best is reported.
 
     Args:
-        pairs: Case name -> label map predicted by networks that did not see it, true label map.
-        labels: Names and values.
-        executor: Where cases are read; None: here, one after another.
-        progress: Wraps the results of each round over the cases.
+        pairs: Case name -> (predicted label map, true label map); the networks that predicted a
+            case were not trained on it.
+        labels: Names and values of the labels.
+        executor: Runs the work on the cases; None: in this process, one after another.
+        progress: Wraps the results of each round over the cases, e.g. tqdm; None: no progress.
 
     Returns:
-        What was tried, in order; nothing for fewer than `LEAST_CASES` cases.
+        The trials in order; empty for fewer than `LEAST_CASES` cases.
     """
     trials: list[Trial] = []
     for alternatives in rounds(labels) if len(pairs) >= LEAST_CASES else ():
@@ -121,7 +128,12 @@ def learn_rules(
 
 
 def rounds(labels: Labels) -> list[list[tuple[CleaningRule, ...]]]:
-    """Rules to try in one go: alternatives for each of some labels that touch no common label."""
+    """Groups the rules into rounds, so that the rules of a round can be tried in one pass.
+
+    Returns:
+        For each round, one tuple of alternative rules per label. Rules in different tuples of a
+        round affect no common label.
+    """
     names = tuple(labels.foreground)
     whole = values_of(names, labels)
     parts = [name for name in names if values_of([name], labels) != whole]
@@ -142,26 +154,27 @@ def _limits(name: str) -> tuple[CleaningRule, ...]:
 
 
 def values_of(names: Iterable[str], labels: Labels) -> list[int]:
-    """All values of some labels."""
+    """Returns the sorted values of several labels, without duplicates."""
     return sorted({value for name in names for value in labels.values[name]})
 
 
 def touched(rule: CleaningRule, labels: Labels) -> tuple[str, ...]:
-    """Names of the labels that share a value with what the rule cleans."""
+    """Names the labels that a rule affects: those that share a value with the labels it cleans."""
     values = set(values_of(rule.labels, labels))
     return tuple(name for name, own in labels.foreground.items() if values.intersection(own))
 
 
 def judge(rule: CleaningRule, cases: Sequence[tuple[Dice, Dice]]) -> Trial:
-    """Whether a rule helps: the mean over the labels it touches rises, and that of none falls.
+    """Judges a rule: it helps if the mean Dice of its labels rises and that of no label falls.
 
     Args:
         rule: The rule.
-        cases: Per case, Dice of (at least) the touched labels before and after; None: undefined.
+        cases: For each case, label -> Dice before and after, for at least the labels that the rule
+            affects; None where undefined.
     """
     before, after = {}, {}
     for name in cases[0][1]:
-        # A case whose false positives are all removed has no Dice any more, and drags none down.
+        # If all false positives of a case are removed, its Dice becomes undefined and is left out.
         old = [dice for case, _ in cases if (dice := case[name]) is not None]
         new = [dice for _, case in cases if (dice := case[name]) is not None]
         if old and new:
@@ -179,23 +192,23 @@ def try_rules(
     labels: Labels,
     spacing_mm: Sequence[float],
 ) -> Tried:
-    """Dice of one case before and after each rule alone, of the labels they touch.
+    """Computes the Dice of one case before and after each rule, each applied alone.
 
     Args:
-        prediction: (z, y, x).
-        reference: As the prediction; where it holds the ignore value nothing counts.
-        rules: To try; those about the same labels beside one another.
-        labels: Names and values.
-        spacing_mm: Three spacings.
+        prediction: (z, y, x) label map.
+        reference: (z, y, x) label map; voxels with the ignore value do not count.
+        rules: The rules to try; rules with the same labels must be adjacent.
+        labels: Names and values of the labels.
+        spacing_mm: Three spacings in mm, in the order of the array axes.
     """
-    # A single slice has no volume that would be small.
+    # A single slice has no volume, so no component of it counts as small.
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(prediction) > 1 else math.inf
     box = bounding_box((prediction > 0) | (reference > 0))
     prediction, reference = prediction[box], reference[box]
     counted = reference != (-1 if labels.ignore is None else labels.ignore)
     before: Dice = {}
     after: list[Dice] = []
-    # What the components hold of each label is counted once for all rules about them.
+    # The voxels of each label in each component are counted once for all rules with these labels.
     for names, group in itertools.groupby(rules, key=lambda rule: rule.labels):
         found = components(mask_of(prediction, values_of(names, labels)))
         same = list(group)
@@ -215,7 +228,7 @@ def try_rules(
 
 @dataclass(frozen=True)
 class _Overlap:
-    """Voxels of a label in the prediction, in the reference and in both."""
+    """Numbers of voxels of a label in the prediction, in the reference and in both."""
 
     predicted: int
     actual: int
@@ -232,14 +245,14 @@ class _Overlap:
         return 2 * self.common / both if both else None
 
     def without(self, held: tuple[Counts, Counts], gone: Mask) -> float | None:
-        """Dice with some components removed, of which `held` has the voxels (predicted, common)."""
-        # Number 0 is no component.
+        """Returns the Dice after removing the components `gone`, whose voxels are in `held`."""
+        # Index 0 stands for the background, not for a component.
         predicted, common = (int(voxels[1:][gone[1:]].sum()) for voxels in held)
         return _Overlap(self.predicted - predicted, self.actual, self.common - common).dice
 
 
 def _held(found: Components, predicted: Mask, actual: Mask) -> tuple[Counts, Counts]:
-    """Voxels of a label in each component, predicted and common, by the component's number."""
+    """Counts a label's predicted and common voxels in each component, indexed by its number."""
     predicted, actual = predicted[found.box], actual[found.box]
     every, common = (
         np.bincount(found.numbers[mask], minlength=len(found.voxels))
@@ -264,7 +277,7 @@ def _try_files(
 
 
 def _apart(names: Iterable[str], labels: Labels) -> list[list[str]]:
-    """Labels in groups of which no two touch a common one: a single group without regions."""
+    """Groups labels whose rules affect no common label; without regions there is one group."""
     groups: list[tuple[list[str], set[str]]] = []
     for name in names:
         near = set(touched(_largest((name,)), labels))

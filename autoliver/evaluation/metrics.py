@@ -1,7 +1,7 @@
-"""What two binary masks have to do with one another: overlap, surface distances, lesions.
+"""Compares two binary masks: overlap, surface distances, lesions.
 
-Masks are boolean arrays (z, y, x) or (y, x). A number that is not defined is NaN; the distance to a
-surface that does not exist is infinite. What to report then is decided in `score`.
+Masks are boolean arrays (z, y, x) or (y, x). An undefined number is NaN; the distance to a surface
+that does not exist is infinite. `score` decides what is reported in such cases.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ Connectivity = Literal[6, 26]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SurfaceDistances:
-    """How far two surfaces lie apart, measured between centres of border voxels.
+    """Distances between two surfaces, measured between centres of border voxels.
 
     Attributes:
-        to_reference_mm: One per border voxel of the prediction.
-        to_prediction_mm: One per border voxel of the reference.
+        to_reference_mm: For each border voxel of the prediction, the distance to the reference.
+        to_prediction_mm: For each border voxel of the reference, the distance to the prediction.
     """
 
     to_reference_mm: npt.NDArray[np.float64]
@@ -33,18 +33,18 @@ class SurfaceDistances:
 
     @property
     def both_ways_mm(self) -> npt.NDArray[np.float64]:
-        """All distances, of both directions."""
+        """The distances of both directions, concatenated."""
         return np.concatenate([self.to_reference_mm, self.to_prediction_mm])
 
 
 class LesionCounts(Record, frozen=True, kw_only=True):
-    """How many lesions were found.
+    """Numbers of lesions in the reference and in the prediction.
 
     Attributes:
         reference: Lesions of the reference.
-        detected: Those of them that the prediction covers.
+        detected: Lesions of the reference that the prediction covers.
         predicted: Lesions of the prediction.
-        confirmed: Those of them that the reference covers.
+        confirmed: Lesions of the prediction that the reference covers.
     """
 
     reference: int
@@ -59,30 +59,30 @@ class LesionCounts(Record, frozen=True, kw_only=True):
 
     @property
     def precision(self) -> float:
-        """Share of the predicted lesions that are lesions; NaN if none was predicted."""
+        """Share of the predicted lesions that are confirmed; NaN if none was predicted."""
         return self.confirmed / self.predicted if self.predicted else np.nan
 
 
 def dice(prediction: Mask, reference: Mask) -> float:
-    """Twice the common voxels over the sum of both; NaN if both masks are empty."""
+    """Returns twice the common voxels over the sum of both masks; NaN if both are empty."""
     both = np.count_nonzero(prediction) + np.count_nonzero(reference)
     return 2 * np.count_nonzero(prediction & reference) / both if both else np.nan
 
 
 def iou(prediction: Mask, reference: Mask) -> float:
-    """Common voxels over the voxels of either (Jaccard index); NaN if both masks are empty."""
+    """Returns the voxels in both masks over those in either (Jaccard index); NaN if both empty."""
     union = np.count_nonzero(prediction | reference)
     return np.count_nonzero(prediction & reference) / union if union else np.nan
 
 
 def ravd_percent(prediction: Mask, reference: Mask) -> float:
-    """Absolute volume difference in percent of the reference; NaN if the reference is empty."""
+    """Returns the absolute volume difference in percent of the reference; NaN if it is empty."""
     volume = np.count_nonzero(reference)
     return 100 * abs(np.count_nonzero(prediction) - volume) / volume if volume else np.nan
 
 
 def volume_ml(mask: Mask, spacing_mm: tuple[float, ...]) -> float:
-    """The volume of a mask in millilitres; a 2D mask needs its slice thickness as third spacing."""
+    """Returns a mask's volume in ml; a 2D mask needs its slice thickness as a third spacing."""
     return np.count_nonzero(mask) * float(np.prod(spacing_mm)) / 1000
 
 
@@ -93,20 +93,21 @@ def surface_distances(
     spacing_mm: tuple[float, ...],
     connectivity: Connectivity = 6,
 ) -> SurfaceDistances:
-    """Measures both surfaces against one another: the one expensive step of `assd` to `nsd`.
+    """Measures the distances between both surfaces, the one expensive step of `assd` to `nsd`.
 
-    A border voxel is one that an erosion removes. Beyond the edge of the image everything counts as
-    inside, so a voxel is no border only because the image ends there (CHAOS evaluation code,
-    Kavur et al. 2021); a mask that fills the image has its border at the image's edge.
+    A border voxel is one that an erosion removes. Everything beyond the edge of the image counts as
+    inside, so the edge alone does not make a voxel a border voxel (CHAOS evaluation code, Kavur et
+    al. 2021). A mask that fills the image has its border at the image's edge.
 
     Args:
         prediction: (z, y, x) or (y, x).
-        reference: As the prediction.
-        spacing_mm: Distance of voxel centres per axis.
-        connectivity: Of the erosion: 6 (faces; in 2D the 4 edges) or 26 (corners too; in 2D 8).
+        reference: Of the same shape as the prediction.
+        spacing_mm: Distance between voxel centres along each axis.
+        connectivity: Neighbourhood of the erosion: 6 (faces; in 2D the 4 edges) or 26 (also edges
+            and corners; in 2D all 8 neighbours).
 
     Returns:
-        The distances; infinite towards a mask that is empty.
+        The distances; those towards an empty mask are infinite.
     """
     prediction, reference = crop_to_union(prediction, reference)
     ours = _points_mm(border(prediction, connectivity), spacing_mm)
@@ -117,21 +118,24 @@ def surface_distances(
 
 
 def assd(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance in mm, over the border voxels of both surfaces pooled."""
+    """Returns the average symmetric surface distance in mm, pooled over both surfaces' voxels.
+
+    NaN if both surfaces are empty.
+    """
     pooled = distances.both_ways_mm
     return float(pooled.mean()) if pooled.size else np.nan
 
 
 def mssd(distances: SurfaceDistances) -> float:
-    """Maximum symmetric surface distance (Hausdorff distance) in mm."""
+    """Returns the maximum symmetric surface distance (Hausdorff) in mm; NaN if both are empty."""
     pooled = distances.both_ways_mm
     return float(pooled.max()) if pooled.size else np.nan
 
 
 def hd95(distances: SurfaceDistances) -> float:
-    """The larger of the two directed 95th percentiles, in mm.
+    """Returns the larger of the two directed 95th percentiles, in mm.
 
-    medpy, for one, pools both directions before it takes the percentile: another number.
+    Other tools differ: medpy, for example, pools both directions before taking the percentile.
     """
     directed = (distances.to_reference_mm, distances.to_prediction_mm)
     if not all(d.size for d in directed):
@@ -140,19 +144,20 @@ def hd95(distances: SurfaceDistances) -> float:
 
 
 def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
-    """Share of both surfaces that lies within a tolerance of the other (surface Dice).
+    """Returns the share of both surfaces within a tolerance of the other surface (surface Dice).
 
-    Counts border voxels; Nikolov et al. 2018, who defined it, weight by the area of surface
-    elements, which gives slightly other numbers.
+    It counts border voxels. The original definition (Nikolov et al. 2018) weights them by the area
+    of surface elements, which gives slightly different numbers.
     """
     pooled = distances.both_ways_mm
     return float(np.mean(pooled <= tolerance_mm)) if pooled.size else np.nan
 
 
 def chaos_score(*, dice: float, ravd_percent: float, assd_mm: float, mssd_mm: float) -> float:
-    """The points of the CHAOS challenge, 0 to 100: mean of four metrics scaled to a threshold each.
+    """Returns the score of the CHAOS challenge, 0 to 100.
 
-    From the challenge's metrics document (Kavur et al. 2021). An undefined metric earns nothing.
+    It is the mean of four metrics, each scaled to its own threshold, as in the challenge's metrics
+    document (Kavur et al. 2021). An undefined metric scores zero.
     """
     points = [100 * dice if dice >= 0.8 else 0.0]
     for value, limit in ((ravd_percent, 5), (assd_mm, 15), (mssd_mm, 60)):
@@ -165,8 +170,8 @@ def match_lesions(prediction: Mask, reference: Mask, *, min_overlap: float = 0.0
 
     Args:
         prediction: (z, y, x) or (y, x).
-        reference: As the prediction.
-        min_overlap: A lesion counts as covered if more than this share of its voxels is.
+        reference: Of the same shape as the prediction.
+        min_overlap: A lesion counts as covered if more than this share of its voxels is covered.
     """
     prediction, reference = crop_to_union(prediction, reference)
     in_reference, detected = _covered(reference, prediction, min_overlap)
@@ -177,23 +182,26 @@ def match_lesions(prediction: Mask, reference: Mask, *, min_overlap: float = 0.0
 
 
 def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
-    """Views of both masks in the box that holds both, with one voxel around it inside the image.
+    """Crops both masks to the box that holds both, with a margin of one voxel within the image.
 
-    The margin keeps the border rule: where the box ends inside the image there is background, and
-    where it does not, the image ends too.
+    The margin keeps the border rule valid: a side of the box either is background or is an edge of
+    the image.
+
+    Returns:
+        Views of both masks.
     """
     inner = bounding_box(prediction | reference)
-    # An empty box is the same with nothing around it.
+    # An empty box gets no margin.
     box = tuple(slice(max(part.start - 1, 0), part.stop + (part.stop > 0)) for part in inner)
     return prediction[box], reference[box]
 
 
 def border(mask: Mask, connectivity: Connectivity = 6) -> Mask:
-    """The voxels of a mask that an erosion removes; see `surface_distances` for the rule."""
+    """Finds the voxels of a mask that an erosion removes; `surface_distances` states the rule."""
     inner = mask.copy()
     for axis in range(mask.ndim):
         # Shifted views instead of scipy's binary_erosion: the same result in a fifth of the time.
-        # 26 neighbours are a cube, which erodes axis by axis.
+        # The 26-neighbourhood is a cube, so it can be eroded axis by axis.
         source = mask if connectivity == 6 else inner.copy()
         before, after = np.moveaxis(source, axis, 0), np.moveaxis(inner, axis, 0)
         after[1:] &= before[:-1]
@@ -205,7 +213,7 @@ def border(mask: Mask, connectivity: Connectivity = 6) -> Mask:
 
 
 def _faces(shape: tuple[int, ...]) -> Mask:
-    # An axis of one voxel has no inside; it makes no faces unless every axis is such.
+    # An axis of one voxel has no interior; it adds no faces, unless all axes have one voxel.
     inside = tuple(slice(1, -1) if size > 1 else slice(None) for size in shape)
     faces = np.ones(shape, dtype=np.bool_)
     if max(shape) > 1:
@@ -222,8 +230,8 @@ def _nearest(
 ) -> npt.NDArray[np.float64]:
     if not len(points_mm) or not len(targets_mm):
         return np.full(len(points_mm), np.inf)
-    # Equal to a distance transform to the last bit and 7 to 14 times as fast on liver pairs, since
-    # it works on surfaces, not volumes. Balancing the tree costs far more than it saves on a grid.
+    # Bit for bit equal to a distance transform, and 7 to 14 times as fast on pairs of liver masks,
+    # since only surfaces are searched. On a grid, balancing the tree costs far more than it saves.
     tree = cKDTree(targets_mm, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(points_mm)[0], dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Scores as values: what is measured, what came out, summed up, as CSV and as a table."""
+"""Defines scores and metric options, summarises scores over cases, and formats them."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ class _Column(NamedTuple):
     decimals: int
 
 
-# Field of a Score -> which choice of metric fills it and how a table shows it.
+# Field of a Score -> the metric that fills it, its heading in a table and its number of decimals.
 COLUMNS = {
     "dice": _Column("dice", "Dice", 3),
     "iou": _Column("iou", "IoU", 3),
@@ -46,17 +46,19 @@ COLUMNS = {
 
 
 class MetricOptions(Record, frozen=True, kw_only=True):
-    """What is measured, and how.
+    """Which metrics are computed, and how.
 
     Attributes:
-        metrics: Of `ALL_METRICS`; `OVERLAP_METRICS` alone take a fraction of the time.
-        connectivity: Neighbours that decide what is border: 6, as CHAOS' evaluation code, or 26.
-        nsd_tolerance_mm: Surfaces this close count as equal in the NSD.
-        missing_distance: Distances where the prediction lacks a label that is there: the diagonal
-            of the image (between the centres of its outermost voxels), or none ("nan").
-        lesion_labels: Labels whose components are counted; None: those whose name says tumour,
-            lesion, cancer or metastasis.
-        lesion_overlap: A lesion is found if more than this share of its voxels is covered.
+        metrics: Names from `ALL_METRICS`; `OVERLAP_METRICS` alone take a fraction of the time.
+        connectivity: Neighbourhood that defines border voxels: 6, as in CHAOS' evaluation code, or
+            26.
+        nsd_tolerance_mm: Surfaces at most this far apart count as equal in the NSD.
+        missing_distance: The distances of a label that the prediction misses entirely: "diagonal":
+            the diagonal of the image (between the centres of its outermost voxels); "nan":
+            undefined.
+        lesion_labels: Labels whose components are counted as lesions; None: labels whose name
+            contains tumour, tumor, lesion, cancer or metasta.
+        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered.
         chaos: Whether to add the score of the CHAOS challenge.
     """
 
@@ -69,17 +71,17 @@ class MetricOptions(Record, frozen=True, kw_only=True):
     chaos: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be.
+        """Refuses invalid values.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
         if unknown:
             near = meant(unknown[0], ALL_METRICS)
             raise OptionError(
-                f"--metrics: there is none named '{unknown[0]}'.",
+                f"--metrics: there is no metric '{unknown[0]}'.",
                 hint=f"{near} Choose from {', '.join(ALL_METRICS)}.".strip(),
             )
         check_number("nsd_tolerance_mm", self.nsd_tolerance_mm, least=0.0)
@@ -87,40 +89,41 @@ class MetricOptions(Record, frozen=True, kw_only=True):
 
     @property
     def wanted(self) -> set[str]:
-        """The metrics to compute, those that the CHAOS score needs included."""
+        """The metrics to compute, including those that the CHAOS score needs."""
         return {*self.metrics, *(_CHAOS | {"chaos"} if self.chaos else ())}
 
     def counts_lesions(self, label: str) -> bool:
-        """Whether the components of this label are lesions to count."""
+        """Whether the components of a label are counted as lesions."""
         if self.lesion_labels is not None:
             return label in self.lesion_labels
         return any(word in label.lower() for word in _LESION_WORDS)
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """One label of one case. None: not defined, or not asked for.
+    """The scores of one label of one case; None for a metric that is undefined or not requested.
 
-    With both masks empty nothing but the volumes is defined; of a 2D file not even they. With an
-    empty reference Dice, IoU and NSD are 0 and distances undefined; with an empty prediction they
-    are 0 too and distances are what `MetricOptions.missing_distance` says.
+    If both masks are empty, only the volumes are defined; in a 2D file volumes are undefined as
+    well. If only the reference is empty, Dice, IoU and NSD are 0 and distances are undefined. If
+    only the prediction is empty, Dice, IoU and NSD are 0 and `MetricOptions.missing_distance`
+    determines the distances.
 
     Attributes:
-        voxels: Of the prediction.
-        reference_voxels: Of the reference.
+        voxels: Number of voxels in the prediction.
+        reference_voxels: Number of voxels in the reference.
         dice: 2 |P and R| / (|P| + |R|).
         iou: |P and R| / |P or R|.
-        ravd_percent: | |P| - |R| | / |R|.
+        ravd_percent: 100 * | |P| - |R| | / |R|.
         assd_mm: Average symmetric surface distance, both surfaces pooled.
-        mssd_mm: Maximum symmetric surface distance (Hausdorff).
-        hd95_mm: The larger of the two directed 95th percentiles.
+        mssd_mm: Maximum symmetric surface distance (Hausdorff distance).
+        hd95_mm: The larger of the two directed 95th percentiles of the surface distances.
         nsd: Share of border voxels within the tolerance (normalised surface Dice).
-        volume_ml: Of the prediction.
-        reference_volume_ml: Of the reference.
-        volume_difference_ml: Prediction minus reference.
-        lesions: Counts behind the lesion-wise recall and precision.
+        volume_ml: Volume of the prediction.
+        reference_volume_ml: Volume of the reference.
+        volume_difference_ml: Volume of the prediction minus volume of the reference.
+        lesions: The counts from which the lesion-wise recall and precision are computed.
         lesion_recall: Share of the reference's lesions that were found.
-        lesion_precision: Share of the predicted lesions that are lesions.
-        chaos: Points of the CHAOS challenge, 0 to 100.
+        lesion_precision: Share of the predicted lesions that the reference confirms.
+        chaos: Score of the CHAOS challenge, 0 to 100.
     """
 
     voxels: int
@@ -142,14 +145,14 @@ class Score(Record, frozen=True, kw_only=True):
 
 
 class CaseScores(Record, frozen=True, kw_only=True):
-    """One case.
+    """The scores of one case.
 
     Attributes:
-        name: The case.
-        prediction: Path of the file that was scored, empty for arrays.
-        reference: Path of the file it was compared with, empty for arrays.
+        name: The case's name.
+        prediction: Path of the file that was scored; empty for arrays.
+        reference: Path of the file it was compared with; empty for arrays.
         labels: Label name -> score.
-        warnings: What looks wrong, in a sentence each.
+        warnings: Suspicious findings, one sentence each.
     """
 
     name: str
@@ -160,7 +163,13 @@ class CaseScores(Record, frozen=True, kw_only=True):
 
 
 class Statistic(Record, frozen=True, kw_only=True):
-    """Mean and sample standard deviation (None for one case) over the n cases that define it."""
+    """The mean of a metric over cases.
+
+    Attributes:
+        mean: Mean over the cases that define the metric.
+        sd: Sample standard deviation over these cases; None if there is only one.
+        n: Number of these cases.
+    """
 
     mean: float
     sd: float | None
@@ -168,13 +177,14 @@ class Statistic(Record, frozen=True, kw_only=True):
 
 
 class LabelSummary(Record, frozen=True, kw_only=True):
-    """One label over all cases.
+    """The scores of one label, summarised over all cases.
 
     Attributes:
-        cases: Cases scored.
-        n_empty: Of them, with neither prediction nor reference: in no mean of an overlap.
-        n_false_positive: Predicted, but not in the reference.
-        n_missed: In the reference, but not predicted.
+        cases: Number of scored cases.
+        n_empty: Cases with the label in neither prediction nor reference; they are left out of the
+            means of overlap metrics.
+        n_false_positive: Cases with the label in the prediction only.
+        n_missed: Cases with the label in the reference only.
         metrics: Field of `Score` -> statistic; a metric that no case defines is left out.
     """
 
@@ -189,12 +199,12 @@ class Scores(Artifact, frozen=True, kw_only=True):
     """The scores of a set of predictions.
 
     Attributes:
-        labels: What was scored.
-        options: How.
-        cases: Sorted by name.
+        labels: The labels that were scored.
+        options: The metrics that were computed, and their settings.
+        cases: The scores of each case, sorted by name.
         summary: Label name -> mean, SD and counts over the cases.
         mean: Field of `Score` -> mean over the labels of their means (nnU-Net's foreground mean).
-        warnings: What looks wrong, in a sentence each.
+        warnings: Suspicious findings, one sentence each.
     """
 
     KIND: ClassVar[str] = "scores"
@@ -207,12 +217,12 @@ class Scores(Artifact, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
     def foreground_mean(self, field: str) -> float | None:
-        """Mean over the labels of their means over cases; None where no case defines it."""
+        """Returns the mean over labels of a field of `Score`; None if no case defines it."""
         return self.mean.get(field)
 
 
 def summarize(cases: Sequence[CaseScores]) -> dict[str, LabelSummary]:
-    """Sums cases up per label; means are over cases, as in the papers."""
+    """Summarises scores per label; means are taken over cases, as is usual in publications."""
     names = list(dict.fromkeys(label for case in cases for label in case.labels))
     return {
         name: _summary([case.labels[name] for case in cases if name in case.labels])
@@ -221,7 +231,7 @@ def summarize(cases: Sequence[CaseScores]) -> dict[str, LabelSummary]:
 
 
 def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
-    """Field of `Score` -> mean over the labels that define it, each counting the same."""
+    """Averages each field of `Score` over the labels that define it, with equal weights."""
     means: dict[str, list[float]] = {}
     for label in summary.values():
         for field, statistic in label.metrics.items():
@@ -230,7 +240,7 @@ def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
 
 
 def write_csv(scores: Scores, path: Path) -> None:
-    """Writes one row per case and label; what is not defined is an empty cell."""
+    """Writes a CSV file with one row per case and label; undefined values are empty cells."""
     lesions = ("reference", "detected", "predicted", "confirmed")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -245,7 +255,10 @@ def write_csv(scores: Scores, path: Path) -> None:
 
 
 def table(scores: Scores) -> str:
-    """Label by metric as aligned text: mean +- SD over cases; no column where none is defined."""
+    """Formats a table of labels by metrics: mean +- SD over cases.
+
+    Metrics that no case defines get no column.
+    """
     columns = {field: column for field, column in COLUMNS.items() if field in scores.mean}
     rows = [["label", "cases", "empty", *(column.heading for column in columns.values())]]
     for label, summary in scores.summary.items():

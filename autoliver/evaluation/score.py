@@ -1,4 +1,4 @@
-"""Scores predictions against references: arrays, files, folders."""
+"""Scores predictions against references, given as arrays, files or folders."""
 
 import functools
 import math
@@ -28,22 +28,23 @@ from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
 
-# io gives a 2D file a slice spacing of 999 in-plane ones: it has no thickness, so no volume.
+# io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
+# has no thickness and so no volume.
 _THICKEST = 900
 
 
 def score_case(
     prediction: Volume, reference: Volume, *, labels: Labels, options: MetricOptions, name: str
 ) -> CaseScores:
-    """Scores one prediction: every label but the background, a region as the union of its values.
+    """Scores the labels of one prediction except the background; a region is a union of values.
 
-    Voxels that the reference marks with the ignore value count in neither.
+    Voxels where the reference has the ignore value count in neither mask.
 
     Args:
         prediction: (1, z, y, x) integers.
-        reference: As the prediction, on the same grid.
-        labels: Names and values.
-        options: What is measured.
+        reference: (1, z, y, x) integers on the same grid.
+        labels: Names and values of the labels.
+        options: The metrics to compute, and their settings.
         name: The case's name, for messages.
 
     Raises:
@@ -78,16 +79,18 @@ def score_folder(
     """Scores a folder of predictions against a folder of references.
 
     Args:
-        prediction_folder: Files named as the references; their endings may differ. Or one file.
-        reference_folder: The label files. Or one file.
-        labels: Names and values; None: "label_<value>" for each value the references hold.
-        options: What is measured; None: everything.
-        executor: Where cases are read and scored; None: here, one after another.
-        progress: Wraps the results as they come, e.g. tqdm.
+        prediction_folder: A folder of files with the same names as the references, whose endings
+            may differ; or a single file.
+        reference_folder: The folder of label files; or a single file.
+        labels: Names and values of the labels; None: "label_<value>" for each value that the
+            references contain.
+        options: The metrics to compute, and their settings; None: the default options.
+        executor: Runs the scoring of cases; None: in this process, one after another.
+        progress: Wraps the results as they arrive, e.g. tqdm; None: no progress.
 
     Raises:
-        DatasetError: As `find_pairs` and `score_case`, or a file cannot be read.
-        OptionError: As `score_files`.
+        DatasetError: As in `find_pairs` and `score_case`, or a file cannot be read.
+        OptionError: As in `score_files`.
     """
     pairs, extra = find_pairs(prediction_folder, reference_folder)
     if labels is None:
@@ -110,18 +113,18 @@ def score_files(
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
 ) -> Scores:
-    """Scores files.
+    """Scores pairs of label files.
 
     Args:
-        pairs: Case name -> prediction, reference.
-        labels: Names and values.
-        options: As `score_folder`.
-        executor: As `score_folder`.
-        progress: As `score_folder`.
+        pairs: Case name -> (prediction, reference).
+        labels: Names and values of the labels.
+        options: As in `score_folder`.
+        executor: As in `score_folder`.
+        progress: As in `score_folder`.
 
     Raises:
-        DatasetError: As `score_case`, or a file cannot be read.
-        OptionError: A label whose lesions are to be counted is not there.
+        DatasetError: As in `score_case`, or a file cannot be read.
+        OptionError: A label whose lesions should be counted does not exist.
     """
     options = options or MetricOptions()
     unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
@@ -147,10 +150,10 @@ def score_files(
 def find_pairs(
     prediction_folder: Path, reference_folder: Path
 ) -> tuple[dict[str, tuple[Path, Path]], tuple[str, ...]]:
-    """Pairs the files of two folders by their name without the ending, or two single files.
+    """Pairs the files of two folders by their names without endings, or pairs two single files.
 
     Returns:
-        Case name -> prediction, reference; and the names of predictions without a reference.
+        Case name -> (prediction, reference), and the names of predictions without a reference.
 
     Raises:
         DatasetError: A folder is missing or holds no label files, two files have one name, or a
@@ -176,15 +179,15 @@ def discover_labels(
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[frozenset[int]]], Iterable[frozenset[int]]] | None = None,
 ) -> Labels:
-    """Labels named "label_<value>" for the values that label files hold.
+    """Makes labels named "label_<value>" for the values that label files contain.
 
     Args:
-        references: The files.
-        executor: Where they are read; None: here, one after another.
-        progress: Wraps the values of each file as they come, e.g. tqdm.
+        references: The label files.
+        executor: Runs the reading of the files; None: in this process, one after another.
+        progress: Wraps the values of each file as they arrive, e.g. tqdm; None: no progress.
 
     Raises:
-        DatasetError: Every file is empty, or one cannot be read.
+        DatasetError: All files contain only background, or one cannot be read.
     """
     results: Iterable[frozenset[int]] = (executor.map if executor else map)(
         _values_of_file, references
@@ -267,7 +270,7 @@ def _surface_values(
 ) -> dict[str, float]:
     missed = reference.any() and not prediction.any()
     if missed and options.missing_distance == "diagonal":
-        # Between centres, as all distances here; a single slice adds nothing.
+        # Between voxel centres, like all distances here; an axis of one slice adds nothing.
         steps = np.subtract(geometry.shape_zyx, 1)
         diagonal = math.hypot(*np.multiply(steps, geometry.spacing_mm))
         return {"assd_mm": diagonal, "mssd_mm": diagonal, "hd95_mm": diagonal, "nsd": 0.0}
@@ -286,7 +289,7 @@ def _surface_values(
 
 
 def _defined(value: float) -> float | None:
-    # JSON knows neither NaN nor infinity.
+    # JSON has neither NaN nor infinity.
     return float(value) if math.isfinite(value) else None
 
 
@@ -295,7 +298,7 @@ def _check_grids(prediction: Geometry, reference: Geometry, name: str) -> None:
         if not difference.rounding:
             first, second = difference.values()
             raise DatasetError(
-                f"{name}: prediction and reference lie on different grids: {difference.what} "
+                f"{name}: prediction and reference have different grids: {difference.what} "
                 f"{first} in the prediction, {second} in the reference.",
                 hint="Check that they belong together, or resample one to the other's grid.",
             )
@@ -311,8 +314,8 @@ def _mask(
 
 
 def _values(array: npt.NDArray[Any]) -> frozenset[int]:
-    # Every value stands at the start of a row or where a row changes: few voxels in a label map,
-    # which makes this ten times as fast as sorting all of them.
+    # Every value occurs at the start of a row or where a row changes. In a label map these are few
+    # voxels, so this is ten times as fast as sorting all of them.
     changes = array[..., 1:][array[..., 1:] != array[..., :-1]]
     return frozenset(np.unique(np.concatenate([array[..., 0].ravel(), changes])).tolist())
 
@@ -334,7 +337,7 @@ def _label_files(folder: Path) -> dict[str, Path]:
         other = found.setdefault(stem, path)
         if other != path:
             raise DatasetError(
-                f"{folder}: {other.name} and {path.name} are both of case '{stem}'.",
+                f"{folder}: {other.name} and {path.name} both belong to case '{stem}'.",
                 hint="Keep one of them.",
             )
     if not found:

@@ -1,4 +1,4 @@
-"""Which run, or which two together, predict best out of fold."""
+"""Chooses the run, or the pair of runs, with the best out-of-fold predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from autoliver.artifacts import Record
 from autoliver.evaluation.results import CaseScores, mean_over_labels, summarize
 
-# A pair takes twice the time of a single run: it has to be better by more than this mean Dice.
+# A pair takes twice the time of a single run, so its mean Dice must be higher by more than this.
 PAIR_MARGIN = 0.001
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """A run, or two whose probabilities are averaged, and how well it does out of fold.
+    """A run, or a pair of runs whose probabilities are averaged, and its out-of-fold Dice.
 
     Attributes:
         runs: Names of the runs.
-        dice: Mean over the labels of `labels`; None where no label is defined.
-        labels: Label -> mean Dice over the cases that define it, None where none does.
+        dice: Mean of the defined values of `labels`; None if there are none.
+        labels: Label -> mean Dice over the cases that define it; None if no case does.
     """
 
     runs: tuple[str, ...]
@@ -25,26 +25,31 @@ class Candidate(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name used in messages."""
         return " + ".join(self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The candidate that predicts from now on, and why, in sentences."""
+    """The outcome of a choice.
+
+    Attributes:
+        candidate: The candidate that was chosen.
+        why: Reasons, one sentence each.
+    """
 
     candidate: Candidate
     why: tuple[str, ...]
 
 
 def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidate:
-    """Sums up the held-out cases of all compared folds, pooled as nnU-Net pools them.
+    """Summarises the held-out cases of all compared folds, pooled as in nnU-Net.
 
-    A case where a label is neither there nor predicted is left out of that label's mean.
+    A case with a label in neither prediction nor reference is left out of that label's mean.
 
     Args:
         runs: Names of the runs.
-        cases: Their scores.
+        cases: Scores of the held-out cases.
     """
     summary = summarize(cases)
     means = {label: found.metrics.get("dice") for label, found in summary.items()}
@@ -56,15 +61,15 @@ def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidat
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice | None:
-    """The candidate of the highest mean Dice; of equals the first, and a single run before a pair.
+    """Chooses the candidate with the highest mean Dice; of equals the first one.
 
-    A pair must beat the best single run by more than `PAIR_MARGIN`.
+    A pair is chosen only if it beats the best single run by more than `PAIR_MARGIN`.
 
     Args:
-        candidates: At least one of a single run; simpler ones first.
+        candidates: At least one single run; simpler candidates first.
 
     Returns:
-        None where no single run has a defined Dice.
+        The choice; None if no single run has a defined Dice.
     """
     ranked = sorted((c for c in candidates if c.dice is not None), key=_dice, reverse=True)
     singles = [c for c in ranked if len(c.runs) == 1]

@@ -1,1 +1,1 @@
-"""Volume + model -> prediction."""
+"""Prediction: applies trained models to volumes."""

@@ -1,4 +1,4 @@
-"""Rules that remove what is most likely wrong from a label map: distant pieces, specks."""
+"""Applies cleaning rules, which remove likely errors (distant pieces, specks) from a label map."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from autoliver.planning.nonzero import bounding_box
 
 L = TypeVar("L", bound=np.integer)
 
-# Up to so many values, comparing with each is faster than np.isin (by a factor of 15 for one) and
-# takes an eighth of the memory.
+# For up to this many values, comparing with each one is faster than np.isin (15 times for a single
+# value) and needs an eighth of the memory.
 _FEW = 8
 
 
@@ -25,18 +25,19 @@ def clean(
     values: Mapping[str, tuple[int, ...]],
     spacing_mm: Sequence[float],
 ) -> npt.NDArray[L]:
-    """A label map with rules applied one after the other; what is removed becomes background.
+    """Applies cleaning rules to a label map, one after the other.
 
-    Components are connected through faces, edges and corners, as in nnU-Net.
+    Removed voxels become background. Components are connected through faces, edges and corners, as
+    in nnU-Net.
 
     Args:
-        segmentation: (z, y, x); not changed.
-        rules: What to do.
-        values: Label name -> values.
-        spacing_mm: Three spacings.
+        segmentation: Label map (z, y, x); it is not changed.
+        rules: The rules, in the order in which they are applied.
+        values: Maps each label name to its values in the label map.
+        spacing_mm: Voxel spacing along the three axes, in mm.
 
     Returns:
-        (z, y, x), the input itself where nothing is removed.
+        The cleaned label map (z, y, x); the input array itself if nothing is removed.
     """
     for rule in rules:
         union = mask_of(segmentation, [value for name in rule.labels for value in values[name]])
@@ -53,9 +54,10 @@ class Components:
     """The connected components of a mask.
 
     Attributes:
-        box: Around all of them.
-        numbers: (z, y, x) in the box: 0 outside the mask, else the component's number.
-        voxels: How many each component has, by number; of number 0 none.
+        box: The bounding box of the mask.
+        numbers: (z, y, x), cropped to the box: the number of each voxel's component; 0 outside the
+            mask.
+        voxels: Number of voxels of each component, indexed by component number; entry 0 is 0.
     """
 
     box: tuple[slice, ...]
@@ -64,8 +66,9 @@ class Components:
 
 
 def components(mask: npt.NDArray[np.bool_]) -> Components:
-    """The components of a mask, connected through faces, edges and corners."""
-    # Late: it brings parts of scikit-image that a prediction without rules does not need.
+    """Finds the components of a mask (z, y, x), connected through faces, edges and corners."""
+    # Imported here because it loads parts of scikit-image, which are only needed if there are
+    # rules.
     from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 
     box = bounding_box(mask)
@@ -76,12 +79,15 @@ def components(mask: npt.NDArray[np.bool_]) -> Components:
 def kept(
     rule: CleaningRule, voxels: npt.NDArray[np.integer], *, voxel_ml: float
 ) -> npt.NDArray[np.bool_]:
-    """Whether each component stays, by number; number 0 does not.
+    """Decides which components a rule keeps.
 
     Args:
-        rule: What is kept; its labels play no part.
-        voxels: Of each component, as in `Components`.
-        voxel_ml: Volume of one voxel.
+        rule: The rule; its labels are not used here.
+        voxels: Number of voxels of each component, as in `Components`.
+        voxel_ml: Volume of one voxel, in ml.
+
+    Returns:
+        Whether each component is kept, indexed by component number; False for number 0.
     """
     keep: npt.NDArray[np.bool_] = voxels >= rule.least_ml / voxel_ml
     if rule.keep == "largest":
@@ -91,7 +97,7 @@ def kept(
 
 
 def mask_of(segmentation: npt.NDArray[np.integer], values: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Where a label map holds one of some values."""
+    """Returns the mask of the voxels whose label is one of the values."""
     if len(values) > _FEW:
         return np.isin(segmentation, values)
     mask: npt.NDArray[np.bool_] = segmentation == values[0]

@@ -1,6 +1,7 @@
-"""Outputs of several networks, on grids of their own, brought together on the case's grid.
+"""Averages the outputs of several members, each on its own grid, on the grid of the case.
 
-Works slab by slab: no class-by-voxel array of the whole scan exists unless it is asked for.
+The work is done slab by slab. A class-by-voxel array of the whole scan is only made if it is
+requested.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,21 +29,22 @@ from autoliver.preprocessing.resample import (
 Array = npt.NDArray[np.float32]
 A = TypeVar("A", bound=np.generic)
 
-# A logit for background that no network was asked about: more than they say, and harmless when it
-# is interpolated with theirs.
+# The logit of background in places where no network was run. It is larger than the logits of
+# networks, and does no harm when it is interpolated with them.
 SURE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What one member says of a case.
+    """The output of one member for a case.
 
     Attributes:
         logits: (k, z, y, x) on the member's network grid.
-        properties: The way back from it.
-        spread: (k, z, y, x) probabilities averaged over the member's folds, where the uncertainty
-            was asked for.
-        within: The box of the grid that both are of, all else being background; None: all of it.
+        properties: Describes how to get from the network grid back to the input's grid.
+        spread: (k, z, y, x) probabilities, averaged over the member's folds; None unless the
+            uncertainty was requested.
+        within: The box of the network grid that `logits` and `spread` cover; everything outside it
+            is background. None if they cover the whole grid.
     """
 
     logits: Array
@@ -52,15 +54,17 @@ class Output:
 
 
 def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
-    """The label map of the mean probabilities.
+    """Computes the label map of the mean probabilities.
 
     Args:
-        outputs: Of one case; at least one.
-        labels: What the rows stand for. Classes: the largest wins. Regions: those above 0.5,
-            painted one over the other in `regions_class_order`.
+        outputs: The members' outputs for one case; at least one.
+        labels: The labels that the k rows stand for. Among classes the most probable one wins.
+            Regions with a probability above 0.5 are painted one over the other in
+            `regions_class_order`.
 
     Returns:
-        (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
+        The label map (z, y, x) on the input's grid, in the smallest unsigned integer type that
+        holds the labels.
     """
     return group_labels(outputs, [range(len(outputs))], labels=labels)[0]
 
@@ -68,12 +72,14 @@ def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.
 def group_labels(
     outputs: Sequence[Output], groups: Sequence[Sequence[int]], *, labels: Labels
 ) -> list[npt.NDArray[np.integer]]:
-    """One label map per group of members, each member resampled once; otherwise `mean_labels`.
+    """Computes one label map per group of members, as `mean_labels` does for a single group.
+
+    Each member is resampled only once.
 
     Args:
-        outputs: Of one case.
-        groups: Of indices into `outputs`.
-        labels: As `mean_labels`.
+        outputs: The members' outputs for one case.
+        groups: Each group is a list of indices into `outputs`.
+        labels: As in `mean_labels`.
     """
     values = written_values(labels)
     parts = [_whole_logits(output, labels) for output in outputs]
@@ -92,10 +98,10 @@ def group_labels(
 
 
 def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
-    """The mean probabilities, all at once.
+    """Computes the mean probabilities of the whole case in one array.
 
     Returns:
-        (k, z, y, x) on the input's grid; outside the crop all background.
+        (k, z, y, x) on the input's grid; outside the crop everything is background.
     """
     parts = [_whole_logits(output, labels) for output in outputs]
     box, pieces = _mean_probabilities(parts, labels, [range(len(parts))])
@@ -109,13 +115,14 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
 
 
 def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
-    """Entropy of the mean over all networks, 0 (sure) to 1 (all labels equally likely).
+    """Computes the entropy of the probabilities averaged over all networks.
 
-    With regions, the largest of the regions' own entropies.
+    It ranges from 0 (certain) to 1 (all labels equally likely). With regions it is the largest of
+    the regions' own entropies.
 
     Args:
-        outputs: With `spread`.
-        labels: What the rows stand for.
+        outputs: The members' outputs for one case, with their `spread`.
+        labels: The labels that the k rows stand for.
 
     Returns:
         (z, y, x) on the input's grid; 0 outside the crop.
@@ -127,7 +134,7 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
         if o.spread is not None
     ]
     if len(spreads) != len(outputs):
-        raise ValueError("the spread over folds was not kept")
+        raise ValueError("an output has no spread: uncertainty was not requested")
     box, pieces = _mean_probabilities(spreads, None, [range(len(spreads))])
     whole = np.zeros(_shape(outputs), dtype=np.float32)
     for rows, (mean,) in pieces:
@@ -136,14 +143,15 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
 
 
 def probabilities(logits: Array, *, regions: bool) -> Array:
-    """Softmax over the rows, or a sigmoid of each, in place.
+    """Converts logits to probabilities in place.
 
     Args:
-        logits: (k, ...); overwritten.
-        regions: Whether rows are regions (sigmoid).
+        logits: (k, ...); overwritten and returned.
+        regions: Whether the rows are regions. Regions get a sigmoid each, classes a softmax over
+            all rows.
     """
     if regions:
-        # The form by tanh does not overflow.
+        # The sigmoid is written with tanh because that does not overflow.
         logits *= 0.5
         np.tanh(logits, out=logits)
         logits += 1
@@ -162,7 +170,7 @@ def _whole_logits(output: Output, labels: Labels) -> tuple[Array, CaseProperties
 
 
 def _on_whole_grid(array: Array, output: Output, *, background: float, others: float) -> Array:
-    """(k, z, y, x): what is known of a box, pasted into background (the first row)."""
+    """Pastes the array of a box into a whole grid (k, z, y, x) filled with background (row 0)."""
     if output.within is None:
         return array
     whole = np.full((len(array), *output.properties.shape_zyx), others, dtype=np.float32)
@@ -187,10 +195,20 @@ def _mean_probabilities(
     labels: Labels | None,
     groups: Sequence[Sequence[int]],
 ) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
-    """The crop's box and, slab by slab of it, (rows, mean probabilities (k, rows, y, x) per group).
+    """Averages the members of each group, slab by slab.
 
-    In the first plan's anatomical order of axes, whatever that of each plan is. Without labels,
-    what is given already holds probabilities.
+    The axes are in the anatomical order of the first member's plan, whatever the order in each
+    plan is.
+
+    Args:
+        parts: The array (k, z, y, x) and the properties of each member.
+        labels: Needed to convert logits to probabilities; None if the arrays already hold
+            probabilities.
+        groups: Each group is a list of indices into `parts`.
+
+    Returns:
+        The box of the crop, and an iterator that yields for each slab its rows and the mean
+        probabilities (k, rows, y, x) of each group.
     """
     first = parts[0][1].reorientation
     members = [_Ordered.of(array, properties, first) for array, properties in parts]
@@ -219,7 +237,13 @@ def _mean_probabilities(
 
 @dataclass(frozen=True)
 class _Ordered:
-    """A member's array, its axes in the order of all, and the way to the crop's grid."""
+    """A member's array in the order of axes of all, and its resampling to the crop's grid.
+
+    Attributes:
+        array: (k, z, y, x) on the network grid.
+        operators: The linear resampling to the crop's grid.
+        box: The box of the crop on that grid.
+    """
 
     array: Array
     operators: Operators
@@ -243,8 +267,8 @@ class _Ordered:
         return cls(ordered, operators, (z, y, x))
 
     def rows(self, rows: slice) -> Array:
-        """(k, rows, y, x) of the crop's grid, a new array."""
-        # A copy, since on an unchanged grid what comes back is the array itself.
+        """Returns these rows of the crop's grid, (k, rows, y, x), as a new array."""
+        # np.stack copies: where the grid is unchanged, apply_operators returns the array itself.
         return np.stack([apply_operators(row, self.operators, rows=rows) for row in self.array])
 
 

@@ -1,9 +1,10 @@
-"""The fastest way to run a network here, found while it works.
+"""Finds the fastest way to run a network on this machine while the network is in use.
 
-What is fast hangs on the machine and on the patch: channels-last convolutions take half the time of
-plain ones on some CPUs and more on others; bfloat16 is a gain where the CPU has instructions for
-it. So other ways are tried on real patches, each once the time spent is worth the trial, and taken
-where they are faster and agree.
+Which way is fastest depends on the machine and on the patch. Channels-last convolutions take half
+the time of plain ones on some CPUs and more time on others; bfloat16 is faster only where the CPU
+has instructions for it. So alternatives are tried on real patches, each as soon as the time already
+spent in the network justifies the trial. An alternative is adopted if it is faster and its results
+agree.
 """
 
 import copy
@@ -21,25 +22,29 @@ _log = logging.getLogger(__name__)
 
 Way = Callable[[Tensor], Tensor]
 
-# The first call pays for allocations and the choice of kernels.
+# Trials start with the second call, since the first one includes allocations and the choice of
+# kernels.
 _FIRST_TRIAL = 2
-_GAIN = 0.9  # of the time so far, at most
-# Measured on two cores: half a minute to two minutes to compile, for a tenth to a third less time.
+# An alternative is adopted if it takes less than this share of the current time.
+_GAIN = 0.9
+# Measured on two cores: compiling takes 0.5 to 2 minutes and saves a tenth to a third of the time.
 _WORTH_COMPILING_S = 1200.0
-# Reductions in another order: 1e-5 of logits of about 10 was measured.
+# Tolerated difference as a share of the largest logit. Reductions in another order were measured to
+# change logits of about 10 by 1e-5.
 _FLOAT32_SHARE = 1e-4
+# Share of voxels whose label has to be the same where results are not compared as float32.
 _SAME_LABELS = 0.9995
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A way to try.
+    """An alternative way of computing, and when to try it.
 
     Attributes:
-        name: For the log.
-        calls: Not before so many patches, ...
-        seconds: ... nor before so much time was spent in the network.
-        build: Makes it of the network.
+        name: Name for the log and for predict.json.
+        calls: The number of the earliest call on which it may be tried.
+        seconds: The time in seconds that must have been spent in the network before it is tried.
+        build: Builds the alternative from the network.
         exact: Whether it computes in the network's own precision.
     """
 
@@ -51,14 +56,14 @@ class _Trial:
 
 
 class Fastest(nn.Module):
-    """A network that changes to a faster way of computing the same while it is used.
+    """Wraps a network and switches to a faster way of computing its output while it is used.
 
     Args:
-        network: In eval mode, one output, where it stays.
+        network: A network with one output, in eval mode, on the device where it stays.
 
     Attributes:
-        network: The network as it is.
-        ways: Names of the ways that results have been computed in, in their order.
+        network: The unchanged network.
+        ways: Names of the ways in which results have been computed so far, in order of first use.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -71,7 +76,7 @@ class Fastest(nn.Module):
         self._calls, self._seconds = 0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output; on some calls computed twice, to compare."""
+        """Returns the network's output; a call with a trial computes it again to compare."""
         if self._name not in self.ways:
             self.ways.append(self._name)
         if not self._todo or self.training:
@@ -87,13 +92,13 @@ class Fastest(nn.Module):
 
     def _try(self, trial: _Trial, x: Tensor, expected: Tensor, seconds: float) -> None:
         try:
-            # Weights made in inference mode could never be used outside of it.
+            # Weights created in inference mode could never be used outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 way = trial.build(self.network)
             found, taken = _timed(way, x)
-            if taken >= _GAIN * seconds:  # the first call may have paid for allocations
+            if taken >= _GAIN * seconds:  # the first call may have included allocations
                 found, taken = _timed(way, x)
-        # A way that does not work here, for whatever reason, is one not taken.
+        # If an alternative fails on this machine for any reason, it is just not used.
         except Exception as error:  # noqa: BLE001
             reason = str(error).partition("\n")[0][:200]
             _log.info("%s is not possible here: %s: %s", trial.name, type(error).__name__, reason)
@@ -110,7 +115,7 @@ class Fastest(nn.Module):
 
 
 def as_they_are(networks: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    """The networks themselves, whatever way of computing them has been found faster."""
+    """Returns the original networks, without any faster way of computing them."""
     return tuple(each.network if isinstance(each, Fastest) else each for each in networks)
 
 
@@ -123,17 +128,18 @@ def _trials(device: torch.device) -> tuple[_Trial, ...]:
     )
     first = _Trial(name="channels-last", calls=_FIRST_TRIAL, seconds=0.0, build=ChannelsLast)
     if device.type == "cpu":
-        # Twice the time where it is emulated, so only once that is a small loss.
+        # It takes twice the time where it is emulated, so it is tried only after enough time has
+        # passed for that to be a small loss.
         half = _Trial(name="bfloat16", calls=100, seconds=30.0, build=_bfloat16, exact=False)
         return first, half, compiled
     return (first, compiled) if device.type == "cuda" else ()
 
 
 class ChannelsLast(nn.Module):
-    """A copy of a network that keeps channels together in memory, and takes any image.
+    """A copy of a network that uses the channels-last memory format and takes any image.
 
-    PyTorch's instance norm would bring every activation back to the plain format; on the CPU the
-    copy has one that does not.
+    PyTorch's instance norm would convert every activation back to the plain format. On the CPU the
+    copy therefore has an instance norm that does not.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -146,7 +152,7 @@ class ChannelsLast(nn.Module):
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's output."""
+        """Returns the network's output."""
         result: Tensor = self.network(x.contiguous(memory_format=self.layout))
         return result
 
@@ -159,7 +165,8 @@ def _compiled(network: nn.Module) -> Way:
     def run(x: Tensor) -> Tensor:
         if not shapes:
             shapes.append(x.shape)
-        # A case's last windows are fewer: compiling for them as well would cost more than it saves.
+        # The last batch of a case has fewer windows. Compiling for its shape as well would cost
+        # more than it saves.
         return fast(x) if x.shape == shapes[0] else usual(x)
 
     return run
@@ -177,10 +184,10 @@ def _bfloat16(network: nn.Module) -> Way:
 
 
 class _ChannelsLastNorm(nn.Module):
-    """Instance norm of an image whose channels lie together.
+    """Instance norm of an image in channels-last format.
 
-    PyTorch's own norms in this format add up all voxels in float32, and err by 3e-3 of a standard
-    deviation where there are a million. Here sums of squares of pieces are added up in float64.
+    PyTorch's own norms add up all voxels of this format in float32; with a million voxels they are
+    off by 3e-3 of a standard deviation. Here the sums of squares of pieces are added up in float64.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> None:
@@ -200,7 +207,7 @@ class _ChannelsLastNorm(nn.Module):
 
 
 def _moments(pieces: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of (pieces, n, channels)."""
+    """Returns the mean and the variance of each channel of (pieces, n, channels)."""
     pieces = pieces.float()
     count = pieces.shape[0] * pieces.shape[1]
     mean = pieces.flatten(0, 1).mean(0, dtype=torch.float32).double()

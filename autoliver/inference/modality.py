@@ -1,4 +1,4 @@
-"""Whether a case is CT or MR, and what a model does with one that it was not planned for."""
+"""Decides whether a case is CT or MR, and how a model planned for the other one treats it."""
 
 import logging
 
@@ -12,14 +12,15 @@ from autoliver.inference.options import ModalityChoice
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU, renormalized
 
-# CT of the body holds air, and air is about -1000 HU.
+# CT of the body contains air, and air has about -1000 HU.
 _AIR_HU = -900.0
-# Where HU were clipped at a window's lower end (-17 is the highest one in use), it is what air and
-# fat have become: more than half of the voxels of abdominal scans. MR has less than one in a
-# hundred: none, or ringing of its resampling.
+# If HU were clipped at the lower end of a window (the highest one in use is -17), air and fat have
+# that value: more than half of the voxels of abdominal scans. In MR less than one voxel in a
+# hundred is that low: usually none, or only ringing from resampling.
 _CLEARLY_NEGATIVE = -10.0
 _NEGATIVE_SHARE = 0.01
-# No soft organ is denser: a model whose foreground is was trained on CT stored with an offset.
+# No soft organ is denser. If the mean foreground of a model is above this, the model was trained on
+# CT that was stored with an offset.
 _MOST_ORGANS_HU = 500.0
 
 _log = logging.getLogger(__name__)
@@ -28,20 +29,21 @@ _log = logging.getLogger(__name__)
 def case_modality(
     model: Model, image: npt.NDArray[np.generic], choice: ModalityChoice | None, *, name: str
 ) -> Modality | None:
-    """The modality by which all networks of a model get to see a case; says it in the log.
+    """Chooses the modality by which a case is normalised for all networks, and logs the choice.
 
     Args:
-        model: What is to predict the case.
+        model: The model that will predict the case.
         image: (c, z, y, x), intensities as in the files.
-        choice: "auto" decides by the image; None: each network sees it as it was planned.
-        name: The case.
+        choice: "CT" or "MR" is used as given; "auto" decides by the image; None normalises the
+            image for each network as its plan says.
+        name: Name of the case.
 
     Returns:
-        The modality; None: as planned.
+        The modality; None to normalise as planned.
 
     Raises:
-        DatasetError: The image is of another modality than some network, which was not trained for
-            that; never with an explicit choice.
+        DatasetError: The image looks like another modality than some network was trained on, and
+            that network was not prepared for it. Only raised with "auto".
     """
     deciding = next((part for part in model.parts if part.plan.modality != "other"), None)
     if choice is None:
@@ -49,7 +51,7 @@ def case_modality(
     if deciding is None:
         if choice != "auto":
             _log.warning(
-                "%s: %s was asked for, but %s knows no modality: normalised as planned.",
+                "%s: %s was requested, but %s knows no modality: normalised as planned.",
                 *(name, choice, model.name),
             )
         return None
@@ -63,47 +65,48 @@ def case_modality(
         _log.log(level, "%s: looks like %s (%s): %s.", name, modality, why, how)
     elif seen not in (None, choice):
         _log.warning(
-            "%s: looks like %s (%s), but %s was asked for: %s.", *(name, seen, why, choice, how)
+            "%s: looks like %s (%s), but %s was requested: %s.", *(name, seen, why, choice, how)
         )
     else:
-        _log.info("%s: %s, as asked for: %s.", name, choice, how)
+        _log.info("%s: %s, as requested: %s.", name, choice, how)
     return modality
 
 
 def seen_modality(
     image: npt.NDArray[np.generic], plan: Plan, configuration: Configuration
 ) -> tuple[Modality | None, str]:
-    """What an image is by its values: CT is well below zero in places, MR nowhere.
+    """Guesses the modality of an image by its values: CT has voxels far below zero, MR has none.
 
     Args:
         image: (c, z, y, x), intensities as in the files.
-        plan: Of the model that is to see it, which may have been trained on CT without or MR with
-            negative values.
-        configuration: Which channels to look at: those normalised as CT or by mean and deviation.
+        plan: The plan of the model that will predict it. The model may have been trained on CT
+            without negative values or on MR with negative values.
+        configuration: Decides which channels count: those normalised as CT, or by mean and standard
+            deviation.
 
     Returns:
-        The modality, None where values do not tell, and why.
+        The modality, or None if the values do not show it; and the reason in words.
     """
     schemes = configuration.normalization
-    # Beside CT other channels, such as PET, have no negative values either.
+    # Channels that accompany CT, such as PET, have no negative values either, so they do not count.
     telling = "ct" if plan.modality == "CT" and "ct" in schemes else "zscore"
     channels = [index for index, scheme in enumerate(schemes) if scheme == telling]
     if plan.modality == "other" or not channels:
-        return None, "normalised in a way that knows no modality"
+        return None, "its normalisation does not depend on the modality"
     low = min(float(image[index].min()) for index in channels)
     known = [plan.intensities[index] for index in channels]
     if low >= 0:
         high = max(float(image[index].max()) for index in channels)
         why = f"no negative values, {low:g} to {high:g}"
         offset = plan.modality == "CT" and any(stats.mean > _MOST_ORGANS_HU for stats in known)
-        return (None, f"{why}, as CT of its training") if offset else ("MR", why)
+        return (None, f"{why}, like the CT it was trained on") if offset else ("MR", why)
     why = f"lowest value {low:g}"
     if low <= _AIR_HU:
         return "CT", why
     if plan.modality == "MR" and any(s.percentile_00_5 <= _CLEARLY_NEGATIVE for s in known):
-        return None, f"{why}, as MR of its training"
+        return None, f"{why}, like the MR it was trained on"
     below = max(float(np.mean(image[index] <= _CLEARLY_NEGATIVE)) for index in channels)
-    return ("CT", why) if below >= _NEGATIVE_SHARE else (None, f"{why}, which does not tell")
+    return ("CT", why) if below >= _NEGATIVE_SHARE else (None, f"{why}, which is not conclusive")
 
 
 def _how(modality: Modality, foreign: list[Member]) -> str:
@@ -111,19 +114,19 @@ def _how(modality: Modality, foreign: list[Member]) -> str:
         return "normalised as planned"
     if modality == "CT" and all(part.plan.source_intensities for part in foreign):
         return "normalised as the CT that its weights come from"
-    how = "normalised by its own mean and deviation"
+    how = "normalised by its own mean and standard deviation"
     if modality == "CT":
         how = f"clipped to {SOFT_TISSUE_HU[0]:g} to {SOFT_TISSUE_HU[1]:g} HU and {how}"
     return how
 
 
 def _check_prepared(foreign: list[Member], modality: Modality, found: str) -> None:
-    """Refuses parts of a model that have never seen contrasts such as the case's."""
+    """Refuses parts of a model that were never trained on contrasts like those of the case."""
     for part in foreign:
         if not (part.cross_modal or part.plan.source_intensities):
             raise DatasetError(
                 f"{found}, but {part.name} was trained on {part.plan.modality}.",
                 hint=f"Choose a model for {modality} with -m, train one with --augment "
-                "cross-modality or fine-tune this one with --pretrained; or force it with "
-                f"--modality {modality} (--modality {part.plan.modality} if that is what it is).",
+                "cross-modality or fine-tune this one with --pretrained; or force prediction with "
+                f"--modality {modality} (--modality {part.plan.modality} if the case is that).",
             )

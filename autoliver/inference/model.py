@@ -1,4 +1,4 @@
-"""A trained model on disk and in memory: networks and all they need to predict."""
+"""Loads trained models: networks and everything they need to predict."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# With these a network has seen the contrasts of its training cases alone.
+# With these augmentations a network has seen no contrasts but those of its training cases.
 _OWN_MODALITY_ALONE = ("default", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Folds of one run: their logits are averaged on the network's grid.
+    """Folds of one run, whose logits are averaged on the network grid.
 
     Attributes:
-        name: For messages.
-        plan: Their common plan.
-        configuration: Their common configuration.
-        mirror_axes: Patch axes that every fold was trained to see flipped.
-        networks: One per fold, in eval mode.
-        device: Where the networks are.
-        previous: The low-resolution stage whose label map they see, for a cascade.
+        name: Name for messages.
+        plan: The plan that all folds share.
+        configuration: The configuration that all folds share.
+        mirror_axes: Patch axes along which every fold was trained with flips.
+        networks: One network per fold, in eval mode.
+        device: The device that the networks are on.
+        previous: For a cascade, the low-resolution stage whose label map is part of the input; else
+            None.
         cross_modal: Whether every fold was trained with augmentations that prepare it for images of
             another modality than the plan's.
     """
@@ -56,10 +57,11 @@ class Model:
     """Members whose probabilities are averaged on the case's own grid.
 
     Attributes:
-        name: For messages.
-        members: At least one; all with the same channels and labels.
-        cleaning: Rules applied to the label map.
-        finder: Coarse folds near whose foreground alone the members look; None: everywhere.
+        name: Name for messages.
+        members: At least one; all have the same channels and labels.
+        cleaning: Cleaning rules that are applied to the label map.
+        finder: A coarse member that runs first; the others then predict only near the foreground it
+            finds. None to predict everywhere.
     """
 
     name: str
@@ -69,12 +71,12 @@ class Model:
 
     @property
     def plan(self) -> Plan:
-        """The first member's: channels, modality and labels are those of all."""
+        """The plan of the first member; all members share its channels, modality and labels."""
         return self.members[0].plan
 
     @property
     def parts(self) -> tuple[Member, ...]:
-        """All that look at the image: members, first stages of cascades, the finder."""
+        """Everything that is run on the image: members, first stages of cascades, the finder."""
         previous = (member.previous for member in self.members)
         return tuple(part for part in (*self.members, *previous, self.finder) if part is not None)
 
@@ -83,13 +85,13 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
     """Loads the members of a model.
 
     Args:
-        files: Where they lie.
-        device: Where to put the networks.
+        files: The files of the model.
+        device: The device to put the networks on.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
-        ModelError: Weights are missing or damaged, the folds of a member disagree in plan or
-            configuration, or members in channels or labels.
+        ModelError: Weights are missing or damaged, folds of a member differ in their plan or
+            configuration, or members differ in their channels or labels.
     """
     members = []
     for part in files.members:
@@ -103,14 +105,24 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
     finder = None
     if files.finder is not None:
         run = files.finder.folds[0].parent
-        # A model in a file may have no name but its run's.
+        # A model in an exported file may have no name other than its run's.
         name = f"{run.parent.parent.name}/{run.name}".lstrip("/")
         finder = load_member(files.finder.folds, name=name, device=device)
     return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
 
 
 def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
-    """Loads folds of one run; arguments and errors as `load_model`."""
+    """Loads folds of one run.
+
+    Args:
+        folders: The folders of the folds.
+        name: Name for messages.
+        device: The device to put the networks on.
+
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+        ModelError: Weights are missing or damaged, or the folds differ in plan or configuration.
+    """
     from autoliver.inference.fastest import Fastest
     from autoliver.networks.checkpoint import load_network
 

@@ -1,4 +1,4 @@
-"""How to predict, as a value; needs no torch."""
+"""The options of prediction; this module does not import torch."""
 
 from typing import Literal
 
@@ -7,28 +7,29 @@ from autoliver.values import check_number, check_types
 
 ModalityChoice = Literal["auto", "CT", "MR"]
 
-# Windows closer together than a tenth of the patch repeat one another; beyond one patch there would
-# be gaps.
+# Windows closer together than a tenth of the patch are nearly the same; if they were further apart
+# than one patch, there would be gaps.
 LEAST_STEP, MOST_STEP = 0.1, 1.0
 
-# The way of computing in which a network is exact.
+# Name of the way of computing in which a network is run unchanged.
 AS_IT_IS = "as it is"
 
 
 class PredictOptions(Record, frozen=True, kw_only=True):
-    """How to predict.
+    """The options of prediction.
 
     Attributes:
-        step: Distance of neighbouring windows as a share of the patch, 0.1 to 1.
-        mirror: Average over flips along the axes the model was trained to see flipped.
-        overlap: Read the next case and export the last one while one is on the device; takes the
-            memory of up to three cases.
-        probabilities: Also write CASE.npz with the probabilities, (k, z, y, x).
-        uncertainty: Also write CASE_uncertainty with the entropy of the mean over all networks.
-        modality: By which each case is normalised; "auto": what it looks like; None: what each
-            network was planned for.
-        exact: Compute in float32 with the networks as they are. Nothing is chosen by timing, so the
-            same machine gives the same bits again.
+        step: Distance between neighbouring windows as a share of the patch, 0.1 to 1.
+        mirror: Whether to average over flips along the axes that training flipped.
+        overlap: Whether to read the next case and export the last one while a case is on the
+            device. This needs the memory of up to three cases.
+        probabilities: Whether to write CASE.npz with the probabilities, (k, z, y, x), as well.
+        uncertainty: Whether to write CASE_uncertainty with the entropy of the mean over all
+            networks as well.
+        modality: The modality by which each case is normalised. "auto" uses what the case looks
+            like; None uses what each network was planned for.
+        exact: Whether to compute in float32 with the unchanged networks. Nothing is then chosen by
+            timing, so the same machine gives the same bits again.
     """
 
     step: float = 0.5
@@ -40,10 +41,10 @@ class PredictOptions(Record, frozen=True, kw_only=True):
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be; from Python they may be anything.
+        """Refuses invalid values; callers of the library may pass anything.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
         check_number("--step", self.step, least=LEAST_STEP, most=MOST_STEP)

@@ -1,4 +1,4 @@
-"""What each member of a model says of a case, on its own network grid."""
+"""Computes the output of each member of a model for a case, on the member's network grid."""
 
 import contextlib
 import logging
@@ -29,14 +29,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case on the network grid of every member (for a cascade: of its first stage).
+    """A case, preprocessed for every member of a model.
 
     Attributes:
-        name: The case.
-        prepared: One per member.
-        image: The image itself, where a cascade needs it once more.
-        coarse: The case on the finder's grid, where the model has one.
-        modality: By which all of them see it; None: as planned.
+        name: Name of the case.
+        prepared: The case on the network grid of each member; for a cascade, on the grid of its
+            first stage.
+        image: The original image if a cascade needs it for its second stage; else None.
+        coarse: The case on the finder's grid; None if the model has no finder.
+        modality: The modality by which the case is normalised; None to normalise it as planned.
     """
 
     name: str
@@ -49,7 +50,7 @@ class PreparedCase:
     def of(
         cls, model: Model, image: Volume, name: str, *, modality: Modality | None = None
     ) -> "PreparedCase":
-        """Prepares an image."""
+        """Preprocesses an image for every member of a model."""
 
         def prepare(stage: Member) -> Preprocessed:
             return forward(
@@ -81,12 +82,12 @@ class _Found:
 def outputs(
     model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
 ) -> tuple[Output, ...]:
-    """What each member says of a case.
+    """Computes the output of each member for a case.
 
     Args:
-        model: Its members, and the finder of the region to look in, if any.
-        case: As the members see it.
-        options: How.
+        model: The model; if it has a finder, the members predict only near the region it finds.
+        case: The preprocessed case.
+        options: How to predict.
         on_windows: See `predict_jobs`.
     """
     region = None
@@ -114,11 +115,15 @@ def outputs(
 def _find(
     finder: Member, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
 ) -> "_Found | None":
-    """The region around the finder's foreground, its axes in the finder's anatomical order."""
-    # A rough outline is enough.
+    """Returns the region around the finder's foreground, with axes in the finder's order.
+
+    None if the finder finds no foreground.
+    """
+    # A rough outline is enough, so flips are left out.
     rough = PredictOptions(mirror=False, exact=options.exact)
     found = _output(finder, case, rough, None, on_windows)
-    # Regions count where they are likely, classes where any is likelier than the background.
+    # Foreground is where some region has a probability above 0.5, or where some class is more
+    # probable than the background.
     background = 0 if finder.plan.labels.has_regions else found.logits[0]
     first = 0 if finder.plan.labels.has_regions else 1
     mask: npt.NDArray[np.bool_] = found.logits[first:].max(axis=0) > background
@@ -127,7 +132,7 @@ def _find(
     region = find_region(mask.transpose(inverse), spacing)
     if region is None:
         _log.warning(
-            "%s: %s found nothing, so that all windows are visited.",
+            "%s: %s found nothing, so all windows are visited.",
             *(case.properties.name, finder.name),
         )
         return None
@@ -170,7 +175,7 @@ def _output(
                 spread = own if spread is None else spread + own
             logits = found if logits is None else logits + found
     if logits is None:
-        raise ValueError("a member without networks")
+        raise ValueError("the member has no networks")
     if len(passes) > 1:
         logits /= len(passes)
     if spread is not None:
@@ -192,29 +197,29 @@ def _windows(
     turned = found.region.turned(turn).transposed(case.properties.transpose_forward)
     near = near_windows(windows, padded_shape(shape, patch), turned, step=options.step)
     _log.info(
-        "%s: %d of %d windows lie near the foreground found.",
+        "%s: %d of %d windows are near the foreground that was found.",
         *(case.properties.name, len(near), len(windows)),
     )
     return near
 
 
 def _fill_gaps(logits: Tensor, *, regions: bool) -> None:
-    """Sure background where no window was."""
+    """Replaces NaN, which marks voxels that no window covered, with certain background."""
     logits[:1].nan_to_num_(nan=-SURE if regions else SURE)
     logits[1:].nan_to_num_(nan=-SURE)
 
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
-    """How networks compute in the block: in float16 on CUDA, else in float32.
+    """Sets the precision of the networks in the block: float16 on CUDA, else float32.
 
     Args:
-        device: Where they are.
-        exact: Always in float32, without the shortened products (TF32) of NVIDIA's GPUs, and with
-            operations that give the same bits again.
+        device: The device that the networks are on.
+        exact: Compute in float32 on every device, without the reduced-precision products (TF32) of
+            NVIDIA GPUs, and with deterministic operations.
     """
     if not exact:
-        # On CUDA; finer than bfloat16, and logits do not overflow it.
+        # float16 is more precise than bfloat16, and logits do not overflow it.
         with torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda"):
             yield
         return

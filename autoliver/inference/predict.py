@@ -1,4 +1,4 @@
-"""Cases in, label maps out: on each input's own grid and in its file type."""
+"""Predicts cases and writes their label maps, on the grid and in the file type of each input."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,13 @@ Export = Callable[["PredictJob", Sequence[Output]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """One case: image files in channel order, and where its label map goes."""
+    """One case to predict.
+
+    Attributes:
+        name: Name of the case.
+        images: The image files, in the order of the channels.
+        output: The file that its label map is written to.
+    """
 
     name: str
     images: tuple[Path, ...]
@@ -41,22 +47,22 @@ class PredictJob:
 
     @property
     def finished(self) -> bool:
-        """Whether the label map is there; a file is written whole or not at all."""
+        """Whether the label map exists; files are written whole or not at all."""
         return self.output.exists()
 
     @property
     def probabilities(self) -> Path:
-        """Where its probabilities go, if they are asked for."""
+        """The file that the probabilities are written to, if they are requested."""
         return self.output.with_name(f"{self.name}.npz")
 
     @property
     def uncertainty(self) -> Path:
-        """Where its map of uncertainty goes, if it is asked for."""
+        """The file that the map of uncertainty is written to, if it is requested."""
         ending = self.output.name.removeprefix(self.name)
         return self.output.with_name(f"{self.name}_uncertainty{ending}")
 
     def complete(self, *, probabilities: bool, uncertainty: bool) -> bool:
-        """Whether the label map is there, and so is what is asked for beside it."""
+        """Whether the label map and the requested further files exist."""
         return (
             self.finished
             and (not probabilities or self.probabilities.exists())
@@ -65,11 +71,11 @@ class PredictJob:
 
 
 def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[PredictJob]:
-    """One job a case.
+    """Makes one job for each case.
 
     Args:
-        cases: Case name -> image files.
-        output: The folder for label maps; each gets its image's file ending.
+        cases: Maps the name of each case to its image files.
+        output: The folder for label maps; each one gets the file ending of its image.
 
     Raises:
         AutoliverError: A label map would replace an image.
@@ -101,17 +107,18 @@ def predict_jobs(
     export: Export | None = None,
     on_case: Callable[[], object] = lambda: None,
 ) -> None:
-    """Predicts case after case; each file is written whole or not at all.
+    """Predicts cases one after the other; each file is written whole or not at all.
 
-    The first case that fails ends it; what was predicted until then is still written.
+    The first case that fails ends the prediction. Cases predicted before it are still written.
 
     Args:
-        model: What predicts.
-        jobs: What to predict.
-        options: How.
-        on_windows: Called with a case and its number of windows; returns what is called after each.
-        export: Called with what the members say of each case, instead of writing the label map.
-        on_case: Called after each case that was written.
+        model: The model to predict with.
+        jobs: The cases to predict.
+        options: How to predict.
+        on_windows: Called with the name of a case and its number of windows; returns a function
+            that is called after each window.
+        export: Called with the members' outputs for each case, instead of writing the label map.
+        on_case: Called after each case has been written.
 
     Raises:
         AutoliverError: A case cannot be read, does not fit the model or cannot be written.
@@ -141,7 +148,7 @@ def predict_volume(
     name: str,
     on_windows: OnWindows | None = None,
 ) -> npt.NDArray[np.integer]:
-    """The label map (z, y, x) of one image, on its own grid.
+    """Predicts the label map (z, y, x) of one image, on the grid of the image.
 
     Raises:
         DatasetError: The image's channels or intensities do not fit the model.
@@ -177,7 +184,7 @@ def _predict_overlapped(
     finish: Export,
 ) -> None:
     todo = iter(jobs)
-    # Leaving the block waits for both threads, so that an error loses no case that was predicted.
+    # Leaving the block waits for both threads, so an error loses no case that was predicted before.
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "export") as writer:
 
         def read_next() -> tuple[PredictJob, Future[PreparedCase]] | None:
@@ -194,7 +201,7 @@ def _predict_overlapped(
             if before is not None:
                 wait([before])
             written = writer.submit(finish, job, found)
-            del case, found  # or they would stay in memory beside the next one's
+            del case, found  # else they would stay in memory together with those of the next case
             if before is not None:
                 before.result()
         if written is not None:
@@ -207,7 +214,7 @@ def _prepare(model: Model, job: PredictJob, options: PredictOptions) -> Prepared
 
 
 def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -> PreparedCase:
-    """The case as all networks see it, once it is known to fit them."""
+    """Checks that a case fits all networks and preprocesses it for them."""
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
@@ -219,7 +226,7 @@ def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -
 def _export(
     model: Model, job: PredictJob, found: Sequence[Output], options: PredictOptions
 ) -> None:
-    """Writes the label map last: its presence says that the case is finished."""
+    """Writes the requested files of a case; the label map comes last and marks it as finished."""
     geometry, labels = found[0].properties.geometry, model.plan.labels
     with _naming(job.name):
         if options.probabilities:
@@ -234,11 +241,12 @@ def _export(
 
 @contextlib.contextmanager
 def _naming(case: str) -> Iterator[None]:
-    """Errors inside the block begin with the case's name, once."""
+    """Makes the errors raised in the block begin with the name of the case, exactly once."""
     try:
         yield
     except AutoliverError as error:
-        # Anywhere else in the text, the name may be a part of a word, a number or a path.
+        # Only the beginning counts: elsewhere in the text the name may be part of a word, a number
+        # or a path.
         if not case or error.problem.startswith(f"{case}: "):
             raise
         raise type(error)(f"{case}: {error.problem}", hint=error.hint) from error
@@ -248,10 +256,10 @@ def _naming(case: str) -> Iterator[None]:
 
 
 def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
-    """Refuses an image that no model of such channels can take.
+    """Refuses an image that a model cannot take.
 
     Raises:
-        DatasetError: Another number of channels, or intensities that are no numbers.
+        DatasetError: The number of channels is wrong, or intensities are NaN or infinite.
     """
     expected = model.plan.channel_names
     if image.array.shape[0] != len(expected):

@@ -1,7 +1,7 @@
-"""What a folder of predictions was made with: predict.json beside the label maps.
+"""The record of how a folder of predictions was made: predict.json beside the label maps.
 
-It is there before the first label map, so that a folder never holds cases of two models, or of two
-ways to use one, without anybody knowing.
+It is written before the first label map. So a folder cannot silently mix cases of two models, or
+cases predicted with different options.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,15 +23,16 @@ RECORD_FILE = "predict.json"
 
 
 class UsedNetwork(Record, frozen=True, kw_only=True):
-    """A network that predicted.
+    """A network that was used for a prediction.
 
     Attributes:
-        part: What it does: predicts, comes first in a cascade, or finds the region to look in.
-        run: Name of its run's folder.
+        part: The role of the network: "member" predicts the label map, "first stage" is the
+            low-resolution stage of a cascade, "region" finds the region to predict in.
+        run: Name of the folder of its run.
         fold: "0" to "4", or "all".
         weights_sha256: Checksum of its weights.
-        ways: Device -> ways of computing that were used there, in their order. Without `exact` a
-            faster way than the first is chosen by timing.
+        ways: Maps each device to the ways of computing that were used on it, in order of first use.
+            Without `exact`, ways after the first are chosen by timing.
     """
 
     part: Literal["member", "first stage", "region"]
@@ -45,12 +46,12 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
     """The options that decide what a label map holds; see `PredictOptions`.
 
     Attributes:
-        step: Distance of neighbouring windows as a share of the patch.
+        step: Distance between neighbouring windows as a share of the patch.
         mirror: Whether predictions are averaged over flips.
-        folds: The folds that were asked for; None: all finished or selected ones.
-        roi: What was to find the region to look in; None: nothing.
-        modality: By which each case is normalised.
-        exact: Whether nothing was chosen by timing.
+        folds: The folds that were requested; None for all finished or selected ones.
+        roi: "auto" or the model that finds the region to predict in; None to predict everywhere.
+        modality: The modality by which each case is normalised; None to normalise as planned.
+        exact: Whether the networks run unchanged in float32, with nothing chosen by timing.
     """
 
     step: float
@@ -62,15 +63,15 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
 
 
 class Prediction(Artifact, frozen=True, kw_only=True):
-    """What the label maps of a folder were predicted with.
+    """The model and options that the label maps of a folder were predicted with.
 
     Attributes:
         model: The model's name.
-        networks: All of its networks, member by member.
-        cleaning: Rules that were applied to the label maps.
-        options: Those that decide the result.
-        label_maps: File names of the cases predicted, or about to be. A case is finished once its
-            file is there.
+        networks: All networks of the model, member by member.
+        cleaning: The cleaning rules that were applied to the label maps.
+        options: The options that decide the result.
+        label_maps: File names of the label maps that were predicted or are about to be. A case is
+            finished once its file exists.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -83,13 +84,13 @@ class Prediction(Artifact, frozen=True, kw_only=True):
 
     @property
     def folds(self) -> str:
-        """The folds that predict, in words."""
+        """The folds of the members, separated by commas."""
         return ", ".join(dict.fromkeys(n.fold for n in self.networks if n.part == "member"))
 
     def differences(self, other: "Prediction") -> list[str]:
-        """What the other one would do otherwise, in words; empty: nothing.
+        """Describes in words what the other prediction does differently; empty if nothing.
 
-        Where something lies is no matter, and neither is the device.
+        Paths and devices are not compared.
         """
         found = []
         if self._weights(region=False) != other._weights(region=False):
@@ -113,7 +114,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         return found
 
     def with_ways(self, model: "Model", *, exact: bool) -> "Prediction":
-        """The record with the ways that the networks of the loaded model have computed in."""
+        """Adds the ways of computing that the networks of the loaded model have used so far."""
         networks = []
         for used, (member, index) in zip(self.networks, _loaded(model), strict=True):
             device = _device(member)
@@ -129,17 +130,17 @@ class Prediction(Artifact, frozen=True, kw_only=True):
 def describe(
     files: ModelFiles, options: PredictOptions, *, folds: str | None, roi: str | None
 ) -> Prediction:
-    """What a model is about to predict with.
+    """Makes the record of a prediction that is about to begin; it names no label maps yet.
 
     Args:
         files: The model.
-        options: How it predicts.
-        folds: The folds that were asked for.
-        roi: What was asked to find the region.
+        options: How the model predicts.
+        folds: The folds that were requested; None for all finished or selected ones.
+        roi: "auto" or the model that finds the region to predict in; None to predict everywhere.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
-        ModelError: The folds of a member disagree.
+        ModelError: The folds of a member do not fit together.
     """
     networks: list[UsedNetwork] = []
     for member in files.members:
@@ -163,19 +164,19 @@ def describe(
 
 
 def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
-    """The record of a folder as it will be once some further cases are predicted.
+    """Returns the record of a folder as it will be once further cases are predicted.
 
-    A folder without one was begun by an earlier version and goes on; the record then speaks of the
-    new cases alone.
+    A folder without a record was written by an earlier version. Its cases stay, and the record then
+    names only the new cases.
 
     Args:
         output: The folder.
-        now: What is about to predict.
-        label_maps: File names of the cases to predict; those that are there are replaced.
+        now: The record of the prediction that is about to begin.
+        label_maps: File names of the label maps to predict; those that exist are replaced.
 
     Raises:
         ArtifactError: The folder's record is damaged.
-        OptionError: Finished cases that stay were predicted otherwise.
+        OptionError: Finished cases that stay were predicted with another model or other options.
     """
     path = output / RECORD_FILE
     if not path.exists():
@@ -188,7 +189,7 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
     if differences:
         others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         raise OptionError(
-            f"{output}: {stay[0]}{others} would stay as predicted before: with "
+            f"{output}: {stay[0]}{others} would stay as predicted before, which was with "
             f"{'; with '.join(differences)}.",
             hint="Choose another folder with -o, or predict all of them again with --overwrite.",
         )
@@ -196,10 +197,10 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
 
 
 def clear_outdated(output: Path, record: Prediction) -> None:
-    """Removes label maps that the record is about to speak of, but that were not made its way.
+    """Removes label maps that the record names but that were not predicted as it says.
 
-    They are to be replaced; were they still there when that is interrupted, they would be taken for
-    finished.
+    They are about to be replaced. If they were still there after an interruption, they would count
+    as finished.
     """
     path = output / RECORD_FILE
     then = Prediction.load(path) if path.exists() else None
@@ -210,11 +211,12 @@ def clear_outdated(output: Path, record: Prediction) -> None:
 
 
 def save_record(output: Path, record: Prediction) -> None:
-    """Writes the record, together with what another process may have written meanwhile.
+    """Writes the record, merged with one that another process may have written meanwhile.
 
     Raises:
-        ArtifactError: The file that is there is damaged.
-        AutoliverError: The disk is full, read-only or not ours to write.
+        ArtifactError: The existing record is damaged.
+        AutoliverError: The file cannot be written: the disk is full or read-only, or permission is
+            missing.
     """
     path = output / RECORD_FILE
     if path.exists():
@@ -237,7 +239,7 @@ def _used(
 
 
 def _loaded(model: "Model") -> Iterator[tuple["Member", int]]:
-    """The networks of a model in the order of `describe`: a member and a place in it."""
+    """Yields the networks of a model in the order of `describe`, as member and index in it."""
     for member in model.members:
         for part in (member, member.previous):
             if part is not None:
@@ -256,7 +258,7 @@ def _device(member: "Member") -> str:
 
 def _ways(member: "Member", index: int, *, exact: bool) -> tuple[str, ...]:
     precision = "float16" if member.device.type == "cuda" and not exact else "float32"
-    # The bare network, as `exact` has it, keeps no account.
+    # With `exact` the bare network is used, which does not record its ways.
     names = (AS_IT_IS,) if exact else getattr(member.networks[index], "ways", (AS_IT_IS,))
     return tuple(name if name == "bfloat16" else f"{precision}, {name}" for name in names)
 

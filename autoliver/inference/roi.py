@@ -1,6 +1,6 @@
-"""Where a coarse model saw foreground, and which windows and voxels of a finer grid lie near it.
+"""Limits prediction to the windows of a fine grid that are near the foreground of a coarse model.
 
-Lengths are shares of the image's axes, so that grids of any spacing over one image can be asked.
+Positions and lengths are shares of the image's axes, so they apply to any grid over the image.
 """
 
 import itertools
@@ -16,17 +16,18 @@ from autoliver.planning.nonzero import Box
 
 Window = tuple[slice | int, ...]
 
-# A coarse grid misses an organ's rim by a voxel or two, and small parts of it by more.
+# A coarse grid misses the rim of an organ by a voxel or two, and small parts of it by more.
 MARGIN_MM = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Region:
-    """Foreground of a coarse grid, grown by a margin along each axis.
+    """The foreground of a coarse grid, grown by a margin along each axis.
 
     Attributes:
-        counts: (z + 1, y + 1, x + 1), how many foreground voxels lie before each corner.
-        reach: The margin as a share of each axis.
+        counts: (z + 1, y + 1, x + 1), the number of foreground voxels before each corner along all
+            three axes (a summed-area table).
+        reach: The margin along each axis, as a share of the axis.
     """
 
     counts: npt.NDArray[np.int64]
@@ -34,16 +35,16 @@ class Region:
 
     @property
     def share(self) -> float:
-        """How much of the coarse grid is foreground."""
+        """The share of the coarse grid that is foreground, without the margin."""
         return float(self.counts[-1, -1, -1] / math.prod(size - 1 for size in self.counts.shape))
 
     def transposed(self, axes: Sequence[int]) -> "Region":
-        """The region with its axes in another order."""
+        """Returns the region with its axes in another order."""
         z, y, x = (self.reach[axis] for axis in axes)
         return Region(counts=self.counts.transpose(axes), reach=(z, y, x))
 
     def turned(self, turn: Reorientation) -> "Region":
-        """The region on a grid whose axes are in another anatomical order."""
+        """Returns the region on a grid whose axes are in another anatomical order."""
         counts = self.counts
         for axis in range(3):
             if turn.flips[turn.axes.index(axis)]:
@@ -53,10 +54,10 @@ class Region:
         return Region(counts=counts, reach=turn.values(self.reach))
 
     def touches(self, shares: Sequence[tuple[float, float]]) -> bool:
-        """Whether a box holds foreground or is within the margin of some.
+        """Whether a box contains foreground or is within the margin of some.
 
         Args:
-            shares: First and last point along each axis, from 0 to 1.
+            shares: The box: first and last point along each axis, from 0 to 1.
         """
         ends = []
         for (low, high), reach, corners in zip(shares, self.reach, self.counts.shape, strict=True):
@@ -74,15 +75,15 @@ class Region:
 def find_region(
     mask: npt.NDArray[np.bool_], spacing_mm: Sequence[float], *, margin_mm: float = MARGIN_MM
 ) -> Region | None:
-    """The region around a mask.
+    """Makes the region around a mask.
 
     Args:
         mask: (z, y, x), the foreground on a grid that spans the image.
-        spacing_mm: Of that grid, (z, y, x).
-        margin_mm: By how much to grow it.
+        spacing_mm: Spacing of that grid, (z, y, x).
+        margin_mm: The margin around the foreground.
 
     Returns:
-        The region; None where the mask is empty.
+        The region; None if the mask is empty.
     """
     if not mask.any():
         return None
@@ -97,19 +98,20 @@ def find_region(
 def near_windows(
     windows: Iterable[Window], shape_zyx: Sequence[int], region: Region, *, step: float
 ) -> list[Window]:
-    """The windows whose middle touches the region.
+    """Returns the windows whose middle touches the region.
 
-    The middles of all windows together cover the image: a window's middle half, where windows lie
-    half a patch apart, reaching to the image's edge in the outermost ones. So every voxel of the
-    region is seen by the window it is most central in. What is left out are windows that see the
-    foreground with their rim alone, from the margin and a quarter of the patch away: their Gaussian
-    weight there is about 1e-2 where a quarter of the patch is twice the margin, else less.
+    The middles of all windows together cover the image. With windows half a patch apart, the middle
+    is the middle half of a window; in the outermost windows it reaches to the edge of the image. So
+    every voxel of the region is predicted by the window in which it is most central. The windows
+    left out see the foreground only at their rim, at a distance of the margin plus a quarter of the
+    patch. Their Gaussian weight there is about 1e-2 where a quarter of the patch is twice the
+    margin, and less elsewhere.
 
     Args:
-        windows: On the image's grid, padded where the patch is larger.
-        shape_zyx: Of that grid, padded.
-        region: Where to look, over the same image.
-        step: Distance of neighbouring windows as a share of the patch.
+        windows: Windows on the image's grid, padded where the patch is larger.
+        shape_zyx: Shape of that padded grid.
+        region: The region over the same image.
+        step: Distance between neighbouring windows as a share of the patch.
     """
     found = []
     for window in windows:
@@ -120,7 +122,7 @@ def near_windows(
 
 
 def spanned_box(windows: Sequence[Window]) -> Box:
-    """The smallest box around at least one window."""
+    """Returns the smallest box around windows, of which there must be at least one."""
     z, y, x = (
         slice(
             min(w if isinstance(w, int) else w.start for w in along),

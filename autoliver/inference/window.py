@@ -1,4 +1,4 @@
-"""Sliding-window inference: patches with a Gaussian weight, mirrored and averaged, as nnU-Net."""
+"""Sliding-window inference as in nnU-Net: patches weighted with a Gaussian, averaged over flips."""
 
 import itertools
 import math
@@ -15,11 +15,11 @@ from autoliver.planning.nonzero import Box
 
 _SIGMA = 1.0 / 8.0  # of the patch size
 _STEP = 0.5
-# Windows and their flips go through the network together up to so many voxels. On the CPU single
-# small patches miss PyTorch's fast convolutions: 8 flips of 40x56x40 at once take a quarter of the
-# time of one after another. 128^3 patches go one by one.
+# Windows and their flips are batched up to this number of voxels. On the CPU single small patches
+# miss PyTorch's fast convolutions: a batch of 8 flips of 40x56x40 takes a quarter of the time that
+# single patches take. Patches of 128^3 are computed one at a time.
 _BATCH_VOXELS = 1 << 20
-# Outputs kept for groups of windows that hold one value each: air, and what is padded.
+# Number of outputs kept for groups of constant windows, such as air and padding.
 _REMEMBERED = 2
 
 
@@ -32,22 +32,23 @@ def sliding_window(
     windows: Sequence[Window] | None = None,
     on_window: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Mean logits of several networks over a whole image, or over the box around some windows.
+    """Computes the mean logits of networks over a whole image, or over the box around some windows.
 
-    Windows that hold one and the same value everywhere, such as air, go through the networks once.
+    Windows with the same constant value, such as air, go through the networks only once.
 
     Args:
-        image: (c, z, y, x) on the networks' device; with a 2D patch every slice of z is an image.
+        image: (c, z, y, x) on the networks' device. With a 2D patch every z slice is an image of
+            its own.
         networks: Networks with one output each (no deep supervision), in eval mode.
         patch_shape: 2 or 3 values.
-        mirror_axes: Patch axes over all of whose flips to average; the networks must have been
-            trained on such flips.
-        windows: From `windows_of`, at least one; None: all, half a patch apart.
+        mirror_axes: Patch axes to flip; the outputs are averaged over all combinations of flips.
+            The networks must have been trained with such flips.
+        windows: At least one window from `windows_of`; None for all windows, half a patch apart.
         on_window: Called after every window (for a progress bar).
 
     Returns:
-        (k, *box) float32 logits on the image's device, the box being `box_of` the windows: the
-        whole image without `windows`. NaN where none of the windows was.
+        Logits (k, *box), float32, on the image's device. The box is `box_of` the windows; without
+        `windows` it is the whole image. Voxels that no window covers are NaN.
     """
     if windows is None:
         windows = windows_of(image.shape[1:], patch_shape, _STEP)
@@ -72,7 +73,7 @@ def sliding_window(
             total[:, *place].add_(weight)
             on_window()
     if logits is None:
-        raise ValueError("no windows")
+        raise ValueError("there are no windows")
     logits /= total
     found = box_of(windows, image.shape[1:], patch_shape)
     for axis, (wanted, p, there) in enumerate(zip(found, pad, box, strict=True), start=1):
@@ -82,7 +83,13 @@ def sliding_window(
 
 
 def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> list[Window]:
-    """All windows on an image's grid, padded where the patch is larger; of 2D ones, per slice."""
+    """Returns all windows on an image's grid, padded where the patch is larger.
+
+    Args:
+        shape_zyx: Shape of the image.
+        patch_shape: 2 or 3 values; with 2 every z slice has windows of its own.
+        step: Largest distance between neighbouring windows as a share of the patch.
+    """
     axes = len(patch_shape)
     boxes = [
         [slice(start, start + patch) for start in _starts(max(size, patch), patch, step)]
@@ -93,14 +100,14 @@ def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: flo
 
 
 def padded_shape(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of the grid that windows lie on."""
+    """Returns the shape of the windows' grid: the image padded where the patch is larger."""
     return tuple(s + p for s, p in zip(shape_zyx, _padding(shape_zyx, patch_shape), strict=True))
 
 
 def box_of(
     windows: Sequence[Window], shape_zyx: Sequence[int], patch_shape: tuple[int, ...]
 ) -> Box:
-    """The part of the image that windows of its padded grid span."""
+    """Returns the part of the image that windows on its padded grid span."""
     pad = _padding(shape_zyx, patch_shape)
     z, y, x = (
         slice(max(0, part.start - p // 2), min(size, part.stop - p // 2))
@@ -110,7 +117,7 @@ def box_of(
 
 
 def gaussian_weight(patch_shape: Sequence[int]) -> Tensor:
-    """Weight of each voxel of a window: a Gaussian around its centre, nowhere zero."""
+    """Returns the weight of each voxel of a window: a Gaussian around the centre, nowhere zero."""
     weight = torch.ones(())
     for size in patch_shape:
         impulse = np.zeros(size)
@@ -123,14 +130,14 @@ def gaussian_weight(patch_shape: Sequence[int]) -> Tensor:
 
 
 def _starts(size: int, patch: int, step: float) -> list[int]:
-    """First voxels of the windows along one axis: evenly spread, at most step * patch apart."""
+    """Returns the first voxels of the windows along an axis: even, at most step * patch apart."""
     number = int(np.ceil((size - patch) / (patch * step))) + 1
     distance = (size - patch) / (number - 1) if number > 1 else 0.0
     return [round(distance * i) for i in range(number)]
 
 
 def _padding(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> list[int]:
-    """By how much each of the three axes falls short of the patch."""
+    """Returns by how many voxels each of the three axes is shorter than the patch."""
     patch = (1, 1, 1, *patch_shape)[-3:]
     return [max(0, p - s) for p, s in zip(patch, shape_zyx, strict=True)]
 
@@ -143,16 +150,16 @@ def _within(window: Window, box: Box) -> Window:
 
 
 def _flips(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All sets of these patch axes, as axes of a batch (b, c, *spatial)."""
+    """Returns all subsets of these patch axes, as axes of a batch (b, c, *spatial)."""
     spatial = [axis + 2 for axis in axes]
     return [flip for n in range(len(axes) + 1) for flip in itertools.combinations(spatial, n)]
 
 
 class _ConstantsOnce:
-    """Computes a group of windows, unless all are constant and equal to a group seen before.
+    """Computes groups of windows, and reuses the outputs of a group of constant windows.
 
-    Whole groups, not single windows: the same input in the same shape gives the same bits, while
-    the outputs of a window may hang on its place in the batch.
+    Whole groups are compared rather than single windows, because the same input in the same shape
+    gives the same bits, while the outputs of a window may depend on its position in the batch.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
@@ -160,10 +167,11 @@ class _ConstantsOnce:
         self._known: dict[tuple[float, ...], Tensor] = {}
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """(b, k, *patch) outputs of (b, c, *patch) windows; not to be written to."""
+        """Returns outputs (b, k, *patch) of windows (b, c, *patch); they must not be modified."""
         voxels = patches.flatten(2)
         first = voxels[:, :, :1]
-        # The far end first: it tells most windows apart without a pass over the patch.
+        # The last voxel is compared first: for most windows that suffices, without a pass over the
+        # whole patch.
         if not torch.equal(voxels[:, :, -1:], first) or not (voxels == first).all():
             return self._compute(patches)
         key = tuple(first.flatten().tolist())
@@ -177,7 +185,7 @@ class _ConstantsOnce:
 def _mean_over_networks(
     networks: Sequence[nn.Module], patches: Tensor, flips: Sequence[tuple[int, ...]]
 ) -> Tensor:
-    """(b, k, *patch) float32 mean logits of (b, c, *patch) windows."""
+    """Returns the mean logits (b, k, *patch), float32, of windows (b, c, *patch)."""
     fit = max(1, _BATCH_VOXELS // patches[:, 0].numel())
     total: Tensor | None = None
     for network in networks:
@@ -188,5 +196,5 @@ def _mean_over_networks(
                 output = output.flip(flip)
                 total = output if total is None else total.add_(output)
     if total is None:
-        raise ValueError("no network to predict with")
+        raise ValueError("there is no network to predict with")
     return total / (len(networks) * len(flips))

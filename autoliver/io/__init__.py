@@ -1,1 +1,1 @@
-"""Files <-> volumes: the only place that knows file formats."""
+"""Reads and writes image files; the only package that knows their formats."""

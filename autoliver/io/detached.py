@@ -1,17 +1,17 @@
-"""Headers in files of their own: which files beside them hold the voxels."""
+"""Image formats with a separate header file: finds the files that hold the voxels."""
 
 import re
 from pathlib import Path
 
 from autoliver.io.header import split_ending
 
-# Headers name the files of their voxels in text: one, or a list in the lines that follow.
+# Text headers name the file of their voxels in a line, or list several files in the lines below it.
 _DATA_LINE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
 _MOST_HEADER_BYTES = 1 << 20
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
-    """An image file and, where that is a header alone, the files beside it that hold the voxels.
+    """Returns an image file and, if it is only a header, the files that hold its voxels.
 
     Numbered slices that a header names by a pattern are not found.
     """

@@ -1,4 +1,4 @@
-"""Image files <-> volumes: the front door, whatever library reads a type of file."""
+"""Reads and writes images and label maps of any supported file type."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +16,10 @@ from autoliver.io.volume import Geometry, Volume
 
 Array = npt.NDArray[Any]
 
-# Ending -> what opens such a file; SimpleITK opens all others. The endings are in io/header.py.
+# Ending -> the function that opens such a file; SimpleITK opens all others. The endings are listed
+# in io/header.py.
 _OPENERS: dict[str, Callable[[Path], OpenedFile]] = {}
-# How far a stored label may be from a whole number: scaled types round.
+# Largest distance of a stored label from a whole number; scaled types are subject to rounding.
 _WHOLE = 1e-4
 
 
@@ -27,7 +28,7 @@ class NotWholeNumbers(DatasetError):
 
 
 def read_header(path: str | Path) -> Header:
-    """Reads where a file's grid lies and what it holds, not its voxels.
+    """Reads a file's grid, channels and type, but not its voxels.
 
     Raises:
         DatasetError: The file is missing, empty, damaged or of a type that cannot be read.
@@ -42,10 +43,10 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     spacing is 999 times the in-plane one) or have several components per pixel (RGB).
 
     Args:
-        paths: In channel order.
+        paths: The files in channel order.
 
     Returns:
-        float32 (c, z, y, x).
+        The image as float32, (c, z, y, x).
 
     Raises:
         DatasetError: A file cannot be read, or the files do not share one grid.
@@ -73,11 +74,11 @@ def read_label(path: str | Path) -> Volume:
     """Reads a label map.
 
     Returns:
-        (1, z, y, x), in the smallest integer type that holds the values.
+        The label map (1, z, y, x) in the smallest integer type that holds its values.
 
     Raises:
-        NotWholeNumbers: It holds fractions, NaN or infinity.
-        DatasetError: It cannot be read or has several channels.
+        NotWholeNumbers: The file holds fractions, NaN or infinity.
+        DatasetError: The file cannot be read or has several channels.
     """
     path = Path(path)
     opened = _open(path)
@@ -91,15 +92,16 @@ def read_label(path: str | Path) -> Volume:
 
 
 def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
-    """Writes a label map in the file type of its ending, whole or not at all.
+    """Writes a label map atomically; the file ending decides on the file type.
 
     Args:
-        path: The file; its folder is made where missing.
-        array_zyx: (z, y, x), whole numbers >= 0; the smallest unsigned type is written.
-        geometry: Its grid.
+        path: The file; its folder is created if it is missing.
+        array_zyx: Labels (z, y, x), whole numbers >= 0; written in the smallest unsigned type that
+            holds them.
+        geometry: The grid of the labels.
 
     Raises:
-        AutoliverError: The ending cannot hold labels, or the disk refused.
+        AutoliverError: This file type cannot hold labels, or the file cannot be written.
     """
     path = Path(path)
     ending = split_ending(path.name)[1].lower()
@@ -115,15 +117,16 @@ def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
 
 
 def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None:
-    """Writes an image in the file type of its ending, whole or not at all.
+    """Writes an image atomically; the file ending decides on the file type.
 
     Args:
-        path: The file; its folder is made where missing.
-        array_czyx: (c, z, y, x) in the type to write; several channels become a 4D file.
+        path: The file; its folder is created if it is missing.
+        array_czyx: The image (c, z, y, x) in the data type to write; several channels are written
+            as a 4D file.
         geometry: The grid of one channel.
 
     Raises:
-        AutoliverError: The ending cannot hold the image, or the disk refused.
+        AutoliverError: This file type cannot hold the image, or the file cannot be written.
     """
     write_file(Path(path), array_czyx, geometry)
 
@@ -136,7 +139,7 @@ def _open(path: Path) -> OpenedFile:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise DatasetError(
-            f"{path}: a folder, expected an image file.",
+            f"{path}: found a folder, expected an image file.",
             hint="Convert a folder of DICOM slices to one NIfTI file first.",
         )
     if not path.exists():
@@ -159,12 +162,12 @@ def _same_grid(first: Path, grid: Geometry, second: Path, other: Geometry) -> No
 def _whole_numbers(path: Path, array: Array) -> Array:
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            odd = ~(np.abs(array - np.rint(array)) <= _WHOLE)  # so that NaN is odd, too
+            odd = ~(np.abs(array - np.rint(array)) <= _WHOLE)  # written so that NaN is odd as well
         if odd.any():
             raise NotWholeNumbers(
                 f"{path}: {int(odd.sum())} voxels hold values that are not whole numbers, "
                 f"e.g. {array[odd][0]:g}; expected label numbers.",
-                hint="Export the labels anew without interpolation (nearest neighbour).",
+                hint="Export the labels again without interpolation (nearest neighbour).",
             )
         array = np.rint(array)
     low, high = int(array.min()), int(array.max())

@@ -1,4 +1,4 @@
-"""Voxel grids: how two of them differ, and directions that are not quite orthonormal."""
+"""Compares voxel grids, and corrects direction matrices that are not quite orthonormal."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from autoliver.io.volume import Geometry
 
 Array = npt.NDArray[Any]
 
-# Largest deviation from orthonormal that is rounding in the header; ITK's own is of this size.
+# Largest deviation from an orthonormal matrix that counts as rounding; ITK uses a similar limit.
 _ROUNDING = 1e-4
 _SINGLE_PRECISION = 1e-5
 
@@ -19,13 +19,14 @@ Quantity = Literal["size", "spacing", "origin", "direction"]
 
 
 class GridDifference(Record, frozen=True, kw_only=True):
-    """One respect in which two grids differ.
+    """One property in which two grids differ.
 
     Attributes:
-        what: Size and spacing are (z, y, x), the origin (x, y, z); spacing and origin in mm.
-        first: Its value in the first grid.
-        second: Its value in the second grid.
-        rounding: Whether the two are the same but for rounding.
+        what: The property: size in voxels (z, y, x), spacing in mm (z, y, x), origin in mm (x, y,
+            z), or direction.
+        first: The property's value in the first grid.
+        second: The property's value in the second grid.
+        rounding: Whether the two values differ only by rounding.
     """
 
     what: Quantity
@@ -34,7 +35,7 @@ class GridDifference(Record, frozen=True, kw_only=True):
     rounding: bool
 
     def values(self) -> tuple[str, str]:
-        """Both values with as many digits as they need to differ."""
+        """Returns both values as text, with enough digits to tell them apart."""
         for digits in (6, 9):
             texts = tuple(
                 f"({', '.join(f'{v:.{digits}g}' for v in side)})"
@@ -46,11 +47,14 @@ class GridDifference(Record, frozen=True, kw_only=True):
 
 
 def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ...]:
-    """How two grids differ, in the order size, spacing, origin, direction; () if they do not.
+    """Returns the differences of two grids, in the order size, spacing, origin, direction.
 
-    Differences below 1e-5 are those of single precision and are not reported. Rounding is: a
-    spacing within 1e-3 of the other, direction cosines within 1e-3, an origin within a tenth of a
-    voxel.
+    Differences below 1e-5 are within single precision and are not reported. A difference counts as
+    rounding if it is at most 1e-3 for spacings (relative), 1e-3 for direction cosines, and a tenth
+    of a voxel for origins.
+
+    Returns:
+        The differences; empty if the grids are equal.
     """
     spacing = np.array(first.spacing_mm)
     shift = np.subtract(first.origin_xyz, second.origin_xyz)
@@ -76,7 +80,10 @@ def _unequal(first: Geometry, second: Geometry) -> Array:
 
 
 def orthonormal(direction: Array) -> tuple[Array, str]:
-    """The nearest orthonormal matrix (its polar factor) and a note, where it is not one itself."""
+    """Returns the nearest orthonormal matrix, which is the polar factor, and a note.
+
+    A matrix that is orthonormal but for rounding is returned as it is, with an empty note.
+    """
     left, _, right = np.linalg.svd(direction)
     nearest = left @ right
     deviation = float(np.abs(nearest - direction).max())
@@ -91,7 +98,7 @@ def orthonormal(direction: Array) -> tuple[Array, str]:
 def geometry_from_xyz(
     size: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], direction: Array
 ) -> Geometry:
-    """A geometry from what files hold, in the order x, y, z."""
+    """Converts the values of a file, which are in the order (x, y, z), to a geometry."""
     return Geometry(
         shape_zyx=(int(size[2]), int(size[1]), int(size[0])),
         spacing_mm=(float(spacing_mm[2]), float(spacing_mm[1]), float(spacing_mm[0])),

@@ -1,4 +1,4 @@
-"""Endings of image files, and what a file says of itself without its voxels."""
+"""Endings of image files, and the values in their headers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from autoliver.artifacts import Record
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry
 
-# Longest first where one ends with another.
+# Where one ending is the end of another, the longer one comes first.
 ENDINGS: tuple[str, ...] = (
     *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
     *(".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg"),
 )
-# What a prediction is written as where its image's own type keeps voxels in a second file or
-# alters them.
+# Image ending -> ending for predictions, for image types that keep their voxels in a second file or
+# change their values.
 _LABEL_ENDINGS = {
     **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz"},
     **{".jpg": ".png", ".jpeg": ".png"},
@@ -25,15 +25,16 @@ _LABEL_ENDINGS = {
 
 
 class Header(Record, frozen=True, kw_only=True):
-    """What a file says of itself without its voxels.
+    """The header of an image file.
 
     Attributes:
         geometry: The grid of one channel.
-        channels: Channels in the file: its 4th dimension or the components of a pixel.
-        pixel_type: In ITK's words, e.g. "16-bit signed integer".
-        integer: Whether voxels are whole numbers by type.
-        note: What had to be mended to read it, or contradicts itself, "" for nothing.
-        doubtful: Whether the note says more than that numbers were rounded, and deserves a look.
+        channels: Number of channels: the size of the 4th dimension or the components of a pixel.
+        pixel_type: ITK's name of the type, e.g. "16-bit signed integer".
+        integer: Whether the voxels are of an integer type.
+        note: What had to be corrected in the header to read it, and which of its values contradict
+            each other; empty for nothing.
+        doubtful: Whether the note is about more than rounding, so that a person should see it.
     """
 
     geometry: Geometry
@@ -46,11 +47,11 @@ class Header(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class OpenedFile:
-    """A file whose header is read, and its voxels not yet.
+    """An image file whose header has been read, but not its voxels.
 
     Attributes:
-        header: What it says of itself.
-        voxels: Reads the voxels in the file's own type, (c, z, y, x); raises DatasetError where the
+        header: The file's header.
+        voxels: Reads the voxels (c, z, y, x) in the file's data type; raises DatasetError if the
             file is damaged or cut short.
     """
 
@@ -59,7 +60,7 @@ class OpenedFile:
 
 
 def split_ending(name: str) -> tuple[str, str]:
-    """A file name's stem and its ending ("" where it is none of ours)."""
+    """Splits a file name into its stem and ending; the ending is empty if it is not in ENDINGS."""
     for ending in ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)], name[-len(ending) :]
@@ -67,17 +68,17 @@ def split_ending(name: str) -> tuple[str, str]:
 
 
 def label_ending(ending: str) -> str:
-    """The ending to write labels with, for images of this ending: one file, nothing lost."""
+    """Returns the ending for label maps of images with this ending: a single lossless file."""
     return _LABEL_ENDINGS.get(ending.lower(), ending)
 
 
 def label_name(case: str, image: str | Path) -> str:
-    """The file name of a case's label map, given one of its images."""
+    """Returns the file name of a case's label map, given one of its images."""
     return f"{case}{label_ending(split_ending(Path(image).name)[1])}"
 
 
 def unreadable(path: Path, found: str) -> DatasetError:
-    """The error for a file that is not, or no longer, an image."""
+    """Returns the error for a file that is not an image or is damaged."""
     return DatasetError(
         f"{path}: cannot be read: {found}; expected a whole image file ({', '.join(ENDINGS)}).",
         hint="Copy or export the file again; if it opens elsewhere, save it there as .nii.gz.",

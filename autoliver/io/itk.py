@@ -1,6 +1,6 @@
-"""Image files <-> volumes, through SimpleITK.
+"""Reads and writes image files with SimpleITK.
 
-The voxels of NIfTI files are read in io.nifti, which also says why.
+The voxels of NIfTI files are read in io.nifti, which also explains why.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 
 _NIFTI = (".nii.gz", ".nii")
 _FLAT_ONLY = (".png", ".bmp", ".jpg", ".jpeg")
-# Their libraries write to file descriptor 2, past every switch of ITK's.
+# The libraries for these formats write to file descriptor 2, which no setting of ITK prevents.
 _NOISY = (
     ".mha",
     ".mhd",
@@ -77,7 +77,7 @@ _SILENCE = threading.Lock()
 
 @contextlib.contextmanager
 def _quiet(path: Path, *, always: bool = False) -> Iterator[None]:
-    # Only for the formats that need it: meanwhile other threads' messages would be lost too.
+    # Only for the formats that need it, since the messages of other threads are lost meanwhile.
     if not always and split_ending(path.name)[1].lower() not in _NOISY:
         yield
         return
@@ -93,10 +93,13 @@ def _quiet(path: Path, *, always: bool = False) -> Iterator[None]:
 
 
 def open_file(path: Path) -> OpenedFile:
-    """Opens a file that is there and not empty.
+    """Opens a file and reads its header.
+
+    Args:
+        path: A file that exists and is not empty.
 
     Raises:
-        DatasetError: It is damaged or of a type that cannot be read.
+        DatasetError: The file is damaged or of a type that cannot be read.
     """
     check_text_header(path)
     ending = split_ending(path.name)[1].lower()
@@ -145,7 +148,7 @@ def _itk_header(path: Path, reader: Any, placed: Geometry | None) -> Header:
     kind = _sitk().GetPixelIDValueAsString(reader.GetPixelID())
     if dimension > 4 or (dimension == 4 and components > 1) or "complex" in kind:
         raise DatasetError(
-            f"{path}: {dimension} dimensions of {kind}, expected up to 3 and channels.",
+            f"{path}: {dimension} dimensions of {kind}, expected at most 3 and channels.",
             hint="Save each channel as a 3D file of its own.",
         )
     matrix = np.array(reader.GetDirection()).reshape(dimension, dimension)
@@ -192,7 +195,7 @@ def _check_numbers(path: Path, spacing: list[float], origin: list[float], direct
 
 
 def _read_voxels(path: Path, header: Header, reader: Any) -> Array:
-    """The voxels, (c, z, y, x); `reader` is None where ITK refuses the header."""
+    """Reads the voxels (c, z, y, x); `reader` is None if ITK refuses the header."""
     shape = (header.channels, *header.geometry.shape_zyx)
     ending = split_ending(path.name)[1].lower()
     if reader is None or (ending in _NIFTI and reader.GetNumberOfComponents() == 1):
@@ -222,7 +225,7 @@ def _check_gipl(path: Path, reader: Any) -> None:
 
 
 def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
-    """Writes an image through ITK; arguments and errors as `io.files.write_image`."""
+    """Writes an image with ITK; see `io.files.write_image` for arguments and errors."""
     ending = split_ending(path.name)[1].lower()
     if not ending or ending in (".nhdr", ".mhd", ".hdr"):
         raise AutoliverError(
@@ -231,14 +234,14 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
         )
     image = _to_itk(path, array_czyx, geometry)
     with replacing(path) as beside:
-        # Gives the disk's own reason, which ITK keeps to itself.
+        # Fails with the reason of a disk error, which ITK does not report.
         beside.touch()
         try:
             with _quiet(path):
                 _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
             if ending in _NIFTI and geometry.forms is not None:
                 write_forms(beside, geometry.forms)
-            # ITK does not notice a full disk when it writes these two.
+            # ITK does not notice a full disk when it writes these two formats.
             if ending in _NIFTI or ending == ".gipl":
                 open_file(beside).voxels()
         except (RuntimeError, DatasetError) as error:
@@ -263,7 +266,7 @@ def _to_itk(path: Path, array_czyx: Array, geometry: Geometry) -> Any:
     slices = geometry.shape_zyx[0]
     if only_flat and slices > 1:
         raise AutoliverError(
-            f"{path}: {slices} slices, this file type holds one.", hint="Choose .nii.gz."
+            f"{path}: {slices} slices, but this file type holds one.", hint="Choose .nii.gz."
         )
     space = 2 if only_flat or is_flat(geometry) else 3
     channels = array_czyx.shape[0]

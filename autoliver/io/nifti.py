@@ -1,8 +1,9 @@
-"""What ITK does not do for NIfTI files: whole voxels or an error, and sheared headers.
+"""Reads NIfTI files where ITK does not suffice: damaged voxels and sheared headers.
 
-ITK 5.4 reads a truncated or damaged .nii/.nii.gz without complaint and fills up with what it finds
-(measured), so the voxels come from the unpacked bytes, whose length and checksum must be right.
-It refuses an affine that is not orthonormal, unless there is a qform to use instead.
+ITK 5.4 reads a truncated or damaged .nii/.nii.gz file without an error and fills the missing voxels
+with arbitrary values (measured). The voxels are therefore read from the decompressed bytes, whose
+length and checksum are checked. ITK also refuses an affine that is not orthonormal, unless the file
+has a qform to use instead.
 """
 
 import gzip
@@ -24,7 +25,7 @@ _MM = {"meter": 1000.0, "micron": 0.001}
 
 
 def read_sheared_header(path: Path) -> Header:
-    """The header of a NIfTI file whose affine ITK refuses as not orthonormal."""
+    """Reads the header of a NIfTI file whose affine ITK refuses as not orthonormal."""
     nibabel = _nibabel()
     image = nibabel.load(path)
     unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
@@ -45,7 +46,10 @@ def read_sheared_header(path: Path) -> Header:
 
 
 def read_voxels(path: Path) -> Array:
-    """The voxels of a .nii or .nii.gz file in its own type, axes reversed: ([c,] z, y, x).
+    """Reads the voxels of a .nii or .nii.gz file.
+
+    Returns:
+        The voxels in the file's data type with reversed axes: ([c,] z, y, x).
 
     Raises:
         DatasetError: The file is cut short, or its checksum is wrong.
@@ -75,8 +79,8 @@ def _placeless(content: bytes) -> bytes:
 
 
 def sform_note(reader: Any) -> str:
-    """A note where ITK's reader took the qform since the sform is not orthonormal, else ""."""
-    # ITK passes over a sheared sform without a word where there is a qform.
+    """Returns a note if ITK used the qform because the sform is not orthonormal, else ""."""
+    # ITK silently ignores a sheared sform if the file has a qform.
     if not reader.HasMetaDataKey("srow_x") or int(reader.GetMetaData("sform_code") or 0) == 0:
         return ""
     rows = [[float(v) for v in reader.GetMetaData(f"srow_{axis}").split()] for axis in "xyz"]
@@ -91,6 +95,6 @@ def sform_note(reader: Any) -> str:
 def _nibabel() -> Any:
     import nibabel
 
-    # It logs each header field that it mends; what matters becomes a note or an error here.
+    # nibabel logs each header field that it corrects; what matters is a note or an error here.
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     return nibabel

@@ -1,4 +1,4 @@
-"""A volume in memory: channels on one grid. Array order is (c, z, y, x), converted once, in io."""
+"""Images in memory: an array (c, z, y, x) and its grid; only io converts from other axis orders."""
 
 from dataclasses import dataclass
 
@@ -33,15 +33,15 @@ class NiftiForms(Record, frozen=True, kw_only=True):
 
 
 class Geometry(Record, frozen=True, kw_only=True):
-    """Where a voxel grid lies in the patient.
+    """The position of a voxel grid in the patient.
 
     Attributes:
-        shape_zyx: Voxels per axis.
-        spacing_mm: Distance of voxel centres per axis, (z, y, x).
-        origin_xyz: Centre of the first voxel in mm (LPS, as ITK).
-        direction: The 3x3 direction cosines, row by row (ITK's order: x, y, z).
-        forms: The header of a NIfTI file that says more than these do, so that what is written for
-            it says the same; None where there is nothing more to say.
+        shape_zyx: Number of voxels per axis (z, y, x).
+        spacing_mm: Distance of voxel centres per axis (z, y, x), in mm.
+        origin_xyz: Centre of the first voxel (x, y, z), in mm; LPS, as in ITK.
+        direction: The 3x3 direction cosines, row by row, in ITK's order (x, y, z).
+        forms: The header of a NIfTI file, where it says more than these values, so that what is
+            written for the file says the same; otherwise None.
     """
 
     shape_zyx: tuple[int, int, int]
@@ -60,13 +60,13 @@ def is_flat(geometry: Geometry) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Volume:
-    """An image and its grid.
+    """An image or a label map and its grid.
 
     Attributes:
-        array: (c, z, y, x), float32 for images.
-        geometry: The grid; its shape equals the array's last three axes.
-        oriented: Whether it is known how the grid lies in the patient.
-        notes: What its files say that deserves a look, one sentence each with the file's name.
+        array: The voxels (c, z, y, x), float32 for images.
+        geometry: The grid of one channel; its shape equals the array's last three axes.
+        oriented: Whether the grid's position in the patient is known.
+        notes: Doubtful values in the headers of its files, one sentence each.
     """
 
     array: npt.NDArray[np.generic]

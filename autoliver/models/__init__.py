@@ -1,1 +1,1 @@
-"""A trained model on disk: what predicts, where its parts lie, one file of it."""
+"""Trained models on disk: which folds predict, the files of a model, and models as one file."""

@@ -1,15 +1,15 @@
-"""A model as one file: what `export` writes, `import` unpacks and `predict` reads in place.
+"""Models as one file, which `export` writes, `import` unpacks and `predict` reads in place.
 
 It is a zip without compression, since weights do not compress:
 
-    manifest.json                             what the model is; size and SHA-256 of the rest
+    manifest.json                             description; size and SHA-256 of all other files
     model.json                                the selection: members, folds, cleaning rules
     runs/<run>/fold_<k>/model.json            plan, configuration, labels
     runs/<run>/fold_<k>/weights.safetensors
 
-Everything after the manifest is as it lies in a model's folder, but for the names of the training
-cases, which may be patients': they are left out unless asked for. (Hashed names could be guessed.)
-Only JSON and safetensors are ever read, and an entry that the manifest does not state is refused.
+All files but the manifest are those of a model's folder. Only the names of the training cases,
+which may be names of patients, are left out unless requested. (Hashed names could be guessed.)
+Only JSON and safetensors are ever read, and an entry that the manifest does not list is refused.
 """
 
 import re
@@ -63,16 +63,16 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Manifest(Artifact, frozen=True, kw_only=True):
-    """What an archive holds.
+    """The description of an exported model and of the files in its archive.
 
     Attributes:
-        name: The name it is imported by if none is given.
-        dataset: What it was trained on.
-        channel_names: One per image channel.
+        name: The name under which the model is imported if none is given.
+        dataset: Name of the dataset that the model was trained on.
+        channel_names: One name per image channel.
         modality: The dataset's modality.
-        labels: Names and values.
-        training_cases: How many cases its folds were trained on; 0 where that is not known.
-        entries: Every other file in the archive.
+        labels: Names and values of the labels.
+        training_cases: How many cases its folds were trained on; 0 if unknown.
+        entries: All other files in the archive.
     """
 
     KIND: ClassVar[str] = "export"
@@ -88,12 +88,12 @@ class Manifest(Artifact, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A model in one file, whose parts are known to fit together.
+    """A model in one file, whose parts were checked to fit together.
 
     Attributes:
-        root: The place that holds everything.
-        manifest: What it holds.
-        selection: Its members and cleaning rules.
+        root: The root folder of the archive.
+        manifest: The manifest.
+        selection: The model's members and cleaning rules.
     """
 
     root: ArchivePlace
@@ -101,13 +101,14 @@ class Archive:
     selection: Selection
 
     def files(self, folds: str | None = None) -> ModelFiles:
-        """The model, to be loaded from the archive.
+        """Returns the places of the model's folds in the archive, from which they can be loaded.
 
         Args:
-            folds: "0,2" or "all" instead of the selected folds.
+            folds: Folds to use instead of the selected ones, e.g. "0,2" or "all"; None: the
+                selected folds.
 
         Raises:
-            ModelError: A wanted fold is not there.
+            ModelError: A requested fold is not in the archive.
         """
         return ModelFiles(
             name=f"{self.root.file.name} ({' + '.join(c.run for c in self.selection.members)})",
@@ -120,11 +121,11 @@ class Archive:
         )
 
     def extract(self, folder: Path) -> None:
-        """Writes everything but the manifest, each file compared with it, into a new folder.
+        """Writes all files but the manifest to a new folder and checks each against the manifest.
 
         Raises:
             ModelError: An entry is damaged.
-            AutoliverError: The disk is full, read-only or not ours to write.
+            AutoliverError: The disk is full, read-only or not writable for this user.
         """
         for entry in self.manifest.entries:
             write_bytes(folder / entry.name, (self.root / entry.name).read_bytes())
@@ -144,30 +145,33 @@ class Archive:
         )
 
     def finished(self, run: str) -> tuple[str, ...]:
-        """The folds of a run that are there; any name may be asked for."""
+        """Lists the folds of a run in the archive; empty if there is no such run."""
         pattern = re.compile(rf"runs/{re.escape(run)}/fold_([^/]+)/{re.escape(MODEL_FILE)}")
         found = (pattern.fullmatch(entry.name) for entry in self.manifest.entries)
         return tuple(sorted(match[1] for match in found if match))
 
 
 def fit_for_name(name: str) -> bool:
-    """Whether a model's name can be that of a folder, and of nothing outside."""
+    """Whether a model's name can be a folder's name and cannot lead out of the parent folder."""
     return re.fullmatch(_PART, name) is not None
 
 
 def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) -> Manifest:
-    """Writes a model as one file, whole or not at all; the same model gives the same bytes.
+    """Writes a model as one file, atomically; the same model always gives the same bytes.
 
     Args:
-        path: The file.
+        path: The file to write.
         files: The model, on disk or in another archive.
-        case_names: Keep the names of the training cases.
+        case_names: Whether to keep the names of the training cases.
+
+    Returns:
+        The manifest that was written.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
         ModelError: Weights are damaged, the first stage of a cascade is missing, or the parts of
             the model do not fit together.
-        AutoliverError: The disk is full, read-only or not ours to write.
+        AutoliverError: The disk is full, read-only or not writable for this user.
     """
     infos = check_parts(files)
     first = next(iter(infos.values()))
@@ -203,16 +207,16 @@ def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) ->
         for at, place in weights.items():
             archive.writestr(entry_info(at), _content(place))
         archive.close()
-        open_archive(beside)  # before it takes its place
+        open_archive(beside)  # checked before it gets its final name
     return manifest
 
 
 def open_archive(file: Path) -> Archive:
-    """Opens an exported model; weights are read, and checked, when they are needed.
+    """Opens an exported model and checks it; weights are read, and checked, only when needed.
 
     Raises:
-        ModelError: The file is missing, cut short, damaged, incomplete, or no exported model; or
-            it holds what an export does not, such as paths that lead out of its folder.
+        ModelError: The file is missing, cut short, damaged, incomplete or not an exported model,
+            or it has unsafe or unknown entries, such as paths that lead out of its folder.
     """
     sizes = read_directory(file)
     manifest = _load(Manifest, StoredFile(file, MANIFEST_FILE))
@@ -226,11 +230,14 @@ def open_archive(file: Path) -> Archive:
 
 
 def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
-    """What all folds of a model say of themselves, first stages of cascades included.
+    """Checks that the parts of a model fit together.
+
+    Returns:
+        Folder -> description of every fold, including the first stages of cascades.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
-        ModelError: They do not fit together, or the first stage of a cascade is missing.
+        ModelError: The parts do not fit together, or the first stage of a cascade is missing.
     """
     infos: dict[Place, FoldModel] = {}
     plans = []
@@ -249,12 +256,12 @@ def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
 
 
 def _at(place: Place) -> str:
-    """Where a fold lies in an archive."""
+    """Returns the path of a fold's folder inside an archive."""
     return f"runs/{place.parent.name}/{place.name}"
 
 
 def _own_name(fold: Place) -> str:
-    """Of the folder that holds its run, "" if it lies elsewhere."""
+    """Returns the name of the model folder that contains a fold, "" if there is none."""
     runs = fold.parent.parent
     return runs.parent.name if runs.name == "runs" else ""
 
@@ -265,7 +272,7 @@ def _content(place: Place) -> bytes:
     except FileNotFoundError:
         raise ModelError(
             f"{place}: there is no such file.",
-            hint="Copy it again from where it came, or train the fold with --fresh.",
+            hint="Copy it again from its source, or train the fold with --fresh.",
         ) from None
 
 
@@ -277,7 +284,7 @@ def _load(kind: type[A], place: ArchivePlace | StoredFile) -> A:
 
 
 def _compare(file: Path, sizes: Mapping[str, int], manifest: Manifest) -> None:
-    """Refuses entries that are missing, too many or of another size than the manifest states."""
+    """Refuses an archive whose entries or their sizes differ from those in the manifest."""
     stated = {entry.name: entry.size for entry in manifest.entries}
     found = {name: size for name, size in sizes.items() if name != MANIFEST_FILE}
     for name in (*stated, *found):
@@ -295,7 +302,7 @@ def _compare(file: Path, sizes: Mapping[str, int], manifest: Manifest) -> None:
 
 
 def _check_whole(archive: Archive) -> None:
-    """Refuses an archive that lacks a part of its model, or has more."""
+    """Refuses an archive that lacks a part of its model or has surplus files."""
     root, there = archive.root, archive.root.entries
     if not archive.selection.members:
         raise ModelError(f"{root.file}: its model has no members.", hint=AGAIN)
@@ -328,5 +335,5 @@ def _check_recorded(entry: Entry, info: FoldModel, *, where: str) -> None:
     if entry.sha256 != info.weights_sha256:
         raise ModelError(
             f"{where}: damaged: its content is not what {MODEL_FILE} recorded.",
-            hint="Copy it again from where it came, or train the fold with --fresh.",
+            hint="Copy it again from its source, or train the fold with --fresh.",
         )

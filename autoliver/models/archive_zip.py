@@ -1,7 +1,7 @@
-"""The zip under an exported model: read so that nothing in it can do harm, and checked.
+"""Reads the zip file of an exported model safely and checks its content.
 
-No entry is compressed, so none is larger than what is there; a path inside never becomes a path on
-disk before it is known to be harmless.
+No entry may be compressed, so none can be larger than the file itself. A path inside the zip is
+used as a path on disk only after it was checked.
 """
 
 import hashlib
@@ -17,22 +17,22 @@ from autoliver.artifacts import Record
 from autoliver.errors import ModelError
 
 MANIFEST_FILE = "manifest.json"
-AGAIN = "Copy it again from where it came, or export it again: autoliver export MODEL FILE"
+AGAIN = "Copy it again from its source, or export it again: autoliver export MODEL FILE"
 
 _ZIP_MAGIC = b"PK\x03\x04"
-_NAME_AT = 30  # bytes into a zip, where the name of its first entry stands
+_NAME_AT = 30  # offset in bytes of the name of a zip's first entry
 _MAX_JSON_BYTES = 64 * 2**20
 _UTF8_NAME = 0x800
 _DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error)
 
 
 class Entry(Record, frozen=True, kw_only=True):
-    """A file in an archive.
+    """A file in an archive, as the manifest records it.
 
     Attributes:
-        name: Its path inside.
-        size: In bytes.
-        sha256: Of its content.
+        name: The file's path inside the archive.
+        size: Size in bytes.
+        sha256: SHA-256 of the content.
     """
 
     name: str
@@ -42,17 +42,27 @@ class Entry(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An entry of a zip as it is, not yet compared with a manifest."""
+    """An entry of a zip whose content is not compared with a manifest.
+
+    Attributes:
+        file: The zip.
+        name: The entry's path inside.
+    """
 
     file: Path
     name: str
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Returns the name used in messages."""
         return f"{self.file}/{self.name}"
 
     def read_bytes(self) -> bytes:
-        """The content; FileNotFoundError where there is none."""
+        """Reads the content.
+
+        Raises:
+            FileNotFoundError: The zip has no such entry.
+            ModelError: The zip is damaged.
+        """
         try:
             with zipfile.ZipFile(self.file) as archive:
                 return archive.read(self.name)
@@ -64,12 +74,12 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class ArchivePlace:
-    """A file or folder in an archive; what is read from it is compared with the manifest.
+    """A file or folder in an archive; content that is read is compared with the manifest.
 
     Attributes:
         file: The archive.
-        at: The path inside, "" for the archive itself.
-        entries: What the manifest states.
+        at: The path inside; "" for the archive itself.
+        entries: The manifest's entries by name.
     """
 
     file: Path
@@ -77,28 +87,28 @@ class ArchivePlace:
     entries: Mapping[str, Entry] = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Returns the name used in messages."""
         return f"{self.file}/{self.at}"
 
     def __truediv__(self, name: str, /) -> "ArchivePlace":
-        """What has this name in it."""
+        """Returns the file or folder of this name inside it."""
         return ArchivePlace(self.file, f"{self.at}/{name}" if self.at else name, self.entries)
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """The last part of the path."""
         return self.at.rpartition("/")[2]
 
     @property
     def parent(self) -> "ArchivePlace":
-        """The folder it is in."""
+        """The folder that contains it."""
         return ArchivePlace(self.file, self.at.rpartition("/")[0], self.entries)
 
     def read_bytes(self) -> bytes:
-        """The content.
+        """Reads the content and checks it.
 
         Raises:
-            FileNotFoundError: The manifest states no such file.
+            FileNotFoundError: The manifest lists no such file.
             ModelError: The content is damaged.
         """
         if self.at not in self.entries:
@@ -112,7 +122,7 @@ class ArchivePlace:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is, or begins as, a model that autoliver exported."""
+    """Whether a file starts like a model that autoliver exported; the rest is not checked."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -121,10 +131,16 @@ def is_archive(path: Path) -> bool:
 
 
 def read_directory(file: Path) -> dict[str, int]:
-    """Name -> size of the entries of a zip that can be read without harm.
+    """Lists the entries of a zip after checking that each can be read safely.
+
+    Args:
+        file: The zip.
+
+    Returns:
+        Name of the entry -> size in bytes.
 
     Raises:
-        ModelError: The file is missing, damaged or no archive of ours, or an entry is unsafe.
+        ModelError: The file is missing, damaged or not written by autoliver, or an entry is unsafe.
     """
     if not file.is_file():
         raise ModelError(f"{file}: there is no such file.", hint="Check the path.")
@@ -132,8 +148,8 @@ def read_directory(file: Path) -> dict[str, int]:
         is_zip = zipfile.is_zipfile(file)
         raise ModelError(
             f"{file}: {'a zip, but ' if is_zip else ''}not a model that autoliver exported.",
-            hint="Pass the file as `autoliver export` wrote it. Models of other tools are brought "
-            "in with: autoliver import FILE",
+            hint="Pass the unchanged file that `autoliver export` wrote. To import a model of "
+            "another tool: autoliver import FILE",
         )
     try:
         with zipfile.ZipFile(file) as archive:
@@ -143,13 +159,13 @@ def read_directory(file: Path) -> dict[str, int]:
     seen: set[str] = set()
     for info in infos:
         problem = _problem(info)
-        name = info.filename.casefold()  # some file systems take "Runs" for "runs"
+        name = info.filename.casefold()  # some file systems do not tell "Runs" from "runs"
         if not problem and name in seen:
-            problem = "is there twice"
+            problem = "occurs twice"
         if problem:
             raise ModelError(f"{file}: the entry {info.orig_filename!r} {problem}.", hint=AGAIN)
         seen.add(name)
-    # Entries that overlap are how a small zip becomes a large one without compression.
+    # Overlapping entries would let a small zip unpack to a large size without compression.
     size = file.stat().st_size
     ends = [info.header_offset + info.file_size for info in infos if info.header_offset >= 0]
     if len(ends) < len(infos) or max(ends) > size or sum(i.file_size for i in infos) > size:
@@ -158,7 +174,7 @@ def read_directory(file: Path) -> dict[str, int]:
 
 
 def _problem(info: zipfile.ZipInfo) -> str:
-    """What makes an entry one that we did not write; "" if nothing does."""
+    """Describes why an entry cannot come from an export of autoliver; "" if it can."""
     name = info.orig_filename
     if name.startswith("/") or ".." in name.split("/") or re.search(r"[\\:\x00-\x1f]", name):
         return "has a path that leads out of the archive's folder"
@@ -172,12 +188,12 @@ def _problem(info: zipfile.ZipInfo) -> str:
 
 
 def entry_of(name: str, content: bytes) -> Entry:
-    """What a manifest states of a file."""
+    """Makes the manifest's record of a file."""
     return Entry(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def entry_info(name: str) -> zipfile.ZipInfo:
-    """How a file is stored."""
-    info = zipfile.ZipInfo(name)  # its date is always 1980, so that the bytes do not vary
+    """Makes the zip entry under which a file is stored."""
+    info = zipfile.ZipInfo(name)  # the date defaults to 1980, so that the bytes do not vary
     info.external_attr = 0o644 << 16
     return info

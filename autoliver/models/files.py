@@ -1,4 +1,4 @@
-"""The parts of a trained model on disk: folds, members, what is known of each."""
+"""The files of a trained model on disk: its folds, its members and the description of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,18 +28,20 @@ _MEND = "autoliver train DATASET CONFIG --fold N --fresh"
 
 
 class FoldModel(Artifact, frozen=True, kw_only=True):
-    """What a trained fold needs to predict, besides its weights.
+    """The description of a trained fold: all that it needs to predict besides its weights.
 
     Attributes:
         plan: The plan it was trained with, reduced to its configuration.
-        configuration: That configuration's name.
+        configuration: Name of that configuration.
         fold: "0" to "4", or "all".
-        cases: What it was trained on.
-        epochs: Finished epochs.
-        mirror_axes: Patch axes over whose flips a prediction may average: those it was trained on.
-        weights_sha256: Of the weights file beside it.
-        previous_run: Folder of the low-resolution run beside its own, for a cascade.
-        extended: How often its training was taken up again after its end.
+        cases: Names of the training cases; empty if they are unknown or were left out.
+        epochs: Number of finished epochs.
+        mirror_axes: Patch axes along which it was trained with flips; a prediction may average
+            over flips along them.
+        weights_sha256: SHA-256 of the weights file beside it.
+        previous_run: For a cascade, name of its low-resolution run's folder, which lies beside its
+            own run; None otherwise.
+        extended: How often its training was extended after it had finished.
         augment: The augmentations it was trained with.
     """
 
@@ -58,7 +60,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
 
     @property
     def decisions(self) -> Configuration:
-        """What its plan decides for its configuration."""
+        """The decisions of its plan for its configuration."""
         return self.plan.configurations[self.configuration]
 
 
@@ -67,16 +69,16 @@ class Place(Readable, Protocol):
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """The last part of the path."""
         ...
 
     @property
     def parent(self) -> Self:
-        """The folder it is in."""
+        """The folder that contains it."""
         ...
 
     def __truediv__(self, name: str, /) -> Self:
-        """What has this name in it."""
+        """Returns the file or folder of this name inside it."""
         ...
 
 
@@ -92,47 +94,47 @@ class FoldFolder:
 
     @property
     def model(self) -> Path:
-        """What the fold needs to predict; written last, so it says that the fold is trained."""
+        """The fold's description (`FoldModel`); written last, so it marks the fold as trained."""
         return self.path / MODEL_FILE
 
     @property
     def weights(self) -> Path:
-        """The weights."""
+        """The trained weights."""
         return self.path / WEIGHTS_FILE
 
     @property
     def resume(self) -> Path:
-        """The state that the training goes on from."""
+        """The training state from which an interrupted training is resumed."""
         return self.path / "resume.pt"
 
     @property
     def progress(self) -> Path:
-        """The finished epochs, one JSON object a line."""
+        """The log of finished epochs, one JSON object per line."""
         return self.path / "progress.jsonl"
 
     @property
     def picture(self) -> Path:
-        """The curves of the finished epochs."""
+        """The plot of the training curves."""
         return self.path / "progress.png"
 
     @property
     def tensorboard(self) -> Path:
-        """The event files for TensorBoard."""
+        """The folder of event files for TensorBoard."""
         return self.path / "tensorboard"
 
     @property
     def request(self) -> Path:
-        """What the queue has asked the process of this fold to do."""
+        """The request of a queue to the process that trains this fold."""
         return self.path / "request.json"
 
     @property
     def log(self) -> Path:
-        """What the process of this fold has written to stderr, where a queue started it."""
+        """The stderr output of the process that trains this fold, if a queue started it."""
         return self.path / "train.log"
 
     @property
     def validation(self) -> Path:
-        """The label maps of the held-out cases."""
+        """The folder of predicted label maps of the held-out cases."""
         return self.path / "validation"
 
     @property
@@ -143,11 +145,11 @@ class FoldFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberFiles:
-    """Where the parts of a member lie.
+    """The folders of one member of a model.
 
     Attributes:
         folds: Folders of its folds, each with model.json and weights.safetensors.
-        previous: Folders of the folds of the low-resolution stage, for a cascade.
+        previous: For a cascade, folders of the low-resolution stage's folds; empty otherwise.
     """
 
     folds: tuple[Place, ...]
@@ -156,14 +158,15 @@ class MemberFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """Where the parts of a model lie.
+    """The folders of a whole model, with its cleaning rules.
 
     Attributes:
-        name: For messages.
-        members: At least one.
+        name: The model's name, for messages.
+        members: The members whose probabilities are averaged; at least one.
         cleaning: Rules applied to its label maps.
-        finder: What finds the region to look in first; None: look everywhere.
-        selection: How it was chosen, where it was.
+        finder: The model that first finds the region to segment; None: the whole image is
+            segmented.
+        selection: The selection that chose its members; None if there is none.
     """
 
     name: str
@@ -174,24 +177,27 @@ class ModelFiles:
 
 
 def fold_folder_name(fold: Fold | str) -> str:
-    """The name of a fold's folder: "fold_0" for 0, "fold_all" for "all"."""
+    """Returns the name of a fold's folder: "fold_0" for 0, "fold_all" for "all"."""
     return f"fold_{fold}"
 
 
 def fold_of(folder: Place) -> str:
-    """The fold that a folder holds, as text: "0" to "4", or "all"."""
+    """Returns the fold that a folder holds, as text: "0" to "4", or "all"."""
     return folder.name.removeprefix("fold_")
 
 
 def one_fold(folds: Sequence[Place]) -> Place:
-    """The fold that stands for a run: `all`, else the first by name."""
+    """Chooses the fold that represents a run: `all`, else the first by name."""
     return min(folds, key=lambda fold: (fold_of(fold) != "all", fold.name))
 
 
 def together(models: Sequence[ModelFiles]) -> ModelFiles:
-    """Several models as one: all their members, and the cleaning rules they share.
+    """Combines several models into one with all their members and their common cleaning rules.
 
-    A rule that only some of the models learnt says nothing about the others' mistakes.
+    Other rules are dropped, since a rule that some of the models learnt need not suit the others.
+
+    Args:
+        models: At least one model.
     """
     first = models[0]
     if len(models) == 1:
@@ -205,12 +211,12 @@ def together(models: Sequence[ModelFiles]) -> ModelFiles:
 
 
 def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> None:
-    """Writes weights and then model.json, whose presence says that the fold is finished.
+    """Writes the weights and then model.json, whose presence marks the fold as finished.
 
     Args:
         folder: The fold's folder.
         weights: State dict of the network.
-        info: Its description; the checksum is filled in here.
+        info: The fold's description; `weights_sha256` is filled in here.
     """
     from autoliver.networks.checkpoint import save_weights
 
@@ -221,11 +227,15 @@ def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> No
 
 
 def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
-    """What folds of one run say of themselves.
+    """Loads the descriptions of several folds of one run.
+
+    Args:
+        folders: The folds' folders.
+        name: The model's name, for messages.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
-        ModelError: They disagree in plan or configuration.
+        ModelError: The folds disagree in plan or configuration.
     """
     infos = [FoldModel.load(folder / MODEL_FILE, mend=_MEND) for folder in folders]
     first = infos[0]
@@ -241,24 +251,28 @@ def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
 def check_previous(
     part: MemberFiles, plan: Plan, configuration: Configuration, *, name: str
 ) -> None:
-    """Refuses a cascade whose first stage is not there.
+    """Refuses a cascade whose first stage is missing.
 
     Raises:
-        ModelError: Saying how to train it.
+        ModelError: The first stage is missing; the hint says how to train it.
     """
     if configuration.previous_stage is not None and not part.previous:
         raise ModelError(
             f"{name}: the {configuration.previous_stage} model that its cascade starts from is "
-            "not there.",
+            "missing.",
             hint=f"Train it: autoliver train {plan.dataset} {configuration.previous_stage}",
         )
 
 
 def check_members(files: ModelFiles, plans: Sequence[Plan]) -> None:
-    """Refuses members that cannot be averaged, given the plan of each.
+    """Refuses members whose predictions cannot be averaged.
+
+    Args:
+        files: The model.
+        plans: The plan of each member.
 
     Raises:
-        ModelError: They differ in channels or labels.
+        ModelError: The members differ in channels or labels.
     """
     first = plans[0]
     for part, plan in zip(files.members[1:], plans[1:], strict=True):
@@ -269,7 +283,7 @@ def check_members(files: ModelFiles, plans: Sequence[Plan]) -> None:
                 raise ModelError(
                     f"{files.name}: members differ in their {what.replace('_', ' ')}: "
                     f"{one.name} has {_names(expected)}, {other.name} {_names(found)}.",
-                    hint="Predict with each of them alone.",
+                    hint="Predict with each member alone.",
                 )
 
 

@@ -1,4 +1,4 @@
-"""Which trained folds predict together, and how their label maps are cleaned."""
+"""Describes which trained folds predict together and how their label maps are cleaned."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -12,13 +12,13 @@ SELECTION_FILE = "model.json"
 
 
 class CleaningRule(Record, frozen=True, kw_only=True):
-    """One rule, for the union of some labels.
+    """A rule that removes connected components from the union of some labels.
 
     Attributes:
         labels: Names of the labels whose union is cleaned.
-        keep: "largest": the largest connected component; "least": every component of at least
-            `least_ml`.
-        least_ml: In millilitres.
+        keep: What is kept: "largest": only the largest connected component; "least": every
+            component of at least `least_ml`.
+        least_ml: Smallest volume that is kept, in millilitres; used by "least".
     """
 
     labels: tuple[str, ...]
@@ -26,7 +26,7 @@ class CleaningRule(Record, frozen=True, kw_only=True):
     least_ml: float = 0.0
 
     def __str__(self) -> str:
-        """In words."""
+        """Describes the rule in words."""
         what = " + ".join(self.labels)
         if self.keep == "largest":
             return f"{what}: only the largest component"
@@ -34,10 +34,10 @@ class CleaningRule(Record, frozen=True, kw_only=True):
 
 
 class Chosen(Record, frozen=True, kw_only=True):
-    """A run of which some folds predict.
+    """A run and those of its folds that predict.
 
     Attributes:
-        run: Name of its folder in `runs/`.
+        run: Name of the run's folder in `runs/`.
         folds: Names of the folds: "0" to "4", or "all".
     """
 
@@ -46,14 +46,14 @@ class Chosen(Record, frozen=True, kw_only=True):
 
 
 class Selection(Artifact, frozen=True, kw_only=True):
-    """A model as a whole: the model.json beside `runs/`.
+    """The members and cleaning rules of a model, in the model.json beside `runs/`.
 
     Attributes:
-        dataset: What it was trained on.
+        dataset: Name of the dataset that the model was trained on.
         members: Runs whose probabilities are averaged.
-        cleaning: Rules applied to the label maps, in order.
-        scores: Candidate -> mean Dice out of fold, of what was compared.
-        why: How the choice came about, in sentences.
+        cleaning: Rules applied to the label maps, in this order.
+        scores: Candidate -> mean out-of-fold Dice, for the candidates that were compared.
+        why: Reasons for the choice, one sentence each.
     """
 
     KIND: ClassVar[str] = "selection"
@@ -66,15 +66,16 @@ class Selection(Artifact, frozen=True, kw_only=True):
 
 
 def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple[str, ...]:
-    """The folds of a run that predict.
+    """Chooses the folds of a run that predict.
 
     Args:
-        there: Its finished folds.
-        folds: "0,2", "all", or None: the finished folds of the cross-validation, else `all`.
-        name: The run's name, for the message.
+        there: The run's finished folds.
+        folds: The requested folds, e.g. "0,2" or "all"; None: the finished folds of the
+            cross-validation, or `all` if there are none.
+        name: The run's name, for messages.
 
     Raises:
-        ModelError: A wanted fold is not finished.
+        ModelError: A requested fold is not finished.
     """
     numbered = [fold for fold in there if fold != "all"]
     wanted = [fold.strip() for fold in folds.split(",")] if folds else numbered or list(there)
@@ -88,12 +89,12 @@ def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple
 
 
 def choose_previous(there: Sequence[str], chosen: Sequence[str], *, name: str) -> tuple[str, ...]:
-    """The folds of a cascade's low-resolution run that predict for it: the same ones, else all.
+    """Chooses the folds of a low-resolution run that predict for a cascade: the same or, else, all.
 
     Args:
         there: Finished folds of the low-resolution run.
-        chosen: Folds of the cascade.
-        name: The name of the low-resolution run, for messages.
+        chosen: Folds of the cascade that predict.
+        name: The low-resolution run's name, for messages.
     """
     if all(fold in there for fold in chosen):
         return tuple(chosen)

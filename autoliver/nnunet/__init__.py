@@ -1,1 +1,1 @@
-"""Models of nnU-Net, in and out."""
+"""Imports models of nnU-Net v2, and exports models for nnU-Net v2."""

@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoint files, read without running what they may hold."""
+"""Reads nnU-Net's checkpoint files without running code that they may contain, and writes them."""
 
 import pickle
 import zipfile
@@ -15,21 +15,21 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from autoliver.artifacts import file_sha256, replacing
 from autoliver.errors import ModelError
 
-_AGAIN = "Copy the file again from where it came."
+_AGAIN = "Copy the file again from its source."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NnunetCheckpoint:
-    """What matters of a checkpoint.
+    """The parts of a checkpoint that an import needs.
 
     Attributes:
-        weights: Under nnU-Net's names; mapped from the file, so in memory only while used.
-        trainer: The trainer's class name.
-        configuration: nnU-Net's name of it.
-        plans: The plans it was trained with, {} where the file does not say.
-        epochs: Finished epochs.
-        mirror_axes: Patch axes it was trained to see flipped.
-        digest: Twelve hex digits of the file.
+        weights: State dict under nnU-Net's names; memory-mapped from the file.
+        trainer: Class name of the trainer.
+        configuration: nnU-Net's name of the configuration.
+        plans: The plans it was trained with; {} if the file has none.
+        epochs: Number of finished epochs.
+        mirror_axes: Patch axes along which it was trained with flips.
+        digest: First twelve hex digits of the file's SHA-256.
     """
 
     weights: dict[str, Tensor]
@@ -44,15 +44,16 @@ class NnunetCheckpoint:
 def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
     """Reads a checkpoint of nnU-Net v2.
 
-    Of what a pickle can name, only tensors, plain values and numpy's numbers are made; numpy itself
-    is not called.
+    Of all objects that a pickle can name, only tensors, plain values and numpy scalars are created;
+    numpy's own functions are not called.
 
     Args:
         path: The file.
-        trust: Make whatever the file names. This runs any code its author put there.
+        trust: Whether to create any object the file names. This runs any code its author put there.
 
     Raises:
-        ModelError: The file is damaged, no checkpoint of nnU-Net v2, or needs to be trusted.
+        ModelError: The file is damaged or not a checkpoint of nnU-Net v2, or it can only be read
+            with `trust`.
     """
     _check_intact(path)
     content = _trusted(path) if trust else _untrusted(path)
@@ -72,7 +73,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{path}: no checkpoint of nnU-Net v2: {error!r}.",
+            f"{path}: not a checkpoint of nnU-Net v2: {error!r}.",
             hint="Give the folder that nnUNetv2_train wrote, or its export.",
         ) from None
 
@@ -85,21 +86,21 @@ def write_checkpoint(
     epochs: int,
     mirror_axes: tuple[int, ...],
 ) -> None:
-    """Writes what nnU-Net needs to predict, as its own trainer would; whole or not at all.
+    """Writes a checkpoint that nnU-Net can predict with, like its own trainer; atomically.
 
     Args:
-        path: The file.
-        weights: Under nnU-Net's names; tensors that are one are kept once.
-        start: What its trainer was started with: plans, configuration, fold, dataset_json.
-        epochs: Finished epochs.
-        mirror_axes: Patch axes to flip.
+        path: The file to write.
+        weights: State dict under nnU-Net's names; a tensor under several names is stored once.
+        start: Arguments of nnU-Net's trainer: plans, configuration, fold, dataset_json.
+        epochs: Number of finished epochs.
+        mirror_axes: Patch axes along which a prediction may flip.
     """
     content = {
         "network_weights": dict(weights),
         "current_epoch": epochs,
         "init_args": dict(start),
         "trainer_name": "nnUNetTrainer",
-        # It takes None, but no empty tuple, for "none".
+        # nnU-Net accepts None, but not an empty tuple, for "none".
         "inference_allowed_mirroring_axes": mirror_axes or None,
     }
     with replacing(path) as beside:
@@ -107,7 +108,7 @@ def write_checkpoint(
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a checkpoint: the code of a number's type, and no more."""
+    """Replaces numpy.dtype when a checkpoint is read: it holds only a type code and byte order."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code = str(code)
@@ -118,7 +119,7 @@ class _Dtype:
 
 
 def _number(dtype: _Dtype, data: bytes | str) -> float | int | bool:
-    """Stands for numpy's function that makes one number from its bytes."""
+    """Replaces the numpy function that makes a scalar from its bytes when a checkpoint is read."""
     if dtype.code[:1] not in ("f", "i", "u", "b") or not dtype.code[1:].isdigit():
         raise pickle.UnpicklingError(f"a numpy value of type {dtype.code!r}")
     raw = data.encode("latin-1") if isinstance(data, str) else data
@@ -126,7 +127,7 @@ def _number(dtype: _Dtype, data: bytes | str) -> float | int | bool:
     return number
 
 
-# Losses are logged as numpy's numbers; the module's name changed with numpy 2.
+# nnU-Net logs losses as numpy scalars, whose module was renamed in numpy 2.
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Dtype, "numpy.dtype"),
     (_number, "numpy._core.multiarray.scalar"),
@@ -134,7 +135,7 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-# What a pickle that does not follow the rules makes of its reader.
+# The exceptions that reading a malformed pickle can raise.
 _MALFORMED = (
     *(RuntimeError, ValueError, TypeError, LookupError),
     *(AttributeError, AssertionError, EOFError),
@@ -151,10 +152,10 @@ def _untrusted(path: Path) -> Any:
         except _MALFORMED as error:
             raise _damaged(path, error) from None
     raise ModelError(
-        f"{path}: to be read it would have to run {reason}, which no checkpoint of nnU-Net needs "
+        f"{path}: reading it would have to run {reason}, which no checkpoint of nnU-Net needs "
         "to predict.",
-        hint="A file like this can run any code as you, now. If you know who made it and trust "
-        "them: --trust. Otherwise ask for a checkpoint without it.",
+        hint="Such a file can run any code with your rights when it is read. If you know its "
+        "author and trust them, use --trust. Otherwise ask for a checkpoint without such objects.",
     )
 
 
@@ -163,15 +164,15 @@ def _trusted(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=False, mmap=True)
     except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"{path}: holds objects of a program that is not installed here: {error}.",
-            hint="Install it, or save the checkpoint again without them.",
+            f"{path}: contains objects of a package that is not installed here: {error}.",
+            hint="Install the package, or save the checkpoint again without these objects.",
         ) from None
     except (pickle.UnpicklingError, *_MALFORMED) as error:
         raise _damaged(path, error) from None
 
 
 def _check_intact(path: Path) -> None:
-    """Compares checksums: torch writes them, but does not look at them."""
+    """Verifies the checksums in the file, which torch writes but does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -183,12 +184,12 @@ def _check_intact(path: Path) -> None:
 
 def _damaged(path: Path, reason: object) -> ModelError:
     what = str(reason).partition("\n")[0].rstrip(".")
-    return ModelError(f"{path}: damaged, or no checkpoint of torch: {what}.", hint=_AGAIN)
+    return ModelError(f"{path}: damaged, or not a PyTorch checkpoint: {what}.", hint=_AGAIN)
 
 
 def _weights(found: Mapping[Any, Any]) -> dict[str, Tensor]:
     weights = {str(name): value for name, value in found.items()}
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"network_weights: {name} is no tensor")
+            raise TypeError(f"network_weights: {name} is not a tensor")
     return weights

@@ -1,4 +1,4 @@
-"""Models of nnU-Net in the workspace, and the workspace's models for nnU-Net."""
+"""Saves imported nnU-Net models as model folders, and exports autoliver's models for nnU-Net."""
 
 import logging
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# nnU-Net does not say which of its configurations was found best: the first of these predicts.
+# nnU-Net does not record which configuration was best, so the first of these that exists predicts.
 _PREFERRED: tuple[ConfigurationName, ...] = ("3d_cascade", "3d_fullres", "3d_lowres", "2d")
 
 
 def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path) -> None:
-    """Writes folds of nnU-Net's as a model folder: runs, and what predicts.
+    """Writes imported nnU-Net folds as a model folder: their runs, and the selection that predicts.
 
     Args:
-        folder: Where to; empty or not there.
-        folds: All of one dataset.
-        source: Where they come from, for the record.
+        folder: The model folder; it is empty or does not exist.
+        folds: The folds, all of one dataset.
+        source: The folder or file they were imported from, to be recorded.
     """
     names = _run_names(folds)
     for fold in folds:
@@ -44,7 +44,7 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     why = [f"Imported from {source.name}."]
     if len(kinds) > 1:
         others = ", ".join(f"-m NAME/{name}" for name in kinds if name != run)
-        why.append(f"{run} predicts unless told otherwise ({others}).")
+        why.append(f"{run} predicts by default; for another run, use {others}.")
         _log.warning("%s", why[-1])
     selection = Selection(
         dataset=folds[0].info.plan.dataset,
@@ -55,26 +55,26 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
 
 
 def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
-    """Writes the members of a model, and first stages of cascades, as nnU-Net's results.
+    """Writes the members of a model, and the first stages of cascades, as nnU-Net results folders.
 
-    Cleaning rules do not come along, and nnU-Net averages members only when told to.
+    Cleaning rules are not exported, and nnU-Net averages members only on request.
 
     Args:
         files: The model.
-        target: The folder that nnU-Net is told as nnUNet_results.
+        target: The folder to be used as nnU-Net's `nnUNet_results`.
 
     Returns:
         One folder per configuration.
 
     Raises:
-        AutoliverError: nnU-Net cannot do what a member does, or a folder is there already.
+        AutoliverError: nnU-Net does not support a feature of a member, or a folder already exists.
     """
     from autoliver.networks.checkpoint import load_weights
     from autoliver.nnunet.model import write_nnunet_model
 
     if files.cleaning:
         _log.warning(
-            "%s: its cleaning rules do not come along: %s.",
+            "%s: its cleaning rules are not exported: %s.",
             files.name,
             "; ".join(str(rule) for rule in files.cleaning),
         )
@@ -91,7 +91,7 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
 
 
 def _run_names(folds: "Sequence[ImportedFold]") -> dict[str, str]:
-    """nnU-Net's name of a run -> ours: the configuration, and more where that is not enough."""
+    """Maps nnU-Net's name of a run to ours: the configuration, made unique where necessary."""
     configurations = {fold.run: fold.info.configuration for fold in folds}
     taken = list(configurations.values())
     return {

@@ -1,4 +1,4 @@
-"""Our plan of one configuration -> nnU-Net's plans.json and dataset.json."""
+"""Converts autoliver's plan of one configuration to nnU-Net's plans.json and dataset.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,20 +29,20 @@ _PLANNERS = {
     "L": "nnUNetPlannerResEncL",
     "XL": "nnUNetPlannerResEncXL",
 }
-# Volumes: of slices saved as pictures nnU-Net reads another spacing than we do.
+# Volume formats only: for slices saved as pictures nnU-Net assumes another spacing than autoliver.
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr")
 
 
 def nnunet_plans(plan: Plan, name: ConfigurationName, *, dataset: str) -> dict[str, Any]:
-    """plans.json of one configuration.
+    """Returns the content of plans.json for one configuration.
 
     Args:
-        plan: Our plan.
-        name: The configuration.
+        plan: The autoliver plan.
+        name: The configuration's name.
         dataset: nnU-Net's name of the dataset, DatasetNNN_Name.
 
     Raises:
-        ModelError: The model does what nnU-Net cannot.
+        ModelError: The model has a feature that nnU-Net does not support.
     """
     refuse_gaps(plan.labels, plan.dataset)
     configuration = plan.configurations[name]
@@ -64,11 +64,11 @@ def nnunet_plans(plan: Plan, name: ConfigurationName, *, dataset: str) -> dict[s
 
 
 def nnunet_dataset(plan: Plan, *, cases: int) -> dict[str, Any]:
-    """dataset.json of a model.
+    """Returns the content of dataset.json for a model.
 
     Args:
-        plan: Our plan.
-        cases: How many it was trained on.
+        plan: The autoliver plan.
+        cases: Number of training cases.
     """
     labels = plan.labels
     values: dict[str, Any] = {
@@ -127,9 +127,9 @@ def _check(plan: Plan, configuration: Configuration) -> None:
         plan.labels.ignore is not None
         and plan.labels.ignore != max(plan.labels.allowed - {plan.labels.ignore}) + 1
     ):
-        problem = f"the ignored value is {plan.labels.ignore}; nnU-Net wants the one after the last"
+        problem = f"the ignore value is {plan.labels.ignore}; nnU-Net needs the one after the last"
     if problem:
         raise ModelError(
-            f"{plan.dataset}: cannot become a model of nnU-Net: {problem}.",
+            f"{plan.dataset}: cannot be exported as a model of nnU-Net: {problem}.",
             hint="Export it as a file of autoliver instead.",
         )

@@ -1,4 +1,4 @@
-"""What lies where in a results folder of nnU-Net v2, or in its exported zip."""
+"""Finds the files of trained models in a results folder of nnU-Net v2, or in its exported zip."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ _UNFINISHED_FILE = "checkpoint_latest.pth"
 
 _FOLD = re.compile(r"fold_(\d+|all)")
 _WANTED = (PLANS_FILE, DATASET_FILE, FINAL_FILE, _BEST_FILE, _UNFINISHED_FILE)
-# results/DatasetXXX_Name/Trainer__Plans__Configuration, from the results' parent.
+# Levels from the parent of results/ down to results/DatasetXXX_Name/Trainer__Plans__Configuration.
 _DEEPEST = 3
 _MOST_JSON_BYTES = 64 * 2**20
 _EXPECTED = (
@@ -32,11 +32,11 @@ _EXPECTED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NnunetRun:
-    """A folder that nnU-Net trained one configuration into.
+    """A folder into which nnU-Net trained one configuration.
 
     Attributes:
         path: The folder.
-        folds: "0" to "4" or "all" -> its checkpoint.
+        folds: Fold ("0" to "4", or "all") -> path of its checkpoint.
     """
 
     path: Path
@@ -45,16 +45,16 @@ class NnunetRun:
 
 @contextlib.contextmanager
 def open_runs(path: Path, *, folds: Sequence[str] | None = None) -> Iterator[list[NnunetRun]]:
-    """The trained configurations of a folder or a zip, sorted by name.
+    """Opens a folder or a zip and yields its trained configurations, sorted by name.
 
     Args:
-        path: A configuration's folder, one above it, or a zip; a zip is unpacked to a temporary
-            folder, which is gone when the block ends.
-        folds: Which folds; None: all there are.
+        path: A configuration's folder, a folder above it, or a zip; a zip is unpacked to a
+            temporary folder, which is deleted when the block ends.
+        folds: The folds to take; None: all folds that exist.
 
     Raises:
-        ModelError: There is none, one is half-written, a fold is missing, or the zip is damaged
-            or names paths outside itself.
+        ModelError: There is no configuration, one is incomplete, a fold is missing, or the zip is
+            damaged or has entries with unsafe paths.
     """
     if path.is_dir():
         yield _runs(path, path, folds)
@@ -69,10 +69,11 @@ def open_runs(path: Path, *, folds: Sequence[str] | None = None) -> Iterator[lis
 
 
 def checkpoint_run(path: Path) -> NnunetRun:
-    """The run of a single checkpoint, RUN/fold_0/checkpoint_final.pth.
+    """Returns the run of a single checkpoint, RUN/fold_0/checkpoint_final.pth.
 
     Raises:
-        ModelError: It does not lie where nnU-Net puts it, with plans.json and dataset.json.
+        ModelError: The checkpoint is not in the folder where nnU-Net writes it, with plans.json and
+            dataset.json above.
     """
     path = path.resolve()
     fold = _FOLD.fullmatch(path.parent.name)
@@ -81,7 +82,7 @@ def checkpoint_run(path: Path) -> NnunetRun:
         raise ModelError(
             f"{path}: a checkpoint alone does not say what its network expects: "
             + (
-                "it is in no fold_N."
+                "it is not in a folder fold_N."
                 if fold is None
                 else f"{missing[0]} is not in {path.parents[1]}."
             ),
@@ -94,8 +95,12 @@ def checkpoint_run(path: Path) -> NnunetRun:
 def _runs(root: Path, named: Path, folds: Sequence[str] | None) -> list[NnunetRun]:
     folders = sorted(_configuration_folders(root, _DEEPEST))
     if not folders:
-        old = "a model of nnU-Net v1" if (root / "plans.pkl").exists() else "no model of nnU-Net v2"
-        raise ModelError(f"{named}: {old}: no folder 'fold_0' or alike in it.", hint=_EXPECTED)
+        old = (
+            "a model of nnU-Net v1"
+            if (root / "plans.pkl").exists()
+            else "not a model of nnU-Net v2"
+        )
+        raise ModelError(f"{named}: {old}: it has no folder like 'fold_0'.", hint=_EXPECTED)
     datasets = sorted({folder.parent.name for folder in folders})
     if len(datasets) > 1:
         raise ModelError(
@@ -147,7 +152,7 @@ def _run(folder: Path, folds: Sequence[str] | None) -> NnunetRun:
 
 
 def _checkpoint(fold: Path) -> Path | None:
-    """The final checkpoint; the best one only of a training that is not going on."""
+    """Returns the final checkpoint, else the best one if the training is no longer in progress."""
     if (fold / FINAL_FILE).is_file():
         return fold / FINAL_FILE
     if (fold / _BEST_FILE).is_file() and not (fold / _UNFINISHED_FILE).exists():
@@ -156,27 +161,27 @@ def _checkpoint(fold: Path) -> Path | None:
 
 
 def _unpack(path: Path, scratch: Path) -> None:
-    """Unpacks what is needed, each file to a place that follows from its checked name."""
+    """Unpacks the needed files of a zip under their names, after the names were checked."""
     try:
         with zipfile.ZipFile(path) as archive:
             wanted = _wanted(path, archive.infolist(), free=shutil.disk_usage(scratch).free)
             for member in wanted:
                 target = scratch / member.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
-                # Reads no more than the size stated, whatever is in it.
+                # Reads no more than the stated size, whatever the entry contains.
                 with archive.open(member) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError: encrypted.
         raise ModelError(
-            f"{path}: cannot be unpacked: {error}.", hint="Copy the file again from where it came."
+            f"{path}: cannot be unpacked: {error}.", hint="Copy the file again from its source."
         ) from None
     except OSError as error:
         raise disk_error(scratch, error) from error
 
 
 def _wanted(path: Path, members: Sequence[zipfile.ZipInfo], *, free: int) -> list[zipfile.ZipInfo]:
-    """The files that are needed, once every entry is known to be harmless."""
+    """Checks that every entry of a zip is safe, and returns the entries that are needed."""
     for member in members:
         _check_member(path, member)
     wanted = [m for m in members if not m.is_dir() and PurePosixPath(m.filename).name in _WANTED]
@@ -205,5 +210,5 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         what = "a link" if link else "a path outside the zip"
         raise ModelError(
             f"{path}: {what}: {name!r}. No export of nnU-Net holds one; nothing was unpacked.",
-            hint="Ask whoever made the file for a new export, and unpack this one nowhere.",
+            hint="Ask whoever made the file for a new export, and do not unpack this one anywhere.",
         )

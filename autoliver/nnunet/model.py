@@ -1,4 +1,4 @@
-"""Models of nnU-Net v2 as folds of ours, and our folds as a folder that nnU-Net predicts with."""
+"""Reads models of nnU-Net v2 as autoliver's folds, and writes folds so that nnU-Net predicts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
 
     from autoliver.nnunet.checkpoint import NnunetCheckpoint
 
-# A number for datasets that have none; nnU-Net finds models by "DatasetNNN_".
+# The number given to datasets that have none, since nnU-Net finds models by "DatasetNNN_".
 _NUMBER = 999
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportedFold:
-    """One fold of nnU-Net's, ready for `save_fold`.
+    """One fold read from nnU-Net, ready for `save_fold`.
 
     Attributes:
-        run: Its folder's name at nnU-Net, TRAINER__PLANS__CONFIGURATION: folds of one run have one.
-        info: What it needs to predict; the cases it was trained on are not known.
-        weights: State dict under our names, mapped from the file.
+        run: Name of its run's folder in nnU-Net, TRAINER__PLANS__CONFIGURATION; the same for all
+            folds of a run.
+        info: The fold's description, without training cases, since these are unknown.
+        weights: State dict under autoliver's names, memory-mapped from the file.
     """
 
     run: str
@@ -56,26 +57,26 @@ def read_nnunet_model(
     """Reads every fold of a results folder or exported zip of nnU-Net v2.
 
     Args:
-        path: TRAINER__PLANS__CONFIGURATION, a folder above it with several, or a zip.
-        folds: Which folds; None: all there are.
-        trust: Run what a checkpoint asks for, which may be any code.
+        path: A folder TRAINER__PLANS__CONFIGURATION, a folder above it with several, or a zip.
+        folds: The folds to read; None: all folds that exist.
+        trust: Whether a checkpoint may run code when it is read; this may be any code.
 
     Raises:
-        AutoliverError: Something is missing, damaged, unsafe or not supported; nothing was kept.
+        AutoliverError: Something is missing, damaged, unsafe or not supported.
     """
     with open_runs(path, folds=folds) as runs:
         return [fold for run in runs for fold in _read_run(run, trust=trust)]
 
 
 def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) -> list[ImportedFold]:
-    """Reads one fold of every run: fold `all`, else the first; of a checkpoint file, that one.
+    """Reads one fold of every run: fold `all`, else the first; or the fold of a checkpoint file.
 
     Args:
-        path: As `read_nnunet_model`, or RUN/fold_0/checkpoint_best.pth.
-        wanted: Of several runs, those of this configuration, if there are any.
+        path: As in `read_nnunet_model`, or a checkpoint such as RUN/fold_0/checkpoint_best.pth.
+        wanted: Read only runs of this configuration, if there are any; None: all runs.
 
     Raises:
-        AutoliverError: As `read_nnunet_model`.
+        AutoliverError: As in `read_nnunet_model`.
     """
     if path.suffix == ".pth":
         return _read_run(checkpoint_run(path), trust=False)
@@ -96,20 +97,20 @@ def write_nnunet_model(
     *,
     number: int | None = None,
 ) -> Path:
-    """Writes folds so that nnU-Net predicts with them.
+    """Writes folds as a folder that nnU-Net can predict with.
 
     Args:
-        folds: Of one run, with their state dicts.
-        folder: What nnU-Net is told as nnUNet_results.
-        number: Of the dataset there; None: what its name says, else 999.
+        folds: Descriptions and state dicts of the folds, all of one run.
+        folder: The folder to be used as nnU-Net's `nnUNet_results`.
+        number: The dataset's number in nnU-Net; None: the number in its name, else 999.
 
     Returns:
-        The folder folder/DatasetNNN_Name/nnUNetTrainer__nnUNetPlans__CONFIGURATION; nnU-Net takes
-        it as `nnUNetv2_predict_from_modelfolder -m`.
+        The folder folder/DatasetNNN_Name/nnUNetTrainer__nnUNetPlans__CONFIGURATION, which can be
+        passed to `nnUNetv2_predict_from_modelfolder -m`.
 
     Raises:
-        AutoliverError: The folds disagree, nnU-Net cannot do what the model does, or the folder is
-            there already.
+        AutoliverError: The folds disagree, nnU-Net does not support a feature of the model, or the
+            folder already exists.
     """
     from autoliver.nnunet.checkpoint import write_checkpoint
 
@@ -120,9 +121,7 @@ def write_nnunet_model(
     head = nnunet_dataset(info.plan, cases=len({c for each, _ in folds for c in each.cases}))
     target = folder / dataset / f"nnUNetTrainer__{PLANS_NAME}__{name}"
     if target.exists():
-        raise ModelError(
-            f"{target}: is there already.", hint="Remove it, or choose another folder."
-        )
+        raise ModelError(f"{target}: already exists.", hint="Remove it, or choose another folder.")
     spec = info.decisions.network
     with replacing(target) as beside:
         write_bytes(beside / PLANS_FILE, _json(plans))
@@ -155,7 +154,7 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
             if getattr(checkpoint, what) != getattr(first, what):
                 raise ModelError(
                     f"{where}: its {what} is {getattr(checkpoint, what)}, that of the other folds "
-                    f"{getattr(first, what)}.",
+                    f"is {getattr(first, what)}.",
                     hint="Import folds of one training only.",
                 )
         info = _fold_model(plans, description, checkpoint, fold=fold, where=where)
@@ -186,7 +185,7 @@ def _fold_model(
     dimension = plan.configurations[configuration].dimension
     if any(not 0 <= axis < dimension for axis in checkpoint.mirror_axes):
         raise ModelError(
-            f"{where}: flips the axes {checkpoint.mirror_axes}, but has only {dimension}.",
+            f"{where}: flips the axes {checkpoint.mirror_axes}, but has only {dimension} axes.",
             hint="Take plans.json and the folds from one training.",
         )
     return FoldModel(
@@ -218,7 +217,7 @@ def _our_weights(
         if checkpoint.trainer != "nnUNetTrainer":
             hint = (
                 f"The trainer {checkpoint.trainer} may build another network than the plan says; "
-                "only the plan's can be imported."
+                "only the plan's network can be imported."
             )
         raise ModelError(f"{where}: {error.problem}", hint=hint) from None
     return weights
@@ -229,7 +228,7 @@ def _nnunet_weights(weights: "Mapping[str, Tensor]", spec: NetworkSpec) -> "dict
 
     from autoliver.nnunet.names import to_nnunet
 
-    # Copies: of a tensor that is part of a larger one, torch would save all of it.
+    # Cloned, since torch would save the whole storage of a tensor that is a view of a larger one.
     own = {
         name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in weights.items()
     }
@@ -237,7 +236,7 @@ def _nnunet_weights(weights: "Mapping[str, Tensor]", spec: NetworkSpec) -> "dict
 
 
 def _common(folds: Sequence[tuple[FoldModel, "Mapping[str, Tensor]"]]) -> FoldModel:
-    """The first fold, with which all others agree."""
+    """Returns the first fold's description after checking that all others agree with it."""
     if not folds:
         raise ModelError(
             "There is no fold to export.", hint="Train one first: autoliver train DATASET CONFIG"

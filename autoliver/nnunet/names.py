@@ -1,8 +1,8 @@
-"""Weights under nnU-Net's names and back: PlainConvUNet and ResidualEncoderUNet.
+"""Translates weight names to and from nnU-Net's, for PlainConvUNet and ResidualEncoderUNet.
 
 nnU-Net's state dict holds most tensors several times: a convolution and its norm also appear in a
-list of "all_modules", and the whole encoder appears again inside the decoder. Its decoder is
-numbered from the deepest stage upwards, ours from full resolution downwards.
+list "all_modules", and the whole encoder appears again inside the decoder. nnU-Net numbers the
+decoder from the deepest stage upwards; autoliver's is numbered from full resolution downwards.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ from autoliver.nnunet.network import known_to_nnunet
 # What DistributedDataParallel and torch.compile put before the name of every weight.
 _WRAPPERS = ("module.", "_orig_mod.")
 
-# (nnU-Net's name, ours)
+# (nnU-Net's name, autoliver's name)
 _Pair = tuple[str, str]
 
 
 def to_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
-    """The weights under nnU-Net's names, in its order, duplicates included (same tensors).
+    """Renames weights to nnU-Net's names, in its order; duplicate names share one tensor.
 
     Args:
         state_dict: Weights of a network built from `spec`.
@@ -37,15 +37,16 @@ def to_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, 
 
 
 def from_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str, Tensor]:
-    """The weights under our names, whatever wrapped the network when they were saved.
+    """Renames weights to autoliver's names.
+
+    Prefixes of wrappers such as DistributedDataParallel are removed.
 
     Args:
-        state_dict: An nnU-Net checkpoint's `network_weights`; its duplicates may be missing.
-        spec: The network it belongs to.
+        state_dict: The `network_weights` of an nnU-Net checkpoint; its duplicates may be missing.
+        spec: The network that the weights belong to.
 
     Raises:
-        ModelError: A weight is missing, there is one the network has no place for, or nnU-Net has
-            no such network.
+        ModelError: A weight is missing or unknown to the network, or nnU-Net has no such network.
     """
     theirs = {_unwrapped(name): tensor for name, tensor in state_dict.items()}
     names = nnunet_names(spec)
@@ -56,7 +57,7 @@ def from_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str
     _refuse_missing([name for name, our_name in names.items() if our_name not in ours])
     if unknown := [name for name in theirs if name not in names]:
         raise ModelError(
-            f"nnU-Net weights: {len(unknown)} that the network has no place for, "
+            f"nnU-Net weights: {len(unknown)} are unknown to the network, "
             f"the first is {unknown[0]}.",
             hint="The plan and the checkpoint do not belong together; take both from one folder.",
         )
@@ -64,7 +65,7 @@ def from_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str
 
 
 def nnunet_names(network: NetworkSpec) -> dict[str, str]:
-    """Every name in nnU-Net's state dict -> the name of the same tensor in ours.
+    """Maps every name in nnU-Net's state dict to the name of the same tensor in autoliver's.
 
     Raises:
         ModelError: nnU-Net has no such network.
@@ -96,7 +97,7 @@ def _residual_encoder(spec: ResidualUNetSpec) -> Iterator[_Pair]:
             yield from _conv_block(f"{theirs}.conv1", f"{ours}.first")
             yield from _conv_block(f"{theirs}.conv2", f"{ours}.second")
             if i == 0 and before != spec.features[level]:
-                # The projection comes after the pooling, if there is one, in nnU-Net's list.
+                # In nnU-Net's list the projection comes after the pooling, if there is any.
                 place = int(max(spec.strides[level]) > 1)
                 yield from _conv_block(f"{theirs}.skip.{place}", f"{ours}.projection", bias=False)
 

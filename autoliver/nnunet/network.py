@@ -1,4 +1,4 @@
-"""The network of an nnU-Net plan -> our spec, and back: PlainConvUNet and ResidualEncoderUNet."""
+"""Converts nnU-Net network descriptions (PlainConvUNet, ResidualEncoderUNet) to specs and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from autoliver.networks.spec import NetworkSpec
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
 _PACKAGE = "dynamic_network_architectures.architectures.unet"
-# The networks that nnU-Net has, and what it calls them and the blocks of their encoders.
+# The networks that nnU-Net has, and its names for them and for the blocks of their encoders.
 NnunetSpec = UNetSpec | ResidualUNetSpec
 _SPECS: dict[str, type[NnunetSpec]] = {
     "PlainConvUNet": UNetSpec,
@@ -19,8 +19,8 @@ _BLOCKS: dict[type[NnunetSpec], str] = {
     UNetSpec: "n_conv_per_stage",
     ResidualUNetSpec: "n_blocks_per_stage",
 }
-# Settings that our networks are built with, and what nnU-Net takes where one is not given; a name
-# is compared without its module.
+# Setting -> the value that autoliver's networks have, and nnU-Net's default if it is not given.
+# Names are compared without their module.
 _BUILT_WITH: dict[str, tuple[Any, Any]] = {
     "conv_bias": (True, False),
     "dropout_op": (None, None),
@@ -31,7 +31,7 @@ _BUILT_WITH: dict[str, tuple[Any, Any]] = {
 }
 _NORM = {"eps": 1e-5, "affine": True}
 _NONLIN = {"negative_slope": 0.01}
-# Known, and either looked at elsewhere or without influence on what a trained network computes.
+# Known settings that are checked elsewhere or do not influence what a trained network computes.
 _OTHERS = (
     *("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"),
     *("conv_op", "norm_op", "norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"),
@@ -42,17 +42,17 @@ _OTHERS = (
 def spec_from_nnunet(
     configuration: Mapping[str, Any], *, in_channels: int, out_channels: int, where: str
 ) -> NnunetSpec:
-    """The spec of the network that an nnU-Net configuration describes.
+    """Makes the spec of the network that an nnU-Net configuration describes.
 
     Args:
-        configuration: Of plans.json, nothing inherited any more; with "architecture", or in the
-            layout of nnU-Net 2.0 to 2.3, which spells it out ("UNet_class_name", ...).
-        in_channels: Of the network.
-        out_channels: Of the network.
-        where: The file, for messages.
+        configuration: A configuration of plans.json with inheritance resolved. It has either the
+            key "architecture" or the separate keys of nnU-Net 2.0 to 2.3 ("UNet_class_name", ...).
+        in_channels: Input channels of the network.
+        out_channels: Output channels of the network.
+        where: The file's name, for messages.
 
     Raises:
-        ModelError: Another architecture, or a setting that our networks do not have.
+        ModelError: The architecture or one of its settings is not supported.
     """
     dimension = len(configuration["patch_size"])
     if "architecture" in configuration:
@@ -76,7 +76,7 @@ def spec_from_nnunet(
 
 
 def known_to_nnunet(spec: NetworkSpec) -> NnunetSpec:
-    """The network itself.
+    """Returns the spec itself if nnU-Net has such a network.
 
     Raises:
         ModelError: nnU-Net has no such network.
@@ -92,7 +92,7 @@ def known_to_nnunet(spec: NetworkSpec) -> NnunetSpec:
 
 
 def architecture_of(network: NetworkSpec) -> dict[str, Any]:
-    """The "architecture" of a configuration in plans.json.
+    """Returns the value of "architecture" for a configuration in plans.json.
 
     Raises:
         ModelError: nnU-Net has no such network.
@@ -108,7 +108,7 @@ def architecture_of(network: NetworkSpec) -> dict[str, Any]:
             "kernel_sizes": [list(kernel) for kernel in spec.kernels],
             "strides": [list(stride) for stride in spec.strides],
             _BLOCKS[type(spec)]: list(spec.blocks_encoder),
-            # Deepest first there, full resolution first here.
+            # nnU-Net lists the deepest stage first, autoliver full resolution.
             "n_conv_per_stage_decoder": list(reversed(spec.blocks_decoder)),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
@@ -155,7 +155,7 @@ def _architecture_before_2_4(
         }
     except KeyError as error:
         raise ModelError(
-            f"{where}: the network is not described: neither 'architecture' nor {error} is there.",
+            f"{where}: the network is not described: neither 'architecture' nor {error} is given.",
             hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
         ) from None
 
@@ -177,14 +177,14 @@ def _check_settings(
             wrong.append(key)
     for key, values in (("norm_op_kwargs", _NORM), ("nonlin_kwargs", _NONLIN)):
         given = arguments.get(key) or {}
-        # Whether an activation works in place makes no difference to its result.
+        # Whether an activation works in place does not change its result.
         if any(values.get(name) != value for name, value in given.items() if name != "inplace"):
             wrong.append(key)
     if wrong:
         raise ModelError(
             f"{where}: the network is built with {wrong[0]} = {arguments.get(wrong[0])!r}, which "
-            "networks of autoliver do not have.",
-            hint="Only networks as nnU-Net plans them can be imported.",
+            "autoliver's networks do not support.",
+            hint="Only networks that nnU-Net's planners design can be imported.",
         )
 
 
@@ -213,7 +213,7 @@ def _per_stage(value: Any, count: int) -> tuple[int, ...]:
 
 
 def _spread(value: Any, count: int) -> Sequence[Any]:
-    """One for each, where one number may stand for all."""
+    """Returns a list of `count` values; a single number is repeated."""
     values = [value] * count if isinstance(value, int) else list(value)
     if len(values) != count:
         raise ValueError(f"{len(values)} values, expected {count}")

@@ -1,4 +1,4 @@
-"""nnU-Net's plans.json and dataset.json -> our plan of one configuration."""
+"""Converts nnU-Net's plans.json and dataset.json to autoliver's plan of one configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +25,14 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "NoNormalization": "none",
 }
 RESAMPLING = "resample_data_or_seg_to_shape"
-# What each of its three resampling functions is set to, and what ours do.
+# The settings of nnU-Net's three resampling functions, which autoliver's resampling reproduces.
 RESAMPLING_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
     "seg": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
     "probabilities": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
 }
 _THRESHOLD = {"separate_z_anisotropy_threshold": 3}
-# The readers whose arrays are ours: the file's voxels in the file's order.
+# The readers whose arrays equal autoliver's: the file's voxels in the file's order.
 _READERS = ("SimpleITKIO", "NibabelIO")
 _PRESETS: dict[str, Preset] = {
     "nnUNetPlannerResEncM": "M",
@@ -43,7 +43,7 @@ _UNCHANGED = "Take plans.json from the folder that nnU-Net trained into, unchang
 
 
 class _Settings(msgspec.Struct, kw_only=True):
-    """The keys of a configuration that decide about prediction, the network's apart."""
+    """The keys of a configuration that affect prediction, except those of the network."""
 
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -57,7 +57,7 @@ class _Settings(msgspec.Struct, kw_only=True):
 
 
 class _Plans(msgspec.Struct, kw_only=True):
-    """The keys of plans.json that are not a configuration's."""
+    """The keys of plans.json outside the configurations."""
 
     dataset_name: str
     plans_name: str = "nnUNetPlans"
@@ -68,38 +68,42 @@ class _Plans(msgspec.Struct, kw_only=True):
     transpose_backward: tuple[int, int, int]
     configurations: dict[str, dict[str, Any]]
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = {}
-    # Its name in nnU-Net 2.0.
+    # The name of the same key in nnU-Net 2.0.
     foreground_intensity_properties_by_modality: dict[str, dict[str, float]] = {}
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """The content of a plans.json.
+    """Reads the content of a plans.json.
 
     Raises:
-        ModelError: It is missing, not JSON or no plans of nnU-Net v2.
+        ModelError: The file is missing, not JSON or not a plans file of nnU-Net v2.
     """
     try:
         raw = read_json(path)
     except ArtifactError as error:
         raise ModelError(error.problem, hint=_UNCHANGED) from None
     if not isinstance(raw, dict) or "configurations" not in raw:
-        raise ModelError(f"{path}: no plans of nnU-Net v2.", hint=_UNCHANGED)
+        raise ModelError(f"{path}: not a plans file of nnU-Net v2.", hint=_UNCHANGED)
     return raw
 
 
 def plan_from_nnunet(
     raw: Mapping[str, Any], description: Description, *, configuration: str, where: str
 ) -> tuple[Plan, ConfigurationName]:
-    """Our plan for one configuration of nnU-Net's, and that configuration's name with us.
+    """Converts one configuration of nnU-Net to an autoliver plan.
 
     Args:
         raw: The content of plans.json.
-        description: dataset.json beside it.
-        configuration: nnU-Net's name of it, e.g. "3d_cascade_fullres" or one of the user's own.
-        where: The file, for messages.
+        description: The content of dataset.json beside it.
+        configuration: nnU-Net's name of the configuration, e.g. "3d_cascade_fullres" or a name that
+            the user chose.
+        where: The file's name, for messages.
+
+    Returns:
+        The plan, and autoliver's name of the configuration.
 
     Raises:
-        ModelError: Something in it is missing or damaged, or cannot be done here; it is named.
+        ModelError: A value is missing, damaged or not supported; the message names it.
     """
     plans = _convert(dict(raw), _Plans, where)
     labels = _labels(description, where)
@@ -132,15 +136,19 @@ def plan_from_nnunet(
 
 
 def refuse_gaps(labels: Labels, where: str) -> None:
-    """Refuses plain labels that are not 0, 1, 2, ...: nnU-Net writes a class's number as its value.
+    """Refuses plain labels that are not 0, 1, 2, ...: nnU-Net writes a class's index as its value.
+
+    Args:
+        labels: The labels; regions are not checked.
+        where: The file or dataset, for messages.
 
     Raises:
-        ModelError: There is a gap.
+        ModelError: The values have a gap.
     """
     values = sorted(value for group in labels.values.values() for value in group)
     if not labels.has_regions and values != list(range(len(values))):
         raise ModelError(
-            f"{where}: the labels' values are {values}; nnU-Net knows only consecutive ones.",
+            f"{where}: the labels' values are {values}; nnU-Net supports only consecutive ones.",
             hint="Renumber the labels 0, 1, 2, ...",
         )
 
@@ -175,7 +183,7 @@ def _configuration(
 def _our_name(
     configuration: str, resolved: Mapping[str, Any], settings: _Settings
 ) -> ConfigurationName:
-    """Users may name configurations as they like; what one is follows from what it holds."""
+    """Finds autoliver's name of a configuration from its content, since users may rename it."""
     if len(settings.patch_size) == 2:
         return "2d"
     if settings.previous_stage:
@@ -186,7 +194,7 @@ def _our_name(
 def _resolved(
     configurations: Mapping[str, dict[str, Any]], name: str, where: str
 ) -> dict[str, Any]:
-    """A configuration with everything it inherits."""
+    """Returns a configuration together with all values that it inherits."""
     chain: list[dict[str, Any]] = []
     seen: list[str] = []
     following: Any = name
@@ -234,7 +242,7 @@ def _check_whole(plans: _Plans, where: str) -> None:
         problem = f"transpose_forward {forward} and transpose_backward {backward} do not match"
     elif plans.image_reader_writer not in _READERS:
         problem = (
-            f"images are read by {plans.image_reader_writer}, which may turn them; expected "
+            f"images are read by {plans.image_reader_writer}, which may reorient them; expected "
             f"{' or '.join(_READERS)}"
         )
     elif plans.label_manager != "LabelManager":
@@ -276,7 +284,7 @@ def _resampling_problem(resolved: Mapping[str, Any]) -> str:
                 return f"{key}_kwargs: {name} is {found[name]}, expected {value}"
         if unknown := [name for name in found if name not in {**expected, **_THRESHOLD}]:
             return f"{key}_kwargs: unknown setting {unknown[0]}"
-        # A default of nnU-Net's function that is not ours.
+        # If these are missing, nnU-Net's function uses defaults that autoliver does not support.
         if missing := [
             name for name in ("is_seg", "order", "force_separate_z") if name not in found
         ]:
@@ -305,10 +313,10 @@ def _intensities(plans: _Plans, channels: int, where: str) -> tuple[IntensitySta
 def _modality(
     description: Description, settings: _Settings, stats: tuple[IntensityStats, ...]
 ) -> Modality:
-    """What the channels' names say; CT only where the training intensities can be HU.
+    """Derives the modality from channel names; CT only if the training intensities can be HU.
 
-    Images that do not fit the modality are refused, and nnU-Net would predict them: CT that was
-    shifted or scaled before training has no fat below zero.
+    CT that was shifted or scaled before training has no values below zero. As "CT", such images
+    would be refused here, while nnU-Net would predict them.
     """
     named = modality_of(description.channel_names)
     if named == "CT" or "CTNormalization" in settings.normalization_schemes:

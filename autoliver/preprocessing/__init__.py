@@ -1,1 +1,1 @@
-"""Dataset + plan -> store, and back onto the input grid."""
+"""Preprocesses the cases of a dataset into a store, and maps results back to the input grid."""

@@ -1,8 +1,8 @@
-"""One case on its way to the network's grid and back.
+"""Brings one case to the network's grid, and network outputs back to the input grid.
 
 Forward: bring the axes to the plan's anatomical order, transpose, crop to the non-zero region,
 normalise, resample. Normalisation comes before resampling, which would blur the edge of the mask it
-needs. Backward: resample to the cropped grid, paste into the whole one, undo the transpose, bring
+needs. Backward: resample to the cropped grid, paste into the whole grid, undo the transpose, bring
 the axes back to the input's own order.
 """
 
@@ -38,27 +38,27 @@ A = TypeVar("A", bound=np.generic)
 L = TypeVar("L", bound=np.integer)
 Spacing = tuple[float, float, float]
 
-# With nnU-Net's numbers: so many locations per class, or one in a hundred of its voxels if more.
+# nnU-Net's number: at least this share of a class's voxels is kept as locations.
 _LEAST_COVERAGE = 0.01
-# The key in class_locations for every voxel whose label counts, where some are to be ignored.
+# The key in class_locations for all voxels that are not ignored, in datasets with an ignore label.
 ANNOTATED = -1
 
-# What nnU-Net's and our label files can hold: unsigned 16 bit.
+# Label files of nnU-Net and of autoliver hold at most unsigned 16-bit values.
 _LARGEST_LABEL = 65_535
-# Voxels of the cropped grid decided at a time when going back: 16 MB per class and buffer.
+# Voxels of the cropped grid decided at a time on the way back: 16 MB per class and buffer.
 _SLAB_VOXELS = 1 << 22
 
 
 class CaseProperties(Record, frozen=True, kw_only=True):
-    """What leads from the network's grid back to the input's.
+    """The facts about a case that are needed to map the network's grid back to the input grid.
 
     Attributes:
-        name: The case.
-        modality: Of the case.
-        geometry: The input's grid.
-        axis_codes: The anatomical order that the input's axes were brought to before all else; ""
-            where they kept their own.
-        transpose_forward: Order of those axes in everything below.
+        name: The case's name.
+        modality: The case's modality.
+        geometry: The input grid.
+        axis_codes: The anatomical order that the input's axes are brought to first; empty if they
+            keep their own.
+        transpose_forward: Order of those axes in all attributes below.
         box: First and last-plus-one voxel per transposed axis that the crop kept.
         shape_zyx: Size of the network's grid.
         spacing_mm: Spacing of the network's grid.
@@ -80,7 +80,7 @@ class CaseProperties(Record, frozen=True, kw_only=True):
 
     @property
     def transpose_backward(self) -> tuple[int, int, int]:
-        """Order of the transposed axes that is the one before."""
+        """Order of the transposed axes that restores the order before."""
         z, y, x = (self.transpose_forward.index(axis) for axis in range(3))
         return z, y, x
 
@@ -91,18 +91,18 @@ class CaseProperties(Record, frozen=True, kw_only=True):
 
     @property
     def shape_before_crop(self) -> Shape:
-        """The input's size, transposed."""
+        """Size of the whole input, transposed."""
         return _permute(self.oriented_shape, self.transpose_forward)
 
     @property
     def shape_after_crop(self) -> Shape:
-        """The crop's size, transposed."""
+        """Size of the cropped input, transposed."""
         z, y, x = (stop - start for start, stop in self.box)
         return z, y, x
 
     @property
     def input_spacing_mm(self) -> Spacing:
-        """The input's spacing, transposed."""
+        """Spacing of the input, transposed."""
         oriented = self.reorientation.values(self.geometry.spacing_mm)
         return _permute(oriented, self.transpose_forward)
 
@@ -113,9 +113,9 @@ class Preprocessed:
 
     Attributes:
         image: (c, z, y, x), float32, normalised.
-        label: (1, z, y, x), of `label_dtype`, -1 outside the non-zero region; None where there is
-            none.
-        properties: How to get back.
+        label: (1, z, y, x), of `label_dtype`, -1 for background outside the non-zero region; None
+            for a case without a label.
+        properties: What is needed to map results back to the input grid.
     """
 
     image: npt.NDArray[np.float32]
@@ -132,18 +132,18 @@ def forward(
     name: str,
     modality: Modality | None = None,
 ) -> Preprocessed:
-    """Brings a case to the grid and the intensities the network sees.
+    """Brings a case to the network's grid and normalises its intensities.
 
     Args:
         image: The case's channels.
-        label: (1, z, y, x) on the same grid, or None.
-        plan: Transposition and foreground intensities.
-        configuration: Spacing and normalisation.
-        name: The case, for messages and its properties.
-        modality: Of the case, by which it is normalised; None takes the plan's.
+        label: (1, z, y, x) on the same grid; None for a case without a label.
+        plan: The plan, with transposition and foreground intensities.
+        configuration: The configuration, with spacing and normalisation.
+        name: The case's name, for messages and its properties.
+        modality: The case's modality, which decides its normalisation; None: the plan's modality.
 
     Returns:
-        The arrays and the way back.
+        The preprocessed arrays and the properties that lead back to the input grid.
 
     Raises:
         DatasetError: Image, label and plan do not fit one another.
@@ -193,18 +193,18 @@ def forward_cascade(
     name: str,
     modality: Modality | None = None,
 ) -> Preprocessed:
-    """`forward` with what a first stage found as further channels, one per foreground value.
+    """Runs `forward` and appends the first stage's label map as one channel per foreground value.
 
     Args:
         image: The case's channels.
         found: (z, y, x) label map of the first stage on the image's grid.
-        plan: As `forward`.
-        configuration: Of the cascade.
-        name: The case.
-        modality: As `forward`.
+        plan: As in `forward`.
+        configuration: The cascade's configuration.
+        name: The case's name.
+        modality: As in `forward`.
 
     Returns:
-        The image (c + foreground values, z, y, x); no label.
+        The image (c + foreground values, z, y, x), without a label.
     """
     case = forward(
         image, None, plan=plan, configuration=configuration, name=name, modality=modality
@@ -214,14 +214,14 @@ def forward_cascade(
 
 
 def forward_labels(labels: npt.NDArray[L], properties: CaseProperties) -> npt.NDArray[L]:
-    """Brings a label map to the network's grid of a case that was prepared before.
+    """Resamples a label map to the network's grid of a case that is already preprocessed.
 
     Args:
-        labels: (z, y, x) on the input's grid.
-        properties: Of the case.
+        labels: (z, y, x) on the input grid.
+        properties: The case's properties.
 
     Returns:
-        (1, z, y, x), in the type given.
+        (1, z, y, x), with the dtype of `labels`.
     """
     z, y, x = (slice(*ends) for ends in properties.box)
     return resample_labels(
@@ -234,23 +234,23 @@ def forward_labels(labels: npt.NDArray[L], properties: CaseProperties) -> npt.ND
 
 
 def one_hot(label: npt.NDArray[np.integer], labels: Labels) -> npt.NDArray[np.float32]:
-    """(n, z, y, x) of a (1, z, y, x) label map: one channel per foreground value, in order."""
+    """Encodes a (1, z, y, x) label map as (n, z, y, x): one channel per foreground value."""
     values = np.array(labels.foreground_values, dtype=label.dtype).reshape(-1, 1, 1, 1)
     channels: npt.NDArray[np.float32] = (label == values).astype(np.float32)
     return channels
 
 
 def label_dtype(labels: Labels) -> "np.dtype[np.signedinteger]":
-    """The signed type that holds a dataset's label values and -1."""
+    """Returns the signed type that holds a dataset's label values and -1."""
     return np.dtype(np.int16 if max(labels.allowed) <= np.iinfo(np.int16).max else np.int32)
 
 
 def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> Spacing:
-    """The spacing of a case's network grid; in 2D the first transposed axis keeps its own.
+    """Returns the spacing of a case's network grid; in 2D the first axis keeps the input's spacing.
 
     Args:
-        configuration: With 2 or 3 target spacings.
-        input_spacing_mm: The case's, transposed.
+        configuration: The configuration, with 2 or 3 target spacings.
+        input_spacing_mm: The case's input spacing, transposed.
 
     Returns:
         Three spacings in mm, transposed.
@@ -261,12 +261,12 @@ def network_spacing(configuration: Configuration, input_spacing_mm: Spacing) -> 
 
 
 def resampled_shape(shape: tuple[int, ...], spacing_mm: Spacing, target_mm: Spacing) -> Shape:
-    """The size that keeps the extent in mm, rounded as nnU-Net does; at least one voxel.
+    """Returns the size that keeps the extent in mm, rounded as in nnU-Net; at least one voxel.
 
     Args:
-        shape: (z, y, x) of the grid there is.
-        spacing_mm: Its spacing.
-        target_mm: The spacing wanted.
+        shape: (z, y, x) of the present grid.
+        spacing_mm: Spacing of the present grid.
+        target_mm: Spacing of the new grid.
 
     Returns:
         (z, y, x).
@@ -285,20 +285,21 @@ def backward_logits(
     labels: Labels,
     within: Box | None = None,
 ) -> npt.NDArray[np.integer]:
-    """Resamples the network's output to the input's grid and decides there which label wins.
+    """Resamples the network's output to the input grid and decides the label of each voxel there.
 
-    Works slab by slab and class by class, so that no class-by-voxel array of the whole scan exists.
+    It works slab by slab and class by class, so that no class-by-voxel array of the whole scan is
+    ever in memory.
 
     Args:
         logits: (k, z, y, x) on the network's grid, one row per class or region.
-        properties: Of the case.
-        labels: What the rows stand for. Classes: the largest wins. Regions: those above a
-            probability of 0.5, painted one over the other in `regions_class_order`.
-        within: The box of the network's grid that the logits are of; None: all of it. What lies
-            outside or is interpolated from there is background.
+        properties: The case's properties.
+        labels: The labels of the rows. Of classes, the largest logit wins. Regions with a
+            probability above 0.5 are painted one over the other in `regions_class_order`.
+        within: The box of the network's grid that the logits cover; None: the whole grid. Voxels
+            that lie outside the box or are interpolated from outside become background.
 
     Returns:
-        (z, y, x) on the input's grid, the smallest unsigned type that holds the labels.
+        (z, y, x) on the input grid, in the smallest unsigned type that holds the labels.
     """
     whole = properties.shape_zyx
     box = within or (slice(0, whole[0]), slice(0, whole[1]), slice(0, whole[2]))
@@ -311,10 +312,10 @@ def backward_logits(
         cropped.shape[1:],
     )
     inside = cropped[0][place]
-    # A box of less than a voxel of this grid leaves nothing to decide.
+    # A box smaller than a voxel of this grid leaves nothing to decide.
     for rows in slabs(inside.shape) if inside.size else ():
         target = inside[rows]
-        # A region wins over what is there by a logit above 0, a probability above 0.5.
+        # A region is painted where its logit is above 0, i.e. its probability above 0.5.
         best = np.zeros(target.shape, dtype=np.float32)
         for index, (row, value) in enumerate(zip(logits, written, strict=True)):
             score = apply_operators(row, operators, rows=rows)
@@ -337,17 +338,17 @@ def class_locations(
     rng: np.random.Generator,
     limit: int = 10_000,
 ) -> dict[int, npt.NDArray[np.int32]]:
-    """Draws voxels of each foreground label, from which patches are centred.
+    """Draws voxels of each foreground label, on which training patches can be centred.
 
     Args:
         label: (1, z, y, x) on the network's grid.
-        labels: Which values there are.
-        rng: Draws without replacement.
+        labels: The dataset's labels.
+        rng: Random generator; voxels are drawn without replacement.
         limit: Locations per label, or one in a hundred of its voxels where that is more.
 
     Returns:
         Value -> (n, 3) positions (z, y, x), empty for a label that is absent. With an ignore label
-        also `ANNOTATED` -> positions of any voxel that is not to be ignored.
+        also `ANNOTATED` -> positions of voxels that are not ignored.
     """
     flat = label.reshape(-1)
     present = np.flatnonzero(flat > 0)
@@ -373,9 +374,9 @@ def class_locations(
 def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
     if len(image.array) != len(plan.channel_names):
         raise DatasetError(
-            f"{name}: {len(image.array)} image channels, the plan expects "
+            f"{name}: {len(image.array)} image channels; the plan expects "
             f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}).",
-            hint="Give the case the channels that dataset.json names, in its order.",
+            hint="Provide the channels that dataset.json names, in its order.",
         )
     if label is None:
         return
@@ -400,7 +401,7 @@ def _check_rows(logits: npt.NDArray[np.floating], shape_zyx: Sequence[int], labe
 
 
 def written_values(labels: Labels) -> tuple[int, ...]:
-    """The value each row of the output stands for."""
+    """Returns the label value that each row of the network's output stands for."""
     if labels.has_regions:
         return labels.regions_class_order or ()
     return tuple(sorted(value for (value,) in labels.values.values()))
@@ -411,14 +412,14 @@ def _separate_backward(properties: CaseProperties) -> int | None:
 
 
 def slabs(shape_zyx: Shape) -> Iterator[slice]:
-    """Ranges of the first axis, each of a bounded number of voxels."""
+    """Yields ranges of the first axis that each hold a bounded number of voxels."""
     depth = max(1, _SLAB_VOXELS // (shape_zyx[1] * shape_zyx[2]))
     for start in range(0, shape_zyx[0], depth):
         yield slice(start, min(start + depth, shape_zyx[0]))
 
 
 def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
-    """Pastes (k, z, y, x) into zeros, undoes the transpose and the reorientation."""
+    """Pastes a cropped (k, z, y, x) array into zeros and brings it back to the input's order."""
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped

@@ -1,4 +1,4 @@
-"""Cropping to the region where any channel is non-zero."""
+"""Crops images to the region where any channel is non-zero."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from autoliver.planning.nonzero import nonzero_box, nonzero_mask
 
-# First and last-plus-one voxel per axis, as artefacts keep it; a `Box` has slices.
+# First and last-plus-one voxel per axis, as stored in artefacts; a `Box` has slices instead.
 Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
-# The label where there is no patient, so that normalisation and losses can leave such voxels out:
-# background outside of the mask, and what patches show beyond the image. The value nnU-Net uses.
+# The label of voxels that show no patient, so that normalisation and losses can leave them out:
+# background outside the mask, and the part of a patch beyond the image. The value nnU-Net uses.
 OUTSIDE = -1
 
 
@@ -21,11 +21,12 @@ class Cropped:
 
     Attributes:
         image: (c, z, y, x), a view of the input.
-        label: (1, z, y, x), signed, `OUTSIDE` where background lies outside the mask; or None.
+        label: (1, z, y, x), signed, `OUTSIDE` for background outside the mask; None for a case
+            without a label.
         mask: (z, y, x), True where intensities count for normalisation: inside the non-zero
-            region, and wherever something is labelled.
-        box: First and last-plus-one voxel per axis of the input that was kept.
-        kept: Which share of the input's voxels that is.
+            region, and wherever the label is not background.
+        box: First and last-plus-one voxel per input axis that the crop kept.
+        kept: Share of the input's voxels that the crop kept, above 0 to 1.
     """
 
     image: npt.NDArray[np.generic]
@@ -42,10 +43,10 @@ def crop_to_nonzero(
 
     Args:
         image: (c, z, y, x).
-        label: (1, z, y, x) on the same grid, or None.
+        label: (1, z, y, x) on the same grid; None for a case without a label.
 
     Returns:
-        The cropped arrays, the mask and the box. An image of zeros is kept whole.
+        The cropped arrays, the mask and the box. An image of zeros is not cropped.
     """
     mask = nonzero_mask(image)
     where = nonzero_box(mask)

@@ -1,7 +1,7 @@
 """Linear resampling of label maps: each voxel takes the label with the largest share of it.
 
-The shares are those of the label's mask interpolated linearly, for all labels at once: only where
-the neighbours of a new voxel differ is there anything to compute.
+A label's share is its binary mask interpolated linearly. All labels are resampled at once, and
+shares are computed only for new voxels whose neighbours have different labels.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ import numpy as np
 import numpy.typing as npt
 
 L = TypeVar("L", bound=np.integer)
-# Labels counted from 0; the largest number of the type is kept for "not known yet".
+# Labels counted from 0; the largest value of the type is reserved for "not decided yet".
 Codes = npt.NDArray[np.unsignedinteger]
 
 
 def _centres(size: int, wanted: int) -> npt.NDArray[np.float64]:
-    # In scipy's order of operations: ties between labels hang on the last bit.
+    # In scipy's order of operations: ties between labels depend on the last bit.
     centres = (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
     return np.clip(centres, 0, size - 1)
 
 
 def nearest_voxels(size: int, wanted: int) -> npt.NDArray[np.intp]:
-    """Along one axis, the voxel nearest to each of the new ones.
+    """Finds, along one axis, the old voxel nearest to each new voxel.
 
     Args:
-        size: Of the axis.
+        size: Size of the axis in voxels.
         wanted: Its size after resampling.
 
     Returns:
-        (wanted,).
+        (wanted,) indices of old voxels.
     """
     return np.floor(_centres(size, wanted) + 0.5).astype(np.intp)
 
 
 @dataclass(frozen=True, slots=True)
 class _Taps:
-    """The neighbours of each new voxel along one axis, their weights and the nearest one.
+    """The neighbours of each new voxel along one axis, their weights and the nearest neighbour.
 
-    Two neighbours, or one where the axis stays as it is.
+    There are two neighbours, or one if the size of the axis does not change.
     """
 
     indices: tuple[npt.NDArray[np.intp], ...]
@@ -64,14 +64,14 @@ def _taps(size: int, wanted: int) -> _Taps:
 
 
 def coded(labels: npt.NDArray[L]) -> tuple[Codes, L]:
-    """Labels counted from the least of them, in the smallest type with a number to spare.
+    """Counts labels from the smallest one, in the smallest unsigned type with one value to spare.
 
     Args:
-        labels: Any shape.
+        labels: Label values, any shape.
 
     Returns:
-        The differences, and the least label: their sum, modulo what the labels' type holds, is the
-        labels again.
+        The differences to the smallest label, and the smallest label. Their sum, modulo the range
+        of the labels' type, gives the labels again.
     """
     least = labels.min()
     codes: Codes = np.empty(labels.shape, np.min_scalar_type(int(labels.max()) - int(least) + 1))
@@ -80,17 +80,18 @@ def coded(labels: npt.NDArray[L]) -> tuple[Codes, L]:
 
 
 def majority(codes: Codes, shape_zyx: tuple[int, int, int]) -> Codes:
-    """The label with the largest linear share at each voxel of the new grid.
+    """Finds the label with the largest linear share at each voxel of the new grid.
 
-    Of labels with equal shares the nearest voxel's wins, else the smallest. Slice by slice: a slice
-    of labels stays in cache, and most of its voxels lie between neighbours of one label.
+    Of labels with equal shares the nearest voxel's label wins, else the smallest. The work is done
+    slice by slice: a slice of labels stays in the cache, and most of its voxels lie between
+    neighbours of one label.
 
     Args:
-        codes: (z, y, x), less than the largest number of their type.
-        shape_zyx: Size wanted; an axis that keeps its size stays as it is.
+        codes: (z, y, x) labels, each less than the largest value of their type.
+        shape_zyx: Size of the new grid; an axis whose size does not change is not resampled.
 
     Returns:
-        (*shape_zyx).
+        (*shape_zyx) labels.
     """
     z, y, x = (_taps(n, m) for n, m in zip(codes.shape, shape_zyx, strict=True))
     unsure = np.iinfo(codes.dtype).max
@@ -113,7 +114,7 @@ def majority(codes: Codes, shape_zyx: tuple[int, int, int]) -> Codes:
 
 
 def _agreed(sides: Sequence[Codes]) -> Codes:
-    """What both say; the largest number of the type where they differ."""
+    """Returns the labels that all sides share, and the type's largest value where they differ."""
     if len(sides) == 1:
         return sides[0]
     first, second = sides
@@ -128,7 +129,7 @@ def _corners(
     rows: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
 ) -> tuple[list[Codes], list[npt.NDArray[np.float64]]]:
-    """Labels of the 2, 4 or 8 voxels around each point, and their weights, in scipy's order."""
+    """Returns labels and weights of the 2, 4 or 8 voxels around each point, in scipy's order."""
     y, x = plane
     width = slices[0].shape[1]
     starts = [(index * width)[rows] for index in y.indices]
@@ -145,7 +146,7 @@ def _corners(
 def _decide(
     values: Sequence[Codes], weights: Sequence[npt.NDArray[np.float64]], nearest: Codes
 ) -> Codes:
-    """Settles the voxels whose neighbours differ; summed in scipy's order, so ties are its ties."""
+    """Decides the voxels whose neighbours differ, summing in scipy's order to get the same ties."""
     low, high = values[0].copy(), values[0].copy()
     for value in values[1:]:
         np.minimum(low, value, out=low)
@@ -156,7 +157,7 @@ def _decide(
         third |= (value != low) & (value != high)
         part = weight * (value == high)
         above += part
-        # Exactly the weight or nothing.
+        # Exact: the difference is the weight or zero.
         below += weight - part
     winner = np.where(above > below, high, low)
     np.copyto(winner, nearest, where=above == below)
@@ -173,7 +174,7 @@ def _decide(
 def _vote(
     values: Sequence[Codes], weights: Sequence[npt.NDArray[np.float64]], nearest: Codes
 ) -> Codes:
-    """As _decide, among any number of labels."""
+    """Decides like `_decide`, but among any number of labels."""
 
     def share(label: Codes) -> npt.NDArray[np.float64]:
         total = np.zeros(len(label))

@@ -1,4 +1,4 @@
-"""Intensity normalisation, channel by channel, with nnU-Net's schemes; by the case's modality."""
+"""Normalises intensities channel by channel, with nnU-Net's schemes and by the case's modality."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from autoliver.preprocessing.crop import Cropped
 _LEAST_STD = 1e-8
 
 _FAT_HU = -90.0
-# What MR networks get to see of CT: soft tissue and fat, which MR shows, too; of air and bone only
-# that they are dark and bright.
+# The part of CT that MR networks see: soft tissue and fat, which MR shows as well. Of air and bone
+# they see only that these are dark and bright.
 SOFT_TISSUE_HU = (-150.0, 250.0)
 
 
@@ -28,19 +28,19 @@ def normalize_case(
     modality: Modality,
     where: str = "image",
 ) -> npt.NDArray[np.float32]:
-    """Normalises a case as planned, or as its modality needs where the plan is for the other one.
+    """Normalises a case as planned, or as its modality requires if the plan is for another one.
 
-    MR has no unit, so that a CT plan's window and scale mean nothing to it: its channels get the
-    "zscore" of the image that a plan for MR gives them, inside the non-zero region by the planner's
-    rule. CT that an MR plan gets is clipped to soft tissue first; where the plan follows one for
-    CT, it is scaled as there, since that is how the network has learnt CT.
+    MR intensities have no unit, so a CT plan's window and scale do not apply to them. An MR case
+    under a CT plan gets "zscore" as under an MR plan; the planner's rule decides whether only the
+    non-zero region counts. A CT case under an MR plan is clipped to soft tissue first. If that plan
+    follows a CT plan, CT is scaled as in the CT plan, since the network learnt CT that way.
 
     Args:
-        cropped: The case.
-        plan: For which modality it is, and foreground intensities.
-        configuration: Schemes.
-        modality: Of the case; "other" is normalised as planned.
-        where: The case's name for messages.
+        cropped: The case, cropped to its non-zero region.
+        plan: The plan, with its modality and foreground intensities.
+        configuration: The configuration, with one normalisation scheme per channel.
+        modality: The case's modality; "other" is normalised as planned.
+        where: The case's name, for messages.
 
     Returns:
         (c, z, y, x), a new array.
@@ -71,21 +71,21 @@ def normalize_case(
 
 
 def hides_fat(plan: Plan) -> bool:
-    """Whether fat is clipped to the value of air in some CT channel of a plan for CT."""
+    """Whether a CT plan clips fat to the value of air in any of its CT channels."""
     lowest = [plan.intensities[index].percentile_00_5 for index in plan.ct_channels]
     return plan.modality == "CT" and any(low > _FAT_HU for low in lowest)
 
 
 def renormalized(modality: Modality, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
-    """The channels whose planned normalisation is for the other modality than the case's.
+    """Finds the channels whose planned normalisation does not suit the case's modality.
 
     Args:
-        modality: Of the case.
-        plan: For which modality it is.
-        configuration: Schemes.
+        modality: The case's modality.
+        plan: The plan, with its modality.
+        configuration: The configuration, with one normalisation scheme per channel.
 
     Returns:
-        Their indices; none where case and plan agree, or one of them is "other".
+        Channel indices; empty if case and plan have the same modality or one of them is "other".
     """
     planned: Normalization
     match modality, plan.modality:
@@ -110,18 +110,19 @@ def normalize(
     """Normalises each channel by its own scheme.
 
     Args:
-        image: (c, z, y, x); left as it is.
-        schemes: One per channel.
-        mask_norm: Per channel, whether "zscore" looks only at the mask and leaves the rest alone.
-        intensities: One per channel, of the dataset's foreground; what "ct" goes by.
+        image: (c, z, y, x); it is not modified.
+        schemes: One scheme per channel.
+        mask_norm: Per channel, whether "zscore" uses only voxels in the mask and leaves the rest
+            unchanged.
+        intensities: The dataset's foreground statistics, one per channel; used by "ct".
         mask: (z, y, x), the voxels that count.
-        where: The image's name for messages.
+        where: The image's name, for messages.
 
     Returns:
         (c, z, y, x), a new array.
 
     Raises:
-        DatasetError: A channel said to be RGB has values outside 0 to 255.
+        DatasetError: A channel with the scheme "rgb" has values outside 0 to 255.
     """
     result = np.array(image, dtype=np.float32, order="C")
     settings = zip(result, schemes, mask_norm, intensities, strict=True)
@@ -161,7 +162,7 @@ def _rgb(channel: npt.NDArray[np.float32], where: str) -> None:
     low, high = float(channel.min()), float(channel.max())
     if low < 0 or high > 255:
         raise DatasetError(
-            f"{where}: values from {low:g} to {high:g}, expected an RGB image's 0 to 255.",
+            f"{where}: values from {low:g} to {high:g}, expected 0 to 255 as in an RGB image.",
             hint="Give the channel another name in dataset.json: 'rgb_to_0_1' is for 8-bit colour.",
         )
     channel /= 255.0

@@ -1,4 +1,4 @@
-"""One case from its files into the store: what a worker process does."""
+"""Preprocesses one case from its files into the store; worker processes run this."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,14 @@ _SEED = 1234  # nnU-Net's, for the voxels kept per label
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
-    """A case to preprocess, and where to put it."""
+    """A case to preprocess.
+
+    Attributes:
+        case: The case and its files.
+        plan: The plan.
+        configuration: The configuration of the plan to prepare the case for.
+        folder: The store that the case is written to.
+    """
 
     case: Case
     plan: Plan

@@ -1,6 +1,6 @@
-"""What a cascade's first stage found in the training cases, on the cascade's grid.
+"""Stores the label maps that a cascade's first stage predicted, on the cascade's grid.
 
-Kept beside the runs it belongs to, not in the store, which other trainings read as well.
+They are kept beside the runs they belong to, not in the store, which other trainings read as well.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,15 @@ from autoliver.preprocessing.store import StoredCase, compress, open_array, read
 
 @dataclass(frozen=True, kw_only=True)
 class PreviousTask:
-    """A label map of the first stage, the case it belongs to, and where the result goes."""
+    """One case whose first-stage label map is brought to the cascade's grid.
+
+    Attributes:
+        name: The case's name.
+        found: The label file that the first stage predicted.
+        store: The store with the preprocessed case.
+        folder: The folder that the result is written to.
+        patch_shape: 2 or 3 values: the patch read at a time; sets the size of the blocks on disk.
+    """
 
     name: str
     found: Path
@@ -25,7 +33,7 @@ class PreviousTask:
 
 
 def prepare_previous(task: PreviousTask) -> str:
-    """Brings a first stage's label map to the cascade's grid.
+    """Resamples a first-stage label map to the cascade's grid and writes it.
 
     Returns:
         The case's name.
@@ -41,12 +49,12 @@ def prepare_previous(task: PreviousTask) -> str:
 
 
 def is_prepared(folder: Path, name: str) -> bool:
-    """Whether a case is there; files are written whole or not at all."""
+    """Whether a case's file exists; it is then complete, since files are written atomically."""
     return _file(folder, name).exists()
 
 
 def with_previous(case: StoredCase, folder: Path) -> StoredCase:
-    """A stored case together with what the first stage found in it."""
+    """Returns a stored case together with its first-stage label map."""
     return replace(case, previous=open_array(_file(folder, case.name)))
 
 

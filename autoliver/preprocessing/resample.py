@@ -1,11 +1,11 @@
-"""Resampling of images, labels and probabilities between grids, with the values nnU-Net produces.
+"""Resamples images, labels and probabilities between grids, to the values that nnU-Net produces.
 
-Interpolation by splines is linear and separable: what scikit-image computes voxel by voxel from
-4 x 4 x 4 neighbours is, axis by axis, one matrix product. The matrices here are scipy's own
-interpolation applied to unit vectors, so nothing about it is approximated but what float32 rounds.
+Spline interpolation is linear and separable: what scikit-image computes voxel by voxel from
+4 x 4 x 4 neighbours is one matrix product per axis. The matrices here are scipy's own interpolation
+applied to unit vectors, so the only approximation is float32 rounding.
 
-Where an axis is separate (slices much thicker than pixels), it takes the nearest slice, and the
-slices are resampled one by one in their plane.
+If slices are much thicker than pixels, their axis is resampled separately: it takes the nearest
+slice, and the slices are resampled one by one in their plane.
 """
 
 from collections.abc import Sequence
@@ -24,28 +24,28 @@ G = TypeVar("G", bound=np.generic)
 Order = Literal[1, 3]
 Shape = tuple[int, int, int]
 Matrix = npt.NDArray[np.float32]
-# One per axis, (size after, size before); None where the axis stays as it is.
+# One (size after, size before) matrix per axis; None for an axis whose size does not change.
 Operators = tuple[Matrix | None, Matrix | None, Matrix | None]
 
-# nnU-Net's bound: with a coarser axis than this the slices are resampled on their own.
+# nnU-Net's bound: above this ratio of largest to smallest spacing the slices are resampled alone.
 _ANISOTROPY = 3.0
 # The cubic spline's influence falls to a quarter per voxel: entries below this are 14 voxels away
 # and together change a value by less than 1e-8 of the image's range.
 _NEGLIGIBLE = 1e-8
-# Rows of a matrix multiplied at a time with the few columns they are not zero in.
+# Rows of a matrix multiplied at a time, with only the columns in which they are non-zero.
 _ROWS = 64
 
 
 def separate_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) -> int | None:
-    """The axis to resample on its own, by nnU-Net's rule.
+    """Chooses the axis to resample separately, by nnU-Net's rule.
 
     Args:
-        spacing_from: Three spacings in mm of the grid there is.
-        spacing_to: Three spacings in mm of the grid wanted.
+        spacing_from: Three spacings in mm of the present grid.
+        spacing_to: Three spacings in mm of the new grid.
 
     Returns:
-        The coarsest axis of the first of both that is anisotropic by more than a factor of 3; None
-        where neither is, or where two axes are equally coarse.
+        The coarsest axis of the first of the two grids that is anisotropic by more than a factor
+        of 3; None if neither grid is, or if two axes of that grid are equally coarse.
     """
     for spacing in (spacing_from, spacing_to):
         coarsest = max(spacing)
@@ -58,12 +58,13 @@ def separate_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) ->
 def resample_image(
     image: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """Resamples an image with cubic splines, each channel clipped to the range it had.
+    """Resamples an image with cubic splines and clips each channel to its original range.
 
     Args:
         image: (c, z, y, x).
-        shape_zyx: Size wanted; both grids span the same box.
-        separate_axis: The axis to take nearest slices along; its slices are clipped one by one.
+        shape_zyx: Size of the new grid; both grids span the same box.
+        separate_axis: The axis along which the nearest slices are taken, whose slices are clipped
+            one by one; None: cubic splines along all axes.
 
     Returns:
         (c, *shape_zyx).
@@ -77,7 +78,7 @@ def resample_image(
     result = np.empty((len(image), *shape_zyx), dtype=np.float32)
     for channel, target in zip(image, result, strict=True):
         low, high = channel.min(axis=sides, keepdims=True), channel.max(axis=sides, keepdims=True)
-        # From the lowest value, so that air stays constant to the last bit: zeros stay zeros.
+        # Values are taken relative to the lowest, so that constant air stays constant exactly.
         least = low.min()
         resampled = apply_operators(channel - least, operators)
         resampled += least
@@ -94,16 +95,16 @@ def resample_labels(
 ) -> npt.NDArray[L]:
     """Resamples label maps: each voxel takes the label with the largest linear share.
 
-    Of labels with equal shares the nearest voxel's wins, else the smallest, as in nnU-Net 2.8.
-    Only voxels whose neighbours differ are computed, however many labels there are.
+    Of labels with equal shares the nearest voxel's label wins, else the smallest, as in nnU-Net
+    2.8. Only voxels whose neighbours differ are computed, however many labels there are.
 
     Args:
-        labels: (c, z, y, x) of any values.
-        shape_zyx: Size wanted.
-        separate_axis: The axis to take nearest slices along.
+        labels: (c, z, y, x), any label values.
+        shape_zyx: Size of the new grid.
+        separate_axis: The axis along which the nearest slices are taken; None: linear along all.
 
     Returns:
-        (c, *shape_zyx) in the type given.
+        (c, *shape_zyx), with the dtype of `labels`.
     """
     if labels.shape[1:] == tuple(shape_zyx):
         return labels
@@ -112,7 +113,7 @@ def resample_labels(
     for channel, target in zip(labels, result, strict=True):
         codes, least = coded(channel)
         decided = _nearest_slices(majority(codes, within), shape_zyx, separate_axis)
-        # Modulo what the type holds, as they were coded.
+        # Modulo the range of the type, as in `coded`.
         np.add(decided, least, out=target, dtype=target.dtype, casting="unsafe")
     return result
 
@@ -120,15 +121,15 @@ def resample_labels(
 def linear_operators(
     shape_from: Sequence[int], shape_to: Sequence[int], *, separate_axis: int | None = None
 ) -> Operators:
-    """The matrices of linear resampling, for those who apply them piece by piece.
+    """Returns the matrices of linear resampling, for callers that apply them piece by piece.
 
     Args:
-        shape_from: (z, y, x) of the grid there is.
-        shape_to: (z, y, x) of the grid wanted.
-        separate_axis: The axis to take nearest slices along.
+        shape_from: (z, y, x) of the present grid.
+        shape_to: (z, y, x) of the new grid.
+        separate_axis: The axis along which the nearest slices are taken; None: linear along all.
 
     Returns:
-        One matrix per axis.
+        One matrix per axis; None for an axis whose size does not change.
     """
     z, y, x = _operators(shape_from, _within_slices(shape_from, shape_to, separate_axis), order=1)
     if separate_axis is None:
@@ -143,16 +144,16 @@ def linear_operators(
 def cut_operators(
     operators: Operators, box: Sequence[slice], shape_to: Sequence[int]
 ) -> tuple[Operators, Box]:
-    """The part of a resampling that needs nothing from outside a box.
+    """Cuts resampling matrices to the part that needs no voxel outside a box.
 
     Args:
-        operators: One matrix per axis.
-        box: A range per axis of the grid there is.
-        shape_to: (z, y, x) of the whole grid wanted.
+        operators: One matrix per axis; None for an axis whose size does not change.
+        box: A range per axis of the present grid.
+        shape_to: (z, y, x) of the whole new grid.
 
     Returns:
-        Operators from the box to the voxels of the grid wanted that only the box has influence on,
-        and where these lie.
+        Operators from the box to those voxels of the new grid that depend on the box alone, and
+        the box of these voxels in the new grid.
     """
     cut: list[Matrix | None] = []
     places = []
@@ -173,15 +174,15 @@ def cut_operators(
 def apply_operators(
     channel: npt.NDArray[np.floating], operators: Operators, *, rows: slice | None = None
 ) -> npt.NDArray[np.float32]:
-    """Multiplies each axis with its matrix, those that shrink the array first.
+    """Multiplies each axis with its matrix, beginning with those that shrink the array most.
 
     Args:
         channel: (z, y, x).
-        operators: One matrix per axis.
-        rows: Only this range of the first axis of the result.
+        operators: One matrix per axis; None for an axis whose size does not change.
+        rows: Compute only this range of the first axis of the result; None: all of it.
 
     Returns:
-        (z, y, x) of the new sizes; the input itself where nothing changes.
+        (z, y, x) with the new sizes; the input array itself if nothing changes.
     """
     first = operators[0]
     if rows is not None:
@@ -259,8 +260,8 @@ def _operators(shape_from: Sequence[int], shape_to: Sequence[int], *, order: Ord
 
 @lru_cache(maxsize=64)
 def _operator(size: int, wanted: int, order: Order) -> Matrix:
-    """The interpolation scikit-image's resize does along one axis, (wanted, size)."""
-    # Late: it takes a third of a second, which commands that resample nothing need not wait for.
+    """Returns the (wanted, size) matrix of scikit-image's `resize` along one axis."""
+    # Imported late: it takes a third of a second, which only commands that resample should wait.
     from scipy import ndimage
 
     unit: npt.NDArray[np.float64] = np.eye(size)

@@ -1,8 +1,8 @@
-"""Preprocessed cases on disk: compressed, read patch by patch, each one whole or not there.
+"""Stores preprocessed cases on disk: compressed, readable patch by patch, each complete or absent.
 
 A case is `<case>.b2nd` (image), `<case>_label.b2nd`, `<case>.npz` (locations) and `<case>.json`,
-which is written last and knows the size of the others: a case without it, or with a file of
-another size, is not finished.
+which is written last and records the sizes of the others. A case without it, or with a file of
+another size, is unfinished.
 """
 
 import io
@@ -27,18 +27,19 @@ from autoliver.preprocessing.case import CaseProperties, Preprocessed
 T = TypeVar("T", bound=np.generic)
 Locations = dict[int, npt.NDArray[np.int32]]
 
-# Raised when preprocessing gives other values for the same settings, so that no old store is used.
+# To be raised when preprocessing gives other values for the same settings, so that stores written
+# before are not used any more.
 SCHEMA = 1
 
 _STORE_FILE = "store.json"
-# 64 KB of float32: reads patches fastest (of 64 to 256 KB) at the same compression.
+# 64 KB of float32: of 64 to 256 KB this reads patches fastest, at the same compression.
 _BLOCK_VOXELS = 1 << 14
-# A chunk costs some 30 bytes and a search however small it is.
+# Every chunk, however small, costs some 30 bytes and a search.
 _LEAST_SIDE = 16
 
 
 class StoreInfo(Artifact, frozen=True, kw_only=True):
-    """What a store folder holds.
+    """The description of a store, in its `store.json`.
 
     Attributes:
         dataset: The dataset's name, for messages.
@@ -50,11 +51,11 @@ class StoreInfo(Artifact, frozen=True, kw_only=True):
 
 
 class CaseFile(Artifact, frozen=True, kw_only=True):
-    """The last file of a stored case.
+    """The JSON file of a stored case; it is written last, so it marks the case as finished.
 
     Attributes:
-        properties: Of the case.
-        sizes: File name -> bytes of the case's other files.
+        properties: The case's properties.
+        sizes: File name -> size in bytes, for the case's other files.
     """
 
     KIND: ClassVar[str] = "stored case"
@@ -65,15 +66,16 @@ class CaseFile(Artifact, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredArray(Generic[T]):
-    """An array on disk; a slice of it decompresses only the blocks it touches.
+    """An array on disk; reading a slice decompresses only the blocks that the slice touches.
 
-    The file is opened for every slice (0.17 ms, against 1.6 ms to read 64^3 voxels): held open, two
-    files a case, 500 cases would be more than a process may have. So it can be pickled, too.
+    The file is opened for every slice (0.17 ms, against 1.6 ms to read 64^3 voxels). If files were
+    held open, two per case, 500 cases would exceed the open-file limit of a process. It also makes
+    the object picklable.
 
     Attributes:
-        path: Its file.
+        path: The file.
         shape: (c, z, y, x).
-        dtype: Of its values.
+        dtype: Type of the values.
     """
 
     path: Path
@@ -81,7 +83,7 @@ class StoredArray(Generic[T]):
     dtype: "np.dtype[T]"
 
     def __getitem__(self, key: Any) -> npt.NDArray[T]:
-        """Reads a part as an array in memory; `[:]` reads all.
+        """Reads a part into memory; `[:]` reads the whole array.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -95,15 +97,15 @@ class StoredArray(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredCase:
-    """A case of the store, opened; its arrays stay on disk.
+    """An opened case of the store; its arrays stay on disk.
 
     Attributes:
         image: (c, z, y, x), float32.
-        label: (1, z, y, x), signed; None where there is none.
-        previous: (1, z, y, x), the label map of a cascade's first stage, where there is one.
-        properties: Of the case.
-        locations: Label value -> (n, 3) positions (z, y, x) to draw patches from.
-        facts: What the dataset knows of it.
+        label: (1, z, y, x), signed; None for a case without a label.
+        previous: (1, z, y, x), the label map of a cascade's first stage; None without a cascade.
+        properties: The case's properties.
+        locations: Label value -> (n, 3) positions (z, y, x) on which patches can be centred.
+        facts: What the dataset records about the case.
     """
 
     image: StoredArray[np.float32]
@@ -120,14 +122,14 @@ class StoredCase:
 
 
 def store_key(plan: Plan, name: ConfigurationName) -> str:
-    """The name of the store a configuration reads: a digest of what shapes the stored data.
+    """Returns the name of a configuration's store: a digest of all that shapes the stored data.
 
     Args:
-        plan: Whose data.
-        name: The configuration.
+        plan: The plan.
+        name: The configuration's name.
 
     Returns:
-        Twelve hex digits; equal for two plans whose preprocessing agrees, whatever else differs.
+        Twelve hex digits; equal for two plans with the same preprocessing, whatever else differs.
     """
     configuration = plan.configurations[name]
     schemes = configuration.normalization
@@ -143,7 +145,7 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
                 stats if scheme == "ct" else None
                 for stats, scheme in zip(plan.intensities, schemes, strict=True)
             ],
-            # Locations are drawn per value.
+            # Locations are drawn for each label value.
             "values": sorted(plan.labels.allowed),
             "ignore": plan.labels.ignore,
             **oriented,
@@ -152,12 +154,15 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
 
 
 def open_store(folder: Path, *, key: str, dataset: str) -> StoreInfo:
-    """Checks that a folder is the store asked for; makes an empty one where there is none.
+    """Opens a store after checking that it has the given key; creates it if it does not exist.
 
     Args:
-        folder: The store.
-        key: Its `store_key`.
+        folder: The store's folder.
+        key: The expected `store_key`.
         dataset: The dataset's name.
+
+    Returns:
+        The store's description.
 
     Raises:
         ArtifactError: The store is damaged, or was made with other settings.
@@ -166,7 +171,7 @@ def open_store(folder: Path, *, key: str, dataset: str) -> StoreInfo:
     chain = {"preprocessing": key}
     if not path.exists():
         StoreInfo(dataset=dataset, made_from=chain).save(path)
-    # The command alone would meet the same folder again.
+    # The command alone would fail on the same folder again.
     mend = f"rm -r {shlex.quote(str(folder))} && {_command(dataset)}"
     info = StoreInfo.load(path, mend=mend)
     check_chain(info, chain, where=str(folder), mend=mend)
@@ -184,14 +189,15 @@ def write_case(
     """Adds a case to the store, or replaces it.
 
     Args:
-        folder: The store.
-        case: What to store.
-        locations: Label value -> (n, 3) positions.
-        patch_shape: 2 or 3 values: what will be read at a time; sets the size of the blocks.
-        files: State of the files it was made from (`Case.files`).
+        folder: The store's folder.
+        case: The preprocessed case.
+        locations: Label value -> (n, 3) positions (z, y, x).
+        patch_shape: 2 or 3 values: the patch read at a time; sets the size of the blocks.
+        files: State of the files that the case was made from (`Case.files`).
 
     Raises:
-        AutoliverError: The disk is full, read-only or not ours to write.
+        DatasetError: The case has a name that the store uses itself.
+        AutoliverError: The disk is full, read-only or not writable for this user.
     """
     name = case.properties.name
     final = _case_file(folder, name)
@@ -213,15 +219,15 @@ def write_case(
 
 
 def read_case(folder: Path, name: str, facts: CaseFacts | None = None) -> StoredCase:
-    """Opens a case; nothing but its properties and locations is read yet.
+    """Opens a case and reads its properties and locations, but not its arrays.
 
     Args:
-        folder: The store.
-        name: The case.
-        facts: What the dataset knows of it; None: its name alone.
+        folder: The store's folder.
+        name: The case's name.
+        facts: What the dataset records about the case; None: its name alone.
 
     Raises:
-        ArtifactError: The case is not there, not finished or damaged.
+        ArtifactError: The case is missing, unfinished or damaged.
     """
     file = CaseFile.load(_case_file(folder, name), mend=_mend(folder))
     _check_sizes(folder, file, name)
@@ -236,10 +242,13 @@ def read_case(folder: Path, name: str, facts: CaseFacts | None = None) -> Stored
 
 
 def finished_cases(folder: Path) -> dict[str, str]:
-    """The cases that are there in full: name -> state of the files each was made from.
+    """Finds the complete cases of a store.
 
     Args:
-        folder: The store; need not exist.
+        folder: The store's folder; it need not exist.
+
+    Returns:
+        Case name -> state of the files that the case was made from (`Case.files`).
     """
     names = {path.stem for path in folder.glob("*.json") if path.name != _STORE_FILE}
     found = {name: _made_from(folder, name) for name in sorted(names)}
@@ -256,34 +265,34 @@ def _made_from(folder: Path, name: str) -> str | None:
 
 
 def _check_sizes(folder: Path, file: CaseFile, name: str) -> None:
-    # Also keeps a memory map of a file cut short from ending the process.
+    # This also prevents a crash: reading a memory map of a truncated file ends the process.
     for part, size in file.sizes.items():
         path = folder / part
         found = path.stat().st_size if path.exists() else 0
         if found != size:
             raise ArtifactError(
-                f"{path}: part of case {name}, cut short: {found} bytes, expected {size}.",
+                f"{path}: this part of case {name} is cut short: {found} bytes, expected {size}.",
                 hint=f"Make it again with: {_mend(folder)}",
             )
 
 
 def _case_file(folder: Path, name: str) -> Path:
-    # Not with_suffix: case names may hold dots.
+    # Not with_suffix: case names may contain dots.
     return folder / f"{name}.json"
 
 
 def compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> bytes:
-    """The content of a file that `open_array` reads patch by patch.
+    """Compresses an array into the content of a file that `open_array` reads patch by patch.
 
     Args:
         array: (c, z, y, x).
-        patch_shape: 2 or 3 values: what will be read at a time.
+        patch_shape: 2 or 3 values: the patch read at a time.
     """
     import blosc2
 
     chunks, blocks = _partition(array.shape, patch_shape)
-    # Of LZ4, LZ4HC and Zstd with each filter: reads as fast as any, writes ten times as fast as
-    # LZ4HC, and halves both interpolated and whole-numbered intensities or better.
+    # Chosen from LZ4, LZ4HC and Zstd with each filter: it reads as fast as any, writes ten times as
+    # fast as LZ4HC, and at least halves both interpolated and integer intensities.
     settings = {
         "codec": blosc2.Codec.LZ4,
         "clevel": 5,
@@ -300,7 +309,7 @@ def compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> byte
 def _partition(
     shape: tuple[int, ...], patch_shape: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunks about the size of a patch, in blocks small enough for the cache."""
+    """Chooses chunks of about the size of a patch, and blocks small enough for the cache."""
     patch = (1,) * (3 - len(patch_shape)) + tuple(max(_LEAST_SIDE, n) for n in patch_shape)
     block = [min(p, n) for p, n in zip(patch, shape[1:], strict=True)]
     while np.prod(block) > _BLOCK_VOXELS:
@@ -311,15 +320,15 @@ def _partition(
 
 
 def open_array(path: Path) -> StoredArray[Any]:
-    """Opens an array of `compress`.
+    """Opens a file whose content `compress` made.
 
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: The file is damaged.
     """
     array = _open(path)
     try:
         return StoredArray(path, tuple(array.shape), array.dtype)
-    except AttributeError as error:  # a file of blosc2 that holds no array
+    except AttributeError as error:  # a blosc2 file without an array
         raise _damaged(path, str(error)) from error
 
 
@@ -335,7 +344,7 @@ def _open(path: Path) -> Any:
 
 
 def _pack(locations: Mapping[int, npt.NDArray[np.int32]]) -> bytes:
-    # Compressing would take a quarter of the time of preprocessing; narrow types are as small.
+    # Compressing would take a quarter of the preprocessing time; narrow types are as small.
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {
         str(value): places.astype(np.min_scalar_type(places.max(initial=0)))

@@ -1,1 +1,1 @@
-"""Datasets made from nothing or from others."""
+"""Makes synthetic datasets."""

@@ -1,7 +1,7 @@
-"""Phantom scans of the abdomen in CT and MR contrast, and whole data sets of them.
+"""Simulates phantom scans of the abdomen in CT and MR contrast, and writes datasets of them.
 
-They stand in for patients in demos, tests and benchmarks: liver, tumours, spleen and kidneys with
-their label map, on realistic grids. Grey values and disturbances follow METHODS.md, Part C.
+They replace patients in demos, tests and benchmarks: liver, tumours, spleen and kidneys with their
+label map, on realistic grids. Grey values and disturbances follow METHODS.md, Part C.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,8 +43,9 @@ PHANTOM_LABELS = Labels(
 )
 MODALITY: dict[Contrast, Modality] = {"CT": "CT", "T1": "MR", "T2": "MR"}
 
-# Mean grey values in the order of TISSUES: HU for CT, relative signal for T1 in phase and T2 with
-# fat suppressed (METHODS.md, Part C; the tumour is ours: dark in CT and T1, bright in T2).
+# Mean grey values in the order of TISSUES: HU for CT, relative signal for T1 (in phase) and T2 (fat
+# suppressed). They are from METHODS.md, Part C, except the tumour's: dark in CT and T1, bright in
+# T2.
 TISSUE_MEANS: dict[Contrast, tuple[float, ...]] = {
     "CT": (-1000, -100, 50, 110, 120, 190, 400, 20, 170, 65),
     "T1": (0.02, 0.95, 0.45, 0.62, 0.40, 0.42, 0.55, 0.25, 0.15, 0.43),
@@ -61,7 +62,7 @@ _BIAS_KNOTS = 4
 
 _SHAPES: dict[Modality, tuple[int, int, int]] = {"CT": (40, 96, 96), "MR": (24, 96, 96)}
 _SLICES_MM: dict[Modality, tuple[float, float]] = {"CT": (3.0, 5.0), "MR": (5.0, 8.0)}
-# Room for an adult and some air around: (y, x) in mm.
+# Room for an adult with some air around the body: (y, x) in mm.
 _ADULT_FIELD_MM = (290.0, 385.0)
 
 _CHUNK_VOXELS = 4_000_000
@@ -69,17 +70,17 @@ _TILE = 96
 
 
 class PhantomOptions(Record, frozen=True, kw_only=True):
-    """What a phantom scan is like; what is None is drawn for each case.
+    """The properties of a phantom scan.
 
     Attributes:
         contrast: CT, T1 (in phase) or T2 (fat suppressed).
         shape_zyx: Voxels per axis; None: (40, 96, 96) for CT, (24, 96, 96) for MR.
-        shape_jitter: Largest relative change of the number of slices, drawn for each case.
-        spacing_mm: (z, y, x); None: 1.5-2.5 mm in plane (less for large slices), 3-5 mm (CT) or
-            5-8 mm (MR) between slices (less for many slices).
-        scale: Size of the patient, 1 an adult; None: as large as fits in the field of view.
-        lesions: Fewest and most liver lesions; fewer where they find no room.
-        oblique: Whether the grid is turned against the patient by a few degrees.
+        shape_jitter: Largest relative change of the number of slices, which is drawn for each case.
+        spacing_mm: (z, y, x); None: drawn for each case from 1.5-2.5 mm in plane (less for large
+            slices) and 3-5 mm (CT) or 5-8 mm (MR) between slices (less for many slices).
+        scale: Size of the patient relative to an adult; None: as large as the field of view allows.
+        lesions: Smallest and largest number of liver lesions; fewer if there is no room for them.
+        oblique: Whether the grid is rotated against the patient by a few degrees.
     """
 
     contrast: Contrast = "CT"
@@ -98,10 +99,10 @@ class PhantomOptions(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phantom:
-    """A phantom scan; all three volumes have one channel and one geometry.
+    """A phantom scan; all three volumes have one channel and share one geometry.
 
     Attributes:
-        image: float32; HU for CT, not negative for MR; whole numbers that fit 16 bits.
+        image: float32; HU for CT, not negative for MR; whole numbers that fit in 16 bits.
         label: uint8, values of `PHANTOM_LABELS`.
         tissue: uint8, values of `autoliver.synthesis.phantom_anatomy.TISSUES`.
     """
@@ -114,17 +115,18 @@ class Phantom:
 def make_phantom(rng: np.random.Generator, options: PhantomOptions) -> Phantom:
     """Draws a patient and scans it.
 
-    The patient is drawn first: generators of one seed give the same patient in every contrast.
+    The patient is drawn first, so generators with the same seed give the same patient in every
+    contrast.
 
     Args:
-        rng: Where the randomness comes from.
-        options: What the scan is like.
+        rng: Random generator.
+        options: Properties of the scan.
 
     Returns:
         Image, label map and tissue map.
 
     Raises:
-        OptionError: A shape, spacing, scale or number of lesions that cannot be.
+        OptionError: A shape, spacing, scale or number of lesions is invalid.
     """
     _check(options)
     anatomy = sample_anatomy(rng, lesions=options.lesions)
@@ -151,25 +153,25 @@ def write_phantom_dataset(
     options: PhantomOptions | Sequence[PhantomOptions],
     test_cases: int = 0,
 ) -> Path:
-    """Writes phantom scans as a data set in the layout of nnU-Net v2.
+    """Writes phantom scans as a dataset in the layout of nnU-Net v2.
 
-    Case i depends on the seed, on i and on its options alone. Test cases continue the numbering;
+    Case i depends only on the seed, on i and on its options. Test cases continue the numbering;
     their images go to imagesTs and their labels to labelsTs.
 
     Args:
-        folder: Where the data set's folder is made.
-        name: The data set's name, e.g. "Dataset001_PhantomCT"; its part after the number also
-            names the cases.
-        cases: How many to train on.
-        seed: Of the whole data set; two contrasts with one seed show the same patients.
-        options: For all cases, or several that the cases take in turn.
-        test_cases: How many more to test on.
+        folder: The folder in which the dataset's folder is created.
+        name: The dataset's name, e.g. "Dataset001_PhantomCT"; the part after the number also names
+            the cases.
+        cases: Number of training cases.
+        seed: Seed of the whole dataset; two contrasts with the same seed show the same patients.
+        options: The options of all cases, or several, which the cases use cyclically.
+        test_cases: Number of additional test cases.
 
     Returns:
-        The data set's folder.
+        The dataset's folder.
 
     Raises:
-        OptionError: No cases, no options, or options that cannot be.
+        OptionError: There are no cases or no options, or an option is invalid.
     """
     choices = (options,) if isinstance(options, PhantomOptions) else tuple(options)
     if cases < 1 or test_cases < 0 or not choices:
@@ -197,7 +199,7 @@ def write_phantom_dataset(
 
 
 def _describe(modalities: dict[str, str], cases: int) -> dict[str, object]:
-    """The content of dataset.json."""
+    """Returns the content of dataset.json."""
     kinds = set(modalities.values())
     return {
         "channel_names": {"0": "CT" if kinds == {"CT"} else "MR"},
@@ -227,8 +229,8 @@ def _check(options: PhantomOptions) -> None:
 
 
 def _sample_geometry(rng: np.random.Generator, options: PhantomOptions) -> tuple[Geometry, Grid]:
-    """The scan's grid, as files describe it and as seen from an adult patient."""
-    # Everything is drawn whether it is needed or not, so that options do not shift what follows.
+    """Draws the scan's grid, as files describe it and in the frame of an adult patient."""
+    # All numbers are drawn, needed or not, so that options do not change the random numbers later.
     jitter, in_plane, field_mm, thick, cover_mm = (float(v) for v in rng.uniform(size=5))
     angles = rng.uniform(-0.12, 0.12, 3) * options.oblique
     table_mm, off_centre_mm = rng.uniform(-150, 150, 3), rng.uniform(-8, 8, 3)
@@ -247,7 +249,7 @@ def _sample_geometry(rng: np.random.Generator, options: PhantomOptions) -> tuple
         spacing = (round(slice_mm, 4), *spacing[1:])
 
     direction = rotation_matrix(angles)
-    # Columns: one step along z, y, x of the array, in mm of the patient's x, y, z.
+    # Each column is one step along z, y or x of the array, in mm along the patient's x, y, z.
     steps = direction[:, ::-1] * np.array(spacing)
     middle = np.array([0.0, 0.0, -10.0]) + off_centre_mm
     first = middle * scale - steps @ ((np.array([nz, ny, nx]) - 1) / 2)
@@ -266,7 +268,7 @@ def _floats3(values: Vector) -> tuple[float, float, float]:
 
 
 def _scan_ct(rng: np.random.Generator, tissue: Codes) -> Floats:
-    """Hounsfield units, rounded."""
+    """Simulates a CT image in rounded Hounsfield units."""
     means = np.array(TISSUE_MEANS["CT"], np.float32)
     means[AIR + 1 :] += rng.uniform(-_CT_JITTER_HU, _CT_JITTER_HU, len(means) - 1)
     image = _textured(rng, tissue, means, _CT_TEXTURE_HU)
@@ -277,7 +279,7 @@ def _scan_ct(rng: np.random.Generator, tissue: Codes) -> Floats:
 
 
 def _scan_mr(rng: np.random.Generator, tissue: Codes, contrast: Contrast) -> Floats:
-    """Signal with a coil's shading and Rician noise, rounded."""
+    """Simulates an MR image: rounded signal with coil shading and Rician noise."""
     means = np.array(TISSUE_MEANS[contrast], np.float32)
     means *= rng.uniform(1 - _MR_JITTER, 1 + _MR_JITTER, len(means))
     gain = np.float32(rng.uniform(*_MR_GAIN))
@@ -295,8 +297,8 @@ def _scan_mr(rng: np.random.Generator, tissue: Codes, contrast: Contrast) -> Flo
 
 
 def _textured(rng: np.random.Generator, tissue: Codes, means: Floats, texture: float) -> Floats:
-    """Mean grey values with a correlated texture, blurred as by the scanner."""
-    # One periodic tile of texture serves scans of any size.
+    """Adds a correlated texture to the mean grey values and blurs them like a scanner."""
+    # One periodic tile of texture is repeated over scans of any size.
     tile = ndimage.gaussian_filter(rng.standard_normal((_TILE,) * 3, np.float32), 1.5, mode="wrap")
     tile *= texture / tile.std()
     strength = np.ones(len(TISSUES), np.float32)
@@ -313,14 +315,14 @@ def _textured(rng: np.random.Generator, tissue: Codes, means: Floats, texture: f
 
 
 def _cubic(size: int) -> npt.NDArray[np.float64]:
-    """(size, knots): cubic interpolation from equally spaced knots to `size` voxels."""
+    """Returns the (size, knots) matrix that interpolates equally spaced knots at `size` voxels."""
     spline = interpolate.CubicSpline(np.arange(_BIAS_KNOTS), np.eye(_BIAS_KNOTS))
     result: npt.NDArray[np.float64] = spline(np.linspace(0, _BIAS_KNOTS - 1, size))
     return result
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of a scan, a bounded number of voxels at a time."""
+    """Yields ranges of slices that each hold a bounded number of voxels."""
     step = max(1, _CHUNK_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))

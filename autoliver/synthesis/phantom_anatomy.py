@@ -1,8 +1,9 @@
-"""A crude random abdomen, drawn once and free of any voxel grid.
+"""Draws a simplified random abdomen that does not depend on any voxel grid.
 
 Patient frame: LPS millimetres of an adult, x towards the patient's left, y towards the back, z
-towards the head; the origin lies mid-body at the height of the liver. So the liver has negative x:
-with identity direction cosines it is at small x indices, at the left of a radiological view.
+towards the head; the origin is in the middle of the body at the height of the liver. So the liver
+has negative x: with identity direction cosines it is at small x indices, at the left of a
+radiological view.
 
 Tissues follow METHODS.md, Part C.
 """
@@ -41,21 +42,30 @@ TISSUES: dict[str, int] = {
     "tumour": TUMOUR,
 }
 
-# While painting, what fills the cavity must differ from the fat and muscle of the wall, and the
-# liver's vessels from aorta and vena cava; afterwards they become the tissues they are made of.
+# Codes used only while painting, where the content of the cavity must differ from the fat and
+# muscle of the wall, and the liver's vessels from aorta and vena cava. Afterwards they are replaced
+# by the tissues that they consist of.
 _LIVER_VESSEL, _VISCERAL_FAT, _BOWEL = 253, 254, 255
 _SETTLED = {_LIVER_VESSEL: VESSEL, _VISCERAL_FAT: FAT, _BOWEL: MUSCLE}
 
 _CAVITY = (_VISCERAL_FAT, _BOWEL)
 _ORGANS = (*_CAVITY, STOMACH, SPLEEN, LIVER)
 
-# Lesions that cannot be placed after so many tries are left out.
+# Lesions that cannot be placed within this number of tries are left out.
 _TRIES = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Organ:
-    """What blobs of one kind have in common; lengths in mm, (x, y, z)."""
+    """The distribution from which the blobs of one organ are drawn; lengths in mm, (x, y, z).
+
+    Attributes:
+        centre_mm: Mean centre.
+        axes_mm: Typical half axes.
+        shift_mm: Largest shift of the centre along each axis.
+        roughness: Standard deviation of the relative radius.
+        lobe_gain: Typical relative growth of the radius at the lobe.
+    """
 
     centre_mm: tuple[float, float, float]
     axes_mm: tuple[float, float, float]
@@ -64,13 +74,13 @@ class _Organ:
     lobe_gain: float = 0.0
 
 
-# The liver's bulge is its left lobe: it crosses the midline in front of the stomach.
+# The liver's bulge is its left lobe, which crosses the midline in front of the stomach.
 _LIVER = _Organ(
     centre_mm=(-66, -6, 10), axes_mm=(60, 62, 70), shift_mm=8, roughness=0.05, lobe_gain=0.85
 )
 _SPLEEN = _Organ(centre_mm=(92, 22, 24), axes_mm=(25, 40, 46), shift_mm=8, roughness=0.05)
 _STOMACH = _Organ(centre_mm=(58, -36, 18), axes_mm=(40, 33, 44), shift_mm=9, roughness=0.06)
-# Both sides from one recipe: only where a kidney lies tells right from left.
+# Both kidneys have the same distribution, so only the position distinguishes right from left.
 _KIDNEYS = tuple(
     _Organ(centre_mm=(side * 67, 40, -42), axes_mm=(26, 27, 50), shift_mm=7, roughness=0.04)
     for side in (-1, 1)
@@ -81,8 +91,8 @@ def sample_anatomy(rng: np.random.Generator, *, lesions: tuple[int, int]) -> tup
     """Draws one patient.
 
     Args:
-        rng: Where the randomness comes from.
-        lesions: Fewest and most liver lesions; fewer where they find no room.
+        rng: Random generator.
+        lesions: Smallest and largest number of liver lesions; fewer if there is no room for them.
 
     Returns:
         The patient's parts in painting order. Labels: 1 liver with its vessels, 2 tumour, 3 spleen,
@@ -112,11 +122,11 @@ def sample_anatomy(rng: np.random.Generator, *, lesions: tuple[int, int]) -> tup
 
 
 def paint_anatomy(anatomy: Sequence[Layer], grid: Grid) -> tuple[Codes, Codes]:
-    """Tissues and labels of a patient on a grid.
+    """Paints the tissues and labels of a patient on a voxel grid.
 
     Args:
-        anatomy: From `sample_anatomy`.
-        grid: The voxels.
+        anatomy: The patient's parts, from `sample_anatomy`.
+        grid: The voxel grid in the patient frame.
 
     Returns:
         Tissue map (values of `TISSUES`) and label map, both (z, y, x).
@@ -130,7 +140,7 @@ def paint_anatomy(anatomy: Sequence[Layer], grid: Grid) -> tuple[Codes, Codes]:
 
 
 def rotation_matrix(angles_rad: Vector) -> Vector:
-    """The 3x3 rotation by angles about x, then y, then z."""
+    """Returns the 3x3 matrix that rotates by three angles about x, then y, then z."""
     (ca, cb, cc), (sa, sb, sc) = np.cos(angles_rad), np.sin(angles_rad)
     about_x = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
     about_y = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
@@ -144,7 +154,7 @@ def _layer(solid: Solid, tissue: int, *, label: int = 0, over: tuple[int, ...]) 
 
 
 def _sample_frame(rng: np.random.Generator) -> tuple[tuple[Layer, ...], Column]:
-    """Skin fat, the muscles of wall and back, what fills the cavity; and the cavity's outline."""
+    """Draws skin fat, the muscles of wall and back and the cavity's content, and its outline."""
     width, depth = rng.uniform(150, 170), rng.uniform(102, 118)
     fat_mm, wall_mm = rng.uniform(8, 22), rng.uniform(7, 11)
     squareness, phase = rng.uniform(0.1, 0.4), rng.uniform(0, 6)
@@ -179,7 +189,7 @@ def _sample_frame(rng: np.random.Generator) -> tuple[tuple[Layer, ...], Column]:
 
 
 def _sample_centre(rng: np.random.Generator) -> tuple[Layer, ...]:
-    """The spine with discs, canal and spinous processes, and aorta and vena cava before it."""
+    """Draws the spine (discs, canal, spinous processes) and aorta and vena cava in front of it."""
     x, y = rng.uniform(-4, 4), rng.uniform(56, 62)
     sway_mm, phase = rng.uniform(-4, 4), rng.uniform(0, 6)
     over = (FAT, MUSCLE, BONE, KIDNEY, *_ORGANS)
@@ -220,7 +230,7 @@ def _sample_blob(rng: np.random.Generator, organ: _Organ) -> Blob:
 
 
 def _sample_vessels(rng: np.random.Generator, liver: Blob) -> tuple[Capsule, ...]:
-    """A tree that starts at the liver's inner side and forks once on the way out."""
+    """Draws a vessel tree that starts at the liver's inner side and branches outwards."""
     root = liver.point(np.array([0.7, 0.6, -0.3]), 0.45)
     pieces: list[Capsule] = []
     for outwards in _unit_vectors(rng, int(rng.integers(4, 7))):

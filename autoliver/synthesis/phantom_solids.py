@@ -1,4 +1,4 @@
-"""Smooth solids in millimetres and their painting on any voxel grid.
+"""Defines smooth solids in millimetres and paints them on any voxel grid.
 
 Coordinates are (x, y, z) in mm; arrays are (z, y, x). Nothing here is random.
 """
@@ -16,21 +16,21 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
 Vector = npt.NDArray[np.float64]
 
-# Voxels worked on at a time: bounds the memory of painting whatever the size of the scan.
+# Voxels painted at a time, which bounds the memory whatever the size of the scan.
 _CHUNK_VOXELS = 2_000_000
 
-# Of a blob's lobe: at 4 it has half its height 34 degrees off its axis.
+# Sharpness of a blob's lobe: at 4 the lobe has half its height 34 degrees off its axis.
 _LOBE_SHARPNESS = 4.0
 
 
 class Solid(Protocol):
-    """A part of the patient: where it can be, and which points are in it."""
+    """A part of the patient, given by its bounds and a test whether points are inside."""
 
     def bounds_mm(self) -> tuple[Vector, Vector]:
-        """Lowest and highest x, y, z; infinite where it has no end."""
+        """Returns the lowest and highest x, y, z; infinite along axes where it is endless."""
 
     def contains(self, x: Floats, y: Floats, z: Floats) -> Bools:
-        """Whether points given in millimetres, arrays of one shape, are inside."""
+        """Tests which points are inside; coordinates are in mm, in arrays of one shape."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,14 +38,14 @@ class Blob:
     """A star-shaped smooth solid: an ellipsoid whose radius varies with the direction.
 
     Attributes:
-        centre_mm: (x, y, z).
-        axes_mm: Half axes before rotation.
+        centre_mm: Centre (x, y, z).
+        axes_mm: Half axes (x, y, z) before rotation.
         rotation: 3x3, from the blob's frame to the patient's.
         waves: (k, 3) frequencies of the cosines over the unit sphere that roughen the radius.
-        phases: (k,).
+        phases: (k,) phases of these cosines.
         roughness: Standard deviation of the relative radius.
         lobe: Unit vector in the blob's frame towards a bulge.
-        lobe_gain: Relative growth of the radius there.
+        lobe_gain: Relative growth of the radius at the bulge.
     """
 
     centre_mm: Vector
@@ -58,13 +58,13 @@ class Blob:
     lobe_gain: float = 0.0
 
     def bounds_mm(self) -> tuple[Vector, Vector]:
-        """As `Solid.bounds_mm`, generous."""
+        """Returns bounds as in `Solid.bounds_mm`, which may be larger than the solid."""
         # An ellipsoid's half extent along an axis is the norm of that row of rotation * axes.
         half = self._reach()[1] * np.linalg.norm(self.rotation * self.axes_mm, axis=1)
         return self.centre_mm - half, self.centre_mm + half
 
     def contains(self, x: Floats, y: Floats, z: Floats) -> Bools:
-        """As `Solid.contains`."""
+        """Tests points as in `Solid.contains`."""
         to_local = self.rotation.T / self.axes_mm[:, None]
         offset = to_local @ self.centre_mm
         q = [
@@ -74,14 +74,14 @@ class Blob:
         norm = np.sqrt(q[0] * q[0] + q[1] * q[1] + q[2] * q[2])
         lowest, highest = self._reach()
         inside: Bools = norm < lowest
-        # The costly cosines are needed only in the shell where the surface can be.
+        # The expensive cosines are needed only in the shell where the surface can be.
         unsure = ~inside & (norm < highest)
         units = np.stack([axis[unsure] for axis in q]) / norm[unsure]
         inside[unsure] = norm[unsure] < self.radius(units)
         return inside
 
     def radius(self, units: npt.NDArray[np.floating]) -> Floats:
-        """Relative radius in the directions `units`, (3, n) unit vectors in the blob's frame."""
+        """Returns (n,) relative radii in directions `units`, (3, n) vectors in the blob's frame."""
         units = units.astype(np.float32)
         waves = self.waves.astype(np.float32) @ units + self.phases.astype(np.float32)[:, None]
         rough = math.sqrt(2 / len(self.phases)) * np.cos(waves).sum(axis=0)
@@ -92,7 +92,7 @@ class Blob:
         return result
 
     def point(self, direction: Vector, fraction: float) -> Vector:
-        """The point at `fraction` of the way from the centre to the surface, in mm."""
+        """Returns the point at `fraction` of the way from the centre to the surface, in mm."""
         unit = direction / np.linalg.norm(direction)
         reach = float(self.radius(unit[:, None])[0]) * fraction
         result: Vector = self.centre_mm + self.rotation @ (self.axes_mm * unit * reach)
@@ -105,16 +105,17 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """An endless elliptic column along the body that sways and swells a little.
+    """An endless elliptic column along z that sways sideways and changes its width a little.
 
     Attributes:
-        centre_mm: (x, y).
+        centre_mm: Centre (x, y).
         radii_mm: Half axes (x, y).
-        squareness: 0 an ellipse, towards 1 a rounded rectangle.
-        sway_mm: How far it swings sideways.
+        squareness: Shape of the cross-section, from 0 for an ellipse towards 1 for a rounded
+            rectangle.
+        sway_mm: Amplitude of the sideways sway along x.
         swell: Relative change of the radii along z.
-        phase: Of sway and swell.
-        gap_mm: Height of the gaps in it (the discs between vertebrae), one every 32 mm.
+        phase: Phase of sway, swell and gaps.
+        gap_mm: Height of its gaps (the discs between vertebrae), one every 32 mm; 0 for none.
     """
 
     centre_mm: tuple[float, float]
@@ -126,7 +127,7 @@ class Column:
     gap_mm: float = 0.0
 
     def bounds_mm(self) -> tuple[Vector, Vector]:
-        """As `Solid.bounds_mm`; endless along z."""
+        """Returns bounds as in `Solid.bounds_mm`; infinite along z."""
         # Squareness moves corners outwards, but never beyond the half axes themselves.
         half = np.array([*self.radii_mm, math.inf]) * (1 + abs(self.swell))
         half[0] += abs(self.sway_mm)
@@ -134,12 +135,12 @@ class Column:
         return centre - half, centre + half
 
     def contains(self, x: Floats, y: Floats, z: Floats) -> Bools:
-        """As `Solid.contains`."""
+        """Tests points as in `Solid.contains`."""
         wave = np.sin(z / np.float32(110) + np.float32(self.phase))
         size = 1 + np.float32(self.swell) * wave
         across = (x - self.centre_mm[0] - np.float32(self.sway_mm) * wave) / self.radii_mm[0] / size
         along = (y - self.centre_mm[1]) / self.radii_mm[1] / size
-        # Bounded, since far outside the product would win and count as inside.
+        # Clipped, since far outside the product term would dominate and count points as inside.
         xx, yy = np.minimum(across * across, 3), np.minimum(along * along, 3)
         inside: Bools = xx + yy - np.float32(self.squareness) * xx * yy < 1
         if self.gap_mm:
@@ -149,20 +150,26 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capsule:
-    """A straight piece of a vessel between two points, thinner towards the second."""
+    """A straight piece of a vessel between two points, with a radius at each end.
+
+    Attributes:
+        start_mm: First end point (x, y, z).
+        end_mm: Second end point (x, y, z).
+        radii_mm: Radii at the first and at the second end.
+    """
 
     start_mm: Vector
     end_mm: Vector
     radii_mm: tuple[float, float]
 
     def bounds_mm(self) -> tuple[Vector, Vector]:
-        """As `Solid.bounds_mm`."""
+        """Returns bounds as in `Solid.bounds_mm`."""
         radius = max(self.radii_mm)
         ends = np.stack([self.start_mm, self.end_mm])
         return ends.min(axis=0) - radius, ends.max(axis=0) + radius
 
     def contains(self, x: Floats, y: Floats, z: Floats) -> Bools:
-        """As `Solid.contains`."""
+        """Tests points as in `Solid.contains`."""
         axis = (self.end_mm - self.start_mm).astype(np.float32)
         start = self.start_mm.astype(np.float32)
         dx, dy, dz = x - start[0], y - start[1], z - start[2]
@@ -176,12 +183,12 @@ class Capsule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marbling:
-    """Where a sum of random plane waves is high: fat between the bowels.
+    """The region where a sum of plane waves exceeds a threshold: fat between the bowels.
 
     Attributes:
-        waves: (k, 3) in radians per mm.
-        phases: (k,).
-        threshold: In standard deviations of the sum.
+        waves: (k, 3) wave vectors in radians per mm.
+        phases: (k,) phases of the waves.
+        threshold: The threshold in standard deviations of the sum.
     """
 
     waves: Vector
@@ -189,11 +196,11 @@ class Marbling:
     threshold: float
 
     def bounds_mm(self) -> tuple[Vector, Vector]:
-        """As `Solid.bounds_mm`: everywhere."""
+        """Returns bounds as in `Solid.bounds_mm`: infinite along all axes."""
         return np.full(3, -math.inf), np.full(3, math.inf)
 
     def contains(self, x: Floats, y: Floats, z: Floats) -> Bools:
-        """As `Solid.contains`."""
+        """Tests points as in `Solid.contains`."""
         total = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32)
         for (a, b, c), phase in zip(self.waves.astype(np.float32), self.phases, strict=True):
             total += np.cos(a * x + b * y + c * z + np.float32(phase))
@@ -206,10 +213,10 @@ class Layer:
     """One solid to paint.
 
     Attributes:
-        solid: What.
-        tissue: The tissue it becomes.
-        label: The label it gets.
-        over: The tissues it may replace.
+        solid: The solid.
+        tissue: The tissue that its voxels get.
+        label: The label that its voxels get; 0 for background.
+        over: The tissues that it may replace.
     """
 
     solid: Solid
@@ -220,7 +227,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Where voxels lie in the patient frame.
+    """The positions of voxels in the patient frame.
 
     Attributes:
         shape_zyx: Voxels per axis.
@@ -234,11 +241,11 @@ class Grid:
 
 
 def paint_layers(layers: Sequence[Layer], grid: Grid) -> tuple[Codes, Codes]:
-    """Paints solids one over another, beginning with a grid of zeros.
+    """Paints solids one over another on a grid that is filled with zeros at first.
 
     Args:
-        layers: In painting order.
-        grid: The voxels.
+        layers: The solids in painting order.
+        grid: The voxel grid in the patient frame.
 
     Returns:
         Tissue map and label map, both (z, y, x).
@@ -258,12 +265,12 @@ def paint_layers(layers: Sequence[Layer], grid: Grid) -> tuple[Codes, Codes]:
 
 
 def _boxes(solid: Solid, grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
-    """Index boxes that together cover the solid, each of a bounded number of voxels."""
+    """Yields index boxes that together cover the solid, each with a bounded number of voxels."""
     shape = np.array(grid.shape_zyx)
     ends = np.stack(np.meshgrid(*([0, n - 1] for n in shape), indexing="ij"), -1).reshape(8, 3)
     seen = ends @ grid.matrix.T + grid.origin_mm
     low, high = solid.bounds_mm()
-    # Endless solids end where the grid does; one millimetre more against rounding.
+    # Endless solids are cut at the ends of the grid, with one millimetre added against rounding.
     low = np.maximum(low, seen.min(axis=0) - 1)
     high = np.minimum(high, seen.max(axis=0) + 1)
     if np.any(low > high):
@@ -283,7 +290,7 @@ def _boxes(solid: Solid, grid: Grid) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _coordinates(grid: Grid, box: tuple[slice, slice, slice]) -> tuple[Floats, Floats, Floats]:
-    """x, y, z in mm of the voxels of a box."""
+    """Returns x, y and z of the voxels of a box, in mm."""
     z, y, x = np.ogrid[box]
     result = [
         (a * z + origin).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Weights and plans of one training made to fit another."""
+"""Adapts the weights and the plan of one training to another dataset."""

@@ -1,8 +1,9 @@
-"""Weights of one network made to fit another: other channels, labels, depth, features, kernels.
+"""Adapts the weights of one network to another with other channels, labels, depth or kernels.
 
-Both networks are numbered by level from full resolution downwards, so a weight keeps its name
-whatever the depth. What the source has no counterpart for stays as it was drawn (rules: METHODS A4;
-sum over channels as timm does for grey images, kernels 3 -> 1 averaged as nnU-Net does).
+Levels are numbered from full resolution downwards in both networks, so a weight keeps its name
+whatever the depth. A weight without a counterpart in the source keeps its random initial value
+(rules: METHODS A4; channels are summed as timm does for grey images, kernels 3 -> 1 are averaged as
+nnU-Net does).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,20 @@ from autoliver.networks.spec import NetworkSpec
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
 from autoliver.transfer.table import Action, Heads, Transferred, TransferTable
 
-# Input channels that the source does not know begin with this share of the mean of those it does.
+# Input channels unknown to the source start from this share of the mean over the known channels.
 _UNKNOWN_CHANNEL = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What the weights of one side stand for.
+    """The network of one side of a transfer, and the meaning of its inputs and outputs.
 
     Attributes:
         spec: The network.
         channels: Names of its image channels.
-        labels: What the rows of its heads stand for.
-        sees_labels: Whether further channels show what a first stage found, one per value.
+        labels: The labels that the rows of its heads stand for.
+        sees_labels: Whether it has further input channels with a first stage's label map, one per
+            foreground value.
     """
 
     spec: NetworkSpec
@@ -39,7 +41,7 @@ class Side:
 
     @property
     def label_channels(self) -> tuple[str, ...]:
-        """The label that each further channel shows; of regions that share a value, the last."""
+        """The label of each further channel; of regions that share a value, the last one."""
         if not self.sees_labels:
             return ()
         by_value = {v: name for name, values in self.labels.foreground.items() for v in values}
@@ -54,17 +56,18 @@ def transfer_weights(
     *,
     heads: Heads = "map",
 ) -> tuple[dict[str, Tensor], TransferTable]:
-    """The source's weights in the target's shapes.
+    """Adapts the source's weights to the shapes of the target.
 
     Args:
-        state: The source's weights, by our names.
-        source: What they stand for.
-        drawn: Initial weights of the target, which stay where the source has nothing to say.
-        target: What they stand for.
-        heads: "map": rows of the heads follow the names of the labels; "reset": as drawn.
+        state: The source's weights, under autoliver's names.
+        source: The source's network, channels and labels.
+        drawn: Random initial weights of the target, kept where the source has no counterpart.
+        target: The target's network, channels and labels.
+        heads: "map": rows of the heads are matched by the names of the labels; "reset": all rows
+            keep their initial weights.
 
     Returns:
-        New weights for the target, and what was done.
+        New weights for the target, and a table of what was done.
 
     Raises:
         ModelError: The networks differ in dimension or type, or no label has a counterpart.
@@ -75,7 +78,8 @@ def transfer_weights(
         raise ModelError(
             f"No label of the target ({_list(target.labels)}) is one of the source's "
             f"({_list(source.labels)}).",
-            hint="Draw the heads anew with --reset-heads; everything else is transferred.",
+            hint="Initialise the heads at random with --reset-heads; all other weights are "
+            "transferred.",
         )
     weights: dict[str, Tensor] = {}
     report = []
@@ -104,8 +108,8 @@ def _check(source: Side, target: Side) -> None:
     one, other = source.spec, target.spec
     if one.dimension != other.dimension:
         raise ModelError(
-            f"The source is a {one.dimension}D network, the target a {other.dimension}D one.",
-            hint="Give a source of the same dimension.",
+            f"The source is a {one.dimension}D network, the target a {other.dimension}D network.",
+            hint="Choose a source of the same dimension.",
         )
     if why := other.unlike(one):
         raise ModelError(
@@ -136,10 +140,10 @@ def _body(
 
 
 def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:
-    """The first convolution: image channels by name, channels of labels by label.
+    """Adapts the first convolution: image channels by name, label-map channels by label.
 
-    A label that no first stage of the source found begins at zero, so that a network without one
-    goes on as it was.
+    A label that the source has no channel for starts at zero, so that the output of a source
+    without a first stage does not change.
     """
     images = len(source.channels)
     image, how = adapt_channels(weight[:, :images], source.channels, target.channels)
@@ -158,19 +162,20 @@ def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:
 def adapt_channels(
     weight: Tensor, source: Sequence[str], target: Sequence[str]
 ) -> tuple[Tensor, str]:
-    """The first convolution for other input channels.
+    """Adapts the weight of the first convolution to other input channels.
 
-    Channels of the same name keep their weights; others begin with a tenth of the mean of those.
-    Where no name agrees: n -> 1 sums (as if the image were given n times), 1 -> n divides by n,
-    n -> m repeats the channels in turn and keeps the sum.
+    Channels of the same name keep their weights; others start from a tenth of the mean of those.
+    If no name matches: n -> 1 sums the channels (as if the image were repeated n times), 1 -> n
+    divides by n, and n -> m repeats the channels cyclically and keeps the sum.
 
     Args:
         weight: (features, len(source), *kernel).
-        source: Names of the channels it was made for.
-        target: Names of the channels it will meet.
+        source: Names of the source's channels.
+        target: Names of the target's channels.
 
     Returns:
-        (features, len(target), *kernel) and what was done, "" where nothing was.
+        The adapted weight, (features, len(target), *kernel), and what was done, in words; "" if the
+        weight is unchanged.
     """
     known = {name.lower(): index for index, name in enumerate(source)}
     shared = [known.get(name.lower()) for name in target]
@@ -190,16 +195,16 @@ def adapt_channels(
 
 
 def adapt_kernel(weight: Tensor, kernel: Sequence[int], *, repeat: bool = False) -> Tensor:
-    """A convolution with another kernel size, axis by axis.
+    """Adapts the weight of a convolution to another kernel size, axis by axis.
 
-    Larger kernels get their own share in the middle and zeros around it: the output stays. Of
-    smaller ones the mean is taken over an axis that shrinks to 1, else the middle is cut out.
+    A kernel that grows is padded with zeros, which leaves the output unchanged. A kernel that
+    shrinks is averaged along an axis that shrinks to 1, and cropped to its middle along others.
 
     Args:
-        weight: (a, b, *kernel).
-        kernel: Sizes wanted.
-        repeat: For transposed convolutions whose kernel is their stride: every output voxel sees
-            one entry, so entries are repeated or averaged, and not divided.
+        weight: (a, b, *old kernel).
+        kernel: The new kernel sizes.
+        repeat: Whether it is a transposed convolution whose kernel equals its stride. There, every
+            output voxel sees one entry, so the new kernel repeats the mean of the entries.
 
     Returns:
         (a, b, *kernel).
@@ -225,13 +230,13 @@ def adapt_kernel(weight: Tensor, kernel: Sequence[int], *, repeat: bool = False)
 
 
 def adapt_features(found: Tensor, fresh: Tensor, *, halves: bool) -> tuple[Tensor, int]:
-    """Leading features from the source, the rest as drawn.
+    """Takes the leading features from the source and keeps the initial weights of the rest.
 
     Args:
-        found: The source's weight; kernel as the target's.
-        fresh: The target's, as drawn.
-        halves: Whether input features are two groups side by side (from below and across), each
-            of which keeps its leading ones.
+        found: The source's weight, with the target's kernel size.
+        fresh: The target's initial weight.
+        halves: Whether the input features are two concatenated groups (from the level below and
+            from the skip connection), each of which takes its leading features.
 
     Returns:
         The target's weight, and how many of its numbers come from the source.
@@ -252,7 +257,7 @@ def adapt_features(found: Tensor, fresh: Tensor, *, halves: bool) -> tuple[Tenso
 
 
 def _head(name: str, found: Tensor, fresh: Tensor, rows: RowMap) -> tuple[Tensor, Transferred]:
-    """Rows by label; their features as those of any other weight."""
+    """Adapts a head: rows are matched by label, features as for any other weight."""
     if found.ndim == 1:
         columns = found
         taken = 1

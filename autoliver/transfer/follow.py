@@ -1,4 +1,4 @@
-"""A target planned like its source, so that the source's weights fit (rules: METHODS A3)."""
+"""Plans a target dataset like its source, so that the source's weights fit (rules: METHODS A3)."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,18 @@ from autoliver.io.orientation import reorientation
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 
-# Spacings that differ by more than this along an axis make organs look different to a network.
+# If spacings differ by more than this factor along an axis, organs look different to a network.
 _FAR = 2.0
-# A source's slice axis matters where it is coarser than the others by more than this.
+# A source's slice axis matters if its spacing exceeds that of other axes by more than this factor.
 _ANISOTROPIC = 1.5
 
 
 def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
-    """The target's plan with the source's networks, patches, batches and (by default) spacing.
+    """Makes a target's plan with the source's networks, patches, batches and (by default) spacing.
 
     Normalisation, channels and labels are the target's own. Only CT keeps the source's window and
-    scale, so that tissues have the values that the network knows; nnU-Net moves them onto MR too.
+    scale, so that tissues have the values that the network knows; nnU-Net applies them to MR as
+    well.
 
     Args:
         own: The target's plan, made from its own fingerprint.
@@ -26,10 +27,10 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         options: The choice of spacing.
 
     Returns:
-        A plan with the source's configurations.
+        The target's plan with the source's configurations.
 
     Raises:
-        OptionError: The slice axes differ, or a spacing cannot be.
+        OptionError: The slice axes differ, or a spacing is invalid.
     """
     own = _in_order(own, source.axis_codes)
     _check_axes(own, source)
@@ -58,7 +59,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
 
 
 def like_digest(source: Plan, name: ConfigurationName) -> str:
-    """Twelve hex digits of what a target takes over from a configuration of its source."""
+    """Returns a digest (twelve hex digits) of what a target takes from a source's configuration."""
     configuration = source.configurations[name]
     return digest(
         {
@@ -72,7 +73,7 @@ def like_digest(source: Plan, name: ConfigurationName) -> str:
 
 
 def far_axes(plan: Plan, own: Plan) -> list[str]:
-    """What a user should know about a plan's spacing against the target's own, in sentences."""
+    """Describes, one sentence each, where a plan's spacing is far from the target's own spacing."""
     findings = []
     own = _in_order(own, plan.axis_codes)
     for name, configuration in plan.configurations.items():
@@ -104,7 +105,7 @@ def _in_order(own: Plan, codes: str) -> Plan:
 
 
 def _check_axes(own: Plan, source: Plan) -> None:
-    """The axis that the networks treat as slices must be the same."""
+    """Refuses a source whose networks treat another axis as the slice axis."""
     if own.transpose_forward == source.transpose_forward:
         return
     for configuration in source.configurations.values():
@@ -143,14 +144,14 @@ def _configuration(
 
 
 def _as(source: Plan, why: str) -> str:
-    """The reason of a decision that was made for the source."""
+    """Marks the reason of a decision as one that was made for the source."""
     return why if why.startswith("As ") else f"As {source.dataset}: {why}"
 
 
 def _spacing(
     own: Plan, source: Plan, name: ConfigurationName, options: LikeOptions
 ) -> tuple[tuple[float, ...], str]:
-    """The spacing in the source's order of axes, and why."""
+    """Chooses the spacing in the source's order of axes, and gives the reason."""
     theirs = source.configurations[name].spacing_mm
     order = source.transpose_forward[-len(theirs) :]
     if options.spacing_mm is not None:
@@ -173,7 +174,7 @@ def _spacing(
 
 
 def _native(own: Plan, name: ConfigurationName) -> dict[int, float]:
-    """Axis of the input -> the target's own spacing, of full resolution where it plans no such."""
+    """Maps input axes to the target's own spacing; full resolution if `name` is not planned."""
     found: dict[int, float] = {}
     for each in ("2d", "3d_fullres", name):
         if each in own.configurations:
@@ -183,9 +184,9 @@ def _native(own: Plan, name: ConfigurationName) -> dict[int, float]:
 
 
 def _median_shape(own: Plan, source: Plan, spacing: Sequence[float]) -> tuple[float, ...]:
-    """The median size at another spacing, in the source's order of axes."""
+    """Returns the target's median size at another spacing, in the source's order of axes."""
     full = own.configurations.get("3d_fullres")
-    if full is None:  # one slice deep: only the plane is known
+    if full is None:  # images of one slice: only the size within the slice is known
         slices = own.configurations["2d"]
         size = [n * mm for n, mm in zip(slices.median_shape, slices.spacing_mm, strict=True)]
         return tuple(max(1.0, float(round(s / mm))) for s, mm in zip(size, spacing, strict=True))
@@ -200,7 +201,7 @@ def _in_input_order(values: Sequence[float], plan: Plan) -> tuple[float, ...]:
 
 
 def _intensities(own: Plan, source: Plan) -> tuple[IntensityStats, ...]:
-    """CT to CT: the source's window and scale; everything else: the target's own."""
+    """Returns the source's window and scale if both are CT, and the target's own otherwise."""
     if own.modality != "CT" or source.modality != "CT":
         return own.intensities
     known = dict(zip(source.channel_names, source.intensities, strict=True))
@@ -211,7 +212,7 @@ def _intensities(own: Plan, source: Plan) -> tuple[IntensityStats, ...]:
 
 
 def _source_intensities(own: Plan, source: Plan) -> tuple[IntensityStats, ...]:
-    """How the network knows CT, where the target is something else: it may meet CT again."""
+    """Returns the CT scale that the network learnt, for CT cases of a target that is not CT."""
     if own.modality == "CT" or len(own.channel_names) != len(source.channel_names):
         return ()
     return source.intensities if source.modality == "CT" else source.source_intensities

@@ -1,4 +1,4 @@
-"""Which label of one dataset is which of another, and what that means for the rows of a head."""
+"""Matches the labels of two datasets by name and derives how the rows of a head are transferred."""
 
 import re
 from collections.abc import Mapping
@@ -26,29 +26,29 @@ _SYNONYMS = {
     "r": "right",
     "vessels": "vessel",
 }
-# A word that one name may have and the other leave out: all labels here are about the liver.
+# Words that one name may have and the other leave out, since all labels here are about the liver.
 _UNDERSTOOD = frozenset({"liver"})
 
 
 @dataclass(frozen=True)
 class RowMap:
-    """How the rows of a target's heads follow from those of the source's.
+    """How the rows of the target's heads are computed from the rows of the source's heads.
 
     Attributes:
-        names: Target label (foreground) -> source label; "" where there is none.
-        rows: Per target row the source rows it is the sum of, with their factors; empty: zeros;
-            None: as drawn.
+        names: Target label (foreground) -> source label; "" if it has no counterpart.
+        rows: For each target row, source row -> factor: the target row is the weighted sum. An
+            empty mapping gives zeros; None keeps the initial weights.
     """
 
     names: dict[str, str]
     rows: tuple[Mapping[int, float] | None, ...]
 
     def apply(self, found: Tensor, drawn: Tensor) -> Tensor:
-        """The target's rows.
+        """Computes the target's rows.
 
         Args:
             found: (source rows, ...) weight or bias.
-            drawn: (target rows, ...), otherwise of the same shape.
+            drawn: (target rows, ...) initial weight or bias; the other axes as in `found`.
         """
         result = drawn.clone()
         for row, parts in enumerate(self.rows):
@@ -59,11 +59,11 @@ class RowMap:
 
 
 def map_rows(source: Labels, target: Labels) -> RowMap:
-    """Matches labels by name and says what each row of the target begins with.
+    """Matches labels by name and determines the initial value of each row of the target.
 
-    Between classes (softmax, with a row for the background) and regions (sigmoid, without one)
-    logits are converted: a region's is a class's less the background's, and a class's is a
-    region's beside a background of 0. With one label that is exact.
+    Logits are converted between classes (softmax, with a row for the background) and regions
+    (sigmoid, without one): a region's logit is the class's minus the background's, and a class's
+    logit is the region's, with 0 for the background. With one label the conversion is exact.
     """
     names = match_labels(source, target)
     index = {name: i for i, name in enumerate(head_rows(source))}
@@ -83,17 +83,17 @@ def map_rows(source: Labels, target: Labels) -> RowMap:
 
 
 def head_rows(labels: Labels) -> tuple[str, ...]:
-    """The label that each row of a head stands for; the background first where it has one."""
+    """Lists the label that each row of a head stands for; the background, if any, comes first."""
     if labels.has_regions:
         return tuple(labels.foreground)
     return tuple(sorted(labels.values, key=lambda name: labels.values[name]))
 
 
 def match_labels(source: Labels, target: Labels) -> dict[str, str]:
-    """Foreground label of the target -> the source's of the same meaning, "" where none is.
+    """Maps each foreground label of the target to the source's label of the same meaning, or "".
 
-    Case, order of words, plural, spelling and synonyms (tumour, tumor, lesion) do not matter; nor
-    does it whether "liver" is said of a tumour.
+    Case, order of words, plural, spelling and synonyms (tumour, tumor, lesion) do not matter, nor
+    whether a name contains the word "liver".
     """
     known = {_words(name): name for name in source.foreground}
     matched = {name: known.get(_words(name), "") for name in target.foreground}

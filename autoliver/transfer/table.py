@@ -1,4 +1,4 @@
-"""What a transfer did, weight by weight."""
+"""Records what a transfer did with each weight."""
 
 from typing import ClassVar, Literal
 
@@ -6,27 +6,29 @@ from autoliver.artifacts import Artifact, Record
 from autoliver.networks.spec import NetworkSpec
 
 Action = Literal["loaded", "adapted", "reset"]
-# Whether the heads' rows follow the names of the labels, or are drawn.
+# "map": the heads' rows are matched by the names of the labels; "reset": they are initialised at
+# random.
 Heads = Literal["map", "reset"]
 
-# Of the parameters outside of the heads: below this a transfer is hardly one.
+# Below this share of the parameters outside the heads, a transfer deserves a warning.
 ENOUGH = 0.95
 _MEANING: dict[Action, str] = {
-    "loaded": "as they are",
-    "adapted": "made to fit",
-    "reset": "drawn: the source has none for them",
+    "loaded": "unchanged",
+    "adapted": "changed to fit",
+    "reset": "initialised at random: the source has none for them",
 }
 
 
 class Transferred(Record, frozen=True, kw_only=True):
-    """What became of one weight of the target.
+    """How one weight of the target was made.
 
     Attributes:
-        name: The weight.
-        action: "loaded" as it is, "adapted", or "reset": as drawn.
+        name: The weight's name.
+        action: "loaded": unchanged from the source; "adapted": changed to fit; "reset": randomly
+            initialised.
         parameters: How many numbers it holds.
         taken: How many of them come from the source.
-        how: What was done, in words; empty where it was loaded as it is.
+        how: What was done, in words; empty if it was loaded unchanged.
     """
 
     name: str
@@ -37,12 +39,13 @@ class Transferred(Record, frozen=True, kw_only=True):
 
 
 class TransferTable(Record, frozen=True, kw_only=True):
-    """What became of all weights.
+    """How all weights of the target were made.
 
     Attributes:
-        weights: Of the target.
-        ignored: Names of the source's weights that found no place.
-        labels: Target label -> source label whose row it began with; "" where it was drawn.
+        weights: One entry per weight of the target.
+        ignored: Names of the source's weights that the target does not have.
+        labels: Target label -> source label from which its row was made; "" if the row was
+            initialised at random.
     """
 
     weights: tuple[Transferred, ...]
@@ -50,19 +53,22 @@ class TransferTable(Record, frozen=True, kw_only=True):
     labels: dict[str, str]
 
     def share(self, network: NetworkSpec) -> float:
-        """The share of the parameters outside of the heads that come from the source.
+        """Returns the share of the parameters outside the heads that come from the source.
 
         Args:
-            network: The target.
+            network: The target's network.
+
+        Returns:
+            A number from 0 to 1.
         """
         body = [weight for weight in self.weights if not network.role(weight.name).head]
         return sum(w.taken for w in body) / max(1, sum(w.parameters for w in body))
 
     def describe(self, share: float) -> str:
-        """A table for people: how many weights and parameters went which way.
+        """Formats how many weights and parameters were loaded, adapted, reset and ignored.
 
         Args:
-            share: Of the parameters outside of the heads, how much comes from the source.
+            share: Share of the parameters outside the heads that come from the source, 0 to 1.
         """
         every = max(1, sum(weight.parameters for weight in self.weights))
         lines = [f"{'':8}  {'weights':>7}  {'parameters':>10}  {'share':>6}"]
@@ -74,30 +80,30 @@ class TransferTable(Record, frozen=True, kw_only=True):
                 f"{action:8}  {len(group):7d}  {count:10,d}  {100 * count / every:5.1f}%"
                 + (f"  {how}" if group else "")
             )
-        lines.append(f"{'ignored':8}  {len(self.ignored):7d}  of the source, without a place here")
+        lines.append(f"{'ignored':8}  {len(self.ignored):7d}  of the source: not in this network")
         mapped = [f"{name} <- {from_}" for name, from_ in self.labels.items() if from_]
         fresh = [name for name, from_ in self.labels.items() if not from_]
-        lines.append("heads: " + (", ".join(mapped) or "all rows drawn"))
+        lines.append("heads: " + (", ".join(mapped) or "all rows initialised at random"))
         if mapped and fresh:
-            lines.append(f"       drawn: {', '.join(fresh)}")
+            lines.append(f"       initialised at random: {', '.join(fresh)}")
         if share < ENOUGH:
             lines.append(
-                f"Only {100 * share:.0f} % of the parameters outside of the heads come from "
-                "the source: its network differs much."
+                f"Only {100 * share:.0f} % of the parameters outside the heads come from "
+                "the source: the two networks differ considerably."
             )
         return "\n".join(lines)
 
 
 class Transfer(Artifact, frozen=True, kw_only=True):
-    """The transfer.json of a run: what its folds began with.
+    """The `transfer.json` of a run: the weights that its folds start from.
 
     Attributes:
         source: The fold whose weights were taken.
-        found: Where it was found.
-        share: Of the parameters outside of the heads, how much comes from the source.
-        mirror_axes: Patch axes that the source was trained to see flipped.
-        augment: The augmentations that it was trained with.
-        table: What became of each weight.
+        found: Where that fold was found.
+        share: Share of the parameters outside the heads that come from the source, 0 to 1.
+        mirror_axes: Patch axes along which the source was trained with flips.
+        augment: The augmentations that the source was trained with.
+        table: How each weight was made.
     """
 
     KIND: ClassVar[str] = "transfer"

@@ -9,6 +9,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from autoliver.cli.main import app, run
+from autoliver.evaluation.results import ALL_METRICS
+from autoliver.training.options import (
+    FEW_CASES,
+    FEW_EPOCHS,
+    PRETRAINED_EPOCHS,
+    SHORT_BELOW_STEPS,
+    TrainingOptions,
+)
 
 COMMANDS = {
     *("demo", "verify", "plan", "preprocess", "train", "predict", "evaluate"),
@@ -44,6 +52,21 @@ def test_every_command_explains_its_options(command: str) -> None:
     assert result.exit_code == 0
     assert "--json" in result.stdout
     assert "--verbose" in result.stdout
+
+
+def test_the_help_names_all_metrics_and_the_defaults_of_train() -> None:
+    words = " ".join(invoke("evaluate", "--help").stdout.split())
+    listed = words.partition("Metric to compute: ")[2].partition(".")[0]
+    assert tuple(listed.replace(" or ", ", ").split(", ")) == ALL_METRICS
+    words = " ".join(invoke("train", "--help").stdout.split())
+    epochs = f"with --pretrained {PRETRAINED_EPOCHS}, or {FEW_EPOCHS} for fewer than {FEW_CASES}"
+    assert f"[default: {TrainingOptions().epochs}; {epochs} training cases]" in words
+    assert f"short below {SHORT_BELOW_STEPS:,} steps" in words
+    for name in ("iterations", "seed", "foreground", "loss", "augment", "encoder_factor"):
+        line = words.partition(f" --{name.replace('_', '-')} ")[2].partition("]")[0]
+        value = line.rpartition("[default: ")[2]
+        default = getattr(TrainingOptions(), name)
+        assert type(default)(value) == default
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -155,7 +178,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         os.close(writing)
     assert process.returncode == 130
-    assert (out, err) == ("", "Stopped. Run the same command again to go on.\n")
+    assert (out, err) == ("", "Stopped. Run the same command again to continue.\n")
 
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:

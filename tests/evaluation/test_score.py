@@ -134,7 +134,7 @@ def test_only_what_was_asked_for_is_measured():
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(OptionError, match="none named 'dise'") as error:
+    with pytest.raises(OptionError, match="no metric 'dise'") as error:
         results.MetricOptions(metrics=("dise",))
     assert "dice" in error.value.hint
 
@@ -267,7 +267,7 @@ def test_folder_problems_are_told(folders, tmp_path):
     with pytest.raises(DatasetError, match="no label files"):
         score.find_pairs(tmp_path / "empty", references)
     files.write_label(predictions / "a.nii.gz", label_map(), GEOMETRY)
-    with pytest.raises(DatasetError, match=r"a\.nii\.gz and a\.nrrd are both of case 'a'"):
+    with pytest.raises(DatasetError, match=r"a\.nii\.gz and a\.nrrd both belong to case 'a'"):
         score.find_pairs(predictions, references)
 
 

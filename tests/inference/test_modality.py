@@ -60,14 +60,14 @@ MR, CT, CLIPPED = make_image(0, 1874), make_image(-1024, 1500), make_image(-125,
         ("MR", {"percentile_00_5": 40}, CLIPPED, "CT", "lowest value -125"),
         ("CT", {}, CLIPPED, "CT", "lowest value -125"),
         # Ringing, and images that were standardised before.
-        ("MR", {"percentile_00_5": 40}, make_image(-60, 900, share=0.01), None, "does not tell"),
-        ("MR", {"percentile_00_5": -2}, make_image(-3, 8), None, "does not tell"),
-        ("CT", {}, make_image(-3, 8), None, "does not tell"),
+        ("MR", {"percentile_00_5": 40}, make_image(-60, 900, share=0.01), None, "not conclusive"),
+        ("MR", {"percentile_00_5": -2}, make_image(-3, 8), None, "not conclusive"),
+        ("CT", {}, make_image(-3, 8), None, "not conclusive"),
         # As the model's own training images.
-        ("CT", {"mean": 1050}, MR, None, "as CT of its training"),
-        ("MR", {"percentile_00_5": -20}, CLIPPED, None, "as MR of its training"),
+        ("CT", {"mean": 1050}, MR, None, "like the CT it was trained on"),
+        ("MR", {"percentile_00_5": -20}, CLIPPED, None, "like the MR it was trained on"),
         ("MR", {"percentile_00_5": -20}, CT, "CT", "lowest value -1024"),
-        ("other", {}, CT, None, "knows no modality"),
+        ("other", {}, CT, None, "does not depend on the modality"),
     ],
 )
 def test_values_below_zero_decide(plan, planned, stats, image, expected, words):
@@ -209,7 +209,7 @@ def test_a_model_prepared_for_it_sees_mr_by_its_own_mean_and_deviation(plan, cap
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
         "case_3: looks like MR (no negative values, 0 to 1874): "
-        "normalised by its own mean and deviation."
+        "normalised by its own mean and standard deviation."
     )
 
 
@@ -281,7 +281,7 @@ def test_a_modality_that_contradicts_the_image_is_taken_with_one_warning(plan, c
     assert np.array_equal(seen[0].numpy(), expected)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "case_3: looks like MR (no negative values, 0 to 1874), but CT was asked for: "
+        "case_3: looks like MR (no negative values, 0 to 1874), but CT was requested: "
         "normalised as planned."
     )
 
@@ -291,7 +291,7 @@ def test_a_model_of_no_modality_says_that_it_ignores_the_choice(plan, caplog):
     assert case_modality(model, CT.array, "auto", name="a") is None
     assert not caplog.records
     assert case_modality(model, CT.array, "MR", name="a") is None
-    assert "a: MR was asked for, but Toy knows no modality" in caplog.text
+    assert "a: MR was requested, but Toy knows no modality" in caplog.text
 
 
 def test_an_unknown_modality_is_refused():

@@ -125,7 +125,7 @@ def test_a_cascade_without_its_first_stage_says_what_to_train(save, plan):
     cascade = plan.configurations["3d_fullres"].replace(previous_stage="3d_lowres")
     folder = save("fold_0", configurations={"3d_fullres": cascade})
     files = ModelFiles(name="Toy/3d_cascade", members=(MemberFiles(folds=(folder,)),))
-    with pytest.raises(ModelError, match=r"3d_lowres model .* is not there") as caught:
+    with pytest.raises(ModelError, match=r"3d_lowres model .* is missing") as caught:
         load_model(files, device=CPU)
     assert caught.value.hint == "Train it: autoliver train Dataset009_Toy 3d_lowres"
 

@@ -186,7 +186,7 @@ def test_a_cascade_brings_its_first_stage(cascade: ModelFiles, tmp_path: Path) -
     assert same(files, cascade)
     assert [place.at for place in files.members[0].previous] == ["runs/3d_lowres+long/fold_0"]
     alone = ModelFiles(name="Toy", members=(MemberFiles(folds=cascade.members[0].folds),))
-    with pytest.raises(ModelError, match=r"3d_lowres model .* is not there"):
+    with pytest.raises(ModelError, match=r"3d_lowres model .* is missing"):
         write_archive(path, alone)
     assert same(open_archive(path).files(), cascade)
 
@@ -245,9 +245,9 @@ def compress(entries: Entries) -> None:
         (lambda e: e.append(entry("/etc/passwd")), "'/etc/passwd' has a path that leads out"),
         (lambda e: e.append(entry("runs\\..\\evil")), "leads out"),
         (lambda e: e.append(entry("C:/evil")), "leads out"),
-        (lambda e: e.append(entry(WEIGHTS)), f"'{WEIGHTS}' is there twice"),
-        (lambda e: e.append(entry("Model.json")), "'Model.json' is there twice"),
-        (lambda e: e.append(entry("manifest.json")), "'manifest.json' is there twice"),
+        (lambda e: e.append(entry(WEIGHTS)), f"'{WEIGHTS}' occurs twice"),
+        (lambda e: e.append(entry("Model.json")), "'Model.json' occurs twice"),
+        (lambda e: e.append(entry("manifest.json")), "'manifest.json' occurs twice"),
         (lambda e: e.append(entry("note.txt")), "holds 'note.txt', which has no place"),
         (lambda e: e.append(entry("runs/")), "holds 'runs/', which has no place"),
         (lambda e: e.append(entry("runs/.x/fold_0/model.json")), "which has no place"),

@@ -221,7 +221,7 @@ def test_a_model_goes_to_nnunet_and_comes_back(
     run("export", NAME, results, "--format", "nnunet", "-w", selected)
     runs = sorted(path.name for path in (results / NAME).iterdir())
     assert runs == ["nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__3d_fullres"]
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="already exists"):
         run("export", NAME, results, "--format", "nnunet", "-w", selected)
     other = tmp_path / "other"
     done = run("import", results / NAME, "--name", "Back", "-w", other)

@@ -111,7 +111,7 @@ def test_other_files_of_torch(tmp_path):
     for content in ({"state_dict": {}}, [1, 2], torch.zeros(3), {"network_weights": {"a": 1}}):
         torch.save(content, path)
         for trust in (False, True):
-            with pytest.raises(ModelError, match="no checkpoint of nnU-Net v2"):
+            with pytest.raises(ModelError, match="not a checkpoint of nnU-Net v2"):
                 read_checkpoint(path, trust=trust)
 
 

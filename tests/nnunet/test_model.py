@@ -183,5 +183,5 @@ def test_exports_that_cannot_be(write, tmp_path):
         write_nnunet_model([(fold.info, {})], tmp_path / "out")
     assert not (tmp_path / "out").exists() or not list(tmp_path.glob("out/*/*"))
     write_nnunet_model([(fold.info, fold.weights)], tmp_path / "out")
-    with pytest.raises(ModelError, match="there already"):
+    with pytest.raises(ModelError, match="already exists"):
         write_nnunet_model([(fold.info, fold.weights)], tmp_path / "out")

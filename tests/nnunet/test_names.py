@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_network_is_refused(golden):
     more = spec.replace(blocks_decoder=tuple(n + 1 for n in spec.blocks_decoder))
     with pytest.raises(ModelError, match=r"are missing, the first is decoder\.stages\.0"):
         from_nnunet(theirs, more)
-    with pytest.raises(ModelError, match=r"no place for, the first is extra\.weight"):
+    with pytest.raises(ModelError, match=r"unknown to the network, the first is extra\.weight"):
         from_nnunet({**theirs, "extra.weight": torch.zeros(1)}, spec)
     ours = from_nnunet(theirs, spec)
     with pytest.raises(ModelError, match="are missing"):

@@ -180,7 +180,11 @@ def test_plans_that_are_none(tmp_path):
     path = tmp_path / "plans.json"
     with pytest.raises(ModelError, match="no such file"):
         read_plans(path)
-    for text, problem in (("{", "not valid JSON"), ("[]", "no plans"), ("{}", "no plans")):
+    for text, problem in (
+        ("{", "not valid JSON"),
+        ("[]", "not a plans file"),
+        ("{}", "not a plans file"),
+    ):
         path.write_text(text)
         with pytest.raises(ModelError, match=problem):
             read_plans(path)

@@ -55,7 +55,7 @@ def test_of_several_configurations_the_wanted_one(write, workspace):
 def test_a_checkpoint_alone_and_a_foreign_one(write, workspace, tmp_path):
     folder = write("2d", "plain_2d", inference_allowed_mirroring_axes=(0, 1))
     alone = shutil.copy(folder / "fold_0/checkpoint_final.pth", tmp_path / "checkpoint_final.pth")
-    with pytest.raises(ModelError, match="it is in no fold_N"):
+    with pytest.raises(ModelError, match="it is not in a folder fold_N"):
         find_source(workspace, alone, wanted="2d", target="MR")
     (folder / "plans.json").unlink()
     path = folder / "fold_0/checkpoint_final.pth"
@@ -87,7 +87,7 @@ def test_nnunet_s_weights_are_made_to_fit_the_target_s_own_plan(write, tmp_path)
     assert "channels by name" in by_name["encoder.0.0.conv.weight"].how
     assert table.labels["liver"] == "liver"
     assert {weight.action for weight in table.weights} >= {"adapted", "reset"}
-    assert "come from the source: its network differs much" in result.stderr
+    assert "come from the source: the two networks differ considerably" in result.stderr
 
 
 @pytest.mark.parametrize(

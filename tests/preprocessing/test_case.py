@@ -308,7 +308,7 @@ def test_what_does_not_fit_together_is_named():
     )
     with pytest.raises(DatasetError, match=r"case_1: image and label differ in size: .*25, 40, 36"):
         run(image, other, make_plan())
-    with pytest.raises(DatasetError, match=r"case_1: 1 image channels, the plan expects 2"):
+    with pytest.raises(DatasetError, match=r"case_1: 1 image channels; the plan expects 2"):
         run(image, label, make_plan(normalization=("ct", "ct"), mask_norm=(False, False)))
     huge = dataclasses.replace(label, array=label.array.astype(np.int32) * 40000)
     with pytest.raises(DatasetError, match="label value 80000"):
