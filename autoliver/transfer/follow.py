@@ -106,7 +106,7 @@ def _in_order(own: Plan, codes: str) -> Plan:
 
 def _check_axes(own: Plan, source: Plan) -> None:
     """Refuses a source whose networks treat another axis as the slice axis."""
-    if own.transpose_forward == source.transpose_forward:
+    if own.transpose_forward[0] == source.transpose_forward[0]:
         return
     for configuration in source.configurations.values():
         spacing = configuration.spacing_mm
