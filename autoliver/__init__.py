@@ -1,4 +1,4 @@
-"""Self-configuring segmentation of liver and liver tumours in CT and MR, with transfer."""
+"""Self-configuring segmentation of liver and liver tumours in CT and MR, with transfer learning."""
 
 from autoliver.api import (
     Predictor,

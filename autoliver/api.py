@@ -1,7 +1,7 @@
-"""autoliver as a library: what the commands do, as functions.
+"""autoliver as a library: one function for each command.
 
-Everything heavy is imported when a function is called, so `import autoliver` stays light. Options
-have the names of the commands' options, with underscores: `--batch-size 4` is `batch_size=4`.
+Large dependencies are imported when a function is called, so `import autoliver` is fast. Options
+have the names of the commands' options with underscores: `--batch-size 4` is `batch_size=4`.
 """
 
 from collections.abc import Sequence
@@ -40,15 +40,15 @@ WORKSPACE = Path("autoliver-workspace")
 def verify(
     dataset: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
 ) -> "Verification":
-    """Checks a dataset's files, geometry, values and labels, as `autoliver verify`.
+    """Checks a dataset's files, geometry, values and labels, like `autoliver verify`.
 
     Args:
         dataset: Folder, or name of a planned dataset.
-        workspace: Folder for everything autoliver makes.
+        workspace: The workspace folder, which all results are written to.
         **options: workers and memory_gb.
 
     Returns:
-        What was found; `.errors` holds what `plan` would refuse.
+        The findings; `.errors` are those because of which `plan` would refuse the dataset.
 
     Raises:
         AutoliverError: The dataset cannot be read at all.
@@ -68,20 +68,23 @@ def plan(
     fresh: bool = False,
     **options: Any,
 ) -> "Plan":
-    """Inspects a dataset and decides spacing, patches and networks, as `autoliver plan`.
+    """Inspects a dataset and decides spacing, patches and networks, like `autoliver plan`.
 
     Args:
         dataset: Folder, or name of a planned dataset.
-        like: Plan with the networks of this dataset or model.
-        workspace: Folder for everything autoliver makes.
-        fresh: Forget the options that the dataset was planned with before.
+        like: Dataset or model whose networks the plan takes over; None for networks of its own.
+        workspace: The workspace folder, which all results are written to.
+        fresh: Whether to discard the options of the previous plan.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap, keep_axes; with `like` spacing="target" or another of its words; workers and
-            memory_gb.
-            Those that are not given are as in the plan before, or default.
+            batch_cap, keep_axes; with `like` only spacing, which may be a word such as "target"
+            as well; workers and memory_gb. Options that are not given keep their value in the previous plan,
+            or else take their default.
+
+    Returns:
+        The plan, which is also written to the workspace.
 
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.pipeline.replan import PlanRequest, replan
@@ -110,23 +113,24 @@ def train(
     fresh: bool = False,
     **options: Any,
 ) -> "list[FoldResult]":
-    """Trains folds of a configuration, as `autoliver train`; goes on where it stopped.
+    """Trains folds of a configuration, like `autoliver train`; resumes interrupted folds.
 
     Args:
         dataset: Folder, or name of a planned dataset.
         configuration: "2d", "3d_lowres", "3d_fullres" or "3d_cascade".
-        folds: A number, several, "all" or "cv"; empty: all of the cross-validation.
-        workspace: Folder for everything autoliver makes.
-        fresh: Start over.
+        folds: A number, several numbers, "all" or "cv"; empty for all folds of the
+            cross-validation.
+        workspace: The workspace folder, which all results are written to.
+        fresh: Whether to start over instead of resuming.
         **options: Fields of `autoliver.training.options.TrainingOptions`, such as epochs=100, of
             `autoliver.pipeline.run.request.TrainRequest`, such as pretrained="LiTS", and of
             `autoliver.machine.Machine`, such as device="cuda:1"; reset_heads, workers, memory_gb.
 
     Returns:
-        Of each fold its folder and the scores of its held-out cases.
+        For each fold its folder and the scores of its held-out cases.
 
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.datasets.folds import check_folds
@@ -167,18 +171,21 @@ def select(
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Selected":
-    """Chooses the run or pair of runs, and the cleaning rules, that do best out of fold.
+    """Selects the run or pair of runs, and the cleaning rules, with the best out-of-fold scores.
 
-    As `autoliver select`; `predict` uses what was chosen.
+    It works like `autoliver select`. `predict` uses the selection.
 
     Args:
         dataset: Folder, or name of a planned dataset.
-        runs: Names of the runs to compare; empty: all finished ones.
-        workspace: Folder for everything autoliver makes.
+        runs: Names of the runs to compare; empty for all finished runs.
+        workspace: The workspace folder, which all results are written to.
         **options: device="cuda:1", workers and memory_gb.
 
+    Returns:
+        The selection, and what was compared.
+
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.pipeline.selection import SelectRequest
@@ -198,20 +205,23 @@ def predict(
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Predicted":
-    """Predicts a folder of cases or one file, as `autoliver predict`.
+    """Predicts a folder of cases or one file, like `autoliver predict`.
 
     Args:
         source: Folder of cases, or one file.
         output: Folder for the label maps.
-        models: Names, folders or exported files, averaged; none: the workspace's only model.
-            `model` is another name of it.
-        folds: "0,2", "all" or numbers instead of all finished or selected folds.
-        workspace: Where models are looked up.
+        models: Names, folders or exported files of models, whose probabilities are averaged; empty
+            for the only model of the workspace. May be passed as `model` instead.
+        folds: "0,2", "all" or numbers; None for all finished or selected folds.
+        workspace: Folder in which models are looked up.
         **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5 or
             exact=True; memory_gb.
 
+    Returns:
+        The model's name, the label maps, and how many cases were predicted and skipped.
+
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.datasets.folds import folds_text
@@ -236,11 +246,11 @@ def predict(
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that takes arrays.
+    """A loaded model that predicts arrays.
 
     Attributes:
-        model: The loaded model: its plan names channels and labels.
-        options: How it predicts.
+        model: The loaded model; its plan names the channels and labels.
+        options: How the model predicts.
     """
 
     model: "Model"
@@ -249,18 +259,18 @@ class Predictor:
     def __call__(
         self, array: "npt.NDArray[np.floating]", spacing_mm: Sequence[float]
     ) -> "npt.NDArray[np.integer]":
-        """The label map of an image.
+        """Predicts the label map of an image.
 
         Args:
             array: (z, y, x) or (channels, z, y, x), intensities as in the files (HU for CT).
-            spacing_mm: Distance of voxel centres per axis, (z, y, x).
+            spacing_mm: Distance between voxel centres along each axis, (z, y, x).
 
         Returns:
-            (z, y, x) label values.
+            Label values (z, y, x).
 
         Raises:
             DatasetError: The image does not fit the model.
-            OptionError: The array has other axes, or the spacing cannot be.
+            OptionError: The array has other axes, or the spacing is invalid.
         """
         from autoliver.inference.predict import predict_volume
         from autoliver.io.volume import Geometry, Volume
@@ -284,15 +294,15 @@ def load_model(
     """Loads a model once, to predict many arrays.
 
     Args:
-        model: Its name, folder or exported file; None: the workspace's only one.
-        folds: "0,2", "all" or numbers instead of all finished or selected folds.
-        workspace: Where it is looked up.
+        model: Name, folder or exported file of the model; None for the only model of the workspace.
+        folds: "0,2", "all" or numbers; None for all finished or selected folds.
+        workspace: Folder in which the model is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         **options: step, mirror, modality and exact, as for `predict`.
 
     Raises:
         ModelError: There is no such model, or it is damaged.
-        OptionError: An option that there is not, or that cannot be.
+        OptionError: An option is unknown or invalid.
     """
     with as_arguments():
         from autoliver.datasets.folds import folds_text
@@ -318,18 +328,21 @@ def evaluate(
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Scores":
-    """Scores a folder of label maps against the true ones, as `autoliver evaluate`.
+    """Scores a folder of label maps against reference label maps, like `autoliver evaluate`.
 
     Args:
-        prediction: Folder of label maps.
-        reference: Folder of true label maps.
-        dataset: Names the labels.
-        workspace: Where the dataset is looked up.
-        **options: metrics ("dice" or several), chaos, output (folder of the scores), overwrite,
+        prediction: Folder of predicted label maps.
+        reference: Folder of reference label maps.
+        dataset: Dataset that names the labels; None to name them by their values.
+        workspace: Folder in which the dataset is looked up.
+        **options: metrics ("dice" or several), chaos, output (folder for the scores), overwrite,
             workers and memory_gb.
 
+    Returns:
+        The scores, which are also written to the output folder.
+
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.pipeline.evaluation import EvaluateRequest
@@ -353,20 +366,20 @@ def export(
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Moved":
-    """Writes a trained model as one file, as `autoliver export`.
+    """Writes a trained model to one file, like `autoliver export`.
 
     Args:
-        model: As for `predict`.
-        target: The file to write; for nnU-Net the folder nnUNet_results.
-        folds: "0,2", "all" or numbers instead of all finished or selected folds.
-        workspace: Where the model is looked up.
+        model: Name, folder or exported file of the model.
+        target: The file to write; for the format of nnU-Net, the folder nnUNet_results.
+        folds: "0,2", "all" or numbers; None for all finished or selected folds.
+        workspace: Folder in which the model is looked up.
         **options: format ("autoliver" or "nnunet"), with_case_names and overwrite.
 
     Returns:
-        The name it will have once imported, the file, and what the model is.
+        The name the model will have once imported, the file, and a description of the model.
 
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.datasets.folds import folds_text
@@ -383,18 +396,19 @@ def export(
 def import_model(
     source: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
 ) -> "Moved":
-    """Puts an exported model, or one of nnU-Net, into the workspace, as `autoliver import`.
+    """Imports an exported model, or one of nnU-Net, into the workspace, like `autoliver import`.
 
     Args:
-        source: What `export` or nnU-Net wrote.
-        workspace: Where it goes.
-        **options: name, overwrite, and trust: run code that a checkpoint of nnU-Net may hold.
+        source: A file written by `export`, or a model written by nnU-Net.
+        workspace: Folder that the model is imported into.
+        **options: name, overwrite and trust (run the code that a checkpoint of nnU-Net may
+            contain).
 
     Returns:
-        The name it has now, its folder, and what the model is.
+        The name the model has now, its folder, and a description of the model.
 
     Raises:
-        AutoliverError: What the command would print.
+        AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.pipeline.models import ImportRequest

@@ -1,4 +1,4 @@
-"""Arguments of the library's functions: under which names they come, and how errors name them."""
+"""Checks the arguments of the library's functions, and words errors in terms of arguments."""
 
 import contextlib
 import inspect
@@ -21,7 +21,10 @@ _LIMITS = ("workers", "memory_gb")
 
 @contextlib.contextmanager
 def as_arguments() -> Iterator[None]:
-    """Errors name options as arguments: batch_size for --batch-size; commands stay commands."""
+    """Rewrites errors raised in the block to name arguments instead of command-line options.
+
+    --batch-size becomes batch_size, for example. Texts that name a command stay unchanged.
+    """
     try:
         yield
     except AutoliverError as error:
@@ -47,17 +50,20 @@ def taken(
     of: Callable[..., object],
     machine: Sequence[str] | None = (),
 ) -> dict[str, Any]:
-    """The options under the names of the fields they set, those of the machine as `machine`.
+    """Maps keyword options to the fields they set; those of the machine are put into `machine`.
 
     Args:
-        options: As given.
-        names: How an option may be called -> the field it sets.
-        of: The function.
-        machine: Fields of `Machine` that the function takes, besides workers and memory_gb; None
-            where it takes nothing of the kind.
+        options: The options as given.
+        names: Maps every name that an option may have to the field it sets.
+        of: The function that was called.
+        machine: Fields of `Machine` that the function accepts besides workers and memory_gb; None
+            if it accepts no such option.
+
+    Returns:
+        Maps the names of fields to values; "machine" is a `Machine` unless `machine` is None.
 
     Raises:
-        OptionError: One is unknown, given under two names, or cannot be.
+        OptionError: An option is unknown, was given under two names, or is invalid.
     """
     from autoliver.values import check_known
 
@@ -83,23 +89,24 @@ def _machine(given: dict[str, Any]) -> "Machine":
     limits = given.pop("limits") if "limits" in given else Limits(**parts)
     if not isinstance(limits, Limits) or (parts and limits != Limits(**parts)):
         raise OptionError(
-            f"limits is {limits!r}; it must be `autoliver.parallel.Limits`, alone.",
+            f"limits is {limits!r}; it must be an `autoliver.parallel.Limits`, without workers and "
+            "memory_gb beside it.",
             hint="Give workers=2 and memory_gb=8 instead.",
         )
     return Machine(**given, limits=limits)
 
 
 def _named(function: Callable[..., object]) -> list[str]:
-    """The parameters of a function that have a name of their own."""
+    """Returns the names of a function's parameters, without that of **options."""
     parameters = inspect.signature(function).parameters.values()
     return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
 
 
 def workspace_at(place: object) -> "Workspace":
-    """The workspace of a path.
+    """Returns the workspace at a path.
 
     Raises:
-        OptionError: It is no path.
+        OptionError: The value is empty or not a path.
     """
     from autoliver.workspace import Workspace
 
@@ -107,28 +114,37 @@ def workspace_at(place: object) -> "Workspace":
 
 
 def dataset_name(dataset: object) -> str:
-    """The folder or name of a dataset.
+    """Checks the folder or name of a dataset and returns it as text.
 
     Raises:
-        OptionError: It is neither.
+        OptionError: The value is empty, or neither a path nor a name.
     """
     return name_of("dataset", dataset, "a folder or the name of a planned dataset")
 
 
 def path_of(argument: str, value: object) -> Path:
-    """The path of a file or folder.
+    """Checks the path of a file or folder.
+
+    Args:
+        argument: Name of the argument, for the error.
+        value: The value that was given.
 
     Raises:
-        OptionError: It is empty, or no path.
+        OptionError: The value is empty or not a path.
     """
     return Path(name_of(argument, value, "the path of a file or folder"))
 
 
 def name_of(option: str, value: object, expected: str = "the name of a dataset or model") -> str:
-    """A name or a path as text.
+    """Checks a name or a path and returns it as text.
+
+    Args:
+        option: Name of the option, for the error.
+        value: The value that was given.
+        expected: What the value should be, for the error.
 
     Raises:
-        OptionError: It is empty, or neither.
+        OptionError: The value is empty, or neither a path nor a name.
     """
     from autoliver.values import check_text
 
@@ -136,10 +152,13 @@ def name_of(option: str, value: object, expected: str = "the name of a dataset o
 
 
 def channels_of(array: object) -> "npt.NDArray[np.floating]":
-    """An image as (channels, z, y, x) of float32.
+    """Converts an image to float32 (channels, z, y, x).
+
+    Args:
+        array: (z, y, x) or (channels, z, y, x).
 
     Raises:
-        OptionError: It has other axes, no voxels, or holds no numbers.
+        OptionError: The array has other axes, no voxels, or does not hold numbers.
     """
     import numpy as np
 
@@ -154,10 +173,10 @@ def channels_of(array: object) -> "npt.NDArray[np.floating]":
 
 
 def spacing_of(spacing_mm: object) -> tuple[float, float, float]:
-    """The spacing of an image, (z, y, x) in mm.
+    """Checks the spacing of an image, (z, y, x) in mm.
 
     Raises:
-        OptionError: It is not three lengths above zero.
+        OptionError: The spacing is not three lengths above zero.
     """
     from autoliver.values import check_number, check_type
 

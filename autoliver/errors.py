@@ -2,11 +2,11 @@
 
 AutoliverError
  +- DatasetError     images, labels, dataset.json
- +- ArtifactError    a file written by autoliver that is missing, damaged, foreign or out of date
+ +- ArtifactError    a file written by this package: missing, damaged, foreign or out of date
  +- OptionError      an option or a combination of options that is invalid
  +- ModelError       a model that is missing, damaged or does not fit the images
 
-Any other exception that leaves a command is a bug in autoliver and shows its traceback.
+Any other exception that leaves a command is a bug in this package and shows its traceback.
 """
 
 

@@ -1,8 +1,9 @@
-"""How much memory a case will need at each stage, from the headers of its files alone.
+"""Estimates the memory that each stage needs for a case, from the headers of its files alone.
 
-The factors are peaks measured with CT and float images of 120x320x320 voxels, rounded up, in
-units of the float32 image before (in) and after (out) resampling: reading and checking 3.7 in,
-preprocessing 5.2 in without, 5.7 in and 14 in with resampling to 0.44 and 2.6 times the voxels.
+The factors are measured peaks with CT and float images of 120x320x320 voxels, rounded up. Their
+unit is the size of the float32 image before resampling ("in") or after it ("out"). Measured were
+3.7 in for reading and checking; and for preprocessing 5.2 in without resampling, 5.7 in when
+resampling to 0.44 times the voxels, and 14 in when resampling to 2.6 times the voxels.
 """
 
 import logging
@@ -26,30 +27,38 @@ _log = logging.getLogger(__name__)
 _READ = 4.0
 _PREPARE_IN = 4.0
 _PREPARE_OUT = 4.0
-_SCORE = 2.0  # of one label map, were it float32; measured 1.5
-_CLEAN = 9.0  # as _SCORE; measured 8.6, with a component in every thousandth voxel
+_SCORE = 2.0  # in units of one label map if it were float32; measured 1.5
+_CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
 _FLOAT32 = 4
 
 
 def read_need(case: Case) -> Need:
-    """Of a stage that reads a case and looks at it: verify, fingerprint."""
+    """Estimates the memory for a stage that only reads and examines a case: verify, fingerprint."""
     return Need(name=case.name, gb=_READ * _image_gb(_headers(case.images)))
 
 
 def prepare_need(task: PrepareTask) -> Need:
-    """Of preprocessing a case."""
+    """Estimates the memory for preprocessing a case."""
     before, after = _sizes_gb(task.case.images, task.plan, task.configuration)
     return Need(name=task.case.name, gb=_PREPARE_IN * before + _PREPARE_OUT * after)
 
 
 def score_need(item: Path | tuple[str, tuple[Path, Path]]) -> Need:
-    """Of scoring a prediction (a name, prediction and reference), or of reading one label map."""
+    """Estimates the memory for scoring a prediction, or for reading one label map.
+
+    Args:
+        item: The case name with the files of the prediction and the reference; or a label map.
+    """
     name, paths = (item.name, (item,)) if isinstance(item, Path) else item
     return Need(name=name, gb=_SCORE * max(_image_gb(_headers([path])) for path in paths))
 
 
 def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
-    """Of trying cleaning rules on a prediction (a name, prediction and reference)."""
+    """Estimates the memory for trying cleaning rules on a prediction.
+
+    Args:
+        item: The case name with the files of the prediction and the reference.
+    """
     name, paths = item
     return Need(name=name, gb=_CLEAN * max(_image_gb(_headers([path])) for path in paths))
 
@@ -57,22 +66,31 @@ def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
 def overlap_need(
     name: str, images: Sequence[Path], plan: Plan, configuration: Configuration
 ) -> Need:
-    """Of predicting a case while the next is read and the last one exported, all of this size."""
+    """Estimates the memory for predicting a case while the next is read and the last one exported.
+
+    All three cases are assumed to have the size of this one.
+
+    Args:
+        name: Name of the case.
+        images: Its image files.
+        plan: The plan of the model.
+        configuration: The configuration of the model.
+    """
     before, after = _sizes_gb(images, plan, configuration)
     channel = after / len(plan.channel_names)
-    # On the device and its copy in memory, and that of the case before.
+    # The logits on the device, their copy in memory, and the logits of the previous case.
     logits = 3 * channel * plan.labels.out_channels
     return Need(name=name, gb=_PREPARE_IN * before + (_PREPARE_OUT + 1) * after + logits)
 
 
 def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
-    """Whether cases can be read ahead and exported behind the one in work; says so where not."""
+    """Whether memory suffices to read and export other cases during a prediction; logs if not."""
     largest, budget = max(needs, key=lambda need: need.gb), limits.budget_gb
     if largest.gb <= budget:
         return True
     _log.warning(
-        "predict: one case at a time, without reading ahead: %s would need about %.1f GB, "
-        "%.1f GB may be used (--memory-gb).",
+        "predict: cases are predicted one at a time, without reading ahead: %s would need about "
+        "%.1f GB, and %.1f GB may be used (--memory-gb).",
         *(largest.name, largest.gb, budget),
     )
     return False
@@ -81,7 +99,7 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
 def _sizes_gb(
     images: Sequence[str | Path], plan: Plan, configuration: Configuration
 ) -> tuple[float, float]:
-    """Size of the image in GB, before and after resampling; what cropping takes is not known."""
+    """Returns the size of the image in GB, before and after resampling; cropping is ignored."""
     headers = _headers(images)
     if not headers:
         return 0.0, 0.0
@@ -101,7 +119,7 @@ def _image_gb(headers: Sequence[Header]) -> float:
 
 
 def _headers(paths: Sequence[str | Path]) -> list[Header]:
-    """Those that can be read: the stage itself reports the others."""
+    """Reads the headers of the files; skips unreadable ones, which the stage itself reports."""
     headers = []
     for path in paths:
         try:

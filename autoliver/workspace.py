@@ -1,4 +1,4 @@
-"""Names -> paths: where everything of a dataset lies, and which dataset or model a name means."""
+"""The layout of the workspace: paths of all files, and which dataset or model a name means."""
 
 import difflib
 import re
@@ -27,53 +27,53 @@ from autoliver.models.selection import (
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
 
-# Of imported models, in the workspace.
+# Name of the workspace folder that holds imported models.
 MODELS = "models"
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One training of one configuration; its folds are inside."""
+    """The folder of a run: one training of one configuration, with a folder for each fold."""
 
     path: Path
 
     @property
     def options(self) -> Path:
-        """The options it was begun with."""
+        """The file with the training options of the run."""
         return self.path / "options.json"
 
     @property
     def transfer(self) -> Path:
-        """What was done to the weights that it began with, if they were another model's."""
+        """The file that describes how another model's weights were adapted, if they were used."""
         return self.path / "transfer.json"
 
     @property
     def start(self) -> Path:
-        """Those weights, as its folds begin with them."""
+        """The file with the adapted weights that training of the folds starts from."""
         return self.path / "start.safetensors"
 
     @property
     def configuration(self) -> str:
-        """The first part of its name, CONFIGURATION[@SOURCE][+TAG]."""
+        """The configuration: the first part of the name CONFIGURATION[@SOURCE][+TAG]."""
         return self.path.name.partition("+")[0].partition("@")[0]
 
     @property
     def source(self) -> str:
-        """What its plan was made like; empty where it is the dataset's own."""
+        """The name of the source that its plan follows; empty for the dataset's own plan."""
         return self.path.name.partition("+")[0].partition("@")[2]
 
     @property
     def tag(self) -> str:
-        """What tells it from others of the same configuration and source; may be empty."""
+        """The tag that distinguishes runs of the same configuration and source; may be empty."""
         return self.path.name.partition("+")[2]
 
     def fold(self, fold: Fold | str) -> Path:
-        """The folder of one fold."""
+        """Returns the folder of one fold."""
         return self.path / fold_folder_name(fold)
 
     @property
     def begun(self) -> tuple[Path, ...]:
-        """Folders of all folds, finished or not."""
+        """Folders of all folds whose training was started, finished or not."""
         return tuple(sorted(self.path.glob(fold_folder_name("*"))))
 
     @property
@@ -87,27 +87,34 @@ class RunFolder:
         return tuple(map(fold_of, self.finished))
 
     def members(self, folds: str | None) -> tuple[Path, ...]:
-        """Folders of the folds that predict.
+        """Returns the folders of the folds to predict with.
 
         Args:
-            folds: "0,2", "all", or None: the finished folds of the cross-validation, else `all`.
+            folds: "0,2" or "all"; None for the finished folds of the cross-validation, or fold
+                `all` if there are none.
 
         Raises:
-            ModelError: A wanted fold is not finished.
+            ModelError: A requested fold is not finished.
         """
         chosen = choose_folds(self.finished_names, folds, name=self.name)
         return tuple(map(self.fold, chosen))
 
     @property
     def name(self) -> str:
-        """As messages and -m name it: DATASET/RUN."""
+        """The name that messages and -m use: DATASET/RUN."""
         return f"{self.path.parent.parent.name}/{self.path.name}"
 
     def member(self, folds: str | None) -> MemberFiles:
-        """What predicts, with the low-resolution stage of a cascade: its same folds, or all.
+        """Returns the files of the folds to predict with.
+
+        For a cascade they include the low-resolution stage: the same folds if all of them are
+        finished, else its finished folds of the cross-validation, or fold `all`.
+
+        Args:
+            folds: As for `members`.
 
         Raises:
-            ModelError: As `members`; or a model.json is damaged.
+            ModelError: A requested fold is not finished, or a model.json is damaged.
         """
         chosen = self.members(folds)
         previous = FoldModel.load(FoldFolder(chosen[0]).model).previous_run
@@ -119,7 +126,14 @@ class RunFolder:
         return MemberFiles(folds=chosen, previous=tuple(map(low.fold, same)))
 
     def files(self, folds: str | None) -> ModelFiles:
-        """This run alone as a model."""
+        """Returns the files of a model that consists of this run alone.
+
+        Args:
+            folds: As for `members`.
+
+        Raises:
+            ModelError: A requested fold is not finished, or a model.json is damaged.
+        """
         member = self.member(folds)
         names = ", ".join(fold.name for fold in member.folds)
         return ModelFiles(name=f"{self.name} ({names})", members=(member,))
@@ -127,18 +141,18 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """Trained runs and perhaps what was selected of them: of a dataset, or imported."""
+    """A folder with trained runs, of a dataset or imported, and perhaps a selection of them."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The dataset's, or the name it was imported by."""
+        """The name of the dataset, or the name of the imported model."""
         return self.path.name
 
     @property
     def selection(self) -> Path:
-        """The chosen members and cleaning rules."""
+        """The file with the selected members and cleaning rules."""
         return self.path / SELECTION_FILE
 
     @property
@@ -148,14 +162,14 @@ class ModelFolder:
         return tuple(run for run in folders if run.finished)
 
     def selected(self, folds: str | None) -> ModelFiles:
-        """The selected members.
+        """Returns the files of the selected members.
 
         Args:
-            folds: Instead of the selected folds.
+            folds: "0,2" or "all" instead of the selected folds; None for the selected ones.
 
         Raises:
             ArtifactError: model.json is damaged.
-            ModelError: A selected fold is not there.
+            ModelError: A fold is not finished.
         """
         selection = Selection.load(self.selection, mend=f"autoliver select {self.name}")
         members = []
@@ -173,7 +187,7 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class DatasetFolder:
-    """What the workspace holds of one dataset."""
+    """The folder of one dataset in the workspace."""
 
     path: Path
 
@@ -184,51 +198,51 @@ class DatasetFolder:
 
     @property
     def dataset(self) -> Path:
-        """The dataset as it was when planned, and where it was last seen."""
+        """The file with the dataset as it was when planned, and with its last known path."""
         return self.path / "dataset.json"
 
     @property
     def files(self) -> Path:
-        """The hashes of the dataset's files."""
+        """The file with the hashes of the dataset's files."""
         return self.path / "files.json"
 
     @property
     def verify(self) -> Path:
-        """What `verify` found."""
+        """The file with the findings of `verify`."""
         return self.path / "verify.json"
 
     @property
     def fingerprint(self) -> Path:
-        """The fingerprint."""
+        """The file with the dataset's fingerprint."""
         return self.path / "fingerprint.json"
 
     @property
     def folds(self) -> Path:
-        """The splits."""
+        """The file with the splits of the cross-validation."""
         return self.path / "folds.json"
 
     @property
     def plan(self) -> Path:
-        """The plan made from the dataset's own fingerprint."""
+        """The file with the plan made from the dataset's own fingerprint."""
         return self.path / "plan.json"
 
     def plan_like(self, source: str) -> Path:
-        """The plan made like a source's."""
+        """Returns the file with the plan that follows a source."""
         return self.path / f"plan@{source}.json"
 
     def store(self, key: str) -> Path:
-        """Preprocessed cases of one key."""
+        """Returns the folder of the preprocessed cases of one store key."""
         return self.path / "store" / key
 
     def run(
         self, configuration: ConfigurationName, *, source: str = "", tag: str | None = None
     ) -> RunFolder:
-        """The run of a configuration.
+        """Returns the run of a configuration, whether it was started or not.
 
         Args:
-            configuration: Which.
-            source: What its plan was made like; empty: the dataset's own plan.
-            tag: Tells it from others.
+            configuration: The configuration.
+            source: Name of the source that its plan follows; empty for the dataset's own plan.
+            tag: Distinguishes runs of the same configuration and source; None or empty for no tag.
 
         Raises:
             OptionError: The tag cannot be part of a folder's name.
@@ -238,18 +252,25 @@ class DatasetFolder:
         return RunFolder(self.path / "runs" / name)
 
     def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
-        """Out-of-fold label maps and scores of runs averaged, which `select` compares."""
+        """Returns the folder of the out-of-fold label maps and scores of averaged runs.
+
+        `select` compares them.
+        """
         return self.path / "selection" / ",".join(runs) / fold_folder_name(fold)
 
     @property
     def trained(self) -> ModelFolder:
-        """Its runs and the model selected of them."""
+        """The dataset's runs and the model selected from them."""
         return ModelFolder(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folder that holds everything autoliver makes."""
+    """The workspace: the folder that all results are written to.
+
+    Attributes:
+        root: Path of the folder.
+    """
 
     root: Path
 
@@ -260,18 +281,18 @@ class Workspace:
         return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
 
     def source(self, dataset: str | None) -> Dataset:
-        """Reads the dataset that a path or a name means, and finds out what its files hold.
+        """Reads the dataset that a path or a name means, and hashes its files.
 
-        It is the dataset that was planned under its name if it holds the same, wherever it lies;
-        the workspace then remembers its place.
+        If the dataset that was planned under its name has the same content, it counts as that
+        dataset wherever its folder is, and the workspace remembers the new place.
 
         Args:
-            dataset: A folder, or the name of a planned dataset; None: the dataset in the current
-                folder, else the only one of the workspace.
+            dataset: A folder, or the name of a planned dataset; None for the dataset in the current
+                folder, or else for the only dataset of the workspace.
 
         Raises:
-            DatasetError: There is none, or several could be meant; the folder is no dataset; or its
-                name belongs to another one.
+            DatasetError: There is no such dataset, or several could be meant; or the folder is not
+                a dataset; or its name belongs to another dataset of the workspace.
             AutoliverError: The workspace cannot be written.
         """
         found = self.read(dataset)
@@ -279,10 +300,16 @@ class Workspace:
         return settle(found, self.root, kept=folder.dataset, index=folder.files)
 
     def read(self, dataset: str | None) -> Dataset:
-        """As `source`, but of its files only the names are looked at and nothing is written.
+        """Reads a dataset like `source`, but looks only at the names of its files.
+
+        Nothing is written.
+
+        Args:
+            dataset: As for `source`.
 
         Raises:
-            DatasetError: There is none, or several could be meant; or the folder is no dataset.
+            DatasetError: There is no such dataset, or several could be meant; or the folder is not
+                a dataset.
         """
         if dataset is None:
             return self._only_dataset()
@@ -291,20 +318,23 @@ class Workspace:
         return read_planned(self.root, self.folder(dataset).dataset)
 
     def folder_for(self, dataset: Dataset) -> DatasetFolder:
-        """The workspace folder of a dataset, planned or not; it is made where it is missing.
+        """Returns the workspace folder of a dataset, planned or not, and creates it if missing.
 
         Raises:
-            DatasetError: The dataset's name cannot be that of a folder in this workspace, or the
-                workspace lies where the dataset does.
+            DatasetError: The dataset's name cannot be used for a folder in this workspace, or the
+                workspace is in the same place as the dataset.
             AutoliverError: The workspace cannot be written.
         """
         return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS]))
 
     def folder(self, name: str) -> DatasetFolder:
-        """The workspace folder of a planned dataset, by name or short name.
+        """Returns the workspace folder of a planned dataset.
+
+        Args:
+            name: The dataset's name or short name.
 
         Raises:
-            DatasetError: It was not planned yet, or the short name fits several.
+            DatasetError: No such dataset was planned, or the short name fits several.
         """
         fitting = [d for d in self.datasets if name.lower() in _names_of(d.name)]
         exact = [d for d in fitting if d.name == name]
@@ -330,28 +360,29 @@ class Workspace:
 
     @property
     def all_trained(self) -> tuple[ModelFolder, ...]:
-        """The datasets and then the imported models, trained or not."""
+        """The folders of all datasets and then of the imported models, trained or not."""
         return (*(dataset.trained for dataset in self.datasets), *self.models)
 
     def model_to_predict(self, model: str | None, *, folds: str | None = None) -> ModelFiles:
-        """The model that predicts: the named one, else the only one of the workspace.
+        """Returns the model to predict with: the named one, or else the only one of the workspace.
 
         Args:
-            model: DATASET (its selected model, else its only run), DATASET/RUN, an imported
-                model's name, the folder of one of these, or an exported file.
-            folds: "0,2" or "all" instead of all finished or selected folds.
+            model: DATASET (its selected model, or else its only run), DATASET/RUN, the name of an
+                imported model, the folder of one of these, or an exported file; None for the only
+                model of the workspace.
+            folds: "0,2" or "all" instead of all finished or selected folds; None for these.
 
         Raises:
-            ModelError: There is none, or several could be meant (they are listed); or an exported
-                file is damaged or foreign.
-            OptionError: `folds` are none.
+            ModelError: There is no such model, or several could be meant (they are listed); or an
+                exported file is damaged or was not written by autoliver.
+            OptionError: `folds` does not name folds.
         """
         folds = folds_text(folds)
         choices = self._choices()
         if model is not None:
             if Path(model).is_file():
                 return open_archive(Path(model)).files(folds)
-            folder = Path(model).resolve()  # "." has a name, too
+            folder = Path(model).resolve()  # so that "." has a name
             if RunFolder(folder).finished:
                 return RunFolder(folder).files(folds)
             if ModelFolder(folder).selection.exists() or ModelFolder(folder).runs:
@@ -374,14 +405,18 @@ class Workspace:
         )
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
-        """Everything that could predict: selected and imported models, else single runs."""
+        """Lists all models: of each folder its selection, or its runs if nothing was selected."""
         return [choice for folder in self.all_trained for choice in self._of_folder(folder)]
 
     def _of_folder(self, folder: ModelFolder) -> list[RunFolder | ModelFolder]:
         return [folder] if folder.selection.exists() else list(folder.runs)
 
     def trained(self, name: str) -> list[ModelFolder]:
-        """The datasets and then the imported models of a name or short name, trained or not."""
+        """Finds the datasets and then the imported models with a name or short name.
+
+        Exact names take precedence. Datasets and models are returned whether they are trained or
+        not.
+        """
         fitting = [folder for folder in self.all_trained if name.lower() in _names_of(folder.name)]
         return [folder for folder in fitting if folder.name == name] or fitting
 
@@ -400,7 +435,7 @@ class Workspace:
         if len(planned) == 1:
             return read_planned(self.root, planned[0].dataset)
         raise DatasetError(
-            f"No dataset was named, {here} is none, and the workspace {self.root} holds "
+            f"No dataset was named, {here} is not a dataset, and the workspace {self.root} holds "
             f"{len(planned)}.",
             hint="Name one: "
             + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
@@ -408,23 +443,24 @@ class Workspace:
 
 
 def check_tag(tag: object) -> None:
-    """Refuses what cannot be a part of a run's name; None and an empty text are no tag.
+    """Refuses a tag that cannot be part of a run's name; None and an empty text mean no tag.
 
     Raises:
-        OptionError: It holds other signs than those of names, or is no text.
+        OptionError: The tag is not a text, or contains characters other than letters, digits, ".",
+            "_" and "-".
     """
     if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"[\w.-]*", tag)):
         raise OptionError(
-            f"--tag {tag}: cannot be part of a folder's name.",
+            f"--tag {tag}: this cannot be part of a folder's name.",
             hint="Use letters, digits, '.', '_' and '-'.",
         )
 
 
 def check_configuration(name: object) -> ConfigurationName:
-    """The configuration of that name.
+    """Returns the configuration of that name.
 
     Raises:
-        OptionError: There is none; the near one is named.
+        OptionError: There is no such configuration; the hint names the most similar one.
     """
     for known in CONFIGURATION_NAMES:
         if name == known:
@@ -436,7 +472,7 @@ def check_configuration(name: object) -> ConfigurationName:
 
 
 def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | ModelFolder]) -> str:
-    """Its name, or its path where an imported model has the name of a dataset."""
+    """Returns the name of a choice, or its path if another choice has the same name."""
     names = [other.name for other in choices]
     return choice.name if names.count(choice.name) == 1 else str(choice.path)
 

@@ -138,7 +138,7 @@ def test_a_dataset_alone_is_asked_for_once(place: Path, tmp_path: Path) -> None:
     workspace, data = place / "workspace", tmp_path / "elsewhere" / NAME
     data.parent.mkdir()
     shutil.move(place / "data" / NAME, data)
-    with pytest.raises(DatasetError, match="not there any more"):
+    with pytest.raises(DatasetError, match="does not exist any more"):
         run("preprocess", NAME, "2d", "-w", workspace)
     stored = times(workspace / NAME / "store")
     run("preprocess", data, "2d", "-w", workspace)

@@ -78,7 +78,7 @@ def test_a_patch_that_does_not_fit_is_refused_before_anything_is_made(workspace:
     assert not fold(workspace, "odd").parent.exists()
     result = CliRunner().invoke(app, ["train", NAME, "2d", "--patch", "7x9"])
     assert result.exit_code == 2
-    assert "'7x9' is no list of sizes" in result.stderr
+    assert "'7x9' is not a list of sizes" in result.stderr
 
 
 def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None:

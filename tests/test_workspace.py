@@ -146,7 +146,7 @@ def test_a_dataset_that_was_moved_is_found_by_its_new_path(
     moved = tmp_path / "elsewhere" / LITS
     moved.parent.mkdir()
     shutil.move(tmp_path / "data" / LITS, moved)
-    with pytest.raises(DatasetError, match="not there any more") as caught:
+    with pytest.raises(DatasetError, match="does not exist any more") as caught:
         workspace.source("LiTS")
     assert "autoliver plan PATH" in caught.value.hint
     assert workspace.source(str(moved)).folder == str(moved)

@@ -33,7 +33,7 @@ WorkspaceDir = Annotated[
         "-w",
         metavar="DIR",
         envvar="AUTOLIVER_WORKSPACE",
-        help="Folder for everything that autoliver writes.",
+        help="Folder for all files that autoliver makes.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -213,5 +213,5 @@ def evaluate(
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
-    text = f"{table(scores)}\nWritten: {output or prediction}/scores.json, scores.csv"
+    text = f"{table(scores)}\nWritten: {request.folder(prediction)}/scores.json, scores.csv"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)

@@ -1,1 +1,1 @@
-"""Datasets as they lie on disk: their cases, labels and splits."""
+"""Reads datasets from disk: their cases, labels and splits."""

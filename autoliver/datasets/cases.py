@@ -1,4 +1,4 @@
-"""What the user hands in: cases, labels, channels, and where their files are."""
+"""The user's dataset: its cases, labels and channels, and the paths of their files."""
 
 import difflib
 import os
@@ -34,13 +34,13 @@ Annotation = Literal["real", "pseudo", "absent", "none"]
 
 
 class FileContent(Record, frozen=True, kw_only=True):
-    """What one file of a case holds, wherever it lies.
+    """The content of one file of a case, independent of where the dataset is.
 
     Attributes:
-        kind: What it is a part of.
-        name: Its path in the dataset's folder, with "/"; of a file outside, its name alone.
-        size: In bytes.
-        hash: Of its content, in hex digits; "" where it could not be read.
+        kind: Whether the file belongs to the image or to the label.
+        name: Path relative to the dataset's folder, with "/"; only the file name if it is outside.
+        size: Size in bytes.
+        hash: Hash of the content, in hex digits; empty if the file could not be read.
     """
 
     kind: Literal["image", "label"]
@@ -50,15 +50,15 @@ class FileContent(Record, frozen=True, kw_only=True):
 
 
 class CaseFacts(Record, frozen=True, kw_only=True):
-    """What is known of a case besides its voxels; it comes with every patch of the case.
+    """Facts about a case besides its voxels; they are passed along with every patch of the case.
 
     Attributes:
         name: The case's identifier.
-        patient: Cases of one patient are never split between folds.
-        modality: What made the image.
-        origin: Whether the image was acquired or made.
-        annotated: Label name -> what is known of it; a label not named here is "real".
-        lesion_classes: Lesion -> its class.
+        patient: The patient's identifier; cases of one patient are never split between folds.
+        modality: The modality of the image.
+        origin: Whether the image was acquired ("real") or generated.
+        annotated: Label name -> state of its annotation; labels not listed are "real".
+        lesion_classes: Lesion -> class of the lesion.
     """
 
     name: str
@@ -70,24 +70,26 @@ class CaseFacts(Record, frozen=True, kw_only=True):
 
     @classmethod
     def named(cls, name: str) -> "CaseFacts":
-        """The facts of a case of which only the name is known."""
+        """Returns the facts of a case of which only the name is known."""
         return cls(name=name, patient=name)
 
 
 class Case(Record, frozen=True, kw_only=True):
-    """One patient study: one or several channels on one grid, perhaps a label.
+    """One patient study: one or several channels on one grid, with or without a label.
 
     Attributes:
         name: The case's identifier: its file stem without the channel suffix.
         images: Absolute paths in channel order; one 4D file may hold all channels.
-        label: Absolute path of the label map, None where there is none.
-        patient: Cases of one patient are never split between folds.
-        modality: Decides the normalisation.
-        origin: Whether the image was acquired or made.
-        annotated: Label name -> what is known of it; a label not named here is "real".
-        lesion_classes: Lesion -> its class.
-        contents: What its files hold, images first; filled in by `contents.identify`.
-        files: Digest of `contents`: changes when a file does, not when it is moved or touched.
+        label: Absolute path of the label map; None if there is none.
+        patient: The patient's identifier; cases of one patient are never split between folds.
+        modality: The modality of the image, which decides on the normalisation.
+        origin: Whether the image was acquired ("real") or generated.
+        annotated: Label name -> state of its annotation; labels not listed are "real".
+        lesion_classes: Lesion -> class of the lesion.
+        contents: The contents of its files, images first; empty until `contents.identify` fills it
+            in.
+        files: Digest of `contents`, which changes if the content of a file changes, but not if a
+            file is moved or touched; empty until `contents.identify` fills it in.
     """
 
     name: str
@@ -103,7 +105,7 @@ class Case(Record, frozen=True, kw_only=True):
 
     @property
     def facts(self) -> CaseFacts:
-        """What is known of it besides its voxels."""
+        """The facts about the case besides its voxels."""
         return CaseFacts(
             name=self.name,
             patient=self.patient,
@@ -118,9 +120,11 @@ class Labels(Record, frozen=True, kw_only=True):
     """Label names and the values they have in label files.
 
     Attributes:
-        values: Name -> values, "background" (0) first; several values make a region.
-        regions_class_order: With regions: the value written for each region, in painting order.
-        ignore: The value of voxels that must not count, None where there is none.
+        values: Name -> values, "background" (0) first; a label with several values is a region.
+        regions_class_order: The value that is written for each region, in painting order; None
+            without regions.
+        ignore: The value of voxels that are ignored in training and evaluation; None if there is
+            none.
     """
 
     values: dict[str, tuple[int, ...]]
@@ -134,39 +138,39 @@ class Labels(Record, frozen=True, kw_only=True):
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:
-        """Name -> values of everything but the background."""
+        """Name -> values of all labels except the background."""
         return {name: v for name, v in self.values.items() if v != (0,)}
 
     @property
     def foreground_values(self) -> tuple[int, ...]:
-        """Every value of a label or region but the background's, in order."""
+        """All values of labels and regions except the background's, in ascending order."""
         return tuple(sorted({v for group in self.values.values() for v in group} - {0}))
 
     @property
     def allowed(self) -> frozenset[int]:
-        """Every value a label file may hold."""
+        """All values that a label file may hold."""
         values = {v for group in self.values.values() for v in group}
         return frozenset(values | ({self.ignore} if self.ignore is not None else set()))
 
     @property
     def out_channels(self) -> int:
-        """Rows of the segmentation heads: classes with background, or regions without it."""
+        """Channels of the segmentation heads: classes with background, or regions without it."""
         return len(self.foreground) if self.has_regions else len(self.values)
 
 
 class Dataset(Artifact, frozen=True, kw_only=True):
-    """A folder of cases, resolved: what is where.
+    """A folder of cases with the paths of all their files.
 
     Attributes:
         name: The folder's name, e.g. "Dataset003_LiTS".
-        folder: Its absolute path.
-        layout: How the files are laid out (DESIGN section 3).
-        channel_names: One per image channel, e.g. ("CT",).
+        folder: The folder's absolute path.
+        layout: The layout of the files (DESIGN section 3).
+        channel_names: The name of each image channel, e.g. ("CT",).
         labels: Label names and values.
-        file_ending: Of the images, e.g. ".nii.gz".
-        cases: Sorted by name.
-        from_workspace: Its folder as seen from the workspace, to find it again when both were
-            moved together; "" where no workspace knows it.
+        file_ending: The ending of the images, e.g. ".nii.gz".
+        cases: The cases, sorted by name.
+        from_workspace: The folder's path relative to the workspace, by which it is found again if
+            both were moved together; empty if it is not known.
     """
 
     KIND: ClassVar[str] = "dataset"
@@ -181,9 +185,9 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     from_workspace: str = ""
 
     def digest(self) -> str:
-        """Twelve hex digits of what the dataset is: the same wherever it lies and is called.
+        """Returns a hash of the dataset as twelve hex digits, independent of its name and place.
 
-        Contents of files count only once `contents.identify` has filled them in.
+        The contents of files are included only after `contents.identify` has filled them in.
         """
         cases = tuple(_placeless(case, Path(self.folder)) for case in self.cases)
         placeless = self.replace(name="", folder="", from_workspace="", cases=cases)
@@ -196,12 +200,12 @@ class Dataset(Artifact, frozen=True, kw_only=True):
 
     @property
     def labelled(self) -> tuple[Case, ...]:
-        """The cases that have a label: what can be trained on."""
+        """The cases that have a label and can be trained on."""
         return tuple(case for case in self.cases if case.label is not None)
 
 
 def name_inside(folder: Path, path: str | Path) -> str:
-    """A file's path in the dataset's folder, with "/"; of a file outside, its name alone."""
+    """Returns a file's path relative to a folder, with "/"; only its name if it is outside."""
     try:
         return Path(path).relative_to(folder).as_posix()
     except ValueError:
@@ -209,32 +213,33 @@ def name_inside(folder: Path, path: str | Path) -> str:
 
 
 def _placeless(case: Case, folder: Path) -> Case:
-    """A case with the names of its files in place of their paths."""
+    """Returns the case with the names of its files instead of their paths."""
     return case.replace(
         images=tuple(name_inside(folder, path) for path in case.images),
         label=None if case.label is None else name_inside(folder, case.label),
-        contents=(),  # `files` stands for them
+        contents=(),  # represented by `files`
     )
 
 
 def short_name(name: str) -> str:
-    """A dataset's name without a leading "DatasetNNN_"."""
+    """Returns a dataset's name without a leading "DatasetNNN_"."""
     head, _, tail = name.partition("_")
     return tail if head.startswith("Dataset") and head[7:].isdigit() and tail else name
 
 
-_MOST_VALUES = 100  # more than that in label files and they are hardly labels
+_MOST_VALUES = 100  # files with more distinct values than this are hardly label files
 
 
 def read_dataset(folder: str | Path) -> Dataset:
-    """Finds out what is where in a dataset's folder; images are not opened.
+    """Finds the cases, labels and files of a dataset's folder, without reading image voxels.
 
     Args:
-        folder: In the layout of nnU-Net v2 or the Medical Segmentation Decathlon, or a plain pair
-            of `images/` and `labels/`, whose label values are read where no dataset.json has them.
+        folder: A folder in the layout of nnU-Net v2 or of the Medical Segmentation Decathlon, or
+            with a plain pair of folders `images/` and `labels/`. Without a dataset.json, the label
+            values are read from the label files.
 
     Raises:
-        DatasetError: dataset.json or the files are not what one of the layouts says.
+        DatasetError: The dataset.json or the files do not conform to any of the layouts.
     """
     folder = Path(os.path.normpath(Path(folder).absolute()))
     if not folder.is_dir():
@@ -266,7 +271,7 @@ def read_dataset(folder: str | Path) -> Dataset:
 
 
 def describe_plain(dataset: Dataset) -> dict[str, Any]:
-    """The dataset.json of a plain folder pair; with it the folder reads as the same dataset."""
+    """Returns a dataset.json for a plain pair of folders that describes the same dataset."""
     return {
         "channel_names": {str(i): name for i, name in enumerate(dataset.channel_names)},
         "labels": {name: values[0] for name, values in dataset.labels.values.items()},
@@ -304,7 +309,7 @@ def _discover_labels(folder: Path, files: Files) -> Labels:
             )
     if not seen - {0}:
         raise DatasetError(
-            f"{folder / 'labels'}: no label values but background.",
+            f"{folder / 'labels'}: found no label values other than background.",
             hint="Put a label map for each image there, with the same stem.",
         )
     names = {f"label_{value}": (value,) for value in sorted(seen - {0})}
@@ -320,7 +325,7 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
         known = description.annotated.get(name, {})
         if unknown := [key for key in known if key not in labels.foreground]:
             raise DatasetError(
-                f"{where}: annotated: {name}: there is no label '{unknown[0]}', expected of "
+                f"{where}: annotated: {name}: there is no label '{unknown[0]}', expected one of "
                 f"{', '.join(labels.foreground)}.",
                 hint="Correct the name.",
             )

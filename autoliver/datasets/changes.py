@@ -1,24 +1,24 @@
-"""What differs between a dataset as it was and as it is, in words."""
+"""Describes the differences between an earlier and the current state of a dataset."""
 
 from collections.abc import Iterator, Sequence
 
 from autoliver.datasets.cases import Case, Dataset, FileContent
 
-_SHOWN = 3  # differences, or cases, named in one message
+_SHOWN = 3  # number of differences, or of cases, that are named in one message
 _ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes")
 _ABOUT_A_DATASET = ("channel_names", "layout", "file_ending")
 
 
 def describe_changes(before: Dataset, now: Dataset, *, then: str = "when planned") -> str:
-    """What differs, the first few things, without a full stop; "" for nothing.
+    """Describes the first few differences, without a full stop at the end; "" if there are none.
 
     Args:
-        before: As it was, with what its files held.
-        now: As it is, likewise.
-        then: What to call the time or place of `before`.
+        before: The earlier dataset, with the contents of its files.
+        now: The current dataset, with the contents of its files.
+        then: Words for the time or place of `before`.
     """
     if any(case.files and not case.contents for case in before.cases):
-        return "an earlier version planned it, which did not keep what its files hold"
+        return "it was planned by an earlier version, which did not keep hashes of its files"
     found = [*_of_cases(before, now, then), *_of_labels(before, now, then)]
     for what in _ABOUT_A_DATASET:
         had, has = getattr(before, what), getattr(now, what)
@@ -52,7 +52,7 @@ def _both(new: Sequence[str], gone: Sequence[str]) -> Iterator[tuple[Sequence[st
 
 
 def _renamed(gone: Sequence[Case], new: Sequence[Case]) -> Iterator[tuple[str, str]]:
-    """Cases whose files are those of another one that is gone."""
+    """Yields the old and new name of new cases whose files are those of a case that is gone."""
     names = {_hashes(case.contents): case.name for case in gone if case.contents}
     for case in new:
         old = names.pop(_hashes(case.contents), None)
@@ -92,7 +92,7 @@ def _of_labels(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
         + (f", ignore {dataset.labels.ignore}" if dataset.labels.ignore is not None else "")
         for dataset in (before, now)
     )
-    if had == has:  # names in another order, or regions painted in another
+    if had == has:  # only the order of names, or the order in which regions are painted, differs
         had, has = str(before.labels), str(now.labels)
     yield f"labels: {has}; {then}: {had}"
 

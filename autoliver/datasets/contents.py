@@ -1,9 +1,9 @@
-"""What the files of a dataset hold: hashed once, and again only when a file seems to differ.
+"""Hashes the files of a dataset, each one only once unless it seems to have changed.
 
-The hashes of a dataset's files are kept in an index, by their paths in the dataset's folder. A file
-counts as unchanged while its size and time of modification are those of the index. An edit that
-keeps the size and puts the old time back is therefore not seen; only reading every file at every
-command could see it.
+The hashes of a dataset's files are kept in an index, by path relative to the dataset's folder. A
+file counts as unchanged if its size and its time of modification equal those in the index. An edit
+that keeps the size and restores the old time is therefore not noticed; only reading every file in
+every command could notice it.
 """
 
 import os
@@ -21,18 +21,18 @@ from autoliver.datasets.cases import Case, Dataset, FileContent, name_inside
 from autoliver.io.detached import data_files
 from autoliver.parallel import bar_pace, cores
 
-# Files read at once: more do not make a disk or a network faster.
+# Number of files that are read at the same time; more do not make a disk or a network faster.
 _MOST_THREADS = 8
 _BAR_AFTER_SECONDS = 2.0
 
 
 class FileState(Record, frozen=True, kw_only=True):
-    """A file when it was hashed.
+    """The state of a file when it was hashed.
 
     Attributes:
-        size: In bytes.
-        mtime_ns: When it was modified, in nanoseconds.
-        hash: Of its content, in hex digits; "" where it could not be read.
+        size: Size in bytes.
+        mtime_ns: Time of the last modification, in nanoseconds.
+        hash: Hash of the content, in hex digits; empty if the file could not be read.
     """
 
     size: int
@@ -41,7 +41,11 @@ class FileState(Record, frozen=True, kw_only=True):
 
 
 class FileIndex(Artifact, frozen=True, kw_only=True):
-    """The files of a dataset when they were last hashed, by their paths in its folder."""
+    """The state of the files of a dataset when they were last hashed.
+
+    Attributes:
+        files: Path relative to the dataset's folder -> state.
+    """
 
     KIND: ClassVar[str] = "files"
 
@@ -49,19 +53,20 @@ class FileIndex(Artifact, frozen=True, kw_only=True):
 
 
 def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
-    """Fills in what the files of a dataset hold; shows a bar where that takes long.
+    """Fills in the hashes of a dataset's files; shows a bar if that takes long.
 
     Args:
-        dataset: As `read_dataset` found it.
-        known: Hashes that need not be computed again.
+        dataset: The dataset as returned by `read_dataset`.
+        known: The index of files that were hashed before; unchanged ones are not hashed again.
 
     Returns:
-        The dataset, and the index of its files as they are now.
+        The dataset with the contents of its files, and the current index of the files.
     """
     folder = Path(dataset.folder)
     files = {path: _place(folder, path) for case in dataset.cases for _, path in _files(case)}
     now = {path: _state(path) for path in files}
-    # The state is taken before the content, so that a file written meanwhile is read again.
+    # The state is taken before the content is read, so that a file that is written in between is
+    # hashed again the next time.
     todo = [path for path, state in now.items() if not _same(state, known.files.get(files[path]))]
     found = {path: known.files[files[path]] for path in files if path not in set(todo)}
     for path, content in zip(todo, _hashes(todo, [now[path].size for path in todo]), strict=True):
@@ -72,7 +77,7 @@ def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
 
 
 def _files(case: Case) -> Iterator[tuple[Literal["image", "label"], Path]]:
-    """All files of a case: headers come with the files that hold their voxels."""
+    """Yields all files of a case, with separate files of voxels that belong to a header."""
     for image in case.images:
         yield from (("image", path) for path in data_files(Path(image)))
     if case.label is not None:
@@ -93,7 +98,7 @@ def _with_contents(case: Case, folder: Path, found: dict[Path, FileState]) -> Ca
 
 
 def _place(folder: Path, path: Path) -> str:
-    """The path of a file in the index: as seen from the dataset's folder."""
+    """Returns the path of a file in the index, relative to the dataset's folder."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on another drive
@@ -101,7 +106,7 @@ def _place(folder: Path, path: Path) -> str:
 
 
 def _state(path: Path) -> FileState:
-    """Size and time of a file; zeros where it cannot be looked at."""
+    """Returns the size and time of a file, without its hash; zeros if it cannot be accessed."""
     try:
         state = path.stat()
     except OSError:
@@ -114,7 +119,10 @@ def _same(now: FileState, then: FileState | None) -> bool:
 
 
 def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[str]:
-    """The hash of each file, in order; reading and hashing both leave Python's lock free."""
+    """Yields the hash of each file, in order.
+
+    Threads are used, since reading and hashing both release Python's global interpreter lock.
+    """
     with (
         ThreadPoolExecutor(min(_MOST_THREADS, cores())) as pool,
         tqdm(
@@ -133,7 +141,7 @@ def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[str]:
 
 
 def _hash(path: Path) -> tuple[str, int]:
-    """A file's hash and size; no hash where it cannot be read, which `verify` reports."""
+    """Returns a file's hash and size; "" and 0 if it cannot be read, which `verify` reports."""
     try:
         with path.open("rb") as file:
             content = file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()

@@ -1,4 +1,4 @@
-"""What a dataset.json says, checked; of nnU-Net v2 and of the Medical Segmentation Decathlon."""
+"""Reads and checks dataset.json files of nnU-Net v2 and of the Medical Segmentation Decathlon."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ from autoliver.artifacts import Record, read_json
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
 
-# Keys of dataset.json that are read, and others that are known to be harmless.
+# Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes"),
@@ -22,7 +22,7 @@ _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
     *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),
 )
-# Tables by case, read as they stand.
+# Tables with an entry per case; they are read without conversion.
 _BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _MR_WORDS = re.compile(
     r"mri?|mrcp|t[12].*|flair|adc|dwi|pd|swi|stir|spir|spair|dixon|dce.*|vibe|lava|hbp|"
@@ -40,22 +40,22 @@ class LabelValues(Record, frozen=True, kw_only=True):
 
 
 class Description(Record, frozen=True, kw_only=True):
-    """A dataset.json.
+    """The content of a dataset.json.
 
     Attributes:
-        where: Its path, for messages.
-        layout: Whose keys it has; a plain folder pair is described as nnU-Net's.
-        channel_names: One per channel.
-        labels: Names and values; None where there is no dataset.json.
-        file_ending: Of the images, None where it is not given.
-        num_training: Training cases, None where it is not given.
-        table: The explicit `dataset` table: case -> images and label.
-        training: The Decathlon's list of training files.
+        where: The path of the dataset.json, for messages.
+        layout: The format of the keys; "nnunet" for a plain pair of folders as well.
+        channel_names: The name of each channel.
+        labels: Names and values of the labels; None if there is no dataset.json.
+        file_ending: The ending of the images; None if it is not given.
+        num_training: The number of training cases; None if it is not given.
+        table: The `dataset` table: case -> images and label; empty if it is not given.
+        training: The list of training files of a Decathlon dataset; otherwise empty.
         patients: Case -> patient.
-        origin: Case -> how the image came about.
-        annotated: Case -> label -> what is known of it.
-        lesion_classes: Case -> lesion -> its class.
-        modality: Of the dataset, or by case.
+        origin: Case -> how the image was produced.
+        annotated: Case -> label -> state of its annotation.
+        lesion_classes: Case -> lesion -> class of the lesion.
+        modality: The modality of the dataset, or case -> modality.
     """
 
     where: Path
@@ -77,7 +77,7 @@ def read_description(folder: Path) -> Description:
     """Reads a folder's dataset.json.
 
     Raises:
-        DatasetError: A key is missing, misspelt or holds something else than it should.
+        DatasetError: A key is missing or misspelt, or its value is invalid.
     """
     where = folder / "dataset.json"
     raw = read_raw(where)
@@ -106,14 +106,17 @@ def read_description(folder: Path) -> Description:
 
 
 def guess_description(folder: Path) -> Description:
-    """The description of a plain folder pair that has no dataset.json; labels are not known."""
+    """Guesses the description of a plain pair of folders without dataset.json, but not its labels.
+
+    The channel is named after the modality in the folder's name.
+    """
     words = re.split(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]", folder.name)
     name = {"CT": "CT", "MR": "MRI"}.get(modality_of(words), "image")
     return Description(where=folder / "dataset.json", channel_names=(name,))
 
 
 def modality_of(names: Iterable[str]) -> Literal["CT", "MR", "other"]:
-    """The modality that names of channels, or of a modality, speak of."""
+    """Recognises the modality in the names of channels or of a modality."""
     words = [word for name in names for word in re.split(r"[^a-z0-9]+", name.lower())]
     if "ct" in words:
         return "CT"
@@ -121,19 +124,19 @@ def modality_of(names: Iterable[str]) -> Literal["CT", "MR", "other"]:
 
 
 def missing_description(folder: Path) -> DatasetError:
-    """The error for a folder of no known layout."""
+    """Returns the error for a folder that has none of the known layouts."""
     return DatasetError(
-        f"{folder}: no dataset.json, and no images/ and labels/ either.",
+        f"{folder}: there is no dataset.json, nor a pair of folders images/ and labels/.",
         hint='Write one, e.g. {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": '
         '1}, "numTraining": 20, "file_ending": ".nii.gz"}.',
     )
 
 
 def read_raw(where: Path) -> dict[str, Any]:
-    """The keys and values of a dataset.json, as they stand.
+    """Reads the keys and values of a dataset.json without converting them.
 
     Raises:
-        DatasetError: It is not JSON or no object, or a key is misspelt.
+        DatasetError: The file is missing or not a JSON object, or a key is misspelt.
     """
     try:
         raw = read_json(where)
@@ -148,8 +151,8 @@ def read_raw(where: Path) -> dict[str, Any]:
 
 
 def _check_keys(where: Path, raw: Mapping[str, Any]) -> None:
-    # A misspelt optional key would be passed over in silence, e.g. patients split between folds.
-    # The bar is lower where a key must be there.
+    # A misspelt optional key would be silently ignored; then, for example, patients could be split
+    # between folds. Required keys are recognised at a lower similarity.
     missing = {key: 0.9 for key in _KEYS if key not in raw}
     missing |= {key: 0.75 for key in ("channel_names", "labels") if key not in raw}
     if "modality" in raw:
@@ -169,7 +172,7 @@ def _channel_names(where: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
     if not isinstance(names, dict) or not names or sorted(names) != sorted(numbers):
         raise DatasetError(
-            f"{where}: channel_names: expected the names by number, found {names!r}.",
+            f"{where}: channel_names: expected a name for each number, found {names!r}.",
             hint='Write e.g. "channel_names": {"0": "CT"}.',
         )
     return tuple(str(names[number]) for number in numbers)
@@ -180,7 +183,7 @@ def _file_ending(where: Path, raw: Mapping[str, Any]) -> str | None:
     if ending is not None and ending not in ENDINGS:
         raise DatasetError(
             f"{where}: file_ending: expected one of {', '.join(ENDINGS)}, found {ending!r}.",
-            hint="Give the images' ending, with its dot.",
+            hint="Give the file ending of the images, with its dot.",
         )
     return ending
 
@@ -192,7 +195,7 @@ def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:
             f"{where}: labels: expected names with their values, found {named!r}.",
             hint='Write e.g. "labels": {"background": 0, "liver": 1}.',
         )
-    if all(key.isdigit() for key in named):  # the Decathlon's order: value -> name
+    if all(key.isdigit() for key in named):  # Decathlon datasets map value -> name
         by_number = sorted((int(key), str(name)) for key, name in named.items())
         named = {"background" if value == 0 else name: value for value, name in by_number}
     values = {name: _label_values(where, name, value) for name, value in named.items()}
@@ -223,15 +226,15 @@ def _ordered_labels(
 ) -> LabelValues:
     regions = any(len(group) > 1 for group in values.values())
     order = raw.get("regions_class_order") if regions else None
-    # nnU-Net keeps the order of regions and numbers plain labels by value.
+    # nnU-Net keeps the order of regions and sorts plain labels by value.
     key = (lambda item: item[1] != (0,)) if regions else (lambda item: item[1])
     values = dict(sorted(values.items(), key=key))
     used = [v for group in values.values() for v in group]
     problem = ""
     if len(values) < 2:
-        problem = "no label but the background"
+        problem = "no label other than the background"
     elif not regions and len(set(used)) < len(used):
-        problem = f"two names for one value in {raw['labels']}"
+        problem = f"two names for the same value in {raw['labels']}"
     elif ignore is not None and (len(ignore) > 1 or ignore[0] <= max(used)):
         problem = f"ignore: expected one value above all others, found {ignore}"
     elif regions and (

@@ -1,4 +1,4 @@
-"""Which cases a fold trains on and which it holds back."""
+"""Folds of a cross-validation: which cases each one trains on and which it validates on."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,20 +18,21 @@ _log = logging.getLogger(__name__)
 Fold = int | Literal["all"]
 
 _FOLDS = 5
-_SEED = 12345  # nnU-Net's, so that scores can be compared fold by fold
+_SEED = 12345  # the seed of nnU-Net, so that scores can be compared fold by fold
 
 
 def check_folds(value: object) -> tuple[Fold, ...]:
-    """The folds that `train` is asked for.
+    """Parses the folds that `train` is asked for.
 
     Args:
-        value: A number, "all", "cv" (all of the cross-validation), "0,2", or several of these.
+        value: A number, "all", "cv" (all folds of the cross-validation), a list such as "0,2", or
+            several numbers.
 
     Returns:
-        The folds, none twice; empty for all of the cross-validation.
+        The folds without repetitions; empty for all folds of the cross-validation.
 
     Raises:
-        OptionError: It is none of these.
+        OptionError: The value is none of these.
     """
     if value == "cv":
         return ()
@@ -40,19 +41,23 @@ def check_folds(value: object) -> tuple[Fold, ...]:
 
 
 def folds_text(value: object) -> str | None:
-    """The folds that predict or are exported, as text: "0,2" or "all".
+    """Converts the folds to predict with or to export to text, e.g. "0,2" or "all".
 
     Args:
-        value: Such a text, a number, several numbers, or None for all finished or selected folds.
+        value: A text such as "0,2" or "all", a number, several numbers, or None for the default
+            folds.
+
+    Returns:
+        The text; None if `value` is None.
 
     Raises:
-        OptionError: It is none of these.
+        OptionError: The value is none of these.
     """
     if value is None:
         return None
     folds = [str(_fold(part, "--folds", "0,1,.., all")) for part in _parts(value)]
     if not folds:
-        raise OptionError("--folds: names no fold.", hint="Leave it out to use all.")
+        raise OptionError("--folds names no fold.", hint="Leave the option out to use all folds.")
     return ",".join(dict.fromkeys(folds))
 
 
@@ -70,28 +75,32 @@ def _fold(part: object, option: str, known: str) -> Fold:
     number = natural(part)
     if number is not None:
         return number
-    raise OptionError(f"{option}: {part!r} is none of {known}.", hint="Give a fold by its number.")
+    raise OptionError(f"{option}: {part!r} is not one of {known}.", hint="Give a fold's number.")
 
 
 class Split(Record, frozen=True, kw_only=True):
-    """Case names of one fold."""
+    """One fold: the names of its training and validation cases."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
 
 class Folds(Artifact, frozen=True, kw_only=True):
-    """The splits of a cross-validation; none where there is only one patient."""
+    """The splits of a cross-validation, one per fold; empty if there is only one patient."""
 
     KIND: ClassVar[str] = "folds"
 
     splits: tuple[Split, ...]
 
     def split(self, fold: Fold, cases: Sequence[str]) -> Split:
-        """The cases of one fold; `all` trains on every case and holds none back.
+        """Returns the cases of one fold.
+
+        Args:
+            fold: The fold's number, or "all" to train on every case without validation.
+            cases: The names of all labelled cases.
 
         Raises:
-            DatasetError: There is no such fold.
+            DatasetError: The fold does not exist.
         """
         if fold == "all":
             return Split(train=tuple(cases), validation=())
@@ -107,23 +116,24 @@ class Folds(Artifact, frozen=True, kw_only=True):
 
 
 class _OwnSplit(msgspec.Struct):
-    """One fold in the user's file; other keys are no matter."""
+    """One fold in the user's splits_final.json; other keys are ignored."""
 
     train: list[str]
     val: list[str]
 
 
 def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
-    """Five folds as nnU-Net makes them; by patient; leave-one-out for fewer than five patients.
+    """Divides cases into five folds as nnU-Net does, but by patient.
 
-    Equals scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on the sorted names, where
-    every case is a patient of its own.
+    Fewer than five patients give one fold per patient (leave one out). If every case is of another
+    patient, the folds equal those of scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on
+    the sorted names.
 
     Args:
         cases: The labelled cases.
 
     Returns:
-        One split per fold; none for a single patient.
+        One split per fold; empty for a single patient.
     """
     groups: dict[str, list[str]] = {}
     for case in cases:
@@ -139,10 +149,15 @@ def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
-    """The user's `splits_final.json` (a list of {"train": [...], "val": [...]}), checked.
+    """Reads and checks the user's `splits_final.json`, a list of {"train": [...], "val": [...]}.
+
+    Args:
+        path: The file.
+        cases: The labelled cases.
 
     Raises:
-        DatasetError: The file has another form, names an unknown case, or a case is on both sides.
+        DatasetError: The file has the wrong form, names an unknown case, has a fold without
+            training cases, or lists a case both for training and for validation.
     """
     try:
         raw = msgspec.convert(read_json(path), list[_OwnSplit])
@@ -150,7 +165,7 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
         raise DatasetError(
             f'{path}: expected a list of {{"train": [...], "val": [...]}} with names of cases: '
             f"{error}.",
-            hint="Mend the file, or remove it to have five folds made.",
+            hint="Correct the file, or remove it to have five folds made.",
         ) from None
     if not raw:
         raise DatasetError(
@@ -166,7 +181,7 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
                 what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
             raise DatasetError(
                 f"{path}: fold {number}: {what}.",
-                hint="Name each labelled case at most once per fold, and one to train on.",
+                hint="List each labelled case at most once per fold, and at least one in 'train'.",
             )
     splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
     _warn_of_shared_patients(splits, cases, where=path)

@@ -1,8 +1,9 @@
-"""Keys of dataset.json that are read and have no effect yet: said before anything is trained.
+"""Reports keys of dataset.json that have no effect yet, before anything is trained.
 
-One table lists the keys by case that would change what a network learns: `refuse_ignored` refuses
-them. A second one lists keys whose effect a user may expect and would not miss at once: it warns of
-them. A key that gets its effect loses its row.
+The first table lists keys of single cases that would change what a network learns: they are
+refused by `refuse_ignored`. The second table lists keys that users may expect to have an effect,
+without noticing that they have none: they cause a warning. When a key gets an effect, its row is
+removed.
 """
 
 import logging
@@ -25,7 +26,7 @@ _SHOWN = 3
 
 
 def _annotated(case: Case) -> str:
-    # A case without a label map is not trained on, so that "none" has its effect there.
+    # A case without a label map is not trained on, so "none" has the expected effect there.
     known = ("real",) if case.label is not None else ("real", "none")
     return next((f"{k!r} is {v!r}" for k, v in case.annotated.items() if v not in known), "")
 
@@ -38,12 +39,13 @@ def _lesion_classes(case: Case) -> str:
     return next((f"lesion {k!r} is {v!r}" for k, v in case.lesion_classes.items()), "")
 
 
-# Key -> what a case says under it that has no effect ("" for nothing), and what happens instead.
+# Key -> (a function that returns the value of a case that has no effect, "" for none; what happens
+# instead).
 _REFUSED: dict[str, tuple[Callable[[Case], str], str]] = {
     "annotated": (
         _annotated,
-        "training takes each label map as complete and real, so that what is not marked in it "
-        "would be learnt as background",
+        "training takes each label map as complete and real, so that structures that are not "
+        "marked in it would be learnt as background",
     ),
     "origin": (_origin, "such a case would be held out for validation like a real one"),
     "lesion_classes": (_lesion_classes, "no network of this version learns the class of a lesion"),
@@ -51,25 +53,26 @@ _REFUSED: dict[str, tuple[Callable[[Case], str], str]] = {
 
 
 def refuse_ignored(dataset: Dataset) -> None:
-    """Refuses to plan or train with keys that have no effect yet; warns of harmless ones.
+    """Refuses keys that have no effect yet but should change training; warns of harmless ones.
 
     Raises:
-        DatasetError: Naming each key with the first case and the value that were found.
+        DatasetError: There are such keys. The error names each of them, with the first case and
+            value that were found.
     """
     found = [text for key in _REFUSED if (text := _refused(dataset, key))]
     if found:
         keys = [key for key, (says, _) in _REFUSED.items() if any(map(says, dataset.cases))]
         raise DatasetError(
             f"{_where(dataset)}: {' '.join(found)}",
-            hint=f"Leave {_either(keys)} out of dataset.json if training may go on as if it were "
-            "not there, or leave those cases out of the dataset.",
+            hint=f"Leave {_either(keys)} out of dataset.json to train without it, or leave those "
+            "cases out of the dataset.",
         )
     for warning in ignored_keys(dataset):
         _log.warning("%s: %s", _where(dataset), warning)
 
 
 def ignored_keys(dataset: Dataset) -> Iterator[str]:
-    """Keys that have no effect, or less than their name promises, with what is done instead."""
+    """Yields keys that have no effect, or less than expected, with what is done instead."""
     where = _where(dataset)
     raw = read_raw(where) if where.exists() else {}
     for key, says in _WARNED.items():
@@ -96,8 +99,8 @@ def _either(keys: Iterable[str]) -> str:
 
 
 def _modality(dataset: Dataset, raw: Raw) -> str:
-    """A modality that does not decide how a case is normalised."""
-    if "channel_names" not in raw:  # the Decathlon's names of channels
+    """Describes modalities that do not decide how cases are normalised; "" if there are none."""
+    if "channel_names" not in raw:  # in Decathlon datasets, these are the names of channels
         return ""
     kinds = Counter(case.modality for case in dataset.labelled)
     named_ct = "ct" in [name.casefold() for name in dataset.channel_names]
@@ -113,11 +116,11 @@ def _modality(dataset: Dataset, raw: Raw) -> str:
 def _regions_class_order(dataset: Dataset, _: Raw) -> str:
     if dataset.labels.has_regions:
         return ""
-    return "is for regions; each of these labels has one value, so that nothing is ordered."
+    return "is not used: it orders regions, but each of these labels has a single value."
 
 
 def _training(dataset: Dataset, raw: Raw) -> str:
-    """A Decathlon's list where another layout counts, or more in it than images and labels."""
+    """Describes a Decathlon list that another layout overrides, or keys in it that are not read."""
     entries = raw["training"] if isinstance(raw["training"], list) else []
     if dataset.layout == "msd" and not raw.get("dataset"):
         return _extra_keys(entries, known=("image", "label"))
@@ -139,7 +142,7 @@ def _extra_keys(entries: Iterable[Any], *, known: tuple[str, ...]) -> str:
     if not keys:
         return ""
     named = ", ".join(f"'{key}'" for key in sorted(keys)[:_SHOWN])
-    return f"{named} of its entries is not read; only {' and '.join(known)} are."
+    return f"{named} in its entries is not read; only {' and '.join(known)} are."
 
 
 def _stem(entry: Any) -> str:
@@ -152,16 +155,16 @@ def _reader(_: Dataset, raw: Raw) -> str:
     if name in (None, "", "None", *_READERS):
         return ""
     return (
-        f"{name} is not used: SimpleITK reads all images, and takes spacings from the image files "
-        "alone."
+        f"{name} is not used: all images are read with SimpleITK, and spacings are taken from the "
+        "image files only."
     )
 
 
 def _validation(_: Dataset, __: Raw) -> str:
-    return "is not read: folds are made of all cases, or as splits_final.json says."
+    return "is not read: folds are made of all cases, or taken from splits_final.json."
 
 
-# Key -> what it does not do here ("" for nothing).
+# Key -> a function that returns which expected effect it does not have, "" for none.
 _WARNED: dict[str, Callable[[Dataset, Raw], str]] = {
     "modality": _modality,
     "regions_class_order": _regions_class_order,

@@ -1,4 +1,4 @@
-"""Datasets that a workspace knows: by name and content, wherever they and the workspace lie."""
+"""The datasets of a workspace, recognised by name and content even if they were moved."""
 
 import errno
 import os
@@ -11,22 +11,22 @@ from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.contents import FileIndex, identify
 from autoliver.errors import DatasetError
 
-# What a file system answers to a name that it cannot hold.
+# errno values for names that a file system does not support.
 _NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
 
 
 def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path:
-    """The folder of a dataset in a workspace; it is made where it is missing.
+    """Returns the folder of a dataset in a workspace, and creates it if it is missing.
 
     Args:
         root: The workspace.
         dataset: The dataset.
-        taken: Names of folders that the workspace uses itself, in lower case: also refused in
-            upper case, as some file systems take both for one.
+        taken: Lower-case names of folders that the workspace itself uses. They are refused in any
+            case, since some file systems do not distinguish case.
 
     Raises:
-        DatasetError: The dataset's name cannot be that of a folder there, or the workspace lies
-            where the dataset does.
+        DatasetError: No folder there can have the dataset's name, or that folder is the dataset's
+            own.
         AutoliverError: The workspace cannot be written.
     """
     name, folder = dataset.name, root / dataset.name
@@ -39,7 +39,7 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
         )
     if not name:
         raise DatasetError(
-            f"{dataset.folder}: the folder has no name to know the dataset by.",
+            f"{dataset.folder}: the folder has no name that the dataset could have.",
             hint="Put the dataset into a folder of its own.",
         )
     if folder.resolve() == Path(dataset.folder).resolve():
@@ -60,16 +60,16 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
 
 
 def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
-    """The dataset with what its files hold; where it was planned, its place is remembered.
+    """Fills in the contents of a dataset's files; if it was planned, its place is updated.
 
     Args:
-        dataset: As `read_dataset` found it.
+        dataset: The dataset as returned by `read_dataset`.
         root: The workspace.
-        kept: The file that keeps the dataset as it was planned, if it was.
-        index: The file that keeps the hashes of the dataset's files.
+        kept: The file with the dataset as it was planned; it need not exist.
+        index: The file with the hashes of the dataset's files; it is updated.
 
     Raises:
-        DatasetError: Its name belongs to another dataset.
+        DatasetError: The name belongs to another dataset of the workspace.
         AutoliverError: The workspace cannot be written.
     """
     dataset = _identified(dataset, root, index)
@@ -77,13 +77,13 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
         return dataset
     known = Dataset.load(kept)
     if known.digest() == dataset.digest():
-        if known != dataset:  # it was moved, or copied: this is its place now
+        if known != dataset:  # it was moved or copied, and this is now its place
             dataset.save(kept)
-    # A folder that is gone may have been moved here, and changed since.
+    # If the known folder is gone, it may have been moved here and changed since.
     elif Path(dataset.folder) not in _places(known, root) and Path(known.folder).is_dir():
         raise DatasetError(
             f"{dataset.folder}: the name {dataset.name} already belongs to {known.folder} in this "
-            f"workspace, which holds something else: "
+            f"workspace, which is a different dataset: "
             f"{describe_changes(known, dataset, then='there')}.",
             hint="Rename the folder, or use another workspace (-w).",
         )
@@ -91,23 +91,23 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
 
 
 def read_planned(root: Path, kept: Path) -> Dataset:
-    """Reads a planned dataset from where it lies now.
+    """Reads a planned dataset from its current folder.
 
     Args:
         root: The workspace.
-        kept: The file that keeps the dataset as it was planned.
+        kept: The file with the dataset as it was planned.
 
     Raises:
-        DatasetError: It is not where it was, nor where it would be had it been moved together with
-            the workspace.
+        DatasetError: The folder is neither at its old place nor where it would be if it had been
+            moved together with the workspace.
     """
     known = Dataset.load(kept)
     for place in _places(known, root):
         if place.is_dir():
             return read_dataset(place)
     raise DatasetError(
-        f"{kept.parent.name}: its images were in {known.folder}, which is not there any more.",
-        hint="Bring the folder back, or give its new place: autoliver plan PATH",
+        f"{kept.parent.name}: its images were in {known.folder}, which does not exist any more.",
+        hint="Restore the folder, or give its new place: autoliver plan PATH",
     )
 
 
@@ -124,9 +124,10 @@ def _identified(dataset: Dataset, root: Path, index: Path) -> Dataset:
 
 
 def _places(known: Dataset, root: Path) -> list[Path]:
-    """Where a dataset may lie: as seen from the workspace, then where it was last seen.
+    """Returns the possible folders of a dataset, in the order in which to try them.
 
-    The first is right where both were moved or copied together.
+    The first is its path relative to the workspace, which is right if both were moved or copied
+    together; the second is its last known absolute path.
     """
     places = [Path(known.folder)]
     if known.from_workspace:

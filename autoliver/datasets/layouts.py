@@ -1,4 +1,4 @@
-"""Which files make up which case: by their names, hardly ever by their contents."""
+"""Groups the files of a dataset into cases, almost always by their names alone."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, split_ending
 
-# Case name -> image files and label file
+# Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -20,14 +20,19 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 def find_case_images(
     folder: str | Path, *, channels: int, file_ending: str | None
 ) -> dict[str, tuple[Path, ...]]:
-    """The images to predict on, by case, in the order of their names.
+    """Finds the images to predict on.
 
-    A case is `<case>_0000.nii.gz` and so on, or one file `<case>.nii.gz` that holds all channels.
+    The files of a case are `<case>_0000.nii.gz` and so on, one per channel, or a single file
+    `<case>.nii.gz` that holds all channels.
 
     Args:
-        folder: A folder of images, or one image file; of several channels any one will do.
-        channels: How many the model expects.
-        file_ending: Taken where a case is there in two types; any type is read.
+        folder: A folder of images, or one image file; if a case has several files, any of them.
+        channels: Number of channels that the model expects.
+        file_ending: The ending to take if a case exists in two file types, None for no preference;
+            all supported types are read.
+
+    Returns:
+        Case name -> its image files, sorted by name.
 
     Raises:
         DatasetError: There are no images, or a case lacks a channel.
@@ -46,13 +51,15 @@ def find_case_images(
 
 
 def paired_files(images: Path, labels: Path, *, ending: str | None, channels: int) -> Files:
-    """The files of a folder of images and a folder of labels, whose stems pair up.
+    """Pairs the files of a folder of images with those of a folder of labels by their stems.
 
     Args:
-        images: `<case>_0000<ending>` and so on, or `<case><ending>` with all channels.
-        labels: `<case>` with any ending; need not hold a label for each image, nor exist.
-        ending: Of the images; None: any.
-        channels: Channels of a case.
+        images: The folder of images; they are named `<case>_0000<ending>` and so on, or
+            `<case><ending>` if a file holds all channels.
+        labels: The folder of labels, which are named `<case>` with any ending. It may lack labels
+            of some images, and it need not exist.
+        ending: The ending of the images; None for any.
+        channels: Number of channels of a case.
 
     Raises:
         DatasetError: There are no images, a case lacks a channel, or a label has no image.
@@ -82,10 +89,16 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
 
 
 def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
-    """The files of the `dataset` table of a dataset.json, whose paths start at its folder.
+    """Reads the files of each case from the `dataset` table of a dataset.json.
+
+    Args:
+        where: The dataset.json; the paths in the table are relative to its folder.
+        table: Case name -> {"images": [...], "label": ...}.
+        channels: Number of channels of a case.
 
     Raises:
-        DatasetError: A file is not there, or a case has another number of channels.
+        DatasetError: An entry has the wrong form, a file does not exist, or a case has the wrong
+            number of channels.
     """
     files: Files = {}
     for name, entry in table.items():
@@ -107,10 +120,14 @@ def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
 
 
 def listed_files(where: Path, entries: Iterable[Any]) -> Files:
-    """The files of a Decathlon's `training` list.
+    """Reads the files of each case from the `training` list of a Decathlon dataset.
+
+    Args:
+        where: The dataset.json; the paths in the list are relative to its folder.
+        entries: The list: {"image": ..., "label": ...} or the path of an image.
 
     Raises:
-        DatasetError: A file is not there.
+        DatasetError: An entry has the wrong form, or a file does not exist.
     """
     files: Files = {}
     for entry in entries:
@@ -121,7 +138,7 @@ def listed_files(where: Path, entries: Iterable[Any]) -> Files:
                 hint="Correct it in a text editor.",
             )
         path = Path(os.path.normpath(where.parent / image))
-        if path.name.startswith("._"):  # macOS leaves these beside the files of some archives
+        if path.name.startswith("._"):  # macOS adds such files to some archives
             continue
         name = split_ending(path.name)[0]
         images = _listed_images(path) or (_existing(where, name, image),)
@@ -134,14 +151,14 @@ def _existing(where: Path, name: str, file: object) -> Path:
     path = Path(os.path.normpath(where.parent / str(file)))
     if not path.is_file():
         raise DatasetError(
-            f"{name}: {path} is listed in {where.name} and not there.",
+            f"{name}: {path} is listed in {where.name} but does not exist.",
             hint="Put the file there, or take the case out of the list.",
         )
     return path
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files of a folder that can be images by their ending, sorted; hidden ones are not."""
+    """Returns the files of a folder with an image ending, sorted; hidden files are left out."""
     if not folder.is_dir():
         return []
     files = (p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1])
@@ -149,14 +166,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
-    """The files by stem.
+    """Returns a mapping from stem to file.
 
     Args:
-        files: With endings of ours.
-        prefer: The ending to take where two files have one stem.
+        files: Files with an ending in `io.header.ENDINGS`.
+        prefer: The ending to take if two files have the same stem; None for no preference.
 
     Raises:
-        DatasetError: Two files have one stem and none has the preferred ending.
+        DatasetError: Two files have the same stem, and neither has the preferred ending.
     """
     found: dict[str, Path] = {}
     for path in files:
@@ -166,7 +183,7 @@ def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
             continue
         if other is not None and ending != prefer:
             raise DatasetError(
-                f"{path.parent}: {other.name} and {path.name} are the same image in two types.",
+                f"{path.parent}: {other.name} and {path.name} are one image in two file types.",
                 hint="Move one of them out of the folder.",
             )
         found[stem] = path
@@ -176,13 +193,16 @@ def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
 def group_channels(
     files: Mapping[str, Path], *, channels: int, labels: Collection[str] = ()
 ) -> dict[str, tuple[Path, ...]]:
-    """Sorts files into cases.
+    """Groups image files into cases.
 
     Args:
         files: Stem -> file.
-        channels: Channels of a case.
-        labels: Stems of label files: an image of the same stem is a case, even if it ends with
-            four digits.
+        channels: Number of channels of a case.
+        labels: Stems of label files. An image with one of these stems is a case of its own, even if
+            the stem ends with four digits.
+
+    Returns:
+        Case name -> its image files, sorted by name.
 
     Raises:
         DatasetError: A case lacks a channel or has too many.
@@ -196,7 +216,7 @@ def group_channels(
         else:
             split.setdefault(match[1], {})[int(match[2])] = path
     for name, found in list(split.items()):
-        # "liver_0041": digits that cannot be a channel belong to the name.
+        # Digits that cannot be a channel belong to the name, e.g. "liver_0041".
         if all(index >= channels for index in found) and name not in labels:
             whole |= {split_ending(path.name)[0]: path for path in found.values()}
             del split[name]
@@ -204,7 +224,7 @@ def group_channels(
     for name, path in whole.items():
         if name in cases:
             raise DatasetError(
-                f"{name}: both {path.name} and {cases[name][0].name} are there.",
+                f"{name}: both {path.name} and {cases[name][0].name} exist.",
                 hint="Move one of them out of the folder.",
             )
         cases[name] = _one_file(name, path, channels)
@@ -212,13 +232,13 @@ def group_channels(
 
 
 def commonest_ending(files: Iterable[Path]) -> str:
-    """The ending that most files have."""
+    """Returns the ending that most of the files have."""
     counts = Counter(split_ending(path.name)[1] for path in files)
     return counts.most_common(1)[0][0]
 
 
 def _listed_images(path: Path) -> tuple[Path, ...]:
-    # nnU-Net v1 lists <case>.nii.gz where the folder holds <case>_0000.nii.gz and so on.
+    # nnU-Net v1 lists <case>.nii.gz although the folder holds <case>_0000.nii.gz and so on.
     if path.is_file():
         return (path,)
     stem, ending = split_ending(path.name)
@@ -231,7 +251,7 @@ def _images_of_one_file(
     stem, ending = split_ending(path.name)
     if not ending:
         raise DatasetError(
-            f"{path}: not an image by its ending, expected one of {', '.join(ENDINGS)}.",
+            f"{path}: not an image by its file ending; expected one of {', '.join(ENDINGS)}.",
             hint="Convert it to .nii.gz.",
         )
     match = _CHANNEL.fullmatch(stem)
@@ -263,7 +283,7 @@ def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[
     if len(found) > channels:
         raise DatasetError(
             f"{name}: {len(found)} channels in {one.parent} ({have}), expected {channels}.",
-            hint="Move the further files out, or name each channel in dataset.json.",
+            hint="Move the extra files out of the folder, or name each channel in dataset.json.",
         )
     return tuple(found[index] for index in range(channels))
 

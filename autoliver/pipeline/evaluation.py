@@ -53,6 +53,10 @@ class EvaluateRequest:
             check_text("--dataset", self.dataset, "a folder or the name of a planned dataset")
         self.options()
 
+    def folder(self, prediction: Path) -> Path:
+        """The folder that the scores of these predictions, a folder or one file, are written to."""
+        return self.output or (prediction.parent if prediction.is_file() else prediction)
+
     def options(self) -> "MetricOptions":
         """What is measured."""
         from autoliver.evaluation.results import ALL_METRICS, MetricOptions
@@ -73,7 +77,7 @@ def evaluate(
     from autoliver.evaluation.score import discover_labels, find_pairs, score_folder
 
     labels = workspace.read(request.dataset).labels if request.dataset else None
-    output = request.output or (prediction.parent if prediction.is_file() else prediction)
+    output = request.folder(prediction)
     pairs, _ = find_pairs(prediction, reference)
     if not request.overwrite:
         references = {name: pair[1] for name, pair in pairs.items()}

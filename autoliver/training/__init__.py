@@ -1,1 +1,1 @@
-"""Store + plan -> trained folds."""
+"""Trains the folds of a plan on the preprocessed cases of the store."""

@@ -1,4 +1,4 @@
-"""The epochs of a training for TensorBoard, where it is installed."""
+"""Writes the epochs of a training for TensorBoard, if it is installed."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,10 @@ from autoliver.training.progress import EpochLog
 
 
 def check_tensorboard() -> None:
-    """Refuses to write for TensorBoard without it.
+    """Checks that TensorBoard is installed.
 
     Raises:
-        OptionError: It is not installed.
+        OptionError: TensorBoard is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise OptionError(
@@ -26,21 +26,24 @@ def check_tensorboard() -> None:
 
 
 class Board:
-    """Writes epochs into a folder; makes it with the first one."""
+    """Writes epochs into a folder, which is created with the first epoch."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        """Takes what is to be written.
+        """Keeps the folder and the labels; nothing is written yet.
 
         Args:
-            folder: For the event files; a training that goes on adds one.
-            names: Of the foreground labels.
+            folder: Folder of the event files; each time a training is resumed, a file is added.
+            names: Names of the foreground labels.
         """
         self.folder = folder
         self.names = tuple(names)
         self._writer: Any = None
 
     def add(self, log: EpochLog) -> None:
-        """Writes one epoch; what a killed training wrote of it and of later ones is hidden."""
+        """Writes one epoch.
+
+        The first one written hides what a killed process had written of it and of later epochs.
+        """
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -51,7 +54,7 @@ class Board:
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file, where one was begun."""
+        """Closes the event file, if one was opened."""
         if self._writer is not None:
             self._writer.close()
 

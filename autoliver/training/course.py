@@ -1,8 +1,9 @@
-"""How far a training is, and the learning rate that goes with it.
+"""Tracks how much of a training is done and derives the learning rate from it.
 
-A training follows its recipe, unless one of two things puts it on a `Stretch`: no progress for
-`patience` epochs, and it goes to its end early, gradually rather than at once; or a finished one is
-extended. On a stretch the rate falls to zero from where it is, with the recipe's power.
+A training follows its recipe until it enters a `Stretch`, during which the learning rate falls to
+zero with the recipe's power. There are two reasons for a stretch: there was no progress for
+`patience` epochs, so that the training ends early but gradually; or a finished training is
+extended.
 """
 
 import logging
@@ -15,19 +16,20 @@ from autoliver.training.recipes import Recipe, epoch_rate, learning_rate
 
 _log = logging.getLogger(__name__)
 
-_MEAN_DECAY = 0.9  # nnU-Net's, of its running mean of the online Dice
-# The cool-down takes this share of the epochs so far, and no fewer than these.
+_MEAN_DECAY = 0.9  # decay of nnU-Net's running mean of the online Dice
+# The final stretch of an early end takes this share of the epochs so far, but at least
+# _COOL_EPOCHS epochs.
 _COOL_SHARE = 0.1
 _COOL_EPOCHS = 5
 
 
 class Watch(Record, frozen=True, kw_only=True):
-    """The running mean of what should rise (`EpochLog.watched`).
+    """The running mean of the value that measures progress (`EpochLog.watched`).
 
     Attributes:
-        mean: So far.
-        best: Its highest value.
-        waited: Epochs since.
+        mean: Current running mean; None before the first value.
+        best: Highest running mean so far; None before the first value.
+        waited: Epochs since the highest running mean.
     """
 
     mean: float | None = None
@@ -35,7 +37,7 @@ class Watch(Record, frozen=True, kw_only=True):
     waited: int = 0
 
     def after(self, log: EpochLog) -> "Watch":
-        """The watch with one more epoch; one that says nothing is an epoch without progress."""
+        """The watch after one more epoch; an epoch without a value counts as without progress."""
         value = log.watched
         if value is None:
             return self.replace(waited=self.waited + 1)
@@ -46,13 +48,14 @@ class Watch(Record, frozen=True, kw_only=True):
 
 
 class Stretch(Record, frozen=True, kw_only=True):
-    """Steps over which the rate falls to zero.
+    """A range of steps over which the learning rate falls to zero.
 
     Attributes:
-        first_step: Its first.
-        steps: How many.
-        rate: At the first.
-        extension: Which extension this is, from 1; 0: the end of a training without progress.
+        first_step: Number of the first step.
+        steps: Number of steps.
+        rate: Learning rate at the first step.
+        extension: Number of the extension, from 1; 0 for the early end of a training that made no
+            progress.
     """
 
     first_step: int
@@ -62,11 +65,11 @@ class Stretch(Record, frozen=True, kw_only=True):
 
 
 class Course(Record, frozen=True, kw_only=True):
-    """What decides on end and rate, besides options, recipe and the steps done.
+    """What determines end and learning rate besides the options, the recipe and the steps done.
 
     Attributes:
-        watch: Watches the training itself; extensions always run to their end.
-        stretch: None: the recipe alone decides.
+        watch: Progress of the training before any extension; extensions always run to their end.
+        stretch: The current stretch; None while the training follows the recipe alone.
     """
 
     watch: Watch = Watch()
@@ -74,17 +77,26 @@ class Course(Record, frozen=True, kw_only=True):
 
     @property
     def extensions(self) -> int:
-        """How many extensions were begun."""
+        """Number of extensions that were started."""
         return 0 if self.stretch is None else self.stretch.extension
 
     def last_step(self, options: TrainingOptions) -> int:
-        """The number of steps at the end, if no time budget ends it before."""
+        """The number of steps at the end, unless a time budget ends the training earlier."""
         if self.stretch is None:
             return options.steps
         return self.stretch.first_step + self.stretch.steps
 
     def done(self, options: TrainingOptions, *, step: int, elapsed_s: float) -> float:
-        """The share that is over, by steps or by time; of an extension, of it alone by steps."""
+        """The share of the training that is over, by steps or by time, whichever is larger.
+
+        On a stretch it is the share of the stretch's own steps. An early end is also over when the
+        time budget is; extensions have no time budget.
+
+        Args:
+            options: The options of the training.
+            step: Steps done.
+            elapsed_s: Seconds spent in all sessions.
+        """
         stretch = self.stretch
         by_time = elapsed_s / (options.hours * 3600.0) if options.hours else 0.0
         if stretch is None:
@@ -97,7 +109,7 @@ class Course(Record, frozen=True, kw_only=True):
     def rate(
         self, options: TrainingOptions, recipe: Recipe, *, step: int, elapsed_s: float
     ) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step; arguments as for `done`."""
         whole = step if recipe.per_step else step - step % options.iterations
         if self.stretch is not None:
             share = (whole - self.stretch.first_step) / self.stretch.steps
@@ -109,7 +121,7 @@ class Course(Record, frozen=True, kw_only=True):
     def after(
         self, log: EpochLog, options: TrainingOptions, recipe: Recipe, *, elapsed_s: float
     ) -> "Course":
-        """The course with one more epoch: perhaps towards an early end from here on."""
+        """The course after one more epoch; without progress it now leads to an early end."""
         if options.patience is None or self.stretch is not None:
             return self
         course = self.replace(watch=self.watch.after(log))
@@ -121,7 +133,7 @@ class Course(Record, frozen=True, kw_only=True):
             return course
         rate = course.rate(options, recipe, step=log.step, elapsed_s=elapsed_s)
         _log.info(
-            "No progress for %d epochs: the rate falls from %.3g to its end over %d epochs.",
+            "No progress for %d epochs: the learning rate falls from %.3g to zero over %d epochs.",
             *(course.watch.waited, rate, cool),
         )
         return course.replace(
@@ -129,24 +141,24 @@ class Course(Record, frozen=True, kw_only=True):
         )
 
     def extended(self, options: TrainingOptions, recipe: Recipe, *, step: int) -> "Course | None":
-        """The course of the next extension of a finished training; None: there is none.
+        """The course of the next extension of a finished training; None if there is no further one.
 
-        The rate starts again where a training that had been planned for all of these steps would
-        be, and takes its way to the end.
+        The learning rate restarts at the value that a training planned for the total number of
+        steps would have here, and falls to zero by the end of the extension.
 
         Args:
             options: The options of the training.
             recipe: The recipe of the training.
-            step: Steps done, a multiple of those of an epoch.
+            step: Steps done, a multiple of the steps per epoch.
         """
         if self.extensions >= len(options.extensions):
             return None
         epochs = options.extensions[self.extensions]
         steps = epochs * options.iterations
-        # Not within the warm-up again, after no epochs or few.
+        # After few epochs or none, the rate must not restart within the warm-up.
         rate = learning_rate(recipe, max(step / (step + steps), recipe.warmup))
         _log.info(
-            "%d epochs more, from %.3g on: %.0f %% of the highest rate.",
+            "Extending by %d epochs, from a learning rate of %.3g: %.0f %% of the peak rate.",
             *(epochs, rate, 100 * rate / recipe.learning_rate),
         )
         stretch = Stretch(first_step=step, steps=steps, rate=rate, extension=self.extensions + 1)

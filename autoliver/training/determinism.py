@@ -1,4 +1,4 @@
-"""The same bits again: switches that PyTorch keeps for the whole process."""
+"""Bitwise reproducibility: sets the switches that PyTorch keeps for the whole process."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ import torch
 
 @contextlib.contextmanager
 def same_bits(wanted: bool) -> Iterator[None]:
-    """Has every operation of the block give the same result again, on the same machine.
+    """Makes the operations within the block reproducible bit by bit on the same machine.
 
-    Slower on a GPU: cuDNN may not choose its algorithms by trying. What was set before is set again
-    at the end.
+    This is slower on a GPU, because cuDNN may not choose its algorithms by timing them. The
+    previous settings are restored at the end of the block.
 
     Args:
-        wanted: False: nothing is changed.
+        wanted: Whether to do so; False changes nothing.
     """
     if not wanted:
         yield
         return
-    # Read by cuBLAS when it is first used; PyTorch refuses to multiply matrices without it.
+    # cuBLAS reads it at its first use; without it PyTorch refuses to multiply matrices.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251
     cudnn = torch.backends.cudnn
     before = (

@@ -1,11 +1,11 @@
-"""Several processes that train one fold together, as `torchrun` starts them.
+"""Several processes, started by `torchrun`, that train one fold together.
 
-Each holds the whole network, draws every batch and works on its part of it. What decides how a
-training goes on (loss, time, the wish to stop) is agreed upon, so that all of them do the same; the
-first one, the lead, alone writes files and speaks. Without torchrun there is one process, and
-nothing here does anything.
+Each process holds the whole network and works on its part of every batch. Whatever decides how the
+training continues (loss, time, a request to stop) is exchanged, so that all processes do the same.
+Only the first process, the lead, writes files and reports progress. Without torchrun there is a
+single process, and the functions here do nothing.
 
-torch is imported late: a command that finds no dataset need not wait for it.
+torch is imported late, so that a command that finds no dataset does not wait for it.
 """
 
 import contextlib
@@ -31,21 +31,22 @@ T = TypeVar("T")
 
 # While the lead preprocesses or predicts held-out cases, the others wait.
 _LONGEST_WAIT = timedelta(days=30)
-# As soon as one process has ended torchrun ends the others, even one that is telling the reason.
-_SECONDS_TO_TELL = 2.0
+# When one process has ended, torchrun ends the others, even one that is still printing its error.
+_SECONDS_TO_REPORT = 2.0
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """The processes that train a fold, seen from one of them.
+    """The processes that train a fold together, seen from one of them.
 
     Attributes:
         rank: Number of this process, from 0.
-        size: How many there are.
-        local_rank: Number of this process on its machine, which is that of its GPU.
-        local_size: How many there are on its machine.
-        control: torch's process group for all but tensors of the device.
+        size: Number of processes.
+        local_rank: Number of this process on its machine, which is also the number of its GPU.
+        local_size: Number of processes on its machine.
+        control: torch's process group for everything except tensors on the device; None for a
+            single process.
     """
 
     rank: int = 0
@@ -60,7 +61,10 @@ class Group:
         return self.rank == 0
 
     def part(self, batch_size: int) -> Part:
-        """What this process makes of every batch; shares differ by one sample at most.
+        """The part of every batch that this process makes; parts differ by one sample at most.
+
+        Args:
+            batch_size: Number of samples of the whole batch.
 
         Raises:
             OptionError: There are more processes than samples.
@@ -75,7 +79,7 @@ class Group:
         return Part(start=start, stop=stop, whole=batch_size)
 
     def own_limits(self, limits: Limits) -> Limits:
-        """What this process may use of what its machine's processes share."""
+        """This process's share of the limits for all processes of its machine."""
         if self.local_size == 1:
             return limits
         return Limits(
@@ -84,20 +88,21 @@ class Group:
         )
 
     def parallel(self, network: "nn.Module") -> "nn.Module":
-        """The network with gradients that are means over the processes; it shares its weights.
+        """Wraps the network so that gradients are averaged over the processes.
 
-        Every parameter that requires a gradient must get one in each backward pass.
+        The wrapper shares the network's weights. Every parameter that requires a gradient must get
+        one in each backward pass.
         """
         if self.size == 1:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        # Said of 1x1 convolutions on the CPU, whose strides can be written in two ways.
+        # The warning concerns 1x1 convolutions on the CPU, for which two sets of strides are valid.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         return DistributedDataParallel(network)
 
     def sum_(self, values: "Tensor") -> "Tensor":
-        """Adds up a tensor of the training's device over all processes, in place."""
+        """Sums a tensor on the training's device over all processes, in place."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -116,7 +121,7 @@ class Group:
         return bool(set_in > 0)
 
     def gather(self, items: Sequence[str]) -> list[str]:
-        """The items of all processes, in their order."""
+        """The items of all processes, in the order of the processes."""
         if self.size == 1:
             return list(items)
         import torch.distributed as dist
@@ -126,7 +131,7 @@ class Group:
         return [item for theirs in found for item in theirs]
 
     def lead_does(self, work: Callable[[], T]) -> T:
-        """What the lead's work comes to, in all processes; the others wait for it."""
+        """Runs `work` in the lead only; all processes wait for its result and return it."""
         if self.size == 1:
             return work()
         import torch
@@ -138,14 +143,18 @@ class Group:
         return result
 
     def wait(self) -> None:
-        """Waits until all processes have come here."""
+        """Waits until all processes have reached this call."""
         self.any(False)
 
     def check_equal(self, what: str, value: object) -> None:
-        """Makes sure that all processes have found the same.
+        """Checks that all processes have the same value.
+
+        Args:
+            what: Name of the value, for messages.
+            value: The value of this process.
 
         Raises:
-            AutoliverError: This one has not found what the lead has.
+            AutoliverError: The value of this process differs from that of the lead.
         """
         first = self.lead_does(lambda: value)
         if first != value:
@@ -156,15 +165,15 @@ class Group:
             )
 
 
-# The only process there is.
+# A single process.
 ALONE = Group()
 
 
 def launched() -> Group:
-    """This process as torchrun has numbered it, before it joins the others.
+    """This process as torchrun has numbered it, before it joins the other processes.
 
     Raises:
-        OptionError: The environment contradicts itself.
+        OptionError: The environment names several processes without a valid number for this one.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     # The only settings from the environment: torchrun has no other way to pass them.
@@ -184,13 +193,14 @@ def launched() -> Group:
 
 @contextlib.contextmanager
 def join_group() -> Iterator[Group]:
-    """Joins the processes that torchrun has started, if it has, for the duration of the block.
+    """Joins the processes that torchrun has started, if any, for the duration of the block.
 
-    Of processes that fail, the first raises its error; the others, which fail because of it or for
-    the same reason, end in silence with exit code 1.
+    The first process that fails raises its error. The others fail because of it or for the same
+    reason; they end with exit code 1 and without a message.
 
     Raises:
-        AutoliverError: A process was lost without a word.
+        AutoliverError: Another process was lost without reporting an error.
+        OptionError: The processes do not reach each other, or the environment is invalid.
     """
     place = launched()
     if place.size == 1:
@@ -205,20 +215,20 @@ def join_group() -> Iterator[Group]:
             group.wait()
     except BaseException as error:
         if not _fails_first(store):
-            time.sleep(_SECONDS_TO_TELL)
+            time.sleep(_SECONDS_TO_REPORT)
             raise SystemExit(1) from None
         if isinstance(error, RuntimeError) and _is_of_a_lost_process(error):
             raise AutoliverError(
                 f"Another of the {group.size} processes was killed, most likely by the kernel for "
-                "want of memory, or cannot be reached.",
-                hint="Its last words are above, if it had any. The same command again goes on.",
+                "lack of memory, or cannot be reached.",
+                hint="Its last messages, if any, are above. Run the same command again to resume.",
             ) from error
         raise
     dist.destroy_process_group()
 
 
 def _join(place: Group) -> tuple[Group, Any]:
-    """Takes up connection to the others; returns torch's store, which outlives them as well."""
+    """Connects to the other processes; also returns torch's store, which outlives the group."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -228,11 +238,11 @@ def _join(place: Group) -> tuple[Group, Any]:
         store, rank, size = next(rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
         raise OptionError(
-            f"Process {place.rank} of {place.size} does not reach the others: {error}",
+            f"Process {place.rank} of {place.size} cannot reach the others: {error}",
             hint="Start them with torchrun; across machines, see its --rdzv-endpoint.",
         ) from error
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # What an earlier group of these processes has left in the store is not for this one.
+    # The prefix hides what an earlier group of these processes has left in the store.
     store = PrefixStore(f"autoliver {next(_numbers)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     control = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
@@ -261,7 +271,7 @@ def _is_of_a_lost_process(error: RuntimeError) -> bool:
 
 @contextlib.contextmanager
 def _in_silence() -> Iterator[None]:
-    """No bars and no infos, which the lead shows already; warnings come through."""
+    """Hides progress bars and log messages below warnings; the lead shows them already."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

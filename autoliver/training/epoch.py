@@ -1,4 +1,4 @@
-"""What an epoch came to: the scores of its training patches and of patches of held-out cases."""
+"""Evaluates an epoch: scores of its training patches and of patches of held-out cases."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from autoliver.training.step import Stepper
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """What patches of held-out cases came to.
+    """The result of evaluating patches of held-out cases.
 
     Attributes:
-        loss: Mean over the batches.
-        tally: Of all of them.
-        waited: Seconds until the patches were there.
+        loss: Mean loss over the batches; None if there are no batches.
+        tally: Counts of all batches together.
+        waited: Seconds spent waiting for the patches.
     """
 
     loss: float | None
@@ -30,11 +30,11 @@ class HeldOut:
 
 
 def score_held_out(stepper: Stepper, batches: Iterable[TrainingBatch]) -> HeldOut:
-    """The loss and counts of batches with the network whose weights count; nothing is learned.
+    """Computes loss and counts of batches with the resulting network, without learning from them.
 
     Args:
-        stepper: Of the training.
-        batches: Of held-out cases, without augmentations.
+        stepper: The stepper of the training.
+        batches: Batches of held-out cases, without augmentations.
     """
     network = stepper.state.result.eval()
     losses, waited = [], 0.0
@@ -56,14 +56,14 @@ def epoch_log(
     iterations: int,
     seconds: float,
 ) -> EpochLog:
-    """The log of the epoch whose sums the state holds.
+    """Makes the log of the epoch whose sums the state holds.
 
     Args:
-        state: After the epoch's last step.
-        objective: Says what its counts come to.
-        held_out: What patches of held-out cases came to; None: there are none.
+        state: State after the epoch's last step.
+        objective: Computes scores from counts.
+        held_out: Result on patches of held-out cases; None if no cases are held out.
         iterations: Steps per epoch.
-        seconds: That the held-out cases took, besides the steps.
+        seconds: Seconds that the held-out cases took; the steps are counted separately.
     """
     sums = state.sums
     total = sums.seconds + seconds

@@ -1,4 +1,4 @@
-"""What a fold is trained from, and what comes out of it."""
+"""The inputs and the result of training one fold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ from autoliver.training.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTask:
-    """What to train, on what, and where to keep the state.
+    """The inputs of training one fold: what to train, on which data, and where.
 
     Attributes:
         configuration: The plan's decisions.
-        labels: Names and values; values are mapped to consecutive classes.
+        labels: Names and values of the labels; values are mapped to consecutive classes.
         train: Cases to draw training patches from.
         validation: Held-out cases for the online validation; may be empty.
         options: The training's options.
-        folder: Holds resume.pt, progress.jsonl and progress.png.
-        device: Where to train.
-        title: Names the training in the bar and the picture.
-        machine: Where the cases lie meanwhile, worker processes and memory; none of it changes the
-            outcome.
-        network_gb: Memory of the GPU that the training needs beside the cases.
-        group: The processes that train it together; changes nothing of the outcome, either.
-        start: Weights to begin with: the whole state dict of the configuration's network; None:
-            drawn ones.
+        folder: Folder of resume.pt, progress.jsonl and progress.png.
+        device: Device to train on.
+        title: Name of the training in the progress bar, the plot and messages.
+        machine: Where the cases are kept during training, the worker processes and the memory;
+            none of it changes the result.
+        network_gb: GPU memory that the training needs besides the cases, in GB.
+        group: The processes that train the fold together; they do not change the result either.
+        start: Initial weights, the complete state dict of the configuration's network; None:
+            random initialisation.
     """
 
     configuration: Configuration
@@ -59,20 +59,20 @@ class FoldTask:
 
     @property
     def files(self) -> FoldFolder:
-        """Where its state and its log lie."""
+        """The files of the state and the log."""
         return FoldFolder(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFold:
-    """What a training ended with.
+    """The result of training one fold.
 
     Attributes:
         weights: State dict of the network, on the CPU.
-        logs: One entry per finished epoch.
-        recipe: The optimiser and rate that were used.
-        mirror_axes: Patch axes along which the network has seen flipped patches.
-        finished: False when it was stopped before its end.
+        logs: One log per finished epoch.
+        recipe: The optimiser and learning rate that were used.
+        mirror_axes: Patch axes along which training patches were flipped.
+        finished: Whether the training reached its end; False if it was stopped before.
     """
 
     weights: dict[str, Tensor]
@@ -85,19 +85,21 @@ class TrainedFold:
 def patch_stream(
     task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
 ) -> PatchStream:
-    """The numbered batches of a fold, or this process's part, large enough for augmentations.
+    """The numbered batches of a fold, or this process's part of them.
+
+    Patches are drawn large enough for the augmentations that follow.
 
     Args:
         task: The fold.
-        cases: What to draw from.
-        spec: Augmentations to come; None: none.
-        number: Of the stream; those of a fold draw independently.
+        cases: Cases to draw patches from.
+        spec: Augmentations that follow; None: none.
+        number: Number of the stream; the streams of a fold draw independently.
     """
     configuration = task.configuration
     patch = configuration.patch_shape
     drawn = patch if spec is None else initial_patch_shape(patch, spec)
     classes = class_table(task.labels)
-    # Most labels are consecutive already; looking each voxel up takes longer than cutting it.
+    # Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
     consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
     sampler = PatchSampler(
         cases=cases,
@@ -113,12 +115,14 @@ def patch_stream(
 
 
 def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
-    """The training batches and those of the held-out cases, their cases where the task wants them.
+    """Opens the training batches and the batches of the held-out cases.
+
+    The cases are kept where `task.machine.cache` says.
 
     Raises:
-        OptionError: They do not fit there.
+        OptionError: The cases do not fit there.
     """
-    # Mirroring or not, patches are of the same size.
+    # The size of the patches does not depend on mirroring.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
     check_device(task.machine.cache, task.device)
     gb = cases_gb([*task.train, *task.validation])
@@ -127,6 +131,6 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     workers = task.machine.loaders
     return (
         Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
-        # Few and small: a thread is enough, whatever the cache.
+        # These batches are few: a thread is enough, whatever the cache.
         Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
     )

@@ -1,8 +1,8 @@
-"""Parts of a network that keep the weights they start with, for some epochs or for good.
+"""Freezes parts of a network: they keep their initial weights for some epochs or for good.
 
-The network says which parts it has and which weights they hold. Heads always learn. A frozen weight
-has no gradient, and optimisers leave such weights alone: neither momentum nor weight decay moves
-them, and the optimiser is the same one before and after a thaw.
+The network defines which parts it has and which weights belong to them. Heads are always trained. A
+frozen weight has no gradient, and optimisers skip such weights: neither momentum nor weight decay
+moves them. The optimiser therefore stays the same when a part is unfrozen.
 """
 
 import re
@@ -19,24 +19,27 @@ from autoliver.training.options import TrainingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Freezing:
-    """What is frozen, and how long.
+    """The frozen parts of a network, and how long each of them is frozen.
 
     Attributes:
         network: The network.
-        until: Of each frozen part, the epoch (from 0) it is trained from; None: it never is.
+        until: Frozen part -> the first epoch (from 0) in which it is trained; None: it is never
+            trained.
     """
 
     network: NetworkSpec
     until: Mapping[Part, int | None]
 
     def trainable(self, name: str, epoch: int) -> bool:
-        """Whether a parameter learns in an epoch, by its name in the state dict."""
+        """Whether a parameter, given by its name in the state dict, is trained in an epoch."""
         part = self.network.role(name).part
         until = 0 if part is None else self.until.get(part, 0)
         return until is not None and epoch >= until
 
     def apply(self, network: nn.Module, epoch: int) -> bool:
-        """Has the parameters of frozen parts, and no others, take gradients or not.
+        """Sets, for one epoch, which parameters of the frozen parts take gradients.
+
+        Parameters of other parts are left as they are.
 
         Returns:
             Whether anything has changed.
@@ -52,13 +55,14 @@ class Freezing:
 
 
 def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:
-    """What `options.freeze` and `options.unfreeze` mean for a network.
+    """Resolves `options.freeze` and `options.unfreeze` for a network.
 
-    A part that is to be thawed twice is thawed at the earlier epoch.
+    A part that is named twice in `options.unfreeze` is unfrozen at the earlier epoch.
 
     Raises:
-        OptionError: There is no such part, or it is thawed without being frozen, or too late, or
-            `options.encoder_factor` is given for a network that has no encoder.
+        OptionError: A part does not exist, is unfrozen without being frozen, or is unfrozen after
+            the end of the training; or `options.encoder_factor` is given for a network that has no
+            encoder.
     """
     _check_encoder(options, network)
     frozen = [
@@ -98,26 +102,26 @@ def _words(text: str | None) -> list[str]:
 
 
 def _thaw(word: str, options: TrainingOptions) -> tuple[str, int]:
-    """The part and the epoch of "encoder.4@20"."""
+    """Splits "encoder.4@20" into the part and the epoch."""
     named, _, epoch = word.partition("@")
     where = f"--unfreeze {options.unfreeze}"
     if not (epoch.isascii() and epoch.isdigit()):
         raise OptionError(
-            f"{where}: '{word}' is no part with an epoch.",
-            hint="Write it as encoder.4@20, several as encoder.4@20,encoder.3@40.",
+            f"{where}: '{word}' is not a part with an epoch.",
+            hint="Write it as encoder.4@20, or several as encoder.4@20,encoder.3@40.",
         )
     epochs = options.epochs + sum(options.extensions)
     if options.epochs and int(epoch) >= epochs:
         raise OptionError(
             f"{where}: the training ends before epoch {epoch}; its {epochs} epochs are numbered "
             f"from 0 to {epochs - 1}.",
-            hint="Name an earlier epoch, or leave it out: then the part stays frozen.",
+            hint="Give an earlier epoch, or leave it out: then the part stays frozen.",
         )
     return named.strip(), int(epoch)
 
 
 def _parts(word: str, network: NetworkSpec, *, where: str) -> list[Part]:
-    """The parts of "encoder", "encoder:2" (the stages below 2) or "encoder.2"."""
+    """The parts that "encoder", "encoder:2" (the stages below 2) or "encoder.2" stands for."""
     stages = {group.name: group.stages for group in network.parts}
     found = re.fullmatch(r"(\w+)(?:([.:])([0-9]+))?", word)
     if found is not None and found[1] in stages:
@@ -141,7 +145,7 @@ def _parts(word: str, network: NetworkSpec, *, where: str) -> list[Part]:
 
 
 def _stages(group: PartGroup, *, unit: bool = False) -> str:
-    """How many stages a group has, and the names of the first and the last."""
+    """Describes a group: the number of its stages, and the names of the first and the last."""
     words = f" stage{'s' if group.stages > 1 else ''}" if unit else ""
     first = f"{group.name}.0" + (f" ({group.first})" if group.first else "")
     last = f" to {group.name}.{group.stages - 1}" if group.stages > 1 else ""

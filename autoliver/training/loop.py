@@ -1,7 +1,7 @@
-"""Training of one fold: from preprocessed cases to weights.
+"""Trains one fold: from preprocessed cases to weights.
 
-Every step draws its patches and augmentations from a generator of its own, made from (seed, step).
-So a training that is killed and taken up again goes on as if nothing had happened: there is no
+Every step draws its patches and augmentations from its own generator, seeded with (seed, step). A
+training that was killed and is resumed therefore continues as if it had never stopped: there is no
 random state to save, and `resume.pt` may hold any step.
 """
 
@@ -30,20 +30,24 @@ from autoliver.training.recipes import Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
 
-_VALIDATION_SHARE = 5  # one validation batch for so many training batches, as nnU-Net's 50 for 250
+_VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
 
 
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
-    """Trains one fold, going on from `task.folder/resume.pt` where there is one.
+    """Trains one fold; continues from `task.folder/resume.pt` if it exists.
 
-    The state is saved after every epoch, and when `stop` says so.
+    The state is saved after every epoch, and when `stop` ends the training.
+
+    Args:
+        task: The fold to train.
+        stop: Called after every step; once it returns True, the training saves and ends.
 
     Raises:
         AutoliverError: The loss is not finite for several batches in a row (the message names the
             cases), or the device has too little memory.
-        ModelError: resume.pt is damaged or of another network.
+        ModelError: resume.pt is damaged or belongs to another network.
     """
     try:
         with same_bits(task.options.deterministic):
@@ -63,7 +67,7 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
 
 
 class _Loop:
-    """One training: what stays the same (task, spec, recipe) and the state that changes."""
+    """A running training: its task, its batches and its objective, and the state that changes."""
 
     def __init__(self, task: FoldTask) -> None:
         self.task = task
@@ -81,7 +85,7 @@ class _Loop:
             self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
 
     def _begin(self, state: TrainingState) -> None:
-        """Takes a state to go on from, with the augmentations of its recipe."""
+        """Continues from a state, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
         self.stepper = Stepper(self.task, self.objective, self.train, state)
@@ -93,9 +97,9 @@ class _Loop:
         )
 
     def begin_extension(self) -> bool:
-        """Goes from the end to the next extension; False: there is none."""
+        """Starts the next extension after the end; returns False if there is none."""
         state, iterations = self.state, self.task.options.iterations
-        # A time budget may have ended an epoch early: the rest of its batches is left out.
+        # A time budget may have ended an epoch early: the rest of its batches is skipped.
         step = -(-state.step // iterations) * iterations
         course = state.course.extended(self.task.options, state.recipe, step=step)
         if course is None:
@@ -104,7 +108,7 @@ class _Loop:
         return True
 
     def run(self, stop: Callable[[], bool]) -> TrainedFold:
-        """Steps until the training is over or `stop` says so."""
+        """Takes steps until the training is over or `stop` returns True."""
         options, drawn = self.task.options, time.monotonic()
         last = self.state.course.last_step(options)
         bar = _bar(self.task.title, first=self.state.step, last=last)
@@ -114,7 +118,7 @@ class _Loop:
                 self.stepper.take(batch)
                 self._note_time()
                 bar.update()
-                # Once: what is asked for later is seen after the next step.
+                # Asked only once per step: a later request is seen after the next step.
                 stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
@@ -129,8 +133,8 @@ class _Loop:
         if self.state.logs:
             self._draw()
         elif last == 0:
-            self._save()  # the weights to start with are the result, and can be extended
-        self.group.wait()  # the first to end could have the others killed while they save
+            self._save()  # without steps, the initial weights are the result; can be extended
+        self.group.wait()  # torchrun could kill the others while they save once one has ended
         return self._trained()
 
     def _trained(self) -> TrainedFold:
@@ -144,11 +148,11 @@ class _Loop:
         )
 
     def _note_time(self) -> None:
-        # By the clock, not by what was timed: saving and drawing count towards --hours, too.
+        # By the clock rather than a sum of timings: saving and drawing also count towards --hours.
         now = time.monotonic()
         self.state.elapsed += now - self.since
         self.since = now
-        if self.task.options.hours is not None:  # one clock decides
+        if self.task.options.hours is not None:  # the lead's clock decides for all processes
             self.state.elapsed = self.group.lead_does(lambda: self.state.elapsed)
 
     def _done(self) -> float:
@@ -179,7 +183,10 @@ class _Loop:
             self.board.add(state.logs[-1])
 
     def _held_out(self) -> HeldOut | None:
-        """What patches of the held-out cases come to, the same ones after every epoch."""
+        """Scores patches of the held-out cases, the same ones after every epoch.
+
+        None if no cases are held out.
+        """
         if not self.task.validation:
             return None
         numbers = range(max(1, self.task.options.iterations // _VALIDATION_SHARE))
@@ -211,11 +218,11 @@ class _Loop:
         return state
 
     def _affordable_steps(self, hours: float) -> int:
-        """Steps that fit into the time budget, by timing a few on the fresh network."""
+        """Estimates the steps that fit into a time budget by timing a few on a new network."""
         start = time.monotonic()
         for batch in self._batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
-            if batch.number == 0:  # the first one pays for allocations
+            if batch.number == 0:  # not timed: the first step also allocates memory
                 start = time.monotonic()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
         return int(hours * 3600.0 / seconds)
@@ -223,7 +230,7 @@ class _Loop:
     def _save(self) -> None:
         if not self.group.leads:
             return
-        # The log first: a log that is one epoch ahead is cut when the training is taken up again.
+        # The log first: a log that is one epoch ahead is cut when the training is resumed.
         write_progress(self.task.files.progress, self.state.logs)
         save_training_state(self.task.files.resume, self.state.snapshot())
 

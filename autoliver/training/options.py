@@ -1,4 +1,4 @@
-"""How a fold is trained, as a value: saved beside the run, compared when it is taken up again."""
+"""The training options as a value: saved with the run, and compared when the run is resumed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,46 +23,50 @@ from autoliver.values import (
     natural,
 )
 
-# Below this many steps the adaptive recipe wins on real data (docs/RESULTS.md).
+# Below this number of steps, the adaptive recipe is better on real data (docs/RESULTS.md).
 SHORT_BELOW_STEPS = 20_000
-# What is learned already takes fewer epochs, and few cases are learned by heart before long.
+# A pretrained network needs fewer epochs, and few cases are soon memorised.
 PRETRAINED_EPOCHS = 300
 FEW_EPOCHS = 150
 FEW_CASES = 30
-# What a generator of PyTorch takes.
+# The largest seed that PyTorch's generators accept.
 _MOST_SEED = 2**63 - 1
 
 
 class TrainingOptions(Artifact, frozen=True, kw_only=True):
-    """Everything that decides what a training ends with, besides the plan and the data.
+    """Everything besides the plan and the data that determines the result of a training.
 
     Attributes:
-        epochs: Number of epochs.
+        epochs: Number of epochs, without extensions.
         iterations: Optimiser steps per epoch.
-        hours: Time budget; the learning rate reaches its end when the first of epochs and hours
-            does. None: epochs alone decide.
-        schedule: A recipe of `training/recipes.py`; "scratch" is another name of "nnunet", "auto"
-            goes by the number of steps and by what the training starts with.
-        augment: Augmentations applied to training patches: "default", "none", or changes of
-            appearance on top of the default (`training/augment/choice.py`).
-        seed: Of weights, patches and augmentations.
-        foreground: Share of the patches of a batch that must show foreground.
-        loss: The objective, by its name in `training/objectives/choice.py`.
+        hours: Time budget in hours; the training ends, and the learning rate reaches its end, as
+            soon as either epochs or hours are used up. None: epochs alone decide.
+        schedule: Name of a recipe of `training/recipes.py`; "scratch" is another name for "nnunet",
+            and "auto" chooses by the number of steps and by the initial weights.
+        augment: Augmentations of training patches: "default", "none", or changes of appearance
+            besides the default ones (`training/augment/choice.py`).
+        seed: Seed of initial weights, patches and augmentations.
+        foreground: Share of the patches of a batch that must show foreground, 0 to 1.
+        loss: Name of the objective (`training/objectives/choice.py`).
         lr: Peak learning rate; None: the recipe's.
-        optimiser: None: the recipe's. Another one comes with the rate and weight decay of the
-            recipe that uses it.
-        mirror: Whether patches are flipped; None: the recipe's.
+        optimiser: "sgd" or "adamw"; None: the recipe's. If it differs from the recipe's, learning
+            rate and weight decay come from a recipe that uses it.
+        mirror: Whether patches are flipped; None: the recipe decides.
         batch_size: Patches per step; None: the plan's.
         patch: Patch shape in the order of the plan's axes; None: the plan's.
-        patience: Epochs without a better running mean (`training/course.py`) after which the rate
-            falls to its end early; None: never.
-        deterministic: Whether every operation gives the same bits again on the same machine.
-        extensions: Epochs that were added after the end, one number for each time.
-        pretrained: Name of the model whose weights the training starts with; None: drawn ones.
-        freeze: Parts of the network that keep these weights (`training/freezing.py`).
-        unfreeze: Frozen parts that are trained from some epoch on.
-        encoder_factor: What the encoder's learning rate is of that of the rest.
-        heads: Whether the heads' rows come from the source by label, or are drawn.
+        patience: Number of epochs without a better running mean (`training/course.py`) after which
+            the training ends early; None: it never does.
+        deterministic: Whether every operation is reproducible bit by bit on the same machine.
+        extensions: Epochs added after the end, one number per extension.
+        pretrained: Name of the model whose weights the training starts from; None: random
+            initialisation.
+        freeze: Parts of the network that keep the initial weights (`training/freezing.py`); None:
+            no part does.
+        unfreeze: Frozen parts with the epoch from which they are trained; None: all of them stay
+            frozen.
+        encoder_factor: Factor of the encoder's learning rate relative to the rest of the network.
+        heads: "map": rows of the heads are taken from the source by label; "reset": they are
+            initialised at random.
     """
 
     KIND: ClassVar[str] = "options"
@@ -94,20 +98,21 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimiser steps of the whole training, without extensions."""
         return self.epochs * self.iterations
 
 
-# Where another optimiser takes its rate from: one for one optimiser is none for the other.
+# Recipe -> recipe of the other optimiser that provides the learning rate if --optimiser is given: a
+# rate for one optimiser does not suit the other.
 _LIKE = {"nnunet": "short", "short": "nnunet", "finetune": "adamw", "adamw": "finetune"}
 
 
 def default_epochs(pretrained: str | None, cases: int) -> int:
-    """Epochs of a training for which none were asked.
+    """The number of epochs of a training if none is given.
 
     Args:
-        pretrained: As in `TrainingOptions`.
-        cases: How many it trains on.
+        pretrained: Name of the pretrained model, as in `TrainingOptions`.
+        cases: Number of training cases.
     """
     if pretrained is None:
         return TrainingOptions().epochs
@@ -115,11 +120,13 @@ def default_epochs(pretrained: str | None, cases: int) -> int:
 
 
 def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Recipe:
-    """The recipe of `options.schedule` with what the options override; "auto" goes by the steps.
+    """The recipe of `options.schedule`, with the values that other options override.
 
     Args:
-        options: The training's options. With changes of appearance nothing is mirrored by default.
-        steps: Steps that will be done, where a time budget allows fewer than `options.steps`.
+        options: The training's options. With changes of appearance, patches are not mirrored by
+            default.
+        steps: Steps that the time budget allows, if these are fewer than `options.steps`; None: no
+            such limit.
     """
     planned = options.steps if steps is None else min(steps, options.steps)
     name = _recipe_name(options, planned)
@@ -144,7 +151,7 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
     if options.mirror is not None:
         recipe = recipe.replace(mirror=options.mirror)
     elif parse_augment(options.augment):
-        # Where contrasts do not tell, left and right are what tells liver from spleen.
+        # Without a known contrast, the side of the body is what distinguishes liver and spleen.
         recipe = recipe.replace(mirror=False)
     return recipe
 
@@ -158,25 +165,25 @@ def _recipe_name(options: TrainingOptions, steps: int) -> str:
 
 
 def why_schedule(options: TrainingOptions, cases: int) -> str:
-    """What the training follows and why, in one sentence.
+    """Says in one sentence which recipe the training follows and why.
 
     Args:
-        options: Of the training.
-        cases: How many it trains on.
+        options: The training's options.
+        cases: Number of training cases.
     """
     name, recipe = _recipe_name(options, options.steps), choose_recipe(options)
     if options.steps == 0:
-        return f"No epochs: the model is the weights of {options.pretrained} as they are."
+        return f"No epochs: the model keeps the weights of {options.pretrained} as they are."
     if options.schedule != "auto":
-        why = "as --schedule asked for"
+        why = "--schedule names it"
     elif options.hours is not None:
-        return "auto: decided by the steps that the time budget allows, once some have been timed."
+        return "auto: chosen by the steps that the time budget allows, once some have been timed."
     elif name == "short":
         why = f"{options.steps:,} steps are fewer than {SHORT_BELOW_STEPS:,}"
     elif options.pretrained is None:
-        why = f"{options.steps:,} steps are enough for nnU-Net's own"
+        why = f"{options.steps:,} steps are enough for the recipe of nnU-Net"
     else:
-        why = f"it starts with the weights of {options.pretrained}"
+        why = f"the training starts from the weights of {options.pretrained}"
     length = f"{options.epochs} epochs"
     if options.pretrained is not None and options.epochs == default_epochs(
         options.pretrained, cases
@@ -184,17 +191,20 @@ def why_schedule(options: TrainingOptions, cases: int) -> str:
         few = "fewer than" if cases < FEW_CASES else "at least"
         length += f" for {cases} training cases ({few} {FEW_CASES})"
     return (
-        f"{name}, since {why}: {recipe.optimizer}, rate up to {recipe.learning_rate:.3g}, {length}."
+        f"{name}, because {why}: {recipe.optimizer}, peak learning rate "
+        f"{recipe.learning_rate:.3g}, {length}."
     )
 
 
 def changed_configuration(configuration: Configuration, options: TrainingOptions) -> Configuration:
-    """The configuration with the patch and batch that the options ask for, and the new reasons.
+    """The configuration with the patch and batch size of the options, and reasons for them.
 
     Raises:
-        OptionError: The network cannot take such patches; the nearest that it can are named.
+        OptionError: The network cannot process patches of this shape; the hint names the nearest
+            shape that it can.
     """
     changes: dict[str, object] = {}
+    # The texts of the reasons count in the digest of the model's plan: they must stay as they are.
     reasons = dict(configuration.reasons)
     if options.batch_size is not None:
         changes["batch_size"] = options.batch_size
@@ -221,8 +231,8 @@ def _check_patch(patch: tuple[int, ...], configuration: Configuration) -> None:
     fitting = tuple(n * s for n, s in zip(nearest, strides, strict=True))
     if patch != fitting:
         raise OptionError(
-            f"--patch {given}: the network halves patches until they are {_times(strides)} times "
-            "smaller; sizes must be multiples of that, and leave more than one voxel.",
+            f"--patch {given}: the network reduces the size of patches by a factor of "
+            f"{_times(strides)}; sizes must be multiples of it, and leave more than one voxel.",
             hint=f"The nearest is --patch {','.join(str(n) for n in fitting)}.",
         )
 
@@ -232,7 +242,7 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def flag_name(name: str) -> str:
-    """The option of `train` that sets a field: batch-size."""
+    """The name, without dashes, of the option of `train` that sets a field: batch-size."""
     return name.replace("_", "-")
 
 
@@ -245,7 +255,10 @@ _WITHOUT_FLAG: dict[str, dict[object, str]] = {
 
 
 def flag(name: str, value: object) -> str:
-    """A field of the options as it is given to `train`: --batch-size 4, --no-mirror."""
+    """Writes a field and its value as given to `train`: --batch-size 4, --no-mirror.
+
+    Some values cannot be given as an option: they are described in words.
+    """
     words = flag_name(name)
     if value in _WITHOUT_FLAG.get(name, {}):
         return _WITHOUT_FLAG[name][value]
@@ -259,34 +272,34 @@ def flag(name: str, value: object) -> str:
 
 
 def patch_sizes(value: object) -> tuple[int, ...]:
-    """The sizes of a patch.
+    """Reads the sizes of a patch.
 
     Args:
-        value: "96,160,160", or several numbers.
+        value: Text such as "96,160,160", or a list or tuple of whole numbers.
 
     Raises:
-        OptionError: It is neither.
+        OptionError: The value is neither.
     """
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     sizes = [natural(part) for part in parts] if isinstance(parts, list | tuple) else []
     known = tuple(size for size in sizes if size is not None)
     if not sizes or len(known) < len(sizes):
         raise OptionError(
-            f"--patch: {value!r} is no list of sizes as 96,160,160.",
+            f"--patch: {value!r} is not a list of sizes such as 96,160,160.",
             hint="Give one size for each axis of the plan.",
         )
     return known
 
 
 def given_options(given: Mapping[str, object]) -> TrainingOptions:
-    """Options of which some were given, the others being as `TrainingOptions` has them.
+    """Makes options from some given fields; the other fields have their defaults.
 
     Args:
-        given: Field -> value, of any kind.
+        given: Field -> value, of any type.
 
     Raises:
-        OptionError: There is no such option, or its value is of another type: naming the option,
-            the value and what it may be.
+        OptionError: An option does not exist, or its value has the wrong type; the message names
+            the option, the value and what is allowed.
     """
     kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
     check_known(given, kinds, of="train")
@@ -298,10 +311,10 @@ def given_options(given: Mapping[str, object]) -> TrainingOptions:
 
 
 def check_options(options: TrainingOptions) -> None:
-    """Refuses options that cannot train.
+    """Refuses options with which no training is possible.
 
     Raises:
-        OptionError: Naming the option, its value and what it may be.
+        OptionError: An option is invalid; the message names it, its value and what is allowed.
     """
     for name in ("epochs", "iterations", "batch_size", "patience"):
         value = getattr(options, name)
@@ -323,14 +336,14 @@ def check_options(options: TrainingOptions) -> None:
 
 
 def _check_from_scratch(options: TrainingOptions) -> None:
-    """Refuses what makes sense only for weights of another model."""
+    """Refuses options that make sense only for the weights of a trained model."""
     default = TrainingOptions()
     for name in ("freeze", "unfreeze", "encoder_factor", "heads"):
         value = getattr(options, name)
         if value != getattr(default, name):
             raise OptionError(
-                f"{flag(name, value)} is for weights of a trained model; this training starts with "
-                "weights drawn at random, which are not worth keeping.",
+                f"{flag(name, value)} is for weights of a trained model; this training starts from "
+                "random weights, which are not worth keeping.",
                 hint="Name a model with --pretrained, or leave the option out.",
             )
 
@@ -340,11 +353,11 @@ def _check_together(options: TrainingOptions) -> None:
     parse_augment(options.augment)
     if options.mirror and options.augment == "none":
         raise OptionError(
-            "--mirror asks for flipped patches, --augment none for none.",
+            "--mirror asks for flipped patches, but --augment none allows no augmentation.",
             hint="Leave one of them out.",
         )
     if options.deterministic and options.hours is not None:
         raise OptionError(
-            "--deterministic cannot be kept with --hours: the clock would decide on the rate.",
+            "--deterministic does not go with --hours: the rate would depend on the clock.",
             hint="Give --epochs instead.",
         )

@@ -1,4 +1,4 @@
-"""What a training did, epoch by epoch: one JSON line each, and a picture of it."""
+"""The log of a training: one JSON line per epoch, and a plot of the epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,14 @@ from autoliver.training.objectives.objective import Scores
 
 
 class FurtherScores(Record, frozen=True, kw_only=True):
-    """The scores of an objective that has others besides Dice.
+    """Scores besides Dice, for objectives that have some.
 
     Attributes:
-        train: Name -> value, over all training patches of the epoch.
-        validation: The same on patches of the held-out cases; None where none are held back.
-        watched: The one whose rise on held-out patches is progress; None: the mean Dice.
+        train: Name -> value, over all training patches of the epoch; a value is None where there
+            is nothing to score.
+        validation: The same on patches of the held-out cases; None where no cases are held out.
+        watched: Name of the score whose rise on held-out patches counts as progress; None: the
+            mean Dice.
     """
 
     train: dict[str, float | None]
@@ -30,17 +32,20 @@ class EpochLog(Record, frozen=True, kw_only=True):
     """One finished epoch.
 
     Attributes:
-        epoch: Number, from 0.
-        step: Optimiser steps done at its end.
-        learning_rate: At its last step.
-        train_loss: Mean over its steps.
-        train_dice: Mean foreground Dice over all its training patches.
-        validation_loss: On patches of the held-out cases; None where none are held back.
-        validation_dice: Per foreground label, on the same patches; None where the label is absent.
-        seconds: Duration, validation included.
-        data_wait: Share of it spent waiting for patches.
+        epoch: Number of the epoch, from 0.
+        step: Optimiser steps done at the end of the epoch.
+        learning_rate: Learning rate of the last step.
+        train_loss: Mean loss over the epoch's steps; None if every step was skipped.
+        train_dice: Mean foreground Dice over all training patches of the epoch; None if no label
+            occurs in them.
+        validation_loss: Mean loss on patches of the held-out cases; None where no cases are held
+            out.
+        validation_dice: Dice per foreground label on the same patches; None for a label that is
+            absent, and None as a whole where no cases are held out.
+        seconds: Duration including validation, in seconds.
+        data_wait: Share of the duration that was spent waiting for patches, 0 to 1.
         skipped: Cases of batches whose loss was not finite; their steps were not taken.
-        scores: Those besides Dice; left out of the file where the objective has none.
+        scores: Scores besides Dice; left out of the file where the objective has none.
     """
 
     epoch: int
@@ -57,14 +62,15 @@ class EpochLog(Record, frozen=True, kw_only=True):
 
     @property
     def mean_validation_dice(self) -> float | None:
-        """Over the labels that occur."""
+        """Mean validation Dice of the labels that occur; None if there are none."""
         return Scores(labels=self.validation_dice or ()).mean
 
     @property
     def watched(self) -> float | None:
-        """What should rise: the watched score of held-out patches, or minus the training loss.
+        """The value whose rise counts as progress; None if the epoch has no such value.
 
-        None: the epoch does not say.
+        It is the watched score on held-out patches or, where no cases are held out, minus the
+        training loss.
         """
         if self.validation_dice is None:
             return None if self.train_loss is None else -self.train_loss
@@ -74,7 +80,7 @@ class EpochLog(Record, frozen=True, kw_only=True):
 
 
 def summarise(log: EpochLog) -> str:
-    """An epoch in a few words, for a bar."""
+    """Summarises an epoch in a few words for the progress bar."""
     parts = [f"epoch {log.epoch + 1}"]
     if log.train_loss is not None:
         parts.append(f"loss {log.train_loss:.3f}")
@@ -87,7 +93,10 @@ def summarise(log: EpochLog) -> str:
 
 
 def read_progress(path: Path) -> list[EpochLog]:
-    """The epochs of `progress.jsonl`; a last line cut short by a kill is left out."""
+    """Reads the epochs of `progress.jsonl`, up to a line that a killed process left incomplete.
+
+    Without the file there are no epochs.
+    """
     logs = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -103,7 +112,7 @@ def write_progress(path: Path, logs: Sequence[EpochLog]) -> None:
 
 
 def draw_progress(path: Path, logs: Sequence[EpochLog], *, title: str) -> None:
-    """Losses, Dice and learning rate over epochs as a PNG."""
+    """Plots losses, Dice and learning rate over the epochs and saves the plot as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,11 +1,12 @@
-"""Optimisers and their learning rates over a training."""
+"""Recipes: optimisers and the course of their learning rates over a training."""
 
 from typing import Literal
 
 from autoliver.artifacts import Record
 
 Optimiser = Literal["sgd", "adamw"]
-# "scratch" is another name of "nnunet"; "auto" decides by the number of steps and the weights.
+# "scratch" is another name for "nnunet"; "auto" chooses a recipe by the number of steps and by
+# whether the training starts from the weights of a model.
 Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
 
 
@@ -13,25 +14,26 @@ class Recipe(Record, frozen=True, kw_only=True):
     """An optimiser and its learning rate over the training.
 
     The rate rises linearly to `learning_rate` during the first `warmup` share of the training and
-    then follows `learning_rate * (1 - t) ** power`, t being the share of the rest that is done.
-    Where it changes by epoch, the warm-up is a whole number of epochs.
+    then follows `learning_rate * (1 - t) ** power`, where t is the finished share of the rest. If
+    the rate changes by epoch, the warm-up is a whole number of epochs.
 
     Attributes:
         optimizer: "sgd" (Nesterov, momentum 0.99) or "adamw".
-        learning_rate: Peak rate.
-        weight_decay: As the optimiser defines it.
-        warmup: Share of the training, 0 to 1.
-        warmup_epochs: Its length at most; None: as long as its share.
-        power: Of the polynomial decay.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay as the optimiser defines it.
+        warmup: Warm-up as a share of the training, 0 to 1.
+        warmup_epochs: Maximum length of the warm-up in epochs; None: no maximum.
+        power: Exponent of the polynomial decay.
         per_step: Whether the rate changes every step rather than every epoch.
-        average: Decay of the running mean of the weights that is kept as the result; 0: none.
+        average: Decay of the running mean of the weights, which is kept as the result; 0: no
+            running mean.
         mirror: Whether patches are flipped along all axes. In a short training there is no time to
-            learn mirrored anatomy as well (docs/RESULTS.md), and prediction need not average over
-            flips: it takes an eighth of the time.
-        clip: Norm that the gradients are cut to.
+            learn mirrored anatomy as well (docs/RESULTS.md). Without flips, prediction need not
+            average over flips either, which takes an eighth of the time.
+        clip: Maximum norm that the gradients are clipped to.
         betas: Decays of AdamW's running means.
-        transfer_share: What the peak rate of a training that starts with another's weights is of
-            that of one from scratch.
+        transfer_share: Factor of the peak rate for a training that starts from the weights of
+            another model instead of from scratch.
     """
 
     optimizer: Optimiser
@@ -48,9 +50,9 @@ class Recipe(Record, frozen=True, kw_only=True):
     transfer_share: float = 1.0
 
 
-# "nnunet" is nnU-Net's; "finetune" is that of its PretrainedTrainer, "adamw" that of Primus (Wald
-# et al., 2025). The share of "short" is from phantoms: with a third of the rate nothing was lost on
-# the target, and less forgotten of the source.
+# "nnunet" is the recipe of nnU-Net, "finetune" that of its PretrainedTrainer, and "adamw" that of
+# Primus (Wald et al., 2025). The transfer share of "short" was measured on phantoms: with a third
+# of the rate the network was as good on the target and forgot less of the source.
 RECIPES: dict[str, Recipe] = {
     "nnunet": Recipe(optimizer="sgd", learning_rate=1e-2, weight_decay=3e-5),
     "finetune": Recipe(
@@ -85,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
-    """The rate when a share `done` (0 to 1) of the training is over."""
+    """The learning rate when a share `done` (0 to 1) of the training is over."""
     if done < recipe.warmup:
         return recipe.learning_rate * max(done, 1e-3) / recipe.warmup
     rest = (done - recipe.warmup) / (1.0 - recipe.warmup)
@@ -93,7 +95,10 @@ def learning_rate(recipe: Recipe, done: float) -> float:
 
 
 def epoch_rate(recipe: Recipe, epoch: int, epochs: int) -> float:
-    """The rate of an epoch, counted from 0, where it changes by epoch; its warm-up ends on top."""
+    """The learning rate of an epoch, counted from 0, for a rate that changes by epoch.
+
+    The last epoch of the warm-up has the peak rate.
+    """
     warm = round(recipe.warmup * epochs)
     if epoch < warm:
         return recipe.learning_rate * (epoch + 1) / warm

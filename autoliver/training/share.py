@@ -1,4 +1,4 @@
-"""The share of a batch that one of several processes makes."""
+"""The part of a batch that one of several processes makes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class OfSample(Protocol):
-    """A dataclass that says what happens to one sample of a batch."""
+    """A dataclass that describes what happens to one sample of a batch."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def sample(self) -> int:
-        """Index in the batch."""
+        """Index of the sample in the batch."""
 
 
 D = TypeVar("D", bound=OfSample)
@@ -20,12 +20,12 @@ D = TypeVar("D", bound=OfSample)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """The samples of a batch that this process makes; others make the rest of it.
+    """The samples of a batch that this process makes; other processes make the rest.
 
     Attributes:
-        start: Index of the first one.
-        stop: Index after the last one.
-        whole: Size of the batch.
+        start: Index of the first sample.
+        stop: Index after the last sample.
+        whole: Number of samples of the whole batch.
     """
 
     start: int
@@ -33,7 +33,7 @@ class Part:
     whole: int
 
     def own(self, draws: Sequence[D]) -> list[D]:
-        """Of what was drawn for a batch, that of this part, its samples counted from the start."""
+        """Selects the draws for samples of this part and counts their samples from its start."""
         return [
             replace(draw, sample=draw.sample - self.start)
             for draw in draws

@@ -1,4 +1,4 @@
-"""All that changes during a training, and its form on disk."""
+"""The state of a training: everything that changes during it, and its form on disk."""
 
 import copy
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from autoliver.training.recipes import Recipe
 
 @dataclass(kw_only=True)
 class EpochSums:
-    """What the running epoch has gathered so far.
+    """What the current epoch has accumulated so far.
 
     Attributes:
-        losses: Of its steps.
-        tally: Of their batches.
-        skipped: Cases of batches without a finite loss.
-        seconds: Time spent.
-        waited: Share of it spent waiting for patches.
+        losses: Losses of the steps taken.
+        tally: Counts of the batches of these steps.
+        skipped: Cases of batches that were skipped because they were not finite.
+        seconds: Seconds spent.
+        waited: Seconds of these that were spent waiting for patches.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -42,20 +42,20 @@ class EpochSums:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Weights, optimiser and counters.
+    """Weights, optimiser and counters of a training.
 
     Attributes:
-        recipe: What the optimiser was made from.
+        recipe: The recipe that the optimiser was made from.
         network: The network being trained.
-        averaged: Running mean of its weights, where the recipe keeps one.
-        optimizer: Of the network's weights.
-        scaler: Loss scaling for float16; disabled otherwise.
-        sums: Of the running epoch.
-        logs: Of the finished epochs.
+        averaged: Network with the running mean of the weights; None if the recipe keeps none.
+        optimizer: Optimiser of the network's weights.
+        scaler: Loss scaling for float16; disabled for other precisions.
+        sums: What the current epoch has accumulated.
+        logs: One log per finished epoch.
         step: Steps done.
         elapsed: Seconds spent in all sessions.
-        failures: Batches in a row without a finite loss.
-        course: What end and rate depend on, besides the steps done.
+        failures: Number of batches in a row that were skipped because they were not finite.
+        course: What the end and the learning rate depend on besides the steps done.
     """
 
     recipe: Recipe
@@ -72,13 +72,13 @@ class TrainingState:
 
     @property
     def result(self) -> nn.Module:
-        """The network whose weights count: the running mean where there is one."""
+        """The network whose weights are the result: the running mean, if there is one."""
         return self.averaged if self.averaged is not None else self.network
 
     def update_average(self) -> None:
-        """Moves the running mean towards the weights.
+        """Moves the running mean towards the current weights, if the recipe keeps one.
 
-        The decay grows with the steps, so that the mean forgets the untrained start.
+        The decay grows with the number of steps, so that the mean forgets the untrained weights.
         """
         if self.averaged is None:
             return
@@ -89,7 +89,7 @@ class TrainingState:
             )
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything but the logs, as tensors and plain values."""
+        """The state without its logs, as tensors and plain values."""
         return {
             "recipe": msgspec.to_builtins(self.recipe),
             "network": self.network.state_dict(),
@@ -108,25 +108,25 @@ class TrainingState:
         }
 
     def restore(self, saved: dict[str, Any], *, where: str) -> None:
-        """Takes over a snapshot of a state of the same network and recipe.
+        """Restores a snapshot of a state with the same network and recipe; logs stay as they are.
 
         Args:
             saved: The snapshot.
-            where: Where it comes from, for messages.
+            where: File that it comes from, for messages.
 
         Raises:
-            ModelError: It is of another network or objective.
+            ModelError: The snapshot belongs to another network or objective.
         """
         check_fit(saved["network"], self.network, where=where)
         self.network.load_state_dict(saved["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(saved["averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"]:  # empty where the training was begun without loss scaling
+        if saved["scaler"]:  # empty if the training was started without loss scaling
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         self.failures = saved["failures"]
-        # Version 0.1 had no other course than the recipe's.
+        # Version 0.1 saved no course: its trainings always followed the recipe.
         self.course = to_record(saved.get("course", {}), Course, where=where)
         self.sums = EpochSums(
             losses=saved["losses"],
@@ -146,18 +146,18 @@ def new_state(
     sums: EpochSums,
     start: Mapping[str, Tensor] | None = None,
 ) -> TrainingState:
-    """The state before the first step.
+    """Makes the state of a training before its first step.
 
     Args:
         spec: The network.
-        recipe: Of the training.
-        options: Of the training; its seed alone decides on drawn weights.
-        device: Where the network goes.
-        sums: Of no steps.
-        start: Weights to begin with, the running mean too; None: drawn ones.
+        recipe: The recipe of the training.
+        options: The options of the training; only the seed influences randomly initialised weights.
+        device: Where the network is trained.
+        sums: Empty sums of the first epoch.
+        start: Initial weights of the network and of its running mean; None: random initialisation.
 
     Raises:
-        ModelError: `start` is of another network.
+        ModelError: `start` belongs to another network.
     """
     generator = torch.Generator().manual_seed(options.seed)
     network = build_network(spec, deep_supervision=True, generator=generator)
@@ -165,7 +165,7 @@ def new_state(
         check_fit(start, network, where="The weights to start with")
         network.load_state_dict(dict(start))
     for name, parameter in network.named_parameters():
-        # DistributedDataParallel would wait for a gradient.
+        # DistributedDataParallel would wait for the gradient of an idle weight.
         parameter.requires_grad_(not spec.role(name).idle)
     layout = memory_format(spec, device)
     network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -180,12 +180,12 @@ def new_state(
 
 
 def saved_recipe(saved: dict[str, Any], *, where: str) -> Recipe:
-    """The recipe that a snapshot was trained with, whatever would be chosen today."""
+    """The recipe that a snapshot was trained with, even if another would be chosen now."""
     return to_record(saved["recipe"], Recipe, where=where)
 
 
 def memory_format(spec: NetworkSpec, device: torch.device) -> torch.memory_format:
-    """The layout of weights and patches that trains fastest.
+    """The memory layout of weights and patches with which training is fastest.
 
     On the CPU, channels last nearly halves the time of 3D convolutions forward and backward (0.77 s
     against 0.41 s a step for 8 features, batch 4, 40x56x40, on 2 cores).
@@ -196,7 +196,7 @@ def memory_format(spec: NetworkSpec, device: torch.device) -> torch.memory_forma
 
 
 def amp_dtype(device: torch.device) -> torch.dtype | None:
-    """The precision of the forward pass: bfloat16 or float16 on CUDA, None (float32) elsewhere."""
+    """The autocast type of the forward pass: bfloat16 or float16 on CUDA, else None (float32)."""
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -205,7 +205,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 def _make_optimizer(
     network: nn.Module, spec: NetworkSpec, recipe: Recipe, *, encoder_factor: float
 ) -> torch.optim.Optimizer:
-    """The optimiser; its groups' "factor", where they have one, is that of the rate."""
+    """Makes the optimiser; "factor" of a parameter group multiplies its learning rate."""
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
     if encoder_factor != 1.0:
         encoder: list[nn.Parameter] = []
@@ -213,7 +213,7 @@ def _make_optimizer(
         for name, parameter in network.named_parameters():
             part = spec.role(name).part
             (encoder if part and part[0] == ENCODER else rest).append(parameter)
-        # The rest first: its rate is the one that is logged.
+        # The rest comes first because the rate of the first group is logged.
         groups = [{"params": rest, "factor": 1.0}, {"params": encoder, "factor": encoder_factor}]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(

@@ -1,4 +1,4 @@
-"""One step of a training: forward, loss, backward, and batches whose loss is not finite."""
+"""One training step: forward, loss, backward; batches that are not finite are skipped."""
 
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -18,18 +18,18 @@ _PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving
 
 
 class Stepper:
-    """Takes the steps of a training, from a state that it changes."""
+    """Takes training steps and updates the training state in place."""
 
     def __init__(
         self, task: FoldTask, objective: Objective, train: Patches, state: TrainingState
     ) -> None:
-        """Takes what stays the same, and the state before the next step.
+        """Prepares to continue a training from its state.
 
         Args:
-            task: The fold.
+            task: The fold to train.
             objective: What is minimised.
-            train: Where the batches come from; those that go wrong are drawn again.
-            state: Of the training.
+            train: Source of the batches; a batch that is not finite is drawn again to inspect it.
+            state: State of the training before the next step; every step changes it.
         """
         self.task = task
         self.objective = objective
@@ -42,10 +42,11 @@ class Stepper:
         self.parallel = task.group.parallel(state.network)
 
     def take(self, batch: TrainingBatch) -> None:
-        """Takes one step; a batch without a finite loss or gradient is noted and left out.
+        """Takes one step; a batch whose loss or gradient is not finite is noted and skipped.
 
         Raises:
-            AutoliverError: It is one of several in a row, or its image is not finite.
+            AutoliverError: Several batches in a row were skipped, or the image of a skipped batch
+                is not finite.
         """
         state, start = self.state, time.monotonic()
         self._thaw()
@@ -56,7 +57,7 @@ class Stepper:
             group["lr"] = rate * group.get("factor", 1.0)
         state.network.train()
         loss, tally = self.loss(self.parallel, batch)
-        # Loss and norm of the gradients are those of the whole batch, so all processes agree.
+        # Loss and gradient norm are computed over the whole batch, so all processes agree.
         if bool(torch.isfinite(loss)) and self._update(loss):
             state.sums.losses.append(loss.item())
             state.sums.tally += tally
@@ -68,25 +69,28 @@ class Stepper:
         state.step += 1
 
     def loss(self, network: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tally]:
-        """What the objective makes of a network's outputs for a batch."""
+        """Runs a network on a batch and returns the objective's loss and counts."""
         with self._autocast():
             outputs = network(batch.image.contiguous(memory_format=self.layout))
         return self.objective.loss(outputs, batch, self.task.group)
 
     def _thaw(self) -> None:
-        """Before the first step of an epoch: has the parts learn whose time has come."""
+        """Unfreezes, before the first step of an epoch, the parts that are trained from it on."""
         epoch, step = divmod(self.state.step, self.task.options.iterations)
         if step == 0 and self.freezing.apply(self.state.network, epoch):
             self.parallel = self.task.group.parallel(self.state.network)
 
     def _update(self, loss: Tensor) -> bool:
-        """Changes the weights unless a gradient is not finite: one such step ends a training."""
+        """Updates the weights; returns False, without an update, if a gradient is not finite.
+
+        A single update with such a gradient would make all weights useless.
+        """
         state = self.state
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
-        # The scaler leaves such steps out by itself, as the way to find its scale.
+        # An enabled scaler skips such steps by itself: that is how it finds its scale.
         if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             return False
         state.scaler.step(state.optimizer)
@@ -112,7 +116,7 @@ class Stepper:
             raise AutoliverError(
                 f"{self.task.title}: loss or gradients were not finite for {state.failures} "
                 f"batches in a row, the last one of {', '.join(cases)}.",
-                hint="Look at these cases with 'autoliver verify'; if they are sound, start over "
+                hint="Check these cases with 'autoliver verify'; if they are sound, start over "
                 "with --fresh and another --seed.",
             )
 

@@ -1,4 +1,4 @@
-"""Asking a training to stop: SIGTERM is what schedulers send before they kill."""
+"""Stops a training on SIGTERM, which schedulers send before they kill a process."""
 
 import contextlib
 import signal
@@ -9,15 +9,17 @@ from autoliver.errors import AutoliverError
 
 
 class Stopped(AutoliverError):
-    """SIGTERM came; what was done is saved, and nothing more is to be begun."""
+    """SIGTERM was received: finished work is saved, and no further work may be started."""
 
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM into a flag while the block runs; outside the main thread nothing ever stops.
+    """Turns SIGTERM into a flag while the block runs.
+
+    Only the main thread can receive signals: in other threads the flag is never set.
 
     Yields:
-        Whether SIGTERM was received.
+        A function that returns whether SIGTERM was received.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

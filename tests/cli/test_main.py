@@ -80,7 +80,7 @@ def test_the_version_is_that_of_the_package() -> None:
     [
         (("trian",), "Did you mean 'train'?"),
         (("train", "LiTS", "2d", "--epoch", "3"), "--epochs"),
-        (("train", "LiTS", "2d", "--fold", "x"), "'x' is none of 0..4, all, cv"),
+        (("train", "LiTS", "2d", "--fold", "x"), "'x' is not one of 0..4, all, cv"),
         (("train", "LiTS", "2d", "--epochs", "many"), "Invalid value for '--epochs'"),
         (("train", "LiTS"), "CONFIG"),
         (("predict", "-i", "in"), "--output"),

@@ -210,7 +210,7 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"labels": None}, "labels"),
         ({"labels": {"liver": 1}}, '"background": 0, found None'),
         ({"labels": {"background": 1, "liver": 0}}, '"background": 0, found 1'),
-        ({"labels": {"background": 0}}, "no label but the background"),
+        ({"labels": {"background": 0}}, "no label other than the background"),
         ({"labels": {"background": 0, "liver": "1"}}, "liver: expected a number"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two names"),
         ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "regions_class_order"),
@@ -231,7 +231,10 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"lesion_classes": {"a": "HCC"}}, "lesion_classes[...]: Expected `object`, got `str`"),
         ({"lesion_classes": {"a": {"1": 2}}}, "Expected `str`, got `int`"),
         ({"dataset": {"a": ["x"]}}, "dataset: a: expected"),
-        ({"dataset": {"a": {"images": ["x", "y"]}}}, "x is listed in dataset.json and not there"),
+        (
+            {"dataset": {"a": {"images": ["x", "y"]}}},
+            "x is listed in dataset.json but does not exist",
+        ),
     ],
 )
 def test_mistakes_in_dataset_json(changes: dict[str, Any], words: str, ct: Path) -> None:
@@ -289,7 +292,7 @@ def test_label_without_image(ct: Path) -> None:
 def test_same_image_in_two_types(tmp_path: Path) -> None:
     describe(tmp_path, CT, file_ending=None)
     touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nrrd")
-    assert "same image in two types" in problem(tmp_path)
+    assert "one image in two file types" in problem(tmp_path)
 
 
 # --- Decathlon
@@ -382,7 +385,7 @@ def test_plain_pair_without_a_telling_name(tmp_path: Path) -> None:
 
 def test_plain_pair_with_wrong_labels(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz")
-    assert "no label values but background" in problem(tmp_path)
+    assert "no label values other than background" in problem(tmp_path)
     save(tmp_path / "labels/a.nii.gz", np.arange(600, dtype=np.int16).reshape(6, 10, 10))
     assert "from 0 to 599" in problem(tmp_path)
     save(tmp_path / "labels/a.nii.gz", np.full((3, 4, 5), 0.5, np.float32))

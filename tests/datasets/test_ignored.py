@@ -92,7 +92,7 @@ TABLE = {n: {"images": [f"imagesTr/{n}.nii.gz"], "label": f"labelsTr/{n}.nii.gz"
         (NNUNET | MR, {"modality": {"a": "CT"}}, "alike, each by its own mean"),
         (NNUNET, {"modality": "MR"}, "modality: MR does not change that images are normalised"),
         (NNUNET | MR, {"modality": "CT"}, ""),  # decides where the channel's name says nothing
-        (NNUNET, {"regions_class_order": [1, 2]}, "regions_class_order: is for regions"),
+        (NNUNET, {"regions_class_order": [1, 2]}, "regions_class_order: is not used: it orders regions"),
         (
             NNUNET,
             {"labels": {"background": 0, "w": [1, 2], "t": 2}, "regions_class_order": [1, 2]},
@@ -103,13 +103,13 @@ TABLE = {n: {"images": [f"imagesTr/{n}.nii.gz"], "label": f"labelsTr/{n}.nii.gz"
         (
             DECATHLON,
             {"training": [{**entry, "fold": 0} for entry in DECATHLON["training"]]},
-            "training: 'fold' of its entries is not read; only image and label are.",
+            "training: 'fold' in its entries is not read; only image and label are.",
         ),
         (NNUNET, {"dataset": TABLE}, ""),
         (
             NNUNET,
             {"dataset": {"a": {**TABLE["a"], "weight": 2}}},
-            "dataset: 'weight' of its entries is not read",
+            "dataset: 'weight' in its entries is not read",
         ),
         (NNUNET, {"overwrite_image_reader_writer": "Tiff3DIO"}, "Tiff3DIO is not used"),
         (NNUNET, {"validation": []}, "validation: is not read"),

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from typer.testing import CliRunner
 
 import autoliver
+from autoliver.cli.main import app
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.evaluation.results import Scores
@@ -131,3 +133,16 @@ def test_the_library_takes_the_same_options(folders: tuple[Path, Path], tmp_path
     autoliver.evaluate(*folders, metrics="dice", output=tmp_path / "other")
     scores = autoliver.evaluate(*folders, metrics=["dice"], overwrite=True)
     assert scores.options.metrics == ("dice",)
+
+
+def test_the_folder_of_the_scores_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    one = (folders[0] / "case_0.nii.gz", folders[1] / "case_0.nii.gz")
+    for given, more, expected in (
+        (folders, (), folders[0]),
+        (one, ("--overwrite",), folders[0]),
+        (one, ("--output", tmp_path / "elsewhere"), tmp_path / "elsewhere"),
+    ):
+        words = ("evaluate", "-p", given[0], "-r", given[1], "-w", tmp_path / "w", *more)
+        shown = CliRunner().invoke(app, [*map(str, words)]).stdout
+        assert f"Written: {expected}/scores.json" in shown
+        assert (expected / "scores.json").exists()
