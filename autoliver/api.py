@@ -77,8 +77,8 @@ def plan(
         fresh: Whether to discard the options of the previous plan.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
             batch_cap, keep_axes; with `like` only spacing, which may be a word such as "target"
-            as well; workers and memory_gb. Options that are not given keep their value in the previous plan,
-            or else take their default.
+            as well; workers and memory_gb. Options that are not given keep their value in the
+            previous plan, or else take their default.
 
     Returns:
         The plan, which is also written to the workspace.
