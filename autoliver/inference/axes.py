@@ -32,7 +32,7 @@ def check_axes(model: Model, image: Volume, *, name: str) -> None:
         _log.warning(
             "%s: its axes are stored in the order %s; %s %s %s, and sees the case as it is "
             "stored. Check that its training cases had this order, or left and right may be "
-            "swapped; a model planned anew with autoliver brings cases to its own order.",
+            "swapped; a model that is planned and trained anew brings cases to its own order.",
             *(name, codes, part.name, why, ", ".join(known)),
         )
         return
