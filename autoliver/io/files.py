@@ -64,7 +64,12 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
         with np.errstate(over="ignore", under="ignore"):
             array[start : start + one.header.channels] = one.voxels()
         start += one.header.channels
-    return Volume(array=array, geometry=geometry)
+    notes = [(file, one.header) for file, one in zip(files, opened, strict=True)]
+    return Volume(
+        array=array,
+        geometry=geometry,
+        notes=tuple(f"{file}: {header.note}." for file, header in notes if header.doubtful),
+    )
 
 
 def read_stored(path: str | Path) -> Array:

@@ -388,7 +388,9 @@ def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -
     if folder.fingerprint.exists():
         mend = f"rm {shlex.quote(str(folder.fingerprint))}"
         found = Fingerprint.load(folder.fingerprint, mend=mend)
-        if found.made_from == {"dataset": dataset.digest()}:
+        # Those made before orders of axes were looked at lack them, as do all images of 2D files.
+        known = any(case.axis_codes or 1 in case.shape for case in found.cases)
+        if known and found.made_from == {"dataset": dataset.digest()}:
             return found
     pool = machine.pool("fingerprint", need=read_need, light=True)
     bar = case_bar("fingerprint", len(dataset.labelled))

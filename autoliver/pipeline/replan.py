@@ -31,6 +31,7 @@ OF_OWN_PLAN = {
     "vram_gb": "--vram",
     "window_hu": "--window",
     "batch_cap": "--batch-cap",
+    "keep_axes": "--keep-axes",
 }
 
 

@@ -6,7 +6,7 @@ foreground voxels that its version 2.8.1 draws, so that both normalise CT to the
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_image, read_label
+from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
 from autoliver.planning.nonzero import BoolArray, foreground_mask, nonzero_box, nonzero_mask
@@ -163,7 +164,7 @@ def _read_case(case: Case, *, draws: int, most_values: int, ignore: int | None) 
     label = read_label(Path(case.label))
     # nnU-Net counts voxels to be ignored as foreground.
     foreground = foreground_mask(label.array, ignore)
-    return fingerprint_case(
+    summary = fingerprint_case(
         without_impossible(image.array.astype(np.float32, copy=False), name=case.name),
         foreground,
         spacing_mm=image.geometry.spacing_mm,
@@ -171,6 +172,8 @@ def _read_case(case: Case, *, draws: int, most_values: int, ignore: int | None) 
         draws=draws,
         most_values=most_values,
     )
+    grid = summary.grid.replace(axis_codes=axis_codes(image.geometry))
+    return replace(summary, grid=grid)
 
 
 def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: str) -> None:

@@ -18,6 +18,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
+from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.compare import compare_cases
 from autoliver.planning.nonzero import foreground_mask
@@ -27,6 +28,7 @@ from autoliver.planning.verify_values import check_values, to_float32
 Severity = Literal["error", "warning", "note"]
 
 _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
+_HEADER = "Find out which values are right, and write them into the file's header."
 _SHOWN = 3  # errors, files or values told in one message
 
 
@@ -39,7 +41,7 @@ class Finding(Record, frozen=True, kw_only=True):
         code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
-            duplicate_channel, direction, num_training; and for a case that is unlike the others:
+            duplicate_channel, direction, header, axes, num_training; and for a case that is unlike the others:
             spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What to do about it.
@@ -86,6 +88,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
         label_values: The values of its label file.
         content: A digest of the voxels of its images, "" where they could not be read.
         ranges: Its grid and intensities; None where an image could not be read, or used.
+        axis_codes: The anatomical order of its axes, "" where unknown.
     """
 
     case: str
@@ -93,6 +96,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
     label_values: tuple[int, ...]
     content: str
     ranges: CaseRange | None = None
+    axis_codes: str = ""
 
 
 def verify(
@@ -118,6 +122,7 @@ def verify(
     ranges = tuple(check.ranges for check in checks if check.ranges is not None)
     findings += _unlike_others(dataset, ranges)
     findings += _same_images(checks)
+    findings += _mixed_axes(checks)
     findings += _missing_labels(dataset)
     findings += _unused_labels(dataset, checks)
     findings += _extra_files(dataset)
@@ -197,6 +202,7 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
         label_values=values,
         content="-".join(contents) if readable else "",
         ranges=ranges,
+        axis_codes=axis_codes(whole[0][1].geometry) if whole else "",
     )
 
 
@@ -222,7 +228,10 @@ class _Findings:
             self.add("error", "unreadable", error.problem, error.hint)
             return None
         if header.note:
-            self.add("note", "direction", f"{path}: {header.note}.", "")
+            if header.doubtful:
+                self.add("warning", "header", f"{path}: {header.note}.", _HEADER)
+            else:
+                self.add("note", "direction", f"{path}: {header.note}.", "")
         return header
 
     def grids(self, first: tuple[str, Header], second: tuple[str, Header], *, code: str) -> None:
@@ -362,6 +371,26 @@ def _unused_labels(dataset: Dataset, checks: Iterable[CaseCheck]) -> Iterable[Fi
                 problem=f"label '{name}' ({', '.join(map(str, values))}) occurs in no case.",
                 hint="It cannot be learned: take it out of dataset.json, or add cases with it.",
             )
+
+
+def _mixed_axes(checks: Iterable[CaseCheck]) -> Iterable[Finding]:
+    cases: dict[str, list[str]] = {}
+    for check in checks:
+        if check.axis_codes:
+            cases.setdefault(check.axis_codes, []).append(check.case)
+    if len(cases) < 2:
+        return
+    found = ", ".join(
+        f"{codes} ({len(names)}, e.g. {names[0]})" for codes, names in sorted(cases.items())
+    )
+    yield Finding(
+        case=None,
+        severity="warning",
+        code="axes",
+        problem=f"the cases store their axes in {len(cases)} orders: {found}.",
+        hint="'autoliver plan' brings them to the commonest by flips and exchanges of axes; "
+        "--keep-axes leaves them.",
+    )
 
 
 def _missing_labels(dataset: Dataset) -> Iterable[Finding]:
