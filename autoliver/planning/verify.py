@@ -41,8 +41,8 @@ class Finding(Record, frozen=True, kw_only=True):
         code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
-            duplicate_channel, direction, header, axes, num_training; and for a case that is unlike the others:
-            spacing, size, intensities.
+            duplicate_channel, direction, header, axes, num_training; and for a case that is unlike
+            the others: spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What to do about it.
     """
