@@ -1,1 +1,1 @@
-"""Dataset -> fingerprint -> plan."""
+"""Verifies a dataset, summarises it as a fingerprint, and makes a plan from the fingerprint."""

@@ -1,4 +1,4 @@
-"""What two plans of a dataset decide differently, as text for people."""
+"""Describes the differences between two plans of a dataset as readable text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Decision(NamedTuple):
 
     Attributes:
         what: What is decided, in one or two words.
-        text: The decision for people; empty where there is nothing to decide.
-        value: All that counts of it.
-        reason: Its key in the configuration's `reasons`; empty where no reason is given.
+        text: The decision as readable text; empty if there is nothing to decide.
+        value: The decision as a value, which is compared.
+        reason: The key of its reason in the configuration's `reasons`; empty if it has none.
     """
 
     what: str
@@ -34,10 +34,10 @@ class Change:
     """A decision that differs between two plans.
 
     Attributes:
-        configuration: Where it stands; empty: in the plan as a whole.
+        configuration: The configuration; empty for a decision about the plan as a whole.
         decision: What is decided.
-        before: The decision of the earlier plan; empty where it has none.
-        now: The decision of the later plan; empty where it has none.
+        before: The decision of the earlier plan; empty if it has none.
+        now: The decision of the later plan; empty if it has none.
     """
 
     configuration: str
@@ -47,7 +47,7 @@ class Change:
 
 
 def decisions(configuration: Configuration) -> tuple[Decision, ...]:
-    """Every decision of a configuration, in the order in which they are made."""
+    """Returns all decisions of a configuration, in the order in which they are made."""
     c = configuration
     dice = "batch" if c.batch_dice else "patch"
     masked = _join(["yes" if masked else "no" for masked in c.mask_norm], ", ")
@@ -65,15 +65,15 @@ def decisions(configuration: Configuration) -> tuple[Decision, ...]:
 
 
 def plan_changes(before: Plan, now: Plan) -> tuple[Change, ...]:
-    """The decisions that differ between two plans of a dataset.
+    """Returns the decisions that differ between two plans of a dataset.
 
     Args:
         before: The earlier plan.
         now: The later plan.
 
     Returns:
-        Those of the plan as a whole first; empty where the two have the same digest. Where they
-        differ in the wording of their reasons alone, one change says so.
+        The changes, those of the plan as a whole first; empty if both plans have the same digest.
+        If only the wording of their reasons differs, a single change says so.
     """
     if before.digest() == now.digest():
         return ()
@@ -89,7 +89,7 @@ def plan_changes(before: Plan, now: Plan) -> tuple[Change, ...]:
 
 
 def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
-    """The decisions that all configurations of a plan share."""
+    """Returns the decisions that all configurations of a plan share."""
     ct = {index: plan.intensities[index] for index in plan.ct_channels}
     windows = {plan.channel_names[index]: _picked(stats, _WINDOW) for index, stats in ct.items()}
     statistics = {
@@ -132,7 +132,7 @@ def _change(where: str, what: str, before: str, now: str) -> Change:
 
 
 def _exactly(before: object, now: object) -> tuple[str, str]:
-    """Texts of two values that differ only in what is not shown of them."""
+    """Returns the differing parts of two values as text, for values whose usual text is equal."""
     one, other = msgspec.to_builtins(before), msgspec.to_builtins(now)
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return _plain(one), _plain(other)

@@ -1,7 +1,8 @@
-"""Dataset -> fingerprint: grids, cropped sizes and foreground intensities of the labelled cases.
+"""Computes the fingerprint of a dataset: grids, cropped sizes and foreground intensities.
 
-After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211): intensities are those of the 10^8
-foreground voxels that its version 2.8.1 draws, so that both normalise CT to the same values.
+The fingerprint is that of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211). The
+intensities are those of the 10^8 foreground voxels that its version 2.8.1 draws, so that both
+normalise CT to the same values.
 """
 
 import functools
@@ -22,13 +23,14 @@ from autoliver.planning.nonzero import BoolArray, foreground_mask, nonzero_box, 
 from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
 
-# Distinct intensities kept, 4 bytes each and as many again for their counts: of one case, and of
-# all cases together. CT and most MR files hold whole numbers or scaled ones, so that one case has
-# at most 65536 and nothing is left out.
+# Numbers of distinct intensities that are kept, per case and in all cases together. Each takes 4
+# bytes and another 8 for its count. CT and most MR files hold integers or scaled integers, so that
+# a case has at most 65536 distinct intensities and all are kept.
 _KEPT_PER_CASE = 1 << 22
 _KEPT_IN_ALL = 1 << 24
 _LEAST_KEPT = 1 << 16
-# nnU-Net's: foreground voxels drawn of all cases together, and where each case starts drawing.
+# As in nnU-Net: the number of foreground voxels drawn from all cases together, and the seed for
+# each case.
 _DRAWS = 100_000_000
 _SEED = 1234
 
@@ -38,12 +40,12 @@ Progress = Callable[[Iterable["CaseSummary"]], Iterable["CaseSummary"]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseSummary:
-    """What one case contributes to the fingerprint.
+    """The contribution of one case to the fingerprint.
 
     Attributes:
-        grid: Its spacing and sizes.
-        relative_size_after_crop: Share of its voxels that cropping keeps.
-        foreground: Per channel, the intensities drawn of the foreground; None where there is none.
+        grid: The case's spacing and sizes.
+        relative_size_after_crop: Share of its voxels that cropping keeps, from 0 to 1.
+        foreground: Per channel, the intensities drawn from the foreground; None if there is none.
     """
 
     grid: CaseFingerprint
@@ -58,13 +60,13 @@ def make_fingerprint(
     progress: Progress | None = None,
     draws: int = _DRAWS,
 ) -> Fingerprint:
-    """Reads every labelled case and condenses the dataset to what the planner needs.
+    """Reads every labelled case and summarises the dataset for the planner.
 
     Args:
-        dataset: At least one of its cases has a label.
-        executor: Where cases are read; here, one after the other, when None.
-        progress: Wraps the iterable of finished cases, as tqdm does.
-        draws: Foreground voxels of each channel whose intensities count, of all cases together.
+        dataset: The dataset; at least one case must have a label.
+        executor: Maps over the cases; None to read them one after the other.
+        progress: Wraps the iterable of finished cases, as tqdm does; None for no progress bar.
+        draws: Number of foreground voxels to draw per channel, from all cases together.
 
     Raises:
         DatasetError: No case has a label, no label has foreground, or a case cannot be used.
@@ -73,7 +75,7 @@ def make_fingerprint(
     if not cases:
         raise DatasetError(
             f"{dataset.folder}: none of {len(dataset.cases)} cases has a label; at least one must.",
-            hint="Put the label maps into labelsTr, named as their images without the channel.",
+            hint="Put the label maps into labelsTr, named like their images without the channel.",
         )
     kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))
     work = functools.partial(
@@ -96,16 +98,16 @@ def fingerprint_case(
     draws: int,
     most_values: int = _KEPT_PER_CASE,
 ) -> CaseSummary:
-    """Sizes of one case before and after cropping, and intensities drawn of its foreground.
+    """Summarises one case: its sizes before and after cropping, and its foreground intensities.
 
     Args:
-        image: (c, z, y, x).
-        label: (1, z, y, x); every value above zero is foreground, so that voxels to be ignored are
-            taken out before.
-        spacing_mm: (z, y, x).
-        name: The case's.
-        draws: How many voxels of each channel, with replacement.
-        most_values: How many distinct intensities to keep of a channel.
+        image: The image (c, z, y, x).
+        label: The label map (1, z, y, x); every value above zero is foreground, so
+            voxels to be ignored must be set to zero before.
+        spacing_mm: The spacing (z, y, x).
+        name: The case's name.
+        draws: Number of voxels to draw per channel, with replacement.
+        most_values: Largest number of distinct intensities to keep per channel.
 
     Raises:
         DatasetError: Image and label differ in size, or an intensity is not a finite number.
@@ -113,7 +115,7 @@ def fingerprint_case(
     _check_case(image, label, name=name)
     box = nonzero_box(nonzero_mask(image))
     foreground: BoolArray = label[0][box] > 0
-    # The old generator, since that is nnU-Net's; its channels go on drawing from one another.
+    # The legacy generator, as in nnU-Net; all channels draw from one sequence, one after the other.
     rng = np.random.RandomState(_SEED)
     shape, cropped = _zyx(image.shape[1:]), _zyx(foreground.shape)
     return CaseSummary(
@@ -131,11 +133,11 @@ def fingerprint_case(
 def summarise(
     cases: Sequence[CaseSummary], *, made_from: dict[str, str] | None = None
 ) -> Fingerprint:
-    """The fingerprint of a dataset from its cases.
+    """Combines the summaries of all cases to the fingerprint of the dataset.
 
     Args:
-        cases: At least one, in the order of their names.
-        made_from: Name -> digest of what the cases were read from.
+        cases: The summaries of at least one case, sorted by name.
+        made_from: Name -> digest of what the cases were read from; None for nothing.
 
     Raises:
         DatasetError: No case has any foreground.
@@ -183,7 +185,7 @@ def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: st
             f"label {label.shape[1:]}.",
             hint="Export the label on the image's grid, or take the case out of the dataset.",
         )
-    # Minimum and maximum carry NaN and infinity through without a mask of the image's size.
+    # Minimum and maximum reveal NaN and infinity without a mask of the image's size.
     for index, channel in enumerate(image):
         if not np.isfinite([channel.min(), channel.max()]).all():
             raise DatasetError(

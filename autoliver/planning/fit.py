@@ -1,8 +1,9 @@
-"""Spacing and memory -> the patch, the batch and the network that fill it.
+"""Fits patch, batch and network at a given spacing to the GPU memory.
 
-After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211; residual encoders M, L, XL: Isensee
-et al. 2024, MICCAI): start from a patch with the proportions of the median case, shrink it until
-the network fits, give what memory is left to the batch.
+The method is that of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211; residual encoders M,
+L, XL: Isensee et al. 2024, MICCAI): start with a patch that has the same length in mm along all
+axes but is no larger than the median case, shrink it until the network fits, and use the remaining
+memory for the batch.
 """
 
 import math
@@ -18,22 +19,23 @@ from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import MIN_BATCH, PRESETS, REFERENCE_BATCH, PresetRow
 from autoliver.planning.topology import Topology, pool_topology
 
-# The first patch has the volume (3D) or area (2D) of this cube or square; it only shrinks.
+# Dimension -> edge of the square (2D) or cube (3D) whose area or volume the first patch has. From
+# then on, the patch only shrinks.
 FIRST_EDGE = {2: 2048, 3: 256}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What a network of one plan may take.
+    """The memory and the dataset's properties that limit patch, batch and network.
 
     Attributes:
         preset: The preset.
-        vram_gb: The memory target.
-        batch_share: Share of the dataset's voxels that one batch may show.
-        in_channels: Image channels.
-        out_channels: Rows of the segmentation heads.
-        rated_channels: Output channels for the memory estimate: nnU-Net counts every label of
-            dataset.json there, "ignore" and, with regions, "background" included.
+        vram_gb: The target for the GPU memory, in GB.
+        batch_share: The largest share of the dataset's voxels in one batch, from 0 to 1.
+        in_channels: Number of image channels.
+        out_channels: Number of output channels of the network.
+        rated_channels: Number of output channels for the memory estimate. As in nnU-Net, it counts
+            every label of dataset.json, including "ignore" and, with regions, "background".
     """
 
     preset: PresetRow
@@ -44,19 +46,19 @@ class Budget:
     rated_channels: int
 
     def network(self, topology: Topology) -> NetworkSpec:
-        """The preset's network with this topology."""
+        """Returns the preset's network with a topology."""
         return self.preset.network(
             topology, in_channels=self.in_channels, out_channels=self.out_channels
         )
 
     def memory(self, topology: Topology) -> int:
-        """Feature map values of one patch."""
+        """Returns the number of feature map values of one patch."""
         make = self.preset.fitted_as or self.preset.network
         network = make(topology, in_channels=self.in_channels, out_channels=self.rated_channels)
         return network.feature_map_elements(topology.patch_shape)
 
     def reference(self, dimension: int) -> float:
-        """Feature map values that fill the memory target with the reference batch."""
+        """Returns the feature map values that fill the memory target with the reference batch."""
         return self.preset.reference[dimension] * (self.vram_gb / self.preset.vram_gb)
 
 
@@ -65,13 +67,13 @@ class Fit:
     """Patch, batch and network at one spacing.
 
     Attributes:
-        spacing_mm: 2 or 3 axes.
-        median_shape: Of the cases at this spacing.
+        spacing_mm: Spacing per axis, 2 or 3 values.
+        median_shape: Median size of the cases at this spacing, in voxels.
         topology: Patch, strides and kernels.
-        network: With this topology.
-        shrunk: Whether memory made the patch smaller than the proportions alone would.
-        batch_by_memory: Patches that fit into memory.
-        batch_by_dataset: Patches that show the allowed share of the dataset.
+        network: The network with this topology.
+        shrunk: Whether the first patch had to be made smaller to fit into memory.
+        batch_by_memory: Number of patches that fit into memory.
+        batch_by_dataset: Number of patches that hold the allowed share of the dataset's voxels.
     """
 
     spacing_mm: tuple[float, ...]
@@ -84,17 +86,17 @@ class Fit:
 
     @property
     def patch_voxels(self) -> int:
-        """Voxels of one patch."""
+        """Number of voxels of one patch."""
         return math.prod(self.topology.patch_shape)
 
     @property
     def batch_size(self) -> int:
-        """Patches per step."""
+        """Number of patches per step."""
         return max(min(self.batch_by_memory, self.batch_by_dataset), MIN_BATCH)
 
 
 def memory_gb(configuration: Configuration, preset: Preset) -> float:
-    """About how much GPU memory a training takes, by the measure that patches are fitted with."""
+    """Estimates the GPU memory of a training in GB, as it is done to fit patches."""
     row, dimension = PRESETS[preset], configuration.dimension
     elements = configuration.network.feature_map_elements(configuration.patch_shape)
     share = elements * configuration.batch_size / REFERENCE_BATCH[dimension]
@@ -108,13 +110,13 @@ def fit_patch(
     *,
     dataset_voxels: float,
 ) -> Fit:
-    """The largest patch that fits into the budget, and the batch that fills it.
+    """Finds the largest patch that fits into the budget, and the batch that fills the memory.
 
     Args:
-        spacing_mm: 2 or 3 axes.
-        median_shape: Of the cases at this spacing.
-        budget: What the network may take.
-        dataset_voxels: Of all cases together at this spacing.
+        spacing_mm: Spacing per axis, 2 or 3 values.
+        median_shape: Median size of the cases at this spacing, in voxels.
+        budget: The limits on memory and batch.
+        dataset_voxels: Number of voxels of all cases together at this spacing.
 
     Raises:
         OptionError: Not even the smallest patch fits.
@@ -143,7 +145,7 @@ def fit_patch(
 
 
 def _first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> list[float]:
-    """The proportions of the spacing, no larger than the median case."""
+    """Returns the first patch: the same length in mm along all axes, at most the median case."""
     dimension = len(spacing)
     per_mm = 1 / np.array(spacing)
     scale = (FIRST_EDGE[dimension] ** dimension / np.prod(per_mm)) ** (1 / dimension)
@@ -154,12 +156,12 @@ def _first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> lis
 def _smaller(
     topology: Topology, spacing: Sequence[float], median_shape: Sequence[float], *, vram_gb: float
 ) -> Topology:
-    """The next smaller patch: shorter along the axis that covers most of the median case."""
+    """Returns the next smaller patch, shorter along the axis that covers most of the median."""
     patch = list(topology.patch_shape)
     relative = [n / m for n, m in zip(patch, median_shape, strict=True)]
     axis = max(range(len(patch)), key=lambda axis: (relative[axis], axis))
-    # The step is the total stride after the step, so that a shallower network's sizes in between
-    # are not skipped: 256 -> 224 rather than 192.
+    # The step is the total stride of the smaller patch's network. If this network is shallower, its
+    # sizes in between are not skipped: 256 -> 224 rather than 192.
     trial = patch.copy()
     trial[axis] -= topology.total_stride[axis]
     patch[axis] -= pool_topology(spacing, trial).total_stride[axis]
@@ -167,7 +169,6 @@ def _smaller(
         raise OptionError(
             f"--vram {vram_gb:g}: not even a patch of {topology.patch_shape} voxels fits into "
             f"{vram_gb:g} GB of memory.",
-            hint="Ask for more memory with --vram (4 GB is a sensible least), or for fewer "
-            "channels.",
+            hint="Give more memory with --vram (at least 4 GB is sensible), or use fewer channels.",
         )
     return pool_topology(spacing, patch)

@@ -1,4 +1,4 @@
-"""Case grids -> the target spacing, the axis order and the median size at full resolution."""
+"""Decides the target spacing, the axis order and the median size at full resolution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from autoliver.planning import reasons
 from autoliver.planning.plan import CaseFingerprint
 
-# An axis this many times coarser and shorter than the others gets a finer target spacing.
+# An axis that is this many times coarser and shorter than the others gets a finer target spacing.
 _ANISOTROPY = 3
 
 FloatArray = npt.NDArray[np.float64]
@@ -17,14 +17,14 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullResolution:
-    """The grid of full resolution. Spacing and shape are in the plan's axis order.
+    """The grid at full resolution. Spacing and shape are in the plan's axis order.
 
     Attributes:
-        transpose: Order of the image axes (z, y, x) in the plan: the coarsest first.
+        transpose: Order of the image axes (z, y, x) in the plan, the coarsest first.
         spacing_mm: Target spacing, 3 values.
-        median_shape: Median size of the cases at this spacing, 3 values.
-        spacing_reason: Why this spacing.
-        transpose_reason: Why this order.
+        median_shape: Median size of the cases at this spacing in voxels, 3 values.
+        spacing_reason: The reason for the spacing, for the plan.
+        transpose_reason: The reason for the axis order, for the plan.
     """
 
     transpose: tuple[int, int, int]
@@ -35,7 +35,7 @@ class FullResolution:
 
     @property
     def flat(self) -> bool:
-        """Whether the images are one slice deep."""
+        """Whether the images have a single slice."""
         return bool(self.median_shape[0] == 1)
 
     @property
@@ -47,11 +47,11 @@ class FullResolution:
 def full_resolution(
     cases: Sequence[CaseFingerprint], *, spacing_mm: tuple[float, float, float] | None
 ) -> FullResolution:
-    """The grid that cases are resampled to.
+    """Decides the grid that cases are resampled to.
 
     Args:
-        cases: At least one.
-        spacing_mm: Asked for by the user, (z, y, x); None decides by the cases.
+        cases: The fingerprints of at least one case.
+        spacing_mm: The spacing (z, y, x) that the user asked for; None to derive it from the cases.
     """
     spacings = np.array([case.spacing_mm for case in cases], dtype=np.float64)
     shapes = np.array([case.shape_after_crop for case in cases], dtype=np.float64)
@@ -63,7 +63,7 @@ def full_resolution(
     first = int(np.argmax(target))
     next_mm = float(np.delete(target, first).max())
     transpose_reason = reasons.transpose("zyx"[first], float(target[first]), next_mm=next_mm)
-    # One slice has no distance to a next one, whatever its file says.
+    # The slice spacing of a single slice has no meaning, whatever the file says.
     single = [int(axis) for axis in np.flatnonzero(np.median(shapes, axis=0) == 1)][:1]
     if single:
         first = single[0]
@@ -76,7 +76,7 @@ def full_resolution(
     return FullResolution(
         transpose=order,
         spacing_mm=target[list(order)],
-        # A spacing asked for may be coarser than a case is thick.
+        # The spacing that the user asked for may be larger than the whole extent of a case.
         median_shape=np.maximum(median_shape[list(order)], 1),
         spacing_reason=spacing_reason,
         transpose_reason=transpose_reason,
@@ -84,7 +84,7 @@ def full_resolution(
 
 
 def _target_spacing(spacings: FloatArray, median_shape: FloatArray) -> tuple[FloatArray, str]:
-    """The median, but finer along an axis that is much coarser and shorter than the others."""
+    """Returns the median spacing and its reason; an axis much coarser and shorter is made finer."""
     target: FloatArray = np.percentile(spacings, 50, axis=0)
     coarse = int(np.argmax(target))
     others = np.delete(target, coarse).max()

@@ -1,8 +1,9 @@
-"""Intensities of voxels drawn from many cases, condensed, and the statistics of all draws.
+"""Statistics of intensities that are drawn from many cases and stored as counts.
 
-nnU-Net 2.8.1 draws 10^8 foreground voxels with replacement, equally many of every case, and keeps
-them all. The same voxels are drawn here, but only how often each was drawn is kept: the statistics
-are those of its 10^8 values, to what its sums in float32 round, in a fraction of time and memory.
+nnU-Net 2.8.1 draws 10^8 foreground voxels with replacement, equally many from every case, and keeps
+all of them. The same voxels are drawn here, but only the count of each value is kept. The
+statistics equal those of nnU-Net up to the rounding of its float32 sums, at a fraction of the time
+and memory.
 """
 
 from collections.abc import Sequence
@@ -16,23 +17,24 @@ from autoliver.planning.plan import IntensityStats
 Float32Array = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-# Drawn at a time, 8 bytes each.
+# Number of voxels that are drawn at a time; each takes 8 bytes.
 _CHUNK = 1 << 20
-# Whole numbers within so wide a range are counted, which is several times as fast as sorting.
+# Whole numbers within a range of this width are counted, several times faster than by sorting.
 _WIDEST_COUNT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intensities:
-    """The intensities drawn of one channel's foreground in one case, in no order of place.
+    """The intensities drawn from the foreground of one channel of one case.
 
     Attributes:
-        values: Distinct and ascending; evenly spread order statistics where there are too many.
-        counts: How often each was drawn.
-        mean: Of all draws.
-        variance: Of all draws.
-        low: The least drawn.
-        high: The greatest drawn.
+        values: The distinct values in ascending order; evenly spread order statistics if there are
+            too many values.
+        counts: How often each value was drawn.
+        mean: Mean of all draws.
+        variance: Variance of all draws.
+        low: The smallest value drawn.
+        high: The largest value drawn.
     """
 
     values: Float32Array
@@ -46,18 +48,18 @@ class Intensities:
 def collect(
     voxels: Float32Array, *, draws: int, rng: np.random.RandomState, most_values: int
 ) -> Intensities | None:
-    """Draws voxels of one channel's foreground with replacement and condenses them.
+    """Draws voxels from the foreground of one channel with replacement, and counts their values.
 
     Args:
-        voxels: (n,), finite, in the order of the image: (z, y, x), x fastest.
-        draws: How many.
-        rng: Draws what its `choice` would.
-        most_values: If there are more distinct values, so many draws stand for all: those in the
-            middle of equal parts of the sorted ones, so that a percentile moves by less than
-            1 / most_values in rank.
+        voxels: Finite intensities (n,) in the order of the image: (z, y, x), x fastest.
+        draws: Number of draws.
+        rng: The random generator; the draws are those of its method `choice`.
+        most_values: Largest number of values to keep. If more distinct values are drawn, the sorted
+            draws are divided into this many equal parts, and the draw in the middle of each part
+            represents it. The rank of a percentile then changes by less than 1 / most_values.
 
     Returns:
-        None where there are no voxels.
+        The intensities; None if there are no voxels.
     """
     if not voxels.size:
         return None
@@ -73,10 +75,10 @@ def collect(
 
 
 def pooled_statistics(cases: Sequence[Intensities]) -> IntensityStats:
-    """Statistics of all draws, as numpy's mean, std and percentile of them would be.
+    """Computes statistics of all draws, equal to numpy's mean, std and percentile of them.
 
     Args:
-        cases: At least one; equally many draws of each.
+        cases: The draws of at least one case, equally many from each.
     """
     means = np.array([case.mean for case in cases])
     variance = float(np.mean([case.variance for case in cases]) + means.var())
@@ -97,10 +99,10 @@ def pooled_statistics(cases: Sequence[Intensities]) -> IntensityStats:
 
 
 def _times_drawn(size: int, draws: int, rng: np.random.RandomState) -> Counts:
-    """How often each of `size` voxels is drawn, by the indices that choice would draw."""
+    """Returns how often each of `size` voxels is drawn, with the indices that `choice` draws."""
     times = np.zeros(size, dtype=np.int64)
-    # It takes whole numbers of just enough bits and passes over those that are too large, one by
-    # one; while all of a chunk are wanted, counting them with the rest is twice as fast.
+    # `choice` draws numbers with just enough bits and rejects those that are too large. As long as
+    # a whole chunk of them is needed, counting all and dropping those is twice as fast.
     power = 1 << (size - 1).bit_length()
     while draws >= _CHUNK:
         found = np.bincount(rng.randint(0, power, _CHUNK), minlength=power)[:size]
@@ -111,7 +113,7 @@ def _times_drawn(size: int, draws: int, rng: np.random.RandomState) -> Counts:
 
 
 def _count(voxels: Float32Array, times: Counts) -> tuple[Float32Array, Counts]:
-    """Distinct values drawn, ascending, and how often each was drawn."""
+    """Returns the distinct values drawn, in ascending order, and how often each was drawn."""
     drawn = times > 0
     voxels, times = voxels[drawn], times[drawn]
     low, high = float(voxels.min()), float(voxels.max())
@@ -119,7 +121,7 @@ def _count(voxels: Float32Array, times: Counts) -> tuple[Float32Array, Counts]:
         whole = voxels.astype(np.int32)
         if np.array_equal(whole, voxels):
             first = int(low)
-            # Summed as float64: exact, there being fewer than 2^53.
+            # Summed as float64, which is exact for fewer than 2^53 draws.
             counts = np.bincount(whole - first, weights=times)
             found = np.flatnonzero(counts)
             return (found + first).astype(np.float32), counts[found].astype(np.int64)
@@ -130,11 +132,11 @@ def _count(voxels: Float32Array, times: Counts) -> tuple[Float32Array, Counts]:
 
 
 def _thinned(values: Float32Array, counts: Counts, most_values: int) -> tuple[Float32Array, Counts]:
-    """Order statistics in the middle of equal parts of the draws, counted as their part."""
+    """Reduces the draws to the middle ones of equal parts, each counted as its whole part."""
     reached = np.cumsum(counts)
     edges = np.arange(most_values + 1) * int(reached[-1]) // most_values
     middle = (edges[:-1] + edges[1:]) // 2
-    # The value whose draws, in ascending order, hold that place.
+    # The index of the value at each of these places among the sorted draws.
     places = np.searchsorted(reached, middle, side="right")
     kept, numbers = np.unique(places, return_inverse=True)
     parts = np.bincount(numbers, weights=np.diff(edges))
@@ -142,7 +144,7 @@ def _thinned(values: Float32Array, counts: Counts, most_values: int) -> tuple[Fl
 
 
 def _percentile(values: Float32Array, reached: Counts, share: float) -> float:
-    """Between the two draws next to that share of the way from the first to the last."""
+    """Interpolates the percentile `share` (0 to 1) between its two neighbouring sorted draws."""
     place = share * (int(reached[-1]) - 1)
     before = int(place)
     lower, upper = np.searchsorted(reached, (before, before + 1), side="right")

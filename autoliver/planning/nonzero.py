@@ -1,4 +1,4 @@
-"""The non-zero region of an image: what cropping keeps and what normalisation may look at."""
+"""The non-zero region of an image, to which it is cropped and normalisation can be restricted."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ BoolArray = npt.NDArray[np.bool_]
 # Half-open ranges along the axes (z, y, x) of a grid.
 Box = tuple[slice, slice, slice]
 
-# Statistics look only inside the non-zero mask when cropping to it keeps less than this share.
+# If cropping keeps less than this share of the voxels, statistics use only the non-zero mask.
 MASK_BELOW = 0.75
 
 
@@ -27,15 +27,15 @@ def foreground_mask(label: npt.NDArray[Any], ignore: int | None) -> BoolArray:
 
 
 def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:
-    """Where any channel is non-zero, enclosed holes filled.
+    """Returns the mask of voxels where any channel is non-zero, with holes filled.
 
-    A hole is a zero region that no path over voxel faces connects with the border of the image.
+    A hole is a zero region that is not connected to the border of the image over voxel faces.
 
     Args:
-        image: (c, z, y, x).
+        image: The image (c, z, y, x).
 
     Returns:
-        (z, y, x).
+        The mask (z, y, x).
     """
     mask: BoolArray = image[0] != 0
     for channel in image[1:]:
@@ -47,10 +47,10 @@ def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:
 
 
 def nonzero_box(mask: BoolArray) -> Box:
-    """What cropping to a non-zero mask keeps: its bounding box; the whole grid of an empty one.
+    """Returns the box that cropping keeps: the mask's bounding box, or the whole grid if empty.
 
     Args:
-        mask: (z, y, x).
+        mask: The non-zero mask (z, y, x).
     """
     box = bounding_box(mask)
     z, y, x = box if mask[box].size else (slice(0, size) for size in mask.shape)
@@ -58,10 +58,10 @@ def nonzero_box(mask: BoolArray) -> Box:
 
 
 def bounding_box(mask: BoolArray) -> tuple[slice, ...]:
-    """The smallest box that holds every true voxel; an empty one for an empty mask.
+    """Returns the smallest box that contains all true voxels; an empty box for an empty mask.
 
     Args:
-        mask: Any number of axes.
+        mask: A mask with any number of axes.
 
     Returns:
         One half-open slice per axis.
@@ -80,15 +80,16 @@ def _any(mask: BoolArray, axis: int) -> BoolArray:
 
 
 def _filled(mask: BoolArray) -> BoolArray:
-    """The mask with its holes filled, as scipy's binary_fill_holes with face neighbours.
+    """Fills the holes of a mask, like scipy's binary_fill_holes with face neighbours.
 
-    The background that a straight line along z or y from outside reaches is found first, with
-    whole-slab operations; only the pockets behind it are flooded voxel by voxel. On scans this is
-    four to ten times as fast as growing the outside into the image voxel by voxel.
+    Background that a straight line along z or y reaches from outside is found first, with
+    operations on whole slabs. Only the remaining pockets are flooded voxel by voxel. On scans this
+    is four to ten times faster than growing the outside into the image voxel by voxel.
     """
     if min(mask.shape) < 3 or mask.all():
         return mask
-    # Beyond the rim is outside: seen, and no way to walk through, so flat offsets cannot wrap.
+    # The added border counts as seen but not as hidden, so that the flood never walks through it
+    # and offsets into the flat array cannot wrap around.
     seen = np.pad(~_behind(mask), 1, constant_values=True)
     hidden = np.pad(~mask, 1, constant_values=False)
     hidden &= ~seen
@@ -98,11 +99,11 @@ def _filled(mask: BoolArray) -> BoolArray:
 
 
 def _behind(mask: BoolArray) -> BoolArray:
-    """Foreground, and background enclosed by foreground along z as well as along y."""
+    """Returns the foreground, and background that foreground encloses along both z and y."""
     result = np.ones_like(mask)
     for axis in (0, 1):
         before, after = mask.copy(), mask.copy()
-        # Slabs in place: six times as fast as logical_or.accumulate.
+        # Operations on slabs in place are six times faster than logical_or.accumulate.
         ahead, back = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)
         for k in range(1, mask.shape[axis]):
             ahead[k] |= ahead[k - 1]
@@ -113,7 +114,7 @@ def _behind(mask: BoolArray) -> BoolArray:
 
 
 def _flood(hidden: BoolArray, seen: BoolArray) -> None:
-    """Clears, in place, the hidden voxels that a path over faces connects with a seen one."""
+    """Clears, in place, hidden voxels that are connected to a seen voxel over voxel faces."""
     _, rows, columns = hidden.shape
     offsets = [sign * step for step in (rows * columns, columns, 1) for sign in (1, -1)]
     flat_hidden, flat_seen = hidden.reshape(-1), seen.reshape(-1)
@@ -128,7 +129,7 @@ def _flood(hidden: BoolArray, seen: BoolArray) -> None:
         for offset in offsets:
             step = front + offset
             step = step[flat_hidden[step]]
-            # Cleared at once, so that no other direction finds the same voxel again.
+            # Cleared immediately, so that no other direction finds the same voxel again.
             flat_hidden[step] = False
             found.append(step)
         front = np.concatenate(found)

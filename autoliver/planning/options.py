@@ -1,4 +1,4 @@
-"""Options of `plan`: the stored ones with changes, and as the words of a command."""
+"""Options of `plan`: applies changes to stored options, and converts them to arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,9 @@ from autoliver.values import check_known
 
 
 def asked_of(plan: Plan) -> PlanOptions:
-    """The options that a plan was made with.
+    """Returns the options that a plan was made with.
 
-    A plan that does not say so, since it was made before options were kept, still says its preset
-    and memory target.
+    For a plan without stored options, they are derived from its preset and memory target.
     """
     if plan.asked is not None:
         return plan.asked
@@ -23,31 +22,31 @@ def asked_of(plan: Plan) -> PlanOptions:
 
 
 def changed_options(before: PlanOptions, changes: Mapping[str, object]) -> PlanOptions:
-    """Options with some of them changed.
+    """Returns a copy of options with some of them changed.
 
     Args:
         before: The options.
-        changes: Name -> value; None as the value of an option that may be None resets it.
+        changes: Name -> value; None resets an option that may be None.
 
     Raises:
-        OptionError: There is no such option, or its value cannot be.
+        OptionError: An option does not exist, or its value is invalid.
     """
     check_known(changes, PlanOptions.__struct_fields__, of="plan")
     return PlanOptions(**{**_fields(before), **changes})
 
 
 def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> LikeOptions:
-    """Options of a plan like another, with some of them changed.
+    """Returns a copy of the options of a plan that follows another, with some of them changed.
 
-    A spacing in mm alone is meant to be fixed, and one of the other choices takes the place of a
-    fixed spacing.
+    If only a spacing in mm is given, the choice of spacing becomes "fixed". If only another choice
+    is given, a fixed spacing is removed.
 
     Args:
         before: The options.
         changes: Name -> value.
 
     Raises:
-        OptionError: As `changed_options`.
+        OptionError: An option does not exist, or its value is invalid.
     """
     check_known(changes, LikeOptions.__struct_fields__, of="plan")
     changes = dict(changes)
@@ -59,7 +58,7 @@ def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> 
 
 
 def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
-    """The options that are not at their default, as `autoliver plan` takes them."""
+    """Returns the options that differ from their defaults, as arguments of `autoliver plan`."""
     if isinstance(options, LikeOptions):
         if options.spacing_mm is not None:
             return ("--spacing", *map(_number, options.spacing_mm))
@@ -85,5 +84,5 @@ def _fields(options: PlanOptions | LikeOptions) -> dict[str, Any]:
 
 
 def _number(value: float) -> str:
-    """All digits of a number, so that the same plan comes of it."""
+    """Converts a number to text with all its digits, so that it results in the same plan."""
     return repr(float(value)).removesuffix(".0")

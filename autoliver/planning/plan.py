@@ -1,4 +1,4 @@
-"""The fingerprint of a dataset and the plan made from it, as values."""
+"""The records of a dataset's fingerprint and of the plan that is made from it."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
 
 
 class IntensityStats(Record, frozen=True, kw_only=True):
-    """Foreground intensities of one channel, pooled over all labelled cases."""
+    """Statistics of the foreground intensities of one channel, pooled over all labelled cases."""
 
     mean: float
     median: float
@@ -30,14 +30,14 @@ class IntensityStats(Record, frozen=True, kw_only=True):
 
 
 class CaseFingerprint(Record, frozen=True, kw_only=True):
-    """What one case contributes. All tuples are (z, y, x).
+    """The grid of one case. All tuples are (z, y, x).
 
     Attributes:
-        name: The case.
-        spacing_mm: Its spacing.
-        shape: Its size in voxels.
-        shape_after_crop: Its size after cropping to the non-zero region.
-        axis_codes: The anatomical order of its axes, x first, e.g. "LPS"; "" where unknown.
+        name: The case's name.
+        spacing_mm: Spacing of the image.
+        shape: Size of the image in voxels.
+        shape_after_crop: Size in voxels after cropping to the non-zero region.
+        axis_codes: Anatomical order of the image axes, x first, such as "LPS"; "" if unknown.
     """
 
     name: str
@@ -48,13 +48,14 @@ class CaseFingerprint(Record, frozen=True, kw_only=True):
 
 
 class Fingerprint(Artifact, frozen=True, kw_only=True):
-    """What the planner needs to know about a dataset.
+    """The properties of a dataset that the planner uses.
 
     Attributes:
-        cases: One entry per labelled case, sorted by name.
-        median_relative_size_after_cropping: Median over cases of the cropped share of voxels.
-        intensities: One per channel.
-        seen: What the labelled cases' images look like as a whole; None where that is not known.
+        cases: The grid of each labelled case, sorted by name.
+        median_relative_size_after_cropping: Median over cases of the share of voxels that cropping
+            keeps, from 0 to 1.
+        intensities: The foreground intensities of each channel.
+        seen: What the images of the labelled cases look like as a whole; None if unknown.
     """
 
     KIND: ClassVar[str] = "fingerprint"
@@ -67,19 +68,21 @@ class Fingerprint(Artifact, frozen=True, kw_only=True):
 
 
 class Configuration(Record, frozen=True, kw_only=True):
-    """Every decision of one configuration. Axes are the plan's transposed ones.
+    """All decisions of one configuration. Axes are in the plan's transposed order.
 
     Attributes:
-        spacing_mm: Target spacing, 3 values; in 2D the 2 in-plane ones (the slice axis is kept).
-        median_shape: Median size of the resampled cases (2 or 3 values, as nnU-Net states them).
-        patch_shape: Patch size, 2 or 3 values.
-        batch_size: Patches per step.
-        batch_dice: Whether Dice is computed over the batch as one rather than per sample.
-        normalization: One scheme per channel.
+        spacing_mm: Target spacing, 3 values; in 2D the 2 in-plane ones, as slices are not resampled
+            across.
+        median_shape: Median size of the resampled cases in voxels (2 or 3 values, as in nnU-Net).
+        patch_shape: Patch size in voxels, 2 or 3 values.
+        batch_size: Number of patches per step.
+        batch_dice: Whether Dice is computed over the whole batch rather than per sample.
+        normalization: The normalisation scheme of each channel.
         mask_norm: Per channel, whether statistics use only the non-zero mask.
-        network: The network, in_channels and out_channels included.
-        previous_stage: The configuration whose prediction enters as further channels.
-        reasons: Decision -> why, in one sentence each.
+        network: The network's spec.
+        previous_stage: The configuration whose prediction is added to the input channels; None for
+            no such configuration.
+        reasons: Decision -> the reason for it, in one sentence.
     """
 
     spacing_mm: tuple[float, ...]
@@ -95,7 +98,7 @@ class Configuration(Record, frozen=True, kw_only=True):
 
     @property
     def dimension(self) -> int:
-        """2 or 3."""
+        """The number of patch axes, 2 or 3."""
         return len(self.patch_shape)
 
 
@@ -103,13 +106,13 @@ _SPACING_HINT = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
 
 
 def check_spacing(spacing_mm: Sequence[float]) -> None:
-    """Refuses a spacing that no image has.
+    """Refuses an invalid spacing.
 
     Args:
-        spacing_mm: (z, y, x).
+        spacing_mm: The spacing (z, y, x).
 
     Raises:
-        OptionError: A length is not above zero, or not finite.
+        OptionError: A value is not above zero, or not finite.
     """
     if not all(0 < mm < math.inf for mm in spacing_mm):
         values = " ".join(f"{mm:g}" for mm in spacing_mm)
@@ -118,22 +121,23 @@ def check_spacing(spacing_mm: Sequence[float]) -> None:
         )
 
 
-# How the command line spells the fields whose names carry units.
+# Field -> option, for fields whose names contain units.
 _FLAGS = {"vram_gb": "--vram", "spacing_mm": "--spacing", "window_hu": "--window"}
 
 
 class PlanOptions(Record, frozen=True, kw_only=True):
-    """What the user decides about a plan.
+    """The user's options for a plan.
 
     Attributes:
-        preset: The network's size; M, L and XL have a residual encoder, tiny is default with a
-            quarter of the features.
-        vram_gb: Memory target; None takes the preset's.
-        spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
-        batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
-        window_hu: What CT is clipped to; None takes percentiles of the labelled voxels.
+        preset: The type and size of the network: M, L and XL have a residual encoder, and tiny is
+            default with a quarter of the features.
+        vram_gb: The target for the GPU memory in GB; None for that of the preset.
+        spacing_mm: Target spacing (z, y, x) at full resolution; None to derive it from the dataset.
+        batch_cap: Whether a batch is limited to 5 % of the dataset's voxels.
+        window_hu: Lower and upper bound in HU that CT is clipped to; None for percentiles of the
+            labelled voxels.
         keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
-            being brought to one.
+            being brought to one order.
     """
 
     preset: Preset = "default"
@@ -144,10 +148,10 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     keep_axes: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be; a preset may be given in other capitals.
+        """Refuses invalid values; the case of a preset's name does not matter.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the error names the option and its value.
         """
         set_field(self, "preset", spelled(self.preset, get_args(Preset)))
         check_types(self, flags=_FLAGS)
@@ -167,24 +171,25 @@ class PlanOptions(Record, frozen=True, kw_only=True):
 
 
 class LikeOptions(Record, frozen=True, kw_only=True):
-    """How a target is planned like a source.
+    """The user's options for planning a dataset (the target) like another one (the source).
 
     Attributes:
-        spacing: "source": images are brought to the source's spacing, where organs have the size
-            in voxels that its network knows; "target": to the target's own median; "auto": the
-            source's, but for axes along which more than half of the target's slices would be
-            interpolated, which keep their own; "fixed": to `spacing_mm`.
-        spacing_mm: Three spacings (z, y, x), with "fixed" alone.
+        spacing: The spacing that images are resampled to. "source" is the source's spacing, at
+            which organs have the size in voxels that its network has learnt. "target" is the median
+            spacing of the target. "auto" is the source's spacing, except along axes where more than
+            half of the target's slices would be interpolated, which keep the target's spacing.
+            "fixed" is `spacing_mm`.
+        spacing_mm: The spacing (z, y, x) for "fixed"; otherwise None.
     """
 
     spacing: SpacingMode = "auto"
     spacing_mm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses options that contradict each other or cannot be.
+        """Refuses options that are invalid or contradict each other.
 
         Raises:
-            OptionError: Saying what to give.
+            OptionError: An option is invalid; the error says what to give.
         """
         check_types(self, flags={"spacing": "--like-spacing", "spacing_mm": "--spacing"})
         given = self.spacing_mm
@@ -196,34 +201,34 @@ class LikeOptions(Record, frozen=True, kw_only=True):
 
 
 class Plan(Artifact, frozen=True, kw_only=True):
-    """Every decision for one dataset, with its reason; with it a case can be preprocessed.
+    """All decisions for one dataset with their reasons; it is enough to preprocess a case.
 
     Attributes:
         dataset: The dataset's name.
-        preset: The preset it was made with.
-        vram_gb: The memory target the patch and batch sizes were fitted to.
-        channel_names: One per image channel.
-        modality: Of the dataset.
-        labels: Names and values.
-        file_ending: Of the dataset's images.
-        axis_codes: The anatomical order of axes that every case is brought to, x first, e.g. "LPS";
-            "" where cases keep their own: with `keep_axes`, and in plans of nnU-Net or made before
-            orders were looked at.
-        seen_axes: The orders of the cases it was made from, where they keep their own.
+        preset: The preset that the plan was made with.
+        vram_gb: The GPU memory in GB that patch and batch sizes were fitted to.
+        channel_names: The name of each image channel.
+        modality: The modality of the dataset.
+        labels: Names and values of the labels.
+        file_ending: The ending of the dataset's images.
+        axis_codes: Anatomical order of axes that every case is brought to, x first, such as "LPS";
+            "" if cases keep their own: with `keep_axes`, in plans of nnU-Net and in plans made
+            before orders were considered.
+        seen_axes: The orders of the cases that the plan was made from, if they keep their own.
         transpose_forward: Order of the image axes (z, y, x) in preprocessed arrays.
         transpose_backward: The inverse permutation.
-        intensities: Of the fingerprint, one per channel; what CT normalisation uses.
-        source_intensities: Of the CT that a plan for another modality follows, one per channel: how
-            its network has learnt CT. Empty otherwise.
-        like: How it follows another plan, where it does.
-        asked: The options it was made with, so that it can be made again; None where it follows
-            another plan, is another tool's, or was made before options were kept. They are not
-            decisions and leave the digest as it is.
+        intensities: The fingerprint's intensities of each channel, which CT normalisation uses.
+        source_intensities: For a plan of another modality that follows a CT plan, the intensities
+            of each channel with which the source's network has learnt CT; otherwise empty.
+        like: How the plan follows another plan; None if it does not.
+        asked: The options that the plan was made with, so that it can be made again; None if it
+            follows another plan, comes from another tool, or was made before options were kept.
+            Options are not decisions and are left out of the digest.
         seen: What the dataset's images look like as a whole, so that a case of another kind is
-            noticed; None where that is not known. Not a decision either.
+            noticed; None if unknown. It is left out of the digest as well.
         configurations: Name -> configuration.
-        reasons: Decisions about the plan as a whole, such as a configuration that was dropped
-            ("3d_lowres"), and why, in one sentence each.
+        reasons: Decision -> the reason for it, in one sentence, for decisions about the plan as a
+            whole. A configuration that was dropped ("3d_lowres") is such a decision.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -250,7 +255,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
 
     @property
     def ct_channels(self) -> tuple[int, ...]:
-        """Indices of the channels whose intensities are normalised as CT."""
+        """Indices of the channels that any configuration normalises as CT, in ascending order."""
         schemes = [configuration.normalization for configuration in self.configurations.values()]
         found = {i for each in schemes for i, scheme in enumerate(each) if scheme == "ct"}
         return tuple(sorted(found))

@@ -1,7 +1,7 @@
-"""Fingerprint -> plan: spacing, patch, batch, network and normalisation, each with its reason.
+"""Makes a plan from a fingerprint: spacing, patch, batch, network and normalisation, with reasons.
 
-On the same fingerprint the decisions are those of nnU-Net 2.8.1 (Isensee et al. 2021, Nature
-Methods 18, 203-211), except that M, L and XL keep the cap on the batch.
+For the same fingerprint, the decisions are those of nnU-Net 2.8.1 (Isensee et al. 2021, Nature
+Methods 18, 203-211), except that M, L and XL keep the limit on the batch.
 """
 
 import numpy as np
@@ -26,12 +26,12 @@ from autoliver.planning.plan import (
 )
 from autoliver.planning.presets import PRESETS
 
-# A patch that covers less of the median case than this calls for a low-resolution configuration,
-# which is kept if it has at most half the voxels.
+# If a patch covers less than this share of the median case, a low-resolution configuration is
+# tried. It is kept if the median case has at most half as many voxels there.
 _LOWRES_BELOW = 0.25
 _LOWRES_FEWER_VOXELS = 2
 _LOWRES_STEP = 1.03
-# Coarsening starts with the axes finer than the coarsest by more than this factor.
+# Coarsening starts with the axes that are finer than the coarsest by more than this factor.
 _LOWRES_SIMILAR = 2
 _BATCH_SHARE = 0.05
 
@@ -50,13 +50,13 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
     """Decides spacing, patch, batch, network and normalisation of every configuration.
 
     Args:
-        dataset: Channels, labels and name.
-        fingerprint: Of the same dataset.
-        options: What the user decided.
+        dataset: The dataset, whose channels, labels and name are used.
+        fingerprint: The fingerprint of the dataset.
+        options: The user's options.
 
     Raises:
-        DatasetError: The fingerprint has no case, or another number of channels.
-        OptionError: A spacing or a memory target that cannot work.
+        DatasetError: The fingerprint has no cases, or another number of channels.
+        OptionError: The spacing, the memory target or the window cannot be used.
     """
     _check(dataset, fingerprint)
     planner = _Planner(dataset, fingerprint, options)
@@ -85,7 +85,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
 
 
 class _Planner:
-    """The decisions that all configurations of a plan share, and the configurations."""
+    """Makes the decisions that all configurations of a plan share, and the configurations."""
 
     def __init__(self, dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
         names = dataset.channel_names
@@ -99,7 +99,7 @@ class _Planner:
         self.budget = _budget(dataset, options)
         self.cases = len(fingerprint.cases)
         self.previous_channels = len(dataset.labels.foreground_values)
-        # A stated modality decides for channels whose name says nothing; nnU-Net knows names alone.
+        # If a channel's name does not decide, the modality does; nnU-Net uses names only.
         all_ct = {case.modality for case in dataset.cases} == {"CT"}
         unnamed: Normalization = "ct" if all_ct else "zscore"
         self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), unnamed) for name in names)
@@ -112,8 +112,8 @@ class _Planner:
         if window is not None and "ct" not in self.schemes:
             raise OptionError(
                 f"--window: {dataset.name} has no CT channel ({', '.join(names)}).",
-                hint="Leave it out: other images have no Hounsfield units. If the plan before was "
-                "made with it, --fresh forgets that.",
+                hint="Leave it out: other images have no Hounsfield units. If the previous plan "
+                "was made with it, --fresh resets it.",
             )
         self.normalization_reason = reasons.normalization(
             names,
@@ -127,7 +127,7 @@ class _Planner:
     def configurations(
         self,
     ) -> tuple[dict[ConfigurationName, Configuration], dict[str, str]]:
-        """The configurations there are, and why the others were dropped."""
+        """Returns the configurations, and the reasons why others were dropped."""
         grid = self.grid
         voxels = float(np.prod(grid.median_shape))
         slices = self._fit(grid.spacing_mm[1:], grid.median_shape[1:], voxels)
@@ -167,7 +167,12 @@ class _Planner:
         )
 
     def _lowres(self, full: Fit, full_voxels: float) -> tuple[Configuration | None, dict[str, str]]:
-        """Coarsens the spacing until a patch covers enough of the median case."""
+        """Coarsens the spacing until a patch covers enough of the median case.
+
+        Returns:
+            The low-resolution configuration and no reasons; or None, and the reasons why it and the
+            cascade were dropped.
+        """
         grid = self.grid
         spacing, voxels, fit = grid.spacing_mm.copy(), full_voxels, full
         while fit.patch_voxels / voxels < _LOWRES_BELOW:
@@ -221,7 +226,7 @@ class _Planner:
         )
 
     def _cascade(self, full: Configuration, low: Configuration) -> Configuration:
-        """Full resolution with the low-resolution prediction as further channels."""
+        """Returns full resolution with the low-resolution prediction as additional channels."""
         further = self.previous_channels
         why = reasons.previous_stage(further, low.spacing_mm)
         return full.replace(
@@ -235,13 +240,13 @@ def _check(dataset: Dataset, fingerprint: Fingerprint) -> None:
     if not fingerprint.cases:
         raise DatasetError(
             f"{dataset.name}: the fingerprint holds no labelled case; at least one is needed.",
-            hint="Put the label maps into labelsTr, named as their images without the channel.",
+            hint="Put the label maps into labelsTr, named like their images without the channel.",
         )
     named, found = len(dataset.channel_names), len(fingerprint.intensities)
     if named != found:
         raise DatasetError(
             f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
-            hint="Name every channel under 'channel_names' in dataset.json, in their order.",
+            hint="Name every channel under 'channel_names' in dataset.json, in order.",
         )
 
 
@@ -274,7 +279,7 @@ def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
 
 
 def _modality(dataset: Dataset, schemes: tuple[Normalization, ...]) -> Modality:
-    """What all cases are; where they do not say, channels named CT make it CT."""
+    """Returns the common modality of all cases; if none is stated, CT for channels named CT."""
     kinds = {case.modality for case in dataset.cases}
     if kinds <= {"other"}:
         return "CT" if "ct" in schemes else "other"

@@ -1,4 +1,4 @@
-"""Presets of the planner: which network, and how much memory it is fitted to."""
+"""Presets of the planner: the type of network and the memory that it is fitted to."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,22 +7,22 @@ from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
 from autoliver.planning.names import Preset
 from autoliver.planning.topology import Topology
 
-# Patches per step that are never undercut.
+# Smallest number of patches per step.
 MIN_BATCH = 2
-# Dimension -> patches per step with which `PresetRow.reference` was measured.
+# Dimension -> number of patches per step with which `PresetRow.reference` was measured.
 REFERENCE_BATCH = {2: 12, 3: 2}
 
 _MIN_BATCH = {2: MIN_BATCH, 3: MIN_BATCH}
-# Dimension -> limit of the features that double from stage to stage.
+# Dimension -> limit of the number of features, which doubles from stage to stage.
 _MAX_FEATURES = {2: 512, 3: 320}
 _TINY_MAX_FEATURES = {2: 80, 3: 80}
 
 
 class MakeNetwork(Protocol):
-    """What makes a network from a topology; one may leave unused what it has no place for."""
+    """Makes a network from a topology; it may ignore parts of the topology that it cannot use."""
 
     def __call__(self, topology: Topology, *, in_channels: int, out_channels: int) -> NetworkSpec:
-        """The network that has this topology and these channels."""
+        """Returns the network with this topology and these channels."""
         ...
 
 
@@ -31,14 +31,15 @@ class PresetRow:
     """A preset.
 
     Attributes:
-        network: Makes its network.
-        fitted_as: Makes the network whose memory decides on patch and batch; None: its own.
-        vram_gb: The memory it is meant for.
-        reference: Dimension -> feature map values of one patch that fill this memory with the
-            reference batch.
-        must_fit: Dimension -> patches per step that have to fit into memory; the patch shrinks
-            until they do.
-        max_batch: The most patches per step; None: as many as memory and dataset allow.
+        network: Makes the preset's network.
+        fitted_as: Makes the network whose memory decides on patch and batch; None for the preset's
+            own network.
+        vram_gb: The GPU memory that the preset is meant for, in GB.
+        reference: Dimension -> number of feature map values of one patch that fill this memory with
+            the reference batch.
+        must_fit: Dimension -> number of patches per step that must fit into memory; the patch
+            shrinks until they do.
+        max_batch: Largest number of patches per step; None for as many as memory and dataset allow.
     """
 
     network: MakeNetwork
@@ -50,7 +51,7 @@ class PresetRow:
 
 
 def _unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpec:
-    """nnU-Net's plain U-Net."""
+    """Makes the plain U-Net of nnU-Net."""
     stages, dimension = len(topology.strides), len(topology.patch_shape)
     return UNetSpec(
         in_channels=in_channels,
@@ -64,14 +65,14 @@ def _unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpe
 
 
 def _tiny_unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpec:
-    """The plain U-Net with a quarter of the features."""
+    """Makes the plain U-Net with a quarter of the features."""
     network = _unet(topology, in_channels=in_channels, out_channels=out_channels)
     most = _TINY_MAX_FEATURES[network.dimension]
     return network.replace(features=_doubled(len(network.features), 8, most=most))
 
 
 def _residual_unet(topology: Topology, *, in_channels: int, out_channels: int) -> ResidualUNetSpec:
-    """nnU-Net's U-Net with a residual encoder."""
+    """Makes the U-Net of nnU-Net with a residual encoder."""
     stages, dimension = len(topology.strides), len(topology.patch_shape)
     return ResidualUNetSpec(
         in_channels=in_channels,
@@ -85,7 +86,7 @@ def _residual_unet(topology: Topology, *, in_channels: int, out_channels: int) -
 
 
 def _doubled(stages: int, base: int, *, most: int) -> tuple[int, ...]:
-    """Features per stage: doubled from stage to stage up to a limit."""
+    """Returns the number of features per stage, which doubles from stage to stage up to a limit."""
     return tuple(min(most, base * 2**stage) for stage in range(stages))
 
 
@@ -114,7 +115,7 @@ PRESETS: dict[Preset, PresetRow] = {
         reference={2: 560_000_000, 3: 3_600_000_000},
         must_fit=REFERENCE_BATCH,
     ),
-    # Fitted as default, so that their patches agree.
+    # Fitted like "default", so that both have the same patches.
     "tiny": PresetRow(
         network=_tiny_unet,
         fitted_as=_unet,

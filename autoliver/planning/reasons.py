@@ -1,4 +1,7 @@
-"""Why a plan is as it is: one plain sentence per decision, with the numbers it rests on."""
+"""Words the reasons for a plan's decisions: one sentence each, with the numbers behind it.
+
+The sentences are part of the plan and of its digest, so rewording one changes the digests of plans.
+"""
 
 from collections.abc import Sequence
 
@@ -14,28 +17,28 @@ Numbers = Sequence[float] | npt.NDArray[np.float64]
 
 
 def times(values: Numbers) -> str:
-    """Sizes as "40 x 56 x 40"."""
+    """Formats sizes, e.g. "40 x 56 x 40"."""
     return " x ".join(f"{value:g}" for value in values)
 
 
 def millimetres(values: Numbers) -> str:
-    """Lengths as "5.00 x 0.78 x 0.78 mm"."""
+    """Formats lengths in mm, e.g. "5.00 x 0.78 x 0.78 mm"."""
     return " x ".join(f"{value:.2f}" for value in values) + " mm"
 
 
 def share(value: float) -> str:
-    """A share as a percentage, at most all; small ones with a decimal."""
+    """Formats a share as a percentage of at most 100 %; below 10 % with one decimal."""
     return f"{100 * value:.1f} %" if value < 0.1 else f"{100 * min(value, 1):.0f} %"
 
 
 def spacing_of_median(spacing_mm: Numbers, cases: int) -> str:
-    """The target spacing is the median."""
+    """Gives the reason for a target spacing that is the median."""
     of = f"of the {cases} labelled cases" if cases > 1 else "of the one labelled case"
     return f"{millimetres(spacing_mm)}, the median spacing {of}."
 
 
 def spacing_of_anisotropic(spacing_mm: Numbers, *, axis: str, median_mm: float) -> str:
-    """The coarse axis of the target spacing is finer than the median."""
+    """Gives the reason for a target spacing whose coarse axis is finer than the median."""
     return (
         f"{millimetres(spacing_mm)}: the median spacing, except along {axis}, where the median of "
         f"{median_mm:.2f} mm is more than 3 times coarser than the other axes and would blur the "
@@ -44,7 +47,7 @@ def spacing_of_anisotropic(spacing_mm: Numbers, *, axis: str, median_mm: float) 
 
 
 def spacing_of_slices(spacing_mm: Numbers) -> str:
-    """A 2D network keeps the slices as they were acquired."""
+    """Gives the reason for the spacing of a 2D network, which keeps the slices as acquired."""
     return (
         f"{millimetres(spacing_mm)} in plane, as at full resolution; slices are not resampled "
         "across, since the network sees one at a time."
@@ -52,7 +55,7 @@ def spacing_of_slices(spacing_mm: Numbers) -> str:
 
 
 def spacing_of_lowres(full_mm: Numbers, low_mm: Numbers, *, covered: float, now: float) -> str:
-    """The spacing was made coarser until the patch shows enough."""
+    """Gives the reason for a spacing made coarser until the patch covers enough of a case."""
     return (
         f"{millimetres(low_mm)} instead of {millimetres(full_mm)}: coarsened in steps of 3 % "
         f"(finer axes first) until one patch covers {share(now)} of the median case, where at "
@@ -61,7 +64,7 @@ def spacing_of_lowres(full_mm: Numbers, low_mm: Numbers, *, covered: float, now:
 
 
 def patch(fit: Fit, *, vram_gb: float) -> str:
-    """The patch takes in the whole case, or what fits into memory."""
+    """Gives the reason for the patch size: the size of a case, or the memory."""
     size = fit.topology.patch_shape
     extent = [n * mm for n, mm in zip(size, fit.spacing_mm, strict=True)]
     head = f"{times(size)} voxels ({' x '.join(f'{mm:.0f}' for mm in extent)} mm)"
@@ -76,12 +79,12 @@ def patch(fit: Fit, *, vram_gb: float) -> str:
 
 
 def batch(fit: Fit, *, share_allowed: float, most: int | None) -> str:
-    """The batch fills the memory, up to the share of the dataset it may show.
+    """Gives the reason for the batch size: the memory, the dataset's size, or a limit.
 
     Args:
-        fit: What memory and dataset allow.
-        share_allowed: Of the dataset's voxels in one batch.
-        most: The preset's own limit, if any.
+        fit: The patch, and the batch sizes that memory and dataset allow.
+        share_allowed: The largest share of the dataset's voxels in one batch, from 0 to 1.
+        most: The preset's limit on the batch size; None for no limit.
     """
     size, memory, dataset = fit.batch_size, fit.batch_by_memory, fit.batch_by_dataset
     if most is not None and size > most:
@@ -109,7 +112,16 @@ def normalization(
     kept: float,
     asked: bool = False,
 ) -> str:
-    """One clause per group of channels that are treated alike; `asked`: for the CT window."""
+    """Gives the reasons for the normalisation, one clause per group of channels treated alike.
+
+    Args:
+        names: The name of each channel.
+        schemes: The normalisation scheme of each channel.
+        intensities: The intensities of each channel.
+        masked: Per channel, whether statistics use only the non-zero mask.
+        kept: The share of voxels that cropping keeps, from 0 to 1.
+        asked: Whether the user asked for the CT window.
+    """
     channels: dict[str, list[str]] = {}
     for name, scheme, stats in zip(names, schemes, intensities, strict=True):
         channels.setdefault(_scheme(scheme, stats, asked=asked), []).append(name)
@@ -143,19 +155,22 @@ def _scheme(scheme: Normalization, stats: IntensityStats, *, asked: bool) -> str
 
 
 def dice_of_slices() -> str:
-    """2D always pools Dice over the batch."""
+    """Gives the reason why 2D always pools Dice over the batch."""
     return (
         "Over the whole batch: a single slice often lacks a structure, and its Dice means little."
     )
 
 
 def dice_of_lowres(covered: float) -> str:
-    """Low resolution sees enough for Dice per patch."""
+    """Gives the reason why low resolution computes Dice per patch."""
     return f"Per patch: one patch covers {share(covered)} of the median case, enough for its own."
 
 
 def dice_of_full(covered: float, *, pooled: bool) -> str:
-    """Full resolution pools Dice when there is a low-resolution configuration."""
+    """Gives the reason why full resolution pools Dice over the batch, or computes it per patch.
+
+    It is pooled if there is a low-resolution configuration.
+    """
     if pooled:
         return (
             f"Over the whole batch: one patch covers only {share(covered)} of the median case and "
@@ -188,7 +203,7 @@ def axes(orders: Sequence[str], *, kept: bool) -> dict[str, str]:
 
 
 def transpose(axis: str, spacing_mm: float, *, next_mm: float) -> str:
-    """Which axis comes first."""
+    """Gives the reason which axis comes first."""
     if spacing_mm > next_mm:
         return (
             f"Axis {axis} comes first: it is the coarsest ({spacing_mm:.2f} mm, the next "
@@ -198,12 +213,12 @@ def transpose(axis: str, spacing_mm: float, *, next_mm: float) -> str:
 
 
 def transpose_of_slice(axis: str) -> str:
-    """The images have one slice."""
+    """Gives the reason which axis comes first if the images have a single slice."""
     return f"Axis {axis} comes first: the images are one slice deep along it."
 
 
 def lowres_not_needed(patch_shape: Sequence[int], covered: float) -> str:
-    """Dropped: the full-resolution patch shows enough."""
+    """Gives the reason to drop low resolution if the full-resolution patch covers enough."""
     return (
         f"dropped: the full-resolution patch of {times(patch_shape)} voxels already covers "
         f"{share(covered)} of the median case (a low-resolution network serves below 25 %)."
@@ -211,7 +226,7 @@ def lowres_not_needed(patch_shape: Sequence[int], covered: float) -> str:
 
 
 def lowres_too_similar(low_mm: Numbers, fewer: float) -> str:
-    """Dropped: it would hardly be of lower resolution."""
+    """Gives the reason to drop low resolution if it would hardly have fewer voxels."""
     return (
         f"dropped: at {millimetres(low_mm)}, where a patch covers 25 % of the median case, the "
         f"case has only {fewer:.1f} times fewer voxels than at full resolution (at least 2 wanted)."
@@ -219,7 +234,7 @@ def lowres_too_similar(low_mm: Numbers, fewer: float) -> str:
 
 
 def previous_stage(channels: int, lowres_mm: Numbers) -> str:
-    """The cascade refines what low resolution found."""
+    """Gives the reason for the additional input channels of the cascade."""
     return (
         f"Gets the labels that 3d_lowres found at {millimetres(lowres_mm)} as {channels} further "
         "channels, since its own patch is too small to see where in the body it is."

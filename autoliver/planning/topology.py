@@ -1,10 +1,10 @@
-"""Spacing and patch -> pooling and kernels. Pure arithmetic."""
+"""Derives pooling and kernel sizes of a network from the spacing and the patch."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# An axis is pooled while at least this many positions remain.
+# An axis is pooled as long as at least this many positions remain.
 MIN_FEATURE_MAP_EDGE = 4
 # Axes whose spacings differ by less than this factor are treated alike.
 _SIMILAR_SPACING = 2
@@ -12,12 +12,12 @@ _SIMILAR_SPACING = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """How a U-Net pools, and the patch that fits it.
+    """The strides and kernels of a U-Net, and a patch size that fits them.
 
     Attributes:
-        strides: Per stage, one stride per axis; the first all ones.
+        strides: Per stage, one stride per axis; the first stage has ones only.
         kernels: Per stage, one kernel size per axis.
-        patch_shape: The patch, each axis rounded up to a multiple of its total stride.
+        patch_shape: Patch size per axis, rounded up to a multiple of the axis's total stride.
     """
 
     strides: tuple[tuple[int, ...], ...]
@@ -26,23 +26,24 @@ class Topology:
 
     @property
     def total_stride(self) -> tuple[int, ...]:
-        """Per axis, by how much the patch shrinks on its way to the bottleneck."""
+        """The factor by which the network downsamples the patch, per axis."""
         return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
 
 def pool_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> Topology:
-    """Pooling and kernels that bring an anisotropic patch to isotropic features step by step.
+    """Finds pooling and kernels that turn an anisotropic patch step by step into isotropic maps.
 
     Each stage halves the axes that are still long enough and whose spacing is within a factor of
-    two of the finest among those; a coarser axis waits until the others have caught up. Kernels
-    are 1 along an axis until its spacing is within that factor of the finest of all, then 3.
+    two of the finest among those. A coarser axis is not halved until the others have become as
+    coarse. The kernel size along an axis is 1 until its spacing is within a factor of two of the
+    finest of all axes, and 3 from then on.
 
-    After nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211).
+    The rules are those of nnU-Net (Isensee et al. 2021, Nature Methods 18, 203-211).
 
     Args:
-        spacing_mm: One per axis, 2 or 3 axes.
-        patch_shape: Wanted patch, one per axis; halves occur where a median size is the mean of
-            two.
+        spacing_mm: Spacing per axis, 2 or 3 axes.
+        patch_shape: Desired patch size per axis; it may be fractional, since a median size can be
+            the mean of two sizes.
     """
     spacing, size = list(spacing_mm), list(patch_shape)
     kernel = [1] * len(spacing)
@@ -69,13 +70,13 @@ def pool_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> 
 
 
 def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
-    """The axes the next stage halves; none when the network is deep enough."""
+    """Returns the axes that the next stage halves; empty if the network is deep enough."""
     axes = [axis for axis, n in enumerate(size) if n >= 2 * MIN_FEATURE_MAP_EDGE]
     if not axes:
         return []
     finest = min(spacing[axis] for axis in axes)
     axes = [axis for axis in axes if spacing[axis] / finest < _SIMILAR_SPACING]
-    # A last axis on its own is halved only if more than the smallest map is left of it.
+    # A single remaining axis is halved only if its result stays larger than the smallest map.
     if len(axes) == 1 and size[axes[0]] < 3 * MIN_FEATURE_MAP_EDGE:
         return []
     return axes

@@ -1,4 +1,4 @@
-"""Is a dataset what it says it is? Files, grids, values; each defect with a way out."""
+"""Checks the files, grids and values of a dataset, and suggests how to fix each defect."""
 
 import hashlib
 import os
@@ -29,22 +29,22 @@ Severity = Literal["error", "warning", "note"]
 
 _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
 _HEADER = "Find out which values are right, and write them into the file's header."
-_SHOWN = 3  # errors, files or values told in one message
+_SHOWN = 3  # number of errors, files or values that are listed in one message
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """One thing that is not as it should be.
+    """One defect of a dataset.
 
     Attributes:
-        case: The case, None for the dataset as a whole.
-        severity: An error stops planning; a warning deserves a look; a note is for the record.
-        code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
+        case: The case's name; None for a defect of the dataset as a whole.
+        severity: An error stops planning; a warning should be looked at; a note is for information.
+        code: The kind of defect, for programs: missing_file, missing_label, extra_file, unreadable,
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
             duplicate_channel, direction, header, axes, num_training; and for a case that is unlike
             the others: spacing, size, intensities.
         problem: What was found and what was expected.
-        hint: What to do about it.
+        hint: What the user can do about it; empty for nothing.
     """
 
     case: str | None
@@ -55,12 +55,13 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class Verification(Artifact, frozen=True, kw_only=True):
-    """All that was found, by case in the order of names, the dataset as a whole last.
+    """All findings of a dataset.
 
     Attributes:
-        findings: What was found.
-        ranges: Grid and intensities of every case that could be read; None where an earlier version
-            has not looked at them.
+        findings: The findings in single cases, sorted by the case's name, and then those that
+            result from comparing cases or concern the dataset as a whole.
+        ranges: Grid and intensities of every case that could be read; None for a result of an
+            earlier version, which did not look at them.
     """
 
     KIND: ClassVar[str] = "verify"
@@ -80,15 +81,15 @@ class Verification(Artifact, frozen=True, kw_only=True):
 
 
 class CaseCheck(Record, frozen=True, kw_only=True):
-    """What one case contributes.
+    """The result of checking one case.
 
     Attributes:
-        case: Its name.
-        findings: Of this case alone.
-        label_values: The values of its label file.
-        content: A digest of the voxels of its images, "" where they could not be read.
-        ranges: Its grid and intensities; None where an image could not be read, or used.
-        axis_codes: The anatomical order of its axes, "" where unknown.
+        case: The case's name.
+        findings: The findings in this case alone.
+        label_values: The values in its label file; empty if there is none or it is unreadable.
+        content: A digest of the voxels of its images; empty if they could not be read.
+        ranges: Its grid and intensities; None if an image could not be read or used.
+        axis_codes: Anatomical order of its axes; "" if unknown.
     """
 
     case: str
@@ -105,15 +106,15 @@ def verify(
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseCheck]], Iterable[CaseCheck]] | None = None,
 ) -> Verification:
-    """Checks every file of a dataset; each is read once.
+    """Checks every file of a dataset, reading each one once.
 
     Args:
-        dataset: As `read_dataset` found it.
-        executor: Maps over the cases; None: one after the other.
-        progress: Wraps the iterable of results, as tqdm does.
+        dataset: The dataset as returned by `read_dataset`.
+        executor: Maps over the cases; None to check them one after the other.
+        progress: Wraps the iterable of results, as tqdm does; None for no progress bar.
 
     Returns:
-        The findings; an artefact whose `made_from` is the caller's to fill.
+        The findings; the caller fills in `made_from`.
     """
     check = partial(check_case, labels=dataset.labels, channels=len(dataset.channel_names))
     results = executor.map(check, dataset.cases) if executor else map(check, dataset.cases)
@@ -131,7 +132,7 @@ def verify(
 
 
 def placeless(verification: Verification, folder: Path) -> Verification:
-    """The findings with paths as seen from the dataset's folder, since that may be moved."""
+    """Makes paths in the findings relative to the dataset's folder, since it may be moved."""
     start = f"{folder}{os.sep}"
     return verification.replace(
         findings=tuple(
@@ -144,10 +145,10 @@ def placeless(verification: Verification, folder: Path) -> Verification:
 
 
 def raise_on_errors(verification: Verification) -> None:
-    """Raises if anything was found that stops planning.
+    """Raises an error if any finding stops planning.
 
     Raises:
-        DatasetError: With the number of errors and the first few of them.
+        DatasetError: There are such findings. The error states their number and the first few.
     """
     errors = verification.errors
     if not errors:
@@ -167,8 +168,8 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
 
     Args:
         case: The case.
-        labels: What its label file may hold.
-        channels: What its images must add up to.
+        labels: The labels of the dataset, whose values the label file may hold.
+        channels: The expected number of channels of all its images together.
     """
     found = _Findings(case.name)
     headers = {path: found.header(Path(path)) for path in case.images}
@@ -317,15 +318,15 @@ def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...
         found.add(
             "warning",
             "label_empty",
-            f"{path.name} holds no label but background.",
-            "Fine if nothing is there to be seen; otherwise label it, or leave the label file out.",
+            f"{path.name} holds no label other than background.",
+            "Fine if the image shows none of the labels; otherwise label it, or remove the file.",
         )
     return tuple(counts)
 
 
 def _count_values(array: npt.NDArray[Any]) -> dict[int, int]:
     if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
-        # Slice by slice: bincount makes 8 bytes of each voxel.
+        # Slice by slice, since bincount converts each voxel to 8 bytes.
         top = int(array.max()) + 1
         counts = sum(np.bincount(plane.ravel(), minlength=top) for plane in array[0])
         return {int(v): int(np.asarray(counts)[v]) for v in np.flatnonzero(counts)}
@@ -352,8 +353,8 @@ def _same_images(checks: Iterable[CaseCheck]) -> Iterable[Finding]:
                 severity="warning",
                 code="duplicate_image",
                 problem=f"the image is the same as that of {first[check.content]}.",
-                hint="Take one of them out, or give both one patient in dataset.json's 'patients', "
-                "lest one validates what the other trained.",
+                hint="Take one of them out, or give both the same patient under 'patients' in "
+                "dataset.json, so that they are never split between training and validation.",
             )
         first.setdefault(check.content, check.case)
 
@@ -394,7 +395,7 @@ def _mixed_axes(checks: Iterable[CaseCheck]) -> Iterable[Finding]:
 
 
 def _missing_labels(dataset: Dataset) -> Iterable[Finding]:
-    """Cases without a label among cases with one, unless dataset.json says so (`annotated`)."""
+    """Reports cases without a label if others have one, unless dataset.json has `annotated`."""
     if not dataset.labelled:
         return
     for case in dataset.cases:
@@ -405,7 +406,7 @@ def _missing_labels(dataset: Dataset) -> Iterable[Finding]:
                 code="missing_label",
                 problem=f"has an image ({Path(case.images[0]).name}) but no label file, which the "
                 f"{len(dataset.labelled)} other cases have.",
-                hint="Add its label, or move its images out (imagesTs is for cases without one).",
+                hint="Add its label, or move its images out (imagesTs is for unlabelled cases).",
             )
 
 
@@ -420,7 +421,8 @@ def _extra_files(dataset: Dataset) -> Iterable[Finding]:
                 case=None,
                 severity="warning",
                 code="extra_file",
-                problem=f"{folder.name} holds files of no case: {', '.join(extra[:_SHOWN])}{more}.",
+                problem=f"{folder.name} holds files that belong to no case: "
+                f"{', '.join(extra[:_SHOWN])}{more}.",
                 hint="Move them out, or correct their names.",
             )
 

@@ -123,7 +123,7 @@ def test_parts_of_a_network():
     role = spec_of("resenc").role
     assert role("stem.norm.bias") == WeightRole(part=("encoder", 0))
     assert role("up.1.weight") == WeightRole(part=("decoder", 1), transposed=True)
-    with pytest.raises(ValueError, match=r"body\.0\.weight is no weight"):
+    with pytest.raises(ValueError, match=r"body\.0\.weight is not a weight"):
         role("body.0.weight")
 
 
