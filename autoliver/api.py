@@ -76,9 +76,9 @@ def plan(
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap; with `like` only spacing, which may be a word such as "target" as well;
-            workers and memory_gb. Options that are not given keep their value in the previous plan,
-            or else take their default.
+            batch_cap, keep_axes; with `like` only spacing, which may be a word such as "target"
+            as well; workers and memory_gb. Options that are not given keep their value in the
+            previous plan, or else take their default.
 
     Returns:
         The plan, which is also written to the workspace.
@@ -90,7 +90,7 @@ def plan(
         from autoliver.pipeline.replan import PlanRequest, replan
 
         names = {
-            **{name: name for name in ("preset", "batch_cap")},
+            **{name: name for name in ("preset", "batch_cap", "keep_axes")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
             "like_spacing": "spacing",
@@ -279,7 +279,7 @@ class Predictor:
             channels, spacing = channels_of(array), spacing_of(spacing_mm)
             z, y, x = channels.shape[1:]
             geometry = Geometry(shape_zyx=(z, y, x), spacing_mm=spacing)
-            image = Volume(array=channels, geometry=geometry)
+            image = Volume(array=channels, geometry=geometry, oriented=False)
             return predict_volume(self.model, image, self.options, name="image")
 
 

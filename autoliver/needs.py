@@ -15,6 +15,7 @@ from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.files import read_header
 from autoliver.io.header import Header
+from autoliver.io.orientation import reorientation_to
 from autoliver.memory import GB
 from autoliver.parallel import Limits, Need
 from autoliver.planning.plan import Configuration, Plan
@@ -152,6 +153,7 @@ def _sizes_gb(
     if not headers:
         return 0.0, 0.0
     geometry = headers[0].geometry
+    geometry = reorientation_to(geometry, plan.axis_codes).geometry(geometry)
     shape = [geometry.shape_zyx[axis] for axis in plan.transpose_forward]
     z, y, x = (geometry.spacing_mm[axis] for axis in plan.transpose_forward)
     target = network_spacing(configuration, (z, y, x))

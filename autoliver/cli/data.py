@@ -20,6 +20,7 @@ from autoliver.cli.output import emit, start, table
 from autoliver.cli.planning_options import (
     BatchCap,
     Fresh,
+    KeepAxes,
     Like,
     LikeSpacing,
     Preset,
@@ -86,6 +87,7 @@ def plan(
     like: Like = None,
     like_spacing: LikeSpacing = None,
     batch_cap: BatchCap = None,
+    keep_axes: KeepAxes = None,
     fresh: Fresh = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -108,6 +110,7 @@ def plan(
         "preset": preset,
         "vram_gb": vram,
         "batch_cap": batch_cap,
+        "keep_axes": keep_axes,
         "window_hu": window,
     }
     given |= {"spacing": like_spacing, "spacing_mm": spacing}

@@ -65,6 +65,14 @@ BatchCap = Annotated[
         "[default: batch-cap]",
     ),
 ]
+KeepAxes = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-axes/--one-order",
+        help="Keep the order of axes of each file, as nnU-Net does, where cases differ; otherwise "
+        "all are brought to the commonest. [default: one-order]",
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(

@@ -6,11 +6,13 @@ requested.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
+from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
 from autoliver.preprocessing.case import (
     CaseProperties,
@@ -25,6 +27,7 @@ from autoliver.preprocessing.resample import (
 )
 
 Array = npt.NDArray[np.float32]
+A = TypeVar("A", bound=np.generic)
 
 # The logit of background in places where no network was run. It is larger than the logits of
 # networks, and does no harm when it is interpolated with them.
@@ -91,7 +94,7 @@ def group_labels(
                     target[probability > 0.5] = value
             else:
                 target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
-    return wholes
+    return [_back(whole, outputs) for whole in wholes]
 
 
 def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
@@ -108,7 +111,7 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
     target = whole[(slice(None), *box)]
     for rows, (mean,) in pieces:
         target[:, rows] = mean
-    return whole
+    return _back(whole, outputs)
 
 
 def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
@@ -136,7 +139,7 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     whole = np.zeros(_shape(outputs), dtype=np.float32)
     for rows, (mean,) in pieces:
         whole[box][rows] = _entropy(mean, regions=labels.has_regions)
-    return whole
+    return _back(whole, outputs)
 
 
 def probabilities(logits: Array, *, regions: bool) -> Array:
@@ -194,7 +197,8 @@ def _mean_probabilities(
 ) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
     """Averages the members of each group, slab by slab.
 
-    The axes are in the input's order, whatever the order in each plan is.
+    The axes are in the anatomical order of the first member's plan, whatever the order in each
+    plan is.
 
     Args:
         parts: The array (k, z, y, x) and the properties of each member.
@@ -206,7 +210,8 @@ def _mean_probabilities(
         The box of the crop, and an iterator that yields for each slab its rows and the mean
         probabilities (k, rows, y, x) of each group.
     """
-    members = [_InInputOrder.of(array, properties) for array, properties in parts]
+    first = parts[0][1].reorientation
+    members = [_Ordered.of(array, properties, first) for array, properties in parts]
     box = members[0].box
     if any(member.box != box for member in members):
         raise ValueError("members crop the case differently")
@@ -231,13 +236,13 @@ def _mean_probabilities(
 
 
 @dataclass(frozen=True)
-class _InInputOrder:
-    """A member's array with its axes in the input's order, and its resampling to the crop's grid.
+class _Ordered:
+    """A member's array in the order of axes of all, and its resampling to the crop's grid.
 
     Attributes:
         array: (k, z, y, x) on the network grid.
         operators: The linear resampling to the crop's grid.
-        box: The box of the crop on the input's grid.
+        box: The box of the crop on that grid.
     """
 
     array: Array
@@ -245,16 +250,19 @@ class _InInputOrder:
     box: Box
 
     @classmethod
-    def of(cls, array: Array, properties: CaseProperties) -> "_InInputOrder":
-        inverse = properties.transpose_backward
+    def of(cls, array: Array, properties: CaseProperties, first: Reorientation) -> "_Ordered":
+        back = Reorientation(axes=properties.transpose_backward)
+        # To this member's own order of axes, and from there to that of all.
+        inverse = back.then(properties.reorientation.inverse).then(first)
         separate = separate_axis(properties.spacing_mm, properties.input_spacing_mm)
-        z, y, x = (slice(*properties.box[axis]) for axis in inverse)
+        bounds = inverse.bounds(properties.box, properties.shape_before_crop)
+        z, y, x = (slice(*ends) for ends in bounds)
         shape = [part.stop - part.start for part in (z, y, x)]
-        ordered = array.transpose(0, *(axis + 1 for axis in inverse))
+        ordered = inverse.array(array)
         operators = linear_operators(
             ordered.shape[1:],
             shape,
-            separate_axis=None if separate is None else inverse.index(separate),
+            separate_axis=None if separate is None else inverse.axes.index(separate),
         )
         return cls(ordered, operators, (z, y, x))
 
@@ -265,4 +273,11 @@ class _InInputOrder:
 
 
 def _shape(outputs: Sequence[Output]) -> tuple[int, int, int]:
-    return outputs[0].properties.geometry.shape_zyx
+    """The size of the case in the order of axes in which all are brought together."""
+    return outputs[0].properties.oriented_shape
+
+
+def _back(whole: npt.NDArray[A], outputs: Sequence[Output]) -> npt.NDArray[A]:
+    """(..., z, y, x) in the order of axes of the input."""
+    inverse = outputs[0].properties.reorientation.inverse
+    return whole if inverse == Reorientation() else np.ascontiguousarray(inverse.array(whole))

@@ -17,6 +17,7 @@ from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
+from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
 from autoliver.training.determinism import same_bits
@@ -70,6 +71,14 @@ class PreparedCase:
         )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Where to look, and what brought the input's axes to the region's anatomical order."""
+
+    region: Region
+    reorientation: Reorientation
+
+
 def outputs(
     model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
 ) -> tuple[Output, ...]:
@@ -105,8 +114,8 @@ def outputs(
 
 def _find(
     finder: Member, case: Preprocessed, options: PredictOptions, on_windows: OnWindows | None
-) -> Region | None:
-    """Returns the region around the finder's foreground, with axes in the input's order.
+) -> "_Found | None":
+    """Returns the region around the finder's foreground, with axes in the finder's order.
 
     None if the finder finds no foreground.
     """
@@ -126,14 +135,15 @@ def _find(
             "%s: %s found nothing, so all windows are visited.",
             *(case.properties.name, finder.name),
         )
-    return region
+        return None
+    return _Found(region=region, reorientation=case.properties.reorientation)
 
 
 def _output(
     member: Member,
     case: Preprocessed,
     options: PredictOptions,
-    region: Region | None,
+    region: "_Found | None",
     on_windows: OnWindows | None,
 ) -> Output:
     name = case.properties.name
@@ -177,13 +187,14 @@ def _output(
 
 
 def _windows(
-    member: Member, case: Preprocessed, options: PredictOptions, region: Region | None
+    member: Member, case: Preprocessed, options: PredictOptions, found: "_Found | None"
 ) -> list[Window]:
     shape, patch = case.image.shape[1:], member.configuration.patch_shape
     windows = windows_of(shape, patch, options.step)
-    if region is None:
+    if found is None:
         return windows
-    turned = region.transposed(case.properties.transpose_forward)
+    turn = found.reorientation.inverse.then(case.properties.reorientation)
+    turned = found.region.turned(turn).transposed(case.properties.transpose_forward)
     near = near_windows(windows, padded_shape(shape, patch), turned, step=options.step)
     _log.info(
         "%s: %d of %d windows are near the foreground that was found.",

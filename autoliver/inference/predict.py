@@ -12,6 +12,7 @@ import numpy.typing as npt
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
 from autoliver.errors import AutoliverError, DatasetError
+from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import (
     Output,
@@ -220,6 +221,7 @@ def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
+    check_axes(model, image, name=name)
     modality = case_modality(model, image.array, options.modality, name=name)
     _compare_with_training(model, image, modality, name)
     return PreparedCase.of(model, image, name, modality=modality)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
 
 Window = tuple[slice | int, ...]
@@ -30,7 +31,7 @@ class Region:
     """
 
     counts: npt.NDArray[np.int64]
-    reach: tuple[float, ...]
+    reach: tuple[float, float, float]
 
     @property
     def share(self) -> float:
@@ -39,8 +40,18 @@ class Region:
 
     def transposed(self, axes: Sequence[int]) -> "Region":
         """Returns the region with its axes in another order."""
-        reach = tuple(self.reach[axis] for axis in axes)
-        return Region(counts=self.counts.transpose(axes), reach=reach)
+        z, y, x = (self.reach[axis] for axis in axes)
+        return Region(counts=self.counts.transpose(axes), reach=(z, y, x))
+
+    def turned(self, turn: Reorientation) -> "Region":
+        """Returns the region on a grid whose axes are in another anatomical order."""
+        counts = self.counts
+        for axis in range(3):
+            if turn.flips[turn.axes.index(axis)]:
+                # Of each corner, how many lie beyond it along the axis.
+                counts = counts.take([-1], axis=axis) - np.flip(counts, axis)
+        counts = counts.transpose(turn.axes)
+        return Region(counts=counts, reach=turn.values(self.reach))
 
     def touches(self, shares: Sequence[tuple[float, float]]) -> bool:
         """Whether a box contains foreground or is within the margin of some.
@@ -80,8 +91,8 @@ def find_region(
     counts[1:, 1:, 1:] = mask
     for axis in range(3):
         np.cumsum(counts, axis=axis, out=counts)
-    reach = (margin_mm / (n * mm) for n, mm in zip(mask.shape, spacing_mm, strict=True))
-    return Region(counts=counts, reach=tuple(reach))
+    z, y, x = (margin_mm / (n * mm) for n, mm in zip(mask.shape, spacing_mm, strict=True))
+    return Region(counts=counts, reach=(z, y, x))
 
 
 def near_windows(

@@ -1,6 +1,6 @@
 """Endings of image files, and the values in their headers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ class Header(Record, frozen=True, kw_only=True):
         channels: Number of channels: the size of the 4th dimension or the components of a pixel.
         pixel_type: ITK's name of the type, e.g. "16-bit signed integer".
         integer: Whether the voxels are of an integer type.
-        note: What had to be corrected in the header to read it; empty for nothing.
+        note: What had to be corrected in the header to read it, and which of its values contradict
+            each other; empty for nothing.
+        doubtful: Whether the note is about more than rounding, so that a person should see it.
     """
 
     geometry: Geometry
@@ -40,6 +42,7 @@ class Header(Record, frozen=True, kw_only=True):
     pixel_type: str
     integer: bool
     note: str = ""
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,23 @@ def unreadable(path: Path, found: str) -> DatasetError:
         f"{path}: cannot be read: {found}; expected a whole image file ({', '.join(ENDINGS)}).",
         hint="Copy or export the file again; if it opens elsewhere, save it there as .nii.gz.",
     )
+
+
+def bad_numbers(path: Path, field: str, found: str, expected: str) -> DatasetError:
+    """The error for a header whose numbers cannot be used.
+
+    Args:
+        path: The file.
+        field: The field, as the file's type calls it.
+        found: Its values.
+        expected: What they should be.
+    """
+    return DatasetError(
+        f"{path}: {field} is {found}; expected {expected}.",
+        hint=f"Export the file again, or correct {field} in its header.",
+    )
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Numbers of a header for people."""
+    return f"({', '.join(f'{value:.6g}' for value in values)})"

@@ -18,21 +18,51 @@ import numpy.typing as npt
 from autoliver.artifacts import disk_error, replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.grids import geometry_from_xyz, orthonormal
-from autoliver.io.header import Header, OpenedFile, label_ending, split_ending, unreadable
+from autoliver.io.header import (
+    Header,
+    OpenedFile,
+    bad_numbers,
+    label_ending,
+    numbers,
+    split_ending,
+    unreadable,
+)
 from autoliver.io.nifti import read_sheared_header, sform_note
 from autoliver.io.nifti import read_voxels as read_nifti_voxels
-from autoliver.io.volume import Geometry
+from autoliver.io.nifti_forms import (
+    Placed,
+    RawForms,
+    kept_forms,
+    own_header,
+    place,
+    read_forms,
+    write_forms,
+)
+from autoliver.io.text_headers import check_text_header
+from autoliver.io.volume import FLAT_SPACING, Geometry, is_flat
 
 Array = npt.NDArray[Any]
 
 _NIFTI = (".nii.gz", ".nii")
 _FLAT_ONLY = (".png", ".bmp", ".jpg", ".jpeg")
 # The libraries for these formats write to file descriptor 2, which no setting of ITK prevents.
-_NOISY = (".mha", ".mhd", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".hdr", "")
+_NOISY = (
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".tif",
+    ".tiff",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".hdr",
+    "",
+)
 _GIPL_HEADER_BYTES = 256
-# Slice spacing that 2D images get, as a multiple of their in-plane spacing. It is the one of
-# nnU-Net, and it marks that the file was 2D.
-_FLAT_SPACING = 999.0
+# Three direction cosines that span less lie in one plane.
+_LEAST_VOLUME = 1e-6
 
 
 def _sitk() -> Any:
@@ -46,9 +76,9 @@ _SILENCE = threading.Lock()
 
 
 @contextlib.contextmanager
-def _quiet(path: Path) -> Iterator[None]:
+def _quiet(path: Path, *, always: bool = False) -> Iterator[None]:
     # Only for the formats that need it, since the messages of other threads are lost meanwhile.
-    if split_ending(path.name)[1].lower() not in _NOISY:
+    if not always and split_ending(path.name)[1].lower() not in _NOISY:
         yield
         return
     with _SILENCE:
@@ -71,21 +101,48 @@ def open_file(path: Path) -> OpenedFile:
     Raises:
         DatasetError: The file is damaged or of a type that cannot be read.
     """
+    check_text_header(path)
+    ending = split_ending(path.name)[1].lower()
+    forms = read_forms(path) if ending in (*_NIFTI, ".hdr") else None
+    placed = None if forms is None else place(path, forms)
+    if forms is not None and placed is not None and placed.geometry is not None:
+        own = own_header(forms, placed.geometry, placed.note)
+        if own is not None and ending in _NIFTI:
+            return OpenedFile(own, lambda: _read_voxels(path, own, None))
     reader = _sitk().ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with _quiet(path):
+        with _quiet(path, always=placed is not None and bool(placed.note)):
             reader.ReadImageInformation()
     except RuntimeError as error:
-        if "orthonormal" in str(error):
-            header = read_sheared_header(path)
-            return OpenedFile(header, lambda: _read_voxels(path, header, None))
-        raise unreadable(path, "no known image format, or its header is damaged") from None
-    header = _itk_header(path, reader)
+        if "orthonormal" not in str(error):
+            raise unreadable(path, "no known image format, or its header is damaged") from None
+        header, reader = read_sheared_header(path), None
+    else:
+        header = _itk_header(path, reader, None if placed is None else placed.geometry)
+    if placed is not None and forms is not None:
+        header = _placed_header(header, forms, placed)
     return OpenedFile(header, lambda: _read_voxels(path, header, reader))
 
 
-def _itk_header(path: Path, reader: Any) -> Header:
+def _placed_header(header: Header, forms: RawForms, placed: Placed) -> Header:
+    """The header with what ITK does not say of a NIfTI file's place."""
+    geometry = placed.geometry or header.geometry
+    note = placed.note
+    if note and placed.geometry is None:
+        used = geometry.spacing_mm, geometry.origin_xyz, geometry.direction
+        note += "; used: spacing (z, y, x) {}, origin {}, direction {}".format(*map(numbers, used))
+    # What ITK took instead of a form that is not valid is said in the note already.
+    notes = [note] if placed.geometry is not None else [header.note, note]
+    return header.replace(
+        geometry=geometry.replace(forms=kept_forms(forms, geometry)),
+        note="; ".join(filter(None, notes)),
+        doubtful=header.doubtful or bool(placed.note),
+    )
+
+
+def _itk_header(path: Path, reader: Any, placed: Geometry | None) -> Header:
+    """What ITK says of a file, but for its place where that is known better."""
     size, dimension = reader.GetSize(), reader.GetDimension()
     components = reader.GetNumberOfComponents()
     kind = _sitk().GetPixelIDValueAsString(reader.GetPixelID())
@@ -98,17 +155,43 @@ def _itk_header(path: Path, reader: Any) -> Header:
     space = min(dimension, 3)
     direction = np.eye(3)
     direction[:space, :space] = matrix[:space, :space]
-    direction, note = orthonormal(direction)
     spacing, origin = list(reader.GetSpacing()[:3]), list(reader.GetOrigin()[:3])
+    if placed is not None:
+        spacing, origin, direction = [1.0] * len(spacing), [0.0] * len(origin), np.eye(3)
+    _check_numbers(path, spacing, origin, direction)
+    negative = [axis for axis, mm in enumerate(spacing) if mm < 0]
+    flipped = ""
+    if negative:
+        flipped = (
+            f"spacing is {numbers(spacing)} (x, y, z): absolute values used, the direction of "
+            "negative axes flipped"
+        )
+        direction[:, negative] *= -1
+        spacing = [abs(mm) for mm in spacing]
+    direction, note = orthonormal(direction)
     if dimension == 2:
-        size, spacing, origin = (*size, 1), [*spacing, _FLAT_SPACING * max(spacing)], [*origin, 0.0]
+        size, spacing, origin = (*size, 1), [*spacing, FLAT_SPACING * max(spacing)], [*origin, 0.0]
     return Header(
         geometry=geometry_from_xyz(size[:3], spacing, origin, direction),
         channels=size[3] if dimension == 4 else components,
         pixel_type=kind,
         integer="integer" in kind,
-        note=note or sform_note(reader),
+        note="; ".join(filter(None, [flipped, note or sform_note(reader)])),
+        doubtful=bool(flipped),
     )
+
+
+def _check_numbers(path: Path, spacing: list[float], origin: list[float], direction: Array) -> None:
+    """Refuses numbers that ITK hands on from a header; those in text are checked before."""
+    if not (np.isfinite(spacing).all() and all(spacing)):
+        raise bad_numbers(path, "spacing", numbers(spacing), "lengths other than zero, in mm")
+    if not np.isfinite(origin).all():
+        raise bad_numbers(path, "origin", numbers(origin), "finite numbers")
+    whole = np.isfinite(direction).all() and abs(np.linalg.det(direction)) > _LEAST_VOLUME
+    if not whole:
+        raise bad_numbers(
+            path, "direction", numbers(direction.ravel()), "three directions in space"
+        )
 
 
 def _read_voxels(path: Path, header: Header, reader: Any) -> Array:
@@ -156,6 +239,8 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
         try:
             with _quiet(path):
                 _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
+            if ending in _NIFTI and geometry.forms is not None:
+                write_forms(beside, geometry.forms)
             # ITK does not notice a full disk when it writes these two formats.
             if ending in _NIFTI or ending == ".gipl":
                 open_file(beside).voxels()
@@ -183,9 +268,7 @@ def _to_itk(path: Path, array_czyx: Array, geometry: Geometry) -> Any:
         raise AutoliverError(
             f"{path}: {slices} slices, but this file type holds one.", hint="Choose .nii.gz."
         )
-    in_plane = max(geometry.spacing_mm[1:])
-    was_flat = slices == 1 and geometry.spacing_mm[0] >= 0.999 * _FLAT_SPACING * in_plane
-    space = 2 if only_flat or was_flat else 3
+    space = 2 if only_flat or is_flat(geometry) else 3
     channels = array_czyx.shape[0]
     array = array_czyx[:, 0] if space == 2 else array_czyx
     if channels == 1 or space == 2:

@@ -8,6 +8,7 @@ has a qform to use instead.
 
 import gzip
 import logging
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,23 @@ def read_voxels(path: Path) -> Array:
     try:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-        array: Array = np.asanyarray(nibabel.Nifti1Image.from_bytes(content).dataobj).T
+        image = nibabel.Nifti1Image.from_bytes(_placeless(content))
+        array: Array = np.asanyarray(image.dataobj).T
     except (EOFError, zlib.error, OSError, ValueError) as error:
         raise unreadable(path, f"it is damaged or cut short ({error})") from None
     return array
+
+
+def _placeless(content: bytes) -> bytes:
+    """The bytes of a NIfTI-1 file without its forms, whose numbers nibabel would stumble over."""
+    if content[:4] not in (struct.pack("<i", 348), struct.pack(">i", 348)) or len(content) < 348:
+        return content
+    order = "<" if content[0] else ">"
+    raw = bytearray(content)
+    # They are not needed for the voxels.
+    struct.pack_into(order + "4f", raw, 76, 1.0, 1.0, 1.0, 1.0)
+    struct.pack_into(order + "2h", raw, 252, 0, 0)
+    return bytes(raw)
 
 
 def sform_note(reader: Any) -> str:

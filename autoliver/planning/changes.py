@@ -108,6 +108,7 @@ def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
         Decision("channels", ", ".join(plan.channel_names), plan.channel_names),
         Decision("labels", ", ".join(labels), plan.labels),
         Decision("file ending", plan.file_ending, plan.file_ending),
+        Decision("axes in the patient", plan.axis_codes, plan.axis_codes),
         Decision("order of axes", _join(order, ", "), plan.transpose_forward),
         Decision("CT window", _named(windows, "{:.4g} to {:.4g}"), windows),
         Decision("intensity statistics", _named(statistics, "mean {:.4g}"), statistics),

@@ -75,6 +75,8 @@ def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
         words += ["--no-batch-cap"]
     if options.window_hu is not None:
         words += ["--window", *map(_number, options.window_hu)]
+    if options.keep_axes:
+        words += ["--keep-axes"]
     return tuple(words)
 
 

@@ -37,12 +37,14 @@ class CaseFingerprint(Record, frozen=True, kw_only=True):
         spacing_mm: Its spacing.
         shape: Its size in voxels.
         shape_after_crop: Its size after cropping to the non-zero region.
+        axis_codes: The anatomical order of its axes, x first, e.g. "LPS"; "" where unknown.
     """
 
     name: str
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
     shape_after_crop: tuple[int, int, int]
+    axis_codes: str = ""
 
 
 class Fingerprint(Artifact, frozen=True, kw_only=True):
@@ -130,6 +132,8 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         spacing_mm: Target spacing (z, y, x) of full resolution; None takes the dataset's.
         batch_cap: Whether a batch shows at most 5 % of the dataset's voxels.
         window_hu: What CT is clipped to; None takes percentiles of the labelled voxels.
+        keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
+            being brought to one.
     """
 
     preset: Preset = "default"
@@ -137,6 +141,7 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     spacing_mm: tuple[float, float, float] | None = None
     batch_cap: bool = True
     window_hu: tuple[float, float] | None = None
+    keep_axes: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be; a preset may be given in other capitals.
@@ -201,6 +206,10 @@ class Plan(Artifact, frozen=True, kw_only=True):
         modality: Of the dataset.
         labels: Names and values.
         file_ending: Of the dataset's images.
+        axis_codes: The anatomical order of axes that every case is brought to, x first, e.g. "LPS";
+            "" where cases keep their own: with `keep_axes`, and in plans of nnU-Net or made before
+            orders were looked at.
+        seen_axes: The orders of the cases it was made from, where they keep their own.
         transpose_forward: Order of the image axes (z, y, x) in preprocessed arrays.
         transpose_backward: The inverse permutation.
         intensities: Of the fingerprint, one per channel; what CT normalisation uses.
@@ -218,7 +227,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     """
 
     KIND: ClassVar[str] = "plan"
-    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked", "seen"})
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked", "seen", "seen_axes"})
 
     dataset: str
     preset: Preset
@@ -235,6 +244,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
     like: LikeOptions | None = None
     asked: PlanOptions | None = None
     seen: SeenImages | None = None
+    axis_codes: str = ""
+    seen_axes: tuple[str, ...] = ()
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property

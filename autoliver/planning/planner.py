@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from autoliver.datasets.cases import Dataset, Modality
 from autoliver.errors import DatasetError, OptionError
+from autoliver.io.orientation import commonest, reorientation
 from autoliver.planning import reasons
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.grid import full_resolution
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
+    CaseFingerprint,
     Configuration,
     Fingerprint,
     IntensityStats,
@@ -70,13 +72,15 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         modality=_modality(dataset, planner.schemes),
         labels=dataset.labels,
         file_ending=dataset.file_ending,
+        axis_codes=planner.axis_codes,
+        seen_axes=planner.seen_axes if options.keep_axes else (),
         transpose_forward=order,
         transpose_backward=(z, y, x),
         intensities=planner.intensities,
         asked=options,
         seen=fingerprint.seen,
         configurations=configurations,
-        reasons={"transpose": planner.grid.transpose_reason, **dropped},
+        reasons={"transpose": planner.grid.transpose_reason, **planner.axes_reason, **dropped},
     )
 
 
@@ -86,7 +90,12 @@ class _Planner:
     def __init__(self, dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> None:
         names = dataset.channel_names
         kept = fingerprint.median_relative_size_after_cropping
-        self.grid = full_resolution(fingerprint.cases, spacing_mm=options.spacing_mm)
+        orders = [case.axis_codes for case in fingerprint.cases if case.axis_codes]
+        self.seen_axes = tuple(sorted(set(orders)))
+        self.axes_reason = reasons.axes(orders, kept=options.keep_axes)
+        self.axis_codes = "" if options.keep_axes else commonest(orders)
+        cases = [_in_order(case, self.axis_codes) for case in fingerprint.cases]
+        self.grid = full_resolution(cases, spacing_mm=options.spacing_mm)
         self.budget = _budget(dataset, options)
         self.cases = len(fingerprint.cases)
         self.previous_channels = len(dataset.labels.foreground_values)
@@ -234,6 +243,16 @@ def _check(dataset: Dataset, fingerprint: Fingerprint) -> None:
             f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
             hint="Name every channel under 'channel_names' in dataset.json, in their order.",
         )
+
+
+def _in_order(case: CaseFingerprint, codes: str) -> CaseFingerprint:
+    """What a case contributes once its axes are in the plan's order."""
+    turn = reorientation(case.axis_codes, codes)
+    return case.replace(
+        spacing_mm=turn.values(case.spacing_mm),
+        shape=turn.values(case.shape),
+        shape_after_crop=turn.values(case.shape_after_crop),
+    )
 
 
 def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> IntensityStats:

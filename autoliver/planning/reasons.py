@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.io.orientation import commonest
 from autoliver.planning.fit import FIRST_EDGE, Fit
 from autoliver.planning.plan import IntensityStats, Normalization
 from autoliver.planning.presets import MIN_BATCH
@@ -164,6 +165,26 @@ def dice_of_full(covered: float, *, pooled: bool) -> str:
         f"Per patch: one patch covers {share(covered)} of the median case and no low-resolution "
         "network is needed, so most patches hold enough of each structure."
     )
+
+
+def axes(orders: Sequence[str], *, kept: bool) -> dict[str, str]:
+    """What happens to the anatomical orders of the cases' axes; nothing where all have one.
+
+    Args:
+        orders: Of the cases whose order is known.
+        kept: Whether they keep their own.
+    """
+    if len(set(orders)) < 2:
+        return {}
+    counts = {order: orders.count(order) for order in sorted(set(orders))}
+    first = commonest(orders)
+    found = ", ".join(f"{order} ({count})" for order, count in counts.items())
+    if kept:
+        return {"axes": f"Kept as in the files, as asked for, although they differ: {found}."}
+    return {
+        "axes": f"Every case is brought to {first}, the commonest of {found}, by flips and "
+        "exchanges of axes alone."
+    }
 
 
 def transpose(axis: str, spacing_mm: float, *, next_mm: float) -> str:

@@ -15,16 +15,20 @@ from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.description import read_description
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import DatasetError
-from autoliver.io.files import NotWholeNumbers, read_header, read_image, read_label
+from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
+from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.compare import compare_cases
+from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
+from autoliver.planning.verify_values import check_values, to_float32
 
 Severity = Literal["error", "warning", "note"]
 
 _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
+_HEADER = "Find out which values are right, and write them into the file's header."
 _SHOWN = 3  # errors, files or values told in one message
 
 
@@ -35,9 +39,10 @@ class Finding(Record, frozen=True, kw_only=True):
         case: The case, None for the dataset as a whole.
         severity: An error stops planning; a warning deserves a look; a note is for the record.
         code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
-            channels, channel_grid, label_grid, not_finite, constant, label_values, label_fractions,
-            label_empty, label_unused, duplicate_image, duplicate_channel, direction, num_training;
-            of a case that is unlike the others: spacing, size, intensities.
+            channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
+            label_values, label_fractions, label_empty, label_unused, duplicate_image,
+            duplicate_channel, direction, header, axes, num_training; and for a case that is unlike the others:
+            spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What to do about it.
     """
@@ -83,6 +88,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
         label_values: The values of its label file.
         content: A digest of the voxels of its images, "" where they could not be read.
         ranges: Its grid and intensities; None where an image could not be read, or used.
+        axis_codes: The anatomical order of its axes, "" where unknown.
     """
 
     case: str
@@ -90,6 +96,7 @@ class CaseCheck(Record, frozen=True, kw_only=True):
     label_values: tuple[int, ...]
     content: str
     ranges: CaseRange | None = None
+    axis_codes: str = ""
 
 
 def verify(
@@ -115,6 +122,7 @@ def verify(
     ranges = tuple(check.ranges for check in checks if check.ranges is not None)
     findings += _unlike_others(dataset, ranges)
     findings += _same_images(checks)
+    findings += _mixed_axes(checks)
     findings += _missing_labels(dataset)
     findings += _unused_labels(dataset, checks)
     findings += _extra_files(dataset)
@@ -174,7 +182,7 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
             found.grids(first, (case.label, label_header), code="label_grid")
     if len(whole) == len(headers):
         _check_channels(found, case, [header for _, header in whole], channels)
-    voxels = [_check_voxels(found, Path(path)) for path, _ in whole]
+    voxels = [_check_voxels(found, Path(path), case, labels) for path, _ in whole]
     contents = [one.content for one in voxels]
     same = [c for n, c in enumerate(contents) if c and c in contents[:n]]
     if same:
@@ -194,6 +202,7 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
         label_values=values,
         content="-".join(contents) if readable else "",
         ranges=ranges,
+        axis_codes=axis_codes(whole[0][1].geometry) if whole else "",
     )
 
 
@@ -219,7 +228,10 @@ class _Findings:
             self.add("error", "unreadable", error.problem, error.hint)
             return None
         if header.note:
-            self.add("note", "direction", f"{path}: {header.note}.", "")
+            if header.doubtful:
+                self.add("warning", "header", f"{path}: {header.note}.", _HEADER)
+            else:
+                self.add("note", "direction", f"{path}: {header.note}.", "")
         return header
 
     def grids(self, first: tuple[str, Header], second: tuple[str, Header], *, code: str) -> None:
@@ -253,34 +265,31 @@ class _Voxels(NamedTuple):
     channels: tuple[ChannelRange, ...] = ()
 
 
-def _check_voxels(found: _Findings, path: Path) -> _Voxels:
+def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
     try:
-        array = read_image([path]).array
+        stored = read_stored(path)
     except DatasetError as error:
         found.add("error", "unreadable", error.problem, error.hint)
         return _Voxels()
-    finite = np.isfinite(array)
-    whole = bool(finite.all())
-    if not whole:
-        nan = int(np.isnan(array).sum())
-        infinite = int(array.size - finite.sum()) - nan
-        found.add(
-            "error",
-            "not_finite",
-            f"{path} holds {nan} NaN and {infinite} infinite voxels of {array.size}.",
-            "Replace them by the value of air, or export the image again.",
-        )
-    elif array.min() == array.max():
-        found.add(
-            "warning",
-            "constant",
-            f"{path}: every voxel is {array.flat[0]:g}.",
-            "Look at the image; export it again, or take the case out of the dataset.",
-        )
+    array = to_float32(stored)
+    labelled = partial(_labelled, case, labels)
+    is_ct = case.modality == "CT"
+    for said in check_values(path, stored, array, is_ct=is_ct, labelled=labelled):
+        found.add(*said)
     content = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    content.update(np.ascontiguousarray(array).data)
+    content.update(array.data)
+    whole = bool(np.isfinite(array).all())
     ranges = tuple(channel_range(channel) for channel in array) if whole else ()
     return _Voxels(content.hexdigest(), ranges)
+
+
+def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
+    """Where a case's label map has foreground, (z, y, x); None where it cannot be read."""
+    try:
+        array = None if case.label is None else read_label(case.label).array[0]
+    except DatasetError:  # a finding of `_check_label`
+        return None
+    return None if array is None else foreground_mask(array, labels.ignore)
 
 
 def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...]:
@@ -362,6 +371,26 @@ def _unused_labels(dataset: Dataset, checks: Iterable[CaseCheck]) -> Iterable[Fi
                 problem=f"label '{name}' ({', '.join(map(str, values))}) occurs in no case.",
                 hint="It cannot be learned: take it out of dataset.json, or add cases with it.",
             )
+
+
+def _mixed_axes(checks: Iterable[CaseCheck]) -> Iterable[Finding]:
+    cases: dict[str, list[str]] = {}
+    for check in checks:
+        if check.axis_codes:
+            cases.setdefault(check.axis_codes, []).append(check.case)
+    if len(cases) < 2:
+        return
+    found = ", ".join(
+        f"{codes} ({len(names)}, e.g. {names[0]})" for codes, names in sorted(cases.items())
+    )
+    yield Finding(
+        case=None,
+        severity="warning",
+        code="axes",
+        problem=f"the cases store their axes in {len(cases)} orders: {found}.",
+        hint="'autoliver plan' brings them to the commonest by flips and exchanges of axes; "
+        "--keep-axes leaves them.",
+    )
 
 
 def _missing_labels(dataset: Dataset) -> Iterable[Finding]:

@@ -1,8 +1,9 @@
 """Brings one case to the network's grid, and network outputs back to the input grid.
 
-Forward: transpose, crop to the non-zero region, normalise, resample. Normalisation comes before
-resampling, which would blur the edge of the mask it needs. Backward: resample to the cropped grid,
-paste into the whole grid, undo the transpose.
+Forward: bring the axes to the plan's anatomical order, transpose, crop to the non-zero region,
+normalise, resample. Normalisation comes before resampling, which would blur the edge of the mask it
+needs. Backward: resample to the cropped grid, paste into the whole grid, undo the transpose, bring
+the axes back to the input's own order.
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ import numpy.typing as npt
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import DatasetError
+from autoliver.io.orientation import Reorientation, reorientation_to
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.nonzero import Box
+from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
@@ -54,7 +57,9 @@ class CaseProperties(Record, frozen=True, kw_only=True):
         name: The case's name.
         modality: The case's modality.
         geometry: The input grid.
-        transpose_forward: Order of the input's axes in all attributes below.
+        axis_codes: The anatomical order that the input's axes are brought to first; empty if they
+            keep their own.
+        transpose_forward: Order of those axes in all attributes below.
         box: First and last-plus-one voxel per transposed axis that the crop kept.
         shape_zyx: Size of the network's grid.
         spacing_mm: Spacing of the network's grid.
@@ -67,17 +72,28 @@ class CaseProperties(Record, frozen=True, kw_only=True):
     box: Bounds
     shape_zyx: Shape
     spacing_mm: Spacing
+    axis_codes: str = ""
+
+    @property
+    def reorientation(self) -> Reorientation:
+        """What brought the input's axes to the plan's order."""
+        return reorientation_to(self.geometry, self.axis_codes)
 
     @property
     def transpose_backward(self) -> tuple[int, int, int]:
-        """Order of the transposed axes that restores the input's order."""
+        """Order of the transposed axes that restores the order before."""
         z, y, x = (self.transpose_forward.index(axis) for axis in range(3))
         return z, y, x
 
     @property
+    def oriented_shape(self) -> Shape:
+        """The input's size in the plan's order of axes."""
+        return self.reorientation.values(self.geometry.shape_zyx)
+
+    @property
     def shape_before_crop(self) -> Shape:
         """Size of the whole input, transposed."""
-        return _permute(self.geometry.shape_zyx, self.transpose_forward)
+        return _permute(self.oriented_shape, self.transpose_forward)
 
     @property
     def shape_after_crop(self) -> Shape:
@@ -88,7 +104,8 @@ class CaseProperties(Record, frozen=True, kw_only=True):
     @property
     def input_spacing_mm(self) -> Spacing:
         """Spacing of the input, transposed."""
-        return _permute(self.geometry.spacing_mm, self.transpose_forward)
+        oriented = self.reorientation.values(self.geometry.spacing_mm)
+        return _permute(oriented, self.transpose_forward)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,17 +150,21 @@ def forward(
         DatasetError: Image, label and plan do not fit one another.
     """
     _check(image, label, plan, name)
-    axes = plan.transpose_forward
+    axes, codes = plan.transpose_forward, plan.axis_codes if image.oriented else ""
+    turn = reorientation_to(image.geometry, codes)
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
-        image.array.transpose(order),
-        None if label is None else label.array.transpose(order).astype(label_dtype(plan.labels)),
+        turn.array(without_impossible(image.array, name=name)).transpose(order),
+        None
+        if label is None
+        else turn.array(label.array).transpose(order).astype(label_dtype(plan.labels)),
+        ignore=plan.labels.ignore,
     )
     modality = modality or plan.modality
     normal = normalize_case(
         cropped, plan=plan, configuration=configuration, modality=modality, where=name
     )
-    spacing = _permute(image.geometry.spacing_mm, axes)
+    spacing = _permute(turn.values(image.geometry.spacing_mm), axes)
     target_spacing = network_spacing(configuration, spacing)
     shape = resampled_shape(normal.shape[1:], spacing, target_spacing)
     separate = separate_axis(spacing, target_spacing)
@@ -156,6 +177,7 @@ def forward(
             name=name,
             modality=modality,
             geometry=image.geometry,
+            axis_codes=codes,
             transpose_forward=axes,
             box=cropped.box,
             shape_zyx=shape,
@@ -205,7 +227,9 @@ def forward_labels(labels: npt.NDArray[L], properties: CaseProperties) -> npt.ND
     """
     z, y, x = (slice(*ends) for ends in properties.box)
     return resample_labels(
-        labels.transpose(properties.transpose_forward)[None, z, y, x],
+        properties.reorientation.array(labels).transpose(properties.transpose_forward)[
+            None, z, y, x
+        ],
         properties.shape_zyx,
         separate_axis=separate_axis(properties.input_spacing_mm, properties.spacing_mm),
     )
@@ -397,11 +421,13 @@ def slabs(shape_zyx: Shape) -> Iterator[slice]:
 
 
 def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
-    """Pastes a cropped (k, z, y, x) array into zeros and undoes the transpose."""
+    """Pastes a cropped (k, z, y, x) array into zeros and brings it back to the input's order."""
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped
-    return whole.transpose(0, *(axis + 1 for axis in properties.transpose_backward))
+    oriented = whole.transpose(0, *(axis + 1 for axis in properties.transpose_backward))
+    back = properties.reorientation.inverse
+    return oriented if back == Reorientation() else np.ascontiguousarray(back.array(oriented))
 
 
 def _permute(values: tuple[T, T, T], axes: tuple[int, int, int]) -> tuple[T, T, T]:

@@ -133,6 +133,7 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
     """
     configuration = plan.configurations[name]
     schemes = configuration.normalization
+    oriented = {"axis_codes": plan.axis_codes} if plan.axis_codes else {}
     return digest(
         {
             "schema": SCHEMA,
@@ -147,6 +148,7 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
             # Locations are drawn for each label value.
             "values": sorted(plan.labels.allowed),
             "ignore": plan.labels.ignore,
+            **oriented,
         }
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from autoliver.artifacts import digest
 from autoliver.errors import OptionError
+from autoliver.io.orientation import reorientation
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
 
@@ -31,6 +32,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
     Raises:
         OptionError: The slice axes differ, or a spacing is invalid.
     """
+    own = _in_order(own, source.axis_codes)
     _check_axes(own, source)
     order = source.transpose_forward
     deepest = max(configuration.dimension for configuration in own.configurations.values())
@@ -62,6 +64,7 @@ def like_digest(source: Plan, name: ConfigurationName) -> str:
     return digest(
         {
             "transpose": source.transpose_forward,
+            **({"axis_codes": source.axis_codes} if source.axis_codes else {}),
             "spacing_mm": configuration.spacing_mm,
             "network": configuration.network,
             "window": source.intensities if source.modality == "CT" else None,
@@ -72,6 +75,7 @@ def like_digest(source: Plan, name: ConfigurationName) -> str:
 def far_axes(plan: Plan, own: Plan) -> list[str]:
     """Describes, one sentence each, where a plan's spacing is far from the target's own spacing."""
     findings = []
+    own = _in_order(own, plan.axis_codes)
     for name, configuration in plan.configurations.items():
         native = _native(own, name)
         axes = plan.transpose_forward[-len(configuration.spacing_mm) :]
@@ -86,9 +90,23 @@ def far_axes(plan: Plan, own: Plan) -> list[str]:
     return findings
 
 
+def _in_order(own: Plan, codes: str) -> Plan:
+    """The target's plan with its axes named in another anatomical order, where both are known."""
+    turn = reorientation(own.axis_codes, codes)
+    if not (own.axis_codes and codes):
+        return own
+    z, y, x = (turn.axes.index(axis) for axis in own.transpose_forward)
+    back = (z, y, x)
+    return own.replace(
+        axis_codes=codes,
+        transpose_forward=back,
+        transpose_backward=(back.index(0), back.index(1), back.index(2)),
+    )
+
+
 def _check_axes(own: Plan, source: Plan) -> None:
     """Refuses a source whose networks treat another axis as the slice axis."""
-    if own.transpose_forward == source.transpose_forward:
+    if own.transpose_forward[0] == source.transpose_forward[0]:
         return
     for configuration in source.configurations.values():
         spacing = configuration.spacing_mm

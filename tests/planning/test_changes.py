@@ -107,6 +107,7 @@ def test_no_decision_of_a_plan_is_left_out(name):
         "modality": "MR",
         "labels": Labels(values={"background": (0,), "liver": (2,)}),
         "file_ending": ".mha",
+        "axis_codes": "RAS",
         "transpose_forward": (1, 0, 2),
         "transpose_backward": (1, 0, 2),
         "intensities": (STATS, STATS.replace(std=38.0)),
@@ -115,7 +116,7 @@ def test_no_decision_of_a_plan_is_left_out(name):
         "reasons": {"like": "Because."},
         "configurations": {"2d": plan.configurations["2d"]},
     }
-    if name in ("made_from", "dataset", "asked", "seen", "transpose_backward"):
+    if name in ("made_from", "dataset", "asked", "seen", "seen_axes", "transpose_backward"):
         return  # no decisions, or another plan's, or known from another field
     assert plan_changes(plan, plan.replace(**{name: other[name]})), name
 

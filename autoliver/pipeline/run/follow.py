@@ -105,7 +105,7 @@ def _alike(plan: Plan, made: Plan) -> bool:
     """Whether a configuration of one can be added to the other."""
     return all(
         getattr(plan, what) == getattr(made, what)
-        for what in ("transpose_forward", "intensities", "source_intensities")
+        for what in ("axis_codes", "transpose_forward", "intensities", "source_intensities")
     )
 
 

@@ -1,0 +1,98 @@
+"""Headers in text (MetaImage, NRRD): their numbers are checked before ITK reads past them.
+
+ITK 5.4 takes a MetaImage's NaN for 0 and an NRRD's for a missing number, in silence (measured).
+"""
+
+import math
+import re
+from pathlib import Path
+
+from autoliver.errors import DatasetError
+from autoliver.io.header import bad_numbers, split_ending
+
+_MOST_HEADER_BYTES = 1 << 16
+_LENGTHS = ("ElementSpacing", "ElementSize")
+_META = (
+    *_LENGTHS,
+    *("Offset", "Position", "Origin", "TransformMatrix", "Rotation", "Orientation"),
+)
+_NRRD = ("spacings", "space origin", "space directions")
+_FINITE = "finite numbers"
+_ABOVE_ZERO = "lengths other than zero, in mm"
+# What an axis of NRRD may be called that is one of space, or may be.
+_OF_SPACE = ("domain", "space", "???", "none")
+
+
+def check_text_header(path: Path) -> None:
+    """Checks the numbers of a header in text; files of other types pass.
+
+    Raises:
+        DatasetError: A number is not finite, or a spacing is zero; it names the field.
+    """
+    match split_ending(path.name)[1].lower():
+        case ".mha" | ".mhd":
+            _check_meta(path)
+        case ".nrrd" | ".nhdr":
+            _check_nrrd(path)
+
+
+def _check_meta(path: Path) -> None:
+    fields = _fields(path, "=")
+    for name in _META:
+        values = _numbers(fields.get(name.casefold(), ""))
+        if not all(map(math.isfinite, values)):
+            raise _bad(path, name, fields[name.casefold()], _FINITE)
+    # The size of a voxel counts where no spacing is given.
+    name = next((name for name in _LENGTHS if name.casefold() in fields), "")
+    if name and not all(_numbers(fields[name.casefold()])):
+        raise _bad(path, name, fields[name.casefold()], _ABOVE_ZERO)
+
+
+def _check_nrrd(path: Path) -> None:
+    fields = _fields(path, ":")
+    kinds = fields.get("kinds", "").split()
+    for name in _NRRD:
+        text = fields.get(name, "")
+        vectors = re.findall(r"\(([^)]*)\)|(\S+)", text)
+        for axis, (inside, word) in enumerate(vectors):
+            if name != "space origin" and not _is_space(kinds, axis):
+                continue
+            values = _numbers(inside or word)
+            if not all(map(math.isfinite, values)):
+                raise _bad(path, name, text, _FINITE)
+            if name != "space origin" and values and not any(values):
+                raise _bad(path, name, text, _ABOVE_ZERO)
+
+
+def _is_space(kinds: list[str], axis: int) -> bool:
+    return axis >= len(kinds) or kinds[axis].casefold() in _OF_SPACE
+
+
+def _bad(path: Path, name: str, text: str, expected: str) -> DatasetError:
+    return bad_numbers(path, name, text, expected)
+
+
+def _fields(path: Path, between: str) -> dict[str, str]:
+    """Name in lower case -> value, of the lines before the voxels."""
+    with path.open("rb") as file:
+        text = file.read(_MOST_HEADER_BYTES).decode("latin-1")
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, found, value = line.partition(between)
+        name = name.strip().casefold()
+        if not line.strip() or name in ("elementdatafile", "data file", "datafile"):
+            break
+        if found:
+            fields[name] = value.strip()
+    return fields
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a line; words such as NRRD's "none" are none."""
+    values = []
+    for word in re.split(r"[\s,]+", text.strip()):
+        try:
+            values.append(float(word))
+        except ValueError:
+            continue
+    return values
