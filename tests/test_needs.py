@@ -56,7 +56,7 @@ def peak():
 
 before = peak()
 case = Case(name="a", images=(sys.argv[1],), label=sys.argv[2], patient="a")
-_read_case(case, draws=10**6, most_values=1 << 22)
+_read_case(case, draws=10**6, most_values=1 << 22, ignore=None)
 print(peak() - before)
 """
 
