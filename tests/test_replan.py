@@ -63,9 +63,9 @@ def shown(*arguments: object) -> str:
 def test_without_options_a_plan_is_made_as_before_and_says_so(own: Path) -> None:
     before = (own / CT / "plan.json").read_bytes()
     text = told("plan", CT, "-w", own)
-    line = "As in the plan before: --preset tiny --vram 4 --no-batch-cap --window -150 250"
+    line = "As in the previous plan: --preset tiny --vram 4 --no-batch-cap --window -150 250"
     assert [each for each in text.splitlines() if each.startswith("As in")] == [
-        f"{line} (--fresh forgets this)."
+        f"{line} (--fresh discards this)."
     ]
     assert (own / CT / "plan.json").read_bytes() == before
     assert plan_in(own).asked == OPTIONS
@@ -75,7 +75,7 @@ def test_without_options_a_plan_is_made_as_before_and_says_so(own: Path) -> None
 
 def test_an_option_that_is_given_changes_that_one_and_keeps_the_others(own: Path) -> None:
     text = told("plan", CT, "--vram", 5, "--batch-cap", "-w", own)
-    assert "As in the plan before: --preset tiny --window -150 250 (" in text
+    assert "As in the previous plan: --preset tiny --window -150 250 (" in text
     assert plan_in(own).asked == OPTIONS.replace(vram_gb=5.0, batch_cap=True)
     assert plan_in(own).vram_gb == 5.0
     run("plan", CT, "--preset", "default", "-w", own)
@@ -188,7 +188,7 @@ def test_a_plan_like_another_is_made_as_before(own: Path) -> None:
     asked = LikeOptions(spacing="fixed", spacing_mm=(9.0, 7.0, 6.5))
     assert plan_in(own, MR, file).like == asked
     assert plan_in(own, MR, file).asked is None
-    assert "As in the plan before: --spacing 9 7 6.5 (" in told(*like)
+    assert "As in the previous plan: --spacing 9 7 6.5 (" in told(*like)
     assert plan_in(own, MR, file).like == asked
     found = run(*like, "--like-spacing", "target")
     changes = {(c["configuration"], c["decision"]) for c in found["changes"]}  # type: ignore[attr-defined]

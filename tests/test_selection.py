@@ -193,4 +193,4 @@ def test_a_run_begun_with_other_folds_is_left_out(own: Path) -> None:
     known["made_from"]["folds"] = "0" * 12
     options.write_text(json.dumps(known))
     found = run("select", NAME, "-w", own)
-    assert "2d is left out: the folds changed since it was begun" in found["left_out"][0]
+    assert "2d is left out: the folds changed since it was started" in found["left_out"][0]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from autoliver.artifacts import Record, read_json
+from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
 
@@ -56,6 +57,7 @@ class Description(Record, frozen=True, kw_only=True):
         annotated: Case -> label -> state of its annotation.
         lesion_classes: Case -> lesion -> class of the lesion.
         modality: The modality of the dataset, or case -> modality.
+        painting: What is wrong with `regions_class_order` in a trained model; otherwise empty.
     """
 
     where: Path
@@ -71,10 +73,16 @@ class Description(Record, frozen=True, kw_only=True):
     annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
+    painting: str = ""
 
 
-def read_description(folder: Path) -> Description:
+def read_description(folder: Path, *, trained: bool = False) -> Description:
     """Reads a folder's dataset.json.
+
+    Args:
+        folder: Where it lies.
+        trained: It belongs to a trained model: an order of regions that does not give them back is
+            described in `painting` and kept.
 
     Raises:
         DatasetError: A key is missing or misspelt, or its value is invalid.
@@ -83,11 +91,13 @@ def read_description(folder: Path) -> Description:
     raw = read_raw(where)
     decathlon = "channel_names" not in raw
     modality = raw.get("modality")
+    labels = _labels(where, raw)
     fields: dict[str, Any] = {
         "where": where,
+        "painting": _painting(where, labels, trained=trained),
         "layout": "msd" if decathlon else "nnunet",
         "channel_names": _channel_names(where, raw),
-        "labels": _labels(where, raw),
+        "labels": labels,
         "file_ending": _file_ending(where, raw),
         "num_training": raw.get("numTraining"),
         "table": raw.get("dataset", {}),
@@ -237,16 +247,35 @@ def _ordered_labels(
         problem = f"two names for the same value in {raw['labels']}"
     elif ignore is not None and (len(ignore) > 1 or ignore[0] <= max(used)):
         problem = f"ignore: expected one value above all others, found {ignore}"
-    elif regions and (
-        not isinstance(order, list)
-        or len(order) != len(values) - 1
-        or not all(isinstance(v, int) for v in order)
-    ):
-        problem = f"regions need regions_class_order, one value for each, found {order!r}"
+    hint = _MEND
+    if not problem and regions and not _is_order(order, len(values) - 1):
+        problem, hint = painting_problem(_foreground(values), order)
     if problem:
-        raise DatasetError(f"{where}: labels: {problem}.", hint=_MEND)
+        raise DatasetError(f"{where}: labels: {problem}.", hint=hint)
     return LabelValues(
         values=values,
         regions_class_order=tuple(order) if order is not None else None,
         ignore=ignore[0] if ignore else None,
     )
+
+
+def _is_order(order: Any, regions: int) -> bool:
+    return (
+        isinstance(order, list)
+        and len(order) == regions
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in order)
+    )
+
+
+def _foreground(values: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: group for name, group in values.items() if name != "background"}
+
+
+def _painting(where: Path, labels: LabelValues, *, trained: bool) -> str:
+    """What is wrong with the order of regions; raises unless they are a trained model's."""
+    if labels.regions_class_order is None:
+        return ""
+    problem, hint = painting_problem(_foreground(labels.values), labels.regions_class_order)
+    if problem and not trained:
+        raise DatasetError(f"{where}: labels: {problem}.", hint=hint)
+    return f"{problem}. {hint}" if problem else ""

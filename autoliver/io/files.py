@@ -60,7 +60,9 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     array = np.empty((channels, *geometry.shape_zyx), dtype=np.float32)
     start = 0
     for one in opened:
-        array[start : start + one.header.channels] = one.voxels()
+        # What float32 cannot hold becomes infinite, which whoever uses the image refuses.
+        with np.errstate(over="ignore", under="ignore"):
+            array[start : start + one.header.channels] = one.voxels()
         start += one.header.channels
     notes = [(file, one.header) for file, one in zip(files, opened, strict=True)]
     return Volume(
@@ -68,6 +70,15 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
         geometry=geometry,
         notes=tuple(f"{file}: {header.note}." for file, header in notes if header.doubtful),
     )
+
+
+def read_stored(path: str | Path) -> Array:
+    """Reads the voxels of one image file in the file's own type, (c, z, y, x).
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    return _open(Path(path)).voxels()
 
 
 def read_label(path: str | Path) -> Volume:

@@ -1,1 +1,1 @@
-"""Spec -> torch module; knows no stage."""
+"""Builds torch networks from their specs; independent of the stages that use them."""

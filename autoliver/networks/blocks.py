@@ -1,37 +1,38 @@
-"""The two blocks U-Nets are made of, in 2D and 3D: the length of `kernel` is the dimension."""
+"""The building blocks of U-Nets, in 2D or 3D depending on the length of `kernel`."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-# Layers by dimension. Callables, since torch types sizes as tuples of one fixed length per class.
+# Layers by dimension. They are typed as callables, since torch's layers of each dimension take
+# tuples of another fixed length.
 Layer = Callable[..., nn.Module]
 CONV: dict[int, Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONV: dict[int, Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM: dict[int, Layer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
-LEAK = 1e-2  # slope of every LeakyReLU; the initialisation is for the same slope
+LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope
 NORM_EPS = 1e-5
 
 
 def activation() -> nn.Module:
-    """The network's non-linearity, in place to save an activation map."""
+    """Returns the network's non-linearity; it works in place, which saves an activation map."""
     return nn.LeakyReLU(LEAK, inplace=True)
 
 
 class ConvBlock(nn.Module):
-    """Convolution and instance norm, then LeakyReLU unless told otherwise.
+    """A convolution and an instance norm, followed by a LeakyReLU unless `activate` is False.
 
-    Padding keeps the size at stride 1; kernel sizes are odd.
+    The convolution is padded so that the size is kept at stride 1.
 
     Args:
-        in_channels: Features that enter.
-        out_channels: Features that leave.
-        kernel: Kernel size per axis.
-        stride: Stride per axis; 1 everywhere if None.
-        activate: False for a linear block.
+        in_channels: Number of input features.
+        out_channels: Number of output features.
+        kernel: Kernel size per axis; sizes are odd.
+        stride: Stride per axis; None for 1 everywhere.
+        activate: Whether the block ends with a LeakyReLU.
         bias: Whether the convolution has a bias.
     """
 
@@ -65,16 +66,16 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut, which is pooled and projected where the sizes differ.
+    """Two convolutions and a shortcut, which is pooled and projected if the shapes differ.
 
-    The shortcut is the one of ResNet-D: average pooling before a 1x1 projection, so that no
-    position is skipped (He et al., Bag of Tricks for Image Classification, CVPR 2019).
+    The shortcut is that of ResNet-D: average pooling before a 1x1 projection, so that no position
+    is skipped (He et al., Bag of Tricks for Image Classification, CVPR 2019).
 
     Args:
-        in_channels: Features that enter.
-        out_channels: Features that leave.
+        in_channels: Number of input features.
+        out_channels: Number of output features.
         kernel: Kernel size per axis of both convolutions.
-        stride: Stride per axis of the first convolution; 1 everywhere if None.
+        stride: Stride per axis of the first convolution; None for 1 everywhere.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A spec made into a network with initial weights."""
+"""Builds the torch network of a spec and sets its initial weights."""
 
 import torch
 from torch import nn
@@ -12,16 +12,16 @@ from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 def build_network(
     spec: NetworkSpec, *, deep_supervision: bool, generator: torch.Generator | None = None
 ) -> nn.Module:
-    """The network of a spec, initialised.
+    """Builds the network of a spec and initialises its weights.
 
     Args:
-        spec: The network.
-        deep_supervision: Whether its `forward` returns a list, one entry per output level; the
-            attribute of this name can be changed later.
-        generator: Source of the initial weights; torch's global one if None.
+        spec: The network's spec.
+        deep_supervision: Whether `forward` returns a list with one entry per output level. The
+            network's attribute of this name can be changed later.
+        generator: The random generator for the initial weights; None for torch's global one.
 
     Raises:
-        ModelError: The spec contradicts itself (an edited plan).
+        ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
     spec.check()
     network = _module(spec, deep_supervision=deep_supervision)
@@ -30,12 +30,12 @@ def build_network(
 
 
 def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
-    """The network of a spec on torch's meta device: names and shapes, no memory.
+    """Builds the network of a spec on torch's meta device, where weights take no memory.
 
-    Weights go in with `load_state_dict(..., assign=True)`; no random number is drawn.
+    Weights can be loaded with `load_state_dict(..., assign=True)`. No random numbers are drawn.
 
     Raises:
-        ModelError: As `build_network`.
+        ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
     spec.check()
     with torch.device("meta"):
@@ -52,12 +52,13 @@ def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
     """Sets initial weights in place, as nnU-Net does.
 
-    Convolutions: normal for a LeakyReLU that follows (He et al., Delving Deep into Rectifiers,
-    ICCV 2015), biases 0. A residual block starts as its shortcut: the last norm's scale is 0.
+    Weights of convolutions are drawn from a normal distribution that is scaled for the LeakyReLU
+    after them (He et al., Delving Deep into Rectifiers, ICCV 2015); biases are 0. The scale of the
+    last norm of a residual block is 0, so that the block starts as its shortcut.
 
     Args:
         network: The network.
-        generator: Source of the weights; torch's global one if None.
+        generator: The random generator for the weights; None for torch's global one.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):

@@ -1,8 +1,8 @@
-"""Weights and training state on disk.
+"""Saves and loads weights and training state.
 
-Weights are a safetensors file in float32 whose metadata holds the network's spec, so one file is
-enough to build the network. Training state (optimiser, schedule, random numbers) is a line with
-size and checksum, then a torch file.
+Weights are stored in float32 in a safetensors file. Its metadata holds the network's spec, so that
+this file alone is enough to build the network. Training state (optimiser, schedule, random numbers)
+is stored as a line with size and checksum, followed by a torch file.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from autoliver.networks.spec import NetworkSpec, read_spec
 KIND = "weights"
 SCHEMA = "1"
 
-# Limit of the safetensors format; a larger header length means that the file is something else.
+# Limit of the safetensors format; a larger header length means that the file has another format.
 _MAX_HEADER_BYTES = 100_000_000
 _STATE_MAGIC = b"autoliver-training-state-1"
 _MAX_STATE_HEAD_BYTES = 128
@@ -40,15 +40,15 @@ _AGAIN = (
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkSpec) -> None:
-    """Writes weights and the spec of their network as one file, whole or not at all.
+    """Writes weights and the spec of their network to one file, atomically.
 
     Args:
         path: The file, ending in .safetensors.
-        state_dict: Weights of a network built from `spec`, on any device; kept as float32.
-        spec: The network.
+        state_dict: Weights of a network built from `spec`, on any device; stored as float32.
+        spec: The network's spec.
 
     Raises:
-        AutoliverError: The disk is full, read-only or not ours to write.
+        AutoliverError: The disk is full or read-only, or there is no permission to write.
     """
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
@@ -59,20 +59,20 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkS
         "schema": SCHEMA,
         "autoliver": version("autoliver"),
         "spec": msgspec.json.encode(spec).decode(),
-        "extra": "{}",  # nothing reads it; files of equal weights stay equal to the last byte
+        "extra": "{}",  # not read; kept so that files of equal weights stay byte-identical
     }
     write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], NetworkSpec]:
-    """Weights (float32, on the CPU) and the spec of their network.
+    """Loads weights (float32, on the CPU) and the spec of their network.
 
     Args:
         path: The file.
-        sha256: What model.json recorded of the file; not checked if empty.
+        sha256: The checksum of the file that model.json recorded; not checked if empty.
 
     Raises:
-        ModelError: The file is missing, cut short, damaged, or no weights file of autoliver.
+        ModelError: The file is missing, cut short, damaged, or not a weights file of autoliver.
     """
     try:
         content = path.read_bytes()
@@ -80,7 +80,7 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
         raise _missing(path) from None
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise ModelError(
-            f"{path}: damaged: its content is not what model.json recorded.",
+            f"{path}: damaged: its checksum differs from the one in model.json.",
             hint="Copy the file again from where it came, or train the fold with --fresh.",
         )
     metadata = _metadata(path, content)
@@ -104,16 +104,17 @@ def load_network(
     device: torch.device | str = "cpu",
     sha256: str = "",
 ) -> nn.Module:
-    """The network of a weights file, with its weights.
+    """Builds the network of a weights file and loads its weights.
 
     Args:
         path: The file.
-        deep_supervision: As in `build_network`.
-        device: Where the network goes.
-        sha256: As in `load_weights`.
+        deep_supervision: Whether the network returns the logits of every level.
+        device: The device to put the network on.
+        sha256: The checksum of the file that model.json recorded; not checked if empty.
 
     Raises:
-        ModelError: As `load_weights`, or the weights do not fit the spec beside them.
+        ModelError: The weights cannot be loaded, see `load_weights`, or do not fit the spec in the
+            same file.
     """
     state_dict, spec = load_weights(path, sha256=sha256)
     network = build_without_weights(spec, deep_supervision=deep_supervision)
@@ -123,18 +124,18 @@ def load_network(
 
 
 def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: str) -> None:
-    """Refuses weights that are not exactly those of a network.
+    """Refuses weights whose names and shapes are not exactly those of a network.
 
     Args:
         state_dict: The weights.
         network: The network.
-        where: Where the weights come from, for the message.
+        where: The origin of the weights, for the message.
 
     Raises:
-        ModelError: Naming the first weight of another shape, with both shapes, or the first that
-            is missing or too many.
+        ModelError: A weight is missing, superfluous or of another shape. The error names the first
+            such weight, with both shapes.
     """
-    hint = "The weights and the network's spec do not belong together; check which model they are."
+    hint = "The weights do not belong to the network's spec; check which model they are from."
     expected = network.state_dict()
     for name, tensor in expected.items():
         if name not in state_dict:
@@ -152,30 +153,30 @@ def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: st
 
 
 def save_training_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes what a training needs to go on, whole or not at all.
+    """Writes the state from which a training can be resumed, atomically.
 
     Args:
         path: The file.
-        state: Tensors, numbers, text and None in dicts, lists and tuples; nothing else could be
-            loaded again safely.
+        state: Tensors, numbers, text and None in dicts, lists and tuples; other objects could not
+            be loaded safely.
 
     Raises:
-        AutoliverError: The disk is full, read-only or not ours to write.
+        AutoliverError: The disk is full or read-only, or there is no permission to write.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
-    # Reads no tensor; fails now, rather than at resume, if the state holds an unsafe object.
+    # Fails now, rather than on resume, if the state holds an unsafe object; reads no tensors.
     torch.load(buffer, map_location="meta", weights_only=True)
     payload = buffer.getvalue()
     write_bytes(path, _state_head(payload) + payload)
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
-    """What `save_training_state` wrote, tensors on the CPU.
+    """Loads the state that `save_training_state` wrote, with tensors on the CPU.
 
     Raises:
-        ModelError: The file is missing, cut short, damaged, or no training state.
+        ModelError: The file is missing, cut short, damaged, or not a training state.
     """
     hint = "Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh"
     try:
@@ -186,7 +187,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: there is no such training state.", hint=hint) from None
     found = re.fullmatch(_STATE_MAGIC + rb" (\d+) [0-9a-f]{64}\n", head)
     if found is None:
-        raise ModelError(f"{path}: damaged, or no training state of autoliver.", hint=hint)
+        raise ModelError(f"{path}: damaged, or not a training state of autoliver.", hint=hint)
     size, expected = len(head) + len(payload), len(head) + int(found[1])
     if size < expected:
         raise ModelError(f"{path}: cut short: {size} bytes, expected {expected}.", hint=hint)
@@ -201,7 +202,7 @@ def load_training_state(path: Path) -> dict[str, Any]:
 
 
 def _state_head(payload: bytes) -> bytes:
-    # torch writes checksums into its files but does not look at them when it reads.
+    # torch writes checksums into its files but does not check them on reading.
     digest = hashlib.sha256(payload).hexdigest()
     return b"%s %d %s\n" % (_STATE_MAGIC, len(payload), digest.encode())
 
@@ -214,7 +215,7 @@ def _missing(path: Readable) -> ModelError:
 
 
 def _metadata(path: Readable, content: bytes) -> dict[str, str]:
-    """The metadata of a weights file whose size is what its header says."""
+    """Returns the metadata of a weights file, after checking its header and its size."""
     head, size = content[:8], len(content)
     header_bytes = int.from_bytes(head, "little")
     header = content[8 : 8 + header_bytes] if header_bytes <= _MAX_HEADER_BYTES else b""
@@ -241,7 +242,7 @@ def _metadata(path: Readable, content: bytes) -> dict[str, str]:
 
 
 def _parsed(path: Readable, header: bytes) -> tuple[dict[str, str], int]:
-    """Metadata and the size in bytes that the file must have."""
+    """Returns the metadata and the size in bytes that the file must have."""
     try:
         entries = json.loads(header)
         metadata = msgspec.convert(entries.pop("__metadata__", {}), dict[str, str])
@@ -252,11 +253,11 @@ def _parsed(path: Readable, header: bytes) -> tuple[dict[str, str], int]:
 
 
 def _foreign(path: Readable, head: bytes) -> ModelError:
-    # Zip and pickle are what torch.save writes, now and before 2020.
+    # torch.save writes zip files; before 2020 it wrote pickle files.
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return ModelError(
             f"{path}: a torch checkpoint, expected a weights file of autoliver (.safetensors).",
-            hint="Pass a run of autoliver; nnU-Net's models come in with: autoliver import FOLDER",
+            hint="Pass a run of autoliver; import nnU-Net's models with: autoliver import FOLDER",
         )
     return ModelError(
         f"{path}: not a weights file of autoliver.",

@@ -1,8 +1,8 @@
-"""What every network answers about itself, without torch.
+"""The interface of all network specs, without torch.
 
-A network is a member of the union in spec.py. It is added with a record derived from
-`NetworkContract`, its torch module, its name in the union, a line in build.py, and a preset that
-plans it; nothing else in the package knows which networks there are. An example is in
+Each network is a member of the union in spec.py. Adding a network takes a record derived from
+`NetworkContract`, a torch module, an entry in the union, a line in build.py, and a preset that
+plans it. Nothing else in the package depends on which networks exist. An example is in
 tests/networks/new_network.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autoliver.artifacts import Record
 
-# Group and stage of a part of a network: ("encoder", 0) is the first stage of the encoder.
+# A part of a network: (group, stage), e.g. ("encoder", 0) for the first stage of the encoder.
 Part = tuple[str, int]
 
 # The group of parts whose learning rate `--encoder-factor` scales.
@@ -21,12 +21,12 @@ ENCODER = "encoder"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartGroup:
-    """Parts of a network that have a name in common and are numbered from 0.
+    """A named group of parts of a network, which are numbered from 0.
 
     Attributes:
-        name: As in `--freeze NAME`.
-        stages: How many parts there are.
-        first: What people should know about part 0, e.g. "full resolution"; may be empty.
+        name: The name of the group, as in `--freeze NAME`.
+        stages: The number of parts.
+        first: A remark about part 0 for the user, e.g. "full resolution"; empty for none.
     """
 
     name: str
@@ -36,14 +36,17 @@ class PartGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightRole:
-    """What a weight is there for.
+    """The role of a weight in a network.
 
     Attributes:
-        part: The part it is frozen with; None: it belongs to none and always learns.
-        head: Whether it belongs to a segmentation head, whose rows stand for labels.
-        idle: Whether it belongs to a head that has no share in the loss and gets no gradient.
-        transposed: Whether it belongs to a transposed convolution whose kernel is its stride.
-        concatenated: Whether its input features are two groups of equal size side by side.
+        part: The part that the weight is frozen with; None if it belongs to no part and is always
+            trained.
+        head: Whether it belongs to a segmentation head, whose output channels stand for labels.
+        idle: Whether it belongs to a head that does not contribute to the loss, so that it gets no
+            gradient.
+        transposed: Whether it belongs to a transposed convolution whose kernel size equals its
+            stride.
+        concatenated: Whether its input features are the concatenation of two groups of equal size.
     """
 
     part: Part | None = None
@@ -54,14 +57,15 @@ class WeightRole:
 
 
 class NetworkContract(Record, frozen=True, kw_only=True):
-    """A network as a value. Weights go by their names in the state dict of its module.
+    """A network as a value. Weights are identified by their names in its module's state dict.
 
-    Members are tagged: class X(NetworkContract, frozen=True, kw_only=True, tag_field="kind",
-    tag="x").
+    Each network is a tagged struct: class X(NetworkContract, frozen=True, kw_only=True,
+    tag_field="kind", tag="x").
 
     Attributes:
-        in_channels: Image channels (and one-hot channels of a previous stage, if any).
-        out_channels: Rows of the segmentation heads: classes incl. background, or regions.
+        in_channels: Number of image channels, plus the one-hot channels of a previous stage if
+            there is one.
+        out_channels: Number of output channels: classes including the background, or regions.
     """
 
     in_channels: int
@@ -69,30 +73,30 @@ class NetworkContract(Record, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """The word that stands for this type of network in files."""
+        """The name of this type of network in files."""
         return str(self.__struct_config__.tag)
 
     @property
     def summary(self) -> str:
-        """The network in a few words, for tables and messages."""
+        """A description of the network in a few words, for tables and messages."""
         return self.kind
 
     @property
     @abstractmethod
     def dimension(self) -> int:
-        """The number of axes of its images, 2 or 3."""
+        """The number of image axes, 2 or 3."""
         raise NotImplementedError
 
     @property
     @abstractmethod
     def total_stride(self) -> tuple[int, ...]:
-        """What the size of a patch must be a multiple of, per axis."""
+        """The number that the patch size must be a multiple of, per axis."""
         raise NotImplementedError
 
     @property
     @abstractmethod
     def output_levels(self) -> int:
-        """How many outputs it has with deep supervision, full resolution first."""
+        """The number of outputs with deep supervision, of which full resolution is the first."""
         raise NotImplementedError
 
     @property
@@ -104,52 +108,57 @@ class NetworkContract(Record, frozen=True, kw_only=True):
     @property
     @abstractmethod
     def first_convolution(self) -> str:
-        """The name of the weight that meets the image, (features, in_channels, *kernel)."""
+        """The name of the first weight, which is applied to the image.
+
+        Its shape is (features, in_channels, *kernel).
+        """
         raise NotImplementedError
 
     @abstractmethod
     def role(self, name: str) -> WeightRole:
-        """What the weight of that name is there for."""
+        """Returns the role of a weight."""
         raise NotImplementedError
 
     @abstractmethod
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
-        """Values in all convolution outputs of one forward pass of one patch.
+        """Returns the number of values in all convolution outputs for one patch.
 
-        The measure by which memory is judged without building the network.
+        This estimates the memory of the network without building it.
 
         Args:
-            patch_shape: One size per axis, divisible by `total_stride`.
+            patch_shape: Patch size per axis, divisible by `total_stride`.
         """
         raise NotImplementedError
 
     @abstractmethod
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
-        """What the network does with a patch, in one sentence for the plan.
+        """Describes how the network processes a patch, in one sentence for the plan.
 
         Args:
-            patch_shape: One size per axis.
+            patch_shape: Patch size per axis.
             axes: The letter of each axis, e.g. "zyx".
         """
         raise NotImplementedError
 
     @abstractmethod
     def check(self) -> None:
-        """Refuses values that no network can be built from.
+        """Refuses specs from which no network can be built.
 
         Raises:
-            ModelError: Naming the field, what it holds and what it should hold.
+            ModelError: A field is invalid. The error names the field, its value and the expected
+                value.
         """
         raise NotImplementedError
 
     def unlike(self, source: "NetworkContract") -> str:
-        """Why weights of another network do not correspond to its own, in a sentence.
+        """Says why the weights of another network do not correspond to those of this network.
 
         Args:
             source: The other network, of the same dimension. It may differ in size.
 
         Returns:
-            "" where they correspond: weights of one name then do the same in both.
+            One sentence; "" if they correspond, so that weights of the same name have the same
+            role in both networks.
         """
         if type(source) is type(self):
             return ""

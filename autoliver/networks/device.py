@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Chooses the devices to compute on."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
+    """Returns the device of a name; "auto" prefers CUDA, then Apple's GPU, then the CPU.
 
     Raises:
-        OptionError: There is no such device here.
+        OptionError: The name is invalid, or the device cannot be used on this machine.
     """
     import torch
 
@@ -35,13 +35,14 @@ def choose_device(name: str) -> "torch.device":
 
 
 def check_gpus(numbers: Sequence[int]) -> None:
-    """Refuses GPUs that are not there.
+    """Refuses GPUs that do not exist.
 
     Args:
-        numbers: As CUDA counts the GPUs it may use, from 0.
+        numbers: CUDA's numbers of the GPUs, from 0.
 
     Raises:
-        OptionError: Naming the missing ones and listing what there is.
+        OptionError: A GPU does not exist. The error names the missing ones and lists the existing
+            ones.
     """
     import torch
 
@@ -63,14 +64,15 @@ def check_gpus(numbers: Sequence[int]) -> None:
 
 
 def own_device(name: str, number: int) -> "torch.device":
-    """The device of one of several processes that train together on a machine.
+    """Returns the device of one of several processes that train together on a machine.
 
     Args:
         name: "auto", "cuda" or "cpu".
-        number: Of the process on its machine; with CUDA each takes the GPU of its number.
+        number: The number of the process on its machine. With CUDA, each process takes the GPU of
+            the same number.
 
     Raises:
-        OptionError: There is no GPU of that number, or another device is asked for.
+        OptionError: There is no GPU of this number, or `name` is another device.
     """
     import torch
 
@@ -87,7 +89,7 @@ def own_device(name: str, number: int) -> "torch.device":
     found = torch.cuda.device_count()
     if number >= found:
         raise OptionError(
-            f"Process {number} of this machine has no GPU of its own: there are {found}.",
+            f"Process {number} of this machine has no GPU of its own: there are {found} GPUs.",
             hint=f"Use torchrun --nproc-per-node {found}, or --device cpu.",
         )
     torch.cuda.set_device(number)

@@ -1,4 +1,4 @@
-"""The networks there are, as values: no torch here, so that plans can hold them."""
+"""The union of all network specs; it does not import torch, so that plans can contain specs."""
 
 from typing import cast
 
@@ -7,19 +7,19 @@ from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
 __all__ = ["NetworkSpec", "ResidualUNetSpec", "UNetSpec", "read_spec"]
 
-# In files the members are told apart by "kind". What a member answers: contract.py.
+# In files, the key "kind" identifies the member. The interface of all members is in contract.py.
 NetworkSpec = UNetSpec | ResidualUNetSpec
 
 
 def read_spec(fields: object, *, where: str) -> NetworkSpec:
-    """The network of plain JSON values.
+    """Builds a network spec from plain JSON values.
 
     Args:
-        fields: The values, "kind" among them.
-        where: Where they come from, for the message.
+        fields: The values, including "kind".
+        where: The origin of the values, for the message.
 
     Raises:
-        ArtifactError: The kind is unknown, or a field does not fit.
+        ArtifactError: The kind is unknown, or a field is missing, unknown or of the wrong type.
     """
     # msgspec takes a union; typing has no type for "the type of one of these" before PEP 747.
     return to_record(fields, cast("type[NetworkSpec]", NetworkSpec), where=where)

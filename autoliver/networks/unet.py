@@ -8,21 +8,22 @@ from autoliver.networks.unet_spec import UNetStages
 
 
 class UNet(nn.Module):
-    """A U-Net as its spec says.
+    """The U-Net that a spec describes.
 
-    Strided convolutions go down, transposed convolutions with kernel = stride go up. Everything is
-    numbered by level, 0 being full resolution: `up[i]` leads from level i + 1 to level i, where
-    `decoder[i]` merges it with the output of `encoder[i]` and `heads[i]` can segment it. All heads
-    exist, whether or not deep supervision is on, so that weights always fit (nnU-Net: Isensee et
-    al., Nature Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
+    Strided convolutions downsample; transposed convolutions with kernel = stride upsample. All
+    parts are numbered by level, where 0 is full resolution: `up[i]` leads from level i + 1 to level
+    i, `decoder[i]` merges its output with that of `encoder[i]`, and `heads[i]` computes logits from
+    the result. All heads exist even without deep supervision, so that weights always fit (nnU-Net:
+    Isensee et al., Nature Methods 2021; residual encoder: Isensee et al., MICCAI 2024).
 
     Args:
-        spec: The network.
-        deep_supervision: Whether `forward` returns the logits of every level; may be changed later.
+        spec: The network's spec.
+        deep_supervision: Whether `forward` returns the logits of every level.
 
     Attributes:
-        spec: As given.
-        deep_supervision: As given or set since.
+        spec: The network's spec.
+        deep_supervision: Whether `forward` returns the logits of every level; may be changed at any
+            time.
     """
 
     def __init__(self, spec: UNetStages, *, deep_supervision: bool) -> None:
@@ -37,13 +38,14 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList(_head(spec, level) for level in stages[:-1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Logits of a batch.
+        """Computes the logits of a batch.
 
         Args:
-            x: Images (b, in_channels, *shape); every axis a multiple of the spec's total stride.
+            x: Images (b, in_channels, *shape); the size of every axis is a multiple of the spec's
+                total stride.
 
         Returns:
-            Logits (b, out_channels, *shape), or with deep supervision a list of them, one per
+            Logits (b, out_channels, *shape). With deep supervision, a list of logits, one per
             decoder level, full resolution first.
         """
         x = self.stem(x)
@@ -54,7 +56,7 @@ class UNet(nn.Module):
         skips.pop()
         logits: list[torch.Tensor] = []
         for level in reversed(range(len(self.decoder))):
-            # Popped, so that without gradients each skip is freed as soon as it has been copied.
+            # Without gradients, popping frees each skip as soon as it has been copied.
             x = torch.cat((self.up[level](x), skips.pop()), dim=1)
             x = self.decoder[level](x)
             if self.deep_supervision or level == 0:

@@ -1,4 +1,4 @@
-"""The two U-Nets as values: plain, and with a residual encoder."""
+"""Specs of the two U-Nets, with a plain and with a residual encoder."""
 
 import math
 from abc import abstractmethod
@@ -12,17 +12,20 @@ _DECODER = "decoder"
 
 
 class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
-    """What both U-Nets have in common, in 2D or 3D.
+    """The common part of the specs of both U-Nets, in 2D or 3D.
 
-    The number of stages is the length of `features`. Every per-stage tuple has that length; the
-    decoder has one stage less. The first stage has stride 1.
+    The number of stages is the length of `features`. All tuples have one entry per stage, except
+    `blocks_decoder`, since the decoder has one stage less. The first stage has stride 1.
 
     Attributes:
-        features: Features per stage, full resolution first.
-        strides: Per stage, one stride per axis (2 or 3 axes); the first all ones.
+        RESIDUAL: Whether the encoder consists of residual blocks.
+        ENCODER_IN_WORDS: The type of the encoder, for messages.
+        features: Number of features per stage, full resolution first.
+        strides: Per stage, one stride per axis (2 or 3 axes); the first stage has ones only.
         kernels: Per stage, one odd kernel size per axis.
-        blocks_encoder: Convolutions (or residual blocks) per encoder stage.
-        blocks_decoder: Convolutions per decoder stage, deepest last (length: stages - 1).
+        blocks_encoder: Number of convolutions (or residual blocks) per encoder stage.
+        blocks_decoder: Number of convolutions per decoder stage, deepest stage last; its length is
+            the number of stages - 1.
     """
 
     RESIDUAL: ClassVar[bool]
@@ -36,17 +39,17 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     @property
     def summary(self) -> str:
-        """Kind and features, as "unet 32-64-128"."""
+        """The kind and the features of the network, e.g. "unet 32-64-128"."""
         return f"{self.kind} {'-'.join(map(str, self.features))}"
 
     @property
     def dimension(self) -> int:
-        """2 or 3."""
+        """The number of image axes, 2 or 3."""
         return len(self.strides[0])
 
     @property
     def total_stride(self) -> tuple[int, ...]:
-        """Per axis, by how much the input shrinks on its way to the bottleneck."""
+        """The factor by which the network downsamples its input, per axis."""
         total = [1] * self.dimension
         for stride in self.strides:
             total = [t * s for t, s in zip(total, stride, strict=True)]
@@ -54,12 +57,12 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     @property
     def output_levels(self) -> int:
-        """One per stage of the decoder."""
+        """The number of outputs with deep supervision, one per decoder stage."""
         return len(self.features) - 1
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
-        """The stages of the encoder, the first with the stem, and those of the decoder."""
+        """The stages of the encoder, where the first includes the stem, and of the decoder."""
         stages = len(self.features)
         return (
             PartGroup(name=ENCODER, stages=stages, first="with the stem"),
@@ -67,12 +70,13 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         )
 
     def role(self, name: str) -> WeightRole:
-        """What a weight is there for, by its name.
+        """Returns the role of a weight.
 
-        The lowest of several heads has no share in the loss.
+        If there are several heads, the one of the lowest resolution does not contribute to the
+        loss.
 
         Raises:
-            ValueError: No U-Net has such a weight.
+            ValueError: U-Nets have no weight of this name.
         """
         match name.split("."):
             case ["stem", *_]:
@@ -86,15 +90,18 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
                 return WeightRole(part=(_DECODER, int(level)), concatenated=first)
             case ["heads", level, *_]:
                 return WeightRole(head=True, idle=0 < int(level) == self.output_levels - 1)
-        raise ValueError(f"{name} is no weight of a U-Net")
+        raise ValueError(f"{name} is not a weight of a U-Net")
 
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
-        """As nnU-Net counts: of the heads only the one at full resolution."""
+        """Returns the number of values in all convolution outputs for one patch.
+
+        As in nnU-Net, only the head at full resolution is counted.
+        """
         size, maps = list(patch_shape), []
         for stride in self.strides:
             size = [n // s for n, s in zip(size, stride, strict=True)]
             maps.append(math.prod(size))
-        # Each decoder stage: the transposed convolution and its blocks, at its skip's resolution.
+        # A decoder stage has a transposed convolution and its blocks, at the skip's resolution.
         decoder = sum(
             features * voxels * (blocks + 1)
             for features, voxels, blocks in zip(
@@ -106,15 +113,15 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     @abstractmethod
     def _encoder_elements(self, maps: Sequence[int]) -> int:
-        """Values in the convolution outputs of the encoder.
+        """Returns the number of values in the convolution outputs of the encoder.
 
         Args:
-            maps: Voxels of a feature map, per stage.
+            maps: Number of voxels of a feature map, per stage.
         """
         raise NotImplementedError
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
-        """How often each axis is halved, down to what, and where kernels are thin."""
+        """Describes how often each axis is halved, the final size, and where kernel sizes are 1."""
         halvings = [sum(s > 1 for s in axis) for axis in zip(*self.strides, strict=True)]
         bottom = [n // t for n, t in zip(patch_shape, self.total_stride, strict=True)]
         counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
@@ -133,10 +140,11 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         return "; ".join(clauses) + "."
 
     def check(self) -> None:
-        """Refuses per-stage values that do not belong together.
+        """Refuses values that are out of range or do not fit together.
 
         Raises:
-            ModelError: As every network.
+            ModelError: A field is invalid. The error names the field, its value and the expected
+                value.
         """
         stages = len(self.features)
         if stages < 2:
@@ -166,14 +174,17 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
             if min(values) < 1:
                 raise _wrong(name, str(min(values)), "1 or more")
         if max(self.strides[0]) != 1:
-            # The decoder ends at the first stage, which has to be the image's own resolution.
+            # The decoder ends at the first stage, which must have the resolution of the image.
             raise _wrong("strides[0]", str(list(self.strides[0])), "ones")
         for level, kernel in enumerate(self.kernels):
             if any(size < 1 or size % 2 == 0 for size in kernel):
                 raise _wrong(f"kernels[{level}]", str(list(kernel)), "odd sizes")
 
     def unlike(self, source: NetworkContract) -> str:
-        """The encoders must be of one type; depth, features and kernels may differ."""
+        """Says why the weights of another network do not correspond; "" if they do.
+
+        The encoders must be of the same type. Depth, features and kernels may differ.
+        """
         if isinstance(source, UNetStages) and type(source) is not type(self):
             return (
                 f"The source's encoder is {source.ENCODER_IN_WORDS}, the target's "
@@ -187,12 +198,12 @@ class UNetSpec(UNetStages, frozen=True, kw_only=True, tag="unet"):
 
     RESIDUAL: ClassVar[bool] = False
     ENCODER_IN_WORDS: ClassVar[str] = "plain (default)"
-    # Digests of version 0.1 leave this tag out, since it was the default of a field.
+    # Digests of version 0.1 leave out this tag, since it was the default value of a field.
     TAG_IS_DEFAULT: ClassVar[bool] = True
 
     @property
     def first_convolution(self) -> str:
-        """The first of the first stage."""
+        """The name of the first weight, the first convolution of the first stage."""
         return "encoder.0.0.conv.weight"
 
     def _encoder_elements(self, maps: Sequence[int]) -> int:
@@ -208,11 +219,11 @@ class ResidualUNetSpec(UNetStages, frozen=True, kw_only=True, tag="resenc"):
 
     @property
     def first_convolution(self) -> str:
-        """The stem's."""
+        """The name of the first weight, the convolution of the stem."""
         return "stem.conv.weight"
 
     def _encoder_elements(self, maps: Sequence[int]) -> int:
-        # The stem, two convolutions per block, a skip where features or resolution change.
+        # The stem, two convolutions per block, a projection where features or resolution change.
         total = self.features[0] * maps[0]
         before = (self.features[0], maps[0])
         for features, voxels, blocks in zip(self.features, maps, self.blocks_encoder, strict=True):

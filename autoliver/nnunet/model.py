@@ -1,5 +1,6 @@
 """Reads models of nnU-Net v2 as autoliver's folds, and writes folds so that nnU-Net predicts."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from autoliver.nnunet.checkpoint import NnunetCheckpoint
+
+_log = logging.getLogger(__name__)
 
 # The number given to datasets that have none, since nnU-Net finds models by "DatasetNNN_".
 _NUMBER = 999
@@ -142,7 +145,12 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
     from autoliver.nnunet.checkpoint import read_checkpoint
 
     plans = read_plans(run.path / PLANS_FILE)
-    description = read_description(run.path)
+    description = read_description(run.path, trained=True)
+    if description.painting:
+        _log.warning(
+            "%s: %s (That is for a new training; this model paints as nnU-Net does.)",
+            *(run.path.name, description.painting),
+        )
     checkpoints = {
         name: read_checkpoint(path, trust=trust) for name, path in sorted(run.folds.items())
     }

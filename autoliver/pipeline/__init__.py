@@ -1,1 +1,1 @@
-"""All stages in one process: runs what is missing, keeps what is there, refuses misfits."""
+"""The commands as functions: they run missing stages, keep what exists and refuse what is stale."""

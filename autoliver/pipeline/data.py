@@ -1,4 +1,4 @@
-"""Verify, fingerprint, plan, preprocess: what is missing is made, what is there is kept."""
+"""Verifying, fingerprinting, planning and preprocessing; results that are up to date are kept."""
 
 import logging
 import shlex
@@ -29,19 +29,20 @@ from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 
-# Where commands look for a workspace that is not named.
+# The workspace that commands use unless another one is named.
 _DEFAULT_ROOT = Path("autoliver-workspace")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A dataset with everything that is decided about it.
+    """A dataset and its plan.
 
     Attributes:
-        folder: What the workspace holds of it.
+        folder: The dataset's folder in the workspace.
         dataset: The dataset.
-        plan: Its own plan, or one like a source's.
-        source: The source's short name; empty with its own plan.
+        plan: The dataset's own plan, or one that follows a source.
+        source: Short name of the source that the runs are named after; empty for the dataset's own
+            plan.
     """
 
     folder: DatasetFolder
@@ -50,14 +51,26 @@ class Planned:
     source: str = ""
 
     def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
-        """The run of a configuration with this plan."""
+        """Returns the run of a configuration with this plan."""
         return self.folder.run(configuration, source=self.source, tag=tag)
 
 
 def verify_dataset(
     workspace: Workspace, name: str | None, *, machine: Machine = WHOLE_MACHINE
 ) -> tuple[DatasetFolder, Dataset, Verification]:
-    """Checks a dataset's integrity; what was checked and did not change is not read again."""
+    """Checks a dataset's integrity; if nothing changed since the last check, its result is reused.
+
+    Args:
+        workspace: The workspace.
+        name: Path or name of the dataset; None for the only one.
+        machine: The processes and memory that may be used.
+
+    Returns:
+        The dataset's workspace folder, the dataset and the findings.
+
+    Raises:
+        DatasetError: There is no such dataset, or it cannot be read.
+    """
     dataset = workspace.source(name)
     folder = workspace.folder_for(dataset)
     return folder, dataset, _verification(folder, dataset, machine=machine)
@@ -73,7 +86,7 @@ def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) 
     bar = case_bar("verify", len(dataset.cases))
     found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
     found = placeless(found, Path(dataset.folder))
-    if not folder.plan.exists():  # a plan keeps the dataset that it was made of beside it
+    if not folder.plan.exists():  # else dataset.json stays as the dataset was when planned
         dataset.save(folder.dataset)
     found.save(folder.verify)
     return found
@@ -86,17 +99,18 @@ def plan_dataset(
     *,
     machine: Machine = WHOLE_MACHINE,
 ) -> Planned:
-    """Verify, fingerprint, plan.
+    """Verifies, fingerprints and plans a dataset.
 
     Args:
-        workspace: Where the artefacts go.
-        name: Path or name of the dataset.
+        workspace: The workspace that the artefacts are written to.
+        name: Path or name of the dataset; None for the only one.
         options: How to plan.
-        machine: Its processes and memory read the cases.
+        machine: The processes and memory that may be used to read the cases.
 
     Raises:
-        DatasetError: There is no such dataset, it fails verification, or its dataset.json says
-            what has no effect yet.
+        DatasetError: There is no such dataset, it fails verification, or its dataset.json has
+            entries that are not supported yet.
+        OptionError: The options cannot work.
     """
     folder, dataset = to_train(workspace, name)
     return plan_folder(folder, dataset, options, machine=machine)
@@ -109,13 +123,13 @@ def plan_folder(
     *,
     machine: Machine = WHOLE_MACHINE,
 ) -> Planned:
-    """Verify, fingerprint, plan, for a dataset that was read.
+    """Verifies, fingerprints and plans a dataset that was already read.
 
     Args:
-        folder: Where the artefacts go.
-        dataset: The dataset, as `to_train` gives it.
+        folder: The dataset's workspace folder, which the artefacts are written to.
+        dataset: The dataset, as returned by `to_train`.
         options: How to plan.
-        machine: Its processes and memory read the cases.
+        machine: The processes and memory that may be used to read the cases.
 
     Raises:
         DatasetError: The dataset fails verification, or none of its cases has a label.
@@ -139,11 +153,11 @@ def plan_folder(
 def planned_dataset(
     workspace: Workspace, name: str | None, *, machine: Machine = WHOLE_MACHINE
 ) -> Planned:
-    """The plan there is; a dataset without one is planned with the defaults.
+    """Loads a dataset's plan; a dataset without a plan is planned with the default options.
 
     Raises:
         ArtifactError: The dataset changed since it was planned.
-        DatasetError: As `plan_dataset`.
+        DatasetError: As for `plan_dataset`.
     """
     folder, dataset = to_train(workspace, name)
     if not folder.plan.exists():
@@ -156,16 +170,16 @@ def planned_dataset(
 
 
 def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: str) -> None:
-    """Refuses what was made from the dataset as it was before it changed.
+    """Refuses an artefact if the dataset has changed since it was made.
 
     Args:
-        artifact: What was made from the dataset.
-        planned: The dataset as it is.
+        artifact: The artefact that was made from the dataset.
+        planned: The dataset as it is now.
         where: The artefact's name for the message.
         mend: The command that makes the artefact again.
 
     Raises:
-        ArtifactError: Saying what has changed.
+        ArtifactError: The dataset has changed; the message says how.
     """
     then, dataset = artifact.made_from.get("dataset"), planned.dataset
     if then == dataset.digest():
@@ -182,12 +196,12 @@ def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: s
 
 
 def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] = ()) -> str:
-    """The command that plans a dataset, to be pasted into a shell.
+    """Returns the command that plans a dataset, quoted for a shell.
 
     Args:
-        folder: What the workspace holds of the dataset.
-        dataset: The dataset; it is named by its path where the workspace does not know that.
-        words: The options.
+        folder: The dataset's folder in the workspace.
+        dataset: The dataset; it is named by its path if the workspace does not know that path.
+        words: The options of the command.
     """
     known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
     root = folder.path.parent
@@ -202,10 +216,15 @@ def preprocess(
     *,
     machine: Machine = WHOLE_MACHINE,
 ) -> dict[ConfigurationName, Path]:
-    """Fills the store for some configurations (default: all of the plan); finished cases stay.
+    """Preprocesses the labelled cases for some configurations; finished cases are kept.
+
+    Args:
+        planned: The dataset and its plan.
+        configurations: The configurations; empty for all configurations of the plan.
+        machine: The processes and memory that may be used.
 
     Returns:
-        Configuration -> folder of its store.
+        Maps each configuration to the folder of its preprocessed cases.
 
     Raises:
         OptionError: The plan has no such configuration.
@@ -230,10 +249,10 @@ def preprocess(
 
 
 def planned_configuration(planned: Planned, name: ConfigurationName) -> Configuration:
-    """The plan's configuration of that name.
+    """Returns the plan's configuration of that name.
 
     Raises:
-        OptionError: The plan has none.
+        OptionError: The plan has no such configuration.
     """
     plan = planned.plan
     if name not in plan.configurations:
@@ -247,7 +266,7 @@ def planned_configuration(planned: Planned, name: ConfigurationName) -> Configur
 
 
 def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
-    """The user's splits, else our own; saved for people to read."""
+    """Returns the user's splits, or else generated ones, and saves them for users to read."""
     own = Path(dataset.folder) / "splits_final.json"
     splits = read_splits(own, dataset.labelled) if own.exists() else make_folds(dataset.labelled)
     folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
@@ -256,14 +275,22 @@ def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
 
 
 def to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dataset]:
-    """A dataset that is about to be planned or trained on."""
+    """Reads a dataset that is about to be planned or trained on.
+
+    Returns:
+        The dataset's workspace folder, and the dataset.
+
+    Raises:
+        DatasetError: There is no such dataset, or its dataset.json has entries that are not
+            supported yet.
+    """
     dataset = workspace.source(name)
     refuse_ignored(dataset)
     return workspace.folder_for(dataset), dataset
 
 
 def _describe(dataset: Dataset) -> None:
-    """Writes the dataset.json that a plain folder pair lacks, beside its images."""
+    """Writes the missing dataset.json of a plain pair of folders into the dataset's folder."""
     path = Path(dataset.folder) / "dataset.json"
     if dataset.layout != "plain" or path.exists():
         return
@@ -271,14 +298,14 @@ def _describe(dataset: Dataset) -> None:
     try:
         write_bytes(path, text)
     except AutoliverError as error:
-        # The labels are then found out anew by every command, which is slow but right.
+        # Every command then has to determine the labels again, which is slow but correct.
         _log.warning("%s", error.problem)
     else:
-        _log.warning("%s: written; check its channel and label names:\n%s", path, text.decode())
+        _log.warning("%s was written; check its channel and label names:\n%s", path, text.decode())
 
 
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Fingerprint:
-    """The fingerprint there is, if the dataset did not change; else a new one."""
+    """Loads the fingerprint, or makes a new one if it is missing or the dataset has changed."""
     if folder.fingerprint.exists():
         mend = f"rm {shlex.quote(str(folder.fingerprint))}"
         found = Fingerprint.load(folder.fingerprint, mend=mend)

@@ -1,4 +1,4 @@
-"""Scoring of predictions: of the user's, and of the cases that folds hold back."""
+"""Scores predictions: those of the user, and those of the held-out cases of folds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """What `evaluate` was asked for.
+    """A request to `evaluate`.
 
     Attributes:
-        dataset: Names the labels; None: label values name themselves.
-        metrics: Only these; empty: all. A single one may be given as a text.
-        chaos: Add the CHAOS score.
-        output: Folder for the scores; None: that of the predictions.
-        overwrite: Replace scores that hold what the new ones do not.
+        dataset: The dataset that names the labels; None to name the labels by their values.
+        metrics: The metrics to compute; empty for all. A single one may be given as a text.
+        chaos: Whether to add the CHAOS score.
+        output: Folder for the scores; None for the folder of the predictions.
+        overwrite: Whether to replace existing scores even if the new ones lack some of their
+            content.
         machine: The processes and memory that may be used.
     """
 
@@ -42,10 +43,10 @@ class EvaluateRequest:
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be.
+        """Refuses invalid values.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         set_field(self, "metrics", check_texts("--metrics", self.metrics))
         check_types(self)
@@ -58,7 +59,7 @@ class EvaluateRequest:
         return self.output or (prediction.parent if prediction.is_file() else prediction)
 
     def options(self) -> "MetricOptions":
-        """What is measured."""
+        """Returns the metrics to compute, with their settings."""
         from autoliver.evaluation.results import ALL_METRICS, MetricOptions
 
         return MetricOptions(metrics=self.metrics or ALL_METRICS, chaos=self.chaos)
@@ -67,11 +68,17 @@ class EvaluateRequest:
 def evaluate(
     workspace: Workspace, prediction: Path, reference: Path, request: EvaluateRequest
 ) -> "Scores":
-    """Scores a folder of label maps; writes scores.json and scores.csv beside them.
+    """Scores a folder of label maps and writes scores.json and scores.csv.
+
+    Args:
+        workspace: The workspace in which the dataset is looked up.
+        prediction: Folder of predicted label maps, or one file.
+        reference: Folder of reference label maps, or one file.
+        request: What to compute, and where to write it.
 
     Raises:
         DatasetError: The folders do not fit together, or a file cannot be read.
-        OptionError: There are scores that hold what the new ones would not.
+        OptionError: Existing scores contain something that the new ones would not.
     """
     from autoliver.evaluation.results import write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_folder
@@ -104,17 +111,17 @@ def evaluate(
 def _refuse_loss(
     path: Path, references: Mapping[str, Path], labels: Labels | None, options: "MetricOptions"
 ) -> None:
-    """Refuses to replace scores that hold what the new ones would not.
+    """Refuses to replace scores that contain something the new ones would not.
 
     Args:
-        path: Of the scores that may be there.
-        references: Case -> the label map that it will be compared with.
-        labels: What will be scored; None: values that name themselves.
-        options: What will be measured.
+        path: The file of the scores, which may exist.
+        references: Maps each case to the reference label map that it will be compared with.
+        labels: The labels that will be scored; None if labels are named by their values.
+        options: The metrics that will be computed.
 
     Raises:
-        ArtifactError: The scores are damaged.
-        OptionError: Saying what would be lost.
+        ArtifactError: The existing scores are damaged.
+        OptionError: Something would be lost; the message says what.
     """
     from autoliver.evaluation.results import Scores
 
@@ -124,7 +131,7 @@ def _refuse_loss(
     lost = _lost(then, references, labels, options)
     if lost:
         raise OptionError(
-            f"{path}: holds {' and '.join(lost)}, which the new scores would not.",
+            f"{path}: it contains {' and '.join(lost)}, which the new scores would not contain.",
             hint="Write them elsewhere with --output, or replace the old ones with --overwrite.",
         )
 
@@ -135,7 +142,14 @@ def _lost(
     labels: Labels | None,
     options: "MetricOptions",
 ) -> list[str]:
-    """What scores hold that new ones would not, in words; arguments as `_refuse_loss`."""
+    """Lists in words what the existing scores contain and the new ones would not.
+
+    Args:
+        then: The existing scores.
+        references: As for `_refuse_loss`.
+        labels: As for `_refuse_loss`.
+        options: As for `_refuse_loss`.
+    """
     from autoliver.evaluation.results import ALL_METRICS
 
     lost = []
@@ -164,10 +178,10 @@ def _names_itself(label: str) -> bool:
 def predict_held_out(
     run: RunFolder, fold: Fold, cases: Sequence[Case], request: PredictRequest
 ) -> dict[str, tuple[Path, Path]]:
-    """Predicts the labelled cases that a fold holds back; finished ones are skipped.
+    """Predicts the held-out cases of a fold; finished ones are skipped.
 
     Returns:
-        Case -> label map, true label map.
+        Maps each labelled case to its predicted and its true label map.
     """
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     written = predict(run.files(str(fold)), images, FoldFolder(run.fold(fold)).validation, request)
@@ -177,7 +191,7 @@ def predict_held_out(
 def score_held_out(
     run: RunFolder, fold: Fold, cases: Sequence[Case], *, labels: Labels, request: PredictRequest
 ) -> "Scores":
-    """Predicts and scores the cases that a fold holds back, unless that was done."""
+    """Predicts and scores the held-out cases of a fold, unless they are already scored."""
     from autoliver.evaluation.results import Scores
     from autoliver.evaluation.score import score_files
 

@@ -1,4 +1,4 @@
-"""Models that travel: one file out, one file or folder in."""
+"""Exports models to files and imports models from files or folders."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ Format = Literal["autoliver", "nnunet"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """How `export` was asked to work.
+    """A request to `export`.
 
     Attributes:
-        folds: "0,2" or "all": instead of all finished or selected folds.
-        case_names: Keep the names of the training cases.
-        format: For whom.
-        overwrite: Replace what is there.
+        folds: "0,2" or "all"; None for all finished or selected folds.
+        case_names: Whether to keep the names of the training cases.
+        format: The format to write, "autoliver" or "nnunet".
+        overwrite: Whether to replace an existing file.
     """
 
     folds: str | None = None
@@ -43,10 +43,10 @@ class ExportRequest:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be.
+        """Refuses invalid values.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         set_field(self, "folds", folds_text(self.folds))
         check_types(self, flags={"case_names": "--with-case-names"})
@@ -54,12 +54,12 @@ class ExportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportRequest:
-    """How `import` was asked to work.
+    """A request to `import`.
 
     Attributes:
-        name: What to call the model; None: what it calls itself.
-        overwrite: Replace an imported model of that name.
-        trust: Run what a checkpoint of nnU-Net asks for, which may be any code.
+        name: The name to give the model; None for the name stored in it.
+        overwrite: Whether to replace an imported model of that name.
+        trust: Whether to run the code that a checkpoint of nnU-Net may contain.
     """
 
     name: str | None = None
@@ -67,10 +67,10 @@ class ImportRequest:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be.
+        """Refuses invalid values.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
         if self.name is not None and not fit_for_name(self.name):
@@ -82,14 +82,14 @@ class ImportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a model uses of one run.
+    """The part of a model that comes from one run.
 
     Attributes:
-        run: Its folder's name.
-        configuration: What was trained.
-        folds: Names of its folds.
-        epochs: How many epochs each fold was trained for.
-        previous: Whether it is the first stage of a cascade rather than a member.
+        run: Name of the run's folder.
+        configuration: The configuration that was trained.
+        folds: Names of the folds that the model uses.
+        epochs: Number of epochs that each of these folds was trained for.
+        previous: Whether the run is the first stage of a cascade rather than a member.
     """
 
     run: str
@@ -101,15 +101,15 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a model is, for a person who got it.
+    """A description of a model for people who receive it.
 
     Attributes:
-        dataset: What it was trained on.
+        dataset: Name of the dataset that it was trained on.
         modality: The modality of its images.
-        channels: Their names.
-        labels: What it finds.
-        runs: What predicts.
-        cleaning: Rules for its label maps, in words.
+        channels: Names of the image channels.
+        labels: The labels that it predicts.
+        runs: The runs that it uses.
+        cleaning: Its cleaning rules, in words.
     """
 
     dataset: str
@@ -125,9 +125,9 @@ class Moved:
     """A model that was exported or imported.
 
     Attributes:
-        name: What -m calls it, or will once it is imported.
-        path: The file written, or the folder it was imported into.
-        facts: What it is.
+        name: The name that -m takes, for an exported model once it is imported.
+        path: The file that was written, or the folder that the model was imported into.
+        facts: A description of the model.
     """
 
     name: str
@@ -138,17 +138,17 @@ class Moved:
 def export_model(
     workspace: Workspace, model: str, target: Path, request: ExportRequest | None = None
 ) -> Moved:
-    """Writes a model as one file.
+    """Writes a model to one file, or for nnU-Net to its folder of results.
 
     Args:
-        workspace: Where models are looked up.
-        model: As for `predict -m`.
-        target: The file.
-        request: How.
+        workspace: The workspace in which the model is looked up.
+        model: Name, folder or exported file of the model, as for `predict -m`.
+        target: The file to write; for nnU-Net the folder nnUNet_results.
+        request: How to export; None for the defaults.
 
     Raises:
-        ModelError: No such model, or it is damaged or incomplete.
-        OptionError: The file is there already, or is a folder.
+        ModelError: There is no such model, or it is damaged or incomplete.
+        OptionError: The file already exists, or is a folder.
     """
     request = request or ExportRequest()
     files = workspace.model_to_predict(model, folds=request.folds)
@@ -157,32 +157,32 @@ def export_model(
 
 
 def import_model(workspace: Workspace, source: Path, request: ImportRequest | None = None) -> Moved:
-    """Puts a model into the workspace, whole or not at all.
+    """Imports a model into the workspace, completely or not at all.
 
     Args:
-        workspace: Where to.
-        source: An exported file, or nnU-Net's results folder or exported zip.
-        request: How.
+        workspace: The workspace to import into.
+        source: A file exported by autoliver, or nnU-Net's results folder or exported zip.
+        request: How to import; None for the defaults.
 
     Raises:
-        ModelError: The file is damaged, foreign or unsafe.
-        OptionError: The name is taken, or cannot be a folder's.
+        ModelError: The source is damaged, unsafe or not a model.
+        OptionError: The name is already used, or cannot be the name of a folder.
     """
     if not source.exists():
         raise ModelError(f"{source}: there is no such file or folder.", hint="Check the path.")
     kind = kind_of(source)
     if kind is None:
         raise ModelError(
-            f"{source}: neither a model that autoliver exported nor one of nnU-Net.",
-            hint="Pass what `autoliver export` or `nnUNetv2_export_model_to_zip` wrote, or the "
-            "folder with nnU-Net's plans.json and fold_*.",
+            f"{source}: this is neither an exported model of autoliver nor a model of nnU-Net.",
+            hint="Pass a file that `autoliver export` or `nnUNetv2_export_model_to_zip` wrote, or "
+            "the folder with nnU-Net's plans.json and fold_*.",
         )
     folder = _READERS[kind](workspace, source, request or ImportRequest())
     return Moved(name=folder.name, path=folder.path, facts=model_facts(folder.selected(None)))
 
 
 def kind_of(source: Path) -> Format | None:
-    """Whose model a file or folder may be, by its content."""
+    """Guesses from the content of a file or folder whose model it may be; None if nobody's."""
     if is_archive(source):
         return "autoliver"
     with_checkpoints = source.is_dir() and any(
@@ -192,10 +192,15 @@ def kind_of(source: Path) -> Format | None:
 
 
 def new_model(workspace: Workspace, name: str, *, overwrite: bool) -> ModelFolder:
-    """The folder of a model about to be imported.
+    """Returns the folder for a model that is about to be imported.
+
+    Args:
+        workspace: The workspace to import into.
+        name: The model's name.
+        overwrite: Whether an imported model of that name may be replaced.
 
     Raises:
-        OptionError: The name is taken, or cannot be a folder's.
+        OptionError: The name is already used, or cannot be the name of a folder.
     """
     if not fit_for_name(name):
         raise OptionError(
@@ -210,14 +215,14 @@ def new_model(workspace: Workspace, name: str, *, overwrite: bool) -> ModelFolde
     folder = ModelFolder(workspace.root / MODELS / name)
     if folder.path.exists() and not overwrite:
         raise OptionError(
-            f"There is a model {name} in the workspace {workspace.root} already.",
+            f"There is already a model {name} in the workspace {workspace.root}.",
             hint="Choose another name with --name, or replace it with --overwrite.",
         )
     return folder
 
 
 def model_facts(files: ModelFiles) -> ModelFacts:
-    """What a model is.
+    """Describes a model.
 
     Raises:
         AutoliverError: A model.json is missing or damaged, or the parts do not fit together.
@@ -250,9 +255,9 @@ def model_facts(files: ModelFiles) -> ModelFacts:
 def _export_file(files: ModelFiles, target: Path, request: ExportRequest) -> str:
     if target.is_dir():
         hint = f"Give a file: {target / f'model{ENDING}'}"
-        raise OptionError(f"{target}: is a folder.", hint=hint)
+        raise OptionError(f"{target}: this is a folder.", hint=hint)
     if target.exists() and not request.overwrite:
-        raise OptionError(f"{target}: is there already.", hint="Replace it with --overwrite.")
+        raise OptionError(f"{target} already exists.", hint="Replace it with --overwrite.")
     return write_archive(target, files, case_names=request.case_names).name
 
 
@@ -267,10 +272,13 @@ def _import_file(workspace: Workspace, source: Path, request: ImportRequest) -> 
 
 def _export_nnunet(files: ModelFiles, target: Path, request: ExportRequest) -> str:
     if target.is_file():
-        raise OptionError(f"{target}: is a file.", hint="nnU-Net's models are folders; give one.")
+        raise OptionError(
+            f"{target}: this is a file.", hint="Models of nnU-Net are folders; give a folder."
+        )
     if request.overwrite:
         raise OptionError(
-            "--overwrite: nnU-Net's folders are not replaced, since it may have added to them.",
+            "--overwrite: folders of nnU-Net are not replaced, since nnU-Net may have added files "
+            "to them.",
             hint="Remove the folder, or give another one.",
         )
     return export_for_nnunet(files, target)[-1].name
@@ -294,12 +302,12 @@ def _is_zip(source: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-# Format -> what writes a model and returns its name.
+# Maps each format to the function that writes a model in it and returns the model's name.
 _WRITERS: dict[Format, Callable[[ModelFiles, Path, ExportRequest], str]] = {
     "autoliver": _export_file,
     "nnunet": _export_nnunet,
 }
-# Whose model -> what puts it into the workspace.
+# Maps each format to the function that imports a model in it.
 _READERS: dict[Format, Callable[[Workspace, Path, ImportRequest], ModelFolder]] = {
     "autoliver": _import_file,
     "nnunet": _import_nnunet,

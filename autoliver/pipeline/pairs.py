@@ -1,4 +1,4 @@
-"""Every two runs averaged, on the cases that a fold holds back: predicted and scored, resumably."""
+"""Predicts and scores the held-out cases of a fold with every pair of runs; can be resumed."""
 
 import itertools
 import shutil
@@ -27,12 +27,12 @@ class FoldPairs:
     """All pairs of some runs in one fold.
 
     Attributes:
-        folder: The dataset's; label maps and scores go to its `selection/`.
+        folder: The dataset's folder; label maps and scores are written to its `selection/`.
         dataset: Digest of the dataset.
-        runs: At least two, all with this fold finished.
-        fold: The fold.
-        cases: Those that it holds back, labelled.
-        labels: The labels that all runs have.
+        runs: At least two runs, in all of which this fold is finished.
+        fold: Number of the fold.
+        cases: The labelled cases that the fold holds out.
+        labels: The labels of the dataset and of all runs.
         request: How to predict.
     """
 
@@ -45,7 +45,10 @@ class FoldPairs:
     request: PredictRequest
 
     def scores(self) -> dict[tuple[str, str], "Scores"]:
-        """Scores by the names of the two runs; what is there and unchanged is kept.
+        """Scores every pair; label maps and scores that are up to date are reused.
+
+        Returns:
+            Maps the names of the two runs of each pair to its scores.
 
         Raises:
             AutoliverError: A model or a case cannot be used.
@@ -57,7 +60,7 @@ class FoldPairs:
         return {pair.names: pair.score(self) for pair in pairs}
 
     def label_maps(self, names: Sequence[str]) -> dict[str, tuple[Path, Path]]:
-        """Case -> predicted and true label map of one pair, once it is scored."""
+        """Maps each case to the predicted and the true label map of one pair, which is scored."""
         (pair,) = (pair for pair in self._pairs() if pair.names == tuple(names))
         return pair.files(self)
 
@@ -94,7 +97,10 @@ class FoldPairs:
     def _fitting(
         self, model: "Model", pairs: "Sequence[_Pair]"
     ) -> "Iterator[tuple[Model, Sequence[_Pair]]]":
-        """All pairs at once where memory allows, else one after the other."""
+        """Yields models with the pairs to predict with them: all pairs at once if memory allows.
+
+        Otherwise each pair comes with a model of its own.
+        """
         largest = max(model_need(job.name, job.images, model).gb for job in pairs[0].jobs)
         if largest <= self.request.machine.limits.budget_gb:
             yield model, pairs
@@ -106,7 +112,14 @@ class FoldPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """Two runs in one fold: their names, places among the members, and label maps to write."""
+    """Two runs in one fold.
+
+    Attributes:
+        names: Names of the two runs.
+        indices: Positions of the two runs among the members of the model.
+        folder: Folder for the label maps and scores.
+        jobs: The cases to predict.
+    """
 
     names: tuple[str, str]
     indices: tuple[int, int]
@@ -139,7 +152,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes the label maps of pairs from what the members say."""
+    """Writes the label maps of pairs from the outputs of the members."""
 
     pairs: Sequence[_Pair]
     labels: Labels
@@ -155,7 +168,7 @@ class _Writer:
 
 
 def run_digest(run: RunFolder, folds: Sequence[int]) -> str:
-    """Identifies the weights that some folds of a run predict with, a first stage's included."""
+    """Returns a digest of the models of some folds of a run, a first stage included."""
     from autoliver.models.files import MODEL_FILE, FoldModel
 
     members = [run.member(str(fold)) for fold in folds]
@@ -164,7 +177,10 @@ def run_digest(run: RunFolder, folds: Sequence[int]) -> str:
 
 
 def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
-    """Notes what the label maps are made from before there is one; clears what is out of date."""
+    """Writes what the label maps will be made from, and removes outdated ones.
+
+    This happens before the first label map is written, as scores without cases.
+    """
     from autoliver.evaluation.results import MetricOptions, Scores
 
     path = folder / SCORES_FILE

@@ -29,19 +29,24 @@ _LOW: ConfigurationName = "3d_lowres"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """How `predict` was asked to work.
+    """A request to `predict`.
 
     Attributes:
-        step: Distance of neighbouring windows as a share of the patch.
-        mirror: Average over flips, where the model was trained to see them.
-        overwrite: Predict finished cases again.
-        probabilities: Write them as well; a finished case without them is predicted again.
-        uncertainty: Write a map of it as well; a finished case without it is predicted again.
-        roi: "auto": look only near what the low-resolution run beside the model finds; a model's
-            name: near what that one finds; None: everywhere.
-        modality: By which each case is normalised: "CT", "MR", or "auto", what it looks like; None:
-            what the model was planned for, which its own dataset's cases are.
-        exact: Compute in float32 with the networks as they are; nothing is chosen by timing.
+        step: Distance between neighbouring windows as a share of the patch.
+        mirror: Whether to average over flips, along the axes that training flipped.
+        overwrite: Whether to predict finished cases again.
+        probabilities: Whether to write the probabilities as well; a finished case without them is
+            predicted again.
+        uncertainty: Whether to write a map of the uncertainty as well; a finished case without it
+            is predicted again.
+        roi: "auto" predicts only near the foreground that the low-resolution run of the same
+            dataset finds; the name of a model, near the foreground that it finds; None predicts
+            everywhere.
+        modality: The modality by which each case is normalised: "CT", "MR", or "auto" for what the
+            case looks like. None normalises as the model was planned, which is right for cases of
+            its own dataset.
+        exact: Whether to compute in float32 with the unchanged networks; nothing is then chosen by
+            timing.
         machine: The device and memory that may be used.
     """
 
@@ -56,10 +61,10 @@ class PredictRequest:
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be.
+        """Refuses invalid values.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
         self.options()
@@ -67,7 +72,7 @@ class PredictRequest:
             check_text("--roi", self.roi, "auto, off or the name of a model")
 
     def options(self, *, overlap: bool = True) -> PredictOptions:
-        """How a model predicts, with or without work on several cases at a time."""
+        """Returns the options of prediction, with or without work on several cases at a time."""
         return PredictOptions(
             step=self.step,
             mirror=self.mirror,
@@ -87,8 +92,14 @@ def predict(
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
+    Args:
+        files: The model.
+        cases: Maps each case to its image files.
+        output: Folder for the label maps.
+        request: How to predict.
+
     Returns:
-        Case -> label map, finished ones included.
+        Maps each case, finished ones included, to its label map.
     """
     from autoliver.inference.model import load_model
     from autoliver.inference.predict import make_jobs
@@ -110,12 +121,12 @@ def predict_as_asked(
     export: "Export | None" = None,
     on_case: Callable[[], object] = lambda: None,
 ) -> None:
-    """Predicts with a bar, reading ahead where memory allows.
+    """Predicts cases with a progress bar, and reads ahead if memory allows.
 
     Args:
-        model: What predicts.
-        jobs: The cases.
-        request: How.
+        model: The model to predict with.
+        jobs: The cases to predict.
+        request: How to predict.
         export: As in `predict_jobs`.
         on_case: As in `predict_jobs`.
     """
@@ -128,7 +139,7 @@ def predict_as_asked(
 
 
 def _todo(jobs: "Sequence[PredictJob]", request: PredictRequest) -> "list[PredictJob]":
-    """The cases that lack something that was asked for."""
+    """Returns the cases for which a requested file is missing; all of them with `overwrite`."""
 
     def complete(job: "PredictJob") -> bool:
         return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
@@ -137,7 +148,7 @@ def _todo(jobs: "Sequence[PredictJob]", request: PredictRequest) -> "list[Predic
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
-    """What a case needs in all members of a model at once."""
+    """Estimates the memory that a case needs in all members of a model together."""
     every = (*model.members, *filter(None, [model.finder]))
     each = [overlap_need(name, images, m.plan, m.configuration) for m in every]
     return Need(name=name, gb=sum(need.gb for need in each))
@@ -145,13 +156,13 @@ def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict_folder` did.
+    """The result of `predict_folder`.
 
     Attributes:
-        model: What predicted.
+        model: Name of the model that predicted.
         files: Label maps of all cases.
-        new: How many were predicted now.
-        skipped: How many were there already.
+        new: Number of cases that were predicted now.
+        skipped: Number of cases that were already finished.
     """
 
     model: str
@@ -171,19 +182,20 @@ def predict_folder(
 ) -> Predicted:
     """Predicts all cases of a folder (or one file) with a model of the workspace.
 
-    What they were predicted with is written beside them (`inference/record.py`).
+    The model and the options are recorded beside the label maps (`inference/record.py`).
 
     Args:
-        workspace: Where models are looked up.
+        workspace: The workspace in which models are looked up.
         source: Folder of cases, or one file.
         output: Folder for the label maps.
-        request: How.
-        models: Names of models, averaged; none: the workspace's only one.
-        folds: "0,2" or "all": instead of all finished or selected folds.
+        request: How to predict.
+        models: Names of models, whose probabilities are averaged; empty for the only model of the
+            workspace.
+        folds: "0,2" or "all"; None for all finished or selected folds.
 
     Raises:
-        ModelError: No model, several that could be meant, or a damaged one; no model that finds
-            the region to look in.
+        ModelError: There is no such model, several could be meant, or it is damaged; or there is no
+            model that finds the region to predict in.
         DatasetError: A case lacks a channel or does not fit the model.
         OptionError: Finished cases in the folder were predicted with another model or other
             options.
@@ -215,7 +227,7 @@ def predict_folder(
 def _predict_recorded(
     files: "ModelFiles", todo: "Sequence[PredictJob]", request: PredictRequest, record: "Prediction"
 ) -> None:
-    """Predicts cases of one folder, and keeps its record of the ways that are taken."""
+    """Predicts cases of one folder and records the ways of computing that were used."""
     from autoliver.inference.model import load_model
     from autoliver.inference.record import clear_outdated, save_record
     from autoliver.networks.device import choose_device
@@ -237,15 +249,17 @@ def _predict_recorded(
 
 
 def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberFiles":
-    """What finds the region to look in: one fold, since a rough outline is enough.
+    """Returns the fold that finds the region to predict in.
+
+    One fold is used, since a rough outline is enough.
 
     Args:
-        workspace: Where models are looked up.
-        model: What will look there.
-        roi: "auto" for the low-resolution run beside it, or the name of a model.
+        workspace: The workspace in which models are looked up.
+        model: The model that will predict in the region.
+        roi: "auto" for the low-resolution run of the same dataset, or the name of a model.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is no such run or model.
     """
     from autoliver.models.files import MemberFiles, one_fold
 
@@ -256,7 +270,7 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
     place = model.members[0].folds[0].parent
     if not isinstance(place, Path):
         raise ModelError(
-            f"--roi auto: {model.name} is one file, without other runs beside it.",
+            f"--roi auto: {model.name} is a single file, without other runs beside it.",
             hint="Name a model that finds the organ: --roi MODEL.",
         )
     run = RunFolder(place)
@@ -271,7 +285,7 @@ def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberF
         raise ModelError(
             f"--roi auto: {run.name} has no trained {_LOW} run beside it.", hint=_to_train(folder)
         )
-    # The one like it in source and tag, else the one without.
+    # Runs with the same source and the same tag come first, then those with empty ones.
     beside.sort(
         key=lambda each: (each.source != run.source, each.tag != run.tag, each.source, each.tag)
     )

@@ -1,4 +1,4 @@
-"""`plan`: planning with the options of the plan before, and what is different afterwards."""
+"""Plans a dataset with the options of its previous plan, and reports what changed."""
 
 import logging
 import shlex
@@ -25,7 +25,7 @@ from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 
-# Options of a dataset's own plan alone, and how the command line spells them.
+# Options that only a dataset's own plan has, and their spelling on the command line.
 OF_OWN_PLAN = {
     "preset": "--preset",
     "vram_gb": "--vram",
@@ -37,15 +37,16 @@ OF_OWN_PLAN = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What `plan` was asked for.
+    """A request to `plan`.
 
     Attributes:
-        changes: Options that were given: fields of `PlanOptions`; with `like`, of `LikeOptions`.
-            The others are as in the plan before, or default.
-        like: A planned dataset, or any model that `--pretrained` takes, to plan like.
-        fresh: Forget the options of the plan before.
-        notify: Called with what a person should know before planning begins.
-        machine: Its processes and memory read the cases.
+        changes: The options that were given: fields of `PlanOptions`, or of `LikeOptions` with
+            `like`. Other options keep their value in the previous plan, or else take their default.
+        like: A planned dataset, or any model that `--pretrained` takes, whose plan is followed;
+            None for a plan of the dataset's own.
+        fresh: Whether to discard the options of the previous plan.
+        notify: Called with messages for the user before planning begins.
+        machine: The processes and memory that may be used to read the cases.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -55,15 +56,15 @@ class PlanRequest:
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
-        """Refuses options that cannot be, or not together.
+        """Refuses options that are invalid or do not go together.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: An option is refused; the message names it and its value.
         """
         if self.like is None:
             if "spacing" in self.changes:
                 raise OptionError(
-                    f"--like-spacing {self.changes['spacing']} goes with --like SOURCE.",
+                    f"--like-spacing {self.changes['spacing']} needs --like SOURCE.",
                     hint="Name a source with --like, or leave it out.",
                 )
             changed_options(PlanOptions(), self.changes)
@@ -81,15 +82,15 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Replanned:
-    """A dataset that was planned, and what is different now.
+    """The result of planning a dataset, and what changed.
 
     Attributes:
         planned: The dataset with its new plan.
-        file: Where the plan was written.
-        own: The dataset's own plan; the new one, unless it is like another.
-        changes: The decisions that differ from those of the plan before.
-        stale_runs: Names of the runs that were begun with the plan before and cannot go on with
-            the new one.
+        file: The file that the plan was written to.
+        own: The dataset's own plan; it is the new plan unless that follows a source.
+        changes: The decisions that differ from the previous plan.
+        stale_runs: Names of the runs that were started with the previous plan and cannot be resumed
+            with the new one; empty if nothing changed.
     """
 
     planned: Planned
@@ -100,12 +101,12 @@ class Replanned:
 
 
 def replan(workspace: Workspace, name: str | None, request: PlanRequest) -> Replanned:
-    """Plans a dataset with the options of its plan before, but for those that are given.
+    """Plans a dataset with the options of its previous plan, except for those that are given.
 
     Args:
-        workspace: Where the artefacts go.
-        name: Path or name of the dataset.
-        request: What was asked for.
+        workspace: The workspace that the artefacts are written to.
+        name: Path or name of the dataset; None for the only one.
+        request: The options to change, and how to plan.
 
     Raises:
         AutoliverError: There is no such dataset or source, the dataset fails verification, or the
@@ -146,19 +147,19 @@ def _replan_like(
 
 
 def _plan_before(file: Path, request: PlanRequest) -> Plan | None:
-    """The plan that will be replaced; one that cannot be read is named and counts as none."""
+    """Loads the plan that will be replaced; an unreadable one is reported and counts as none."""
     if not file.exists():
         return None
     try:
         return Plan.load(file)
     except ArtifactError as error:
-        request.notify(f"The plan before cannot be read and is replaced. {error.problem}")
+        request.notify(f"The previous plan cannot be read and is replaced. {error.problem}")
         return None
 
 
 def _note_kept(words: tuple[str, ...], request: PlanRequest) -> None:
     if words:
-        request.notify(f"As in the plan before: {shlex.join(words)} (--fresh forgets this).")
+        request.notify(f"As in the previous plan: {shlex.join(words)} (--fresh discards this).")
 
 
 def _replanned(planned: Planned, file: Path, *, own: Plan, before: Plan | None) -> Replanned:
@@ -168,17 +169,17 @@ def _replanned(planned: Planned, file: Path, *, own: Plan, before: Plan | None) 
 
 
 def _runs_with(folder: DatasetFolder, plan: Plan) -> tuple[str, ...]:
-    """The names of the runs that were begun with a plan."""
+    """Returns the names of the runs that were started with a plan."""
     runs = [RunFolder(path) for path in sorted(folder.path.glob("runs/*"))]
     digest = plan.digest()
     return tuple(run.path.name for run in runs if _plan_of(run) == digest)
 
 
 def _plan_of(run: RunFolder) -> object:
-    """The digest of the plan that a run was begun with."""
+    """Returns the digest of the plan that a run was started with; None if it is unreadable."""
     try:
         found = read_json(run.options)
     except ArtifactError:
-        return None  # `train` refuses such a run by itself
+        return None  # `train` will refuse such a run
     made_from = found.get("made_from") if isinstance(found, dict) else None
     return made_from.get("plan") if isinstance(made_from, dict) else None

@@ -1,4 +1,4 @@
-"""Selection: which runs predict together and how their label maps are cleaned, and why."""
+"""Selects the runs that predict together and the cleaning rules, and records the reasons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectRequest:
-    """What `select` was asked for.
+    """A request to `select`.
 
     Attributes:
-        runs: Names of the runs to compare; empty: all.
+        runs: Names of the runs to compare; empty for all finished runs.
         machine: The device, processes and memory that may be used.
     """
 
@@ -41,24 +41,25 @@ class SelectRequest:
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be; a single run may be given as a text.
+        """Refuses invalid values; a single run may be given as a text.
 
         Raises:
-            OptionError: Naming the option and its value.
+            OptionError: A value is invalid; the message names the option and the value.
         """
         set_field(self, "runs", check_texts("runs", self.runs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """What `select` found.
+    """The result of `select`.
 
     Attributes:
-        path: Where the selection was written.
-        selection: What predicts from now on.
-        candidates: What was compared, single runs first.
-        trials: Cleaning rules that were tried.
-        left_out: Runs and folds that could not be compared, with the reason of each.
+        path: The file that the selection was written to.
+        selection: The members and cleaning rules that predict from now on.
+        candidates: The runs and pairs of runs that were compared, single runs first.
+        trials: The cleaning rules that were tried.
+        left_out: Sentences that name the runs and folds that could not be compared, each with the
+            reason.
     """
 
     path: Path
@@ -71,12 +72,18 @@ class Selected:
 def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Selected:
     """Compares finished runs and their pairs out of fold, learns cleaning rules, writes model.json.
 
-    Label maps of pairs are kept in the dataset's `selection/`, so that a selection that was stopped
-    goes on, and one with further runs only does what is new.
+    Label maps of pairs are kept in the dataset's `selection/`. So an interrupted selection can be
+    resumed, and a selection with further runs only computes what is new.
+
+    Args:
+        workspace: The workspace.
+        name: Path or name of the dataset; None for the only one.
+        request: What to compare.
 
     Raises:
         DatasetError: There is no such dataset.
         ModelError: No run can be scored on cases it has not seen, or the runs share no fold.
+        OptionError: There is no finished run of a given name.
     """
     from autoliver.evaluation.select import choose
     from autoliver.models.selection import Chosen, Selection
@@ -87,7 +94,7 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
     if choice is None:
         raise ModelError(
             f"{contest.folder.name}: no held-out case of folds {_names(contest.folds)} defines a "
-            "Dice: neither label maps nor predictions hold a label.",
+            "Dice: neither the label maps nor the predictions contain a label.",
             hint="Train further folds.",
         )
     winners = [run for run in contest.runs if run.path.name in choice.candidate.runs]
@@ -113,15 +120,15 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 
 @dataclass(frozen=True, kw_only=True)
 class _Contest:
-    """What is compared.
+    """The runs and folds that are compared.
 
     Attributes:
-        folder: The dataset's.
+        folder: The dataset's folder in the workspace.
         dataset: The dataset.
-        splits: Its folds.
-        runs: Runs that can be compared, simpler ones first.
-        folds: Those finished in all of them.
-        left_out: What cannot be compared, and why.
+        splits: The folds of the dataset.
+        runs: Runs that can be compared, simpler configurations first.
+        folds: Folds that are finished in all of these runs.
+        left_out: Sentences about runs and folds that cannot be compared, with the reasons.
         request: How to predict.
     """
 
@@ -142,7 +149,7 @@ class _Contest:
         if not scored:
             raise ModelError(
                 " ".join([f"{dataset.name}: no run can be scored.", *left_out]),
-                hint="Train a fold that holds cases back: "
+                hint="Train a fold that holds out cases: "
                 f"autoliver train {dataset.name} 3d_fullres --fold 0",
             )
         return cls(
@@ -171,7 +178,7 @@ class _Contest:
         return {"dataset": self.dataset.digest(), "folds": self.splits.digest(), **runs}
 
     def candidates(self) -> "tuple[Candidate, ...]":
-        """Every run and every pair, scored."""
+        """Scores every run and every pair of runs."""
         from autoliver.evaluation.select import make_candidate
 
         cases: dict[tuple[str, ...], list[CaseScores]] = {}
@@ -192,7 +199,7 @@ class _Contest:
         return tuple(make_candidate(runs, found) for runs, found in cases.items())
 
     def learn(self, winners: Sequence[RunFolder]) -> "tuple[Trial, ...]":
-        """Tries cleaning rules on the out-of-fold label maps of the winner."""
+        """Tries cleaning rules on the out-of-fold label maps of the winning run or pair."""
         from autoliver.evaluation.cleaning import learn_rules
 
         pairs: dict[str, tuple[Path, Path]] = {}
@@ -211,7 +218,7 @@ class _Contest:
         )
 
     def _as_trained(self, *runs: RunFolder) -> PredictRequest:
-        """How to predict with runs: exactly, if one of them was trained with --deterministic."""
+        """Returns how to predict with runs: exactly if one was trained with --deterministic."""
         exact = any(TrainingOptions.load(run.options).deterministic for run in runs)
         return replace(self.request, exact=exact)
 
@@ -228,7 +235,11 @@ class _Contest:
 
 
 def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
-    """Finished runs, those of simpler configurations first."""
+    """Returns the named finished runs, or all without names; simpler configurations first.
+
+    Raises:
+        OptionError: There is no finished run of a given name.
+    """
     order: dict[str, int] = {name: place for place, name in enumerate(CONFIGURATION_NAMES)}
     runs = sorted(
         folder.trained.runs,
@@ -247,7 +258,11 @@ def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
 def _scored_folds(
     runs: Sequence[RunFolder], dataset: Dataset, splits: Folds
 ) -> tuple[dict[RunFolder, set[int]], list[str]]:
-    """The finished folds of each run that hold cases back, and what is left out, and why."""
+    """Finds the finished folds of each run that can be scored on held-out cases.
+
+    Returns:
+        Maps each run to its folds; and sentences that say what is left out and why.
+    """
     scored: dict[RunFolder, set[int]] = {}
     left_out = []
     now = {"dataset": dataset.digest(), "folds": splits.digest()}
@@ -256,8 +271,8 @@ def _scored_folds(
         changed = [what for what, digest in now.items() if begun.get(what) != digest]
         if changed:
             left_out.append(
-                f"{run.path.name} is left out: the {changed[0]} changed since it was begun; "
-                "train it anew with --fresh."
+                f"{run.path.name} is left out: the {changed[0]} changed since it was started; "
+                "train it again with --fresh."
             )
             continue
         folds = {int(name) for name in _numbered(run)}
@@ -272,14 +287,14 @@ def _scored_folds(
             scored[run] = folds - leaking
         elif not folds:
             left_out.append(
-                f"{run.path.name} is left out: only its fold all is finished, which holds no case "
-                "back to be scored on."
+                f"{run.path.name} is left out: only its fold all is finished, which holds out no "
+                "cases to be scored on."
             )
     return scored, left_out
 
 
 def _apart(run: RunFolder, fold: int) -> bool:
-    """Whether nothing that predicts in this fold saw its cases, a first stage included."""
+    """Whether no network of a fold, a first stage included, was trained on its held-out cases."""
     return all(fold_of(path) == str(fold) for path in run.member(str(fold)).previous)
 
 
@@ -317,7 +332,7 @@ def _why(choice: "Choice", trials: "Sequence[Trial]") -> list[str]:
 
 
 def _numbered(run: RunFolder) -> tuple[str, ...]:
-    """Names of the finished folds of the cross-validation."""
+    """Returns the names of the finished folds of the cross-validation."""
     return tuple(name for name in run.finished_names if name != "all")
 
 

@@ -18,7 +18,8 @@ from autoliver.io.files import read_image, read_label
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
-from autoliver.planning.nonzero import BoolArray, nonzero_box, nonzero_mask
+from autoliver.planning.nonzero import BoolArray, foreground_mask, nonzero_box, nonzero_mask
+from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
 
 # Distinct intensities kept, 4 bytes each and as many again for their counts: of one case, and of
@@ -75,7 +76,12 @@ def make_fingerprint(
             hint="Put the label maps into labelsTr, named as their images without the channel.",
         )
     kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))
-    work = functools.partial(_read_case, draws=draws // len(cases), most_values=kept)
+    work = functools.partial(
+        _read_case,
+        draws=draws // len(cases),
+        most_values=kept,
+        ignore=dataset.labels.ignore,
+    )
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
     return summarise(summaries, made_from={"dataset": dataset.digest()})
@@ -94,7 +100,8 @@ def fingerprint_case(
 
     Args:
         image: (c, z, y, x).
-        label: (1, z, y, x); every value above zero is foreground.
+        label: (1, z, y, x); every value above zero is foreground, so that voxels to be ignored are
+            taken out before.
         spacing_mm: (z, y, x).
         name: The case's.
         draws: How many voxels of each channel, with replacement.
@@ -150,14 +157,16 @@ def summarise(
     )
 
 
-def _read_case(case: Case, *, draws: int, most_values: int) -> CaseSummary:
+def _read_case(case: Case, *, draws: int, most_values: int, ignore: int | None) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
     image = read_image([Path(path) for path in case.images])
     label = read_label(Path(case.label))
+    # nnU-Net counts voxels to be ignored as foreground.
+    foreground = foreground_mask(label.array, ignore)
     summary = fingerprint_case(
-        image.array.astype(np.float32, copy=False),
-        label.array,
+        without_impossible(image.array.astype(np.float32, copy=False), name=case.name),
+        foreground,
         spacing_mm=image.geometry.spacing_mm,
         name=case.name,
         draws=draws,

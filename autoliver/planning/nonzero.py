@@ -1,5 +1,7 @@
 """The non-zero region of an image: what cropping keeps and what normalisation may look at."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,19 @@ Box = tuple[slice, slice, slice]
 
 # Statistics look only inside the non-zero mask when cropping to it keeps less than this share.
 MASK_BELOW = 0.75
+
+
+def foreground_mask(label: npt.NDArray[Any], ignore: int | None) -> BoolArray:
+    """Voxels that a label map marks as something: neither background nor to be ignored.
+
+    Args:
+        label: Of any shape; negative values are background.
+        ignore: The value of voxels that must not count; None where there is none.
+    """
+    mask: BoolArray = label > 0
+    if ignore is not None:
+        mask &= label != ignore
+    return mask
 
 
 def nonzero_mask(image: npt.NDArray[np.generic]) -> BoolArray:

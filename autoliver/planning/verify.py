@@ -15,11 +15,13 @@ from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.description import read_description
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import DatasetError
-from autoliver.io.files import NotWholeNumbers, read_header, read_image, read_label
+from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
+from autoliver.planning.nonzero import foreground_mask
+from autoliver.planning.verify_values import check_values, to_float32
 
 Severity = Literal["error", "warning", "note"]
 
@@ -35,9 +37,9 @@ class Finding(Record, frozen=True, kw_only=True):
         case: The case, None for the dataset as a whole.
         severity: An error stops planning; a warning deserves a look; a note is for the record.
         code: What kind of thing, for programs: missing_file, missing_label, extra_file, unreadable,
-            channels, channel_grid, label_grid, not_finite, constant, label_values, label_fractions,
-            label_empty, label_unused, duplicate_image, duplicate_channel, direction, header, axes,
-            num_training.
+            channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
+            label_values, label_fractions, label_empty, label_unused, duplicate_image,
+            duplicate_channel, direction, header, axes, num_training.
         problem: What was found and what was expected.
         hint: What to do about it.
     """
@@ -161,7 +163,7 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
             found.grids(first, (case.label, label_header), code="label_grid")
     if len(whole) == len(headers):
         _check_channels(found, case, [header for _, header in whole], channels)
-    contents = [_check_voxels(found, Path(path)) for path, _ in whole]
+    contents = [_check_voxels(found, Path(path), case, labels) for path, _ in whole]
     same = [c for n, c in enumerate(contents) if c and c in contents[:n]]
     if same:
         found.add("warning", "duplicate_channel", "two of its channels hold the same image", "")
@@ -228,32 +230,29 @@ def _check_channels(found: _Findings, case: Case, headers: list[Header], channel
         )
 
 
-def _check_voxels(found: _Findings, path: Path) -> str:
+def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> str:
     try:
-        array = read_image([path]).array
+        stored = read_stored(path)
     except DatasetError as error:
         found.add("error", "unreadable", error.problem, error.hint)
         return ""
-    finite = np.isfinite(array)
-    if not finite.all():
-        nan = int(np.isnan(array).sum())
-        infinite = int(array.size - finite.sum()) - nan
-        found.add(
-            "error",
-            "not_finite",
-            f"{path} holds {nan} NaN and {infinite} infinite voxels of {array.size}.",
-            "Replace them by the value of air, or export the image again.",
-        )
-    elif array.min() == array.max():
-        found.add(
-            "warning",
-            "constant",
-            f"{path}: every voxel is {array.flat[0]:g}.",
-            "Look at the image; export it again, or take the case out of the dataset.",
-        )
+    array = to_float32(stored)
+    labelled = partial(_labelled, case, labels)
+    is_ct = case.modality == "CT"
+    for said in check_values(path, stored, array, is_ct=is_ct, labelled=labelled):
+        found.add(*said)
     content = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    content.update(np.ascontiguousarray(array).data)
+    content.update(array.data)
     return content.hexdigest()
+
+
+def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
+    """Where a case's label map has foreground, (z, y, x); None where it cannot be read."""
+    try:
+        array = None if case.label is None else read_label(case.label).array[0]
+    except DatasetError:  # a finding of `_check_label`
+        return None
+    return None if array is None else foreground_mask(array, labels.ignore)
 
 
 def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.orientation import Reorientation, reorientation_to
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.nonzero import Box
+from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
@@ -153,10 +154,11 @@ def forward(
     turn = reorientation_to(image.geometry, codes)
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
-        turn.array(image.array).transpose(order),
+        turn.array(without_impossible(image.array, name=name)).transpose(order),
         None
         if label is None
         else turn.array(label.array).transpose(order).astype(label_dtype(plan.labels)),
+        ignore=plan.labels.ignore,
     )
     modality = modality or plan.modality
     normal = normalize_case(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.planning.nonzero import nonzero_box, nonzero_mask
+from autoliver.planning.nonzero import foreground_mask, nonzero_box, nonzero_mask
 
 # First and last-plus-one voxel per axis, as stored in artefacts; a `Box` has slices instead.
 Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -24,7 +24,7 @@ class Cropped:
         label: (1, z, y, x), signed, `OUTSIDE` for background outside the mask; None for a case
             without a label.
         mask: (z, y, x), True where intensities count for normalisation: inside the non-zero
-            region, and wherever the label is not background.
+            region, and wherever the label is neither background nor to be ignored.
         box: First and last-plus-one voxel per input axis that the crop kept.
         kept: Share of the input's voxels that the crop kept, above 0 to 1.
     """
@@ -37,13 +37,17 @@ class Cropped:
 
 
 def crop_to_nonzero(
-    image: npt.NDArray[np.generic], label: npt.NDArray[np.integer] | None = None
+    image: npt.NDArray[np.generic],
+    label: npt.NDArray[np.integer] | None = None,
+    *,
+    ignore: int | None = None,
 ) -> Cropped:
     """Crops to the bounding box of the voxels that are non-zero in any channel.
 
     Args:
         image: (c, z, y, x).
         label: (1, z, y, x) on the same grid; None for a case without a label.
+        ignore: The label of voxels that must not count; None where there is none.
 
     Returns:
         The cropped arrays, the mask and the box. An image of zeros is not cropped.
@@ -55,7 +59,8 @@ def crop_to_nonzero(
     if label is not None:
         cropped = label[:, *where].astype(np.promote_types(label.dtype, np.int16))
         cropped[(cropped == 0) & ~mask] = OUTSIDE
-        mask = cropped[0] >= 0
+        # Voxels to be ignored count by their intensities alone, as when there is no label.
+        mask = mask | foreground_mask(cropped[0], ignore)
     z, y, x = ((int(part.start), int(part.stop)) for part in where)
     kept = mask.size / image[0].size
     return Cropped(image=image[:, *where], label=cropped, mask=mask, box=(z, y, x), kept=kept)

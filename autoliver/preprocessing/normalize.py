@@ -1,5 +1,6 @@
 """Normalises intensities channel by channel, with nnU-Net's schemes and by the case's modality."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,12 @@ from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
 from autoliver.preprocessing.crop import Cropped
 
-# Constant images have no spread to divide by.
-_LEAST_STD = 1e-8
+# Deviations below this part of the largest value are what float32 rounds; dividing by them would
+# show nothing but rounding.
+_ROUNDING = 2.0**-26
+# Sums of squares of values within these powers of two are exact enough in float32. Others are
+# brought to about 1 first: a power of two changes no digit.
+_ORDINARY = range(-20, 41)
 
 _FAT_HU = -90.0
 # The part of CT that MR networks see: soft tissue and fat, which MR shows as well. Of air and bone
@@ -133,8 +138,7 @@ def normalize(
             case "zscore":
                 _zscore(channel, mask if masked else None)
             case "rescale01":
-                channel -= channel.min()
-                channel /= max(float(channel.max()), _LEAST_STD)
+                _rescale01(channel)
             case "rgb":
                 _rgb(channel, f"{where}, channel {index}")
             case "none":
@@ -143,19 +147,63 @@ def normalize(
 
 
 def _ct(channel: npt.NDArray[np.float32], stats: IntensityStats) -> None:
-    np.clip(channel, stats.percentile_00_5, stats.percentile_99_5, out=channel)
-    channel -= stats.mean
-    channel /= max(stats.std, _LEAST_STD)
+    low, high = stats.percentile_00_5, stats.percentile_99_5
+    np.clip(channel, low, high, out=channel)
+    power = _power(low, high)
+    if power:
+        np.ldexp(channel, power, out=channel)
+    scale = 2.0**power
+    largest = max(abs(low), abs(high))
+    channel -= stats.mean * scale
+    channel /= max(stats.std, largest * _ROUNDING) * scale or 1.0
 
 
 def _zscore(channel: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None) -> None:
     if mask is None or mask.all():
-        mean, std = channel.mean(), channel.std()
-        channel -= mean
-        channel /= max(float(std), _LEAST_STD)
+        _standardise(channel)
     elif mask.any():
         inside = channel[mask]
-        channel[mask] = (inside - inside.mean()) / max(float(inside.std()), _LEAST_STD)
+        _standardise(inside)
+        channel[mask] = inside
+
+
+def _standardise(values: npt.NDArray[np.float32]) -> None:
+    """Mean 0 and deviation 1, in place; whatever the unit is: ADC in m^2/s is of order 1e-9."""
+    largest = _to_ordinary(values)
+    if not largest:
+        return
+    mean, std = values.mean(), values.std()
+    values -= mean
+    values /= max(float(std), largest * _ROUNDING)
+
+
+def _rescale01(channel: npt.NDArray[np.float32]) -> None:
+    if not _to_ordinary(channel):
+        return
+    channel -= channel.min()
+    channel /= float(channel.max())
+
+
+def _to_ordinary(values: npt.NDArray[np.float32]) -> float:
+    """Brings values to where float32 can sum their squares, in place, by a power of two.
+
+    Returns:
+        The largest magnitude afterwards; 0 where all values were the same, which are 0 then.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        values[:] = 0
+        return 0.0
+    power = _power(low, high)
+    if power:
+        np.ldexp(values, power, out=values)
+    return max(abs(low), abs(high)) * 2.0**power
+
+
+def _power(low: float, high: float) -> int:
+    """The power of two that brings a range to about 1, 0 where it is ordinary."""
+    exponent = math.frexp(max(abs(low), abs(high)))[1]
+    return 0 if exponent in _ORDINARY else -exponent
 
 
 def _rgb(channel: npt.NDArray[np.float32], where: str) -> None:

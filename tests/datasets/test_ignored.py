@@ -92,7 +92,11 @@ TABLE = {n: {"images": [f"imagesTr/{n}.nii.gz"], "label": f"labelsTr/{n}.nii.gz"
         (NNUNET | MR, {"modality": {"a": "CT"}}, "alike, each by its own mean"),
         (NNUNET, {"modality": "MR"}, "modality: MR does not change that images are normalised"),
         (NNUNET | MR, {"modality": "CT"}, ""),  # decides where the channel's name says nothing
-        (NNUNET, {"regions_class_order": [1, 2]}, "regions_class_order: is not used: it orders regions"),
+        (
+            NNUNET,
+            {"regions_class_order": [1, 2]},
+            "regions_class_order: is not used: it orders regions",
+        ),
         (
             NNUNET,
             {"labels": {"background": 0, "w": [1, 2], "t": 2}, "regions_class_order": [1, 2]},

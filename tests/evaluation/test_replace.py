@@ -55,7 +55,7 @@ def test_fuller_scores_replace_others_and_are_not_replaced_by_them(
     before = files(folders[0])
     for fewer in (("--metrics", "dice"), ("--metrics", "iou", "--chaos")):
         with pytest.raises(
-            OptionError, match=r"holds the metrics .*hd95.*new scores would not"
+            OptionError, match=r"contains the metrics .*hd95.*new scores would not"
         ) as e:
             evaluate(folders, *fewer)
         assert "--output" in e.value.hint
@@ -76,10 +76,10 @@ def test_scores_of_more_cases_stay(folders: tuple[Path, Path]) -> None:
     evaluate(folders)
     one = (folders[0] / "case_1.nii.gz", folders[1] / "case_1.nii.gz")
     before = files(folders[0])
-    with pytest.raises(OptionError, match="holds case_0, which"):
+    with pytest.raises(OptionError, match="contains case_0, which"):
         evaluate(one)
     (folders[1] / "case_0.nii.gz").unlink()
-    with pytest.raises(OptionError, match="holds case_0, which"):
+    with pytest.raises(OptionError, match="contains case_0, which"):
         evaluate(folders)
     assert files(folders[0]) == before
 

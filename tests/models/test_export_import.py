@@ -96,7 +96,7 @@ def test_the_library_exports_and_imports(home: Path, images: Path, tmp_path: Pat
     name = f"{NAME}/3d_fullres"
     moved = autoliver.export(name, file, folds=[1], workspace=home)
     assert (moved.name, moved.path) == (NAME, file)
-    with pytest.raises(OptionError, match="is there already") as caught:
+    with pytest.raises(OptionError, match="already exists") as caught:
         autoliver.export(name, file, workspace=home)
     assert caught.value.hint == "Replace it with overwrite."
     assert autoliver.import_model(file, name="Toy", workspace=other).name == "Toy"
@@ -153,7 +153,7 @@ def test_names_that_are_taken_or_unfit_are_refused(home: Path, tmp_path: Path) -
         run("import", file, "-w", home)
     assert f"--name {NAME}-imported" in caught.value.hint
     run("import", file, "--name", "Toy", "-w", other)
-    with pytest.raises(OptionError, match="There is a model Toy") as caught:
+    with pytest.raises(OptionError, match="There is already a model Toy") as caught:
         run("import", file, "--name", "Toy", "-w", other)
     assert "--name" in caught.value.hint
     assert "--overwrite" in caught.value.hint
@@ -185,7 +185,7 @@ def test_exports_replace_nothing_unasked(home: Path, tmp_path: Path) -> None:
         run("export", model, tmp_path, "-w", home)
     assert caught.value.hint.endswith("model.autoliver")
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(OptionError, match="is there already"):
+    with pytest.raises(OptionError, match="already exists"):
         run("export", model, tmp_path / "there", "-w", home)
     assert (tmp_path / "there").read_text() == "mine"
     with pytest.raises(OptionError, match="is a file"):
@@ -234,7 +234,7 @@ def test_a_model_goes_to_nnunet_and_comes_back(
         one, back = (tmp_path / f"{m}_{name}" for m in (NAME, "Back"))
         for path in sorted(one.glob("*.nii.gz")):
             assert path.read_bytes() == (back / path.name).read_bytes()
-    with pytest.raises(OptionError, match="There is a model Back"):
+    with pytest.raises(OptionError, match="There is already a model Back"):
         run("import", results / NAME, "--name", "Back", "-w", other)
     single = results / NAME / runs[0]
     assert run("import", single, "-w", other)["name"] == NAME

@@ -257,5 +257,5 @@ def test_a_training_state_with_code_inside_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_training_state(path)
     path.write_bytes(payload)
-    with pytest.raises(ModelError, match="no training state of autoliver"):
+    with pytest.raises(ModelError, match="not a training state of autoliver"):
         load_training_state(path)

@@ -185,3 +185,15 @@ def test_exports_that_cannot_be(write, tmp_path):
     write_nnunet_model([(fold.info, fold.weights)], tmp_path / "out")
     with pytest.raises(ModelError, match="already exists"):
         write_nnunet_model([(fold.info, fold.weights)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("order", "warned"), [([1, 2, 3], True), ([3, 2, 1], False)])
+def test_an_order_of_regions_that_loses_some_is_kept_with_a_warning(
+    write, head, caplog, order, warned
+):
+    head["labels"] = {"background": 0, "whole": [1, 2, 3], "core": [1, 2], "enhancing": 1}
+    head["regions_class_order"] = order
+    (fold,) = read_nnunet_model(write())
+    assert fold.info.plan.labels.regions_class_order == tuple(order)
+    assert ("region 'core' [1, 2] becomes [2, 3]" in caplog.text) == warned
+    assert ('"regions_class_order": [3, 2, 1]' in caplog.text) == warned

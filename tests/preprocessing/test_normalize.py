@@ -131,3 +131,60 @@ def test_fat_is_hidden_by_a_window_of_ct_alone():
     swapped = plan.replace(configurations={"2d": decided.replace(normalization=("none", "ct"))})
     assert hides_fat(swapped)
     assert not hides_fat(swapped.replace(modality="other"))
+
+
+SCALES = (1e-30, 1e-25, 3e-12, 1e-9, 1e-6, 0.1, 1.0, 7.0, 1e6, 1e12, 1e19, 1e25, 1e30)
+
+
+def mr(seed=0, size=4096):
+    """MR without and with negative values, with a small and a large mean."""
+    rng = np.random.default_rng(seed)
+    return np.abs(rng.normal(300, 200, size)) - (0, 50, 400)[seed % 3]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scale", [*SCALES, *(-scale for scale in SCALES)])
+def test_zscore_does_not_depend_on_the_unit(scale, masked):
+    for seed in range(3):
+        values = mr(seed)
+        mask = np.arange(values.size) % 3 > 0 if masked else None
+        if masked:
+            values[~mask] = 0
+        expected = run(values, "zscore", mask=mask)
+        result = run(values * scale, "zscore", mask=mask)
+        np.testing.assert_allclose(result * np.sign(scale), expected, atol=1e-5)
+        inside = result if mask is None else result[mask]
+        np.testing.assert_allclose([inside.mean(), inside.std()], [0, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scheme", ["rescale01", "ct"])
+def test_other_schemes_do_not_depend_on_the_unit_either(scheme, scale):
+    values = mr(1)
+    names = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
+    scaled = STATS.replace(**{name: getattr(STATS, name) * scale for name in names})
+
+    result = run(values * scale, scheme, stats=scaled)
+
+    np.testing.assert_allclose(result, run(values, scheme), atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "rescale01"])
+@pytest.mark.parametrize("value", [0, 1e-45, 1e-30, 1e-9, 0.1, 1 / 3, 1000.1, -7.7, 1e25, 3.4e38])
+def test_constant_images_are_zero_whatever_their_value(scheme, value):
+    np.testing.assert_array_equal(run([value] * 1001, scheme), 0)
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "rescale01"])
+def test_the_widest_range_there_is(scheme):
+    most = float(np.finfo(np.float32).max)
+    result = run([-most, most] * 50, scheme)
+    np.testing.assert_allclose(np.unique(result), [-1 if scheme == "zscore" else 0, 1], rtol=1e-6)
+
+
+def test_ordinary_images_keep_every_bit():
+    for seed in range(6):
+        values = mr(seed).astype(np.float32)
+        values = np.round(values) if seed % 2 else values
+        expected = (values - values.mean()) / max(float(values.std()), 1e-8)
+        np.testing.assert_array_equal(run(values, "zscore"), expected)

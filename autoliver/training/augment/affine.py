@@ -1,9 +1,9 @@
-"""Affine resampling of volumes on a CPU core: linear for images, the largest share for labels.
+"""Affine resampling of volumes on a CPU core: linear for images, by largest share for labels.
 
-torch samples volumes voxel by voxel on a CPU, and labels would need that once per label. Here the
-patch is taken in blocks that stay in the cache: the eight neighbours of each voxel are looked up
-corner by corner, with indices and shares that all channels have in common, and labels are weighed
-only where neighbours differ.
+On a CPU, torch samples volumes voxel by voxel, and labels would need one pass per label. Here the
+patch is processed in blocks that stay in the CPU's cache. The eight neighbours of each voxel are
+looked up corner by corner, with indices and shares that all channels use. Labels are weighed only
+where the neighbours differ.
 """
 
 import math
@@ -23,35 +23,38 @@ G = TypeVar("G", bound=np.generic)
 Index = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.signedinteger]
-# Labels of a block, as small numbers from zero on.
+# Labels of a block as small numbers, counted from zero.
 Ranks = npt.NDArray[np.unsignedinteger]
-# What each patch axis adds to each source coordinate: [source axis][patch axis] -> (n,).
+# Contribution of each patch axis to each source coordinate: [source axis][patch axis] -> (n,).
 Terms = Sequence[Sequence[npt.NDArray[np.float64]]]
 
-# Voxels of the patch in a block. Smaller ones share less source, larger ones leave the cache.
+# Size of a block in voxels of the patch. Smaller blocks share less of the source, larger ones do
+# not fit into the cache.
 _BLOCK = (32, 32, 64)
-# Added around the source that a block needs: rounding must not lead out of it.
+# Margin around the part of the source that a block needs, so that rounding cannot leave it.
 _MARGIN = 0.01
-# The last of the three axes changes first, as in the arrays.
+# The last of the three axes varies fastest, as in the arrays.
 _CORNERS = tuple(product((0, 1), repeat=3))
-# Scores of labels are compared in half precision of thousandths (see augment_spatial), which near
-# one half cannot tell apart what differs from it by less than this share.
+# Scores of labels are multiplied by 1000 and compared in half precision, as in augment/spatial.py.
+# This cannot distinguish from one half a share that differs from it by less than _TIE.
 _SCORE, _TIE = 1000.0, 1.25e-4
 
 
 def resample_affine(
     image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
 ) -> None:
-    """Fills a patch from a source that is turned and scaled, about the centres of both.
+    """Fills a patch from a source that is rotated and scaled about the centres of both.
 
-    Images are interpolated linearly, with zeros outside. Of labels, the one with the largest share
-    of the eight neighbours wins, of equal ones the nearest; outside is `OUTSIDE`.
+    Images are interpolated linearly, with zeros outside the source. For labels, the one with the
+    largest share of the eight neighbours wins, and the nearest one among equal shares; outside the
+    source the label is `OUTSIDE`.
 
     Args:
         image: (c, z, y, x), any float type, on the CPU.
-        label: (k, z, y, x), any integer type with a sign.
+        label: (k, z, y, x), any signed integer type.
         matrix: (3, 3), float64, from patch to source, in voxels.
-        into: Image (c, *patch), float32, and label (k, *patch), of the label's type.
+        into: Filled in place: image (c, *patch), float32, and label (k, *patch), of the label's
+            type.
     """
     patch, source = into[0].shape[1:], image.shape[1:]
     terms = _terms(matrix, patch, source)
@@ -81,12 +84,12 @@ def _blocks(patch: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """Where voxels of the patch lie in a box of the source.
+    """The cells of a box of the source in which n voxels of the patch lie.
 
     Attributes:
-        size: Of the box.
-        first: The first of the eight neighbours of each voxel, in the flat box, (n,).
-        shares: Of the second neighbour, one tensor (n,) per axis.
+        size: Shape of the box.
+        first: Index of the first of the eight neighbours of each voxel in the flat box, (n,).
+        shares: Interpolation weight of the second neighbour, one tensor (n,) per axis.
     """
 
     size: tuple[int, ...]
@@ -94,18 +97,18 @@ class _Cells:
     shares: tuple[Tensor, ...]
 
     def only(self, points: Index) -> "_Cells":
-        """Some of them."""
+        """The cells of some of the voxels, given by their indices."""
         shares = (torch.from_numpy(share.numpy().take(points)) for share in self.shares)
         return _Cells(self.size, self.first.take(points), tuple(shares))
 
     def corner(self, box: npt.NDArray[G], corner: Sequence[int]) -> npt.NDArray[G]:
-        """What the box holds at one corner of each cell, (n,)."""
+        """The values (n,) of the box at one corner of each cell."""
         (z, y, x), (_, height, width) = corner, self.size
-        # Indices are right by construction; "clip" spares a pass that would check them first.
+        # Indices are valid by construction; "clip" saves a pass that would check them first.
         return box.reshape(-1)[(z * height + y) * width + x :].take(self.first, mode="clip")
 
     def blend(self, box: Floats, *before: int) -> Tensor:
-        """The box interpolated linearly, (n,); of the axes before, one neighbour is chosen."""
+        """Interpolates the box linearly, (n,); `before` chooses a neighbour on the first axes."""
         if len(before) == len(self.size):
             return torch.from_numpy(self.corner(box, before))
         first, second = self.blend(box, *before, 0), self.blend(box, *before, 1)
@@ -117,11 +120,11 @@ class _Block:
     """A block of the patch and the box of the source that it needs.
 
     Attributes:
-        shape: Of the block, (dz, dy, dx).
-        start: First voxel of the box; may lie outside of the source.
-        cells: Where the voxels of the block lie, in the order of the flat block.
-        lines: Where nothing is turned: per axis the first neighbours and the shares of the second,
-            (dz,), (dy,) or (dx,), which hold for the whole block; else empty.
+        shape: Shape of the block, (dz, dy, dx).
+        start: First voxel of the box; may be outside the source.
+        cells: The cells of the block's voxels, in the order of the flat block.
+        lines: Without rotation: per axis the first neighbours and the weights of the second ones,
+            each (dz,), (dy,) or (dx,), which hold for the whole block. Empty with rotation.
     """
 
     shape: tuple[int, ...]
@@ -131,7 +134,7 @@ class _Block:
 
     @classmethod
     def of(cls, terms: Terms, where: Sequence[slice], *, straight: bool) -> "_Block":
-        """The block at a place of the patch."""
+        """Makes the block at a place of the patch; `straight` means without rotation."""
         starts, sizes, shares, floors = [], [], [], []
         for row in terms:
             z, y, x = (term[span] for term, span in zip(row, where, strict=True))
@@ -139,7 +142,7 @@ class _Block:
             low, high = (sum(end) for end in zip(*ends, strict=True))
             starts.append(math.floor(low - _MARGIN))
             sizes.append(math.floor(high + _MARGIN) + 2 - starts[-1])
-            # In float32 only relative to the box, where that is exact to a part in 10^5.
+            # Only coordinates relative to the box become float32, which is exact to 1e-5 there.
             plane = torch.from_numpy((z - starts[-1])[:, None, None] + y[:, None]).float()
             place = plane + torch.from_numpy(x).float()
             floor = place.floor()
@@ -147,7 +150,7 @@ class _Block:
             floors.append(floor.to(torch.int32))
         lines = []
         if straight:
-            # Along each axis, the line through the first voxel stands for all.
+            # Along each axis, the line through the first voxel represents all parallel lines.
             for axis, each in enumerate(zip(floors, shares, strict=True)):
                 floor, share = (tensor.movedim(axis, -1)[0, 0] for tensor in each)
                 lines.append((floor.long(), share))
@@ -165,7 +168,7 @@ class _Block:
         )
 
     def cut(self, volume: Tensor, fill: int) -> Tensor:
-        """The box of a volume (z, y, x), contiguous, with `fill` outside."""
+        """Cuts the box out of a volume (z, y, x), contiguous, with `fill` outside the volume."""
         inner, place = [], []
         for start, size, total in zip(self.start, self.cells.size, volume.shape, strict=True):
             first = min(max(start, 0), total)
@@ -180,14 +183,14 @@ class _Block:
         return box
 
     def blend(self, box: Floats) -> Tensor:
-        """The box interpolated linearly, (dz, dy, dx)."""
+        """Interpolates the box linearly, (dz, dy, dx)."""
         if not self.lines:
             return self.cells.blend(box).view(self.shape)
         result = torch.from_numpy(box)
         for axis, (first, share) in enumerate(self.lines[:2]):
             near, far = (result.index_select(axis, first + step) for step in (0, 1))
             result = torch.lerp(near, far, share.reshape(-1, *[1] * (2 - axis)))
-        # Along rows a product is faster than looking up single values.
+        # Along rows, a matrix product is faster than looking up single values.
         first, share = self.lines[2]
         matrix = torch.zeros(box.shape[2], len(first))
         matrix[first, torch.arange(len(first))] = 1 - share
@@ -217,10 +220,10 @@ def _resample_label(block: _Block, box: LabelArray) -> LabelArray:
 
 
 def _spread(ranks: Ranks) -> Ranks:
-    """By how much the eight voxels from each voxel on differ; of the flat box.
+    """The difference between highest and lowest of the eight voxels of each cell of the flat box.
 
-    In one line, which is several times as fast: what follows the end of a row is no neighbour, but
-    nothing asks for the cells there.
+    The box is processed as one line, which is several times as fast. The voxel after the end of a
+    row is not a neighbour, but the cells there are never used.
     """
     low = high = ranks.reshape(-1)
     for step in (1, ranks.shape[2], ranks.shape[1] * ranks.shape[2]):
@@ -229,7 +232,7 @@ def _spread(ranks: Ranks) -> Ranks:
 
 
 def _ranks(box: LabelArray, low: int, high: int) -> tuple[Ranks, LabelArray]:
-    """Labels as small numbers that keep their order, and the label of each number."""
+    """Replaces labels by small numbers in the same order; also returns the label of each number."""
     span = high - low
     if span > np.iinfo(np.uint8).max:
         values, found = np.unique(box, return_inverse=True)
@@ -243,10 +246,10 @@ def _ranks(box: LabelArray, low: int, high: int) -> tuple[Ranks, LabelArray]:
 
 
 def _decide(ranks: Ranks, cells: _Cells, blended: Floats, apart: npt.NDArray[np.bool_]) -> Ranks:
-    """The winners (n,) where neighbours differ, by more than one where they are `apart`.
+    """The winners (n,) of cells whose corners differ; by more than one if they are `apart`.
 
-    Between two labels that differ by one, the interpolated label itself says which it is. Only
-    what lies between labels further apart, or half-way, is weighed label by label.
+    Between two labels that differ by one, the rounded interpolated label is the winner. Only cells
+    whose labels are further apart, or almost half-way, are weighed label by label.
     """
     rounded = np.rint(blended)
     winner: Ranks = rounded.astype(ranks.dtype)
@@ -264,7 +267,7 @@ def _weigh(corners: Ranks, shares: Sequence[Floats]) -> Ranks:
     # The second neighbour along an axis is the nearer one where its share is above one half.
     far = [(share > 0.5).astype(np.intp) for share in shares]
     winner: Ranks = corners[far[0] * 4 + far[1] * 2 + far[2], np.arange(corners.shape[1])]
-    # Most of the nearest labels have more than half of the weight.
+    # The nearest label mostly has more than half of the weight and thus wins.
     (open_,) = np.nonzero((weights * (corners == winner)).sum(0) < 0.5 + _TIE)
     if not len(open_):
         return winner

@@ -1,8 +1,8 @@
-"""The changes of appearance that `--augment` names: each makes one modality look like another.
+"""The changes of appearance of `--augment`: each makes one modality look like another.
 
-They are for networks that learn from CT and are to work on MR. A change is one function and its row
-in `APPEARANCES`; names, shares, help texts and errors of `--augment` follow from the table. torch
-is imported inside the functions, since the table's names are read by `autoliver train --help`.
+They are meant for networks that are trained on CT and used on MR. A change consists of a function
+and its row in `APPEARANCES`; names, shares, help texts and errors of `--augment` follow from this
+table. torch is imported inside the functions because `autoliver train --help` reads the table.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-_VIEWS = 3  # of each patch, with "gin-ipa"
+_VIEWS = 3  # views of each patch with "gin-ipa"
 _RANDCONV_KERNELS = (1, 3, 5, 7)
 _BEZIER_SAMPLES = 512
 _BEZIER_TABLE = 1024
@@ -21,12 +21,12 @@ _BEZIER_TABLE = 1024
 
 @dataclass(frozen=True, slots=True)
 class ChosenSamples:
-    """The samples that one kind of change happens to.
+    """The samples to which one kind of change is applied.
 
     Attributes:
-        images: (n, c, *spatial), float32; they stay as they are.
-        labels: (n, *spatial).
-        generators: Of the parameters of each, on the CPU.
+        images: (n, c, *spatial), float32; not changed.
+        labels: (n, *spatial), classes.
+        generators: One generator per sample for the parameters of its change, on the CPU.
     """
 
     images: "Tensor"
@@ -36,12 +36,13 @@ class ChosenSamples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Appearance:
-    """A row of the table.
+    """A row of the table `APPEARANCES`.
 
     Attributes:
-        apply: Gives the images changed, (views * n, c, *spatial): all first views, all second, ...
-        share: Of the patches, where it is asked for alone and without a share.
-        views: How often the network is shown each patch.
+        apply: Returns the changed images (views * n, c, *spatial): all first views, all second, ...
+        share: Share of the patches that are changed, if the change is named alone and without a
+            share.
+        views: Number of views in which each patch is shown to the network.
     """
 
     apply: "Callable[[ChosenSamples], Tensor]"
@@ -50,12 +51,12 @@ class Appearance:
 
 
 def apply_inversion(chosen: ChosenSamples) -> "Tensor":
-    """Bright becomes dark: low + high - x, but for the mean, which is put back anyway."""
+    """Inverts the grey values: low + high - x, up to the mean, which is restored later."""
     return -chosen.images
 
 
 def apply_bezier(chosen: ChosenSamples) -> "Tensor":
-    """Grey values go along a random curve, each channel along its own, half of them downwards.
+    """Maps grey values by random curves, one per channel, half of which are descending.
 
     Zhou et al., Models Genesis, MICCAI 2019.
     """
@@ -67,7 +68,9 @@ def apply_bezier(chosen: ChosenSamples) -> "Tensor":
         for channel, view in enumerate(images[sample]):
             curve = bezier_curve(generator).to(images)
             low, high = torch.aminmax(view)
-            position = (view - low).mul_((len(curve) - 1) / (high - low).clamp_min(1e-7))
+            # Any extent, however small; a constant channel lies at the curve's start.
+            extent = torch.where(high > low, high - low, 1.0)
+            position = (view - low).mul_((len(curve) - 1) / extent)
             index = position.long().clamp_max_(len(curve) - 2)
             base, slope = torch.take(curve, index), torch.take(curve.diff(), index)
             changed[sample, channel] = position.sub_(index).mul_(slope).add_(base)
@@ -75,10 +78,10 @@ def apply_bezier(chosen: ChosenSamples) -> "Tensor":
 
 
 def bezier_curve(generator: "Generator") -> "Tensor":
-    """A curve from (0, 0) to (1, 1), or from (0, 1) to (1, 0), at equal steps of x.
+    """A random Bezier curve from (0, 0) to (1, 1) or from (0, 1) to (1, 0), at equal steps of x.
 
-    Its inner points are drawn uniformly. For the curve downwards only the x of its samples are
-    sorted, as Models Genesis does: it need not be monotone.
+    Its inner control points are drawn uniformly. As in Models Genesis, only the x of the samples of
+    a descending curve are sorted, so it need not be monotone.
     """
     import numpy as np
     import torch
@@ -95,7 +98,7 @@ def bezier_curve(generator: "Generator") -> "Tensor":
 
 
 def apply_gin(chosen: ChosenSamples) -> "Tensor":
-    """Images go through random shallow networks, one for each, and are mixed with the result.
+    """Passes each image through a random shallow network and mixes it with the result.
 
     Ouyang et al., Causality-inspired single-source domain generalization, IEEE TMI 2023.
     """
@@ -107,9 +110,10 @@ def apply_gin(chosen: ChosenSamples) -> "Tensor":
 
 
 def apply_gin_ipa(chosen: ChosenSamples) -> "Tensor":
-    """Three views: two versions by `apply_gin`, blended this way and that by a mask, and a third.
+    """Makes three views: two blends of two `apply_gin` versions by a mask, and a third version.
 
-    Ouyang et al. (as above): interventional pseudo-correlation augmentation.
+    The second blend has the two versions exchanged. Ouyang et al. (as above): interventional
+    pseudo-correlation augmentation.
 
     Returns:
         (3 * n, c, *spatial): all first views, all second, all third.
@@ -128,7 +132,7 @@ def apply_gin_ipa(chosen: ChosenSamples) -> "Tensor":
 
 
 def blend_mask(shape: Sequence[int], generator: "Generator") -> "Tensor":
-    """A smooth random mask that goes from 0 to 1, on the CPU."""
+    """A smooth random mask with values from 0 to 1, on the CPU."""
     import torch
 
     from autoliver.training.augment.synth import smooth_field
@@ -139,10 +143,10 @@ def blend_mask(shape: Sequence[int], generator: "Generator") -> "Tensor":
 
 
 def apply_randconv(chosen: ChosenSamples) -> "Tensor":
-    """Images are mixed with the result of one random convolution.
+    """Mixes each image with the result of one random convolution.
 
     Xu et al., Robust and generalizable visual representation learning via random convolutions, ICLR
-    2021; with the weights of Kaiming's normal distribution.
+    2021. The weights are drawn from Kaiming's normal distribution.
     """
     import torch
 
@@ -163,7 +167,7 @@ def apply_randconv(chosen: ChosenSamples) -> "Tensor":
 
 
 def apply_synthseg(chosen: ChosenSamples) -> "Tensor":
-    """Images are made anew from the labels; see `augment/synth.py`."""
+    """Synthesises new images from the labels (`augment/synth.py`)."""
     import torch
 
     from autoliver.training.augment.synth import synthesise

@@ -1,8 +1,8 @@
-"""Augmentation of a batch on the device it lies on: space, appearance, intensities, mirroring.
+"""Augments a batch on its own device: spatially, in appearance and intensity, and by mirroring.
 
 With the default spec these are the training transforms of nnU-Net 2.8.1, with its probabilities and
-ranges. What happens is drawn from a CPU generator before it is done, so the same generator state
-gives the same changes on every device (white noise itself is drawn on the device).
+ranges. All parameters are drawn from a CPU generator before they are applied, so the same generator
+state gives the same changes on every device (only white noise is drawn on the device).
 """
 
 import math
@@ -26,25 +26,26 @@ from autoliver.training.augment.spatial import (
 )
 from autoliver.training.share import Part
 
-# Values of nnU-Net 2.8.1: beyond these ratios of patch edges a patch is anisotropic.
+# Values of nnU-Net 2.8.1: a patch is anisotropic if the ratio of its edges exceeds them.
 _ANISOTROPIC_2D = 1.5
 _ANISOTROPIC_3D = 3.0
-# The patch is enlarged for this scale, not for the largest of SpatialSpec.scaling, as nnU-Net does.
+# As in nnU-Net, the patch is enlarged for this scale, not for the largest of SpatialSpec.scaling.
 _SMALLEST_SCALE = 0.85
 
 
 class AugmentSpec(Record, frozen=True, kw_only=True):
-    """What may happen to a batch.
+    """The augmentations that may be applied to a batch.
 
     Attributes:
-        spatial: Rotation and scaling. With 2 axes and patches of 3, slices are transformed alike.
-        intensity: The changes of intensity, in order.
+        spatial: Rotation and scaling. If it has 2 axes and the patches have 3, all slices of a
+            patch are transformed in the same way.
+        intensity: Changes of intensity, in order.
         mirror_axes: Spatial axes that may be flipped.
         masked_channels: Image channels set to zero where the label is negative (those normalised
-            inside the non-zero region only).
+            only within the non-zero region).
         appearance: Changes that make one modality look like another; at most one per sample.
-        ignored: The label of voxels without annotation, which are background for images made from
-            labels.
+        ignored: Label of voxels without annotation, which count as background when images are made
+            from labels; None: there is no such label.
     """
 
     spatial: SpatialSpec
@@ -56,18 +57,18 @@ class AugmentSpec(Record, frozen=True, kw_only=True):
 
     @property
     def views(self) -> int:
-        """How often each patch is shown, in different guises."""
+        """Number of views in which each patch is shown to the network."""
         return max((APPEARANCES[step.name].views for step in self.appearance), default=1)
 
 
 def default_augment_spec(
     patch_shape: Sequence[int], *, mirror: bool = True, masked_channels: tuple[int, ...] = ()
 ) -> AugmentSpec:
-    """What nnU-Net 2.8.1 does with patches of a shape.
+    """The augmentations of nnU-Net 2.8.1 for patches of a given shape.
 
     Args:
-        patch_shape: 2 or 3 values; the slice axis first.
-        mirror: Whether to flip along all axes, or along none.
+        patch_shape: 2 or 3 sizes, the slice axis first.
+        mirror: Whether to flip along all axes; False: along none.
         masked_channels: See `AugmentSpec`.
     """
     longest, axes = max(patch_shape), len(patch_shape)
@@ -87,13 +88,13 @@ def default_augment_spec(
 def augmentation(
     configuration: Configuration, kind: str, *, mirror: bool, ignored: int | None = None
 ) -> AugmentSpec | None:
-    """What may happen to training patches; None: nothing.
+    """The augmentations of training patches; None if `kind` is "none".
 
     Args:
-        configuration: Of the patches.
-        kind: As `--augment` says it.
-        mirror: Whether they are flipped.
-        ignored: The class of voxels without annotation.
+        configuration: The configuration of the patches.
+        kind: A value of `--augment`.
+        mirror: Whether patches are flipped.
+        ignored: Class of voxels without annotation; None: there is no such class.
 
     Raises:
         OptionError: The kind is unknown.
@@ -110,11 +111,11 @@ def augmentation(
 
 
 def initial_patch_shape(patch_shape: Sequence[int], spec: AugmentSpec) -> tuple[int, ...]:
-    """The larger patch to cut from a case, so that rotations find image in (most) corners.
+    """The shape of the larger patch to cut from a case, so that most rotated corners show image.
 
-    nnU-Net's rule: the patch turned by the largest angle (at most 90 degrees) about one axis at a
-    time, in one direction, and enlarged by 1 / 0.85. Where slices are transformed alike their
-    number stays.
+    This is nnU-Net's rule: the patch is rotated by the largest angle (at most 90 degrees) about one
+    axis at a time, in one direction, and enlarged by 1 / 0.85. If all slices are transformed in the
+    same way, their number is kept.
     """
     angle = min(math.pi / 2, max(abs(limit) for limit in spec.spatial.rotation_rad))
     cos, sin = math.cos(angle), math.sin(angle)
@@ -138,16 +139,17 @@ def augment_batch(
     generator: Generator,
     part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Transforms a batch at random, on the device it lies on.
+    """Transforms a batch at random, on its own device.
 
     Args:
         image: (b, c, *initial), any float type; not changed.
-        label: (b, k, *initial), int16; -1 is outside of the image or of its non-zero region. The
-            first channel is the label; further ones follow in space.
-        patch_shape: What to cut out of the centre.
-        spec: What may happen.
-        generator: On the CPU.
-        part: Which samples of a larger batch these are: they change as they would within it.
+        label: (b, k, *initial), int16; -1 is outside the image or outside its non-zero region. The
+            first channel is the label; further channels are only transformed spatially with it.
+        patch_shape: Shape of the patch to cut out of the centre.
+        spec: The augmentations that may be applied.
+        generator: Random generator on the CPU.
+        part: Which samples of a larger batch these are: they change as they would within it. None:
+            they are the whole batch.
 
     Returns:
         The image (b, c, *patch), float32, and the label (b, k, *patch) with 0 in place of -1. With
@@ -176,7 +178,7 @@ def augment_batch(
 def _with_appearance(
     image: Tensor, label: Tensor, spec: AugmentSpec, generator: Generator, part: Part
 ) -> Tensor:
-    """The views of a batch, their appearance changed; the image itself may be."""
+    """The views of a batch with changed appearance; a single view may be changed in place."""
     changes = part.own(sample_appearance(spec.appearance, part.whole, generator))
     if spec.views > 1:
         image = image.repeat(spec.views, *[1] * (image.ndim - 1))

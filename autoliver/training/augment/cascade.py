@@ -1,7 +1,7 @@
-"""What a cascade's network sees of its first stage, made as wrong as it will be on new cases.
+"""Gives a cascade's network the prediction of its first stage, degraded as on new cases.
 
-The first stage knows its training cases too well: its label maps of them are better than those it
-makes later. So outlines are moved and pieces taken away at random, as nnU-Net does.
+The first stage knows the training cases, so its label maps of them are better than those of new
+cases. Outlines are therefore changed and components removed at random, as in nnU-Net.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,19 @@ _OUTLINE_PROBABILITY = 0.4  # per sample
 _PIECE_PROBABILITY = 0.2  # per sample
 _CHANNEL_PROBABILITY = 0.5
 _RADIUS = (1, 8)  # voxels, both ends included
-_LARGEST_PIECE = 0.15  # of the patch: larger ones stay
+_LARGEST_PIECE = 0.15  # share of the patch; larger components are kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutlineChange:
-    """A morphological operation on one channel of one sample."""
+    """A morphological operation on one channel of one sample.
+
+    Attributes:
+        sample: Index of the sample in the batch.
+        channel: Index of the channel in the sample.
+        operation: The operation.
+        radius: Radius of the ball, in voxels.
+    """
 
     sample: int
     channel: int
@@ -37,12 +44,12 @@ class OutlineChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceLoss:
-    """A connected component taken from one channel of one sample.
+    """The removal of a connected component from one channel of one sample.
 
     Attributes:
-        sample: Index in the batch.
-        channel: Index in the sample.
-        position: 0 to 1: which of the components that may go.
+        sample: Index of the sample in the batch.
+        channel: Index of the channel in the sample.
+        position: Selects one of the components that may be removed, 0 (first) to 1 (last).
     """
 
     sample: int
@@ -58,14 +65,14 @@ def show_previous(
     generator: Generator | None,
     part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Moves what the first stage found from the target to the image, one channel per label.
+    """Moves the prediction of the first stage from the target to the image, one channel per label.
 
     Args:
         image: (b, c, *patch), or (views * b, c, *patch).
-        target: (b, 2, *patch), the second channel 0 or the number (from 1) of a label.
-        channels: How many labels there are.
-        generator: Of the augmentations, on the CPU; None: none.
-        part: Which samples of a larger batch these are.
+        target: (b, 2, *patch); the second channel is 0 or the number (from 1) of a label.
+        channels: Number of labels.
+        generator: Random generator of the augmentations, on the CPU; None: no augmentation.
+        part: Which samples of a larger batch these are; None: they are the whole batch.
 
     Returns:
         The image (b or views * b, c + channels, *patch) and the target (b, 1, *patch).
@@ -82,7 +89,7 @@ def show_previous(
 
 
 def sample_outlines(batch: int, channels: int, generator: Generator) -> tuple[OutlineChange, ...]:
-    """Draws the changes of outlines; the channels of a sample come in random order."""
+    """Draws the changes of outlines; the channels of a sample are in random order."""
     changes = []
     for sample in _chosen(batch, _OUTLINE_PROBABILITY, generator):
         for channel in _channels(channels, generator):
@@ -97,7 +104,7 @@ def sample_outlines(batch: int, channels: int, generator: Generator) -> tuple[Ou
 
 
 def sample_pieces(batch: int, channels: int, generator: Generator) -> tuple[PieceLoss, ...]:
-    """Draws the components that get lost."""
+    """Draws the components that are removed."""
     return tuple(
         PieceLoss(
             sample=sample,
@@ -110,11 +117,11 @@ def sample_pieces(batch: int, channels: int, generator: Generator) -> tuple[Piec
 
 
 def apply_outlines(channels: Tensor, changes: Sequence[OutlineChange]) -> None:
-    """Changes outlines in place; what one channel gains, the others of its sample lose.
+    """Changes outlines in place; voxels gained by one channel are removed from the others.
 
     Args:
-        channels: (b, n, *spatial) of zeros and ones.
-        changes: What to do, in order.
+        channels: (b, n, *spatial), zeros and ones.
+        changes: The changes, in order.
     """
     for change in changes:
         view = channels[change.sample, change.channel]
@@ -125,11 +132,11 @@ def apply_outlines(channels: Tensor, changes: Sequence[OutlineChange]) -> None:
 
 
 def apply_pieces(channels: Tensor, losses: Sequence[PieceLoss]) -> None:
-    """Takes components away in place; those larger than 15 % of the patch stay.
+    """Removes components in place; those of 15 % of the patch or more are kept.
 
     Args:
-        channels: (b, n, *spatial) of zeros and ones.
-        losses: What to take.
+        channels: (b, n, *spatial), zeros and ones.
+        losses: The removals.
     """
     import numpy as np
     from acvl_utils.morphology.morphology_helper import label_with_component_sizes
@@ -145,15 +152,18 @@ def apply_pieces(channels: Tensor, losses: Sequence[PieceLoss]) -> None:
 
 
 def morphology(mask: Tensor, operation: Operation, radius: int) -> Tensor:
-    """Dilates, erodes, opens or closes with a ball; beyond the border is what is not the mask's.
+    """Dilates, erodes, opens or closes a mask with a ball.
+
+    The border of the array has no effect: a dilation finds no mask beyond it, and an erosion does
+    not start from it.
 
     Args:
         mask: Boolean, any number of axes.
-        operation: What to do.
-        radius: Of the ball, in voxels.
+        operation: The operation.
+        radius: Radius of the ball, in voxels.
 
     Returns:
-        Boolean.
+        Boolean, of the shape of the mask.
     """
     match operation:
         case "dilate":
@@ -167,9 +177,9 @@ def morphology(mask: Tensor, operation: Operation, radius: int) -> Tensor:
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:
-    """Voxels within `radius` of the mask, by the squared distance built up axis by axis.
+    """Voxels within `radius` of the mask; the squared distance is computed axis by axis.
 
-    Exact, on every device, at 2 radius + 1 passes per axis whatever the number of axes.
+    The result is exact on every device and takes 2 radius + 1 passes per axis.
     """
     far = float((radius + 1) ** 2)
     distance = torch.where(mask, 0.0, far)

@@ -1,9 +1,9 @@
-"""Which samples of a batch change their appearance, and how; shapes and labels stay.
+"""Changes the appearance of samples of a batch; shapes and labels are not changed.
 
-Each sample takes at most one change of `APPEARANCES`, drawn with a seed from a CPU generator; the
-parameters come from that seed, so that a sample changes alike on every device and in every part of
-a batch (white noise is drawn on the device). Afterwards each channel has the mean and standard
-deviation that it had before, or is normalised as an image of its own.
+At most one change of `APPEARANCES` is applied to a sample. It is drawn from a CPU generator
+together with a seed for its parameters, so that a sample changes in the same way on every device
+and in every part of a batch (only white noise is drawn on the device). Afterwards each channel gets
+the mean and standard deviation that it had before, or is normalised by itself.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,20 @@ from autoliver.training.augment.appearance import APPEARANCES, ChosenSamples
 from autoliver.training.augment.choice import AppearanceStep
 from autoliver.training.augment.moments import normalise_inside, restore_moments
 
-# Share of the changed patches that are normalised as an image of their own.
+# Share of the changed patches that are normalised by themselves.
 _NORMALISED_AFRESH = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to a sample.
+    """The change of appearance of one sample.
 
     Attributes:
-        sample: Index in the batch.
-        name: Of the change.
-        seed: Of its parameters.
-        afresh: Whether the result is normalised as an image of its own.
+        sample: Index of the sample in the batch.
+        name: Name of the change in `APPEARANCES`.
+        seed: Seed of its parameters.
+        afresh: Whether the result is normalised by itself; False: it gets the mean and standard
+            deviation that the image had before.
     """
 
     sample: int
@@ -60,16 +61,16 @@ def apply_appearance(image: Tensor, label: Tensor, changes: Sequence[Change]) ->
     """Changes samples in place.
 
     Args:
-        image: (b, c, *spatial), float32; of changes that give several views (views * b, c,
-            *spatial), the first views of all samples before the second ones.
-        label: (b, *spatial), classes; 0 is background, negative is outside of the image.
-        changes: What to do.
+        image: (b, c, *spatial), float32; for changes that make several views (views * b, c,
+            *spatial): all first views, all second, ...
+        label: (b, *spatial), classes; 0 is background, negative is outside the image.
+        changes: The changes.
     """
     for name in dict.fromkeys(change.name for change in changes):
         own = [change for change in changes if change.name == name]
         samples = [change.sample for change in own]
         generators = tuple(Generator().manual_seed(change.seed) for change in own)
-        # One by one: gathering and scattering at once take five times as long on a CPU.
+        # Sample by sample: indexing all samples at once takes five times as long on a CPU.
         images = torch.stack([image[sample] for sample in samples])
         chosen = ChosenSamples(images, label[samples], generators)
         changed = APPEARANCES[name].apply(chosen)

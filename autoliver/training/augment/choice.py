@@ -1,4 +1,4 @@
-"""What `--augment` may say: the default, nothing, or changes of a modality's appearance."""
+"""The values of `--augment`: the default, none, or changes of a modality's appearance."""
 
 import difflib
 import math
@@ -7,7 +7,7 @@ from autoliver.artifacts import Record
 from autoliver.errors import OptionError
 from autoliver.training.augment.appearance import APPEARANCES
 
-# Shorthands of one word; "default" and "none" change no appearance.
+# Words that stand for a whole mixture; "default" and "none" do not change the appearance.
 MIXTURES = {
     "default": "",
     "none": "",
@@ -16,12 +16,12 @@ MIXTURES = {
 
 
 class AppearanceStep(Record, frozen=True, kw_only=True):
-    """A change of appearance and how often it happens.
+    """A change of appearance and how often it is applied.
 
     Attributes:
-        name: Of the change, in `APPEARANCES`.
-        probability: Share of the patches. At most one change happens to a patch, so the shares of
-            all steps add up to one at most; the rest stay as they are.
+        name: Name of the change in `APPEARANCES`.
+        probability: Share of the patches that are changed, 0 to 1. At most one change is applied
+            to a patch, so the shares of all steps add up to at most 1; other patches are unchanged.
     """
 
     name: str
@@ -29,14 +29,14 @@ class AppearanceStep(Record, frozen=True, kw_only=True):
 
 
 def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
-    """The changes of appearance that a value of `--augment` asks for.
+    """Reads the changes of appearance from a value of `--augment`.
 
     Args:
         text: "default" or "none" (no changes), "cross-modality", a name ("gin"), or names with
             their shares ("gin:0.5,bezier:0.25").
 
     Raises:
-        OptionError: A name is unknown, a share is none, or they do not go together.
+        OptionError: A name is unknown, a share is invalid, or the changes cannot be combined.
     """
     parts = [part.strip() for part in MIXTURES.get(text, text).split(",")]
     if parts == [""] and text in MIXTURES:
@@ -45,7 +45,7 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
     names = [step.name for step in steps]
     for name in names:
         if names.count(name) > 1:
-            raise OptionError(f"--augment {text} names {name} twice.", hint="Name it once.")
+            raise OptionError(f"--augment {text} names {name} twice.", hint="Name it only once.")
         views = APPEARANCES[name].views
         if views > 1 and len(names) > 1:
             raise OptionError(
@@ -56,9 +56,9 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
     total = math.fsum(step.probability for step in steps)
     if total > 1.0 + 1e-9:
         raise OptionError(
-            f"--augment {text}: the shares add up to {total:g}; they are shares of the patches, "
-            "together at most 1.",
-            hint="Give smaller ones, as in --augment gin:0.5,bezier:0.25.",
+            f"--augment {text}: the shares add up to {total:g}; as shares of the patches, they "
+            "must add up to at most 1.",
+            hint="Give smaller shares, as in --augment gin:0.5,bezier:0.25.",
         )
     return steps
 
@@ -69,8 +69,8 @@ def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
     if not colon:
         if not alone:
             raise OptionError(
-                f"--augment {text}: in a mixture each change needs its share; {name} has none.",
-                hint="As in --augment gin:0.5,bezier:0.25; the rest of the patches stays as it is.",
+                f"--augment {text}: in a mixture each change needs a share; {name} has none.",
+                hint="Give it as in --augment gin:0.5,bezier:0.25; other patches are unchanged.",
             )
         return AppearanceStep(name=name, probability=APPEARANCES[name].share)
     try:
@@ -81,7 +81,7 @@ def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
         raise OptionError(
             f"--augment {text}: the share of {name} is '{share}'; it must be above 0 and at most "
             "1.",
-            hint=f"As in --augment {name}:0.5.",
+            hint=f"Give it as in --augment {name}:0.5.",
         )
     return AppearanceStep(name=name, probability=probability)
 
@@ -91,8 +91,8 @@ def _check_known(name: str, text: str) -> None:
         return
     if name in MIXTURES:
         raise OptionError(
-            f"--augment {text}: {name} stands alone, without a share and not in a mixture.",
-            hint=f"Give --augment {name}, or the shares of {', '.join(APPEARANCES)}.",
+            f"--augment {text}: {name} stands alone, without a share and outside of mixtures.",
+            hint=f"Give --augment {name}, or a mixture of {', '.join(APPEARANCES)} with shares.",
         )
     choices = [*MIXTURES, *APPEARANCES]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)

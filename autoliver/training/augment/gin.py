@@ -1,4 +1,4 @@
-"""Random convolutions, and shallow random networks of them, for images side by side."""
+"""Random convolutions and shallow random networks, applied to several images at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from torch import Generator, Tensor
 
 _LAYERS = 4
 _CHANNELS = 2
-# On the CPU, so many side by side take no longer than one; beyond them images go one after another.
+# Up to this number of channels, images processed together take no longer than one on the CPU;
+# more images are processed one group after another.
 _CPU_CHANNELS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class GinWeights:
-    """A random network for one sample.
+    """The weights of a random network for one sample.
 
     Attributes:
-        kernels: Per layer (out, in, *kernel) with kernels of 1 or 3.
-        shifts: Per layer (out,).
-        share: Of the network's output in the result; the rest is the image.
+        kernels: Kernel of each layer, (out, in, *kernel), of size 1 or 3 along every axis.
+        shifts: Bias of each layer, (out,).
+        share: Share of the network's output in the result, 0 to 1; the rest is the image.
     """
 
     kernels: tuple[Tensor, ...]
@@ -29,7 +30,7 @@ class GinWeights:
 
 
 def draw_gin(channels: int, axes: int, generator: Generator) -> GinWeights:
-    """Draws a network of four layers for images of so many channels and axes."""
+    """Draws a network of four layers for images with these numbers of channels and axes."""
     widths = [channels, *[_CHANNELS] * (_LAYERS - 1), channels]
     sizes = (2 * torch.randint(2, (_LAYERS,), generator=generator) + 1).tolist()
     kernels, shifts = [], []
@@ -41,10 +42,10 @@ def draw_gin(channels: int, axes: int, generator: Generator) -> GinWeights:
 
 
 def through_networks(images: Tensor, drawn: Sequence[GinWeights]) -> Tensor:
-    """Images, each mixed with what its network makes of it.
+    """Mixes each image with the output of its own network.
 
     Args:
-        images: (n, c, *spatial), float32; they stay as they are.
+        images: (n, c, *spatial), float32; not changed.
         drawn: The networks of the n images.
 
     Returns:
@@ -63,7 +64,7 @@ def through_networks(images: Tensor, drawn: Sequence[GinWeights]) -> Tensor:
 
 
 def _side_by_side(images: Tensor, drawn: Sequence[GinWeights]) -> Tensor:
-    """Images (n, c, *spatial), mixed with what the network of each makes of it."""
+    """Mixes images (n, c, *spatial) with the outputs of their networks, all images at once."""
     result = images.reshape(1, -1, *images.shape[2:])
     for layer in range(_LAYERS):
         kernels = [weights.kernels[layer] for weights in drawn]
@@ -78,12 +79,20 @@ def _side_by_side(images: Tensor, drawn: Sequence[GinWeights]) -> Tensor:
 
 
 def convolve(images: Tensor, kernels: Sequence[Tensor], shifts: Tensor) -> Tensor:
-    """Convolves the channels of each sample, side by side in (1, n * c, *spatial), with its kernel.
+    """Convolves each sample with its own kernel, all of them by one grouped convolution.
 
-    Smaller kernels are surrounded with zeros, so that it is one convolution. On the CPU channels
-    come last, which for so few of them is up to five times as fast. Slices then take a third less
-    with all kernels in one that is mostly zeros than with groups of channels; and a volume alone
-    is convolved twice, since torch takes eight times as long for one group as for two.
+    Smaller kernels are padded with zeros. On the CPU the channels-last layout is used, which is up
+    to five times as fast for so few channels. For slices, one kernel for all channels that is
+    mostly zeros then takes a third less time than groups of channels. A single volume is convolved
+    twice, because torch takes eight times as long for one group as for two.
+
+    Args:
+        images: (1, n * c, *spatial), the channels of the samples side by side.
+        kernels: Kernel (out, c, *kernel) of each of the n samples.
+        shifts: Biases (n * out,).
+
+    Returns:
+        (1, n * out, *spatial).
     """
     axes, groups = images.ndim - 2, len(kernels)
     cpu = images.device.type == "cpu"
@@ -104,7 +113,7 @@ def convolve(images: Tensor, kernels: Sequence[Tensor], shifts: Tensor) -> Tenso
 
 
 def _block_diagonal(kernels: Sequence[Tensor]) -> Tensor:
-    """Kernels (out, in, *size), one per sample, as one of all channels of all samples."""
+    """Joins kernels (out, in, *size), one per sample, into one kernel for all samples' channels."""
     after, before, *size = kernels[0].shape
     count = len(kernels)
     weight = torch.zeros(count, after, count, before, *size)

@@ -1,7 +1,7 @@
-"""Rotation, scaling and mirroring of a batch, of images and labels alike.
+"""Rotates, scales and mirrors the images and labels of a batch.
 
-Parameters are drawn from a CPU generator; samples that drew none are cropped without
-interpolation. Geometry, interpolation and borders are those of nnU-Net 2.8.1.
+Parameters are drawn from a CPU generator. Samples that are neither rotated nor scaled are cropped
+without interpolation. Geometry, interpolation and borders are those of nnU-Net 2.8.1.
 """
 
 import math
@@ -16,10 +16,10 @@ from autoliver.artifacts import Record
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.augment.affine import resample_affine
 
-# Label scores are compared in half precision of thousandths, where near ties become ties: what the
-# nearest neighbour then decides must not hang on the last bit of a float32.
+# Label scores are multiplied by this and compared in half precision, so that near ties become ties.
+# The nearest neighbour decides ties, and must not depend on the last bit of a float32.
 _SCORE = 1000.0
-# Indicator planes resampled at once; bounds the memory with many labels.
+# Number of label indicators resampled at once; limits the memory with many labels.
 _PLANES = 8
 
 
@@ -27,12 +27,13 @@ class SpatialSpec(Record, frozen=True, kw_only=True):
     """How samples are rotated and scaled.
 
     Attributes:
-        dimension: Axes that are transformed, 2 or 3. With 2, arrays may have a third one in front,
-            whose slices are then transformed alike.
-        rotation_rad: Range of the angle about each axis.
-        rotation_probability: Per sample.
-        scaling: Range of the factor, one for all axes; above one objects become smaller.
-        scaling_probability: Per sample.
+        dimension: Number of axes that are transformed, 2 or 3. With 2, arrays may have a third axis
+            in front, whose slices are then all transformed in the same way.
+        rotation_rad: Range of the angle about each axis, in radians.
+        rotation_probability: Probability that a sample is rotated.
+        scaling: Range of the factor, which is the same for all axes; above one, objects become
+            smaller.
+        scaling_probability: Probability that a sample is scaled.
     """
 
     dimension: int
@@ -47,15 +48,16 @@ class Placement:
     """Rotation and scaling of one sample.
 
     Attributes:
-        angles_rad: One in 2D; in 3D one about each array axis, applied first to last.
-        scale: Size of the patch in the source, relative to its own.
+        angles_rad: One angle in 2D; in 3D one about each array axis, applied from first to last.
+            In radians.
+        scale: Size of the patch in the source relative to its own size.
     """
 
     angles_rad: tuple[float, ...]
     scale: float
 
     def matrix(self) -> Tensor:
-        """The matrix (axes, axes), float64, from patch to source, both about their centres."""
+        """The matrix (axes, axes), float64, from patch to source, about the centres of both."""
         if len(self.angles_rad) == 1:
             return _rotation(2, 0, 1, self.angles_rad[0]) * self.scale
         first, second, third = self.angles_rad
@@ -68,7 +70,7 @@ class Placement:
 def sample_spatial(
     batch: int, spec: SpatialSpec, generator: Generator
 ) -> tuple[Placement | None, ...]:
-    """Draws a placement per sample, None where a sample is neither rotated nor scaled."""
+    """Draws a placement per sample; None for a sample that is neither rotated nor scaled."""
     placements: list[Placement | None] = []
     count = 1 if spec.dimension == 2 else 3
     for _ in range(batch):
@@ -94,19 +96,23 @@ def apply_spatial(
     patch_shape: Sequence[int],
     placements: Sequence[Placement | None],
 ) -> tuple[Tensor, Tensor]:
-    """Cuts the patch out of the centre of each sample, rotated and scaled where it drew that.
+    """Cuts the patch out of the centre of each sample, rotated and scaled by its placement.
 
-    Images are interpolated linearly, with zeros outside. Of labels, the one with the highest
-    linearly interpolated indicator wins (of equal ones the nearest); outside is `OUTSIDE`.
+    Images are interpolated linearly, with zeros outside. For labels, the one with the highest
+    linearly interpolated indicator wins, and the nearest one among equal indicators; outside the
+    source the label is `OUTSIDE`.
 
     Args:
         image: (b, c, *spatial).
-        label: (b, k, *spatial), any integer type with a sign.
-        patch_shape: At most the spatial shape, on each axis.
-        placements: One per sample.
+        label: (b, k, *spatial), any signed integer type.
+        patch_shape: Shape of the patch, on each axis at most the spatial shape.
+        placements: Rotation and scaling of each sample; None: neither.
 
     Returns:
-        New tensors (b, c, *patch), float32, and (b, k, *patch), of the label's type.
+        New tensors: image (b, c, *patch), float32, and label (b, k, *patch), of the label's type.
+
+    Raises:
+        ValueError: The patch is larger than the source.
     """
     source = image.shape[2:]
     if any(patch > size for patch, size in zip(patch_shape, source, strict=True)):
@@ -136,13 +142,14 @@ def apply_spatial(
 def resample_grid(
     image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
 ) -> None:
-    """What `resample_affine` does, by torch's sampling: on any device, and for one slice or many.
+    """Does the same as `resample_affine` by torch's sampling, on any device and also by slices.
 
     Args:
         image: (c, *spatial), any float type.
-        label: (k, *spatial), any integer type with a sign.
-        matrix: (axes, axes), float64, from patch to source, of the last 2 or 3 axes.
-        into: Image (c, *patch), float32, and label (k, *patch), of the label's type.
+        label: (k, *spatial), any signed integer type.
+        matrix: (axes, axes), float64, from patch to source, for the last 2 or 3 axes.
+        into: Filled in place: image (c, *patch), float32, and label (k, *patch), of the label's
+            type.
     """
     patch, source = into[0].shape[1:], image.shape[1:]
     grid = _grid(matrix, patch, source).to(image.device)
@@ -155,7 +162,7 @@ def resample_grid(
 def sample_mirror(
     batch: int, axes: Sequence[int], generator: Generator
 ) -> tuple[tuple[int, ...], ...]:
-    """Draws the axes to flip, per sample, each with probability one half."""
+    """Draws the axes to flip for each sample; each axis is flipped with probability one half."""
     drawn = torch.rand(batch, len(axes), generator=generator) < 0.5
     return tuple(
         tuple(axis for axis, flip in zip(axes, row, strict=True) if flip) for row in drawn.tolist()
@@ -163,7 +170,7 @@ def sample_mirror(
 
 
 def apply_mirror(batch: Tensor, flips: Sequence[Sequence[int]]) -> None:
-    """Flips samples of (b, c, *spatial) in place along their spatial axes."""
+    """Flips each sample of (b, c, *spatial), in place, along its spatial axes in `flips`."""
     for sample, axes in enumerate(flips):
         if axes:
             batch[sample] = batch[sample].flip([axis + 1 for axis in axes])
@@ -182,9 +189,9 @@ def _between(limits: tuple[float, float], position: float) -> float:
 
 
 def _grid(matrix: Tensor, patch_shape: Sequence[int], source: Sequence[int]) -> Tensor:
-    """Where each patch voxel lies in the source, in grid_sample's units and order of axes.
+    """The position of each patch voxel in the source, in grid_sample's units and order of axes.
 
-    A sum over axes, so that only its last term has the size of the patch.
+    It is computed as a sum over axes, so that only the last term has the size of the patch.
     """
     count = len(matrix)
     sizes = torch.tensor(source[-count:], dtype=torch.float64)
@@ -202,12 +209,12 @@ def _reaches_outside(matrix: Tensor, patch_shape: Sequence[int], source: Sequenc
     count = len(matrix)
     reach = matrix.abs() @ (torch.tensor(patch_shape[-count:], dtype=torch.float64) - 1) / 2
     limit = (torch.tensor(source[-count:], dtype=torch.float64) - 1) / 2
-    # The grid is in float32: on the safe side, a little less than the limit is outside already.
+    # The grid is in float32: to be safe, positions just below the limit count as outside.
     return bool((reach > limit - 1e-3).any())
 
 
 def _interpolate(volume: Tensor, grid: Tensor) -> Tensor:
-    """Interpolates (c, *spatial) linearly; with a grid of two axes, slice by slice."""
+    """Interpolates (c, *spatial) linearly; a grid of two axes is applied to each slice."""
     count = grid.shape[-1]
     planes = volume.reshape(1, -1, *volume.shape[-count:])
     sampled = F.grid_sample(
@@ -241,9 +248,10 @@ def _resample_label(label: Tensor, grid: Tensor, outside: bool) -> Tensor:
 
 
 def _label_scores(label: Tensor, values: Sequence[int], grid: Tensor) -> Tensor:
-    """Interpolated indicators (values, *patch) in thousandths.
+    """Interpolated indicators (values, *patch) of the labels, in thousandths.
 
-    Indicators sum to one everywhere, outside too: the first value is what the others leave.
+    Indicators sum to one everywhere, also outside: that of the first label is what is left by the
+    others.
     """
     shape = (*label.shape[: label.ndim - grid.shape[-1]], *grid.shape[:-1])
     scores = torch.empty((len(values), *shape), dtype=torch.float16, device=label.device)
@@ -261,7 +269,7 @@ def _label_scores(label: Tensor, values: Sequence[int], grid: Tensor) -> Tensor:
 
 
 def _nearest(label: Tensor, grid: Tensor, places: Tensor) -> Tensor:
-    """The nearest label of the source at some patch voxels (n, axes); OUTSIDE beyond its edge."""
+    """The nearest label in the source for patch voxels (n, axes); OUTSIDE beyond its border."""
     count = grid.shape[-1]
     slices, moved = places[:, :-count], places[:, -count:]
     size = torch.tensor(label.shape[-count:], device=label.device)

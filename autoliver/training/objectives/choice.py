@@ -1,4 +1,4 @@
-"""What `--loss` may say: the objectives a training can have, and how each is made."""
+"""The values of `--loss`: the objectives of a training, and how each of them is made."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Options(Protocol):
-    """What an objective may ask of the training's options (`training/options.py`)."""
+    """The part of the training's options (`training/options.py`) that objectives use."""
 
     @property
     def loss(self) -> str:
@@ -25,7 +25,7 @@ Make = Callable[["Labels", "Configuration", Options], "Objective"]
 
 def _segmentation(kind: "LossKind") -> Make:
     def make(labels: "Labels", configuration: "Configuration", _options: Options) -> "Objective":
-        # torch is imported late: the names alone are read by `autoliver --help`.
+        # torch is imported late because `autoliver --help` reads only the names.
         from autoliver.training.objectives.segmentation import SegmentationObjective
         from autoliver.training.objectives.target import loss_options
 
@@ -47,20 +47,21 @@ DEFAULT_OBJECTIVE = "dice-ce"
 def make_objective(
     labels: "Labels", configuration: "Configuration", options: Options
 ) -> "Objective":
-    """The objective of a training.
+    """Makes the objective of a training.
 
     Args:
-        labels: Of the dataset.
-        configuration: Of the training.
-        options: Of the training; its `loss` is a name of `OBJECTIVES`.
+        labels: The labels of the dataset.
+        configuration: The configuration that is trained.
+        options: The options of the training; `loss` is a name in `OBJECTIVES`.
     """
     return OBJECTIVES[options.loss](labels, configuration, options)
 
 
 def check_objective(name: object) -> str:
-    """Refuses a name that is none of `OBJECTIVES`.
+    """Returns the name of an objective, or refuses one that is not in `OBJECTIVES`.
 
     Raises:
-        OptionError: Naming what there is, and what was meant.
+        OptionError: There is no such objective; the message names those that exist, and the hint
+            one with a similar name.
     """
     return check_choice("--loss", name, tuple(OBJECTIVES))

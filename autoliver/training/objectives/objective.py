@@ -1,8 +1,8 @@
-"""What a training minimises, what it counts meanwhile, and the scores that follow from the counts.
+"""Objectives: the loss that a training minimises, the counts of batches, and scores from counts.
 
-An objective is asked for three things: the loss of a batch, the counts of that batch, and the
-scores of counts that were added up over an epoch. The training itself counts nothing: it adds
-tallies up, keeps them in resume.pt, and writes the scores into its log.
+An objective provides three things: the loss of a batch, the counts of that batch, and the scores of
+counts that were summed over an epoch. The training loop itself counts nothing: it sums the tallies,
+keeps them in resume.pt, and writes the scores into its log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Tally(Record, frozen=True, kw_only=True):
-    """Whole numbers that are added up over batches: voxels found, voxels missed, and the like.
+    """Whole numbers that are summed over batches, such as voxels found and voxels missed.
 
     Attributes:
         counts: Name -> numbers, for example one per label.
@@ -39,24 +39,24 @@ class Tally(Record, frozen=True, kw_only=True):
         return cls(counts={name: (0,) * length for name, length in lengths.items()})
 
     def __add__(self, other: "Tally") -> "Tally":
-        """Both together; they have the same names."""
+        """The sum of two tallies with the same names and lengths."""
         pairs = ((name, own, other.counts[name]) for name, own in self.counts.items())
         sums = {n: tuple(a + b for a, b in zip(x, y, strict=True)) for n, x, y in pairs}
         return Tally(counts=sums)
 
     def saved(self) -> dict[str, list[int]]:
-        """Its form in resume.pt."""
+        """The form in which a tally is saved in resume.pt."""
         return {name: list(numbers) for name, numbers in self.counts.items()}
 
     def restored(self, saved: "Mapping[str, Sequence[int]] | Tensor", *, where: str) -> "Tally":
-        """What was saved of a tally with the names and lengths of this one.
+        """Restores a saved tally that has the names and lengths of this one.
 
         Args:
-            saved: Of `saved`; version 0.1 wrote one tensor, a row for each name.
+            saved: The result of `saved`; version 0.1 wrote one tensor with a row for each name.
             where: The file, for messages.
 
         Raises:
-            ModelError: The names or lengths are others.
+            ModelError: The saved tally has other names or lengths.
         """
         if isinstance(saved, Mapping):
             found = {name: tuple(numbers) for name, numbers in saved.items()}
@@ -72,11 +72,12 @@ class Tally(Record, frozen=True, kw_only=True):
 
 
 class Scores(Record, frozen=True, kw_only=True):
-    """What a tally comes to.
+    """The scores computed from a tally.
 
     Attributes:
-        labels: Per foreground label its Dice; None where the label is absent.
-        further: Name -> value of scores besides these; None where there is nothing to score.
+        labels: Dice of each foreground label; None for a label that is absent. Empty for an
+            objective that has no Dice.
+        further: Name -> value of the other scores; None where there is nothing to score.
     """
 
     labels: tuple[float | None, ...] = ()
@@ -84,21 +85,21 @@ class Scores(Record, frozen=True, kw_only=True):
 
     @property
     def mean(self) -> float | None:
-        """The mean Dice of the labels that occur."""
+        """The mean Dice of the labels that occur; None if there are none."""
         known = [dice for dice in self.labels if dice is not None]
         return float(np.mean(known)) if known else None
 
 
 class Shown(Protocol):
-    """The batch that a network was shown."""
+    """A batch that was given to a network."""
 
     @property
     def image(self) -> "Tensor":
-        """(b, c, *patch), or (views * b, c, *patch): all first views, all second, ..."""
+        """Image (b, c, *patch), or (views * b, c, *patch): all first views, all second, ..."""
 
     @property
     def target(self) -> "Tensor":
-        """(b, 1, *patch) of classes, int16."""
+        """Classes (b, 1, *patch), int16."""
 
     @property
     def cases(self) -> tuple[CaseFacts, ...]:
@@ -110,35 +111,38 @@ class Objective(Protocol):
 
     @property
     def lengths(self) -> Mapping[str, int]:
-        """The names of its counts -> how many numbers each has."""
+        """Name of each count -> how many numbers it has."""
 
     @property
     def watched(self) -> str | None:
-        """The further score whose rise on held-out patches is progress; None: the mean Dice."""
+        """Name of the score whose rise on held-out patches is progress; None: the mean Dice.
+
+        The name is a key of `Scores.further`.
+        """
 
     def loss(self, outputs: "list[Tensor]", batch: Shown, group: Group) -> "tuple[Tensor, Tally]":
         """The loss of a batch and its counts, both over all processes.
 
         Args:
             outputs: Logits (views * b, rows, *shape) for `batch.image`, full resolution first; a
-                single one without deep supervision. They may be in half precision.
-            batch: What the network was shown.
+                single tensor without deep supervision. They may be in half precision.
+            batch: The batch that the network was given.
             group: Processes that each hold a part of the batch.
 
         Returns:
-            A scalar, float32, and the counts, which carry no gradient.
+            The loss, a float32 scalar, and the counts, which carry no gradient.
         """
 
     def scores(self, tally: Tally) -> Scores:
-        """What counts come to."""
+        """Computes the scores from counts."""
 
 
 def tally_of(counts: "Mapping[str, Tensor]", group: Group) -> Tally:
-    """The tally of a batch from the counts of each process's part.
+    """The tally of a whole batch: the counts summed over the processes.
 
     Args:
-        counts: Name -> (n,) int64 on the training's device.
-        group: The processes.
+        counts: Name -> counts (n,) of this process's part, int64, on the training's device.
+        group: Processes that each hold a part of the batch.
     """
     import torch
 

@@ -1,11 +1,11 @@
-"""Segmentation: the loss, Dice plus cross-entropy, and the voxel counts of the online Dice.
+"""The segmentation objective: Dice plus cross-entropy, and the voxel counts of the online Dice.
 
-The Dice is soft, computed per class and (unless `batch_dice`) per sample; it enters with a minus
+The Dice is soft, computed per class and (unless `batch_dice`) per sample. It enters with a minus
 sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature Methods 2021.
 
-Instead of the mean, the cross-entropy may count only where it is highest ("dice-topk"; Wu et al.
-2016, arXiv:1605.06885) or less where the prediction is already good ("dice-focal"; Lin et al., ICCV
-2017).
+Instead of its mean over all voxels, the cross-entropy may be averaged over the voxels where it is
+highest ("dice-topk"; Wu et al. 2016, arXiv:1605.06885), or weighted down where the prediction is
+already good ("dice-focal"; Lin et al., ICCV 2017).
 """
 
 import math
@@ -24,25 +24,26 @@ from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
 
 COUNTS = ("true_positive", "false_positive", "false_negative")
-TOP_PART = 10  # one voxel of so many, as nnU-Net
+TOP_PART = 10  # one voxel in ten counts, as in nnU-Net
 FOCAL_POWER = 2
-# As Ouyang et al. weigh an element-wise mean, which is small.
+# The weight of Ouyang et al. for an element-wise mean, which is small.
 CONSISTENCY_WEIGHT = 10.0
 
 
 class LossOptions(Record, frozen=True, kw_only=True):
-    """What the loss needs to know about labels and batch.
+    """What the loss needs to know about the labels, and how it is computed.
 
     Attributes:
-        batch_dice: Whether Dice is computed over the batch as one rather than per sample.
-        kind: What of the cross-entropy counts: its mean, its highest tenth, or its mean with
-            weights (1 - p)^2, p being the probability of the truth.
-        regions: Per output row the label values it stands for; rows are then independent
-            (sigmoid). None: rows are the label values 0, 1, ... (softmax).
-        ignore: The label value of voxels that do not count.
+        batch_dice: Whether Dice is computed over the whole batch rather than per sample.
+        kind: How the cross-entropy is averaged: over all voxels ("dice-ce"), over its highest
+            tenth ("dice-topk"), or with the weights (1 - p)^2 ("dice-focal"), where p is the
+            predicted probability of the true label.
+        regions: The label values of each output row; rows are then independent (sigmoid). None:
+            rows are the label values 0, 1, ... (softmax).
+        ignore: The label value of voxels that do not count; None: all voxels count.
         dice_weight: Factor of the Dice part.
         entropy_weight: Factor of the cross-entropy part.
-        smooth: Added to the numerator and denominator of Dice.
+        smooth: Constant added to the numerator and the denominator of Dice.
         lowest_weight: Deep-supervision weight of the lowest resolution before normalisation.
     """
 
@@ -58,11 +59,11 @@ class LossOptions(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationObjective:
-    """Every foreground label is segmented, and scored by its Dice.
+    """The objective that segments every foreground label and scores it by its Dice.
 
     Attributes:
-        options: Of the loss.
-        rows: How many foreground labels there are.
+        options: Options of the loss.
+        rows: Number of foreground labels.
     """
 
     options: LossOptions
@@ -70,24 +71,24 @@ class SegmentationObjective:
 
     @property
     def lengths(self) -> Mapping[str, int]:
-        """Voxels per foreground label."""
+        """Three counts of voxels (`COUNTS`), each with one number per foreground label."""
         return dict.fromkeys(COUNTS, self.rows)
 
     @property
     def watched(self) -> str | None:
-        """None: the mean Dice."""
+        """None: progress is measured by the mean Dice."""
         return None
 
     def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
-        """The segmentation loss of the first views, to which disagreement of the views is added.
+        """The segmentation loss of the first views plus the disagreement between the views.
 
         Args:
             outputs: Logits (views * b, rows, *shape), full resolution first.
-            batch: What the network was shown.
+            batch: The batch that the network was given.
             group: Processes that each hold a part of the batch.
 
         Returns:
-            A scalar, float32, and the voxel counts of the first views.
+            The loss, a float32 scalar, and the voxel counts of the first views.
         """
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
@@ -101,7 +102,7 @@ class SegmentationObjective:
         return loss, tally_of(dict(zip(COUNTS, counts, strict=True)), group)
 
     def scores(self, tally: Tally) -> Scores:
-        """The Dice of each label: twice what is right of all that was predicted or wanted."""
+        """The Dice of each label, 2 tp / (2 tp + fp + fn); None if the denominator is 0."""
         counts = zip(*(tally.counts[name] for name in COUNTS), strict=True)
         return Scores(
             labels=tuple(
@@ -111,11 +112,11 @@ class SegmentationObjective:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes that all go on to compute the same from it.
+    """A sum over processes, from which all processes then compute the same loss.
 
-    Backward they all hold the same gradient, so that nothing is sent: adding it up over them is to
-    multiply it. Divided by their number again, by DistributedDataParallel's mean, it is what one
-    process would find.
+    In the backward pass all processes hold the same gradient, so nothing is sent: the sum of these
+    gradients is one of them times the number of processes. DistributedDataParallel's mean divides
+    by that number again, which gives the gradient that a single process would compute.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ def _total(values: Tensor, group: Group) -> Tensor:
 
 
 def _mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
-    """A mean over all processes, of what each has added up and counted; 0 of nothing."""
+    """The mean over all processes from the sum and the count of each; 0 if nothing was counted."""
     counted = count if isinstance(count, Tensor) else total.new_full((), count)
     total, counted = _total(torch.stack([total, counted.to(total)]), group).unbind()
     return total / counted.clamp_min(1)
@@ -148,14 +149,14 @@ def segmentation_loss(
     """The weighted sum over resolutions of Dice plus cross-entropy.
 
     Args:
-        outputs: Logits (b, rows, *shape), full resolution first; a single one without deep
-            supervision. Half precision is computed in float32.
+        outputs: Logits (b, rows, *shape), full resolution first; a single tensor without deep
+            supervision. Half precision is converted to float32.
         target: Label values (b, 1, *full shape), any integer type.
-        options: See there.
-        group: Processes that each hold a part of the batch; the loss is that of all of it.
+        options: Options of the loss.
+        group: Processes that each hold a part of the batch; the loss is that of the whole batch.
 
     Returns:
-        A scalar, float32.
+        The loss, a float32 scalar.
     """
     total = torch.zeros((), device=target.device)
     weights = deep_supervision_weights(len(outputs), lowest_weight=options.lowest_weight)
@@ -169,21 +170,21 @@ def segmentation_loss(
 def consistency_loss(
     logits: Tensor, views: int, *, options: LossOptions, group: Group = ALONE
 ) -> Tensor:
-    """How far the predictions for views of the same patches are from their mean.
+    """The divergence between the predictions for views of the same patches and their mean.
 
-    The divergence KL(mean of p || p), taken element by element and averaged over views, samples,
-    classes and voxels. A region is a distribution of its own, of inside and outside. Ouyang et al.,
+    It is KL(mean of p || p), computed element by element and averaged over views, samples, classes
+    and voxels. Each region is a distribution of its own, over inside and outside. Ouyang et al.,
     IEEE TMI 2023.
 
     Args:
         logits: (views * b, rows, *shape): all first views, all second, ...; half precision is
-            computed in float32.
-        views: How many of each patch there are.
-        options: Of the loss.
+            converted to float32.
+        views: Number of views of each patch.
+        options: Options of the loss.
         group: Processes that each hold a part of the batch.
 
     Returns:
-        A scalar, float32; 0 where all views agree.
+        The divergence, a float32 scalar; 0 if all views agree.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
@@ -198,11 +199,11 @@ def consistency_loss(
 
 
 def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple[float, ...]:
-    """Weights 1, 1/2, 1/4, ... with that of the lowest resolution replaced, normalised to sum 1.
+    """Weights 1, 1/2, 1/4, ... with the last one replaced, normalised to a sum of 1.
 
     Args:
-        count: Number of resolutions; a single one has weight 1.
-        lowest_weight: In place of the last weight, before normalisation.
+        count: Number of resolutions; a single resolution has weight 1.
+        lowest_weight: Weight of the lowest resolution before normalisation.
     """
     if count == 1:
         return (1.0,)
@@ -211,14 +212,14 @@ def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple
 
 
 def downsample_target(target: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The target at the resolution of an output, by nearest neighbour.
+    """Resamples the target to the resolution of an output, by nearest neighbour.
 
-    The voxel whose centre lies nearest is taken (torch's `nearest-exact`; with an even factor k the
-    voxel k/2), computed on integers so that no float copy is made.
+    The voxel whose centre is nearest is taken, as by torch's `nearest-exact` (with an even factor
+    k, the voxel k/2). This is computed on integers, so that no float copy is made.
 
     Args:
         target: (b, c, *spatial).
-        shape: The spatial shape wanted.
+        shape: Spatial shape of the output.
 
     Returns:
         (b, c, *shape), of the same type.
@@ -234,17 +235,18 @@ def downsample_target(target: Tensor, shape: tuple[int, ...]) -> Tensor:
 def hard_dice_counts(
     logits: Tensor, target: Tensor, *, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """True positives, false positives and false negatives of a batch, in voxels.
+    """Counts true positives, false positives and false negatives of a batch, in voxels.
 
-    Counted in int64: sums in half or single precision lose voxels from 2048 and 16 million on.
+    The counts are int64: sums in half or single precision lose voxels from 2048 or 16 million on.
 
     Args:
         logits: (b, rows, *shape).
         target: Label values (b, 1, *shape).
-        options: Of the loss.
+        options: Options of the loss.
 
     Returns:
-        tp, fp, fn, each of shape (foreground rows,): every region, or every class but background.
+        tp, fp, fn, each of shape (foreground rows,): one number per region, or per class except
+        background.
     """
     valid = _valid(target, options.ignore)
     labels = logits.argmax(1, keepdim=True) if options.regions is None else None
@@ -275,7 +277,7 @@ def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions, group:
 def _softmax_loss(
     logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
-    # One log-softmax serves both parts.
+    # Dice and cross-entropy share one log-softmax.
     log_probability = F.log_softmax(logits, dim=1)
     rows = torch.arange(logits.shape[1], device=logits.device)
     onehot = target == rows.view(1, -1, *[1] * (logits.ndim - 2))
@@ -305,24 +307,24 @@ def _region_loss(
 
 
 def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Group) -> Tensor:
-    """One number from the cross-entropies (b, rows, *shape); one row with softmax."""
+    """Averages the cross-entropies (b, rows, *shape); with softmax there is one row."""
     if options.kind == "dice-topk":
         return _highest(each, valid, group)
     if options.kind == "dice-focal":
-        # exp(-entropy) is the probability of the truth.
+        # exp(-entropy) is the predicted probability of the true label.
         each = (-torch.expm1(-each)) ** FOCAL_POWER * each
     if valid is None:
         return _mean(each.sum(), each.numel(), group)
-    # No voxel to learn from is no reason for 0 / 0. As nnU-Net, this is a sum over regions (the
-    # mask has one channel), while without ignored voxels it is a mean.
+    # `_mean` avoids 0 / 0 if all voxels are ignored. As in nnU-Net, the result is a sum over
+    # regions here (the mask has one channel), but a mean over regions without ignored voxels.
     return _mean((each * valid).sum(), valid.sum(), group)
 
 
 def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
-    """The mean of the highest tenth of what counts.
+    """The mean of the highest tenth of the values of voxels that count.
 
-    Without ignored voxels as nnU-Net; it takes a tenth of all voxels with them, too, which is more
-    than there are where few are annotated.
+    Without ignored voxels this is what nnU-Net does. With ignored voxels nnU-Net still takes a
+    tenth of all voxels, which is more than are annotated where annotations are sparse.
     """
     values = each.flatten() if valid is None else each[valid.expand_as(each)]
     if group.size > 1:
@@ -334,19 +336,19 @@ def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
 
 
 def _highest_of_all(values: Tensor, group: Group) -> Tensor:
-    """The mean of the highest tenth of what all processes hold; of nothing, 0."""
+    """The mean of the highest tenth of the values of all processes; 0 if there are no values."""
     found = int(group.sum_(torch.tensor(len(values), device=values.device)))
     if not found:
         return values.sum()
     count = max(1, found // TOP_PART)
-    # Candidates of every process; the tenth goes down to `lowest`.
+    # Every process contributes candidates; the highest tenth reaches down to `lowest`.
     candidates = values.new_zeros(group.size, count)
     own = values.detach().topk(min(count, len(values)), sorted=False).values
     candidates[group.rank] = F.pad(own, (0, count - len(own)), value=-torch.inf)
     lowest = group.sum_(candidates).flatten().topk(count, sorted=False).values.min()
     above, equal = values > lowest, values == lowest
     counts = group.sum_(torch.stack([above.sum(), equal.sum()]))
-    # Of those that are equal to it as many as are missing, all of them in part.
+    # The rest is made up of values equal to `lowest`, all of them counting by the same fraction.
     part = (count - counts[0]) / counts[1]
     chosen = values[above].sum() + part * values[equal].sum()
     return _total(chosen, group) / count

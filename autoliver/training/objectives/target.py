@@ -1,4 +1,4 @@
-"""Label values of the store -> classes of the network."""
+"""Maps label values of the store to classes of the network."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +8,10 @@ from autoliver.training.objectives.segmentation import LossKind, LossOptions
 
 
 def class_table(labels: Labels) -> npt.NDArray[np.int16]:
-    """The class of each label value, indexed by value + 1, so that -1 can be looked up too.
+    """The class of each label value, indexed by value + 1 so that -1 can be looked up as well.
 
-    Without regions, classes are consecutive in the order of `labels` and the ignored value comes
-    last; with regions, values stay what they are. "Outside the image" stays -1.
+    Without regions, classes are consecutive in the order of `labels`, and the ignored value comes
+    last; with regions, values are not changed. The value -1 (outside the image) stays -1.
     """
     table = np.zeros(max(labels.allowed) + 2, np.int16)
     table[0] = -1
@@ -26,14 +26,18 @@ def class_table(labels: Labels) -> npt.NDArray[np.int16]:
 
 
 def ignored_class(labels: Labels) -> int | None:
-    """What `class_table` makes of the value that must not count; None where there is none."""
+    """The class that `class_table` maps the ignored value to; None if no value is ignored."""
     if labels.ignore is None or labels.has_regions:
         return labels.ignore
     return len(labels.values)
 
 
 def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
-    """The channel (from 1) that shows each value a first stage found, indexed by value + 1."""
+    """The channel for each label value that a first stage predicts, indexed by value + 1.
+
+    Each foreground label has a channel of its own, numbered from 1. Other values map to 0, and -1
+    stays -1.
+    """
     table = np.zeros(max(labels.allowed) + 2, np.int16)
     table[0] = -1
     for channel, value in enumerate(labels.foreground_values, start=1):
@@ -42,7 +46,7 @@ def previous_table(labels: Labels) -> npt.NDArray[np.int16]:
 
 
 def loss_options(labels: Labels, *, batch_dice: bool, kind: LossKind = "dice-ce") -> LossOptions:
-    """The loss for these labels, on targets that went through `class_table`."""
+    """The options of the loss for these labels, on targets mapped by `class_table`."""
     return LossOptions(
         batch_dice=batch_dice,
         kind=kind,

@@ -1,1 +1,1 @@
-"""Training patches: drawn from the store, held, brought to the device."""
+"""Draws training patches from the store, caches cases, and brings batches to the device."""

@@ -1,7 +1,7 @@
-"""Where the training cases lie while patches are drawn: on the GPU, in memory or on disk.
+"""Keeps the training cases on the GPU, in memory or on disk while patches are drawn.
 
-The batches are the same wherever they come from, bit by bit, so a training that was begun with one
-cache may go on with another.
+The batches are identical bit by bit wherever the cases are kept, so a training that was started
+with one cache can be resumed with another.
 """
 
 import logging
@@ -34,9 +34,9 @@ CacheKind = Literal["gpu", "ram", "disk"]
 _log = logging.getLogger(__name__)
 
 _IMAGE_BYTES, _LABEL_BYTES = 4, 2  # float32, int16
-# Patches on their way through the augmentations, which the plan's memory target leaves out.
+# Memory for patches during augmentation, which the plan's memory target does not include.
 _GPU_RESERVE_GB = 2.0
-# What cases may take of the host's memory. On the CPU the network needs it, too.
+# Share of the host's memory that cases may take; on the CPU the network needs memory as well.
 _RAM_SHARE, _RAM_SHARE_CPU = 0.8, 0.5
 
 
@@ -45,8 +45,8 @@ class Room:
     """Memory that cases may take.
 
     Attributes:
-        gpu_gb: Of the training device; None where that is no CUDA device.
-        ram_gb: Of this machine.
+        gpu_gb: Memory of the training device, in GB; None if it is not a CUDA device.
+        ram_gb: Memory of this machine, in GB.
     """
 
     gpu_gb: float | None
@@ -54,7 +54,7 @@ class Room:
 
 
 def cases_gb(cases: Iterable[TrainingCase]) -> float:
-    """Memory that the images and labels of cases take, decompressed."""
+    """Memory that the images and labels of cases take when decompressed, in GB."""
     total = 0
     for case in cases:
         channels, *shape = case.image.shape
@@ -64,16 +64,16 @@ def cases_gb(cases: Iterable[TrainingCase]) -> float:
 
 
 def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 0.0) -> Room:
-    """The memory that is left for cases, here and now.
+    """Measures the memory that is currently left for cases.
 
     Args:
-        machine: Its memory limit counts.
-        device: Where the training runs.
-        network_gb: Memory of the GPU that the training itself needs.
+        machine: Provides the limit of the host's memory.
+        device: Device that the training runs on.
+        network_gb: GPU memory that the training itself needs, in GB.
     """
     gpu_gb = None
     if device.type == "cuda":
-        # What an earlier fold has left to PyTorch counts as free.
+        # Memory that PyTorch still caches from an earlier fold is released, to count as free.
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0] / GB
         gpu_gb = max(0.0, free - network_gb - _GPU_RESERVE_GB)
@@ -82,10 +82,15 @@ def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 
 
 
 def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
-    """Where cases shall lie; one line of the log says so, and why.
+    """Chooses where cases are kept, and logs the choice with its reason.
+
+    Args:
+        choice: The value of `--cache`; "auto" takes the first place that the cases fit into.
+        need_gb: Memory that the cases need, in GB.
+        room: Memory that they may take.
 
     Raises:
-        OptionError: They do not fit where they were asked to be.
+        OptionError: The cases do not fit into the chosen place.
     """
     found = {"gpu": room.gpu_gb, "ram": room.ram_gb}
     fits = {kind: gb is not None and need_gb <= gb for kind, gb in found.items()}
@@ -97,7 +102,7 @@ def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
         kind = choice
     gpu = "no CUDA device" if room.gpu_gb is None else f"{room.gpu_gb:.1f} GB of the GPU"
     _log.info(
-        "--cache %s: %s. The cases need %.1f GB; for them there are %s and %.1f GB of memory.",
+        "--cache %s: %s. The cases need %.1f GB; available are %s and %.1f GB of memory.",
         *(choice, kind, need_gb, gpu, room.ram_gb),
     )
     return kind
@@ -107,7 +112,7 @@ def check_device(choice: CacheChoice, device: torch.device) -> None:
     """Refuses a cache that the device does not have.
 
     Raises:
-        OptionError: "gpu", but the device is no CUDA device.
+        OptionError: The choice is "gpu", but the device is not a CUDA device.
     """
     if choice == "gpu" and device.type != "cuda":
         raise OptionError(
@@ -126,7 +131,7 @@ def _does_not_fit(kind: Literal["gpu", "ram"], need_gb: float, room_gb: float) -
 
 
 class _Kept:
-    """An array that is read whole at the first touch, and then kept."""
+    """An array that is read completely at its first access and then kept in memory."""
 
     def __init__(self, array: Sliceable) -> None:
         self.shape = array.shape
@@ -141,7 +146,7 @@ class _Kept:
 
 
 class CaseInMemory:
-    """A case whose arrays are kept in memory from the first patch on."""
+    """A case whose arrays are kept in memory once its first patch is drawn."""
 
     def __init__(self, case: TrainingCase) -> None:
         self.facts = case.facts
@@ -152,30 +157,30 @@ class CaseInMemory:
 
 
 def in_memory(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
-    """The cases, each read whole when a patch of it is drawn for the first time."""
+    """The cases, each read completely when its first patch is drawn."""
     return [CaseInMemory(case) for case in cases]
 
 
 class DeviceStream:
-    """A stream whose cases lie on the device, float32 and int16 as in the store.
+    """A stream whose cases are kept on the device, in float32 and int16 as in the store.
 
-    Half precision would hold twice as many but not the same values.
+    Half precision would fit twice as many cases but change their values.
     """
 
     def __init__(self, stream: PatchStream, device: torch.device) -> None:
-        """Reads all cases, with a bar."""
+        """Copies all cases to the device and shows a progress bar."""
         self.stream = stream
         self.device = device
         bar = tqdm(stream.sampler.cases, desc=f"cases to {device}", unit="case", disable=None)
         self._arrays = [self._upload(case) for case in bar]
 
     def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[CaseFacts, ...]]:
-        """Image, target and cases of a batch, as `PatchStream.draw` gives them, on the device."""
+        """Image, target and cases of a batch as by `PatchStream.draw`, but on the device."""
         sampler, places = self.stream.sampler, self.stream.places(number)
         channels, shape = sampler.cases[0].image.shape[0], sampler.box_shape
         size = (len(places), channels, *shape)
         images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
-        # Outside is class -1, as it is label -1.
+        # Outside the image the class is -1, as the label is.
         size = (len(places), sampler.label_channels, *shape)
         targets = torch.full(size, OUTSIDE, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):

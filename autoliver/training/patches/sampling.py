@@ -1,4 +1,4 @@
-"""Patches drawn from the store: where they lie, and their voxels."""
+"""Draws patches from the store: chooses their positions and cuts out their voxels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.share import Part
 
-# Of voxels outside the image: the mean of a normalised image.
+# Value of voxels outside the image: the mean of a normalised image.
 IMAGE_PAD = 0.0
 
 
@@ -21,7 +21,7 @@ class Sliceable(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(c, z, y, x)."""
+        """Shape (c, z, y, x)."""
 
     def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[np.generic]:
         """The voxels of a box."""
@@ -32,32 +32,32 @@ class TrainingCase(Protocol):
 
     @property
     def facts(self) -> CaseFacts:
-        """What is known of it besides its voxels."""
+        """What is known about the case besides its voxels."""
 
     @property
     def image(self) -> Sliceable:
-        """(c, z, y, x) float32."""
+        """Image (c, z, y, x), float32."""
 
     @property
     def label(self) -> Sliceable | None:
-        """(1, z, y, x) int16; training needs one."""
+        """Label values (1, z, y, x), int16; None for a case that cannot be trained on."""
 
     @property
     def previous(self) -> Sliceable | None:
-        """(1, z, y, x): what the first stage found; only a cascade needs one."""
+        """Label values (1, z, y, x) predicted by the first stage of a cascade; None without one."""
 
     @property
     def locations(self) -> Mapping[int, npt.NDArray[np.int32]]:
-        """Label value -> (n, 3) voxels that show it."""
+        """Label value -> coordinates (n, 3) of voxels that have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchPlace:
-    """Where a patch lies.
+    """The position of a patch.
 
     Attributes:
-        case: Index into the cases.
-        start: Its first voxel (z, y, x); may lie outside the image.
+        case: Index of the case.
+        start: First voxel (z, y, x) of the patch; may be outside the image.
     """
 
     case: int
@@ -66,12 +66,12 @@ class PatchPlace:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Patches and what they come from.
+    """Patches and the cases that they come from.
 
     Attributes:
-        image: (b, c, *patch) float32.
-        label: (b, 1, *patch) int16, values or classes; -1 outside the image. For a cascade a second
-            channel follows, what its first stage found.
+        image: (b, c, *patch), float32.
+        label: (b, 1, *patch), int16, label values or classes; -1 outside the image. For a cascade,
+            a second channel holds the prediction of its first stage.
         cases: The case of each patch.
     """
 
@@ -82,17 +82,17 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchSampler:
-    """Draws batches as nnU-Net does: cases uniformly, the last third of a batch on foreground.
+    """Draws batches as nnU-Net does: cases uniformly, the last patches of a batch on foreground.
 
     Attributes:
-        cases: What is drawn from.
-        patch_shape: 3 values, or 2 for slices of the first axis.
-        margin: Per axis, by how much patches may be larger than the network's (the room that
-            rotation needs); such patches may reach that much further over the border.
+        cases: Cases to draw from.
+        patch_shape: 3 sizes, or 2 for slices along the first axis.
+        margin: Per axis, how many voxels larger the patches are than the network's (the room that
+            rotation needs); patches may extend that much further beyond the border.
         batch_size: Patches per batch.
-        foreground: Share of a batch that must show foreground.
-        classes: What stands for each label value, indexed by value + 1; None: the value.
-        previous: The same for what the first stage of a cascade found; None: no cascade.
+        foreground: Share of a batch that must show foreground, 0 to 1.
+        classes: Class of each label value, indexed by value + 1; None: values are kept.
+        previous: The same table for the prediction of a cascade's first stage; None: no cascade.
     """
 
     cases: Sequence[TrainingCase]
@@ -105,21 +105,21 @@ class PatchSampler:
 
     @property
     def label_channels(self) -> int:
-        """Channels of a batch's label: 2 for a cascade."""
+        """Number of label channels of a batch: 2 for a cascade, otherwise 1."""
         return 1 if self.previous is None else 2
 
     @property
     def box_shape(self) -> tuple[int, int, int]:
-        """The patch as a box (z, y, x)."""
+        """Shape of a patch as a box (z, y, x)."""
         z, y, x = (1,) * (3 - len(self.patch_shape)) + self.patch_shape
         return z, y, x
 
     def draw(self, rng: np.random.Generator) -> Batch:
-        """One batch; equal generators give equal batches."""
+        """Draws one batch; equal generators give equal batches."""
         return self.cut(self.places(rng))
 
     def places(self, rng: np.random.Generator) -> list[PatchPlace]:
-        """Where the patches of one batch lie; equal generators give equal places."""
+        """Draws the places of the patches of one batch; equal generators give equal places."""
         first_forced = round(self.batch_size * (1.0 - self.foreground))
         places = []
         for index in range(self.batch_size):
@@ -129,11 +129,11 @@ class PatchSampler:
         return places
 
     def cut(self, places: Sequence[PatchPlace]) -> Batch:
-        """The patches at these places, in memory."""
+        """Cuts out the patches at these places."""
         channels = self.cases[places[0].case].image.shape[0]
         shape = self.box_shape
         images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
-        # Values to be mapped reach 65,535; others are classes already.
+        # Values that are still to be mapped reach 65,535; others are classes already.
         mapped = self.classes is not None or self.previous is not None
         kind = np.int32 if mapped else np.int16
         labels = np.full((len(places), self.label_channels, *shape), OUTSIDE, kind)
@@ -148,7 +148,11 @@ class PatchSampler:
         return Batch(images, targets, self.facts(places))
 
     def label_arrays(self, case: TrainingCase) -> list[Sliceable]:
-        """What makes up the channels of a case's label."""
+        """The arrays that form the label channels of a case.
+
+        Raises:
+            ValueError: The case lacks one of them.
+        """
         arrays = [case.label] if self.previous is None else [case.label, case.previous]
         there = [array for array in arrays if array is not None]
         if len(there) != len(arrays):
@@ -156,7 +160,7 @@ class PatchSampler:
         return there
 
     def to_classes(self, labels: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
-        """What stands for these label values, (..., label channels, z, y, x)."""
+        """Maps label values (..., label channels, z, y, x) to classes of the same shape."""
         if self.classes is None and self.previous is None:
             return labels.astype(np.int16, copy=False)
         found = np.empty(labels.shape, np.int16)
@@ -166,13 +170,13 @@ class PatchSampler:
         return found
 
     def facts(self, places: Sequence[PatchPlace]) -> tuple[CaseFacts, ...]:
-        """What is known of the case of each place."""
+        """What is known about the case of each place."""
         return tuple(self.cases[place.case].facts for place in places)
 
     def _start(
         self, case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
     ) -> tuple[int, int, int]:
-        """First voxel of a patch; in 2D the first value is the slice."""
+        """Draws the first voxel of a patch; in 2D the first value is the slice."""
         shape = case.image.shape[1:]
         voxel = _voxel_to_show(case, rng, on_foreground=on_foreground)
         plane = shape[3 - len(self.patch_shape) :]
@@ -193,12 +197,12 @@ class PatchSampler:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchStream:
-    """Numbered batches: each is a function of the seed and its number, whatever came before.
+    """Numbered batches, each of which is a function of the seed and its number alone.
 
     Attributes:
-        sampler: Draws them.
-        seed: Of this stream.
-        part: What is made of each batch; None: all.
+        sampler: The sampler that draws the batches.
+        seed: Seed of this stream.
+        part: The part of each batch that is made; None: the whole batch.
     """
 
     sampler: PatchSampler
@@ -206,26 +210,26 @@ class PatchStream:
     part: Part | None = None
 
     def rng(self, number: int) -> np.random.Generator:
-        """The generator of a batch."""
+        """The random generator of a batch."""
         return np.random.default_rng([*self.seed, number])
 
     def places(self, number: int) -> list[PatchPlace]:
-        """Where the patches of a batch lie, those of this part."""
+        """The places of those patches of a batch that belong to this part."""
         places = self.sampler.places(self.rng(number))
         return places if self.part is None else places[self.part.start : self.part.stop]
 
     def draw(self, number: int) -> Batch:
-        """This part of a batch."""
+        """Draws this part of a batch."""
         return self.sampler.cut(self.places(number))
 
 
 def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
-    """Copies what a box shows of an array; where it reaches outside, the box stays as it was.
+    """Copies the part of an array that is inside a box; outside the array the box is unchanged.
 
     Args:
-        array: (c, z, y, x): an array, a tensor or `Sliceable`.
-        start: First voxel of the box; may lie outside.
-        into: The box, (c, z, y, x): an array or a tensor.
+        array: (c, z, y, x), an array, a tensor or `Sliceable`.
+        start: First voxel of the box; may be outside the array.
+        into: The box (c, z, y, x), an array or a tensor.
     """
     here, there = [slice(None)], [slice(None)]
     for first, size, length in zip(start, array.shape[1:], into.shape[1:], strict=True):
@@ -236,7 +240,7 @@ def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
 
 
 def _range_of_starts(size: int, patch: int, margin: int) -> tuple[int, int]:
-    """Lowest and highest first voxel along one axis (inclusive)."""
+    """Lowest and highest first voxel of a patch along one axis (both inclusive)."""
     pad = max(margin, patch - size)
     return -((pad + 1) // 2), size + (pad + 1) // 2 - patch
 
@@ -244,9 +248,9 @@ def _range_of_starts(size: int, patch: int, margin: int) -> tuple[int, int]:
 def _voxel_to_show(
     case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
 ) -> npt.NDArray[np.int32] | None:
-    """A voxel that the patch must hold; None where any patch will do.
+    """Draws a voxel that the patch must contain; None if any patch will do.
 
-    With an ignore label every patch must show something annotated (locations of value -1).
+    With an ignore label, every patch must show an annotated voxel (locations of value -1).
     """
     present = sorted(v for v, voxels in case.locations.items() if v > 0 and len(voxels))
     if on_foreground and present:

@@ -1,4 +1,4 @@
-"""Batches as the network takes them: drawn, mapped to classes, on the device, augmented."""
+"""Makes batches for the network: drawn, mapped to classes, moved to the device, augmented."""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -33,13 +33,14 @@ class TrainingBatch:
     """A batch on the device.
 
     Attributes:
-        number: Which of its stream.
-        image: (b, c, *patch) float32, or (views * b, c, *patch) where patches are shown in several
+        number: Number of the batch in its stream.
+        image: (b, c, *patch), float32, or (views * b, c, *patch) if patches are shown in several
             views; for a cascade with the channels of its first stage.
-        target: (b, 1, *patch) of classes, int16.
+        target: Classes (b, 1, *patch), int16.
         cases: The case of each patch.
-        seconds: What it took: waiting, and the augmentations as far as they were waited for.
-        waited: Seconds of it until the patches were there.
+        seconds: Seconds until the batch was ready: waiting for the patches, and augmentation as far
+            as it is not asynchronous.
+        waited: Seconds of these that were spent waiting for the patches.
     """
 
     number: int
@@ -51,18 +52,19 @@ class TrainingBatch:
 
 
 class Patches:
-    """The batches of a stream on the device, each a function of its number alone."""
+    """The batches of a stream on the device; each is a function of its number alone."""
 
     def __init__(
         self, stream: PatchStream, cache: CacheKind, device: torch.device, *, workers: int = 0
     ) -> None:
-        """Takes the cases where they shall lie.
+        """Brings the cases to the place where they are kept.
 
         Args:
-            stream: What is drawn.
-            cache: Where its cases lie meanwhile; "gpu" is the device, whatever it is.
-            device: Where batches are wanted.
-            workers: Processes that draw patches from disk; 0: this one does.
+            stream: The stream to draw from.
+            cache: Where the cases are kept; "gpu" stands for `device`, whatever it is.
+            device: Device of the batches.
+            workers: Number of processes that draw patches from disk; 0: a thread of this process
+                does.
         """
         self.stream = stream
         self.device = device
@@ -75,11 +77,11 @@ class Patches:
     def batches(
         self, numbers: range, *, patch_shape: Sequence[int], spec: AugmentSpec | None
     ) -> Generator[TrainingBatch, None, None]:
-        """Batches, each drawn while the one before is worked on.
+        """Yields batches; the next one is drawn while the current one is processed.
 
         Args:
-            numbers: Which.
-            patch_shape: Of the batches that come out.
+            numbers: Numbers of the batches.
+            patch_shape: Shape of the patches after augmentation.
             spec: Augmentations; None: none.
         """
         with closing(self._drawn(numbers)) as drawn:
@@ -113,7 +115,7 @@ class Patches:
                 yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
 
     def redraw(self, number: int) -> Batch:
-        """A batch again, in memory and before its augmentations."""
+        """Draws a batch again, in memory and without augmentations."""
         return self.stream.draw(number)
 
     def _drawn(self, numbers: range) -> Generator[_Drawn, None, None]:
@@ -143,7 +145,7 @@ class Patches:
 
 
 def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The items, the next one being made by a thread meanwhile."""
+    """Yields the items; a thread makes the next one meanwhile."""
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:

@@ -118,7 +118,7 @@ def test_a_worker_that_dies_again_is_an_error(
     with pytest.raises(AutoliverError, match=r"was killed.*patches of case_.*2 times") as caught:
         next(drawn)
     assert "--cache ram" in caught.value.hint
-    assert caplog.text.count("another one takes its place") == 1
+    assert caplog.text.count("another worker replaces it") == 1
 
 
 def test_what_a_worker_cannot_read_is_named_in_the_training(tmp_path: Path) -> None:
