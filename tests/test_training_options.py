@@ -139,7 +139,7 @@ def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
         run(*train_it, "--fold", 0, "--extend", 3, "--fresh")
     resume = shutil.copy(folder / "resume.pt", tmp_path)
     (folder / "resume.pt").unlink()
-    with pytest.raises(OptionError, match=r"resume\.pt; it is gone"):
+    with pytest.raises(OptionError, match=r"resume\.pt, which is gone"):
         run(*train_it, "--fold", 0, "--extend", 3)
     shutil.copy(resume, folder / "resume.pt")
 

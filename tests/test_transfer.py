@@ -197,11 +197,11 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
         (
             ["2d", "--pretrained", "imagenet"],
             ModelError,
-            "no network of this version takes ImageNet",
+            "no network of this version can use ImageNet",
         ),
         (["2d", "--like", "Nothing"], DatasetError, "no planned dataset 'Nothing'"),
         (["2d", "--like", "PhantomCT", "--pretrained", "PhantomCT"], OptionError, "contradict"),
-        (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains the twin"),
+        (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains a twin"),
     ],
 )
 def test_a_source_that_cannot_serve_is_refused(trained, data, arguments, error, message):
@@ -281,8 +281,8 @@ def test_a_fold_a_dataset_s_folder_and_another_dataset_of_the_name(own, data, tm
     run("train", CT, "2d", "--fold", 1, *SHORT, "--tag", "cv", "-w", own)
     command = ("train", data / MR, "2d", "--fold", 0, "--epochs", 0, "-w", own, "--pretrained")
     assert "Starts from PhantomCT/2d+cv/fold_1" in told(*command, "PhantomCT/2d+cv", "--tag", "a")
-    assert "with PhantomCT/2d/fold_all" in told(*command, "PhantomCT/2d/fold_all", "--tag", "b")
-    assert "with PhantomCT/2d/fold_all" in told(*command, data / CT, "--tag", "c")
+    assert "from PhantomCT/2d/fold_all" in told(*command, "PhantomCT/2d/fold_all", "--tag", "b")
+    assert "from PhantomCT/2d/fold_all" in told(*command, data / CT, "--tag", "c")
     with pytest.raises(ModelError, match="there is no fold_3") as caught:
         run(*command, "PhantomCT/2d/fold_3")
     assert "fold_all" in caught.value.hint
