@@ -191,7 +191,7 @@ def _wait_for_epochs(progress: Path, epochs: int) -> None:
 
 
 def test_a_run_begun_with_other_options_is_refused(own: Path) -> None:
-    with pytest.raises(OptionError, match="begun with --epochs 2, not --epochs 9") as caught:
+    with pytest.raises(OptionError, match="started with --epochs 2, not --epochs 9") as caught:
         run("train", NAME, "3d_fullres", "--fold", 0, "--epochs", 9, "-w", own)
     assert "--fresh" in caught.value.hint
 
@@ -214,7 +214,7 @@ def test_fresh_starts_over(own: Path) -> None:
 
 def test_a_run_begun_with_another_plan_is_refused(own: Path) -> None:
     run("plan", NAME, "--preset", "tiny", "--spacing", 7, 6, 6, "-w", own)
-    with pytest.raises(ArtifactError, match="begun with another plan"):
+    with pytest.raises(ArtifactError, match="started with another plan"):
         run("train", NAME, "3d_fullres", "--fold", 0, "-w", own)
 
 
@@ -376,5 +376,5 @@ def test_a_cascade_from_its_first_stage_to_a_prediction(tmp_path: Path) -> None:
     assert labels.array.shape == (1, 24, 64, 64)
     # Trained anew, the first stage is another one.
     run(*low, "--fresh", "--seed", 3)
-    with pytest.raises(ArtifactError, match="begun with another first stage"):
+    with pytest.raises(ArtifactError, match="started with another first stage"):
         run(*cascade)

@@ -65,8 +65,8 @@ def test_given_options_are_kept_and_reach_the_model(
     assert FoldModel.load(fold(workspace, "plain") / "model.json").mirror_axes == ()
     run("train", NAME, "2d", *SHORT, "--augment", "none", "--tag", "bare", "-w", workspace)
     assert FoldModel.load(fold(workspace, "bare") / "model.json").augment == "none"
-    # Others than begun with are refused by name.
-    with pytest.raises(OptionError, match="begun with --no-mirror, not --mirror"):
+    # Others than it was started with are refused by name.
+    with pytest.raises(OptionError, match="started with --no-mirror, not --mirror"):
         run("train", NAME, "2d", *SHORT, "--mirror", "--tag", "plain", "-w", workspace)
     with pytest.raises(OptionError, match=r"the default --lr, not --lr 0\.1"):
         run("train", NAME, "2d", *SHORT, "--lr", 0.1, "--tag", "plain", "-w", workspace)
@@ -128,18 +128,18 @@ def test_held_out_cases_of_deterministic_runs_are_predicted_exactly(
 
 def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
     train_it = ("train", NAME, "2d", "--tag", "longer", "-w", workspace)
-    with pytest.raises(OptionError, match="was not begun"):
+    with pytest.raises(OptionError, match="was not started"):
         run(*train_it, "--extend", 1)
     run(*train_it, "--fold", 0, "--epochs", 2, "--iterations", 2)
     folder = fold(workspace, "longer", 0)
     before = FoldModel.load(folder / "model.json")
-    with pytest.raises(OptionError, match=r"fold 1 of .* has not come to its end"):
+    with pytest.raises(OptionError, match=r"fold 1 of .* is not finished yet"):
         run(*train_it, "--fold", 1, "--extend", 3)
     with pytest.raises(OptionError, match="--fresh starts over"):
         run(*train_it, "--fold", 0, "--extend", 3, "--fresh")
     resume = shutil.copy(folder / "resume.pt", tmp_path)
     (folder / "resume.pt").unlink()
-    with pytest.raises(OptionError, match=r"resume\.pt; it is gone"):
+    with pytest.raises(OptionError, match=r"resume\.pt, which is gone"):
         run(*train_it, "--fold", 0, "--extend", 3)
     shutil.copy(resume, folder / "resume.pt")
 
@@ -157,7 +157,7 @@ def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
     # A command that was killed is given once more: the same extension, not another one.
     run_options = TrainingOptions.load(folder.parent / "options.json")
     run_options.replace(extensions=(3, 1)).save(folder.parent / "options.json")
-    with pytest.raises(OptionError, match=r"--extend 2: fold 0 .* has not come to its end"):
+    with pytest.raises(OptionError, match=r"--extend 2: fold 0 .* is not finished yet"):
         run(*train_it, "--fold", 0, "--extend", 2)
     run(*train_it, "--fold", 0, "--extend", 1)
     assert FoldModel.load(folder / "model.json").epochs == 6

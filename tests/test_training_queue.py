@@ -127,7 +127,7 @@ def test_several_folds_train_in_processes_of_their_own(workspace: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "1 of 2 folds failed. Fold 1: its process was killed (SIGKILL)" in err
-    assert "for want of memory" in err
+    assert "because memory ran out" in err
     assert out.splitlines()[-1].startswith("0 ")
     assert (fold(workspace, 0) / "validation/scores.json").exists()
     assert not (fold(workspace, 1) / "model.json").exists()

@@ -78,7 +78,7 @@ def test_one_command_plans_transfers_and_goes_on(own, data):
     """What is missing is made, said, and kept: the same command again does nothing more."""
     command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT)
     text = told(*command, "-w", own)
-    assert "Begins with PhantomCT/2d/fold_all: a run of this workspace." in text
+    assert "Starts from PhantomCT/2d/fold_all: a run of this workspace." in text
     assert "like PhantomCT, planned now" in text
     assert "100.0%  unchanged" in text
     assert "liver <- liver" in text
@@ -136,7 +136,7 @@ def test_the_other_way_round_the_source_is_trained_on_the_target_s_plan(own, dat
     run("train", CT, "2d", "--like", "PhantomMR", "--fold", "all", *SHORT, "-w", own)
     text = told("train", MR, "2d", "--pretrained", "PhantomCT", "--fold", 0, *SHORT, "-w", own)
     # Of two runs of 2d the one that was planned like the target.
-    assert "Begins with PhantomCT/2d@PhantomMR/fold_all" in text
+    assert "Starts from PhantomCT/2d@PhantomMR/fold_all" in text
     like = Plan.load(own / MR / "plan@PhantomCT.json").configurations["2d"]
     assert like.network == mr["2d"].network
 
@@ -145,7 +145,7 @@ def test_imported_and_exported_models_are_sources_by_name_and_by_path(own, data,
     run("export", CT, tmp_path / "LiTS.autoliver", "-w", own)
     run("import", tmp_path / "LiTS.autoliver", "--name", "LiTS", "-w", own)
     text = told("train", data / MR, "2d", "--pretrained", "lits", "--fold", 0, *SHORT, "-w", own)
-    assert "Begins with LiTS/2d/fold_all: an imported model." in text
+    assert "Starts from LiTS/2d/fold_all: an imported model." in text
     assert (own / MR / "runs/2d@LiTS/transfer.json").exists()
     places = {
         tmp_path / "LiTS.autoliver": "2d/fold_all",
@@ -164,7 +164,7 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
     shutil.copy(own / CT / "runs/2d/fold_all/weights.safetensors", alone)
     command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", alone, *SHORT, "-w", own)
     run("plan", data / MR, "--preset", "tiny", "-w", own)
-    with pytest.raises(ModelError, match="nothing says what its labels are"):
+    with pytest.raises(ModelError, match="the labels of these weights are not known"):
         run(*command)
     assert not (own / MR / "runs/2d@alone/fold_0").exists()
     run(*command, "--reset-heads")
@@ -187,7 +187,7 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
         (
             ["3d_fullres", "--pretrained", "PhantomCT"],
             ModelError,
-            "it has no trained 3d_fullres, but",
+            "it has no trained 3d_fullres, only",
         ),
         (
             ["3d_fullres", "--pretrained", "PhantomCT/2d"],
@@ -197,11 +197,11 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
         (
             ["2d", "--pretrained", "imagenet"],
             ModelError,
-            "no network of this version takes ImageNet",
+            "no network of this version can use ImageNet",
         ),
         (["2d", "--like", "Nothing"], DatasetError, "no planned dataset 'Nothing'"),
         (["2d", "--like", "PhantomCT", "--pretrained", "PhantomCT"], OptionError, "contradict"),
-        (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains the twin"),
+        (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains a twin"),
     ],
 )
 def test_a_source_that_cannot_serve_is_refused(trained, data, arguments, error, message):
@@ -229,14 +229,14 @@ def test_a_run_begun_from_something_else_is_not_gone_on_with(own, data):
     # A source that was trained anew has other weights.
     retrain = ("train", CT, "2d", "--fold", "all", "--epochs", 1, "--iterations", 2, "--fresh")
     run(*retrain, "-w", own)
-    with pytest.raises(ArtifactError, match="begun with another source"):
+    with pytest.raises(ArtifactError, match="started with another source"):
         run(*command, "--pretrained", "PhantomCT", "--tag", "tuned")
 
 
 def test_a_source_that_knows_the_held_out_cases_is_told(own):
     command = ("train", CT, "2d", "--fold", 0, "--pretrained", "PhantomCT", *SHORT, "-w", own)
     text = told(*command)
-    assert "fold 0: PhantomCT/2d/fold_all has learnt from 1 of the 1 cases held out" in text
+    assert "fold 0: PhantomCT/2d/fold_all was trained on 1 of the 1 cases held out" in text
 
 
 def test_a_window_without_fat_is_told_where_another_contrast_is_learnt(own):
@@ -280,9 +280,9 @@ def test_what_a_run_began_with_is_kept_whole(own, data):
 def test_a_fold_a_dataset_s_folder_and_another_dataset_of_the_name(own, data, tmp_path):
     run("train", CT, "2d", "--fold", 1, *SHORT, "--tag", "cv", "-w", own)
     command = ("train", data / MR, "2d", "--fold", 0, "--epochs", 0, "-w", own, "--pretrained")
-    assert "Begins with PhantomCT/2d+cv/fold_1" in told(*command, "PhantomCT/2d+cv", "--tag", "a")
-    assert "with PhantomCT/2d/fold_all" in told(*command, "PhantomCT/2d/fold_all", "--tag", "b")
-    assert "with PhantomCT/2d/fold_all" in told(*command, data / CT, "--tag", "c")
+    assert "Starts from PhantomCT/2d+cv/fold_1" in told(*command, "PhantomCT/2d+cv", "--tag", "a")
+    assert "from PhantomCT/2d/fold_all" in told(*command, "PhantomCT/2d/fold_all", "--tag", "b")
+    assert "from PhantomCT/2d/fold_all" in told(*command, data / CT, "--tag", "c")
     with pytest.raises(ModelError, match="there is no fold_3") as caught:
         run(*command, "PhantomCT/2d/fold_3")
     assert "fold_all" in caught.value.hint

@@ -394,7 +394,7 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
     code, _, errors = run(*command(phantoms, two), "--epochs", "9")
     assert code != 0
     (told,) = told_errors(errors)
-    assert "was begun with --epochs 30" in told
+    assert "was started with --epochs 30" in told
     code, told, errors = run(*command(phantoms, two), "--json")
     assert code == 0, errors
     assert errors.count("predict") >= 1

@@ -1,1 +1,1 @@
-"""Training of a run: from a request to folds that are trained and scored."""
+"""Trains runs: from a request to trained and scored folds."""

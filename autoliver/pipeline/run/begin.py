@@ -1,4 +1,4 @@
-"""The options of a run: as it was begun, with the epochs it has been extended by."""
+"""Decides with which options a run starts, resumes or is extended, and refuses changed options."""
 
 import logging
 import shutil
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """How a run begins or goes on, decided before anything is written or removed.
+    """How a run starts or resumes, decided before anything is written or removed.
 
     Attributes:
         run: The run.
-        options: Its options.
-        new: Whether they are new: nothing was begun, or it starts over.
-        extended: Whether epochs are added to what was begun.
-        removed: Folders of folds that start over.
+        options: The options that the run is trained with.
+        new: Whether these options are new: the run was never started, or it starts over.
+        extended: Whether epochs are added to a run that was started before.
+        removed: Folders of the folds that start over.
     """
 
     run: RunFolder
@@ -45,7 +45,10 @@ class Beginning:
     removed: tuple[Path, ...]
 
     def write(self) -> None:
-        """Removes what starts over and writes the options; nothing may be refused after this."""
+        """Removes folds that start over and writes the options.
+
+        All checks have to be done before, since the removal cannot be undone.
+        """
         for folder in self.removed:
             shutil.rmtree(folder)
         if self.new:
@@ -62,23 +65,23 @@ def decide_beginning(
     *,
     cases: int,
 ) -> Beginning:
-    """How a run begins or goes on; refuses other options than it was begun with.
+    """Decides how a run starts or resumes, and refuses options it was not started with.
 
     Args:
         run: The run.
-        made_from: What there is now to make it from.
-        request: What was asked for.
+        made_from: Digests of the current inputs of the run, such as plan, dataset and folds.
+        request: The request to `train`.
         folds: The folds that the request names.
-        cases: How many cases are trained on.
+        cases: Number of training cases of the largest fold.
 
     Raises:
-        OptionError: The options cannot be, or differ from those that the run was begun with.
-        ArtifactError: The run was made from something else than what is there now.
+        OptionError: The options are invalid, or differ from those that the run was started with.
+        ArtifactError: The run was started with other inputs than the current ones.
     """
     if request.extend is not None and (request.fresh or not run.options.exists()):
         raise OptionError(
-            f"--extend {request.extend}: goes on with a finished run, "
-            + ("--fresh starts over." if request.fresh else f"and {run.name} was not begun."),
+            f"--extend {request.extend} continues a finished run, "
+            + ("but --fresh starts over." if request.fresh else f"but {run.name} was not started."),
             hint="Leave --extend out.",
         )
     named = {run.fold(fold) for fold in folds}
@@ -94,8 +97,8 @@ def decide_beginning(
         again = "Add --fresh to start over, or --tag NAME to keep both."
         if request.fresh:
             again = (
-                f"{', '.join(others)} would stay as begun: start over with all folds (--fold cv "
-                "--fresh), or add --tag NAME."
+                f"{', '.join(others)} would keep the old options: start over with all folds "
+                "(--fold cv --fresh), or add --tag NAME."
             )
         _refuse_changes(run, options, made_from, request.changes, again=again)
         if request.extend is not None:
@@ -110,11 +113,12 @@ def decide_beginning(
 
 
 def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:
-    """Whether a fold has its model, made with all the extensions of its run.
+    """Whether a fold has a model that was trained with all extensions of its run.
 
     Raises:
-        OptionError: It lacks one and cannot go on, as its training state is gone.
-        ArtifactError: Its model.json is damaged.
+        OptionError: An extension is missing and the training cannot be resumed, as its saved state
+            is gone.
+        ArtifactError: The fold's model.json is damaged.
     """
     if not folder.model.exists():
         return False
@@ -122,18 +126,19 @@ def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:
         return True
     if not folder.resume.exists():
         raise OptionError(
-            f"{folder.path}: --extend needs the state that the training ended with, resume.pt; it "
-            "is gone.",
-            hint="Train it anew with --fresh and more --epochs; --tag NAME keeps this one as well.",
+            f"{folder.path}: --extend needs the final state of the training, resume.pt, which is "
+            "gone.",
+            hint="Train it again with --fresh and more --epochs; --tag NAME keeps this one as "
+            "well.",
         )
     return False
 
 
 def log_memory(configuration: Configuration, plan: Plan) -> None:
-    """Says what a training with another patch or batch than planned will need."""
+    """Logs the estimated GPU memory of a training whose patch or batch differs from the plan."""
     _log.info(
-        "Batches of %d patches of %s voxels take about %.1f GB of GPU memory; the plan is for "
-        "%g GB.",
+        "Batches of %d patches of %s voxels need about %.1f GB of GPU memory; the plan was made "
+        "for %g GB.",
         configuration.batch_size,
         "x".join(str(n) for n in configuration.patch_shape),
         memory_gb(configuration, plan.preset),
@@ -144,19 +149,20 @@ def log_memory(configuration: Configuration, plan: Plan) -> None:
 def _with_extension(
     run: RunFolder, options: TrainingOptions, epochs: int, folds: Sequence[Fold]
 ) -> TrainingOptions:
-    """The options of a run that is to have more epochs.
+    """Returns the options of a run with additional epochs.
 
-    The same request again, before the folds have had them, is the same extension: a command that
-    was killed can be given once more.
+    Repeating a request before the folds are trained for the added epochs does not extend the run
+    again. So a command that was killed can be repeated.
 
     Args:
         run: The run.
-        options: As they are.
-        epochs: How many more.
-        folds: Which folds the request names.
+        options: The current options of the run.
+        epochs: Number of epochs to add.
+        folds: The folds that the request names.
 
     Raises:
-        OptionError: The number is none, or some fold has not come to its end yet.
+        OptionError: The number is below 1, a fold is not finished yet, or a fold's saved state is
+            gone.
     """
     if epochs < 1:
         raise OptionError(f"--extend is {epochs}; it must be at least 1.")
@@ -165,13 +171,13 @@ def _with_extension(
     if not behind:
         longer = options.replace(extensions=(*options.extensions, epochs))
         for folder in folders.values():
-            is_trained(folder, longer)  # or it could not go on
+            is_trained(folder, longer)  # raises if the fold cannot be resumed
         return longer
     if options.extensions and options.extensions[-1] == epochs:
         return options
     before = f" --extend {options.extensions[-1]}" if options.extensions else ""
     raise OptionError(
-        f"--extend {epochs}: fold {behind[0]} of {run.name} has not come to its end yet.",
+        f"--extend {epochs}: fold {behind[0]} of {run.name} is not finished yet.",
         hint=f"Finish it first: the same command with{before or 'out --extend'}, or name finished "
         "folds with --fold.",
     )
@@ -190,9 +196,9 @@ def _refuse_changes(
         if getattr(begun, name) != getattr(now, name):
             then = flag(name, getattr(begun, name))
             raise OptionError(
-                f"{run.name} was begun with {then}, not {flag(name, getattr(now, name))}.",
+                f"{run.name} was started with {then}, not {flag(name, getattr(now, name))}.",
                 hint=again,
             )
     changed = [name for name, have in made_from.items() if begun.made_from.get(name) != have]
     if changed:
-        raise ArtifactError(f"{run.name} was begun with another {changed[0]}.", hint=again)
+        raise ArtifactError(f"{run.name} was started with another {changed[0]}.", hint=again)

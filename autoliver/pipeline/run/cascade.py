@@ -1,4 +1,4 @@
-"""What a cascade starts from: what its first stage found in cases it had not seen."""
+"""Prepares the input of a cascade: out-of-fold predictions of its first stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from autoliver.workspace import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class FirstStage:
-    """A run and what its folds found in the cases they had not seen.
+    """The first stage of a cascade and its out-of-fold predictions.
 
     Attributes:
-        run: The run.
-        found: Case -> label map on the case's own grid.
-        digest: Changes when one of the folds is trained anew.
+        run: The run of the first stage.
+        found: Maps each case to the predicted label map on the case's own grid.
+        digest: Digest of the folds' weights; it changes if one of the folds is trained again.
     """
 
     run: RunFolder
@@ -33,17 +33,17 @@ class FirstStage:
 
 
 def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -> FirstStage:
-    """Finds the label maps that a cascade is trained on.
+    """Finds the out-of-fold label maps of the first stage that a cascade is trained with.
 
     Args:
         planned: The dataset and its plan.
         name: The first stage's configuration.
-        tag: The tag of the cascade's run. A first stage of the same source and tag is preferred
+        tag: The tag of the cascade's run. A first stage with the same source and tag is preferred
             to one without.
 
     Raises:
-        ModelError: There is no such run, it finds other labels, or some case was held out by none
-            of its finished folds.
+        ModelError: There is no such run, it has other labels than the plan, or some case was held
+            out by none of its finished folds.
     """
     folder = planned.folder
     runs = [planned.run(name, tag=tag), planned.run(name), folder.run(name, tag=tag)]
@@ -56,7 +56,7 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
     for fold, info in infos.items():
         if info.plan.labels != planned.plan.labels:
             raise ModelError(
-                f"{run.name}: {fold.name} finds other labels than the plan of "
+                f"{run.name}: {fold.name} has other labels than the plan of "
                 f"{planned.dataset.name} has now.",
                 hint=f"Train it again: {mend} --fresh",
             )
@@ -66,7 +66,8 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
             f"{run.name}: {missing[0]}{more} of {len(planned.dataset.labelled)} cases were held "
-            "out by none of its finished folds; a cascade learns from such predictions alone.",
+            "out by none of its finished folds. A cascade is trained only with predictions of "
+            "held-out cases.",
             hint=f"Train all of its folds: {mend}",
         )
     weights = {fold.name: info.weights_sha256 for fold, info in infos.items()}
@@ -82,10 +83,18 @@ def prepare_first_stage(
     patch_shape: Sequence[int],
     machine: Machine,
 ) -> Path:
-    """Brings the label maps to the cascade's grid; those that are there stay.
+    """Resamples the label maps to the cascade's grid; existing ones are kept.
+
+    Args:
+        planned: The dataset and its plan.
+        stage: The first stage.
+        store: The preprocessed cases of the cascade.
+        folder: Folder to write to; the label maps get a subfolder for each digest of the stage.
+        patch_shape: The patch of the cascade, 3 values.
+        machine: The processes and memory that may be used.
 
     Returns:
-        Their folder, in `folder`.
+        The folder of the label maps, inside `folder`.
     """
     folder = folder / stage.digest
     todo = [
@@ -105,7 +114,7 @@ def prepare_first_stage(
 
 
 def _label_maps(planned: Planned, fold: Path) -> dict[str, Path]:
-    """Case -> label map of those that a fold held out."""
+    """Maps each case that a fold held out, and predicted, to its label map."""
     files = {}
     for case in planned.dataset.labelled:
         path = FoldFolder(fold).validation / label_name(case.name, case.images[0])

@@ -1,8 +1,8 @@
-"""Folds in processes of their own: over GPUs as they become free, or so many at a time.
+"""Trains folds in separate processes: on several GPUs as they become free, or several at once.
 
-A process is given one JSON file, the request for its fold, and reports one JSON object on stdout.
-It has a session of its own, so that Ctrl-C reaches the queue alone; the queue then asks every fold
-to save its state. A fold whose queue is killed notices by its standard input, and stops as well.
+Each process gets one JSON file, the request for its fold, and writes one JSON object to stdout. It
+runs in its own session, so Ctrl-C reaches only the queue, which then asks every fold to save its
+state. If the queue is killed, the standard input of the fold ends and the fold stops as well.
 """
 
 import contextlib
@@ -33,19 +33,23 @@ from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
 from autoliver.training.progress import read_progress, summarise
 from autoliver.training.stop import Stopped, stop_on_sigterm
 
-# The command of a process of the queue; it takes the path of a request.
+# The command that processes of the queue run; its argument is the path of a request.
 COMMAND = "train-queued"
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-# For a step, the state and the picture; then a fold is killed, and loses its running epoch.
+# Time to finish a step, save the state and draw the curves. Then a fold is killed, which loses its
+# current epoch.
 _SECONDS_TO_STOP = 120.0
 
 
 def queue_devices(machine: Machine) -> tuple[str, ...]:
-    """The devices that folds are trained on at the same time; none where no queue is asked for.
+    """Returns the devices that folds are trained on at the same time; none without a queue.
+
+    Args:
+        machine: The devices to use; its `gpus` or `jobs` request a queue.
 
     Raises:
-        OptionError: The options exclude one another, or a GPU is not there.
+        OptionError: The options exclude each other, or a GPU does not exist.
     """
     gpus, jobs, device = machine.gpus, machine.jobs, machine.device
     if not gpus:
@@ -71,20 +75,20 @@ def run_queue(
     request: TrainRequest,
     workspace: Path,
 ) -> list[FoldResult]:
-    """Trains folds, one on each device at a time; one that fails does not stop the others.
+    """Trains folds, one on each device at a time; a failing fold does not stop the others.
 
     Args:
-        job: The run, whose options are written.
+        job: The run, whose options must already be written.
         folds: The folds to train.
-        devices: Where; a device may be named more than once.
-        request: What `train` was asked for.
+        devices: The devices to train on; a device may be named more than once.
+        request: The request to `train`.
         workspace: The workspace's folder.
 
     Returns:
-        The folds that failed.
+        The results of the folds that failed.
 
     Raises:
-        Stopped: SIGTERM came. As with Ctrl-C, every running fold has saved its state.
+        Stopped: SIGTERM was received. As after Ctrl-C, every running fold has saved its state.
     """
     queued = partial(
         QueuedRequest,
@@ -106,8 +110,8 @@ def run_queue(
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 if stop():
                     raise Stopped(
-                        f"{job.run.name}: stopped by SIGTERM; what was done is saved.",
-                        hint="Run the same command again to go on.",
+                        f"{job.run.name}: stopped by SIGTERM; the progress is saved.",
+                        hint="Run the same command again to continue.",
                     )
                 for child in [c for c in running if c.ended()]:
                     running.remove(child)
@@ -123,10 +127,10 @@ def run_queue(
 
 
 def join_queue(number: int) -> None:
-    """What a process of a queue does first: take its share of the cores, and mind the queue.
+    """Sets up a process of the queue: limits its CPU threads, and stops it if the queue dies.
 
     Args:
-        number: How many folds are trained at the same time.
+        number: Number of folds that are trained at the same time.
     """
     threading.Thread(target=_end_with_the_queue, daemon=True).start()
     import torch
@@ -135,8 +139,8 @@ def join_queue(number: int) -> None:
 
 
 def _end_with_the_queue() -> None:
-    # Nothing is ever written there: it ends when the queue does, however that comes. os.read, since
-    # a thread that waits in sys.stdin would hold its lock when the interpreter ends.
+    # Nothing is ever written to stdin: reading it ends when the queue does, however that happens.
+    # os.read is used since a thread waiting in sys.stdin would hold its lock at interpreter exit.
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -144,15 +148,16 @@ def _end_with_the_queue() -> None:
 
 @dataclass(kw_only=True)
 class _Child:
-    """A process that trains a fold, and its bar.
+    """A process that trains a fold, and its progress bar.
 
     Attributes:
         fold: The fold that it trains.
         folder: The fold's folder.
-        place: Number of the bar, and device.
+        place: Position of the bar on the screen, and the device.
         process: The process.
-        answer: What it writes to stdout: one JSON object.
-        bar: Counts epochs.
+        answer: The file that its stdout is written to: one JSON object.
+        bar: The progress bar, which counts epochs.
+        begun: Start time, from `time.monotonic`, in seconds.
     """
 
     fold: Fold
@@ -164,7 +169,7 @@ class _Child:
     begun: float = field(default_factory=time.monotonic)
 
     def ended(self) -> bool:
-        """Whether the process is over; moves the bar on."""
+        """Whether the process has ended; if not, updates the progress bar."""
         if self.process.poll() is not None:
             return True
         if not self.bar.disable:
@@ -172,19 +177,20 @@ class _Child:
         return False
 
     def failure(self) -> FoldResult | None:
-        """Why the process, which is over, did not finish its fold."""
+        """Returns why the ended process failed to train its fold; None if it succeeded."""
         if self.process.returncode == 0:
             return None
         problem, hint = self._reason(self.process.returncode)
         return FoldResult(fold=self.fold, folder=self.folder.path, problem=problem, hint=hint)
 
     def _reason(self, code: int) -> tuple[str, str]:
-        """The problem and the hint of a process with this exit code."""
+        """Returns the problem and the hint for a process with this exit code."""
         log = self.folder.log
         if code == -signal.SIGKILL:
             return (
-                "its process was killed (SIGKILL), most likely by the kernel for want of memory.",
-                "Let fewer folds run at once, or use a machine with more memory.",
+                "its process was killed (SIGKILL), most likely by the kernel because memory ran "
+                "out.",
+                "Train fewer folds at once, or use a machine with more memory.",
             )
         if code < 0:
             return f"its process was ended by {signal.Signals(-code).name}.", f"See {log}."
@@ -198,7 +204,7 @@ class _Child:
         )
 
     def close(self, what: str) -> None:
-        """Says what became of the fold, and lets go of everything."""
+        """Prints the outcome of the fold and releases the process, its files and its bar."""
         if self.process.returncode < 0:  # its own workers may have outlived it
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -215,7 +221,7 @@ class _Child:
             self.bar.n = len(logs)
             self.bar.set_postfix_str(summarise(logs[-1]) if logs else "", refresh=False)
         if self.folder.model.exists():
-            self.bar.set_postfix_str("held-out cases are predicted", refresh=False)
+            self.bar.set_postfix_str("predicting held-out cases", refresh=False)
         self.bar.refresh()
 
     def _error(self) -> dict[str, str] | None:
@@ -260,13 +266,13 @@ def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest
         unit="epoch",
         position=position,
         leave=False,
-        disable=None,  # bars above one another make no sense in a file; train.log has one for each
+        disable=None,  # no bars if stderr is not a terminal; each fold's train.log has its own
     )
     return _Child(fold=fold, folder=folder, place=place, process=process, answer=answer, bar=bar)
 
 
 def _stop(children: list[_Child]) -> None:
-    """Asks children to save their state and end, and waits for it; a second Ctrl-C kills them."""
+    """Asks processes to save their state and end, and waits; a second Ctrl-C kills them."""
     for child in children:
         child.process.terminate()
     until = time.monotonic() + _SECONDS_TO_STOP

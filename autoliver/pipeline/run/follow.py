@@ -1,4 +1,4 @@
-"""Datasets planned like a source, so that its weights fit."""
+"""Plans datasets like a source, so that the source's weights fit."""
 
 from dataclasses import dataclass, replace
 
@@ -17,12 +17,12 @@ _DEFAULT = LikeOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """A plan to follow.
+    """A plan that another dataset's plan follows.
 
     Attributes:
-        name: Short, of the source.
-        plan: Its plan.
-        again: What `--like` takes to name it.
+        name: Short name of the source.
+        plan: The source's plan.
+        again: The value of `--like` that names the source.
     """
 
     name: str
@@ -31,12 +31,14 @@ class Followed:
 
 
 def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Planned:
-    """Plans a dataset like a source, in either direction, and keeps that as plan@SOURCE.json.
+    """Plans a dataset like a source and writes the plan as plan@SOURCE.json.
+
+    The source may be CT and the dataset MR, or the other way round.
 
     Args:
         own: The dataset with its own plan.
         followed: The source's plan.
-        options: The choice of spacing.
+        options: How to choose the spacing.
 
     Raises:
         OptionError: The options contradict each other, or the source's plan cannot serve the
@@ -46,10 +48,15 @@ def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Pl
 
 
 def plan_to_follow(workspace: Workspace, name: str, *, machine: Machine) -> Followed:
-    """The plan that a source's name means.
+    """Returns the plan of a source.
+
+    Args:
+        workspace: The workspace in which the source is looked up.
+        name: Name or path of a model or a dataset; a dataset without a plan is planned.
+        machine: The processes and memory that may be used.
 
     Raises:
-        AutoliverError: There is none.
+        AutoliverError: There is no such source.
     """
     found = find_plan(workspace, name)
     if found is not None:
@@ -59,7 +66,9 @@ def plan_to_follow(workspace: Workspace, name: str, *, machine: Machine) -> Foll
 
 
 def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> Planned:
-    """The dataset with the plan like a source that there is, made or added to where it is missing.
+    """Returns a dataset with its plan like a source.
+
+    The existing plan is used. If it, or the needed configuration in it, is missing, it is made.
 
     Args:
         own: The dataset with its own plan.
@@ -67,7 +76,8 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
         name: The configuration that is needed.
 
     Raises:
-        ArtifactError: The dataset changed since, or another source of that name was followed.
+        ArtifactError: The dataset has changed since the plan was made, or the plan follows another
+            source of that name.
         OptionError: The source has no such configuration, or its plan cannot serve the dataset.
     """
     source, path = followed.plan, own.folder.plan_like(followed.name)
@@ -94,15 +104,14 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
         raise ArtifactError(
             f"{where} was made like another {followed.name}: its {name} has another spacing, "
             "network or window.",
-            hint=f"Plan again with: {mend} (runs of the old plan stay, but cannot be gone on "
-            "with); or bring one of the two in under a name of its own: autoliver import FILE "
-            "--name NAME.",
+            hint=f"Plan again with: {mend} (runs of the old plan stay, but cannot be resumed); or "
+            "import one of the two under another name: autoliver import FILE --name NAME.",
         )
     return replace(own, plan=plan, source=followed.name)
 
 
 def _alike(plan: Plan, made: Plan) -> bool:
-    """Whether a configuration of one can be added to the other."""
+    """Whether a configuration of `made` can be added to `plan`."""
     return all(
         getattr(plan, what) == getattr(made, what)
         for what in ("axis_codes", "transpose_forward", "intensities", "source_intensities")
@@ -110,7 +119,10 @@ def _alike(plan: Plan, made: Plan) -> bool:
 
 
 def _save(own: Planned, followed: Followed, plan: Plan) -> Planned:
-    """Keeps a plan with what it was made from; further configurations keep theirs."""
+    """Writes a plan like a source, with digests of the dataset and the source's configurations.
+
+    Digests of further configurations that are already in the plan are kept.
+    """
     source = followed.plan
     parts = {_part(name): like_digest(source, name) for name in source.configurations}
     known = {key: value for key, value in plan.made_from.items() if key.startswith(_part(""))}
@@ -120,5 +132,5 @@ def _save(own: Planned, followed: Followed, plan: Plan) -> Planned:
 
 
 def _part(name: str) -> str:
-    """Under what the digest of a source's configuration is kept."""
+    """Returns the key in `made_from` of the digest of a source's configuration."""
     return f"source {name}"

@@ -1,4 +1,4 @@
-"""The folds of a run on their way: trained, the model written, the held-out cases scored."""
+"""Trains the folds of a run, writes their models and scores their held-out cases."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """What became of a fold.
+    """The result of training a fold.
 
     Attributes:
-        fold: Which fold.
-        folder: Its folder.
+        fold: Number of the fold, or "all".
+        folder: The fold's folder.
         scores: The scores of its held-out cases; None for fold `all` and for a fold that failed.
-        problem: Why the fold was not finished; empty where it was.
-        hint: What to do about that.
+        problem: Why the fold was not finished; empty if it was.
+        hint: What to do about the problem; empty if there is none.
     """
 
     fold: Fold
@@ -58,20 +58,23 @@ class FoldResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob:
-    """A run and the folds of it that are wanted: train, write the model, score held-out cases.
+    """A run and the folds of it that are requested.
+
+    For each fold it trains, writes the model and scores the held-out cases.
 
     Attributes:
         planned: The dataset and its plan.
         name: The configuration's name.
-        configuration: The plan's decisions, with those that were changed for this run.
-        store: The preprocessed cases.
+        configuration: The configuration of the plan, with the changes made for this run.
+        store: Folder of the preprocessed cases.
         run: The run's folder.
-        previous: For a cascade, the folder of what its first stage found.
-        previous_run: For a cascade, the name of the first stage's run.
-        pretrained: Whether folds begin with the weights that the run keeps.
+        previous: For a cascade, the folder of the first stage's label maps; else None.
+        previous_run: For a cascade, the name of the first stage's run; else None.
+        pretrained: Whether training starts from the run's transferred weights
+            (`start.safetensors`).
         options: The training options of the run.
-        splits: The wanted folds and their cases.
-        machine: What may be used.
+        splits: Maps the requested folds to their cases.
+        machine: The devices, processes and memory that may be used.
     """
 
     planned: Planned
@@ -87,11 +90,11 @@ class RunJob:
     machine: Machine
 
     def folder(self, fold: Fold) -> FoldFolder:
-        """The folder of a fold."""
+        """Returns the folder of a fold."""
         return FoldFolder(self.run.fold(fold))
 
     def trained(self, fold: Fold) -> bool:
-        """Whether a fold has its model, made with all extensions."""
+        """Whether a fold has a model that was trained with all extensions."""
         return is_trained(self.folder(fold), self.options)
 
     def finished(self, fold: Fold) -> bool:
@@ -100,7 +103,7 @@ class RunJob:
         return self.trained(fold) and (not held_out or self.folder(fold).scores.exists())
 
     def result(self, fold: Fold) -> FoldResult:
-        """The result of a fold that is finished."""
+        """Returns the result of a finished fold."""
         from autoliver.evaluation.results import Scores
 
         files = self.folder(fold)
@@ -108,18 +111,20 @@ class RunJob:
         return FoldResult(fold=fold, folder=files.path, scores=scores)
 
     def failure(self, fold: Fold, error: AutoliverError) -> FoldResult:
-        """The result of a fold that an error has ended."""
-        # Not the error itself: its traceback would keep the fold's tensors.
+        """Returns the result of a fold that ended with an error."""
+        # The error itself is not kept: its traceback would keep the fold's tensors in memory.
         return FoldResult(
             fold=fold, folder=self.folder(fold).path, problem=error.problem, hint=error.hint
         )
 
     def run_to_end(self, fold: Fold, device: "torch.device", group: "Group") -> None:
-        """Does what a fold lacks; of several processes the lead alone writes and predicts.
+        """Trains and scores a fold as far as that is not done yet.
+
+        Of several processes that train together, only the lead writes files and predicts.
 
         Raises:
-            Stopped: By SIGTERM; the state is saved.
-            AutoliverError: See the stages.
+            Stopped: SIGTERM was received; the state is saved.
+            AutoliverError: A stage failed.
         """
         if not group.lead_does(lambda: self.trained(fold)):
             self._train(fold, device, group)
@@ -137,10 +142,10 @@ class RunJob:
             raise Stopped(
                 f"{task.title}: stopped by SIGTERM after {len(trained.logs)} epochs; "
                 "the state is saved.",
-                hint="Run the same command again to go on.",
+                hint="Run the same command again to continue.",
             )
         if group.leads:
-            # What an extended fold has found before is not what it finds now.
+            # Predictions made before an extension are outdated.
             shutil.rmtree(task.files.validation, ignore_errors=True)
             self._save(fold, trained)
 
@@ -171,10 +176,10 @@ class RunJob:
         plan, options = self.planned.plan, self.options
         seen, augment = trained.mirror_axes, options.augment
         if self.pretrained and not options.steps and not options.extensions:
-            # Without a step it has seen what its source has.
+            # Without a training step the network has seen the same augmentation as its source.
             source = Transfer.load(self.run.transfer)
             seen, augment = source.mirror_axes, source.augment
-        if not self.pretrained:  # drawn weights know nothing of the CT that their plan follows
+        if not self.pretrained:  # random weights know nothing of the CT that their plan follows
             plan = plan.replace(source_intensities=())
         save_fold(
             self.run.fold(fold),

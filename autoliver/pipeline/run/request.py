@@ -1,4 +1,4 @@
-"""What `train` is asked for, as a value that can be sent to another process."""
+"""Requests to `train`, as values that can be sent to another process."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -10,26 +10,27 @@ from autoliver.datasets.folds import Fold
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.planning.names import ConfigurationName
 
-# Called with a sentence that a person should read before the training begins.
+# Called with messages that the user should read before the training starts.
 Notify = Callable[[str], None]
 
 
 class TrainRequest(Record, frozen=True, kw_only=True):
-    """What `train` is asked for.
+    """A request to `train`.
 
     Attributes:
         configuration: The configuration to train.
-        folds: The folds to train; empty for all of the cross-validation.
-        changes: The training options that were given; the others stay as the run was begun with,
-            or take their defaults.
-        tag: Tells several runs of one configuration apart.
-        fresh: Start over where something was begun.
-        extend: Epochs to add to finished folds.
-        pretrained: The model whose weights the training begins with and whose plan it follows;
-            None for weights drawn at random.
-        like: The source whose plan is followed without its weights.
-        own_plan: With `pretrained`, keep the dataset's own plan and make the weights fit.
-        twin: Take only the plan of `pretrained`: this is the training from scratch to compare with.
+        folds: The folds to train; empty for all folds of the cross-validation.
+        changes: The training options that were given. Other options keep the values that the run
+            was started with, or take their defaults in a new run.
+        tag: Distinguishes runs of one configuration; None for no tag.
+        fresh: Whether to start over if the run was started before.
+        extend: Number of epochs to add to finished folds; None to add none.
+        pretrained: The model whose weights the training starts from and whose plan it follows; None
+            for random weights.
+        like: The source whose plan is followed without its weights; None to follow no plan.
+        own_plan: Whether to keep the dataset's own plan with `pretrained` and adapt the weights.
+        twin: Whether to take only the plan of `pretrained`: this is the training from scratch to
+            compare with.
         machine: The devices, processes and memory that may be used.
     """
 
@@ -46,18 +47,18 @@ class TrainRequest(Record, frozen=True, kw_only=True):
     machine: Machine = WHOLE_MACHINE
 
     def for_fold(self, fold: Fold, machine: Machine) -> "TrainRequest":
-        """The request for one fold of a run whose options are written already."""
+        """Returns the request for one fold of a run whose options are already written."""
         return self.replace(folds=(fold,), changes={}, fresh=False, extend=None, machine=machine)
 
 
 class QueuedRequest(Artifact, frozen=True, kw_only=True):
-    """What a process of the queue is to do: one fold of a run that was begun.
+    """The request to a process of the queue: train one fold of a run that was started.
 
     Attributes:
         workspace: Absolute path of the workspace.
         dataset: Absolute path of the dataset.
         request: Names the fold, its device and its share of the machine.
-        at_once: How many folds are trained at the same time, which share the cores.
+        at_once: Number of folds that are trained at the same time and share the CPU cores.
     """
 
     KIND: ClassVar[str] = "queued request"

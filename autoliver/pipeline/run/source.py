@@ -1,4 +1,4 @@
-"""What `--pretrained` and `--like` name: a trained fold to begin with, a plan to follow."""
+"""Finds what `--pretrained` and `--like` name: a trained fold to start from, a plan to follow."""
 
 import logging
 import re
@@ -37,17 +37,18 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A trained fold whose weights another training may begin with.
+    """A trained fold whose weights another training may start from.
 
     Attributes:
-        name: Short, for names of files.
-        fold: Which, NAME/RUN/fold_N, as `--pretrained` takes it where it was found by name.
-        where: Where it was found, for people.
-        again: What `--like` takes to follow its plan.
-        info: What the fold says of itself; None of a file of weights alone.
-        spec: Its network.
-        digest: Changes with its weights.
-        read: Reads its weights, by our names.
+        name: Short name, used in names of files.
+        fold: NAME/RUN/fold_N; `--pretrained` takes it if the fold was found by name. For a file of
+            weights alone, the name of the file.
+        where: Where it was found, in words for the user.
+        again: The value of `--like` that follows its plan.
+        info: The content of its model.json; None for a file of weights alone.
+        spec: The specification of its network.
+        digest: Identifies its weights.
+        read: Reads its weights, under autoliver's parameter names.
     """
 
     name: str
@@ -60,10 +61,13 @@ class Source:
     read: "Callable[[], dict[str, Tensor]]"
 
     def plan_for(self, name: ConfigurationName) -> Plan | None:
-        """Its plan with its configuration alone, under the name that the target's has."""
+        """Returns its plan with its own configuration only, renamed to the target's configuration.
+
+        None if there is no model.json.
+        """
         if self.info is None:
             return None
-        # A cascade may begin with a plain network, and the other way round.
+        # A cascade may start from the weights of a plain network, and the other way round.
         previous: ConfigurationName | None = "3d_lowres" if name == "3d_cascade" else None
         decisions = self.info.decisions.replace(previous_stage=previous)
         return self.info.plan.replace(configurations={name: decisions})
@@ -71,41 +75,46 @@ class Source:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of any model: its name and the folders of its folds."""
+    """A run of any model.
+
+    Attributes:
+        name: Name of the run.
+        folds: Folders of its finished folds, on disk or in an exported file.
+    """
 
     name: str
     folds: tuple[Place, ...]
 
     @property
     def parts(self) -> RunFolder:
-        """What its name says."""
+        """A `RunFolder` that parses the name into configuration, source and tag."""
         return RunFolder(Path(self.name))
 
 
 def find_source(
     workspace: Workspace, name: str, *, wanted: ConfigurationName, target: str
 ) -> Source:
-    """The trained fold that a name means.
+    """Finds the trained fold that a name means.
 
-    Looked up in this order: a path (a run's or a fold's folder, a folder of runs, an exported
-    file, nnU-Net's folder, zip or checkpoint, a file of weights); a dataset of the workspace with
-    a run of the configuration; an imported model. NAME/RUN names one of several runs,
-    NAME/RUN/fold_N one of its folds.
+    The name is looked up in this order: a path (the folder of a run or a fold, a folder of runs, an
+    exported file, nnU-Net's folder, zip or checkpoint, a file of weights); a dataset of the
+    workspace with a run of the configuration; an imported model. NAME/RUN names one of several
+    runs, NAME/RUN/fold_N one of its folds.
 
     Args:
-        workspace: Where names are looked up.
-        name: As given.
-        wanted: The configuration to be trained: a run of the same is taken.
-        target: Short name of the target: a run that was planned like it comes first.
+        workspace: The workspace in which names are looked up.
+        name: The name or path, as given.
+        wanted: The configuration to be trained; a run of the same configuration is chosen.
+        target: Short name of the target dataset; a run that was planned like it is preferred.
 
     Raises:
-        ModelError: There is none, several could be meant, or what there is cannot be used.
+        ModelError: There is no such fold, several could be meant, or it cannot be used.
     """
     path = Path(name)
     if path.exists() and _is_model(path):
         source = _of_path(path, wanted, target)
     else:
-        # The folder of a dataset stands for what was trained of it.
+        # The folder of a dataset stands for the runs that were trained on it.
         known = path.exists() and workspace.trained(path.resolve().name)
         source = _of_name(workspace, path.resolve().name if known else name, wanted, target)
     dimension = 2 if wanted == "2d" else 3
@@ -115,9 +124,13 @@ def find_source(
 
 
 def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
-    """The plan of a model that a path or a name means, with a short name; None: no model.
+    """Finds the plan of a model that a path or a name means.
 
-    A dataset is none here, unless one of its runs is named: its plan is in its folder.
+    A dataset does not count as a model here, unless one of its runs is named. Its plan is in its
+    own folder.
+
+    Returns:
+        A short name and the plan; None if no model has that name.
 
     Raises:
         ModelError: A file or folder is damaged.
@@ -137,7 +150,7 @@ def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
 
 
 def safe(name: str) -> str:
-    """A name as part of a file's."""
+    """Returns a name in a form that can be part of a file name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"
 
 
@@ -146,7 +159,7 @@ def _infos(runs: Sequence[_Run]) -> list[FoldModel]:
 
 
 def _joined_plan(infos: Sequence[FoldModel]) -> Plan:
-    """One plan with the configurations of all; of two of the same, the first one's."""
+    """Joins the configurations of all folds into one plan; of equal names the first one is used."""
     configurations = {info.configuration: info.decisions for info in reversed(infos)}
     return infos[0].plan.replace(configurations=configurations)
 
@@ -170,22 +183,22 @@ def _of_path(path: Path, wanted: ConfigurationName, target: str) -> Source:
     runs = _runs_of_path(path)
     if runs is None:
         return _nnunet(path, wanted)
-    # What is named is taken, even where it is of another configuration.
+    # A run that is named explicitly is used even if it is of another configuration.
     run = runs[0] if len(runs) == 1 else _choose(runs, wanted, target, whose=str(path))
     return _of_run(run, name="", where=f"the path {path}", again=str(path))
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether a file holds weights and nothing else is known of them."""
+    """Whether a file contains weights without a model.json beside it."""
     beside = path.name == WEIGHTS_FILE and (path.parent / MODEL_FILE).exists()
     return path.suffix == ".safetensors" and not beside
 
 
 def _runs_of_path(path: Path) -> list[_Run] | None:
-    """The runs of a path; None: it is nnU-Net's.
+    """Returns the runs at a path; None if it may be a model of nnU-Net.
 
     Raises:
-        ModelError: It is no model at all.
+        ModelError: The path is not a model, or a file of weights alone.
     """
     if path.name == WEIGHTS_FILE:
         path = path.parent
@@ -202,12 +215,12 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
         return _runs(ModelFolder(folder))
     if _is_bare(path):
         raise ModelError(
-            f"{path}: weights alone have no plan to follow.",
+            f"{path}: a file of weights alone has no plan to follow.",
             hint="Give the folder of the fold that they come from.",
         )
     if path.is_file() and path.suffix not in (".pth", ".zip"):
         raise ModelError(
-            f"{path}: neither a trained model of autoliver nor one of nnU-Net.",
+            f"{path}: this is neither a trained model of autoliver nor one of nnU-Net.",
             hint="Give a run's folder (WORKSPACE/DATASET/runs/2d), an exported file, a file of "
             "weights (.safetensors), or nnU-Net's results folder or checkpoint.",
         )
@@ -217,12 +230,13 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
 def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target: str) -> Source:
     if name.lower() == IMAGENET:
         raise ModelError(
-            "--pretrained imagenet: no network of this version takes ImageNet's weights.",
+            "--pretrained imagenet: no network of this version can use ImageNet weights.",
             hint=_known(workspace, wanted),
         )
     model, _, asked = name.partition("/")
     asked, _, fold = asked.partition("/")
-    # Datasets come before imported models; one without a run of the configuration does not count.
+    # Datasets come before imported models. A dataset or model without a run of the configuration is
+    # passed over.
     found = [(folder, _runs(folder)) for folder in workspace.trained(model)]
     fits: list[tuple[ModelFolder, _Run]] = []
     for folder, runs in found:
@@ -245,13 +259,13 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
     if there:
         what = f"run {asked}" if asked else f"trained {wanted}"
         raise ModelError(
-            f"--pretrained {name}: it has no {what}, but {', '.join(there)}.",
+            f"--pretrained {name}: it has no {what}, only {', '.join(there)}.",
             hint=f"Train it (autoliver train {model} {wanted} --fold all), or name another run: "
             f"--pretrained {there[0]}",
         )
     if found:
         raise ModelError(
-            f"--pretrained {name}: {found[0][0].name} is planned, but nothing of it is trained.",
+            f"--pretrained {name}: {found[0][0].name} is planned, but nothing is trained on it.",
             hint=f"Train it: autoliver train {model} {wanted} --fold all",
         )
     raise ModelError(
@@ -261,18 +275,32 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
 
 
 def _with_fold(run: _Run, fold: str, name: str) -> _Run:
-    """The run with the fold that was asked for alone."""
+    """Returns the run with only the requested fold; unchanged if no fold is requested.
+
+    Raises:
+        ModelError: There is no such fold.
+    """
     if not fold:
         return run
     folds = tuple(place for place in run.folds if place.name == fold)
     if not folds:
         there = ", ".join(place.name for place in run.folds)
-        raise ModelError(f"--pretrained {name}: there is no {fold}.", hint=f"There is: {there}.")
+        raise ModelError(f"--pretrained {name}: there is no {fold}.", hint=f"Choose from: {there}.")
     return _Run(run.name, folds)
 
 
 def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _Run:
-    """The run of the configuration: one planned like the target, else the plain one."""
+    """Chooses the run of a configuration: the one planned like the target, or else the plain one.
+
+    Args:
+        runs: The runs to choose from.
+        wanted: The configuration.
+        target: Short name of the target dataset.
+        whose: Name of the model, for errors.
+
+    Raises:
+        ModelError: There is no run of the configuration, or several could be meant.
+    """
     fitting = [run for run in runs if run.parts.configuration == wanted]
     for name in (f"{wanted}@{target}", wanted):
         exact = [run for run in fitting if run.name == name]
@@ -283,7 +311,7 @@ def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _R
     if not fitting:
         there = ", ".join(run.name for run in runs)
         raise ModelError(
-            f"{whose}: it has no trained {wanted}, but {there}.", hint="Give one of its runs."
+            f"{whose}: it has no trained {wanted}, only {there}.", hint="Give one of its runs."
         )
     raise ModelError(
         f"{whose}: {len(fitting)} of its runs could be meant.",
@@ -294,7 +322,7 @@ def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _R
 
 
 def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
-    """Fold `all` of a run, else its first one."""
+    """Returns fold `all` of a run as the source, or else its first fold."""
     from autoliver.networks.checkpoint import load_weights
 
     place = one_fold(run.folds)
@@ -302,7 +330,7 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     name = safe(name or short_name(info.plan.dataset))
     if info.fold != "all":
         _log.warning(
-            "%s/%s: fold %s is taken, which has not learnt from the cases it held out.",
+            "%s/%s: fold %s is used, which was not trained on the cases it held out.",
             *(name, run.name, info.fold),
         )
     return Source(
@@ -318,7 +346,7 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
 
 
 def _bare(path: Path) -> Source:
-    """A file of weights without model.json: nothing is known but the network."""
+    """Returns a file of weights without model.json as the source; only its network is known."""
     from autoliver.networks.checkpoint import load_weights
 
     weights, spec = load_weights(path)
@@ -369,9 +397,9 @@ def _runs(folder: ModelFolder) -> list[_Run]:
 def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
     there = source.spec.dimension
     hint = (
-        "That is what inflation does, which this version cannot do yet. "
+        "This would need inflation of the weights, which this version cannot do yet. "
         if there < dimension
-        else "A slice's network cannot be made from a volume's. "
+        else "A 2D network cannot be made from a 3D one. "
     )
     return ModelError(
         f"--pretrained {source.fold}: its network is {there}D, {wanted} is {dimension}D.",
@@ -380,7 +408,7 @@ def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
 
 
 def _known(workspace: Workspace, wanted: str) -> str:
-    """What could be named instead."""
+    """Lists what could be named instead, as a hint."""
     names = [
         f"{folder.name}/{run.name}" for folder in workspace.all_trained for run in _runs(folder)
     ]
@@ -389,4 +417,4 @@ def _known(workspace: Workspace, wanted: str) -> str:
             f"The workspace {workspace.root} holds no trained model: train one (autoliver train "
             f"DATASET {wanted} --fold all), or autoliver import FILE --name NAME."
         )
-    return f"There is: {', '.join(names)}."
+    return f"Choose from: {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""What a training begins with: the plan it follows, and weights made to fit from a source."""
+"""Finds the plan that a training follows, and adapts the weights of a source to start from."""
 
 import logging
 from collections.abc import Mapping
@@ -31,24 +31,28 @@ _log = logging.getLogger(__name__)
 def find_start(
     workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify
 ) -> tuple[Planned, Source | None]:
-    """The dataset with the plan to train with, made where it is missing, and the source if any.
+    """Finds the plan to train with and the source of the weights; a missing plan is made.
 
     Args:
-        workspace: Where names are looked up.
-        name: Path or name of the dataset.
-        request: Its `pretrained`, `like` and `own_plan` count.
-        notify: Called with what was taken.
+        workspace: The workspace in which names are looked up.
+        name: Path or name of the dataset; None for the only one.
+        request: Its `pretrained`, `like`, `own_plan` and `twin` decide.
+        notify: Called with messages about the source and plan that are used.
+
+    Returns:
+        The dataset with its plan; and the source, None if training starts from random weights.
 
     Raises:
-        AutoliverError: There is no such source, or it cannot serve the dataset.
+        AutoliverError: There is no such source, or it cannot be used for the dataset.
     """
     _check_together(request)
     wanted = request.configuration
     if request.pretrained is not None:
-        # Before the dataset is read: that may take long, and a name may be wrong.
+        # The source is looked up before the dataset is hashed, which may take long: its name may be
+        # wrong.
         target = safe(workspace.read(name).short_name)
         source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
-        taken = "Planned like" if request.twin else "Begins with"
+        taken = "Planned like" if request.twin else "Starts from"
         notify(f"{taken} {source.fold}: {source.where}.")
         own = planned_dataset(workspace, name, machine=request.machine)
         theirs = source.plan_for(wanted)
@@ -65,14 +69,14 @@ def find_start(
 
 
 def _check_together(request: TrainRequest) -> None:
-    """Refuses a start that contradicts itself.
+    """Refuses options that contradict each other.
 
     Raises:
-        OptionError: Saying what to leave out.
+        OptionError: Options contradict each other; the hint says what to leave out.
     """
     if request.like is None:
         if request.own_plan and request.pretrained is None:
-            raise OptionError("--own-plan goes with --pretrained.", hint="Leave it out.")
+            raise OptionError("--own-plan needs --pretrained.", hint="Leave it out.")
         return
     other = "--pretrained" if request.pretrained else "--own-plan" if request.own_plan else None
     if other is not None:
@@ -99,9 +103,10 @@ def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, notify:
 def note_seen(
     source: Source, planned: Planned, splits: Mapping[Fold, Split], *, notify: Notify = _log.info
 ) -> None:
-    """Says it when the source has learnt from cases that a fold holds out: its scores flatter.
+    """Notifies the user if the source was trained on held-out cases: their scores are too good.
 
-    Goes by names, where the source was trained on the same dataset.
+    Only a source that was trained on a dataset of the same name is checked. Cases are compared by
+    name.
     """
     info = source.info
     if info is None or info.plan.dataset != planned.dataset.name:
@@ -110,7 +115,7 @@ def note_seen(
         seen = sorted(set(info.cases) & set(split.validation))
         if seen:
             notify(
-                f"Note: fold {fold}: {source.fold} has learnt from {len(seen)} of the "
+                f"Note: fold {fold}: {source.fold} was trained on {len(seen)} of the "
                 f"{len(split.validation)} cases held out ({', '.join(seen[:3])}"
                 f"{', ...' if len(seen) > 3 else ''}): their scores will be too good."
             )
@@ -118,7 +123,12 @@ def note_seen(
 
 @dataclass(frozen=True)
 class Start:
-    """Weights that fit, None where a run keeps them already, and what was done to them."""
+    """Adapted weights to start from.
+
+    Attributes:
+        weights: The weights by parameter name; None if the run's folder already holds them.
+        transfer: How each weight was adapted.
+    """
 
     weights: "dict[str, Tensor] | None"
     transfer: Transfer
@@ -127,7 +137,13 @@ class Start:
 def fit_weights(
     source: Source, planned: Planned, configuration: Configuration, options: "TrainingOptions"
 ) -> Start:
-    """Makes the source's weights fit a run's network.
+    """Adapts the source's weights to a run's network.
+
+    Args:
+        source: The source of the weights.
+        planned: The target dataset and its plan.
+        configuration: The configuration that is trained.
+        options: The training options; their seed and `heads` matter.
 
     Raises:
         ModelError: The source is damaged, or its weights cannot be used.
@@ -162,18 +178,18 @@ def fit_weights(
 def keep_start(
     run: RunFolder, start: Start, configuration: Configuration, *, notify: Notify = _log.info
 ) -> None:
-    """Writes what the folds of a run begin with; transfer.json last, to say that it is there."""
+    """Writes the weights that folds start from; transfer.json comes last and marks them valid."""
     from autoliver.networks.checkpoint import save_weights
 
     if start.weights is not None:
-        run.transfer.unlink(missing_ok=True)  # or it would vouch for other weights
+        run.transfer.unlink(missing_ok=True)  # else it would describe other weights for a while
         save_weights(run.start, start.weights, spec=configuration.network)
         start.transfer.save(run.transfer)
     notify(f"{start.transfer.table.describe(start.transfer.share)}\nEach weight: {run.transfer}")
 
 
 def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:
-    """What a run keeps already, where it is of this source and these options."""
+    """Returns the existing start of a run; None unless it fits this source and these options."""
     if not (run.transfer.exists() and run.start.exists()):
         return None
     kept = Transfer.load(run.transfer)
@@ -182,13 +198,13 @@ def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> St
 
 
 def forget_start(run: RunFolder) -> None:
-    """Removes what an earlier training of a run began with."""
+    """Removes the weights that an earlier training of the run started from."""
     run.transfer.unlink(missing_ok=True)
     run.start.unlink(missing_ok=True)
 
 
 def _part_of(options: "TrainingOptions") -> str:
-    """A digest of the options that the weights depend on."""
+    """Returns a digest of the options that the adapted weights depend on."""
     return digest([options.seed, options.heads])
 
 
@@ -210,8 +226,8 @@ def _source_side(source: Source, target: "Side", options: "TrainingOptions") -> 
         return _side(source.info.plan, source.info.decisions)
     if options.heads == "map":
         raise ModelError(
-            f"{source.where}: nothing says what its labels are.",
-            hint="Draw the heads anew with --reset-heads, or give the fold's folder with its "
+            f"{source.where}: the labels of these weights are not known.",
+            hint="Start with random heads with --reset-heads, or give the fold's folder with its "
             "model.json.",
         )
     same = source.spec.in_channels == target.spec.in_channels

@@ -1,4 +1,4 @@
-"""Training: folds that are not finished go on, and their held-out cases are scored."""
+"""Trains unfinished folds of a run and scores their held-out cases."""
 
 import logging
 from collections.abc import Sequence
@@ -53,7 +53,11 @@ _log = logging.getLogger(__name__)
 
 
 class FoldsFailed(AutoliverError):
-    """Some of several folds were not finished; `results` are those that were."""
+    """Raised if some of several folds failed.
+
+    Attributes:
+        results: The results of the folds that were finished.
+    """
 
     def __init__(self, problem: str, *, hint: str = "", results: Sequence[FoldResult] = ()) -> None:
         super().__init__(problem, hint=hint)
@@ -68,22 +72,26 @@ def train(
     notify: Notify = _log.info,
     queued: bool = False,
 ) -> list[FoldResult]:
-    """Plans and preprocesses what is missing, trains the folds, scores their held-out cases.
+    """Trains folds and scores their held-out cases; plans and preprocesses the dataset if needed.
 
-    A fold that was stopped goes on where it was; a finished one is left as it is. One of several
-    that fails does not keep the others from being trained. Processes that torchrun has started
-    train each fold together; the first does all the rest.
+    An interrupted fold is resumed; a finished one is left as it is. If one of several folds fails,
+    the others are still trained. Processes started by torchrun train each fold together; the first
+    one does everything else.
 
     Args:
-        workspace: Where everything is kept.
-        name: Path or name of the dataset.
+        workspace: The workspace.
+        name: Path or name of the dataset; None for the only one.
         request: What to train.
-        notify: Called with what a person should know before the training begins.
-        queued: Whether this process trains for another one, which has said what there is to say.
+        notify: Called with messages for the user before the training starts.
+        queued: Whether this process trains a fold for another process, which has already shown the
+            messages for the user.
+
+    Returns:
+        The results of the requested folds.
 
     Raises:
-        FoldsFailed: Naming the folds that failed, with their reasons.
-        AutoliverError: See the stages; also when the training was stopped by SIGTERM.
+        FoldsFailed: Some folds failed; the message names them with their reasons.
+        AutoliverError: A stage failed, or the training was stopped by SIGTERM.
     """
     from autoliver.training.distributed import join_group
 
@@ -91,8 +99,8 @@ def train(
     with join_group() as group:
         if group.size > 1 and (machine.gpus or machine.jobs):
             raise OptionError(
-                "--gpus and --jobs give folds to processes of their own; torchrun has started "
-                f"{group.size} that train each fold together.",
+                "--gpus and --jobs train each fold in a process of its own, but torchrun has "
+                f"started {group.size} processes that train each fold together.",
                 hint="Use one or the other.",
             )
         _check_machine(machine)
@@ -110,10 +118,14 @@ def train(
 
 
 def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
-    """Does what a process of a queue is asked for in a file; `notify` as in `train`.
+    """Trains the fold that a queue requests in a file.
+
+    Args:
+        path: The file of the request.
+        notify: As for `train`.
 
     Raises:
-        AutoliverError: As `train`; or the file is missing or damaged.
+        AutoliverError: As for `train`; or the file is missing or damaged.
     """
     queued = QueuedRequest.load(path)
     join_queue(queued.at_once)
@@ -122,7 +134,7 @@ def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
 
 
 def _check_machine(machine: Machine) -> None:
-    """Before anything is made: a GPU that is not there is not worth an hour of preprocessing."""
+    """Refuses missing devices and packages early, before an hour of preprocessing is spent."""
     if machine.tensorboard:
         check_tensorboard()
     queue_devices(machine)
@@ -134,7 +146,7 @@ def _check_machine(machine: Machine) -> None:
 
 
 def _check_options(request: TrainRequest) -> None:
-    """Nor is a word that `train` does not know; what was begun with others is compared later."""
+    """Refuses invalid options early; they are compared with those of an existing run later."""
     fields = {**request.changes, "pretrained": None if request.twin else request.pretrained}
     check_options(given_options(fields))
     for name in ("fresh", "own_plan", "twin"):
@@ -150,7 +162,11 @@ def _check_options(request: TrainRequest) -> None:
 def _run_job(
     workspace: Workspace, name: str | None, request: TrainRequest, group: "Group", notify: Notify
 ) -> RunJob:
-    """The run to train, planned, begun and preprocessed; refuses what cannot be trained."""
+    """Prepares a run for training: plans, writes the options and preprocesses.
+
+    Raises:
+        AutoliverError: The run cannot be trained as requested.
+    """
     planned, source = find_start(workspace, name, request, notify=notify)
     configuration = planned_configuration(planned, request.configuration)
     stage = None
@@ -170,7 +186,7 @@ def _run_job(
     options = begun.options
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
-    group.part(configuration.batch_size)  # refuses more processes than samples
+    group.part(configuration.batch_size)  # raises if there are more processes than samples
     start = None
     if source is not None:
         start = None if begun.new else kept_start(run, source, options)
@@ -208,7 +224,7 @@ def _run_job(
 
 
 def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold, Split]:
-    """The cases of each fold that is wanted."""
+    """Returns the cases of each requested fold."""
     wanted = request.folds or tuple(range(len(folds.splits))) or ("all",)
     cases = [case.name for case in planned.dataset.labelled]
     return {fold: folds.split(fold, cases) for fold in wanted}
@@ -217,7 +233,7 @@ def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold,
 def _made_from(
     planned: Planned, folds: Folds, stage: FirstStage | None, source: Source | None
 ) -> dict[str, str]:
-    """What a run is made from, besides its options."""
+    """Returns digests of the inputs of a run, besides its options."""
     return {
         "plan": planned.plan.digest(),
         "dataset": planned.dataset.digest(),
@@ -230,7 +246,7 @@ def _made_from(
 def _notify(
     notify: Notify, plan: Plan, configuration: Configuration, options: TrainingOptions, cases: int
 ) -> None:
-    """What a person should know of the options before it begins."""
+    """Tells the user about the memory and the schedule, and warns of a window unsuited to MR."""
     if options.patch or options.batch_size:
         log_memory(configuration, plan)
     notify(why_schedule(options, cases))
@@ -242,14 +258,14 @@ def _notify(
 
 
 def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:
-    """The options that were given; what it begins with is one of them, given or not."""
+    """Returns the options that were given, and always the source of the weights."""
     return {**request.changes, "pretrained": None if source is None else source.fold}
 
 
 def _folds_failed(
     run: str, results: Sequence[FoldResult], failures: Sequence[FoldResult]
 ) -> FoldsFailed:
-    """Names the folds that failed; those with the same reason together."""
+    """Makes the error that names the failed folds, grouped by reason."""
     alike: dict[str, list[str]] = {}
     for failure in failures:
         alike.setdefault(failure.problem, []).append(str(failure.fold))
@@ -261,7 +277,7 @@ def _folds_failed(
     return FoldsFailed(
         f"{run}: {len(failures)} of {len(failures) + len(results)} folds failed. "
         + " ".join(reasons),
-        hint=" ".join([*hints, "The same command again goes on with what is not finished."]),
+        hint=" ".join([*hints, "The same command again continues with the unfinished folds."]),
         results=results,
     )
 
@@ -269,17 +285,17 @@ def _folds_failed(
 def _train_folds(
     job: RunJob, request: TrainRequest, workspace: Path, group: "Group"
 ) -> list[FoldResult]:
-    """Trains and scores what is not finished, in a queue of processes or one by one in this one.
+    """Trains and scores unfinished folds, in a queue of processes or one by one in this process.
 
     Returns:
-        The folds that failed.
+        The results of the folds that failed.
     """
     todo: list[Fold] = group.lead_does(lambda: [f for f in job.splits if not job.finished(f)])
     devices = queue_devices(request.machine)[: len(todo)]
     if len(todo) > 1 and devices:
         return run_queue(job, todo, devices, request=request, workspace=workspace)
     if len(request.machine.gpus) > 1 and todo:
-        _log.warning("One fold trains on one GPU: %s is used alone.", devices[0])
+        _log.warning("A single fold trains on one GPU: only %s is used.", devices[0])
     device = _device(devices[0] if devices else request.machine.device, group)
     failures = []
     for fold in todo:

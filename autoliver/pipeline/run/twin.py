@@ -1,4 +1,4 @@
-"""A training with transferred weights beside its twin from scratch, under the same budget."""
+"""Trains with transferred weights and, with the same budget, a twin from scratch to compare."""
 
 import logging
 from dataclasses import dataclass
@@ -13,15 +13,20 @@ from autoliver.workspace import RunFolder, Workspace
 _log = logging.getLogger(__name__)
 
 _TAG = "scratch"
-# What a training from scratch has no use for, or has at another value by its own schedule.
+# Options that a training from scratch has no use for, or for which it needs its own default.
 _OF_TRANSFER = ("pretrained", "freeze", "unfreeze", "encoder_factor", "heads", "lr")
-# What `train` sets anew.
+# Fields that `train` sets itself.
 _KEPT_APART = ("made_from", "extensions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Folds that began with a source's weights, and those that began with drawn ones."""
+    """The results of both trainings.
+
+    Attributes:
+        transferred: Folds that started from the source's weights.
+        scratch: Folds that started from random weights.
+    """
 
     transferred: list[FoldResult]
     scratch: list[FoldResult]
@@ -30,29 +35,31 @@ class Compared:
 def train_both(
     workspace: Workspace, name: str | None, request: TrainRequest, *, notify: Notify = _log.info
 ) -> Compared:
-    """Trains as asked and then its twin: the same plan, options and steps, drawn weights.
+    """Trains as requested, and then a twin from random weights.
 
-    The twin's run has the tag "scratch" (TAG-scratch where one was given), and learns at the rate
-    that its schedule has for drawn weights.
+    The twin has the same plan, options and number of steps. Its run has the tag "scratch"
+    (TAG-scratch if a tag was given), and its learning rate is the one that the schedule has for
+    random weights.
 
     Raises:
-        OptionError: Nothing is transferred, or the training is to be extended.
-        AutoliverError: As `train`.
+        OptionError: No weights are transferred, the training is to be extended, or it has no
+            epochs.
+        AutoliverError: As for `train`.
     """
     if request.pretrained is None:
         raise OptionError(
-            "--compare-scratch trains the twin of a training with --pretrained.",
+            "--compare-scratch trains a twin of a training with --pretrained, which is missing.",
             hint="Give --pretrained SOURCE as well.",
         )
     if request.extend is not None:
         raise OptionError(
-            "--extend and --compare-scratch: one training is extended at a time.",
-            hint="Extend each run by itself; the twin's with --pretrained SOURCE --twin.",
+            "--extend and --compare-scratch: only one run can be extended at a time.",
+            hint="Extend each run by itself; the twin with --pretrained SOURCE --twin.",
         )
     if request.changes.get("epochs") == 0:
         raise OptionError(
-            "--epochs 0 and --compare-scratch: weights drawn at random and never trained are no "
-            "training to compare with.",
+            "--epochs 0 and --compare-scratch: random weights that are not trained are no useful "
+            "comparison.",
             hint="Give a number of epochs, or leave --compare-scratch out.",
         )
     transferred = train(workspace, name, request, notify=notify)
