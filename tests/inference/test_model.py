@@ -70,7 +70,7 @@ def test_damaged_weights_are_named(save, damage):
 def test_weights_of_another_fold_are_noticed(save):
     one, other = save("fold_0", seed=0), save("fold_1", seed=1)
     shutil.copy(one / WEIGHTS_FILE, other / WEIGHTS_FILE)
-    with pytest.raises(ModelError, match=r"fold_1/.*not what model\.json recorded"):
+    with pytest.raises(ModelError, match=r"fold_1/.*checksum differs from the one in model\.json"):
         load(one, other)
 
 
