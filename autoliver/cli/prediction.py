@@ -45,6 +45,7 @@ Modality = Annotated[
 ]
 
 
+# Longer than 60 lines, because every option of the command is a parameter with its help.
 def predict(
     source: Annotated[
         Path, typer.Option("--input", "-i", metavar="IN", help="Folder of images, or one image.")
@@ -134,6 +135,7 @@ def predict(
     emit(result, f"{text}\nWritten: {output}", as_json=as_json)
 
 
+# Longer than 60 lines, because every option of the command is a parameter with its help.
 def evaluate(
     prediction: Annotated[
         Path,

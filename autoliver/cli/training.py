@@ -114,6 +114,7 @@ Tag = Annotated[
 ]
 
 
+# Longer than 60 lines, because every option of the command is a parameter with its help.
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: ConfigurationArgument,
