@@ -17,10 +17,8 @@ def code_lines(node: ast.AST, source: list[str]) -> int:
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(source))
     left_out: set[int] = set()
     for inner in ast.walk(node):
-        body = getattr(inner, "body", None)
-        if isinstance(inner, tuple(MOST)) and body and isinstance(body[0], ast.Expr):
-            if isinstance(body[0].value, ast.Constant):
-                left_out |= {*range(body[0].lineno, body[0].end_lineno + 1)}
+        if isinstance(inner, tuple(MOST)) and ast.get_docstring(inner) is not None:
+            left_out |= {*range(inner.body[0].lineno, inner.body[0].end_lineno + 1)}
     lines = enumerate(source[first - 1 : last], first)
     return sum(
         bool(text.strip()) and not text.lstrip().startswith("#") and number not in left_out
@@ -52,6 +50,7 @@ def test_the_exceptions_say_why(name: str) -> None:
 
 
 def test_lines_are_counted_without_documentation() -> None:
-    text = '"""M."""\n\n\ndef f():\n    """D.\n\n    More.\n    """\n    # why\n    x = 1\n\n    return x\n'
+    text = '"""M."""\n\n\ndef f():\n    """D.\n\n    More.\n    """\n    # why\n'
+    text += "    x = 1\n\n    return x\n"
     function = ast.parse(text).body[1]
     assert code_lines(function, text.splitlines()) == 3
