@@ -167,8 +167,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     process = subprocess.Popen(
         # A shell starts what runs in the background with Ctrl-C ignored, which children inherit.
-        ["env", "--default-signal=INT", sys.executable, "-m", "autoliver"]
-        + ["plan", str(tmp_path), "-w", str(tmp_path / "w")],
+        [
+            *("env", "--default-signal=INT", sys.executable, "-m", "autoliver"),
+            *("plan", str(tmp_path), "-w", str(tmp_path / "w")),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
