@@ -7,6 +7,7 @@ digest of what it was made from), so that a stage can refuse inputs that do not 
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -130,8 +131,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 def _without_defaults(value: Any) -> Any:
     """Converts to a plain value; keeps only fields that count and differ from their defaults."""
     if isinstance(value, Record):
-        fields = [f for f in msgspec.structs.fields(value) if f.name not in value.NOT_COUNTED]
-        pairs = ((field, getattr(value, field.name)) for field in fields)
+        pairs = ((field, getattr(value, field.name)) for field in _counted_fields(type(value)))
         counted = {f.name: _without_defaults(v) for f, v in pairs if not _is_default(f, v)}
         return {**_tag(value), **counted}
     if isinstance(value, dict):
@@ -139,6 +139,12 @@ def _without_defaults(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_defaults(item) for item in value]
     return value
+
+
+@functools.cache
+def _counted_fields(kind: type[Record]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Returns the fields that count in digests; evaluating their annotations takes long."""
+    return tuple(f for f in msgspec.structs.fields(kind) if f.name not in kind.NOT_COUNTED)
 
 
 def _tag(value: msgspec.Struct) -> dict[str, Any]:
