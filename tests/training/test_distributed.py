@@ -413,11 +413,16 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
 
 
 def test_a_process_that_is_killed_ends_the_other(tmp_path: Path) -> None:
-    start = time.monotonic()
-    code, _, errors = run(__file__, "killed", tmp_path)
-    assert code != 0
-    assert time.monotonic() - start < 60
-    assert errors.count("AutoliverError: Another of the 2 processes was killed") == 1, errors
+    words = "AutoliverError: Another of the 2 processes was killed"
+    for attempt in range(3):
+        start = time.monotonic()
+        code, _, errors = run(__file__, "killed", tmp_path / str(attempt))
+        assert code != 0
+        assert time.monotonic() - start < 60
+        # torchrun may notice it first, and end the other before it has said anything.
+        if errors.count(words) == 1 or "SIGTERM" not in errors:
+            break
+    assert errors.count(words) == 1, errors
 
 
 if __name__ == "__main__":
