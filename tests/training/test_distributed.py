@@ -415,8 +415,10 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
 def test_a_process_that_is_killed_ends_the_other(tmp_path: Path) -> None:
     words = "AutoliverError: Another of the 2 processes was killed"
     for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
         start = time.monotonic()
-        code, _, errors = run(__file__, "killed", tmp_path / str(attempt))
+        code, _, errors = run(__file__, "killed", folder)
         assert code != 0
         assert time.monotonic() - start < 60
         # torchrun may notice it first, and end the other before it has said anything.
