@@ -241,11 +241,6 @@ def _times(sizes: Sequence[int]) -> str:
     return "x".join(str(n) for n in sizes)
 
 
-def flag_name(name: str) -> str:
-    """The name, without dashes, of the option of `train` that sets a field: batch-size."""
-    return name.replace("_", "-")
-
-
 _WITHOUT_FLAG: dict[str, dict[object, str]] = {
     "heads": {"map": "mapped heads", "reset": "--reset-heads"},
     "pretrained": {None: "weights drawn at random"},
@@ -259,16 +254,16 @@ def flag(name: str, value: object) -> str:
 
     Some values cannot be given as an option: they are described in words.
     """
-    words = flag_name(name)
+    option = flag_of(name)
     if value in _WITHOUT_FLAG.get(name, {}):
         return _WITHOUT_FLAG[name][value]
     if value is None:
-        return f"the default --{words}"
+        return f"the default {option}"
     if isinstance(value, bool):
-        return f"--{words}" if value else f"--no-{words}"
+        return option if value else f"--no-{option.removeprefix('--')}"
     if isinstance(value, tuple):
         value = ",".join(str(v) for v in value)
-    return f"--{words} {value}"
+    return f"{option} {value}"
 
 
 def patch_sizes(value: object) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from autoliver.training.options import (
     choose_recipe,
     default_epochs,
     flag,
-    flag_name,
     why_schedule,
 )
 from autoliver.training.recipes import RECIPES, Recipe, learning_rate
+from autoliver.values import flag_of
 
 
 def test_auto_goes_by_the_number_of_steps() -> None:
@@ -85,7 +85,7 @@ def test_another_optimiser_comes_with_its_own_rate_and_decay() -> None:
     ],
 )
 def test_options_that_cannot_train_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match=f"--{flag_name(next(iter(wrong)))}"):
+    with pytest.raises(OptionError, match=flag_of(next(iter(wrong)))):
         check_options(TrainingOptions(**wrong))  # type: ignore[arg-type]
 
 
