@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoliver.errors import AutoliverError, OptionError
+from autoliver.system import in_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +24,12 @@ _LIMITS = ("workers", "memory_gb")
 def as_arguments() -> Iterator[None]:
     """Rewrites errors raised in the block to name arguments instead of command-line options.
 
-    --batch-size becomes batch_size, for example. Texts that name a command stay unchanged.
+    --batch-size becomes batch_size, for example. Texts that name a command stay unchanged. Errors
+    of the system become an `AutoliverError` as well (see `autoliver.system`).
     """
     try:
-        yield
+        with in_words():
+            yield
     except AutoliverError as error:
         error.problem, error.hint = _respelled(error.problem), _respelled(error.hint)
         error.args = (error.problem,)

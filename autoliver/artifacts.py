@@ -5,8 +5,8 @@ starts with `kind`, `schema`, `autoliver` (the version that wrote it) and `made_
 digest of what it was made from), so that a stage can refuse inputs that do not belong together.
 """
 
+import codecs
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -19,16 +19,28 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import msgspec
 
-from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.errors import ArtifactError
+from autoliver.system import system_error
 
 R = TypeVar("R", bound="Record")
 
-# errno values that point to the user's disk rather than to a bug: disk full, over quota, read-only,
-# not permitted, or a file where a folder should be.
-_DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST),
+# Marks at the start of a text file, and where the first bytes are zero without one. UTF-32 comes
+# first, since its mark begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
 }
+_ZEROS = {
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+    (False, True): "utf-16-le",
+    (True, False): "utf-16-be",
+}
+# Characters at the end of a name that hold the ending of every type of file.
+_ENDING = 16
 
 
 class Readable(Protocol):
@@ -223,11 +235,28 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
         ArtifactError: The file is missing or is not JSON.
     """
     try:
-        return msgspec.json.decode(path.read_bytes())
+        return msgspec.json.decode(_as_utf8(path.read_bytes()))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file.", hint=hint) from None
+    except RecursionError:
+        raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+
+
+def _as_utf8(content: bytes) -> bytes:
+    """The content of a text file as UTF-8 without a mark, as which editors may not have saved it.
+
+    UTF-16 and UTF-32 are recognised by their mark, or by the zeros beside a first character that is
+    ASCII, which it is in JSON.
+    """
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            return content[len(mark) :].decode(encoding).encode()
+    for zeros, encoding in _ZEROS.items():
+        if tuple(not byte for byte in content[: len(zeros)]) == zeros:
+            return content.decode(encoding).encode()
+    return content
 
 
 @contextlib.contextmanager
@@ -241,10 +270,11 @@ def replacing(path: Path) -> Iterator[Path]:
         The temporary path.
 
     Raises:
-        AutoliverError: The disk is full or read-only, or there is no permission to write.
+        MachineError: The system refuses to write, e.g. because the disk is full.
     """
-    # The file ending is kept, since image readers and writers choose the format by it.
-    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name}")
+    # The file ending is kept, since image readers and writers choose the format by it; the rest is
+    # short, so that every name that fits a disk can be written.
+    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name[-_ENDING:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -253,35 +283,33 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         beside.replace(path)
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
-            raise disk_error(path, error) from error
-        raise
+        told = system_error(error, _named(error, beside, path), verb="written")
+        if told is None:
+            raise
+        raise told from error
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+        # A disk that fails here as well must not hide the first error.
+        with contextlib.suppress(OSError):
+            if beside.is_dir():
+                shutil.rmtree(beside, ignore_errors=True)
+            else:
+                beside.unlink(missing_ok=True)
+
+
+def _named(error: OSError, beside: Path, path: Path) -> str | Path:
+    """What an error in `replacing` is about: another file that it names, or the path itself."""
+    named = error.filename if isinstance(error.filename, str) else ""
+    return path if not named or named.startswith(str(beside)) else named
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically.
 
     Raises:
-        AutoliverError: The disk is full or read-only, or there is no permission to write.
+        MachineError: The system refuses to write, e.g. because the disk is full.
     """
     with replacing(path) as beside:
         beside.write_bytes(content)
-
-
-def disk_error(path: Path, error: OSError) -> AutoliverError:
-    """Returns the error to show to the user for a failed write to disk."""
-    hint = "Check the folder's permissions, or choose another one with --workspace."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = (
-            "Free some space, or choose another disk with --workspace; "
-            "then run the same command again: finished work is kept."
-        )
-    return AutoliverError(f"{path}: cannot be written: {error.strerror}.", hint=hint)
 
 
 def _flush(path: Path) -> None:

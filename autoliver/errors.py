@@ -5,6 +5,7 @@ AutoliverError
  +- ArtifactError    a file written by this package: missing, damaged, foreign or out of date
  +- OptionError      an option or a combination of options that is invalid
  +- ModelError       a model that is missing, damaged or does not fit the images
+ +- MachineError     what the machine refuses: a full disk, a missing permission, a limit
 
 Any other exception that leaves a command is a bug in this package and shows its traceback.
 """
@@ -46,6 +47,10 @@ class OptionError(AutoliverError):
 
 class ModelError(AutoliverError):
     """A model is missing, damaged or does not fit the images."""
+
+
+class MachineError(AutoliverError):
+    """The machine refuses: a disk is full or fails, a permission is missing, a limit is reached."""
 
 
 def _rebuild(kind: type[AutoliverError], problem: str, hint: str) -> AutoliverError:

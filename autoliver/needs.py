@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import DatasetError, MachineError, OptionError
 from autoliver.io.files import read_header
 from autoliver.io.header import Header
 from autoliver.io.orientation import reorientation_to
@@ -173,6 +173,6 @@ def _headers(paths: Sequence[str | Path]) -> list[Header]:
     for path in paths:
         try:
             headers.append(read_header(path))
-        except DatasetError:
+        except (DatasetError, MachineError):
             continue
     return headers

@@ -188,10 +188,10 @@ class _Work(Generic[A, R]):
     items: Sequence[A]
     needs: Sequence[Need]
 
-    def here(self) -> Iterator[tuple[int, R]]:
-        for index, item in enumerate(self.items):
+    def here(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, R]]:
+        for index in range(len(self.items)) if indices is None else indices:
             try:
-                result = self.function(item)
+                result = self.function(self.items[index])
             except MemoryError as error:
                 raise _too_large(self.needs[index], "memory ran out") from error
             yield index, result
@@ -201,6 +201,14 @@ class _Work(Generic[A, R]):
         while waiting:
             run = _PoolRun(work=self, number=number, waiting=waiting)
             yield from run.results()
+            if run.refusal is not None:
+                _log.warning(
+                    "Worker processes cannot be started here (%s; they need a /dev/shm that can be "
+                    "written to). The rest runs in this process.",
+                    run.refusal.strerror or run.refusal,
+                )
+                yield from self.here([*run.lost, *waiting])
+                return
             if not run.lost:
                 return
             needs = [self.needs[index] for index in run.lost]
@@ -215,6 +223,8 @@ class _Work(Generic[A, R]):
     def _alone(self, indices: Iterable[int]) -> Iterator[tuple[int, R]]:
         run = _PoolRun(work=self, number=1, waiting=deque(indices))
         yield from run.results()
+        if run.refusal is not None:
+            raise run.refusal
         if run.lost:
             raise _too_large(self.needs[run.lost[0]], run.cause)
 
@@ -229,6 +239,8 @@ class _PoolRun(Generic[A, R]):
         waiting: Indices of the cases that have not been started.
         lost: Indices of the cases that workers were processing when one of them died.
         cause: How the worker died, as the first words of a message; empty if none died.
+        refusal: Why the system starts no worker, e.g. because /dev/shm, which the queues between
+            processes need, cannot be used; None if it did start one.
     """
 
     work: _Work[A, R]
@@ -236,17 +248,22 @@ class _PoolRun(Generic[A, R]):
     waiting: deque[int]
     lost: list[int] = field(default_factory=list)
     cause: str = ""
+    refusal: OSError | None = None
 
     def results(self) -> Iterator[tuple[int, R]]:
         # Never submits more cases than there are workers, so that the unfinished ones are known.
-        pool = ProcessPoolExecutor(self.number, mp_context=_fresh_processes())
+        try:
+            pool = ProcessPoolExecutor(self.number, mp_context=_fresh_processes())
+        except (OSError, ImportError, NotImplementedError) as error:
+            self.refusal = error if isinstance(error, OSError) else OSError(str(error))
+            return
         running: dict[Future[R], int] = {}
         workers: list[BaseProcess] = []
         try:
             while self.waiting or running:
-                while self.waiting and len(running) < self.number:
-                    future = pool.submit(self.work.function, self.work.items[self.waiting[0]])
-                    running[future] = self.waiting.popleft()
+                self._submit(pool, running)
+                if not running:
+                    return
                 workers = workers or list(multiprocessing.active_children())
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
@@ -261,6 +278,17 @@ class _PoolRun(Generic[A, R]):
                 self.lost.append(index)
             else:
                 yield index, future.result()
+
+    def _submit(self, pool: ProcessPoolExecutor, running: dict[Future[R], int]) -> None:
+        """Gives every idle worker a case; starts workers unless the system has refused one."""
+        while self.waiting and len(running) < self.number and self.refusal is None:
+            index = self.waiting[0]
+            try:
+                running[pool.submit(self.work.function, self.work.items[index])] = index
+            except OSError as error:
+                self.refusal = error
+            else:
+                self.waiting.popleft()
 
 
 def _fresh_processes() -> BaseContext:

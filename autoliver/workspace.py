@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, read_dataset, short_name
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import make_folder, read_planned, settle
@@ -171,7 +172,9 @@ class ModelFolder:
             ArtifactError: model.json is damaged.
             ModelError: A fold is not finished.
         """
-        selection = Selection.load(self.selection, mend=f"autoliver select {self.name}")
+        selection = Selection.load(
+            self.selection, mend=command("select", self.name, workspace=self.path.parent)
+        )
         members = []
         for chosen in selection.members:
             run = RunFolder(self.path / "runs" / chosen.run)
@@ -347,7 +350,8 @@ class Workspace:
                 hint="Give the full name.",
             )
         raise DatasetError(
-            f"There is no folder and no planned dataset '{name}' (workspace {self.root}).",
+            f"There is no folder and no planned dataset '{name}' (workspace "
+            f"{self.root.absolute()}).",
             hint=_known("dataset", name, [d.name for d in self.datasets])
             or "Give the path of the dataset's folder: autoliver plan PATH",
         )
@@ -395,7 +399,7 @@ class Workspace:
         if not choices:
             what = f"no trained model '{model}'" if model else "no trained model"
             raise ModelError(
-                f"There is {what} in {self.root}.",
+                f"There is {what} in {self.root.absolute()}.",
                 hint=_known("model", model or "", [c.name for c in self._choices()])
                 or "Train one first: autoliver train DATASET 3d_fullres",
             )
@@ -435,8 +439,8 @@ class Workspace:
         if len(planned) == 1:
             return read_planned(self.root, planned[0].dataset)
         raise DatasetError(
-            f"No dataset was named, {here} is not a dataset, and the workspace {self.root} holds "
-            f"{len(planned)}.",
+            f"No dataset was named, {here} is not a dataset, and the workspace "
+            f"{self.root.absolute()} holds {len(planned)}.",
             hint="Name one: "
             + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
         )

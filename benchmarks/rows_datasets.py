@@ -207,9 +207,10 @@ def _compare_stores(ours: Path, peer: Path) -> dict[str, float]:
     worst, equal, total = 0.0, 0, 0
     for label in sorted(peer.glob("*_seg.b2nd")):
         case = label.name.removesuffix("_seg.b2nd")
-        images = [blosc2.open(str(folder / f"{case}.b2nd"))[:] for folder in (ours, peer)]
+        files = (ours / f"{case}.image.b2nd", peer / f"{case}.b2nd")
+        images = [blosc2.open(str(file))[:] for file in files]
         worst = max(worst, float(np.abs(images[0] - images[1]).max() / images[1].std()))
-        same = blosc2.open(str(ours / f"{case}_label.b2nd"))[:] == blosc2.open(str(label))[:]
+        same = blosc2.open(str(ours / f"{case}.label.b2nd"))[:] == blosc2.open(str(label))[:]
         equal, total = equal + int(same.sum()), total + same.size
     return {"difference/SD": worst, "equal labels": equal / total}
 

@@ -88,12 +88,25 @@ def _text(node: ast.AST) -> str | None:
             return text
         case ast.JoinedStr(values=parts):
             return "".join(HOLE if (text := _text(part)) is None else text for part in parts)
+        case ast.Call(func=ast.Name(id="command"), args=words, keywords=keywords):
+            place = [f"-w {HOLE}" for keyword in keywords if keyword.arg == "workspace"]
+            return " ".join(["autoliver", *(_word(word) for word in words), *place])
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             texts = [_text(left), _text(right)]
             if texts == [None, None]:
                 return None
             return "".join(f" {DOTS} " if text is None else text for text in texts)
     return None
+
+
+def _word(node: ast.AST) -> str:
+    """A word of a command, or several."""
+    match node:
+        case ast.Starred(value=ast.Tuple(elts=words)):
+            return " ".join(map(_word, words))
+        case ast.Starred():
+            return DOTS
+    return _text(node) or HOLE
 
 
 def _holes(node: ast.AST) -> Iterator[ast.AST]:

@@ -8,6 +8,8 @@ import pytest
 
 ORDER = [
     "errors",
+    "system",
+    "commands",
     "values",
     "memory",
     "artifacts",

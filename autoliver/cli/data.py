@@ -1,6 +1,5 @@
 """The commands `verify`, `plan` and `preprocess`."""
 
-import shlex
 import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +27,7 @@ from autoliver.cli.planning_options import (
     Vram,
     Window,
 )
+from autoliver.commands import command
 
 if TYPE_CHECKING:
     from autoliver.pipeline.replan import Replanned
@@ -174,8 +174,11 @@ def _emit_plan(made: "Replanned", *, like: str | None, as_json: bool) -> None:
     plan = made.planned.plan
     trainable = [n for n, c in plan.configurations.items() if c.previous_stage is None]
     following = [] if like is None else ["--like", like]
-    command = ["autoliver", "train", made.planned.dataset.name, trainable[-1], *following]
-    parts = [*_show_changes(made), f"Written: {made.file}\nNext: {shlex.join(command)}"]
+    train = command(
+        *("train", made.planned.dataset.name, trainable[-1], *following),
+        workspace=made.planned.folder.path.parent,
+    )
+    parts = [*_show_changes(made), f"Written: {made.file}\nNext: {train}"]
     result = {
         "plan": msgspec.to_builtins(plan),
         "changes": msgspec.to_builtins(made.changes),

@@ -7,6 +7,7 @@ import typer
 
 from autoliver.cli import data, demo, models, prediction, selection, training
 from autoliver.errors import AutoliverError
+from autoliver.system import in_words
 
 _INTERRUPTED = 130
 
@@ -50,7 +51,8 @@ def run() -> None:
     wrong usage of the command line.
     """
     try:
-        app()
+        with in_words():
+            app()
     except AutoliverError as error:
         if "--json" in sys.argv:
             typer.echo(json.dumps({"error": error.problem, "hint": error.hint}))

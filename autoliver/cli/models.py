@@ -1,6 +1,5 @@
 """The commands `export` and `import`."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -8,6 +7,7 @@ import typer
 
 from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, WorkspaceDir
 from autoliver.cli.output import emit, start, table
+from autoliver.commands import command
 
 if TYPE_CHECKING:
     from autoliver.pipeline.models import Format, ModelFacts, Moved
@@ -112,8 +112,8 @@ def import_(
         source,
         models.ImportRequest(name=name, overwrite=overwrite, trust=trust),
     )
-    command = f"autoliver predict -i IN -o OUT -m {shlex.quote(done.name)}"
-    text = f"{_show(done.facts)}\nImported; use it with: {command}"
+    use = command("predict", "-i", "IN", "-o", "OUT", "-m", done.name, workspace=workspace)
+    text = f"{_show(done.facts)}\nImported; use it with: {use}"
     emit(_result(done), text, as_json=as_json)
 
 

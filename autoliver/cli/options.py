@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoliver.commands import DEFAULT_WORKSPACE as DEFAULT_WORKSPACE
 from autoliver.errors import OptionError
 
 if TYPE_CHECKING:
     from autoliver.machine import Machine
-
-DEFAULT_WORKSPACE = Path("autoliver-workspace")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, number, start, table
+from autoliver.commands import command
 
 if TYPE_CHECKING:
     from autoliver.pipeline.selection import Selected
@@ -92,10 +93,12 @@ def _show(selected: "Selected") -> str:
     parts.append(
         "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in made.why)
     )
+    workspace = selected.path.parent.parent
     members = " + ".join(f"{m.run} ({', '.join(m.folds)})" for m in made.members)
     parts.append(
         f"Chosen: {members}, {len(made.cleaning)} cleaning rules\nWritten: {selected.path}\n"
-        f"Next: autoliver predict -i IN -o OUT -m {made.dataset}"
+        "Next: "
+        + command("predict", "-i", "IN", "-o", "OUT", "-m", made.dataset, workspace=workspace)
     )
     return "\n\n".join(parts)
 

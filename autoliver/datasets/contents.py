@@ -76,6 +76,16 @@ def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
     return dataset.replace(cases=cases), FileIndex(files=dict(sorted(index.items())))
 
 
+def unread(dataset: Dataset) -> list[Path]:
+    """Returns the files of a dataset that `identify` could not read."""
+    return [
+        path
+        for case in dataset.cases
+        for (_, path), content in zip(_files(case), case.contents, strict=True)
+        if not content.hash
+    ]
+
+
 def _files(case: Case) -> Iterator[tuple[Literal["image", "label"], Path]]:
     """Yields all files of a case, with separate files of voxels that belong to a header."""
     for image in case.images:

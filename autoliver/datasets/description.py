@@ -190,12 +190,14 @@ def _channel_names(where: Path, raw: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _file_ending(where: Path, raw: Mapping[str, Any]) -> str | None:
     ending = raw.get("file_ending")
-    if ending is not None and ending not in ENDINGS:
+    if isinstance(ending, str) and ending.lower() in ENDINGS:
+        return ending.lower()
+    if ending is not None:
         raise DatasetError(
             f"{where}: file_ending: expected one of {', '.join(ENDINGS)}, found {ending!r}.",
             hint="Give the file ending of the images, with its dot.",
         )
-    return ending
+    return None
 
 
 def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:

@@ -5,11 +5,13 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from autoliver.artifacts import disk_error
+from autoliver.commands import remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.changes import describe_changes
-from autoliver.datasets.contents import FileIndex, identify
+from autoliver.datasets.contents import FileIndex, identify, unread
 from autoliver.errors import DatasetError
+from autoliver.io.paths import check_path
+from autoliver.system import system_error
 
 # errno values for names that a file system does not support.
 _NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
@@ -55,7 +57,7 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
                 f"{dataset.folder}: {root} cannot hold a folder named {name!r}: {error.strerror}.",
                 hint=rename,
             ) from error
-        raise disk_error(folder, error) from error
+        raise system_error(error, folder, verb="written") or error from error
     return folder
 
 
@@ -69,13 +71,18 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
         index: The file with the hashes of the dataset's files; it is updated.
 
     Raises:
-        DatasetError: The name belongs to another dataset of the workspace.
+        DatasetError: The name belongs to another dataset of the workspace, or a file is missing.
+        MachineError: The system refuses to read a file.
         AutoliverError: The workspace cannot be written.
     """
     dataset = _identified(dataset, root, index)
     if not kept.exists():
         return dataset
     known = Dataset.load(kept)
+    if known.digest() != dataset.digest():
+        # A file that cannot be read now may be the same as before.
+        for path in unread(dataset):
+            check_path(path)
     if known.digest() == dataset.digest():
         if known != dataset:  # it was moved or copied, and this is now its place
             dataset.save(kept)
@@ -112,7 +119,7 @@ def read_planned(root: Path, kept: Path) -> Dataset:
 
 
 def _identified(dataset: Dataset, root: Path, index: Path) -> Dataset:
-    known = FileIndex.load(index, mend=f"rm {index}") if index.exists() else FileIndex()
+    known = FileIndex.load(index, mend=remove(index)) if index.exists() else FileIndex()
     dataset, now = identify(dataset, known)
     if now != known:
         now.save(index)

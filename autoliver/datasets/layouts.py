@@ -1,15 +1,17 @@
 """Groups the files of a dataset into cases, almost always by their names alone."""
 
+import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
-from autoliver.io.header import ENDINGS, split_ending
+from autoliver.io.header import ENDINGS, SEGMENTATION, split_ending
+from autoliver.io.paths import check_printable, link_target
 
 # Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
@@ -70,14 +72,14 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
             f"{images}: no images" + ("." if images.is_dir() else ", there is no such folder."),
             hint=f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
         )
-    chosen = [path for path in found if ending is None or path.name.endswith(ending)]
+    label_of = by_stem(label_files(labels), prefer=ending)
+    chosen = _chosen(found, ending, wanted=label_of)
     if not chosen:
         raise DatasetError(
             f"{images}: no file ends with {ending}, which dataset.json gives as file_ending; "
             f"found {found[0].name} and {len(found) - 1} more.",
             hint=f'Set "file_ending": "{commonest_ending(found)}".',
         )
-    label_of = by_stem(image_files(labels), prefer=ending)
     cases = group_channels(by_stem(chosen, prefer=ending), channels=channels, labels=label_of)
     if orphans := [name for name in label_of if name not in cases]:
         raise DatasetError(
@@ -147,22 +149,73 @@ def listed_files(where: Path, entries: Iterable[Any]) -> Files:
     return files
 
 
+def _chosen(found: Sequence[Path], ending: str | None, *, wanted: Collection[str]) -> list[Path]:
+    """The images of the stated ending, in capitals as well, and others of cases that lack one.
+
+    Such others are files of another type among the rest. Pictures of cases that are whole, or of
+    none that has a label, stay out.
+    """
+    if ending is None:
+        return list(found)
+    chosen = [path for path in found if split_ending(path.name)[1].lower() == ending]
+    if not chosen:
+        return []
+    stems = {_stem(path) for path in chosen}
+    others = [path for path in found if path not in chosen and _stem(path) not in stems]
+    in_channels = {match[1] for stem in stems if (match := _CHANNEL.fullmatch(stem))}
+    for path in others:
+        match = _CHANNEL.fullmatch(_stem(path))
+        if match is None or _stem(path) in wanted:
+            lacks = _stem(path) in wanted and _stem(path) not in in_channels
+        else:
+            lacks = match[1] in {*wanted, *in_channels} - stems
+        if lacks:
+            chosen.append(path)
+    return sorted(chosen)
+
+
 def _existing(where: Path, name: str, file: object) -> Path:
     path = Path(os.path.normpath(where.parent / str(file)))
     if not path.is_file():
+        target = link_target(path)
+        missing = "does not exist" if target is None else f"is a link to {target}, which is missing"
         raise DatasetError(
-            f"{name}: {path} is listed in {where.name} but does not exist.",
+            f"{name}: {path} is listed in {where.name} but {missing}.",
             hint="Put the file there, or take the case out of the list.",
         )
     return path
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Returns the files of a folder with an image ending, sorted; hidden files are left out."""
+    """Returns what a folder holds under the name of an image, sorted.
+
+    Hidden files and segmentations of 3D Slicer are left out. Links to nothing and folders stay in,
+    so that they are noticed when they are read.
+
+    Raises:
+        DatasetError: A name holds bytes that are not UTF-8.
+    """
+    return [path for path in label_files(folder) if not _is_segmentation(path)]
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Returns what a folder holds under the name of an image or a segmentation, sorted.
+
+    Raises:
+        DatasetError: As for `image_files`.
+    """
     if not folder.is_dir():
         return []
-    files = (p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1])
-    return sorted(p for p in files if p.is_file())
+    files = sorted(
+        p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1]
+    )
+    for path in files:
+        check_printable(path)
+    return files
+
+
+def _is_segmentation(path: Path) -> bool:
+    return split_ending(path.name)[1].lower() == SEGMENTATION
 
 
 def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
@@ -179,9 +232,9 @@ def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
     for path in files:
         stem, ending = split_ending(path.name)
         other = found.get(stem)
-        if other is not None and split_ending(other.name)[1] == prefer:
+        if other is not None and split_ending(other.name)[1].lower() == prefer:
             continue
-        if other is not None and ending != prefer:
+        if other is not None and ending.lower() != prefer:
             raise DatasetError(
                 f"{path.parent}: {other.name} and {path.name} are one image in two file types.",
                 hint="Move one of them out of the folder.",
@@ -232,8 +285,8 @@ def group_channels(
 
 
 def commonest_ending(files: Iterable[Path]) -> str:
-    """Returns the ending that most of the files have."""
-    counts = Counter(split_ending(path.name)[1] for path in files)
+    """Returns the ending, in small letters, that most of the files have."""
+    counts = Counter(split_ending(path.name)[1].lower() for path in files)
     return counts.most_common(1)[0][0]
 
 
@@ -242,7 +295,8 @@ def _listed_images(path: Path) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
     stem, ending = split_ending(path.name)
-    return tuple(sorted(path.parent.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}")))
+    names = f"{glob.escape(stem)}_[0-9][0-9][0-9][0-9]{glob.escape(ending)}"
+    return tuple(sorted(path.parent.glob(names)))
 
 
 def _images_of_one_file(
@@ -253,6 +307,11 @@ def _images_of_one_file(
         raise DatasetError(
             f"{path}: not an image by its file ending; expected one of {', '.join(ENDINGS)}.",
             hint="Convert it to .nii.gz.",
+        )
+    if _is_segmentation(path):
+        raise DatasetError(
+            f"{path}: a segmentation of 3D Slicer, expected an image.",
+            hint="Give the image that it belongs to.",
         )
     match = _CHANNEL.fullmatch(stem)
     if match is None or int(match[2]) >= channels:
@@ -272,6 +331,9 @@ def _stem(path: Path) -> str:
 def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[Path, ...]:
     one = next(iter(found.values()))
     ending = split_ending(one.name)[1]
+    # As nnU-Net has it, a colour image is one file, although each colour is a channel.
+    if channels > 1 and [*found] == [0] and _holds(one, channels):
+        return (one,)
     have = ", ".join(path.name for _, path in sorted(found.items()))
     for index in range(channels):
         if index not in found:
@@ -286,6 +348,13 @@ def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[
             hint="Move the extra files out of the folder, or name each channel in dataset.json.",
         )
     return tuple(found[index] for index in range(channels))
+
+
+def _holds(path: Path, channels: int) -> bool:
+    try:
+        return read_header(path).channels == channels
+    except DatasetError:
+        return False
 
 
 def _one_file(name: str, path: Path, channels: int) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
+from autoliver.datasets.layouts import label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.results import (
@@ -99,6 +100,10 @@ def score_folder(
     scores = score_files(
         pairs, labels=labels, options=options, executor=executor, progress=progress
     )
+    same = [name for name, (one, other) in pairs.items() if one.samefile(other)]
+    if same:
+        note = f"Prediction and reference are the same file ({len(same)}): {_some(same)}."
+        scores = scores.replace(warnings=(note, *scores.warnings))
     if extra:
         note = f"Predictions without a reference were left out ({len(extra)}): {_some(extra)}."
         scores = scores.replace(warnings=(note, *scores.warnings))
@@ -330,10 +335,8 @@ def _label_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        stem, ending = split_ending(path.name)
-        if not ending or path.name.startswith("."):
-            continue  # dataset.json, scores.csv, macOS' "._" files
+    for path in label_files(folder):
+        stem = split_ending(path.name)[0]
         other = found.setdefault(stem, path)
         if other != path:
             raise DatasetError(

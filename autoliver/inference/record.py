@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.commands import remove
 from autoliver.errors import OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.models.files import ModelFiles, Place, load_infos
@@ -181,7 +182,7 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
     path = output / RECORD_FILE
     if not path.exists():
         return now.replace(label_maps=tuple(label_maps))
-    then = Prediction.load(path, mend=f"rm {path}, then the same command with --overwrite")
+    then = Prediction.load(path, mend=f"{remove(path)}, then the same command with --overwrite")
     stay = [n for n in then.label_maps if n not in label_maps and (output / n).exists()]
     if not stay:
         return now.replace(label_maps=tuple(label_maps))

@@ -1,6 +1,7 @@
 """Reads and writes images and label maps of any supported file type."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,37 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.errors import AutoliverError, DatasetError
+from autoliver.io.bitmap import open_bitmap
+from autoliver.io.detached import data_files
 from autoliver.io.grids import compare_grids
-from autoliver.io.header import Header, OpenedFile, label_ending, split_ending, unreadable
+from autoliver.io.header import (
+    SEGMENTATION,
+    Header,
+    OpenedFile,
+    UnreadableImage,
+    file_type,
+    label_ending,
+    split_ending,
+)
 from autoliver.io.itk import open_file as open_itk
 from autoliver.io.itk import write_file
+from autoliver.io.paths import check_path
 from autoliver.io.volume import Geometry, Volume
+from autoliver.system import in_words
 
 Array = npt.NDArray[Any]
 
 # Ending -> the function that opens such a file; SimpleITK opens all others. The endings are listed
 # in io/header.py.
-_OPENERS: dict[str, Callable[[Path], OpenedFile]] = {}
+_OPENERS: dict[str, Callable[[Path], OpenedFile]] = {".bmp": open_bitmap}
 # Largest distance of a stored label from a whole number; scaled types are subject to rounding.
 _WHOLE = 1e-4
+_GREY = "Save the labels as one grey image whose values are the label numbers."
+_ONE_LABEL_MAP = {
+    SEGMENTATION: "Its segments overlap. In 3D Slicer, export it with 'Export to files' as one "
+    "label map (.nrrd), in the order in which segments may cover each other.",
+}
+_BLOCK_BYTES = 1 << 24
 
 
 class NotWholeNumbers(DatasetError):
@@ -97,7 +116,7 @@ def read_label(path: str | Path) -> Volume:
     if header.channels != 1:
         raise DatasetError(
             f"{path}: {header.channels} channels, expected a label map with one.",
-            hint="Save the labels as one grey image whose values are the label numbers.",
+            hint=_ONE_LABEL_MAP.get(split_ending(path.name)[1].lower(), _GREY),
         )
     return Volume(array=_whole_numbers(path, array), geometry=header.geometry)
 
@@ -115,7 +134,7 @@ def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
         AutoliverError: This file type cannot hold labels, or the file cannot be written.
     """
     path = Path(path)
-    ending = split_ending(path.name)[1].lower()
+    ending = file_type(path)
     if ending in (".jpg", ".jpeg"):
         raise AutoliverError(
             f"{path}: {ending} alters values, so it cannot hold labels.",
@@ -143,20 +162,29 @@ def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None
 
 
 def _open(path: Path) -> OpenedFile:
-    _check_file(path)
-    return _OPENERS.get(split_ending(path.name)[1].lower(), open_itk)(path)
+    check_path(path)
+    with _system_first(path):
+        opened = _OPENERS.get(file_type(path), open_itk)(path)
+
+    def voxels() -> Array:
+        with _system_first(path):
+            return opened.voxels()
+
+    return OpenedFile(opened.header, voxels)
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise DatasetError(
-            f"{path}: found a folder, expected an image file.",
-            hint="Convert a folder of DICOM slices to one NIfTI file first.",
-        )
-    if not path.exists():
-        raise DatasetError(f"{path}: there is no such file.", hint="Check the path.")
-    if path.stat().st_size == 0:
-        raise unreadable(path, "the file is empty")
+@contextlib.contextmanager
+def _system_first(path: Path) -> Iterator[None]:
+    """Names the system's error, if it has one, where a reader only says that it cannot read."""
+    try:
+        with in_words(path, verb="read"):
+            yield
+    except UnreadableImage:
+        for file in data_files(path):
+            with in_words(file, verb="read"), file.open("rb") as opened:
+                while opened.read(_BLOCK_BYTES):
+                    pass
+        raise
 
 
 def _same_grid(first: Path, grid: Geometry, second: Path, other: Geometry) -> None:

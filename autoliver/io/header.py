@@ -11,17 +11,24 @@ from autoliver.artifacts import Record
 from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry
 
+# 3D Slicer's segmentations: label maps in NRRD files, which lie beside images but are none.
+SEGMENTATION = ".seg.nrrd"
 # Where one ending is the end of another, the longer one comes first.
 ENDINGS: tuple[str, ...] = (
-    *(".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
+    *(".nii.gz", ".nii", SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
     *(".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg"),
 )
-# Image ending -> ending for predictions, for image types that keep their voxels in a second file or
-# change their values.
+# Image ending -> ending for predictions, for image types that keep their voxels in a second file,
+# change their values, or do not hold what a label map needs: BMP no value above 255, GIPL no
+# directions of axes.
 _LABEL_ENDINGS = {
-    **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz"},
-    **{".jpg": ".png", ".jpeg": ".png"},
+    **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz", ".gipl": ".nii.gz"},
+    **{".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", SEGMENTATION: ".nrrd"},
 }
+
+
+class UnreadableImage(DatasetError):
+    """An image file is damaged, or of a type that cannot be read."""
 
 
 class Header(Record, frozen=True, kw_only=True):
@@ -67,9 +74,18 @@ def split_ending(name: str) -> tuple[str, str]:
     return name, ""
 
 
+def file_type(path: Path) -> str:
+    """Returns the ending, in small letters, that says how a file is read; empty if it has none."""
+    ending = split_ending(path.name)[1].lower()
+    return ".nrrd" if ending == SEGMENTATION else ending
+
+
 def label_ending(ending: str) -> str:
-    """Returns the ending for label maps of images with this ending: a single lossless file."""
-    return _LABEL_ENDINGS.get(ending.lower(), ending)
+    """Returns the ending for label maps of images with this ending: a single lossless file.
+
+    It is in small letters, since SimpleITK does not write files whose ending is in capitals.
+    """
+    return _LABEL_ENDINGS.get(ending.lower(), ending.lower())
 
 
 def label_name(case: str, image: str | Path) -> str:
@@ -79,8 +95,10 @@ def label_name(case: str, image: str | Path) -> str:
 
 def unreadable(path: Path, found: str) -> DatasetError:
     """Returns the error for a file that is not an image or is damaged."""
-    return DatasetError(
-        f"{path}: cannot be read: {found}; expected a whole image file ({', '.join(ENDINGS)}).",
+    ending = split_ending(path.name)[1].lower()
+    expected = f"a whole {ending} file" if ending else f"an image ({', '.join(ENDINGS)})"
+    return UnreadableImage(
+        f"{path}: cannot be read: {found}; expected {expected}.",
         hint="Copy or export the file again; if it opens elsewhere, save it there as .nii.gz.",
     )
 

@@ -4,9 +4,8 @@ The voxels of NIfTI files are read in io.nifti, which also explains why.
 """
 
 import contextlib
-import errno
 import os
-import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import disk_error, replacing
+from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.grids import geometry_from_xyz, orthonormal
 from autoliver.io.header import (
     Header,
     OpenedFile,
     bad_numbers,
+    file_type,
     label_ending,
     numbers,
-    split_ending,
     unreadable,
 )
 from autoliver.io.nifti import read_sheared_header, sform_note
@@ -38,6 +37,7 @@ from autoliver.io.nifti_forms import (
     read_forms,
     write_forms,
 )
+from autoliver.io.paths import check_printable
 from autoliver.io.text_headers import check_text_header
 from autoliver.io.volume import FLAT_SPACING, Geometry, is_flat
 
@@ -60,7 +60,17 @@ _NOISY = (
     ".hdr",
     "",
 )
+# What ITK reads each type with.
+_READERS = {
+    **dict.fromkeys((".nii.gz", ".nii", ".hdr"), "NiftiImageIO"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
+    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFFImageIO"),
+    **dict.fromkeys((".jpg", ".jpeg"), "JPEGImageIO"),
+    **{".gipl": "GiplImageIO", ".png": "PNGImageIO", ".bmp": "BMPImageIO"},
+}
 _GIPL_HEADER_BYTES = 256
+_PROBE_BYTES = 1 << 24
 # Three direction cosines that span less lie in one plane.
 _LEAST_VOLUME = 1e-6
 
@@ -78,7 +88,7 @@ _SILENCE = threading.Lock()
 @contextlib.contextmanager
 def _quiet(path: Path, *, always: bool = False) -> Iterator[None]:
     # Only for the formats that need it, since the messages of other threads are lost meanwhile.
-    if not always and split_ending(path.name)[1].lower() not in _NOISY:
+    if not always and file_type(path) not in _NOISY:
         yield
         return
     with _SILENCE:
@@ -102,7 +112,7 @@ def open_file(path: Path) -> OpenedFile:
         DatasetError: The file is damaged or of a type that cannot be read.
     """
     check_text_header(path)
-    ending = split_ending(path.name)[1].lower()
+    ending = file_type(path)
     forms = read_forms(path) if ending in (*_NIFTI, ".hdr") else None
     placed = None if forms is None else place(path, forms)
     if forms is not None and placed is not None and placed.geometry is not None:
@@ -110,10 +120,15 @@ def open_file(path: Path) -> OpenedFile:
         if own is not None and ending in _NIFTI:
             return OpenedFile(own, lambda: _read_voxels(path, own, None))
     reader = _sitk().ImageFileReader()
-    reader.SetFileName(str(path))
+    # ITK does not recognise all types by an ending in capitals.
+    if ending and not path.name.endswith(ending):
+        reader.SetImageIO(_READERS[ending])
     try:
-        with _quiet(path, always=placed is not None and bool(placed.note)):
-            reader.ReadImageInformation()
+        with _spelt(path, ending) as name:
+            reader.SetFileName(str(name))
+            with _quiet(path, always=placed is not None and bool(placed.note)):
+                reader.ReadImageInformation()
+        reader.SetFileName(str(path))
     except RuntimeError as error:
         if "orthonormal" not in str(error):
             raise unreadable(path, "no known image format, or its header is damaged") from None
@@ -123,6 +138,21 @@ def open_file(path: Path) -> OpenedFile:
     if placed is not None and forms is not None:
         header = _placed_header(header, forms, placed)
     return OpenedFile(header, lambda: _read_voxels(path, header, reader))
+
+
+@contextlib.contextmanager
+def _spelt(path: Path, ending: str) -> Iterator[Path]:
+    """The path, or a link to it whose ending ITK takes: NIfTI's not in small and capital letters.
+
+    The voxels of NIfTI files are not read by ITK.
+    """
+    if ending not in (*_NIFTI, ".hdr") or path.name.endswith((ending, ending.upper())):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"image{ending}"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def _placed_header(header: Header, forms: RawForms, placed: Placed) -> Header:
@@ -197,8 +227,8 @@ def _check_numbers(path: Path, spacing: list[float], origin: list[float], direct
 def _read_voxels(path: Path, header: Header, reader: Any) -> Array:
     """Reads the voxels (c, z, y, x); `reader` is None if ITK refuses the header."""
     shape = (header.channels, *header.geometry.shape_zyx)
-    ending = split_ending(path.name)[1].lower()
-    if reader is None or (ending in _NIFTI and reader.GetNumberOfComponents() == 1):
+    ending = file_type(path)
+    if reader is None or (ending in (*_NIFTI, ".hdr") and reader.GetNumberOfComponents() == 1):
         return read_nifti_voxels(path).reshape(shape)
     if ending == ".gipl":
         _check_gipl(path, reader)
@@ -226,7 +256,8 @@ def _check_gipl(path: Path, reader: Any) -> None:
 
 def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
     """Writes an image with ITK; see `io.files.write_image` for arguments and errors."""
-    ending = split_ending(path.name)[1].lower()
+    check_printable(path)
+    ending = file_type(path)
     if not ending or ending in (".nhdr", ".mhd", ".hdr"):
         raise AutoliverError(
             f"{path}: images cannot be written with this ending.",
@@ -245,12 +276,21 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
             if ending in _NIFTI or ending == ".gipl":
                 open_file(beside).voxels()
         except (RuntimeError, DatasetError) as error:
-            raise _unwritable(path, array_czyx.nbytes, error) from error
+            _raise_cause(beside, array_czyx.nbytes)
+            raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, size_bytes: int, error: Exception) -> AutoliverError:
-    if shutil.disk_usage(path.parent).free < size_bytes + 2**20:
-        return disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+def _raise_cause(path: Path, size_bytes: int) -> None:
+    """Writes as many bytes as the image has, so that the system says why ITK could not."""
+    zeros = bytes(min(size_bytes, _PROBE_BYTES))
+    with path.open("wb") as file:
+        for _ in range(0, size_bytes, _PROBE_BYTES):
+            file.write(zeros)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _unwritable(path: Path, error: Exception) -> AutoliverError:
     reason = str(error).strip().splitlines()[-1]
     return AutoliverError(
         f"{path}: cannot be written: {reason}.",
@@ -262,7 +302,7 @@ def _to_itk(path: Path, array_czyx: Array, geometry: Geometry) -> Any:
     sitk = _sitk()
     if array_czyx.ndim != 4 or array_czyx.shape[1:] != geometry.shape_zyx:
         raise ValueError(f"{array_czyx.shape} is not on a grid of {geometry.shape_zyx}")
-    only_flat = split_ending(path.name)[1].lower() in _FLAT_ONLY
+    only_flat = file_type(path) in _FLAT_ONLY
     slices = geometry.shape_zyx[0]
     if only_flat and slices > 1:
         raise AutoliverError(

@@ -7,6 +7,7 @@ has a qform to use instead.
 """
 
 import gzip
+import io
 import logging
 import struct
 import zlib
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.io.detached import data_files
 from autoliver.io.grids import geometry_from_xyz, orthonormal
-from autoliver.io.header import Header, unreadable
+from autoliver.io.header import Header, file_type, unreadable
 
 Array = npt.NDArray[Any]
 
@@ -46,24 +48,45 @@ def read_sheared_header(path: Path) -> Header:
 
 
 def read_voxels(path: Path) -> Array:
-    """Reads the voxels of a .nii or .nii.gz file.
+    """Reads the voxels of a .nii or .nii.gz file, or of a pair of .hdr and .img files.
 
     Returns:
         The voxels in the file's data type with reversed axes: ([c,] z, y, x).
 
     Raises:
-        DatasetError: The file is cut short, or its checksum is wrong.
+        DatasetError: A file is cut short, its checksum is wrong, or a header's voxels are missing.
     """
-    nibabel = _nibabel()
-    content = path.read_bytes()
+    files = data_files(path)
+    if file_type(path) == ".hdr" and len(files) < 2:
+        raise unreadable(path, "the .img file with its voxels is not beside it")
+    contents = [file.read_bytes() for file in files]
     try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        image = nibabel.Nifti1Image.from_bytes(_placeless(content))
+        header, *voxels = [_unzipped(content) for content in contents]
+        image = _opened(_placeless(header), *voxels)
         array: Array = np.asanyarray(image.dataobj).T
     except (EOFError, zlib.error, OSError, ValueError) as error:
-        raise unreadable(path, f"it is damaged or cut short ({error})") from None
+        what = str(error).partition("\n")[0].rstrip(".")
+        raise unreadable(files[-1], f"it is damaged or cut short ({what})") from None
     return array
+
+
+def _unzipped(content: bytes) -> bytes:
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def _opened(header: bytes, voxels: bytes | None = None) -> Any:
+    """Opens the bytes of one file, or those of a header and of its voxels, with nibabel."""
+    nibabel = _nibabel()
+    second = header[4:7] in (b"n+2", b"ni2")
+    if voxels is None:
+        return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(header)
+    files = {
+        name: nibabel.FileHolder(fileobj=io.BytesIO(content))
+        for name, content in {"header": header, "image": voxels}.items()
+    }
+    first = header[344:347] == b"ni1"
+    kind = nibabel.Nifti1Pair if first else nibabel.AnalyzeImage
+    return (nibabel.Nifti2Pair if second else kind).from_file_map(files)
 
 
 def _placeless(content: bytes) -> bytes:

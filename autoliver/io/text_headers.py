@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from autoliver.errors import DatasetError
-from autoliver.io.header import bad_numbers, split_ending
+from autoliver.io.header import bad_numbers, file_type
 
 _MOST_HEADER_BYTES = 1 << 16
 _LENGTHS = ("ElementSpacing", "ElementSize")
@@ -29,7 +29,7 @@ def check_text_header(path: Path) -> None:
     Raises:
         DatasetError: A number is not finite, or a spacing is zero; it names the field.
     """
-    match split_ending(path.name)[1].lower():
+    match file_type(path):
         case ".mha" | ".mhd":
             _check_meta(path)
         case ".nrrd" | ".nhdr":

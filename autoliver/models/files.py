@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from autoliver.artifacts import Artifact, Readable, file_sha256
+from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ModelError
@@ -260,7 +261,7 @@ def check_previous(
         raise ModelError(
             f"{name}: the {configuration.previous_stage} model that its cascade starts from is "
             "missing.",
-            hint=f"Train it: autoliver train {plan.dataset} {configuration.previous_stage}",
+            hint=f"Train it: {command('train', plan.dataset, configuration.previous_stage)}",
         )
 
 

@@ -14,6 +14,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from autoliver.artifacts import file_sha256, replacing
 from autoliver.errors import ModelError
+from autoliver.system import is_damage
 
 _AGAIN = "Copy the file again from its source."
 
@@ -176,7 +177,11 @@ def _check_intact(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+    except OSError as error:
+        if not is_damage(error):
+            raise
         raise _damaged(path, error) from None
     if bad is not None:
         raise _damaged(path, f"the checksum of {bad} does not match")

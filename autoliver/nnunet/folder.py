@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from autoliver.artifacts import disk_error
 from autoliver.errors import ModelError
+from autoliver.system import is_damage
 
 PLANS_FILE = "plans.json"
 DATASET_FILE = "dataset.json"
@@ -23,6 +23,7 @@ _FOLD = re.compile(r"fold_(\d+|all)")
 _WANTED = (PLANS_FILE, DATASET_FILE, FINAL_FILE, _BEST_FILE, _UNFINISHED_FILE)
 # Levels from the parent of results/ down to results/DatasetXXX_Name/Trainer__Plans__Configuration.
 _DEEPEST = 3
+_COPY = "Copy the file again from its source."
 _MOST_JSON_BYTES = 64 * 2**20
 _EXPECTED = (
     "Give the folder DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION that nnUNetv2_train wrote, or "
@@ -173,11 +174,11 @@ def _unpack(path: Path, scratch: Path) -> None:
                     shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError: encrypted.
-        raise ModelError(
-            f"{path}: cannot be unpacked: {error}.", hint="Copy the file again from its source."
-        ) from None
+        raise ModelError(f"{path}: cannot be unpacked: {error}.", hint=_COPY) from None
     except OSError as error:
-        raise disk_error(scratch, error) from error
+        if not is_damage(error):
+            raise
+        raise ModelError(f"{path}: damaged: {error}.", hint=_COPY) from None
 
 
 def _wanted(path: Path, members: Sequence[zipfile.ZipInfo], *, free: int) -> list[zipfile.ZipInfo]:

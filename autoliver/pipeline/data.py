@@ -1,7 +1,6 @@
 """Verifying, fingerprinting, planning and preprocessing; results that are up to date are kept."""
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from autoliver.artifacts import Artifact, read_json, write_bytes
+from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, describe_plain
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.folds import Folds, make_folds, read_splits
@@ -24,6 +24,7 @@ from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOption
 from autoliver.planning.planner import make_plan
 from autoliver.planning.ranges import seen_images
 from autoliver.planning.verify import (
+    REFUSED,
     Finding,
     Verification,
     placeless,
@@ -36,8 +37,6 @@ from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 
-# The workspace that commands use unless another one is named.
-_DEFAULT_ROOT = Path("autoliver-workspace")
 _WARNINGS_SHOWN = 10
 
 
@@ -91,8 +90,9 @@ def verify_dataset(
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
     made_from = {"dataset": dataset.digest()}
     if folder.verify.exists():
-        found = Verification.load(folder.verify, mend=f"autoliver verify {dataset.name}")
-        if found.made_from == made_from and found.ranges is not None:
+        found = Verification.load(folder.verify, mend=_verify_command(folder))
+        refused = any(finding.code == REFUSED for finding in found.findings)
+        if found.made_from == made_from and found.ranges is not None and not refused:
             return found
     pool = machine.pool("verify", need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))
@@ -150,7 +150,7 @@ def plan_folder(
     new = not (_is_of(folder.verify, dataset) and _is_of(folder.plan, dataset))
     verification = _verification(folder, dataset, machine=machine)
     if new:
-        _show_warnings(verification.warnings, dataset.name)
+        _show_warnings(verification.warnings, folder)
     raise_on_errors(verification)
     _describe(dataset)
     if not dataset.labelled:
@@ -177,7 +177,7 @@ def remind(planned: Planned) -> None:
             planned.dataset.name,
             number,
             "warning" if number == 1 else "warnings",
-            _verify_command(planned.dataset.name),
+            _verify_command(planned.folder),
         )
 
 
@@ -186,17 +186,17 @@ def warnings_kept(folder: DatasetFolder) -> tuple[Finding, ...]:
     return Verification.load(folder.verify).warnings if folder.verify.exists() else ()
 
 
-def _show_warnings(warnings: Sequence[Finding], name: str) -> None:
+def _show_warnings(warnings: Sequence[Finding], folder: DatasetFolder) -> None:
     lines = dict.fromkeys(f"{w.case}: {w.problem}" if w.case else w.problem for w in warnings)
     shown = list(lines)[:_WARNINGS_SHOWN]
     for line in shown:
         _log.warning("%s", line)
     if len(lines) > len(shown):
-        _log.warning("and %d more: %s", len(lines) - len(shown), _verify_command(name))
+        _log.warning("and %d more: %s", len(lines) - len(shown), _verify_command(folder))
 
 
-def _verify_command(name: str) -> str:
-    return shlex.join(["autoliver", "verify", name])
+def _verify_command(folder: DatasetFolder) -> str:
+    return command("verify", folder.name, workspace=folder.path.parent)
 
 
 def _is_of(path: Path, dataset: Dataset) -> bool:
@@ -213,7 +213,7 @@ def _known_warnings(folder: DatasetFolder, dataset: Dataset) -> tuple[Finding, .
     """What verify.json warns of; nothing where it is of another state of the dataset."""
     if not _is_of(folder.verify, dataset):
         return ()
-    mend = _verify_command(dataset.name)
+    mend = _verify_command(folder)
     return Verification.load(folder.verify, mend=mend).warnings
 
 
@@ -281,10 +281,8 @@ def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] =
         words: The options of the command.
     """
     known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
-    root = folder.path.parent
-    place = () if root.resolve() == _DEFAULT_ROOT.resolve() else ("-w", str(root))
     name = dataset.name if known else dataset.folder
-    return shlex.join(["autoliver", "plan", name, *words, *place])
+    return command("plan", name, *words, workspace=folder.path.parent)
 
 
 def preprocess(
@@ -386,7 +384,7 @@ def _describe(dataset: Dataset) -> None:
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Fingerprint:
     """Loads the fingerprint, or makes a new one if it is missing or the dataset has changed."""
     if folder.fingerprint.exists():
-        mend = f"rm {shlex.quote(str(folder.fingerprint))}"
+        mend = remove(folder.fingerprint)
         found = Fingerprint.load(folder.fingerprint, mend=mend)
         # Those made before orders of axes were looked at lack them, as do all images of 2D files.
         known = any(case.axis_codes or 1 in case.shape for case in found.cases)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.commands import command
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import overlap_fits, overlap_need, refuse_over_budget, single_need
@@ -222,6 +223,12 @@ def predict_folder(
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
+    if source.is_dir() and output.resolve() == source.resolve():
+        raise OptionError(
+            f"-o {output}: this is the folder of the images (-i), where the label maps would be "
+            "taken for images the next time.",
+            hint="Choose another folder with -o, e.g. one inside it.",
+        )
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
     jobs = make_jobs(cases, output)
@@ -312,4 +319,5 @@ def _to_train(folder: ModelFolder) -> str:
     plan = DatasetFolder(folder.path).plan
     if plan.exists() and _LOW not in Plan.load(plan).configurations:
         return f"The plan has no {_LOW}: leave out --roi, {other}"
-    return f"Train it (autoliver train {folder.name} {_LOW}), {other}"
+    train = command("train", folder.name, _LOW, workspace=folder.path.parent)
+    return f"Train it ({train}), {other}"

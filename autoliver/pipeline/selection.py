@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
@@ -150,14 +151,16 @@ class _Contest:
             raise ModelError(
                 " ".join([f"{dataset.name}: no run can be scored.", *left_out]),
                 hint="Train a fold that holds out cases: "
-                f"autoliver train {dataset.name} 3d_fullres --fold 0",
+                + command(
+                    *("train", dataset.name, "3d_fullres", "--fold", "0"), workspace=workspace.root
+                ),
             )
         return cls(
             folder=folder,
             dataset=dataset,
             splits=splits,
             runs=tuple(scored),
-            folds=_common_folds(dataset.name, scored),
+            folds=_common_folds(dataset.name, scored, workspace.root),
             left_out=tuple(left_out),
             request=PredictRequest(modality=None, machine=request.machine),
         )
@@ -298,20 +301,26 @@ def _apart(run: RunFolder, fold: int) -> bool:
     return all(fold_of(path) == str(fold) for path in run.member(str(fold)).previous)
 
 
-def _common_folds(dataset: str, scored: Mapping[RunFolder, set[int]]) -> tuple[int, ...]:
+def _common_folds(
+    dataset: str, scored: Mapping[RunFolder, set[int]], workspace: Path
+) -> tuple[int, ...]:
     common = set.intersection(*scored.values())
     if common:
         return tuple(sorted(common))
     has = "; ".join(f"{run.path.name} has {_names(sorted(f))}" for run, f in scored.items())
     most = max(scored, key=lambda run: len(scored[run]))
     other = next(run for run in scored if run != most)
-    command = f"autoliver train {dataset} {other.configuration} --fold {min(scored[most])}"
-    command += f" --tag {other.tag}" if other.tag else ""
-    train = f"Train fold {min(scored[most])} of {other.path.name}" if other.source else command
+    fold = str(min(scored[most]))
+    train = f"Train fold {fold} of {other.path.name}"
+    if not other.source:
+        tag = ["--tag", other.tag] if other.tag else []
+        train = command(
+            *("train", dataset, other.configuration, "--fold", fold, *tag), workspace=workspace
+        )
+    select = command("select", dataset, most.path.name, workspace=workspace)
     raise ModelError(
         f"{dataset}: the runs share no finished fold: {has}.",
-        hint=f"Train one that they share ({train}), or name the runs to compare: "
-        f"autoliver select {dataset} {most.path.name}",
+        hint=f"Train one that they share ({train}), or name the runs to compare: {select}",
     )
 
 

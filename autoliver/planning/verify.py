@@ -1,8 +1,9 @@
 """Checks the files, grids and values of a dataset, and suggests how to fix each defect."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -14,7 +15,7 @@ from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.description import read_description
 from autoliver.datasets.layouts import image_files
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, MachineError
 from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import Header
@@ -29,6 +30,8 @@ Severity = Literal["error", "warning", "note"]
 
 _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
 _HEADER = "Find out which values are right, and write them into the file's header."
+# The code of findings that may be gone the next time although the dataset is the same.
+REFUSED = "refused"
 _SHOWN = 3  # number of errors, files or values that are listed in one message
 
 
@@ -39,6 +42,7 @@ class Finding(Record, frozen=True, kw_only=True):
         case: The case's name; None for a defect of the dataset as a whole.
         severity: An error stops planning; a warning should be looked at; a note is for information.
         code: The kind of defect, for programs: missing_file, missing_label, extra_file, unreadable,
+            refused (by the system, perhaps not the next time),
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
             duplicate_channel, direction, header, axes, num_training; and for a case that is unlike
@@ -220,20 +224,31 @@ class _Findings:
         )
 
     def header(self, path: Path) -> Header | None:
-        if not path.exists():
-            self.add("error", "missing_file", f"{path} is not there.", "Put the file back.")
-            return None
-        try:
+        with self.gathering(path):
             header = read_header(path)
+            self._note(path, header)
+            return header
+        return None
+
+    @contextlib.contextmanager
+    def gathering(self, path: Path) -> Iterator[None]:
+        """Adds the error that a file in the block cannot be read, and goes on after the block."""
+        try:
+            yield
+        except NotWholeNumbers as error:
+            self.add("error", "label_fractions", error.problem, error.hint)
         except DatasetError as error:
-            self.add("error", "unreadable", error.problem, error.hint)
-            return None
+            gone = not path.exists()
+            self.add("error", "missing_file" if gone else "unreadable", error.problem, error.hint)
+        except MachineError as error:
+            self.add("error", REFUSED, error.problem, error.hint)
+
+    def _note(self, path: Path, header: Header) -> None:
         if header.note:
             if header.doubtful:
                 self.add("warning", "header", f"{path}: {header.note}.", _HEADER)
             else:
                 self.add("note", "direction", f"{path}: {header.note}.", "")
-        return header
 
     def grids(self, first: tuple[str, Header], second: tuple[str, Header], *, code: str) -> None:
         for difference in compare_grids(first[1].geometry, second[1].geometry):
@@ -267,10 +282,10 @@ class _Voxels(NamedTuple):
 
 
 def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
-    try:
+    stored = None
+    with found.gathering(path):
         stored = read_stored(path)
-    except DatasetError as error:
-        found.add("error", "unreadable", error.problem, error.hint)
+    if stored is None:
         return _Voxels()
     array = to_float32(stored)
     labelled = partial(_labelled, case, labels)
@@ -288,20 +303,17 @@ def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
     """Where a case's label map has foreground, (z, y, x); None where it cannot be read."""
     try:
         array = None if case.label is None else read_label(case.label).array[0]
-    except DatasetError:  # a finding of `_check_label`
+    except (DatasetError, MachineError):  # a finding of `_check_label`
         return None
     return None if array is None else foreground_mask(array, labels.ignore)
 
 
 def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...]:
     path = Path(str(case.label))
-    try:
+    counts: dict[int, int] = {}
+    with found.gathering(path):
         counts = _count_values(read_label(path).array)
-    except NotWholeNumbers as error:
-        found.add("error", "label_fractions", error.problem, error.hint)
-        return ()
-    except DatasetError as error:
-        found.add("error", "unreadable", error.problem, error.hint)
+    if not counts:
         return ()
     odd = [f"{v} ({n} voxels)" for v, n in counts.items() if v not in labels.allowed]
     if odd:

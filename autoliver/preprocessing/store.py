@@ -1,12 +1,11 @@
 """Stores preprocessed cases on disk: compressed, readable patch by patch, each complete or absent.
 
-A case is `<case>.b2nd` (image), `<case>_label.b2nd`, `<case>.npz` (locations) and `<case>.json`,
+A case is `<case>.image.b2nd`, `<case>.label.b2nd`, `<case>.npz` (locations) and `<case>.json`,
 which is written last and records the sizes of the others. A case without it, or with a file of
 another size, is unfinished.
 """
 
 import io
-import shlex
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, check_chain, digest, write_bytes
+from autoliver.commands import command, remove
 from autoliver.datasets.cases import CaseFacts
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.planning.names import ConfigurationName
@@ -31,6 +31,8 @@ Locations = dict[int, npt.NDArray[np.int32]]
 # before are not used any more.
 SCHEMA = 1
 
+# Every file's name says what it is, so that no name of a case makes it look like another's.
+_IMAGE, _LABEL = ".image.b2nd", ".label.b2nd"
 _STORE_FILE = "store.json"
 # 64 KB of float32: of 64 to 256 KB this reads patches fastest, at the same compression.
 _BLOCK_VOXELS = 1 << 14
@@ -172,7 +174,7 @@ def open_store(folder: Path, *, key: str, dataset: str) -> StoreInfo:
     if not path.exists():
         StoreInfo(dataset=dataset, made_from=chain).save(path)
     # The command alone would fail on the same folder again.
-    mend = f"rm -r {shlex.quote(str(folder))} && {_command(dataset)}"
+    mend = f"{remove(folder)} && {_command(folder, dataset)}"
     info = StoreInfo.load(path, mend=mend)
     check_chain(info, chain, where=str(folder), mend=mend)
     return info
@@ -206,11 +208,11 @@ def write_case(
             f"{name}: a case cannot have this name.", hint="Rename its image and label files."
         )
     contents = {
-        f"{name}.b2nd": compress(case.image, patch_shape),
+        f"{name}{_IMAGE}": compress(case.image, patch_shape),
         f"{name}.npz": _pack(locations),
     }
     if case.label is not None:
-        contents[f"{name}_label.b2nd"] = compress(case.label, patch_shape)
+        contents[f"{name}{_LABEL}"] = compress(case.label, patch_shape)
     final.unlink(missing_ok=True)
     for file, content in contents.items():
         write_bytes(folder / file, content)
@@ -231,9 +233,9 @@ def read_case(folder: Path, name: str, facts: CaseFacts | None = None) -> Stored
     """
     file = CaseFile.load(_case_file(folder, name), mend=_mend(folder))
     _check_sizes(folder, file, name)
-    label = f"{name}_label.b2nd"
+    label = f"{name}{_LABEL}"
     return StoredCase(
-        image=open_array(folder / f"{name}.b2nd"),
+        image=open_array(folder / f"{name}{_IMAGE}"),
         label=open_array(folder / label) if label in file.sizes else None,
         properties=file.properties,
         locations=_unpack(folder / f"{name}.npz"),
@@ -265,6 +267,11 @@ def _made_from(folder: Path, name: str) -> str | None:
 
 
 def _check_sizes(folder: Path, file: CaseFile, name: str) -> None:
+    if f"{name}{_IMAGE}" not in file.sizes:
+        raise ArtifactError(
+            f"{_case_file(folder, name)}: written by an earlier version, under other file names.",
+            hint=f"Make it again with: {_mend(folder)}",
+        )
     # This also prevents a crash: reading a memory map of a truncated file ends the process.
     for part, size in file.sizes.items():
         path = folder / part
@@ -363,19 +370,21 @@ def _unpack(path: Path) -> Locations:
 
 
 def _damaged(path: Path, what: str) -> ArtifactError:
-    case = path.stem.removesuffix("_label")
+    case = path.name.removesuffix(_IMAGE).removesuffix(_LABEL).removesuffix(".npz")
     return ArtifactError(
         f"{path}: case {case} is damaged: {what or 'unreadable'}.",
-        hint=f"Delete {path} and make it again with: {_mend(path.parent)}",
+        hint=f"Make it again with: {remove(path)} && {_mend(path.parent)}",
     )
 
 
 def _mend(folder: Path) -> str:
     try:
-        return _command(StoreInfo.load(folder / _STORE_FILE).dataset)
+        return _command(folder, StoreInfo.load(folder / _STORE_FILE).dataset)
     except ArtifactError:
-        return _command("DATASET")
+        return _command(folder, "DATASET")
 
 
-def _command(dataset: str) -> str:
-    return f"autoliver preprocess {dataset}"
+def _command(folder: Path, dataset: str) -> str:
+    place = folder.absolute()
+    in_workspace = place.parent.name == "store"
+    return command("preprocess", dataset, workspace=place.parents[2] if in_workspace else None)

@@ -148,7 +148,11 @@ def _label_maps(folder: Path) -> dict[str, str]:
 
 
 def _stored(store: Path) -> dict[str, str]:
-    arrays = {path.name: blosc2.open(str(path))[:] for path in store.glob("*/*.b2nd")}
+    # Earlier revisions name the image <case>.b2nd and the label map <case>_label.b2nd.
+    arrays = {
+        path.name.replace(".image.", ".").replace(".label.", "_label."): blosc2.open(str(path))[:]
+        for path in store.glob("*/*.b2nd")
+    }
     return {name: _digest({"": array}) for name, array in arrays.items()}
 
 

@@ -65,11 +65,11 @@ def test_images_of_a_new_type_are_planned_and_preprocessed(tmp_path: Path) -> No
     copied.edit("io/header.py", '".nii.gz", ".nii", ', '".nii.gz", ".nii", ".npz", ')
     copied.edit(
         "io/files.py",
-        "_OPENERS: dict[str, Callable[[Path], OpenedFile]] = {}",
-        'from autoliver.io.npz import open_npz\n_OPENERS = {".npz": open_npz}',
+        "_OPENERS: dict[str, Callable[[Path], OpenedFile]] = {",
+        'from autoliver.io.npz import open_npz\n_OPENERS = {".npz": open_npz, ',
     )
     assert copied.changed == {"io/npz.py", "io/header.py", "io/files.py"}
     found = copied.run("plan", source, "--preset", "tiny", "-w", tmp_path / "w", "--json")
     assert json.loads(found.stdout)["plan"]["file_ending"] == ".npz"
     copied.run("preprocess", source, "2d", "-w", tmp_path / "w")
-    assert len(list((tmp_path / "w/Dataset001_Npz/store").glob("*/*_label.b2nd"))) == 3
+    assert len(list((tmp_path / "w/Dataset001_Npz/store").glob("*/*.label.b2nd"))) == 3

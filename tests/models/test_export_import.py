@@ -143,7 +143,8 @@ def test_people_are_told_what_it_is(selected: Path, tmp_path: Path) -> None:
     arguments = ["import", str(tmp_path / "toy.autoliver"), "-w", str(tmp_path / "other")]
     lines = CliRunner().invoke(app, arguments).stdout.splitlines()
     assert lines[:-1] == told.splitlines()[:-1]
-    assert lines[-1].endswith("autoliver predict -i IN -o OUT -m Dataset009_Toy")
+    place = f"-w {tmp_path / 'other'}"
+    assert lines[-1].endswith(f"autoliver predict -i IN -o OUT -m Dataset009_Toy {place}")
 
 
 def test_names_that_are_taken_or_unfit_are_refused(home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoliver.artifacts import digest
+from autoliver.commands import command
 from autoliver.errors import ModelError
 from autoliver.io.header import label_name
 from autoliver.machine import Machine
@@ -49,7 +50,7 @@ def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -
     runs = [planned.run(name, tag=tag), planned.run(name), folder.run(name, tag=tag)]
     runs.append(folder.run(name))
     run = next((run for run in runs if run.finished), runs[-1])
-    mend = f"autoliver train {planned.dataset.short_name} {name}"
+    mend = command("train", planned.dataset.short_name, name, workspace=folder.path.parent)
     folds = [fold for fold in run.finished if FoldFolder(fold).scores.exists()]
     infos = {fold: FoldModel.load(FoldFolder(fold).model) for fold in folds}
     found: dict[str, Path] = {}

@@ -2,12 +2,14 @@
 
 import logging
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import file_sha256
+from autoliver.commands import command
 from autoliver.datasets.cases import short_name
 from autoliver.errors import ModelError
 from autoliver.models.archive import open_archive
@@ -258,15 +260,16 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
     there = [f"{folder.name}/{run.name}" for folder, runs in found for run in runs]
     if there:
         what = f"run {asked}" if asked else f"trained {wanted}"
+        train = command("train", model, wanted, "--fold", "all", workspace=workspace.root)
         raise ModelError(
             f"--pretrained {name}: it has no {what}, only {', '.join(there)}.",
-            hint=f"Train it (autoliver train {model} {wanted} --fold all), or name another run: "
-            f"--pretrained {there[0]}",
+            hint=f"Train it ({train}), or name another run: --pretrained {shlex.quote(there[0])}",
         )
     if found:
         raise ModelError(
             f"--pretrained {name}: {found[0][0].name} is planned, but nothing is trained on it.",
-            hint=f"Train it: autoliver train {model} {wanted} --fold all",
+            hint="Train it: "
+            + command("train", model, wanted, "--fold", "all", workspace=workspace.root),
         )
     raise ModelError(
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
@@ -414,7 +417,7 @@ def _known(workspace: Workspace, wanted: str) -> str:
     ]
     if not names:
         return (
-            f"The workspace {workspace.root} holds no trained model: train one (autoliver train "
-            f"DATASET {wanted} --fold all), or autoliver import FILE --name NAME."
+            f"The workspace {workspace.root.absolute()} holds no trained model: train one "
+            f"(autoliver train DATASET {wanted} --fold all), or autoliver import FILE --name NAME."
         )
     return f"Choose from: {', '.join(names)}."

@@ -30,6 +30,7 @@ from autoliver.pipeline.run.start import (
 )
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.normalize import hides_fat
+from autoliver.system import in_words
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.board import check_tensorboard
 from autoliver.training.freezing import freezing
@@ -300,7 +301,8 @@ def _train_folds(
     failures = []
     for fold in todo:
         try:
-            job.run_to_end(fold, device, group)
+            with in_words():
+                job.run_to_end(fold, device, group)
         except Stopped:
             raise
         except AutoliverError as error:

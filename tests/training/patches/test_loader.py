@@ -123,7 +123,7 @@ def test_a_worker_that_dies_again_is_an_error(
 
 def test_what_a_worker_cannot_read_is_named_in_the_training(tmp_path: Path) -> None:
     stream = make_stream(tmp_path)
-    for path in tmp_path.glob("case_?.b2nd"):
+    for path in tmp_path.glob("case_?.image.b2nd"):
         path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtifactError, match="is damaged") as caught:
         next(drawn_by_workers(stream, range(2), 1))

@@ -1,0 +1,68 @@
+"""Paths of image files: what is there, and whether it can be named."""
+
+import os
+import stat
+from pathlib import Path
+
+from autoliver.errors import DatasetError
+from autoliver.io.header import unreadable
+from autoliver.system import in_words
+
+_FOLDER = "Convert a folder of DICOM slices to one NIfTI file first."
+
+
+def check_path(path: Path) -> None:
+    """Refuses a path that is no file with content, before any reader gets it.
+
+    Raises:
+        DatasetError: There is nothing, a link to nothing, a folder, a device, or an empty file; or
+            the path cannot be named in a message or a file.
+        MachineError: The system refuses to read it.
+    """
+    check_printable(path)
+    with in_words(path, verb="read"):
+        try:
+            state = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing_file(path) from None
+        if stat.S_ISDIR(state.st_mode):
+            raise DatasetError(f"{path}: found a folder, expected an image file.", hint=_FOLDER)
+        if not stat.S_ISREG(state.st_mode):
+            raise DatasetError(
+                f"{path}: found a device or a pipe, expected an image file.",
+                hint="Put the image itself there.",
+            )
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise unreadable(path, "the file is empty")
+
+
+def missing_file(path: Path) -> DatasetError:
+    """Returns the error for a file that is not there, or is a link to such a file."""
+    target = link_target(path)
+    if target is None:
+        return DatasetError(f"{path}: there is no such file.", hint="Check the path.")
+    return DatasetError(
+        f"{path}: it is a link to {target}, which does not exist.",
+        hint="Connect the disk that the link leads to, or replace the link with the file.",
+    )
+
+
+def link_target(path: Path) -> str | None:
+    """Returns where a link leads that leads to nothing; None if the path is something else."""
+    return str(path.readlink()) if path.is_symlink() and not path.exists() else None
+
+
+def check_printable(path: str | Path) -> None:
+    """Refuses a path with bytes that are no text, which no message, table or JSON file can hold.
+
+    Raises:
+        DatasetError: There are such bytes; the error shows them.
+    """
+    text = os.fspath(path)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        raise DatasetError(
+            f"{shown}: the name holds bytes that are not UTF-8 (shown as \\x..).",
+            hint="Rename it with letters of UTF-8; the tool convmv does so for whole folders.",
+        )

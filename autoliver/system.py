@@ -1,0 +1,117 @@
+"""Errors of the operating system, said in words: which path, what the system says, what to do.
+
+Files are read and written in many places. Only `in_words` decides which of the system's errors
+belong to the user's machine (a full disk, a missing permission, a share that is gone) and which are
+bugs of this package. It is entered once around every command and every function of the library, and
+inside where more is known, such as the file that was about to be written.
+"""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoliver.errors import MachineError
+
+_AGAIN = "then run the same command again: finished work is kept."
+_RIGHTS = "Check the permissions of the file and its folders (ls -ld), or ask their owner."
+_SHARE = f"Check that the disk or network share is connected, {_AGAIN}"
+_ROOM = f"Free some space, or choose another disk with --workspace; {_AGAIN}"
+
+# What to do about each error. Errors that are not listed are bugs and keep their traceback.
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: f"Raise the limit on the size of files (ulimit -f), or choose a disk whose files "
+    f"may be larger; {_AGAIN}",
+    errno.EROFS: "Choose a folder on a disk that may be written to, e.g. with --workspace.",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.ENOENT: f"Was it moved or deleted, or its disk disconnected? Put it back, {_AGAIN}",
+    errno.ENOTDIR: "A file is where a folder is expected: move it away, or choose another folder, "
+    "e.g. with --workspace.",
+    errno.EISDIR: "A folder is where a file is expected: move it away, or choose another path.",
+    errno.EEXIST: "Something of this name is in the way: move it, or choose another folder.",
+    errno.ENOTEMPTY: "Something of this name is in the way: move it, or choose another folder.",
+    errno.ENAMETOOLONG: "Shorten the name of the case, dataset or folder; most disks take 255 "
+    "bytes for a name.",
+    errno.EINVAL: "This disk does not take such a name or file; choose another name or disk.",
+    errno.EILSEQ: "This disk does not take such a name; choose another name or disk.",
+    errno.ELOOP: "Links point in a circle: replace them with the files they stand for.",
+    errno.EIO: "The disk or network share reports a failure: check it, and copy the file from "
+    "another place if there is one.",
+    errno.ESTALE: f"The share was changed on its server: connect it again, {_AGAIN}",
+    errno.ETIMEDOUT: _SHARE,
+    errno.ENOTCONN: _SHARE,
+    errno.EHOSTDOWN: _SHARE,
+    errno.EHOSTUNREACH: _SHARE,
+    errno.ENODEV: _SHARE,
+    errno.ENXIO: _SHARE,
+    errno.EBUSY: f"Something else uses it: wait or close that, {_AGAIN}",
+    errno.ETXTBSY: f"Something else uses it: wait or close that, {_AGAIN}",
+    errno.EMFILE: f"Raise the limit on open files (ulimit -n 4096), or use --workers 1; {_AGAIN}",
+    errno.ENFILE: f"All programs together have too many files open: close some, {_AGAIN}",
+    errno.ENOMEM: "Close other programs, use fewer processes (--workers 1), or a machine with more "
+    "memory.",
+    errno.EAGAIN: f"Raise the limit on processes (ulimit -u), or use --workers 1; {_AGAIN}",
+}
+
+
+def system_error(
+    error: OSError, path: str | Path | None = None, *, verb: str = "used"
+) -> MachineError | None:
+    """Returns the error to show for an error of the system; None if it may be a bug.
+
+    Args:
+        error: The system's error.
+        path: What could not be used; None for the file that the error itself names.
+        verb: "read", "written" or "used".
+    """
+    if error.errno not in _REMEDIES:
+        return None
+    where = path if path is not None else error.filename
+    reason = os.strerror(error.errno)
+    if where is None:  # the error's own text, e.g. of a folder for temporary files
+        detail = error.strerror or reason
+        problem = detail if reason in detail else f"{detail} ({reason})"
+    else:
+        problem = f"{os.fsdecode(where)}: cannot be {verb}: {reason}"
+    return MachineError(f"{problem}.", hint=_REMEDIES[error.errno])
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error is about what a file holds, not about the system.
+
+    Readers raise such errors without a number of the system's, or with that of a position in the
+    file that is not valid.
+    """
+    return error.errno in (None, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def in_words(path: str | Path | None = None, *, verb: str = "used") -> Iterator[None]:
+    """Replaces errors of the system that are raised in the block by errors with a remedy.
+
+    Args:
+        path: As in `system_error`.
+        verb: As in `system_error`.
+
+    Raises:
+        MachineError: The system refused something that the user can mend.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = system_error(error, path, verb=verb)
+        if told is None:
+            raise
+        raise told from error
+    except RuntimeError as error:
+        # What pathlib makes of links in a circle before Python 3.13.
+        loop = re.fullmatch(r"Symlink loop from '(.*)'", str(error))
+        told = loop and system_error(OSError(errno.ELOOP, "", loop[1]), path, verb=verb)
+        if not told:
+            raise
+        raise told from error

@@ -1,0 +1,308 @@
+"""What the system refuses is said in two lines that name the path and the remedy."""
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from commands import run
+
+from autoliver.artifacts import replacing, write_bytes
+from autoliver.datasets.cases import read_dataset
+from autoliver.errors import AutoliverError, DatasetError, MachineError
+from autoliver.io.files import read_image, read_label, write_label
+from autoliver.io.volume import Geometry
+from autoliver.networks.checkpoint import load_training_state, load_weights
+from autoliver.parallel import CasePool, Limits, Need
+from autoliver.planning.verify import REFUSED, verify
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.system import in_words, is_damage, system_error
+
+# Reading this file fails with EIO, as a broken disk does.
+BROKEN = Path("/proc/self/mem")
+NOBODY = 65534
+
+needs_linux = pytest.mark.skipif(not BROKEN.exists(), reason="needs Linux's /proc")
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Whom permissions bind; root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """No file can be opened any more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file can be larger than 1000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def save(path: Path) -> Path:
+    array = np.random.default_rng(0).integers(0, 3, (6, 7, 8)).astype("uint8")
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    return path
+
+
+def phantoms(folder: Path) -> Path:
+    options = PhantomOptions(shape_zyx=(16, 24, 24))
+    return write_phantom_dataset(folder, name="Dataset001_CT", cases=3, seed=0, options=options)
+
+
+# --- words
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "--workspace"),
+        (errno.EACCES, "permissions"),
+        (errno.EPERM, "permissions"),
+        (errno.ENOENT, "moved or deleted"),
+        (errno.ENOTDIR, "A file is where a folder"),
+        (errno.EISDIR, "A folder is where a file"),
+        (errno.EEXIST, "in the way"),
+        (errno.ENOTEMPTY, "in the way"),
+        (errno.ENAMETOOLONG, "Shorten"),
+        (errno.EILSEQ, "another name"),
+        (errno.ELOOP, "circle"),
+        (errno.EIO, "disk or network share"),
+        (errno.ESTALE, "share"),
+        (errno.ETIMEDOUT, "share is connected"),
+        (errno.ENOTCONN, "share is connected"),
+        (errno.EHOSTDOWN, "share is connected"),
+        (errno.ENODEV, "share is connected"),
+        (errno.EBUSY, "wait"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "too many files"),
+        (errno.ENOMEM, "memory"),
+        (errno.EAGAIN, "ulimit -u"),
+    ],
+)
+def test_every_refusal_has_a_path_a_reason_and_a_remedy(number: int, remedy: str) -> None:
+    error = OSError(number, os.strerror(number), "/data/x")
+    told = system_error(error)
+    assert told is not None
+    assert told.problem == f"/data/x: cannot be used: {os.strerror(number)}."
+    assert remedy in told.hint
+    assert not is_damage(error)
+    with (
+        pytest.raises(MachineError, match="/data/y: cannot be read") as caught,
+        in_words("/data/y", verb="read"),
+    ):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [OSError("a reader's own"), OSError(errno.EPIPE, "pipe")])
+def test_what_may_be_a_bug_keeps_its_traceback(error: OSError) -> None:
+    assert system_error(error) is None
+    with pytest.raises(OSError, match=r".") as caught, in_words():
+        raise error
+    assert caught.value is error
+
+
+def test_an_error_without_a_path_says_what_it_says() -> None:
+    told = system_error(FileNotFoundError(errno.ENOENT, "No usable temporary directory in /tmp"))
+    assert told is not None
+    assert told.problem.startswith("No usable temporary directory in /tmp")
+
+
+# --- reading
+
+
+@needs_linux
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp", ".hdr"])
+def test_a_broken_disk_is_not_a_damaged_image(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    path.symlink_to(BROKEN)
+    for read in (lambda: read_image([path]), lambda: read_label(path)):
+        with pytest.raises(MachineError, match=f"a{ending}: cannot be read: Input/output error"):
+            read()
+
+
+@needs_linux
+def test_a_broken_disk_under_the_voxels_is_named(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(save(tmp_path / "x.mha"))), str(tmp_path / "a.mhd"), False)
+    for header, voxels in {"a.mhd": "a.raw"}.items():
+        (tmp_path / voxels).unlink()
+        (tmp_path / voxels).symlink_to(BROKEN)
+        with pytest.raises(MachineError, match=f"{voxels}: cannot be read: Input/output error"):
+            read_image([tmp_path / header])
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".hdr"])
+def test_a_missing_permission_is_not_a_damaged_image(ending: str) -> None:
+    # Not in pytest's folder, into which other users may not look.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = save(Path(folder) / f"a{ending}")
+        path.chmod(0)
+        with (
+            as_nobody(),
+            pytest.raises(MachineError, match="cannot be read: Permission denied") as caught,
+        ):
+            read_image([path])
+    assert "permissions" in caught.value.hint
+
+
+@pytest.mark.usefixtures("few_files")
+def test_too_many_open_files_are_not_a_damaged_image() -> None:
+    path = Path(__file__)
+    with pytest.raises(MachineError, match="Too many open files") as caught:
+        read_image([path])
+    assert "ulimit -n" in caught.value.hint
+
+
+@needs_linux
+@pytest.mark.parametrize("read", [load_weights, load_training_state])
+def test_a_broken_disk_is_not_damaged_weights(read: object, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.symlink_to(BROKEN)
+    with pytest.raises(OSError, match="Input/output"):
+        read(path)  # type: ignore[operator]
+
+
+@needs_linux
+def test_verify_lists_refused_files_and_asks_again_the_next_time(tmp_path: Path) -> None:
+    folder = phantoms(tmp_path)
+    path = folder / "imagesTr" / sorted(p.name for p in (folder / "imagesTr").iterdir())[1]
+    kept = path.rename(tmp_path / "kept.nii.gz")
+    path.symlink_to(BROKEN)
+    found = verify(read_dataset(folder))
+    assert [(error.code, error.case) for error in found.errors] == [
+        (REFUSED, path.name.partition("_0000")[0])
+    ]
+    for command in (["plan", folder], ["train", folder, "2d"]):
+        with pytest.raises(AutoliverError, match="Input/output error"):
+            run(*command, "-w", tmp_path / "w")
+    path.unlink()
+    kept.rename(path)
+    assert run("verify", folder, "-w", tmp_path / "w")["findings"] == []
+
+
+# --- writing
+
+
+def test_the_first_error_is_not_replaced_by_one_of_clean_up(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+
+    def write_and_lose_the_disk() -> None:
+        with replacing(folder / "a.json") as beside:
+            beside.mkdir()
+            folder.rename(tmp_path / "elsewhere")
+            folder.symlink_to(folder)  # under which nothing can be looked up or removed
+            raise ValueError("the first")
+
+    with pytest.raises(ValueError, match="the first"):
+        write_and_lose_the_disk()
+
+
+def test_names_up_to_the_limit_of_a_disk_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 240 + ".json", "ä" * 120 + ".json", "x" * 248 + ".nii.gz"):
+        write_bytes(tmp_path / name, b"{}")
+        assert (tmp_path / name).read_bytes() == b"{}"
+    with pytest.raises(MachineError, match="File name too long") as caught:
+        write_bytes(tmp_path / ("x" * 256), b"{}")
+    assert "Shorten" in caught.value.hint
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".tif"])
+@pytest.mark.usefixtures("small_files")
+def test_a_limit_on_the_size_of_files_is_named(ending: str, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 200, (20, 20, 20))
+    grid = Geometry(shape_zyx=labels.shape, spacing_mm=(1.0, 1.0, 1.0))
+    with pytest.raises(MachineError, match="cannot be written: File too large") as caught:
+        write_label(tmp_path / f"a{ending}", labels, grid)
+    assert "ulimit -f" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["file", "loop"])
+def test_a_workspace_that_cannot_be_one_is_named(what: str, tmp_path: Path) -> None:
+    folder = phantoms(tmp_path)
+    place = tmp_path / "w"
+    place.write_text("") if what == "file" else place.symlink_to(place)
+    with pytest.raises(AutoliverError, match="cannot be") as caught:
+        run("plan", folder, "-w", place)
+    assert str(place) in caught.value.problem
+    assert caught.value.hint
+
+
+# --- the command line
+
+
+@needs_linux
+def test_a_command_ends_in_two_lines(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "dataset.json").symlink_to(BROKEN)
+    done = subprocess.run(
+        [sys.executable, "-m", "autoliver", "plan", str(tmp_path), "-w", str(tmp_path / "w")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first.startswith("Error: ")
+    assert "Input/output error" in first
+    assert second.startswith("Hint: ")
+
+
+def _square(number: int) -> int:
+    return number**2
+
+
+@pytest.mark.usefixtures("few_files")
+def test_cases_are_done_here_where_no_process_can_be_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = Limits(workers=2, memory_gb=4)
+    pool = CasePool(what="squares", limits=limits, need=lambda item: Need(name=str(item), gb=0.1))
+    assert list(pool.map(_square, range(5))) == [0, 1, 4, 9, 16]
+    assert "cannot be started here" in caplog.text
+
+
+def test_images_refused_by_a_dataset_error_stay_dataset_errors(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DatasetError, match="damaged or cut short"):
+        read_image([path])
