@@ -191,7 +191,8 @@ def select(
         from autoliver.pipeline.selection import SelectRequest
         from autoliver.pipeline.selection import select as select_runs
 
-        given = taken(options, {}, of=select, machine=("device",))
+        names = {"accept_changes": "accept_changes"}
+        given = taken(options, names, of=select, machine=("device",))
         request = SelectRequest(runs=runs, **given)  # type: ignore[arg-type]
         return select_runs(workspace_at(workspace), dataset_name(dataset), request)
 

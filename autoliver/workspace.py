@@ -72,6 +72,10 @@ class RunFolder:
         """Returns the folder of one fold."""
         return self.path / fold_folder_name(fold)
 
+    def lock(self, fold: Fold | str) -> Path:
+        """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
+        return self.path / f".{fold_folder_name(fold)}.lock"
+
     @property
     def begun(self) -> tuple[Path, ...]:
         """Folders of all folds whose training was started, finished or not."""

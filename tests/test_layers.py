@@ -13,6 +13,7 @@ ORDER = [
     "values",
     "memory",
     "artifacts",
+    "locks",
     "parallel",
     "machine",
     "io",

@@ -43,6 +43,14 @@ Workers = Annotated[
         "--workers", metavar="N", min=0, help="Worker processes; 0 means one per CPU core."
     ),
 ]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="Leave out cases that were added since the dataset was planned. [default: refuse a "
+        "dataset that has changed]",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -8,6 +8,7 @@ import typer
 from autoliver.cli.data import DatasetArgument
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
+    AcceptChanges,
     AsJson,
     Device,
     MemoryGb,
@@ -32,6 +33,7 @@ def select(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs to compare. [default: all finished ones]"),
     ] = None,
+    accept_changes: AcceptChanges = False,
     device: Device = "auto",
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -49,6 +51,7 @@ def select(
     start(verbose=verbose)
     request = selection.SelectRequest(
         runs=tuple(runs or ()),
+        accept_changes=accept_changes,
         machine=machine_of(workers=workers, memory_gb=memory_gb, device=device),
     )
     selected = selection.select(Workspace(workspace), dataset, request)

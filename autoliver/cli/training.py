@@ -7,6 +7,7 @@ import typer
 
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
+    AcceptChanges,
     AsJson,
     Device,
     Gpus,
@@ -124,6 +125,7 @@ def train(
     own_plan: OwnPlan = False,
     compare_scratch: CompareScratch = False,
     twin: Twin = False,
+    accept_changes: AcceptChanges = False,
     epochs: Epochs = None,
     iterations: Iterations = None,
     hours: Hours = None,
@@ -193,6 +195,7 @@ def train(
         like=like,
         own_plan=own_plan,
         twin=twin,
+        accept_changes=accept_changes,
         machine=Machine(
             device=device,
             gpus=_gpus(gpus),

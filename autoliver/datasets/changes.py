@@ -27,6 +27,18 @@ def describe_changes(before: Dataset, now: Dataset, *, then: str = "when planned
     return _first(found, "; ")
 
 
+def without_added(before: Dataset, now: Dataset) -> Dataset | None:
+    """Returns the current dataset without the cases that were added; None if more has changed.
+
+    Args:
+        before: The earlier dataset, with the contents of its files.
+        now: The current dataset, with the contents of its files.
+    """
+    names = {case.name for case in before.cases}
+    rest = now.replace(cases=tuple(case for case in now.cases if case.name in names))
+    return rest if rest.digest() == before.digest() else None
+
+
 def _of_cases(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
     had = {case.name: case for case in before.cases}
     has = {case.name: case for case in now.cases}

@@ -76,6 +76,15 @@ def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
     return dataset.replace(cases=cases), FileIndex(files=dict(sorted(index.items())))
 
 
+def image_key(case: Case) -> str:
+    """Returns what recognises a case by the content of its images, whatever its name and place.
+
+    Args:
+        case: A case whose contents `identify` has filled in.
+    """
+    return digest([content.hash for content in case.contents if content.kind == "image"])
+
+
 def unread(dataset: Dataset) -> list[Path]:
     """Returns the files of a dataset that `identify` could not read."""
     return [

@@ -44,6 +44,10 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
             own run; None otherwise.
         extended: How often its training was extended after it had finished.
         augment: The augmentations it was trained with.
+        trained_on: The `image_key` of each case that it was trained on; empty if unknown.
+        seen_before: The `image_key` of each case that the weights it started from had seen, and
+            those that these started from, back to random weights.
+        ancestors: First twelve hex digits of the checksum of each of these weights, the last first.
     """
 
     KIND: ClassVar[str] = "model"
@@ -58,6 +62,9 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     previous_run: str | None = None
     extended: int = 0
     augment: str = "default"
+    trained_on: tuple[str, ...] = ()
+    seen_before: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()
 
     @property
     def decisions(self) -> Configuration:

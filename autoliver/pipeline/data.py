@@ -10,7 +10,7 @@ import msgspec
 from autoliver.artifacts import Artifact, read_json, write_bytes
 from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, describe_plain
-from autoliver.datasets.changes import describe_changes
+from autoliver.datasets.changes import describe_changes, without_added
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
@@ -38,6 +38,7 @@ from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 _log = logging.getLogger(__name__)
 
 _WARNINGS_SHOWN = 10
+_SHOWN = 3  # cases named in one message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,15 +228,27 @@ def _with_seen(
 
 
 def planned_dataset(
-    workspace: Workspace, name: str | None, *, machine: Machine = WHOLE_MACHINE
+    workspace: Workspace,
+    name: str | None,
+    *,
+    accept_changes: bool = False,
+    machine: Machine = WHOLE_MACHINE,
 ) -> Planned:
     """Loads a dataset's plan; a dataset without a plan is planned with the default options.
+
+    Args:
+        workspace: The workspace.
+        name: Path or name of the dataset; None for the only one.
+        accept_changes: Whether to leave out cases that were added since the dataset was planned.
+        machine: The processes and memory that may be used.
 
     Raises:
         ArtifactError: The dataset changed since it was planned.
         DatasetError: As for `plan_dataset`.
     """
     folder, dataset = to_train(workspace, name)
+    if accept_changes:
+        dataset = as_planned(folder, dataset)
     if not folder.plan.exists():
         return plan_folder(folder, dataset, PlanOptions(), machine=machine)
     plan = Plan.load(folder.plan, mend=plan_command(folder, dataset))
@@ -244,6 +257,32 @@ def planned_dataset(
     planned = Planned(folder=folder, dataset=dataset, plan=plan, warnings=warnings)
     check_unchanged(plan, planned, where=f"The plan of {dataset.name}", mend=mend)
     return planned
+
+
+def as_planned(folder: DatasetFolder, dataset: Dataset) -> Dataset:
+    """Returns a dataset without the cases that were added since it was planned, with a warning.
+
+    Raises:
+        ArtifactError: More has changed than that cases were added.
+    """
+    if not folder.plan.exists():
+        return dataset
+    before = Dataset.load(folder.dataset)
+    rest = without_added(before, dataset)
+    if rest is None:
+        raise ArtifactError(
+            "--accept-changes goes on where nothing but cases was added, but of "
+            f"{dataset.name}: {describe_changes(before, dataset)}.",
+            hint=f"Plan it again with: {plan_command(folder, dataset)}",
+        )
+    added = [case.name for case in dataset.cases if case not in rest.cases]
+    if added:
+        more = f" and {len(added) - _SHOWN} more" if len(added) > _SHOWN else ""
+        _log.warning(
+            "%s: left out, since added after planning: %s%s.",
+            *(dataset.name, ", ".join(added[:_SHOWN]), more),
+        )
+    return rest
 
 
 def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: str) -> None:
@@ -263,12 +302,14 @@ def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: s
         return
     path = planned.folder.dataset
     before = Dataset.load(path, mend=mend) if path.exists() else None
-    changes = ""
+    changes, other = "", ""
     if before is not None and before.digest() == then:
         changes = describe_changes(before, dataset)
+        if without_added(before, dataset) is not None:
+            other = "; or train and select without the new cases: add --accept-changes."
     raise ArtifactError(
         f"{where} was made from another dataset: {changes or f'{dataset.name} has changed since'}.",
-        hint=f"Make it again with: {mend}",
+        hint=f"Make it again with: {mend}{other}",
     )
 
 

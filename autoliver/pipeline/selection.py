@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
+from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import fold_of
 from autoliver.needs import clean_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.data import current_folds
+from autoliver.pipeline.data import as_planned, current_folds
 from autoliver.pipeline.evaluation import predict_held_out, score_held_out
 from autoliver.pipeline.pairs import FoldPairs, run_digest
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.names import CONFIGURATION_NAMES
 from autoliver.training.options import TrainingOptions
-from autoliver.values import check_texts, meant, set_field
+from autoliver.values import check_flag, check_texts, flag_of, meant, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -35,10 +37,12 @@ class SelectRequest:
 
     Attributes:
         runs: Names of the runs to compare; empty for all finished runs.
+        accept_changes: Whether to leave out cases that were added since the dataset was planned.
         machine: The device, processes and memory that may be used.
     """
 
     runs: tuple[str, ...] = ()
+    accept_changes: bool = False
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -48,6 +52,7 @@ class SelectRequest:
             OptionError: A value is invalid; the message names the option and the value.
         """
         set_field(self, "runs", check_texts("runs", self.runs))
+        check_flag(flag_of("accept_changes"), self.accept_changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +90,17 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
         DatasetError: There is no such dataset.
         ModelError: No run can be scored on cases it has not seen, or the runs share no fold.
         OptionError: There is no finished run of a given name.
+        AutoliverError: Another process compares the runs of this dataset.
     """
+    contest = _Contest.of(workspace, name, request)
+    with only_one(contest.folder.path / ".select.lock", "its runs are being compared"):
+        return _select(contest)
+
+
+def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
     from autoliver.models.selection import Chosen, Selection
 
-    contest = _Contest.of(workspace, name, request)
     candidates = contest.candidates()
     choice = choose(candidates)
     if choice is None:
@@ -145,6 +156,8 @@ class _Contest:
     def of(cls, workspace: Workspace, name: str | None, request: SelectRequest) -> "_Contest":
         dataset = workspace.source(name)
         folder = workspace.folder_for(dataset)
+        if request.accept_changes:
+            dataset = as_planned(folder, dataset)
         splits = current_folds(folder, dataset)
         scored, left_out = _scored_folds(_wanted(folder, request.runs), dataset, splits)
         if not scored:
@@ -286,6 +299,15 @@ def _scored_folds(
                 f"{run.path.name}, fold {_names(sorted(leaking))}, is left out: the same fold of "
                 "its low-resolution stage is not finished."
             )
+        known = {fold: _seen(run, fold, dataset, splits) for fold in sorted(folds - leaking)}
+        for fold, cases in known.items():
+            if cases:
+                left_out.append(
+                    f"{run.path.name}, fold {fold}, is left out: the weights it started from had "
+                    f"seen {len(cases)} of its held-out cases ({cases[0]}), so its scores are too "
+                    "good."
+                )
+                leaking.add(fold)
         if folds - leaking:
             scored[run] = folds - leaking
         elif not folds:
@@ -294,6 +316,15 @@ def _scored_folds(
                 "cases to be scored on."
             )
     return scored, left_out
+
+
+def _seen(run: RunFolder, fold: int, dataset: Dataset, splits: Folds) -> list[str]:
+    """Returns the held-out cases of a fold that the weights it started from had seen."""
+    from autoliver.models.files import FoldFolder, FoldModel
+
+    before = FoldModel.load(FoldFolder(run.fold(fold)).model).seen_before
+    held_out = set(splits.splits[fold].validation)
+    return [c.name for c in dataset.cases if c.name in held_out and image_key(c) in before]
 
 
 def _apart(run: RunFolder, fold: int) -> bool:

@@ -103,6 +103,8 @@ class Transfer(Artifact, frozen=True, kw_only=True):
         share: Share of the parameters outside the heads that come from the source, 0 to 1.
         mirror_axes: Patch axes along which the source was trained with flips.
         augment: The augmentations that the source was trained with.
+        seen: The `image_key` of each case that the source, or weights before it, had seen.
+        ancestors: First twelve hex digits of the checksums of the weights, the source first.
         table: How each weight was made.
     """
 
@@ -114,3 +116,5 @@ class Transfer(Artifact, frozen=True, kw_only=True):
     mirror_axes: tuple[int, ...]
     augment: str
     table: TransferTable
+    seen: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()

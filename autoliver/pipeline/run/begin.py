@@ -1,7 +1,10 @@
 """Decides with which options a run starts, resumes or is extended, and refuses changed options."""
 
+import contextlib
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
+from autoliver.locks import check_free, is_held, only_one
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
@@ -22,6 +26,9 @@ from autoliver.training.options import (
     flag,
 )
 from autoliver.workspace import RunFolder
+
+# The name of the lock of each process that works on a run.
+_USED = ".used-by-{}.lock"
 
 _log = logging.getLogger(__name__)
 
@@ -76,17 +83,22 @@ def decide_beginning(
 
     Raises:
         OptionError: The options are invalid, or differ from those that the run was started with.
+        AutoliverError: A fold that is to start over is being trained.
         ArtifactError: The run was started with other inputs than the current ones.
     """
-    if request.extend is not None and (request.fresh or not run.options.exists()):
+    bound = _is_bound(run)
+    if request.extend is not None and (request.fresh or not bound):
         raise OptionError(
             f"--extend {request.extend} continues a finished run, "
             + ("but --fresh starts over." if request.fresh else f"but {run.name} was not started."),
             hint="Leave --extend out.",
         )
+    if request.fresh:
+        for fold in folds:
+            check_free(run.lock(fold), being_trained(fold))
     named = {run.fold(fold) for fold in folds}
     others = sorted(path.name for path in run.begun if path not in named)
-    new = not run.options.exists() or (request.fresh and not others)
+    new = not bound or (request.fresh and not others)
     if new:
         epochs = default_epochs(request.changes.get("pretrained"), cases)
         fields = {"made_from": made_from, "epochs": epochs, **request.changes}
@@ -110,6 +122,30 @@ def decide_beginning(
         extended=options is not begun,
         removed=tuple(sorted(f for f in named if f.exists())) if request.fresh else (),
     )
+
+
+def being_trained(fold: Fold) -> str:
+    """What is said of a fold that another process trains."""
+    return f"fold {fold} is being trained"
+
+
+def _is_bound(run: RunFolder) -> bool:
+    """Whether a run must keep its options: it has made a step, or is being trained right now."""
+    if not run.options.exists():
+        return False
+    steps = (FoldFolder(path) for path in run.begun)
+    if any(fold.resume.exists() or fold.model.exists() for fold in steps):
+        return True
+    return any(is_held(path) for path in run.path.glob(_USED.format("*")) if path != _own(run))
+
+
+def in_use(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which other processes see that this one works on a run."""
+    return only_one(_own(run), f"{run.name} is being trained")
+
+
+def _own(run: RunFolder) -> Path:
+    return run.path / _USED.format(f"{socket.gethostname()}-{os.getpid()}")
 
 
 def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:

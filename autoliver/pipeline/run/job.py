@@ -1,19 +1,22 @@
 """Trains the folds of a run, writes their models and scores their held-out cases."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError
+from autoliver.locks import only_one
 from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.data import Planned
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.pipeline.run.begin import is_trained
+from autoliver.pipeline.run.begin import being_trained, is_trained
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
@@ -124,12 +127,18 @@ class RunJob:
 
         Raises:
             Stopped: SIGTERM was received; the state is saved.
-            AutoliverError: A stage failed.
+            AutoliverError: A stage failed, or another process trains the fold.
         """
-        if not group.lead_does(lambda: self.trained(fold)):
-            self._train(fold, device, group)
-        if self.splits[fold].validation:
-            group.lead_does(lambda: self._validate(fold, device))
+        with contextlib.ExitStack() as held:
+            group.lead_does(lambda: held.enter_context(self.only_here(fold)))
+            if not group.lead_does(lambda: self.trained(fold)):
+                self._train(fold, device, group)
+            if self.splits[fold].validation:
+                group.lead_does(lambda: self._validate(fold, device))
+
+    def only_here(self, fold: Fold) -> contextlib.AbstractContextManager[None]:
+        """Returns a block in which no other process may train the fold."""
+        return only_one(self.run.lock(fold), being_trained(fold))
 
     def _train(self, fold: Fold, device: "torch.device", group: "Group") -> None:
         from autoliver.training.loop import train_fold
@@ -174,11 +183,11 @@ class RunJob:
         from autoliver.models.files import FoldModel, save_fold
 
         plan, options = self.planned.plan, self.options
-        seen, augment = trained.mirror_axes, options.augment
-        if self.pretrained and not options.steps and not options.extensions:
+        mirror_axes, augment = trained.mirror_axes, options.augment
+        source = Transfer.load(self.run.transfer) if self.pretrained else None
+        if source is not None and not options.steps and not options.extensions:
             # Without a training step the network has seen the same augmentation as its source.
-            source = Transfer.load(self.run.transfer)
-            seen, augment = source.mirror_axes, source.augment
+            mirror_axes, augment = source.mirror_axes, source.augment
         if not self.pretrained:  # random weights know nothing of the CT that their plan follows
             plan = plan.replace(source_intensities=())
         save_fold(
@@ -191,13 +200,20 @@ class RunJob:
                 fold=str(fold),
                 cases=self.splits[fold].train,
                 epochs=len(trained.logs),
-                mirror_axes=seen,
+                mirror_axes=mirror_axes,
                 weights_sha256="",
                 previous_run=self.previous_run,
                 extended=len(options.extensions),
                 augment=augment,
+                trained_on=self._keys(self.splits[fold].train),
+                seen_before=() if source is None else source.seen,
+                ancestors=() if source is None else source.ancestors,
             ),
         )
+
+    def _keys(self, names: Sequence[str]) -> tuple[str, ...]:
+        keys = {case.name: image_key(case) for case in self.planned.dataset.cases}
+        return tuple(keys[name] for name in names)
 
     def _cases(self, names: Sequence[str]) -> list[StoredCase]:
         facts = {case.name: case.facts for case in self.planned.dataset.cases}

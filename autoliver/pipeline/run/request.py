@@ -31,6 +31,7 @@ class TrainRequest(Record, frozen=True, kw_only=True):
         own_plan: Whether to keep the dataset's own plan with `pretrained` and adapt the weights.
         twin: Whether to take only the plan of `pretrained`: this is the training from scratch to
             compare with.
+        accept_changes: Whether to leave out cases that were added since the dataset was planned.
         machine: The devices, processes and memory that may be used.
     """
 
@@ -44,6 +45,7 @@ class TrainRequest(Record, frozen=True, kw_only=True):
     like: str | None = None
     own_plan: bool = False
     twin: bool = False
+    accept_changes: bool = False
     machine: Machine = WHOLE_MACHINE
 
     def for_fold(self, fold: Fold, machine: Machine) -> "TrainRequest":

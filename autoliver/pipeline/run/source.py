@@ -62,6 +62,17 @@ class Source:
     digest: str
     read: "Callable[[], dict[str, Tensor]]"
 
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The `image_key` of each case that its weights, or weights before them, have seen."""
+        info = self.info
+        return () if info is None else tuple(dict.fromkeys((*info.trained_on, *info.seen_before)))
+
+    @property
+    def ancestors(self) -> tuple[str, ...]:
+        """Digests of its weights and of those before them, the last first."""
+        return (self.digest, *(() if self.info is None else self.info.ancestors))
+
     def plan_for(self, name: ConfigurationName) -> Plan | None:
         """Returns its plan with its own configuration only, renamed to the target's configuration.
 

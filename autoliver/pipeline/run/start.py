@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
+from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Split
-from autoliver.errors import ModelError, OptionError
+from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.pipeline.data import Planned, planned_dataset
+from autoliver.pipeline.run.begun import as_begun, begun_run, refuse_circle
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import Source, find_source, safe
@@ -16,7 +18,7 @@ from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.transfer.follow import far_axes
 from autoliver.transfer.table import Transfer
-from autoliver.workspace import RunFolder, Workspace
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,26 +48,52 @@ def find_start(
         AutoliverError: There is no such source, or it cannot be used for the dataset.
     """
     _check_together(request)
-    wanted = request.configuration
     if request.pretrained is not None:
-        # The source is looked up before the dataset is hashed, which may take long: its name may be
-        # wrong.
-        target = safe(workspace.read(name).short_name)
-        source = find_source(workspace, request.pretrained, wanted=wanted, target=target)
-        taken = "Planned like" if request.twin else "Starts from"
-        notify(f"{taken} {source.fold}: {source.where}.")
-        own = planned_dataset(workspace, name, machine=request.machine)
-        theirs = source.plan_for(wanted)
-        planned = replace(own, source=source.name)
-        if theirs is not None and not request.own_plan:
-            followed = Followed(name=source.name, plan=theirs, again=source.again)
-            planned = _follow(own, followed, wanted, notify)
-        return planned, None if request.twin else source
+        return _from_source(workspace, name, request, request.pretrained, notify=notify)
+    wanted = request.configuration
     if request.like is None:
-        return planned_dataset(workspace, name, machine=request.machine), None
+        return _planned(workspace, name, request), None
     followed = plan_to_follow(workspace, request.like, machine=request.machine)
-    own = planned_dataset(workspace, name, machine=request.machine)
+    own = _planned(workspace, name, request)
     return _follow(own, followed, wanted, notify), None
+
+
+def _planned(workspace: Workspace, name: str | None, request: TrainRequest) -> Planned:
+    return planned_dataset(
+        workspace, name, accept_changes=request.accept_changes, machine=request.machine
+    )
+
+
+def _from_source(
+    workspace: Workspace, name: str | None, request: TrainRequest, asked: str, *, notify: Notify
+) -> tuple[Planned, Source | None]:
+    """Finds the plan and the weights of a training with --pretrained; see `find_start`."""
+    wanted = request.configuration
+    # The source is looked up before the dataset is hashed, which may take long: its name may be
+    # wrong.
+    target = workspace.read(name)
+    folder = DatasetFolder(workspace.root / target.name)
+    try:
+        source = find_source(workspace, asked, wanted=wanted, target=safe(target.short_name))
+        run = begun_run(folder, request, source)
+    except AutoliverError:
+        run = begun_run(folder, request, None)
+        if run is None:
+            raise
+    own = _planned(workspace, name, request)
+    if run is not None:
+        planned, kept = as_begun(own, run, wanted)
+        notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
+        return planned, kept
+    refuse_circle(folder, request, source)
+    taken = "Planned like" if request.twin else "Starts from"
+    notify(f"{taken} {source.fold}: {source.where}.")
+    theirs = source.plan_for(wanted)
+    planned = replace(own, source=source.name)
+    if theirs is not None and not request.own_plan:
+        followed = Followed(name=source.name, plan=theirs, again=source.again)
+        planned = _follow(own, followed, wanted, notify)
+    return planned, None if request.twin else source
 
 
 def _check_together(request: TrainRequest) -> None:
@@ -101,23 +129,31 @@ def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, notify:
 
 
 def note_seen(
-    source: Source, planned: Planned, splits: Mapping[Fold, Split], *, notify: Notify = _log.info
+    source: Source,
+    transfer: Transfer,
+    planned: Planned,
+    splits: Mapping[Fold, Split],
+    *,
+    notify: Notify = _log.info,
 ) -> None:
-    """Notifies the user if the source was trained on held-out cases: their scores are too good.
+    """Notifies the user of held-out cases that the source has seen: their scores are too good.
 
-    Only a source that was trained on a dataset of the same name is checked. Cases are compared by
-    name.
+    Cases are compared by the content of their images, with all that the source's own sources have
+    seen. Of a source that does not know it, only its own cases are compared, by name.
     """
+    cases = planned.dataset.cases
+    known = {case.name for case in cases if image_key(case) in transfer.seen}
     info = source.info
-    if info is None or info.plan.dataset != planned.dataset.name:
-        return
+    if not transfer.seen and info is not None and info.plan.dataset == planned.dataset.name:
+        known = set(info.cases)
     for fold, split in splits.items():
-        seen = sorted(set(info.cases) & set(split.validation))
+        seen = sorted(known & set(split.validation))
         if seen:
             notify(
-                f"Note: fold {fold}: {source.fold} was trained on {len(seen)} of the "
-                f"{len(split.validation)} cases held out ({', '.join(seen[:3])}"
-                f"{', ...' if len(seen) > 3 else ''}): their scores will be too good."
+                f"Note: fold {fold}: {source.fold}, or what it started from, was trained on "
+                f"{len(seen)} of the {len(split.validation)} cases held out "
+                f"({', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}): their scores will be "
+                "too good."
             )
 
 
@@ -171,6 +207,8 @@ def fit_weights(
         mirror_axes=() if source.info is None else source.info.mirror_axes,
         augment="default" if source.info is None else source.info.augment,
         table=table,
+        seen=source.seen,
+        ancestors=source.ancestors,
     )
     return Start(weights=weights, transfer=transfer)
 

@@ -1,5 +1,6 @@
 """Trains unfinished folds of a run and scores their held-out cases."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from autoliver.pipeline.data import (
     preprocess,
     remind,
 )
-from autoliver.pipeline.run.begin import decide_beginning, log_memory
+from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
@@ -97,7 +98,7 @@ def train(
     from autoliver.training.distributed import join_group
 
     machine = request.machine
-    with join_group() as group:
+    with join_group() as group, contextlib.ExitStack() as held:
         if group.size > 1 and (machine.gpus or machine.jobs):
             raise OptionError(
                 "--gpus and --jobs train each fold in a process of its own, but torchrun has "
@@ -106,7 +107,7 @@ def train(
             )
         _check_machine(machine)
         _check_options(request)
-        job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify))
+        job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify, held))
         if group.leads and not (queued or request.twin):
             remind(job.planned)
         failures = _train_folds(job, request, workspace.root, group)
@@ -150,7 +151,7 @@ def _check_options(request: TrainRequest) -> None:
     """Refuses invalid options early; they are compared with those of an existing run later."""
     fields = {**request.changes, "pretrained": None if request.twin else request.pretrained}
     check_options(given_options(fields))
-    for name in ("fresh", "own_plan", "twin"):
+    for name in ("fresh", "own_plan", "twin", "accept_changes"):
         check_flag(flag_of(name), getattr(request, name))
     if request.extend is not None:
         check_whole("--extend", request.extend, least=1)
@@ -161,9 +162,16 @@ def _check_options(request: TrainRequest) -> None:
 
 
 def _run_job(
-    workspace: Workspace, name: str | None, request: TrainRequest, group: "Group", notify: Notify
+    workspace: Workspace,
+    name: str | None,
+    request: TrainRequest,
+    group: "Group",
+    notify: Notify,
+    held: contextlib.ExitStack,
 ) -> RunJob:
     """Prepares a run for training: plans, writes the options and preprocesses.
+
+    What shows other processes that the run is in use stays in `held`.
 
     Raises:
         AutoliverError: The run cannot be trained as requested.
@@ -176,6 +184,7 @@ def _run_job(
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
+    held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
     begun = decide_beginning(
         run,
@@ -194,7 +203,7 @@ def _run_job(
         start = start or fit_weights(source, planned, configuration, options)
     begun.write()
     if source is not None and start is not None:
-        note_seen(source, planned, splits, notify=notify)
+        note_seen(source, start.transfer, planned, splits, notify=notify)
         keep_start(run, start, configuration, notify=notify)
     _notify(notify, planned.plan, configuration, options, cases)
     machine = request.machine

@@ -1,0 +1,114 @@
+"""Work that only one process may do at a time, such as training one fold.
+
+The lock ends with the process that holds it, however that ends. Beside it lies who holds it, for
+the message to another process.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import filelock
+
+from autoliver.artifacts import Artifact
+from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.system import in_words
+
+
+class Holder(Artifact, frozen=True, kw_only=True):
+    """Who holds a lock.
+
+    Attributes:
+        host: Name of the machine.
+        process: Number of the process there.
+        since: When it began, local time.
+    """
+
+    KIND: ClassVar[str] = "lock"
+
+    host: str
+    process: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {self.since}"
+
+
+@contextlib.contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock while the block runs.
+
+    Args:
+        path: The lock's file; its folder is created if it is missing.
+        what: What is done by whoever holds the lock, for the message: "fold 0 is being trained".
+
+    Raises:
+        AutoliverError: Another process holds the lock; the message says which.
+        MachineError: The folder cannot be written.
+    """
+    with in_words(path, verb="written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise _taken(path, what) from None
+    try:
+        Holder(
+            host=socket.gethostname(),
+            process=os.getpid(),
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        ).save(_holder(path))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            _holder(path).unlink(missing_ok=True)
+            # While it is still held: nobody waits for it, and the next one makes a new file.
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def check_free(path: Path, what: str) -> None:
+    """Refuses work that another process is doing.
+
+    Args:
+        path: The lock's file.
+        what: As for `only_one`.
+
+    Raises:
+        AutoliverError: Another process holds the lock.
+    """
+    if is_held(path):
+        raise _taken(path, what)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock."""
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _holder(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _taken(path: Path, what: str) -> AutoliverError:
+    try:
+        who = f" by {Holder.load(_holder(path))}"
+    except ArtifactError:  # it has not been written yet, or not any more
+        who = " by another process"
+    return AutoliverError(
+        f"{path.parent}: {what}{who}.",
+        hint="Wait until it has ended, or stop it.",
+    )
