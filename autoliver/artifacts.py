@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError
-from autoliver.system import system_error
+from autoliver.system import exchange, system_error
 
 R = TypeVar("R", bound="Record")
 
@@ -261,7 +261,7 @@ def _as_utf8(content: bytes) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replaces a file or a folder atomically.
+    """Replaces a file atomically, and a folder where the system can exchange two.
 
     The block writes to a temporary path in the same folder, which is moved to `path` when the block
     ends. If the block raises, what it wrote is removed and whatever was at `path` stays.
@@ -279,9 +279,11 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         _flush(beside)
-        if beside.is_dir() and path.is_dir():
+        if not (beside.is_dir() and path.is_dir()):
+            beside.replace(path)
+        elif not exchange(beside, path):
             shutil.rmtree(path)
-        beside.replace(path)
+            beside.replace(path)
     except OSError as error:
         told = system_error(error, _named(error, beside, path), verb="written")
         if told is None:

@@ -7,9 +7,11 @@ workers are then tried again one at a time. The stage stops only if a case fails
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -252,10 +254,8 @@ class _PoolRun(Generic[A, R]):
 
     def results(self) -> Iterator[tuple[int, R]]:
         # Never submits more cases than there are workers, so that the unfinished ones are known.
-        try:
-            pool = ProcessPoolExecutor(self.number, mp_context=_fresh_processes())
-        except (OSError, ImportError, NotImplementedError) as error:
-            self.refusal = error if isinstance(error, OSError) else OSError(str(error))
+        pool = self._pool()
+        if pool is None:
             return
         running: dict[Future[R], int] = {}
         workers: list[BaseProcess] = []
@@ -271,6 +271,9 @@ class _PoolRun(Generic[A, R]):
         except (BrokenProcessPool, MemoryError) as error:
             pool.shutdown(wait=True, cancel_futures=True)
             self.cause = _cause(error, workers)
+        except (KeyboardInterrupt, SystemExit):
+            _kill(workers)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         for future, index in running.items():
@@ -278,6 +281,16 @@ class _PoolRun(Generic[A, R]):
                 self.lost.append(index)
             else:
                 yield index, future.result()
+
+    def _pool(self) -> ProcessPoolExecutor | None:
+        """Returns a pool without workers yet; None if the system does not allow one."""
+        try:
+            return ProcessPoolExecutor(
+                self.number, mp_context=_fresh_processes(), initializer=_end_with_parent
+            )
+        except (OSError, ImportError, NotImplementedError) as error:
+            self.refusal = error if isinstance(error, OSError) else OSError(str(error))
+            return None
 
     def _submit(self, pool: ProcessPoolExecutor, running: dict[Future[R], int]) -> None:
         """Gives every idle worker a case; starts workers unless the system has refused one."""
@@ -289,6 +302,24 @@ class _PoolRun(Generic[A, R]):
                 self.refusal = error
             else:
                 self.waiting.popleft()
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """Ends workers at once: after Ctrl-C or SIGTERM nobody waits for what they still do."""
+    for worker in workers:
+        worker.kill()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker as soon as the process that started it has died, however that was."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _fresh_processes() -> BaseContext:

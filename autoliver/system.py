@@ -7,9 +7,12 @@ inside where more is known, such as the file that was about to be written.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,11 @@ _AGAIN = "then run the same command again: finished work is kept."
 _RIGHTS = "Check the permissions of the file and its folders (ls -ld), or ask their owner."
 _SHARE = f"Check that the disk or network share is connected, {_AGAIN}"
 _ROOM = f"Free some space, or choose another disk with --workspace; {_AGAIN}"
+
+# What asks a process to end: a scheduler or user, and the loss of the terminal (not on Windows).
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 # What to do about each error. Errors that are not listed are bugs and keep their traceback.
 _REMEDIES = {
@@ -79,6 +87,19 @@ def system_error(
     else:
         problem = f"{os.fsdecode(where)}: cannot be {verb}: {reason}"
     return MachineError(f"{problem}.", hint=_REMEDIES[error.errno])
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchanges two files or folders in one step; False if the system cannot do so.
+
+    A process that is killed meanwhile leaves both at one place or at the other.
+    """
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    rename = getattr(library, "renameat2", None)
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 def is_damage(error: OSError) -> bool:

@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -7,6 +9,7 @@ import pytest
 
 from autoliver.artifacts import Artifact, Record, check_chain, digest, replacing, write_bytes
 from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.system import exchange
 
 
 class Leaf(Record, frozen=True, kw_only=True):
@@ -152,3 +155,41 @@ def test_a_field_that_does_not_count_is_kept_and_changes_no_digest(tmp_path: Pat
     assert Whole(parts={"a": Part(size=4, note="seen")}, author="me").digest() != plain.digest()
     noted.save(tmp_path / "whole.json")
     assert Whole.load(tmp_path / "whole.json") == noted
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """At no time is there neither the old nor the new one."""
+    path = tmp_path / "model"
+    for name in ("old", "new"):
+        with replacing(path) as beside:
+            beside.mkdir()
+            (beside / name).touch()
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    other = tmp_path / "other"
+    other.mkdir()
+    if exchange(path, other):
+        assert (other / "new").exists()
+        assert list(path.iterdir()) == []
+        assert not exchange(path, tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanges folders on Linux alone")
+def test_a_killed_replacement_leaves_one_of_both(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from autoliver.artifacts import replacing\n"
+        "while True:\n"
+        " with replacing(Path(sys.argv[1])) as beside:\n"
+        "  beside.mkdir(); (beside / 'whole').touch()\n"
+        "  print('.', flush=True)"
+    )
+    path = tmp_path / "model"
+    for _ in range(5):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            for _ in range(100):
+                process.stdout.readline()
+            process.kill()
+        assert (path / "whole").exists()

@@ -1,15 +1,17 @@
 """The `autoliver` program: its commands, and how it reports errors."""
 
 import json
+import signal
 import sys
 
 import typer
 
 from autoliver.cli import data, demo, models, prediction, selection, training
 from autoliver.errors import AutoliverError
-from autoliver.system import in_words
+from autoliver.system import STOP_SIGNALS, in_words
 
-_INTERRUPTED = 130
+# Exit codes after Ctrl-C, SIGTERM and the loss of the terminal.
+_STOPPED = {128 + number for number in (signal.SIGINT, *STOP_SIGNALS)}
 
 app = typer.Typer(
     name="autoliver",
@@ -44,12 +46,20 @@ def _main(
         raise typer.Exit
 
 
+def _stop(number: int, _: object) -> None:
+    """Ends the command as Ctrl-C does, worker processes included."""
+    sys.exit(128 + number)
+
+
 def run() -> None:
     """Runs the command line and exits.
 
     The exit code is 0 for success, 1 for an `AutoliverError`, which the user can fix, and 2 for
     wrong usage of the command line.
     """
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
     try:
         with in_words():
             app()
@@ -61,6 +71,6 @@ def run() -> None:
             typer.echo(f"Hint: {error.hint}", err=True)
         sys.exit(1)
     except SystemExit as done:
-        if done.code == _INTERRUPTED:  # typer exits so on Ctrl-C, silently
+        if done.code in _STOPPED:
             typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise

@@ -203,7 +203,7 @@ def _with_extension(
     if epochs < 1:
         raise OptionError(f"--extend is {epochs}; it must be at least 1.")
     folders = {fold: FoldFolder(run.fold(fold)) for fold in folds}
-    behind = [fold for fold, folder in folders.items() if not is_trained(folder, options)]
+    behind = [fold for fold, folder in folders.items() if not _is_scored(fold, folder, options)]
     if not behind:
         longer = options.replace(extensions=(*options.extensions, epochs))
         for folder in folders.values():
@@ -217,6 +217,11 @@ def _with_extension(
         hint=f"Finish it first: the same command with{before or 'out --extend'}, or name finished "
         "folds with --fold.",
     )
+
+
+def _is_scored(fold: Fold, folder: FoldFolder, options: TrainingOptions) -> bool:
+    """Whether a fold is trained with all extensions, and its held-out cases are scored since."""
+    return is_trained(folder, options) and (fold == "all" or folder.scores.exists())
 
 
 def _refuse_changes(
