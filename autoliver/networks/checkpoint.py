@@ -61,7 +61,20 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkS
         "spec": msgspec.json.encode(spec).decode(),
         "extra": "{}",  # not read; kept so that files of equal weights stay byte-identical
     }
-    write_bytes(path, safetensors.torch.save(tensors, metadata))
+    write_bytes(path, _in_order(safetensors.torch.save(tensors, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The content of a safetensors file with the fields of its header in a fixed order.
+
+    The library writes the metadata in another order in every process, and a checksum of the file is
+    to depend on the weights alone.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), separators=(",", ":"), sort_keys=True)
+    text = header.encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the weights to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], NetworkSpec]:

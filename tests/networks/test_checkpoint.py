@@ -2,6 +2,8 @@ import contextlib
 import hashlib
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -259,3 +261,22 @@ def test_a_training_state_with_code_inside_is_refused(tmp_path):
     path.write_bytes(payload)
     with pytest.raises(ModelError, match="not a training state of autoliver"):
         load_training_state(path)
+
+
+def test_equal_weights_are_equal_files_in_every_process(tmp_path):
+    """The library's own order of the metadata differs from process to process."""
+    code = (
+        "import sys, torch; from pathlib import Path\n"
+        "from autoliver.networks.checkpoint import save_weights\n"
+        "from autoliver.networks.spec import UNetSpec\n"
+        "spec = UNetSpec(in_channels=1, out_channels=2, features=(2,), strides=((1, 1),),\n"
+        "  kernels=((3, 3),), blocks_encoder=(1,), blocks_decoder=())\n"
+        "weights = {f'w{i}': torch.arange(7.0) + i for i in range(5)}\n"
+        "save_weights(Path(sys.argv[1]), weights, spec=spec)"
+    )
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for file in files:
+        subprocess.run([sys.executable, "-c", code, file], check=True)
+    assert len({file.read_bytes() for file in files}) == 1
+    found = safetensors.torch.load_file(files[0])
+    assert torch.equal(found["w3"], torch.arange(7.0) + 3)
