@@ -172,13 +172,22 @@ def evaluate(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Also compute the score of the CHAOS challenge.")
     ] = False,
+    subset: Annotated[
+        bool,
+        typer.Option(
+            "--subset",
+            help="Score the predictions that are there, and leave out references without one. "
+            "[default: refuse that]",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for scores.json and scores.csv. [default: PRED]",
+            help="Folder for scores.json and scores.csv. [default: PRED; for one file "
+            "CASE_scores.json and CASE_scores.csv beside it]",
         ),
     ] = None,
     overwrite: Annotated[
@@ -211,9 +220,13 @@ def evaluate(
         metrics=tuple(metrics or ()),
         chaos=chaos,
         output=output,
+        subset=subset,
         overwrite=overwrite,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
-    text = f"{table(scores)}\nWritten: {request.folder(prediction)}/scores.json, scores.csv"
+    for warning in scores.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    as_json_file, as_csv_file = request.files(prediction)
+    text = f"{table(scores)}\nWritten: {as_json_file}\nAll metrics of every case: {as_csv_file}"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)
