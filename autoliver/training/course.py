@@ -11,11 +11,12 @@ import math
 
 from autoliver.artifacts import Record
 from autoliver.training.options import TrainingOptions
-from autoliver.training.progress import MEAN_DECAY, EpochLog
+from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import Recipe, epoch_rate, learning_rate
 
 _log = logging.getLogger(__name__)
 
+_MEAN_DECAY = 0.9  # decay of nnU-Net's running mean of the online Dice
 # The final stretch of an early end takes this share of the epochs so far, but at least
 # _COOL_EPOCHS epochs.
 _COOL_SHARE = 0.1
@@ -40,7 +41,7 @@ class Watch(Record, frozen=True, kw_only=True):
         value = log.watched
         if value is None:
             return self.replace(waited=self.waited + 1)
-        mean = value if self.mean is None else MEAN_DECAY * self.mean + (1 - MEAN_DECAY) * value
+        mean = value if self.mean is None else _MEAN_DECAY * self.mean + (1 - _MEAN_DECAY) * value
         if self.best is None or mean > self.best:
             return Watch(mean=mean, best=mean)
         return self.replace(mean=mean, waited=self.waited + 1)

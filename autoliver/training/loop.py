@@ -282,7 +282,9 @@ class _Loop:
 
     def _beginning(self) -> str:
         if self.state.step == 0:
-            return f"{self.task.title}: begins on {self.task.device}, {self._epochs} epochs"
+            return (
+                f"{self.task.title}: begins on {self.task.device}, {counted(self._epochs, 'epoch')}"
+            )
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
     def _warn_if_long(self, seconds: float, last: int) -> None:

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from autoliver.artifacts import Record, replacing, write_bytes
 from autoliver.training.objectives.objective import Scores
 
-MEAN_DECAY = 0.9  # decay of nnU-Net's running mean of the online Dice
+_SMOOTHED = 20  # a thick line is the mean over this part of the epochs
 _MARKED = 20  # with fewer epochs than this, each is marked by a point
 _LEGEND = 24  # characters of a label's name in the legend
 
@@ -185,13 +185,13 @@ def draw_progress(
     epochs = [log.epoch + 1 for log in logs]
 
     def draw(axis: Any, values: Sequence[float | None], label: str, colour: str) -> None:
-        """Draws the values thin and their running mean thick."""
+        """Draws the values thin and their smoothed course thick."""
         if all(value is None for value in values):
             return
         plain = np.array([np.nan if value is None else value for value in values])
         # A single epoch would be a line without length.
         mark = "." if len(epochs) < _MARKED else ""
-        axis.plot(epochs, plain, marker=mark, color=colour, alpha=0.3, linewidth=1)
+        axis.plot(epochs, plain, color=colour, alpha=0.3, linewidth=1)
         axis.plot(epochs, _smoothed(plain), color=colour, linewidth=2, label=label, marker=mark)
 
     draw(dice, [log.train_dice for log in logs], "mean, training patches", "0.6")
@@ -204,7 +204,7 @@ def draw_progress(
     rate.plot(epochs, [log.learning_rate for log in logs], color="black")
     dice.set(ylabel="Dice of patches", ylim=(0, 1), title=title.replace("$", r"\$"))
     loss.set(ylabel="loss")
-    rate.set(ylabel="learning rate", xlabel="epoch (thin: each epoch, thick: running mean)")
+    rate.set(ylabel="learning rate", xlabel="epoch (thin: each epoch, thick: smoothed)")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
         rate.set_xlim(epochs[0] - 1, epochs[0] + 1)
@@ -217,15 +217,14 @@ def draw_progress(
 
 
 def _smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The running mean of values; a missing one leaves it as it is."""
-    means, mean = np.empty_like(values), np.nan
-    for number, value in enumerate(values):
-        if np.isnan(mean):
-            mean = value
-        elif not np.isnan(value):
-            mean = MEAN_DECAY * mean + (1 - MEAN_DECAY) * value
-        means[number] = mean
-    return means
+    """The mean over the epochs around each one, a twentieth of all; missing values do not count."""
+    half = len(values) // (2 * _SMOOTHED)
+    known = ~np.isnan(values)
+    window = np.ones(2 * half + 1)
+    number = np.convolve(known, window, mode="full")[half : half + len(values)]
+    total = np.convolve(np.where(known, values, 0.0), window, mode="full")
+    total = total[half : half + len(values)]
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _at(values: Sequence[float | None] | None, number: int) -> float | None:
