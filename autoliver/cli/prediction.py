@@ -18,6 +18,8 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, start
 from autoliver.inference.options import ModalityChoice
 
+_METRICS = "Metrics"
+
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -167,10 +169,16 @@ def evaluate(
             metavar="NAME",
             help="Metric to compute: dice, iou, ravd, volume, assd, mssd, hd95, nsd or lesions. "
             "Repeat it for several. [default: all]",
+            rich_help_panel=_METRICS,
         ),
     ] = None,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="Also compute the score of the CHAOS challenge.")
+        bool,
+        typer.Option(
+            "--chaos",
+            help="Also compute the score of the CHAOS challenge.",
+            rich_help_panel=_METRICS,
+        ),
     ] = False,
     subset: Annotated[
         bool,

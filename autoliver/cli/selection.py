@@ -30,7 +30,7 @@ def select(
     dataset: DatasetArgument = None,
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to compare. [default: all finished ones]"),
+        typer.Argument(metavar="RUN", help="Runs to compare. [default: all finished ones]"),
     ] = None,
     device: Device = "auto",
     workers: Workers = 0,
@@ -39,7 +39,7 @@ def select(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Choose the best run or pair of runs, and cleaning rules for it.
+    """Choose the best run or pair of runs, and cleaning rules.
 
     They are compared by the Dice of held-out cases. `predict` then uses what was chosen.
     """

@@ -7,6 +7,7 @@ import typer
 
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
+    MACHINE,
     AsJson,
     Device,
     Gpus,
@@ -19,6 +20,8 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, number, start, table
 from autoliver.cli.training_options import (
+    RUN,
+    TRANSFER,
     Augment,
     BatchSize,
     Deterministic,
@@ -63,13 +66,15 @@ FoldOption = Annotated[
         metavar="0..4|all|cv",
         help="A fold, or several such as 0,2; all: one training on all cases; cv: all folds "
         "of the cross-validation.",
+        rich_help_panel=RUN,
     ),
 ]
 Cache = Annotated[
     CacheChoice,
     typer.Option(
         help="Where the cases are kept while training; auto takes the first of gpu, ram and disk "
-        "with enough room. The result does not depend on it."
+        "with enough room. The result does not depend on it.",
+        rich_help_panel=MACHINE,
     ),
 ]
 Pretrained = Annotated[
@@ -79,6 +84,7 @@ Pretrained = Annotated[
         help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
         "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
         "like it. [default: random weights]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 Preset = Annotated[
@@ -88,6 +94,7 @@ Preset = Annotated[
         metavar="|".join(get_args(names.Preset)),
         help="Plan a dataset that has no plan yet with this preset (see plan --help). A dataset "
         "with a plan keeps it: plan again with another one. [default: default]",
+        rich_help_panel=RUN,
     ),
 ]
 Like = Annotated[
@@ -96,6 +103,7 @@ Like = Annotated[
         metavar="SOURCE",
         help="Plan the dataset like SOURCE, but train from random weights; not with --pretrained. "
         "[default: the dataset's own plan]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 OwnPlan = Annotated[
@@ -104,6 +112,7 @@ OwnPlan = Annotated[
         "--own-plan",
         help="With --pretrained: keep the dataset's own plan, and adapt the weights to it as far "
         "as they fit. [default: planned like the source]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 CompareScratch = Annotated[
@@ -111,6 +120,7 @@ CompareScratch = Annotated[
     typer.Option(
         "--compare-scratch",
         help="With --pretrained: train the same from random weights afterwards, and show both.",
+        rich_help_panel=TRANSFER,
     ),
 ]
 Twin = Annotated[
@@ -122,6 +132,7 @@ Tag = Annotated[
     typer.Option(
         metavar="T",
         help="Added to the run's name, to keep several runs of one configuration. [default: none]",
+        rich_help_panel=RUN,
     ),
 ]
 
@@ -167,6 +178,7 @@ def train(
         typer.Option(
             "--fresh",
             help="Delete what the folds of --fold have, and train them again. [default: resume]",
+            rich_help_panel=RUN,
         ),
     ] = False,
     tensorboard: TensorBoard = False,
