@@ -18,6 +18,7 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, number, start, table
 from autoliver.commands import command
+from autoliver.values import counted
 
 if TYPE_CHECKING:
     from autoliver.pipeline.selection import Selected
@@ -96,7 +97,8 @@ def _show(selected: "Selected") -> str:
     workspace = selected.path.parent.parent
     members = " + ".join(f"{m.run} ({', '.join(m.folds)})" for m in made.members)
     parts.append(
-        f"Chosen: {members}, {len(made.cleaning)} cleaning rules\nWritten: {selected.path}\n"
+        f"Chosen: {members}, {counted(len(made.cleaning), 'cleaning rule')}\n"
+        f"Written: {selected.path}\n"
         "Next: "
         + command("predict", "-i", "IN", "-o", "OUT", "-m", made.dataset, workspace=workspace)
     )

@@ -344,5 +344,5 @@ def _summary(scores: Sequence[Score]) -> LabelSummary:
 def _cell(statistic: Statistic | None, decimals: int) -> str:
     if statistic is None:
         return "-"
-    mean = f"{statistic.mean:.{decimals}f}"
+    mean = f"{statistic.mean:z.{decimals}f}"
     return mean if statistic.sd is None else f"{mean} +- {statistic.sd:.{decimals}f}"

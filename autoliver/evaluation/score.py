@@ -142,15 +142,15 @@ def _notes(pairs: Pairs, scores: Scores) -> Iterable[str]:
     files = pairs.files
     same = [name for name, (one, other) in files.items() if one.samefile(other)]
     equal = [case.name for case in scores.cases if case.name not in same and _perfect(case)]
-    total = len(files) + len(pairs.missing)
-    for names, what in (
-        (pairs.missing, f"of {counted(total, 'reference')} have no prediction and were left out"),
-        (pairs.extra, "without a reference: predictions that were left out"),
-        (same, "compared with itself: prediction and reference are the same file"),
-        (equal, "suspicious: the prediction equals the reference in every voxel of a label"),
+    total = counted(len(files) + len(pairs.missing), "reference")
+    for names, text in (
+        (pairs.extra, f"Predictions without a reference were left out ({len(pairs.extra)})"),
+        (pairs.missing, f"{len(pairs.missing)} of {total} without a prediction were left out"),
+        (same, f"Prediction and reference are the same file ({len(same)})"),
+        (equal, f"Prediction and reference are equal in every voxel, as copies are ({len(equal)})"),
     ):
         if names:
-            yield f"{len(names)} {what}: {_some(names)}."
+            yield f"{text}: {_some(names)}."
 
 
 def _perfect(case: CaseScores) -> bool:
@@ -222,10 +222,9 @@ def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool 
         predictions = dict(zip(references, predictions.values(), strict=True))
     missing = sorted(references.keys() - predictions.keys())
     if len(missing) == len(references) or (missing and not subset):
-        lack = "has" if len(missing) == 1 else "have"
         raise DatasetError(
             f"{prediction_folder}: {len(missing)} of {counted(len(references), 'reference')} "
-            f"{lack} no prediction: {_some(missing)}.",
+            f"without a prediction: {_some(missing)}.",
             hint="Predict them first, or score those that are there with --subset."
             if len(missing) < len(references)
             else "Give predictions whose names are those of the references.",
@@ -261,7 +260,7 @@ def discover_labels(
     values = sorted(frozenset[int]().union(*found) - {0})
     if not values:
         raise DatasetError(
-            f"{references[0].parent}: no label in {counted(len(references), 'reference')}.",
+            f"{references[0].parent}: {counted(len(references), 'reference')} without any label.",
             hint="Name the dataset, so that its labels are known.",
         )
     return Labels(values={"background": (0,), **{f"label_{v}": (v,) for v in values}})

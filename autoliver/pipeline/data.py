@@ -34,6 +34,7 @@ from autoliver.planning.verify import (
 )
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
+from autoliver.values import counted
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def plan_folder(
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
-            f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
+            f"{dataset.name}: {counted(len(dataset.cases), 'case')}, none with a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
     fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
@@ -186,10 +187,9 @@ def remind(planned: Planned) -> None:
     number = len(planned.warnings)
     if number and not planned.warned:
         _log.warning(
-            "%s: %d %s of 'verify' (shown before; again with: %s).",
+            "%s: %s of 'verify' (shown before; again with: %s).",
             planned.dataset.name,
-            number,
-            "warning" if number == 1 else "warnings",
+            counted(number, "warning"),
             _verify_command(planned.folder),
         )
 

@@ -224,7 +224,7 @@ def _check_patch(patch: tuple[int, ...], configuration: Configuration) -> None:
     given = ",".join(str(n) for n in patch)
     if len(patch) != configuration.dimension:
         raise OptionError(
-            f"--patch {given} has {len(patch)} sizes; the configuration has "
+            f"--patch {given} has {counted(len(patch), 'size')}; the configuration has "
             f"{configuration.dimension} axes.",
             hint=f"The plan's patch is {','.join(str(n) for n in configuration.patch_shape)}.",
         )
