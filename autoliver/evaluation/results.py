@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ _TELLING = (
 # Volumes of different organs have no meaningful mean.
 _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
 # Spreadsheets run a cell that begins with one of these as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@")
 
 
 # Field of a Score -> the metric that fills it, its heading in a table and its number of decimals.
@@ -278,7 +279,8 @@ def write_csv(scores: Scores, path: Path) -> None:
 
 
 def _text_cell(text: str) -> str:
-    """A text for a cell of a CSV file that no spreadsheet takes for a formula."""
+    """A text for a cell of a CSV file that no spreadsheet takes for a formula or for two rows."""
+    text = re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
     if not text.startswith(_FORMULA):
         return text
     try:

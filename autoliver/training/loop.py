@@ -143,7 +143,7 @@ class _Loop:
                 bar.update()
                 if self.state.step == first + 1:  # not timed: the first step allocates memory
                     begun = time.monotonic()
-                elif self.state.step == first + _PROBE_STEPS:
+                elif first == 0 and self.state.step == _PROBE_STEPS:
                     self._warn_if_long((time.monotonic() - begun) / (_PROBE_STEPS - 1), last)
                 # Asked only once per step: a later request is seen after the next step.
                 stopping = self.group.any(stop())
@@ -288,7 +288,7 @@ class _Loop:
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
     def _warn_if_long(self, seconds: float, last: int) -> None:
-        """Says what a training on a CPU will take and what to do, if that is hours.
+        """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
 
         Args:
             seconds: Seconds per step.
@@ -296,8 +296,8 @@ class _Loop:
         """
         task = self.task
         left = seconds * _HELD_OUT_TIME * (last - self.state.step)
-        said = self.state.logs or any(task.folder.parent.glob("fold_*/progress.jsonl"))
-        if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or said:
+        others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
+        if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
             return
         if self.group.leads:
             with TrainingBar.external_write_mode(file=sys.stderr):

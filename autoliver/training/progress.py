@@ -127,6 +127,7 @@ def add_to_log(path: Path, text: str, *, also: TextIO | None = None) -> None:
         also: A stream that gets the line as well unless it is that file; None: no stream.
     """
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as log:
         log.write(line)
         if also is not None and not _is_file(also, log.fileno()):
@@ -208,7 +209,7 @@ def draw_progress(
     rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
         rate.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    for axis in (dice, loss):
+    for axis in (axis for axis in (dice, loss) if axis.get_legend_handles_labels()[0]):
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     for axis in (dice, loss, rate):
         axis.grid(alpha=0.3)
