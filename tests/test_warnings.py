@@ -55,8 +55,8 @@ def test_a_note_that_was_mended_is_not_told_again(folder: Path) -> None:
 
     assert codes() == set()
     description = (source / "dataset.json").read_text()
-    label = min((source / "labelsTr").iterdir())
-    extra = label.with_name("other.nii.gz")
+    image = min((source / "imagesTr").iterdir())
+    extra = image.with_name(image.name.replace(".nii.gz", ".nrrd"))
     for change, mend, code in (
         (
             lambda: (source / "dataset.json").write_text(
@@ -65,7 +65,7 @@ def test_a_note_that_was_mended_is_not_told_again(folder: Path) -> None:
             lambda: (source / "dataset.json").write_text(description),
             "num_training",
         ),
-        (lambda: extra.write_bytes(label.read_bytes()), extra.unlink, "extra_file"),
+        (lambda: extra.write_bytes(image.read_bytes()), extra.unlink, "extra_file"),
     ):
         change()
         assert codes() == {code}

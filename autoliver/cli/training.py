@@ -65,7 +65,7 @@ FoldOption = Annotated[
     typer.Option(
         metavar="0..4|all|cv",
         help="A fold, or several such as 0,2; all: one training on all cases; cv: all folds "
-        "of the cross-validation.",
+        "of the cross-validation. Your own splits: splits_final.json in the dataset's folder.",
         rich_help_panel=RUN,
     ),
 ]

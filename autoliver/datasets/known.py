@@ -52,7 +52,7 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
     if root.resolve().is_relative_to(Path(dataset.folder).resolve()):
         raise DatasetError(
             f"{root.absolute()}: the workspace is inside the folder of the dataset, "
-            f"{dataset.folder}, which autoliver never changes.",
+            f"{dataset.folder}, which has to stay as it is.",
             hint="Choose a folder outside it with -w, or go to another folder first.",
         )
     try:
