@@ -7,6 +7,7 @@ import pytest
 from commands import run
 from typer.testing import CliRunner
 
+import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import OptionError
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
@@ -81,6 +82,8 @@ def test_a_preset_is_for_a_dataset_without_a_plan(data: Path, tmp_path: Path) ->
     with pytest.raises(OptionError, match="already planned with the preset tiny") as caught:
         run(*first, "--preset", "M", *work)
     assert f"autoliver plan {NAME} --preset M -w" in caught.value.hint
+    with pytest.raises(OptionError, match="preset is 'huge'; it must be one of default, M"):
+        autoliver.train(data, "2d", preset="huge", workspace=tmp_path / "w")
     for other in ("--pretrained", "--like"):
         with pytest.raises(OptionError, match=f"--preset tiny and {other} contradict"):
             run(*first, "--preset", "tiny", other, "X", *work)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
@@ -31,6 +31,7 @@ from autoliver.pipeline.run.start import (
     kept_start,
     note_seen,
 )
+from autoliver.planning.names import Preset
 from autoliver.planning.plan import Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.system import in_words
@@ -45,7 +46,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.values import check_flag, check_text, check_whole, flag_of
+from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
 from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def _check_options(request: TrainRequest) -> None:
     if request.extend is not None:
         check_whole("--extend", request.extend, least=1)
     check_tag(request.tag)
+    if request.preset is not None:
+        check_choice("--preset", request.preset, get_args(Preset))
     for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
         if source is not None:
             check_text(option, source, "the name of a dataset or model")
