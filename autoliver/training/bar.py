@@ -9,7 +9,7 @@ from tqdm import tqdm
 from autoliver.training.progress import EpochLog, dice_of
 
 _WIDTH_OF_FILES = 120  # where the width of the terminal is unknown
-_NAME = 30  # characters of the training's name; of a longer one the end is shown
+_ALWAYS = 3  # facts that are worth more than the beginning of the training's name
 
 
 class TrainingBar(tqdm):  # type: ignore[type-arg]
@@ -53,8 +53,10 @@ class TrainingBar(tqdm):  # type: ignore[type-arg]
     def __str__(self) -> str:
         """The line, at most as wide as the terminal."""
         state = self.format_dict
-        name = self.title if len(self.title) <= _NAME else f"...{self.title[3 - _NAME :]}"
-        return fitting(f"{name}: ", self._facts(state), (state["ncols"] or _WIDTH_OF_FILES) - 1)
+        width = (state["ncols"] or _WIDTH_OF_FILES) - 1
+        facts = self._facts(state)
+        room = width - len(": ") - len(", ".join(facts[:_ALWAYS]))
+        return fitting(f"{_short(self.title, room)}: ", facts, width)
 
     def _facts(self, state: Mapping[str, Any]) -> list[str]:
         done, last = state["n"], state["total"]
@@ -76,6 +78,14 @@ class TrainingBar(tqdm):  # type: ignore[type-arg]
         if own and state["elapsed"]:
             facts.append(f"{own / state['elapsed']:.3g} steps/s")
         return [*facts, f"{100 * log.data_wait:.0f} % waiting for data"]
+
+
+def _short(title: str, room: int) -> str:
+    """As many last words of a title as have room, but always the last two: "fold 0"."""
+    words = title.split(" ")
+    while len(words) > 2 and len(" ".join(words)) > room:
+        words = words[1:]
+    return " ".join(words)
 
 
 def fitting(start: str, facts: Sequence[str], width: int) -> str:

@@ -19,6 +19,7 @@ from autoliver.training.loop import train_fold
 TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from small_trainings import make_task
 from autoliver.training.loop import train_fold
@@ -29,12 +30,19 @@ train_fold(make_task(Path(sys.argv[1]), **options))
 """
 
 
-def shown(folder: Path, *, columns: int, hours: str = "") -> list[str]:
+# A training with a long name.
+LONG_NAME = """
+task = replace(make_task(Path(sys.argv[1]), **options), title="LiTS 3d_fullres@LiTS+tag fold 0")
+train_fold(task)
+"""
+
+
+def shown(folder: Path, *, columns: int, hours: str = "", script: str = SCRIPT) -> list[str]:
     """The states of the line in a terminal of this width."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), hours], cwd=TESTS, stderr=theirs
+        [sys.executable, "-c", script, str(folder), hours], cwd=TESTS, stderr=theirs
     )
     os.close(theirs)
     found = b""
@@ -112,6 +120,14 @@ def test_hours_on_a_cpu_are_announced_once_with_what_to_do(
 )
 def test_time_is_in_one_unit(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_long_name_makes_room_for_dice_epoch_and_clock(tmp_path: Path) -> None:
+    script = SCRIPT.replace("train_fold(make_task(Path(sys.argv[1]), **options))", LONG_NAME)
+    for columns, begin in ((60, "fold 0: "), (80, "LiTS 3d_fullres@LiTS+tag fold 0: ")):
+        lines = shown(tmp_path / str(columns), columns=columns, hours="10", script=script)
+        assert lines[-1].startswith(f"{begin}Dice 0.")
+        assert lines[-1].count(", epoch 3/3, 0:00 of 10:00 h") == 1
 
 
 def test_facts_are_left_out_whole() -> None:

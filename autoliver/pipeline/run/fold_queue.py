@@ -264,6 +264,8 @@ def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest
         initial=len(read_progress(folder.progress)),
         desc=f"fold {fold} ({device})",
         unit="epoch",
+        bar_format="{desc}{postfix}, epoch {n_fmt}/{total_fmt} |{bar}| {remaining} left",
+        dynamic_ncols=True,
         position=position,
         leave=False,
         disable=None,  # no bars if stderr is not a terminal; each fold has its train.log
