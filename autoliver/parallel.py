@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -371,9 +371,27 @@ def cores() -> int:
 
 
 def bar_pace() -> dict[str, Any]:
-    """Returns the update intervals for tqdm; long ones when the bar is written to a file."""
-    seconds = 0.1 if sys.stderr.isatty() else _SECONDS_IN_FILES
-    return {"mininterval": seconds, "maxinterval": max(seconds, 10.0)}
+    """Returns tqdm's update intervals and stream; a bar in a file is a line now and then."""
+    seconds, stream = 0.1, sys.stderr
+    if not sys.stderr.isatty():
+        seconds, stream = _SECONDS_IN_FILES, _Lines(sys.stderr)
+    return {"mininterval": seconds, "maxinterval": max(seconds, 10.0), "file": stream}
+
+
+class _Lines:
+    """A stream that turns what tqdm redraws into lines, since a file keeps carriage returns."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:

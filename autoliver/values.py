@@ -39,6 +39,17 @@ def refused(option: str, value: object, expected: str, *, hint: str = "") -> Opt
     return OptionError(f"{option} is {_shown(value)}; it must be {expected}.", hint=hint)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Returns a number with its noun: "1 case", "2 cases", "1,000 cases".
+
+    Args:
+        number: The number.
+        noun: The noun in the singular.
+        plural: Its plural; empty if it only takes an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def flag_of(field: str) -> str:
     """Returns the option that sets a field, as the command line spells it, e.g. --batch-size."""
     return f"--{field.replace('_', '-')}"

@@ -22,7 +22,14 @@ PROSE = {"as", "do", "exported", "instead", "is", "make", "makes", "nor", "on", 
 # Options of torchrun and of nnU-Net that messages and documents name.
 FOREIGN_OPTIONS = {
     *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"),
-    *("--c", "--disable_tta", "--npz", "--save_probabilities", "--verify_dataset_integrity"),
+    *(
+        "--c",
+        "--chill",
+        "--disable_tta",
+        "--npz",
+        "--save_probabilities",
+        "--verify_dataset_integrity",
+    ),
 }
 FOREIGN_TOOL = re.compile(r"(nnUNetv2_|torchrun|pip |python|pytest|bash|ruff|tensorboard|rm )")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,10 +129,14 @@ def test_several_folds_train_in_processes_of_their_own(workspace: Path) -> None:
     assert process.returncode == 1
     assert "1 of 2 folds failed. Fold 1: its process was killed (SIGKILL)" in err
     assert "because memory ran out" in err
-    assert out.splitlines()[-1].startswith("0 ")
+    assert re.search(r"^Dice +fold 0 +mean of 1$", out, re.M)
     assert (fold(workspace, 0) / "validation/scores.json").exists()
     assert not (fold(workspace, 1) / "model.json").exists()
     assert " train-queued " in (fold(workspace, 1) / "train.log").read_text()
+    log = (fold(workspace, 0) / "train.log").read_text()
+    assert "\r" not in log
+    epochs = re.findall(r" epoch (\d+)/15; .*pseudo Dice liver ", log)
+    assert epochs == [str(number) for number in range(1, 16)]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +202,7 @@ def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
         tag="t",
         fresh=True,
         extend=5,
+        preset="M",
         pretrained="LiTS/2d",
         like="X",
         own_plan=True,

@@ -1,5 +1,6 @@
 """What `verify` warns of is shown once by the command that plans, and counted afterwards."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,52 @@ def test_warnings_are_shown_by_the_first_plan_and_counted_by_the_next(
     told("plan", NAME, *place)
     assert "1 warning of 'verify'" in caplog.text
     assert "along z" not in caplog.text
+
+
+def test_a_note_that_was_mended_is_not_told_again(folder: Path) -> None:
+    place = ("-w", folder / "ws")
+    source = folder / NAME
+
+    def codes() -> set[object]:
+        found = run("verify", source, *place)["findings"]
+        return {each["code"] for each in found} - {"spacing"}  # type: ignore[attr-defined]
+
+    assert codes() == set()
+    description = (source / "dataset.json").read_text()
+    image = min((source / "imagesTr").iterdir())
+    extra = image.with_name(image.name.replace(".nii.gz", ".nrrd"))
+    for change, mend, code in (
+        (
+            lambda: (source / "dataset.json").write_text(
+                json.dumps({**json.loads(description), "numTraining": 77})
+            ),
+            lambda: (source / "dataset.json").write_text(description),
+            "num_training",
+        ),
+        (lambda: extra.write_bytes(image.read_bytes()), extra.unlink, "extra_file"),
+    ):
+        change()
+        assert codes() == {code}
+        mend()
+        assert codes() == set()
+
+
+@pytest.mark.parametrize(
+    "where", ["imagesTr", "labelsTr", "../ws/{name}", "../nnUNet_preprocessed/{name}"]
+)
+def test_splits_in_a_wrong_place_are_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    source = folder / NAME
+    wrong = source / where.format(name=NAME) / "splits_final.json"
+    wrong.parent.mkdir(parents=True, exist_ok=True)
+    wrong.write_text("[]")
+    told("plan", source, "--preset", "tiny", "-w", folder / "ws")
+    (warning,) = [each for each in caplog.messages if "splits_final.json" in each]
+    assert f"is not used: splits are read from {source / 'splits_final.json'}" in warning
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").glob("*.gz"))
+    splits = [{"train": cases[1:], "val": cases[:1]}]
+    (source / "splits_final.json").write_text(json.dumps(splits))
+    caplog.clear()
+    told("plan", source, "-w", folder / "ws")
+    assert [each for each in caplog.messages if "splits_final.json" in each] == []

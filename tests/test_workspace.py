@@ -161,6 +161,18 @@ def test_the_workspace_must_not_be_the_folder_of_the_datasets(tmp_path: Path) ->
     assert (folder / "dataset.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("inside", ["workspace", "imagesTr/w"])
+def test_the_workspace_must_not_be_inside_the_dataset(tmp_path: Path, inside: str) -> None:
+    folder = make_dataset(tmp_path / LITS)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for place in (folder, link):
+        with pytest.raises(DatasetError, match="inside the folder of the dataset") as caught:
+            Workspace(place / inside).source(str(folder))
+        assert "-w" in caught.value.hint
+    assert not (folder / inside).exists()
+
+
 def test_without_a_name_the_current_folder_and_then_the_only_dataset_is_meant(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from autoliver.cli.planning_options import (
     Window,
 )
 from autoliver.commands import command
+from autoliver.values import counted
 
 if TYPE_CHECKING:
     from autoliver.pipeline.replan import Replanned
@@ -69,9 +70,8 @@ def verify(
         "findings": listed(found.findings),
         "file": str(folder.verify),
     }
-    text = (
-        f"{source.name}: {len(source.cases)} cases.\n{_findings(found)}\nWritten: {folder.verify}"
-    )
+    cases = counted(len(source.cases), "case")
+    text = f"{source.name}: {cases}.\n{_findings(found)}\nWritten: {folder.verify}"
     emit(result, text, as_json=as_json)
     if as_json and found.errors:
         raise typer.Exit(1)  # not raise_on_errors: it would print a second JSON object
@@ -159,7 +159,8 @@ def preprocess(
         planned, names, machine=machine_of(workers=workers, memory_gb=memory_gb)
     )
     cases = len(planned.dataset.labelled)
-    text = "\n".join(f"{name}: {cases} cases in {folder}" for name, folder in stores.items())
+    number = counted(cases, "case")
+    text = "\n".join(f"{name}: {number} in {folder}" for name, folder in stores.items())
     result = {
         "cases": cases,
         "stores": {name: str(folder) for name, folder in stores.items()},

@@ -3,10 +3,12 @@
 import json
 import signal
 import sys
+from typing import Annotated, Any
 
 import typer
 
 from autoliver.cli import data, demo, models, prediction, selection, training
+from autoliver.cli.help import HelpfulCommand, HelpfulGroup, show_help
 from autoliver.errors import AutoliverError
 from autoliver.system import STOP_SIGNALS, in_words
 
@@ -15,24 +17,42 @@ _STOPPED = {128 + number for number in (signal.SIGINT, *STOP_SIGNALS)}
 
 app = typer.Typer(
     name="autoliver",
+    cls=HelpfulGroup,
     help="Self-configuring segmentation of liver and liver tumours in CT and MR.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("verify")(data.verify)
-app.command("plan")(data.plan)
-app.command("preprocess")(data.preprocess)
-app.command("train")(training.train)
-app.command("train-queued", hidden=True)(training.train_queued)
-app.command("select")(selection.select)
-app.command("predict")(prediction.predict)
-app.command("evaluate")(prediction.evaluate)
-app.command("export")(models.export)
-app.command("import")(models.import_)
+
+
+def _add(name: str, function: Any, example: str = "", *, hidden: bool = False) -> None:
+    app.command(name, cls=HelpfulCommand, epilog=example, hidden=hidden)(function)
+
+
+def help_(
+    ctx: typer.Context,
+    command: Annotated[
+        str | None,
+        typer.Argument(metavar="COMMAND", help="Command to explain. [default: all of them]"),
+    ] = None,
+) -> None:
+    """Show the help of a command, like COMMAND --help."""
+    typer.echo(show_help(ctx, command))
+
+
+_add("demo", demo.demo, "autoliver demo -o /tmp/demo")
+_add("verify", data.verify, "autoliver verify /data/Dataset003_LiTS")
+_add("plan", data.plan, "autoliver plan /data/Dataset003_LiTS --preset M")
+_add("preprocess", data.preprocess, "autoliver preprocess LiTS 2d 3d_fullres")
+_add("train", training.train, "autoliver train LiTS 3d_fullres --fold 0 --epochs 250")
+_add("train-queued", training.train_queued, hidden=True)
+_add("select", selection.select, "autoliver select LiTS")
+_add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")
+_add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
+_add("export", models.export, "autoliver export LiTS liver.autoliver")
+_add("import", models.import_, "autoliver import liver.autoliver --name OurLiver")
+_add("help", help_, "autoliver help train")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ import typer
 from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, WorkspaceDir
 from autoliver.cli.output import emit, start, table
 from autoliver.commands import command
+from autoliver.values import counted
 
 if TYPE_CHECKING:
     from autoliver.pipeline.models import Format, ModelFacts, Moved
@@ -132,8 +133,8 @@ def _show(facts: "ModelFacts") -> str:
     ]
     for run in facts.runs:
         what = "first stage" if run.previous else "member"
-        epochs = sorted(set(run.epochs))
-        text = f"{run.run}, fold {', '.join(run.folds)}, {' or '.join(map(str, epochs))} epochs"
+        epochs = " or ".join(counted(number, "epoch") for number in sorted(set(run.epochs)))
+        text = f"{run.run}, fold {', '.join(run.folds)}, {epochs}"
         rows.append((what, text))
     rows.append(("cleaning", "; ".join(facts.cleaning) or "none"))
     return table(("model", ""), rows, wrap=100)

@@ -13,6 +13,10 @@ from autoliver.errors import OptionError
 if TYPE_CHECKING:
     from autoliver.machine import Machine
 
+# Groups of options on the help pages.
+MACHINE = "Machine"
+GENERAL = "General"
+
 
 @contextlib.contextmanager
 def misuse(option: str) -> Iterator[None]:
@@ -33,14 +37,27 @@ WorkspaceDir = Annotated[
         metavar="DIR",
         envvar="AUTOLIVER_WORKSPACE",
         help="Folder for all files that autoliver makes.",
+        rich_help_panel=GENERAL,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Log what is being done to stderr.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=GENERAL),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Log what is being done to stderr.", rich_help_panel=GENERAL
+    ),
+]
 Workers = Annotated[
     int,
     typer.Option(
-        "--workers", metavar="N", min=0, help="Worker processes; 0 means one per CPU core."
+        "--workers",
+        metavar="N",
+        min=0,
+        help="Worker processes; 0 means one per CPU core.",
+        rich_help_panel=MACHINE,
     ),
 ]
 AcceptChanges = Annotated[
@@ -58,6 +75,7 @@ Device = Annotated[
         metavar="D",
         help="Where networks run: cpu, cuda, cuda:1 (a GPU by its number), mps, or auto: a GPU if "
         "there is one.",
+        rich_help_panel=MACHINE,
     ),
 ]
 Gpus = Annotated[
@@ -67,12 +85,16 @@ Gpus = Annotated[
         metavar="0,1",
         help="Train folds on these GPUs, one on each at a time (0,0: two on GPU 0). It excludes "
         "--device and --jobs. [default: one fold after another on --device]",
+        rich_help_panel=MACHINE,
     ),
 ]
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "--jobs", metavar="N", help="Train N folds at the same time on --device. [default: 1]"
+        "--jobs",
+        metavar="N",
+        help="Train N folds at the same time on --device. [default: 1]",
+        rich_help_panel=MACHINE,
     ),
 ]
 MemoryGb = Annotated[
@@ -83,6 +105,7 @@ MemoryGb = Annotated[
         min=0.1,
         help="Main memory in GB for all processes together; fewer of them run where it is short. "
         "[default: the free memory minus 2 GB]",
+        rich_help_panel=MACHINE,
     ),
 ]
 

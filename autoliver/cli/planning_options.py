@@ -14,6 +14,7 @@ Preset = Annotated[
         help="Network: default is nnU-Net's plain U-Net for 8 GB; M, L and XL have a residual "
         "encoder, for 8, 24 and 40 GB; tiny is default with a quarter of the features. "
         "[default: default]",
+        rich_help_panel="Network",
     ),
 ]
 Vram = Annotated[
@@ -22,6 +23,7 @@ Vram = Annotated[
         metavar="GB",
         min=0.01,
         help="GPU memory that patch and batch size are fitted to. [default: the preset's]",
+        rich_help_panel="Network",
     ),
 ]
 Spacing = Annotated[
@@ -29,6 +31,7 @@ Spacing = Annotated[
     typer.Option(
         metavar="Z Y X",
         help="Target spacing of the full resolution in mm. [default: decided from the dataset]",
+        rich_help_panel="Grid and intensities",
     ),
 ]
 Window = Annotated[
@@ -38,6 +41,7 @@ Window = Annotated[
         help="Range in HU that CT is clipped to. Use -150 250 for a model that is meant to work "
         "on MR as well: it keeps fat visible. [default: the 0.5 and 99.5 percentiles of the "
         "labelled voxels]",
+        rich_help_panel="Grid and intensities",
     ),
 ]
 Like = Annotated[
@@ -47,6 +51,7 @@ Like = Annotated[
         help="Use the networks, patch sizes and batch sizes of another dataset or model (any that "
         "train --pretrained takes), so that its weights fit. It excludes --preset, --vram, "
         "--window and --batch-cap. [default: plan from this dataset alone]",
+        rich_help_panel="Transfer",
     ),
 ]
 LikeSpacing = Annotated[
@@ -54,7 +59,8 @@ LikeSpacing = Annotated[
     typer.Option(
         help="Spacing with --like. source: the source's; target: this dataset's own; fixed: that "
         "of --spacing; auto: the source's, but this dataset's own along axes where it is more than "
-        "twice as coarse. [default: auto]"
+        "twice as coarse. [default: auto]",
+        rich_help_panel="Transfer",
     ),
 ]
 BatchCap = Annotated[
@@ -63,6 +69,7 @@ BatchCap = Annotated[
         "--batch-cap/--no-batch-cap",
         help="Limit a batch to 5 % of the dataset's voxels; nnU-Net does not with its M, L and XL. "
         "[default: batch-cap]",
+        rich_help_panel="Network",
     ),
 ]
 KeepAxes = Annotated[
@@ -71,6 +78,7 @@ KeepAxes = Annotated[
         "--keep-axes/--one-order",
         help="Keep the order of axes of each file, as nnU-Net does, where cases differ; otherwise "
         "all are brought to the commonest. [default: one-order]",
+        rich_help_panel="Grid and intensities",
     ),
 ]
 Fresh = Annotated[
@@ -79,5 +87,6 @@ Fresh = Annotated[
         "--fresh",
         help="Ignore the options of the previous plan. [default: options that are not given keep "
         "the values of the previous plan]",
+        rich_help_panel="Again",
     ),
 ]

@@ -18,6 +18,8 @@ from autoliver.cli.options import (
 from autoliver.cli.output import emit, start
 from autoliver.inference.options import ModalityChoice
 
+_METRICS = "Metrics"
+
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -167,10 +169,24 @@ def evaluate(
             metavar="NAME",
             help="Metric to compute: dice, iou, ravd, volume, assd, mssd, hd95, nsd or lesions. "
             "Repeat it for several. [default: all]",
+            rich_help_panel=_METRICS,
         ),
     ] = None,
     chaos: Annotated[
-        bool, typer.Option("--chaos", help="Also compute the score of the CHAOS challenge.")
+        bool,
+        typer.Option(
+            "--chaos",
+            help="Also compute the score of the CHAOS challenge.",
+            rich_help_panel=_METRICS,
+        ),
+    ] = False,
+    subset: Annotated[
+        bool,
+        typer.Option(
+            "--subset",
+            help="Score the predictions that are there, and leave out references without one. "
+            "[default: refuse that]",
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -178,7 +194,8 @@ def evaluate(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for scores.json and scores.csv. [default: PRED]",
+            help="Folder for scores.json and scores.csv. [default: PRED; for one file "
+            "CASE_scores.json and CASE_scores.csv beside it]",
         ),
     ] = None,
     overwrite: Annotated[
@@ -211,9 +228,13 @@ def evaluate(
         metrics=tuple(metrics or ()),
         chaos=chaos,
         output=output,
+        subset=subset,
         overwrite=overwrite,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
-    text = f"{table(scores)}\nWritten: {request.folder(prediction)}/scores.json, scores.csv"
+    for warning in scores.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    as_json_file, as_csv_file = request.files(prediction)
+    text = f"{table(scores)}\nWritten: {as_json_file}\nAll metrics of every case: {as_csv_file}"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)

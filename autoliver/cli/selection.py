@@ -19,6 +19,7 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, number, start, table
 from autoliver.commands import command
+from autoliver.values import counted
 
 if TYPE_CHECKING:
     from autoliver.pipeline.selection import Selected
@@ -31,7 +32,7 @@ def select(
     dataset: DatasetArgument = None,
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to compare. [default: all finished ones]"),
+        typer.Argument(metavar="RUN", help="Runs to compare. [default: all finished ones]"),
     ] = None,
     accept_changes: AcceptChanges = False,
     device: Device = "auto",
@@ -41,7 +42,7 @@ def select(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Choose the best run or pair of runs, and cleaning rules for it.
+    """Choose the best run or pair of runs, and cleaning rules.
 
     They are compared by the Dice of held-out cases. `predict` then uses what was chosen.
     """
@@ -99,7 +100,8 @@ def _show(selected: "Selected") -> str:
     workspace = selected.path.parent.parent
     members = " + ".join(f"{m.run} ({', '.join(m.folds)})" for m in made.members)
     parts.append(
-        f"Chosen: {members}, {len(made.cleaning)} cleaning rules\nWritten: {selected.path}\n"
+        f"Chosen: {members}, {counted(len(made.cleaning), 'cleaning rule')}\n"
+        f"Written: {selected.path}\n"
         "Next: "
         + command("predict", "-i", "IN", "-o", "OUT", "-m", made.dataset, workspace=workspace)
     )

@@ -1,12 +1,13 @@
 """The command `train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
+    MACHINE,
     AcceptChanges,
     AsJson,
     Device,
@@ -20,6 +21,8 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, number, start, table
 from autoliver.cli.training_options import (
+    RUN,
+    TRANSFER,
     Augment,
     BatchSize,
     Deterministic,
@@ -44,13 +47,16 @@ from autoliver.cli.training_options import (
     sizes,
 )
 from autoliver.machine import CacheChoice
+from autoliver.planning import names
 
 if TYPE_CHECKING:
     from autoliver.datasets.folds import Fold
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.run.request import TrainRequest
-    from autoliver.workspace import Workspace
+    from autoliver.workspace import RunFolder, Workspace
 
+_FOLDS_IN_A_ROW = 5  # folds in one part of the table, so that it fits 80 characters
+_LABEL = 20  # characters of a label's name in the table
 
 ConfigurationArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
@@ -60,14 +66,16 @@ FoldOption = Annotated[
     typer.Option(
         metavar="0..4|all|cv",
         help="A fold, or several such as 0,2; all: one training on all cases; cv: all folds "
-        "of the cross-validation.",
+        "of the cross-validation. Your own splits: splits_final.json in the dataset's folder.",
+        rich_help_panel=RUN,
     ),
 ]
 Cache = Annotated[
     CacheChoice,
     typer.Option(
         help="Where the cases are kept while training; auto takes the first of gpu, ram and disk "
-        "with enough room. The result does not depend on it."
+        "with enough room. The result does not depend on it.",
+        rich_help_panel=MACHINE,
     ),
 ]
 Pretrained = Annotated[
@@ -77,6 +85,17 @@ Pretrained = Annotated[
         help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
         "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
         "like it. [default: random weights]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+Preset = Annotated[
+    names.Preset | None,
+    typer.Option(
+        case_sensitive=False,
+        metavar="|".join(get_args(names.Preset)),
+        help="Plan a dataset that has no plan yet with this preset (see plan --help). A dataset "
+        "with a plan keeps it: plan again with another one. [default: default]",
+        rich_help_panel=RUN,
     ),
 ]
 Like = Annotated[
@@ -85,6 +104,7 @@ Like = Annotated[
         metavar="SOURCE",
         help="Plan the dataset like SOURCE, but train from random weights; not with --pretrained. "
         "[default: the dataset's own plan]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 OwnPlan = Annotated[
@@ -93,6 +113,7 @@ OwnPlan = Annotated[
         "--own-plan",
         help="With --pretrained: keep the dataset's own plan, and adapt the weights to it as far "
         "as they fit. [default: planned like the source]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 CompareScratch = Annotated[
@@ -100,6 +121,7 @@ CompareScratch = Annotated[
     typer.Option(
         "--compare-scratch",
         help="With --pretrained: train the same from random weights afterwards, and show both.",
+        rich_help_panel=TRANSFER,
     ),
 ]
 Twin = Annotated[
@@ -111,6 +133,7 @@ Tag = Annotated[
     typer.Option(
         metavar="T",
         help="Added to the run's name, to keep several runs of one configuration. [default: none]",
+        rich_help_panel=RUN,
     ),
 ]
 
@@ -120,6 +143,7 @@ def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder or name.")],
     configuration: ConfigurationArgument,
     fold: FoldOption = "cv",
+    preset: Preset = None,
     pretrained: Pretrained = None,
     like: Like = None,
     own_plan: OwnPlan = False,
@@ -156,6 +180,7 @@ def train(
         typer.Option(
             "--fresh",
             help="Delete what the folds of --fold have, and train them again. [default: resume]",
+            rich_help_panel=RUN,
         ),
     ] = False,
     tensorboard: TensorBoard = False,
@@ -191,6 +216,7 @@ def train(
         tag=tag,
         fresh=fresh,
         extend=extend,
+        preset=preset,
         pretrained=pretrained,
         like=like,
         own_plan=own_plan,
@@ -231,6 +257,7 @@ def _notify(text: str) -> None:
 def _train_and_show(
     workspace: "Workspace", dataset: str, request: "TrainRequest", *, compare: bool, as_json: bool
 ) -> None:
+    from autoliver.pipeline.run.outcome import next_command, outcome_of
     from autoliver.pipeline.run.train import FoldsFailed, train
     from autoliver.pipeline.run.twin import train_both
     from autoliver.training.distributed import launched
@@ -238,9 +265,11 @@ def _train_and_show(
     try:
         if compare:
             both = train_both(workspace, dataset, request, notify=_notify)
-            result = {**_summary(both.transferred), "scratch": _summary(both.scratch)["folds"]}
-            parts = [("Transferred", both.transferred), ("From scratch", both.scratch)]
+            results = both.transferred
+            result = {**_summary(results), "scratch": _summary(both.scratch)["folds"]}
+            parts = [("Transferred", results), ("From scratch", both.scratch)]
             text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
+            text += f"\n\n{_show_gain(results, both.scratch)}"
         else:
             results = train(workspace, dataset, request, notify=_notify)
             result, text = _summary(results), _show(results)
@@ -249,7 +278,8 @@ def _train_and_show(
             typer.echo(_show(failed.results))
         raise
     if launched().leads:  # only one of the processes that torchrun has started prints
-        emit(result, text, as_json=as_json)
+        following = next_command(outcome_of(_run(results)), request, compare=compare)
+        emit({**result, "next": following}, f"{text}\n\nNext: {following}", as_json=as_json)
 
 
 def _folds(text: str) -> "tuple[Fold, ...]":
@@ -280,16 +310,70 @@ def _summary(results: "list[FoldResult]") -> dict[str, object]:
                 "fold": r.fold,
                 "folder": str(r.folder),
                 "dice": r.scores.foreground_mean("dice") if r.scores else None,
+                "labels": _of_labels(r),
             }
             for r in results
         ],
     }
 
 
+def _of_labels(result: "FoldResult") -> dict[str, float | None]:
+    """Label -> mean Dice of the held-out cases."""
+    summary = result.scores.summary if result.scores else {}
+    found = {label: each.metrics.get("dice") for label, each in summary.items()}
+    return {label: dice.mean if dice else None for label, dice in found.items()}
+
+
+def _run(results: "list[FoldResult]") -> "RunFolder":
+    from autoliver.workspace import RunFolder
+
+    return RunFolder(results[0].folder.parent)
+
+
 def _show(results: "list[FoldResult]") -> str:
+    """The Dice of each label in each finished fold of the run, and what the folds mean."""
+    from autoliver.pipeline.run.outcome import mean_of, outcome_of
+
+    run = _run(results)
+    outcome = outcome_of(run)
+    folds = list(outcome.scores)
+    parts = [f"Folds: {run.path}"]
+    if any(result.scores is None for result in results):
+        parts.append("Fold all is trained on every case: no case is held out to score it with.")
+    for first in range(0, len(folds), _FOLDS_IN_A_ROW):
+        shown = folds[first : first + _FOLDS_IN_A_ROW]
+        last = shown[-1] == folds[-1]
+        rows = [
+            [_label(label), *(number(of[fold]) for fold in shown), number(outcome.mean_dice[label])]
+            for label, of in outcome.dice.items()
+        ]
+        means = [outcome.scores[fold].foreground_mean("dice") for fold in folds]
+        own = [number(mean) for mean in means[first : first + _FOLDS_IN_A_ROW]]
+        rows.append(["mean", *own, number(mean_of(means))])
+        cases = [len(outcome.scores[fold].cases) for fold in folds]
+        own = [str(n) for n in cases[first : first + _FOLDS_IN_A_ROW]]
+        rows.append(["held-out cases", *own, str(sum(cases))])
+        header = ["Dice", *(f"fold {fold}" for fold in shown), f"mean of {len(folds)}"]
+        width = None if last else -1  # the mean over all folds stands in the last part alone
+        parts.append(table(header[:width], [row[:width] for row in rows]))
+    return "\n\n".join(parts)
+
+
+def _show_gain(transferred: "list[FoldResult]", scratch: "list[FoldResult]") -> str:
+    """The Dice of each label with and without transfer, and the difference."""
+    from autoliver.pipeline.run.outcome import outcome_of
+
+    with_, without = (outcome_of(_run(results)) for results in (transferred, scratch))
+    if not with_.scores:
+        return "No case was held out: compare both runs on other cases with predict and evaluate."
     rows = []
-    for result in results:
-        dice = result.scores.foreground_mean("dice") if result.scores else None
-        held_out = str(len(result.scores.cases)) if result.scores else "none"
-        rows.append((str(result.fold), held_out, number(dice), str(result.folder)))
-    return table(("fold", "held-out cases", "mean Dice", "folder"), rows)
+    for label, gained in with_.mean_dice.items():
+        before = without.mean_dice.get(label)
+        gain = None if gained is None or before is None else gained - before
+        signed = "-" if gain is None else f"{gain:+.3f}"
+        rows.append([_label(label), number(gained), number(before), signed])
+    return table(("Dice", "transferred", "from scratch", "difference"), rows)
+
+
+def _label(name: str) -> str:
+    return name if len(name) <= _LABEL else f"{name[: _LABEL - 3]}..."

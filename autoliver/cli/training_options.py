@@ -10,6 +10,13 @@ from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
 
+# Groups of options on the help page.
+RUN = "Run"
+TRANSFER = "Transfer"
+LENGTH = "Length"
+LEARNING = "Learning"
+PATCHES = "Patches"
+
 
 def sizes(text: str) -> tuple[int, ...]:
     """The sizes in a text such as "96,160,160", the value of `--patch`."""
@@ -25,10 +32,14 @@ Epochs = Annotated[
         metavar="N",
         help="Number of epochs. [default: 1000; with --pretrained 300, or 150 for fewer than 30 "
         "training cases]",
+        rich_help_panel=LENGTH,
     ),
 ]
 Iterations = Annotated[
-    int | None, typer.Option(metavar="N", help="Optimiser steps per epoch. [default: 250]")
+    int | None,
+    typer.Option(
+        metavar="N", help="Optimiser steps per epoch. [default: 250]", rich_help_panel=LENGTH
+    ),
 ]
 Hours = Annotated[
     float | None,
@@ -36,6 +47,7 @@ Hours = Annotated[
         metavar="H",
         help="Time limit per fold: the learning rate reaches its end within it. Not with "
         "--deterministic. [default: none]",
+        rich_help_panel=LENGTH,
     ),
 ]
 Patience = Annotated[
@@ -44,6 +56,7 @@ Patience = Annotated[
         metavar="N",
         help="After N epochs without progress, lower the learning rate to zero and stop early. "
         "[default: never]",
+        rich_help_panel=LENGTH,
     ),
 ]
 Extend = Annotated[
@@ -52,6 +65,7 @@ Extend = Annotated[
         metavar="N",
         help="Train finished folds for N more epochs; not with --fresh or --compare-scratch. "
         "[default: finished folds stay as they are]",
+        rich_help_panel=LENGTH,
     ),
 ]
 Schedule = Annotated[
@@ -60,16 +74,22 @@ Schedule = Annotated[
         help="Optimiser and learning rate. nnunet (or scratch): SGD as in nnU-Net; finetune: SGD "
         "with a warm-up; short: AdamW for short trainings; adamw: AdamW with a warm-up and a low "
         "rate; auto: short below 20,000 steps, else nnunet, or finetune with --pretrained. "
-        "[default: auto]"
+        "[default: auto]",
+        rich_help_panel=LEARNING,
     ),
 ]
 Optimiser = Annotated[
     recipes.Optimiser | None,
-    typer.Option(help="Use another optimiser in the schedule. [default: the schedule's]"),
+    typer.Option(
+        help="Use another optimiser in the schedule. [default: the schedule's]",
+        rich_help_panel=LEARNING,
+    ),
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Peak learning rate. [default: the schedule's]"),
+    typer.Option(
+        metavar="F", help="Peak learning rate. [default: the schedule's]", rich_help_panel=LEARNING
+    ),
 ]
 Freeze = Annotated[
     str | None,
@@ -78,6 +98,7 @@ Freeze = Annotated[
         help="With --pretrained: parts that are not trained, separated by commas: encoder, "
         "encoder:K (its first K stages), encoder.K (stage K alone, counted from 0), and the same "
         "for decoder. [default: none]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 Unfreeze = Annotated[
@@ -86,6 +107,7 @@ Unfreeze = Annotated[
         metavar="PART@EPOCH,...",
         help="Parts of --freeze that are trained from this epoch on, counted from 0. [default: "
         "none]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 EncoderFactor = Annotated[
@@ -94,6 +116,7 @@ EncoderFactor = Annotated[
         metavar="F",
         help="With --pretrained: learning rate of the encoder as a share of the rest's. [default: "
         "1]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 ResetHeads = Annotated[
@@ -102,6 +125,7 @@ ResetHeads = Annotated[
         "--reset-heads",
         help="With --pretrained: initialise the segmentation heads at random. [default: take them "
         "over for labels of the same name]",
+        rich_help_panel=TRANSFER,
     ),
 ]
 Loss = Annotated[
@@ -109,6 +133,7 @@ Loss = Annotated[
     typer.Option(
         metavar="|".join(OBJECTIVES),
         help=f"Loss: Dice plus this kind of cross-entropy. [default: {DEFAULT_OBJECTIVE}]",
+        rich_help_panel=LEARNING,
     ),
 ]
 Augment = Annotated[
@@ -117,6 +142,7 @@ Augment = Annotated[
         metavar="KIND",
         help=f"Augmentations: {', '.join([*MIXTURES, *APPEARANCES])}, or a mixture with shares of "
         "the patches, such as gin:0.5,bezier:0.2 (docs/training.md). [default: default]",
+        rich_help_panel=PATCHES,
     ),
 ]
 Mirror = Annotated[
@@ -126,28 +152,37 @@ Mirror = Annotated[
         help="Flip training patches at random; --mirror is not possible with --augment none. "
         "[default: mirror, but no-mirror with the schedule short, and with changes of contrast by "
         "--augment]",
+        rich_help_panel=PATCHES,
     ),
 ]
 Foreground = Annotated[
     float | None,
     typer.Option(
-        metavar="F", help="Share of the patches that must contain foreground. [default: 0.33]"
+        metavar="F",
+        help="Share of the patches that must contain foreground. [default: 0.33]",
+        rich_help_panel=PATCHES,
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(metavar="N", help="Patches per step. [default: the plan's]")
+    int | None,
+    typer.Option(
+        metavar="N", help="Patches per step. [default: the plan's]", rich_help_panel=PATCHES
+    ),
 ]
 Patch = Annotated[
     str | None,
     typer.Option(
         metavar="Z,Y,X",
         help="Patch size, in the order of axes of plan.json; Y,X for 2d. [default: the plan's]",
+        rich_help_panel=PATCHES,
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Seed of initial weights, patches and augmentations. [default: 0]"
+        metavar="N",
+        help="Seed of initial weights, patches and augmentations. [default: 0]",
+        rich_help_panel=LEARNING,
     ),
 ]
 Deterministic = Annotated[
@@ -155,9 +190,14 @@ Deterministic = Annotated[
     typer.Option(
         "--deterministic",
         help="Give identical results on the same machine; slower on a GPU. Not with --hours.",
+        rich_help_panel=LEARNING,
     ),
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Also write the progress of each epoch for TensorBoard."),
+    typer.Option(
+        "--tensorboard",
+        help="Also write the progress of each epoch for TensorBoard.",
+        rich_help_panel=RUN,
+    ),
 ]

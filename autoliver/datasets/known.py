@@ -27,8 +27,8 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
             case, since some file systems do not distinguish case.
 
     Raises:
-        DatasetError: No folder there can have the dataset's name, or that folder is the dataset's
-            own.
+        DatasetError: No folder there can have the dataset's name, that folder is the dataset's
+            own, or the workspace is inside the dataset's folder.
         AutoliverError: The workspace cannot be written.
     """
     name, folder = dataset.name, root / dataset.name
@@ -48,6 +48,12 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
         raise DatasetError(
             f"{dataset.folder}: the workspace {root} would keep its files among the dataset's own.",
             hint="Choose another folder for the workspace (-w).",
+        )
+    if root.resolve().is_relative_to(Path(dataset.folder).resolve()):
+        raise DatasetError(
+            f"{root.absolute()}: the workspace is inside the folder of the dataset, "
+            f"{dataset.folder}, which has to stay as it is.",
+            hint="Choose a folder outside it with -w, or go to another folder first.",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,19 @@ class _Column(NamedTuple):
     decimals: int
 
 
+_WIDTH = 80  # characters of a line of the table
+_SHOWN = 3  # metrics in the table; the CSV file has all of them
+# The fields for the table, most telling first; those that no case defines are passed over.
+_TELLING = (
+    *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mssd_mm", "iou"),
+    *("ravd_percent", "lesion_recall", "lesion_precision"),
+)
+# Volumes of different organs have no meaningful mean.
+_NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
+# Spreadsheets run a cell that begins with one of these as a formula.
+_FORMULA = ("=", "+", "-", "@")
+
+
 # Field of a Score -> the metric that fills it, its heading in a table and its number of decimals.
 COLUMNS = {
     "dice": _Column("dice", "Dice", 3),
@@ -38,7 +52,7 @@ COLUMNS = {
     "nsd": _Column("nsd", "NSD", 3),
     "volume_ml": _Column("volume", "volume ml", 1),
     "reference_volume_ml": _Column("volume", "reference ml", 1),
-    "volume_difference_ml": _Column("volume", "difference ml", 1),
+    "volume_difference_ml": _Column("volume", "volume difference ml", 1),
     "lesion_recall": _Column("lesions", "lesion recall", 3),
     "lesion_precision": _Column("lesions", "lesion precision", 3),
     "chaos": _Column("chaos", "CHAOS", 1),
@@ -203,7 +217,8 @@ class Scores(Artifact, frozen=True, kw_only=True):
         options: The metrics that were computed, and their settings.
         cases: The scores of each case, sorted by name.
         summary: Label name -> mean, SD and counts over the cases.
-        mean: Field of `Score` -> mean over the labels of their means (nnU-Net's foreground mean).
+        mean: Field of `Score` -> mean over the labels of their means (nnU-Net's foreground mean);
+            volumes have none.
         warnings: Suspicious findings, one sentence each.
     """
 
@@ -231,16 +246,25 @@ def summarize(cases: Sequence[CaseScores]) -> dict[str, LabelSummary]:
 
 
 def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
-    """Averages each field of `Score` over the labels that define it, with equal weights."""
+    """Averages each field of `Score` over the labels that define it, with equal weights.
+
+    Volumes are left out: the mean volume of different organs says nothing.
+    """
     means: dict[str, list[float]] = {}
     for label in summary.values():
         for field, statistic in label.metrics.items():
+            if field in _NOT_AVERAGED:
+                continue
             means.setdefault(field, []).append(statistic.mean)
     return {field: statistics.fmean(values) for field, values in means.items()}
 
 
 def write_csv(scores: Scores, path: Path) -> None:
-    """Writes a CSV file with one row per case and label; undefined values are empty cells."""
+    """Writes a CSV file with one row per case and label; undefined values are empty cells.
+
+    Names come from data: one that a spreadsheet would run as a formula gets an apostrophe before
+    it, so that it is shown as text.
+    """
     lesions = ("reference", "detected", "predicted", "confirmed")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -250,29 +274,56 @@ def write_csv(scores: Scores, path: Path) -> None:
         for label, score in case.labels.items():
             row = [getattr(score, field) for field in head[2:]]
             counts = [getattr(score.lesions, name, None) for name in lesions]
-            writer.writerow([case.name, label, *row, *counts])
+            writer.writerow([*map(_text_cell, (case.name, label)), *row, *counts])
     write_bytes(path, text.getvalue().encode())
 
 
-def table(scores: Scores) -> str:
-    """Formats a table of labels by metrics: mean +- SD over cases.
+def _text_cell(text: str) -> str:
+    """A text for a cell of a CSV file that no spreadsheet takes for a formula or for two rows."""
+    text = re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
-    Metrics that no case defines get no column.
+
+def table(scores: Scores) -> str:
+    """Formats a table of labels by metrics, mean +- SD over cases, for lines of 80 characters.
+
+    It shows the three most telling metrics that some case defines; the CSV file has all of them.
+    Labels that are too long for the line are shortened.
     """
-    columns = {field: column for field, column in COLUMNS.items() if field in scores.mean}
-    rows = [["label", "cases", "empty", *(column.heading for column in columns.values())]]
+    found = {field for summary in scores.summary.values() for field in summary.metrics}
+    fields = [field for field in _TELLING if field in found][:_SHOWN]
+    empty = any(summary.n_empty for summary in scores.summary.values())
+    rows = [
+        ["label", "cases", *(["empty"] if empty else []), *(COLUMNS[f].heading for f in fields)]
+    ]
     for label, summary in scores.summary.items():
-        cells = [_cell(summary.metrics.get(f), c.decimals) for f, c in columns.items()]
-        rows.append([label, str(summary.cases), str(summary.n_empty), *cells])
+        cells = [_cell(summary.metrics.get(f), COLUMNS[f].decimals) for f in fields]
+        counts = [str(summary.cases), *([str(summary.n_empty)] if empty else [])]
+        rows.append([label, *counts, *cells])
     if len(scores.summary) > 1:
-        cells = [f"{scores.mean[f]:.{c.decimals}f}" for f, c in columns.items()]
-        rows.append(["mean", "", "", *cells])
+        cells = ["-" if f not in scores.mean else _mean(scores.mean[f], f) for f in fields]
+        rows.append(["mean", "", *([""] if empty else []), *cells])
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths[0] = min(widths[0], max(12, _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(_fit(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
     return "\n".join(lines)
+
+
+def _fit(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _mean(value: float, field: str) -> str:
+    return f"{value:.{COLUMNS[field].decimals}f}"
 
 
 def _summary(scores: Sequence[Score]) -> LabelSummary:
@@ -295,5 +346,5 @@ def _summary(scores: Sequence[Score]) -> LabelSummary:
 def _cell(statistic: Statistic | None, decimals: int) -> str:
     if statistic is None:
         return "-"
-    mean = f"{statistic.mean:.{decimals}f}"
+    mean = f"{statistic.mean:z.{decimals}f}"
     return mean if statistic.sd is None else f"{mean} +- {statistic.sd:.{decimals}f}"

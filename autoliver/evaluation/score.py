@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,31 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
+from autoliver.values import counted
 
 # io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
 # has no thickness and so no volume.
 _THICKEST = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Predictions with their references.
+
+    Attributes:
+        files: Case name -> (prediction, reference), sorted by name.
+        extra: Names of predictions without a reference.
+        missing: Names of references without a prediction; empty unless a subset was asked for.
+    """
+
+    files: dict[str, tuple[Path, Path]]
+    extra: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> list[Path]:
+        """The reference of each pair."""
+        return [reference for _, reference in self.files.values()]
 
 
 def score_case(
@@ -93,21 +115,52 @@ def score_folder(
         DatasetError: As in `find_pairs` and `score_case`, or a file cannot be read.
         OptionError: As in `score_files`.
     """
-    pairs, extra = find_pairs(prediction_folder, reference_folder)
-    if labels is None:
-        references = [reference for _, reference in pairs.values()]
-        labels = discover_labels(references, executor=executor)
+    pairs = find_pairs(prediction_folder, reference_folder)
+    labels = labels or discover_labels(pairs.references, executor=executor)
+    return score_pairs(pairs, labels=labels, options=options, executor=executor, progress=progress)
+
+
+def score_pairs(
+    pairs: Pairs,
+    *,
+    labels: Labels,
+    options: MetricOptions | None = None,
+    executor: CaseMapper | None = None,
+    progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
+) -> Scores:
+    """Scores pairs, and warns of those that were left out or compared with themselves.
+
+    The arguments and errors are those of `score_files`.
+    """
     scores = score_files(
-        pairs, labels=labels, options=options, executor=executor, progress=progress
+        pairs.files, labels=labels, options=options, executor=executor, progress=progress
     )
-    same = [name for name, (one, other) in pairs.items() if one.samefile(other)]
-    if same:
-        note = f"Prediction and reference are the same file ({len(same)}): {_some(same)}."
-        scores = scores.replace(warnings=(note, *scores.warnings))
-    if extra:
-        note = f"Predictions without a reference were left out ({len(extra)}): {_some(extra)}."
-        scores = scores.replace(warnings=(note, *scores.warnings))
-    return scores
+    return scores.replace(warnings=(*_notes(pairs, scores), *scores.warnings))
+
+
+def _notes(pairs: Pairs, scores: Scores) -> Iterable[str]:
+    files = pairs.files
+    same = [name for name, (one, other) in files.items() if one.samefile(other)]
+    equal = [case.name for case in scores.cases if case.name not in same and _perfect(case)]
+    total = counted(len(files) + len(pairs.missing), "reference")
+    for names, text in (
+        (pairs.extra, f"Predictions without a reference were left out ({len(pairs.extra)})"),
+        (pairs.missing, f"{len(pairs.missing)} of {total} without a prediction were left out"),
+        (same, f"Prediction and reference are the same file ({len(same)})"),
+        (equal, f"Prediction and reference are equal in every voxel, as copies are ({len(equal)})"),
+    ):
+        if names:
+            yield f"{text}: {_some(names)}."
+
+
+def _perfect(case: CaseScores) -> bool:
+    """Whether a prediction equals its reference, as only a copy does, and is not empty."""
+    found = [
+        value
+        for score in case.labels.values()
+        if (value := score.dice if score.dice is not None else score.iou) is not None
+    ]
+    return bool(found) and all(value == 1.0 for value in found)
 
 
 def score_files(
@@ -152,30 +205,36 @@ def score_files(
     )
 
 
-def find_pairs(
-    prediction_folder: Path, reference_folder: Path
-) -> tuple[dict[str, tuple[Path, Path]], tuple[str, ...]]:
+def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool = False) -> Pairs:
     """Pairs the files of two folders by their names without endings, or pairs two single files.
 
-    Returns:
-        Case name -> (prediction, reference), and the names of predictions without a reference.
+    Args:
+        prediction_folder: Folder of predicted label maps, or one file.
+        reference_folder: Folder of reference label maps, or one file.
+        subset: Whether references without a prediction are left out rather than refused.
 
     Raises:
         DatasetError: A folder is missing or holds no label files, two files have one name, or a
-            reference has no prediction.
+            reference has no prediction (for a subset: none of them has one).
     """
     predictions, references = _label_files(prediction_folder), _label_files(reference_folder)
     if prediction_folder.is_file() and reference_folder.is_file():
         predictions = dict(zip(references, predictions.values(), strict=True))
     missing = sorted(references.keys() - predictions.keys())
-    if missing:
+    if len(missing) == len(references) or (missing and not subset):
         raise DatasetError(
-            f"{prediction_folder}: {len(missing)} of {len(references)} references have no "
-            f"prediction: {_some(missing)}.",
-            hint="Predict them first, or give a folder with the references of this subset only.",
+            f"{prediction_folder}: {len(missing)} of {counted(len(references), 'reference')} "
+            f"without a prediction: {_some(missing)}.",
+            hint="Predict them first, or score those that are there with --subset."
+            if len(missing) < len(references)
+            else "Give predictions whose names are those of the references.",
         )
-    extra = tuple(sorted(predictions.keys() - references.keys()))
-    return {name: (predictions[name], references[name]) for name in sorted(references)}, extra
+    shared = sorted(references.keys() & predictions.keys())
+    return Pairs(
+        files={name: (predictions[name], references[name]) for name in shared},
+        extra=tuple(sorted(predictions.keys() - references.keys())),
+        missing=tuple(missing),
+    )
 
 
 def discover_labels(
@@ -201,7 +260,7 @@ def discover_labels(
     values = sorted(frozenset[int]().union(*found) - {0})
     if not values:
         raise DatasetError(
-            f"{references[0].parent}: none of the {len(references)} references holds a label.",
+            f"{references[0].parent}: {counted(len(references), 'reference')} without any label.",
             hint="Name the dataset, so that its labels are known.",
         )
     return Labels(values={"background": (0,), **{f"label_{v}": (v,) for v in values}})

@@ -137,7 +137,7 @@ class FoldFolder:
 
     @property
     def log(self) -> Path:
-        """The stderr output of the process that trains this fold, if a queue started it."""
+        """The training in lines: one per epoch, and what a queue's process says besides."""
         return self.path / "train.log"
 
     @property

@@ -1,10 +1,12 @@
 """Saves imported nnU-Net models as model folders, and exports autoliver's models for nnU-Net."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.errors import ModelError
 from autoliver.models.files import (
     MODEL_FILE,
     WEIGHTS_FILE,
@@ -83,11 +85,31 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
     for folds in dict.fromkeys(groups):
         parts = []
         for fold in folds:
-            info = FoldModel.load(fold / MODEL_FILE)
+            info = _inside(FoldModel.load(fold / MODEL_FILE))
             weights, _ = load_weights(fold / WEIGHTS_FILE, sha256=info.weights_sha256)
             parts.append((info, weights))
         written.append(write_nnunet_model(parts, target))
     return tuple(written)
+
+
+def _inside(info: FoldModel) -> FoldModel:
+    """The description with a dataset's name that stays one folder, wherever the model came from.
+
+    Raises:
+        ModelError: The fold is neither a number nor "all".
+    """
+    if info.fold != "all" and not (info.fold.isascii() and info.fold.isdigit()):
+        raise ModelError(
+            f"{info.plan.dataset}: a fold is named {info.fold!r}; expected a number or 'all'.",
+            hint="Get the model again from whoever exported it.",
+        )
+    name = re.sub(r"[^\w.-]+", "-", info.plan.dataset).strip("-.") or "model"
+    if name == info.plan.dataset:
+        return info
+    _log.warning(
+        "%r cannot be the name of a folder: it is exported as %s.", *(info.plan.dataset, name)
+    )
+    return info.replace(plan=info.plan.replace(dataset=name))
 
 
 def _run_names(folds: "Sequence[ImportedFold]") -> dict[str, str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from autoliver.artifacts import Artifact, read_json, write_bytes
+from autoliver.artifacts import Artifact, digest, read_json, write_bytes
 from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, describe_plain
 from autoliver.datasets.changes import describe_changes, without_added
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
+from autoliver.datasets.layouts import image_files
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need, refuse_over_budget
@@ -33,12 +34,14 @@ from autoliver.planning.verify import (
 )
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
+from autoliver.values import counted
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
 
 _WARNINGS_SHOWN = 10
 _SHOWN = 3  # cases named in one message
+SPLITS_FILE = "splits_final.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def verify_dataset(
 
 
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
-    made_from = {"dataset": dataset.digest()}
+    made_from = {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
     if folder.verify.exists():
         found = Verification.load(folder.verify, mend=_verify_command(folder))
         refused = any(finding.code == REFUSED for finding in found.findings)
@@ -103,6 +106,17 @@ def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) 
         dataset.save(folder.dataset)
     found.save(folder.verify)
     return found
+
+
+def _surroundings(dataset: Dataset) -> list[object]:
+    """What `verify` looks at besides the files of the cases: their folders, and a wrong number."""
+    used = {Path(p) for case in dataset.cases for p in (*case.images, case.label) if p}
+    files = [path.name for folder in {path.parent for path in used} for path in image_files(folder)]
+    description = Path(dataset.folder) / "dataset.json"
+    content = read_json(description) if description.exists() else {}
+    stated = content.get("numTraining") if isinstance(content, dict) else None
+    right = stated in (None, len(dataset.cases), len(dataset.labelled))
+    return [sorted(files), None if right else stated]
 
 
 def plan_dataset(
@@ -156,7 +170,7 @@ def plan_folder(
     _describe(dataset)
     if not dataset.labelled:
         raise DatasetError(
-            f"{dataset.name}: none of its {len(dataset.cases)} cases has a label.",
+            f"{dataset.name}: {counted(len(dataset.cases), 'case')}, none with a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
     fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
@@ -174,10 +188,9 @@ def remind(planned: Planned) -> None:
     number = len(planned.warnings)
     if number and not planned.warned:
         _log.warning(
-            "%s: %d %s of 'verify' (shown before; again with: %s).",
+            "%s: %s of 'verify' (shown before; again with: %s).",
             planned.dataset.name,
-            number,
-            "warning" if number == 1 else "warnings",
+            counted(number, "warning"),
             _verify_command(planned.folder),
         )
 
@@ -384,12 +397,33 @@ def planned_configuration(planned: Planned, name: ConfigurationName) -> Configur
 
 
 def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
-    """Returns the user's splits, or else generated ones, and saves them for users to read."""
-    own = Path(dataset.folder) / "splits_final.json"
+    """Returns the user's splits, or else generated ones, and saves them for users to read.
+
+    A splits_final.json where it is not looked for is warned of.
+    """
+    own = Path(dataset.folder) / SPLITS_FILE
+    if not own.exists():
+        _warn_of_other_splits(folder, dataset)
     splits = read_splits(own, dataset.labelled) if own.exists() else make_folds(dataset.labelled)
     folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
     folds.save(folder.folds)
     return folds
+
+
+def _warn_of_other_splits(folder: DatasetFolder, dataset: Dataset) -> None:
+    place = Path(dataset.folder)
+    elsewhere = [place / name for name in ("imagesTr", "labelsTr", "images", "labels")]
+    elsewhere.append(folder.path)
+    # nnU-Net keeps the file of nnUNet_raw/DatasetNNN_NAME in nnUNet_preprocessed/DatasetNNN_NAME.
+    elsewhere += [
+        parent / "nnUNet_preprocessed" / dataset.name for parent in place.absolute().parents[:2]
+    ]
+    for path in (each / SPLITS_FILE for each in elsewhere):
+        if path.exists():
+            _log.warning(
+                "%s is not used: splits are read from %s. Copy it there, if they are meant.",
+                *(path, place / SPLITS_FILE),
+            )
 
 
 def to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dataset]:

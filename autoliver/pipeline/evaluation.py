@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autoliver.datasets.cases import Case, Labels
 from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError
+from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder
 from autoliver.needs import score_need
@@ -30,6 +31,7 @@ class EvaluateRequest:
         metrics: The metrics to compute; empty for all. A single one may be given as a text.
         chaos: Whether to add the CHAOS score.
         output: Folder for the scores; None for the folder of the predictions.
+        subset: Whether references without a prediction are left out rather than refused.
         overwrite: Whether to replace existing scores even if the new ones lack some of their
             content.
         machine: The processes and memory that may be used.
@@ -39,6 +41,7 @@ class EvaluateRequest:
     metrics: tuple[str, ...] = ()
     chaos: bool = False
     output: Path | None = None
+    subset: bool = False
     overwrite: bool = False
     machine: Machine = WHOLE_MACHINE
 
@@ -54,9 +57,16 @@ class EvaluateRequest:
             check_text("--dataset", self.dataset, "a folder or the name of a planned dataset")
         self.options()
 
-    def folder(self, prediction: Path) -> Path:
-        """The folder that the scores of these predictions, a folder or one file, are written to."""
-        return self.output or (prediction.parent if prediction.is_file() else prediction)
+    def files(self, prediction: Path) -> tuple[Path, Path]:
+        """The JSON and the CSV file for the scores of these predictions, a folder or one file.
+
+        Scores of one file lie beside it under its name (CASE_scores.json), so that those of its
+        neighbours do not replace them.
+        """
+        start, folder = "", self.output or prediction
+        if self.output is None and prediction.is_file():
+            start, folder = f"{split_ending(prediction.name)[0]}_", prediction.parent
+        return folder / f"{start}{SCORES_FILE}", folder / f"{start}scores.csv"
 
     def options(self) -> "MetricOptions":
         """Returns the metrics to compute, with their settings."""
@@ -68,7 +78,7 @@ class EvaluateRequest:
 def evaluate(
     workspace: Workspace, prediction: Path, reference: Path, request: EvaluateRequest
 ) -> "Scores":
-    """Scores a folder of label maps and writes scores.json and scores.csv.
+    """Scores label maps and writes the scores as JSON and CSV (`EvaluateRequest.files`).
 
     Args:
         workspace: The workspace in which the dataset is looked up.
@@ -81,30 +91,27 @@ def evaluate(
         OptionError: Existing scores contain something that the new ones would not.
     """
     from autoliver.evaluation.results import write_csv
-    from autoliver.evaluation.score import discover_labels, find_pairs, score_folder
+    from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
 
     labels = workspace.read(request.dataset).labels if request.dataset else None
-    output = request.folder(prediction)
-    pairs, _ = find_pairs(prediction, reference)
+    as_json, as_csv = request.files(prediction)
+    pairs = find_pairs(prediction, reference, subset=request.subset)
     if not request.overwrite:
-        references = {name: pair[1] for name, pair in pairs.items()}
-        _refuse_loss(output / SCORES_FILE, references, labels, request.options())
+        references = {name: pair[1] for name, pair in pairs.files.items()}
+        _refuse_loss(as_json, references, labels, request.options())
     pool = request.machine.pool("evaluate", need=score_need)
     if labels is None:
-        bar = case_bar("read label values", len(pairs))
-        labels = discover_labels(
-            [reference for _, reference in pairs.values()], executor=pool, progress=bar
-        )
-    scores = score_folder(
-        prediction,
-        reference,
+        bar = case_bar("read label values", len(pairs.files))
+        labels = discover_labels(pairs.references, executor=pool, progress=bar)
+    scores = score_pairs(
+        pairs,
         labels=labels,
         options=request.options(),
         executor=pool,
-        progress=case_bar("evaluate", len(pairs)),
+        progress=case_bar("evaluate", len(pairs.files)),
     )
-    scores.save(output / SCORES_FILE)
-    write_csv(scores, output / "scores.csv")
+    scores.save(as_json)
+    write_csv(scores, as_csv)
     return scores
 
 

@@ -21,7 +21,7 @@ from autoliver.pipeline.pairs import FoldPairs, run_digest
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.planning.names import CONFIGURATION_NAMES
 from autoliver.training.options import TrainingOptions
-from autoliver.values import check_flag, check_texts, flag_of, meant, set_field
+from autoliver.values import check_flag, check_texts, counted, flag_of, meant, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ class _Contest:
         cases = sum(len(self.held_out(fold)) for fold in self.folds)
         by_all = ", which all runs have finished" if len(self.runs) > 1 else ""
         word = "fold" if len(self.folds) == 1 else "folds"
-        return f"Scored on the {cases} held-out cases of {word} {_names(self.folds)}{by_all}."
+        held_out = counted(cases, "held-out case")
+        return f"Scored on {held_out} of {word} {_names(self.folds)}{by_all}."
 
     def made_from(self) -> dict[str, str]:
         runs = {run.path.name: run_digest(run, self.folds) for run in self.runs}

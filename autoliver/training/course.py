@@ -13,6 +13,7 @@ from autoliver.artifacts import Record
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import Recipe, epoch_rate, learning_rate
+from autoliver.values import counted
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +134,8 @@ class Course(Record, frozen=True, kw_only=True):
             return course
         rate = course.rate(options, recipe, step=log.step, elapsed_s=elapsed_s)
         _log.info(
-            "No progress for %d epochs: the learning rate falls from %.3g to zero over %d epochs.",
-            *(course.watch.waited, rate, cool),
+            "No progress for %s: the learning rate falls from %.3g to zero over %s.",
+            *(counted(course.watch.waited, "epoch"), rate, counted(cool, "epoch")),
         )
         return course.replace(
             stretch=Stretch(first_step=log.step, steps=cool * options.iterations, rate=rate)
@@ -158,8 +159,8 @@ class Course(Record, frozen=True, kw_only=True):
         # After few epochs or none, the rate must not restart within the warm-up.
         rate = learning_rate(recipe, max(step / (step + steps), recipe.warmup))
         _log.info(
-            "Extending by %d epochs, from a learning rate of %.3g: %.0f %% of the peak rate.",
-            *(epochs, rate, 100 * rate / recipe.learning_rate),
+            "Extending by %s, from a learning rate of %.3g: %.0f %% of the peak rate.",
+            *(counted(epochs, "epoch"), rate, 100 * rate / recipe.learning_rate),
         )
         stretch = Stretch(first_step=step, steps=steps, rate=rate, extension=self.extensions + 1)
         return self.replace(stretch=stretch)

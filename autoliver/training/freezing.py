@@ -113,7 +113,7 @@ def _thaw(word: str, options: TrainingOptions) -> tuple[str, int]:
     epochs = options.epochs + sum(options.extensions)
     if options.epochs and int(epoch) >= epochs:
         raise OptionError(
-            f"{where}: the training ends before epoch {epoch}; its {epochs} epochs are numbered "
+            f"{where}: the training ends before epoch {epoch}; its epochs are numbered "
             f"from 0 to {epochs - 1}.",
             hint="Give an earlier epoch, or leave it out: then the part stays frozen.",
         )

@@ -5,17 +5,19 @@ training that was killed and is resumed therefore continues as if it had never s
 random state to save, and `resume.pt` may hold any step.
 """
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 
 import torch
-from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
+from autoliver.training.bar import TrainingBar, duration
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.epoch import HeldOut, epoch_log, score_held_out
@@ -25,14 +27,25 @@ from autoliver.training.objectives.objective import Tally
 from autoliver.training.objectives.target import ignored_class
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import TrainingBatch
-from autoliver.training.progress import draw_progress, read_progress, summarise, write_progress
+from autoliver.training.progress import (
+    add_to_log,
+    draw_progress,
+    epoch_line,
+    read_progress,
+    write_progress,
+)
 from autoliver.training.recipes import Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
+from autoliver.values import counted
 
 _VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
+_LONG_ON_CPU = 3600.0  # seconds from which a training on a CPU is announced as long
+_HELD_OUT_TIME = 1.1  # held-out patches add about a tenth to the time of the steps
+
+_log = logging.getLogger(__name__)
 
 
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
@@ -111,18 +124,32 @@ class _Loop:
         """Takes steps until the training is over or `stop` returns True."""
         options, drawn = self.task.options, time.monotonic()
         last = self.state.course.last_step(options)
-        bar = _bar(self.task.title, first=self.state.step, last=last)
+        bar = TrainingBar(
+            self.task.title,
+            first=self.state.step,
+            last=last,
+            iterations=options.iterations,
+            **bar_pace(),
+        )
+        bar.show(self.state.logs[-1] if self.state.logs else None)
         last = self.state.step if self._done() >= 1.0 else last
+        self._tell(self._beginning())
+        begun, first = time.monotonic(), self.state.step
         with bar, closing(self._batches(self.state.step, last)) as batches:
             for batch in batches:
                 self.stepper.take(batch)
                 self._note_time()
+                bar.tell_time(self.state.elapsed, options.hours)
                 bar.update()
+                if self.state.step == first + 1:  # not timed: the first step allocates memory
+                    begun = time.monotonic()
+                elif first == 0 and self.state.step == _PROBE_STEPS:
+                    self._warn_if_long((time.monotonic() - begun) / (_PROBE_STEPS - 1), last)
                 # Asked only once per step: a later request is seen after the next step.
                 stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
                     self._finish_epoch()
-                    bar.set_postfix_str(summarise(self.state.logs[-1]))
+                    bar.show(self.state.logs[-1])
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
                         self._draw()
                         drawn = time.monotonic()
@@ -179,6 +206,7 @@ class _Loop:
         state.course = state.course.after(log, options, state.recipe, elapsed_s=state.elapsed)
         state.sums = self._no_sums()
         self._save()
+        self._tell(epoch_line(log, tuple(self.task.labels.foreground), epochs=self._epochs))
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
@@ -236,8 +264,46 @@ class _Loop:
 
     def _draw(self) -> None:
         if self.group.leads:
-            draw_progress(self.task.files.picture, self.state.logs, title=self.task.title)
+            names = tuple(self.task.labels.foreground)
+            draw_progress(
+                self.task.files.picture, self.state.logs, title=self.task.title, names=names
+            )
 
+    @property
+    def _epochs(self) -> int:
+        """Number of epochs at the end, unless a time budget ends the training earlier."""
+        return -(-self.state.course.last_step(self.task.options) // self.task.options.iterations)
 
-def _bar(title: str, *, first: int, last: int) -> "tqdm[None]":
-    return tqdm(total=last, initial=first, desc=title, unit="step", smoothing=0.1, **bar_pace())
+    def _tell(self, text: str) -> None:
+        """Writes a line to train.log, and to stderr where that has no bar."""
+        if self.group.leads:
+            stderr = None if sys.stderr.isatty() else sys.stderr
+            add_to_log(self.task.files.log, text, also=stderr)
+
+    def _beginning(self) -> str:
+        if self.state.step == 0:
+            return (
+                f"{self.task.title}: begins on {self.task.device}, {counted(self._epochs, 'epoch')}"
+            )
+        return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
+
+    def _warn_if_long(self, seconds: float, last: int) -> None:
+        """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
+
+        Args:
+            seconds: Seconds per step.
+            last: Number of steps at the end.
+        """
+        task = self.task
+        left = seconds * _HELD_OUT_TIME * (last - self.state.step)
+        others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
+        if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
+            return
+        if self.group.leads:
+            with TrainingBar.external_write_mode(file=sys.stderr):
+                _log.warning(
+                    "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
+                    "plan a smaller network (autoliver plan DATASET --preset tiny), or begin again "
+                    "with --fresh and fewer --epochs, or with --hours H.",
+                    *(duration(left), counted(self._epochs, "epoch")),
+                )

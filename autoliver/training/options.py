@@ -19,6 +19,7 @@ from autoliver.values import (
     check_number,
     check_type,
     check_whole,
+    counted,
     flag_of,
     natural,
 )
@@ -31,6 +32,7 @@ FEW_EPOCHS = 150
 FEW_CASES = 30
 # The largest seed that PyTorch's generators accept.
 _MOST_SEED = 2**63 - 1
+_OPTIMISERS: dict[Optimiser, str] = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 class TrainingOptions(Artifact, frozen=True, kw_only=True):
@@ -174,25 +176,27 @@ def why_schedule(options: TrainingOptions, cases: int) -> str:
     name, recipe = _recipe_name(options, options.steps), choose_recipe(options)
     if options.steps == 0:
         return f"No epochs: the model keeps the weights of {options.pretrained} as they are."
-    if options.schedule != "auto":
-        why = "--schedule names it"
-    elif options.hours is not None:
-        return "auto: chosen by the steps that the time budget allows, once some have been timed."
-    elif name == "short":
-        why = f"{options.steps:,} steps are fewer than {SHORT_BELOW_STEPS:,}"
-    elif options.pretrained is None:
-        why = f"{options.steps:,} steps are enough for the recipe of nnU-Net"
-    else:
-        why = f"the training starts from the weights of {options.pretrained}"
-    length = f"{options.epochs} epochs"
+    if options.schedule == "auto" and options.hours is not None:
+        return (
+            "The schedule is chosen by the number of steps that --hours allows, once some of them "
+            "have been timed."
+        )
+    why = ""
+    if options.schedule == "auto" and name == "short":
+        why = f" (a short training: nnU-Net's own needs {SHORT_BELOW_STEPS:,} steps)"
+    elif options.schedule == "auto" and name == "nnunet":
+        why = " (as nnU-Net does)"
+    elif options.schedule == "auto":
+        why = f" (fine-tuning of {options.pretrained})"
+    length = f"{counted(options.epochs, 'epoch')} of {counted(options.iterations, 'step')}"
     if options.pretrained is not None and options.epochs == default_epochs(
         options.pretrained, cases
     ):
         few = "fewer than" if cases < FEW_CASES else "at least"
-        length += f" for {cases} training cases ({few} {FEW_CASES})"
+        length += f" for {counted(cases, 'training case')} ({few} {FEW_CASES})"
     return (
-        f"{name}, because {why}: {recipe.optimizer}, peak learning rate "
-        f"{recipe.learning_rate:.3g}, {length}."
+        f"Training for {length}, --schedule {name}{why}: {_OPTIMISERS[recipe.optimizer]}, highest "
+        f"learning rate {recipe.learning_rate:.3g}."
     )
 
 
@@ -220,7 +224,7 @@ def _check_patch(patch: tuple[int, ...], configuration: Configuration) -> None:
     given = ",".join(str(n) for n in patch)
     if len(patch) != configuration.dimension:
         raise OptionError(
-            f"--patch {given} has {len(patch)} sizes; the configuration has "
+            f"--patch {given} has {counted(len(patch), 'size')}; the configuration has "
             f"{configuration.dimension} axes.",
             hint=f"The plan's patch is {','.join(str(n) for n in configuration.patch_shape)}.",
         )

@@ -1,15 +1,22 @@
 """The log of a training: one JSON line per epoch, and a plot of the epochs."""
 
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record, replacing, write_bytes
 from autoliver.training.objectives.objective import Scores
+
+_SMOOTHED = 20  # a thick line is the mean over this part of the epochs
+_MARKED = 20  # with fewer epochs than this, each is marked by a point
+_LEGEND = 24  # characters of a label's name in the legend
 
 
 class FurtherScores(Record, frozen=True, kw_only=True):
@@ -79,17 +86,64 @@ class EpochLog(Record, frozen=True, kw_only=True):
         return (self.scores.validation or {})[self.scores.watched]
 
 
-def summarise(log: EpochLog) -> str:
-    """Summarises an epoch in a few words for the progress bar."""
-    parts = [f"epoch {log.epoch + 1}"]
-    if log.train_loss is not None:
-        parts.append(f"loss {log.train_loss:.3f}")
-    if log.train_dice is not None:
-        parts.append(f"Dice {log.train_dice:.3f}")
-    if log.mean_validation_dice is not None:
-        parts.append(f"held out {log.mean_validation_dice:.3f}")
-    parts.append(f"data wait {100 * log.data_wait:.1f} %")
-    return " ".join(parts)
+def dice_of(log: EpochLog) -> str:
+    """The Dice of an epoch in words: of held-out patches, or of training patches without these."""
+    if log.validation_dice is not None:
+        return f"Dice {_number(log.mean_validation_dice)}"
+    return f"training Dice {_number(log.train_dice)}"
+
+
+def epoch_line(log: EpochLog, names: Sequence[str], *, epochs: int) -> str:
+    """An epoch as one line of a log, without a time stamp.
+
+    Args:
+        log: The epoch.
+        names: Names of the foreground labels.
+        epochs: Number of epochs at the end of the training.
+    """
+    parts = [
+        f"epoch {log.epoch + 1}/{epochs}",
+        f"training loss {_number(log.train_loss, 4)}",
+        f"training Dice {_number(log.train_dice)}",
+    ]
+    if log.validation_dice is not None:
+        labels = (
+            f"{' '.join(name.split())} {_number(dice)}"
+            for name, dice in zip(names, log.validation_dice, strict=False)
+        )
+        parts.append(f"held-out loss {_number(log.validation_loss, 4)}")
+        parts.append(f"pseudo Dice {', '.join(labels)}")
+    parts.append(f"learning rate {log.learning_rate:.3g}")
+    parts.append(f"{log.seconds:.1f} s")
+    return "; ".join(parts)
+
+
+def add_to_log(path: Path, text: str, *, also: TextIO | None = None) -> None:
+    """Appends a line with a time stamp to a log file.
+
+    Args:
+        path: The log file.
+        text: The line.
+        also: A stream that gets the line as well unless it is that file; None: no stream.
+    """
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(line)
+        if also is not None and not _is_file(also, log.fileno()):
+            also.write(line)
+
+
+def _is_file(stream: TextIO, number: int) -> bool:
+    """Whether a stream writes into the file of this number."""
+    try:
+        return os.path.sameopenfile(stream.fileno(), number)
+    except (OSError, ValueError):  # a stream without a file
+        return False
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def read_progress(path: Path) -> list[EpochLog]:
@@ -111,30 +165,74 @@ def write_progress(path: Path, logs: Sequence[EpochLog]) -> None:
     write_bytes(path, b"".join(msgspec.json.encode(log) + b"\n" for log in logs))
 
 
-def draw_progress(path: Path, logs: Sequence[EpochLog], *, title: str) -> None:
-    """Plots losses, Dice and learning rate over the epochs and saves the plot as a PNG."""
+def draw_progress(
+    path: Path, logs: Sequence[EpochLog], *, title: str, names: Sequence[str] = ()
+) -> None:
+    """Plots Dice per label, losses and learning rate over the epochs and saves the plot as a PNG.
+
+    Args:
+        path: The PNG.
+        logs: The epochs; at least one.
+        title: Title of the plot.
+        names: Names of the foreground labels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(10, 10), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    dice = loss.twinx()
+    dice, loss, rate = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 1.5))
     epochs = [log.epoch + 1 for log in logs]
 
-    def draw(axis: Any, values: Sequence[float | None], label: str, style: str) -> None:
-        if any(v is not None for v in values):
-            axis.plot(epochs, [np.nan if v is None else v for v in values], style, label=label)
+    def draw(axis: Any, values: Sequence[float | None], label: str, colour: str) -> None:
+        """Draws the values thin and their smoothed course thick."""
+        if all(value is None for value in values):
+            return
+        plain = np.array([np.nan if value is None else value for value in values])
+        # A single epoch would be a line without length.
+        mark = "." if len(epochs) < _MARKED else ""
+        axis.plot(epochs, plain, color=colour, alpha=0.3, linewidth=1)
+        axis.plot(epochs, _smoothed(plain), color=colour, linewidth=2, label=label, marker=mark)
 
-    draw(loss, [log.train_loss for log in logs], "training loss", "C0-")
-    draw(loss, [log.validation_loss for log in logs], "validation loss", "C1-")
-    draw(dice, [log.train_dice for log in logs], "training Dice", "C0:")
-    draw(dice, [log.mean_validation_dice for log in logs], "validation Dice (patches)", "C1:")
-    rate.plot(epochs, [log.learning_rate for log in logs], "C2-")
-    loss.set(ylabel="loss", title=title)
-    dice.set(ylabel="Dice", ylim=(0, 1))
-    rate.set(ylabel="learning rate", xlabel="epoch")
-    handles = [*loss.get_legend_handles_labels()[0], *dice.get_legend_handles_labels()[0]]
-    loss.legend(handles=handles, loc="center right")
+    draw(dice, [log.train_dice for log in logs], "mean, training patches", "0.6")
+    for number, name in enumerate(names):
+        values = [_at(log.validation_dice, number) for log in logs]
+        draw(dice, values, _short(name), f"C{number % 10}")
+    draw(dice, [log.mean_validation_dice for log in logs], "mean, held-out patches", "black")
+    draw(loss, [log.train_loss for log in logs], "training", "0.6")
+    draw(loss, [log.validation_loss for log in logs], "held-out patches", "black")
+    rate.plot(epochs, [log.learning_rate for log in logs], color="black")
+    dice.set(ylabel="Dice of patches", ylim=(0, 1), title=title.replace("$", r"\$"))
+    loss.set(ylabel="loss")
+    rate.set(ylabel="learning rate", xlabel="epoch (thin: each epoch, thick: smoothed)")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        rate.set_xlim(epochs[0] - 1, epochs[0] + 1)
+    for axis in (axis for axis in (dice, loss) if axis.get_legend_handles_labels()[0]):
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    for axis in (dice, loss, rate):
+        axis.grid(alpha=0.3)
     with replacing(path) as beside:
         figure.savefig(beside, dpi=100)
+
+
+def _smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The mean over the epochs around each one, a twentieth of all; missing values do not count."""
+    half = len(values) // (2 * _SMOOTHED)
+    known = ~np.isnan(values)
+    window = np.ones(2 * half + 1)
+    number = np.convolve(known, window, mode="full")[half : half + len(values)]
+    total = np.convolve(np.where(known, values, 0.0), window, mode="full")
+    total = total[half : half + len(values)]
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def _at(values: Sequence[float | None] | None, number: int) -> float | None:
+    return values[number] if values is not None and number < len(values) else None
+
+
+def _short(name: str) -> str:
+    """A label's name for the legend; matplotlib reads $ as mathematics and hides a leading _."""
+    text = name if len(name) <= _LEGEND else f"{name[: _LEGEND - 3]}..."
+    return text.replace("$", r"\$").removeprefix("_") or name

@@ -76,8 +76,10 @@ def test_scores_of_more_cases_stay(folders: tuple[Path, Path]) -> None:
     evaluate(folders)
     one = (folders[0] / "case_1.nii.gz", folders[1] / "case_1.nii.gz")
     before = files(folders[0])
+    evaluate(one)  # has files of its own
+    assert files(folders[0]) == before
     with pytest.raises(OptionError, match="contains case_0, which"):
-        evaluate(one)
+        evaluate(one, "--output", folders[0])
     (folders[1] / "case_0.nii.gz").unlink()
     with pytest.raises(OptionError, match="contains case_0, which"):
         evaluate(folders)
@@ -138,11 +140,22 @@ def test_the_library_takes_the_same_options(folders: tuple[Path, Path], tmp_path
 def test_the_folder_of_the_scores_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
     one = (folders[0] / "case_0.nii.gz", folders[1] / "case_0.nii.gz")
     for given, more, expected in (
-        (folders, (), folders[0]),
-        (one, ("--overwrite",), folders[0]),
-        (one, ("--output", tmp_path / "elsewhere"), tmp_path / "elsewhere"),
+        (folders, (), folders[0] / "scores.json"),
+        (one, (), folders[0] / "case_0_scores.json"),
+        (one, ("--output", tmp_path / "elsewhere"), tmp_path / "elsewhere/scores.json"),
     ):
         words = ("evaluate", "-p", given[0], "-r", given[1], "-w", tmp_path / "w", *more)
         shown = CliRunner().invoke(app, [*map(str, words)]).stdout
-        assert f"Written: {expected}/scores.json" in shown
-        assert (expected / "scores.json").exists()
+        assert f"Written: {expected}\n" in shown
+        assert expected.exists()
+        assert expected.with_suffix(".csv").exists()
+
+
+def test_a_subset_and_copies_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (folders[0] / "case_0.nii.gz").unlink()
+    words = ["-p", folders[0], "-r", folders[1], "--subset", "-w", tmp_path / "w"]
+    told = CliRunner().invoke(app, ["evaluate", *map(str, words)])
+    assert "Warning: 1 of 2 references without a prediction were left out: case_0." in told.stderr
+    same = ["-p", folders[1], "-r", folders[1], "-o", tmp_path / "o", "-w", tmp_path / "w"]
+    told = CliRunner().invoke(app, ["evaluate", *map(str, same)])
+    assert "Warning: Prediction and reference are the same file (2)" in told.stderr

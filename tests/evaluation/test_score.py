@@ -11,7 +11,7 @@ import pytest
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics, results, score
-from autoliver.evaluation.results import ALL_METRICS, COLUMNS, OVERLAP_METRICS
+from autoliver.evaluation.results import ALL_METRICS, COLUMNS
 from autoliver.io import files
 from autoliver.io.volume import Geometry, Volume
 
@@ -206,7 +206,7 @@ def test_folders_pair_by_name_across_endings(folders):
     assert (tumour.cases, tumour.n_empty, tumour.n_missed) == (3, 1, 1)
     assert tumour.metrics["dice"].n == 2
     assert scores.foreground_mean("dice") == pytest.approx((np.mean(dices) + 0.5) / 2)
-    assert scores.warnings == ()
+    assert ["copies" in warning for warning in scores.warnings] == [True]
 
 
 def test_an_executor_and_progress_change_nothing(folders):
@@ -233,14 +233,14 @@ def test_labels_are_discovered_from_the_references(folders):
 
 def test_references_without_any_label_are_refused(tmp_path):
     folder = write_folder(tmp_path / "r", {"a": label_map()})
-    with pytest.raises(DatasetError, match="none of the 1 references holds a label"):
+    with pytest.raises(DatasetError, match="1 reference without any label"):
         score.score_folder(folder, folder)
 
 
 def test_a_missing_prediction_is_named(folders):
     predictions, references = folders
     (predictions / "b.nrrd").unlink()
-    with pytest.raises(DatasetError, match="1 of 3 references have no prediction: b"):
+    with pytest.raises(DatasetError, match="1 of 3 references without a prediction: b"):
         score.score_folder(predictions, references, labels=LABELS)
 
 
@@ -256,7 +256,21 @@ def test_extra_predictions_are_a_warning(folders):
     (references / "a.nii.gz").unlink()
     scores = score.score_folder(predictions, references, labels=LABELS)
     assert len(scores.cases) == 2
-    assert scores.warnings == ("Predictions without a reference were left out (1): a.",)
+    assert scores.warnings[0] == "Predictions without a reference were left out (1): a."
+    assert "equal in every voxel, as copies are (1): b." in scores.warnings[1]
+
+
+def test_a_subset_leaves_out_references_without_a_prediction(folders):
+    predictions, references = folders
+    (predictions / "b.nrrd").unlink()
+    pairs = score.find_pairs(predictions, references, subset=True)
+    scores = score.score_pairs(pairs, labels=LABELS)
+    assert [case.name for case in scores.cases] == ["a", "c.1"]
+    assert scores.warnings == ("1 of 3 references without a prediction were left out: b.",)
+    for path in predictions.iterdir():
+        path.rename(predictions / f"other_{path.name}")
+    with pytest.raises(DatasetError, match="3 of 3 references without a prediction"):
+        score.find_pairs(predictions, references, subset=True)
 
 
 def test_folder_problems_are_told(folders, tmp_path):
@@ -312,25 +326,55 @@ def test_csv_has_a_row_per_case_and_label(folders, tmp_path):
     assert (rows[2]["voxels"], rows[2]["lesions_detected"]) == ("18", "")
 
 
-def test_table_is_aligned(folders):
-    options = results.MetricOptions(metrics=OVERLAP_METRICS)
-    scores = score.score_folder(*folders, labels=LABELS, options=options)
-    lines = results.table(scores).splitlines()
-    headings = "  ".join(lines[0].split())
-    assert headings.startswith("label  cases  empty  Dice  IoU  RAVD  %  volume  ml  reference")
-    assert lines[1].startswith("liver   3      0      0.556 +- 0.509  ")
-    assert lines[3].split()[:2] == ["mean", "0.528"]
+def test_the_table_has_three_metrics_and_no_mean_of_volumes(folders):
+    lines = results.table(score.score_folder(*folders, labels=LABELS)).splitlines()
     assert (
-        len({line.index(part) for line, part in zip(lines[:2], ("Dice", "0.556"), strict=True)})
-        == 1
+        "  ".join(lines[0].split()) == "label  cases  empty  Dice  HD95  mm  volume  difference  ml"
     )
+    assert lines[1].startswith("liver   3      0      0.556 +- 0.509  ")
+    mean = lines[3].split()
+    assert [mean[0], mean[1], mean[3]] == ["mean", "0.528", "-"]
+    assert lines[0].index("Dice") == lines[1].index("0.556") == lines[3].index("0.528")
+    scores = score.score_folder(*folders, labels=LABELS)
+    assert "volume_ml" not in scores.mean
+    assert "volume_difference_ml" not in scores.mean
 
 
-def test_table_leaves_out_what_no_case_defines(folders):
-    with_tumour = results.table(score.score_folder(*folders, labels=LABELS))
-    without = results.table(score.score_folder(*folders))
-    assert "lesion recall" in with_tumour
-    assert "lesion recall" not in without
+@pytest.mark.parametrize("metrics", [("nsd",), ("volume", "iou"), ALL_METRICS])
+def test_the_table_fits_80_columns_whatever_the_labels_and_metrics(folders, metrics):
+    names = {"background": (0,), "a" * 90: (1,), "left hepatic vein, segment VIII": (2,)}
+    options = results.MetricOptions(metrics=metrics)
+    scores = score.score_folder(*folders, labels=Labels(values=names), options=options)
+    lines = results.table(scores).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.split()[-1] not in ("label", "cases") for line in lines)
+
+
+def test_a_label_that_is_nowhere_is_counted_as_empty(folders):
+    names = {"background": (0,), "liver": (1,), "spleen": (7,)}
+    lines = results.table(score.score_folder(*folders, labels=Labels(values=names))).splitlines()
+    assert lines[0].split()[:4] == ["label", "cases", "empty", "Dice"]
+    assert lines[2].split() == ["spleen", "3", "3", "-", "-", "0.0", "+-", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        *((text, f"'{text}") for text in ("=1+1", "+cmd", "-x", "@SUM(A1)")),
+        *((text, "'=1") for text in ("\t=1", "\r=1", " =1")),
+        ("a\r=1", "a =1"),
+        *((text, text) for text in ("case_1", "-12.5", "+3", "a=b", "")),
+    ],
+)
+def test_no_name_in_the_csv_is_a_formula(tmp_path, name, cell):
+    case = compare(label_map(v1=(1, 2, 2)), label_map(v1=(1, 2, 2)))
+    case = case.replace(name=name, labels={name: case.labels["liver"]})
+    scores = results.Scores(labels=LABELS, options=EVERYTHING, cases=(case,), summary={}, mean={})
+    results.write_csv(scores, tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        row = list(csv.reader(file))[1]
+    assert row[:2] == [cell, cell]
+    assert float(row[4]) == 1.0
 
 
 def test_a_single_case_has_no_deviation():

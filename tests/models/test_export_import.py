@@ -14,6 +14,7 @@ from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.io.files import write_image
 from autoliver.io.volume import Geometry
+from autoliver.models.files import FoldModel
 from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.models import kind_of
 from autoliver.workspace import Workspace
@@ -135,8 +136,8 @@ def test_people_are_told_what_it_is(selected: Path, tmp_path: Path) -> None:
     for words in (
         "Dataset009_Toy, MR: T1",
         "liver 1; tumour 2",
-        "3d_fullres, fold 0, 1, 1 epochs",
-        "2d, fold all, 1 epochs",
+        "3d_fullres, fold 0, 1, 1 epoch",
+        "2d, fold all, 1 epoch",
         "liver + tumour: only the largest component",
     ):
         assert words in told
@@ -249,3 +250,28 @@ def test_an_nnunet_import_that_fails_leaves_nothing(selected: Path, tmp_path: Pa
     with pytest.raises(ModelError, match=r"checkpoint_final\.pth"):
         run("import", results / NAME, "-w", other)
     assert not (other / "models").exists() or not list((other / "models").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../../../x", "/tmp/x", "Dataset001_../../x", "a\\..\\b", ".."])
+def test_a_dataset_of_any_name_is_exported_inside_the_folder(
+    selected: Path, tmp_path: Path, name: str
+) -> None:
+    for path in selected.rglob("model.json"):
+        if "runs" in path.parts:
+            info = FoldModel.load(path)
+            info.replace(plan=info.plan.replace(dataset=name)).save(path)
+    before = set(tmp_path.rglob("*"))
+    results = tmp_path / "a/b/c/nnUNet_results"
+    run("export", f"{NAME}/2d", results, "--format", "nnunet", "-w", selected)
+    new = set(tmp_path.rglob("*")) - before
+    (folder,) = results.iterdir()
+    assert folder.name.startswith("Dataset")
+    assert all(path in results.parents or path.is_relative_to(results) for path in new)
+
+
+def test_a_fold_whose_name_leads_out_is_refused(selected: Path, tmp_path: Path) -> None:
+    path = selected / NAME / "runs/2d/fold_all/model.json"
+    FoldModel.load(path).replace(fold="all/../../../../x").save(path)
+    with pytest.raises(ModelError, match="expected a number or 'all'"):
+        run("export", f"{NAME}/2d", tmp_path / "out", "--format", "nnunet", "-w", selected)
+    assert not (tmp_path / "out").exists()

@@ -388,7 +388,7 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
     assert stopped.returncode != 0
     (told,) = told_errors(errors)
     assert "stopped by SIGTERM" in told
-    assert errors.count("fold 0:   0%") == 1
+    assert errors.count("fold 0: begins on cpu") == 1
     assert not (fold / "model.json").exists()
 
     code, _, errors = run(*command(phantoms, two), "--epochs", "9")

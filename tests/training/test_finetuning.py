@@ -324,7 +324,12 @@ def test_every_parameter_but_those_of_heads_belongs_to_a_part(spec: NetworkSpec)
         ("encoder", "enc.1@2", "no part 'enc.1'", "encoder or decoder"),
         ("encoder:2", "encoder.2@1", "encoder.2 is not frozen", "--freeze encoder:2,encoder.2"),
         (None, "encoder@1", "encoder is not frozen", "--freeze encoder"),
-        ("encoder", "encoder@9", "before epoch 9; its 8 epochs", "stays frozen"),
+        (
+            "encoder",
+            "encoder@9",
+            "before epoch 9; its epochs are numbered from 0 to 7",
+            "stays frozen",
+        ),
     ],
 )
 def test_parts_that_cannot_be_meant_are_refused(

@@ -237,10 +237,11 @@ def test_epochs_follow_the_cases_of_a_pretrained_training() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, ["nnunet", "250,000 steps", "sgd", "0.01", "1000 epochs"]),
-        ({"epochs": 8}, ["short", "2,000 steps are fewer than 20,000", "0.006"]),
+        ({}, ["nnunet (as nnU-Net does)", "SGD", "0.01", "1,000 epochs of 250 steps"]),
+        ({"epochs": 8}, ["short (a short training", "20,000 steps", "AdamW", "0.006", "8 epochs"]),
         ({"schedule": "adamw"}, ["adamw", "--schedule", "0.0003"]),
-        ({"hours": 2.0}, ["time budget"]),
+        ({"hours": 2.0}, ["--hours allows"]),
+        ({"epochs": 1, "iterations": 1}, ["1 epoch of 1 step,"]),
         ({"pretrained": "LiTS", "epochs": 150}, ["finetune", "LiTS", "fewer than 30", "0.001"]),
         ({"pretrained": "LiTS", "epochs": 0}, ["LiTS", "as they are"]),
     ],

@@ -8,7 +8,9 @@ from skimage.io import imread
 from autoliver.training.progress import (
     EpochLog,
     FurtherScores,
+    add_to_log,
     draw_progress,
+    epoch_line,
     read_progress,
     write_progress,
 )
@@ -93,9 +95,32 @@ def test_the_picture_shows_curves(tmp_path: Path, known: bool) -> None:
     path = tmp_path / "progress.png"
     nothing = {"train_loss": None, "train_dice": None, "validation_loss": None}
     logs = LOGS if known else [make_log(0, **nothing, validation_dice=None)]
-    draw_progress(path, logs, title="Toy")
+    draw_progress(path, logs, title="Toy $a_{", names=("liver", "_a$b{"))
     image = imread(path)
-    assert image.shape[:2] == (700, 900)
+    assert image.shape[:2] == (1000, 1000)
     colours = image[..., :3].reshape(-1, 3) @ np.array([1, 256, 65536])
     assert len(set(colours.tolist())) > 10
     assert [p.name for p in tmp_path.iterdir()] == ["progress.png"]
+
+
+def test_the_line_of_an_epoch_has_all_that_is_asked_of_a_log() -> None:
+    line = epoch_line(make_log(2), ("liver", "liver\nand\rspleen"), epochs=7)
+    assert line == (
+        "epoch 3/7; training loss 0.8000; training Dice 0.200; held-out loss 0.9000; pseudo Dice "
+        "liver 0.500, liver and spleen -; learning rate 0.00333; 1.5 s"
+    )
+    nothing = {"train_loss": None, "train_dice": None, "validation_dice": None}
+    alone = epoch_line(make_log(0, **nothing), ("liver",), epochs=1)
+    assert alone == "epoch 1/1; training loss -; training Dice -; learning rate 0.01; 1.5 s"
+
+
+def test_lines_are_added_once_to_a_log_and_to_another_stream(tmp_path: Path) -> None:
+    path, other = tmp_path / "fold_0/train.log", tmp_path / "other"
+    add_to_log(path, "one")
+    with path.open("a") as same, other.open("w") as stream:
+        add_to_log(path, "two", also=same)
+        add_to_log(path, "three", also=stream)
+    stamped = [line.split(maxsplit=2) for line in path.read_text().splitlines()]
+    assert [line[2] for line in stamped] == ["one", "two", "three"]
+    assert all(len(day) == 10 and len(clock) == 8 for day, clock, _ in stamped)
+    assert other.read_text().endswith(" three\n")

@@ -30,7 +30,7 @@ from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
-from autoliver.training.progress import read_progress, summarise
+from autoliver.training.progress import dice_of, read_progress
 from autoliver.training.stop import Stopped, stop_on_sigterm
 
 # The command that processes of the queue run; its argument is the path of a request.
@@ -219,7 +219,7 @@ class _Child:
         logs = read_progress(self.folder.progress)
         if len(logs) != self.bar.n:
             self.bar.n = len(logs)
-            self.bar.set_postfix_str(summarise(logs[-1]) if logs else "", refresh=False)
+            self.bar.set_postfix_str(dice_of(logs[-1]) if logs else "", refresh=False)
         if self.folder.model.exists():
             self.bar.set_postfix_str("predicting held-out cases", refresh=False)
         self.bar.refresh()
@@ -264,9 +264,11 @@ def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest
         initial=len(read_progress(folder.progress)),
         desc=f"fold {fold} ({device})",
         unit="epoch",
+        bar_format="{desc}{postfix}, epoch {n_fmt}/{total_fmt} |{bar}| {remaining} left",
+        dynamic_ncols=True,
         position=position,
         leave=False,
-        disable=None,  # no bars if stderr is not a terminal; each fold's train.log has its own
+        disable=None,  # no bars if stderr is not a terminal; each fold has its train.log
     )
     return _Child(fold=fold, folder=folder, place=place, process=process, answer=answer, bar=bar)
 

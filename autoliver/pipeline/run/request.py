@@ -8,7 +8,7 @@ import msgspec
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.folds import Fold
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.planning.names import ConfigurationName
+from autoliver.planning.names import ConfigurationName, Preset
 
 # Called with messages that the user should read before the training starts.
 Notify = Callable[[str], None]
@@ -25,6 +25,7 @@ class TrainRequest(Record, frozen=True, kw_only=True):
         tag: Distinguishes runs of one configuration; None for no tag.
         fresh: Whether to start over if the run was started before.
         extend: Number of epochs to add to finished folds; None to add none.
+        preset: The preset to plan with if the dataset has no plan yet; None for the default one.
         pretrained: The model whose weights the training starts from and whose plan it follows; None
             for random weights.
         like: The source whose plan is followed without its weights; None to follow no plan.
@@ -41,6 +42,7 @@ class TrainRequest(Record, frozen=True, kw_only=True):
     tag: str | None = None
     fresh: bool = False
     extend: int | None = None
+    preset: Preset | None = None
     pretrained: str | None = None
     like: str | None = None
     own_plan: bool = False

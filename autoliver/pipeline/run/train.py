@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
@@ -12,9 +12,12 @@ from autoliver.machine import Machine
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
+    plan_command,
+    plan_folder,
     planned_configuration,
     preprocess,
     remind,
+    to_train,
 )
 from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
@@ -29,7 +32,8 @@ from autoliver.pipeline.run.start import (
     kept_start,
     note_seen,
 )
-from autoliver.planning.plan import Configuration, Plan
+from autoliver.planning.names import Preset
+from autoliver.planning.plan import Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.system import in_words
 from autoliver.training.augment.choice import parse_augment
@@ -43,7 +47,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.values import check_flag, check_text, check_whole, flag_of
+from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
 from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
@@ -107,8 +111,9 @@ def train(
             )
         _check_machine(machine)
         _check_options(request)
+        new = group.lead_does(lambda: _plan_first(workspace, name, request))
         job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify, held))
-        if group.leads and not (queued or request.twin):
+        if group.leads and not (queued or request.twin or new):
             remind(job.planned)
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
@@ -156,9 +161,45 @@ def _check_options(request: TrainRequest) -> None:
     if request.extend is not None:
         check_whole("--extend", request.extend, least=1)
     check_tag(request.tag)
+    if request.preset is not None:
+        check_choice("--preset", request.preset, get_args(Preset))
     for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
         if source is not None:
             check_text(option, source, "the name of a dataset or model")
+
+
+def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -> bool:
+    """Plans a dataset that has no plan with the requested preset.
+
+    Returns:
+        Whether it was planned now.
+
+    Raises:
+        OptionError: It has a plan with another preset, or follows the plan of a source.
+    """
+    if request.preset is None:
+        return False
+    other = "--like" if request.like else "--pretrained" if request.pretrained else None
+    if other is not None and not request.own_plan:
+        raise OptionError(
+            f"--preset {request.preset} and {other} contradict each other: the network is that of "
+            "the source.",
+            hint="Leave --preset out.",
+        )
+    folder, dataset = to_train(workspace, name)
+    if not folder.plan.exists():
+        options = PlanOptions(preset=request.preset)
+        plan_folder(folder, dataset, options, machine=request.machine)
+        return True
+    preset = Plan.load(folder.plan, mend=plan_command(folder, dataset)).preset
+    if preset != request.preset:
+        again = plan_command(folder, dataset, ["--preset", request.preset])
+        raise OptionError(
+            f"--preset {request.preset}: {dataset.name} is already planned with the preset "
+            f"{preset}, and its runs belong to that plan.",
+            hint=f"Leave --preset out, or plan again with: {again}",
+        )
+    return False
 
 
 def _run_job(
@@ -205,7 +246,10 @@ def _run_job(
     if source is not None and start is not None:
         note_seen(source, start.transfer, planned, splits, notify=notify)
         keep_start(run, start, configuration, notify=notify)
-    _notify(notify, planned.plan, configuration, options, cases)
+    if options.patch or options.batch_size:
+        log_memory(configuration, planned.plan)
+    if begun.new and not request.twin:
+        _notify(notify, planned.plan, options, cases)
     machine = request.machine
     store = preprocess(planned, [request.configuration], machine=machine)[request.configuration]
     previous = None
@@ -253,12 +297,8 @@ def _made_from(
     }
 
 
-def _notify(
-    notify: Notify, plan: Plan, configuration: Configuration, options: TrainingOptions, cases: int
-) -> None:
-    """Tells the user about the memory and the schedule, and warns of a window unsuited to MR."""
-    if options.patch or options.batch_size:
-        log_memory(configuration, plan)
+def _notify(notify: Notify, plan: Plan, options: TrainingOptions, cases: int) -> None:
+    """Tells the user about the schedule, and warns of a window unsuited to MR."""
     notify(why_schedule(options, cases))
     if parse_augment(options.augment) and hides_fat(plan):
         notify(

@@ -1,0 +1,97 @@
+"""Help pages: options in named groups, values in words, and an example."""
+
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from autoliver.cli.options import GENERAL
+from autoliver.values import meant
+
+# What a value is called where the option gives it no name.
+_VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help has a group for each `rich_help_panel`; its epilog is an example."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The parts of the usage line: [OPTIONS] and the names of the arguments."""
+        return [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments and options, group by group."""
+        _write_groups(self, ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - of the base class
+        """Writes the example as it can be typed, without wrapping it."""
+        if self.epilog:
+            with formatter.section("Example"):
+                formatter.write(f"{'':{formatter.current_indent}}{self.epilog}\n")
+
+
+class HelpfulGroup(TyperGroup):
+    """The program itself: its options and the commands."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options, and then the commands."""
+        _write_groups(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def show_help(ctx: typer.Context, name: str | None) -> str:
+    """The help of a command, or of the program if none is named.
+
+    Raises:
+        typer.BadParameter: There is no such command.
+    """
+    program: Any = ctx.find_root()
+    if name is None:
+        return str(program.get_help())
+    command = program.command.get_command(program, name)
+    if command is None:
+        shown = [each for each in program.command.commands.values() if not each.hidden]
+        near = meant(name, [each.name for each in shown])
+        raise typer.BadParameter(f"there is no command '{name}'. {near}".rstrip())
+    with type(program)(command, info_name=name, parent=program) as inner:
+        return str(command.get_help(inner))
+
+
+def _write_groups(command: Any, ctx: Any, formatter: Any) -> None:
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            if parameter.name == "help" and GENERAL in groups:
+                kind = GENERAL
+            group = getattr(parameter, "rich_help_panel", None) or kind
+            groups.setdefault(group, []).append((_name(record[0]), _text(record[1])))
+    for group, records in groups.items():
+        with formatter.section(group):
+            formatter.write_dl(records, col_max=_NAMES)
+
+
+_NAMES = 26  # columns for the names of options; a longer name has a line of its own
+
+
+def _name(spelling: str) -> str:
+    """The spelling of an option with its value, or of an argument, without names of types."""
+    if not spelling.startswith("-"):
+        return spelling.partition(" ")[0]
+
+    def value(found: re.Match[str]) -> str:
+        kind = found[1]
+        return kind if "|" in kind else _VALUES.get(kind.partition(" ")[0], "VALUE")
+
+    return re.sub(r"<([^<>]+)>", value, spelling)
+
+
+def _text(text: str) -> str:
+    """The explanation, with default and bounds in words and in one pair of brackets."""
+    text = re.sub(r"([-\d.]+)<=x<=([-\d.]+)", r"from \1 to \2", text)
+    text = re.sub(r"\bx>=([-\d.]+)", r"at least \1", text)
+    text = re.sub(r"\bx<=([-\d.]+)", r"at most \1", text)
+    text = re.sub(r"\]\s+\[", "; ", text)
+    return re.sub(r"\s+\[", " [", text)

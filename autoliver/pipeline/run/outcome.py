@@ -1,0 +1,107 @@
+"""What the folds of a run have achieved so far, and the command that makes sense next."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoliver.commands import command
+from autoliver.datasets.folds import Folds
+from autoliver.models.files import FoldFolder, fold_of
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.workspace import DatasetFolder, RunFolder
+
+if TYPE_CHECKING:
+    from autoliver.evaluation.results import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The finished folds of a run.
+
+    Attributes:
+        run: The run.
+        scores: Fold -> scores of its held-out cases; fold `all` holds none out.
+        unfinished: Folds of the cross-validation that are not finished.
+    """
+
+    run: RunFolder
+    scores: Mapping[str, "Scores"]
+    unfinished: tuple[str, ...]
+
+    @property
+    def dice(self) -> dict[str, dict[str, float | None]]:
+        """Label -> fold -> mean Dice of the held-out cases; None where none has the label."""
+        labels = dict.fromkeys(label for each in self.scores.values() for label in each.summary)
+        return {
+            label: {fold: _dice(each, label) for fold, each in self.scores.items()}
+            for label in labels
+        }
+
+    @property
+    def mean_dice(self) -> dict[str, float | None]:
+        """Label -> mean over the finished folds of their Dice; None where no fold has one."""
+        return {label: mean_of(list(folds.values())) for label, folds in self.dice.items()}
+
+
+def outcome_of(run: RunFolder) -> Outcome:
+    """Reads the scores of the finished folds of a run.
+
+    Raises:
+        ArtifactError: The scores or the splits are damaged.
+    """
+    from autoliver.evaluation.results import Scores
+
+    splits = Folds.load(DatasetFolder(run.path.parents[1]).folds).splits
+    folders = {fold_of(path): FoldFolder(path) for path in run.finished}
+    return Outcome(
+        run=run,
+        scores={
+            fold: Scores.load(each.scores) for fold, each in folders.items() if each.scores.exists()
+        },
+        unfinished=tuple(str(fold) for fold in range(len(splits)) if str(fold) not in folders),
+    )
+
+
+def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = False) -> str:
+    """The command that makes sense after a training.
+
+    It trains the folds that are left, or selects the best run once the cross-validation is
+    finished. After fold `all` alone it predicts.
+
+    Args:
+        outcome: The run.
+        request: What was trained.
+        compare: Whether a twin from scratch was trained as well.
+    """
+    run = outcome.run
+    dataset, workspace = run.path.parents[1].name, run.path.parents[2]
+    if request.folds == ("all",):
+        several = ["--folds", "all"] if outcome.scores else []
+        words = ["predict", "-i", "IN", "-o", "OUT", "-m", run.name, *several]
+        return command(*words, workspace=workspace)
+    if not outcome.unfinished:
+        return command("select", dataset, workspace=workspace)
+    given = {
+        "--tag": request.tag,
+        "--pretrained": request.pretrained,
+        "--like": request.like,
+    }
+    words = [word for option, value in given.items() if value for word in (option, value)]
+    words += ["--own-plan"] if request.own_plan else []
+    words += ["--compare-scratch"] if compare else []
+    folds = ",".join(outcome.unfinished)
+    return command(
+        *("train", dataset, request.configuration, "--fold", folds, *words), workspace=workspace
+    )
+
+
+def mean_of(values: list[float | None]) -> float | None:
+    """The mean of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _dice(scores: "Scores", label: str) -> float | None:
+    found = scores.summary[label].metrics.get("dice") if label in scores.summary else None
+    return None if found is None else found.mean
