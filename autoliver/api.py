@@ -76,8 +76,9 @@ def plan(
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap, keep_axes; with `like` only spacing, which may be a word such as "target"
-            as well; workers and memory_gb. Options that are not given keep their value in the
+            batch_cap, keep_axes; modality ("CT", "MR" or "other") for a folder without
+            dataset.json; with `like` only spacing, which may be a word such as "target" as well;
+            workers and memory_gb. Options that are not given keep their value in the
             previous plan, or else take their default.
 
     Returns:
@@ -93,14 +94,17 @@ def plan(
             **{name: name for name in ("preset", "batch_cap", "keep_axes")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
-            "like_spacing": "spacing",
+            **{"like_spacing": "spacing", "modality": "modality"},
         }
         given = taken(options, names, of=plan)
         machine = given.pop("machine")
         if like is not None and isinstance(given.get("spacing_mm"), str):
             given["spacing"] = given.pop("spacing_mm")
+        modality = given.pop("modality", None)
         source = None if like is None else name_of("--like", like)
-        request = PlanRequest(changes=given, like=source, fresh=fresh, machine=machine)
+        request = PlanRequest(
+            changes=given, modality=modality, like=source, fresh=fresh, machine=machine
+        )
         return replan(workspace_at(workspace), dataset_name(dataset), request).planned.plan
 
 

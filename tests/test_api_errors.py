@@ -74,6 +74,8 @@ CALLS = [
     both("plan", "window", (-INF, 250), "--window", "-inf", "250"),
     bad("plan", "window", (1, 2, 3), "2 numbers"),
     bad("plan", "batch_cap", "no"),
+    both("plan", "modality", "PET", "--modality", "PET", words="CT, MR, other"),
+    bad("plan", "modality", 3, "CT, MR, other"),
     both("plan", "like", "", "--like", ""),
     both("plan", "like_spacing", "own", "--like", "A", "--like-spacing", "own", like="A"),
     both("plan", "like_spacing", "target", "--like-spacing", "target", words="like SOURCE"),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autoliver.commands import remove
-from autoliver.datasets.cases import Dataset, read_dataset
+from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.contents import FileIndex, identify, unread
 from autoliver.errors import DatasetError
@@ -79,6 +79,8 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
     if not kept.exists():
         return dataset
     known = Dataset.load(kept)
+    if not is_described(dataset):  # then only the workspace knows what its images are
+        dataset = with_channel(dataset, known.channel_names[0])
     if known.digest() != dataset.digest():
         # A file that cannot be read now may be the same as before.
         for path in unread(dataset):
