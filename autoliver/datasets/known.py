@@ -9,7 +9,7 @@ from autoliver.commands import remove
 from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.contents import FileIndex, identify, unread
-from autoliver.errors import DatasetError
+from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.paths import check_path
 from autoliver.system import system_error
 
@@ -118,6 +118,15 @@ def read_planned(root: Path, kept: Path) -> Dataset:
         f"{kept.parent.name}: its images were in {known.folder}, which does not exist any more.",
         hint="Restore the folder, or give its new place: autoliver plan PATH",
     )
+
+
+def is_there(root: Path, kept: Path) -> bool:
+    """Whether the folder of a planned dataset still exists; arguments as for `read_planned`."""
+    try:
+        known = Dataset.load(kept)
+    except ArtifactError:
+        return False
+    return any(place.is_dir() for place in _places(known, root))
 
 
 def _identified(dataset: Dataset, root: Path, index: Path) -> Dataset:
