@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from autoliver.cli import data, demo, models, prediction, selection, training
+from autoliver.cli import clean, data, demo, models, prediction, selection, training
 from autoliver.errors import AutoliverError
 from autoliver.system import in_words
 
@@ -31,6 +31,7 @@ app.command("predict")(prediction.predict)
 app.command("evaluate")(prediction.evaluate)
 app.command("export")(models.export)
 app.command("import")(models.import_)
+app.command("clean")(clean.clean)
 
 
 @app.callback(invoke_without_command=True)

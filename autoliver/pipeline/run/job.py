@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import brief
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError
 from autoliver.machine import Machine
@@ -49,6 +50,8 @@ class FoldResult:
     scores: "Scores | None" = None
     problem: str = ""
     hint: str = ""
+
+    __repr__ = brief
 
     @property
     def failed(self) -> bool:
