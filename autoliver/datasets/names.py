@@ -32,12 +32,14 @@ def known_as(typed: str, folder: str) -> bool:
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
-    """Returns the name most like what was typed, or "" if none is alike.
+    """Returns the name most like what was typed, or "" if none is alike; numbers are never alike.
 
     Args:
         typed: As the user wrote it.
         known: Names of folders, or FOLDER/RUN; each counts under all names of its folder.
     """
+    if _NUMBER.fullmatch(typed.casefold()):
+        return ""
     forms: dict[str, str] = {}
     for full in known:
         folder, slash, run = full.partition("/")
@@ -73,8 +75,7 @@ def near_path(typed: str, fits: Callable[[Path], bool]) -> str:
 def beside(typed: str) -> Path | None:
     """Returns the dataset's folder that a number or short name means in the folder it is given in.
 
-    As `nearest`, but only for folders that are known by that name: `102` or `/data/102` is the
-    folder Dataset102_AbdomenMR there.
+    In `/data`, `102` is Dataset102_AbdomenMR, and so is `/data/102` anywhere.
 
     Raises:
         DatasetError: Several folders are known by it.

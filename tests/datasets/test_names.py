@@ -49,6 +49,8 @@ def test_names_of_folders(typed: str, folders: str) -> None:
         ("LiTS/3d_fulres", "Dataset003_LiTS/3d_fullres"),
         ("3/3d_fulres", "Dataset003_LiTS/3d_fullres"),
         ("Pancreas", ""),
+        ("12", ""),
+        ("Dataset103", ""),
     ],
 )
 def test_the_nearest_name(typed: str, name: str) -> None:
