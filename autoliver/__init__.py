@@ -2,6 +2,7 @@
 
 from autoliver.api import (
     Predictor,
+    clean,
     evaluate,
     export,
     import_model,
@@ -15,6 +16,7 @@ from autoliver.api import (
 
 __all__ = [
     "Predictor",
+    "clean",
     "evaluate",
     "export",
     "import_model",

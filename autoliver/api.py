@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from autoliver.arguments import (
     as_arguments,
     channels_of,
+    checked,
     dataset_name,
     name_of,
+    once,
     path_of,
     spacing_of,
     taken,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
+    from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.prediction import Predicted
     from autoliver.pipeline.run.job import FoldResult
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 WORKSPACE = Path("autoliver-workspace")
 
 
+@checked
 def verify(
     dataset: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
 ) -> "Verification":
@@ -60,6 +64,7 @@ def verify(
         return verify_dataset(workspace_at(workspace), dataset_name(dataset), machine=machine)[2]
 
 
+@checked
 def plan(
     dataset: str | Path,
     *,
@@ -76,8 +81,9 @@ def plan(
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
         **options: preset="tiny", vram (GB), spacing (z, y, x in mm), window (low, high in HU) and
-            batch_cap, keep_axes; with `like` only spacing, which may be a word such as "target"
-            as well; workers and memory_gb. Options that are not given keep their value in the
+            batch_cap, keep_axes; modality ("CT", "MR" or "other") for a folder without
+            dataset.json; with `like` only spacing, which may be a word such as "target" as well;
+            workers and memory_gb. Options that are not given keep their value in the
             previous plan, or else take their default.
 
     Returns:
@@ -88,22 +94,28 @@ def plan(
     """
     with as_arguments():
         from autoliver.pipeline.replan import PlanRequest, replan
+        from autoliver.values import check_flag
 
         names = {
             **{name: name for name in ("preset", "batch_cap", "keep_axes")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
-            "like_spacing": "spacing",
+            **{"like_spacing": "spacing", "modality": "modality"},
         }
         given = taken(options, names, of=plan)
         machine = given.pop("machine")
         if like is not None and isinstance(given.get("spacing_mm"), str):
             given["spacing"] = given.pop("spacing_mm")
+        modality = given.pop("modality", None)
         source = None if like is None else name_of("--like", like)
-        request = PlanRequest(changes=given, like=source, fresh=fresh, machine=machine)
+        check_flag("--fresh", fresh)
+        request = PlanRequest(
+            changes=given, modality=modality, like=source, fresh=fresh, machine=machine
+        )
         return replan(workspace_at(workspace), dataset_name(dataset), request).planned.plan
 
 
+@checked
 def train(
     dataset: str | Path,
     configuration: str,
@@ -147,6 +159,7 @@ def train(
         names = {"fold": "folds", "reset_heads": "reset_heads"}
         own = {name: name for name in (*of_request, *of_run)}
         given = taken(options, own | names, of=train, machine=of_machine)
+        once(("folds", "fold"), folds, given.get("folds"))
         if check_flag("--reset-heads", given.pop("reset_heads", False)):
             given["heads"] = "reset"
         changed = {name: given.pop(name) for name in list(given) if name in of_run}
@@ -164,6 +177,7 @@ def train(
         return train_folds(workspace_at(workspace), dataset_name(dataset), request)
 
 
+@checked
 def select(
     dataset: str | Path,
     *,
@@ -197,6 +211,7 @@ def select(
         return select_runs(workspace_at(workspace), dataset_name(dataset), request)
 
 
+@checked
 def predict(
     source: str | Path,
     output: str | Path,
@@ -231,6 +246,7 @@ def predict(
         own = {field.name: field.name for field in fields(PredictRequest)} | {"model": "model"}
         del own["machine"]
         given = taken(options, own, of=predict, machine=("device",))
+        once(("models", "model"), models, given.get("model"))
         named = given.pop("model", models)
         if given.get("roi") == "off":
             given["roi"] = None
@@ -256,6 +272,11 @@ class Predictor:
 
     model: "Model"
     options: "PredictOptions"
+
+    def __repr__(self) -> str:
+        """Names the model and what it labels; the networks are left out."""
+        labels = ", ".join(self.model.plan.labels.values)
+        return f"Predictor({self.model.name!r}, labels: {labels}, {self.options!r})"
 
     def __call__(
         self, array: "npt.NDArray[np.floating]", spacing_mm: Sequence[float]
@@ -284,6 +305,7 @@ class Predictor:
             return predict_volume(self.model, image, self.options, name="image")
 
 
+@checked
 def load_model(
     model: str | Path | None = None,
     *,
@@ -321,6 +343,7 @@ def load_model(
         return Predictor(load(files, device=choose_device(device)), how)
 
 
+@checked
 def evaluate(
     prediction: str | Path,
     reference: str | Path,
@@ -359,6 +382,7 @@ def evaluate(
         return score(workspace_at(workspace), *folders, request)
 
 
+@checked
 def export(
     model: str | Path,
     target: str | Path,
@@ -394,6 +418,7 @@ def export(
         return export_model(workspace_at(workspace), name, file, request)
 
 
+@checked
 def import_model(
     source: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
 ) -> "Moved":
@@ -418,3 +443,34 @@ def import_model(
         names = {name: name for name in ("name", "overwrite", "trust")}
         request = ImportRequest(**taken(options, names, of=import_model, machine=None))
         return put(workspace_at(workspace), path_of("source", source), request)
+
+
+@checked
+def clean(
+    dataset: str | Path | None = None,
+    *,
+    yes: bool = False,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Cleaned":
+    """Lists what a workspace holds that nothing uses, like `autoliver clean`, or removes it.
+
+    Args:
+        dataset: Folder, or name of a planned dataset; None for the whole workspace.
+        yes: Whether to remove what is found.
+        workspace: The workspace folder.
+        **options: None so far; others than those above are refused.
+
+    Returns:
+        What was found, with sizes, and whether it was removed.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.clean import clean as clean_up
+        from autoliver.values import check_flag
+
+        taken(options, {}, of=clean, machine=None)
+        name = None if dataset is None else dataset_name(dataset)
+        return clean_up(workspace_at(workspace), name, yes=check_flag("--yes", yes))

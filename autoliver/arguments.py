@@ -1,11 +1,12 @@
 """Checks the arguments of the library's functions, and words errors in terms of arguments."""
 
 import contextlib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.system import in_words
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from autoliver.machine import Machine
     from autoliver.workspace import Workspace
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _LIMITS = ("workers", "memory_gb")
 
@@ -34,6 +38,28 @@ def as_arguments() -> Iterator[None]:
         error.problem, error.hint = _respelled(error.problem), _respelled(error.hint)
         error.args = (error.problem,)
         raise
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function of the library refuse calls that do not fit it, as it refuses wrong values.
+
+    An argument that is missing, surplus or given twice becomes an `OptionError` instead of a
+    TypeError. Names that are not known are left to `taken`.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            signature.bind(*arguments, **options)
+        except TypeError as error:
+            names = ", ".join(_named(function))
+            raise OptionError(
+                f"{function.__name__}: {error}.", hint=f"Its arguments are {names}."
+            ) from None
+        return function(*arguments, **options)
+
+    return call
 
 
 def _respelled(text: str) -> str:
@@ -123,6 +149,20 @@ def dataset_name(dataset: object) -> str:
         OptionError: The value is empty, or neither a path nor a name.
     """
     return name_of("dataset", dataset, "a folder or the name of a planned dataset")
+
+
+def once(names: Sequence[str], *values: object) -> None:
+    """Refuses an argument that was given under both of its names.
+
+    Args:
+        names: The two names.
+        values: What was given under each; empty or None if it was not.
+
+    Raises:
+        OptionError: Both were given.
+    """
+    if not any(value is None or (isinstance(value, tuple) and not value) for value in values):
+        raise OptionError(f"{' and '.join(names)} are the same argument; give one of them.")
 
 
 def path_of(argument: str, value: object) -> Path:

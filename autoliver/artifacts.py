@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import reprlib
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -39,8 +40,27 @@ _ZEROS = {
     (False, True): "utf-16-le",
     (True, False): "utf-16-be",
 }
+# How the fields of a result are shown: some entries of long ones, some characters of each.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxtuple = _SHOWN.maxlist = _SHOWN.maxdict = 3
+_SHOWN.maxstring = _SHOWN.maxother = 70
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
+
+
+def brief(value: Any) -> str:
+    """Returns a text for a record or dataclass that fits on a screen, for `__repr__`.
+
+    Long fields are shortened, and empty ones are left out.
+    """
+    names = getattr(value, "__struct_fields__", None) or value.__dataclass_fields__
+    fields = {name: getattr(value, name) for name in names if name != "made_from"}
+    shown = [f"{n}={_SHOWN.repr(f)}" for n, f in fields.items() if not _is_empty(f)]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _is_empty(field: object) -> bool:
+    return field is None or (isinstance(field, str | tuple | list | dict) and not field)
 
 
 class Readable(Protocol):
@@ -82,6 +102,8 @@ class Artifact(Record, frozen=True, kw_only=True):
     SCHEMA: ClassVar[int] = 1
 
     made_from: dict[str, str] = msgspec.field(default_factory=dict)
+
+    __repr__ = brief
 
     def save(self, path: Path) -> None:
         """Writes the artefact as indented JSON, atomically."""

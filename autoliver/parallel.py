@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from threading import Lock
+from types import ModuleType
 from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -297,7 +299,9 @@ class _PoolRun(Generic[A, R]):
         while self.waiting and len(running) < self.number and self.refusal is None:
             index = self.waiting[0]
             try:
-                running[pool.submit(self.work.function, self.work.items[index])] = index
+                with without_main():  # a process may be started here
+                    future = pool.submit(self.work.function, self.work.items[index])
+                running[future] = index
             except OSError as error:
                 self.refusal = error
             else:
@@ -320,6 +324,30 @@ def _end_with_parent() -> None:
 def _exit_after(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
+
+
+_main_hidden = Lock()
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that start in the block do not run the program's main module again.
+
+    multiprocessing would run it to find functions that it defines. Those of this package are never
+    there; but a script without `if __name__ == "__main__"` would do all its work again in each
+    process, and a program read from stdin has no file to run.
+    """
+    with _main_hidden:
+        main = sys.modules["__main__"]
+        stand_in = ModuleType("__main__")
+        # Without a file and a spec, it cannot be run; what it defines can still be looked up.
+        vars(stand_in).update(dict(vars(main)), __spec__=None)
+        vars(stand_in).pop("__file__", None)
+        sys.modules["__main__"] = stand_in
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _fresh_processes() -> BaseContext:

@@ -1,17 +1,20 @@
 """The layout of the workspace: paths of all files, and which dataset or model a name means."""
 
-import difflib
+import logging
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoliver.commands import command
-from autoliver.datasets.cases import Dataset, read_dataset, short_name
+from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
-from autoliver.datasets.known import make_folder, read_planned, settle
+from autoliver.datasets.known import is_there, make_folder, read_planned, settle
+from autoliver.datasets.names import beside, is_dataset, known_as, near_path, nearest
 from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.models.archive import open_archive
+from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import (
     FoldFolder,
     FoldModel,
@@ -27,6 +30,12 @@ from autoliver.models.selection import (
     choose_previous,
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
+from autoliver.values import meant, spelled
+
+_log = logging.getLogger(__name__)
+
+# What the cascade is called in nnU-Net, and what people who know it may write.
+_CASCADES = ("3d_cascade_fullres", "3d_cascade_lowres", "cascade")
 
 # Name of the workspace folder that holds imported models.
 MODELS = "models"
@@ -322,6 +331,9 @@ class Workspace:
             return self._only_dataset()
         if Path(dataset).is_dir():
             return read_dataset(dataset)
+        found = self._fitting(dataset)
+        if not found and (folder := beside(dataset)) is not None:
+            return read_dataset(folder)
         return read_planned(self.root, self.folder(dataset).dataset)
 
     def folder_for(self, dataset: Dataset) -> DatasetFolder:
@@ -338,14 +350,12 @@ class Workspace:
         """Returns the workspace folder of a planned dataset.
 
         Args:
-            name: The dataset's name or short name.
+            name: The dataset's name, short name or number (see `autoliver.datasets.names`).
 
         Raises:
-            DatasetError: No such dataset was planned, or the short name fits several.
+            DatasetError: No such dataset was planned, or the name fits several.
         """
-        fitting = [d for d in self.datasets if name.lower() in _names_of(d.name)]
-        exact = [d for d in fitting if d.name == name]
-        fitting = exact or fitting
+        fitting = self._fitting(name)
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -356,9 +366,28 @@ class Workspace:
         raise DatasetError(
             f"There is no folder and no planned dataset '{name}' (workspace "
             f"{self.root.absolute()}).",
-            hint=_known("dataset", name, [d.name for d in self.datasets])
-            or "Give the path of the dataset's folder: autoliver plan PATH",
+            hint=self.meant(name) or "Give the path of the dataset's folder: autoliver plan PATH",
         )
+
+    def knows(self, name: str) -> bool:
+        """Whether a name or path means a dataset, or may mean several."""
+        return Path(name).is_dir() or bool(self._fitting(name)) or beside(name) is not None
+
+    def meant(self, name: str, *, more: Sequence[str] = ()) -> str:
+        """Returns a hint that names the dataset that was meant, or else lists all.
+
+        Args:
+            name: A name or path of no dataset.
+            more: Names of other things that could be named in its place.
+        """
+        there = [d.name for d in self.datasets if is_there(self.root, d.dataset)]
+        near = nearest(name, [*there, *more]) or near_path(name, is_dataset)
+        return _hint("dataset", near, [*there, *more])
+
+    def _fitting(self, name: str) -> list[DatasetFolder]:
+        """The planned datasets that a name may mean; the full name comes before all others."""
+        fitting = [d for d in self.datasets if known_as(name, d.name)]
+        return [d for d in fitting if d.name == name] or fitting
 
     @property
     def models(self) -> tuple[ModelFolder, ...]:
@@ -402,9 +431,12 @@ class Workspace:
             return choice.files(folds) if isinstance(choice, RunFolder) else choice.selected(folds)
         if not choices:
             what = f"no trained model '{model}'" if model else "no trained model"
+            known = [choice.name for choice in self._choices()]
+            runs = [run.name for folder in self.all_trained for run in folder.runs]
+            near = nearest(model, [*known, *runs]) or near_path(model, is_model) if model else ""
             raise ModelError(
                 f"There is {what} in {self.root.absolute()}.",
-                hint=_known("model", model or "", [c.name for c in self._choices()])
+                hint=_hint("model", near, known)
                 or "Train one first: autoliver train DATASET 3d_fullres",
             )
         raise ModelError(
@@ -425,7 +457,7 @@ class Workspace:
         Exact names take precedence. Datasets and models are returned whether they are trained or
         not.
         """
-        fitting = [folder for folder in self.all_trained if name.lower() in _names_of(folder.name)]
+        fitting = [folder for folder in self.all_trained if known_as(name, folder.name)]
         return [folder for folder in fitting if folder.name == name] or fitting
 
     def _named(self, model: str) -> list[RunFolder | ModelFolder]:
@@ -465,18 +497,31 @@ def check_tag(tag: object) -> None:
 
 
 def check_configuration(name: object) -> ConfigurationName:
-    """Returns the configuration of that name.
+    """Returns the configuration of that name; nnU-Net's name of the cascade is taken as well.
 
     Raises:
         OptionError: There is no such configuration; the hint names the most similar one.
     """
+    word = spelled(name, CONFIGURATION_NAMES)
+    if isinstance(name, str) and name.casefold() in _CASCADES:
+        word = "3d_cascade"
+        _log.warning("%s is called %s here.", name, word)
     for known in CONFIGURATION_NAMES:
-        if name == known:
+        if word == known:
             return known
     raise OptionError(
         f"There is no configuration '{name}'.",
-        hint=_known("configuration", str(name), CONFIGURATION_NAMES),
+        hint=meant(name, CONFIGURATION_NAMES)
+        or f"Known configurations: {', '.join(CONFIGURATION_NAMES)}.",
     )
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a model that `predict` takes: a run's folder, a dataset's, or a file."""
+    if path.is_file():
+        return is_archive(path)
+    folder = ModelFolder(path)
+    return bool(RunFolder(path).finished or folder.selection.exists() or len(folder.runs) == 1)
 
 
 def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | ModelFolder]) -> str:
@@ -485,13 +530,8 @@ def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | M
     return choice.name if names.count(choice.name) == 1 else str(choice.path)
 
 
-def _names_of(folder: str) -> set[str]:
-    return {folder.lower(), short_name(folder).lower()}
-
-
-def _known(kind: str, name: str, known: Sequence[str]) -> str:
-    forms = {form: full for full in known for form in _names_of(full)}
-    near = difflib.get_close_matches(name.lower(), forms, n=1)
+def _hint(kind: str, near: str, known: Sequence[str]) -> str:
+    """Names the one that was meant, or else all that there are; empty if there is none."""
     if near:
-        return f"Did you mean {forms[near[0]]}?"
+        return f"Did you mean {shlex.quote(near)}?"
     return f"Known {kind}s: {', '.join(known)}." if known else ""

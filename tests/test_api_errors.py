@@ -16,7 +16,7 @@ import pytest
 
 import autoliver
 from autoliver.cli.main import run
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, OptionError
 
 NAN, INF = math.nan, math.inf
 
@@ -74,6 +74,8 @@ CALLS = [
     both("plan", "window", (-INF, 250), "--window", "-inf", "250"),
     bad("plan", "window", (1, 2, 3), "2 numbers"),
     bad("plan", "batch_cap", "no"),
+    both("plan", "modality", "PET", "--modality", "PET", words="CT, MR, other"),
+    bad("plan", "modality", 3, "CT, MR, other"),
     both("plan", "like", "", "--like", ""),
     both("plan", "like_spacing", "own", "--like", "A", "--like-spacing", "own", like="A"),
     both("plan", "like_spacing", "target", "--like-spacing", "target", words="like SOURCE"),
@@ -184,6 +186,19 @@ CALLS = [
     bad("import_model", "source", ""),
     bad("verify", "dataset", 7),
     both("verify", "memory_gb", NAN, "--memory-gb", "nan"),
+    # clean
+    bad("clean", "dataset", 7),
+    bad("clean", "yes", "x"),
+    bad("clean", "yess", True, "Did you mean yes"),
+    bad("clean", "workspace", None),
+    # spellings of the same argument, and misspelt ones
+    bad("plan", "fresh", "no"),
+    bad("plan", "windw", (0, 1), "Did you mean window"),
+    bad("train", "fold", 0, "same argument", folds=[0, 1]),
+    bad("predict", "model", "A", "same argument", models="B"),
+    bad("predict", "models", {"A": 1}),
+    bad("predict", "window", (0, 1), "no option"),
+    bad("load_model", "model", ["A", "B"]),
 ]  # fmt: skip
 
 # What each function must be given, and what the same is for its command.
@@ -196,6 +211,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "evaluate": {"prediction": "pred", "reference": "ref"},
     "export": {"model": "Nothing", "target": "out.autoliver"},
     "import_model": {"source": "nothing.autoliver"},
+    "clean": {},
     "verify": {"dataset": "Nothing"},
 }
 COMMANDS: dict[str, list[str]] = {
@@ -290,3 +306,43 @@ def test_friendly_spellings_reach_the_lookup_of_the_dataset(empty: Path) -> None
 def test_one_option_is_not_taken_under_two_names(empty: Path) -> None:
     with pytest.raises(AutoliverError, match="twice"):
         autoliver.plan("Nothing", workspace=empty / "w", vram=8, vram_gb=8)
+
+
+@pytest.mark.parametrize("function", ARGUMENTS)
+def test_calls_that_do_not_fit(function: str, tmp_path: Path) -> None:
+    call = getattr(autoliver, function)
+    needed = ARGUMENTS[function]
+    with pytest.raises(OptionError, match="too many positional") as caught:
+        call(*needed.values(), *range(9))
+    assert caught.value.hint.startswith("Its arguments are ")
+    if needed:
+        first = next(iter(needed))
+        with pytest.raises(OptionError, match=f"missing a required argument: '{first}'"):
+            call(workspace=tmp_path)
+        with pytest.raises(OptionError, match=f"multiple values for argument '{first}'"):
+            call("x", **needed)
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        ("plan", {"preset": "Tiny"}),
+        ("plan", {"spacing": [3, 2, 2]}),
+        ("plan", {"window": None, "spacing": None, "vram": None}),
+        ("train", {"folds": "all"}),
+        ("train", {"folds": 0}),
+        ("train", {"folds": [0, 1]}),
+        ("train", {"fold": "0,1"}),
+        ("predict", {"models": "X"}),
+        ("predict", {"model": "X"}),
+        ("predict", {"model": ["X", "B"]}),
+        ("predict", {"models": [Path("X")], "folds": 0}),
+        ("load_model", {"model": "X", "folds": [0, 1]}),
+        ("export", {"folds": "all"}),
+        ("clean", {"dataset": Path("X")}),
+    ],
+)
+def test_what_is_right_is_taken(function: str, options: dict[str, Any], tmp_path: Path) -> None:
+    needed = {} if function in ("load_model", "clean") else ARGUMENTS[function]
+    with pytest.raises(AutoliverError, match=r"'(Nothing|X)'"):  # only the names are unknown
+        getattr(autoliver, function)(**needed, **options, workspace=tmp_path)

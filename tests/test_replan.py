@@ -142,6 +142,37 @@ def test_what_differs_is_shown_with_the_runs_that_depend_on_it(own: Path) -> Non
         run("train", CT, "2d", "--fold", "all", "-w", own)
 
 
+def test_a_spacing_is_kept_and_what_another_one_changes_is_shown(own: Path) -> None:
+    asked = PlanOptions(preset="tiny", spacing_mm=(8.0, 4.0, 4.0))
+    words = ("--preset", "tiny", "--spacing", "8", "4", "4")
+    text = shown("plan", CT, "--fresh", *words, "-w", own)
+    assert plan_in(own).asked == asked
+    made = (own / CT / "plan.json").read_bytes()
+    # The next command uses this plan, and so do the commands before it.
+    following = text[text.index("Next: ") :].removeprefix("Next: autoliver ").strip()
+    name, *rest = shlex.split(following)
+    assert (name, rest[0]) == ("train", CT)
+    assert misuse(name, rest) is None
+    run("preprocess", CT, rest[1], "-w", own)
+    assert (own / CT / "plan.json").read_bytes() == made
+    # Planned again, it stays; and what another spacing changes is shown with what it was.
+    said = told("plan", CT, "-w", own)
+    assert f"As in the previous plan: {' '.join(words)} (--fresh discards this)." in said
+    assert (own / CT / "plan.json").read_bytes() == made
+    again = shown("plan", CT, "-w", own)
+    assert again[again.index("Written: ") :] == text[text.index("Written: ") :]
+    assert "changed" not in again
+    other = ("plan", CT, "--spacing", 8, 6, 6, "-w", own)
+    changes = {
+        (c["configuration"], c["decision"]): (c["before"], c["now"])
+        for c in run(*other)["changes"]  # type: ignore[attr-defined]
+    }
+    assert changes["2d", "spacing"] == ("4 x 4 mm", "6 x 6 mm")
+    assert changes["3d_fullres", "spacing"] == ("8 x 4 x 4 mm", "8 x 6 x 6 mm")
+    assert plan_in(own).asked == asked.replace(spacing_mm=(8.0, 6.0, 6.0))
+    assert "As in the previous plan: --preset tiny (" in told(*other)
+
+
 def test_the_hint_to_plan_again_repeats_all_options_and_can_be_pasted(
     own: Path, first: Path
 ) -> None:

@@ -199,7 +199,11 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
             ModelError,
             "no network of this version can use ImageNet",
         ),
-        (["2d", "--like", "Nothing"], DatasetError, "no planned dataset 'Nothing'"),
+        (
+            ["2d", "--like", "Nothing"],
+            DatasetError,
+            "--like Nothing: there is no such dataset or model",
+        ),
         (["2d", "--like", "PhantomCT", "--pretrained", "PhantomCT"], OptionError, "contradict"),
         (["2d", "--compare-scratch"], OptionError, "--compare-scratch trains a twin"),
     ],

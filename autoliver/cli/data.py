@@ -22,6 +22,7 @@ from autoliver.cli.planning_options import (
     KeepAxes,
     Like,
     LikeSpacing,
+    Modality,
     Preset,
     Spacing,
     Vram,
@@ -84,6 +85,7 @@ def plan(
     vram: Vram = None,
     spacing: Spacing = None,
     window: Window = None,
+    modality: Modality = None,
     like: Like = None,
     like_spacing: LikeSpacing = None,
     batch_cap: BatchCap = None,
@@ -116,6 +118,7 @@ def plan(
     given |= {"spacing": like_spacing, "spacing_mm": spacing}
     request = PlanRequest(
         changes={name: value for name, value in given.items() if value is not None},
+        modality=modality,
         like=like,
         fresh=fresh,
         notify=lambda text: typer.echo(text, err=True),

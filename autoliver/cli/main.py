@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoliver.cli import data, demo, models, prediction, selection, training
+from autoliver.cli import clean, data, demo, models, prediction, selection, training
 from autoliver.cli.help import HelpfulCommand, HelpfulGroup, show_help
 from autoliver.errors import AutoliverError
 from autoliver.system import STOP_SIGNALS, in_words
@@ -52,6 +52,7 @@ _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
 _add("export", models.export, "autoliver export LiTS liver.autoliver")
 _add("import", models.import_, "autoliver import liver.autoliver --name OurLiver")
+_add("clean", clean.clean, "autoliver clean LiTS --yes")
 _add("help", help_, "autoliver help train")
 
 

@@ -66,6 +66,7 @@ AcceptChanges = Annotated[
         "--accept-changes",
         help="Leave out cases that were added since the dataset was planned. [default: refuse a "
         "dataset that has changed]",
+        rich_help_panel="Run",
     ),
 ]
 Device = Annotated[

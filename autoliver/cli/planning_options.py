@@ -44,6 +44,14 @@ Window = Annotated[
         rich_help_panel="Grid and intensities",
     ),
 ]
+Modality = Annotated[
+    names.ModalityName | None,
+    typer.Option(
+        case_sensitive=False,
+        help="What the images of a folder without dataset.json are; other: each is normalised by "
+        "its own mean and deviation. [default: decided by their values]",
+    ),
+]
 Like = Annotated[
     str | None,
     typer.Option(

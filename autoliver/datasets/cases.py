@@ -270,6 +270,18 @@ def read_dataset(folder: str | Path) -> Dataset:
     )
 
 
+def is_described(dataset: Dataset) -> bool:
+    """Whether a dataset.json names the channels; a plain pair of folders may lack it."""
+    return dataset.layout != "plain" or (Path(dataset.folder) / "dataset.json").exists()
+
+
+def with_channel(dataset: Dataset, name: str) -> Dataset:
+    """Returns a plain pair of folders with another name of its channel, which says its modality."""
+    modality = modality_of([name])
+    cases = tuple(case.replace(modality=modality) for case in dataset.cases)
+    return dataset.replace(channel_names=(name,), cases=cases)
+
+
 def describe_plain(dataset: Dataset) -> dict[str, Any]:
     """Returns a dataset.json for a plain pair of folders that describes the same dataset."""
     return {

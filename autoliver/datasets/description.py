@@ -29,6 +29,8 @@ _MR_WORDS = re.compile(
     r"mri?|mrcp|t[12].*|flair|adc|dwi|pd|swi|stir|spir|spair|dixon|dce.*|vibe|lava|hbp|"
     r"(in|out|opp|opposed)_?phase"
 )
+# Modality -> name of the channel in a description that is made.
+CHANNEL_OF = {"CT": "CT", "MR": "MRI", "other": "image"}
 _MEND = "Correct the file in a text editor."
 
 
@@ -118,11 +120,16 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
 def guess_description(folder: Path) -> Description:
     """Guesses the description of a plain pair of folders without dataset.json, but not its labels.
 
-    The channel is named after the modality in the folder's name.
+    The channel is named after the modality in the folder's name. What the images look like is
+    considered where they are read (`autoliver.planning.modality`).
     """
-    words = re.split(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]", folder.name)
-    name = {"CT": "CT", "MR": "MRI"}.get(modality_of(words), "image")
+    name = CHANNEL_OF[modality_in(folder.name)]
     return Description(where=folder / "dataset.json", channel_names=(name,))
+
+
+def modality_in(name: str) -> Literal["CT", "MR", "other"]:
+    """Recognises a modality in the name of a folder, such as LiverMR or T2_liver."""
+    return modality_of(re.split(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]", name))
 
 
 def modality_of(names: Iterable[str]) -> Literal["CT", "MR", "other"]:

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autoliver.commands import remove
-from autoliver.datasets.cases import Dataset, read_dataset
+from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.contents import FileIndex, identify, unread
-from autoliver.errors import DatasetError
+from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.paths import check_path
 from autoliver.system import system_error
 
@@ -85,6 +85,8 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
     if not kept.exists():
         return dataset
     known = Dataset.load(kept)
+    if not is_described(dataset):  # then only the workspace knows what its images are
+        dataset = with_channel(dataset, known.channel_names[0])
     if known.digest() != dataset.digest():
         # A file that cannot be read now may be the same as before.
         for path in unread(dataset):
@@ -122,6 +124,15 @@ def read_planned(root: Path, kept: Path) -> Dataset:
         f"{kept.parent.name}: its images were in {known.folder}, which does not exist any more.",
         hint="Restore the folder, or give its new place: autoliver plan PATH",
     )
+
+
+def is_there(root: Path, kept: Path) -> bool:
+    """Whether the folder of a planned dataset still exists; arguments as for `read_planned`."""
+    try:
+        known = Dataset.load(kept)
+    except ArtifactError:
+        return False
+    return any(place.is_dir() for place in _places(known, root))
 
 
 def _identified(dataset: Dataset, root: Path, index: Path) -> Dataset:

@@ -10,18 +10,12 @@ from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import ModalityChoice
-from autoliver.inference.seen import as_trained, is_noise
+from autoliver.inference.seen import as_trained
+from autoliver.planning.modality import AIR_HU, NEGATIVE_SHARE, looks_like
 from autoliver.planning.plan import Configuration, Plan
-from autoliver.planning.ranges import ChannelRange, channel_range
+from autoliver.planning.ranges import CLEARLY_NEGATIVE, ChannelRange, channel_range
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU, renormalized
 
-# CT of the body contains air, and air has about -1000 HU.
-_AIR_HU = -900.0
-# If HU were clipped at the lower end of a window (the highest one in use is -17), air and fat have
-# that value: more than half of the voxels of abdominal scans. In MR less than one voxel in a
-# hundred is that low: usually none, or only ringing from resampling.
-_CLEARLY_NEGATIVE = -10.0
-_NEGATIVE_SHARE = 0.01
 # No soft organ is denser. If the mean foreground of a model is above this, the model was trained on
 # CT that was stored with an offset.
 _MOST_ORGANS_HU = 500.0
@@ -118,28 +112,20 @@ def seen_modality(
         offset = plan.modality == "CT" and any(stats.mean > _MOST_ORGANS_HU for stats in known)
         return (None, f"{why}, like the CT it was trained on") if offset else ("MR", why)
     why = f"lowest value {low:g}"
-    if low <= _AIR_HU:
+    if low <= AIR_HU:
         return "CT", why
-    if plan.modality == "MR" and any(s.percentile_00_5 <= _CLEARLY_NEGATIVE for s in known):
+    if plan.modality == "MR" and any(s.percentile_00_5 <= CLEARLY_NEGATIVE for s in known):
         return None, f"{why}, like the MR it was trained on"
-    below = max(float(np.mean(image[index] <= _CLEARLY_NEGATIVE)) for index in channels)
-    return ("CT", why) if below >= _NEGATIVE_SHARE else (None, f"{why}, which is not conclusive")
+    below = max(float(np.mean(image[index] <= CLEARLY_NEGATIVE)) for index in channels)
+    return ("CT", why) if below >= NEGATIVE_SHARE else (None, f"{why}, which is not conclusive")
 
 
 def _unlike_training(ranges: list[ChannelRange], plan: Plan) -> tuple[Modality | None, str]:
     """What an image is that differs from all images of the training, and why."""
-    low, high = (f([getattr(r, n) for r in ranges]) for f, n in _ENDS)
-    if low >= 0:
-        more = "; CT stored with an offset or a window looks like this as well"
-        why = f"no negative values, {low:g} to {high:g}"
-        return "MR", why + (more if plan.modality == "CT" else "")
-    why = f"lowest value {low:g}"
-    if low <= _AIR_HU:
-        return "CT", why
-    below = max(r.share_negative for r in ranges)
-    if below < _NEGATIVE_SHARE or all(map(is_noise, ranges)):
-        return None, f"{why}, which is not conclusive"
-    return "CT", why
+    seen, why = looks_like(ranges)
+    if seen == "MR" and plan.modality == "CT":
+        why += "; CT stored with an offset or a window looks like this as well"
+    return seen, why
 
 
 def _how(modality: Modality, foreign: list[Member]) -> str:

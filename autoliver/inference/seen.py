@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from autoliver.io.volume import Geometry
+from autoliver.planning.modality import AIR_HU
 from autoliver.planning.ranges import CLEARLY_NEGATIVE, ChannelRange, SeenChannel, SeenImages
 
 # A case is far away where it lies outside of what was seen by more than this factor.
@@ -17,10 +18,6 @@ _FAR_STORED = 2.0
 # this share of the brightest voxels.
 _NOISE_FACTOR = 1.5
 _NOISE_SHARE = 0.05
-# Lower than MR with noise around zero ever is, and all CT that holds air.
-_AIR_HU = -900.0
-# Of the brightest voxels, how far noise reaches below zero; CT's fat and air reach further.
-_MOST_NOISE = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +40,9 @@ def as_trained(image: ChannelRange, seen: SeenChannel, *, ct: bool) -> bool:
         # CT stored with an offset or as bytes has no other sign than its scale.
         low, high = seen.percentile_99_5
         return low / _FAR_STORED <= image.percentile_99_5 <= high * _FAR_STORED
-    if ct or seen.negative_ratio == 0 or image.min <= min(_AIR_HU, seen.min):
+    if ct or seen.negative_ratio == 0 or image.min <= min(AIR_HU, seen.min):
         return False
     return image.negative_ratio <= _NOISE_FACTOR * seen.negative_ratio + _NOISE_SHARE
-
-
-def is_noise(image: ChannelRange) -> bool:
-    """Whether what is below zero looks like noise around zero, and not like the air of CT."""
-    clipped = image.percentile_00_5 <= image.min
-    return not clipped and image.min > _AIR_HU and image.negative_ratio <= _MOST_NOISE
 
 
 def warn_if_far(

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from autoliver.artifacts import Artifact, digest, read_json, write_bytes
+from autoliver.artifacts import Artifact, digest, read_json
 from autoliver.commands import command, remove
-from autoliver.datasets.cases import Dataset, describe_plain
+from autoliver.datasets.cases import Dataset, is_described, with_channel
 from autoliver.datasets.changes import describe_changes, without_added
+from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
 from autoliver.datasets.layouts import image_files
-from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
+from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need, refuse_over_budget
 from autoliver.parallel import case_bar
+from autoliver.pipeline.describe import by_all_cases, by_first_case, describe, finding, told
 from autoliver.planning.fingerprint import make_fingerprint
-from autoliver.planning.names import ConfigurationName
+from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
 from autoliver.planning.planner import make_plan
@@ -88,7 +88,26 @@ def verify_dataset(
     """
     dataset = workspace.source(name)
     folder = workspace.folder_for(dataset)
-    return folder, dataset, _verification(folder, dataset, machine=machine)
+    return folder, *_examined(folder, dataset, machine=machine)
+
+
+def _examined(
+    folder: DatasetFolder, dataset: Dataset, *, machine: Machine
+) -> tuple[Dataset, Verification]:
+    """Verifies a dataset; a new one without dataset.json gets the modality its images look like.
+
+    A finding of code "modality" then says why; it is an error if the images do not show it.
+    """
+    if is_described(dataset) or folder.plan.exists():
+        return dataset, _verification(folder, dataset, machine=machine)
+    dataset = by_first_case(dataset)
+    found = _verification(folder, dataset, machine=machine)
+    judged = by_all_cases(dataset, found.ranges or ())
+    if judged.modality not in (None, dataset.cases[0].modality):
+        dataset = with_channel(dataset, CHANNEL_OF[judged.modality])
+        found = _verification(folder, dataset, machine=machine)
+    said = finding(dataset, judged, workspace=folder.path.parent)
+    return dataset, found.replace(findings=(*found.findings, said))
 
 
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
@@ -149,6 +168,7 @@ def plan_folder(
     options: PlanOptions,
     *,
     machine: Machine = WHOLE_MACHINE,
+    modality: ModalityName | None = None,
 ) -> Planned:
     """Verifies, fingerprints and plans a dataset that was already read.
 
@@ -157,17 +177,24 @@ def plan_folder(
         dataset: The dataset, as returned by `to_train`.
         options: How to plan.
         machine: The processes and memory that may be used to read the cases.
+        modality: What the images of a dataset without dataset.json are; None to decide it by their
+            values.
 
     Raises:
-        DatasetError: The dataset fails verification, or none of its cases has a label.
-        OptionError: The options cannot work.
+        DatasetError: The dataset fails verification, its images do not show whether they are CT or
+            MR, or none of its cases has a label.
+        OptionError: The options cannot work, or dataset.json says another modality.
     """
     new = not (_is_of(folder.verify, dataset) and _is_of(folder.plan, dataset))
-    verification = _verification(folder, dataset, machine=machine)
+    if modality is None:
+        dataset, verification = _examined(folder, dataset, machine=machine)
+    else:
+        dataset = told(dataset, modality)
+        verification = _verification(folder, dataset, machine=machine)
     if new:
         _show_warnings(verification.warnings, folder)
     raise_on_errors(verification)
-    _describe(dataset)
+    describe(dataset, "".join(f.problem for f in verification.findings if f.code == "modality"))
     if not dataset.labelled:
         raise DatasetError(
             f"{dataset.name}: {counted(len(dataset.cases), 'case')}, none with a label.",
@@ -439,21 +466,6 @@ def to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dat
     dataset = workspace.source(name)
     refuse_ignored(dataset)
     return workspace.folder_for(dataset), dataset
-
-
-def _describe(dataset: Dataset) -> None:
-    """Writes the missing dataset.json of a plain pair of folders into the dataset's folder."""
-    path = Path(dataset.folder) / "dataset.json"
-    if dataset.layout != "plain" or path.exists():
-        return
-    text = msgspec.json.format(msgspec.json.encode(describe_plain(dataset)), indent=1)
-    try:
-        write_bytes(path, text)
-    except AutoliverError as error:
-        # Every command then has to determine the labels again, which is slow but correct.
-        _log.warning("%s", error.problem)
-    else:
-        _log.warning("%s was written; check its channel and label names:\n%s", path, text.decode())
 
 
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Fingerprint:

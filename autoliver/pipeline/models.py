@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoliver.artifacts import replacing
+from autoliver.artifacts import brief, replacing
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.folds import folds_text
 from autoliver.errors import ModelError, OptionError
@@ -133,6 +133,8 @@ class Moved:
     name: str
     path: Path
     facts: ModelFacts
+
+    __repr__ = brief
 
 
 def export_model(

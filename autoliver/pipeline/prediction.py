@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
@@ -184,6 +185,8 @@ class Predicted:
     files: tuple[Path, ...]
     new: int
     skipped: int
+
+    __repr__ = brief
 
 
 def predict_folder(

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from autoliver.artifacts import read_json
 from autoliver.errors import ArtifactError, OptionError
@@ -13,6 +13,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
 from autoliver.planning.changes import Change, plan_changes
+from autoliver.planning.names import ModalityName
 from autoliver.planning.options import (
     asked_of,
     changed_like_options,
@@ -20,7 +21,7 @@ from autoliver.planning.options import (
     option_words,
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
-from autoliver.values import check_text
+from autoliver.values import check_text, check_type, set_field, spelled
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class PlanRequest:
     Attributes:
         changes: The options that were given: fields of `PlanOptions`, or of `LikeOptions` with
             `like`. Other options keep their value in the previous plan, or else take their default.
+        modality: What the images of a dataset without dataset.json are: "CT", "MR" or "other"; None
+            to decide it by their values.
         like: A planned dataset, or any model that `--pretrained` takes, whose plan is followed;
             None for a plan of the dataset's own.
         fresh: Whether to discard the options of the previous plan.
@@ -50,6 +53,7 @@ class PlanRequest:
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
+    modality: ModalityName | None = None
     like: str | None = None
     fresh: bool = False
     notify: Callable[[str], None] = _log.info
@@ -61,6 +65,8 @@ class PlanRequest:
         Raises:
             OptionError: An option is refused; the message names it and its value.
         """
+        modality = spelled(self.modality, get_args(ModalityName))
+        set_field(self, "modality", check_type("--modality", modality, ModalityName | None))
         if self.like is None:
             if "spacing" in self.changes:
                 raise OptionError(
@@ -70,6 +76,12 @@ class PlanRequest:
             changed_options(PlanOptions(), self.changes)
             return
         check_text("--like", self.like, "the name of a dataset or model")
+        if self.modality is not None:
+            raise OptionError(
+                f"--modality {self.modality} is for a plan of the dataset's own, not for --like "
+                f"{self.like}.",
+                hint="Plan the dataset with --modality alone first, then with --like.",
+            )
         given = [flag for name, flag in OF_OWN_PLAN.items() if name in self.changes]
         if given:
             raise OptionError(
@@ -125,7 +137,9 @@ def _replan_own(workspace: Workspace, name: str | None, request: PlanRequest) ->
     options = changed_options(asked, request.changes)
     kept = asked.replace(**{name: getattr(defaults, name) for name in request.changes})
     _note_kept(option_words(kept), request)
-    planned = plan_folder(folder, dataset, options, machine=request.machine)
+    planned = plan_folder(
+        folder, dataset, options, machine=request.machine, modality=request.modality
+    )
     return _replanned(planned, folder.plan, own=planned.plan, before=before)
 
 

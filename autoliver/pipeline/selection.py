@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.contents import image_key
@@ -73,6 +74,8 @@ class Selected:
     candidates: "tuple[Candidate, ...]"
     trials: "tuple[Trial, ...]"
     left_out: tuple[str, ...]
+
+    __repr__ = brief
 
 
 def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Selected:

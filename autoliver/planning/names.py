@@ -6,3 +6,4 @@ ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
 Preset = Literal["default", "M", "L", "XL", "tiny"]
 SpacingMode = Literal["auto", "source", "target", "fixed"]
+ModalityName = Literal["CT", "MR", "other"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Case, Dataset, Labels
-from autoliver.datasets.description import read_description
+from autoliver.datasets.description import modality_of, read_description
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import DatasetError, MachineError
 from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
@@ -22,6 +22,7 @@ from autoliver.io.header import Header
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.compare import compare_cases
+from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
@@ -32,6 +33,7 @@ _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
 _HEADER = "Find out which values are right, and write them into the file's header."
 # The code of findings that may be gone the next time although the dataset is the same.
 REFUSED = "refused"
+_LOWEST_AIR_HU = -1200.0  # below the -1024 of air, with some room for noise
 _SHOWN = 3  # number of errors, files or values that are listed in one message
 
 
@@ -45,8 +47,8 @@ class Finding(Record, frozen=True, kw_only=True):
             refused (by the system, perhaps not the next time),
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_unused, duplicate_image,
-            duplicate_channel, direction, header, axes, num_training; and for a case that is unlike
-            the others: spacing, size, intensities.
+            duplicate_channel, direction, header, axes, num_training; about CT or MR: channel_name,
+            modality; and for a case that is unlike the others: spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What the user can do about it; empty for nothing.
     """
@@ -126,6 +128,7 @@ def verify(
     findings = [finding for one in checks for finding in one.findings]
     ranges = tuple(check.ranges for check in checks if check.ranges is not None)
     findings += _unlike_others(dataset, ranges)
+    findings += _misnamed(dataset, ranges)
     findings += _same_images(checks)
     findings += _mixed_axes(checks)
     findings += _missing_labels(dataset)
@@ -351,6 +354,26 @@ def _unlike_others(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Fi
     for one in compare_cases(ranges, modalities, dataset.channel_names):
         yield Finding(
             case=one.case, severity=one.severity, code=one.code, problem=one.problem, hint=one.hint
+        )
+
+
+def _misnamed(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Finding]:
+    """Channels that hold Hounsfield units in every case, and whose names do not say so."""
+    if not ranges or {case.modality for case in dataset.cases} == {"CT"}:
+        return
+    for index, name in enumerate(dataset.channel_names):
+        lows = [case.channels[index].percentile_00_5 for case in ranges]
+        # MR with padding or outliers may hold still lower values.
+        if modality_of([name]) == "CT" or not _LOWEST_AIR_HU <= min(lows) <= max(lows) <= AIR_HU:
+            continue
+        yield Finding(
+            case=None,
+            severity="warning",
+            code="channel_name",
+            problem=f"channel {index} is named {name}, but all {len(ranges)} cases have the values "
+            f"of air in CT (about {min(lows):g}). It is normalised by each image's "
+            "own mean and deviation, which loses Hounsfield units.",
+            hint='If it is CT, name it "CT" in dataset.json.',
         )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from autoliver.errors import ArtifactError, OptionError
+from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import Machine
 from autoliver.pipeline.data import Planned, check_unchanged, plan_command, planned_dataset
 from autoliver.pipeline.run.source import find_plan, safe
@@ -61,6 +61,13 @@ def plan_to_follow(workspace: Workspace, name: str, *, machine: Machine) -> Foll
     found = find_plan(workspace, name)
     if found is not None:
         return Followed(name=found[0], plan=found[1], again=name)
+    if not workspace.knows(name):
+        models = [model.name for model in workspace.models]
+        raise DatasetError(
+            f"--like {name}: there is no such dataset or model (workspace "
+            f"{workspace.root.absolute()}).",
+            hint=workspace.meant(name, more=models) or "Give the path of a dataset or a model.",
+        )
     planned = planned_dataset(workspace, name, machine=machine)
     return Followed(name=safe(planned.dataset.short_name), plan=planned.plan, again=name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoliver.artifacts import brief
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError
@@ -52,6 +53,8 @@ class FoldResult:
     scores: "Scores | None" = None
     problem: str = ""
     hint: str = ""
+
+    __repr__ = brief
 
     @property
     def failed(self) -> bool:

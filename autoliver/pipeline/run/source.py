@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import file_sha256
 from autoliver.commands import command
 from autoliver.datasets.cases import short_name
+from autoliver.datasets.names import near_path, nearest
 from autoliver.errors import ModelError
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
@@ -271,10 +272,9 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
     there = [f"{folder.name}/{run.name}" for folder, runs in found for run in runs]
     if there:
         what = f"run {asked}" if asked else f"trained {wanted}"
-        train = command("train", model, wanted, "--fold", "all", workspace=workspace.root)
         raise ModelError(
             f"--pretrained {name}: it has no {what}, only {', '.join(there)}.",
-            hint=f"Train it ({train}), or name another run: --pretrained {shlex.quote(there[0])}",
+            hint=_other_run(workspace, name, found, wanted),
         )
     if found:
         raise ModelError(
@@ -284,8 +284,38 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         )
     raise ModelError(
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
-        hint=_known(workspace, wanted),
+        hint=_known(workspace, wanted, typed=name),
     )
+
+
+def _other_run(
+    workspace: Workspace,
+    name: str,
+    found: Sequence[tuple[ModelFolder, Sequence[_Run]]],
+    wanted: ConfigurationName,
+) -> str:
+    """Hints at what can be named instead of a run that is not there, or done to have it."""
+    runs = [
+        f"{folder.name}/{run.name}"
+        for folder, runs in found
+        for run in runs
+        if _fits_dimension(run, wanted)
+    ]
+    near = nearest(name, runs) if "/" in name else ""
+    if near:
+        return f"Did you mean {shlex.quote(near)}?"
+    datasets = [folder.name for folder, _ in found if folder not in workspace.models]
+    ways = []
+    if len(datasets) == 1:
+        train = command("train", datasets[0], wanted, "--fold", "all", workspace=workspace.root)
+        ways.append(f"Train it: {train}.")
+    if runs:
+        ways.append(f"Or name another run: --pretrained {shlex.quote(runs[0])}.")
+    return " ".join(ways) or _known(workspace, wanted)
+
+
+def _fits_dimension(run: _Run, wanted: str) -> bool:
+    return (run.parts.configuration == "2d") == (wanted == "2d")
 
 
 def _with_fold(run: _Run, fold: str, name: str) -> _Run:
@@ -421,14 +451,35 @@ def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
     )
 
 
-def _known(workspace: Workspace, wanted: str) -> str:
-    """Lists what could be named instead, as a hint."""
-    names = [
-        f"{folder.name}/{run.name}" for folder in workspace.all_trained for run in _runs(folder)
-    ]
+def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
+    """Names what was meant instead, or lists what there is, as a hint.
+
+    Args:
+        workspace: The workspace.
+        wanted: The configuration to be trained; networks of another dimension do not fit.
+        typed: What the user wrote.
+    """
+    names, whole = [], []
+    for folder in workspace.all_trained:
+        runs = [run for run in _runs(folder) if _fits_dimension(run, wanted)]
+        names += [f"{folder.name}/{run.name}" for run in runs]
+        fitting = [run.name for run in runs if run.parts.configuration == wanted]
+        whole += [folder.name] if len(fitting) == 1 or wanted in fitting else []
+    near = nearest(typed, names if "/" in typed else whole)
+    near = near or (near_path(typed, _may_start) if typed else "")
+    if near:
+        return f"Did you mean {shlex.quote(near)}?"
     if not names:
         return (
-            f"The workspace {workspace.root.absolute()} holds no trained model: train one "
-            f"(autoliver train DATASET {wanted} --fold all), or autoliver import FILE --name NAME."
+            f"The workspace {workspace.root.absolute()} holds no trained model for {wanted}: train "
+            f"one (autoliver train DATASET {wanted} --fold all), or autoliver import FILE --name "
+            "NAME."
         )
     return f"Choose from: {', '.join(names)}."
+
+
+def _may_start(path: Path) -> bool:
+    """Whether a path looks like trained weights or models, without reading them."""
+    if path.is_file():
+        return path.suffix in (".safetensors", ".pth", ".zip") or is_archive(path)
+    return _is_model(path)

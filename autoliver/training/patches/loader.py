@@ -24,7 +24,7 @@ import numpy.typing as npt
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from autoliver.errors import AutoliverError
-from autoliver.parallel import cause_of_death
+from autoliver.parallel import cause_of_death, without_main
 from autoliver.training.patches.sampling import Batch, PatchStream
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe(duplex=False)
         loader = PatchLoader(self.stream, self.numbers)
         self.process = context.Process(target=_work, args=(loader, theirs), daemon=True)
-        self.process.start()
+        with without_main():
+            self.process.start()
         # The worker then holds the only writing end, which closes when the worker ends.
         theirs.close()
 

@@ -1,0 +1,213 @@
+"""What a workspace holds that nothing uses any more, and removing it."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autoliver.artifacts import brief, read_json
+from autoliver.datasets.cases import Dataset
+from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.models.files import FoldFolder
+from autoliver.planning.plan import Plan
+from autoliver.preprocessing.store import StoreInfo, store_key
+from autoliver.workspace import MODELS, DatasetFolder, RunFolder, Workspace
+
+# What was written within this time may belong to a command that is still running.
+_RECENT_S = 3600.0
+# The names of `artifacts.replacing`.
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leftover:
+    """A file or folder of the workspace that nothing uses.
+
+    Attributes:
+        path: Its path.
+        kind: "store": preprocessed cases; "first stage": label maps for a cascade; "partial": what
+            an interrupted command has not finished writing.
+        why: Why nothing uses it.
+        size: Its size on disk in bytes.
+    """
+
+    path: Path
+    kind: Literal["store", "first stage", "partial"]
+    why: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cleaned:
+    """The result of looking for leftovers.
+
+    Attributes:
+        leftovers: What was found, the largest first.
+        kept: What was not looked at, and why, in sentences.
+        removed: Whether the leftovers were removed.
+    """
+
+    leftovers: tuple[Leftover, ...]
+    kept: tuple[str, ...]
+    removed: bool
+
+    __repr__ = brief
+
+    @property
+    def size(self) -> int:
+        """The size of all leftovers in bytes."""
+        return sum(each.size for each in self.leftovers)
+
+
+def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Cleaned:
+    """Finds what nothing in a workspace uses, and removes it if that is wanted.
+
+    Runs, models and datasets are never touched. What is removed is made again when it is needed.
+
+    Args:
+        workspace: The workspace.
+        name: Path or name of a planned dataset; None for the whole workspace.
+        yes: Whether to remove what was found.
+
+    Raises:
+        DatasetError: No such dataset was planned.
+        AutoliverError: The system refuses to remove a file.
+    """
+    if name is None:
+        folders = list(workspace.datasets)
+        places = [workspace.root / MODELS]
+    else:
+        known = Path(name).resolve().name if Path(name).is_dir() else name
+        folders, places = [workspace.folder(known)], []
+    folders = [folder for folder in folders if _is_ours(folder)]
+    places += [folder.path for folder in folders]
+    kept: list[str] = []
+    found = [each for folder in folders for each in _of_dataset(folder, kept)]
+    gone = [each.path for each in found]
+    found += [each for each in _partials(places, kept) if not _is_inside(each.path, gone)]
+    if yes:
+        for each in found:
+            _remove(each.path)
+    found.sort(key=lambda each: (-each.size, each.path))
+    return Cleaned(leftovers=tuple(found), kept=tuple(kept), removed=yes)
+
+
+def _is_ours(folder: DatasetFolder) -> bool:
+    """Whether a folder was made by this package, and is not a user's dataset beside it."""
+    try:
+        Dataset.load(folder.dataset)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _of_dataset(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
+    runs = [RunFolder(path) for path in sorted(folder.path.glob("runs/*")) if path.is_dir()]
+    if any(map(_is_trained_now, runs)):
+        kept.append(f"{folder.name}: a fold that is not finished was trained within the last hour.")
+        return
+    yield from _stores(folder, kept)
+    for run in runs:
+        yield from _maps(run)
+
+
+def _stores(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
+    """Stores of settings that none of the dataset's plans has."""
+    try:
+        plans = [Plan.load(path) for path in sorted(folder.path.glob("plan*.json"))]
+    except AutoliverError as error:
+        kept.append(f"{folder.name}: its stores stay, since a plan is unreadable: {error.problem}")
+        return
+    used = {store_key(plan, name) for plan in plans for name in plan.configurations}
+    for path in _folders(folder.path / "store"):
+        if path.name in used:
+            continue
+        try:
+            StoreInfo.load(path / "store.json")
+        except AutoliverError:
+            continue  # not made by this package
+        yield Leftover(
+            path=path, kind="store", why="no plan has its settings any more", size=_size(path)
+        )
+
+
+def _maps(run: RunFolder) -> Iterator[Leftover]:
+    """Label maps of first stages that were trained again since."""
+    found = _folders(run.path / "previous")
+    if not found:
+        return
+    try:
+        options = read_json(run.options)
+    except AutoliverError:
+        return
+    made_from = options.get("made_from") if isinstance(options, dict) else None
+    used = made_from.get("first stage") if isinstance(made_from, dict) else None
+    for path in found:
+        if used is not None and path.name != used:
+            yield Leftover(
+                path=path,
+                kind="first stage",
+                why=f"{run.path.name} uses a newer first stage",
+                size=_size(path),
+            )
+
+
+def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:
+    """What interrupted commands have left half written."""
+    young = 0
+    for place in places:
+        for at, folders, files in os.walk(place):
+            partial = [name for name in (*folders, *files) if _PARTIAL.fullmatch(name)]
+            folders[:] = [name for name in folders if name not in partial]
+            for name in sorted(partial):
+                path = Path(at, name)
+                if time.time() - _latest(path) < _RECENT_S:
+                    young += 1
+                    continue
+                why = "its writing was interrupted"
+                yield Leftover(path=path, kind="partial", why=why, size=_size(path))
+    if young:
+        kept.append(f"Unfinished files of the last hour, which may still be written: {young}.")
+
+
+def _is_trained_now(run: RunFolder) -> bool:
+    folds = [path for path in run.begun if not FoldFolder(path).model.exists()]
+    return any(time.time() - _latest(path) < _RECENT_S for path in folds)
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in a folder; links are not followed, since they may lead to what is others'."""
+    if not parent.is_dir() or parent.is_symlink():
+        return []
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _every(path: Path) -> Iterator[os.stat_result]:
+    for each in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
+        try:
+            yield each.lstat()
+        except FileNotFoundError:  # gone in the meantime
+            continue
+
+
+def _size(path: Path) -> int:
+    return sum(stat.st_size for stat in _every(path))
+
+
+def _latest(path: Path) -> float:
+    return max((stat.st_mtime for stat in _every(path)), default=0.0)
+
+
+def _is_inside(path: Path, folders: list[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
