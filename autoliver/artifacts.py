@@ -7,6 +7,7 @@ digest of what it was made from), so that a stage can refuse inputs that do not 
 
 import codecs
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError
-from autoliver.system import exchange, system_error
+from autoliver.system import exchange, in_words, read_whole, system_error
 
 R = TypeVar("R", bound="Record")
 
@@ -44,6 +45,8 @@ _ZEROS = {
 _SHOWN = reprlib.Repr()
 _SHOWN.maxtuple = _SHOWN.maxlist = _SHOWN.maxdict = 3
 _SHOWN.maxstring = _SHOWN.maxother = 70
+# errno values of file systems that have no fsync.
+_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 
@@ -224,7 +227,7 @@ def digest(value: object) -> str:
 
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 checksum of a file's content as 64 hex digits."""
-    with path.open("rb") as file:
+    with in_words(path, verb="read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -257,13 +260,23 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
         ArtifactError: The file is missing or is not JSON.
     """
     try:
-        return msgspec.json.decode(_as_utf8(path.read_bytes()))
+        return msgspec.json.decode(_as_utf8(content_of(path)))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file.", hint=hint) from None
     except RecursionError:
         raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+
+
+def content_of(path: Readable) -> bytes:
+    """Returns the content of a file, or of a member of an archive.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MachineError: The system refuses to read it; the error names the file.
+    """
+    return read_whole(path) if isinstance(path, Path) else path.read_bytes()
 
 
 def _as_utf8(content: bytes) -> bytes:
@@ -340,4 +353,8 @@ def _flush(path: Path) -> None:
     # Without this, a power cut can leave a file of the new name without content.
     if path.is_file():
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in _WITHOUT_FSYNC:
+                    raise

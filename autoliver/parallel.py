@@ -5,6 +5,7 @@ workers are then tried again one at a time. The stage stops only if a case fails
 """
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -44,6 +45,10 @@ _WORKER_GB = 0.2
 _WORTH_STARTING_GB = 1.0
 # The libraries that stages over cases use to read, compute and write.
 _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
+# errno values of limits on processes and open files.
+_OF_LIMITS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Seconds between two looks whether a pool still works.
+_LOOK_S = 2.0
 _SHOWN = 4  # cases named in one message
 # Seconds between two updates of a bar that is written to a file, so that the log of a training that
 # takes days stays below 1 MB.
@@ -207,9 +212,9 @@ class _Work(Generic[A, R]):
             yield from run.results()
             if run.refusal is not None:
                 _log.warning(
-                    "Worker processes cannot be started here (%s; they need a /dev/shm that can be "
-                    "written to). The rest runs in this process.",
-                    run.refusal.strerror or run.refusal,
+                    "Worker processes cannot be started here (%s%s). "
+                    "The rest runs in this process.",
+                    *(run.refusal.strerror or run.refusal, run.refusal_hint),
                 )
                 yield from self.here([*run.lost, *waiting])
                 return
@@ -254,6 +259,12 @@ class _PoolRun(Generic[A, R]):
     cause: str = ""
     refusal: OSError | None = None
 
+    @property
+    def refusal_hint(self) -> str:
+        """What may be done about the refusal, as the rest of a sentence."""
+        of_memory = self.refusal is not None and self.refusal.errno not in (*_OF_LIMITS, None)
+        return "; they need a /dev/shm that can be written to" if of_memory else ""
+
     def results(self) -> Iterator[tuple[int, R]]:
         # Never submits more cases than there are workers, so that the unfinished ones are known.
         pool = self._pool()
@@ -267,7 +278,7 @@ class _PoolRun(Generic[A, R]):
                 if not running:
                     return
                 workers = workers or list(multiprocessing.active_children())
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in _first_done(pool, running):
                     result = future.result()
                     yield running.pop(future), result
         except (BrokenProcessPool, MemoryError) as error:
@@ -302,10 +313,21 @@ class _PoolRun(Generic[A, R]):
                 with without_main():  # a process may be started here
                     future = pool.submit(self.work.function, self.work.items[index])
                 running[future] = index
-            except OSError as error:
-                self.refusal = error
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                self.refusal = error if isinstance(error, OSError) else OSError(str(error))
             else:
                 self.waiting.popleft()
+
+
+def _first_done(pool: ProcessPoolExecutor, running: Collection[Future[R]]) -> set[Future[R]]:
+    """Waits for a case; raises if the pool's own thread has died, which would wait forever."""
+    while True:
+        done = wait(running, timeout=_LOOK_S, return_when=FIRST_COMPLETED).done
+        if done:
+            return done
+        thread = getattr(pool, "_executor_manager_thread", None)
+        if thread is not None and not thread.is_alive():
+            raise BrokenProcessPool("the thread that serves the workers has died")
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -317,7 +339,10 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 def _end_with_parent() -> None:
     """Ends this worker as soon as the process that started it has died, however that was."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    # Without it, where no thread can be started, the worker ends with the pool's pipes.
+    with contextlib.suppress(RuntimeError):
+        if parent is None:
+            return
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
 
 

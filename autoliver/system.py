@@ -9,6 +9,7 @@ inside where more is known, such as the file that was about to be written.
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoliver.errors import MachineError
+
+_BLOCK_BYTES = 1 << 24
 
 _AGAIN = "then run the same command again: finished work is kept."
 _RIGHTS = "Check the permissions of the file and its folders (ls -ld), or ask their owner."
@@ -28,7 +31,10 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
-# What to do about each error. Errors that are not listed are bugs and keep their traceback.
+# Errors that point to a bug of this package, or that end a command quietly (EPIPE).
+_BUGS = (errno.EBADF, errno.EFAULT, errno.EPIPE)
+_ANY = f"The system refuses this: check the disk, share and limits, {_AGAIN}"
+# What to do about each error; about others, `_ANY`.
 _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -77,7 +83,7 @@ def system_error(
         path: What could not be used; None for the file that the error itself names.
         verb: "read", "written" or "used".
     """
-    if error.errno not in _REMEDIES:
+    if error.errno is None or error.errno in _BUGS:
         return None
     where = path if path is not None else error.filename
     reason = os.strerror(error.errno)
@@ -86,7 +92,66 @@ def system_error(
         problem = detail if reason in detail else f"{detail} ({reason})"
     else:
         problem = f"{os.fsdecode(where)}: cannot be {verb}: {reason}"
-    return MachineError(f"{problem}.", hint=_REMEDIES[error.errno])
+    return MachineError(f"{problem}.", hint=_REMEDIES.get(error.errno, _ANY))
+
+
+def entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """Returns what a folder holds, sorted; nothing if there is no such folder.
+
+    Unlike `Path.glob`, it does not take a folder that may not be listed for an empty one.
+
+    Args:
+        folder: The folder.
+        pattern: What the names must match, as in a shell.
+
+    Raises:
+        MachineError: The system refuses to list the folder.
+    """
+    with in_words(folder, verb="read"):
+        try:
+            with os.scandir(folder) as found:
+                names = [entry.name for entry in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def read_whole(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MachineError: The system refuses to read it; the error names the file.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise system_error(error, path, verb="read") or error from error
+
+
+def raise_refusal(path: Path, error: BaseException) -> None:
+    """Raises the system's error if that is why a reader calls a file damaged.
+
+    Readers hide it behind errors of their own. If it cannot be found behind them, the file is read
+    to its end, which fails if the disk still does.
+
+    Args:
+        path: The file.
+        error: The reader's error.
+
+    Raises:
+        MachineError: The system refuses to read the file.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and not is_damage(behind):
+            raise system_error(behind, path, verb="read") or behind from error
+        behind = behind.__cause__ or behind.__context__
+    with in_words(path, verb="read"), path.open("rb") as file:
+        while file.read(_BLOCK_BYTES):
+            pass
 
 
 def exchange(one: Path, other: Path) -> bool:

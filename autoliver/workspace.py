@@ -30,6 +30,7 @@ from autoliver.models.selection import (
     choose_previous,
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
+from autoliver.system import entries
 from autoliver.values import meant, spelled
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class RunFolder:
     @property
     def begun(self) -> tuple[Path, ...]:
         """Folders of all folds whose training was started, finished or not."""
-        return tuple(sorted(self.path.glob(fold_folder_name("*"))))
+        return tuple(entries(self.path, fold_folder_name("*")))
 
     @property
     def finished(self) -> tuple[Path, ...]:
@@ -172,7 +173,7 @@ class ModelFolder:
     @property
     def runs(self) -> tuple[RunFolder, ...]:
         """All runs with at least one finished fold."""
-        folders = (RunFolder(p) for p in sorted(self.path.glob("runs/*")) if p.is_dir())
+        folders = (RunFolder(p) for p in entries(self.path / "runs") if p.is_dir())
         return tuple(run for run in folders if run.finished)
 
     def selected(self, folds: str | None) -> ModelFiles:
@@ -293,7 +294,7 @@ class Workspace:
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
-        folders = (path.parent for path in sorted(self.root.glob("*/dataset.json")))
+        folders = (path for path in entries(self.root) if (path / "dataset.json").exists())
         return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
 
     def source(self, dataset: str | None) -> Dataset:
@@ -392,7 +393,7 @@ class Workspace:
     @property
     def models(self) -> tuple[ModelFolder, ...]:
         """The imported models."""
-        folders = (ModelFolder(p) for p in sorted((self.root / MODELS).glob("*")))
+        folders = (ModelFolder(p) for p in entries(self.root / MODELS))
         return tuple(f for f in folders if f.selection.exists() and not f.name.startswith("."))
 
     @property

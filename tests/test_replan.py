@@ -16,6 +16,7 @@ from autoliver.cli.options import DEFAULT_WORKSPACE
 from autoliver.datasets.cases import read_dataset
 from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.io.files import read_label, write_label
+from autoliver.models.files import FoldFolder
 from autoliver.pipeline.data import plan_command, planned_dataset
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
@@ -113,7 +114,10 @@ def test_what_differs_is_shown_with_the_runs_that_depend_on_it(own: Path) -> Non
     plan, folder = plan_in(own), DatasetFolder(own / CT)
     for tag, digest in (("", plan.digest()), ("long", plan.digest()), ("older", "0" * 12)):
         options = TrainingOptions(made_from={"plan": digest}, epochs=1)
-        options.save(folder.run("2d", tag=tag).options)
+        begun = folder.run("2d", tag=tag)
+        options.save(begun.options)
+        begun.fold("all").mkdir()
+        FoldFolder(begun.fold("all")).resume.touch()  # it has made a step
     (own / CT / "runs/2d+damaged").mkdir()
     (own / CT / "runs/2d+damaged/options.json").write_text("{")
     same = run("plan", CT, "-w", own)

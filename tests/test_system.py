@@ -16,16 +16,20 @@ import pytest
 import SimpleITK as sitk
 from commands import run
 
-from autoliver.artifacts import replacing, write_bytes
+from autoliver.artifacts import read_json, replacing, write_bytes
 from autoliver.datasets.cases import read_dataset
+from autoliver.datasets.contents import FileIndex, identify, unread
 from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.io.files import read_image, read_label, write_label
 from autoliver.io.volume import Geometry
+from autoliver.models.archive_zip import StoredFile
 from autoliver.networks.checkpoint import load_training_state, load_weights
+from autoliver.nnunet.checkpoint import read_checkpoint
 from autoliver.parallel import CasePool, Limits, Need
 from autoliver.planning.verify import REFUSED, verify
+from autoliver.preprocessing.store import open_array
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
-from autoliver.system import in_words, is_damage, system_error
+from autoliver.system import entries, in_words, is_damage, system_error
 
 # Reading this file fails with EIO, as a broken disk does.
 BROKEN = Path("/proc/self/mem")
@@ -197,7 +201,7 @@ def test_too_many_open_files_are_not_a_damaged_image() -> None:
 def test_a_broken_disk_is_not_damaged_weights(read: object, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.symlink_to(BROKEN)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(MachineError, match=r"safetensors: cannot be read: Input/output"):
         read(path)  # type: ignore[operator]
 
 
@@ -306,3 +310,94 @@ def test_images_refused_by_a_dataset_error_stay_dataset_errors(tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DatasetError, match="damaged or cut short"):
         read_image([path])
+
+
+# --- what readers hide
+
+
+@needs_linux
+@pytest.mark.parametrize("number", [errno.EUCLEAN, errno.EREMOTEIO, errno.ENOLCK, errno.EOVERFLOW])
+def test_a_refusal_without_a_remedy_of_its_own_is_no_bug(number: int) -> None:
+    told = system_error(OSError(number, os.strerror(number), "/data/x"))
+    assert told is not None
+    assert os.strerror(number) in told.problem
+    assert told.hint
+
+
+@needs_linux
+def test_a_folder_that_cannot_be_listed_is_not_empty() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "runs"
+        (folder / "2d").mkdir(parents=True)
+        Path(place).chmod(0o755)
+        assert [path.name for path in entries(folder)] == ["2d"]
+        assert entries(folder, "3*") == []
+        assert entries(folder / "nowhere") == []
+        folder.chmod(0)
+        with as_nobody(), pytest.raises(MachineError, match="runs: cannot be read: Permission"):
+            entries(folder)
+        folder.chmod(0o755)
+
+
+@needs_linux
+def test_a_broken_disk_is_not_a_damaged_zip_store_or_checkpoint(tmp_path: Path) -> None:
+    for name, read in {
+        "m.autoliver": lambda path: StoredFile(path, "manifest.json").read_bytes(),
+        "checkpoint_final.pth": read_checkpoint,
+        "case.image.b2nd": open_array,
+        "x.json": lambda path: read_json(path),
+    }.items():
+        path = tmp_path / name
+        path.symlink_to(BROKEN)
+        with pytest.raises(MachineError, match=f"{name}: cannot be .*Input/output error"):
+            read(path)
+
+
+def test_a_file_that_could_not_be_looked_at_once_is_the_same_file(tmp_path: Path) -> None:
+    folder = phantoms(tmp_path)
+    dataset = read_dataset(folder)
+    identified, index = identify(dataset, FileIndex())
+    assert identify(dataset, FileIndex())[0] == identified
+    assert identify(dataset, index) == (identified, index)
+    image = Path(dataset.cases[0].images[0])
+    kept = image.rename(tmp_path / "kept")
+    image.symlink_to(tmp_path / "nowhere")
+    lost = identify(dataset, index)[0]
+    assert unread(lost) == [image]
+    image.unlink()
+    kept.rename(image)
+    assert identify(dataset, index)[0] == identified
+
+
+@pytest.mark.parametrize("side", [2, 4, 7])
+def test_images_that_are_too_small_for_a_network_are_said(side: int, tmp_path: Path) -> None:
+    folder = phantoms(tmp_path)
+    for part, value in {"imagesTr": 50, "labelsTr": 1}.items():
+        for path in sorted((folder / part).iterdir()):
+            array = np.full((side, side, side), value, dtype=np.int16)
+            array[0, 0, 0] = 0 if part == "labelsTr" else len(path.name)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    with pytest.raises(DatasetError, match=r"the median case has .* voxels") as caught:
+        run("plan", folder, "--preset", "tiny", "-w", tmp_path / "w")
+    assert "finer --spacing" in caught.value.hint
+
+
+def test_streams_that_are_closed_or_full_are_no_bug(tmp_path: Path) -> None:
+    folder = phantoms(tmp_path)
+    command = f"{sys.executable} -m autoliver verify {folder} -w {tmp_path / 'w'}"
+    assert subprocess.run(f"{command} 2>&-", shell=True, stdout=subprocess.DEVNULL).returncode == 0
+    if Path("/dev/full").exists():
+        full = subprocess.run(
+            f"{command} --json > /dev/full", shell=True, stderr=subprocess.PIPE, text=True
+        )
+        assert full.returncode == 1
+        assert "standard output: cannot be written" in full.stderr
+        assert "Traceback" not in full.stderr
+    gone = subprocess.run(
+        f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {command}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert gone.returncode == 1
+    assert "The current folder does not exist any more" in gone.stderr

@@ -28,7 +28,7 @@ def clean(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """List what the workspace holds that nothing uses, and remove it with --yes.
+    """List files in the workspace that nothing uses, or remove them.
 
     These are preprocessed cases that no plan needs any more, first-stage label maps of cascades
     whose first stage was trained again, and files of interrupted commands. Runs, models and

@@ -16,6 +16,14 @@ _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FIL
 class HelpfulCommand(TyperCommand):
     """A command whose help has a group for each `rich_help_panel`; its epilog is an example."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for parameter in self.params:
+            # What cannot be read is an error of the system, with its remedy, not of usage.
+            kind: Any = getattr(parameter, "type", None)
+            if hasattr(kind, "readable"):
+                kind.readable = False
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line: [OPTIONS] and the names of the arguments."""
         return [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]

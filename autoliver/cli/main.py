@@ -1,15 +1,18 @@
 """The `autoliver` program: its commands, and how it reports errors."""
 
+import contextlib
 import json
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from autoliver.cli import clean, data, demo, models, prediction, selection, training
 from autoliver.cli.help import HelpfulCommand, HelpfulGroup, show_help
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, MachineError
 from autoliver.system import STOP_SIGNALS, in_words
 
 # Exit codes after Ctrl-C, SIGTERM and the loss of the terminal.
@@ -72,6 +75,23 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
+def _check_surroundings() -> None:
+    """Stands in for closed streams, and refuses a current folder that was deleted.
+
+    Raises:
+        MachineError: There is no current folder any more.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open to the end
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise MachineError(
+            "The current folder does not exist any more.", hint="Change to another one with cd."
+        ) from None
+
+
 def run() -> None:
     """Runs the command line and exits.
 
@@ -83,10 +103,12 @@ def run() -> None:
             signal.signal(number, _stop)
     try:
         with in_words():
+            _check_surroundings()
             app()
     except AutoliverError as error:
         if "--json" in sys.argv:
-            typer.echo(json.dumps({"error": error.problem, "hint": error.hint}))
+            with contextlib.suppress(OSError):  # which may be the error itself
+                typer.echo(json.dumps({"error": error.problem, "hint": error.hint}))
         typer.echo(f"Error: {error.problem}", err=True)
         if error.hint:
             typer.echo(f"Hint: {error.hint}", err=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from autoliver.system import in_words
+
 
 def start(*, verbose: bool) -> None:
     """Sets up logging to stderr for one command."""
@@ -18,7 +20,8 @@ def start(*, verbose: bool) -> None:
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Prints a result on stdout: `result` as one JSON object, or else `text`."""
-    typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
+    with in_words("standard output", verb="written"):
+        typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: int | None = None) -> str:

@@ -65,12 +65,10 @@ def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
     folder = Path(dataset.folder)
     files = {path: _place(folder, path) for case in dataset.cases for _, path in _files(case)}
     now = {path: _state(path) for path in files}
-    # The state is taken before the content is read, so that a file that is written in between is
-    # hashed again the next time.
     todo = [path for path, state in now.items() if not _same(state, known.files.get(files[path]))]
     found = {path: known.files[files[path]] for path in files if path not in set(todo)}
-    for path, content in zip(todo, _hashes(todo, [now[path].size for path in todo]), strict=True):
-        found[path] = now[path].replace(hash=content)
+    for path, state in zip(todo, _hashes(todo, [now[path].size for path in todo]), strict=True):
+        found[path] = state
     index = {place: found[path] for path, place in files.items() if found[path].hash}
     cases = tuple(_with_contents(case, folder, found) for case in dataset.cases)
     return dataset.replace(cases=cases), FileIndex(files=dict(sorted(index.items())))
@@ -137,8 +135,8 @@ def _same(now: FileState, then: FileState | None) -> bool:
     return then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
 
 
-def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[str]:
-    """Yields the hash of each file, in order.
+def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[FileState]:
+    """Yields the state of each file with its hash, in order.
 
     Threads are used, since reading and hashing both release Python's global interpreter lock.
     """
@@ -154,16 +152,23 @@ def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[str]:
             **bar_pace(),
         ) as bar,
     ):
-        for content, size in pool.map(_hash, paths):
-            bar.update(size)
-            yield content
+        try:
+            states = pool.map(_hash, paths)
+        except RuntimeError:  # no thread can be started
+            states = map(_hash, paths)
+        for state in states:
+            bar.update(state.size)
+            yield state
 
 
-def _hash(path: Path) -> tuple[str, int]:
-    """Returns a file's hash and size; "" and 0 if it cannot be read, which `verify` reports."""
+def _hash(path: Path) -> FileState:
+    """Returns a file's state; zeros if it cannot be read, which `verify` reports."""
     try:
         with path.open("rb") as file:
+            # Before the content is read, so that a file that is written meanwhile is hashed again
+            # the next time.
+            state = os.fstat(file.fileno())
             content = file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
-            return content, file.tell()
+            return FileState(size=state.st_size, mtime_ns=state.st_mtime_ns, hash=content)
     except OSError:
-        return "", 0
+        return FileState(size=0, mtime_ns=0, hash="")

@@ -12,6 +12,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target
+from autoliver.system import entries
 
 # Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
@@ -296,7 +297,7 @@ def _listed_images(path: Path) -> tuple[Path, ...]:
         return (path,)
     stem, ending = split_ending(path.name)
     names = f"{glob.escape(stem)}_[0-9][0-9][0-9][0-9]{glob.escape(ending)}"
-    return tuple(sorted(path.parent.glob(names)))
+    return tuple(entries(path.parent, names))
 
 
 def _images_of_one_file(

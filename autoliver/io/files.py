@@ -1,9 +1,8 @@
 """Reads and writes images and label maps of any supported file type."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +24,9 @@ from autoliver.io.itk import open_file as open_itk
 from autoliver.io.itk import write_file
 from autoliver.io.paths import check_path
 from autoliver.io.volume import Geometry, Volume
-from autoliver.system import in_words
+from autoliver.system import in_words, raise_refusal
 
+T = TypeVar("T")
 Array = npt.NDArray[Any]
 
 # Ending -> the function that opens such a file; SimpleITK opens all others. The endings are listed
@@ -39,7 +39,6 @@ _ONE_LABEL_MAP = {
     SEGMENTATION: "Its segments overlap. In 3D Slicer, export it with 'Export to files' as one "
     "label map (.nrrd), in the order in which segments may cover each other.",
 }
-_BLOCK_BYTES = 1 << 24
 
 
 class NotWholeNumbers(DatasetError):
@@ -163,28 +162,26 @@ def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None
 
 def _open(path: Path) -> OpenedFile:
     check_path(path)
-    with _system_first(path):
-        opened = _OPENERS.get(file_type(path), open_itk)(path)
-
-    def voxels() -> Array:
-        with _system_first(path):
-            return opened.voxels()
-
-    return OpenedFile(opened.header, voxels)
+    opener = _OPENERS.get(file_type(path), open_itk)
+    opened = _whole_or_refused(path, lambda: opener(path))
+    return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels))
 
 
-@contextlib.contextmanager
-def _system_first(path: Path) -> Iterator[None]:
-    """Names the system's error, if it has one, where a reader only says that it cannot read."""
-    try:
-        with in_words(path, verb="read"):
-            yield
-    except UnreadableImage:
-        for file in data_files(path):
-            with in_words(file, verb="read"), file.open("rb") as opened:
-                while opened.read(_BLOCK_BYTES):
-                    pass
-        raise
+def _whole_or_refused(path: Path, read: Callable[[], T]) -> T:
+    """Reads a file; if its reader calls it damaged, looks whether it is the system that fails.
+
+    Raises:
+        DatasetError: The file is damaged.
+        MachineError: The system refuses to read it, or the file with its voxels.
+    """
+    with in_words(path, verb="read"):
+        try:
+            return read()
+        except UnreadableImage as error:
+            for file in data_files(path):
+                raise_refusal(file, error)
+        # What failed only once, as on a share, is not there any more.
+        return read()
 
 
 def _same_grid(first: Path, grid: Geometry, second: Path, other: Geometry) -> None:

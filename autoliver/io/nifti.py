@@ -20,6 +20,7 @@ import numpy.typing as npt
 from autoliver.io.detached import data_files
 from autoliver.io.grids import geometry_from_xyz, orthonormal
 from autoliver.io.header import Header, file_type, unreadable
+from autoliver.system import read_whole
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +60,7 @@ def read_voxels(path: Path) -> Array:
     files = data_files(path)
     if file_type(path) == ".hdr" and len(files) < 2:
         raise unreadable(path, "the .img file with its voxels is not beside it")
-    contents = [file.read_bytes() for file in files]
+    contents = [read_whole(file) for file in files]
     try:
         header, *voxels = [_unzipped(content) for content in contents]
         image = _opened(_placeless(header), *voxels)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autoliver.artifacts import Record
 from autoliver.errors import ModelError
+from autoliver.system import in_words, raise_refusal
 
 MANIFEST_FILE = "manifest.json"
 AGAIN = "Copy it again from its source, or export it again: autoliver export MODEL FILE"
@@ -69,6 +70,7 @@ class StoredFile:
         except KeyError:
             raise FileNotFoundError(str(self)) from None
         except _DAMAGED as error:
+            raise_refusal(self.file, error)
             raise ModelError(f"{self}: damaged: {error}.", hint=AGAIN) from None
 
 
@@ -125,7 +127,7 @@ def is_archive(path: Path) -> bool:
     """Whether a file starts like a model that autoliver exported; the rest is not checked."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with in_words(path, verb="read"), path.open("rb") as file:
         head = file.read(_NAME_AT + len(MANIFEST_FILE))
     return head.startswith(_ZIP_MAGIC) and head[_NAME_AT:] == MANIFEST_FILE.encode()
 
@@ -154,7 +156,8 @@ def read_directory(file: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
-    except _DAMAGED:
+    except _DAMAGED as error:
+        raise_refusal(file, error)
         raise ModelError(f"{file}: cut short or damaged.", hint=AGAIN) from None
     seen: set[str] = set()
     for info in infos:

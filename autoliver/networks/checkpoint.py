@@ -21,10 +21,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoliver.artifacts import Readable, write_bytes
+from autoliver.artifacts import Readable, content_of, write_bytes
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.networks.build import build_without_weights
 from autoliver.networks.spec import NetworkSpec, read_spec
+from autoliver.system import read_whole
 
 KIND = "weights"
 SCHEMA = "1"
@@ -88,7 +89,7 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
         ModelError: The file is missing, cut short, damaged, or not a weights file of autoliver.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path)
     except (FileNotFoundError, IsADirectoryError):
         raise _missing(path) from None
     if sha256 and hashlib.sha256(content).hexdigest() != sha256:
@@ -193,9 +194,9 @@ def load_training_state(path: Path) -> dict[str, Any]:
     """
     hint = "Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh"
     try:
-        with path.open("rb") as file:
-            head = file.readline(_MAX_STATE_HEAD_BYTES)
-            payload = file.read()
+        content = io.BytesIO(read_whole(path))
+        head = content.readline(_MAX_STATE_HEAD_BYTES)
+        payload = content.read()
     except (FileNotFoundError, IsADirectoryError):
         raise ModelError(f"{path}: there is no such training state.", hint=hint) from None
     found = re.fullmatch(_STATE_MAGIC + rb" (\d+) [0-9a-f]{64}\n", head)

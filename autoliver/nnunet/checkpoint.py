@@ -1,5 +1,6 @@
 """Reads nnU-Net's checkpoint files without running code that they may contain, and writes them."""
 
+import io
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from autoliver.artifacts import file_sha256, replacing
+from autoliver.artifacts import file_sha256, write_bytes
 from autoliver.errors import ModelError
-from autoliver.system import is_damage
+from autoliver.system import raise_refusal
 
 _AGAIN = "Copy the file again from its source."
 
@@ -104,8 +105,10 @@ def write_checkpoint(
         # nnU-Net accepts None, but not an empty tuple, for "none".
         "inference_allowed_mirroring_axes": mirror_axes or None,
     }
-    with replacing(path) as beside:
-        torch.save(content, beside)
+    # Not into the file itself, where torch replaces the system's errors with its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 class _Dtype:
@@ -177,11 +180,8 @@ def _check_intact(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise _damaged(path, error) from None
-    except OSError as error:
-        if not is_damage(error):
-            raise
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        raise_refusal(path, error)
         raise _damaged(path, error) from None
     if bad is not None:
         raise _damaged(path, f"the checksum of {bad} does not match")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from autoliver.errors import ModelError
-from autoliver.system import is_damage
+from autoliver.system import entries, is_damage, raise_refusal
 
 PLANS_FILE = "plans.json"
 DATASET_FILE = "dataset.json"
@@ -129,7 +129,7 @@ def _run(folder: Path, folds: Sequence[str] | None) -> NnunetRun:
             )
     there = {
         match[1]: path
-        for path in sorted(folder.iterdir())
+        for path in entries(folder)
         if path.is_dir() and (match := _FOLD.fullmatch(path.name))
     }
     if missing := [name for name in folds or () if name not in there]:
@@ -139,7 +139,7 @@ def _run(folder: Path, folds: Sequence[str] | None) -> NnunetRun:
     checkpoints = {name: _checkpoint(there[name]) for name in folds or there}
     if None in checkpoints.values():
         name = next(name for name, path in checkpoints.items() if path is None)
-        found = [path.name for path in sorted(there[name].glob("checkpoint_*.pth"))]
+        found = [path.name for path in entries(there[name], "checkpoint_*.pth")]
         finished = [name for name, path in checkpoints.items() if path is not None]
         raise ModelError(
             f"{folder.name}/fold_{name}: half-written: expected {FINAL_FILE}, found "
@@ -174,6 +174,7 @@ def _unpack(path: Path, scratch: Path) -> None:
                     shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         # RuntimeError: encrypted.
+        raise_refusal(path, error)
         raise ModelError(f"{path}: cannot be unpacked: {error}.", hint=_COPY) from None
     except OSError as error:
         if not is_damage(error):

@@ -15,6 +15,7 @@ from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.models.files import FoldFolder
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
+from autoliver.system import entries
 from autoliver.workspace import MODELS, DatasetFolder, RunFolder, Workspace
 
 # What was written within this time may belong to a command that is still running.
@@ -106,7 +107,7 @@ def _is_ours(folder: DatasetFolder) -> bool:
 
 
 def _of_dataset(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
-    runs = [RunFolder(path) for path in sorted(folder.path.glob("runs/*")) if path.is_dir()]
+    runs = [RunFolder(path) for path in entries(folder.path / "runs") if path.is_dir()]
     if any(map(_is_trained_now, runs)):
         kept.append(f"{folder.name}: a fold that is not finished was trained within the last hour.")
         return
@@ -118,7 +119,7 @@ def _of_dataset(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
 def _stores(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
     """Stores of settings that none of the dataset's plans has."""
     try:
-        plans = [Plan.load(path) for path in sorted(folder.path.glob("plan*.json"))]
+        plans = [Plan.load(path) for path in entries(folder.path, "plan*.json")]
     except AutoliverError as error:
         kept.append(f"{folder.name}: its stores stay, since a plan is unreadable: {error.problem}")
         return

@@ -1,5 +1,7 @@
 """Exports models to files and imports models from files or folders."""
 
+import fnmatch
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,10 +189,21 @@ def kind_of(source: Path) -> Format | None:
     """Guesses from the content of a file or folder whose model it may be; None if nobody's."""
     if is_archive(source):
         return "autoliver"
-    with_checkpoints = source.is_dir() and any(
-        any(source.rglob(pattern)) for pattern in ("fold_*/checkpoint_*.pth", "plans.json")
-    )
+    with_checkpoints = source.is_dir() and _holds_nnunet(source)
     return "nnunet" if with_checkpoints or _is_zip(source) else None
+
+
+def _holds_nnunet(folder: Path) -> bool:
+    """Whether a folder, or one inside it, holds files that nnU-Net writes for a model."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        in_fold = Path(place).name.startswith("fold_")
+        if "plans.json" in names or (in_fold and fnmatch.filter(names, "checkpoint_*.pth")):
+            return True
+    return False
 
 
 def new_model(workspace: Workspace, name: str, *, overwrite: bool) -> ModelFolder:

@@ -21,6 +21,7 @@ from autoliver.planning.options import (
     option_words,
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
+from autoliver.system import entries
 from autoliver.values import check_text, check_type, set_field, spelled
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
@@ -184,7 +185,7 @@ def _replanned(planned: Planned, file: Path, *, own: Plan, before: Plan | None) 
 
 def _runs_with(folder: DatasetFolder, plan: Plan) -> tuple[str, ...]:
     """Returns the names of the runs that were started with a plan."""
-    runs = [RunFolder(path) for path in sorted(folder.path.glob("runs/*"))]
+    runs = [RunFolder(path) for path in entries(folder.path / "runs")]
     digest = plan.digest()
     return tuple(run.path.name for run in runs if _plan_of(run) == digest)
 

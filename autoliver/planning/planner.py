@@ -60,7 +60,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
     """
     _check(dataset, fingerprint)
     planner = _Planner(dataset, fingerprint, options)
-    configurations, dropped = planner.configurations()
+    configurations, dropped = _deep_enough(*planner.configurations(), name=dataset.name)
     order = planner.grid.transpose
     z, y, x = (order.index(axis) for axis in range(3))
     return Plan(
@@ -82,6 +82,31 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         configurations=configurations,
         reasons={"transpose": planner.grid.transpose_reason, **planner.axes_reason, **dropped},
     )
+
+
+# Pooling halves an axis only down to 4 voxels.
+_LEAST_POOLED = 8
+
+
+def _deep_enough(
+    found: dict[ConfigurationName, Configuration], dropped: dict[str, str], *, name: str
+) -> tuple[dict[ConfigurationName, Configuration], dict[str, str]]:
+    """Drops configurations whose images are too small to be pooled at all.
+
+    Raises:
+        DatasetError: They are in all of them.
+    """
+    flat = {key for key, one in found.items() if len(one.network.features) < 2}
+    if len(flat) == len(found):
+        sizes = " x ".join(f"{n:g}" for n in next(reversed(found.values())).median_shape)
+        raise DatasetError(
+            f"{name}: the median case has {sizes} voxels at the planned spacing. A network needs "
+            f"at least {_LEAST_POOLED} along one axis.",
+            hint="Plan with a finer --spacing, or resample or pad the images.",
+        )
+    why = f"dropped: no axis of the median case has {_LEAST_POOLED} voxels to be pooled."
+    kept = {key: one for key, one in found.items() if key not in flat}
+    return kept, {**dropped, **dict.fromkeys(sorted(flat), why)}
 
 
 class _Planner:

@@ -5,6 +5,7 @@ which is written last and records the sizes of the others. A case without it, or
 another size, is unfinished.
 """
 
+import contextlib
 import io
 import sys
 import zipfile
@@ -23,6 +24,7 @@ from autoliver.errors import ArtifactError, DatasetError
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
+from autoliver.system import entries, raise_refusal, read_whole
 
 T = TypeVar("T", bound=np.generic)
 Locations = dict[int, npt.NDArray[np.int32]]
@@ -252,7 +254,7 @@ def finished_cases(folder: Path) -> dict[str, str]:
     Returns:
         Case name -> state of the files that the case was made from (`Case.files`).
     """
-    names = {path.stem for path in folder.glob("*.json") if path.name != _STORE_FILE}
+    names = {path.stem for path in entries(folder, "*.json") if path.name != _STORE_FILE}
     found = {name: _made_from(folder, name) for name in sorted(names)}
     return {name: files for name, files in found.items() if files is not None}
 
@@ -347,6 +349,12 @@ def _open(path: Path) -> Any:
     try:
         return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **how)
     except (RuntimeError, ValueError, OSError) as error:
+        if not path.exists():
+            raise _damaged(path, str(error)) from error
+        raise_refusal(path, error)
+        if how:  # some file systems have no memory maps
+            with contextlib.suppress(RuntimeError, ValueError, OSError):
+                return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         raise _damaged(path, str(error)) from error
 
 
@@ -363,7 +371,7 @@ def _pack(locations: Mapping[int, npt.NDArray[np.int32]]) -> bytes:
 
 def _unpack(path: Path) -> Locations:
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(read_whole(path))) as arrays:
             return {int(value): arrays[value].astype(np.int32) for value in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, str(error)) from error

@@ -83,8 +83,13 @@ def drawn_by_workers(
     crew = [_Worker(stream, numbers[index::workers]) for index in range(workers)]
     try:
         # All workers start before the first batch is waited for.
-        for worker in crew[: len(numbers)]:
-            worker.start()
+        try:
+            for worker in crew[: len(numbers)]:
+                worker.start()
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            _log.warning("Worker processes cannot be started here (%s): drawing patches", error)
+            yield from map(stream.draw, numbers)
+            return
         for index in range(len(numbers)):
             yield crew[index % workers].receive()
     finally:
@@ -104,13 +109,19 @@ class _Worker:
     def start(self) -> None:
         # spawn: forking a process that runs torch's threads can hang.
         context = get_context("spawn")
-        self.pipe, theirs = context.Pipe(duplex=False)
+        ours, theirs = context.Pipe(duplex=False)
         loader = PatchLoader(self.stream, self.numbers)
-        self.process = context.Process(target=_work, args=(loader, theirs), daemon=True)
-        with without_main():
-            self.process.start()
-        # The worker then holds the only writing end, which closes when the worker ends.
-        theirs.close()
+        process = context.Process(target=_work, args=(loader, theirs), daemon=True)
+        try:
+            with without_main():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            # The worker then holds the only writing end, which closes when the worker ends.
+            theirs.close()
+        self.process, self.pipe = process, ours
 
     def receive(self) -> Batch:
         cause = ""
