@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.clean import Cleaned
+    from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
-    from autoliver.pipeline.prediction import Predicted
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
@@ -213,7 +213,7 @@ def select(
 
 @checked
 def predict(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     models: Sequence[str | Path] | str | Path = (),
@@ -224,8 +224,8 @@ def predict(
     """Predicts a folder of cases or one file, like `autoliver predict`.
 
     Args:
-        source: Folder of cases, or one file.
-        output: Folder for the label maps.
+        source: Folder of cases, or one file; or several of them.
+        output: Folder for the label maps; or a file, for the label map of a single case.
         models: Names, folders or exported files of models, whose probabilities are averaged; empty
             for the only model of the workspace. May be passed as `model` instead.
         folds: "0,2", "all" or numbers; None for all finished or selected folds.
@@ -241,7 +241,8 @@ def predict(
     """
     with as_arguments():
         from autoliver.datasets.folds import folds_text
-        from autoliver.pipeline.prediction import PredictRequest, predict_folder
+        from autoliver.pipeline.folder import predict_folder
+        from autoliver.pipeline.prediction import PredictRequest
 
         own = {field.name: field.name for field in fields(PredictRequest)} | {"model": "model"}
         del own["machine"]
@@ -251,9 +252,10 @@ def predict(
         if given.get("roi") == "off":
             given["roi"] = None
         request = PredictRequest(**given)
+        several = source if isinstance(source, list | tuple) else [source]
         return predict_folder(
             workspace_at(workspace),
-            path_of("source", source),
+            [path_of("source", each) for each in several],
             path_of("output", output),
             request,
             models=() if named is None else named,

@@ -18,12 +18,16 @@ class AutoliverError(Exception):
         problem: What is wrong: where, what was found and what was expected, in one or two
             sentences.
         hint: What the user can do about it, as a command where possible; empty for no hint.
+
+    Attributes:
+        facts: What --json prints besides the problem and the hint.
     """
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
+        self.facts: dict[str, object] = {}
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.hint}" if self.hint else self.problem

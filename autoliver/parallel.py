@@ -49,6 +49,8 @@ _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
 _OF_LIMITS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Seconds between two looks whether a pool still works.
 _LOOK_S = 2.0
+# The case and the time left come first: what does not fit the terminal is cut at the end.
+_OF_CASES = "{desc} {percentage:3.0f}%|{bar:10}| {remaining} left {postfix}"
 _SHOWN = 4  # cases named in one message
 # Seconds between two updates of a bar that is written to a file, so that the log of a training that
 # takes days stays below 1 MB.
@@ -463,19 +465,30 @@ def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
 
 @contextlib.contextmanager
 def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object]]]:
-    """Shows a bar that counts the windows of one case and is reset for each case.
+    """Shows one bar for the prediction of several cases.
 
     Yields:
-        A function of a case's name and its number of windows that resets the bar. It returns the
-        function to call after each window.
+        A function of a case's name and its number of windows, to be called as they begin. It
+        returns the function to call after each window.
     """
-    with tqdm(unit="window", **bar_pace()) as bar:
+    with tqdm(total=cases, bar_format=_OF_CASES, **bar_pace()) as bar:
         names: dict[str, None] = {}  # an ensemble starts a case once for each member
 
         def start(name: str, windows: int) -> Callable[[], object]:
             names[name] = None
-            bar.reset(windows)
-            bar.set_description(f"predict {name} ({len(names)}/{cases})")
-            return bar.update
+            before = len(names) - 1
+            bar.set_description_str(f"predict {len(names)}/{cases}", refresh=False)
+            done = 0
+
+            def move() -> None:
+                nonlocal done
+                done += 1
+                bar.set_postfix_str(f"{name} window {done}/{windows}", refresh=False)
+                # The last window is not the end: the label map has to be written.
+                bar.update(max(0.0, before + min(done / windows, 0.99) - bar.n))
+
+            return move
 
         yield start
+        bar.set_postfix_str("", refresh=False)
+        bar.update(cases - bar.n)

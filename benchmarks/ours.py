@@ -174,7 +174,7 @@ def predict_bright(
     import torch
 
     from autoliver.inference.outputs import PredictOptions
-    from autoliver.inference.predict import make_jobs, predict_jobs
+    from autoliver.inference.predict import Listener, make_jobs, predict_jobs
     from benchmarks.bright import bright_model
 
     torch.set_num_threads(threads)
@@ -186,7 +186,7 @@ def predict_bright(
 
     jobs = make_jobs({"body": sorted(Path(image).iterdir())}, Path(output))
     model = bright_model(near=near, **grids)
-    predict_jobs(model, jobs, PredictOptions(), on_windows=on_windows)
+    predict_jobs(model, jobs, PredictOptions(), listener=Listener(on_windows=on_windows))
     return {"windows": windows[-1], "coarse windows": sum(windows[:-1])}
 
 

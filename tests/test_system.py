@@ -51,7 +51,9 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.fixture
+# Limits hold for this process as a whole, so only while the code that is tested runs: else pytest
+# itself could not write what it prints.
+@contextlib.contextmanager
 def few_files() -> Iterator[None]:
     """No file can be opened any more."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -64,7 +66,7 @@ def few_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
     """No file can be larger than 1000 bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,10 +190,9 @@ def test_a_missing_permission_is_not_a_damaged_image(ending: str) -> None:
     assert "permissions" in caught.value.hint
 
 
-@pytest.mark.usefixtures("few_files")
 def test_too_many_open_files_are_not_a_damaged_image() -> None:
     path = Path(__file__)
-    with pytest.raises(MachineError, match="Too many open files") as caught:
+    with pytest.raises(MachineError, match="Too many open files") as caught, few_files():
         read_image([path])
     assert "ulimit -n" in caught.value.hint
 
@@ -251,11 +252,11 @@ def test_names_up_to_the_limit_of_a_disk_can_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".tif"])
-@pytest.mark.usefixtures("small_files")
 def test_a_limit_on_the_size_of_files_is_named(ending: str, tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 200, (20, 20, 20))
     grid = Geometry(shape_zyx=labels.shape, spacing_mm=(1.0, 1.0, 1.0))
-    with pytest.raises(MachineError, match="cannot be written: File too large") as caught:
+    words = "cannot be written: File too large"
+    with pytest.raises(MachineError, match=words) as caught, small_files():
         write_label(tmp_path / f"a{ending}", labels, grid)
     assert "ulimit -f" in caught.value.hint
     assert not list(tmp_path.iterdir())
@@ -295,13 +296,14 @@ def _square(number: int) -> int:
     return number**2
 
 
-@pytest.mark.usefixtures("few_files")
 def test_cases_are_done_here_where_no_process_can_be_started(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     limits = Limits(workers=2, memory_gb=4)
     pool = CasePool(what="squares", limits=limits, need=lambda item: Need(name=str(item), gb=0.1))
-    assert list(pool.map(_square, range(5))) == [0, 1, 4, 9, 16]
+    with few_files():
+        found = list(pool.map(_square, range(5)))
+    assert found == [0, 1, 4, 9, 16]
     assert "cannot be started here" in caplog.text
 
 

@@ -111,7 +111,8 @@ def _train(
 def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":
     """Predicts the unseen scans of a dataset with a model and scores the result."""
     from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
-    from autoliver.pipeline.prediction import PredictRequest, predict_folder
+    from autoliver.pipeline.folder import predict_folder
+    from autoliver.pipeline.prediction import PredictRequest
 
     source = output / "data" / dataset
     predictions = output / "predictions" / f"{dataset} by {model.replace('/', ' ')}"

@@ -108,7 +108,7 @@ def run() -> None:
     except AutoliverError as error:
         if "--json" in sys.argv:
             with contextlib.suppress(OSError):  # which may be the error itself
-                typer.echo(json.dumps({"error": error.problem, "hint": error.hint}))
+                typer.echo(json.dumps({"error": error.problem, "hint": error.hint, **error.facts}))
         typer.echo(f"Error: {error.problem}", err=True)
         if error.hint:
             typer.echo(f"Hint: {error.hint}", err=True)

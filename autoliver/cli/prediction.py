@@ -1,7 +1,7 @@
 """The commands `predict` and `evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,10 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, start
 from autoliver.inference.options import ModalityChoice
+from autoliver.values import counted
+
+if TYPE_CHECKING:
+    from autoliver.pipeline.folder import Predicted
 
 _METRICS = "Metrics"
 
@@ -50,10 +54,22 @@ Modality = Annotated[
 # Longer than 60 lines, because every option of the command is a parameter with its help.
 def predict(
     source: Annotated[
-        Path, typer.Option("--input", "-i", metavar="IN", help="Folder of images, or one image.")
+        list[Path],
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="IN",
+            help="Folder of images, or one image. The option may be repeated.",
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the label maps.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Folder for the label maps; or a file such as OUT.nii.gz for a single image.",
+        ),
     ],
     model: Models = None,
     folds: Annotated[
@@ -109,11 +125,12 @@ def predict(
     verbose: Verbose = False,
 ) -> None:
     """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
-    from autoliver.pipeline import prediction as stage
+    from autoliver.pipeline.folder import CasesFailed, predict_folder
+    from autoliver.pipeline.prediction import PredictRequest
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = stage.PredictRequest(
+    request = PredictRequest(
         step=step,
         mirror=mirror,
         overwrite=overwrite,
@@ -124,17 +141,21 @@ def predict(
         exact=exact,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
-    written = stage.predict_folder(
-        Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
-    )
-    text = f"{written.model}: {written.new} cases predicted, {written.skipped} skipped as finished."
-    result = {
-        "model": written.model,
-        "predicted": written.new,
-        "skipped": written.skipped,
-        "files": [str(path) for path in written.files],
-    }
-    emit(result, f"{text}\nWritten: {output}", as_json=as_json)
+    try:
+        written = predict_folder(
+            Workspace(workspace), source, output, request, models=tuple(model or ()), folds=folds
+        )
+    except CasesFailed as failed:
+        if failed.predicted is not None and not as_json:
+            typer.echo(_show_predicted(failed.predicted, output))
+        raise
+    emit(written.facts, _show_predicted(written, output), as_json=as_json)
+
+
+def _show_predicted(written: "Predicted", output: Path) -> str:
+    new, skipped = counted(written.new, "case"), written.skipped
+    done = f", {skipped} skipped as finished" if skipped else ""
+    return f"{written.model}: {new} predicted{done}.\nWritten: {output}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.

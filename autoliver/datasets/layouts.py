@@ -4,24 +4,31 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, SEGMENTATION, split_ending
-from autoliver.io.paths import check_printable, link_target
+from autoliver.io.paths import check_printable, link_target, missing_file
 from autoliver.system import entries
 
 # Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 
+# Takes the name of a case and what is wrong with its files.
+OnProblem = Callable[[str, DatasetError], object]
+
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def find_case_images(
-    folder: str | Path, *, channels: int, file_ending: str | None
+    folder: str | Path,
+    *,
+    channels: int,
+    file_ending: str | None,
+    on_problem: OnProblem | None = None,
 ) -> dict[str, tuple[Path, ...]]:
     """Finds the images to predict on.
 
@@ -33,6 +40,8 @@ def find_case_images(
         channels: Number of channels that the model expects.
         file_ending: The ending to take if a case exists in two file types, None for no preference;
             all supported types are read.
+        on_problem: Takes the name and the error of a case of the folder that lacks a channel or has
+            too many, and the case is left out; None: the error is raised.
 
     Returns:
         Case name -> its image files, sorted by name.
@@ -43,6 +52,8 @@ def find_case_images(
     source = Path(folder)
     if source.is_file():
         return _images_of_one_file(source, channels, file_ending)
+    if link_target(source) is not None:
+        raise missing_file(source)
     if not source.is_dir():
         raise DatasetError(f"{source}: there is no such folder or file.", hint="Check the path.")
     files = image_files(source)
@@ -50,7 +61,8 @@ def find_case_images(
         raise DatasetError(
             f"{source}: no images, {_endings_found(source)}.", hint=_where_images_are(source)
         )
-    return group_channels(by_stem(files, prefer=file_ending), channels=channels)
+    stems = by_stem(files, prefer=file_ending)
+    return group_channels(stems, channels=channels, on_problem=on_problem)
 
 
 def paired_files(images: Path, labels: Path, *, ending: str | None, channels: int) -> Files:
@@ -245,7 +257,11 @@ def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
 
 
 def group_channels(
-    files: Mapping[str, Path], *, channels: int, labels: Collection[str] = ()
+    files: Mapping[str, Path],
+    *,
+    channels: int,
+    labels: Collection[str] = (),
+    on_problem: OnProblem | None = None,
 ) -> dict[str, tuple[Path, ...]]:
     """Groups image files into cases.
 
@@ -254,6 +270,7 @@ def group_channels(
         channels: Number of channels of a case.
         labels: Stems of label files. An image with one of these stems is a case of its own, even if
             the stem ends with four digits.
+        on_problem: As for `find_case_images`.
 
     Returns:
         Case name -> its image files, sorted by name.
@@ -274,15 +291,29 @@ def group_channels(
         if all(index >= channels for index in found) and name not in labels:
             whole |= {split_ending(path.name)[0]: path for path in found.values()}
             del split[name]
-    cases = {name: _all_channels(name, found, channels) for name, found in split.items()}
-    for name, path in whole.items():
-        if name in cases:
-            raise DatasetError(
-                f"{name}: both {path.name} and {cases[name][0].name} exist.",
-                hint="Move one of them out of the folder.",
-            )
-        cases[name] = _one_file(name, path, channels)
-    return dict(sorted(cases.items()))
+    cases: dict[str, tuple[Path, ...]] = {}
+    for name in sorted({*split, *whole}):
+        try:
+            cases[name] = _files_of(name, whole.get(name), split.get(name, {}), channels)
+        except DatasetError as error:
+            if on_problem is None:
+                raise
+            on_problem(name, error)
+    return cases
+
+
+def _files_of(
+    name: str, path: Path | None, found: Mapping[int, Path], channels: int
+) -> tuple[Path, ...]:
+    """Returns the files of a case: one with all channels, or one for each of them."""
+    if path is None:
+        return _all_channels(name, found, channels)
+    if found:
+        raise DatasetError(
+            f"{name}: both {path.name} and {next(iter(found.values())).name} exist.",
+            hint="Move one of them out of the folder.",
+        )
+    return _one_file(name, path, channels)
 
 
 def commonest_ending(files: Iterable[Path]) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
-from autoliver.errors import AutoliverError, DatasetError
+from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import (
@@ -26,7 +26,7 @@ from autoliver.inference.options import PredictOptions
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
-from autoliver.io.header import label_name
+from autoliver.io.header import label_name, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.ranges import SeenImages, channel_range
 from autoliver.preprocessing.case import backward_logits
@@ -51,18 +51,18 @@ class PredictJob:
     @property
     def finished(self) -> bool:
         """Whether the label map exists; files are written whole or not at all."""
-        return self.output.exists()
+        return self.output.is_file()
 
     @property
     def probabilities(self) -> Path:
         """The file that the probabilities are written to, if they are requested."""
-        return self.output.with_name(f"{self.name}.npz")
+        return self.output.with_name(f"{split_ending(self.output.name)[0]}.npz")
 
     @property
     def uncertainty(self) -> Path:
         """The file that the map of uncertainty is written to, if it is requested."""
-        ending = self.output.name.removeprefix(self.name)
-        return self.output.with_name(f"{self.name}_uncertainty{ending}")
+        stem, ending = split_ending(self.output.name)
+        return self.output.with_name(f"{stem}_uncertainty{ending}")
 
     def complete(self, *, probabilities: bool, uncertainty: bool) -> bool:
         """Whether the label map and the requested further files exist."""
@@ -71,6 +71,34 @@ class PredictJob:
             and (not probabilities or self.probabilities.exists())
             and (not uncertainty or self.uncertainty.exists())
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told of the progress of a prediction.
+
+    Attributes:
+        on_windows: Called with the name of a case and its number of windows; returns a function
+            that is called after each window.
+        on_case: Called after each case has been written.
+        on_failure: Takes the error of a case that cannot be read or does not fit the model, and the
+            others are predicted; None: the error is raised. What fails for every case, such as a
+            full disk, is raised in any case.
+    """
+
+    on_windows: OnWindows | None = None
+    on_case: Callable[[PredictJob], object] = lambda _: None
+    on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
+
+    @contextlib.contextmanager
+    def taking(self, job: PredictJob) -> Iterator[None]:
+        """Hands the error of a case over; errors that concern all cases are raised."""
+        try:
+            yield
+        except DatasetError as error:
+            if self.on_failure is None:
+                raise
+            self.on_failure(job, error)
 
 
 def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[PredictJob]:
@@ -106,26 +134,25 @@ def predict_jobs(
     jobs: Iterable[PredictJob],
     options: PredictOptions,
     *,
-    on_windows: OnWindows | None = None,
+    listener: "Listener | None" = None,
     export: Export | None = None,
-    on_case: Callable[[], object] = lambda: None,
 ) -> None:
     """Predicts cases one after the other; each file is written whole or not at all.
 
-    The first case that fails ends the prediction. Cases predicted before it are still written.
+    The first case that fails ends the prediction, unless failures are taken. Cases predicted before
+    it are still written.
 
     Args:
         model: The model to predict with.
         jobs: The cases to predict.
         options: How to predict.
-        on_windows: Called with the name of a case and its number of windows; returns a function
-            that is called after each window.
+        listener: What is told of the progress; None for nothing.
         export: Called with the members' outputs for each case, instead of writing the label map.
-        on_case: Called after each case has been written.
 
     Raises:
         AutoliverError: A case cannot be read, does not fit the model or cannot be written.
     """
+    listener = listener or Listener()
 
     def finish(job: PredictJob, found: Sequence[Output]) -> None:
         if export is None:
@@ -133,14 +160,15 @@ def predict_jobs(
         else:
             with _naming(job.name):
                 export(job, found)
-        on_case()
+        listener.on_case(job)
 
     if options.overlap:
-        _predict_overlapped(model, jobs, options, on_windows, finish)
+        _predict_overlapped(model, jobs, options, listener, finish)
         return
     for job in jobs:
-        case = _prepare(model, job, options)
-        finish(job, _outputs(model, case, options, on_windows))
+        with listener.taking(job):
+            case = _prepare(model, job, options)
+            finish(job, _outputs(model, case, options, listener.on_windows))
 
 
 def predict_volume(
@@ -183,7 +211,7 @@ def _predict_overlapped(
     model: Model,
     jobs: Iterable[PredictJob],
     options: PredictOptions,
-    on_windows: OnWindows | None,
+    listener: "Listener",
     finish: Export,
 ) -> None:
     todo = iter(jobs)
@@ -194,26 +222,44 @@ def _predict_overlapped(
             job = next(todo, None)
             return None if job is None else (job, reader.submit(_prepare, model, job, options))
 
-        written: Future[None] | None = None
+        written: tuple[PredictJob, Future[None]] | None = None
         following = read_next()
         while following is not None:
-            job, case = following[0], following[1].result()
+            job, reading = following
+            case = None
+            with listener.taking(job):
+                case = reading.result()
+            del reading
             following = read_next()
-            found = _outputs(model, case, options, on_windows)
-            before = written
-            if before is not None:
-                wait([before])
-            written = writer.submit(finish, job, found)
-            del case, found  # else they would stay in memory together with those of the next case
-            if before is not None:
-                before.result()
+            if case is None:
+                continue
+            with listener.taking(job):
+                found = _outputs(model, case, options, listener.on_windows)
+                before, written = written, None
+                if before is not None:
+                    wait([before[1]])
+                written = job, writer.submit(finish, job, found)
+                del found  # else it would stay in memory together with that of the next case
+                if before is not None:
+                    with listener.taking(before[0]):
+                        before[1].result()
+            del case
         if written is not None:
-            written.result()
+            with listener.taking(written[0]):
+                written[1].result()
 
 
 def _prepare(model: Model, job: PredictJob, options: PredictOptions) -> PreparedCase:
     with _naming(job.name):
-        return _prepared(model, read_image(job.images), options, job.name)
+        return _prepared(model, _read(job), options, job.name)
+
+
+def _read(job: PredictJob) -> Volume:
+    try:
+        return read_image(job.images)
+    except MachineError as error:
+        # The other cases may lie elsewhere, or be readable.
+        raise DatasetError(error.problem, hint=error.hint) from error
 
 
 def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -> PreparedCase:

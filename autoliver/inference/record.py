@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact, Record, file_sha256
 from autoliver.commands import remove
 from autoliver.errors import OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
+from autoliver.io.detached import data_files
 from autoliver.models.files import ModelFiles, Place, load_infos
 from autoliver.models.selection import CleaningRule
 
@@ -41,6 +42,22 @@ class UsedNetwork(Record, frozen=True, kw_only=True):
     fold: str
     weights_sha256: str
     ways: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+
+
+class InputFile(Record, frozen=True, kw_only=True):
+    """An image that a label map was made from.
+
+    Attributes:
+        name: Its file name.
+        size: Size in bytes.
+        mtime_ns: Time of its last modification, in nanoseconds.
+        hash: Hash of the content, in hex digits; empty if it changed while it was predicted.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    hash: str = ""
 
 
 class DecidingOptions(Record, frozen=True, kw_only=True):
@@ -73,6 +90,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         options: The options that decide the result.
         label_maps: File names of the label maps that were predicted or are about to be. A case is
             finished once its file exists.
+        inputs: Maps label maps that are finished to the images that they were made from; those of
+            earlier versions are missing.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -82,6 +101,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     cleaning: tuple[CleaningRule, ...]
     options: DecidingOptions
     label_maps: tuple[str, ...] = ()
+    inputs: dict[str, tuple[InputFile, ...]] = msgspec.field(default_factory=dict)
 
     @property
     def folds(self) -> str:
@@ -164,14 +184,64 @@ def describe(
     )
 
 
-def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
+def read_record(path: Path) -> Prediction | None:
+    """Reads the record of earlier predictions; None if there is none.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    if not path.exists():
+        return None
+    return Prediction.load(path, mend=f"{remove(path)}, then the same command with --overwrite")
+
+
+def input_files(images: Sequence[Path]) -> tuple[InputFile, ...]:
+    """Returns the state of images without their hashes, to be taken before they are read."""
+    states = [(path, path.stat()) for path in _whole(images)]
+    return tuple(
+        InputFile(name=path.name, size=state.st_size, mtime_ns=state.st_mtime_ns)
+        for path, state in states
+    )
+
+
+def _whole(images: Sequence[Path]) -> list[Path]:
+    """Returns images that are there, with the files of their voxels."""
+    return [file for image in images if image.is_file() for file in data_files(image)]
+
+
+def with_hashes(files: Sequence[InputFile], images: Sequence[Path]) -> tuple[InputFile, ...]:
+    """Adds the hashes of images that are still as they were before they were read."""
+    same = tuple(files) == input_files(images)
+    return tuple(
+        file.replace(hash=file_sha256(path) if same else "")
+        for file, path in zip(files, _whole(images), strict=False)
+    )
+
+
+def is_changed(then: Sequence[InputFile], images: Sequence[Path]) -> bool:
+    """Whether images differ from those that a label map was made from.
+
+    Of images of the same size and time, the content is not read again.
+    """
+    now = input_files(images)
+    if [file.name for file in then] != [file.name for file in now]:
+        return True
+    return any(
+        not before.hash
+        or before.size != after.size
+        or (before.mtime_ns != after.mtime_ns and file_sha256(path) != before.hash)
+        for before, after, path in zip(then, now, _whole(images), strict=True)
+    )
+
+
+def begin_record(path: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
     """Returns the record of a folder as it will be once further cases are predicted.
 
     A folder without a record was written by an earlier version. Its cases stay, and the record then
     names only the new cases.
 
     Args:
-        output: The folder.
+        path: The record's file, beside the label maps.
         now: The record of the prediction that is about to begin.
         label_maps: File names of the label maps to predict; those that exist are replaced.
 
@@ -179,10 +249,9 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
         ArtifactError: The folder's record is damaged.
         OptionError: Finished cases that stay were predicted with another model or other options.
     """
-    path = output / RECORD_FILE
-    if not path.exists():
+    then, output = read_record(path), path.parent
+    if then is None:
         return now.replace(label_maps=tuple(label_maps))
-    then = Prediction.load(path, mend=f"{remove(path)}, then the same command with --overwrite")
     stay = [n for n in then.label_maps if n not in label_maps and (output / n).exists()]
     if not stay:
         return now.replace(label_maps=tuple(label_maps))
@@ -197,21 +266,20 @@ def begin_record(output: Path, now: Prediction, label_maps: Sequence[str]) -> Pr
     return then.replace(label_maps=_union(then.label_maps, label_maps))
 
 
-def clear_outdated(output: Path, record: Prediction) -> None:
+def clear_outdated(path: Path, record: Prediction) -> None:
     """Removes label maps that the record names but that were not predicted as it says.
 
     They are about to be replaced. If they were still there after an interruption, they would count
     as finished.
     """
-    path = output / RECORD_FILE
-    then = Prediction.load(path) if path.exists() else None
+    then = read_record(path)
     alike = then is not None and not then.differences(record)
     for name in record.label_maps:
         if then is None or not alike or name not in then.label_maps:
-            (output / name).unlink(missing_ok=True)
+            path.with_name(name).unlink(missing_ok=True)
 
 
-def save_record(output: Path, record: Prediction) -> None:
+def save_record(path: Path, record: Prediction) -> None:
     """Writes the record, merged with one that another process may have written meanwhile.
 
     Raises:
@@ -219,11 +287,13 @@ def save_record(output: Path, record: Prediction) -> None:
         AutoliverError: The file cannot be written: the disk is full or read-only, or permission is
             missing.
     """
-    path = output / RECORD_FILE
-    if path.exists():
-        there = Prediction.load(path)
+    there = read_record(path)
+    if there is not None:
         if not there.differences(record):
-            record = record.replace(label_maps=_union(there.label_maps, record.label_maps))
+            record = record.replace(
+                label_maps=_union(there.label_maps, record.label_maps),
+                inputs={**there.inputs, **record.inputs},
+            )
         if there == record:
             return
     record.save(path)

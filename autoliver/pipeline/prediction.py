@@ -1,29 +1,25 @@
 """Prediction of a folder of cases with a trained model."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.artifacts import brief
 from autoliver.commands import command
-from autoliver.datasets.cases import find_case_images
-from autoliver.datasets.folds import folds_text
-from autoliver.errors import ModelError, OptionError
+from autoliver.errors import ModelError
 from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import overlap_fits, overlap_need, refuse_over_budget, single_need
 from autoliver.parallel import Need, window_bars
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
-from autoliver.values import check_text, check_texts, check_types
+from autoliver.values import check_text, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.inference.model import Model
-    from autoliver.inference.predict import Export, PredictJob
-    from autoliver.inference.record import Prediction
+    from autoliver.inference.predict import Export, Listener, PredictJob
     from autoliver.models.files import MemberFiles, ModelFiles
 
 _LOW: ConfigurationName = "3d_lowres"
@@ -108,10 +104,10 @@ def predict(
     from autoliver.networks.device import choose_device
 
     jobs = make_jobs(cases, output)
-    todo = _todo(jobs, request)
+    todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))
-        _check_memory(model, todo, request)
+        check_memory(model, todo, request)
         predict_as_asked(model, todo, request)
     return {job.name: job.output for job in jobs}
 
@@ -122,7 +118,7 @@ def predict_as_asked(
     request: PredictRequest,
     *,
     export: "Export | None" = None,
-    on_case: Callable[[], object] = lambda: None,
+    listener: "Listener | None" = None,
 ) -> None:
     """Predicts cases with a progress bar, and reads ahead if memory allows.
 
@@ -131,26 +127,23 @@ def predict_as_asked(
         jobs: The cases to predict.
         request: How to predict.
         export: As in `predict_jobs`.
-        on_case: As in `predict_jobs`.
+        listener: As in `predict_jobs`; the windows are shown in the bar.
     """
-    from autoliver.inference.predict import predict_jobs
+    from autoliver.inference.predict import Listener, predict_jobs
 
     needs = [model_need(job.name, job.images, model) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
     with window_bars(len(jobs)) as on_windows:
-        predict_jobs(model, jobs, options, on_windows=on_windows, export=export, on_case=on_case)
+        heard = dataclasses.replace(listener or Listener(), on_windows=on_windows)
+        predict_jobs(model, jobs, options, listener=heard, export=export)
 
 
-def _todo(jobs: "Sequence[PredictJob]", request: PredictRequest) -> "list[PredictJob]":
-    """Returns the cases for which a requested file is missing; all of them with `overwrite`."""
-
-    def complete(job: "PredictJob") -> bool:
-        return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
-
-    return [job for job in jobs if request.overwrite or not complete(job)]
+def is_complete(job: "PredictJob", request: PredictRequest) -> bool:
+    """Whether all requested files of a case exist."""
+    return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
 
 
-def _check_memory(model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest) -> None:
+def check_memory(model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest) -> None:
     """Refuses a case that is far too large for the memory, before anything is read or written."""
     parts = model.parts
     needs = [
@@ -168,109 +161,6 @@ def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
     every = (*model.members, *filter(None, [model.finder]))
     each = [overlap_need(name, images, m.plan, m.configuration) for m in every]
     return Need(name=name, gb=sum(need.gb for need in each))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """The result of `predict_folder`.
-
-    Attributes:
-        model: Name of the model that predicted.
-        files: Label maps of all cases.
-        new: Number of cases that were predicted now.
-        skipped: Number of cases that were already finished.
-    """
-
-    model: str
-    files: tuple[Path, ...]
-    new: int
-    skipped: int
-
-    __repr__ = brief
-
-
-def predict_folder(
-    workspace: Workspace,
-    source: Path,
-    output: Path,
-    request: PredictRequest,
-    *,
-    models: Iterable[str] = (),
-    folds: str | None = None,
-) -> Predicted:
-    """Predicts all cases of a folder (or one file) with a model of the workspace.
-
-    The model and the options are recorded beside the label maps (`inference/record.py`).
-
-    Args:
-        workspace: The workspace in which models are looked up.
-        source: Folder of cases, or one file.
-        output: Folder for the label maps.
-        request: How to predict.
-        models: Names of models, whose probabilities are averaged; empty for the only model of the
-            workspace.
-        folds: "0,2" or "all"; None for all finished or selected folds.
-
-    Raises:
-        ModelError: There is no such model, several could be meant, or it is damaged; or there is no
-            model that finds the region to predict in.
-        DatasetError: A case lacks a channel or does not fit the model.
-        OptionError: Finished cases in the folder were predicted with another model or other
-            options.
-    """
-    from autoliver.inference.predict import make_jobs
-    from autoliver.inference.record import begin_record, describe
-    from autoliver.models.files import MODEL_FILE, FoldModel, together
-
-    names = check_texts("--model", models)
-    chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
-    if request.roi is not None:
-        chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
-    if source.is_dir() and output.resolve() == source.resolve():
-        raise OptionError(
-            f"-o {output}: this is the folder of the images (-i), where the label maps would be "
-            "taken for images the next time.",
-            hint="Choose another folder with -o, e.g. one inside it.",
-        )
-    plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
-    cases = find_case_images(source, channels=len(plan.channel_names), file_ending=None)
-    jobs = make_jobs(cases, output)
-    todo = _todo(jobs, request)
-    now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
-    record = begin_record(output, now, [job.output.name for job in todo])
-    if todo:
-        _predict_recorded(chosen, todo, request, record)
-    return Predicted(
-        model=chosen.name,
-        files=tuple(job.output for job in jobs),
-        new=len(todo),
-        skipped=len(jobs) - len(todo),
-    )
-
-
-def _predict_recorded(
-    files: "ModelFiles", todo: "Sequence[PredictJob]", request: PredictRequest, record: "Prediction"
-) -> None:
-    """Predicts cases of one folder and records the ways of computing that were used."""
-    from autoliver.inference.model import load_model
-    from autoliver.inference.record import clear_outdated, save_record
-    from autoliver.networks.device import choose_device
-
-    output = todo[0].output.parent
-    model = load_model(files, device=choose_device(request.machine.device))
-    _check_memory(model, todo, request)
-    clear_outdated(output, record)
-    save_record(output, record)
-    known = record
-
-    def note() -> None:
-        nonlocal known
-        now = known.with_ways(model, exact=request.exact)
-        if now != known:
-            save_record(output, now)
-            known = now
-
-    predict_as_asked(model, todo, request, on_case=note)
 
 
 def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberFiles":

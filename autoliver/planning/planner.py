@@ -96,7 +96,7 @@ def _deep_enough(
     Raises:
         DatasetError: They are in all of them.
     """
-    flat = {key for key, one in found.items() if len(one.network.features) < 2}
+    flat = {key for key, one in found.items() if max(one.patch_shape) < _LEAST_POOLED}
     if len(flat) == len(found):
         sizes = " x ".join(f"{n:g}" for n in next(reversed(found.values())).median_shape)
         raise DatasetError(

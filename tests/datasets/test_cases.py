@@ -411,6 +411,7 @@ def test_predicting_several_channels(tmp_path: Path) -> None:
     save(tmp_path / "a.nii.gz", np.zeros((2, 3, 4, 5), np.float32))
     found = find_case_images(tmp_path, channels=2, file_ending=None)
     assert names(found) == {"a": ["a.nii.gz"], "b": ["b_0000.nrrd", "b_0001.nii.gz"]}
+    (tmp_path / "a.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"b: channel 2 of 3 is missing.*b_0002"):
         find_case_images(tmp_path, channels=3, file_ending=None)
 

@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -361,8 +362,9 @@ def test_a_model_is_prepared_if_all_its_folds_are_in_a_file_as_well(
 def test_models_of_before_are_not_prepared(save):
     folder = save("fold_0", augment="cross-modality")
     info = folder / MODEL_FILE
-    lines = [line for line in info.read_text().splitlines() if '"augment"' not in line]
-    info.write_text("\n".join(lines).replace('"extended": 0,', '"extended": 0'))
+    fields = json.loads(info.read_text())
+    del fields["augment"]
+    info.write_text(json.dumps(fields))
     files = ModelFiles(name="Toy", members=(MemberFiles(folds=(folder,)),))
     assert not load_model(files, device=CPU).members[0].cross_modal
 

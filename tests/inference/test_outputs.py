@@ -12,7 +12,7 @@ from autoliver.errors import DatasetError
 from autoliver.inference.ensemble import mean_probabilities, uncertainty
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
-from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
+from autoliver.inference.predict import Listener, make_jobs, predict_jobs, predict_volume
 from autoliver.io.files import read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.plan import Plan
@@ -149,7 +149,7 @@ def test_files_are_predicted_near_the_foreground_alone(
 
     (job,) = make_jobs({"case_1": [path]}, tmp_path / "out")
     model = make_model(fine, finder=make_member(plan, spacing_mm=6.0))
-    predict_jobs(model, [job], OPTIONS, on_windows=on_windows)
+    predict_jobs(model, [job], OPTIONS, listener=Listener(on_windows=on_windows))
     assert seen == [model.finder.networks[0].windows, fine.networks[0].windows]
     label = read_label(job.output).array[0]
     assert np.array_equal(label, predict_volume(make_model(fine), image, OPTIONS, name="a"))

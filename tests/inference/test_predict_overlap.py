@@ -13,6 +13,7 @@ from autoliver.errors import AutoliverError, DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.inference.outputs import PredictOptions
 from autoliver.inference.predict import (
+    Listener,
     PredictJob,
     make_jobs,
     predict_jobs,
@@ -112,7 +113,7 @@ def predict(
         return lambda: None
 
     options = PredictOptions(mirror=False, overlap=overlap)
-    predict_jobs(make_model(network), jobs, options, on_windows=on_windows)
+    predict_jobs(make_model(network), jobs, options, listener=Listener(on_windows=on_windows))
 
 
 def written(jobs: list[PredictJob]) -> list[str]:

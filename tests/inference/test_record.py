@@ -11,7 +11,7 @@ import torch
 from small_models import SaveFold
 from torch import Tensor, nn
 
-from autoliver.errors import ArtifactError, DatasetError, OptionError
+from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference import fastest
 from autoliver.inference.fastest import Fastest
 from autoliver.inference.options import PredictOptions
@@ -23,7 +23,8 @@ from autoliver.io.volume import Geometry, Volume
 from autoliver.machine import Machine
 from autoliver.models.files import FoldModel
 from autoliver.models.selection import Chosen, CleaningRule, Selection
-from autoliver.pipeline.prediction import Predicted, PredictRequest, predict_folder
+from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
+from autoliver.pipeline.prediction import PredictRequest
 from autoliver.workspace import Workspace
 
 GEOMETRY = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
@@ -335,7 +336,7 @@ def test_the_record_is_there_when_a_case_fails(images: Path, run: Path, tmp_path
     array[0, 3, 3, 3] = np.nan
     image = Volume(array=array, geometry=broken.geometry)
     write_image(images / "case_1.nii.gz", image.array, image.geometry)
-    with pytest.raises(DatasetError, match="case_1"):
+    with pytest.raises(CasesFailed, match="case_1: the image holds NaN"):
         predict(images, tmp_path / "out", run)
     assert (tmp_path / "out/case_0.nii.gz").exists()
     with pytest.raises(OptionError, match=r"case_0\.nii\.gz would stay"):
@@ -355,13 +356,13 @@ def test_overwriting_that_is_interrupted_leaves_nothing_old(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("autoliver.pipeline.prediction.predict_as_asked", stop)
+        patch.setattr("autoliver.pipeline.folder.predict_as_asked", stop)
         with pytest.raises(KeyboardInterrupt):
             predict(images, out, run, replace(other, overwrite=True))
     assert predict(images, out, run, other).new == 2
     # With nothing changed, what is there stays until its replacement is whole.
     with monkeypatch.context() as patch:
-        patch.setattr("autoliver.pipeline.prediction.predict_as_asked", stop)
+        patch.setattr("autoliver.pipeline.folder.predict_as_asked", stop)
         with pytest.raises(KeyboardInterrupt):
             predict(images, out, run, replace(other, overwrite=True))
     assert predict(images, out, run, other).skipped == 2

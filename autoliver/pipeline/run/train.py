@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -250,31 +251,34 @@ def _run_job(
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
         _notify(notify, planned.plan, options, cases)
-    machine = request.machine
-    store = preprocess(planned, [request.configuration], machine=machine)[request.configuration]
-    previous = None
-    if stage is not None:
-        previous = prepare_first_stage(
-            planned,
-            stage,
-            store=store,
-            folder=run.path / "previous",
-            patch_shape=configuration.patch_shape,
-            machine=machine,
-        )
-    return RunJob(
+    stores = preprocess(planned, [request.configuration], machine=request.machine)
+    job = RunJob(
         planned=planned,
         name=request.configuration,
         configuration=configuration,
-        store=store,
+        store=stores[request.configuration],
         run=run,
-        previous=previous,
-        previous_run=None if stage is None else stage.run.path.name,
+        previous=None,
+        previous_run=None,
         pretrained=source is not None,
         options=options,
         splits=splits,
         machine=request.machine,
     )
+    return job if stage is None else _cascade(job, stage)
+
+
+def _cascade(job: RunJob, stage: FirstStage) -> RunJob:
+    """Prepares what the first stage of a cascade found, and returns the job that uses it."""
+    previous = prepare_first_stage(
+        job.planned,
+        stage,
+        store=job.store,
+        folder=job.run.path / "previous",
+        patch_shape=job.configuration.patch_shape,
+        machine=job.machine,
+    )
+    return replace(job, previous=previous, previous_run=stage.run.path.name)
 
 
 def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold, Split]:

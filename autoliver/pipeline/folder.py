@@ -1,0 +1,310 @@
+"""Prediction of folders of cases: what is finished stays, what fails is named at the end."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.artifacts import brief
+from autoliver.datasets.cases import find_case_images
+from autoliver.datasets.folds import folds_text
+from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.io.header import label_ending, split_ending
+from autoliver.pipeline.prediction import (
+    PredictRequest,
+    check_memory,
+    find_finder,
+    is_complete,
+    predict_as_asked,
+)
+from autoliver.system import in_words
+from autoliver.values import check_texts, counted
+from autoliver.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoliver.inference.model import Model
+    from autoliver.inference.predict import PredictJob
+    from autoliver.inference.record import InputFile, Prediction
+    from autoliver.models.files import ModelFiles
+
+_log = logging.getLogger(__name__)
+_SHOWN = 10  # failed cases named in one message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A case that was not predicted.
+
+    Attributes:
+        case: Its name.
+        problem: Why.
+        hint: What to do about it.
+    """
+
+    case: str
+    problem: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """The result of `predict_folder`.
+
+    Attributes:
+        model: Name of the model that predicted.
+        files: Label maps of all cases that are finished.
+        new: Number of cases that were predicted now.
+        skipped: Number of cases that were already finished.
+        failures: The cases that were not predicted.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    new: int
+    skipped: int
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The result as plain values, for --json."""
+        return {
+            "model": self.model,
+            "predicted": self.new,
+            "skipped": self.skipped,
+            "files": [str(path) for path in self.files],
+            "failed": [dataclasses.asdict(failure) for failure in self.failures],
+        }
+
+    __repr__ = brief
+
+
+class CasesFailed(AutoliverError):
+    """Some of several cases were not predicted.
+
+    Attributes:
+        predicted: The result, with the cases that were predicted.
+    """
+
+    def __init__(self, problem: str, *, hint: str = "", predicted: Predicted | None = None) -> None:
+        super().__init__(problem, hint=hint)
+        self.predicted = predicted
+        self.facts = {} if predicted is None else predicted.facts
+
+    @classmethod
+    def of(cls, predicted: Predicted) -> "CasesFailed":
+        """Returns the error that names the cases, with their reasons and all hints once."""
+        failures = predicted.failures
+        total = len(failures) + len(predicted.files)
+        lines = [failure.problem for failure in failures[:_SHOWN]]
+        if len(failures) > _SHOWN:
+            lines.append(f"... and {len(failures) - _SHOWN} more")
+        hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
+        return cls(
+            "\n".join([f"{len(failures)} of {counted(total, 'case')} failed:", *lines]),
+            hint=" ".join([*hints, "The same command again predicts what is missing."]),
+            predicted=predicted,
+        )
+
+
+def predict_folder(
+    workspace: Workspace,
+    source: Path | Sequence[Path],
+    output: Path,
+    request: PredictRequest,
+    *,
+    models: Iterable[str] = (),
+    folds: str | None = None,
+) -> Predicted:
+    """Predicts all cases of folders or files with a model of the workspace.
+
+    The model, the options and the images are recorded beside the label maps
+    (`inference/record.py`). A finished case whose image has changed is predicted again.
+
+    Args:
+        workspace: The workspace in which models are looked up.
+        source: Folder of cases, or one file; or several of them.
+        output: Folder for the label maps; or a file, for the label map of a single case.
+        request: How to predict.
+        models: Names of models, whose probabilities are averaged; empty for the only model of the
+            workspace.
+        folds: "0,2" or "all"; None for all finished or selected folds.
+
+    Raises:
+        ModelError: There is no such model, several could be meant, or it is damaged; or there is no
+            model that finds the region to predict in.
+        CasesFailed: Some cases lack a channel, cannot be read or do not fit the model; all others
+            were predicted. A single case raises its own error.
+        OptionError: Finished cases in the folder were predicted with another model or other
+            options, or the output cannot take the label maps.
+        MachineError: The output cannot be written.
+    """
+    from autoliver.inference.record import begin_record, describe
+    from autoliver.models.files import MODEL_FILE, FoldModel, together
+
+    names = check_texts("--model", models)
+    sources = (source,) if isinstance(source, Path) else tuple(source)
+    failures: list[Failure] = []
+    chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
+    if request.roi is not None:
+        chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
+    plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
+    cases = _cases(sources, len(plan.channel_names), failures)
+    jobs, path = _jobs(sources, cases, output)
+    todo = _todo(jobs, path, request)
+    now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
+    record = begin_record(path, now, [job.output.name for job in todo])
+    if todo:
+        _check_writable(path.parent)
+        _Recording(path, record, request, failures).predict(chosen, todo)
+    failed = {failure.case for failure in failures}
+    done = Predicted(
+        model=chosen.name,
+        files=tuple(job.output for job in jobs if job.name not in failed),
+        new=len([job for job in todo if job.name not in failed]),
+        skipped=len(jobs) - len(todo),
+        failures=tuple(failures),
+    )
+    if failures and len(failures) + len(done.files) == 1:
+        raise DatasetError(failures[0].problem, hint=failures[0].hint)
+    if failures:
+        raise CasesFailed.of(done)
+    return done
+
+
+def _cases(
+    sources: Sequence[Path], channels: int, failures: list[Failure]
+) -> dict[str, tuple[Path, ...]]:
+    """Finds the images of all sources; cases that lack a channel are failures."""
+
+    def note(name: str, error: DatasetError) -> None:
+        failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
+
+    found: dict[str, tuple[Path, ...]] = {}
+    for source in sources:
+        cases = find_case_images(source, channels=channels, file_ending=None, on_problem=note)
+        for name, images in cases.items():
+            if name in found:
+                raise OptionError(
+                    f"-i: the case {name} is in {found[name][0].parent} and in {images[0].parent}.",
+                    hint="Predict them into two folders, or rename one of them.",
+                )
+            found[name] = images
+    return found
+
+
+def _jobs(
+    sources: Sequence[Path], cases: dict[str, tuple[Path, ...]], output: Path
+) -> "tuple[list[PredictJob], Path]":
+    """Returns the cases with the files to write, and the file of the record.
+
+    Raises:
+        OptionError: The output cannot take the label maps.
+    """
+    from autoliver.inference.predict import make_jobs
+    from autoliver.inference.record import RECORD_FILE
+
+    stem, ending = split_ending(output.name)
+    for source in sources:
+        if source.is_dir() and output.resolve() == source.resolve():
+            raise OptionError(
+                f"-o {output}: this is the folder of the images (-i), where the label maps would "
+                "be taken for images the next time.",
+                hint="Choose another folder with -o, e.g. one inside it.",
+            )
+    if not ending or output.is_dir():
+        return make_jobs(cases, output), output / RECORD_FILE
+    if len(cases) != 1 or any(source.is_dir() for source in sources):
+        raise OptionError(
+            f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
+            hint="Name a folder with -o.",
+        )
+    if label_ending(ending) != ending.lower():
+        raise OptionError(
+            f"-o {output}: {ending} cannot hold label maps.",
+            hint=f"Choose {stem}{label_ending(ending)}.",
+        )
+    job = make_jobs(cases, output.parent)[0]
+    if output.exists() and any(output.samefile(image) for image in job.images):
+        raise OptionError(
+            f"-o {output}: this is the image itself.", hint="Choose another file with -o."
+        )
+    return [dataclasses.replace(job, output=output)], output.with_name(f"{stem}_{RECORD_FILE}")
+
+
+def _todo(jobs: "Sequence[PredictJob]", path: Path, request: PredictRequest) -> "list[PredictJob]":
+    """Returns the cases for which a requested file is missing or the image has changed."""
+    from autoliver.inference.record import is_changed, read_record
+
+    known = read_record(path)
+    inputs = {} if known is None else known.inputs
+    todo = []
+    for job in jobs:
+        complete = is_complete(job, request)
+        made_from = inputs.get(job.output.name)
+        if complete and made_from is not None and is_changed(made_from, job.images):
+            _log.warning(
+                "%s: its image has changed since it was predicted; it is predicted again.", job.name
+            )
+            complete = False
+        if request.overwrite or not complete:
+            todo.append(job)
+    return todo
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses an output that cannot be written, before the model is loaded."""
+    with in_words(folder, verb="written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@dataclass
+class _Recording:
+    """A prediction that keeps the record of its folder.
+
+    Attributes:
+        path: The record's file.
+        record: The record so far.
+        request: How to predict.
+        failures: Takes the cases that fail.
+    """
+
+    path: Path
+    record: "Prediction"
+    request: PredictRequest
+    failures: list[Failure]
+
+    def predict(self, files: "ModelFiles", todo: "Sequence[PredictJob]") -> None:
+        """Predicts cases and records the images and the ways of computing that were used."""
+        from autoliver.inference.model import load_model
+        from autoliver.inference.predict import Listener
+        from autoliver.inference.record import clear_outdated, input_files, save_record
+        from autoliver.networks.device import choose_device
+
+        model = load_model(files, device=choose_device(self.request.machine.device))
+        check_memory(model, todo, self.request)
+        clear_outdated(self.path, self.record)
+        save_record(self.path, self.record)
+        before = {job.name: input_files(job.images) for job in todo}
+
+        def note(job: "PredictJob") -> None:
+            self._note(model, job, before[job.name])
+
+        listener = Listener(on_case=note, on_failure=self._fail)
+        predict_as_asked(model, todo, self.request, listener=listener)
+
+    def _note(self, model: "Model", job: "PredictJob", before: "tuple[InputFile, ...]") -> None:
+        """Records a case that is finished."""
+        from autoliver.inference.record import save_record, with_hashes
+
+        made_from = with_hashes(before, job.images)
+        record = self.record.with_ways(model, exact=self.request.exact)
+        self.record = record.replace(inputs={**record.inputs, job.output.name: made_from})
+        save_record(self.path, self.record)
+
+    def _fail(self, job: "PredictJob", error: AutoliverError) -> None:
+        _log.warning("Failed: %s", error.problem)
+        self.failures.append(Failure(case=job.name, problem=error.problem, hint=error.hint))

@@ -1,0 +1,244 @@
+"""Folders of cases: one that fails does not stop the others, and what is finished is known."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import SaveFold
+
+from autoliver.errors import AutoliverError, DatasetError, MachineError, OptionError
+from autoliver.inference.record import Prediction
+from autoliver.io.files import write_image
+from autoliver.io.volume import Geometry
+from autoliver.machine import Machine
+from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
+from autoliver.pipeline.prediction import PredictRequest
+from autoliver.workspace import Workspace
+
+GRID = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
+ASKED = PredictRequest(mirror=False, exact=True, machine=Machine(device="cpu"))
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 500, (1, *GRID.shape_zyx)).astype("float32")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three MR images."""
+    for number in range(3):
+        write_image(tmp_path / f"in/case_{number}.nii.gz", image(number), GRID)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def run(save: SaveFold) -> Path:
+    return save("fold_0").parent
+
+
+def predict(
+    images: Path | list[Path], output: Path, run: Path, request: PredictRequest = ASKED
+) -> Predicted:
+    place = Workspace(output.parent / "w")
+    return predict_folder(place, images, output, request, models=(str(run),))
+
+
+def put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def lead(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+SPOIL: dict[str, Callable[[Path], None]] = {
+    "damaged": lambda path: put(path, path.read_bytes()[:200]),
+    "empty": lambda path: put(path, b""),
+    "no image": lambda path: put(path, b"not an image"),
+    "nan": lambda path: write_image(path, image(1) * np.nan, GRID),
+    "ct": lambda path: write_image(path, image(1) * 4 - 1000, GRID),
+    "channels": lambda path: write_image(path, np.repeat(image(1), 2, axis=0), GRID),
+    "dangling": lambda path: lead(path, "/not-mounted/case_1.nii.gz"),
+    "folder": make_folder,
+    "broken disk": lambda path: lead(path, "/proc/self/mem"),
+}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("damaged", "damaged or cut short"),
+        ("empty", "the file is empty"),
+        ("no image", "cannot be read"),
+        ("nan", "NaN"),
+        ("ct", "CT"),
+        ("channels", "2 channels"),
+        ("dangling", "link to /not-mounted"),
+        ("folder", "found a folder"),
+        pytest.param(
+            "broken disk",
+            "Input/output error",
+            marks=pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux"),
+        ),
+    ],
+)
+def test_a_case_that_fails_is_named_and_the_others_are_predicted(
+    how: str,
+    words: str,
+    overlap: bool,
+    images: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("autoliver.pipeline.prediction.overlap_fits", lambda *_: overlap)
+    predict(images, tmp_path / "whole", run)
+    SPOIL[how](images / "case_1.nii.gz")
+    with pytest.raises(CasesFailed, match="1 of 3 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    assert words in caught.value.problem
+    assert "The same command again" in caught.value.hint
+    done = caught.value.predicted
+    assert done is not None
+    assert (done.new, done.skipped, [f.case for f in done.failures]) == (2, 0, ["case_1"])
+    for number in (0, 2):
+        name = f"case_{number}.nii.gz"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "out/case_1.nii.gz").exists()
+
+    if how == "folder":
+        return
+    with pytest.raises(AutoliverError, match=words) as alone:  # a single case is a plain error
+        predict(images / "case_1.nii.gz", tmp_path / "alone", run)
+    assert not isinstance(alone.value, CasesFailed)
+
+    if how not in ("dangling", "broken disk"):
+        write_image(images / "case_1.nii.gz", image(1), GRID)
+        assert predict(images, tmp_path / "out", run).new == 1
+        name = "case_1.nii.gz"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_image_that_has_changed_is_predicted_again(
+    images: Path, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert predict(images, out, run).new == 3
+    os.utime(images / "case_0.nii.gz", ns=(1, 1))  # the same content
+    write_image(images / "case_1.nii.gz", image(7), GRID)
+    before = (out / "case_0.nii.gz").stat().st_mtime_ns
+    done = predict(images, out, run)
+    assert (done.new, done.skipped) == (1, 2)
+    assert "case_1: its image has changed since it was predicted" in caplog.text
+    assert (out / "case_0.nii.gz").stat().st_mtime_ns == before
+    predict(images / "case_1.nii.gz", tmp_path / "new", run)
+    again = (tmp_path / "new/case_1.nii.gz").read_bytes()
+    assert (out / "case_1.nii.gz").read_bytes() == again
+    assert predict(images, out, run).new == 0
+
+
+def test_a_record_of_an_earlier_version_says_nothing_of_images(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out, run)
+    fields: dict[str, Any] = json.loads((out / "predict.json").read_text())
+    assert sorted(fields.pop("inputs")) == [f"case_{number}.nii.gz" for number in range(3)]
+    (out / "predict.json").write_text(json.dumps(fields))
+    write_image(images / "case_1.nii.gz", image(7), GRID)
+    assert predict(images, out, run).skipped == 3
+
+
+def test_two_folders_that_predict_into_one_keep_each_other_s_record(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images / "case_0.nii.gz", out, run)
+    predict([images / "case_1.nii.gz", images / "case_2.nii.gz"], out, run)
+    record = Prediction.load(out / "predict.json")
+    assert sorted(record.inputs) == sorted(record.label_maps)
+    assert len(record.inputs) == 3
+
+
+def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> None:
+    source, target = images / "case_0.nii.gz", tmp_path / "place/liver.nrrd"
+    asked = replace(ASKED, probabilities=True, uncertainty=True)
+    assert predict(source, target, run, asked).files == (target,)
+    names = {path.name for path in target.parent.iterdir()}
+    assert names == {
+        *("liver.nrrd", "liver.npz", "liver_uncertainty.nrrd", "liver_predict.json"),
+    }
+    assert predict(source, target, run, asked).skipped == 1
+    with pytest.raises(OptionError, match="would stay as predicted before"):
+        predict(source, target, run, replace(ASKED, step=0.9))
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "words"),
+    [
+        ("in", "out.nii.gz", "one file, but -i names 3 cases"),
+        ("in/case_0.nii.gz", "out.jpg", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.mhd", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "in/case_0.nii.gz", "overwrite the image|the image itself"),
+        ("in/case_0.nii.gz", "in/case_1.nii.gz", None),
+        ("in", "in", "folder of the images"),
+        ("in", "link", "folder of the images"),
+    ],
+)
+def test_outputs_that_cannot_be(
+    source: str, output: str, words: str | None, images: Path, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(images)
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    if words is None:  # another image is no label map of this command
+        with pytest.raises(AutoliverError):
+            predict(tmp_path / source, tmp_path / output, run)
+    else:
+        with pytest.raises(AutoliverError, match=words) as caught:
+            predict(tmp_path / source, tmp_path / output, run)
+        assert caught.value.hint
+    assert {path: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_several_inputs_with_one_name_are_refused(images: Path, run: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "more/case_1.nii.gz", image(9), GRID)
+    with pytest.raises(OptionError, match="the case case_1 is in"):
+        predict([images, tmp_path / "more"], tmp_path / "out", run)
+    (tmp_path / "more/case_1.nii.gz").rename(tmp_path / "more/case_9.nii.gz")
+    assert predict([images, tmp_path / "more"], tmp_path / "out", run).new == 4
+
+
+def test_an_output_that_cannot_be_written_is_said_first(
+    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("autoliver.inference.model.load_model", load)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot be written"):
+        predict(images, tmp_path / "file/out", run)
+
+
+def test_a_case_that_lacks_a_channel_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    from autoliver.datasets.cases import find_case_images
+
+    for name in ("a_0000", "a_0001", "b_0001", "c_0000", "c_0001", "c_0002"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"x")
+    failed: dict[str, DatasetError] = {}
+    found = find_case_images(tmp_path, channels=2, file_ending=None, on_problem=failed.__setitem__)
+    assert list(found) == ["a"]
+    assert list(failed) == ["b", "c"]
+    assert "channel 0 of 2 is missing" in failed["b"].problem
