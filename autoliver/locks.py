@@ -50,6 +50,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         AutoliverError: Another process holds the lock; the message says which.
         MachineError: The folder cannot be written.
     """
+    new = not path.parent.exists()
     with in_words(path, verb="written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
@@ -70,6 +71,9 @@ def only_one(path: Path, what: str) -> Iterator[None]:
             # While it is still held: nobody waits for it, and the next one makes a new file.
             path.unlink(missing_ok=True)
         lock.release()
+        if new:  # what was refused leaves nothing behind
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def check_free(path: Path, what: str) -> None:

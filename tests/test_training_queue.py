@@ -207,6 +207,7 @@ def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
         like="X",
         own_plan=True,
         twin=True,
+        accept_changes=True,
         machine=machine,
     )
     default = TrainRequest(configuration="2d")
