@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +23,13 @@ def start(*, verbose: bool) -> None:
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Prints a result on stdout: `result` as one JSON object, or else `text`."""
     with in_words("standard output", verb="written"):
-        typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
+        try:
+            typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
+            sys.stdout.flush()
+        except OSError:
+            # What is still buffered would fail once more at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wrap: int | None = None) -> str:
