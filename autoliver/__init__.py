@@ -13,8 +13,10 @@ from autoliver.api import (
     train,
     verify,
 )
+from autoliver.errors import AutoliverError
 
 __all__ = [
+    "AutoliverError",
     "Predictor",
     "clean",
     "evaluate",
