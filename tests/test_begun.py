@@ -58,7 +58,7 @@ def test_held_out_cases_that_any_ancestor_has_seen_are_told_and_not_ranked(
     own: Path,
 ) -> None:
     words = told("train", CT, "2d", "--fold", 0, "--pretrained", MR, *SHORT, "-w", own)
-    found = re.search(r"trained on (\d) of the (\d) cases held out", words)
+    found = re.search(r"trained on (\d) of the (\d) cases? held out", words)
     assert found is not None
     assert found[1] == found[2]
     back = own / CT / "runs/2d@PhantomMR/fold_0/model.json"
@@ -88,7 +88,7 @@ def test_cases_are_recognised_under_other_names(own: Path, data: Path, tmp_path:
             head[key] = {name.replace("PhantomCT", "patient"): v for name, v in value.items()}
     (other / "dataset.json").write_text(json.dumps(head))
     words = told("train", other, "2d", "--fold", 0, "--pretrained", CT, *SHORT, "-w", own)
-    assert "cases held out (patient_" in words
+    assert "case held out (patient_" in words
 
 
 # --- the source of a run that has begun

@@ -140,7 +140,7 @@ def test_what_differs_is_shown_with_the_runs_that_depend_on_it(own: Path) -> Non
             text = shown(*words)
             table = text[text.index("changed") : text.index("Written: ")]
             rows = [line.split() for line in table.splitlines()]
-            assert ["all", "preset", "tiny", "default"] in rows
+            assert ["all", "preset", "tiny", "->", "default"] in rows
             assert "cannot be resumed: 2d, 2d+long. " in table
     with pytest.raises(ArtifactError, match="started with another plan"):
         run("train", CT, "2d", "--fold", "all", "-w", own)

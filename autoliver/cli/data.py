@@ -197,9 +197,11 @@ def _show_changes(made: "Replanned") -> list[str]:
     """Describes changes since the previous plan and the runs they affect; empty if none."""
     if not made.changes:
         return []
-    rows = [(c.configuration or "all", c.decision, c.before or "-", c.now) for c in made.changes]
-    header = ("changed", "decision", "before", "now")
-    parts = ["", table(header, [(*row[:-1], row[-1] or "-") for row in rows], wrap=_width()), ""]
+    rows = [
+        (c.configuration or "all", c.decision, f"{c.before or '-'} -> {c.now or '-'}")
+        for c in made.changes
+    ]
+    parts = ["", table(("changed", "decision", "before -> now"), rows, wrap=_width()), ""]
     if made.stale_runs:
         parts.append(
             f"Runs of the previous plan, which cannot be resumed: {', '.join(made.stale_runs)}. "
@@ -221,7 +223,7 @@ def _findings(found: "Verification") -> str:
     if not found.findings:
         return "No problems found."
     rows = [(f.severity, f.case or "(all)", f.problem) for f in found.findings]
-    return table(("severity", "case", "problem"), rows)
+    return table(("severity", "case", "problem"), rows, wrap=_width())
 
 
 def _show_plan(plan: "Plan") -> str:

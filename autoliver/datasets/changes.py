@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from autoliver.datasets.cases import Case, Dataset, FileContent
+from autoliver.values import counted
 
 _SHOWN = 3  # number of differences, or of cases, that are named in one message
 _ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes")
@@ -48,7 +49,7 @@ def _of_cases(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
     gone = [name for name in gone if name not in (n for n, _ in renamed)]
     if new or gone:
         what = [f"{_first(names, ', ')} {_is(names)} {how}" for names, how in _both(new, gone)]
-        yield f"{_count(len(has))}, {len(had)} {then}: {', '.join(what)}"
+        yield f"{counted(len(has), 'case')}, {len(had)} {then}: {', '.join(what)}"
     for name, other in renamed:
         yield f"{name} is now called {other}"
     for name in had:
@@ -128,7 +129,3 @@ def _first(what: Sequence[str], between: str) -> str:
 
 def _is(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _count(cases: int) -> str:
-    return "1 case" if cases == 1 else f"{cases} cases"

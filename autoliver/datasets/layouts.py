@@ -13,6 +13,7 @@ from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file
 from autoliver.system import entries
+from autoliver.values import counted
 
 # Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
@@ -126,7 +127,7 @@ def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
         images = tuple(_existing(where, name, image) for image in entry["images"])
         if len(images) not in (1, channels):
             raise DatasetError(
-                f"{where}: dataset: {name}: {len(images)} images, expected {channels}.",
+                f"{where}: dataset: {name}: {counted(len(images), 'image')}, expected {channels}.",
                 hint="List one file per channel, or one 4D file.",
             )
         label = entry.get("label")

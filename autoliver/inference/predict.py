@@ -30,6 +30,7 @@ from autoliver.io.header import label_name, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.ranges import SeenImages, channel_range
 from autoliver.preprocessing.case import backward_logits
+from autoliver.values import counted
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
 
@@ -336,7 +337,7 @@ def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
     expected = model.plan.channel_names
     if image.array.shape[0] != len(expected):
         raise DatasetError(
-            f"{name}: found {image.array.shape[0]} channels; {model.name} expects "
+            f"{name}: found {counted(image.array.shape[0], 'channel')}; {model.name} expects "
             f"{len(expected)}: {', '.join(expected)}.",
             hint="Give one file per channel, numbered in this order: CASE_0000, CASE_0001, ...",
         )

@@ -26,6 +26,7 @@ from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
+from autoliver.values import counted
 
 Severity = Literal["error", "warning", "note"]
 
@@ -472,7 +473,7 @@ def _wrong_number(dataset: Dataset) -> Iterable[Finding]:
             case=None,
             severity="note",
             code="num_training",
-            problem=f"dataset.json has numTraining {stated}, there are {len(dataset.cases)} cases, "
-            f"{len(dataset.labelled)} of them with a label.",
+            problem=f"dataset.json has numTraining {stated}, but there is "
+            f"{counted(len(dataset.cases), 'case')}, {len(dataset.labelled)} with a label.",
             hint="Are cases missing? If not, correct the number.",
         )

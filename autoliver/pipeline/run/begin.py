@@ -25,6 +25,7 @@ from autoliver.training.options import (
     default_epochs,
     flag,
 )
+from autoliver.values import counted
 from autoliver.workspace import RunFolder
 
 # The name of the lock of each process that works on a run.
@@ -173,9 +174,8 @@ def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:
 def log_memory(configuration: Configuration, plan: Plan) -> None:
     """Logs the estimated GPU memory of a training whose patch or batch differs from the plan."""
     _log.info(
-        "Batches of %d patches of %s voxels need about %.1f GB of GPU memory; the plan was made "
-        "for %g GB.",
-        configuration.batch_size,
+        "Batches of %s of %s voxels need about %.1f GB of GPU memory; the plan was made for %g GB.",
+        counted(configuration.batch_size, "patch", "patches"),
         "x".join(str(n) for n in configuration.patch_shape),
         memory_gb(configuration, plan.preset),
         plan.vram_gb,

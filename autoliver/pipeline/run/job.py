@@ -26,6 +26,7 @@ from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.transfer.table import Transfer
+from autoliver.values import counted
 from autoliver.workspace import RunFolder
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class RunJob:
             trained = train_fold(task, stop=stop)
         if not trained.finished:
             raise Stopped(
-                f"{task.title}: stopped by SIGTERM after {len(trained.logs)} epochs; "
+                f"{task.title}: stopped by SIGTERM after {counted(len(trained.logs), 'epoch')}; "
                 "the state is saved.",
                 hint="Run the same command again to continue.",
             )

@@ -18,6 +18,7 @@ from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.transfer.follow import far_axes
 from autoliver.transfer.table import Transfer
+from autoliver.values import counted
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def note_seen(
         if seen:
             notify(
                 f"Note: fold {fold}: {source.fold}, or what it started from, was trained on "
-                f"{len(seen)} of the {len(split.validation)} cases held out "
+                f"{len(seen)} of the {counted(len(split.validation), 'case')} held out "
                 f"({', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}): their scores will be "
                 "too good."
             )
