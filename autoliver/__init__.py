@@ -2,6 +2,7 @@
 
 from autoliver.api import (
     Predictor,
+    adopt,
     clean,
     evaluate,
     export,
@@ -16,6 +17,7 @@ from autoliver.api import (
 
 __all__ = [
     "Predictor",
+    "adopt",
     "clean",
     "evaluate",
     "export",
