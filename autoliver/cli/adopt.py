@@ -1,5 +1,6 @@
 """The command `adopt`."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from autoliver.values import counted
 if TYPE_CHECKING:
     from autoliver.pipeline.adoption.adopt import Adopted
 
+_WIDTH = 80
 _WORDS = {True: "corrected", False: "not corrected", None: "not known"}
 
 
@@ -107,18 +109,22 @@ def _show(done: "Adopted") -> str:
         )
         for case in found.cases
     ]
-    lines = [table(("case", "label map", "file"), rows, wrap=80)]
-    lines.append(f"{counted(len(rows), 'case')}, {found.modality}: {found.why}.")
+    said = [f"{counted(len(rows), 'case')}, {found.modality}: {found.why}."]
     if done.renamed:
-        lines.append(
-            f"Channels: {', '.join(done.channel_names)}, as {found.modality} must not be "
-            f"normalised by the names that {done.renamed} has."
-        )
+        channels = ", ".join(done.channel_names)
+        said.append(f"Channels: {channels}, since those of the model are not for {found.modality}.")
     if done.left_out:
-        lines.append(f"Left out, since without a label map: {', '.join(done.left_out)}.")
+        said.append(f"Left out, since without a label map: {', '.join(done.left_out)}.")
     if done.empty:
-        lines.append(
+        said.append(
             f"Warning: only background in {', '.join(done.empty)}. Fine if these images show none "
             "of the labels."
         )
-    return "\n".join([*lines, f"Written: {done.folder}", f"Next: {done.next_command}"])
+    return "\n".join(
+        [
+            table(("case", "label map", "file"), rows, wrap=_WIDTH),
+            *(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in said),
+            f"Written: {done.folder}",
+            f"Next: {done.next_command}",
+        ]
+    )

@@ -80,8 +80,8 @@ class Adopted:
         adoption: Where it comes from, as in its adopted.json.
         empty: Cases whose label map holds nothing but background.
         left_out: Images that have no label map.
-        renamed: The model or dataset whose names of channels were not kept, since they are those
-            of another modality; empty if they were.
+        renamed: Whether channels have other names than in the model, whose images are of another
+            modality.
         next_command: The command that makes sense next.
     """
 
@@ -90,7 +90,7 @@ class Adopted:
     adoption: Adoption
     empty: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    renamed: str = ""
+    renamed: bool = False
     next_command: str
 
     __repr__ = brief
@@ -179,7 +179,7 @@ def adopt(
         adoption=adoption,
         empty=tuple(empty),
         left_out=tuple(left_out),
-        renamed="" if channels == source.channel_names else source.name,
+        renamed=channels != source.channel_names,
         next_command=_next_command(output, source, workspace),
     )
 

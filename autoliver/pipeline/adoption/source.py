@@ -139,7 +139,7 @@ def judge_modality(
         endings: The endings of their files, in small letters.
         folder: Name of the folder of the new dataset, which decides where values do not.
     """
-    if source.modality == "other":
+    if source.modality == modality_of(source.channel_names) == "other":
         return Judgement(modality="other", why=f"as in {source.name}")
     if endings <= set(PICTURES):
         kind = ", ".join(sorted(endings))
