@@ -14,7 +14,7 @@ from small_models import SaveFold
 
 import autoliver
 from autoliver.artifacts import file_sha256
-from autoliver.datasets.cases import read_dataset
+from autoliver.datasets.cases import Labels, read_dataset
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
@@ -132,6 +132,15 @@ def segments(path: Path) -> None:
     path.unlink()
 
 
+def renumbered(path: Path) -> None:
+    found = sitk.GetImageFromArray(labels())
+    found.CopyInformation(sitk.ReadImage(path))
+    for key, value in {"Name": "Tumour", "LabelValue": "1"}.items():
+        found.SetMetaData(f"Segment0_{key}", value)
+    sitk.WriteImage(found, path.with_name("case_1.seg.nrrd"))
+    path.unlink()
+
+
 def twice(path: Path) -> None:
     write_label(path.with_name("case_1.nrrd"), labels(), GRID)
 
@@ -161,6 +170,7 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
     (damaged, "cannot be read", "again"),
     (probabilities, "2 channels", "one grey image"),
     (segments, "2 channels", "In 3D Slicer"),
+    (renumbered, "segment 'Tumour' has the value 1, expected 2", "numbered the segments anew"),
     (twice, r"holds case_1.nii.gz and case_1.nrrd", "Keep the corrected one"),
     (channel_name, "case_1_0000.nii.gz is a label map without an image", r"to case_1\.nii\.gz"),
     (other_name, "Segmentation.nii.gz is a label map without an image", "CASE.nii.gz"),
@@ -196,8 +206,9 @@ def test_all_problems_of_all_cases_are_listed_at_once(
     unknown(corrected / "case_1.nii.gz")
     write_image(images / "case_1_0000.nii.gz", image() * np.nan, GRID)
     other_name(corrected / "case_2.nii.gz")
-    with pytest.raises(DatasetError, match="4 problems") as caught:
+    with pytest.raises(DatasetError, match="4 problems:") as caught:
         adopted(images, corrected, model)
+    assert len(caught.value.problem.splitlines()) == 5
     for words in ("origin", "NaN", "holds 3", "Segmentation"):
         assert words in caught.value.problem
     listed = caught.value.facts["problems"]
@@ -363,6 +374,18 @@ def test_the_channel_is_named_by_the_modality_of_the_images(
     kinds = {case.modality for case in read_dataset(images.parent / "out").cases}
     assert kinds == {modality}
     assert done.renamed == (channel != names[0])
+
+
+def test_regions_and_ignored_voxels_stay_what_they_are(
+    images: Path, corrected: Path, save: SaveFold
+) -> None:
+    values = {"background": (0,), "organ": (1, 2), "tumour": (2,)}
+    known = Labels(values=values, regions_class_order=(1, 2), ignore=3)
+    like = save("fold_0", labels=known).parent
+    write_label(corrected / "case_1.nii.gz", labels() * 0 + 3, GRID)
+    done = adopted(images, corrected, like)
+    assert read_dataset(images.parent / "out").labels == known
+    assert done.empty == ("case_1",)
 
 
 def test_images_of_two_modalities_are_refused(

@@ -1,5 +1,6 @@
 """Is a corrected label map one of its image, and what did the correction change?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from autoliver.io.files import read_header, read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import label_ending, split_ending
 from autoliver.io.orientation import axis_codes, reorientation
+from autoliver.io.text_headers import segment_values
 from autoliver.io.volume import Volume
 from autoliver.needs import read_need
 from autoliver.parallel import Need
@@ -99,15 +101,13 @@ def examine(task: CorrectedCase) -> Examined:
         if not can_be_copied(Path(image))
     ]
     try:
-        if found:  # the label map is looked at all the same, but for its grid
-            _unknown_values(task, read_label(task.mask).array, found)
-            return Examined(problems=tuple(found))
-        label, rewrite = on_image_grid(task.mask, Path(task.case.images[0]))
-        _unknown_values(task, label.array, found)
+        label = read_label(task.mask)
+        found += [*_unknown_values(task, label.array), *_renumbered(task)]
+        label, rewrite = on_image_grid(label, task.mask, Path(task.case.images[0]))
         hashes = {str(path): file_sha256(path) for path in _files(task)}
     except (DatasetError, MachineError) as error:
         found.append(Problem(problem=error.problem, hint=error.hint))
-        return Examined(problems=tuple(found))
+        return Examined(problems=tuple(dict.fromkeys(found)))
     values = np.setdiff1d(label.array, [0, task.labels.ignore or 0])
     same = voxel_hash(label.array[0]) == task.predicted
     return Examined(
@@ -120,11 +120,12 @@ def examine(task: CorrectedCase) -> Examined:
     )
 
 
-def on_image_grid(mask: Path, image: Path) -> tuple[Volume, str]:
-    """Reads a label map on the grid of its image; nothing is interpolated.
+def on_image_grid(label: Volume, mask: Path, image: Path) -> tuple[Volume, str]:
+    """Brings a label map to the grid of its image; nothing is interpolated.
 
     Args:
-        mask: The label map.
+        label: The label map.
+        mask: Its file.
         image: The image, or its first channel.
 
     Returns:
@@ -132,9 +133,9 @@ def on_image_grid(mask: Path, image: Path) -> tuple[Volume, str]:
         copied as it is; empty if it can.
 
     Raises:
-        DatasetError: A file cannot be read, or the label map lies on other voxels.
+        DatasetError: The image cannot be read, or the label map lies on other voxels.
     """
-    label, grid = read_label(mask), read_header(image).geometry
+    grid = read_header(image).geometry
     turn = reorientation(axis_codes(label.geometry), axis_codes(grid))
     turned = turn.geometry(label.geometry)
     for difference in compare_grids(grid, turned):
@@ -162,9 +163,7 @@ def _files(task: CorrectedCase) -> list[Path]:
     return [*images, task.mask]
 
 
-def _unknown_values(
-    task: CorrectedCase, array: npt.NDArray[np.generic], found: list[Problem]
-) -> None:
+def _unknown_values(task: CorrectedCase, array: npt.NDArray[np.generic]) -> Iterator[Problem]:
     values, counts = np.unique(array, return_counts=True)
     odd = [
         f"{value} ({count} voxels)"
@@ -176,11 +175,26 @@ def _unknown_values(
         names = ", ".join(
             f"{'/'.join(map(str, group))} {name}" for name, group in task.labels.values.items()
         )
-        found.append(
-            Problem(
-                problem=f"{task.mask}: holds {', '.join(odd[:_SHOWN])}{more}; the labels are "
-                f"{names}.",
-                hint="Give these voxels one of the labels' values in the editor, or name a dataset "
-                "that has the label with --like DATASET.",
-            )
+        yield Problem(
+            problem=f"{task.mask}: holds {', '.join(odd[:_SHOWN])}{more}; the labels are {names}.",
+            hint="Give these voxels one of the labels' values in the editor, or name a dataset "
+            "that has the label with --like DATASET.",
         )
+
+
+def _renumbered(task: CorrectedCase) -> Iterator[Problem]:
+    """Segments of 3D Slicer that have a label's name, but not its value."""
+    values = {_plain(name): group for name, group in task.labels.foreground.items()}
+    for name, value in segment_values(task.mask).items():
+        group = values.get(_plain(name), (value,))
+        if value not in group:
+            yield Problem(
+                problem=f"{task.mask}: the segment '{name}' has the value {value}, expected "
+                f"{' or '.join(map(str, group))}.",
+                hint="The editor has numbered the segments anew: give them the values of the "
+                "labels, or export them in the order of the labels.",
+            )
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").strip()

@@ -13,7 +13,7 @@ from autoliver.datasets.description import modality_of
 from autoliver.datasets.layouts import commonest_ending
 from autoliver.errors import DatasetError
 from autoliver.io.detached import data_files
-from autoliver.io.files import write_label
+from autoliver.io.files import read_label, write_label
 from autoliver.io.header import file_type, label_name, split_ending
 from autoliver.pipeline.adoption.corrected import Examined, on_image_grid
 from autoliver.pipeline.adoption.record import ADOPTED_FILE, AdoptedCase, AdoptedFile, Adoption
@@ -88,7 +88,8 @@ def _write_case(folder: Path, case: AdoptedCase, *, link: bool) -> None:
         else:
             shutil.copyfile(image.source, folder / image.name)
     if case.label.rewritten:
-        label, _ = on_image_grid(Path(case.label.source), Path(case.images[0].source))
+        mask = Path(case.label.source)
+        label, _ = on_image_grid(read_label(mask), mask, Path(case.images[0].source))
         write_label(folder / case.label.name, label.array[0], label.geometry)
     else:
         shutil.copyfile(case.label.source, folder / case.label.name)
