@@ -2,6 +2,7 @@
 
 from autoliver.api import (
     Predictor,
+    adopt,
     clean,
     evaluate,
     export,
@@ -18,6 +19,7 @@ from autoliver.errors import AutoliverError
 __all__ = [
     "AutoliverError",
     "Predictor",
+    "adopt",
     "clean",
     "evaluate",
     "export",

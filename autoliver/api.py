@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
+    from autoliver.pipeline.adoption.adopt import Adopted
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
@@ -382,6 +383,50 @@ def evaluate(
         request = EvaluateRequest(dataset=known, **given)
         folders = (path_of("prediction", prediction), path_of("reference", reference))
         return score(workspace_at(workspace), *folders, request)
+
+
+@checked
+def adopt(
+    images: str | Path | Sequence[str | Path],
+    corrected: str | Path,
+    output: str | Path,
+    *,
+    like: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Adopted":
+    """Makes a dataset of images and corrected predictions, like `autoliver adopt`.
+
+    Args:
+        images: Folder of images as for `predict`; or several.
+        corrected: Folder of the corrected label maps.
+        output: Folder of the new dataset; it must be new.
+        like: Model or dataset that names labels and channels; None for the model that the
+            predict.json beside the label maps names.
+        workspace: Folder in which models and datasets are looked up.
+        **options: modality ("CT", "MR" or "other"), link, workers and memory_gb.
+
+    Returns:
+        The new dataset, where each case comes from, and which images were left out.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.adoption.adopt import AdoptRequest
+        from autoliver.pipeline.adoption.adopt import adopt as adopt_cases
+
+        given = taken(options, {"modality": "modality", "link": "link"}, of=adopt)
+        source = None if like is None else name_of("--like", like)
+        request = AdoptRequest(like=source, **given)
+        several = images if isinstance(images, list | tuple) else [images]
+        return adopt_cases(
+            workspace_at(workspace),
+            [path_of("images", each) for each in several],
+            path_of("corrected", corrected),
+            path_of("output", output),
+            request,
+        )
 
 
 @checked

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoliver.cli import clean, data, demo, models, prediction, selection, training
+from autoliver.cli import adopt, clean, data, demo, models, prediction, selection, training
 from autoliver.cli.help import HelpfulCommand, HelpfulGroup, show_help
 from autoliver.errors import AutoliverError, MachineError
 from autoliver.system import STOP_SIGNALS, in_words
@@ -53,6 +53,7 @@ _add("train-queued", training.train_queued, hidden=True)
 _add("select", selection.select, "autoliver select LiTS")
 _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
+_add("adopt", adopt.adopt, "autoliver adopt -i /data/mr -p /data/corrected /data/Dataset020_OurMR")
 _add("export", models.export, "autoliver export LiTS liver.autoliver")
 _add("import", models.import_, "autoliver import liver.autoliver --name OurLiver")
 _add("clean", clean.clean, "autoliver clean LiTS --yes")

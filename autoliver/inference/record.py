@@ -5,10 +5,12 @@ cases predicted with different options.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
+import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record, file_sha256
 from autoliver.commands import remove
@@ -92,6 +94,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             finished once its file exists.
         inputs: Maps label maps that are finished to the images that they were made from; those of
             earlier versions are missing.
+        voxels: Maps them to the `voxel_hash` of what was predicted, by which a correction is told.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -102,6 +105,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     options: DecidingOptions
     label_maps: tuple[str, ...] = ()
     inputs: dict[str, tuple[InputFile, ...]] = msgspec.field(default_factory=dict)
+    voxels: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def folds(self) -> str:
@@ -234,6 +238,14 @@ def is_changed(then: Sequence[InputFile], images: Sequence[Path]) -> bool:
     )
 
 
+def voxel_hash(array_zyx: npt.NDArray[Any]) -> str:
+    """Returns a hash of the labels (z, y, x) of a label map, whatever type and file hold them."""
+    found = blake2b(repr(array_zyx.shape).encode(), digest_size=20)
+    for plane in array_zyx:
+        found.update(plane.astype("<i4", order="C").tobytes())
+    return found.hexdigest()
+
+
 def begin_record(path: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
     """Returns the record of a folder as it will be once further cases are predicted.
 
@@ -293,6 +305,7 @@ def save_record(path: Path, record: Prediction) -> None:
             record = record.replace(
                 label_maps=_union(there.label_maps, record.label_maps),
                 inputs={**there.inputs, **record.inputs},
+                voxels={**there.voxels, **record.voxels},
             )
         if there == record:
             return

@@ -1,5 +1,6 @@
 """Image formats with a separate header file: finds the files that hold the voxels."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,26 @@ def data_files(path: Path) -> tuple[Path, ...]:
             return (path,)
     found = (path.parent / name for name in names if name)
     return (path, *(file for file in found if file.is_file()))
+
+
+def can_be_copied(path: Path) -> bool:
+    """Whether an image file stays whole in another folder, with `data_files` beside it.
+
+    Headers that name files by a path or by a pattern, or that name an image, cannot be copied byte
+    by byte.
+    """
+    if file_type(path) not in (".mhd", ".nhdr"):
+        return True
+    names = _names_in_header(path)
+    if not names or names[0].upper() == "LOCAL":  # the voxels are in the header's own file
+        return True
+    return all(
+        os.path.normpath(name) == Path(name).name
+        and (path.parent / name).is_file()
+        and not split_ending(name)[1]
+        for name in names
+        if name
+    )
 
 
 def _beside(path: Path, names: Sequence[str]) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from autoliver.errors import DatasetError
-from autoliver.io.header import bad_numbers, file_type
+from autoliver.io.header import SEGMENTATION, bad_numbers, file_type, split_ending
 
 _MOST_HEADER_BYTES = 1 << 16
 _LENGTHS = ("ElementSpacing", "ElementSize")
@@ -34,6 +34,21 @@ def check_text_header(path: Path) -> None:
             _check_meta(path)
         case ".nrrd" | ".nhdr":
             _check_nrrd(path)
+
+
+def segment_values(path: Path) -> dict[str, int]:
+    """Returns the names of a segmentation's segments with their values, as 3D Slicer writes them.
+
+    Files of other types have none.
+    """
+    fields = _fields(path, ":=") if split_ending(path.name)[1].lower() == SEGMENTATION else {}
+    found = {}
+    for key, name in fields.items():
+        segment = re.fullmatch(r"(segment\d+)_name", key)
+        value = fields.get(f"{segment[1]}_labelvalue", "") if segment else ""
+        if value.isdigit():
+            found[name] = int(value)
+    return found
 
 
 def _check_meta(path: Path) -> None:

@@ -21,7 +21,7 @@ from autoliver.planning.verify_values import to_float32
 _log = logging.getLogger(__name__)
 
 # Types of picture files. Their grey values have no scale, so that they tell no modality.
-_PICTURES = (".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg")
+PICTURES = (".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg")
 
 
 def told(dataset: Dataset, modality: ModalityName | None) -> Dataset:
@@ -125,4 +125,4 @@ def describe(dataset: Dataset, why: str) -> None:
 
 
 def _pictures(dataset: Dataset) -> bool:
-    return dataset.file_ending in _PICTURES
+    return dataset.file_ending in PICTURES

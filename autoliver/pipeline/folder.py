@@ -151,7 +151,7 @@ def predict_folder(
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
-    cases = _cases(sources, len(plan.channel_names), failures)
+    cases = find_cases(sources, len(plan.channel_names), failures)
     jobs, path = _jobs(sources, cases, output)
     todo = _todo(jobs, path, request)
     now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
@@ -174,10 +174,20 @@ def predict_folder(
     return done
 
 
-def _cases(
+def find_cases(
     sources: Sequence[Path], channels: int, failures: list[Failure]
 ) -> dict[str, tuple[Path, ...]]:
-    """Finds the images of all sources; cases that lack a channel are failures."""
+    """Finds the images of all cases.
+
+    Args:
+        sources: Folders of cases, or files.
+        channels: Number of channels of a case.
+        failures: Takes the cases that lack a channel, which are left out.
+
+    Raises:
+        DatasetError: A source has no images.
+        OptionError: Two sources have a case of the same name.
+    """
 
     def note(name: str, error: DatasetError) -> None:
         failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
@@ -298,11 +308,15 @@ class _Recording:
 
     def _note(self, model: "Model", job: "PredictJob", before: "tuple[InputFile, ...]") -> None:
         """Records a case that is finished."""
-        from autoliver.inference.record import save_record, with_hashes
+        from autoliver.inference.record import save_record, voxel_hash, with_hashes
+        from autoliver.io.files import read_label
 
-        made_from = with_hashes(before, job.images)
+        name, made_from = job.output.name, with_hashes(before, job.images)
         record = self.record.with_ways(model, exact=self.request.exact)
-        self.record = record.replace(inputs={**record.inputs, job.output.name: made_from})
+        predicted = voxel_hash(read_label(job.output).array[0])
+        self.record = record.replace(
+            inputs={**record.inputs, name: made_from}, voxels={**record.voxels, name: predicted}
+        )
         save_record(self.path, self.record)
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:

@@ -1,0 +1,1 @@
+"""Corrected predictions become a dataset."""

@@ -1,0 +1,118 @@
+"""Writes an adopted dataset: images as they are, label maps on their grids, whole or not at all."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autoliver.artifacts import replacing, write_bytes
+from autoliver.datasets.cases import Case, Labels, read_dataset
+from autoliver.datasets.description import modality_of
+from autoliver.datasets.layouts import commonest_ending
+from autoliver.errors import DatasetError
+from autoliver.io.detached import data_files
+from autoliver.io.files import read_label, write_label
+from autoliver.io.header import file_type, label_name, split_ending
+from autoliver.pipeline.adoption.corrected import Examined, on_image_grid
+from autoliver.pipeline.adoption.record import ADOPTED_FILE, AdoptedCase, AdoptedFile, Adoption
+from autoliver.system import in_words
+
+
+def image_names(case: Case) -> dict[str, Path]:
+    """Maps the name that each file of a case's image gets in imagesTr to the file."""
+    names: dict[str, Path] = {}
+    for channel, image in enumerate(map(Path, case.images)):
+        stem, ending = split_ending(image.name)
+        new = f"{case.name}_{channel:04d}"
+        names[f"{new}{ending.lower()}"] = image
+        for file in data_files(image)[1:]:
+            # The voxels of .hdr are found by their name, others are named in the header.
+            own = f"{new}{file.name[len(stem) :].lower()}" if file_type(image) == ".hdr" else ""
+            names[own or file.name] = file
+    return names
+
+
+def adopted_case(case: Case, found: Examined) -> AdoptedCase:
+    """Says which files a case will have, and where they come from."""
+    mask = str(case.label)
+    return AdoptedCase(
+        name=case.name,
+        images=tuple(
+            AdoptedFile(name=f"imagesTr/{name}", source=str(file), sha256=found.hashes[str(file)])
+            for name, file in image_names(case).items()
+        ),
+        label=AdoptedFile(
+            name=f"labelsTr/{label_name(case.name, case.images[0])}",
+            source=mask,
+            sha256=found.hashes[mask],
+            rewritten=found.rewrite,
+        ),
+        corrected=found.changed,
+    )
+
+
+def write_dataset(
+    output: Path, adoption: Adoption, *, labels: Labels, channel_names: Sequence[str]
+) -> None:
+    """Writes the dataset of an adoption.
+
+    Raises:
+        DatasetError: The dataset could not be read again.
+        MachineError: The system refuses to write.
+    """
+    description = _description(adoption, labels, channel_names)
+    with replacing(output) as beside:
+        with in_words(output, verb="written"):
+            for folder in ("imagesTr", "labelsTr"):
+                (beside / folder).mkdir(parents=True)
+            for case in adoption.cases:
+                _write_case(beside, case, link=adoption.linked)
+            write_bytes(
+                beside / "dataset.json",
+                msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
+            )
+        adoption.save(beside / ADOPTED_FILE)
+        try:
+            read_dataset(beside)
+        except DatasetError as error:
+            problem = error.problem.replace(str(beside.absolute()), str(output))
+            raise DatasetError(problem, hint=error.hint) from error
+
+
+def _write_case(folder: Path, case: AdoptedCase, *, link: bool) -> None:
+    for image in case.images:
+        if link:
+            (folder / image.name).symlink_to(image.source)
+        else:
+            shutil.copyfile(image.source, folder / image.name)
+    if case.label.rewritten:
+        mask = Path(case.label.source)
+        label, _ = on_image_grid(read_label(mask), mask, Path(case.images[0].source))
+        write_label(folder / case.label.name, label.array[0], label.geometry)
+    else:
+        shutil.copyfile(case.label.source, folder / case.label.name)
+
+
+def _description(
+    adoption: Adoption, labels: Labels, channel_names: Sequence[str]
+) -> dict[str, Any]:
+    """The dataset.json of an adopted dataset."""
+    values: Mapping[str, Any] = {
+        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
+    }
+    images = [Path(image.name) for case in adoption.cases for image in case.images]
+    images = [image for image in images if split_ending(image.name)[1]]
+    found: dict[str, Any] = {
+        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
+        "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
+        "numTraining": len(adoption.cases),
+        "file_ending": commonest_ending(images),
+    }
+    if labels.regions_class_order is not None:
+        found["regions_class_order"] = list(labels.regions_class_order)
+    # nnU-Net counts the entries of `modality` for channels, so it is only there if it is needed.
+    if modality_of(channel_names) != adoption.modality:
+        found["modality"] = {case.name: adoption.modality for case in adoption.cases}
+    return found

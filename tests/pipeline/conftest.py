@@ -1,0 +1,3 @@
+from small_models import plan, save
+
+__all__ = ["plan", "save"]
