@@ -9,7 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "autoliver"
 MOST = {ast.FunctionDef: 60, ast.AsyncFunctionDef: 60, ast.ClassDef: 200, ast.Module: 400}
 # Commands, every option of which is a parameter with its help.
-COMMANDS = {"cli/prediction.py predict", "cli/prediction.py evaluate", "cli/training.py train"}
+COMMANDS = {
+    *("cli/prediction.py predict", "cli/prediction.py evaluate", "cli/training.py train"),
+    "cli/adopt.py adopt",
+}
 
 
 def code_lines(node: ast.AST, source: list[str]) -> int:

@@ -26,6 +26,7 @@ _WIDTH = 80
 _WORDS = {True: "corrected", False: "not corrected", None: "not known"}
 
 
+# Longer than 60 lines, because every option of the command is a parameter with its help.
 def adopt(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new.")
