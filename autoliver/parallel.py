@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import default_memory_gb, free_gb
-from autoliver.values import check_number, check_types, check_whole
+from autoliver.values import check_number, check_types, check_whole, counted
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -49,8 +49,9 @@ _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
 _OF_LIMITS = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Seconds between two looks whether a pool still works.
 _LOOK_S = 2.0
-# The case and the time left come first: what does not fit the terminal is cut at the end.
-_OF_CASES = "{desc} {percentage:3.0f}%|{bar:10}| {remaining} left {postfix}"
+# The bar takes the room that the numbers leave.
+_OF_CASES = "{desc} |{bar}| {remaining} left{postfix}"
+_ROUNDING = 1e-9  # of thirds and the like that are added up
 _SHOWN = 4  # cases named in one message
 # Seconds between two updates of a bar that is written to a file, so that the log of a training that
 # takes days stays below 1 MB.
@@ -463,32 +464,66 @@ def case_bar(what: str, total: int) -> Callable[[Iterable[T]], Iterable[T]]:
     return wrap
 
 
+@dataclass(kw_only=True)
+class WindowBar:
+    """One bar for the prediction of several cases: cases done, windows of the current one.
+
+    Attributes:
+        bar: The bar, in units of cases.
+        cases: Number of cases.
+        parts: Number of networks in a row that go through each case.
+    """
+
+    bar: "tqdm[Any]"
+    cases: int
+    parts: int
+    _begun: dict[str, None] = field(default_factory=dict)
+    _part: int = 0
+
+    def start(self, name: str, windows: int) -> Callable[[], object]:
+        """Begins a case, or its next part; returns the function to call after each window."""
+        self._part = self._part + 1 if name in self._begun else 0
+        self._begun[name] = None
+        done = 0
+
+        def move() -> None:
+            nonlocal done
+            done += 1
+            self.bar.set_postfix_str(f"window {done}/{windows}", refresh=False)
+            self._show(len(self._begun) - 1 + min((self._part + done / windows) / self.parts, 1.0))
+
+        return move
+
+    def drop(self, name: str) -> None:
+        """Counts a case that failed, whether it was begun or not."""
+        self._begun[name] = None
+        self._show(len(self._begun))
+
+    def end(self) -> None:
+        """Shows that all cases are done."""
+        self.bar.set_postfix_str("", refresh=False)
+        self._show(self.cases)
+
+    def _show(self, done: float) -> None:
+        self.bar.set_description_str(_of_cases(done, self.cases), refresh=False)
+        self.bar.update(max(0.0, done - self.bar.n))
+
+
+def _of_cases(done: float, total: int) -> str:
+    return f"predict {int(done + _ROUNDING):>{len(str(total))}}/{counted(total, 'case')}"
+
+
 @contextlib.contextmanager
-def window_bars(cases: int) -> Iterator[Callable[[str, int], Callable[[], object]]]:
+def window_bars(cases: int, *, parts: int) -> Iterator[WindowBar]:
     """Shows one bar for the prediction of several cases.
 
-    Yields:
-        A function of a case's name and its number of windows, to be called as they begin. It
-        returns the function to call after each window.
+    Args:
+        cases: Number of cases.
+        parts: Number of networks in a row that go through each case, such as the members of an
+            ensemble.
     """
-    with tqdm(total=cases, bar_format=_OF_CASES, **bar_pace()) as bar:
-        names: dict[str, None] = {}  # an ensemble starts a case once for each member
-
-        def start(name: str, windows: int) -> Callable[[], object]:
-            names[name] = None
-            before = len(names) - 1
-            bar.set_description_str(f"predict {len(names)}/{cases}", refresh=False)
-            done = 0
-
-            def move() -> None:
-                nonlocal done
-                done += 1
-                bar.set_postfix_str(f"{name} window {done}/{windows}", refresh=False)
-                # The last window is not the end: the label map has to be written.
-                bar.update(max(0.0, before + min(done / windows, 0.99) - bar.n))
-
-            return move
-
-        yield start
-        bar.set_postfix_str("", refresh=False)
-        bar.update(cases - bar.n)
+    pace = {**bar_pace(), "smoothing": 0, "miniters": 0}  # time left by the mean of all cases
+    with tqdm(desc=_of_cases(0, cases), total=cases, bar_format=_OF_CASES, **pace) as bar:
+        shown = WindowBar(bar=bar, cases=cases, parts=parts)
+        yield shown
+        shown.end()

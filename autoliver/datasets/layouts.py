@@ -41,8 +41,9 @@ def find_case_images(
         channels: Number of channels that the model expects.
         file_ending: The ending to take if a case exists in two file types, None for no preference;
             all supported types are read.
-        on_problem: Takes the name and the error of a case of the folder that lacks a channel or has
-            too many, and the case is left out; None: the error is raised.
+        on_problem: Takes the name and the error of a case of the folder that lacks a channel, has
+            too many, exists twice or has a name that cannot be shown, and the case is left out;
+            None: the error is raised.
 
     Returns:
         Case name -> its image files, sorted by name.
@@ -57,12 +58,18 @@ def find_case_images(
         raise missing_file(source)
     if not source.is_dir():
         raise DatasetError(f"{source}: there is no such folder or file.", hint="Check the path.")
-    files = image_files(source)
-    if not files:
+    problems: list[str] = []
+
+    def note(name: str, error: DatasetError) -> None:
+        _hand_over(name, error, on_problem)
+        problems.append(name)
+
+    files = image_files(source, on_problem=note)
+    if not files and not problems:
         raise DatasetError(
             f"{source}: no images, {_endings_found(source)}.", hint=_where_images_are(source)
         )
-    stems = by_stem(files, prefer=file_ending)
+    stems = by_stem(files, prefer=file_ending, on_problem=on_problem)
     return group_channels(stems, channels=channels, on_problem=on_problem)
 
 
@@ -200,20 +207,28 @@ def _existing(where: Path, name: str, file: object) -> Path:
     return path
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Path]:
     """Returns what a folder holds under the name of an image, sorted.
 
     Hidden files and segmentations of 3D Slicer are left out. Links to nothing and folders stay in,
     so that they are noticed when they are read.
 
+    Args:
+        folder: The folder.
+        on_problem: As for `find_case_images`.
+
     Raises:
         DatasetError: A name holds bytes that are not UTF-8.
     """
-    return [path for path in label_files(folder) if not _is_segmentation(path)]
+    return [p for p in label_files(folder, on_problem=on_problem) if not _is_segmentation(p)]
 
 
-def label_files(folder: Path) -> list[Path]:
+def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Path]:
     """Returns what a folder holds under the name of an image or a segmentation, sorted.
+
+    Args:
+        folder: The folder.
+        on_problem: As for `find_case_images`.
 
     Raises:
         DatasetError: As for `image_files`.
@@ -223,38 +238,58 @@ def label_files(folder: Path) -> list[Path]:
     files = sorted(
         p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1]
     )
+    shown = []
     for path in files:
-        check_printable(path)
-    return files
+        try:
+            check_printable(path)
+        except DatasetError as error:
+            name = os.fsencode(_stem(path)).decode("utf-8", "backslashreplace")
+            _hand_over(name, error, on_problem)
+        else:
+            shown.append(path)
+    return shown
 
 
 def _is_segmentation(path: Path) -> bool:
     return split_ending(path.name)[1].lower() == SEGMENTATION
 
 
-def by_stem(files: Iterable[Path], *, prefer: str | None) -> dict[str, Path]:
+def by_stem(
+    files: Iterable[Path], *, prefer: str | None, on_problem: OnProblem | None = None
+) -> dict[str, Path]:
     """Returns a mapping from stem to file.
 
     Args:
         files: Files with an ending in `io.header.ENDINGS`.
         prefer: The ending to take if two files have the same stem; None for no preference.
+        on_problem: As for `find_case_images`; takes a stem.
 
     Raises:
         DatasetError: Two files have the same stem, and neither has the preferred ending.
     """
     found: dict[str, Path] = {}
+    doubtful: dict[str, DatasetError] = {}
     for path in files:
         stem, ending = split_ending(path.name)
         other = found.get(stem)
         if other is not None and split_ending(other.name)[1].lower() == prefer:
             continue
         if other is not None and ending.lower() != prefer:
-            raise DatasetError(
+            doubtful[stem] = DatasetError(
                 f"{path.parent}: {other.name} and {path.name} are one image in two file types.",
                 hint="Move one of them out of the folder.",
             )
         found[stem] = path
+    for stem, error in doubtful.items():
+        _hand_over(stem, error, on_problem)
+        del found[stem]
     return found
+
+
+def _hand_over(name: str, error: DatasetError, on_problem: OnProblem | None) -> None:
+    if on_problem is None:
+        raise error
+    on_problem(name, error)
 
 
 def group_channels(
@@ -297,9 +332,7 @@ def group_channels(
         try:
             cases[name] = _files_of(name, whole.get(name), split.get(name, {}), channels)
         except DatasetError as error:
-            if on_problem is None:
-                raise
-            on_problem(name, error)
+            _hand_over(name, error, on_problem)
     return cases
 
 

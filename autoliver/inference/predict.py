@@ -1,6 +1,7 @@
 """Predicts cases and writes their label maps, on the grid and in the file type of each input."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -90,6 +91,23 @@ class Listener:
     on_windows: OnWindows | None = None
     on_case: Callable[[PredictJob], object] = lambda _: None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
+
+    def shown(self, start: OnWindows, drop: Callable[[str], object]) -> "Listener":
+        """Returns a listener that moves a bar as well.
+
+        Args:
+            start: As `on_windows`.
+            drop: Called with the name of a case that fails and is taken.
+        """
+        take = self.on_failure
+        if take is None:
+            return dataclasses.replace(self, on_windows=start)
+
+        def fail(job: PredictJob, error: AutoliverError) -> None:
+            drop(job.name)
+            take(job, error)
+
+        return dataclasses.replace(self, on_windows=start, on_failure=fail)
 
     @contextlib.contextmanager
     def taking(self, job: PredictJob) -> Iterator[None]:

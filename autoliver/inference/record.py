@@ -4,7 +4,9 @@ It is written before the first label map. So a folder cannot silently mix cases 
 cases predicted with different options.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import stat
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,11 +19,14 @@ from autoliver.commands import remove
 from autoliver.errors import OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.io.detached import data_files
+from autoliver.io.header import split_ending
 from autoliver.models.files import ModelFiles, Place, load_infos
 from autoliver.models.selection import CleaningRule
+from autoliver.system import entries
 
 if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
+    from autoliver.inference.predict import PredictJob
 
 RECORD_FILE = "predict.json"
 
@@ -188,6 +193,19 @@ def describe(
     )
 
 
+def own_record(label_map: Path) -> Path:
+    """Returns the record of a label map that was named as the only output."""
+    return label_map.with_name(f"{split_ending(label_map.name)[0]}_{RECORD_FILE}")
+
+
+def own_records(jobs: "Iterable[PredictJob]", path: Path) -> list[Path]:
+    """Returns the records, other than that of the folder, that lie beside label maps."""
+    # A listing, since the name may be longer than the disk takes.
+    there = set(entries(path.parent))
+    own = (own_record(job.output) for job in jobs)
+    return [file for file in own if file in there and file != path]
+
+
 def read_record(path: Path) -> Prediction | None:
     """Reads the record of earlier predictions; None if there is none.
 
@@ -209,8 +227,12 @@ def input_files(images: Sequence[Path]) -> tuple[InputFile, ...]:
 
 
 def _whole(images: Sequence[Path]) -> list[Path]:
-    """Returns images that are there, with the files of their voxels."""
-    return [file for image in images if image.is_file() for file in data_files(image)]
+    """Returns images that can be reached, with the files of their voxels."""
+    found: list[Path] = []
+    for image in images:
+        with contextlib.suppress(OSError):  # whoever reads the image says what is wrong
+            found += [file for file in data_files(image) if file.is_file()]
+    return found
 
 
 def with_hashes(files: Sequence[InputFile], images: Sequence[Path]) -> tuple[InputFile, ...]:
@@ -225,17 +247,24 @@ def with_hashes(files: Sequence[InputFile], images: Sequence[Path]) -> tuple[Inp
 def is_changed(then: Sequence[InputFile], images: Sequence[Path]) -> bool:
     """Whether images differ from those that a label map was made from.
 
-    Of images of the same size and time, the content is not read again.
+    Of images of the same size and time, the content is not read again. Images that cannot be read
+    at the moment are not known to have changed.
     """
-    now = input_files(images)
-    if [file.name for file in then] != [file.name for file in now]:
-        return True
-    return any(
-        not before.hash
-        or before.size != after.size
-        or (before.mtime_ns != after.mtime_ns and file_sha256(path) != before.hash)
-        for before, after, path in zip(then, now, _whole(images), strict=True)
-    )
+    try:
+        states = [image.stat() for image in images]
+        if not all(stat.S_ISREG(state.st_mode) for state in states):
+            return True
+        now = input_files(images)
+        if [file.name for file in then] != [file.name for file in now]:
+            return True
+        return any(
+            not before.hash
+            or before.size != after.size
+            or (before.mtime_ns != after.mtime_ns and file_sha256(path) != before.hash)
+            for before, after, path in zip(then, now, _whole(images), strict=True)
+        )
+    except OSError:
+        return False
 
 
 def voxel_hash(array_zyx: npt.NDArray[Any]) -> str:
@@ -246,7 +275,9 @@ def voxel_hash(array_zyx: npt.NDArray[Any]) -> str:
     return found.hexdigest()
 
 
-def begin_record(path: Path, now: Prediction, label_maps: Sequence[str]) -> Prediction:
+def begin_record(
+    path: Path, now: Prediction, label_maps: Sequence[str], *, replaced: Collection[str]
+) -> Prediction:
     """Returns the record of a folder as it will be once further cases are predicted.
 
     A folder without a record was written by an earlier version. Its cases stay, and the record then
@@ -255,40 +286,74 @@ def begin_record(path: Path, now: Prediction, label_maps: Sequence[str]) -> Pred
     Args:
         path: The record's file, beside the label maps.
         now: The record of the prediction that is about to begin.
-        label_maps: File names of the label maps to predict; those that exist are replaced.
+        label_maps: File names of the label maps to predict.
+        replaced: Those among them whose present content may be lost: the user says so, or it was
+            made from another image. The others are only completed, e.g. by probabilities.
 
     Raises:
         ArtifactError: The folder's record is damaged.
         OptionError: Finished cases that stay were predicted with another model or other options.
     """
+    then = read_record(path)
+    stay = refuse_mixing(path, now, replaced=replaced)
+    if then is None or not stay:
+        return now.replace(label_maps=tuple(label_maps))
+    return then.replace(label_maps=_union(then.label_maps, label_maps))
+
+
+def refuse_mixing(path: Path, now: Prediction, *, replaced: Collection[str]) -> list[str]:
+    """Refuses to leave label maps that were predicted otherwise than those to come.
+
+    Args:
+        path: A record's file; it may not exist.
+        now: The record of the prediction that is about to begin.
+        replaced: As for `begin_record`.
+
+    Returns:
+        File names of the label maps that the record names and that stay.
+
+    Raises:
+        ArtifactError: The record is damaged.
+        OptionError: They were predicted with another model or other options.
+    """
     then, output = read_record(path), path.parent
     if then is None:
-        return now.replace(label_maps=tuple(label_maps))
-    stay = [n for n in then.label_maps if n not in label_maps and (output / n).exists()]
-    if not stay:
-        return now.replace(label_maps=tuple(label_maps))
+        return []
+    stay = [n for n in then.label_maps if n not in replaced and (output / n).exists()]
     differences = then.differences(now)
-    if differences:
+    if stay and differences:
         others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         raise OptionError(
             f"{output}: {stay[0]}{others} would stay as predicted before, which was with "
             f"{'; with '.join(differences)}.",
             hint="Choose another folder with -o, or predict all of them again with --overwrite.",
         )
-    return then.replace(label_maps=_union(then.label_maps, label_maps))
+    return stay
 
 
-def clear_outdated(path: Path, record: Prediction) -> None:
-    """Removes label maps that the record names but that were not predicted as it says.
+def clear_outdated(
+    path: Path, record: Prediction, jobs: "Iterable[PredictJob]", *, changed: Collection[str]
+) -> None:
+    """Removes the files of cases to predict that were not predicted as the record says.
 
     They are about to be replaced. If they were still there after an interruption, they would count
-    as finished.
+    as finished; and probabilities that nobody asks for this time would stay, those of another
+    model.
+
+    Args:
+        path: The record's file, as it was before.
+        record: The record as it will be.
+        jobs: The cases to predict.
+        changed: Names of cases whose image has changed.
     """
     then = read_record(path)
     alike = then is not None and not then.differences(record)
-    for name in record.label_maps:
-        if then is None or not alike or name not in then.label_maps:
-            path.with_name(name).unlink(missing_ok=True)
+    there = {file for file in entries(path.parent) if file.is_file()}
+    for job in jobs:
+        known = then is not None and alike and job.output.name in then.label_maps
+        if not known or job.name in changed:
+            for file in there & {job.output, job.probabilities, job.uncertainty}:
+                file.unlink()
 
 
 def save_record(path: Path, record: Prediction) -> None:

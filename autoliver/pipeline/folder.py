@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10  # failed cases named in one message
+_WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import begin_record, describe
+    from autoliver.inference.record import begin_record, describe, own_records, refuse_mixing
     from autoliver.models.files import MODEL_FILE, FoldModel, together
 
     names = check_texts("--model", models)
@@ -152,13 +153,21 @@ def predict_folder(
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_cases(sources, len(plan.channel_names), failures)
-    jobs, path = _jobs(sources, cases, output)
-    todo = _todo(jobs, path, request)
+    jobs, path = _jobs(sources, cases, output, overwrite=request.overwrite)
+    changed = _changed(jobs, path, request)
+    todo = [
+        job
+        for job in jobs
+        if request.overwrite or job.name in changed or not is_complete(job, request)
+    ]
+    replaced = {job.output.name for job in todo if request.overwrite or job.name in changed}
     now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
-    record = begin_record(path, now, [job.output.name for job in todo])
+    for own in own_records(jobs, path):
+        refuse_mixing(own, now, replaced=replaced)
+    record = begin_record(path, now, [job.output.name for job in todo], replaced=replaced)
     if todo:
         _check_writable(path.parent)
-        _Recording(path, record, request, failures).predict(chosen, todo)
+        _Recording(path, record, request, failures).predict(chosen, todo, changed=changed)
     failed = {failure.case for failure in failures}
     done = Predicted(
         model=chosen.name,
@@ -193,20 +202,27 @@ def find_cases(
         failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
 
     found: dict[str, tuple[Path, ...]] = {}
+    place: dict[str, Path] = {}  # of failures as well
     for source in sources:
+        before = len(failures)
         cases = find_case_images(source, channels=channels, file_ending=None, on_problem=note)
-        for name, images in cases.items():
-            if name in found:
+        for name in (*cases, *(failure.case for failure in failures[before:])):
+            if name in place:
                 raise OptionError(
-                    f"-i: the case {name} is in {found[name][0].parent} and in {images[0].parent}.",
+                    f"-i: the case {name} is in {place[name]} and in {source}.",
                     hint="Predict them into two folders, or rename one of them.",
                 )
-            found[name] = images
+            place[name] = source
+        found |= cases
     return found
 
 
 def _jobs(
-    sources: Sequence[Path], cases: dict[str, tuple[Path, ...]], output: Path
+    sources: Sequence[Path],
+    cases: dict[str, tuple[Path, ...]],
+    output: Path,
+    *,
+    overwrite: bool,
 ) -> "tuple[list[PredictJob], Path]":
     """Returns the cases with the files to write, and the file of the record.
 
@@ -216,7 +232,6 @@ def _jobs(
     from autoliver.inference.predict import make_jobs
     from autoliver.inference.record import RECORD_FILE
 
-    stem, ending = split_ending(output.name)
     for source in sources:
         if source.is_dir() and output.resolve() == source.resolve():
             raise OptionError(
@@ -224,44 +239,78 @@ def _jobs(
                 "be taken for images the next time.",
                 hint="Choose another folder with -o, e.g. one inside it.",
             )
-    if not ending or output.is_dir():
+    if not split_ending(output.name)[1] or output.is_dir():
         return make_jobs(cases, output), output / RECORD_FILE
     if len(cases) != 1 or any(source.is_dir() for source in sources):
         raise OptionError(
             f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
             hint="Name a folder with -o.",
         )
-    if label_ending(ending) != ending.lower():
+    ((name, images),) = cases.items()
+    job, path = _one_job(name, images, output)
+    if output.is_file() and not overwrite and not _is_recorded(job, path):
         raise OptionError(
-            f"-o {output}: {ending} cannot hold label maps.",
-            hint=f"Choose {stem}{label_ending(ending)}.",
+            f"-o {output}: this file exists, and {path.name} does not say that it was predicted.",
+            hint="Choose another file with -o, or replace it with --overwrite.",
         )
-    job = make_jobs(cases, output.parent)[0]
-    if output.exists() and any(output.samefile(image) for image in job.images):
+    return [job], path
+
+
+def _one_job(name: str, images: tuple[Path, ...], output: Path) -> "tuple[PredictJob, Path]":
+    """Returns a case with the file that is named for its label map, and that of the record.
+
+    Raises:
+        OptionError: The file cannot take the label map.
+    """
+    from autoliver.inference.predict import PredictJob
+    from autoliver.inference.record import RECORD_FILE, own_record, read_record
+
+    stem, ending = split_ending(output.name)
+    like_image = label_ending(split_ending(images[0].name)[1])
+    # Pictures do not say where in the body they are.
+    if ending not in (*_WITH_GRID, like_image):
+        better = label_ending(ending)
+        better = better if better in (*_WITH_GRID, like_image) else like_image
+        raise OptionError(
+            f"-o {output}: {ending} cannot hold label maps of {images[0].name}.",
+            hint=f"Choose {stem}{better}.",
+        )
+    job = PredictJob(name=name, images=images, output=output)
+    if output.resolve() in {image.resolve() for image in images}:
         raise OptionError(
             f"-o {output}: this is the image itself.", hint="Choose another file with -o."
         )
-    return [dataclasses.replace(job, output=output)], output.with_name(f"{stem}_{RECORD_FILE}")
+    shared = output.with_name(RECORD_FILE)
+    known = read_record(shared)  # of a folder that this case was predicted in before
+    named = known is not None and output.name in known.label_maps
+    return job, shared if named else own_record(output)
 
 
-def _todo(jobs: "Sequence[PredictJob]", path: Path, request: PredictRequest) -> "list[PredictJob]":
-    """Returns the cases for which a requested file is missing or the image has changed."""
-    from autoliver.inference.record import is_changed, read_record
+def _is_recorded(job: "PredictJob", path: Path) -> bool:
+    from autoliver.inference.record import read_record
 
     known = read_record(path)
-    inputs = {} if known is None else known.inputs
-    todo = []
+    return known is not None and job.output.name in known.label_maps
+
+
+def _changed(jobs: "Sequence[PredictJob]", path: Path, request: PredictRequest) -> set[str]:
+    """Returns the names of finished cases whose image has changed."""
+    from autoliver.inference.record import is_changed, own_records, read_record
+
+    inputs: dict[str, tuple[InputFile, ...]] = {}
+    for known in map(read_record, (*own_records(jobs, path), path)):
+        inputs |= {} if known is None else known.inputs
+    found = set()
     for job in jobs:
-        complete = is_complete(job, request)
-        made_from = inputs.get(job.output.name)
-        if complete and made_from is not None and is_changed(made_from, job.images):
-            _log.warning(
-                "%s: its image has changed since it was predicted; it is predicted again.", job.name
-            )
-            complete = False
-        if request.overwrite or not complete:
-            todo.append(job)
-    return todo
+        made_from = inputs.get(job.output.name) if job.finished else None
+        if made_from is not None and is_changed(made_from, job.images):
+            found.add(job.name)
+            if not request.overwrite:
+                _log.warning(
+                    "%s: its image has changed since it was predicted; it is predicted again.",
+                    job.name,
+                )
+    return found
 
 
 def _check_writable(folder: Path) -> None:
@@ -287,17 +336,26 @@ class _Recording:
     request: PredictRequest
     failures: list[Failure]
 
-    def predict(self, files: "ModelFiles", todo: "Sequence[PredictJob]") -> None:
+    def predict(
+        self, files: "ModelFiles", todo: "Sequence[PredictJob]", *, changed: set[str]
+    ) -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
         from autoliver.inference.model import load_model
         from autoliver.inference.predict import Listener
-        from autoliver.inference.record import clear_outdated, input_files, save_record
+        from autoliver.inference.record import (
+            clear_outdated,
+            input_files,
+            own_records,
+            save_record,
+        )
         from autoliver.networks.device import choose_device
 
         model = load_model(files, device=choose_device(self.request.machine.device))
         check_memory(model, todo, self.request)
-        clear_outdated(self.path, self.record)
+        clear_outdated(self.path, self.record, todo, changed=changed)
         save_record(self.path, self.record)
+        for own in own_records(todo, self.path):
+            own.unlink()
         before = {job.name: input_files(job.images) for job in todo}
 
         def note(job: "PredictJob") -> None:

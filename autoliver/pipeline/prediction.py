@@ -1,6 +1,5 @@
 """Prediction of a folder of cases with a trained model."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +132,8 @@ def predict_as_asked(
 
     needs = [model_need(job.name, job.images, model) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
-    with window_bars(len(jobs)) as on_windows:
-        heard = dataclasses.replace(listener or Listener(), on_windows=on_windows)
+    with window_bars(len(jobs), parts=len(model.parts)) as bar:
+        heard = (listener or Listener()).shown(bar.start, bar.drop)
         predict_jobs(model, jobs, options, listener=heard, export=export)
 
 

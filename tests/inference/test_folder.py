@@ -191,24 +191,23 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
         ("in", "out.nii.gz", "one file, but -i names 3 cases"),
         ("in/case_0.nii.gz", "out.jpg", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.mhd", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.png", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.tif", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.NII.GZ", "cannot hold label maps"),
         ("in/case_0.nii.gz", "in/case_0.nii.gz", "overwrite the image|the image itself"),
-        ("in/case_0.nii.gz", "in/case_1.nii.gz", None),
+        ("in/case_0.nii.gz", "in/case_1.nii.gz", "this file exists"),
         ("in", "in", "folder of the images"),
         ("in", "link", "folder of the images"),
     ],
 )
 def test_outputs_that_cannot_be(
-    source: str, output: str, words: str | None, images: Path, run: Path, tmp_path: Path
+    source: str, output: str, words: str, images: Path, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "link").symlink_to(images)
     before = {path: path.read_bytes() for path in images.iterdir()}
-    if words is None:  # another image is no label map of this command
-        with pytest.raises(AutoliverError):
-            predict(tmp_path / source, tmp_path / output, run)
-    else:
-        with pytest.raises(AutoliverError, match=words) as caught:
-            predict(tmp_path / source, tmp_path / output, run)
-        assert caught.value.hint
+    with pytest.raises(OptionError, match=words) as caught:
+        predict(tmp_path / source, tmp_path / output, run)
+    assert caught.value.hint
     assert {path: path.read_bytes() for path in images.iterdir()} == before
 
 
@@ -242,3 +241,149 @@ def test_a_case_that_lacks_a_channel_is_a_failure_of_its_own(tmp_path: Path) -> 
     assert list(found) == ["a"]
     assert list(failed) == ["b", "c"]
     assert "channel 0 of 2 is missing" in failed["b"].problem
+
+
+BOTH = replace(ASKED, probabilities=True, uncertainty=True)
+
+
+@pytest.fixture
+def other(save: SaveFold) -> Path:
+    """Another model."""
+    return save("fold_0", seed=4, configuration="2d").parent
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What is in the files of probabilities, and the bytes of all other files but records."""
+    files = [path for path in folder.iterdir() if path.suffix != ".json"]
+    return {
+        path.name: np.load(path)["probabilities"].tobytes()
+        if path.suffix == ".npz"
+        else path.read_bytes()
+        for path in files
+    }
+
+
+def test_another_model_does_not_complete_finished_cases(
+    images: Path, run: Path, other: Path, tmp_path: Path
+) -> None:
+    """To add probabilities is no reason to replace label maps by those of another model."""
+    out = tmp_path / "out"
+    predict(images, out, run)
+    before = content(out)
+    with pytest.raises(OptionError, match="would stay as predicted before"):
+        predict(images, out, other, BOTH)
+    assert content(out) == before
+    assert predict(images, out, run, BOTH).new == 3
+    assert predict(images, out, run, BOTH).skipped == 3
+
+
+@pytest.mark.parametrize("why", ["another model", "another image"])
+def test_no_probabilities_of_before_stay(
+    why: str, images: Path, run: Path, other: Path, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "out", run
+    predict(images, out, run, BOTH)
+    if why == "another model":
+        model = other
+        assert predict(images, out, model, replace(ASKED, overwrite=True)).new == 3
+    else:
+        write_image(images / "case_1.nii.gz", image(7), GRID)
+        assert predict(images, out, model).new == 1
+    predict(images, out, model, BOTH)
+    predict(images, tmp_path / "fresh", model, BOTH)
+    assert content(out) == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_map_stays_only_if_its_image_may_still_be_the_same(
+    spoil: str, images: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out, run)
+    SPOIL[spoil](images / "case_1.nii.gz")
+    if spoil == "dangling":  # a disk that is away at the moment
+        assert predict(images, out, run).skipped == 3
+        return
+    with pytest.raises(CasesFailed, match="1 of 3 cases failed"):
+        predict(images, out, run)
+    assert sorted(content(out)) == ["case_0.nii.gz", "case_2.nii.gz"]
+
+
+def test_a_folder_and_its_files_know_of_each_other(
+    images: Path, run: Path, other: Path, tmp_path: Path
+) -> None:
+    source, out = images / "case_1.nii.gz", tmp_path / "out"
+    target = out / "case_1.nii.gz"
+    predict(source, target, run)
+    with pytest.raises(OptionError, match=r"case_1\.nii\.gz would stay"):
+        predict(images, out, other)
+    assert predict(images, out, run).new == 2
+    assert predict(images, out, other, replace(ASKED, overwrite=True)).new == 3
+    for request in (ASKED, replace(ASKED, overwrite=True)):  # the others would stay
+        with pytest.raises(OptionError, match="would stay"):
+            predict(source, target, run, request)
+    assert predict(source, target, other).skipped == 1
+    write_image(source, image(8), GRID)
+    assert predict(source, target, other).new == 1
+    assert [path.name for path in out.glob("*.json")] == ["predict.json"]
+
+
+def test_a_file_beside_its_image(images: Path, run: Path) -> None:
+    target = images / "case_0_liver.nii.gz"
+    assert predict(images / "case_0.nii.gz", target, run).new == 1
+    assert predict(images / "case_0.nii.gz", target, run).skipped == 1
+
+
+def two_types(path: Path) -> None:
+    write_image(path.with_name("case_1.nrrd"), image(1), GRID)
+
+
+def no_text(path: Path) -> None:
+    path.rename(path.with_name(os.fsdecode(b"case_\xff.nii.gz")))
+
+
+def two_names(path: Path) -> None:
+    write_image(path.with_name("case_1_0000.nii.gz"), image(1), GRID)
+
+
+@pytest.mark.parametrize("spoil", [two_types, no_text, two_names])
+def test_names_that_cannot_be_a_case_stop_no_other(
+    spoil: Callable[[Path], None], images: Path, run: Path, tmp_path: Path
+) -> None:
+    predict(images, tmp_path / "before", run)
+    spoil(images / "case_1.nii.gz")
+    with pytest.raises(CasesFailed, match="1 of 3 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    assert caught.value.hint
+    json.dumps(caught.value.facts).encode()
+    expected = content(tmp_path / "before")
+    del expected["case_1.nii.gz"]
+    assert content(tmp_path / "out") == expected
+
+
+def test_a_name_that_is_as_long_as_the_disk_takes(images: Path, run: Path, tmp_path: Path) -> None:
+    """The names of files that are not asked for would be too long."""
+    name = "c" * (255 - len(".nii.gz")) + ".nii.gz"
+    (images / "case_1.nii.gz").rename(images / name)
+    assert predict(images, tmp_path / "out", run).new == 3
+    assert predict(images, tmp_path / "out", run, replace(ASKED, overwrite=True)).new == 3
+
+
+def test_a_folder_under_the_name_of_a_label_map_is_told(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out/case_1.nii.gz").mkdir(parents=True)
+    with pytest.raises(MachineError, match=r"case_1\.nii\.gz: cannot be written"):
+        predict(images, tmp_path / "out", run)
+
+
+def test_a_damaged_held_out_case_is_an_error(images: Path, run: Path, tmp_path: Path) -> None:
+    from autoliver.models.files import MemberFiles, ModelFiles
+    from autoliver.pipeline.prediction import predict as predict_held_out
+
+    put(images / "case_1.nii.gz", b"not an image")
+    files = ModelFiles(name="Toy", members=(MemberFiles(folds=(run / "fold_0",)),))
+    cases = {f"case_{n}": [images / f"case_{n}.nii.gz"] for n in range(3)}
+    with pytest.raises(DatasetError, match=r"^case_1: ") as caught:
+        predict_held_out(files, cases, tmp_path / "out", ASKED)
+    assert not isinstance(caught.value, CasesFailed)
