@@ -17,10 +17,12 @@ from autoliver.arguments import (
     name_of,
     once,
     path_of,
+    paths_of,
     spacing_of,
     taken,
     workspace_at,
 )
+from autoliver.commands import DEFAULT_WORKSPACE as WORKSPACE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
-
-WORKSPACE = Path("autoliver-workspace")
 
 
 @checked
@@ -253,10 +253,9 @@ def predict(
         if given.get("roi") == "off":
             given["roi"] = None
         request = PredictRequest(**given)
-        several = source if isinstance(source, list | tuple) else [source]
         return predict_folder(
             workspace_at(workspace),
-            [path_of("source", each) for each in several],
+            paths_of("source", source),
             path_of("output", output),
             request,
             models=() if named is None else named,
@@ -419,10 +418,9 @@ def adopt(
         given = taken(options, {"modality": "modality", "link": "link"}, of=adopt)
         source = None if like is None else name_of("--like", like)
         request = AdoptRequest(like=source, **given)
-        several = images if isinstance(images, list | tuple) else [images]
         return adopt_cases(
             workspace_at(workspace),
-            [path_of("images", each) for each in several],
+            paths_of("images", images),
             path_of("corrected", corrected),
             path_of("output", output),
             request,

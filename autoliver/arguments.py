@@ -178,6 +178,20 @@ def path_of(argument: str, value: object) -> Path:
     return Path(name_of(argument, value, "the path of a file or folder"))
 
 
+def paths_of(argument: str, value: object) -> list[Path]:
+    """Checks a path, or a list of paths.
+
+    Args:
+        argument: Name of the argument, for the error.
+        value: The value that was given.
+
+    Raises:
+        OptionError: As for `path_of`.
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    return [path_of(argument, each) for each in several]
+
+
 def name_of(option: str, value: object, expected: str = "the name of a dataset or model") -> str:
     """Checks a name or a path and returns it as text.
 

@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import reprlib
 import shutil
 import uuid
@@ -47,6 +48,9 @@ _SHOWN.maxtuple = _SHOWN.maxlist = _SHOWN.maxdict = 3
 _SHOWN.maxstring = _SHOWN.maxother = 70
 # errno values of file systems that have no fsync.
 _WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+# The names of what is not yet whole, and what they match.
+_PARTIAL_NAME = ".{}.partial.{}"
+PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 
@@ -309,7 +313,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # The file ending is kept, since image readers and writers choose the format by it; the rest is
     # short, so that every name that fits a disk can be written.
-    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.partial.{path.name[-_ENDING:]}")
+    beside = path.with_name(_PARTIAL_NAME.format(uuid.uuid4().hex[:8], path.name[-_ENDING:]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

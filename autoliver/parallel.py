@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import default_memory_gb, free_gb
-from autoliver.values import check_number, check_types, check_whole, counted
+from autoliver.values import check_number, check_types, check_whole, counted, first_few
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -414,8 +414,7 @@ def _too_large(need: Need, cause: str) -> AutoliverError:
 
 
 def _names(needs: Sequence[Need]) -> str:
-    more = f" and {len(needs) - _SHOWN} more" if len(needs) > _SHOWN else ""
-    return ", ".join(need.name for need in needs[:_SHOWN]) + more
+    return first_few([need.name for need in needs], _SHOWN)
 
 
 def cores() -> int:

@@ -50,6 +50,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def first_few(items: Sequence[object], most: int) -> str:
+    """Returns the first items of a list with the number of the others: "a, b and 3 more"."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown
+
+
+def shortened(text: str, most: int) -> str:
+    """Returns a text of at most so many characters; one that was cut ends in three dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def flag_of(field: str) -> str:
     """Returns the option that sets a field, as the command line spells it, e.g. --batch-size."""
     return f"--{field.replace('_', '-')}"

@@ -92,6 +92,12 @@ class RunFolder:
         return tuple(entries(self.path, fold_folder_name("*")))
 
     @property
+    def has_stepped(self) -> bool:
+        """Whether the training of any fold has saved a step."""
+        folds = map(FoldFolder, self.begun)
+        return any(fold.resume.exists() or fold.model.exists() for fold in folds)
+
+    @property
     def finished(self) -> tuple[Path, ...]:
         """Folders of the finished folds."""
         return tuple(path for path in self.begun if FoldFolder(path).model.exists())

@@ -48,6 +48,7 @@ from autoliver.cli.training_options import (
 )
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
+from autoliver.values import shortened
 
 if TYPE_CHECKING:
     from autoliver.datasets.folds import Fold
@@ -344,7 +345,11 @@ def _show(results: "list[FoldResult]") -> str:
         shown = folds[first : first + _FOLDS_IN_A_ROW]
         last = shown[-1] == folds[-1]
         rows = [
-            [_label(label), *(number(of[fold]) for fold in shown), number(outcome.mean_dice[label])]
+            [
+                shortened(label, _LABEL),
+                *(number(of[fold]) for fold in shown),
+                number(outcome.mean_dice[label]),
+            ]
             for label, of in outcome.dice.items()
         ]
         means = [outcome.scores[fold].foreground_mean("dice") for fold in folds]
@@ -371,9 +376,5 @@ def _show_gain(transferred: "list[FoldResult]", scratch: "list[FoldResult]") -> 
         before = without.mean_dice.get(label)
         gain = None if gained is None or before is None else gained - before
         signed = "-" if gain is None else f"{gain:+.3f}"
-        rows.append([_label(label), number(gained), number(before), signed])
+        rows.append([shortened(label, _LABEL), number(gained), number(before), signed])
     return table(("Dice", "transferred", "from scratch", "difference"), rows)
-
-
-def _label(name: str) -> str:
-    return name if len(name) <= _LABEL else f"{name[: _LABEL - 3]}..."

@@ -83,6 +83,17 @@ def image_key(case: Case) -> str:
     return digest([content.hash for content in case.contents if content.kind == "image"])
 
 
+def seen_cases(dataset: Dataset, keys: Iterable[str]) -> set[str]:
+    """Returns the names of the cases whose `image_key` is among some.
+
+    Args:
+        dataset: A dataset whose contents `identify` has filled in.
+        keys: The keys, e.g. those that a model's weights have seen.
+    """
+    known = set(keys)
+    return {case.name for case in dataset.cases if image_key(case) in known}
+
+
 def unread(dataset: Dataset) -> list[Path]:
     """Returns the files of a dataset that `identify` could not read."""
     return [

@@ -12,7 +12,7 @@ from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.errors import OptionError
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
-from autoliver.values import check_number, check_types, meant
+from autoliver.values import check_number, check_types, meant, shortened
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
 SURFACE_METRICS = ("assd", "mssd", "hd95", "nsd")
@@ -319,7 +319,7 @@ def table(scores: Scores) -> str:
 
 
 def _fit(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else f"{text[: width - 3]}..."
+    return shortened(text, width).ljust(width)
 
 
 def _mean(value: float, field: str) -> str:

@@ -29,11 +29,12 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
-from autoliver.values import counted
+from autoliver.values import counted, first_few
 
 # io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
 # has no thickness and so no volume.
 _THICKEST = 900
+_SHOWN = 5  # names or values in one message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def score_case(
             pair[0], pair[1], label=label, geometry=reference.geometry, options=options
         )
     warnings = [
-        f"{name}: the {side} holds values that no label has: {_some(sorted(unknown))}."
+        f"{name}: the {side} holds values that no label has: {first_few(sorted(unknown), _SHOWN)}."
         for side, array in (("prediction", predicted), ("reference", actual))
         if (unknown := _values(array) - labels.allowed)
     ]
@@ -150,7 +151,7 @@ def _notes(pairs: Pairs, scores: Scores) -> Iterable[str]:
         (equal, f"Prediction and reference are equal in every voxel, as copies are ({len(equal)})"),
     ):
         if names:
-            yield f"{text}: {_some(names)}."
+            yield f"{text}: {first_few(names, _SHOWN)}."
 
 
 def _perfect(case: CaseScores) -> bool:
@@ -224,7 +225,7 @@ def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool 
     if len(missing) == len(references) or (missing and not subset):
         raise DatasetError(
             f"{prediction_folder}: {len(missing)} of {counted(len(references), 'reference')} "
-            f"without a prediction: {_some(missing)}.",
+            f"without a prediction: {first_few(missing, _SHOWN)}.",
             hint="Predict them first, or score those that are there with --subset."
             if len(missing) < len(references)
             else "Give predictions whose names are those of the references.",
@@ -409,8 +410,3 @@ def _label_files(folder: Path) -> dict[str, Path]:
             hint="Give the folder that holds the files themselves.",
         )
     return found
-
-
-def _some(items: Sequence[object], most: int = 5) -> str:
-    shown = ", ".join(str(item) for item in items[:most])
-    return f"{shown} and {len(items) - most} more" if len(items) > most else shown

@@ -13,6 +13,8 @@ LEAST_STEP, MOST_STEP = 0.1, 1.0
 
 # Name of the way of computing in which a network is run unchanged.
 AS_IT_IS = "as it is"
+# What the name of a map of uncertainty has behind the name of its label map.
+UNCERTAINTY = "_uncertainty"
 
 
 class PredictOptions(Record, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from autoliver.inference.ensemble import (
 )
 from autoliver.inference.modality import case_modality
 from autoliver.inference.model import Member, Model
-from autoliver.inference.options import PredictOptions
+from autoliver.inference.options import UNCERTAINTY, PredictOptions
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
@@ -34,6 +34,7 @@ from autoliver.preprocessing.case import backward_logits
 from autoliver.values import counted
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
+LabelArray = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class PredictJob:
     def uncertainty(self) -> Path:
         """The file that the map of uncertainty is written to, if it is requested."""
         stem, ending = split_ending(self.output.name)
-        return self.output.with_name(f"{stem}_uncertainty{ending}")
+        return self.output.with_name(f"{stem}{UNCERTAINTY}{ending}")
 
     def complete(self, *, probabilities: bool, uncertainty: bool) -> bool:
         """Whether the label map and the requested further files exist."""
@@ -82,14 +83,14 @@ class Listener:
     Attributes:
         on_windows: Called with the name of a case and its number of windows; returns a function
             that is called after each window.
-        on_case: Called after each case has been written.
+        on_case: Called after each label map has been written, with the map (z, y, x).
         on_failure: Takes the error of a case that cannot be read or does not fit the model, and the
             others are predicted; None: the error is raised. What fails for every case, such as a
             full disk, is raised in any case.
     """
 
     on_windows: OnWindows | None = None
-    on_case: Callable[[PredictJob], object] = lambda _: None
+    on_case: Callable[[PredictJob, LabelArray], object] = lambda _, __: None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
 
     def shown(self, start: OnWindows, drop: Callable[[str], object]) -> "Listener":
@@ -175,11 +176,10 @@ def predict_jobs(
 
     def finish(job: PredictJob, found: Sequence[Output]) -> None:
         if export is None:
-            _export(model, job, found, options)
+            listener.on_case(job, _export(model, job, found, options))
         else:
             with _naming(job.name):
                 export(job, found)
-        listener.on_case(job)
 
     if options.overlap:
         _predict_overlapped(model, jobs, options, listener, finish)
@@ -316,8 +316,11 @@ def _compare_with_training(
 
 def _export(
     model: Model, job: PredictJob, found: Sequence[Output], options: PredictOptions
-) -> None:
-    """Writes the requested files of a case; the label map comes last and marks it as finished."""
+) -> LabelArray:
+    """Writes the requested files of a case, and returns its label map.
+
+    The label map is written last and marks the case as finished.
+    """
     geometry, labels = found[0].properties.geometry, model.plan.labels
     with _naming(job.name):
         if options.probabilities:
@@ -327,7 +330,9 @@ def _export(
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
-        write_label(job.output, _labels(model, found, geometry), geometry)
+        predicted = _labels(model, found, geometry)
+        write_label(job.output, predicted, geometry)
+    return predicted
 
 
 @contextlib.contextmanager

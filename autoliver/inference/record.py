@@ -295,36 +295,37 @@ def begin_record(
         OptionError: Finished cases that stay were predicted with another model or other options.
     """
     then = read_record(path)
-    stay = refuse_mixing(path, now, replaced=replaced)
+    stay = refuse_mixing(then, now, replaced=replaced, folder=path.parent)
     if then is None or not stay:
         return now.replace(label_maps=tuple(label_maps))
     return then.replace(label_maps=_union(then.label_maps, label_maps))
 
 
-def refuse_mixing(path: Path, now: Prediction, *, replaced: Collection[str]) -> list[str]:
+def refuse_mixing(
+    then: Prediction | None, now: Prediction, *, replaced: Collection[str], folder: Path
+) -> list[str]:
     """Refuses to leave label maps that were predicted otherwise than those to come.
 
     Args:
-        path: A record's file; it may not exist.
+        then: An earlier record; None if there is none.
         now: The record of the prediction that is about to begin.
         replaced: As for `begin_record`.
+        folder: The folder of the label maps.
 
     Returns:
         File names of the label maps that the record names and that stay.
 
     Raises:
-        ArtifactError: The record is damaged.
         OptionError: They were predicted with another model or other options.
     """
-    then, output = read_record(path), path.parent
     if then is None:
         return []
-    stay = [n for n in then.label_maps if n not in replaced and (output / n).exists()]
+    stay = [n for n in then.label_maps if n not in replaced and (folder / n).exists()]
     differences = then.differences(now)
     if stay and differences:
         others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         raise OptionError(
-            f"{output}: {stay[0]}{others} would stay as predicted before, which was with "
+            f"{folder}: {stay[0]}{others} would stay as predicted before, which was with "
             f"{'; with '.join(differences)}.",
             hint="Choose another folder with -o, or predict all of them again with --overwrite.",
         )

@@ -51,9 +51,12 @@ def can_be_copied(path: Path) -> bool:
 
 def _beside(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
     """The first of the files of these names that is there, in small letters or capitals."""
-    exact = [path.with_name(name) for name in names]
-    others = (p for p in path.parent.iterdir() if p.name.lower() in [n.lower() for n in names])
-    return next(((file,) for file in (*exact, *sorted(others)) if file.is_file()), ())
+    for name in names:
+        if path.with_name(name).is_file():
+            return (path.with_name(name),)
+    small = [name.lower() for name in names]
+    others = sorted(file for file in path.parent.iterdir() if file.name.lower() in small)
+    return next(((file,) for file in others if file.is_file()), ())
 
 
 def _names_in_header(path: Path) -> list[str]:

@@ -13,10 +13,12 @@ from autoliver.io.volume import Geometry
 
 # 3D Slicer's segmentations: label maps in NRRD files, which lie beside images but are none.
 SEGMENTATION = ".seg.nrrd"
+# Types of picture files. Their grey values have no scale, so that they tell no modality.
+PICTURES = (".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg")
 # Where one ending is the end of another, the longer one comes first.
 ENDINGS: tuple[str, ...] = (
     *(".nii.gz", ".nii", SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
-    *(".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg"),
+    *PICTURES,
 )
 # Image ending -> ending for predictions, for image types that keep their voxels in a second file,
 # change their values, or do not hold what a label map needs: BMP no value above 255, GIPL no

@@ -1,7 +1,6 @@
 """What a workspace holds that nothing uses any more, and removing it."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoliver.artifacts import brief, read_json
+from autoliver.artifacts import PARTIAL, brief, read_json
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.models.files import FoldFolder
@@ -20,8 +19,6 @@ from autoliver.workspace import MODELS, DatasetFolder, RunFolder, Workspace
 
 # What was written within this time may belong to a command that is still running.
 _RECENT_S = 3600.0
-# The names of `artifacts.replacing`.
-_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +159,7 @@ def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:
     young = 0
     for place in places:
         for at, folders, files in os.walk(place):
-            partial = [name for name in (*folders, *files) if _PARTIAL.fullmatch(name)]
+            partial = [name for name in (*folders, *files) if PARTIAL.fullmatch(name)]
             folders[:] = [name for name in folders if name not in partial]
             for name in sorted(partial):
                 path = Path(at, name)

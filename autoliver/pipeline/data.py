@@ -34,7 +34,7 @@ from autoliver.planning.verify import (
 )
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
-from autoliver.values import counted
+from autoliver.values import counted, first_few
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
@@ -317,10 +317,9 @@ def as_planned(folder: DatasetFolder, dataset: Dataset) -> Dataset:
         )
     added = [case.name for case in dataset.cases if case not in rest.cases]
     if added:
-        more = f" and {len(added) - _SHOWN} more" if len(added) > _SHOWN else ""
         _log.warning(
-            "%s: left out, since added after planning: %s%s.",
-            *(dataset.name, ", ".join(added[:_SHOWN]), more),
+            "%s: left out, since added after planning: %s.",
+            *(dataset.name, first_few(added, _SHOWN)),
         )
     return rest
 

@@ -12,6 +12,7 @@ from autoliver.datasets.cases import Dataset, describe_plain, is_described, with
 from autoliver.datasets.description import CHANNEL_OF, modality_in
 from autoliver.errors import AutoliverError, DatasetError, MachineError, OptionError
 from autoliver.io.files import read_stored
+from autoliver.io.header import PICTURES
 from autoliver.planning.modality import Judgement, judge, looks_like
 from autoliver.planning.names import ModalityName
 from autoliver.planning.ranges import CaseRange, channel_range
@@ -19,9 +20,6 @@ from autoliver.planning.verify import Finding
 from autoliver.planning.verify_values import to_float32
 
 _log = logging.getLogger(__name__)
-
-# Types of picture files. Their grey values have no scale, so that they tell no modality.
-PICTURES = (".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg")
 
 
 def told(dataset: Dataset, modality: ModalityName | None) -> Dataset:

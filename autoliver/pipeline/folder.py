@@ -26,7 +26,7 @@ from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoliver.inference.model import Model
-    from autoliver.inference.predict import PredictJob
+    from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
     from autoliver.models.files import ModelFiles
 
@@ -142,7 +142,13 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import begin_record, describe, own_records, refuse_mixing
+    from autoliver.inference.record import (
+        begin_record,
+        describe,
+        own_records,
+        read_record,
+        refuse_mixing,
+    )
     from autoliver.models.files import MODEL_FILE, FoldModel, together
 
     names = check_texts("--model", models)
@@ -154,7 +160,8 @@ def predict_folder(
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_cases(sources, len(plan.channel_names), failures)
     jobs, path = _jobs(sources, cases, output, overwrite=request.overwrite)
-    changed = _changed(jobs, path, request)
+    own = own_records(jobs, path)
+    changed = _changed(jobs, (*own, path), request)
     todo = [
         job
         for job in jobs
@@ -162,8 +169,8 @@ def predict_folder(
     ]
     replaced = {job.output.name for job in todo if request.overwrite or job.name in changed}
     now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
-    for own in own_records(jobs, path):
-        refuse_mixing(own, now, replaced=replaced)
+    for file in own:
+        refuse_mixing(read_record(file), now, replaced=replaced, folder=path.parent)
     record = begin_record(path, now, [job.output.name for job in todo], replaced=replaced)
     if todo:
         _check_writable(path.parent)
@@ -293,12 +300,14 @@ def _is_recorded(job: "PredictJob", path: Path) -> bool:
     return known is not None and job.output.name in known.label_maps
 
 
-def _changed(jobs: "Sequence[PredictJob]", path: Path, request: PredictRequest) -> set[str]:
-    """Returns the names of finished cases whose image has changed."""
-    from autoliver.inference.record import is_changed, own_records, read_record
+def _changed(
+    jobs: "Sequence[PredictJob]", records: Sequence[Path], request: PredictRequest
+) -> set[str]:
+    """Returns the names of finished cases whose image has changed since it was recorded."""
+    from autoliver.inference.record import is_changed, read_record
 
     inputs: dict[str, tuple[InputFile, ...]] = {}
-    for known in map(read_record, (*own_records(jobs, path), path)):
+    for known in map(read_record, records):
         inputs |= {} if known is None else known.inputs
     found = set()
     for job in jobs:
@@ -347,6 +356,8 @@ class _Recording:
             input_files,
             own_records,
             save_record,
+            voxel_hash,
+            with_hashes,
         )
         from autoliver.networks.device import choose_device
 
@@ -358,20 +369,20 @@ class _Recording:
             own.unlink()
         before = {job.name: input_files(job.images) for job in todo}
 
-        def note(job: "PredictJob") -> None:
-            self._note(model, job, before[job.name])
+        def note(job: "PredictJob", predicted: "LabelArray") -> None:
+            made_from = with_hashes(before[job.name], job.images)
+            self._note(model, job.output.name, made_from, voxel_hash(predicted))
 
         listener = Listener(on_case=note, on_failure=self._fail)
         predict_as_asked(model, todo, self.request, listener=listener)
 
-    def _note(self, model: "Model", job: "PredictJob", before: "tuple[InputFile, ...]") -> None:
-        """Records a case that is finished."""
-        from autoliver.inference.record import save_record, voxel_hash, with_hashes
-        from autoliver.io.files import read_label
+    def _note(
+        self, model: "Model", name: str, made_from: "tuple[InputFile, ...]", predicted: str
+    ) -> None:
+        """Records a label map that is finished."""
+        from autoliver.inference.record import save_record
 
-        name, made_from = job.output.name, with_hashes(before, job.images)
         record = self.record.with_ways(model, exact=self.request.exact)
-        predicted = voxel_hash(read_label(job.output).array[0])
         self.record = record.replace(
             inputs={**record.inputs, name: made_from}, voxels={**record.voxels, name: predicted}
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
-from autoliver.datasets.contents import image_key
+from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
@@ -327,8 +327,7 @@ def _seen(run: RunFolder, fold: int, dataset: Dataset, splits: Folds) -> list[st
     from autoliver.models.files import FoldFolder, FoldModel
 
     before = FoldModel.load(FoldFolder(run.fold(fold)).model).seen_before
-    held_out = set(splits.splits[fold].validation)
-    return [c.name for c in dataset.cases if c.name in held_out and image_key(c) in before]
+    return sorted(seen_cases(dataset, before) & set(splits.splits[fold].validation))
 
 
 def _apart(run: RunFolder, fold: int) -> bool:

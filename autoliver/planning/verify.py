@@ -26,7 +26,7 @@ from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
-from autoliver.values import counted
+from autoliver.values import counted, first_few
 
 Severity = Literal["error", "warning", "note"]
 
@@ -321,11 +321,10 @@ def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...
         return ()
     odd = [f"{v} ({n} voxels)" for v, n in counts.items() if v not in labels.allowed]
     if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         found.add(
             "error",
             "label_values",
-            f"{path.name} holds {', '.join(odd[:_SHOWN])}{more}; dataset.json has "
+            f"{path.name} holds {first_few(odd, _SHOWN)}; dataset.json has "
             f"{', '.join(str(v) for v in sorted(labels.allowed))}.",
             "Correct the label file, or add the value to the labels in dataset.json.",
         )
@@ -452,13 +451,12 @@ def _extra_files(dataset: Dataset) -> Iterable[Finding]:
     for folder in folders:
         extra = [path.name for path in image_files(folder) if path not in used]
         if extra:
-            more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
             yield Finding(
                 case=None,
                 severity="warning",
                 code="extra_file",
                 problem=f"{folder.name} holds files that belong to no case: "
-                f"{', '.join(extra[:_SHOWN])}{more}.",
+                f"{first_few(extra, _SHOWN)}.",
                 hint="Move them out, or correct their names.",
             )
 

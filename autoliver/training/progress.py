@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record, replacing, write_bytes
 from autoliver.training.objectives.objective import Scores
+from autoliver.values import shortened
 
 _SMOOTHED = 20  # a thick line is the mean over this part of the epochs
 _MARKED = 20  # with fewer epochs than this, each is marked by a point
@@ -234,5 +235,4 @@ def _at(values: Sequence[float | None] | None, number: int) -> float | None:
 
 def _short(name: str) -> str:
     """A label's name for the legend; matplotlib reads $ as mathematics and hides a leading _."""
-    text = name if len(name) <= _LEGEND else f"{name[: _LEGEND - 3]}..."
-    return text.replace("$", r"\$").removeprefix("_") or name
+    return shortened(name, _LEGEND).replace("$", r"\$").removeprefix("_") or name

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -13,6 +14,7 @@ from autoliver.datasets.cases import Case
 from autoliver.datasets.layouts import label_files
 from autoliver.datasets.names import nearest
 from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.options import UNCERTAINTY
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -38,9 +40,6 @@ from autoliver.system import entries
 from autoliver.values import check_text, check_types, counted, set_field, spelled
 from autoliver.workspace import Workspace
 
-_MODALITIES = ("CT", "MR", "other")
-_UNCERTAINTY = "_uncertainty"  # maps that predict writes beside label maps
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptRequest:
@@ -64,7 +63,7 @@ class AdoptRequest:
         Raises:
             OptionError: A value is invalid; the message names the option and the value.
         """
-        set_field(self, "modality", spelled(self.modality, _MODALITIES))
+        set_field(self, "modality", spelled(self.modality, get_args(ModalityName)))
         check_types(self)
         if self.like is not None:
             check_text("--like", self.like, "the name of a dataset or model")
@@ -237,7 +236,7 @@ def _masks(
 
 
 def _is_uncertainty(name: str, cases: Mapping[str, Sequence[Path]]) -> bool:
-    return name.endswith(_UNCERTAINTY) and name.removesuffix(_UNCERTAINTY) in cases
+    return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
 
 
 def _fail(failures: list[Failure], case: str, problem: str, hint: str) -> None:

@@ -22,6 +22,7 @@ from autoliver.needs import read_need
 from autoliver.parallel import Need
 from autoliver.planning.ranges import CaseRange
 from autoliver.planning.verify import check_case
+from autoliver.values import first_few
 
 _SHOWN = 3
 _SAVE_AGAIN = (
@@ -171,12 +172,11 @@ def _unknown_values(task: CorrectedCase, array: npt.NDArray[np.generic]) -> Iter
         if value not in task.labels.allowed
     ]
     if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         names = ", ".join(
             f"{'/'.join(map(str, group))} {name}" for name, group in task.labels.values.items()
         )
         yield Problem(
-            problem=f"{task.mask}: holds {', '.join(odd[:_SHOWN])}{more}; the labels are {names}.",
+            problem=f"{task.mask}: holds {first_few(odd, _SHOWN)}; the labels are {names}.",
             hint="Give these voxels one of the labels' values in the editor, or name a dataset "
             "that has the label with --like DATASET.",
         )

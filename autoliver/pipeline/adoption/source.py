@@ -9,8 +9,8 @@ from autoliver.datasets.description import CHANNEL_OF, modality_in, modality_of
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.record import RECORD_FILE, Prediction
 from autoliver.inference.seen import as_trained
+from autoliver.io.header import PICTURES
 from autoliver.models.files import FoldFolder, FoldModel
-from autoliver.pipeline.describe import PICTURES
 from autoliver.pipeline.run.source import find_plan
 from autoliver.planning.modality import Judgement, judge
 from autoliver.planning.names import ModalityName

@@ -134,8 +134,7 @@ def _is_bound(run: RunFolder) -> bool:
     """Whether a run must keep its options: it has made a step, or is being trained right now."""
     if not run.options.exists():
         return False
-    steps = (FoldFolder(path) for path in run.begun)
-    if any(fold.resume.exists() or fold.model.exists() for fold in steps):
+    if run.has_stepped:
         return True
     return any(is_held(path) for path in run.path.glob(_USED.format("*")) if path != _own(run))
 

@@ -40,14 +40,11 @@ def begun_run(
     run = folder.run(request.configuration, source=name, tag=request.tag)
     if not (run.options.exists() and run.transfer.exists() and run.start.exists()):
         return None
-    stepped = any(FoldFolder(f).resume.exists() or FoldFolder(f).model.exists() for f in run.begun)
     kept = Transfer.load(run.transfer)
     options = TrainingOptions.load(run.options)
     digest = kept.made_from["source"]
-    if not stepped or (options.pretrained, options.made_from.get("source")) != (
-        kept.source,
-        digest,
-    ):
+    begun_from = options.pretrained, options.made_from.get("source")
+    if not run.has_stepped or begun_from != (kept.source, digest):
         return None
     if source is not None:
         same = (source.fold, source.digest) == (kept.source, digest)

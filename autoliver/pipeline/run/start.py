@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
-from autoliver.datasets.contents import image_key
+from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.pipeline.data import Planned, planned_dataset
@@ -142,8 +142,7 @@ def note_seen(
     Cases are compared by the content of their images, with all that the source's own sources have
     seen. Of a source that does not know it, only its own cases are compared, by name.
     """
-    cases = planned.dataset.cases
-    known = {case.name for case in cases if image_key(case) in transfer.seen}
+    known = seen_cases(planned.dataset, transfer.seen)
     info = source.info
     if not transfer.seen and info is not None and info.plan.dataset == planned.dataset.name:
         known = set(info.cases)
