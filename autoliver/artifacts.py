@@ -311,9 +311,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MachineError: The system refuses to write, e.g. because the disk is full.
     """
-    # The file ending is kept, since image readers and writers choose the format by it; the rest is
-    # short, so that every name that fits a disk can be written.
-    beside = path.with_name(_PARTIAL_NAME.format(uuid.uuid4().hex[:8], path.name[-_ENDING:]))
+    # The file ending is kept, since image readers and writers choose the format by it, some of them
+    # only in lower case; the rest is short, so that every name that fits a disk can be written.
+    ending = path.name[-_ENDING:].lower()
+    beside = path.with_name(_PARTIAL_NAME.format(uuid.uuid4().hex[:8], ending))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

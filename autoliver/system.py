@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 24
 _AGAIN = "then run the same command again: finished work is kept."
 _RIGHTS = "Check the permissions of the file and its folders (ls -ld), or ask their owner."
 _SHARE = f"Check that the disk or network share is connected, {_AGAIN}"
-_ROOM = f"Free some space, or choose another disk with --workspace; {_AGAIN}"
+_ROOM = f"Free some space, or choose another disk with --workspace or -o; {_AGAIN}"
 
 # What asks a process to end: a scheduler or user, and the loss of the terminal (not on Windows).
 STOP_SIGNALS = tuple(
@@ -40,12 +40,12 @@ _REMEDIES = {
     errno.EDQUOT: _ROOM,
     errno.EFBIG: f"Raise the limit on the size of files (ulimit -f), or choose a disk whose files "
     f"may be larger; {_AGAIN}",
-    errno.EROFS: "Choose a folder on a disk that may be written to, e.g. with --workspace.",
+    errno.EROFS: "Choose a folder on a disk that may be written to, with --workspace or -o.",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.ENOENT: f"Was it moved or deleted, or its disk disconnected? Put it back, {_AGAIN}",
     errno.ENOTDIR: "A file is where a folder is expected: move it away, or choose another folder, "
-    "e.g. with --workspace.",
+    "with --workspace or -o.",
     errno.EISDIR: "A folder is where a file is expected: move it away, or choose another path.",
     errno.EEXIST: "Something of this name is in the way: move it, or choose another folder.",
     errno.ENOTEMPTY: "Something of this name is in the way: move it, or choose another folder.",

@@ -67,6 +67,20 @@ class InputFile(Record, frozen=True, kw_only=True):
     hash: str = ""
 
 
+class WrittenFile(Record, frozen=True, kw_only=True):
+    """A file that was written for a case.
+
+    Attributes:
+        name: Its file name.
+        size: Size in bytes.
+        hash: Hash of the content of a label map, in hex digits; empty for other files.
+    """
+
+    name: str
+    size: int
+    hash: str = ""
+
+
 class DecidingOptions(Record, frozen=True, kw_only=True):
     """The options that decide what a label map holds; see `PredictOptions`.
 
@@ -100,6 +114,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         inputs: Maps label maps that are finished to the images that they were made from; those of
             earlier versions are missing.
         voxels: Maps them to the `voxel_hash` of what was predicted, by which a correction is told.
+        written: Maps them to the files that were written: the label map and, if asked for, the
+            probabilities and the map of uncertainty.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -111,6 +127,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     label_maps: tuple[str, ...] = ()
     inputs: dict[str, tuple[InputFile, ...]] = msgspec.field(default_factory=dict)
     voxels: dict[str, str] = msgspec.field(default_factory=dict)
+    written: dict[str, tuple[WrittenFile, ...]] = msgspec.field(default_factory=dict)
 
     @property
     def folds(self) -> str:
@@ -151,6 +168,35 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             ways = _union(used.ways.get(device, ()), _ways(member, index, exact=exact))
             networks.append(used.replace(ways={**used.ways, device: ways}))
         return self.replace(networks=tuple(networks))
+
+    def with_case(
+        self, name: str, made_from: tuple[InputFile, ...], predicted: str, files: Sequence[Path]
+    ) -> "Prediction":
+        """Adds a label map that is finished.
+
+        Args:
+            name: Its file name.
+            made_from: The images.
+            predicted: The `voxel_hash` of its labels.
+            files: The files that were written for the case, the label map first.
+        """
+        written = [WrittenFile(name=path.name, size=path.stat().st_size) for path in files]
+        written[0] = written[0].replace(hash=file_sha256(files[0]))
+        return self.replace(
+            inputs={**self.inputs, name: made_from},
+            voxels={**self.voxels, name: predicted},
+            written={**self.written, name: tuple(written)},
+        )
+
+    def is_as_written(self, label_map: Path) -> bool:
+        """Whether a label map is the file that was written; False if that is not recorded."""
+        files = self.written.get(label_map.name, ())
+        # Most changes show in the size, so that the content need not be read.
+        return (
+            bool(files)
+            and files[0].size == label_map.stat().st_size
+            and files[0].hash == file_sha256(label_map)
+        )
 
     def _weights(self, *, region: bool) -> list[tuple[str, str]]:
         wanted = (each for each in self.networks if (each.part == "region") == region)
@@ -280,9 +326,6 @@ def begin_record(
 ) -> Prediction:
     """Returns the record of a folder as it will be once further cases are predicted.
 
-    A folder without a record was written by an earlier version. Its cases stay, and the record then
-    names only the new cases.
-
     Args:
         path: The record's file, beside the label maps.
         now: The record of the prediction that is about to begin.
@@ -327,13 +370,14 @@ def refuse_mixing(
         raise OptionError(
             f"{folder}: {stay[0]}{others} would stay as predicted before, which was with "
             f"{'; with '.join(differences)}.",
-            hint="Choose another folder with -o, or predict all of them again with --overwrite.",
+            hint="Choose another folder with -o; or remove what would stay; or predict all of it "
+            "again, with all its images (-i) and --overwrite.",
         )
     return stay
 
 
 def clear_outdated(
-    path: Path, record: Prediction, jobs: "Iterable[PredictJob]", *, changed: Collection[str]
+    path: Path, record: Prediction, jobs: "Iterable[PredictJob]", *, outdated: Collection[str]
 ) -> None:
     """Removes the files of cases to predict that were not predicted as the record says.
 
@@ -345,14 +389,14 @@ def clear_outdated(
         path: The record's file, as it was before.
         record: The record as it will be.
         jobs: The cases to predict.
-        changed: Names of cases whose image has changed.
+        outdated: Names of cases whose label map is damaged or was made from another image.
     """
     then = read_record(path)
     alike = then is not None and not then.differences(record)
     there = {file for file in entries(path.parent) if file.is_file()}
     for job in jobs:
         known = then is not None and alike and job.output.name in then.label_maps
-        if not known or job.name in changed:
+        if not known or job.name in outdated:
             for file in there & {job.output, job.probabilities, job.uncertainty}:
                 file.unlink()
 
@@ -372,6 +416,7 @@ def save_record(path: Path, record: Prediction) -> None:
                 label_maps=_union(there.label_maps, record.label_maps),
                 inputs={**there.inputs, **record.inputs},
                 voxels={**there.voxels, **record.voxels},
+                written={**there.written, **record.written},
             )
         if there == record:
             return

@@ -275,6 +275,8 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
             # ITK does not notice a full disk when it writes these two formats.
             if ending in _NIFTI or ending == ".gipl":
                 open_file(beside).voxels()
+            if not beside.stat().st_size:
+                raise _unwritable(path, RuntimeError("nothing was written"))
         except (RuntimeError, DatasetError) as error:
             _raise_cause(beside, array_czyx.nbytes)
             raise _unwritable(path, error) from error

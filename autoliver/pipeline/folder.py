@@ -12,12 +12,10 @@ from autoliver.artifacts import brief
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.errors import AutoliverError, DatasetError, OptionError
-from autoliver.io.header import label_ending, split_ending
 from autoliver.pipeline.prediction import (
     PredictRequest,
     check_memory,
     find_finder,
-    is_complete,
     predict_as_asked,
 )
 from autoliver.system import in_words
@@ -142,14 +140,9 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import (
-        begin_record,
-        describe,
-        own_records,
-        read_record,
-        refuse_mixing,
-    )
+    from autoliver.inference.record import begin_record, describe, read_record, refuse_mixing
     from autoliver.models.files import MODEL_FILE, FoldModel, together
+    from autoliver.pipeline.targets import find_standing, find_targets
 
     names = check_texts("--model", models)
     sources = (source,) if isinstance(source, Path) else tuple(source)
@@ -159,28 +152,25 @@ def predict_folder(
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_cases(sources, len(plan.channel_names), failures)
-    jobs, path = _jobs(sources, cases, output, overwrite=request.overwrite)
-    own = own_records(jobs, path)
-    changed = _changed(jobs, (*own, path), request)
-    todo = [
-        job
-        for job in jobs
-        if request.overwrite or job.name in changed or not is_complete(job, request)
-    ]
-    replaced = {job.output.name for job in todo if request.overwrite or job.name in changed}
+    targets = find_targets(sources, cases, output, overwrite=request.overwrite)
+    standing = find_standing(targets, request)
+    jobs, path, todo = targets.jobs, targets.record, standing.todo
+    failures += [_stays(name, reason) for name, reason in standing.kept.items()]
+    replaced = {j.output.name for j in todo if request.overwrite or j.name in standing.outdated}
     now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
-    for file in own:
+    for file in targets.own_records:
         refuse_mixing(read_record(file), now, replaced=replaced, folder=path.parent)
     record = begin_record(path, now, [job.output.name for job in todo], replaced=replaced)
     if todo:
         _check_writable(path.parent)
-        _Recording(path, record, request, failures).predict(chosen, todo, changed=changed)
+        work = _Recording(path, record, request, failures)
+        work.predict(chosen, todo, outdated=standing.outdated)
     failed = {failure.case for failure in failures}
     done = Predicted(
         model=chosen.name,
         files=tuple(job.output for job in jobs if job.name not in failed),
         new=len([job for job in todo if job.name not in failed]),
-        skipped=len(jobs) - len(todo),
+        skipped=len(jobs) - len(todo) - len(standing.kept),
         failures=tuple(failures),
     )
     if failures and len(failures) + len(done.files) == 1:
@@ -224,102 +214,9 @@ def find_cases(
     return found
 
 
-def _jobs(
-    sources: Sequence[Path],
-    cases: dict[str, tuple[Path, ...]],
-    output: Path,
-    *,
-    overwrite: bool,
-) -> "tuple[list[PredictJob], Path]":
-    """Returns the cases with the files to write, and the file of the record.
-
-    Raises:
-        OptionError: The output cannot take the label maps.
-    """
-    from autoliver.inference.predict import make_jobs
-    from autoliver.inference.record import RECORD_FILE
-
-    for source in sources:
-        if source.is_dir() and output.resolve() == source.resolve():
-            raise OptionError(
-                f"-o {output}: this is the folder of the images (-i), where the label maps would "
-                "be taken for images the next time.",
-                hint="Choose another folder with -o, e.g. one inside it.",
-            )
-    if not split_ending(output.name)[1] or output.is_dir():
-        return make_jobs(cases, output), output / RECORD_FILE
-    if len(cases) != 1 or any(source.is_dir() for source in sources):
-        raise OptionError(
-            f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
-            hint="Name a folder with -o.",
-        )
-    ((name, images),) = cases.items()
-    job, path = _one_job(name, images, output)
-    if output.is_file() and not overwrite and not _is_recorded(job, path):
-        raise OptionError(
-            f"-o {output}: this file exists, and {path.name} does not say that it was predicted.",
-            hint="Choose another file with -o, or replace it with --overwrite.",
-        )
-    return [job], path
-
-
-def _one_job(name: str, images: tuple[Path, ...], output: Path) -> "tuple[PredictJob, Path]":
-    """Returns a case with the file that is named for its label map, and that of the record.
-
-    Raises:
-        OptionError: The file cannot take the label map.
-    """
-    from autoliver.inference.predict import PredictJob
-    from autoliver.inference.record import RECORD_FILE, own_record, read_record
-
-    stem, ending = split_ending(output.name)
-    like_image = label_ending(split_ending(images[0].name)[1])
-    # Pictures do not say where in the body they are.
-    if ending not in (*_WITH_GRID, like_image):
-        better = label_ending(ending)
-        better = better if better in (*_WITH_GRID, like_image) else like_image
-        raise OptionError(
-            f"-o {output}: {ending} cannot hold label maps of {images[0].name}.",
-            hint=f"Choose {stem}{better}.",
-        )
-    job = PredictJob(name=name, images=images, output=output)
-    if output.resolve() in {image.resolve() for image in images}:
-        raise OptionError(
-            f"-o {output}: this is the image itself.", hint="Choose another file with -o."
-        )
-    shared = output.with_name(RECORD_FILE)
-    known = read_record(shared)  # of a folder that this case was predicted in before
-    named = known is not None and output.name in known.label_maps
-    return job, shared if named else own_record(output)
-
-
-def _is_recorded(job: "PredictJob", path: Path) -> bool:
-    from autoliver.inference.record import read_record
-
-    known = read_record(path)
-    return known is not None and job.output.name in known.label_maps
-
-
-def _changed(
-    jobs: "Sequence[PredictJob]", records: Sequence[Path], request: PredictRequest
-) -> set[str]:
-    """Returns the names of finished cases whose image has changed since it was recorded."""
-    from autoliver.inference.record import is_changed, read_record
-
-    inputs: dict[str, tuple[InputFile, ...]] = {}
-    for known in map(read_record, records):
-        inputs |= {} if known is None else known.inputs
-    found = set()
-    for job in jobs:
-        made_from = inputs.get(job.output.name) if job.finished else None
-        if made_from is not None and is_changed(made_from, job.images):
-            found.add(job.name)
-            if not request.overwrite:
-                _log.warning(
-                    "%s: its image has changed since it was predicted; it is predicted again.",
-                    job.name,
-                )
-    return found
+def _stays(name: str, reason: str) -> Failure:
+    hint = "Predict it into another folder with -o, or replace it with --overwrite."
+    return Failure(case=name, problem=reason, hint=hint)
 
 
 def _check_writable(folder: Path) -> None:
@@ -346,7 +243,7 @@ class _Recording:
     failures: list[Failure]
 
     def predict(
-        self, files: "ModelFiles", todo: "Sequence[PredictJob]", *, changed: set[str]
+        self, files: "ModelFiles", todo: "Sequence[PredictJob]", *, outdated: set[str]
     ) -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
         from autoliver.inference.model import load_model
@@ -363,7 +260,7 @@ class _Recording:
 
         model = load_model(files, device=choose_device(self.request.machine.device))
         check_memory(model, todo, self.request)
-        clear_outdated(self.path, self.record, todo, changed=changed)
+        clear_outdated(self.path, self.record, todo, outdated=outdated)
         save_record(self.path, self.record)
         for own in own_records(todo, self.path):
             own.unlink()
@@ -371,21 +268,22 @@ class _Recording:
 
         def note(job: "PredictJob", predicted: "LabelArray") -> None:
             made_from = with_hashes(before[job.name], job.images)
-            self._note(model, job.output.name, made_from, voxel_hash(predicted))
+            self._note(model, job, made_from, voxel_hash(predicted))
 
         listener = Listener(on_case=note, on_failure=self._fail)
         predict_as_asked(model, todo, self.request, listener=listener)
 
     def _note(
-        self, model: "Model", name: str, made_from: "tuple[InputFile, ...]", predicted: str
+        self, model: "Model", job: "PredictJob", made_from: "tuple[InputFile, ...]", predicted: str
     ) -> None:
         """Records a label map that is finished."""
         from autoliver.inference.record import save_record
 
+        name = job.output.name
+        further = [job.probabilities] * self.request.probabilities
+        further += [job.uncertainty] * self.request.uncertainty
         record = self.record.with_ways(model, exact=self.request.exact)
-        self.record = record.replace(
-            inputs={**record.inputs, name: made_from}, voxels={**record.voxels, name: predicted}
-        )
+        self.record = record.with_case(name, made_from, predicted, [job.output, *further])
         save_record(self.path, self.record)
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:

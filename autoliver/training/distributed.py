@@ -14,6 +14,7 @@ import logging
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,15 +46,15 @@ class Group:
         size: Number of processes.
         local_rank: Number of this process on its machine, which is also the number of its GPU.
         local_size: Number of processes on its machine.
-        control: torch's process group for everything except tensors on the device; None for a
-            single process.
+        control: Gives torch's process group for everything except tensors on the device, which
+            lives until the block of `join_group` ends; None for a single process.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    control: Any = None
+    control: Callable[[], Any] = lambda: None
 
     @property
     def leads(self) -> bool:
@@ -117,7 +118,7 @@ class Group:
         import torch.distributed as dist
 
         set_in = torch.tensor(int(flag))
-        dist.all_reduce(set_in, group=self.control)
+        dist.all_reduce(set_in, group=self.control())
         return bool(set_in > 0)
 
     def gather(self, items: Sequence[str]) -> list[str]:
@@ -127,7 +128,7 @@ class Group:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, list(items), group=self.control)
+        dist.all_gather_object(found, list(items), group=self.control())
         return [item for theirs in found for item in theirs]
 
     def lead_does(self, work: Callable[[], T]) -> T:
@@ -138,7 +139,8 @@ class Group:
         import torch.distributed as dist
 
         box: list[Any] = [work() if self.leads else None]
-        dist.broadcast_object_list(box, src=0, group=self.control, device=torch.device("cpu"))
+        control = self.control()
+        dist.broadcast_object_list(box, src=0, group=control, device=torch.device("cpu"))
         result: T = box[0]
         return result
 
@@ -208,7 +210,7 @@ def join_group() -> Iterator[Group]:
         return
     import torch.distributed as dist
 
-    group, store = _join(place)
+    group, store, control = _join(place)
     try:
         with contextlib.nullcontext() if group.leads else _in_silence():
             yield group
@@ -225,10 +227,18 @@ def join_group() -> Iterator[Group]:
             ) from error
         raise
     dist.destroy_process_group()
+    # Its threads end with the last reference. One that still let go of a tensor while the
+    # interpreter ends would abort the process.
+    del control
 
 
-def _join(place: Group) -> tuple[Group, Any]:
-    """Connects to the other processes; also returns torch's store, which outlives the group."""
+def _join(place: Group) -> tuple[Group, Any, Any]:
+    """Connects to the other processes.
+
+    Returns:
+        The group; torch's store, which outlives the group; and the only lasting reference to the
+        process group that `Group.control` gives.
+    """
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -251,9 +261,9 @@ def _join(place: Group) -> tuple[Group, Any]:
         size=size,
         local_rank=place.local_rank,
         local_size=place.local_size,
-        control=control,
+        control=weakref.ref(control),
     )
-    return group, store
+    return group, store, control
 
 
 def _fails_first(store: Any) -> bool:

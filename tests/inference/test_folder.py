@@ -195,7 +195,7 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
         ("in/case_0.nii.gz", "out.tif", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.NII.GZ", "cannot hold label maps"),
         ("in/case_0.nii.gz", "in/case_0.nii.gz", "overwrite the image|the image itself"),
-        ("in/case_0.nii.gz", "in/case_1.nii.gz", "this file exists"),
+        ("in/case_0.nii.gz", "in/case_1.nii.gz", "already there"),
         ("in", "in", "folder of the images"),
         ("in", "link", "folder of the images"),
     ],

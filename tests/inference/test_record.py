@@ -305,17 +305,6 @@ def test_overwriting_some_cases_does_not_mix_either(
     assert record_of(tmp_path / "out").label_maps == ("case_0.nii.gz",)
 
 
-def test_a_folder_without_a_record_goes_on_and_gets_one(
-    images: Path, run: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    predict(images / "case_0.nii.gz", out, run)
-    (out / "predict.json").unlink()
-    assert predict(images, out, run, replace(ASKED, step=0.6)).skipped == 1
-    # It speaks of what it knows.
-    assert record_of(out).label_maps == ("case_1.nii.gz",)
-
-
 def test_what_is_asked_for_beside_a_finished_case_is_made(
     images: Path, run: Path, tmp_path: Path
 ) -> None:

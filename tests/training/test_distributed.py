@@ -183,6 +183,19 @@ def killed(root: Path, group: Group) -> None:
     train(make_task("two", root / "killed", group=group), stop)
 
 
+def parted(root: Path, group: Group) -> None:
+    """Works together once; `threads` is called when the group is gone."""
+    assert group.any(group.rank == 1)
+    assert group.gather([str(group.rank)]) == ["0", "1"]
+    assert group.lead_does(lambda: root) == root
+
+
+def threads() -> list[str]:
+    """Names of the threads of this process, those of libraries included."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted((task / "comm").read_text().strip() for task in tasks)
+
+
 def torchrun(*arguments: object) -> list[str]:
     torch_run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return [sys.executable, *torch_run, *map(str, arguments)]
@@ -412,6 +425,14 @@ def test_the_command_stops_goes_on_and_ends_as_one_process(phantoms: Path, tmp_p
     assert losses[0] == pytest.approx(losses[1], abs=2e-2)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_no_thread_of_a_group_is_left_that_could_disturb_the_end(tmp_path: Path) -> None:
+    code, _, errors = run(__file__, "parted", tmp_path)
+    assert code == 0, errors
+    for rank in (0, 1):
+        assert "gloo" not in (tmp_path / f"{rank}.txt").read_text()
+
+
 def test_a_process_that_is_killed_ends_the_other(tmp_path: Path) -> None:
     words = "AutoliverError: Another of the 2 processes was killed"
     for attempt in range(3):
@@ -431,3 +452,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with join_group() as joined:
         globals()[sys.argv[1]](Path(sys.argv[2]), joined)
+    if sys.argv[1] == "parted":
+        (Path(sys.argv[2]) / f"{joined.rank}.txt").write_text("\n".join(threads()))

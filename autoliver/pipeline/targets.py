@@ -1,0 +1,304 @@
+"""Where the label maps of `predict` go, and which of them are there already.
+
+A label map is finished if a record (`inference/record.py`) names it and it is as it was written, or
+as somebody has corrected it. A file that no record names is somebody else's and is never replaced
+unasked.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoliver.datasets.names import is_dataset
+from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.predict import PredictJob, make_jobs
+from autoliver.inference.record import (
+    RECORD_FILE,
+    Prediction,
+    is_changed,
+    own_record,
+    own_records,
+    read_record,
+    voxel_hash,
+)
+from autoliver.io.files import read_header, read_label
+from autoliver.io.header import UnreadableImage, label_ending, split_ending
+from autoliver.pipeline.prediction import PredictRequest, is_complete
+from autoliver.system import entries
+from autoliver.values import counted
+
+_log = logging.getLogger(__name__)
+_WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
+# Folders of a dataset, in lower case; what lies in them is training data or a reference.
+_OF_A_DATASET = ("imagestr", "labelstr", "imagests", "labelsts", "images", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The cases to predict with the files to write.
+
+    Attributes:
+        jobs: The cases.
+        record: The file of the record that they are to be noted in.
+    """
+
+    jobs: Sequence[PredictJob]
+    record: Path
+
+    @property
+    def own_records(self) -> list[Path]:
+        """Further records, of label maps that were once named as the only output."""
+        return own_records(self.jobs, self.record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What has to be done for the cases of a folder.
+
+    Attributes:
+        todo: The cases to predict.
+        outdated: Names of those among them whose label map is there, but is damaged or was made
+            from another image.
+        kept: Maps the names of cases that would have to be predicted again to the reason why their
+            label map stays all the same.
+    """
+
+    todo: list[PredictJob] = field(default_factory=list)
+    outdated: set[str] = field(default_factory=set)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def find_targets(
+    sources: Sequence[Path], cases: dict[str, tuple[Path, ...]], output: Path, *, overwrite: bool
+) -> Targets:
+    """Decides which files to write.
+
+    Args:
+        sources: The folders of cases or files that -i names.
+        cases: Maps each case to its image files.
+        output: Folder for the label maps; or a file, for the label map of a single case.
+        overwrite: Whether label maps that are there may be replaced.
+
+    Raises:
+        OptionError: The output cannot take the label maps, or they would replace files that were
+            not predicted there.
+        ArtifactError: A record is damaged.
+    """
+    for source in sources:
+        if source.is_dir() and output.resolve() == source.resolve():
+            raise OptionError(
+                f"-o {output}: this is the folder of the images (-i), where the label maps would "
+                "be taken for images the next time.",
+                hint="Choose another folder with -o, e.g. one inside it.",
+            )
+    if not split_ending(output.name)[1] or output.is_dir():
+        targets = Targets(jobs=make_jobs(cases, output), record=output / RECORD_FILE)
+        folder = output
+    else:
+        if len(cases) != 1 or any(source.is_dir() for source in sources):
+            raise OptionError(
+                f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
+                hint="Name a folder with -o.",
+            )
+        ((name, images),) = cases.items()
+        targets = _one_target(name, images, output)
+        folder = output.parent
+    _refuse_foreign(targets, folder, output, overwrite=overwrite)
+    return targets
+
+
+def _one_target(name: str, images: tuple[Path, ...], output: Path) -> Targets:
+    """Returns a case with the file that is named for its label map, and that of the record.
+
+    Raises:
+        OptionError: The file cannot take the label map.
+    """
+    stem, ending = split_ending(output.name)
+    like_image = label_ending(split_ending(images[0].name)[1])
+    # Pictures do not say where in the body they are.
+    if ending not in (*_WITH_GRID, like_image):
+        better = label_ending(ending)
+        better = better if better in (*_WITH_GRID, like_image) else like_image
+        raise OptionError(
+            f"-o {output}: {ending} cannot hold label maps of {images[0].name}.",
+            hint=f"Choose {stem}{better}.",
+        )
+    if output.resolve() in {image.resolve() for image in images}:
+        raise OptionError(
+            f"-o {output}: this is the image itself.", hint="Choose another file with -o."
+        )
+    jobs = [PredictJob(name=name, images=images, output=output)]
+    shared = output.with_name(RECORD_FILE)  # of a folder that this case was predicted in before
+    known = read_record(shared)
+    if known is not None and output.name in known.label_maps:
+        return Targets(jobs=jobs, record=shared)
+    own = own_record(output)
+    known = read_record(own)
+    others = [] if known is None else [n for n in known.label_maps if n != output.name]
+    others = [other for other in others if output.with_name(other).exists()]
+    if others:
+        raise OptionError(
+            f"-o {output}: {own.name} beside it is the record of {others[0]}.",
+            hint="Choose a file of another name with -o.",
+        )
+    return Targets(jobs=jobs, record=own)
+
+
+def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: bool) -> None:
+    """Refuses to replace what was not predicted there, or was predicted from another case."""
+    known = _known(targets)
+    there = set(entries(folder))
+    foreign = [
+        file.name
+        for job in targets.jobs
+        if job.output.name not in known
+        for file in (job.output, job.probabilities, job.uncertainty)
+        if file in there and file.is_file()
+    ]
+    _refuse_folders_of_a_dataset(folder, output, foreign)
+    if overwrite:
+        return
+    if foreign:
+        raise OptionError(
+            f"-o {output}: {_listed(foreign)} already there, and no {RECORD_FILE} says that "
+            f"{'this file was' if len(foreign) == 1 else 'these files were'} predicted.",
+            hint="Choose another place with -o, or replace what is there with --overwrite.",
+        )
+    for job in (job for job in targets.jobs if job.finished):
+        made_from = [file.name for file in known[job.output.name].inputs.get(job.output.name, ())]
+        if made_from and not {image.name for image in job.images} <= set(made_from):
+            raise OptionError(
+                f"{job.output}: this is the label map of {made_from[0]}, not of "
+                f"{job.images[0].name}.",
+                hint="Choose another place with -o, or replace what is there with --overwrite.",
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more files" if len(names) > 2 else ""
+    more = f" and {names[1]}" if len(names) == 2 else more
+    return f"{names[0]}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _refuse_folders_of_a_dataset(folder: Path, output: Path, foreign: Sequence[str]) -> None:
+    """Refuses the folders of a dataset, where label maps would be taken for the reference.
+
+    That of the test cases' label maps may hold predictions if it holds nothing else.
+    """
+    place = folder.resolve()
+    kind, dataset = place.name.lower(), place.parent
+    if kind not in _OF_A_DATASET or not (
+        is_dataset(dataset) or (dataset / "dataset.json").exists()
+    ):
+        return
+    if kind == "labelsts" and not foreign:
+        return
+    raise OptionError(
+        f"-o {output}: {folder.name} belongs to the dataset {dataset}; label maps in it would be "
+        "taken for data of the dataset.",
+        hint=f"Choose another folder with -o, e.g. {dataset / 'predictions'}",
+    )
+
+
+def _known(targets: Targets) -> dict[str, Prediction]:
+    """Maps the file names of label maps to the record that names them."""
+    found: dict[str, Prediction] = {}
+    for record in map(read_record, (*targets.own_records, targets.record)):
+        found |= {} if record is None else dict.fromkeys(record.label_maps, record)
+    return found
+
+
+def find_standing(targets: Targets, request: PredictRequest) -> Standing:
+    """Finds out which cases are finished.
+
+    Args:
+        targets: The cases.
+        request: How to predict.
+
+    Returns:
+        What has to be done. Of each label map that is not as it was written, a note is logged.
+    """
+    known = _known(targets)
+    standing = Standing()
+    for job in targets.jobs:
+        record = known.get(job.output.name)
+        if record is None or not job.finished:
+            standing.todo.append(job)
+        elif request.overwrite:
+            standing.todo.append(job)
+            if _has_another_image(job, record):
+                standing.outdated.add(job.name)
+        else:
+            _judge(job, record, request, standing)
+    return standing
+
+
+def _judge(
+    job: PredictJob, record: Prediction, request: PredictRequest, standing: Standing
+) -> None:
+    """Decides on a case whose label map is there and is named by a record."""
+    name = job.output.name
+    reasons, corrected = [], False
+    if _has_another_image(job, record):
+        reasons.append("its image has changed since it was predicted")
+    if not record.is_as_written(job.output):
+        try:
+            corrected = _is_corrected(job, record.voxels.get(name, ""))
+        except UnreadableImage as error:
+            reasons.append(error.problem.rstrip("."))
+        except DatasetError as error:
+            standing.kept[job.name] = error.problem
+            return
+    if not reasons and _has_all_files(job, record, request):
+        return
+    if corrected:
+        why = reasons[0] if reasons else "more files are asked for"
+        standing.kept[job.name] = (
+            f"{job.name}: {why}, but {name} has been corrected, and to predict it again would "
+            "replace it."
+        )
+        return
+    if reasons:
+        standing.outdated.add(job.name)
+        _log.warning("%s: %s; it is predicted again.", job.name, "; ".join(reasons))
+    standing.todo.append(job)
+
+
+def _has_another_image(job: PredictJob, record: Prediction) -> bool:
+    made_from = record.inputs.get(job.output.name)
+    return made_from is not None and is_changed(made_from, job.images)
+
+
+def _is_corrected(job: PredictJob, predicted: str) -> bool:
+    """Whether a label map holds other labels than were predicted.
+
+    Args:
+        job: Its case.
+        predicted: The `voxel_hash` of what was predicted; empty if that is not known.
+
+    Raises:
+        UnreadableImage: It is damaged.
+        DatasetError: It is not a label map of the case's image.
+    """
+    label = read_label(job.output)
+    found = label.geometry.shape_zyx
+    expected = found
+    with contextlib.suppress(DatasetError):  # whoever reads the image says what is wrong with it
+        expected = read_header(job.images[0]).geometry.shape_zyx
+    if found != expected:
+        raise DatasetError(
+            f"{job.output}: it has {' x '.join(map(str, found))} voxels (z, y, x), its image "
+            f"{' x '.join(map(str, expected))}: it was not predicted from it."
+        )
+    return bool(predicted) and voxel_hash(label.array[0]) != predicted
+
+
+def _has_all_files(job: PredictJob, record: Prediction, request: PredictRequest) -> bool:
+    """Whether the requested files are there, as long as they were written."""
+    if not is_complete(job, request):
+        return False
+    sizes = {file.name: file.size for file in record.written.get(job.output.name, ())[1:]}
+    asked = [job.probabilities] * request.probabilities + [job.uncertainty] * request.uncertainty
+    return all(sizes.get(file.name) in (None, file.stat().st_size) for file in asked)

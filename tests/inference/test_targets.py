@@ -1,0 +1,323 @@
+"""What `predict` takes for finished, and what it never replaces unasked."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import SaveFold
+
+from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.io.files import read_label, write_image, write_label
+from autoliver.io.volume import Geometry
+from autoliver.machine import Machine
+from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
+from autoliver.pipeline.prediction import PredictRequest
+from autoliver.workspace import Workspace
+
+GRID = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
+ASKED = PredictRequest(mirror=False, exact=True, machine=Machine(device="cpu"))
+OVER = replace(ASKED, overwrite=True)
+BOTH = replace(ASKED, probabilities=True, uncertainty=True)
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 500, (1, *GRID.shape_zyx)).astype("float32")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three MR images."""
+    for number in range(3):
+        write_image(tmp_path / f"in/case_{number}.nii.gz", image(number), GRID)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def run(save: SaveFold) -> Path:
+    return save("fold_0").parent
+
+
+@pytest.fixture
+def predict(run: Path, tmp_path: Path) -> Callable[..., Predicted]:
+    def predicted(source: Path, output: Path, request: PredictRequest = ASKED) -> Predicted:
+        work = Workspace(tmp_path / "w")
+        return predict_folder(work, source, output, request, models=(str(run),))
+
+    return predicted
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def text(path: Path) -> None:
+    path.write_bytes(b"not an image")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def foreign(path: Path) -> None:
+    write_label(path, np.ones((5, 5, 5), np.uint8), GRID.replace(shape_zyx=(5, 5, 5)))
+
+
+def corrected(path: Path) -> None:
+    label = read_label(path)
+    array = label.array[0].copy()
+    array[4, 4, 4] = (array[4, 4, 4] + 1) % 2
+    write_label(path, array, label.geometry)
+
+
+def packed_anew(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1))
+
+
+def copied(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("name", ["case_1.nii.gz", "case_1.npz", "case_1_uncertainty.nii.gz"])
+@pytest.mark.parametrize("spoil", [text, empty, foreign, None])
+def test_a_file_that_no_record_names_is_somebody_else_s(
+    name: str,
+    spoil: Callable[[Path], None] | None,
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    if spoil is None:  # predicted, but the record is gone
+        predict(images / "case_1.nii.gz", out, BOTH)
+        for path in out.iterdir():
+            if path.name != name:
+                path.unlink()
+    else:
+        out.mkdir()
+        spoil(out / "spoilt.nii.gz")
+        (out / "spoilt.nii.gz").rename(out / name)
+    before = state(out)
+    with pytest.raises(OptionError, match=rf"{name} is already there, and no predict\.json") as e:
+        predict(images, out)
+    assert "--overwrite" in e.value.hint
+    assert state(out) == before
+    done = predict(images, out, replace(BOTH, overwrite=True))
+    assert (done.new, done.skipped) == (3, 0)
+    predict(images, tmp_path / "fresh", BOTH)
+    for path in (tmp_path / "fresh").glob("*.nii.gz"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("spoil", [text, empty, cut])
+def test_a_damaged_label_map_is_predicted_again(
+    spoil: Callable[[Path], None],
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out)
+    whole = state(out)
+    spoil(out / "case_1.nii.gz")
+    done = predict(images, out)
+    assert (done.new, done.skipped) == (1, 2)
+    assert "case_1.nii.gz: cannot be read" in caplog.text
+    assert "it is predicted again" in caplog.text
+    assert {name: content for name, (content, _) in state(out).items()} == {
+        name: content for name, (content, _) in whole.items()
+    }
+    assert predict(images, out).new == 0
+
+
+@pytest.mark.parametrize("name", ["case_1.npz", "case_1_uncertainty.nii.gz"])
+@pytest.mark.parametrize("spoil", [text, empty, cut])
+def test_what_lies_beside_a_label_map_is_made_again_if_it_is_damaged(
+    name: str,
+    spoil: Callable[[Path], None],
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out, BOTH)
+    spoil(out / name)
+    assert predict(images, out, BOTH).new == 1
+    assert predict(images, out, BOTH).new == 0
+
+
+@pytest.mark.parametrize("change", [packed_anew, copied])
+def test_the_same_labels_in_another_file_are_no_correction(
+    change: Callable[[Path], None],
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out)
+    change(out / "case_1.nii.gz")
+    assert predict(images, out).skipped == 3
+    assert predict(images, out, BOTH).new == 3
+
+
+def test_a_correction_is_never_replaced_unasked(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    out, label_map = tmp_path / "out", tmp_path / "out/case_1.nii.gz"
+    predict(images, out)
+    corrected(label_map)
+    before = label_map.read_bytes()
+    assert predict(images, out).skipped == 3
+    with pytest.raises(CasesFailed, match="case_1: more files are asked for, but") as caught:
+        predict(images, out, BOTH)
+    assert "--overwrite" in caught.value.hint
+    done = caught.value.predicted
+    assert done is not None
+    assert (done.new, done.skipped, len(done.files)) == (2, 0, 2)
+    write_image(images / "case_1.nii.gz", image(8), GRID)
+    with pytest.raises(CasesFailed, match=r"case_1: its image has changed.*has been corrected"):
+        predict(images, out)
+    with pytest.raises(DatasetError, match="has been corrected"):
+        predict(images / "case_1.nii.gz", out)
+    assert label_map.read_bytes() == before
+    assert predict(images, out, OVER).new == 3
+    assert label_map.read_bytes() != before
+    assert predict(images, out).skipped == 3
+
+
+def test_a_label_map_of_another_image_is_told(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out)
+    foreign(out / "case_1.nii.gz")
+    before = state(out)
+    with pytest.raises(CasesFailed, match=r"has 5 x 5 x 5 voxels .* its image 9 x 8 x 8"):
+        predict(images, out)
+    assert state(out) == before
+    assert predict(images, out, OVER).new == 3
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize(
+    "name", ["imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels", "labelstr"]
+)
+@pytest.mark.parametrize("file", ["", "case_1.nii.gz", "new.nii.gz"])
+@pytest.mark.parametrize("request_", [ASKED, OVER], ids=["", "overwrite"])
+def test_the_folders_of_a_dataset_are_no_place_for_predictions(
+    described: bool,
+    name: str,
+    file: str,
+    request_: PredictRequest,
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+) -> None:
+    dataset = tmp_path / "Dataset001_Toy"
+    for each in (name, "images" if name in ("images", "labels") else "imagesTr"):
+        (dataset / each).mkdir(parents=True, exist_ok=True)
+        foreign(dataset / each / "case_1.nii.gz")
+    if described:
+        (dataset / "dataset.json").write_text("{}")
+    before = state(dataset)
+    source = images / "case_1.nii.gz" if file else images
+    if name == "labelsTs" and file == "new.nii.gz":
+        assert predict(source, dataset / name / file, request_).new == 1
+        return
+    with pytest.raises(OptionError, match=f"{name} belongs to the dataset") as caught:
+        predict(source, dataset / name / file, request_)
+    assert str(dataset / "predictions") in caught.value.hint
+    assert state(dataset) == before
+
+
+@pytest.mark.parametrize(
+    "place", ["labels", "Dataset001_Toy/predictions", "Dataset001_Toy/labelsTs"]
+)
+def test_other_folders_are(
+    place: str, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    (tmp_path / "Dataset001_Toy/imagesTr").mkdir(parents=True)
+    assert predict(images, tmp_path / place).new == 3
+    assert predict(images, tmp_path / place, OVER).new == 3
+
+
+def test_a_file_of_another_case_is_told(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    target = tmp_path / "liver.nii.gz"
+    predict(images / "case_0.nii.gz", target)
+    before = target.read_bytes()
+    with pytest.raises(OptionError, match=r"label map of case_0\.nii\.gz, not of case_1\.nii\.gz"):
+        predict(images / "case_1.nii.gz", target)
+    assert target.read_bytes() == before
+    assert predict(images / "case_1.nii.gz", target, OVER).new == 1
+    assert target.read_bytes() != before
+
+
+@pytest.mark.parametrize("request_", [ASKED, OVER], ids=["", "overwrite"])
+def test_two_files_that_would_share_a_record_are_refused(
+    request_: PredictRequest, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    predict(images / "case_0.nii.gz", tmp_path / "out/liver.nii.gz", BOTH)
+    before = state(tmp_path / "out")
+    with pytest.raises(OptionError, match=r"liver_predict\.json .* record of liver\.nii\.gz"):
+        predict(images / "case_1.nii.gz", tmp_path / "out/liver.nrrd", request_)
+    assert state(tmp_path / "out") == before
+
+
+def test_what_would_stay_is_told_with_a_way_out_that_is_not_given_already(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    predict(images, tmp_path / "out")
+    (images / "case_2.nii.gz").rename(tmp_path / "moved.nii.gz")
+    with pytest.raises(OptionError, match=r"case_2\.nii\.gz would stay") as caught:
+        predict(images, tmp_path / "out", replace(OVER, step=0.8))
+    assert "remove what would stay" in caught.value.hint
+    (tmp_path / "out/case_2.nii.gz").unlink()
+    assert predict(images, tmp_path / "out", replace(OVER, step=0.8)).new == 2
+
+
+def test_records_of_equal_predictions_are_equal(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    predict(images, tmp_path / "one", BOTH)
+    predict(images, tmp_path / "two", BOTH)
+    one, two = (json.loads((tmp_path / f / "predict.json").read_text()) for f in ("one", "two"))
+    assert one["written"]["case_1.nii.gz"][0]["hash"]
+    assert one == two
+
+
+@pytest.mark.parametrize("name", ["a.MHA", "a.Nii.Gz", "a.nii.GZ", "a.NRRD", "a.NII"])
+def test_the_case_of_an_ending_does_not_matter_to_a_writer(name: str, tmp_path: Path) -> None:
+    array = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    write_label(tmp_path / name, array, GRID.replace(shape_zyx=(3, 4, 5)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert np.array_equal(read_label(tmp_path / name).array[0], array)
+
+
+def test_a_writer_that_writes_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        """Writes nothing, and the rest is ITK's."""
+
+        def __getattr__(self, name: str) -> object:
+            import SimpleITK
+
+            return (lambda *_: None) if name == "WriteImage" else getattr(SimpleITK, name)
+
+    monkeypatch.setattr("autoliver.io.itk._sitk", Silent)
+    with pytest.raises(AutoliverError, match="nothing was written"):
+        write_label(tmp_path / "a.mha", np.zeros(GRID.shape_zyx, np.uint8), GRID)
+    assert list(tmp_path.iterdir()) == []
