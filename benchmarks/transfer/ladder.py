@@ -1,6 +1,6 @@
 """From CT alone to MR: one change at a time, on every MR case.
 
-python -m benchmarks.transfer.ladder WORK --spacing 5 2.6 2.6 [--rungs 'default;gin'] [--seeds 0 1 2]
+python -m benchmarks.transfer.ladder WORK --spacing 5 2.6 2.6 [--rungs 'default;gin'] [--seeds 0 1]
 
 No MR case is trained on, so that all 15 are test cases. Each rung trains on 12 CT cases (2 are held
 back, for the loss on CT), or on all 14 with --all-ct, and its label maps are scored as predicted,
@@ -13,12 +13,16 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import autoliver
+from autoliver.training.augment.appearance import APPEARANCES, Appearance, ChosenSamples
+from autoliver.training.augment.palette import Recipe, remap
 from benchmarks.transfer.scoring import PROTOCOLS, mean_dice, score_case
 from benchmarks.transfer.study import CT, SOURCE, TARGET, Study, link, read_study, table
 from benchmarks.transfer.study import _cases as all_cases
@@ -50,13 +54,32 @@ class Rung:
         return f"{self.augment}{options}".replace(":", "").replace(",", "_").replace(".", "")
 
 
-GIN = Rung()
+# Regional remapping piece by piece; the product has the whole of it.
+PIECES = {
+    "regions": Recipe(cells=False, texture=False, labels=False),
+    "regions-labels": Recipe(cells=False, texture=False),
+    "regions-labels-cells": Recipe(texture=False),
+}
+
+
+def apply_piece(chosen: ChosenSamples, recipe: Recipe) -> torch.Tensor:
+    """Changes samples as a row of the product's table does, with a part of the method."""
+    each = zip(chosen.images, chosen.labels, chosen.generators, strict=True)
+    return torch.stack([remap(*sample, recipe) for sample in each])
+
+
+for piece, recipe in PIECES.items():
+    APPEARANCES[piece] = Appearance(apply=partial(apply_piece, recipe=recipe), share=0.5)
+
 RUNGS = {
     "default": Rung(augment="default"),
-    "gin": GIN,
+    "gin": Rung(),
     "gin-ipa": Rung(augment="gin-ipa"),
     "bezier": Rung(augment="bezier"),
     "synthseg": Rung(augment="synthseg"),
+    **{piece: Rung(augment=piece) for piece in PIECES},
+    "palette": Rung(augment="palette"),
+    "gin 0.6, palette 0.3": Rung(augment="gin:0.6,palette:0.3"),
     "cross-modality": Rung(augment="cross-modality"),
     "gin, without fat": Rung(window_hu=None),
     "gin, mirrored": Rung(train={"mirror": True}),
@@ -134,6 +157,7 @@ class Results:
             self.rows = [json.loads(line) for line in path.read_text().splitlines()]
 
     def has(self, rung: str, seed: int, *, all_ct: bool) -> bool:
+        """Whether a rung is there already."""
         return (rung, seed, all_ct) in {(r["rung"], r["seed"], r["all_ct"]) for r in self.rows}
 
     def add(self, rung: str, seed: int, cases: dict[str, Any], *, all_ct: bool, steps: int) -> None:

@@ -59,8 +59,9 @@ def _false_liver(found: Labels, truth: Labels, spacing_mm: Sequence[float]) -> d
     liver = truth == LIVER
     false = (found == LIVER) & ~liver
     total = max(int(false.sum()), 1)
-    by_slice = np.broadcast_to((truth > 0).any(axis=(1, 2))[:, None, None], truth.shape)
-    with_liver = np.broadcast_to(liver.any(axis=(1, 2))[:, None, None], truth.shape)
+    organs = np.any(truth > 0, axis=(1, 2), keepdims=True)
+    by_slice = np.broadcast_to(organs, truth.shape)
+    with_liver = np.broadcast_to(liver.any(axis=(1, 2), keepdims=True), truth.shape)
     near = ndimage.distance_transform_edt(~liver, sampling=spacing_mm) <= NEAR_MM
     places = {
         "slices without organs": ~by_slice,
