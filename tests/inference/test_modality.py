@@ -18,6 +18,7 @@ from autoliver.models.archive import open_archive, write_archive
 from autoliver.models.files import MODEL_FILE, MemberFiles, ModelFiles
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import forward
+from autoliver.training.augment.change import Change, apply_appearance
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -174,6 +175,44 @@ def test_mr_seen_by_a_plan_for_ct_is_what_a_plan_for_mr_makes_of_it(plan, margin
     )
     assert np.array_equal(found.image, expected.image)
     assert found.properties == expected.properties
+
+
+def test_inverted_ct_as_mr_is_what_training_makes_of_ct_by_inversion(plan):
+    own = of_modality(plan, "CT", percentile_00_5=-150.0, percentile_99_5=250.0)
+    member = make_member(own)
+    ct = make_image(-150, 250)
+    trained = torch.from_numpy(
+        forward(ct, None, plan=own, configuration=member.configuration, name="a").image
+    )[None]
+    inside = torch.zeros(1, *SHAPE, dtype=torch.int16)
+    apply_appearance(trained, inside, [Change(0, "inversion", 5, afresh=True)])
+    inverted = Volume(array=3 * (1000 - ct.array), geometry=ct.geometry)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), inverted, modality="MR")
+    expected = -standardised(ct.array)
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trained[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inversion", "gin", "bezier", "palette"])
+def test_a_change_of_contrast_is_seen_in_prediction_as_training_showed_it(plan, name):
+    """CT whose contrast a training has changed is what `predict --modality MR` makes of it."""
+    own = of_modality(plan, "CT", percentile_00_5=-150.0, percentile_99_5=250.0)
+    member = make_member(own)
+    ct = make_image(-150, 250)
+    shown = forward(ct, None, plan=own, configuration=member.configuration, name="a").image
+    batch = torch.from_numpy(shown)[None]
+    before = batch.clone()
+    inside = torch.zeros(1, *SHAPE, dtype=torch.int16)
+    apply_appearance(batch, inside, [Change(0, name, 5, afresh=True)])
+    changed = batch.clone()
+    assert float((changed - before).abs().mean()) > 0.1
+
+    # The same contrast as a scanner of unknown scale would store it.
+    stored = Volume(array=changed[0].numpy() * 137 + 2000, geometry=ct.geometry)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), stored, modality="MR")
+    torch.testing.assert_close(seen[0], changed[0], atol=1e-3, rtol=1e-3)
+    assert abs(float(seen[0].mean())) < 1e-3
+    assert float(seen[0].std()) == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize(
