@@ -41,7 +41,8 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
         save_fold(place, fold.weights, fold.info)
     kinds = {names[fold.run]: fold.info.configuration for fold in folds}
     run = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
-    own = tuple(fold.info.fold for fold in folds if names[fold.run] == run)
+    chosen = [fold for fold in folds if names[fold.run] == run]
+    own = tuple(fold.info.fold for fold in chosen)
     numbered = tuple(fold for fold in own if fold != "all")
     why = [f"Imported from {source.name}."]
     if len(kinds) > 1:
@@ -51,6 +52,7 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     selection = Selection(
         dataset=folds[0].info.plan.dataset,
         members=(Chosen(run=run, folds=numbered or own),),
+        cleaning=chosen[0].cleaning,
         why=tuple(why),
     )
     selection.save(folder / SELECTION_FILE)
