@@ -81,6 +81,8 @@ def _raw(data: bytes | str) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else data
 
 
+# The names of modules in pickles that Python 2 can read, and today's.
+_NOW = {"__builtin__": "builtins"}
 _NUMPY = ("numpy.core", "numpy._core")  # the name until numpy 2, and since
 _KNOWN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
@@ -104,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
         It is a new function each time: a pickle can set attributes of what it gets.
         """
-        named = f"{module}.{name}"
+        named = f"{_NOW.get(module, module)}.{name}"
         if named not in _KNOWN:
             raise _Refused(named)
         replacement = _KNOWN[named]

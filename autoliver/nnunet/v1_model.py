@@ -158,11 +158,11 @@ def _description(folder: Path, raw: Mapping[str, Any]) -> Description:
         description = read_description(folder, trained=True)
         check_description(description, raw, where=f"{folder.name}/{V1.plans}")
         return description
-    description = plain_description(raw, where=path)
+    description = plain_description(raw, task=folder.parent.name, where=path)
     names = list(description.labels.values) if description.labels else []
     _log.warning(
-        "%s: nnU-Net v1 keeps no names of labels: they are called %s. To name them, put the "
-        "dataset's dataset.json beside plans.pkl.",
+        "%s: nnU-Net v1 keeps no names of labels: they are called %s. To name them otherwise, put "
+        "the dataset's dataset.json beside plans.pkl.",
         *(folder.name, ", ".join(names[1:])),
     )
     return description

@@ -27,6 +27,8 @@ _STATS = {
     **{"mean": "mean", "median": "median", "std": "sd", "min": "mn", "max": "mx"},
     **{name: name for name in ("percentile_00_5", "percentile_99_5")},
 }
+# The labels 1, 2, ... of the public liver models, whose zips hold no names (docs/weights.md).
+_PUBLIC_LABELS = {"Task003_Liver": ("liver", "cancer"), "Task029_LITS": ("liver", "tumour")}
 # Features double from stage to stage up to these numbers, by the number of axes.
 _MOST_FEATURES = {2: 480, 3: 320}
 _DEFAULT_FEATURES = 30
@@ -131,19 +133,24 @@ def mirror_axes(trainer: str, *, axes: int) -> tuple[int, ...]:
     return () if _NO_FLIPS.search(trainer) else tuple(range(axes))
 
 
-def plain_description(raw: Mapping[str, Any], *, where: Path) -> Description:
-    """Describes channels and labels as far as the plans know them: labels have no names there.
+def plain_description(raw: Mapping[str, Any], *, task: str, where: Path) -> Description:
+    """Describes channels and labels as far as they are known: plans.pkl has no names of labels.
 
     Args:
         raw: The content of plans.pkl.
+        task: Name of the task; the labels of the public liver models are known by it.
         where: The path of the dataset.json that is missing, for messages.
 
     Raises:
         ModelError: The file is none of nnU-Net v1.
     """
     plans = convert(dict(raw), _Plans, str(where.with_name("plans.pkl")), hint=_UNCHANGED)
+    numbers = sorted(plans.all_classes)
+    names = _PUBLIC_LABELS.get(task, ())
+    if len(names) != len(numbers):
+        names = tuple(f"label_{value}" for value in numbers)
     values: dict[str, tuple[int, ...]] = {"background": (0,)}
-    values |= {f"label_{value}": (value,) for value in sorted(plans.all_classes)}
+    values |= {name: (value,) for name, value in zip(names, numbers, strict=True)}
     return Description(
         where=where,
         layout="msd",
@@ -203,7 +210,7 @@ def read_cleaning(folder: Path, names: Mapping[str, Sequence[int]]) -> tuple[Cle
         for group in raw["for_which_classes"] or ():
             values = [int(value) for value in (group if isinstance(group, list) else [group])]
             labels = tuple(by_value[value] for value in values)
-            rules.append(CleaningRule(labels=labels, keep="largest"))
+            rules.append(CleaningRule(labels=labels, keep="largest", by_faces=True))
     except (ArtifactError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path}: not a postprocessing.json of nnU-Net v1: {error}.",

@@ -49,14 +49,23 @@ def batches(trainer, cases: list, rng: np.random.Generator):
             case = cases[rng.integers(len(cases))]
             if len(shape) == 2:
                 case = case[:, rng.integers(case.shape[1])]
-            around = [(0, max(0, want - has)) for want, has in zip(shape, case.shape[1:])]
+            around = [
+                (0, max(0, want - has)) for want, has in zip(shape, case.shape[1:], strict=True)
+            ]
             case = np.pad(case, [(0, 0), *around])
-            start = [rng.integers(has - want + 1) for want, has in zip(shape, case.shape[1:])]
-            data.append(case[(slice(None), *(slice(s, s + n) for s, n in zip(start, shape)))])
+            start = [
+                rng.integers(has - want + 1)
+                for want, has in zip(shape, case.shape[1:], strict=True)
+            ]
+            data.append(
+                case[(slice(None), *(slice(s, s + n) for s, n in zip(start, shape, strict=True)))]
+            )
         image = torch.from_numpy(np.stack(data)).float()
         label = torch.bucketize(image[:, :1], torch.linspace(-1, 1, classes - 1)).float()
-        targets = [label[(slice(None),) * 2 + tuple(slice(None, None, s) for s in stride)]
-                   for stride in strides]
+        targets = [
+            label[(slice(None),) * 2 + tuple(slice(None, None, s) for s in stride)]
+            for stride in strides
+        ]
         yield {"data": image, "target": targets}
 
 
@@ -77,8 +86,10 @@ def train(task: str, run: dict, images: list, steps: int) -> None:
         cases = [trainer.preprocess_patient([str(path)])[0] for path in images]
         if cascade:
             more = trainer.num_classes - 1
-            cases = [np.concatenate([case, (case > np.linspace(-1, 1, more)[:, None, None, None])])
-                     for case in cases]
+            cases = [
+                np.concatenate([case, (case > np.linspace(-1, 1, more)[:, None, None, None])])
+                for case in cases
+            ]
         stream = batches(trainer, cases, np.random.default_rng(fold))
         trainer.network.train()
         for _ in range(steps):
@@ -118,8 +129,18 @@ def main() -> None:
         for flips in (False, True):
             place = out / "flips" if flips else out
             predict_from_folder(
-                str(model), about["test_images"], str(place), tuple(run["folds"]), True, 1, 1, low,
-                0, 1, flips, mixed_precision=False,
+                str(model),
+                about["test_images"],
+                str(place),
+                tuple(run["folds"]),
+                True,
+                1,
+                1,
+                low,
+                0,
+                1,
+                flips,
+                mixed_precision=False,
             )
     names = tuple(run["configuration"] for run in about["runs"])
     folds = tuple(about["runs"][0]["folds"])
