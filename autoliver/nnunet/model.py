@@ -177,9 +177,10 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
                 )
         info = _fold_model(plans, description, checkpoint, fold=fold, run=run)
         weights = _our_weights(checkpoint, info.decisions.network, where, version=run.version)
-        imported.append(
-            ImportedFold(run=run.path.name, info=info, weights=weights, cleaning=cleaning)
-        )
+        # The folders of v1 do not say the configuration, which makes the name unique.
+        name = f"{run.path.name}__{checkpoint.configuration}"
+        name = name if run.version == 1 else run.path.name
+        imported.append(ImportedFold(run=name, info=info, weights=weights, cleaning=cleaning))
     return imported
 
 

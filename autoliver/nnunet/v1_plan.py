@@ -28,7 +28,10 @@ _STATS = {
     **{name: name for name in ("percentile_00_5", "percentile_99_5")},
 }
 # The labels 1, 2, ... of the public liver models, whose zips hold no names (docs/weights.md).
-_PUBLIC_LABELS = {"Task003_Liver": ("liver", "cancer"), "Task029_LITS": ("liver", "tumour")}
+_PUBLIC_LABELS: dict[str, tuple[str, ...]] = {
+    "Task003_Liver": ("liver", "cancer"),
+    "Task029_LITS": ("liver", "tumour"),
+}
 # Features double from stage to stage up to these numbers, by the number of axes.
 _MOST_FEATURES = {2: 480, 3: 320}
 _DEFAULT_FEATURES = 30

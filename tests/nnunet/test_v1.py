@@ -23,7 +23,7 @@ from autoliver.pipeline.models import ImportRequest, import_model
 from autoliver.pipeline.run.source import find_source
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.transfer.table import Transfer
-from autoliver.workspace import Workspace
+from autoliver.workspace import ModelFolder, Workspace
 
 torch.set_num_threads(1)
 FINAL = "model_final_checkpoint.model"
@@ -134,6 +134,8 @@ def test_a_zip_of_all_configurations_as_v1_exports_it(model, tmp_path):
         ("3d_cascade", False),
         ("3d_lowres", True),
     ]
+    runs = {run.path.name for run in ModelFolder(moved.path).runs}
+    assert runs == {"3d_cascade", "3d_fullres", "3d_lowres"}
     assert moved.facts.cleaning == (
         "label_1 + label_2: only the largest component connected through faces",
         "label_2: only the largest component connected through faces",
@@ -169,7 +171,7 @@ def test_pretrained_takes_a_folder_a_checkpoint_and_a_zip(model, tmp_path):
     ):
         source = find_source(workspace, str(path), wanted="3d_fullres", target="MR")
         assert source.name == "Own"
-        assert source.fold == f"Own/{folder.name}/fold_{fold}"
+        assert source.fold == f"Own/{folder.name}__3d_fullres/fold_{fold}"
         assert source.read()["encoder.0.0.conv.weight"].shape == (4, 1, 3, 3, 3)
 
 
