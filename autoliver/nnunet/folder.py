@@ -175,7 +175,8 @@ def _refuse_ensemble(root: Path, named: Path) -> None:
         if place.name.startswith("ensemble_") and second:
             raise ModelError(
                 f"{named}: an ensemble of {first} and {second}, which holds no weights of its own.",
-                hint="Import the two models and predict with both: autoliver predict -m A -m B.",
+                hint="Import the two models and predict with both: "
+                "autoliver predict -m A -m B -i IMAGES -o OUT.",
             )
 
 

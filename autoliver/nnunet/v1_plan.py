@@ -222,8 +222,8 @@ def read_cleaning(folder: Path, names: Mapping[str, Sequence[int]]) -> tuple[Cle
         ) from None
     if rules and sizes not in ("None", "{}"):
         raise ModelError(
-            f"{path}: components are kept by their size ({sizes}), and autoliver keeps either the "
-            "largest component or all of some size.",
+            f"{path}: components are kept by their size ({sizes}); expected None, that only the "
+            "largest one is kept.",
             hint="Remove the file to import the model without cleaning rules.",
         )
     return tuple(rules)
