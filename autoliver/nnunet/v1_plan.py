@@ -200,7 +200,7 @@ def read_cleaning(folder: Path, names: Mapping[str, Sequence[int]]) -> tuple[Cle
 
     Raises:
         ModelError: The file is damaged, names unknown labels, or keeps components by their size,
-            for which autoliver has no such rule.
+            for which there is no such rule.
     """
     path = folder / CLEANING_FILE
     if not path.is_file():
