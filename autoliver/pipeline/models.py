@@ -313,7 +313,6 @@ def _import_nnunet(workspace: Workspace, source: Path, request: ImportRequest) -
     folder = new_model(workspace, name, overwrite=request.overwrite)
     with replacing(folder.path) as beside:
         save_imported(beside, folds, source=source)
-        check_parts(ModelFolder(beside).selected(None))
     return folder
 
 

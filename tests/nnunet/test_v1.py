@@ -371,10 +371,13 @@ def test_plans_of_another_training_are_refused(model):
 
 def test_a_cascade_without_its_first_stage(model, tmp_path):
     folder = two_stages(model).write("3d_cascade_fullres", number=1, trainer=CASCADE)
-    with pytest.raises(ModelError, match="3d_lowres") as error:
+    with pytest.raises(ModelError, match="a cascade without the 3d_lowres") as error:
         import_model(Workspace(tmp_path / "ws"), folder)
     assert error.value.hint
     assert not (tmp_path / "ws/models/Dataset050_Own").exists()
+    two_stages(model).write("3d_fullres", number=1)
+    moved = import_model(Workspace(tmp_path / "ws"), model.results)
+    assert [run.configuration for run in moved.facts.runs] == ["3d_fullres"]
 
 
 def test_an_ensemble_holds_no_weights(model, tmp_path):
