@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +34,18 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
         folder: The model folder; it is empty or does not exist.
         folds: The folds, all of one dataset.
         source: The folder or file they were imported from, to be recorded.
+
+    Raises:
+        ModelError: There is only a cascade, without its first stage.
     """
     names = _run_names(folds)
     for fold in folds:
         place = folder / "runs" / names[fold.run] / fold_folder_name(fold.info.fold)
         save_fold(place, fold.weights, fold.info)
     kinds = {names[fold.run]: fold.info.configuration for fold in folds}
-    run = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
-    own = tuple(fold.info.fold for fold in folds if names[fold.run] == run)
+    run = min(_whole(kinds, source), key=lambda name: _PREFERRED.index(kinds[name]))
+    chosen = [fold for fold in folds if names[fold.run] == run]
+    own = tuple(fold.info.fold for fold in chosen)
     numbered = tuple(fold for fold in own if fold != "all")
     why = [f"Imported from {source.name}."]
     if len(kinds) > 1:
@@ -51,9 +55,22 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     selection = Selection(
         dataset=folds[0].info.plan.dataset,
         members=(Chosen(run=run, folds=numbered or own),),
+        cleaning=chosen[0].cleaning,
         why=tuple(why),
     )
     selection.save(folder / SELECTION_FILE)
+
+
+def _whole(kinds: Mapping[str, ConfigurationName], source: Path) -> list[str]:
+    """The runs that can predict: all but a cascade without its first stage."""
+    first = "3d_lowres" in kinds
+    whole = [run for run, kind in kinds.items() if first or kind != "3d_cascade"]
+    if not whole:
+        raise ModelError(
+            f"{source}: a cascade without the 3d_lowres that it starts from.",
+            hint="Give the folder above that holds both, or the zip.",
+        )
+    return whole
 
 
 def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:

@@ -105,12 +105,12 @@ def plan_from_nnunet(
     Raises:
         ModelError: A value is missing, damaged or not supported; the message names it.
     """
-    plans = _convert(dict(raw), _Plans, where)
+    plans = convert(dict(raw), _Plans, where)
     labels = _labels(description, where)
     _check_whole(plans, where)
     resolved = _resolved(plans.configurations, configuration, where)
     where = f"{where}: {configuration}"
-    settings = _convert(resolved, _Settings, where)
+    settings = convert(resolved, _Settings, where)
     _check_settings(settings, resolved, channels=len(description.channel_names), where=where)
     stats = _intensities(plans, len(description.channel_names), where)
     name = _our_name(configuration, resolved, settings)
@@ -216,15 +216,18 @@ def _resolved(
     return {key: value for each in reversed(chain) for key, value in each.items()}
 
 
-def _convert(fields: object, kind: type[S], where: str) -> S:
+def convert(fields: object, kind: type[S], where: str, *, hint: str = _UNCHANGED) -> S:
+    """Converts plain values to a struct.
+
+    Raises:
+        ModelError: A value is missing or of the wrong type; the message names it.
+    """
     try:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         place = place.strip("`").removeprefix("$.")
-        raise ModelError(
-            f"{where}: {f'{place}: ' if place else ''}{what}.", hint=_UNCHANGED
-        ) from None
+        raise ModelError(f"{where}: {f'{place}: ' if place else ''}{what}.", hint=hint) from None
 
 
 def _labels(description: Description, where: str) -> Labels:
