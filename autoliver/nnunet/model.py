@@ -29,6 +29,7 @@ from autoliver.nnunet.folder import (
     open_runs,
 )
 from autoliver.nnunet.plan import plan_from_nnunet, read_plans
+from autoliver.nnunet.v1_plan import in_the_order_of_v1, read_cleaning
 from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
@@ -220,6 +221,8 @@ def _fold_model(
                 f"{where}: was trained with other plans than {source} holds.",
                 hint=f"Take {file} and the folds from one training.",
             )
+    if run.version == 1:
+        plan = in_the_order_of_v1(plan)
     dimension = plan.configurations[configuration].dimension
     if any(not 0 <= axis < dimension for axis in checkpoint.mirror_axes):
         raise ModelError(
@@ -242,8 +245,6 @@ def _fold_model(
 def _cleaning(run: NnunetRun, description: Description) -> tuple[CleaningRule, ...]:
     if run.version != 1 or description.labels is None:
         return ()
-    from autoliver.nnunet.v1_plan import read_cleaning
-
     return read_cleaning(run.path, description.labels.values)
 
 

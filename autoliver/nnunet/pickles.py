@@ -1,6 +1,5 @@
 """Reads the plain pickles of nnU-Net v1 without running code that they may contain."""
 
-import codecs
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -72,7 +71,7 @@ def _array_of(data: bytes, dtype: Dtype, shape: Any, order: Any) -> _Array:
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
     """Replaces _codecs.encode, which old pickles use for bytes."""
-    if codecs.lookup(encoding).name != "iso8859-1":
+    if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return text.encode("latin1")
 

@@ -13,6 +13,7 @@ from autoliver.errors import ArtifactError, ModelError
 from autoliver.models.selection import CleaningRule
 from autoliver.nnunet.folder import CLEANING_FILE
 from autoliver.nnunet.plan import convert
+from autoliver.planning.plan import Plan
 
 _UNCHANGED = "Take plans.pkl from the folder that nnU-Net v1 trained into, unchanged."
 # v1 takes every other name for z-score; the two here are all that its planner writes.
@@ -21,7 +22,8 @@ _NORMALIZATIONS = {
     "nonCT": "ZScoreNormalization",
     "noNorm": "NoNormalization",
 }
-_PREPROCESSORS = (None, "GenericPreprocessor", "PreprocessorFor2D")
+# By the number of axes; the default where plans name none.
+_PREPROCESSORS = {2: "PreprocessorFor2D", 3: "GenericPreprocessor"}
 _EXPORT = {"force_separate_z": None, "interpolation_order": 1, "interpolation_order_z": 0}
 _STATS = {
     **{"mean": "mean", "median": "median", "std": "sd", "min": "mn", "max": "mx"},
@@ -90,8 +92,8 @@ def v2_plans(
         ModelError: A value is missing, damaged or not supported; the message names it.
     """
     plans = convert(dict(raw), _Plans, where, hint=_UNCHANGED)
-    _check(plans, trainer, where)
     number, chosen = _stage(plans, stage, where)
+    _check(plans, trainer, where, axes=len(chosen.patch_size))
     channels = range(plans.num_modalities)
     axes = len(chosen.patch_size)
     cascade = axes == 3 and "Cascade" in trainer
@@ -124,6 +126,16 @@ def v2_plans(
             str(channel): _intensities(plans, channel, where) for channel in channels
         },
     }
+
+
+def in_the_order_of_v1(plan: Plan) -> Plan:
+    """Says what a plan of nnU-Net v1 need not say: when it normalises, and what it averages."""
+    return plan.replace(
+        configurations={
+            name: each.replace(normalize_after_resampling=True, average="probabilities")
+            for name, each in plan.configurations.items()
+        }
+    )
 
 
 def mirror_axes(trainer: str, *, axes: int) -> tuple[int, ...]:
@@ -229,7 +241,7 @@ def read_cleaning(folder: Path, names: Mapping[str, Sequence[int]]) -> tuple[Cle
     return tuple(rules)
 
 
-def _check(plans: _Plans, trainer: str, where: str) -> None:
+def _check(plans: _Plans, trainer: str, where: str, *, axes: int) -> None:
     channels = list(range(plans.num_modalities))
     schemes = plans.normalization_schemes
     problem = ""
@@ -243,8 +255,10 @@ def _check(plans: _Plans, trainer: str, where: str) -> None:
         problem = (
             f"normalization_schemes: {unknown[0]}, expected one of {', '.join(_NORMALIZATIONS)}"
         )
-    elif plans.preprocessor_name not in _PREPROCESSORS:
-        problem = f"preprocessor_name: {plans.preprocessor_name}, expected GenericPreprocessor"
+    elif any(schemes[c] == "CT" and plans.use_mask_for_norm[c] for c in channels):
+        problem = "use_mask_for_norm: CT that is normalised within a mask, expected the whole image"
+    elif plans.preprocessor_name not in (None, _PREPROCESSORS[axes]):
+        problem = f"preprocessor_name: {plans.preprocessor_name}, expected {_PREPROCESSORS[axes]}"
     elif other := {
         key: value
         for key, value in plans.segmentation_export_params.items()
