@@ -16,6 +16,7 @@ from autoliver.models.files import (
     save_fold,
 )
 from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
+from autoliver.nnunet.export import nnunet_name
 from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
@@ -97,36 +98,41 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
             files.name,
             "; ".join(str(rule) for rule in files.cleaning),
         )
-    written = []
+    written: list[Path] = []
+    names: dict[str, str] = {}
     groups = [folds for part in files.members for folds in (part.previous, part.folds) if folds]
     for folds in dict.fromkeys(groups):
         parts = []
         for fold in folds:
-            info = _inside(FoldModel.load(fold / MODEL_FILE))
+            info = FoldModel.load(fold / MODEL_FILE)
+            _check_fold(info)
+            own = info.plan.dataset
+            name = names[own] = names.get(own) or _renamed(own, target)
+            info = info.replace(plan=info.plan.replace(dataset=name))
             weights, _ = load_weights(fold / WEIGHTS_FILE, sha256=info.weights_sha256)
             parts.append((info, weights))
         written.append(write_nnunet_model(parts, target))
     return tuple(written)
 
 
-def _inside(info: FoldModel) -> FoldModel:
-    """The description with a dataset's name that stays one folder, wherever the model came from.
-
-    Raises:
-        ModelError: The fold is neither a number nor "all".
-    """
+def _check_fold(info: FoldModel) -> None:
     if info.fold != "all" and not (info.fold.isascii() and info.fold.isdigit()):
         raise ModelError(
             f"{info.plan.dataset}: a fold is named {info.fold!r}; expected a number or 'all'.",
             hint="Get the model again from whoever exported it.",
         )
-    name = re.sub(r"[^\w.-]+", "-", info.plan.dataset).strip("-.") or "model"
-    if name == info.plan.dataset:
-        return info
-    _log.warning(
-        "%r cannot be the name of a folder: it is exported as %s.", *(info.plan.dataset, name)
-    )
-    return info.replace(plan=info.plan.replace(dataset=name))
+
+
+def _renamed(dataset: str, target: Path) -> str:
+    """The name of a dataset in nnU-Net: one folder, wherever the model came from; told if new."""
+    one_folder = re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "model"
+    name = nnunet_name(one_folder, target)
+    if name != dataset:
+        _log.warning(
+            "%s is exported as %s: nnU-Net finds a dataset by a number of three digits.",
+            *(dataset, name),
+        )
+    return name
 
 
 def _run_names(folds: "Sequence[ImportedFold]") -> dict[str, str]:

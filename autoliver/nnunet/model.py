@@ -1,7 +1,6 @@
 """Reads models of nnU-Net as autoliver's folds, and writes folds so that nnU-Net v2 predicts."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from autoliver.artifacts import replacing, write_bytes
-from autoliver.datasets.cases import short_name
 from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.models.files import FoldModel
 from autoliver.models.selection import CleaningRule
 from autoliver.networks.spec import NetworkSpec
 from autoliver.networks.unet_spec import UNetSpec
-from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
+from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_name, nnunet_plans
 from autoliver.nnunet.folder import (
     CHECKPOINT_ENDINGS,
     DATASET_FILE,
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The number given to datasets that have none, since nnU-Net finds models by "DatasetNNN_".
-_NUMBER = 999
 # nnU-Net's own trainers, which build the network that the plan describes.
 _OWN_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerV2", "nnUNetTrainerV2CascadeFullRes")
 
@@ -121,7 +117,7 @@ def write_nnunet_model(
     Args:
         folds: Descriptions and state dicts of the folds, all of one run.
         folder: The folder to be used as nnU-Net's `nnUNet_results`.
-        number: The dataset's number in nnU-Net; None: the number in its name, else 999.
+        number: The dataset's number in nnU-Net; None: the number in its name, else a free one.
 
     Returns:
         The folder folder/DatasetNNN_Name/nnUNetTrainer__nnUNetPlans__CONFIGURATION, which can be
@@ -135,7 +131,7 @@ def write_nnunet_model(
 
     info = _common(folds)
     name = NAMES[info.configuration]
-    dataset = _dataset_name(info.plan.dataset, number)
+    dataset = nnunet_name(info.plan.dataset, folder, number=number)
     plans = nnunet_plans(info.plan, info.configuration, dataset=dataset)
     head = nnunet_dataset(info.plan, cases=len({c for each, _ in folds for c in each.cases}))
     target = folder / dataset / f"nnUNetTrainer__{PLANS_NAME}__{name}"
@@ -300,13 +296,6 @@ def _common(folds: Sequence[tuple[FoldModel, "Mapping[str, Tensor]"]]) -> FoldMo
                 hint="Export them one by one.",
             )
     return first
-
-
-def _dataset_name(name: str, number: int | None) -> str:
-    match = re.fullmatch(r"Dataset(\d{3})_(.+)", name)
-    if match and number in (None, int(match[1])):
-        return name
-    return f"Dataset{_NUMBER if number is None else number:03d}_{short_name(name)}"
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,6 @@
 """Reads a run of nnU-Net v1 in the terms of nnU-Net v2, and its weights under our names."""
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.networks.unet_spec import UNetSpec
 from autoliver.nnunet.checkpoint import NnunetCheckpoint, read_v1_checkpoint
+from autoliver.nnunet.export import numbered
 from autoliver.nnunet.folder import DATASET_FILE, V1, NnunetRun
 from autoliver.nnunet.names import unwrapped
 from autoliver.nnunet.pickles import read_pickle
@@ -25,8 +25,6 @@ from autoliver.nnunet.v1_plan import (
 )
 
 _log = logging.getLogger(__name__)
-
-_TASK = re.compile(r"Task(\d+)_(.+)")
 
 
 def read_v1_run(
@@ -170,5 +168,5 @@ def _description(folder: Path, raw: Mapping[str, Any]) -> Description:
 
 def _dataset(name: str) -> str:
     """The name in nnU-Net v2: Task029_LiTS is Dataset029_LiTS there."""
-    match = _TASK.fullmatch(name)
-    return f"Dataset{int(match[1]):03d}_{match[2]}" if match else name
+    number, short = numbered(name)
+    return name if number is None else f"Dataset{number:03d}_{short}"

@@ -125,9 +125,9 @@ def main() -> None:
         trainer = "nnUNetTrainerV2" + ("CascadeFullRes" if "cascade" in name else "")
         model = Path(network_training_output_dir) / name / task / f"{trainer}__nnUNetPlansv2.1"
         out = Path(about["output"]) / name
-        low = str(Path(about["output"]) / "3d_lowres") if "cascade" in name else None
         for flips in (False, True):
             place = out / "flips" if flips else out
+            low = str(place).replace(name, "3d_lowres") if "cascade" in name else None
             predict_from_folder(
                 str(model),
                 about["test_images"],
