@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.datasets.cases import Modality
+from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.model import Member, Model
@@ -99,6 +100,12 @@ def outputs(
             low = _output(member.previous, prepared, options, region, on_windows)
             found = backward_logits(
                 low.logits, low.properties, labels=model.plan.labels, within=low.within
+            )
+            found = clean(
+                found,
+                member.previous.next_stage_cleaning,
+                values=model.plan.labels.values,
+                spacing_mm=case.image.geometry.spacing_mm,
             )
             prepared = forward_cascade(
                 case.image,

@@ -131,6 +131,12 @@ def write_nnunet_model(
 
     info = _common(folds)
     name = NAMES[info.configuration]
+    if info.decisions.normalize_after_resampling:
+        _log.warning(
+            "%s: nnU-Net v2 normalises before it resamples and averages logits; this model of "
+            "nnU-Net v1 does not, so some voxels can get other labels there.",
+            name,
+        )
     dataset = nnunet_name(info.plan.dataset, folder, number=number)
     plans = nnunet_plans(info.plan, info.configuration, dataset=dataset)
     head = nnunet_dataset(info.plan, cases=len({c for each, _ in folds for c in each.cases}))
@@ -173,6 +179,8 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
                     hint="Import folds of one training only.",
                 )
         info = _fold_model(plans, description, checkpoint, fold=fold, run=run)
+        if info.configuration == "3d_lowres":
+            info = info.replace(next_stage_cleaning=cleaning)
         weights = _our_weights(checkpoint, info.decisions.network, where, version=run.version)
         # The folders of v1 do not say the configuration, which makes the name unique.
         name = f"{run.path.name}__{checkpoint.configuration}"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from autoliver.cli.main import app
 from autoliver.errors import ModelError
 from autoliver.networks.build import build_network
-from autoliver.nnunet.model import read_nnunet_folds, read_nnunet_model
+from autoliver.nnunet.model import read_nnunet_folds, read_nnunet_model, write_nnunet_model
 from autoliver.nnunet.pickles import read_pickle
 from autoliver.nnunet.v1_plan import v2_plans
 from autoliver.pipeline.models import ImportRequest, import_model
@@ -60,6 +60,7 @@ def test_every_decision_arrives(model):
     assert (stats.mean, stats.std, stats.percentile_00_5, stats.max) == (99.0, 40.0, -20.0, 400.0)
     assert decisions.spacing_mm == (3.0, 1.5, 1.5)
     assert (decisions.patch_shape, decisions.normalization) == ((8, 16, 16), ("ct",))
+    assert (decisions.normalize_after_resampling, decisions.average) == (True, "probabilities")
     assert decisions.network.features == (4, 8, 16)
     assert decisions.network.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2))
     assert (fold.info.mirror_axes, fold.info.epochs, fold.info.fold) == ((0, 1, 2), 1000, "0")
@@ -136,6 +137,16 @@ def test_a_zip_of_all_configurations_as_v1_exports_it(model, tmp_path):
     ]
     runs = {run.path.name for run in ModelFolder(moved.path).runs}
     assert runs == {"3d_cascade", "3d_fullres", "3d_lowres"}
+    # v1 cleans what a cascade takes from its first stage.
+    model.clean(model.folder("3d_lowres"), [1])
+    low, cascade = (
+        read_nnunet_folds(model.results, wanted=name)[0].info
+        for name in ("3d_lowres", "3d_cascade")
+    )
+    assert [str(rule) for rule in low.next_stage_cleaning] == [
+        "label_1: only the largest component connected through faces"
+    ]
+    assert cascade.next_stage_cleaning == ()
     assert moved.facts.cleaning == (
         "label_1 + label_2: only the largest component connected through faces",
         "label_2: only the largest component connected through faces",
@@ -341,6 +352,8 @@ RULES = '{"for_which_classes": [1], "min_valid_object_sizes": "{1: 50.0}"}'
         (changed(normalization_schemes={0: "CT2"}), "CT2"),
         (changed(normalization_schemes={}), "each of the 1 channels"),
         (changed(preprocessor_name="Own"), "preprocessor_name: Own"),
+        (changed(preprocessor_name="PreprocessorFor2D"), "2D, expected GenericPreprocessor"),
+        (changed(use_mask_for_norm={0: True}), "use_mask_for_norm: CT"),
         (changed(segmentation_export_params={"interpolation_order": 3}), "interpolation_order"),
         (changed(dataset_properties={}), "foreground intensities of channel 0 lack 'mean'"),
         (changed(plans_per_stage={1: stage()}), r"has the stages \[1\]"),
@@ -367,6 +380,42 @@ def test_plans_of_another_training_are_refused(model):
     (folder / "plans.pkl").write_bytes(pickle.dumps(plans({0: other})))
     with pytest.raises(ModelError, match=r"was trained with other plans than .*plans\.pkl"):
         read_nnunet_model(folder)
+
+
+def test_an_export_for_v2_says_that_v2_predicts_in_another_order(model, tmp_path, caplog):
+    (fold,) = read_nnunet_model(model.write())
+    out = write_nnunet_model([(fold.info, fold.weights)], tmp_path / "out")
+    assert "3d_fullres: nnU-Net v2 normalises before it resamples" in caplog.text
+    caplog.clear()
+    (again,) = read_nnunet_model(out)
+    assert again.info.decisions.average == "logits"
+    write_nnunet_model([(again.info, again.weights)], tmp_path / "again")
+    assert not caplog.records
+
+
+def test_folders_may_have_any_names(tmp_path):
+    model = V1Model(results=tmp_path / "结果 für alle/nnUNet", task="Task050_Leber und 肝臓")
+    folder = model.write()
+    zipped = shutil.make_archive(str(tmp_path / "模型 1"), "zip", model.results)
+    for source, name in ((folder, "a"), (Path(zipped), "b")):
+        moved = import_model(Workspace(tmp_path / "ws 肝"), source, ImportRequest(name=name))
+        assert [run.configuration for run in moved.facts.runs] == ["3d_fullres"]
+    (fold,) = read_nnunet_model(folder)
+    assert fold.info.plan.dataset == "Dataset050_Leber und 肝臓"
+
+
+def test_the_best_checkpoint_counts_only_after_the_training(model):
+    folder = model.write()
+    for end in ("", ".pkl"):
+        (folder / f"fold_0/{FINAL}{end}").rename(folder / f"fold_0/model_best.model{end}")
+    (fold,) = read_nnunet_model(folder)
+    assert fold.info.fold == "0"
+    (folder / "fold_0/model_latest.model").touch()
+    with pytest.raises(
+        ModelError, match=r"found model_best\.model and model_latest\.model"
+    ) as error:
+        read_nnunet_model(folder)
+    assert "nnUNet_train" in error.value.hint
 
 
 def test_a_cascade_without_its_first_stage(model, tmp_path):

@@ -37,6 +37,7 @@ def plans(stages: dict[int, dict[str, Any]], *, modality: str = "CT") -> dict[st
     """The content of plans.pkl: one channel, two labels, four features."""
     stats = {"median": 100.5, "mean": np.float32(99.0), "sd": 40.0, "mn": -200.0, "mx": 400.0}
     stats |= {"percentile_99_5": 190.0, "percentile_00_5": -20.0}
+    axes = len(stages[0]["patch_size"])
     measured = OrderedDict([(0, OrderedDict(stats))]) if modality == "CT" else None
     return {
         "num_stages": len(stages),
@@ -55,7 +56,7 @@ def plans(stages: dict[int, dict[str, Any]], *, modality: str = "CT") -> dict[st
         "transpose_backward": [2, 0, 1],
         "data_identifier": "nnUNetData_plans_v2.1",
         "plans_per_stage": stages,
-        "preprocessor_name": "GenericPreprocessor",
+        "preprocessor_name": "PreprocessorFor2D" if axes == 2 else "GenericPreprocessor",
         "conv_per_stage": 2,
     }
 
