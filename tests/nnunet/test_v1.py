@@ -394,7 +394,7 @@ def test_an_export_for_v2_says_that_v2_predicts_in_another_order(model, tmp_path
 
 
 def test_folders_may_have_any_names(tmp_path):
-    model = V1Model(results=tmp_path / "结果 für alle/nnUNet", task="Task050_Leber und 肝臓")
+    model = V1Model(results=tmp_path / "结果 mit Leerzeichen/nnUNet", task="Task050_Leber und 肝臓")
     folder = model.write()
     zipped = shutil.make_archive(str(tmp_path / "模型 1"), "zip", model.results)
     for source, name in ((folder, "a"), (Path(zipped), "b")):
