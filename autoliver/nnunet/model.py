@@ -74,7 +74,7 @@ def read_nnunet_model(
         AutoliverError: Something is missing, damaged, unsafe or not supported.
     """
     with open_runs(path, folds=folds) as runs:
-        return [fold for run in runs for fold in _read_run(run, trust=trust)]
+        return _read_runs(runs, trust=trust)
 
 
 def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) -> list[ImportedFold]:
@@ -88,10 +88,21 @@ def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) ->
         AutoliverError: As in `read_nnunet_model`.
     """
     if path.suffix in CHECKPOINT_ENDINGS:
-        return _read_run(checkpoint_run(path), trust=False)
+        return _read_runs([checkpoint_run(path)], trust=False)
     with open_runs(path) as runs:
         runs = [run for run in runs if wanted and _is_of(run, NAMES[wanted])] or runs
-        return [fold for run in runs for fold in _read_run(_one_fold(run), trust=False)]
+        return _read_runs([_one_fold(run) for run in runs], trust=False)
+
+
+def _read_runs(runs: Sequence[NnunetRun], *, trust: bool) -> list[ImportedFold]:
+    found = [fold for run in runs for fold in _read_run(run, trust=trust)]
+    if any(run.version == 1 and not (run.path / DATASET_FILE).is_file() for run in runs):
+        _log.warning(
+            "nnU-Net v1 keeps no names of labels: they are called %s. To name them otherwise, put "
+            "the dataset's dataset.json beside each plans.pkl.",
+            ", ".join(name for name in found[0].info.plan.labels.values if name != "background"),
+        )
+    return found
 
 
 def _one_fold(run: NnunetRun) -> NnunetRun:

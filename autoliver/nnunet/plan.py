@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,10 @@ from autoliver.planning.plan import Configuration, IntensityStats, Normalization
 from autoliver.planning.presets import PRESETS
 
 S = TypeVar("S", bound=msgspec.Struct)
+# What no plan exceeds, so that a damaged number is refused before anything is built with it.
+_Voxels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Millimetres = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+_Intensity = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 
 NORMALIZATIONS: dict[str, Normalization] = {
     "CTNormalization": "ct",
@@ -45,9 +49,9 @@ _UNCHANGED = "Take plans.json from the folder that nnU-Net trained into, unchang
 class _Settings(msgspec.Struct, kw_only=True):
     """The keys of a configuration that affect prediction, except those of the network."""
 
-    patch_size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    batch_size: int
+    patch_size: tuple[_Voxels, ...]
+    spacing: tuple[_Millimetres, ...]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
     median_image_size_in_voxels: tuple[float, ...] = ()
     normalization_schemes: tuple[str, ...]
     use_mask_for_norm: tuple[bool, ...]
@@ -67,9 +71,9 @@ class _Plans(msgspec.Struct, kw_only=True):
     transpose_forward: tuple[int, int, int]
     transpose_backward: tuple[int, int, int]
     configurations: dict[str, dict[str, Any]]
-    foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = {}
+    foreground_intensity_properties_per_channel: dict[str, dict[str, _Intensity]] = {}
     # The name of the same key in nnU-Net 2.0.
-    foreground_intensity_properties_by_modality: dict[str, dict[str, float]] = {}
+    foreground_intensity_properties_by_modality: dict[str, dict[str, _Intensity]] = {}
 
 
 def read_plans(path: Path) -> dict[str, Any]:
@@ -167,6 +171,13 @@ def _configuration(
         out_channels=labels.out_channels,
         where=where,
     )
+    strides = network.total_stride
+    if any(size % stride for size, stride in zip(settings.patch_size, strides, strict=True)):
+        raise ModelError(
+            f"{where}: patch_size: found {settings.patch_size}, expected multiples of {strides}, "
+            "the strides of the network.",
+            hint=_UNCHANGED,
+        )
     return Configuration(
         spacing_mm=settings.spacing,
         median_shape=settings.median_image_size_in_voxels or settings.patch_size,

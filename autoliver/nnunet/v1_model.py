@@ -1,6 +1,5 @@
 """Reads a run of nnU-Net v1 in the terms of nnU-Net v2, and its weights under our names."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,6 @@ from autoliver.nnunet.v1_plan import (
     plain_description,
     v2_plans,
 )
-
-_log = logging.getLogger(__name__)
 
 
 def read_v1_run(
@@ -156,14 +153,7 @@ def _description(folder: Path, raw: Mapping[str, Any]) -> Description:
         description = read_description(folder, trained=True)
         check_description(description, raw, where=f"{folder.name}/{V1.plans}")
         return description
-    description = plain_description(raw, task=folder.parent.name, where=path)
-    names = list(description.labels.values) if description.labels else []
-    _log.warning(
-        "%s: nnU-Net v1 keeps no names of labels: they are called %s. To name them otherwise, put "
-        "the dataset's dataset.json beside plans.pkl.",
-        *(folder.name, ", ".join(names[1:])),
-    )
-    return description
+    return plain_description(raw, task=folder.parent.name, where=path)
 
 
 def _dataset(name: str) -> str:

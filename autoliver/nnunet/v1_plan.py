@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -45,13 +45,17 @@ _OTHER_NETWORK = re.compile(
 _NO_FLIPS = re.compile(r"no_?Mirroring|NoDA|noDA|noDataAugmentation")
 
 
+# What no plan exceeds.
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+
+
 class _Stage(msgspec.Struct, kw_only=True):
     """The keys of a stage that affect prediction or training."""
 
     batch_size: int
     patch_size: list[int]
     current_spacing: list[float]
-    num_pool_per_axis: list[int]
+    num_pool_per_axis: list[Annotated[int, msgspec.Meta(ge=0, le=20)]]
     median_patient_size_in_voxels: list[float] = []
     pool_op_kernel_sizes: list[list[int]] | None = None
     conv_kernel_sizes: list[list[int]] | None = None
@@ -60,14 +64,14 @@ class _Stage(msgspec.Struct, kw_only=True):
 class _Plans(msgspec.Struct, kw_only=True):
     """The keys of plans.pkl outside the stages."""
 
-    num_modalities: int
+    num_modalities: _Count
     modalities: dict[int, str]
-    num_classes: int
+    num_classes: _Count
     all_classes: list[int]
     normalization_schemes: dict[int, str]
     use_mask_for_norm: dict[int, bool | None]
-    base_num_features: int = _DEFAULT_FEATURES
-    conv_per_stage: int = 2
+    base_num_features: _Count = _DEFAULT_FEATURES
+    conv_per_stage: Annotated[int, msgspec.Meta(ge=1, le=100)] = 2
     transpose_forward: list[int] | None = None
     transpose_backward: list[int] | None = None
     preprocessor_name: str | None = None
@@ -300,7 +304,9 @@ def _network(plans: _Plans, stage: _Stage, where: str) -> dict[str, Any]:
             [2 if pools - number <= level else 1 for number in stage.num_pool_per_axis]
             for level in range(pools)
         ]
-    kernels = stage.conv_kernel_sizes or [[3] * axes] * (len(strides) + 1)
+    kernels = stage.conv_kernel_sizes
+    if kernels is None:
+        kernels = [[3] * axes] * (len(strides) + 1)
     if len(kernels) != len(strides) + 1 or any(len(each) != axes for each in (*strides, *kernels)):
         raise ModelError(
             f"{where}: {len(strides)} pool_op_kernel_sizes and {len(kernels)} conv_kernel_sizes do "
@@ -330,13 +336,12 @@ def _network(plans: _Plans, stage: _Stage, where: str) -> dict[str, Any]:
 def _intensities(plans: _Plans, channel: int, where: str) -> dict[str, float]:
     """Statistics of the foreground, which v1 measures only if the dataset has CT; else zeros."""
     measured = plans.dataset_properties.get("intensityproperties") or {}
-    found = measured.get(channel)
-    if found is None and plans.normalization_schemes[channel] != "CT":
-        return dict.fromkeys(_STATS, 0.0)
-    found = found or {}
     try:
+        if plans.normalization_schemes[channel] != "CT" and channel not in measured:
+            return dict.fromkeys(_STATS, 0.0)
+        found = measured.get(channel) or {}
         return {ours: float(found[theirs]) for ours, theirs in _STATS.items()}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{where}: the foreground intensities of channel {channel} lack {error}.",
             hint=_UNCHANGED,

@@ -113,7 +113,7 @@ def two_stages(model: V1Model) -> V1Model:
     return V1Model(results=model.results, about=plans({0: low, 1: stage()}))
 
 
-def test_a_zip_of_all_configurations_as_v1_exports_it(model, tmp_path):
+def test_a_zip_of_all_configurations_as_v1_exports_it(model, tmp_path, caplog):
     model = two_stages(model)
     model.write("3d_lowres", number=0, folds=("fold_0", "fold_1"))
     model.write("3d_fullres", number=1, folds=("all",))
@@ -124,6 +124,7 @@ def test_a_zip_of_all_configurations_as_v1_exports_it(model, tmp_path):
     (ensemble / "postprocessing.json").write_text("{}")
     export = Path(shutil.make_archive(str(tmp_path / "Task050_Own"), "zip", model.results))
     folds = read_nnunet_model(export)
+    assert caplog.text.count("keeps no names of labels") == 1
     assert [(fold.info.configuration, fold.info.fold) for fold in folds] == [
         ("3d_cascade", "0"),
         ("3d_fullres", "all"),
@@ -359,6 +360,14 @@ RULES = '{"for_which_classes": [1], "min_valid_object_sizes": "{1: 50.0}"}'
         (changed(plans_per_stage={1: stage()}), r"has the stages \[1\]"),
         (changed(transpose_backward=[0, 1, 2]), "transpose_forward"),
         (changed(base_num_features=8), "has the shape"),
+        (changed(num_modalities=10**30), "num_modalities"),
+        (changed(num_classes=10**30), "num_classes"),
+        (changed(conv_per_stage=10**30), "conv_per_stage"),
+        (changed(dataset_properties={"intensityproperties": -1}), "intensities of channel 0"),
+        (changed(plans_per_stage={0: stage() | {"patch_size": [0, 0, 0]}}), "patch_size"),
+        (changed(plans_per_stage={0: stage() | {"patch_size": [9, 17, 19]}}), "multiples of"),
+        (changed(plans_per_stage={0: stage() | {"current_spacing": [np.nan] * 3}}), "spacing"),
+        (changed(plans_per_stage={0: stage() | {"conv_kernel_sizes": []}}), "0 conv_kernel_sizes"),
         (changed(base_num_features="many"), "base_num_features"),
         (text("postprocessing.json", "{"), "postprocessing.json: not a"),
         (text("postprocessing.json", '{"for_which_classes": [7]}'), "postprocessing.json: not a"),
