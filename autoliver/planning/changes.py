@@ -51,16 +51,22 @@ def decisions(configuration: Configuration) -> tuple[Decision, ...]:
     c = configuration
     dice = "batch" if c.batch_dice else "patch"
     masked = _join(["yes" if masked else "no" for masked in c.mask_norm], ", ")
+    schemes = _join(c.normalization, ", ")
+    if c.normalize_after_resampling:
+        schemes += ", after resampling"
+    normalized = (c.normalization, c.normalize_after_resampling)
+    average = "" if c.average == "logits" else c.average
     return (
         Decision("spacing", _join(c.spacing_mm, " x ", "{:.3g}") + " mm", c.spacing_mm, "spacing"),
         Decision("median size", _join(c.median_shape, " x ", "{:g}"), c.median_shape),
         Decision("patch", _join(c.patch_shape, " x "), c.patch_shape, "patch"),
         Decision("batch", str(c.batch_size), c.batch_size, "batch"),
         Decision("network", c.network.summary, c.network, "topology"),
-        Decision("intensities", _join(c.normalization, ", "), c.normalization, "normalization"),
+        Decision("intensities", schemes, normalized, "normalization"),
         Decision("masked statistics", masked, c.mask_norm),
         Decision("Dice over", dice, c.batch_dice, "batch_dice"),
         Decision("input", c.previous_stage or "", c.previous_stage, "previous_stage"),
+        Decision("averages", average, c.average),
     )
 
 

@@ -23,6 +23,7 @@ from autoliver.models.files import (
     fold_folder_name,
     one_fold,
 )
+from autoliver.nnunet.folder import CHECKPOINT_ENDINGS
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
@@ -232,7 +233,7 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
             f"{path}: a file of weights alone has no plan to follow.",
             hint="Give the folder of the fold that they come from.",
         )
-    if path.is_file() and path.suffix not in (".pth", ".zip"):
+    if path.is_file() and path.suffix not in (*CHECKPOINT_ENDINGS, ".zip"):
         raise ModelError(
             f"{path}: this is neither a trained model of autoliver nor one of nnU-Net.",
             hint="Give a run's folder (WORKSPACE/DATASET/runs/2d), an exported file, a file of "
@@ -481,5 +482,5 @@ def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
 def _may_start(path: Path) -> bool:
     """Whether a path looks like trained weights or models, without reading them."""
     if path.is_file():
-        return path.suffix in (".safetensors", ".pth", ".zip") or is_archive(path)
+        return path.suffix in (".safetensors", *CHECKPOINT_ENDINGS, ".zip") or is_archive(path)
     return _is_model(path)
