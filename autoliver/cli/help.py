@@ -7,7 +7,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autoliver.cli.options import GENERAL
+from autoliver.commands import command
 from autoliver.values import meant
+
+# Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
@@ -57,13 +61,21 @@ def show_help(ctx: typer.Context, name: str | None) -> str:
     program: Any = ctx.find_root()
     if name is None:
         return str(program.get_help())
-    command = program.command.get_command(program, name)
-    if command is None:
+    asked = program.command.get_command(program, name)
+    if asked is None:
         shown = [each for each in program.command.commands.values() if not each.hidden]
         near = meant(name, [each.name for each in shown])
         raise typer.BadParameter(f"there is no command '{name}'. {near}".rstrip())
-    with type(program)(command, info_name=name, parent=program) as inner:
-        return str(command.get_help(inner))
+    with type(program)(asked, info_name=name, parent=program) as inner:
+        return str(asked.get_help(inner))
+
+
+def help_hint(error: Any) -> str:
+    """Names the command that explains what was used wrongly."""
+    context = error.ctx
+    if context is None or context.parent is None:
+        return f"Commands and options: {command('--help')}"
+    return f"Its options: {command('help', context.info_name)}"
 
 
 def _write_groups(command: Any, ctx: Any, formatter: Any) -> None:
