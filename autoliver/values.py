@@ -136,7 +136,7 @@ def check_number(
     if least is not None and most < math.inf:
         expected = f"a number from {least:g} to {most:g}"
     elif low > -math.inf:
-        expected = f"a number {'above' if least is None else 'of at least'} {low:g}"
+        expected = f"a finite number {'above' if least is None else 'of at least'} {low:g}"
     else:
         expected = "a finite number"
     if isinstance(number, bool) or not isinstance(number, int | float):

@@ -28,6 +28,14 @@ class HelpfulCommand(TyperCommand):
             if hasattr(kind, "readable"):
                 kind.readable = False
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; what is wrong with a value is said in plain words."""
+        try:
+            return list(super().parse_args(ctx, args))
+        except typer.BadParameter as error:
+            error.message = _in_plain_words(error)
+            raise
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line: [OPTIONS] and the names of the arguments."""
         return [re.sub(r"^\{(.*)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
@@ -76,6 +84,25 @@ def help_hint(error: Any) -> str:
     if context is None or context.parent is None:
         return f"Commands and options: {command('--help')}"
     return f"Its options: {command('help', context.info_name)}"
+
+
+def _in_plain_words(error: typer.BadParameter) -> str:
+    """Rewords what typer passes on from pydantic: which value it is, and what it must be."""
+    message = error.message.removeprefix("Value error, ")
+    found = re.fullmatch(r"Input should be ((?:a valid )?\w+(?: than or equal to)?)(.*)", message)
+    details = getattr(error.__context__, "errors", None)
+    if found is None or found[1] not in _EXPECTED or details is None:
+        return message
+    rest = found[2] if found[2].startswith(" ") else ""  # the bound
+    return f"it is {details()[0]['input']!r}; it must be {_EXPECTED[found[1]]}{rest}."
+
+
+_EXPECTED = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 
 
 def _write_groups(command: Any, ctx: Any, formatter: Any) -> None:

@@ -25,7 +25,7 @@ def diverged(task: FoldTask, state: TrainingState, what: str) -> AutoliverError:
     """
     kept = ""
     if task.files.resume.exists():
-        kept = f" The last state with finite weights is kept in {task.files.resume}."
+        kept = f" The state saved before is kept in {task.files.resume}."
     rate = state.recipe.learning_rate
     usual = choose_recipe(task.options.replace(lr=None)).learning_rate
     smaller = usual if usual < rate else rate / 10
