@@ -50,6 +50,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def another(noun: str) -> str:
+    """Returns a noun with the word for a different one: "another plan", "other folds"."""
+    return f"other {noun}" if noun.endswith("s") else f"another {noun}"
+
+
 def first_few(items: Sequence[object], most: int) -> str:
     """Returns the first items of a list with the number of the others: "a, b and 3 more"."""
     shown = ", ".join(str(item) for item in items[:most])

@@ -76,7 +76,8 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
-            f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
+            f"{counted(task.configuration.batch_size, 'patch', 'patches')} "
+            f"{task.configuration.patch_shape}.",
             hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
             "'autoliver plan DATASET --vram GB', or use --device cpu.",
         ) from error

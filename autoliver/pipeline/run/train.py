@@ -49,7 +49,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
+from autoliver.values import check_choice, check_flag, check_text, check_whole, counted, flag_of
 from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def _folds_failed(
     ]
     hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
     return FoldsFailed(
-        f"{run}: {len(failures)} of {len(failures) + len(results)} folds failed. "
+        f"{run}: {len(failures)} of {counted(len(failures) + len(results), 'fold')} failed. "
         + " ".join(reasons),
         hint=" ".join([*hints, "The same command again continues with the unfinished folds."]),
         results=results,
