@@ -50,18 +50,24 @@ def check_weights(task: FoldTask, state: TrainingState) -> None:
         raise diverged(task, state, "the weights are not finite")
 
 
-def check_end(task: FoldTask, state: TrainingState) -> None:
-    """Refuses to end a training whose last batches had no finite loss.
+def check_end(task: FoldTask, state: TrainingState, *, judged: bool) -> None:
+    """Refuses to end a training that has taken no step, or whose last batches had no finite loss.
 
-    These are as many as end a training at any time, or half of the batches of a shorter epoch.
+    The last batches are as many as end a training at any time, or half of those of a shorter epoch.
+    They do not count if held-out cases show that the network gives finite losses.
+
+    Args:
+        task: The fold that is trained.
+        state: Its state after the last step.
+        judged: Whether the loss of held-out cases is known and finite.
 
     Raises:
-        AutoliverError: There are that many.
+        AutoliverError: The training must not end like this.
     """
-    if state.failures >= min(PATIENCE, -(-task.options.iterations // 2)):
-        raise diverged(
-            task, state, f"loss or gradients were not finite for {_last(state.failures)}"
-        )
+    most = state.step if judged else min(PATIENCE, -(-task.options.iterations // 2))
+    if state.failures >= most:
+        last = _last(state.failures)
+        raise diverged(task, state, f"loss or gradients were not finite for {last}")
 
 
 def _last(failures: int) -> str:

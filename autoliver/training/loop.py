@@ -228,7 +228,7 @@ class _Loop:
             cases = first_few(sorted(set(held_out.not_finite)), _NAMED)
             raise diverged(self.task, self.state, f"the loss of held-out {cases} is not finite")
         if self._done() >= 1.0:
-            check_end(self.task, self.state)
+            check_end(self.task, self.state, judged=held_out is not None)
 
     def _held_out(self) -> HeldOut | None:
         """Scores patches of the held-out cases, the same ones after every epoch.

@@ -140,3 +140,13 @@ def test_a_good_training_with_one_bad_last_batch_ends_as_it_did(tmp_path: Path) 
     loop.state.step = 8
     loop._finish_epoch()
     assert task.files.resume.exists()
+
+
+def test_a_training_that_has_taken_no_step_is_none(tmp_path: Path) -> None:
+    """The held-out loss of the initial weights is finite."""
+    cases = [make_case(number) for number in range(2)]
+    for case in cases:
+        case.image[:] = 3e38
+    task = make_task(tmp_path, epochs=1, iterations=3, augment="none")
+    with pytest.raises(AutoliverError, match="not finite for the last 3 batches"):
+        train_fold(replace(task, train=cases))
