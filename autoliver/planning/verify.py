@@ -371,7 +371,8 @@ def _misnamed(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Finding
             code="channel_name",
             problem=f"channel {index} is named {name}, but the images of "
             f"{counted(len(ranges), 'case')} have the values of air in CT (about "
-            f"{min(lows):g}). It is normalised by each image's own mean and deviation, which loses Hounsfield units.",
+            f"{min(lows):g}). It is normalised by each image's own mean and deviation, which "
+            "loses Hounsfield units.",
             hint='If it is CT, name it "CT" in dataset.json.',
         )
 
