@@ -24,6 +24,7 @@ import msgspec
 
 from autoliver.errors import ArtifactError
 from autoliver.system import exchange, in_words, read_whole, system_error
+from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
 
@@ -252,7 +253,7 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
         then = artifact.made_from.get(name)
         if then != now:
             raise ArtifactError(
-                f"{where} was made from another {name} ({then or 'none'} then, {now} now).",
+                f"{where} was made from {another(name)} ({then or 'none'} then, {now} now).",
                 hint=f"Make it again with: {mend}",
             )
 

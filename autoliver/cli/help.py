@@ -7,7 +7,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autoliver.cli.options import GENERAL
+from autoliver.commands import command
 from autoliver.values import meant
+
+# Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
@@ -23,6 +27,14 @@ class HelpfulCommand(TyperCommand):
             kind: Any = getattr(parameter, "type", None)
             if hasattr(kind, "readable"):
                 kind.readable = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; what is wrong with a value is said in plain words."""
+        try:
+            return list(super().parse_args(ctx, args))
+        except typer.BadParameter as error:
+            error.message = _in_plain_words(error)
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line: [OPTIONS] and the names of the arguments."""
@@ -57,13 +69,40 @@ def show_help(ctx: typer.Context, name: str | None) -> str:
     program: Any = ctx.find_root()
     if name is None:
         return str(program.get_help())
-    command = program.command.get_command(program, name)
-    if command is None:
+    asked = program.command.get_command(program, name)
+    if asked is None:
         shown = [each for each in program.command.commands.values() if not each.hidden]
         near = meant(name, [each.name for each in shown])
         raise typer.BadParameter(f"there is no command '{name}'. {near}".rstrip())
-    with type(program)(command, info_name=name, parent=program) as inner:
-        return str(command.get_help(inner))
+    with type(program)(asked, info_name=name, parent=program) as inner:
+        return str(asked.get_help(inner))
+
+
+def help_hint(error: Any) -> str:
+    """Names the command that explains what was used wrongly."""
+    context = error.ctx
+    if context is None or context.parent is None:
+        return f"Commands and options: {command('--help')}"
+    return f"Its options: {command('help', context.info_name)}"
+
+
+def _in_plain_words(error: typer.BadParameter) -> str:
+    """Rewords what typer passes on from pydantic: which value it is, and what it must be."""
+    message = error.message.removeprefix("Value error, ")
+    found = re.fullmatch(r"Input should be ((?:a valid )?\w+(?: than or equal to)?)(.*)", message)
+    details = getattr(error.__context__, "errors", None)
+    if found is None or found[1] not in _EXPECTED or details is None:
+        return message
+    rest = found[2] if found[2].startswith(" ") else ""  # the bound
+    return f"it is {details()[0]['input']!r}; it must be {_EXPECTED[found[1]]}{rest}."
+
+
+_EXPECTED = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 
 
 def _write_groups(command: Any, ctx: Any, formatter: Any) -> None:

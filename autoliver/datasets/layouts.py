@@ -410,7 +410,8 @@ def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[
             )
     if len(found) > channels:
         raise DatasetError(
-            f"{name}: {len(found)} channels in {one.parent} ({have}), expected {channels}.",
+            f"{name}: {counted(len(found), 'channel')} in {one.parent} ({have}), expected "
+            f"{channels}.",
             hint="Move the extra files out of the folder, or name each channel in dataset.json.",
         )
     return tuple(found[index] for index in range(channels))

@@ -163,10 +163,9 @@ def raise_on_errors(verification: Verification) -> None:
         return
     shown = [f"{e.case}: {e.problem}" if e.case else e.problem for e in errors[:_SHOWN]]
     more = len(errors) - len(shown)
-    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     rest = [f"... and {more} more"] if more else []
     raise DatasetError(
-        "\n".join([f"The dataset has {count}.", *shown, *rest]),
+        "\n".join([f"The dataset has {counted(len(errors), 'error')}.", *shown, *rest]),
         hint=f"{errors[0].hint} 'autoliver verify' lists everything.",
     )
 
@@ -370,9 +369,10 @@ def _misnamed(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Finding
             case=None,
             severity="warning",
             code="channel_name",
-            problem=f"channel {index} is named {name}, but all {len(ranges)} cases have the values "
-            f"of air in CT (about {min(lows):g}). It is normalised by each image's "
-            "own mean and deviation, which loses Hounsfield units.",
+            problem=f"channel {index} is named {name}, but the images of "
+            f"{counted(len(ranges), 'case')} have the values of air in CT (about "
+            f"{min(lows):g}). It is normalised by each image's own mean and deviation, which "
+            "loses Hounsfield units.",
             hint='If it is CT, name it "CT" in dataset.json.',
         )
 

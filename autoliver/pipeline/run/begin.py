@@ -25,7 +25,7 @@ from autoliver.training.options import (
     default_epochs,
     flag,
 )
-from autoliver.values import counted
+from autoliver.values import another, counted
 from autoliver.workspace import RunFolder
 
 # The name of the lock of each process that works on a run.
@@ -241,4 +241,4 @@ def _refuse_changes(
             )
     changed = [name for name, have in made_from.items() if begun.made_from.get(name) != have]
     if changed:
-        raise ArtifactError(f"{run.name} was started with another {changed[0]}.", hint=again)
+        raise ArtifactError(f"{run.name} was started with {another(changed[0])}.", hint=again)

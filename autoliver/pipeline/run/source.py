@@ -1,6 +1,5 @@
 """Finds what `--pretrained` and `--like` name: a trained fold to start from, a plan to follow."""
 
-import logging
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     from autoliver.networks.spec import NetworkSpec
     from autoliver.nnunet.model import ImportedFold
-
-_log = logging.getLogger(__name__)
 
 IMAGENET = "imagenet"
 
@@ -373,11 +370,6 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     place = one_fold(run.folds)
     info = FoldModel.load(place / MODEL_FILE)
     name = safe(name or short_name(info.plan.dataset))
-    if info.fold != "all":
-        _log.warning(
-            "%s/%s: fold %s is used, which was not trained on the cases it held out.",
-            *(name, run.name, info.fold),
-        )
     return Source(
         name=name,
         fold=f"{name}/{run.name}/{place.name}",
