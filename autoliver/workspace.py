@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.commands import command
+from autoliver.commands import DATASET, command
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
@@ -373,7 +373,9 @@ class Workspace:
         raise DatasetError(
             f"There is no folder and no planned dataset '{name}' (workspace "
             f"{self.root.absolute()}).",
-            hint=self.meant(name) or "Give the path of the dataset's folder: autoliver plan PATH",
+            hint=self.meant(name)
+            or "Give the path of the dataset's folder: "
+            + command("plan", "PATH", workspace=self.root),
         )
 
     def knows(self, name: str) -> bool:
@@ -444,7 +446,7 @@ class Workspace:
             raise ModelError(
                 f"There is {what} in {self.root.absolute()}.",
                 hint=_hint("model", near, known)
-                or "Train one first: autoliver train DATASET 3d_fullres",
+                or "Train one first: " + command("train", DATASET, "3d_fullres"),
             )
         raise ModelError(
             f"{len(choices)} trained models could be meant.",
@@ -485,7 +487,10 @@ class Workspace:
             f"No dataset was named, {here} is not a dataset, and the workspace "
             f"{self.root.absolute()} holds {len(planned)}.",
             hint="Name one: "
-            + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
+            + (
+                ", ".join(d.name for d in planned)
+                or command("plan", "PATH/TO/DATASET", workspace=self.root)
+            ),
         )
 
 

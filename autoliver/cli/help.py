@@ -7,6 +7,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autoliver.cli.options import GENERAL
+from autoliver.commands import completed
+from autoliver.errors import AutoliverError
 from autoliver.values import meant
 
 # What a value is called where the option gives it no name.
@@ -23,6 +25,18 @@ class HelpfulCommand(TyperCommand):
             kind: Any = getattr(parameter, "type", None)
             if hasattr(kind, "readable"):
                 kind.readable = False
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; its errors name the dataset and the workspace in their commands."""
+        try:
+            return super().invoke(ctx)
+        except AutoliverError as error:
+            given, names = ctx.params, [each.name for each in self.params]
+            named = (given.get("dataset") or "") if "dataset" in names else None
+            place = given.get("workspace")
+            error.problem = completed(error.problem, dataset=named, workspace=place)
+            error.hint = completed(error.hint, dataset=named, workspace=place)
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line: [OPTIONS] and the names of the arguments."""

@@ -345,7 +345,7 @@ def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: s
     if before is not None and before.digest() == then:
         changes = describe_changes(before, dataset)
         if without_added(before, dataset) is not None:
-            other = "; or train and select without the new cases: add --accept-changes."
+            other = " (or add --accept-changes to train and select without the new cases)"
     raise ArtifactError(
         f"{where} was made from another dataset: {changes or f'{dataset.name} has changed since'}.",
         hint=f"Make it again with: {mend}{other}",
@@ -362,7 +362,7 @@ def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] =
     """
     known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
     name = dataset.name if known else dataset.folder
-    return command("plan", name, *words, workspace=folder.path.parent)
+    return command("plan", name, options=words, workspace=folder.path.parent)
 
 
 def preprocess(

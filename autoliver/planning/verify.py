@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.commands import DATASET, command
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.description import modality_of, read_description
 from autoliver.datasets.layouts import image_files
@@ -167,7 +168,7 @@ def raise_on_errors(verification: Verification) -> None:
     rest = [f"... and {more} more"] if more else []
     raise DatasetError(
         "\n".join([f"The dataset has {count}.", *shown, *rest]),
-        hint=f"{errors[0].hint} 'autoliver verify' lists everything.",
+        hint=f"{errors[0].hint}\nTo see every finding: {command('verify', DATASET)}".strip(),
     )
 
 

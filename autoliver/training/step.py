@@ -110,14 +110,14 @@ class Stepper:
         if bad:
             raise AutoliverError(
                 f"{bad[0]}: its preprocessed image holds values that are not finite.",
-                hint="Check the image with 'autoliver verify', then preprocess again.",
+                hint="Check the image, then preprocess again: autoliver verify DATASET",
             )
         if state.failures >= _PATIENCE_NOT_FINITE:
             raise AutoliverError(
                 f"{self.task.title}: loss or gradients were not finite for {state.failures} "
                 f"batches in a row, the last one of {', '.join(cases)}.",
-                hint="Check these cases with 'autoliver verify'; if they are sound, start over "
-                "with --fresh and another --seed.",
+                hint="Check these cases; if they are sound, start over with --fresh and another "
+                "--seed. To check them: autoliver verify DATASET",
             )
 
     def _autocast(self) -> AbstractContextManager[object]:

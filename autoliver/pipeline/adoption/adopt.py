@@ -313,9 +313,11 @@ def _refusal(failures: Sequence[Failure]) -> DatasetError:
 
 
 def _next_command(output: Path, source: LabelSource, workspace: Workspace) -> str:
-    words = ["train", str(output), source.configuration or "3d_fullres"]
-    words += ["--pretrained", source.pretrained] if source.pretrained else []
-    return command(*words, workspace=workspace.root)
+    return command(
+        *("train", str(output), source.configuration or "3d_fullres"),
+        options=["--pretrained", source.pretrained] if source.pretrained else [],
+        workspace=workspace.root,
+    )
 
 
 def _stem(name: str) -> str:
