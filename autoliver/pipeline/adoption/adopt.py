@@ -307,7 +307,7 @@ def _refusal(failures: Sequence[Failure]) -> DatasetError:
     lines = [failure.problem for failure in failures]
     hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
     head = f"Nothing was written, for {counted(len(failures), 'problem')}:"
-    error = DatasetError("\n".join([head, *lines]), hint=" ".join(hints))
+    error = DatasetError("\n".join([head, *lines]), hint="\n".join(hints))
     error.facts = {"problems": [asdict(failure) for failure in failures]}
     return error
 

@@ -185,7 +185,7 @@ class RunJob:
         )
 
     def _smaller(self) -> str:
-        """The command that plans a smaller network; empty if this is the smallest, or a source's."""
+        """The command that plans a smaller network; empty if this is the smallest or a source's."""
         planned = self.planned
         if planned.source or planned.plan.preset == SMALLEST:
             return ""

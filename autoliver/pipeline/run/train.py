@@ -331,7 +331,7 @@ def _folds_failed(
     return FoldsFailed(
         f"{run}: {len(failures)} of {len(failures) + len(results)} folds failed. "
         + " ".join(reasons),
-        hint=" ".join([*hints, "The same command again continues with the unfinished folds."]),
+        hint="\n".join([*hints, "The same command again continues with the unfinished folds."]),
         results=results,
     )
 
