@@ -51,6 +51,7 @@ _WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # The names of what is not yet whole, and what they match.
 _PARTIAL_NAME = ".{}.partial.{}"
 PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
+_RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 
@@ -129,14 +130,14 @@ class Artifact(Record, frozen=True, kw_only=True):
 
         Args:
             path: The file.
-            mend: The command that makes the file again, for the hint of an error; empty for no
-                hint.
+            mend: The command that makes the file again, for the hint of an error; empty if there
+                is none, so that a file on disk has to be restored.
 
         Raises:
             ArtifactError: The file is missing, is not JSON, or has another kind or schema; or a
                 field is missing, unknown or of the wrong type (the message names the field).
         """
-        hint = f"Make it again with: {mend}" if mend else ""
+        hint = f"Make it again with: {mend}" if mend else _RESTORE if isinstance(path, Path) else ""
         raw = read_json(path, hint=hint)
         if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
             found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.commands import DATASET, command
+from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
@@ -85,6 +85,11 @@ class RunFolder:
     def lock(self, fold: Fold | str) -> Path:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
+
+    @property
+    def mend(self) -> str:
+        """The command to begin with if one of its files is damaged, in words for a hint."""
+        return f"{remove(self.path)} (removes the run, which can then be trained again)"
 
     @property
     def begun(self) -> tuple[Path, ...]:

@@ -237,7 +237,7 @@ class _Contest:
 
     def _as_trained(self, *runs: RunFolder) -> PredictRequest:
         """Returns how to predict with runs: exactly if one was trained with --deterministic."""
-        exact = any(TrainingOptions.load(run.options).deterministic for run in runs)
+        exact = any(TrainingOptions.load(run.options, mend=run.mend).deterministic for run in runs)
         return replace(self.request, exact=exact)
 
     def _pairs(self, fold: int) -> FoldPairs:
@@ -298,7 +298,7 @@ def _scored_folds(
     left_out = []
     now = {"dataset": dataset.digest(), "folds": splits.digest()}
     for run in runs:
-        begun = TrainingOptions.load(run.options).made_from
+        begun = TrainingOptions.load(run.options, mend=run.mend).made_from
         changed = [what for what, digest in now.items() if begun.get(what) != digest]
         if changed:
             left_out.append(

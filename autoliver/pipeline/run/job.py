@@ -197,7 +197,7 @@ class RunJob:
 
         plan, options = self.planned.plan, self.options
         mirror_axes, augment = trained.mirror_axes, options.augment
-        source = Transfer.load(self.run.transfer) if self.pretrained else None
+        source = Transfer.load(self.run.transfer, mend=self.run.mend) if self.pretrained else None
         if source is not None and not options.steps and not options.extensions:
             # Without a training step the network has seen the same augmentation as its source.
             mirror_axes, augment = source.mirror_axes, source.augment
