@@ -262,7 +262,7 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
     """Reads the plain value of a JSON file.
 
     Raises:
-        ArtifactError: The file is missing or is not JSON.
+        ArtifactError: The file is missing, or is not JSON in a Unicode encoding.
     """
     try:
         return msgspec.json.decode(_as_utf8(content_of(path)))
@@ -271,7 +271,25 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
     except RecursionError:
         raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        byte = _not_utf8(content_of(path))
+        if byte is not None:
+            raise ArtifactError(
+                f"{path}: its encoding is not UTF-8: {byte}.",
+                hint="Open it in a text editor, check its letters, and save it as UTF-8.",
+            ) from None
         raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+
+
+def _not_utf8(content: bytes) -> str | None:
+    """Where a JSON file in an encoding of single bytes is no UTF-8; None if it is no such file."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        with contextlib.suppress(msgspec.DecodeError):
+            msgspec.json.decode(content.decode("latin-1").encode())
+            line = content.count(b"\n", 0, error.start) + 1
+            return f"byte 0x{content[error.start]:02x} in line {line}, as Latin-1 has it"
+    return None
 
 
 def content_of(path: Readable) -> bytes:

@@ -504,12 +504,12 @@ def check_tag(tag: object) -> None:
 
     Raises:
         OptionError: The tag is not a text, or contains characters other than letters, digits, ".",
-            "_" and "-".
+            "_" and "-", or begins with "." or "-".
     """
-    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"[\w.-]*", tag)):
+    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"(\w[\w.-]*)?", tag)):
         raise OptionError(
             f"--tag {tag}: this cannot be part of a folder's name.",
-            hint="Use letters, digits, '.', '_' and '-'.",
+            hint="Begin with a letter, a digit or '_'; after it, '.' and '-' may follow as well.",
         )
 
 

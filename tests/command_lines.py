@@ -202,6 +202,16 @@ def _commands(text: str) -> Iterator[str]:
             yield f"autoliver {shlex.join([name, *words])}: {problem}"
 
 
+def commands_in(text: str) -> list[list[str]]:
+    """The words of each command that a text tells people to type, without the program's name."""
+    found = []
+    for match in _COMMAND.finditer(text):
+        end = _END.search(text, match.end())
+        words = shlex.split(text[match.end() : end.start() if end else len(text)])
+        found.append([match[1], *words])
+    return found
+
+
 def _spans(text: str) -> Iterator[str]:
     """Problems of `COMMAND ...` and `--option VALUE`, where words may be left out."""
     for span in _SPAN.findall(text):

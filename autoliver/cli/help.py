@@ -1,6 +1,7 @@
 """Help pages: options in named groups, values in words, and an example."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -9,8 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 from autoliver.cli.options import GENERAL
 from autoliver.commands import completed
 from autoliver.errors import AutoliverError
-from autoliver.values import meant
+from autoliver.values import counted, meant
 
+# The error of a command line that does not fit, of which typer shows only a part.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
 
@@ -25,6 +28,19 @@ class HelpfulCommand(TyperCommand):
             kind: Any = getattr(parameter, "type", None)
             if hasattr(kind, "readable"):
                 kind.readable = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the command line; where it holds surplus files, the shell's patterns are named."""
+        files = [word for word in args if Path(word).is_file()]
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            if "unexpected extra argument" in error.message and len(files) > 1:
+                error.message = (
+                    f"{counted(len(files), 'file')} in place of one: a shell makes them of a "
+                    "pattern such as *.nii.gz. Give the folder that holds them instead."
+                )
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; its errors name the dataset and the workspace in their commands."""

@@ -449,9 +449,9 @@ def transparency(images: Iterable[str | Path], *, held: int, channels: int) -> s
         channels: The expected number.
     """
     pictures = all(split_ending(str(path))[1].lower() in PICTURES for path in images)
-    if not pictures or (held, channels) not in ((2, 1), (4, 3)):
+    if not pictures or (held, channels) != (4, 3):
         return ""
-    return "The last channel is transparency (alpha): save the pictures without it."
+    return "The fourth channel is transparency (alpha): save the pictures as RGB, without it."
 
 
 def _endings_found(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Verifying, fingerprinting, planning and preprocessing; results that are up to date are kept."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +201,8 @@ def plan_folder(
             f"{dataset.name}: {counted(len(dataset.cases), 'case')}, none with a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
+    if not folder.plan.exists():
+        _note_other_name(folder, dataset, options)
     fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
     fingerprint.save(folder.fingerprint)
     plan = make_plan(dataset, fingerprint, options)
@@ -208,6 +211,26 @@ def plan_folder(
     current_folds(folder, dataset)
     warnings = verification.warnings
     return Planned(folder=folder, dataset=dataset, plan=plan, warnings=warnings, warned=new)
+
+
+def _note_other_name(folder: DatasetFolder, dataset: Dataset, options: PlanOptions) -> None:
+    """Says that the same data is planned with other options under another name, if it is."""
+    for other in Workspace(folder.path.parent).datasets:
+        if other == folder or not _is_of(other.plan, dataset):
+            continue
+        asked = asked_of(Plan.load(other.plan))
+        if asked != options:
+            _log.warning(
+                "%s is planned anew, but the same data has a plan as %s, with: %s. To plan with "
+                "these options: %s",
+                *(dataset.name, other.name, shlex.join(option_words(asked)) or "the defaults"),
+                command(
+                    "plan",
+                    dataset.folder,
+                    options=["--fresh", *option_words(asked)],
+                    workspace=folder.path.parent,
+                ),
+            )
 
 
 def remind(planned: Planned) -> None:
