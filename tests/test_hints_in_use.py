@@ -156,6 +156,25 @@ def test_commands_of_hints_fit_the_situation(
         assert words[words.index("-w") + 1] == str(place / "ws"), error.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("options.json", ("train", NAME, "2d", "--fold", "0", *TINY)),
+        ("plan.json", ("train", NAME, "2d", "--fold", "0", *TINY, "--fresh")),
+        ("fingerprint.json", ("plan", NAME)),
+        ("verify.json", ("verify", NAME)),
+        ("store.json", ("train", NAME, "2d", "--fold", "1", *TINY)),
+    ],
+)
+def test_what_a_hint_says_mends(name: str, words: tuple[str, ...], place: Path) -> None:
+    words = (*words, "-w", str(place / "ws"))
+    error = failed(place, damaged(name, *words)(place))
+    pasted = error.hint.partition("Make it again with: ")[2].partition(" (")[0]
+    script = f'autoliver() {{ "{sys.executable}" -m autoliver "$@"; }}\n{pasted}'
+    subprocess.run(["bash", "-ec", script], check=True, capture_output=True)
+    told(*words)
+
+
 def test_select_names_the_option_that_train_was_given(place: Path) -> None:
     error = failed(place, after_accepted_changes(place))
     (words,) = commands_in(error.hint)

@@ -114,7 +114,7 @@ def _examined(
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
     made_from = {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
     if folder.verify.exists():
-        found = Verification.load(folder.verify, mend=_verify_command(folder))
+        found = _kept_verification(folder)
         refused = any(finding.code == REFUSED for finding in found.findings)
         if found.made_from == made_from and found.ranges is not None and not refused:
             return found
@@ -247,7 +247,7 @@ def remind(planned: Planned) -> None:
 
 def warnings_kept(folder: DatasetFolder) -> tuple[Finding, ...]:
     """What the dataset's verify.json warns of; nothing where there is none."""
-    return Verification.load(folder.verify).warnings if folder.verify.exists() else ()
+    return _kept_verification(folder).warnings if folder.verify.exists() else ()
 
 
 def _show_warnings(warnings: Sequence[Finding], folder: DatasetFolder) -> None:
@@ -261,6 +261,11 @@ def _show_warnings(warnings: Sequence[Finding], folder: DatasetFolder) -> None:
 
 def _verify_command(folder: DatasetFolder) -> str:
     return command("verify", folder.name, workspace=folder.path.parent)
+
+
+def _kept_verification(folder: DatasetFolder) -> Verification:
+    mend = f"{remove(folder.verify)} && {_verify_command(folder)}"
+    return Verification.load(folder.verify, mend=mend)
 
 
 def _is_of(path: Path, dataset: Dataset) -> bool:
@@ -277,8 +282,7 @@ def _known_warnings(folder: DatasetFolder, dataset: Dataset) -> tuple[Finding, .
     """What verify.json warns of; nothing where it is of another state of the dataset."""
     if not _is_of(folder.verify, dataset):
         return ()
-    mend = _verify_command(folder)
-    return Verification.load(folder.verify, mend=mend).warnings
+    return _kept_verification(folder).warnings
 
 
 def _with_seen(
