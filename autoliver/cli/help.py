@@ -1,14 +1,16 @@
 """Help pages: options in named groups, values in words, and an example."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autoliver.cli.options import GENERAL
-from autoliver.commands import command
-from autoliver.values import meant
+from autoliver.commands import command, completed
+from autoliver.errors import AutoliverError
+from autoliver.values import counted, meant
 
 # Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -29,11 +31,31 @@ class HelpfulCommand(TyperCommand):
                 kind.readable = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Reads the arguments; what is wrong with a value is said in plain words."""
+        """Reads the command line; what is wrong with it is said in plain words."""
+        files = [word for word in args if Path(word).is_file()]
         try:
             return list(super().parse_args(ctx, args))
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
+            raise
+        except USAGE_ERROR as error:
+            if "unexpected extra argument" in error.message and len(files) > 1:
+                error.message = (
+                    f"{counted(len(files), 'file')} in place of one: a shell makes them of a "
+                    "pattern such as *.nii.gz. Give the folder that holds them instead."
+                )
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; its errors name the dataset and the workspace in their commands."""
+        try:
+            return super().invoke(ctx)
+        except AutoliverError as error:
+            given, names = ctx.params, [each.name for each in self.params]
+            named = (given.get("dataset") or "") if "dataset" in names else None
+            place = given.get("workspace")
+            error.problem = completed(error.problem, dataset=named, workspace=place)
+            error.hint = completed(error.hint, dataset=named, workspace=place)
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -32,8 +32,8 @@ def diverged(task: FoldTask, state: TrainingState, what: str) -> AutoliverError:
     return AutoliverError(
         f"{task.title}: epoch {len(state.logs) + 1}: {what}.{kept}",
         hint="Start over with a smaller learning rate: the same command with --fresh and "
-        f"--lr {smaller:.2g}. If that does not help, check the cases with "
-        "'autoliver verify', or try another --seed.",
+        f"--lr {smaller:.2g}. If that does not help, try another --seed, or check the cases: "
+        "autoliver verify DATASET",
     )
 
 

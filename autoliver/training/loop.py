@@ -78,8 +78,8 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
             f"{task.title}: the GPU has too little memory for batches of "
             f"{counted(task.configuration.batch_size, 'patch', 'patches')} "
             f"{task.configuration.patch_shape}.",
-            hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
-            "'autoliver plan DATASET --vram GB', or use --device cpu.",
+            hint="Try --cache ram, a smaller --batch-size or --patch, or --device cpu. Or plan for "
+            "less memory: autoliver plan DATASET --vram GB",
         ) from error
 
 
@@ -325,7 +325,7 @@ class _Loop:
             with TrainingBar.external_write_mode(file=sys.stderr):
                 _log.warning(
                     "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
-                    "plan a smaller network (autoliver plan DATASET --preset tiny), or begin again "
-                    "with --fresh and fewer --epochs, or with --hours H.",
+                    "begin again with --fresh and fewer --epochs, or with --hours H.%s",
                     *(duration(left), counted(self._epochs, "epoch")),
+                    f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
                 )

@@ -139,7 +139,7 @@ class Stepper:
         if bad:
             raise AutoliverError(
                 f"{bad[0]}: its preprocessed image holds values that are not finite.",
-                hint="Check the image with 'autoliver verify', then preprocess again.",
+                hint="Check the image, then preprocess again: autoliver verify DATASET",
             )
 
     def _autocast(self) -> AbstractContextManager[object]:

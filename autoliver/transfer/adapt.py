@@ -115,7 +115,7 @@ def _check(source: Side, target: Side) -> None:
     if why := other.unlike(one):
         raise ModelError(
             why,
-            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE.",
+            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE",
         )
 
 

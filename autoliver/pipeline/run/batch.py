@@ -154,8 +154,8 @@ def _too_large(
     if room.good_batch < least:
         return OptionError(
             problem,
-            hint="No batch of such patches fits: give a smaller --patch, plan for less memory with "
-            "'autoliver plan DATASET --vram GB', or use a machine with more.",
+            hint="No batch of such patches fits: give a smaller --patch, or use a machine with "
+            "more memory. Or plan for less: autoliver plan DATASET --vram GB",
         )
     again = "Start over with a batch that fits" if not begun.new else "The largest batch that fits"
     words = _command(begun, request, room.good_batch)
@@ -182,4 +182,8 @@ def _command(begun: Beginning, request: TrainRequest, batch_size: int) -> str:
     flags = {"--fresh": request.fresh or not begun.new, "--own-plan": request.own_plan}
     words += [name for name, value in flags.items() if value]
     dataset, workspace = place.parents[1].name, place.parents[2]
-    return command("train", dataset, request.configuration, *words, *options, workspace=workspace)
+    return command(
+        *("train", dataset, request.configuration),
+        options=[*words, *options],
+        workspace=workspace,
+    )

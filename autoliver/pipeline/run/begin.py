@@ -106,7 +106,7 @@ def decide_beginning(
         options = begun = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
     else:
-        options = begun = TrainingOptions.load(run.options)
+        options = begun = TrainingOptions.load(run.options, mend=run.mend)
         again = "Add --fresh to start over, or --tag NAME to keep both."
         if request.fresh:
             again = (

@@ -241,7 +241,7 @@ def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> St
     """Returns the existing start of a run; None unless it fits this source and these options."""
     if not (run.transfer.exists() and run.start.exists()):
         return None
-    kept = Transfer.load(run.transfer)
+    kept = Transfer.load(run.transfer, mend=run.mend)
     fits = {"source": source.digest, "options": _part_of(options)}
     return Start(weights=None, transfer=kept) if kept.made_from == fits else None
 

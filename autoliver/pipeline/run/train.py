@@ -333,7 +333,7 @@ def _folds_failed(
     return FoldsFailed(
         f"{run}: {len(failures)} of {counted(len(failures) + len(results), 'fold')} failed. "
         + " ".join(reasons),
-        hint=" ".join([*hints, "The same command again continues with the unfinished folds."]),
+        hint="\n".join([*hints, "The same command again continues with the unfinished folds."]),
         results=results,
     )
 
