@@ -274,7 +274,7 @@ def _check_settings(
     if axes not in (2, 3) or len(settings.spacing) != axes:
         problem = f"patch_size {settings.patch_size} and spacing {settings.spacing} do not match"
     elif {len(settings.normalization_schemes), len(settings.use_mask_for_norm)} != {channels}:
-        problem = f"normalisation is not given for each of {counted(channels, 'channel')}"
+        problem = f"normalisation is not given for each of the {counted(channels, 'channel')}"
     elif unknown := [n for n in settings.normalization_schemes if n not in NORMALIZATIONS]:
         problem = (
             f"normalization_schemes: {unknown[0]}, expected one of {', '.join(NORMALIZATIONS)}"
