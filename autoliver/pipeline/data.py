@@ -218,7 +218,10 @@ def _note_other_name(folder: DatasetFolder, dataset: Dataset, options: PlanOptio
     for other in Workspace(folder.path.parent).datasets:
         if other == folder or not _is_of(other.plan, dataset):
             continue
-        asked = asked_of(Plan.load(other.plan))
+        try:
+            asked = asked_of(Plan.load(other.plan))
+        except ArtifactError:  # whoever uses that plan is told
+            continue
         if asked != options:
             _log.warning(
                 "%s is planned anew, but the same data has a plan as %s, with: %s. To plan with "
