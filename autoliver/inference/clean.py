@@ -28,7 +28,7 @@ def clean(
     """Applies cleaning rules to a label map, one after the other.
 
     Removed voxels become background. Components are connected through faces, edges and corners, as
-    in nnU-Net.
+    in nnU-Net v2, unless a rule says otherwise.
 
     Args:
         segmentation: Label map (z, y, x); it is not changed.
@@ -41,7 +41,7 @@ def clean(
     """
     for rule in rules:
         union = mask_of(segmentation, [value for name in rule.labels for value in values[name]])
-        found = components(union)
+        found = components(union, by_faces=rule.by_faces)
         keep = kept(rule, found.voxels, voxel_ml=math.prod(spacing_mm) / 1000.0)
         if not keep[1:].all():
             segmentation = segmentation.copy()
@@ -65,14 +65,19 @@ class Components:
     voxels: npt.NDArray[np.integer]
 
 
-def components(mask: npt.NDArray[np.bool_]) -> Components:
-    """Finds the components of a mask (z, y, x), connected through faces, edges and corners."""
+def components(mask: npt.NDArray[np.bool_], *, by_faces: bool = False) -> Components:
+    """Finds the components of a mask (z, y, x), connected through faces, edges and corners.
+
+    Args:
+        mask: The mask.
+        by_faces: Whether edges and corners do not connect.
+    """
     # Imported here because it loads parts of scikit-image, which are only needed if there are
     # rules.
     from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 
     box = bounding_box(mask)
-    numbers, voxels = label_with_component_sizes(mask[box])
+    numbers, voxels = label_with_component_sizes(mask[box], 1 if by_faces else None)
     return Components(box, numbers, np.array([0, *voxels.values()], np.intp))
 
 

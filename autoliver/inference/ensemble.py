@@ -5,7 +5,7 @@ requested.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from autoliver.datasets.cases import Labels
 from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
+from autoliver.planning.plan import Average
 from autoliver.preprocessing.case import (
     CaseProperties,
     slabs,
@@ -39,18 +40,20 @@ class Output:
     """The output of one member for a case.
 
     Attributes:
-        logits: (k, z, y, x) on the member's network grid.
+        logits: (k, z, y, x) on the member's network grid; probabilities if `average` says so.
         properties: Describes how to get from the network grid back to the input's grid.
         spread: (k, z, y, x) probabilities, averaged over the member's folds; None unless the
             uncertainty was requested.
         within: The box of the network grid that `logits` and `spread` cover; everything outside it
             is background. None if they cover the whole grid.
+        average: What `logits` holds, averaged over windows, flips and folds.
     """
 
     logits: Array
     properties: CaseProperties
     spread: Array | None = None
     within: Box | None = None
+    average: Average = "logits"
 
 
 def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
@@ -82,8 +85,8 @@ def group_labels(
         labels: As in `mean_labels`.
     """
     values = written_values(labels)
-    parts = [_whole_logits(output, labels) for output in outputs]
-    box, pieces = _mean_probabilities(parts, labels, groups)
+    parts = [_Part.of(output, regions=labels.has_regions) for output in outputs]
+    box, pieces = _mean_probabilities(parts, groups, regions=labels.has_regions)
     dtype = np.min_scalar_type(max(values))
     wholes: list[npt.NDArray[np.integer]] = [np.zeros(_shape(outputs), dtype) for _ in groups]
     for rows, means in pieces:
@@ -103,8 +106,8 @@ def mean_probabilities(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (k, z, y, x) on the input's grid; outside the crop everything is background.
     """
-    parts = [_whole_logits(output, labels) for output in outputs]
-    box, pieces = _mean_probabilities(parts, labels, [range(len(parts))])
+    parts = [_Part.of(output, regions=labels.has_regions) for output in outputs]
+    box, pieces = _mean_probabilities(parts, [range(len(parts))], regions=labels.has_regions)
     whole = np.zeros((len(outputs[0].logits), *_shape(outputs)), dtype=np.float32)
     if not labels.has_regions:
         whole[0] = 1
@@ -127,15 +130,13 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     Returns:
         (z, y, x) on the input's grid; 0 outside the crop.
     """
-    sure = 0.0 if labels.has_regions else 1.0
-    spreads = [
-        (_on_whole_grid(o.spread, o, background=sure, others=0.0), o.properties)
-        for o in outputs
-        if o.spread is not None
-    ]
-    if len(spreads) != len(outputs):
-        raise ValueError("an output has no spread: uncertainty was not requested")
-    box, pieces = _mean_probabilities(spreads, None, [range(len(spreads))])
+    spreads = []
+    for each in outputs:
+        if each.spread is None:
+            raise ValueError("an output has no spread: uncertainty was not requested")
+        own = replace(each, logits=each.spread, average="probabilities")
+        spreads.append(_Part.of(own, regions=labels.has_regions))
+    box, pieces = _mean_probabilities(spreads, [range(len(spreads))], regions=labels.has_regions)
     whole = np.zeros(_shape(outputs), dtype=np.float32)
     for rows, (mean,) in pieces:
         whole[box][rows] = _entropy(mean, regions=labels.has_regions)
@@ -163,20 +164,32 @@ def probabilities(logits: Array, *, regions: bool) -> Array:
     return logits
 
 
-def _whole_logits(output: Output, labels: Labels) -> tuple[Array, CaseProperties]:
-    sure = -SURE if labels.has_regions else SURE
-    whole = _on_whole_grid(output.logits, output, background=sure, others=-SURE)
-    return whole, output.properties
+def certain_background(average: Average, *, regions: bool) -> tuple[float, float]:
+    """Returns the values of row 0 and of the other rows in places where no network was run."""
+    if average == "probabilities":
+        return 0.0 if regions else 1.0, 0.0
+    return -SURE if regions else SURE, -SURE
 
 
-def _on_whole_grid(array: Array, output: Output, *, background: float, others: float) -> Array:
-    """Pastes the array of a box into a whole grid (k, z, y, x) filled with background (row 0)."""
-    if output.within is None:
-        return array
-    whole = np.full((len(array), *output.properties.shape_zyx), others, dtype=np.float32)
-    whole[0] = background
-    whole[:, *output.within] = array
-    return whole
+@dataclass(frozen=True)
+class _Part:
+    """A member's array (k, z, y, x) on its whole network grid, and what it holds."""
+
+    array: Array
+    properties: CaseProperties
+    average: Average
+
+    @classmethod
+    def of(cls, output: Output, *, regions: bool) -> "_Part":
+        """Pastes the output of a box into a whole grid filled with background."""
+        whole = output.logits
+        if output.within is not None:
+            background, others = certain_background(output.average, regions=regions)
+            shape = len(whole), *output.properties.shape_zyx
+            whole = np.full(shape, others, dtype=np.float32)
+            whole[0] = background
+            whole[:, *output.within] = output.logits
+        return cls(whole, output.properties, output.average)
 
 
 def _entropy(mean: Array, *, regions: bool) -> Array:
@@ -191,9 +204,7 @@ def _entropy(mean: Array, *, regions: bool) -> Array:
 
 
 def _mean_probabilities(
-    parts: Sequence[tuple[Array, CaseProperties]],
-    labels: Labels | None,
-    groups: Sequence[Sequence[int]],
+    parts: Sequence[_Part], groups: Sequence[Sequence[int]], *, regions: bool
 ) -> tuple[Box, Iterator[tuple[slice, list[Array]]]]:
     """Averages the members of each group, slab by slab.
 
@@ -201,17 +212,16 @@ def _mean_probabilities(
     plan is.
 
     Args:
-        parts: The array (k, z, y, x) and the properties of each member.
-        labels: Needed to convert logits to probabilities; None if the arrays already hold
-            probabilities.
+        parts: The array of each member.
         groups: Each group is a list of indices into `parts`.
+        regions: Whether the rows are regions.
 
     Returns:
         The box of the crop, and an iterator that yields for each slab its rows and the mean
         probabilities (k, rows, y, x) of each group.
     """
-    first = parts[0][1].reorientation
-    members = [_Ordered.of(array, properties, first) for array, properties in parts]
+    first = parts[0].properties.reorientation
+    members = [_Ordered.of(part.array, part.properties, first) for part in parts]
     box = members[0].box
     if any(member.box != box for member in members):
         raise ValueError("members crop the case differently")
@@ -219,12 +229,12 @@ def _mean_probabilities(
 
     def pieces() -> Iterator[tuple[slice, list[Array]]]:
         for rows in slabs((z, y, x)):
-            shape = (len(parts[0][0]), rows.stop - rows.start, y, x)
+            shape = (len(parts[0].array), rows.stop - rows.start, y, x)
             totals = [np.zeros(shape, np.float32) for _ in groups]
             for index, member in enumerate(members):
                 values = member.rows(rows)
-                if labels is not None:
-                    probabilities(values, regions=labels.has_regions)
+                if parts[index].average == "logits":
+                    probabilities(values, regions=regions)
                 for total, group in zip(totals, groups, strict=True):
                     if index in group:
                         total += values

@@ -40,6 +40,7 @@ class Member:
             None.
         cross_modal: Whether every fold was trained with augmentations that prepare it for images of
             another modality than the plan's.
+        next_stage_cleaning: Rules applied to its label map before a cascade takes it as input.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Member:
     device: "torch.device"
     previous: "Member | None" = None
     cross_modal: bool = False
+    next_stage_cleaning: tuple[CleaningRule, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +143,6 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         mirror_axes=tuple(sorted(set.intersection(*(set(info.mirror_axes) for info in infos)))),
         networks=tuple(networks),
         device=device,
+        next_stage_cleaning=first.next_stage_cleaning,
         cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
     )

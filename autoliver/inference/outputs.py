@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoliver.datasets.cases import Modality
-from autoliver.inference.ensemble import SURE, Output, probabilities
+from autoliver.inference.clean import clean
+from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
@@ -100,6 +101,12 @@ def outputs(
             found = backward_logits(
                 low.logits, low.properties, labels=model.plan.labels, within=low.within
             )
+            found = clean(
+                found,
+                member.previous.next_stage_cleaning,
+                values=model.plan.labels.values,
+                spacing_mm=case.image.geometry.spacing_mm,
+            )
             prepared = forward_cascade(
                 case.image,
                 found,
@@ -147,8 +154,8 @@ def _output(
     on_windows: OnWindows | None,
 ) -> Output:
     name = case.properties.name
-    every = as_they_are(member.networks) if options.exact else member.networks
-    passes = [(network,) for network in every] if options.uncertainty else [every]
+    average = member.configuration.average
+    passes = _passes(member, options)
     windows = _windows(member, case, options, region)
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
@@ -168,10 +175,13 @@ def _output(
                 on_window=tick,
             )
             if region is not None:
-                _fill_gaps(whole, regions=regions)
+                background, others = certain_background(average, regions=regions)
+                _fill_gaps(whole, background, others)
             found: npt.NDArray[np.float32] = whole.cpu().numpy()
             if options.uncertainty:
-                own = probabilities(found.copy(), regions=regions)
+                own = found.copy()
+                if average == "logits":
+                    probabilities(own, regions=regions)
                 spread = own if spread is None else spread + own
             logits = found if logits is None else logits + found
     if logits is None:
@@ -183,7 +193,17 @@ def _output(
     within = None
     if region is not None:
         within = box_of(windows, case.image.shape[1:], member.configuration.patch_shape)
-    return Output(logits=logits, properties=case.properties, spread=spread, within=within)
+    return Output(
+        logits=logits, properties=case.properties, spread=spread, within=within, average=average
+    )
+
+
+def _passes(member: Member, options: PredictOptions) -> list[tuple[nn.Module, ...]]:
+    """The networks that are averaged within a pass over the windows, for every pass."""
+    every = as_they_are(member.networks) if options.exact else member.networks
+    if member.configuration.average == "probabilities":
+        every = tuple(nn.Sequential(network, nn.Softmax(dim=1)) for network in every)
+    return [(network,) for network in every] if options.uncertainty else [every]
 
 
 def _windows(
@@ -203,10 +223,10 @@ def _windows(
     return near
 
 
-def _fill_gaps(logits: Tensor, *, regions: bool) -> None:
+def _fill_gaps(logits: Tensor, background: float, others: float) -> None:
     """Replaces NaN, which marks voxels that no window covered, with certain background."""
-    logits[:1].nan_to_num_(nan=-SURE if regions else SURE)
-    logits[1:].nan_to_num_(nan=-SURE)
+    logits[:1].nan_to_num_(nan=background)
+    logits[1:].nan_to_num_(nan=others)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         seen_before: The `image_key` of each case that the weights it started from had seen, and
             those that these started from, back to random weights.
         ancestors: First twelve hex digits of the checksum of each of these weights, the last first.
+        next_stage_cleaning: Rules applied to its label maps before a cascade takes them as input,
+            as in nnU-Net v1; those for the final label map are the model's.
     """
 
     KIND: ClassVar[str] = "model"
@@ -65,6 +67,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     trained_on: tuple[str, ...] = ()
     seen_before: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
+    next_stage_cleaning: tuple[CleaningRule, ...] = ()
 
     @property
     def decisions(self) -> Configuration:

@@ -19,17 +19,21 @@ class CleaningRule(Record, frozen=True, kw_only=True):
         keep: What is kept: "largest": only the largest connected component; "least": every
             component of at least `least_ml`.
         least_ml: Smallest volume that is kept, in millilitres; used by "least".
+        by_faces: Whether voxels are connected only through faces, as in nnU-Net v1, and not also
+            through edges and corners.
     """
 
     labels: tuple[str, ...]
     keep: Literal["largest", "least"]
     least_ml: float = 0.0
+    by_faces: bool = False
 
     def __str__(self) -> str:
         """Describes the rule in words."""
         what = " + ".join(self.labels)
         if self.keep == "largest":
-            return f"{what}: only the largest component"
+            how = " connected through faces" if self.by_faces else ""
+            return f"{what}: only the largest component{how}"
         return f"{what}: components below {self.least_ml:g} ml removed"
 
 

@@ -2,22 +2,27 @@
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from autoliver.artifacts import file_sha256, write_bytes
 from autoliver.errors import ModelError
+from autoliver.nnunet.pickles import MALFORMED, Dtype, number, read_pickle
 from autoliver.system import raise_refusal
 
 _AGAIN = "Copy the file again from its source."
+# The place of the stage among the arguments of a trainer of nnU-Net v1.
+_V1_STAGE = 5
+# How a file of PyTorch before 1.6 begins, which has no checksums: a pickled number.
+_BEFORE_ZIP = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,27 @@ class NnunetCheckpoint:
     plans: dict[str, Any]
     epochs: int
     mirror_axes: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class V1Checkpoint:
+    """The parts of a checkpoint of nnU-Net v1 that an import needs.
+
+    Attributes:
+        weights: State dict under the names of v1.
+        trainer: Class name of the trainer.
+        stage: The key in the plans' `plans_per_stage`; None if there is only one.
+        plans: The content of plans.pkl it was trained with.
+        epochs: Number of finished epochs.
+        digest: First twelve hex digits of the SHA-256 of the file with the weights.
+    """
+
+    weights: dict[str, Tensor]
+    trainer: str
+    stage: int | None
+    plans: dict[str, Any]
+    epochs: int
     digest: str
 
 
@@ -80,6 +106,38 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
         ) from None
 
 
+def read_v1_checkpoint(path: Path, *, trust: bool = False) -> V1Checkpoint:
+    """Reads a checkpoint of nnU-Net v1: FILE.model, and FILE.model.pkl beside it.
+
+    Args:
+        path: The file with the weights, e.g. fold_0/model_final_checkpoint.model.
+        trust: As in `read_checkpoint`; it does not apply to FILE.model.pkl.
+
+    Raises:
+        ModelError: A file is missing, damaged or not a checkpoint of nnU-Net v1, or names objects
+            that would have to run.
+    """
+    about = read_pickle(path.with_name(path.name + ".pkl"))
+    _check_intact(path)
+    content = _trusted(path) if trust else _untrusted(path)
+    try:
+        stage = about["init"][_V1_STAGE]
+        return V1Checkpoint(
+            weights=_weights(content["state_dict"]),
+            trainer=str(about["name"]),
+            stage=None if stage is None else int(stage),
+            plans=dict(about["plans"]),
+            epochs=int(content["epoch"]),
+            digest=file_sha256(path)[:12],
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: not a checkpoint of nnU-Net v1: {error!r}.",
+            hint="Give the folder that nnUNet_train wrote, or the zip of "
+            "nnUNet_export_model_to_zip.",
+        ) from None
+
+
 def write_checkpoint(
     path: Path,
     weights: Mapping[str, Tensor],
@@ -111,49 +169,21 @@ def write_checkpoint(
     write_bytes(path, buffer.getvalue())
 
 
-class _Dtype:
-    """Replaces numpy.dtype when a checkpoint is read: it holds only a type code and byte order."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code = str(code)
-        self.order = "<"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-def _number(dtype: _Dtype, data: bytes | str) -> float | int | bool:
-    """Replaces the numpy function that makes a scalar from its bytes when a checkpoint is read."""
-    if dtype.code[:1] not in ("f", "i", "u", "b") or not dtype.code[1:].isdigit():
-        raise pickle.UnpicklingError(f"a numpy value of type {dtype.code!r}")
-    raw = data.encode("latin-1") if isinstance(data, str) else data
-    number: float | int | bool = np.frombuffer(raw, dtype.order + dtype.code, count=1)[0].item()
-    return number
-
-
 # nnU-Net logs losses as numpy scalars, whose module was renamed in numpy 2.
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Dtype, "numpy.dtype"),
-    (_number, "numpy._core.multiarray.scalar"),
-    (_number, "numpy.core.multiarray.scalar"),
+    (Dtype, "numpy.dtype"),
+    (number, "numpy._core.multiarray.scalar"),
+    (number, "numpy.core.multiarray.scalar"),
 ]
-
-
-# The exceptions that reading a malformed pickle can raise.
-_MALFORMED = (
-    *(RuntimeError, ValueError, TypeError, LookupError),
-    *(AttributeError, AssertionError, EOFError),
-)
 
 
 def _untrusted(path: Path) -> Any:
     with safe_globals(_ALLOWED):
         try:
-            return torch.load(path, "cpu", weights_only=True, mmap=True)
+            return torch.load(path, "cpu", weights_only=True, mmap=_is_zip(path))
         except pickle.UnpicklingError as error:
-            named = sorted(get_unsafe_globals_in_checkpoint(path))
-            reason = ", ".join(named) or str(error).partition("\n")[0]
-        except _MALFORMED as error:
+            reason = _named(path, error)
+        except MALFORMED as error:
             raise _damaged(path, error) from None
     raise ModelError(
         f"{path}: reading it would have to run {reason}, which no checkpoint of nnU-Net needs "
@@ -163,20 +193,35 @@ def _untrusted(path: Path) -> Any:
     )
 
 
+def _named(path: Path, error: pickle.UnpicklingError) -> str:
+    """What a refused file names, as far as that is known."""
+    named = get_unsafe_globals_in_checkpoint(path) if _is_zip(path) else ()
+    found = sorted(named) or re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return ", ".join(found) or str(error).partition("\n")[0]
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether PyTorch 1.6 or newer wrote the file."""
+    return zipfile.is_zipfile(path)
+
+
 def _trusted(path: Path) -> Any:
     try:
-        return torch.load(path, "cpu", weights_only=False, mmap=True)
+        return torch.load(path, "cpu", weights_only=False, mmap=_is_zip(path))
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{path}: contains objects of a package that is not installed here: {error}.",
             hint="Install the package, or save the checkpoint again without these objects.",
         ) from None
-    except (pickle.UnpicklingError, *_MALFORMED) as error:
+    except MALFORMED as error:
         raise _damaged(path, error) from None
 
 
 def _check_intact(path: Path) -> None:
     """Verifies the checksums in the file, which torch writes but does not check."""
+    with path.open("rb") as file:
+        if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
+            return
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

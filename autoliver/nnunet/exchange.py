@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from autoliver.models.files import (
     save_fold,
 )
 from autoliver.models.selection import SELECTION_FILE, Chosen, Selection
+from autoliver.nnunet.export import nnunet_name
 from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
@@ -34,14 +35,18 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
         folder: The model folder; it is empty or does not exist.
         folds: The folds, all of one dataset.
         source: The folder or file they were imported from, to be recorded.
+
+    Raises:
+        ModelError: There is only a cascade, without its first stage.
     """
     names = _run_names(folds)
     for fold in folds:
         place = folder / "runs" / names[fold.run] / fold_folder_name(fold.info.fold)
         save_fold(place, fold.weights, fold.info)
     kinds = {names[fold.run]: fold.info.configuration for fold in folds}
-    run = min(kinds, key=lambda name: _PREFERRED.index(kinds[name]))
-    own = tuple(fold.info.fold for fold in folds if names[fold.run] == run)
+    run = min(_whole(kinds, source), key=lambda name: _PREFERRED.index(kinds[name]))
+    chosen = [fold for fold in folds if names[fold.run] == run]
+    own = tuple(fold.info.fold for fold in chosen)
     numbered = tuple(fold for fold in own if fold != "all")
     why = [f"Imported from {source.name}."]
     if len(kinds) > 1:
@@ -51,9 +56,22 @@ def save_imported(folder: Path, folds: "Sequence[ImportedFold]", *, source: Path
     selection = Selection(
         dataset=folds[0].info.plan.dataset,
         members=(Chosen(run=run, folds=numbered or own),),
+        cleaning=chosen[0].cleaning,
         why=tuple(why),
     )
     selection.save(folder / SELECTION_FILE)
+
+
+def _whole(kinds: Mapping[str, ConfigurationName], source: Path) -> list[str]:
+    """The runs that can predict: all but a cascade without its first stage."""
+    first = "3d_lowres" in kinds
+    whole = [run for run, kind in kinds.items() if first or kind != "3d_cascade"]
+    if not whole:
+        raise ModelError(
+            f"{source}: a cascade without the 3d_lowres that it starts from.",
+            hint="Give the folder above that holds both, or the zip.",
+        )
+    return whole
 
 
 def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
@@ -80,36 +98,41 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
             files.name,
             "; ".join(str(rule) for rule in files.cleaning),
         )
-    written = []
+    written: list[Path] = []
+    names: dict[str, str] = {}
     groups = [folds for part in files.members for folds in (part.previous, part.folds) if folds]
     for folds in dict.fromkeys(groups):
         parts = []
         for fold in folds:
-            info = _inside(FoldModel.load(fold / MODEL_FILE))
+            info = FoldModel.load(fold / MODEL_FILE)
+            _check_fold(info)
+            own = info.plan.dataset
+            name = names[own] = names.get(own) or _renamed(own, target)
+            info = info.replace(plan=info.plan.replace(dataset=name))
             weights, _ = load_weights(fold / WEIGHTS_FILE, sha256=info.weights_sha256)
             parts.append((info, weights))
         written.append(write_nnunet_model(parts, target))
     return tuple(written)
 
 
-def _inside(info: FoldModel) -> FoldModel:
-    """The description with a dataset's name that stays one folder, wherever the model came from.
-
-    Raises:
-        ModelError: The fold is neither a number nor "all".
-    """
+def _check_fold(info: FoldModel) -> None:
     if info.fold != "all" and not (info.fold.isascii() and info.fold.isdigit()):
         raise ModelError(
             f"{info.plan.dataset}: a fold is named {info.fold!r}; expected a number or 'all'.",
             hint="Get the model again from whoever exported it.",
         )
-    name = re.sub(r"[^\w.-]+", "-", info.plan.dataset).strip("-.") or "model"
-    if name == info.plan.dataset:
-        return info
-    _log.warning(
-        "%r cannot be the name of a folder: it is exported as %s.", *(info.plan.dataset, name)
-    )
-    return info.replace(plan=info.plan.replace(dataset=name))
+
+
+def _renamed(dataset: str, target: Path) -> str:
+    """The name of a dataset in nnU-Net: one folder, wherever the model came from; told if new."""
+    one_folder = re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "model"
+    name = nnunet_name(one_folder, target)
+    if name != dataset:
+        _log.warning(
+            "%s is exported as %s: nnU-Net finds a dataset by a number of three digits.",
+            *(dataset, name),
+        )
+    return name
 
 
 def _run_names(folds: "Sequence[ImportedFold]") -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Converts autoliver's plan of one configuration to nnU-Net's plans.json and dataset.json."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +17,7 @@ from autoliver.nnunet.plan import (
 )
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
+from autoliver.system import entries
 
 PLANS_NAME = "nnUNetPlans"
 NAMES: Mapping[ConfigurationName, str] = {
@@ -23,6 +26,9 @@ NAMES: Mapping[ConfigurationName, str] = {
     "3d_fullres": "3d_fullres",
     "3d_cascade": "3d_cascade_fullres",
 }
+# nnU-Net reads three digits, whatever follows them.
+_LAST = 999
+_NUMBERED = re.compile(r"(?:Dataset|Task)([0-9]+)_(.+)")
 _SCHEMES = {ours: theirs for theirs, ours in NORMALIZATIONS.items()}
 _PLANNERS = {
     "M": "nnUNetPlannerResEncM",
@@ -31,6 +37,42 @@ _PLANNERS = {
 }
 # Volume formats only: for slices saved as pictures nnU-Net assumes another spacing than autoliver.
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr")
+
+
+def numbered(name: str) -> tuple[int | None, str]:
+    """Splits DatasetNNN_Name or TaskNNN_Name into number and name; other names have no number."""
+    match = _NUMBERED.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name)
+
+
+def nnunet_name(name: str, folder: Path, *, number: int | None = None) -> str:
+    """Returns the name DatasetNNN_Name under which nnU-Net finds a dataset.
+
+    Args:
+        name: The dataset's name.
+        folder: Where the dataset is written to, beside others.
+        number: The number to use; None: that of the name. If it has none, or one that nnU-Net
+            cannot use, the number that the dataset has in the folder, else the highest free one.
+
+    Raises:
+        ModelError: No number is free.
+    """
+    own, short = numbered(name)
+    number = own if number is None else number
+    if number is not None and number <= _LAST:
+        return f"Dataset{number:03d}_{short}"
+    there = {path.name for path in entries(folder)} if folder.is_dir() else set()
+    taken = {other[:10] for other in there}
+    free = None
+    for head in (f"Dataset{n:03d}" for n in range(_LAST, 0, -1)):
+        if f"{head}_{short}" in there:
+            return f"{head}_{short}"
+        free = free or (None if head in taken else head)
+    if free is None:
+        raise ModelError(
+            f"{folder}: the numbers 1 to {_LAST} are all taken.", hint="Choose another folder."
+        )
+    return f"{free}_{short}"
 
 
 def nnunet_plans(plan: Plan, name: ConfigurationName, *, dataset: str) -> dict[str, Any]:

@@ -1,30 +1,33 @@
-"""Reads models of nnU-Net v2 as autoliver's folds, and writes folds so that nnU-Net predicts."""
+"""Reads models of nnU-Net as autoliver's folds, and writes folds so that nnU-Net v2 predicts."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from autoliver.artifacts import replacing, write_bytes
-from autoliver.datasets.cases import short_name
 from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
 from autoliver.models.files import FoldModel
+from autoliver.models.selection import CleaningRule
 from autoliver.networks.spec import NetworkSpec
-from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_plans
+from autoliver.networks.unet_spec import UNetSpec
+from autoliver.nnunet.export import NAMES, PLANS_NAME, nnunet_dataset, nnunet_name, nnunet_plans
 from autoliver.nnunet.folder import (
+    CHECKPOINT_ENDINGS,
     DATASET_FILE,
     FINAL_FILE,
     PLANS_FILE,
+    V1,
     NnunetRun,
     checkpoint_run,
     open_runs,
 )
 from autoliver.nnunet.plan import plan_from_nnunet, read_plans
+from autoliver.nnunet.v1_plan import in_the_order_of_v1, read_cleaning
 from autoliver.planning.names import ConfigurationName
 
 if TYPE_CHECKING:
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The number given to datasets that have none, since nnU-Net finds models by "DatasetNNN_".
-_NUMBER = 999
+# nnU-Net's own trainers, which build the network that the plan describes.
+_OWN_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerV2", "nnUNetTrainerV2CascadeFullRes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,20 +50,23 @@ class ImportedFold:
             folds of a run.
         info: The fold's description, without training cases, since these are unknown.
         weights: State dict under autoliver's names, memory-mapped from the file.
+        cleaning: The cleaning rules that nnU-Net v1 stores beside its folds.
     """
 
     run: str
     info: FoldModel
     weights: "dict[str, Tensor]"
+    cleaning: tuple[CleaningRule, ...] = ()
 
 
 def read_nnunet_model(
     path: Path, *, folds: Sequence[str] | None = None, trust: bool = False
 ) -> list[ImportedFold]:
-    """Reads every fold of a results folder or exported zip of nnU-Net v2.
+    """Reads every fold of a results folder or exported zip of nnU-Net v2 or v1.
 
     Args:
-        path: A folder TRAINER__PLANS__CONFIGURATION, a folder above it with several, or a zip.
+        path: A folder TRAINER__PLANS__CONFIGURATION (v1: TRAINER__PLANS), a folder above it with
+            several, or a zip.
         folds: The folds to read; None: all folds that exist.
         trust: Whether a checkpoint may run code when it is read; this may be any code.
 
@@ -68,7 +74,7 @@ def read_nnunet_model(
         AutoliverError: Something is missing, damaged, unsafe or not supported.
     """
     with open_runs(path, folds=folds) as runs:
-        return [fold for run in runs for fold in _read_run(run, trust=trust)]
+        return _read_runs(runs, trust=trust)
 
 
 def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) -> list[ImportedFold]:
@@ -81,17 +87,34 @@ def read_nnunet_folds(path: Path, *, wanted: ConfigurationName | None = None) ->
     Raises:
         AutoliverError: As in `read_nnunet_model`.
     """
-    if path.suffix == ".pth":
-        return _read_run(checkpoint_run(path), trust=False)
+    if path.suffix in CHECKPOINT_ENDINGS:
+        return _read_runs([checkpoint_run(path)], trust=False)
     with open_runs(path) as runs:
-        ending = f"__{NAMES[wanted]}" if wanted else ""
-        runs = [run for run in runs if run.path.name.endswith(ending)] or runs
-        return [fold for run in runs for fold in _read_run(_one_fold(run), trust=False)]
+        runs = [run for run in runs if wanted and _is_of(run, NAMES[wanted])] or runs
+        return _read_runs([_one_fold(run) for run in runs], trust=False)
+
+
+def _read_runs(runs: Sequence[NnunetRun], *, trust: bool) -> list[ImportedFold]:
+    found = [fold for run in runs for fold in _read_run(run, trust=trust)]
+    if any(run.version == 1 and not (run.path / DATASET_FILE).is_file() for run in runs):
+        _log.warning(
+            "nnU-Net v1 keeps no names of labels: they are called %s. To name them otherwise, put "
+            "the dataset's dataset.json beside each plans.pkl.",
+            ", ".join(name for name in found[0].info.plan.labels.values if name != "background"),
+        )
+    return found
 
 
 def _one_fold(run: NnunetRun) -> NnunetRun:
     fold = "all" if "all" in run.folds else min(run.folds)
-    return NnunetRun(path=run.path, folds={fold: run.folds[fold]})
+    return replace(run, folds={fold: run.folds[fold]})
+
+
+def _is_of(run: NnunetRun, configuration: str) -> bool:
+    """Whether the folders' names say that a run is of a configuration."""
+    if run.version == 1:
+        return run.path.parents[1].name == configuration
+    return run.path.name.endswith(f"__{configuration}")
 
 
 def write_nnunet_model(
@@ -105,7 +128,7 @@ def write_nnunet_model(
     Args:
         folds: Descriptions and state dicts of the folds, all of one run.
         folder: The folder to be used as nnU-Net's `nnUNet_results`.
-        number: The dataset's number in nnU-Net; None: the number in its name, else 999.
+        number: The dataset's number in nnU-Net; None: the number in its name, else a free one.
 
     Returns:
         The folder folder/DatasetNNN_Name/nnUNetTrainer__nnUNetPlans__CONFIGURATION, which can be
@@ -119,7 +142,13 @@ def write_nnunet_model(
 
     info = _common(folds)
     name = NAMES[info.configuration]
-    dataset = _dataset_name(info.plan.dataset, number)
+    if info.decisions.normalize_after_resampling:
+        _log.warning(
+            "%s: nnU-Net v2 normalises before it resamples and averages logits; this model of "
+            "nnU-Net v1 does not, so some voxels can get other labels there.",
+            name,
+        )
+    dataset = nnunet_name(info.plan.dataset, folder, number=number)
     plans = nnunet_plans(info.plan, info.configuration, dataset=dataset)
     head = nnunet_dataset(info.plan, cases=len({c for each, _ in folds for c in each.cases}))
     target = folder / dataset / f"nnUNetTrainer__{PLANS_NAME}__{name}"
@@ -142,22 +171,17 @@ def write_nnunet_model(
 
 
 def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
-    from autoliver.nnunet.checkpoint import read_checkpoint
-
-    plans = read_plans(run.path / PLANS_FILE)
-    description = read_description(run.path, trained=True)
+    plans, description, checkpoints = _content(run, trust=trust)
     if description.painting:
         _log.warning(
             "%s: %s (That is for a new training; this model paints as nnU-Net does.)",
             *(run.path.name, description.painting),
         )
-    checkpoints = {
-        name: read_checkpoint(path, trust=trust) for name, path in sorted(run.folds.items())
-    }
     first = next(iter(checkpoints.values()))
-    imported = []
+    imported: list[ImportedFold] = []
+    cleaning = _cleaning(run, description)
     for fold, checkpoint in checkpoints.items():
-        where = f"{run.path.name}/fold_{fold}"
+        where = f"{run.path.name}/{run.folds[fold].parent.name}"
         for what in ("trainer", "configuration"):
             if getattr(checkpoint, what) != getattr(first, what):
                 raise ModelError(
@@ -165,11 +189,32 @@ def _read_run(run: NnunetRun, *, trust: bool) -> list[ImportedFold]:
                     f"is {getattr(first, what)}.",
                     hint="Import folds of one training only.",
                 )
-        info = _fold_model(plans, description, checkpoint, fold=fold, where=where)
-        spec = info.decisions.network
-        weights = _our_weights(checkpoint, spec, where)
-        imported.append(ImportedFold(run=run.path.name, info=info, weights=weights))
+        info = _fold_model(plans, description, checkpoint, fold=fold, run=run)
+        if info.configuration == "3d_lowres":
+            info = info.replace(next_stage_cleaning=cleaning)
+        weights = _our_weights(checkpoint, info.decisions.network, where, version=run.version)
+        # The folders of v1 do not say the configuration, which makes the name unique.
+        name = f"{run.path.name}__{checkpoint.configuration}"
+        name = name if run.version == 1 else run.path.name
+        imported.append(ImportedFold(run=name, info=info, weights=weights, cleaning=cleaning))
     return imported
+
+
+def _content(
+    run: NnunetRun, *, trust: bool
+) -> "tuple[dict[str, Any], Description, dict[str, NnunetCheckpoint]]":
+    """Reads plans, dataset.json and checkpoints of a run, all as nnU-Net v2 has them."""
+    if run.version == 1:
+        from autoliver.nnunet.v1_model import read_v1_run
+
+        return read_v1_run(run, trust=trust)
+    from autoliver.nnunet.checkpoint import read_checkpoint
+
+    return (
+        read_plans(run.path / PLANS_FILE),
+        read_description(run.path, trained=True),
+        {fold: read_checkpoint(path, trust=trust) for fold, path in sorted(run.folds.items())},
+    )
 
 
 def _fold_model(
@@ -178,23 +223,26 @@ def _fold_model(
     checkpoint: "NnunetCheckpoint",
     *,
     fold: str,
-    where: str,
+    run: NnunetRun,
 ) -> FoldModel:
     name = checkpoint.configuration
-    source = f"{where.partition('/')[0]}/{PLANS_FILE}"
+    file = V1.plans if run.version == 1 else PLANS_FILE
+    source, where = f"{run.path.name}/{file}", f"{run.path.name}/{run.folds[fold].parent.name}"
     plan, configuration = plan_from_nnunet(plans, description, configuration=name, where=source)
     if checkpoint.plans:
         own = plan_from_nnunet(checkpoint.plans, description, configuration=name, where=where)
         if own[0].replace(dataset=plan.dataset, reasons={}) != plan.replace(reasons={}):
             raise ModelError(
                 f"{where}: was trained with other plans than {source} holds.",
-                hint="Take plans.json and the folds from one training.",
+                hint=f"Take {file} and the folds from one training.",
             )
+    if run.version == 1:
+        plan = in_the_order_of_v1(plan)
     dimension = plan.configurations[configuration].dimension
     if any(not 0 <= axis < dimension for axis in checkpoint.mirror_axes):
         raise ModelError(
             f"{where}: flips the axes {checkpoint.mirror_axes}, but has only {dimension} axes.",
-            hint="Take plans.json and the folds from one training.",
+            hint=f"Take {file} and the folds from one training.",
         )
     return FoldModel(
         made_from={"checkpoint": checkpoint.digest},
@@ -209,20 +257,30 @@ def _fold_model(
     )
 
 
+def _cleaning(run: NnunetRun, description: Description) -> tuple[CleaningRule, ...]:
+    if run.version != 1 or description.labels is None:
+        return ()
+    return read_cleaning(run.path, description.labels.values)
+
+
 def _our_weights(
-    checkpoint: "NnunetCheckpoint", spec: NetworkSpec, where: str
+    checkpoint: "NnunetCheckpoint", spec: NetworkSpec, where: str, *, version: int
 ) -> "dict[str, Tensor]":
     from autoliver.networks.build import build_without_weights
     from autoliver.networks.checkpoint import check_fit
     from autoliver.nnunet.names import from_nnunet
+    from autoliver.nnunet.v1_model import weights_from_v1
 
     network = build_without_weights(spec, deep_supervision=False)
     try:
-        weights = from_nnunet(checkpoint.weights, spec)
+        if version == 1 and isinstance(spec, UNetSpec):
+            weights = weights_from_v1(checkpoint.weights, spec)
+        else:
+            weights = from_nnunet(checkpoint.weights, spec)
         check_fit(weights, network, where="nnU-Net weights")
     except ModelError as error:
         hint = error.hint
-        if checkpoint.trainer != "nnUNetTrainer":
+        if checkpoint.trainer not in _OWN_TRAINERS:
             hint = (
                 f"The trainer {checkpoint.trainer} may build another network than the plan says; "
                 "only the plan's network can be imported."
@@ -257,13 +315,6 @@ def _common(folds: Sequence[tuple[FoldModel, "Mapping[str, Tensor]"]]) -> FoldMo
                 hint="Export them one by one.",
             )
     return first
-
-
-def _dataset_name(name: str, number: int | None) -> str:
-    match = re.fullmatch(r"Dataset(\d{3})_(.+)", name)
-    if match and number in (None, int(match[1])):
-        return name
-    return f"Dataset{_NUMBER if number is None else number:03d}_{short_name(name)}"
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

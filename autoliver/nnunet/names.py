@@ -48,7 +48,7 @@ def from_nnunet(state_dict: Mapping[str, Tensor], spec: NetworkSpec) -> dict[str
     Raises:
         ModelError: A weight is missing or unknown to the network, or nnU-Net has no such network.
     """
-    theirs = {_unwrapped(name): tensor for name, tensor in state_dict.items()}
+    theirs = {unwrapped(name): tensor for name, tensor in state_dict.items()}
     names = nnunet_names(spec)
     ours: dict[str, Tensor] = {}
     for name, our_name in names.items():
@@ -123,7 +123,8 @@ def _conv_block(theirs: str, ours: str, *, bias: bool = True) -> Iterator[_Pair]
         yield f"{theirs}.all_modules.{int(part == 'norm')}.{kind}", f"{ours}.{name}"
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Removes what wrappers such as DistributedDataParallel put before a weight's name."""
     while name.startswith(_WRAPPERS):
         for wrapper in _WRAPPERS:
             name = name.removeprefix(wrapper)

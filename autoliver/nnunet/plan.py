@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -14,8 +14,13 @@ from autoliver.nnunet.network import spec_from_nnunet
 from autoliver.planning.names import ConfigurationName, Preset
 from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
 from autoliver.planning.presets import PRESETS
+from autoliver.values import counted
 
 S = TypeVar("S", bound=msgspec.Struct)
+# What no plan exceeds, so that a damaged number is refused before anything is built with it.
+_Voxels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Millimetres = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
+_Intensity = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 
 NORMALIZATIONS: dict[str, Normalization] = {
     "CTNormalization": "ct",
@@ -45,9 +50,9 @@ _UNCHANGED = "Take plans.json from the folder that nnU-Net trained into, unchang
 class _Settings(msgspec.Struct, kw_only=True):
     """The keys of a configuration that affect prediction, except those of the network."""
 
-    patch_size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    batch_size: int
+    patch_size: tuple[_Voxels, ...]
+    spacing: tuple[_Millimetres, ...]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
     median_image_size_in_voxels: tuple[float, ...] = ()
     normalization_schemes: tuple[str, ...]
     use_mask_for_norm: tuple[bool, ...]
@@ -67,9 +72,9 @@ class _Plans(msgspec.Struct, kw_only=True):
     transpose_forward: tuple[int, int, int]
     transpose_backward: tuple[int, int, int]
     configurations: dict[str, dict[str, Any]]
-    foreground_intensity_properties_per_channel: dict[str, dict[str, float]] = {}
+    foreground_intensity_properties_per_channel: dict[str, dict[str, _Intensity]] = {}
     # The name of the same key in nnU-Net 2.0.
-    foreground_intensity_properties_by_modality: dict[str, dict[str, float]] = {}
+    foreground_intensity_properties_by_modality: dict[str, dict[str, _Intensity]] = {}
 
 
 def read_plans(path: Path) -> dict[str, Any]:
@@ -105,12 +110,12 @@ def plan_from_nnunet(
     Raises:
         ModelError: A value is missing, damaged or not supported; the message names it.
     """
-    plans = _convert(dict(raw), _Plans, where)
+    plans = convert(dict(raw), _Plans, where)
     labels = _labels(description, where)
     _check_whole(plans, where)
     resolved = _resolved(plans.configurations, configuration, where)
     where = f"{where}: {configuration}"
-    settings = _convert(resolved, _Settings, where)
+    settings = convert(resolved, _Settings, where)
     _check_settings(settings, resolved, channels=len(description.channel_names), where=where)
     stats = _intensities(plans, len(description.channel_names), where)
     name = _our_name(configuration, resolved, settings)
@@ -167,6 +172,13 @@ def _configuration(
         out_channels=labels.out_channels,
         where=where,
     )
+    strides = network.total_stride
+    if any(size % stride for size, stride in zip(settings.patch_size, strides, strict=True)):
+        raise ModelError(
+            f"{where}: patch_size: found {settings.patch_size}, expected multiples of {strides}, "
+            "the strides of the network.",
+            hint=_UNCHANGED,
+        )
     return Configuration(
         spacing_mm=settings.spacing,
         median_shape=settings.median_image_size_in_voxels or settings.patch_size,
@@ -216,15 +228,18 @@ def _resolved(
     return {key: value for each in reversed(chain) for key, value in each.items()}
 
 
-def _convert(fields: object, kind: type[S], where: str) -> S:
+def convert(fields: object, kind: type[S], where: str, *, hint: str = _UNCHANGED) -> S:
+    """Converts plain values to a struct.
+
+    Raises:
+        ModelError: A value is missing or of the wrong type; the message names it.
+    """
     try:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         place = place.strip("`").removeprefix("$.")
-        raise ModelError(
-            f"{where}: {f'{place}: ' if place else ''}{what}.", hint=_UNCHANGED
-        ) from None
+        raise ModelError(f"{where}: {f'{place}: ' if place else ''}{what}.", hint=hint) from None
 
 
 def _labels(description: Description, where: str) -> Labels:
@@ -259,7 +274,7 @@ def _check_settings(
     if axes not in (2, 3) or len(settings.spacing) != axes:
         problem = f"patch_size {settings.patch_size} and spacing {settings.spacing} do not match"
     elif {len(settings.normalization_schemes), len(settings.use_mask_for_norm)} != {channels}:
-        problem = f"normalisation is not given for each of the {channels} channels"
+        problem = f"normalisation is not given for each of the {counted(channels, 'channel')}"
     elif unknown := [n for n in settings.normalization_schemes if n not in NORMALIZATIONS]:
         problem = (
             f"normalization_schemes: {unknown[0]}, expected one of {', '.join(NORMALIZATIONS)}"

@@ -26,6 +26,8 @@ from autoliver.values import check_types, set_field
 from autoliver.workspace import MODELS, ModelFolder, Workspace
 
 Format = Literal["autoliver", "nnunet"]
+# The checkpoints of nnU-Net v2 and v1.
+_CHECKPOINTS = ("checkpoint_*.pth", "model_*.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,7 @@ def import_model(workspace: Workspace, source: Path, request: ImportRequest | No
         raise ModelError(
             f"{source}: this is neither an exported model of autoliver nor a model of nnU-Net.",
             hint="Pass a file that `autoliver export` or `nnUNetv2_export_model_to_zip` wrote, or "
-            "the folder with nnU-Net's plans.json and fold_*.",
+            "the folder with nnU-Net's plans.json (v1: plans.pkl) and fold_*.",
         )
     folder = _READERS[kind](workspace, source, request or ImportRequest())
     return Moved(name=folder.name, path=folder.path, facts=model_facts(folder.selected(None)))
@@ -201,7 +203,11 @@ def _holds_nnunet(folder: Path) -> bool:
 
     for place, _, names in os.walk(folder, onerror=refuse):
         in_fold = Path(place).name.startswith("fold_")
-        if "plans.json" in names or (in_fold and fnmatch.filter(names, "checkpoint_*.pth")):
+        if "plans.json" in names or "plans.pkl" in names:
+            return True
+        if in_fold and any(fnmatch.filter(names, name) for name in _CHECKPOINTS):
+            return True
+        if Path(place).name.startswith("ensemble_") and "postprocessing.json" in names:
             return True
     return False
 

@@ -15,6 +15,7 @@ from autoliver.planning.ranges import SeenImages
 from autoliver.values import check_types, set_field, spelled
 
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
+Average = Literal["logits", "probabilities"]
 
 
 class IntensityStats(Record, frozen=True, kw_only=True):
@@ -82,6 +83,10 @@ class Configuration(Record, frozen=True, kw_only=True):
         network: The network's spec.
         previous_stage: The configuration whose prediction is added to the input channels; None for
             no such configuration.
+        normalize_after_resampling: Whether intensities are normalised after resampling, as in
+            nnU-Net v1, and not before.
+        average: What is averaged over windows, flips and folds, and resampled to the case's grid:
+            probabilities as in nnU-Net v1, which had no regions in it, or logits.
         reasons: Decision -> the reason for it, in one sentence.
     """
 
@@ -94,6 +99,8 @@ class Configuration(Record, frozen=True, kw_only=True):
     mask_norm: tuple[bool, ...]
     network: NetworkSpec
     previous_stage: ConfigurationName | None = None
+    normalize_after_resampling: bool = False
+    average: Average = "logits"
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property

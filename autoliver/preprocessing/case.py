@@ -22,7 +22,7 @@ from autoliver.io.volume import Geometry, Volume
 from autoliver.planning.nonzero import Box
 from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import Configuration, Plan
-from autoliver.preprocessing.crop import Bounds, crop_to_nonzero
+from autoliver.preprocessing.crop import Bounds, Cropped, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
 from autoliver.preprocessing.resample import (
     Shape,
@@ -161,13 +161,19 @@ def forward(
         ignore=plan.labels.ignore,
     )
     modality = modality or plan.modality
-    normal = normalize_case(
-        cropped, plan=plan, configuration=configuration, modality=modality, where=name
-    )
     spacing = _permute(turn.values(image.geometry.spacing_mm), axes)
     target_spacing = network_spacing(configuration, spacing)
-    shape = resampled_shape(normal.shape[1:], spacing, target_spacing)
+    shape = resampled_shape(cropped.mask.shape, spacing, target_spacing)
     separate = separate_axis(spacing, target_spacing)
+    normal = normalize_case(
+        _resampled(cropped, shape, separate, masked=configuration.mask_norm)
+        if configuration.normalize_after_resampling
+        else cropped,
+        plan=plan,
+        configuration=configuration,
+        modality=modality,
+        where=name,
+    )
     return Preprocessed(
         image=resample_image(normal, shape, separate_axis=separate),
         label=None
@@ -373,6 +379,21 @@ def class_locations(
     return locations
 
 
+def _resampled(
+    cropped: Cropped, shape: Shape, separate: int | None, *, masked: Sequence[bool]
+) -> Cropped:
+    """Brings image and mask, not the label, to the network's grid, as nnU-Net v1 does.
+
+    The splines ring outside the mask, so channels that are normalised within it are 0 there.
+    """
+    mask = resample_labels(cropped.mask[None].astype(np.int8), shape, separate_axis=separate)[0] > 0
+    image = resample_image(cropped.image.astype(np.float32), shape, separate_axis=separate)
+    for channel, within in zip(image, masked, strict=True):
+        if within:
+            channel[~mask] = 0
+    return dataclasses.replace(cropped, image=image, mask=mask)
+
+
 def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
     if len(image.array) != len(plan.channel_names):
         raise DatasetError(
@@ -392,7 +413,7 @@ def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
     if highest > _LARGEST_LABEL:
         raise DatasetError(
             f"{name}: label value {highest}, expected at most {_LARGEST_LABEL}.",
-            hint="Renumber the labels; 'autoliver verify' lists the values of each case.",
+            hint="Renumber the labels. The values of each case: autoliver verify DATASET",
         )
 
 

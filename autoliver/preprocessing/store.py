@@ -138,6 +138,7 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
     configuration = plan.configurations[name]
     schemes = configuration.normalization
     oriented = {"axis_codes": plan.axis_codes} if plan.axis_codes else {}
+    late = {"normalize_last": True} if configuration.normalize_after_resampling else {}
     return digest(
         {
             "schema": SCHEMA,
@@ -153,6 +154,7 @@ def store_key(plan: Plan, name: ConfigurationName) -> str:
             "values": sorted(plan.labels.allowed),
             "ignore": plan.labels.ignore,
             **oriented,
+            **late,
         }
     )
 

@@ -132,6 +132,7 @@ def _configuration(
         median_shape=_median_shape(own, source, spacing),
         normalization=ours.normalization,
         mask_norm=ours.mask_norm,
+        average=ours.average,
         network=theirs.network.replace(
             in_channels=len(own.channel_names) + further, out_channels=own.labels.out_channels
         ),

@@ -15,7 +15,7 @@ from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import Listener, make_jobs, predict_jobs, predict_volume
 from autoliver.io.files import read_label, write_image
 from autoliver.io.volume import Geometry, Volume
-from autoliver.planning.plan import Plan
+from autoliver.planning.plan import Average, Plan
 
 OPTIONS = PredictOptions(mirror=False)
 REGIONS = Labels(
@@ -112,12 +112,44 @@ def test_without_foreground_all_windows_are_visited_and_it_is_said(
     assert "case_1: Coarse/3d_lowres found nothing" in caplog.text
 
 
+def test_a_plan_may_average_probabilities(plan: Plan, image: Volume) -> None:
+    """Folds that disagree in strength: the mean of logits is on the side of the surer one."""
+    both = make_member(plan)
+    configuration = both.configuration.replace(average="probabilities")
+    networks = (Bright(2.0, 3), Bright(-1.0, 3))
+    both = dataclasses.replace(both, configuration=configuration, networks=networks)
+    case = PreparedCase.of(make_model(both), image, "case_1")
+    options = PredictOptions(mirror=False, uncertainty=True)
+    (found,) = outputs(make_model(both), case, options)
+    on_grid = torch.from_numpy(case.prepared[0].image)[None]
+    expected = sum(network(on_grid).softmax(1)[0] for network in networks) / 2
+    np.testing.assert_allclose(found.logits, expected, atol=1e-5)
+    np.testing.assert_allclose(found.spread, found.logits, atol=1e-6)
+    # On the image's grid the probabilities are resampled, alone and beside another member.
+    values = mean_probabilities([found], labels=plan.labels)
+    np.testing.assert_allclose(values.sum(axis=0), 1, atol=1e-4)
+    predicted = predict_volume(make_model(both), image, OPTIONS, name="case_1")
+    assert np.mean(predicted != values.argmax(axis=0)) < 1e-3
+    other = make_member(plan, spacing_mm=2.5)
+    (alone,) = outputs(
+        make_model(other), PreparedCase.of(make_model(other), image, "case_1"), OPTIONS
+    )
+    mixed = mean_probabilities([found, alone], labels=plan.labels)
+    own = mean_probabilities([alone], labels=plan.labels)
+    np.testing.assert_allclose(mixed, (values + own) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
 @pytest.mark.parametrize("labels", [None, REGIONS], ids=["classes", "regions"])
 def test_probabilities_and_uncertainty_of_a_region(
-    plan: Plan, image: Volume, labels: Labels | None
+    plan: Plan, image: Volume, labels: Labels | None, average: Average
 ) -> None:
+    if labels is not None and average == "probabilities":
+        pytest.skip("regions are averaged as logits")
     own = plan if labels is None else plan.replace(labels=labels)
     one, other = make_member(own), make_member(own, spacing_mm=2.5)
+    configuration = one.configuration.replace(average=average)
+    one = dataclasses.replace(one, configuration=configuration)
     model = make_model(one, other, finder=make_member(plan, spacing_mm=6.0))
     options = PredictOptions(mirror=False, uncertainty=True)
     near = outputs(model, PreparedCase.of(model, image, "case_1"), options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autoliver.errors import AutoliverError, DatasetError
+from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import mean_probabilities
 from autoliver.inference.model import load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
@@ -13,7 +14,7 @@ from autoliver.inference.predict import PredictJob, make_jobs, predict_jobs, pre
 from autoliver.inference.window import sliding_window, windows_of
 from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
-from autoliver.models.files import MemberFiles, ModelFiles
+from autoliver.models.files import FoldModel, MemberFiles, ModelFiles
 from autoliver.models.selection import CleaningRule
 from autoliver.preprocessing.case import backward_logits, forward
 
@@ -209,10 +210,16 @@ def test_cleaning_rules_are_applied(save):
         np.testing.assert_array_equal(predicted(model, image), expected)
 
 
-def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan):
+LARGEST = CleaningRule(labels=("liver", "tumour"), keep="largest", by_faces=True)
+
+
+@pytest.mark.parametrize("rules", [(), (LARGEST,)])
+def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan, rules):
     low = save("fold_0", seed=2)
     shutil.move(low.parent, low.parents[1] / "3d_lowres")
     low = low.parents[1] / "3d_lowres/fold_0"
+    info = FoldModel.load(low / "model.json")
+    info.replace(next_stage_cleaning=rules).save(low / "model.json")
     full = plan.configurations["3d_fullres"]
     spec = full.network.replace(in_channels=3)
     cascade = full.replace(previous_stage="3d_lowres", spacing_mm=(1.5,) * 3, network=spec)
@@ -223,8 +230,10 @@ def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan):
 
     result = predicted(model, image)
 
-    first = predicted(load(low), image)
+    rough = predicted(load(low), image)
+    first = clean(rough, rules, values=plan.labels.values, spacing_mm=image.geometry.spacing_mm)
     assert len(np.unique(first)) > 1
+    assert np.array_equal(first, rough) == (not rules)
     member = model.members[0]
     label = dataclasses.replace(image, array=first[None])
     case = forward(image, label, plan=member.plan, configuration=cascade, name="case_1")

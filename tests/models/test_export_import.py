@@ -269,6 +269,36 @@ def test_a_dataset_of_any_name_is_exported_inside_the_folder(
     assert all(path in results.parents or path.is_relative_to(results) for path in new)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Dataset003_Liver", None),
+        ("Dataset12_short", "Dataset012_short"),
+        ("Task07_Pan", "Dataset007_Pan"),
+        ("Dataset9999_big", "Dataset998_big"),
+        ("my livers", "Dataset998_my-livers"),
+    ],
+)
+def test_a_new_name_for_nnunet_is_told_once(
+    selected: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    expected: str | None,
+) -> None:
+    for path in selected.rglob("model.json"):
+        if "runs" in path.parts:
+            info = FoldModel.load(path)
+            info.replace(plan=info.plan.replace(dataset=name)).save(path)
+    results = tmp_path / "nnUNet_results"
+    (results / "Dataset999_Other").mkdir(parents=True)
+    run("export", f"{NAME}/2d", results, "--format", "nnunet", "-w", selected)
+    assert (results / (expected or name)).is_dir()
+    told = [text for text in caplog.messages if "exported as" in text]
+    new = f"{name} is exported as {expected}: nnU-Net finds a dataset by a number of three digits."
+    assert told == ([] if expected is None else [new])
+
+
 def test_a_fold_whose_name_leads_out_is_refused(selected: Path, tmp_path: Path) -> None:
     path = selected / NAME / "runs/2d/fold_all/model.json"
     FoldModel.load(path).replace(fold="all/../../../../x").save(path)

@@ -4,7 +4,7 @@ import pytest
 
 from autoliver.datasets.description import read_description
 from autoliver.errors import ModelError
-from autoliver.nnunet.export import NAMES, nnunet_dataset, nnunet_plans
+from autoliver.nnunet.export import NAMES, nnunet_dataset, nnunet_name, nnunet_plans
 from autoliver.nnunet.plan import plan_from_nnunet
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3, "ignore": 4}
@@ -18,6 +18,37 @@ def convert(tmp_path, plans, head):
         return plan_from_nnunet(plans, description, configuration=configuration, where="here")
 
     return convert
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "expected"),
+    [
+        ("Dataset003_Liver", ["Dataset003_Liver", "Dataset999_Other"], "Dataset003_Liver"),
+        ("Dataset12_short", [], "Dataset012_short"),
+        ("Dataset0012_long", [], "Dataset012_long"),
+        ("Task07_Pan", [], "Dataset007_Pan"),
+        ("Task029_LITS", [], "Dataset029_LITS"),
+        ("Dataset9999_big", [], "Dataset999_big"),
+        ("Dataset9999_big", ["Dataset999_Other", "Dataset998_More"], "Dataset997_big"),
+        ("Dataset9999_big", ["Dataset997_big", "Dataset998_More"], "Dataset997_big"),
+        ("Livers", ["Dataset999_Other", "notes.txt"], "Dataset998_Livers"),
+        ("Dataset12", [], "Dataset999_Dataset12"),
+        ("肝臓", [], "Dataset999_肝臓"),
+        ("Dataset\N{FULLWIDTH DIGIT ONE}_x", [], "Dataset999_Dataset\N{FULLWIDTH DIGIT ONE}_x"),
+    ],
+)
+def test_nnunet_finds_a_dataset_by_three_digits(tmp_path, own, there, expected):
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert nnunet_name(own, tmp_path) == expected
+    assert nnunet_name(expected, tmp_path) == expected
+
+
+def test_a_folder_without_a_free_number(tmp_path):
+    for number in range(1, 1000):
+        (tmp_path / f"Dataset{number:03d}_x").mkdir()
+    with pytest.raises(ModelError, match="numbers 1 to 999 are all taken"):
+        nnunet_name("Livers", tmp_path)
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -71,7 +71,7 @@ def test_what_is_no_model(tmp_path, write):
     (tmp_path / "text.zip").write_text("no zip")
     for name, problem in (
         ("nowhere", "no such file"),
-        ("empty", "not a model of nnU-Net v2"),
+        ("empty", "not a model of nnU-Net: it has no folder"),
         ("text.zip", "neither a folder nor a zip"),
     ):
         with pytest.raises(ModelError, match=problem):

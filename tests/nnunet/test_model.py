@@ -159,15 +159,17 @@ def test_an_exported_model_is_the_imported_one(write, tmp_path, head):
 
 def test_names_for_nnunet(write, tmp_path):
     (fold,) = read_nnunet_model(write())
-    named = fold.info.plan.replace(dataset="Livers")
-    for plan, number, name in (
-        (named, None, "Dataset999_Livers"),
-        (named, 12, "Dataset012_Livers"),
-        (fold.info.plan, 7, "Dataset007_Toy"),
-        (fold.info.plan, 8, "Dataset008_Toy"),
+    for own, number, name in (
+        ("Livers", None, "Dataset999_Livers"),
+        ("Livers", 12, "Dataset012_Livers"),
+        ("Dataset007_Toy", 7, "Dataset007_Toy"),
+        ("Dataset007_Toy", 8, "Dataset008_Toy"),
+        ("Task07_Pan", None, "Dataset007_Pan"),
+        ("Dataset12_short", None, "Dataset012_short"),
     ):
+        plan = fold.info.plan.replace(dataset=own)
         folds = [(fold.info.replace(plan=plan), fold.weights)]
-        out = write_nnunet_model(folds, tmp_path / str(number), number=number)
+        out = write_nnunet_model(folds, tmp_path / f"{own}{number}", number=number)
         assert out.parent.name == name
         assert json.loads((out / "plans.json").read_text())["dataset_name"] == name
 

@@ -129,6 +129,36 @@ def test_forward_transposes_crops_normalises_and_resamples_in_that_order():
     assert case.properties.input_spacing_mm == (1.1, 1.2, 3.0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("scheme", ["zscore", "ct"])
+def test_a_plan_may_resample_before_it_normalises(scheme, masked):
+    image, label = make_case()
+    image.array[0, 2:12, 4:16, 5:15] = 0  # a corner of the body that does not count
+    settings = {"normalization": (scheme,), "mask_norm": (masked,)}
+    spacing = (1.5, 1.0, 1.0)
+    late = make_plan(spacing_mm=spacing, normalize_after_resampling=True, **settings)
+
+    case = run(image, None, late)
+
+    cropped = image.array[0, 2:-1, 4:-3, 5:-4].astype(np.float64)
+    shape = (46, 40, 30)
+    values = resize(cropped, shape, 3, mode="edge", clip=True, anti_aliasing=False)
+    counted = resize((cropped != 0).astype(float), shape, 1, mode="edge", anti_aliasing=False)
+    mask = counted > 0.5 if masked else np.ones(shape, bool)
+    values[~mask] = 0
+    if scheme == "ct":
+        expected = (values.clip(-20, 150) - 50) / 25
+    else:
+        expected = np.where(mask, (values - values[mask].mean()) / values[mask].std(), 0)
+    sure = np.abs(counted - 0.5) > 1e-3
+    np.testing.assert_allclose(case.image[0][sure], expected[sure], rtol=0, atol=2e-3)
+    early = make_plan(spacing_mm=spacing, **settings)
+    assert np.abs(run(image, None, early).image[0] - expected).max() > 0.05
+    # The label is the same either way.
+    labels = [run(image, label, plan).label for plan in (early, late)]
+    np.testing.assert_array_equal(*labels)
+
+
 def test_ct_values_come_from_the_plan_and_inputs_are_left_alone():
     image, label = make_case(spacing_mm=(1.0, 1.0, 1.0))
     kept = image.array.copy(), label.array.copy()

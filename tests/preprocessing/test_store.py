@@ -67,6 +67,8 @@ def make_plan(**changes):
         batch_dice=False,
         normalization=normalization,
         mask_norm=field("mask_norm", (False,)),
+        normalize_after_resampling=field("normalize_after_resampling", False),
+        average=field("average", "logits"),
         network=UNetSpec(
             in_channels=1,
             out_channels=2,
@@ -247,6 +249,7 @@ def test_a_case_cannot_take_the_stores_own_name(tmp_path):
         {"transpose": (1, 0, 2)},
         {"normalization": ("zscore",)},
         {"mask_norm": (True,)},
+        {"normalize_after_resampling": True},
         {"std": 3.0},
         {"values": {"background": (0,), "liver": (1,), "tumour": (2,)}},
     ],
@@ -260,6 +263,7 @@ def test_the_key_changes_with_what_shapes_the_data(change):
     "change",
     [
         {"batch_size": 9},
+        {"average": "probabilities"},
         {"patch_shape": (16, 16, 16)},
         {"features": (8, 16)},
         {"dataset": "Other"},

@@ -120,6 +120,14 @@ def test_the_network_is_the_source_s_and_everything_about_the_data_the_target_s(
     assert "Dataset003_LiTS" in like.configurations["3d_fullres"].reasons["spacing"]
 
 
+def test_a_source_of_nnunet_v1_passes_its_order_on_and_not_what_it_averages():
+    full = CT.configurations["3d_fullres"]
+    late = full.replace(normalize_after_resampling=True, average="probabilities")
+    source = CT.replace(configurations={"3d_fullres": late})
+    made = plan_like(mr(), source, LikeOptions()).configurations["3d_fullres"]
+    assert (made.normalize_after_resampling, made.average) == (True, "logits")
+
+
 def test_the_spacing_may_be_the_target_s_or_anything():
     own = plan_like(mr(), CT, LikeOptions(spacing="target")).configurations
     assert own["3d_fullres"].spacing_mm == (7.7, 1.5, 1.5)

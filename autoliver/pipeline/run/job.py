@@ -14,13 +14,14 @@ from autoliver.errors import AutoliverError
 from autoliver.locks import only_one
 from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder
-from autoliver.pipeline.data import Planned
+from autoliver.pipeline.data import Planned, plan_command
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import being_trained, is_trained
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
+from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
@@ -180,7 +181,15 @@ class RunJob:
             machine=self.machine.replace(limits=group.own_limits(self.machine.limits)),
             network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
             group=group,
+            smaller=self._smaller(),
         )
+
+    def _smaller(self) -> str:
+        """The command that plans a smaller network; empty if this is the smallest or a source's."""
+        planned = self.planned
+        if planned.source or planned.plan.preset == SMALLEST:
+            return ""
+        return plan_command(planned.folder, planned.dataset, ["--preset", SMALLEST])
 
     def _save(self, fold: Fold, trained: "TrainedFold") -> None:
         """Writes the model of a trained fold."""
@@ -188,7 +197,7 @@ class RunJob:
 
         plan, options = self.planned.plan, self.options
         mirror_axes, augment = trained.mirror_axes, options.augment
-        source = Transfer.load(self.run.transfer) if self.pretrained else None
+        source = Transfer.load(self.run.transfer, mend=self.run.mend) if self.pretrained else None
         if source is not None and not options.steps and not options.extensions:
             # Without a training step the network has seen the same augmentation as its source.
             mirror_axes, augment = source.mirror_axes, source.augment

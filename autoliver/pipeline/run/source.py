@@ -1,6 +1,5 @@
 """Finds what `--pretrained` and `--like` name: a trained fold to start from, a plan to follow."""
 
-import logging
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from autoliver.models.files import (
     fold_folder_name,
     one_fold,
 )
+from autoliver.nnunet.folder import CHECKPOINT_ENDINGS
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.workspace import ModelFolder, RunFolder, Workspace
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from autoliver.networks.spec import NetworkSpec
     from autoliver.nnunet.model import ImportedFold
-
-_log = logging.getLogger(__name__)
 
 IMAGENET = "imagenet"
 
@@ -232,7 +230,7 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
             f"{path}: a file of weights alone has no plan to follow.",
             hint="Give the folder of the fold that they come from.",
         )
-    if path.is_file() and path.suffix not in (".pth", ".zip"):
+    if path.is_file() and path.suffix not in (*CHECKPOINT_ENDINGS, ".zip"):
         raise ModelError(
             f"{path}: this is neither a trained model of autoliver nor one of nnU-Net.",
             hint="Give a run's folder (WORKSPACE/DATASET/runs/2d), an exported file, a file of "
@@ -280,7 +278,7 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         raise ModelError(
             f"--pretrained {name}: {found[0][0].name} is planned, but nothing is trained on it.",
             hint="Train it: "
-            + command("train", model, wanted, "--fold", "all", workspace=workspace.root),
+            + command("train", model, wanted, options=["--fold", "all"], workspace=workspace.root),
         )
     raise ModelError(
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
@@ -307,11 +305,15 @@ def _other_run(
     datasets = [folder.name for folder, _ in found if folder not in workspace.models]
     ways = []
     if len(datasets) == 1:
-        train = command("train", datasets[0], wanted, "--fold", "all", workspace=workspace.root)
-        ways.append(f"Train it: {train}.")
+        train = command(
+            *("train", datasets[0], wanted),
+            options=["--fold", "all"],
+            workspace=workspace.root,
+        )
+        ways.append(f"Train it: {train}")
     if runs:
-        ways.append(f"Or name another run: --pretrained {shlex.quote(runs[0])}.")
-    return " ".join(ways) or _known(workspace, wanted)
+        ways.append(f"Name another run: --pretrained {shlex.quote(runs[0])}")
+    return "\n".join(ways) or _known(workspace, wanted)
 
 
 def _fits_dimension(run: _Run, wanted: str) -> bool:
@@ -372,11 +374,6 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     place = one_fold(run.folds)
     info = FoldModel.load(place / MODEL_FILE)
     name = safe(name or short_name(info.plan.dataset))
-    if info.fold != "all":
-        _log.warning(
-            "%s/%s: fold %s is used, which was not trained on the cases it held out.",
-            *(name, run.name, info.fold),
-        )
     return Source(
         name=name,
         fold=f"{name}/{run.name}/{place.name}",
@@ -470,10 +467,13 @@ def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
     if near:
         return f"Did you mean {shlex.quote(near)}?"
     if not names:
+        train = command(
+            *("train", "OTHER", wanted), options=["--fold", "all"], workspace=workspace.root
+        )
+        load = command("import", "FILE", options=["--name", "NAME"], workspace=workspace.root)
         return (
             f"The workspace {workspace.root.absolute()} holds no trained model for {wanted}: train "
-            f"one (autoliver train DATASET {wanted} --fold all), or autoliver import FILE --name "
-            "NAME."
+            f"one ({train}), or import one: {load}"
         )
     return f"Choose from: {', '.join(names)}."
 
@@ -481,5 +481,5 @@ def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
 def _may_start(path: Path) -> bool:
     """Whether a path looks like trained weights or models, without reading them."""
     if path.is_file():
-        return path.suffix in (".safetensors", ".pth", ".zip") or is_archive(path)
+        return path.suffix in (".safetensors", *CHECKPOINT_ENDINGS, ".zip") or is_archive(path)
     return _is_model(path)
