@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
+from autoliver.models.files import FoldFolder
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -20,12 +21,15 @@ from autoliver.pipeline.data import (
     remind,
     to_train,
 )
-from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
+from autoliver.pipeline.run.begin import decide_beginning, in_use, kept_options, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
+from autoliver.pipeline.run.keep import check_held_out
+from autoliver.pipeline.run.replay import Replay, find_replay, prepare_replay, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
+from autoliver.pipeline.run.source_scores import score_source
 from autoliver.pipeline.run.start import (
     find_start,
     fit_weights,
@@ -49,7 +53,7 @@ from autoliver.training.options import (
 )
 from autoliver.training.stop import Stopped
 from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
-from autoliver.workspace import Workspace, check_tag
+from autoliver.workspace import RunFolder, Workspace, check_tag
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +123,56 @@ def train(
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
-        results = group.lead_does(lambda: [job.result(fold) for fold in done])
+        results = group.lead_does(
+            lambda: with_source_scores(
+                workspace, [job.result(fold) for fold in done], request, notify=notify
+            )
+        )
         if failures:
             raise _folds_failed(job.run.name, results, failures)
         return results
+
+
+def with_source_scores(
+    workspace: Workspace,
+    results: Sequence[FoldResult],
+    request: TrainRequest,
+    *,
+    of: Sequence[FoldResult] = (),
+    notify: Notify = _log.info,
+) -> list[FoldResult]:
+    """Scores folds on unseen cases of the dataset that their weights come from, if there are any.
+
+    Args:
+        workspace: The workspace.
+        results: The folds.
+        request: The request to `train`.
+        of: The fine-tuned folds that these are twins of; empty if they are fine-tuned themselves.
+        notify: Called with the reasons why nothing is scored.
+    """
+    if request.twin and not of:
+        return list(results)
+    tuned = {result.fold: FoldFolder(result.folder) for result in of or results}
+    reasons: dict[str, None] = {}
+    found = []
+    for result in results:
+        if result.fold not in tuned:
+            continue
+        try:
+            scores = score_source(
+                workspace,
+                FoldFolder(result.folder),
+                tuned[result.fold],
+                machine=request.machine,
+                notify=lambda reason: reasons.setdefault(reason),
+            )
+        except AutoliverError as error:  # the training itself is finished
+            _log.warning("Fold %s: its source is not scored: %s", result.fold, error.problem)
+            scores = None
+        found.append(replace(result, source=scores))
+    for reason in reasons:
+        notify(reason)
+    return found
 
 
 def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
@@ -228,14 +278,19 @@ def _run_job(
     run = planned.run(request.configuration, tag=request.tag)
     held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
+    changes = _changes(workspace, request, source)
+    replay = _replay(workspace, planned, request.replace(changes=changes), run, list(splits))
     begun = decide_beginning(
         run,
-        _made_from(planned, folds, stage, source),
-        request.replace(changes=_changes(request, source)),
+        _made_from(planned, folds, stage, source, replay),
+        request.replace(changes=changes),
         list(splits),
         cases=cases,
     )
     options = begun.options
+    if options.keep_source == "auto":
+        for fold, split in splits.items():
+            check_held_out(fold, len(split.validation))
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
@@ -251,6 +306,8 @@ def _run_job(
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
         _notify(notify, planned.plan, options, cases)
+        if replay is not None:
+            notify(replay.describe(planned.plan, options.replay_share))
     stores = preprocess(planned, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
@@ -264,8 +321,28 @@ def _run_job(
         options=options,
         splits=splits,
         machine=request.machine,
+        replay=replay,
     )
+    if replay is not None:
+        names = {case.name for fold in splits for case in job.replayed(fold)}
+        prepare_replay(workspace, replay, names, machine=request.machine)
     return job if stage is None else _cascade(job, stage)
+
+
+def _replay(
+    workspace: Workspace,
+    planned: Planned,
+    request: TrainRequest,
+    run: RunFolder,
+    folds: list[Fold],
+) -> Replay | None:
+    """Finds the dataset whose cases are replayed: the one that is given, or that a run keeps."""
+    changes, kept = request.changes, kept_options(run, request, folds)
+    name = changes.get("replay", None if kept is None else kept.replay)
+    if name is None:
+        return None
+    pretrained = changes["pretrained"]
+    return find_replay(workspace, name, planned, request.configuration, pretrained=pretrained)
 
 
 def _cascade(job: RunJob, stage: FirstStage) -> RunJob:
@@ -289,7 +366,11 @@ def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold,
 
 
 def _made_from(
-    planned: Planned, folds: Folds, stage: FirstStage | None, source: Source | None
+    planned: Planned,
+    folds: Folds,
+    stage: FirstStage | None,
+    source: Source | None,
+    replay: Replay | None,
 ) -> dict[str, str]:
     """Returns digests of the inputs of a run, besides its options."""
     return {
@@ -298,6 +379,7 @@ def _made_from(
         "folds": folds.digest(),
         **({"first stage": stage.digest} if stage is not None else {}),
         **({"source": source.digest} if source is not None else {}),
+        **(replay.made_from if replay is not None else {}),
     }
 
 
@@ -311,9 +393,12 @@ def _notify(notify: Notify, plan: Plan, options: TrainingOptions, cases: int) ->
         )
 
 
-def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:
+def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
     """Returns the options that were given, and always the source of the weights."""
-    return {**request.changes, "pretrained": None if source is None else source.fold}
+    changes = {**request.changes, "pretrained": None if source is None else source.fold}
+    if changes.get("replay") is not None:
+        changes["replay"] = replayed_name(workspace, changes["replay"])
+    return changes
 
 
 def _folds_failed(
