@@ -52,7 +52,7 @@ from autoliver.cli.training_options import (
 )
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
-from autoliver.values import shortened
+from autoliver.values import counted, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -397,7 +397,7 @@ def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = 
         return ""
     twins = [r.source for r in scratch if r.source]
     columns = {
-        "source": [s.mean_before for s in scored],
+        **({"source": [s.mean_before for s in scored]} if scored[0].before else {}),
         "now": [s.mean for s in scored],
         **({"from scratch": [s.mean for s in twins]} if twins else {}),
     }
@@ -409,9 +409,10 @@ def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = 
         ]
         for label in labels
     ]
-    rows.append(["cases", "", str(sum(len(each.cases) for each in scored))])
-    rows[-1] += [""] * (len(columns) - 2)
-    title = f"{scored[0].dataset}, which the weights come from: cases that they have not seen"
+    means = [mean_of([mean_of(list(of.values())) for of in folds]) for folds in columns.values()]
+    rows.append(["mean", *map(number, means)])
+    cases = counted(sum(len(each.cases) for each in scored), "unseen case")
+    title = f"{cases} of {scored[0].dataset}:"
     return f"\n\n{title}\n{table(('Dice', *columns), rows)}"
 
 

@@ -25,7 +25,7 @@ def source_part(
     weights, _ = transfer_weights(state, source, nothing, target, heads=heads)
     for name, weight in weights.items():
         # Features that the source's heads lack count as zeros when a training starts.
-        if target.spec.role(name).head and weight.ndim > 1:
+        if name in state and target.spec.role(name).head and weight.ndim > 1:
             weight[:, state[name].shape[1] :] = torch.nan
     return weights
 

@@ -215,7 +215,7 @@ def find_replay(
         OptionError: The dataset cannot be replayed; the message says what differs.
         ArtifactError: A file of the workspace is damaged.
     """
-    from autoliver.transfer.labels import map_values
+    from autoliver.transfer.labels import map_values, match_labels
 
     folder = workspace.folder(name)
     if name == run.dataset.name:
@@ -233,9 +233,11 @@ def find_replay(
     _check_fits(theirs, run.plan, decided)
     values = map_values(theirs.labels, run.plan.labels)
     if not any(values.values()):
+        common = any(match_labels(theirs.labels, run.plan.labels).values())
+        why = "tells what a voxel is by" if common else "is one of"
         raise OptionError(
-            f"--replay {name}: none of its labels ({', '.join(theirs.labels.foreground)}) is one "
-            f"of the labels of {run.dataset.name} ({', '.join(run.plan.labels.foreground)}).",
+            f"--replay {name}: none of its labels ({', '.join(theirs.labels.foreground)}) {why} "
+            f"the labels of {run.dataset.name} ({', '.join(run.plan.labels.foreground)}).",
             hint="Labels are matched by name: rename them in dataset.json, or replay another "
             "dataset.",
         )
