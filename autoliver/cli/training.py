@@ -411,7 +411,7 @@ def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = 
     ]
     means = [mean_of([mean_of(list(of.values())) for of in folds]) for folds in columns.values()]
     rows.append(["mean", *map(number, means)])
-    cases = counted(sum(len(each.cases) for each in scored), "unseen case")
+    cases = counted(len({case for each in scored for case in each.cases}), "unseen case")
     title = f"{cases} of {scored[0].dataset}:"
     return f"\n\n{title}\n{table(('Dice', *columns), rows)}"
 

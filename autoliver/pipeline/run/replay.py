@@ -18,6 +18,8 @@ from autoliver.pipeline.data import (
     plan_command,
     preprocess,
 )
+from autoliver.pipeline.run.begin import kept_options
+from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.source import safe
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
@@ -25,7 +27,7 @@ from autoliver.planning.plan import Configuration, IntensityStats, Plan
 from autoliver.preprocessing.store import finished_cases, read_case, store_key
 from autoliver.training.patches.replay import ReplayedCase, replayed_case
 from autoliver.values import counted, first_few
-from autoliver.workspace import Workspace
+from autoliver.workspace import RunFolder, Workspace
 
 _SHOWN = 3  # names in one message
 
@@ -183,7 +185,7 @@ def replayed_name(workspace: Workspace, asked: str) -> str:
         )
     imported = [model.name for model in workspace.models]
     try:
-        return workspace.folder(name).name
+        return workspace.source(asked).name if path.is_dir() else workspace.folder(name).name
     except DatasetError as error:
         if name.partition("/")[0].casefold() in (model.casefold() for model in imported):
             raise DatasetError(
@@ -192,6 +194,36 @@ def replayed_name(workspace: Workspace, asked: str) -> str:
                 "or keep its weights in part, without cases, with --keep-source auto.",
             ) from None
         raise DatasetError(f"--replay {asked}: {error.problem}", hint=error.hint) from None
+
+
+def replay_for(
+    workspace: Workspace,
+    planned: Planned,
+    request: TrainRequest,
+    run: RunFolder,
+    folds: Sequence[Fold],
+) -> Replay | None:
+    """Finds the dataset that a training replays: the one that is given, or that its run keeps.
+
+    Args:
+        workspace: The workspace.
+        planned: The dataset that is trained, with the plan of the run.
+        request: The request to `train`, with the full names of both datasets in its `changes`.
+        run: The run.
+        folds: The folds that are trained.
+
+    Returns:
+        The dataset; None if none is replayed.
+
+    Raises:
+        AutoliverError: As for `find_replay`.
+    """
+    changes, kept = request.changes, kept_options(run, request, folds)
+    name = changes.get("replay", None if kept is None else kept.replay)
+    if name is None:
+        return None
+    pretrained = changes["pretrained"]
+    return find_replay(workspace, name, planned, request.configuration, pretrained=pretrained)
 
 
 def find_replay(

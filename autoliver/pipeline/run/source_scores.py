@@ -123,7 +123,7 @@ def score_source(
         kept = SourceScores.load(path)
         if kept.made_from == made_from and kept.cases.keys() == {case.name for case in cases}:
             return kept
-    shutil.rmtree(fold.on_source, ignore_errors=True)
+        shutil.rmtree(fold.on_source)
     request = PredictRequest(exact=options.deterministic, machine=machine)
     written = _predict(fold, model, cases, request)
     tables = {n: (model.plan.labels.values[n], found.labels.values[s]) for n, s in names.items()}

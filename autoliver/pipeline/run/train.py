@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
-from autoliver.models.files import FoldFolder
 from autoliver.pipeline.data import (
     Planned,
     current_folds,
@@ -21,15 +20,15 @@ from autoliver.pipeline.data import (
     remind,
     to_train,
 )
-from autoliver.pipeline.run.begin import decide_beginning, in_use, kept_options, log_memory
+from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.keep import check_held_out
-from autoliver.pipeline.run.replay import Replay, find_replay, prepare_replay, replayed_name
+from autoliver.pipeline.run.outcome import with_source_scores
+from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
-from autoliver.pipeline.run.source_scores import score_source
 from autoliver.pipeline.run.start import (
     find_start,
     fit_weights,
@@ -53,7 +52,7 @@ from autoliver.training.options import (
 )
 from autoliver.training.stop import Stopped
 from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
-from autoliver.workspace import RunFolder, Workspace, check_tag
+from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     import torch
@@ -131,48 +130,6 @@ def train(
         if failures:
             raise _folds_failed(job.run.name, results, failures)
         return results
-
-
-def with_source_scores(
-    workspace: Workspace,
-    results: Sequence[FoldResult],
-    request: TrainRequest,
-    *,
-    of: Sequence[FoldResult] = (),
-    notify: Notify = _log.info,
-) -> list[FoldResult]:
-    """Scores folds on unseen cases of the dataset that their weights come from, if there are any.
-
-    Args:
-        workspace: The workspace.
-        results: The folds.
-        request: The request to `train`.
-        of: The fine-tuned folds that these are twins of; empty if they are fine-tuned themselves.
-        notify: Called with the reasons why nothing is scored.
-    """
-    if request.twin and not of:
-        return list(results)
-    tuned = {result.fold: FoldFolder(result.folder) for result in of or results}
-    reasons: dict[str, None] = {}
-    found = []
-    for result in results:
-        if result.fold not in tuned:
-            continue
-        try:
-            scores = score_source(
-                workspace,
-                FoldFolder(result.folder),
-                tuned[result.fold],
-                machine=request.machine,
-                notify=lambda reason: reasons.setdefault(reason),
-            )
-        except AutoliverError as error:  # the training itself is finished
-            _log.warning("Fold %s: its source is not scored: %s", result.fold, error.problem)
-            scores = None
-        found.append(replace(result, source=scores))
-    for reason in reasons:
-        notify(reason)
-    return found
 
 
 def train_queued(path: Path, *, notify: Notify = _log.info) -> list[FoldResult]:
@@ -279,7 +236,7 @@ def _run_job(
     held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
     changes = _changes(workspace, request, source)
-    replay = _replay(workspace, planned, request.replace(changes=changes), run, list(splits))
+    replay = replay_for(workspace, planned, request.replace(changes=changes), run, list(splits))
     begun = decide_beginning(
         run,
         _made_from(planned, folds, stage, source, replay),
@@ -327,22 +284,6 @@ def _run_job(
         names = {case.name for fold in splits for case in job.replayed(fold)}
         prepare_replay(workspace, replay, names, machine=request.machine)
     return job if stage is None else _cascade(job, stage)
-
-
-def _replay(
-    workspace: Workspace,
-    planned: Planned,
-    request: TrainRequest,
-    run: RunFolder,
-    folds: list[Fold],
-) -> Replay | None:
-    """Finds the dataset whose cases are replayed: the one that is given, or that a run keeps."""
-    changes, kept = request.changes, kept_options(run, request, folds)
-    name = changes.get("replay", None if kept is None else kept.replay)
-    if name is None:
-        return None
-    pretrained = changes["pretrained"]
-    return find_replay(workspace, name, planned, request.configuration, pretrained=pretrained)
 
 
 def _cascade(job: RunJob, stage: FirstStage) -> RunJob:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from autoliver.errors import OptionError
 from autoliver.pipeline.run.job import FoldResult
+from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.request import Notify, TrainRequest
-from autoliver.pipeline.run.train import train, with_source_scores
+from autoliver.pipeline.run.train import train
 from autoliver.training.distributed import launched
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import RunFolder, Workspace
