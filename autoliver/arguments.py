@@ -66,6 +66,7 @@ def _respelled(text: str) -> str:
     if "autoliver " in text:  # a command to type
         return text
     text = re.sub(r"(?<![\w-])--no-([a-z][a-z-]*)", r"--\1=False", text)
+    text = re.sub(r"(?<![\w-])--fold\b(?!-)", "folds", text)
     text = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), text)
     for short, name in {"-m": "model", "-o": "output", "-w": "workspace"}.items():
         text = re.sub(rf"(?<![\w-]){short}\b", name, text)

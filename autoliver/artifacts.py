@@ -24,6 +24,7 @@ import msgspec
 
 from autoliver.errors import ArtifactError
 from autoliver.system import exchange, in_words, read_whole, system_error
+from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
 
@@ -51,6 +52,7 @@ _WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # The names of what is not yet whole, and what they match.
 _PARTIAL_NAME = ".{}.partial.{}"
 PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
+_RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 
@@ -129,14 +131,14 @@ class Artifact(Record, frozen=True, kw_only=True):
 
         Args:
             path: The file.
-            mend: The command that makes the file again, for the hint of an error; empty for no
-                hint.
+            mend: The command that makes the file again, for the hint of an error; empty if there
+                is none, so that a file on disk has to be restored.
 
         Raises:
             ArtifactError: The file is missing, is not JSON, or has another kind or schema; or a
                 field is missing, unknown or of the wrong type (the message names the field).
         """
-        hint = f"Make it again with: {mend}" if mend else ""
+        hint = f"Make it again with: {mend}" if mend else _RESTORE if isinstance(path, Path) else ""
         raw = read_json(path, hint=hint)
         if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
             found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
@@ -252,7 +254,7 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
         then = artifact.made_from.get(name)
         if then != now:
             raise ArtifactError(
-                f"{where} was made from another {name} ({then or 'none'} then, {now} now).",
+                f"{where} was made from {another(name)} ({then or 'none'} then, {now} now).",
                 hint=f"Make it again with: {mend}",
             )
 
@@ -261,7 +263,7 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
     """Reads the plain value of a JSON file.
 
     Raises:
-        ArtifactError: The file is missing or is not JSON.
+        ArtifactError: The file is missing, or is not JSON in a Unicode encoding.
     """
     try:
         return msgspec.json.decode(_as_utf8(content_of(path)))
@@ -270,7 +272,25 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
     except RecursionError:
         raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        byte = _not_utf8(content_of(path))
+        if byte is not None:
+            raise ArtifactError(
+                f"{path}: its encoding is not UTF-8: {byte}.",
+                hint="Open it in a text editor, check its letters, and save it as UTF-8.",
+            ) from None
         raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+
+
+def _not_utf8(content: bytes) -> str | None:
+    """Where a JSON file in an encoding of single bytes is no UTF-8; None if it is no such file."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        with contextlib.suppress(msgspec.DecodeError):
+            msgspec.json.decode(content.decode("latin-1").encode())
+            line = content.count(b"\n", 0, error.start) + 1
+            return f"byte 0x{content[error.start]:02x} in line {line}, as Latin-1 has it"
+    return None
 
 
 def content_of(path: Readable) -> bytes:

@@ -13,6 +13,8 @@ CacheChoice = Literal["auto", "gpu", "ram", "disk"]
 
 # One core is left to the training itself; more workers than this have never been needed.
 _MOST_LOADERS = 8
+# Memory of such a worker before its first patch: Python, numpy, blosc2.
+_LOADER_GB = 0.1
 _LEAST_GB = 0.1
 _KINDS = ("auto", "cpu", "cuda", "mps")
 
@@ -53,8 +55,14 @@ class Machine(Record, frozen=True, kw_only=True):
 
     @property
     def loaders(self) -> int:
-        """Number of worker processes that draw training patches from disk."""
-        return self.limits.workers or max(1, min(_MOST_LOADERS, cores() - 1))
+        """Number of worker processes that draw training patches from disk.
+
+        There are no more than memory holds, however many are asked for.
+        """
+        asked = self.limits.workers
+        if not asked:
+            return max(1, min(_MOST_LOADERS, cores() - 1))
+        return min(asked, max(_MOST_LOADERS, int(self.limits.budget_gb / _LOADER_GB)))
 
     def pool(self, what: str, *, need: Callable[[Any], Need], light: bool = False) -> CasePool:
         """Returns the pool of processes for a stage over cases.

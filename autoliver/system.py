@@ -26,6 +26,11 @@ _RIGHTS = "Check the permissions of the file and its folders (ls -ld), or ask th
 _SHARE = f"Check that the disk or network share is connected, {_AGAIN}"
 _ROOM = f"Free some space, or choose another disk with --workspace or -o; {_AGAIN}"
 
+_NOWHERE = (
+    "Nothing can be made there: choose another folder, e.g. with --workspace. If its folder was "
+    f"moved or its disk disconnected, put it back, {_AGAIN}"
+)
+
 # What asks a process to end: a scheduler or user, and the loss of the terminal (not on Windows).
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -92,7 +97,10 @@ def system_error(
         problem = detail if reason in detail else f"{detail} ({reason})"
     else:
         problem = f"{os.fsdecode(where)}: cannot be {verb}: {reason}"
-    return MachineError(f"{problem}.", hint=_REMEDIES.get(error.errno, _ANY))
+    nowhere = error.errno == errno.ENOENT and verb == "written"
+    return MachineError(
+        f"{problem}.", hint=_NOWHERE if nowhere else _REMEDIES.get(error.errno, _ANY)
+    )
 
 
 def entries(folder: Path, pattern: str = "*") -> list[Path]:

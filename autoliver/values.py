@@ -50,6 +50,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def another(noun: str) -> str:
+    """Returns a noun with the word for a different one: "another plan", "other folds"."""
+    return f"other {noun}" if noun.endswith("s") else f"another {noun}"
+
+
 def first_few(items: Sequence[object], most: int) -> str:
     """Returns the first items of a list with the number of the others: "a, b and 3 more"."""
     shown = ", ".join(str(item) for item in items[:most])
@@ -136,7 +141,7 @@ def check_number(
     if least is not None and most < math.inf:
         expected = f"a number from {least:g} to {most:g}"
     elif low > -math.inf:
-        expected = f"a number {'above' if least is None else 'of at least'} {low:g}"
+        expected = f"a finite number {'above' if least is None else 'of at least'} {low:g}"
     else:
         expected = "a finite number"
     if isinstance(number, bool) or not isinstance(number, int | float):

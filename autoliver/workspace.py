@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.commands import command
+from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
@@ -90,6 +90,11 @@ class RunFolder:
     def lock(self, fold: Fold | str) -> Path:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
+
+    @property
+    def mend(self) -> str:
+        """The command to begin with if one of its files is damaged, in words for a hint."""
+        return f"{remove(self.path)} (removes the run, which can then be trained again)"
 
     @property
     def begun(self) -> tuple[Path, ...]:
@@ -387,7 +392,9 @@ class Workspace:
         raise DatasetError(
             f"There is no folder and no planned dataset '{name}' (workspace "
             f"{self.root.absolute()}).",
-            hint=self.meant(name) or "Give the path of the dataset's folder: autoliver plan PATH",
+            hint=self.meant(name)
+            or "Give the path of the dataset's folder: "
+            + command("plan", "PATH", workspace=self.root),
         )
 
     def knows(self, name: str) -> bool:
@@ -458,7 +465,7 @@ class Workspace:
             raise ModelError(
                 f"There is {what} in {self.root.absolute()}.",
                 hint=_hint("model", near, known)
-                or "Train one first: autoliver train DATASET 3d_fullres",
+                or "Train one first: " + command("train", DATASET, "3d_fullres"),
             )
         raise ModelError(
             f"{len(choices)} trained models could be meant.",
@@ -499,7 +506,10 @@ class Workspace:
             f"No dataset was named, {here} is not a dataset, and the workspace "
             f"{self.root.absolute()} holds {len(planned)}.",
             hint="Name one: "
-            + (", ".join(d.name for d in planned) or "autoliver plan PATH/TO/DATASET"),
+            + (
+                ", ".join(d.name for d in planned)
+                or command("plan", "PATH/TO/DATASET", workspace=self.root)
+            ),
         )
 
 
@@ -508,12 +518,12 @@ def check_tag(tag: object) -> None:
 
     Raises:
         OptionError: The tag is not a text, or contains characters other than letters, digits, ".",
-            "_" and "-".
+            "_" and "-", or begins with "." or "-".
     """
-    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"[\w.-]*", tag)):
+    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"(\w[\w.-]*)?", tag)):
         raise OptionError(
             f"--tag {tag}: this cannot be part of a folder's name.",
-            hint="Use letters, digits, '.', '_' and '-'.",
+            hint="Begin with a letter, a digit or '_'; after it, '.' and '-' may follow as well.",
         )
 
 

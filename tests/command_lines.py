@@ -39,6 +39,7 @@ COMMANDS: dict[str, Any] = GROUP.commands
 
 _COMMAND = re.compile(r"\bautoliver +([a-z][a-z_-]*)")
 _END = re.compile(r"[`';)\n]| \(|[,:](?= |$)|\.(?= |$)| && | \|")
+_GLUED = (".", ",", ":", ";")
 _SPAN = re.compile(r"`([^`]+)`")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 _OF_COMMAND = re.compile(rf"(?<![\w-])({'|'.join(COMMANDS)}) +(--?[a-zA-Z][a-z0-9-]*)")
@@ -96,8 +97,10 @@ def _text(node: ast.AST) -> str | None:
         case ast.JoinedStr(values=parts):
             return "".join(HOLE if (text := _text(part)) is None else text for part in parts)
         case ast.Call(func=ast.Name(id="command"), args=words, keywords=keywords):
-            place = [f"-w {HOLE}" for keyword in keywords if keyword.arg == "workspace"]
-            return " ".join(["autoliver", *(_word(word) for word in words), *place])
+            given = {keyword.arg: keyword.value for keyword in keywords}
+            options = [_word(ast.Starred(given["options"]))] if "options" in given else []
+            place = [f"-w {HOLE}"] if "workspace" in given else []
+            return " ".join(["autoliver", *(_word(word) for word in words), *options, *place])
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             texts = [_text(left), _text(right)]
             if texts == [None, None]:
@@ -109,7 +112,7 @@ def _text(node: ast.AST) -> str | None:
 def _word(node: ast.AST) -> str:
     """A word of a command, or several."""
     match node:
-        case ast.Starred(value=ast.Tuple(elts=words)):
+        case ast.Starred(value=ast.Tuple(elts=words) | ast.List(elts=words)):
             return " ".join(map(_word, words))
         case ast.Starred():
             return DOTS
@@ -191,10 +194,22 @@ def _commands(text: str) -> Iterator[str]:
             continue
         words = shlex.split(text[match.end() : end.start() if end else len(text)])
         quoted = text[: match.start()].endswith(("`", "'"))
+        if words and not quoted and end and end[0] in _GLUED:
+            yield f"autoliver {shlex.join([name, *words])}: '{end[0]}' would be pasted with it"
         named = quoted and (not words or words[-1].startswith("-"))
         problem = misuse(name, words, whole=not named)
         if problem:
             yield f"autoliver {shlex.join([name, *words])}: {problem}"
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The words of each command that a text tells people to type, without the program's name."""
+    found = []
+    for match in _COMMAND.finditer(text):
+        end = _END.search(text, match.end())
+        words = shlex.split(text[match.end() : end.start() if end else len(text)])
+        found.append([match[1], *words])
+    return found
 
 
 def _spans(text: str) -> Iterator[str]:

@@ -55,7 +55,6 @@ CALLS = [
     # plan
     both("plan", "preset", "big", "--preset", "big", words="default, M, L, XL, tiny"),
     bad("plan", "preset", "tinny", "Did you mean tiny"),
-    bad("plan", "preset", None),
     bad("plan", "preset", 3),
     both("plan", "preset", "", "--preset", ""),
     both("plan", "vram", 0, "--vram", "0"),

@@ -119,6 +119,21 @@ def test_a_begun_run_keeps_its_source(change: str, own: Path, data: Path) -> Non
     assert FoldModel.load(folder / "fold_0/model.json").epochs == 2
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_source_of_one_fold_is_told_only_where_it_is_used(
+    begun: bool, own: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("train", data / MR, "2d", "--fold", 0, "--pretrained", "PhantomCT", "--tag", "x")
+    if begun:
+        begin(own, data)
+    shutil.rmtree(own / CT / "runs/2d")
+    run("train", CT, "2d", "--fold", 1, *SHORT, "-w", own)
+    caplog.clear()
+    words = told(*command, "-w", own, *(["--extend", 1] if begun else SHORT))
+    warned = "PhantomCT/2d: fold 1 is used" in caplog.text
+    assert warned != begun == ("2d/fold_all, with which it was begun" in words)
+
+
 def test_another_source_that_is_named_in_full_is_refused(own: Path, data: Path) -> None:
     command = [*begin(own, data)]
     run("train", CT, "2d", "--fold", "all", "--tag", "y", *SHORT, "-w", own)

@@ -23,7 +23,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
     # What is known to be there was looked at.
     seen = " ".join(text.text for text in texts)
     for known in (
-        "'autoliver plan DATASET --vram GB'",
+        "less memory: autoliver plan DATASET --vram GB",
         "Leave out --roi, or name",
         f"autoliver train {HOLE} {HOLE} --fold {HOLE}",
         "autoliver train /data/Dataset020_OurMR 3d_fullres --pretrained LiTS",

@@ -233,13 +233,15 @@ def test_gpus_are_numbers() -> None:
 
 
 def test_as_many_places_as_jobs() -> None:
-    assert queue_devices(Machine(jobs=3, device="cpu")) == ("cpu", "cpu", "cpu")
-    assert queue_devices(Machine(device="cpu")) == ()
+    assert queue_devices(Machine(jobs=3, device="cpu"), most=5) == ("cpu", "cpu", "cpu")
+    # as many as there are folds, however many are asked for
+    assert queue_devices(Machine(jobs=2**31 - 1, device="cpu"), most=2) == ("cpu", "cpu")
+    assert queue_devices(Machine(device="cpu"), most=5) == ()
 
 
 @pytest.mark.gpu
 def test_a_gpu_named_twice_takes_two_folds() -> None:
-    assert queue_devices(Machine(gpus=(0, 0))) == ("cuda:0", "cuda:0")
+    assert queue_devices(Machine(gpus=(0, 0)), most=5) == ("cuda:0", "cuda:0")
 
 
 def test_own_splits_that_cannot_be_are_told(prepared: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_where_values_do_not_tell_the_user_says(
     with pytest.raises(DatasetError, match="are these CT or MR"):
         run("preprocess", folder, "-w", workspace)
     # The hint is a command that works.
-    hinted = shlex.split(caught.value.hint.partition("Say it: autoliver ")[2].partition(",")[0])
+    hinted = shlex.split(caught.value.hint.partition("For CT: autoliver ")[2].splitlines()[0])
     run(*hinted, *TINY)
     assert channels(folder) == {"0": "CT"}
     run(*hinted)  # and works again

@@ -39,7 +39,8 @@ def clean(
 
     start(verbose=verbose)
     done = pipeline.clean(Workspace(workspace), dataset, yes=yes)
-    again = command("clean", *([dataset] if dataset else []), "--yes", workspace=workspace)
+    named = [dataset] if dataset else []
+    again = command("clean", *named, options=["--yes"], workspace=workspace)
     emit(_result(done), _show(done, workspace, again), as_json=as_json)
 
 

@@ -179,7 +179,8 @@ def _emit_plan(made: "Replanned", *, like: str | None, as_json: bool) -> None:
     trainable = [n for n, c in plan.configurations.items() if c.previous_stage is None]
     following = [] if like is None else ["--like", like]
     train = command(
-        *("train", made.planned.dataset.name, trainable[-1], *following),
+        *("train", made.planned.dataset.name, trainable[-1]),
+        options=following,
         workspace=made.planned.folder.path.parent,
     )
     parts = [*_show_changes(made), f"Written: {made.file}\nNext: {train}"]

@@ -1,13 +1,19 @@
 """Help pages: options in named groups, values in words, and an example."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autoliver.cli.options import GENERAL
-from autoliver.values import meant
+from autoliver.commands import command, completed
+from autoliver.errors import AutoliverError
+from autoliver.values import counted, meant
+
+# Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
@@ -23,6 +29,34 @@ class HelpfulCommand(TyperCommand):
             kind: Any = getattr(parameter, "type", None)
             if hasattr(kind, "readable"):
                 kind.readable = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the command line; what is wrong with it is said in plain words."""
+        files = [word for word in args if Path(word).is_file()]
+        try:
+            return list(super().parse_args(ctx, args))
+        except typer.BadParameter as error:
+            error.message = _in_plain_words(error)
+            raise
+        except USAGE_ERROR as error:
+            if "unexpected extra argument" in error.message and len(files) > 1:
+                error.message = (
+                    f"{counted(len(files), 'file')} in place of one: a shell makes them of a "
+                    "pattern such as *.nii.gz. Give the folder that holds them instead."
+                )
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; its errors name the dataset and the workspace in their commands."""
+        try:
+            return super().invoke(ctx)
+        except AutoliverError as error:
+            given, names = ctx.params, [each.name for each in self.params]
+            named = (given.get("dataset") or "") if "dataset" in names else None
+            place = given.get("workspace")
+            error.problem = completed(error.problem, dataset=named, workspace=place)
+            error.hint = completed(error.hint, dataset=named, workspace=place)
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line: [OPTIONS] and the names of the arguments."""
@@ -57,13 +91,40 @@ def show_help(ctx: typer.Context, name: str | None) -> str:
     program: Any = ctx.find_root()
     if name is None:
         return str(program.get_help())
-    command = program.command.get_command(program, name)
-    if command is None:
+    asked = program.command.get_command(program, name)
+    if asked is None:
         shown = [each for each in program.command.commands.values() if not each.hidden]
         near = meant(name, [each.name for each in shown])
         raise typer.BadParameter(f"there is no command '{name}'. {near}".rstrip())
-    with type(program)(command, info_name=name, parent=program) as inner:
-        return str(command.get_help(inner))
+    with type(program)(asked, info_name=name, parent=program) as inner:
+        return str(asked.get_help(inner))
+
+
+def help_hint(error: Any) -> str:
+    """Names the command that explains what was used wrongly."""
+    context = error.ctx
+    if context is None or context.parent is None:
+        return f"Commands and options: {command('--help')}"
+    return f"Its options: {command('help', context.info_name)}"
+
+
+def _in_plain_words(error: typer.BadParameter) -> str:
+    """Rewords what typer passes on from pydantic: which value it is, and what it must be."""
+    message = error.message.removeprefix("Value error, ")
+    found = re.fullmatch(r"Input should be ((?:a valid )?\w+(?: than or equal to)?)(.*)", message)
+    details = getattr(error.__context__, "errors", None)
+    if found is None or found[1] not in _EXPECTED or details is None:
+        return message
+    rest = found[2] if found[2].startswith(" ") else ""  # the bound
+    return f"it is {details()[0]['input']!r}; it must be {_EXPECTED[found[1]]}{rest}."
+
+
+_EXPECTED = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 
 
 def _write_groups(command: Any, ctx: Any, formatter: Any) -> None:

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from autoliver.cli import adopt, clean, data, demo, models, prediction, selection, training
-from autoliver.cli.help import HelpfulCommand, HelpfulGroup, show_help
+from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
 from autoliver.errors import AutoliverError, MachineError
 from autoliver.system import STOP_SIGNALS, in_words
 
+_AGAIN = "Run the same command again to continue."
 # Exit codes after Ctrl-C, SIGTERM and the loss of the terminal.
 _STOPPED = {128 + number for number in (signal.SIGINT, *STOP_SIGNALS)}
 
@@ -105,16 +106,26 @@ def run() -> None:
     try:
         with in_words():
             _check_surroundings()
-            app()
+            sys.exit(app(standalone_mode=False))
     except AutoliverError as error:
-        if "--json" in sys.argv:
-            with contextlib.suppress(OSError):  # which may be the error itself
-                typer.echo(json.dumps({"error": error.problem, "hint": error.hint, **error.facts}))
+        _print_json(error.problem, error.hint, **error.facts)
         typer.echo(f"Error: {error.problem}", err=True)
         if error.hint:
             typer.echo(f"Hint: {error.hint}", err=True)
         sys.exit(1)
+    except USAGE_ERROR as error:
+        _print_json(error.format_message(), help_hint(error))
+        error.show()
+        sys.exit(error.exit_code)
     except SystemExit as done:
         if done.code in _STOPPED:
-            typer.echo("Stopped. Run the same command again to continue.", err=True)
+            _print_json("Stopped.", _AGAIN)
+            typer.echo(f"Stopped. {_AGAIN}", err=True)
         raise
+
+
+def _print_json(problem: str, hint: str, **facts: object) -> None:
+    """Prints an error as one object on stdout if that was asked for."""
+    if "--json" in sys.argv:
+        with contextlib.suppress(OSError):  # which may be the error itself
+            typer.echo(json.dumps({"error": problem, "hint": hint, **facts}))

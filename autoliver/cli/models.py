@@ -113,7 +113,9 @@ def import_(
         source,
         models.ImportRequest(name=name, overwrite=overwrite, trust=trust),
     )
-    use = command("predict", "-i", "IN", "-o", "OUT", "-m", done.name, workspace=workspace)
+    use = command(
+        "predict", options=["-i", "IN", "-o", "OUT", "-m", done.name], workspace=workspace
+    )
     text = f"{_show(done.facts)}\nImported; use it with: {use}"
     emit(_result(done), text, as_json=as_json)
 

@@ -103,7 +103,9 @@ def _show(selected: "Selected") -> str:
         f"Chosen: {members}, {counted(len(made.cleaning), 'cleaning rule')}\n"
         f"Written: {selected.path}\n"
         "Next: "
-        + command("predict", "-i", "IN", "-o", "OUT", "-m", made.dataset, workspace=workspace)
+        + command(
+            "predict", options=["-i", "IN", "-o", "OUT", "-m", made.dataset], workspace=workspace
+        )
     )
     return "\n\n".join(parts)
 

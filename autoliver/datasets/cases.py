@@ -227,6 +227,8 @@ def short_name(name: str) -> str:
     return tail if head.startswith("Dataset") and head[7:].isdigit() and tail else name
 
 
+# Bytes of a case's name: disks take 255, and a longest file has 19 more (_uncertainty.nii.gz).
+_LONGEST_NAME = 236
 _MOST_VALUES = 100  # files with more distinct values than this are hardly label files
 
 
@@ -334,6 +336,12 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
     everywhere = (stated,) if isinstance(stated, str) else description.channel_names
     by_case = stated if isinstance(stated, dict) else {}
     for name, (images, label) in sorted(files.items()):
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise DatasetError(
+                f"{name}: the case's name has {len(os.fsencode(name))} bytes, expected at most "
+                f"{_LONGEST_NAME}, so that files made from it can be named.",
+                hint="Shorten the names of its files.",
+            )
         known = description.annotated.get(name, {})
         if unknown := [key for key in known if key not in labels.foreground]:
             raise DatasetError(

@@ -158,7 +158,7 @@ def read_raw(where: Path) -> dict[str, Any]:
     try:
         raw = read_json(where)
     except ArtifactError as error:
-        raise DatasetError(error.problem, hint=_MEND) from None
+        raise DatasetError(error.problem, hint=error.hint or _MEND) from None
     if not isinstance(raw, dict):
         raise DatasetError(
             f"{where}: expected an object {{...}}, found {type(raw).__name__}.", hint=_MEND

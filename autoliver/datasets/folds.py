@@ -11,7 +11,7 @@ import numpy as np
 from autoliver.artifacts import Artifact, Record, read_json
 from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError, OptionError
-from autoliver.values import natural
+from autoliver.values import counted, natural
 
 _log = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class Folds(Artifact, frozen=True, kw_only=True):
             return Split(train=tuple(cases), validation=())
         if not 0 <= fold < len(self.splits):
             raise DatasetError(
-                f"There is no fold {fold}: {len(cases)} labelled cases make "
-                f"{len(self.splits)} folds.",
+                f"There is no fold {fold}: {counted(len(cases), 'labelled case')} "
+                f"{'makes' if len(cases) == 1 else 'make'} {counted(len(self.splits), 'fold')}.",
                 hint="Use --fold all to train on every case."
                 if not self.splits
                 else f"Use --fold 0 to {len(self.splits) - 1}, or --fold all.",

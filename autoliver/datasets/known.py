@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from autoliver.commands import remove
+from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
 from autoliver.datasets.contents import FileIndex, identify, unread
@@ -122,7 +122,8 @@ def read_planned(root: Path, kept: Path) -> Dataset:
             return read_dataset(place)
     raise DatasetError(
         f"{kept.parent.name}: its images were in {known.folder}, which does not exist any more.",
-        hint="Restore the folder, or give its new place: autoliver plan PATH",
+        hint="Restore the folder, or give its new place: "
+        + command("plan", "PATH", workspace=root),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
-from autoliver.io.header import ENDINGS, SEGMENTATION, split_ending
+from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file
 from autoliver.system import entries
 from autoliver.values import counted
@@ -398,8 +398,8 @@ def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[
     one = next(iter(found.values()))
     ending = split_ending(one.name)[1]
     # As nnU-Net has it, a colour image is one file, although each colour is a channel.
-    if channels > 1 and [*found] == [0] and _holds(one, channels):
-        return (one,)
+    if channels > 1 and [*found] == [0] and (held := _held(one)) > 1:
+        return _one_file(name, one, channels, held=held)
     have = ", ".join(path.name for _, path in sorted(found.items()))
     for index in range(channels):
         if index not in found:
@@ -410,28 +410,49 @@ def _all_channels(name: str, found: Mapping[int, Path], channels: int) -> tuple[
             )
     if len(found) > channels:
         raise DatasetError(
-            f"{name}: {len(found)} channels in {one.parent} ({have}), expected {channels}.",
+            f"{name}: {counted(len(found), 'channel')} in {one.parent} ({have}), expected "
+            f"{channels}.",
             hint="Move the extra files out of the folder, or name each channel in dataset.json.",
         )
     return tuple(found[index] for index in range(channels))
 
 
-def _holds(path: Path, channels: int) -> bool:
+def _held(path: Path) -> int:
+    """The number of channels of a file; 0 if it cannot be read."""
     try:
-        return read_header(path).channels == channels
+        return read_header(path).channels
     except DatasetError:
-        return False
+        return 0
 
 
-def _one_file(name: str, path: Path, channels: int) -> tuple[Path, ...]:
-    if channels > 1 and (held := read_header(path).channels) != channels:
+def _one_file(name: str, path: Path, channels: int, *, held: int | None = None) -> tuple[Path, ...]:
+    if channels == 1:
+        return (path,)
+    held = read_header(path).channels if held is None else held
+    if held != channels:
         ending = split_ending(path.name)[1]
+        mend = "Add the missing" if held < channels else "Leave out the surplus"
         raise DatasetError(
-            f"{name}: {path} holds {held} channel(s), expected {channels}: {name}_0000{ending} to "
-            f"{name}_{channels - 1:04d}{ending}, or one 4D file.",
-            hint="Add the missing channels, or take the case out of the folder.",
+            f"{name}: {path} holds {counted(held, 'channel')}, expected {channels}: "
+            f"{name}_0000{ending} to {name}_{channels - 1:04d}{ending}, or one file with all.",
+            hint=transparency([path], held=held, channels=channels)
+            or f"{mend} channels, or take the case out of the folder.",
         )
     return (path,)
+
+
+def transparency(images: Iterable[str | Path], *, held: int, channels: int) -> str:
+    """Hints at pictures with transparency, which counts as a channel; empty if it is not that.
+
+    Args:
+        images: The files of a case.
+        held: Number of their channels.
+        channels: The expected number.
+    """
+    pictures = all(split_ending(str(path))[1].lower() in PICTURES for path in images)
+    if not pictures or (held, channels) != (4, 3):
+        return ""
+    return "The fourth channel is transparency (alpha): save the pictures as RGB, without it."
 
 
 def _endings_found(folder: Path) -> str:

@@ -260,7 +260,7 @@ def read_record(path: Path) -> Prediction | None:
     """
     if not path.exists():
         return None
-    return Prediction.load(path, mend=f"{remove(path)}, then the same command with --overwrite")
+    return Prediction.load(path, mend=f"{remove(path)} (then the same command with --overwrite)")
 
 
 def input_files(images: Sequence[Path]) -> tuple[InputFile, ...]:

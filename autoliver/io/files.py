@@ -12,6 +12,7 @@ from autoliver.io.bitmap import open_bitmap
 from autoliver.io.detached import data_files
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import (
+    LOSSY,
     SEGMENTATION,
     Header,
     OpenedFile,
@@ -107,9 +108,16 @@ def read_label(path: str | Path) -> Volume:
 
     Raises:
         NotWholeNumbers: The file holds fractions, NaN or infinity.
-        DatasetError: The file cannot be read or has several channels.
+        DatasetError: The file cannot be read, has several channels, or is of a type that alters
+            values.
     """
     path = Path(path)
+    if file_type(path) in LOSSY:
+        raise DatasetError(
+            f"{path}: a label map in a JPEG file, whose compression alters its values.",
+            hint="Export the labels again as PNG or NIfTI from where they were drawn. Converting "
+            "the JPEG file would keep the altered values.",
+        )
     opened = _open(path)
     header, array = opened.header, opened.voxels()
     if header.channels != 1:
@@ -134,7 +142,7 @@ def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
     """
     path = Path(path)
     ending = file_type(path)
-    if ending in (".jpg", ".jpeg"):
+    if ending in LOSSY:
         raise AutoliverError(
             f"{path}: {ending} alters values, so it cannot hold labels.",
             hint=f"Choose {label_ending(ending)}.",

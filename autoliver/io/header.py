@@ -15,6 +15,8 @@ from autoliver.io.volume import Geometry
 SEGMENTATION = ".seg.nrrd"
 # Types of picture files. Their grey values have no scale, so that they tell no modality.
 PICTURES = (".png", ".bmp", ".tiff", ".tif", ".jpeg", ".jpg")
+# Types whose compression alters values, so that they cannot hold labels.
+LOSSY = (".jpeg", ".jpg")
 # Where one ending is the end of another, the longer one comes first.
 ENDINGS: tuple[str, ...] = (
     *(".nii.gz", ".nii", SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
@@ -25,7 +27,7 @@ ENDINGS: tuple[str, ...] = (
 # directions of axes.
 _LABEL_ENDINGS = {
     **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz", ".gipl": ".nii.gz"},
-    **{".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", SEGMENTATION: ".nrrd"},
+    **{**dict.fromkeys(LOSSY, ".png"), ".bmp": ".png", SEGMENTATION: ".nrrd"},
 }
 
 

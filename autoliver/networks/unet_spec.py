@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from autoliver.errors import ModelError
 from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole
+from autoliver.values import counted
 
 _DECODER = "decoder"
 
@@ -148,19 +149,18 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         """
         stages = len(self.features)
         if stages < 2:
-            raise _wrong("features", f"{stages} stages", "at least 2")
+            raise _wrong("features", counted(stages, "stage"), "at least 2")
         for name in ("strides", "kernels", "blocks_encoder", "blocks_decoder"):
             length, expected = len(getattr(self, name)), stages - (name == "blocks_decoder")
             if length != expected:
-                raise _wrong(
-                    name, f"{length} entries", f"{expected} (features has {stages} stages)"
-                )
+                entries, of = counted(length, "entry", "entries"), counted(stages, "stage")
+                raise _wrong(name, entries, f"{expected} (features has {of})")
         if self.dimension not in (2, 3):
-            raise _wrong("strides", f"{self.dimension} axes", "2 or 3")
+            raise _wrong("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
         for name, tuples in (("strides", self.strides), ("kernels", self.kernels)):
             for level, values in enumerate(tuples):
                 if len(values) != self.dimension:
-                    where, found = f"{name}[{level}]", f"{len(values)} axes"
+                    where, found = f"{name}[{level}]", counted(len(values), "axis", "axes")
                     raise _wrong(where, found, f"{self.dimension} as in strides[0]")
         self._check_values()
 

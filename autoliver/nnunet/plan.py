@@ -14,6 +14,7 @@ from autoliver.nnunet.network import spec_from_nnunet
 from autoliver.planning.names import ConfigurationName, Preset
 from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
 from autoliver.planning.presets import PRESETS
+from autoliver.values import counted
 
 S = TypeVar("S", bound=msgspec.Struct)
 # What no plan exceeds, so that a damaged number is refused before anything is built with it.
@@ -273,7 +274,7 @@ def _check_settings(
     if axes not in (2, 3) or len(settings.spacing) != axes:
         problem = f"patch_size {settings.patch_size} and spacing {settings.spacing} do not match"
     elif {len(settings.normalization_schemes), len(settings.use_mask_for_norm)} != {channels}:
-        problem = f"normalisation is not given for each of the {channels} channels"
+        problem = f"normalisation is not given for each of the {counted(channels, 'channel')}"
     elif unknown := [n for n in settings.normalization_schemes if n not in NORMALIZATIONS]:
         problem = (
             f"normalization_schemes: {unknown[0]}, expected one of {', '.join(NORMALIZATIONS)}"

@@ -1,6 +1,7 @@
 """Verifying, fingerprinting, planning and preprocessing; results that are up to date are kept."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def _examined(
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
     made_from = {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
     if folder.verify.exists():
-        found = Verification.load(folder.verify, mend=_verify_command(folder))
+        found = _kept_verification(folder)
         refused = any(finding.code == REFUSED for finding in found.findings)
         if found.made_from == made_from and found.ranges is not None and not refused:
             return found
@@ -200,6 +201,8 @@ def plan_folder(
             f"{dataset.name}: {counted(len(dataset.cases), 'case')}, none with a label.",
             hint=f"Put label maps into {dataset.folder}.",
         )
+    if not folder.plan.exists():
+        _note_other_name(folder, dataset, options)
     fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
     fingerprint.save(folder.fingerprint)
     plan = make_plan(dataset, fingerprint, options)
@@ -208,6 +211,29 @@ def plan_folder(
     current_folds(folder, dataset)
     warnings = verification.warnings
     return Planned(folder=folder, dataset=dataset, plan=plan, warnings=warnings, warned=new)
+
+
+def _note_other_name(folder: DatasetFolder, dataset: Dataset, options: PlanOptions) -> None:
+    """Says that the same data is planned with other options under another name, if it is."""
+    for other in Workspace(folder.path.parent).datasets:
+        if other == folder or not _is_of(other.plan, dataset):
+            continue
+        try:
+            asked = asked_of(Plan.load(other.plan))
+        except ArtifactError:  # whoever uses that plan is told
+            continue
+        if asked != options:
+            _log.warning(
+                "%s is planned anew, but the same data has a plan as %s, with: %s. To plan with "
+                "these options: %s",
+                *(dataset.name, other.name, shlex.join(option_words(asked)) or "the defaults"),
+                command(
+                    "plan",
+                    dataset.folder,
+                    options=["--fresh", *option_words(asked)],
+                    workspace=folder.path.parent,
+                ),
+            )
 
 
 def remind(planned: Planned) -> None:
@@ -224,7 +250,7 @@ def remind(planned: Planned) -> None:
 
 def warnings_kept(folder: DatasetFolder) -> tuple[Finding, ...]:
     """What the dataset's verify.json warns of; nothing where there is none."""
-    return Verification.load(folder.verify).warnings if folder.verify.exists() else ()
+    return _kept_verification(folder).warnings if folder.verify.exists() else ()
 
 
 def _show_warnings(warnings: Sequence[Finding], folder: DatasetFolder) -> None:
@@ -238,6 +264,11 @@ def _show_warnings(warnings: Sequence[Finding], folder: DatasetFolder) -> None:
 
 def _verify_command(folder: DatasetFolder) -> str:
     return command("verify", folder.name, workspace=folder.path.parent)
+
+
+def _kept_verification(folder: DatasetFolder) -> Verification:
+    mend = f"{remove(folder.verify)} && {_verify_command(folder)}"
+    return Verification.load(folder.verify, mend=mend)
 
 
 def _is_of(path: Path, dataset: Dataset) -> bool:
@@ -254,8 +285,7 @@ def _known_warnings(folder: DatasetFolder, dataset: Dataset) -> tuple[Finding, .
     """What verify.json warns of; nothing where it is of another state of the dataset."""
     if not _is_of(folder.verify, dataset):
         return ()
-    mend = _verify_command(folder)
-    return Verification.load(folder.verify, mend=mend).warnings
+    return _kept_verification(folder).warnings
 
 
 def _with_seen(
@@ -345,7 +375,7 @@ def check_unchanged(artifact: Artifact, planned: Planned, *, where: str, mend: s
     if before is not None and before.digest() == then:
         changes = describe_changes(before, dataset)
         if without_added(before, dataset) is not None:
-            other = "; or train and select without the new cases: add --accept-changes."
+            other = " (or add --accept-changes to train and select without the new cases)"
     raise ArtifactError(
         f"{where} was made from another dataset: {changes or f'{dataset.name} has changed since'}.",
         hint=f"Make it again with: {mend}{other}",
@@ -362,7 +392,7 @@ def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] =
     """
     known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
     name = dataset.name if known else dataset.folder
-    return command("plan", name, *words, workspace=folder.path.parent)
+    return command("plan", name, options=words, workspace=folder.path.parent)
 
 
 def preprocess(

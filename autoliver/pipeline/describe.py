@@ -87,15 +87,15 @@ def finding(dataset: Dataset, judged: Judgement, *, workspace: Path) -> Finding:
         if judged.modality == "MR":
             problem += " CT stored with an offset or a window looks like this as well."
         return Finding(case=None, severity="note", code="modality", problem=problem)
-    plan = command("plan", dataset.folder, "--modality", "CT", workspace=workspace)
+    plan = command("plan", dataset.folder, options=["--modality", "CT"], workspace=workspace)
     both = " If there are both, make two datasets of them." if judged.mixed else ""
     return Finding(
         case=None,
         severity="error",
         code="modality",
         problem=f"{images}: are these CT or MR? {judged.why}.",
-        hint=f"Say it: {plan}, or --modality MR, or --modality other (each image is normalised "
-        f"by its own mean and deviation).{both}",
+        hint="Say it with --modality CT, --modality MR or --modality other (each image is "
+        f"normalised by its own mean and deviation).{both} For CT: {plan}",
     )
 
 

@@ -103,7 +103,7 @@ class CasesFailed(AutoliverError):
         hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
         return cls(
             "\n".join([f"{len(failures)} of {counted(total, 'case')} failed:", *lines]),
-            hint=" ".join([*hints, "The same command again predicts what is missing."]),
+            hint="\n".join([*hints, "The same command again predicts what is missing."]),
             predicted=predicted,
         )
 

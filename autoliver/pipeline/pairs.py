@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
+from autoliver.commands import remove
 from autoliver.datasets.cases import Case, Labels
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
@@ -184,7 +185,7 @@ def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
     from autoliver.evaluation.results import MetricOptions, Scores
 
     path = folder / SCORES_FILE
-    mend = f"rm -r {folder}, then the same command"
+    mend = f"{remove(folder)} (then run the same command)"
     if path.exists() and Scores.load(path, mend=mend).made_from == made_from:
         return
     if folder.exists():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
@@ -166,10 +167,7 @@ class _Contest:
         if not scored:
             raise ModelError(
                 " ".join([f"{dataset.name}: no run can be scored.", *left_out]),
-                hint="Train a fold that holds out cases: "
-                + command(
-                    *("train", dataset.name, "3d_fullres", "--fold", "0"), workspace=workspace.root
-                ),
+                hint=_to_score(folder, dataset, request.runs),
             )
         return cls(
             folder=folder,
@@ -239,7 +237,7 @@ class _Contest:
 
     def _as_trained(self, *runs: RunFolder) -> PredictRequest:
         """Returns how to predict with runs: exactly if one was trained with --deterministic."""
-        exact = any(TrainingOptions.load(run.options).deterministic for run in runs)
+        exact = any(TrainingOptions.load(run.options, mend=run.mend).deterministic for run in runs)
         return replace(self.request, exact=exact)
 
     def _pairs(self, fold: int) -> FoldPairs:
@@ -252,6 +250,19 @@ class _Contest:
             labels=self.dataset.labels,
             request=self._as_trained(*self.runs),
         )
+
+
+def _to_score(folder: DatasetFolder, dataset: Dataset, runs: Sequence[str]) -> str:
+    """Hints at what makes runs that can be scored, where there is none."""
+    name, workspace = dataset.name, folder.path.parent
+    before = Dataset.load(folder.dataset) if folder.trained.runs else dataset
+    if len(before.cases) < len(dataset.cases) and without_added(before, dataset) is not None:
+        select = command(
+            *("select", name, *runs), options=["--accept-changes"], workspace=workspace
+        )
+        return f"Leave out the cases that were added after planning: {select}"
+    train = command("train", name, "3d_fullres", options=["--fold", "0"], workspace=workspace)
+    return f"Train a fold that holds out cases: {train}"
 
 
 def _wanted(folder: DatasetFolder, names: Sequence[str]) -> list[RunFolder]:
@@ -287,7 +298,7 @@ def _scored_folds(
     left_out = []
     now = {"dataset": dataset.digest(), "folds": splits.digest()}
     for run in runs:
-        begun = TrainingOptions.load(run.options).made_from
+        begun = TrainingOptions.load(run.options, mend=run.mend).made_from
         changed = [what for what, digest in now.items() if begun.get(what) != digest]
         if changed:
             left_out.append(
@@ -349,7 +360,9 @@ def _common_folds(
     if not other.source:
         tag = ["--tag", other.tag] if other.tag else []
         train = command(
-            *("train", dataset, other.configuration, "--fold", fold, *tag), workspace=workspace
+            *("train", dataset, other.configuration),
+            options=["--fold", fold, *tag],
+            workspace=workspace,
         )
     select = command("select", dataset, most.path.name, workspace=workspace)
     raise ModelError(

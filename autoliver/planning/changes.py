@@ -1,5 +1,6 @@
 """Describes the differences between two plans of a dataset as readable text."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from autoliver.planning.plan import Configuration, IntensityStats, Plan
 
 _STATISTICS = ("mean", "median", "std", "min", "max")
 _WINDOW = ("percentile_00_5", "percentile_99_5")
+_FEWEST_DIGITS = 4  # of numbers that are shown exactly where rounding would hide a difference
 
 
 class Decision(NamedTuple):
@@ -141,14 +143,34 @@ def _exactly(before: object, now: object) -> tuple[str, str]:
     """Returns the differing parts of two values as text, for values whose usual text is equal."""
     one, other = msgspec.to_builtins(before), msgspec.to_builtins(now)
     if not (isinstance(one, dict) and isinstance(other, dict)):
-        return _plain(one), _plain(other)
+        return _told_apart(one, other)
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    old, new = ("; ".join(f"{key} {_plain(v.get(key))}" for key in keys) for v in (one, other))
+    pairs = [_told_apart(one.get(key), other.get(key)) for key in keys]
+    old, new = (
+        "; ".join(map(" ".join, zip(keys, s, strict=True))) for s in zip(*pairs, strict=True)
+    )
     return old, new
 
 
-def _plain(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _told_apart(one: object, other: object) -> tuple[str, str]:
+    """Returns two differing values as text, rounded to the fewest digits that show it."""
+    for digits in range(_FEWEST_DIGITS, sys.float_info.dig + 2):
+        texts = _plain(one, digits), _plain(other, digits)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _plain(value: object, digits: int) -> str:
+    """Returns a value as text whose numbers have so many significant digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_plain(item, digits) for item in value)}]"
+    if isinstance(value, dict):
+        items = (f"{key} {_plain(item, digits)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _picked(stats: IntensityStats, fields: Sequence[str]) -> list[float]:

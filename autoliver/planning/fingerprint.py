@@ -22,6 +22,7 @@ from autoliver.planning.intensities import Intensities, collect, pooled_statisti
 from autoliver.planning.nonzero import BoolArray, foreground_mask, nonzero_box, nonzero_mask
 from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
+from autoliver.values import counted
 
 # Numbers of distinct intensities that are kept, per case and in all cases together. Each takes 4
 # bytes and another 8 for its count. CT and most MR files hold integers or scaled integers, so that
@@ -74,7 +75,8 @@ def make_fingerprint(
     cases = dataset.labelled
     if not cases:
         raise DatasetError(
-            f"{dataset.folder}: none of {len(dataset.cases)} cases has a label; at least one must.",
+            f"{dataset.folder}: none of {counted(len(dataset.cases), 'case')} has a label; at "
+            "least one must.",
             hint="Put the label maps into labelsTr, named like their images without the channel.",
         )
     kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))

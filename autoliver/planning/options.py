@@ -26,13 +26,13 @@ def changed_options(before: PlanOptions, changes: Mapping[str, object]) -> PlanO
 
     Args:
         before: The options.
-        changes: Name -> value; None resets an option that may be None.
+        changes: Name -> value; None resets the option to its default.
 
     Raises:
         OptionError: An option does not exist, or its value is invalid.
     """
     check_known(changes, PlanOptions.__struct_fields__, of="plan")
-    return PlanOptions(**{**_fields(before), **changes})
+    return PlanOptions(**{**_fields(before), **_with_defaults(changes, PlanOptions())})
 
 
 def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> LikeOptions:
@@ -43,7 +43,7 @@ def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> 
 
     Args:
         before: The options.
-        changes: Name -> value.
+        changes: Name -> value; None resets the option to its default.
 
     Raises:
         OptionError: An option does not exist, or its value is invalid.
@@ -54,7 +54,9 @@ def changed_like_options(before: LikeOptions, changes: Mapping[str, object]) -> 
         changes.setdefault("spacing", "fixed")
     elif changes.get("spacing", "fixed") != "fixed":
         changes.setdefault("spacing_mm", None)
-    return LikeOptions(**{**_fields(before), **changes})
+    elif "spacing_mm" in changes and before.spacing == "fixed":
+        changes.setdefault("spacing", None)
+    return LikeOptions(**{**_fields(before), **_with_defaults(changes, LikeOptions())})
 
 
 def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
@@ -77,6 +79,15 @@ def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
     if options.keep_axes:
         words += ["--keep-axes"]
     return tuple(words)
+
+
+def _with_defaults(
+    changes: Mapping[str, object], defaults: PlanOptions | LikeOptions
+) -> dict[str, Any]:
+    """Returns the changes with an option's default instead of None."""
+    return {
+        name: getattr(defaults, name) if value is None else value for name, value in changes.items()
+    }
 
 
 def _fields(options: PlanOptions | LikeOptions) -> dict[str, Any]:

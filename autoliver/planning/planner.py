@@ -25,6 +25,7 @@ from autoliver.planning.plan import (
     PlanOptions,
 )
 from autoliver.planning.presets import PRESETS
+from autoliver.values import counted
 
 # If a patch covers less than this share of the median case, a low-resolution configuration is
 # tried. It is kept if the median case has at most half as many voxels there.
@@ -270,7 +271,8 @@ def _check(dataset: Dataset, fingerprint: Fingerprint) -> None:
     named, found = len(dataset.channel_names), len(fingerprint.intensities)
     if named != found:
         raise DatasetError(
-            f"{dataset.name}: dataset.json names {named} channels, the images hold {found}.",
+            f"{dataset.name}: dataset.json names {counted(named, 'channel')}, the images hold "
+            f"{found}.",
             hint="Name every channel under 'channel_names' in dataset.json, in order.",
         )
 

@@ -50,6 +50,10 @@ class PresetRow:
     max_batch: int | None = None
 
 
+# The preset with the smallest network.
+SMALLEST: Preset = "tiny"
+
+
 def _unet(topology: Topology, *, in_channels: int, out_channels: int) -> UNetSpec:
     """Makes the plain U-Net of nnU-Net."""
     stages, dimension = len(topology.strides), len(topology.patch_shape)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -12,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record
-from autoliver.datasets.cases import Case, Dataset, Labels
+from autoliver.commands import DATASET, command
+from autoliver.datasets.cases import Case, Dataset, Labels, is_described
 from autoliver.datasets.description import modality_of, read_description
-from autoliver.datasets.layouts import image_files
+from autoliver.datasets.layouts import image_files, transparency
 from autoliver.errors import DatasetError, MachineError
 from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
@@ -123,7 +125,12 @@ def verify(
     Returns:
         The findings; the caller fills in `made_from`.
     """
-    check = partial(check_case, labels=dataset.labels, channels=len(dataset.channel_names))
+    check = partial(
+        check_case,
+        labels=dataset.labels,
+        channels=len(dataset.channel_names),
+        described=is_described(dataset),
+    )
     results = executor.map(check, dataset.cases) if executor else map(check, dataset.cases)
     checks = list(progress(results) if progress else results)
     findings = [finding for one in checks for finding in one.findings]
@@ -163,21 +170,21 @@ def raise_on_errors(verification: Verification) -> None:
         return
     shown = [f"{e.case}: {e.problem}" if e.case else e.problem for e in errors[:_SHOWN]]
     more = len(errors) - len(shown)
-    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     rest = [f"... and {more} more"] if more else []
     raise DatasetError(
-        "\n".join([f"The dataset has {count}.", *shown, *rest]),
-        hint=f"{errors[0].hint} 'autoliver verify' lists everything.",
+        "\n".join([f"The dataset has {counted(len(errors), 'error')}.", *shown, *rest]),
+        hint=f"{errors[0].hint}\nTo see every finding: {command('verify', DATASET)}".strip(),
     )
 
 
-def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
+def check_case(case: Case, *, labels: Labels, channels: int, described: bool = True) -> CaseCheck:
     """Checks one case.
 
     Args:
         case: The case.
         labels: The labels of the dataset, whose values the label file may hold.
         channels: The expected number of channels of all its images together.
+        described: Whether there is a dataset.json that names the channels.
     """
     found = _Findings(case.name)
     headers = {path: found.header(Path(path)) for path in case.images}
@@ -190,7 +197,12 @@ def check_case(case: Case, *, labels: Labels, channels: int) -> CaseCheck:
         if label_header is not None and case.label is not None:
             found.grids(first, (case.label, label_header), code="label_grid")
     if len(whole) == len(headers):
-        _check_channels(found, case, [header for _, header in whole], channels)
+        held = sum(header.channels for _, header in whole)
+        if held != channels:
+            hint = _channels_hint(case, labels, held, channels, described=described)
+            names = ", ".join(Path(path).name for path in case.images)
+            problem = f"{counted(held, 'channel')} in {names}, expected {channels}."
+            found.add("error", "channels", problem, hint)
     voxels = [_check_voxels(found, Path(path), case, labels) for path, _ in whole]
     contents = [one.content for one in voxels]
     same = [c for n, c in enumerate(contents) if c and c in contents[:n]]
@@ -266,16 +278,17 @@ class _Findings:
                 self.add("error", code, f"{who} differ in {difference.what}: {files}.", _RESAMPLE)
 
 
-def _check_channels(found: _Findings, case: Case, headers: list[Header], channels: int) -> None:
-    held = sum(header.channels for header in headers)
-    if held != channels:
-        names = ", ".join(Path(path).name for path in case.images)
-        found.add(
-            "error",
-            "channels",
-            f"{held} channel(s) in {names}, expected {channels}.",
-            "Correct the files, or channel_names in dataset.json.",
-        )
+def _channels_hint(case: Case, labels: Labels, held: int, channels: int, *, described: bool) -> str:
+    alpha = transparency(case.images, held=held, channels=channels)
+    if alpha or described:
+        return alpha or "Correct the files, or channel_names in dataset.json."
+    colours = ("red", "green", "blue") if held == len("RGB") else ()
+    names = {str(i): colours[i] if colours else f"channel {i}" for i in range(held)}
+    values = {name: group[0] for name, group in labels.values.items()}
+    return (
+        "Save the images with one channel, or write a dataset.json beside images/ that names "
+        f"all: {json.dumps({'channel_names': names, 'labels': values})}"
+    )
 
 
 class _Voxels(NamedTuple):
@@ -370,9 +383,10 @@ def _misnamed(dataset: Dataset, ranges: Sequence[CaseRange]) -> Iterable[Finding
             case=None,
             severity="warning",
             code="channel_name",
-            problem=f"channel {index} is named {name}, but all {len(ranges)} cases have the values "
-            f"of air in CT (about {min(lows):g}). It is normalised by each image's "
-            "own mean and deviation, which loses Hounsfield units.",
+            problem=f"channel {index} is named {name}, but the images of "
+            f"{counted(len(ranges), 'case')} have the values of air in CT (about "
+            f"{min(lows):g}). It is normalised by each image's own mean and deviation, which "
+            "loses Hounsfield units.",
             hint='If it is CT, name it "CT" in dataset.json.',
         )
 

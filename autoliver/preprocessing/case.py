@@ -413,7 +413,7 @@ def _check(image: Volume, label: Volume | None, plan: Plan, name: str) -> None:
     if highest > _LARGEST_LABEL:
         raise DatasetError(
             f"{name}: label value {highest}, expected at most {_LARGEST_LABEL}.",
-            hint="Renumber the labels; 'autoliver verify' lists the values of each case.",
+            hint="Renumber the labels. The values of each case: autoliver verify DATASET",
         )
 
 

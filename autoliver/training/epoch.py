@@ -1,5 +1,6 @@
 """Evaluates an epoch: scores of its training patches and of patches of held-out cases."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 from msgspec import UNSET, UnsetType
 
 from autoliver.training.objectives.objective import Objective, Scores, Tally
-from autoliver.training.patches.stream import TrainingBatch
+from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.progress import EpochLog, FurtherScores
 from autoliver.training.state import TrainingState
 from autoliver.training.step import Stepper
@@ -19,33 +20,43 @@ class HeldOut:
     """The result of evaluating patches of held-out cases.
 
     Attributes:
-        loss: Mean loss over the batches; None if there are no batches.
+        loss: Mean loss over the batches whose loss is finite; None if there are none.
         tally: Counts of all batches together.
+        not_finite: Cases of the batches whose loss is not finite.
         waited: Seconds spent waiting for the patches.
     """
 
     loss: float | None
     tally: Tally
+    not_finite: tuple[str, ...]
     waited: float
 
 
-def score_held_out(stepper: Stepper, batches: Iterable[TrainingBatch]) -> HeldOut:
+def score_held_out(stepper: Stepper, batches: Iterable[TrainingBatch], patches: Patches) -> HeldOut:
     """Computes loss and counts of batches with the resulting network, without learning from them.
 
     Args:
         stepper: The stepper of the training.
         batches: Batches of held-out cases, without augmentations.
+        patches: Where they come from.
+
+    Raises:
+        AutoliverError: The image of a batch without a finite loss is not finite.
     """
     network = stepper.state.result.eval()
-    losses, waited = [], 0.0
+    losses, not_finite, waited = [], [], 0.0
     total = Tally.empty(stepper.objective.lengths)
     with torch.no_grad():
         for batch in batches:
             loss, tally = stepper.loss(network, batch)
-            losses.append(loss.item())
+            if math.isfinite(loss):
+                losses.append(loss.item())
+            else:
+                not_finite += stepper.cases_of(batch)
+                stepper.check_images(batch, patches)
             total += tally
             waited += batch.waited
-    return HeldOut(loss=_mean(losses), tally=total, waited=waited)
+    return HeldOut(loss=_mean(losses), tally=total, not_finite=tuple(not_finite), waited=waited)
 
 
 def epoch_log(
@@ -80,7 +91,7 @@ def epoch_log(
         validation_dice=validation.labels if validation else None,
         seconds=round(total, 3),
         data_wait=round(waited / max(total, 1e-9), 4),
-        skipped=tuple(sums.skipped),
+        skipped=(*sums.skipped, *(held_out.not_finite if held_out else ())),
         scores=_further(train, validation, objective.watched),
     )
 

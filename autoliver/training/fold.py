@@ -40,6 +40,7 @@ class FoldTask:
             none of it changes the result.
         network_gb: GPU memory that the training needs besides the cases, in GB.
         group: The processes that train the fold together; they do not change the result either.
+        smaller: The command that plans a smaller network; empty if there is none.
         start: Initial weights, the complete state dict of the configuration's network; None:
             random initialisation.
         replay: Cases of another dataset that `options.replay_share` of the patches come from, with
@@ -57,6 +58,7 @@ class FoldTask:
     machine: Machine = WHOLE_MACHINE
     network_gb: float = 0.0
     group: Group = ALONE
+    smaller: str = ""
     start: Mapping[str, Tensor] | None = None
     replay: Sequence[TrainingCase] = ()
 

@@ -21,6 +21,7 @@ from autoliver.training.bar import TrainingBar, duration
 from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.epoch import HeldOut, epoch_log, score_held_out
+from autoliver.training.finite import check_end, check_weights, diverged
 from autoliver.training.fold import FoldTask, TrainedFold, open_patches
 from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
@@ -37,11 +38,12 @@ from autoliver.training.progress import (
 from autoliver.training.recipes import Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
-from autoliver.values import counted
+from autoliver.values import counted, first_few
 
 _VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
+_NAMED = 4  # held-out cases that an error names
 _LONG_ON_CPU = 3600.0  # seconds from which a training on a CPU is announced as long
 _HELD_OUT_TIME = 1.1  # held-out patches add about a tenth to the time of the steps
 
@@ -59,7 +61,8 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
 
     Raises:
         AutoliverError: The loss is not finite for several batches in a row (the message names the
-            cases), or the device has too little memory.
+            cases) or on all held-out cases, weights are not finite, or the device has too little
+            memory.
         ModelError: resume.pt is damaged or belongs to another network.
     """
     try:
@@ -73,9 +76,10 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     except torch.cuda.OutOfMemoryError as error:
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
-            f"{task.configuration.batch_size} patches {task.configuration.patch_shape}.",
-            hint="Try --cache ram or a smaller --batch-size or --patch, plan for less with "
-            "'autoliver plan DATASET --vram GB', or use --device cpu.",
+            f"{counted(task.configuration.batch_size, 'patch', 'patches')} "
+            f"{task.configuration.patch_shape}.",
+            hint="Try --cache ram, a smaller --batch-size or --patch, or --device cpu. Or plan for "
+            "less memory: autoliver plan DATASET --vram GB",
         ) from error
 
 
@@ -154,12 +158,14 @@ class _Loop:
                         self._draw()
                         drawn = time.monotonic()
                 elif stopping:
+                    check_weights(self.task, self.state)
                     self._save()
                 if self._done() >= 1.0 or stopping:
                     break
         if self.state.logs:
             self._draw()
         elif last == 0:
+            check_weights(self.task, self.state)
             self._save()  # without steps, the initial weights are the result; can be extended
         self.group.wait()  # torchrun could kill the others while they save once one has ended
         return self._trained()
@@ -197,6 +203,7 @@ class _Loop:
     def _finish_epoch(self) -> None:
         state, start, options = self.state, time.monotonic(), self.task.options
         held_out = self._held_out()
+        self._check_finite(held_out)
         seconds = time.monotonic() - start
         self._note_time()
         log = epoch_log(
@@ -210,6 +217,19 @@ class _Loop:
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
+    def _check_finite(self, held_out: HeldOut | None) -> None:
+        """Refuses an epoch after which the network is useless, before it replaces the last state.
+
+        Raises:
+            AutoliverError: Weights, all held-out losses or the last training losses are not finite.
+        """
+        check_weights(self.task, self.state)
+        if held_out is not None and held_out.loss is None:
+            cases = first_few(sorted(set(held_out.not_finite)), _NAMED)
+            raise diverged(self.task, self.state, f"the loss of held-out {cases} is not finite")
+        if self._done() >= 1.0:
+            check_end(self.task, self.state, judged=held_out is not None)
+
     def _held_out(self) -> HeldOut | None:
         """Scores patches of the held-out cases, the same ones after every epoch.
 
@@ -217,10 +237,12 @@ class _Loop:
         """
         if not self.task.validation:
             return None
-        numbers = range(max(1, self.task.options.iterations // _VALIDATION_SHARE))
+        # A time budget may have ended the first epoch long before its last step.
+        steps = min(self.task.options.iterations, self.state.step)
+        numbers = range(max(1, steps // _VALIDATION_SHARE))
         shape = self.task.configuration.patch_shape
         batches = self.held_out.batches(numbers, patch_shape=shape, spec=None)
-        return score_held_out(self.stepper, batches)
+        return score_held_out(self.stepper, batches, self.held_out)
 
     def _no_sums(self) -> EpochSums:
         return EpochSums(tally=Tally.empty(self.objective.lengths))
@@ -303,7 +325,7 @@ class _Loop:
             with TrainingBar.external_write_mode(file=sys.stderr):
                 _log.warning(
                     "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
-                    "plan a smaller network (autoliver plan DATASET --preset tiny), or begin again "
-                    "with --fresh and fewer --epochs, or with --hours H.",
+                    "begin again with --fresh and fewer --epochs, or with --hours H.%s",
                     *(duration(left), counted(self._epochs, "epoch")),
+                    f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
                 )

@@ -337,7 +337,7 @@ def check_options(options: TrainingOptions) -> None:
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))
-        raise OptionError(f"--patch {given}: every size must be at least 1.")
+        raise OptionError(f"--patch {given}: every size must be from 1 to {MOST}.")
     _check_together(options)
     if options.pretrained is None:
         _check_from_scratch(options)

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.errors import AutoliverError
+from autoliver.training.finite import PATIENCE, diverged
 from autoliver.training.fold import FoldTask
 from autoliver.training.freezing import freezing
 from autoliver.training.objectives.objective import Objective, Tally
 from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.state import TrainingState, amp_dtype, memory_format
 
-_PATIENCE_NOT_FINITE = 5  # batches in a row without a finite loss before giving up
+# An enabled scaler halves its scale until the gradients are finite. Below this scale they overflow
+# by themselves.
+_LEAST_SCALE = 1.0
 
 
 class Stepper:
@@ -91,33 +94,52 @@ class Stepper:
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), state.recipe.clip)
         # An enabled scaler skips such steps by itself: that is how it finds its scale.
-        if not state.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+        finite = bool(torch.isfinite(norm))
+        if not state.scaler.is_enabled() and not finite:
             return False
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if not finite and state.scaler.get_scale() < _LEAST_SCALE:
+            return False
         state.update_average()
         return True
 
     def _note_not_finite(self, batch: TrainingBatch) -> None:
-        state, group = self.state, self.task.group
+        state = self.state
         state.failures += 1
-        names = [case.name for case in batch.cases]
-        cases = sorted(set(group.gather(names)))
+        cases = self.cases_of(batch)
         state.sums.skipped.extend(cases)
-        images = self.train.redraw(batch.number).image
+        self.check_images(batch, self.train)
+        if state.failures >= PATIENCE:
+            raise diverged(
+                self.task,
+                state,
+                f"loss or gradients were not finite for {state.failures} batches in a row, the "
+                f"last one of {', '.join(cases)}",
+            )
+
+    def cases_of(self, batch: TrainingBatch) -> list[str]:
+        """The names of the cases of a batch, of all processes."""
+        return sorted(set(self.task.group.gather([case.name for case in batch.cases])))
+
+    def check_images(self, batch: TrainingBatch, patches: Patches) -> None:
+        """Checks the images of a batch whose loss is not finite.
+
+        Args:
+            batch: The batch.
+            patches: Where it comes from; it is drawn again.
+
+        Raises:
+            AutoliverError: An image is not finite; the message names the case.
+        """
+        names = [case.name for case in batch.cases]
+        images = patches.redraw(batch.number).image
         bad = [n for n, patch in zip(names, images, strict=True) if not np.isfinite(patch).all()]
-        bad = group.gather(bad)
+        bad = self.task.group.gather(bad)
         if bad:
             raise AutoliverError(
                 f"{bad[0]}: its preprocessed image holds values that are not finite.",
-                hint="Check the image with 'autoliver verify', then preprocess again.",
-            )
-        if state.failures >= _PATIENCE_NOT_FINITE:
-            raise AutoliverError(
-                f"{self.task.title}: loss or gradients were not finite for {state.failures} "
-                f"batches in a row, the last one of {', '.join(cases)}.",
-                hint="Check these cases with 'autoliver verify'; if they are sound, start over "
-                "with --fresh and another --seed.",
+                hint="Check the image, then preprocess again: autoliver verify DATASET",
             )
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -17,6 +17,7 @@ from autoliver.errors import ModelError
 from autoliver.networks.spec import NetworkSpec
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
 from autoliver.transfer.table import Action, Heads, Transferred, TransferTable
+from autoliver.values import counted
 
 # Input channels unknown to the source start from this share of the mean over the known channels.
 _UNKNOWN_CHANNEL = 0.1
@@ -114,7 +115,7 @@ def _check(source: Side, target: Side) -> None:
     if why := other.unlike(one):
         raise ModelError(
             why,
-            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE.",
+            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE",
         )
 
 
@@ -155,7 +156,7 @@ def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:
     zero = torch.zeros_like(weight[:, 0])
     further = [zero if i is None else weight[:, i] for i in columns]
     known = sum(index is not None for index in columns)
-    words = f"{known} of {len(columns)} channels of labels by label"
+    words = f"{known} of {counted(len(columns), 'channel')} of labels by label"
     return torch.stack([*image.unbind(1), *further], 1), "; ".join(filter(None, [how, words]))
 
 
@@ -189,9 +190,9 @@ def adapt_channels(
     if before == after:
         return weight, ""
     if after == 1:
-        return weight.sum(1, keepdim=True), f"{before} channels summed"
+        return weight.sum(1, keepdim=True), f"{counted(before, 'channel')} summed"
     repeated = weight[:, [i % before for i in range(after)]] * (before / after)
-    return repeated, f"{before} channels spread over {after}"
+    return repeated, f"{counted(before, 'channel')} spread over {after}"
 
 
 def adapt_kernel(weight: Tensor, kernel: Sequence[int], *, repeat: bool = False) -> Tensor:

@@ -132,6 +132,36 @@ def test_with_json_a_problem_is_one_object_on_stdout(
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words", "hint"),
+    [
+        (("trian",), "Did you mean 'train'?", "autoliver --help"),
+        (("train", "LiTS", "2d", "--epoch", "3"), "No such option: --epoch", "help train"),
+        (("train", "LiTS"), "Missing argument 'CONFIG'", "help train"),
+        (("predict", "-i", "in"), "Missing option '--output'", "help predict"),
+        (("train", "LiTS", "2d", "--epochs", "1.5"), "'1.5'; it must be a whole number", "train"),
+        (("train", "LiTS", "2d", "--lr", "x"), "'x'; it must be a number", "help train"),
+        (("train", "LiTS", "2d", "--workers", "-1"), "'-1'; it must be at least 0", "help train"),
+        (("predict", "-i", "a", "-o", "b", "--step", "7"), "it must be at most 1", "help predict"),
+        (("train", "LiTS", "2d", "--fold", "x"), "'x' is not one of 0..4", "help train"),
+        (("plan", "--preset", "big"), "'big' is not one of", "help plan"),
+    ],
+)
+def test_with_json_misuse_is_one_object_on_stdout(
+    arguments: tuple[str, ...],
+    words: str,
+    hint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run_in_process(monkeypatch, capsys, *arguments, "--json")
+    assert code == 2
+    found = json.loads(out)
+    assert words in found["error"]
+    assert hint in found["hint"]
+    assert err.endswith(f"Error: {found['error']}\n")
+
+
 def test_verify_tells_findings_as_one_object_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +191,8 @@ def test_the_workspace_can_come_from_the_environment(tmp_path: Path) -> None:
     assert f"workspace {tmp_path / 'mine'}" in str(result.exception)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     # A pipe that nobody writes to keeps the command waiting where it reads the description.
     pipe = tmp_path / "dataset.json"
     os.mkfifo(pipe)
@@ -170,6 +201,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         [
             *("env", "--default-signal=INT", sys.executable, "-m", "autoliver"),
             *("plan", str(tmp_path), "-w", str(tmp_path / "w")),
+            *(["--json"] if as_json else []),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -182,7 +214,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         os.close(writing)
     assert process.returncode == 130
-    assert (out, err) == ("", "Stopped. Run the same command again to continue.\n")
+    again = "Run the same command again to continue."
+    assert err == f"Stopped. {again}\n"
+    assert (json.loads(out) if as_json else out) == (
+        {"error": "Stopped.", "hint": again} if as_json else ""
+    )
 
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from autoliver.cli.output import table
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.planning.changes import Change, decisions, plan_changes
 from autoliver.planning.plan import (
@@ -86,15 +87,48 @@ def test_a_difference_too_small_to_be_shown_is_shown_exactly():
     before = plan_of(spacing_mm=(1.0, 0.7421875, 0.7421875))
     now = plan_of(spacing_mm=(1.0, 0.7421876, 0.7421875))
     assert changed(before, now)[("2d", "spacing")] == (
-        "[0.7421875,0.7421875]",
-        "[0.7421876,0.7421875]",
+        "[0.7421875, 0.7421875]",
+        "[0.7421876, 0.7421875]",
     )
     network = before.configurations["2d"].network
     kernels = ((1, 1), *network.kernels[1:])
     decided = before.configurations["2d"].replace(network=network.replace(kernels=kernels))
     other = before.replace(configurations={**before.configurations, "2d": decided})
     old, new = changed(before, other)[("2d", "network")]
-    assert (old[:14], new[:14]) == ("kernels [[3,3]", "kernels [[1,1]")
+    assert (old[:15], new[:15]) == ("kernels [[3, 3]", "kernels [[1, 1]")
+
+
+@pytest.mark.parametrize(
+    ("mm", "shown"),
+    [
+        (0.74218, ("[0.74219, 0.74219]", "[0.74218, 0.74219]")),
+        (0.7421875, ("[0.74218751, 0.74218751]", "[0.7421875, 0.74218751]")),
+        (
+            0.7421875123456,
+            ("[0.7421875123457, 0.7421875123457]", "[0.7421875123456, 0.7421875123457]"),
+        ),
+    ],
+)
+def test_numbers_are_rounded_as_far_as_the_difference_is_still_seen(mm, shown):
+    other = 0.7421875123456789
+    before = plan_of(spacing_mm=(1.0, other, other))
+    old, new = changed(before, plan_of(spacing_mm=(1.0, mm, other)))[("2d", "spacing")]
+    assert (old, new) == shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_changes_keeps_to_the_width(width):
+    before = plan_of(spacing_mm=(1.0, 0.7421875123456789, 0.7421875123456789))
+    stats = STATS.replace(std=38.123456789123456, median=101.00000000000001)
+    now = plan_of(spacing_mm=(1.0, 0.7421875123456781, 0.7421875123456782))
+    now = now.replace(intensities=(stats, stats))
+    rows = [
+        (c.configuration, c.decision, f"{c.before} -> {c.now}") for c in plan_changes(before, now)
+    ]
+    lines = table(("changed", "decision", "before -> now"), rows, wrap=width).splitlines()
+    assert max(map(len, lines)) <= width
+    shown = " ".join(line[36:] for line in lines)
+    assert "39" in shown and "38.12" in shown and "38.1234" not in shown  # noqa: PT018
 
 
 @pytest.mark.parametrize("name", Plan.__struct_fields__)

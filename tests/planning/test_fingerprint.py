@@ -137,5 +137,5 @@ def test_files_to_fingerprint(tmp_path):
 
 
 def test_a_dataset_needs_a_label(tmp_path):
-    with pytest.raises(DatasetError, match="none of 1 cases has a label"):
+    with pytest.raises(DatasetError, match="none of 1 case has a label"):
         make_fingerprint(write_dataset(tmp_path, []))

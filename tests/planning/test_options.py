@@ -124,3 +124,30 @@ def test_the_command_makes_of_the_words_what_they_were_made_of(options, monkeypa
     change = changed_like_options if like else changed_options
     assert change(type(options)(), request.changes) == options
     assert request.like == (like[-1] if like else None)
+
+
+@pytest.mark.parametrize("name", PlanOptions.__struct_fields__)
+def test_none_resets_any_option(name):
+    set_before = PlanOptions(
+        preset="M",
+        vram_gb=11.5,
+        spacing_mm=(2.0, 1.0, 1.0),
+        batch_cap=False,
+        window_hu=(-150.0, 250.0),
+        keep_axes=True,
+    )
+    default = getattr(PlanOptions(), name)
+    assert getattr(set_before, name) != default
+    assert changed_options(set_before, {name: None}) == set_before.replace(**{name: default})
+
+
+@pytest.mark.parametrize(
+    ("before", "changes"),
+    [
+        (LikeOptions(spacing="target"), {"spacing": None}),
+        (LikeOptions(spacing="fixed", spacing_mm=(3.0, 1.0, 1.0)), {"spacing_mm": None}),
+        (LikeOptions(spacing="fixed", spacing_mm=(3.0, 1.0, 1.0)), {"spacing": None}),
+    ],
+)
+def test_none_resets_the_spacing_of_a_plan_like_another(before, changes):
+    assert changed_like_options(before, changes) == LikeOptions()

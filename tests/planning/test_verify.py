@@ -168,7 +168,7 @@ def test_same_image_as_two_channels(folder: Path) -> None:
 def test_wrong_number_of_channels(folder: Path) -> None:
     array = np.concatenate([image("a"), image("a2")])
     write_image(folder / "imagesTr/a_0000.nii.gz", array, GRID)
-    expect(only(folder), "a", "error", "channels", "2 channel(s) in a_0000.nii.gz, expected 1")
+    expect(only(folder), "a", "error", "channels", "2 channels in a_0000.nii.gz, expected 1")
 
 
 def test_unexpected_label_values_are_counted(folder: Path) -> None:

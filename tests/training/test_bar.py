@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,11 +108,17 @@ def test_hours_on_a_cpu_are_announced_once_with_what_to_do(
     for number, steps in ((0, 4), (1, 4), (2, 100)):
         asked = iter(range(200))
         task = make_task(tmp_path / f"fold_{number}", epochs=10**7, iterations=2)
+        task = replace(task, smaller="autoliver plan Toy")
         train_fold(task, stop=lambda asked=asked, steps=steps: next(asked) >= steps)
     (warning,) = caplog.messages
     assert re.match(r"About \d+ (h|days) on this CPU for 10,000,000 epochs of this fold\.", warning)
-    assert "--preset tiny" in warning
+    assert warning.endswith("with --hours H. Or plan a smaller network: autoliver plan Toy")
     assert "--epochs" in warning
+    caplog.clear()
+    task = make_task(tmp_path / "smallest", epochs=10**7, iterations=2)
+    asked = iter(range(200))
+    train_fold(task, stop=lambda: next(asked) >= 4)
+    assert "plan a smaller network" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,11 @@ def whole_trainings(root: Path, group: Group) -> None:
     train(make_task("three_ignore", root / "begun_by_two", group=group), stop)
     options = {"epochs": 10_000, "iterations": 1, "hours": 0.5 / 3600, "schedule": "auto"}
     train(make_task("two", root / "budget", group=group, options=options))
-    try:
-        train(with_a_huge_case(root / "bad", np.nan, group=group))
-    except AutoliverError as error:
-        (root / "bad" / f"{group.rank}.txt").write_text(error.problem)
+    steep = make_task("two", root / "steep", group=group, options={"lr": 1e30})
+    for task in (with_a_huge_case(root / "bad", np.nan, group=group), steep):
+        with pytest.raises(AutoliverError) as caught:
+            train(task)
+        (task.folder / f"{group.rank}.txt").write_text(caught.value.problem)
 
 
 def killed(root: Path, group: Group) -> None:
@@ -297,6 +298,13 @@ def test_a_case_that_one_finds_bad_stops_both(together: Path) -> None:
     for rank in (0, 1):
         told = (together / "bad" / f"{rank}.txt").read_text()
         assert told == "huge: its preprocessed image holds values that are not finite."
+
+
+def test_a_training_that_diverges_ends_for_both(together: Path) -> None:
+    problems = {(together / "steep" / f"{rank}.txt").read_text() for rank in range(2)}
+    assert len(problems) == 1
+    assert "epoch 1: the loss of held-out case_3 is not finite" in problems.pop()
+    assert not (together / "steep/resume.pt").exists()
 
 
 def test_a_time_budget_is_kept_by_one_clock(together: Path) -> None:

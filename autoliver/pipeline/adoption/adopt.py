@@ -307,15 +307,17 @@ def _refusal(failures: Sequence[Failure]) -> DatasetError:
     lines = [failure.problem for failure in failures]
     hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
     head = f"Nothing was written, for {counted(len(failures), 'problem')}:"
-    error = DatasetError("\n".join([head, *lines]), hint=" ".join(hints))
+    error = DatasetError("\n".join([head, *lines]), hint="\n".join(hints))
     error.facts = {"problems": [asdict(failure) for failure in failures]}
     return error
 
 
 def _next_command(output: Path, source: LabelSource, workspace: Workspace) -> str:
-    words = ["train", str(output), source.configuration or "3d_fullres"]
-    words += ["--pretrained", source.pretrained] if source.pretrained else []
-    return command(*words, workspace=workspace.root)
+    return command(
+        *("train", str(output), source.configuration or "3d_fullres"),
+        options=["--pretrained", source.pretrained] if source.pretrained else [],
+        workspace=workspace.root,
+    )
 
 
 def _stem(name: str) -> str:

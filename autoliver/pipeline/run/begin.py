@@ -25,7 +25,7 @@ from autoliver.training.options import (
     default_epochs,
     flag,
 )
-from autoliver.values import counted
+from autoliver.values import another, counted
 from autoliver.workspace import RunFolder
 
 # The name of the lock of each process that works on a run.
@@ -105,7 +105,7 @@ def decide_beginning(
         options = begun = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
     else:
-        options = begun = TrainingOptions.load(run.options)
+        options = begun = TrainingOptions.load(run.options, mend=run.mend)
         again = "Add --fresh to start over, or --tag NAME to keep both."
         if request.fresh:
             others = ", ".join(_others(run, folds))
@@ -265,4 +265,4 @@ def _refuse_changes(
             )
     changed = [name for name, have in made_from.items() if begun.made_from.get(name) != have]
     if changed:
-        raise ArtifactError(f"{run.name} was started with another {changed[0]}.", hint=again)
+        raise ArtifactError(f"{run.name} was started with {another(changed[0])}.", hint=again)

@@ -40,8 +40,8 @@ def begun_run(
     run = folder.run(request.configuration, source=name, tag=request.tag)
     if not (run.options.exists() and run.transfer.exists() and run.start.exists()):
         return None
-    kept = Transfer.load(run.transfer)
-    options = TrainingOptions.load(run.options)
+    kept = Transfer.load(run.transfer, mend=run.mend)
+    options = TrainingOptions.load(run.options, mend=run.mend)
     digest = kept.made_from["source"]
     begun_from = options.pretrained, options.made_from.get("source")
     if not run.has_stepped or begun_from != (kept.source, digest):
@@ -66,7 +66,10 @@ def as_begun(own: Planned, run: RunFolder, wanted: ConfigurationName) -> tuple[P
         ArtifactError: The dataset has changed since the plan was made.
         OptionError: The plan is gone or was made anew.
     """
-    kept, options = Transfer.load(run.transfer), TrainingOptions.load(run.options)
+    kept, options = (
+        Transfer.load(run.transfer, mend=run.mend),
+        TrainingOptions.load(run.options, mend=run.mend),
+    )
     like = own.folder.plan_like(run.source)
     plans = [Plan.load(like)] if like.exists() else []
     plan = next(

@@ -42,18 +42,19 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_STOP = 120.0
 
 
-def queue_devices(machine: Machine) -> tuple[str, ...]:
+def queue_devices(machine: Machine, *, most: int) -> tuple[str, ...]:
     """Returns the devices that folds are trained on at the same time; none without a queue.
 
     Args:
         machine: The devices to use; its `gpus` or `jobs` request a queue.
+        most: Number of folds to train; there are no more devices than that.
 
     Raises:
         OptionError: The options exclude each other, or a GPU does not exist.
     """
     gpus, jobs, device = machine.gpus, machine.jobs, machine.device
     if not gpus:
-        return (device,) * (jobs or 0)
+        return (device,) * min(jobs or 0, most)
     other = f"--jobs {jobs}" if jobs else "" if device == "auto" else f"--device {device}"
     given = ",".join(map(str, gpus))
     if other:
@@ -64,7 +65,7 @@ def queue_devices(machine: Machine) -> tuple[str, ...]:
     from autoliver.networks.device import check_gpus
 
     check_gpus(gpus)
-    return tuple(f"cuda:{number}" for number in gpus)
+    return tuple(f"cuda:{number}" for number in gpus[:most])
 
 
 def run_queue(

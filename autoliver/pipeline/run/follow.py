@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from autoliver.commands import command
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import Machine
 from autoliver.pipeline.data import Planned, check_unchanged, plan_command, planned_dataset
@@ -108,11 +109,13 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
         reduced = source.replace(configurations={name: source.configurations[name]})
         return _save(own, replace(followed, plan=reduced), plan.replace(configurations=both))
     if plan.made_from.get(_part(name)) != like_digest(source, name):
+        place = own.folder.path.parent
+        load = command("import", "FILE", options=["--name", "NAME"], workspace=place)
         raise ArtifactError(
             f"{where} was made like another {followed.name}: its {name} has another spacing, "
             "network or window.",
-            hint=f"Plan again with: {mend} (runs of the old plan stay, but cannot be resumed); or "
-            "import one of the two under another name: autoliver import FILE --name NAME.",
+            hint=f"Plan again with: {mend} (runs of the old plan stay, but cannot be resumed)\n"
+            f"Or import one of the two under another name: {load}",
         )
     return replace(own, plan=plan, source=followed.name)
 

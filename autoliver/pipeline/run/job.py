@@ -16,7 +16,7 @@ from autoliver.errors import AutoliverError
 from autoliver.locks import only_one
 from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder, FoldModel, save_fold
-from autoliver.pipeline.data import Planned
+from autoliver.pipeline.data import Planned, plan_command
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import being_trained, is_trained
@@ -26,6 +26,7 @@ from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
+from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
@@ -194,7 +195,15 @@ class RunJob:
             network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
             group=group,
             replay=self.replay.stored(self.replayed(fold), labels) if self.replay else (),
+            smaller=self._smaller(),
         )
+
+    def _smaller(self) -> str:
+        """The command that plans a smaller network; empty if this is the smallest or a source's."""
+        planned = self.planned
+        if planned.source or planned.plan.preset == SMALLEST:
+            return ""
+        return plan_command(planned.folder, planned.dataset, ["--preset", SMALLEST])
 
     def replayed(self, fold: Fold) -> list[Case]:
         """Returns the cases that a fold replays."""
@@ -242,7 +251,7 @@ class RunJob:
         """Describes a trained fold."""
         plan, options = self.planned.plan, self.options
         mirror_axes, augment = trained.mirror_axes, options.augment
-        source = Transfer.load(self.run.transfer) if self.pretrained else None
+        source = Transfer.load(self.run.transfer, mend=self.run.mend) if self.pretrained else None
         if source is not None and not options.steps and not options.extensions:
             # Without a training step the network has seen the same augmentation as its source.
             mirror_axes, augment = source.mirror_axes, source.augment

@@ -126,8 +126,8 @@ def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = Fal
     dataset, workspace = run.path.parents[1].name, run.path.parents[2]
     if request.folds == ("all",):
         several = ["--folds", "all"] if outcome.scores else []
-        words = ["predict", "-i", "IN", "-o", "OUT", "-m", run.name, *several]
-        return command(*words, workspace=workspace)
+        words = ["-i", "IN", "-o", "OUT", "-m", run.name, *several]
+        return command("predict", options=words, workspace=workspace)
     if not outcome.unfinished:
         return command("select", dataset, workspace=workspace)
     given = {
@@ -140,7 +140,9 @@ def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = Fal
     words += ["--compare-scratch"] if compare else []
     folds = ",".join(outcome.unfinished)
     return command(
-        *("train", dataset, request.configuration, "--fold", folds, *words), workspace=workspace
+        *("train", dataset, request.configuration),
+        options=["--fold", folds, *words],
+        workspace=workspace,
     )
 
 

@@ -1,6 +1,5 @@
 """Finds what `--pretrained` and `--like` name: a trained fold to start from, a plan to follow."""
 
-import logging
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     from autoliver.networks.spec import NetworkSpec
     from autoliver.nnunet.model import ImportedFold
-
-_log = logging.getLogger(__name__)
 
 IMAGENET = "imagenet"
 
@@ -281,7 +278,7 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         raise ModelError(
             f"--pretrained {name}: {found[0][0].name} is planned, but nothing is trained on it.",
             hint="Train it: "
-            + command("train", model, wanted, "--fold", "all", workspace=workspace.root),
+            + command("train", model, wanted, options=["--fold", "all"], workspace=workspace.root),
         )
     raise ModelError(
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
@@ -308,11 +305,15 @@ def _other_run(
     datasets = [folder.name for folder, _ in found if folder not in workspace.models]
     ways = []
     if len(datasets) == 1:
-        train = command("train", datasets[0], wanted, "--fold", "all", workspace=workspace.root)
-        ways.append(f"Train it: {train}.")
+        train = command(
+            *("train", datasets[0], wanted),
+            options=["--fold", "all"],
+            workspace=workspace.root,
+        )
+        ways.append(f"Train it: {train}")
     if runs:
-        ways.append(f"Or name another run: --pretrained {shlex.quote(runs[0])}.")
-    return " ".join(ways) or _known(workspace, wanted)
+        ways.append(f"Name another run: --pretrained {shlex.quote(runs[0])}")
+    return "\n".join(ways) or _known(workspace, wanted)
 
 
 def _fits_dimension(run: _Run, wanted: str) -> bool:
@@ -373,11 +374,6 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     place = one_fold(run.folds)
     info = FoldModel.load(place / MODEL_FILE)
     name = safe(name or short_name(info.plan.dataset))
-    if info.fold != "all":
-        _log.warning(
-            "%s/%s: fold %s is used, which was not trained on the cases it held out.",
-            *(name, run.name, info.fold),
-        )
     return Source(
         name=name,
         fold=f"{name}/{run.name}/{place.name}",
@@ -471,10 +467,13 @@ def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
     if near:
         return f"Did you mean {shlex.quote(near)}?"
     if not names:
+        train = command(
+            *("train", "OTHER", wanted), options=["--fold", "all"], workspace=workspace.root
+        )
+        load = command("import", "FILE", options=["--name", "NAME"], workspace=workspace.root)
         return (
             f"The workspace {workspace.root.absolute()} holds no trained model for {wanted}: train "
-            f"one (autoliver train DATASET {wanted} --fold all), or autoliver import FILE --name "
-            "NAME."
+            f"one ({train}), or import one: {load}"
         )
     return f"Choose from: {', '.join(names)}."
 

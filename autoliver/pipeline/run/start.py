@@ -87,6 +87,8 @@ def _from_source(
         notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
         return planned, kept
     refuse_circle(folder, request, source)
+    if not request.twin:
+        _warn_of_part(source)
     taken = "Planned like" if request.twin else "Starts from"
     notify(f"{taken} {source.fold}: {source.where}.")
     theirs = source.plan_for(wanted)
@@ -95,6 +97,15 @@ def _from_source(
         followed = Followed(name=source.name, plan=theirs, again=source.again)
         planned = _follow(own, followed, wanted, notify)
     return planned, None if request.twin else source
+
+
+def _warn_of_part(source: Source) -> None:
+    """Warns of a source that is one fold of a cross-validation; only of one that is used."""
+    if source.info is not None and source.info.fold != "all":
+        _log.warning(
+            "%s: fold %s is used, which was not trained on the cases it held out.",
+            *(source.fold.rpartition("/")[0], source.info.fold),
+        )
 
 
 def _check_together(request: TrainRequest) -> None:
@@ -235,7 +246,7 @@ def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> St
     needed += [run.source_part] if options.keep_source is not None else []
     if not all(path.exists() for path in needed):
         return None
-    kept = Transfer.load(run.transfer)
+    kept = Transfer.load(run.transfer, mend=run.mend)
     fits = {"source": source.digest, "options": _part_of(options)}
     return Start(weights=None, transfer=kept) if kept.made_from == fits else None
 

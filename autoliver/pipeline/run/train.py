@@ -20,6 +20,7 @@ from autoliver.pipeline.data import (
     remind,
     to_train,
 )
+from autoliver.pipeline.run.batch import check_batch
 from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
@@ -51,7 +52,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.stop import Stopped
-from autoliver.values import check_choice, check_flag, check_text, check_whole, flag_of
+from autoliver.values import check_choice, check_flag, check_text, check_whole, counted, flag_of
 from autoliver.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _check_machine(machine: Machine) -> None:
     """Refuses missing devices and packages early, before an hour of preprocessing is spent."""
     if machine.tensorboard:
         check_tensorboard()
-    queue_devices(machine)
+    queue_devices(machine, most=1)
     if machine.cache == "gpu":
         from autoliver.networks.device import choose_device
         from autoliver.training.patches.cache import check_device
@@ -251,6 +252,7 @@ def _run_job(
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
+    check_batch(begun, configuration, request, list(splits), group)
     start = None
     if source is not None:
         start = None if begun.new else kept_start(run, source, options)
@@ -355,9 +357,9 @@ def _folds_failed(
     ]
     hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
     return FoldsFailed(
-        f"{run}: {len(failures)} of {len(failures) + len(results)} folds failed. "
+        f"{run}: {len(failures)} of {counted(len(failures) + len(results), 'fold')} failed. "
         + " ".join(reasons),
-        hint=" ".join([*hints, "The same command again continues with the unfinished folds."]),
+        hint="\n".join([*hints, "The same command again continues with the unfinished folds."]),
         results=results,
     )
 
@@ -371,7 +373,7 @@ def _train_folds(
         The results of the folds that failed.
     """
     todo: list[Fold] = group.lead_does(lambda: [f for f in job.splits if not job.finished(f)])
-    devices = queue_devices(request.machine)[: len(todo)]
+    devices = queue_devices(request.machine, most=len(todo))
     if len(todo) > 1 and devices:
         return run_queue(job, todo, devices, request=request, workspace=workspace)
     if len(request.machine.gpus) > 1 and todo:

@@ -70,7 +70,8 @@ def train_both(
     transferred = train(workspace, name, request, notify=notify)
     if request.changes.get("lr") is not None:
         notify("The twin learns at its schedule's own rate: --lr is for pretrained weights.")
-    options = TrainingOptions.load(RunFolder(transferred[0].folder.parent).options)
+    begun = RunFolder(transferred[0].folder.parent)
+    options = TrainingOptions.load(begun.options, mend=begun.mend)
     fields = (f for f in TrainingOptions.__struct_fields__ if f not in _KEPT_APART)
     changes = {f: getattr(options, f) for f in fields if f not in _OF_TRANSFER}
     tag = f"{request.tag}-{_TAG}" if request.tag else _TAG

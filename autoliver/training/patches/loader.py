@@ -72,7 +72,7 @@ def drawn_by_workers(
     Args:
         stream: The stream to draw from, which must be picklable.
         numbers: Numbers of the batches.
-        workers: Number of processes.
+        workers: Number of processes; no more than there are batches are started.
 
     Yields:
         The batches.
@@ -80,6 +80,7 @@ def drawn_by_workers(
     Raises:
         AutoliverError: A worker died, and so did its replacement.
     """
+    workers = min(workers, max(1, len(numbers)))
     crew = [_Worker(stream, numbers[index::workers]) for index in range(workers)]
     try:
         # All workers start before the first batch is waited for.
