@@ -136,7 +136,7 @@ def kept_options(
         folds: The folds that the request names.
     """
     keeps = _keeps_options(run, request, folds)
-    return TrainingOptions.load(run.options) if keeps else None
+    return TrainingOptions.load(run.options, mend=run.mend) if keeps else None
 
 
 def _keeps_options(run: RunFolder, request: TrainRequest, folds: Sequence[Fold]) -> bool:

@@ -321,8 +321,8 @@ def _as_it_is(workspace: Workspace, planned: Planned, missing: Sequence[str]) ->
         raise DatasetError(
             f"--replay {name}: {counted(len(missing), 'case')} ({first_few(missing, _SHOWN)}) "
             f"must be preprocessed, but cannot be read. {error.problem}",
-            hint=f"{error.hint} Without the cases, --keep-source auto keeps part of the source's "
-            "weights.".strip(),
+            hint="To keep part of the source's weights without its cases, give --keep-source auto "
+            f"in its place. {error.hint}".strip(),
         ) from None
     now = replace(planned, dataset=dataset)
     check_unchanged(planned.plan, now, where=f"The plan of {name}", mend=mend)

@@ -109,7 +109,7 @@ def score_source(
         AutoliverError: A case cannot be predicted.
     """
     run = RunFolder(tuned.path.parent)
-    options, model = TrainingOptions.load(run.options), FoldModel.load(fold.model)
+    options, model = TrainingOptions.load(run.options, mend=run.mend), FoldModel.load(fold.model)
     found = _source(workspace, tuned, options)
     if found is None or found.folder.path == run.path.parents[1]:
         return None
