@@ -164,6 +164,8 @@ def train(
         if check_flag("--reset-heads", given.pop("reset_heads", False)):
             given["heads"] = "reset"
         changed = {name: given.pop(name) for name in list(given) if name in of_run}
+        if changed.get("replay") is not None:
+            changed["replay"] = name_of("--replay", changed["replay"])
         checked = given_options(changed)
         for name in ("pretrained", "like"):
             if given.get(name) is not None:

@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "start.safetensors"
 
     @property
+    def source_part(self) -> Path:
+        """The file with the part of these weights that is the source's, for `--keep-source`."""
+        return self.path / "source.safetensors"
+
+    @property
     def configuration(self) -> str:
         """The configuration: the first part of the name CONFIGURATION[@SOURCE][+TAG]."""
         return self.path.name.partition("+")[0].partition("@")[0]
@@ -144,12 +149,21 @@ class RunFolder:
         """
         chosen = self.members(folds)
         previous = FoldModel.load(FoldFolder(chosen[0]).model).previous_run
+        stage = self.first_stage(previous, list(map(fold_of, chosen)))
+        return MemberFiles(folds=chosen, previous=stage)
+
+    def first_stage(self, previous: str | None, folds: Sequence[str]) -> tuple[Path, ...]:
+        """Returns the folds of the low-resolution stage that predict for folds of a cascade.
+
+        Args:
+            previous: Name of the low-resolution run; None without a cascade, which has none.
+            folds: The folds of the cascade.
+        """
         if previous is None:
-            return MemberFiles(folds=chosen)
+            return ()
         low = RunFolder(self.path.parent / previous)
-        names = list(map(fold_of, chosen))
-        same = choose_previous(low.finished_names, names, name=low.name)
-        return MemberFiles(folds=chosen, previous=tuple(map(low.fold, same)))
+        same = choose_previous(low.finished_names, folds, name=low.name)
+        return tuple(map(low.fold, same))
 
     def files(self, folds: str | None) -> ModelFiles:
         """Returns the files of a model that consists of this run alone.

@@ -33,24 +33,30 @@ from autoliver.cli.training_options import (
     Freeze,
     Hours,
     Iterations,
+    KeepSource,
     LearningRate,
     Loss,
     Mirror,
     Optimiser,
     Patch,
     Patience,
+    Replay,
+    ReplayShare,
     ResetHeads,
     Schedule,
     Seed,
     TensorBoard,
     Unfreeze,
+    kept_share,
     sizes,
 )
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
-from autoliver.values import shortened
+from autoliver.values import counted, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from autoliver.datasets.folds import Fold
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.run.request import TrainRequest
@@ -148,6 +154,9 @@ def train(
     pretrained: Pretrained = None,
     like: Like = None,
     own_plan: OwnPlan = False,
+    replay: Replay = None,
+    replay_share: ReplayShare = None,
+    keep_source: KeepSource = None,
     compare_scratch: CompareScratch = False,
     twin: Twin = False,
     accept_changes: AcceptChanges = False,
@@ -209,6 +218,8 @@ def train(
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
         **{"heads": "reset" if reset_heads else None},
+        **{"replay": replay, "replay_share": replay_share},
+        **{"keep_source": keep_source and kept_share(keep_source)},
     }
     request = TrainRequest(
         configuration=check_configuration(configuration),
@@ -270,10 +281,10 @@ def _train_and_show(
             result = {**_summary(results), "scratch": _summary(both.scratch)["folds"]}
             parts = [("Transferred", results), ("From scratch", both.scratch)]
             text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
-            text += f"\n\n{_show_gain(results, both.scratch)}"
+            text += f"\n\n{_show_gain(results, both.scratch)}{_show_source(results, both.scratch)}"
         else:
             results = train(workspace, dataset, request, notify=_notify)
-            result, text = _summary(results), _show(results)
+            result, text = _summary(results), _show(results) + _show_source(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
@@ -312,6 +323,7 @@ def _summary(results: "list[FoldResult]") -> dict[str, object]:
                 "folder": str(r.folder),
                 "dice": r.scores.foreground_mean("dice") if r.scores else None,
                 "labels": _of_labels(r),
+                "source": r.source and {"dataset": r.source.dataset, "labels": r.source.mean},
             }
             for r in results
         ],
@@ -339,6 +351,7 @@ def _show(results: "list[FoldResult]") -> str:
     outcome = outcome_of(run)
     folds = list(outcome.scores)
     parts = [f"Folds: {run.path}"]
+    parts += _kept(results)
     if any(result.scores is None for result in results):
         parts.append("Fold all is trained on every case: no case is held out to score it with.")
     for first in range(0, len(folds), _FOLDS_IN_A_ROW):
@@ -362,6 +375,45 @@ def _show(results: "list[FoldResult]") -> str:
         width = None if last else -1  # the mean over all folds stands in the last part alone
         parts.append(table(header[:width], [row[:width] for row in rows]))
     return "\n\n".join(parts)
+
+
+def _kept(results: "list[FoldResult]") -> list[str]:
+    """Which share of the tuned weights each fold has, if they were mixed with the source's."""
+    from autoliver.models.files import FoldFolder, FoldModel
+
+    shares = {r.fold: FoldModel.load(FoldFolder(r.folder).model).keep_source for r in results}
+    known = [f"fold {fold} {share:.3g}" for fold, share in shares.items() if share is not None]
+    return [f"Share of the tuned weights, the rest is the source's: {', '.join(known)}"] * bool(
+        known
+    )
+
+
+def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = ()) -> str:
+    """The Dice of each label on unseen cases of the source, before and after the training."""
+    from autoliver.pipeline.run.outcome import mean_of
+
+    scored = [r.source for r in results if r.source]
+    if not scored:
+        return ""
+    twins = [r.source for r in scratch if r.source]
+    columns = {
+        **({"source": [s.mean_before for s in scored]} if scored[0].before else {}),
+        "now": [s.mean for s in scored],
+        **({"from scratch": [s.mean for s in twins]} if twins else {}),
+    }
+    labels = dict.fromkeys(label for each in scored for label in each.mean)
+    rows = [
+        [
+            shortened(label, _LABEL),
+            *(number(mean_of([of.get(label) for of in folds])) for folds in columns.values()),
+        ]
+        for label in labels
+    ]
+    means = [mean_of([mean_of(list(of.values())) for of in folds]) for folds in columns.values()]
+    rows.append(["mean", *map(number, means)])
+    cases = counted(len({case for each in scored for case in each.cases}), "unseen case")
+    title = f"{cases} of {scored[0].dataset}:"
+    return f"\n\n{title}\n{table(('Dice', *columns), rows)}"
 
 
 def _show_gain(transferred: "list[FoldResult]", scratch: "list[FoldResult]") -> str:

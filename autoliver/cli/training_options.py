@@ -26,6 +26,22 @@ def sizes(text: str) -> tuple[int, ...]:
         return patch_sizes(text)
 
 
+def kept_share(text: str) -> float | str:
+    """The share in a text, the value of `--keep-source`; "auto" stays as it is."""
+    from autoliver.errors import OptionError
+
+    if text == "auto":
+        return text
+    with misuse("--keep-source"):
+        try:
+            return float(text)
+        except ValueError:
+            raise OptionError(
+                f"{text!r} is neither a number from 0 to 1 nor auto.",
+                hint="0.7 keeps 30 % of the source's weights.",
+            ) from None
+
+
 Epochs = Annotated[
     int | None,
     typer.Option(
@@ -116,6 +132,33 @@ EncoderFactor = Annotated[
         metavar="F",
         help="With --pretrained: learning rate of the encoder as a share of the rest's. [default: "
         "1]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+Replay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATASET",
+        help="Draw part of the patches from the cases of another dataset of the workspace, such as "
+        "the one that --pretrained comes from, so that what was learnt there is kept. [default: "
+        "none]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+ReplayShare = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Share of the patches from --replay, above 0 and below 1. [default: 0.5]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+KeepSource = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A|auto",
+        help="With --pretrained: the final weights are A parts of the tuned ones and 1 - A of the "
+        "source's; auto chooses A of 0.5 to 1 by the held-out cases. [default: the tuned ones]",
         rich_help_panel=TRANSFER,
     ),
 ]

@@ -48,6 +48,11 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         seen_before: The `image_key` of each case that the weights it started from had seen, and
             those that these started from, back to random weights.
         ancestors: First twelve hex digits of the checksum of each of these weights, the last first.
+        replay: Name of the dataset whose cases were replayed; empty if none was. `trained_on` names
+            these cases as well.
+        replay_share: Share of the patches that came from them, 0 to 1.
+        keep_source: Share of the tuned weights in the weights, 0 to 1; the rest is of the weights
+            that it started from. None if they were not mixed.
         next_stage_cleaning: Rules applied to its label maps before a cascade takes them as input,
             as in nnU-Net v1; those for the final label map are the model's.
     """
@@ -67,6 +72,9 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     trained_on: tuple[str, ...] = ()
     seen_before: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
+    replay: str = ""
+    replay_share: float = 0.0
+    keep_source: float | None = None
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
 
     @property
@@ -152,6 +160,16 @@ class FoldFolder:
     def scores(self) -> Path:
         """The scores of the held-out cases."""
         return self.validation / SCORES_FILE
+
+    @property
+    def on_source(self) -> Path:
+        """The folder of predicted label maps of cases of the dataset that the weights come from."""
+        return self.path / "source"
+
+    @property
+    def trial(self) -> Path:
+        """The folder of mixed weights that are tried, and of what they predict."""
+        return self.path / "keep-source"
 
 
 @dataclass(frozen=True, kw_only=True)

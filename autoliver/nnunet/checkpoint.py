@@ -219,10 +219,10 @@ def _trusted(path: Path) -> Any:
 
 def _check_intact(path: Path) -> None:
     """Verifies the checksums in the file, which torch writes but does not check."""
-    with path.open("rb") as file:
-        if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
-            return
     try:
+        with path.open("rb") as file:
+            if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
+                return
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:

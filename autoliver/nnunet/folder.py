@@ -176,7 +176,7 @@ def _refuse_ensemble(root: Path, named: Path) -> None:
             raise ModelError(
                 f"{named}: an ensemble of {first} and {second}, which holds no weights of its own.",
                 hint="Import the two models and predict with both: "
-                "autoliver predict -m A -m B -i IMAGES -o OUT.",
+                "autoliver predict -m A -m B -i IMAGES -o OUT",
             )
 
 

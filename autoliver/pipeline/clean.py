@@ -121,6 +121,7 @@ def _stores(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
         kept.append(f"{folder.name}: its stores stay, since a plan is unreadable: {error.problem}")
         return
     used = {store_key(plan, name) for plan in plans for name in plan.configurations}
+    used |= _replayed(folder.path.parent)
     for path in _folders(folder.path / "store"):
         if path.name in used:
             continue
@@ -138,12 +139,7 @@ def _maps(run: RunFolder) -> Iterator[Leftover]:
     found = _folders(run.path / "previous")
     if not found:
         return
-    try:
-        options = read_json(run.options)
-    except AutoliverError:
-        return
-    made_from = options.get("made_from") if isinstance(options, dict) else None
-    used = made_from.get("first stage") if isinstance(made_from, dict) else None
+    used = _made_from(run).get("first stage")
     for path in found:
         if used is not None and path.name != used:
             yield Leftover(
@@ -152,6 +148,22 @@ def _maps(run: RunFolder) -> Iterator[Leftover]:
                 why=f"{run.path.name} uses a newer first stage",
                 size=_size(path),
             )
+
+
+def _replayed(workspace: Path) -> set[str]:
+    """Keys of the stores that trainings of any dataset replay."""
+    runs = [RunFolder(path) for path in workspace.glob("*/runs/*") if path.is_dir()]
+    return {str(_made_from(run).get("replayed store")) for run in runs}
+
+
+def _made_from(run: RunFolder) -> dict[str, object]:
+    """What a run was started with; empty if that cannot be read."""
+    try:
+        options = read_json(run.options)
+    except AutoliverError:
+        return {}
+    made_from = options.get("made_from") if isinstance(options, dict) else None
+    return made_from if isinstance(made_from, dict) else {}
 
 
 def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:

@@ -43,6 +43,8 @@ class FoldTask:
         smaller: The command that plans a smaller network; empty if there is none.
         start: Initial weights, the complete state dict of the configuration's network; None:
             random initialisation.
+        replay: Cases of another dataset that `options.replay_share` of the patches come from, with
+            the values of `labels` (`patches/replay.py`); may be empty.
     """
 
     configuration: Configuration
@@ -58,6 +60,7 @@ class FoldTask:
     group: Group = ALONE
     smaller: str = ""
     start: Mapping[str, Tensor] | None = None
+    replay: Sequence[TrainingCase] = ()
 
     @property
     def files(self) -> FoldFolder:
@@ -85,7 +88,12 @@ class TrainedFold:
 
 
 def patch_stream(
-    task: FoldTask, cases: Sequence[TrainingCase], spec: AugmentSpec | None, *, number: int
+    task: FoldTask,
+    cases: Sequence[TrainingCase],
+    spec: AugmentSpec | None,
+    *,
+    number: int,
+    replay: Sequence[TrainingCase] = (),
 ) -> PatchStream:
     """The numbered batches of a fold, or this process's part of them.
 
@@ -96,6 +104,7 @@ def patch_stream(
         cases: Cases to draw patches from.
         spec: Augmentations that follow; None: none.
         number: Number of the stream; the streams of a fold draw independently.
+        replay: Cases that a share of the patches are drawn from instead.
     """
     configuration = task.configuration
     patch = configuration.patch_shape
@@ -104,13 +113,15 @@ def patch_stream(
     # Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
     consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
     sampler = PatchSampler(
-        cases=cases,
+        cases=[*cases, *replay],
         patch_shape=drawn,
         margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
         batch_size=configuration.batch_size,
         foreground=task.options.foreground,
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
+        replayed=len(replay),
+        replay_share=task.options.replay_share,
     )
     part = task.group.part(configuration.batch_size)
     return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
@@ -127,12 +138,13 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     # The size of the patches does not depend on mirroring.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
     check_device(task.machine.cache, task.device)
-    gb = cases_gb([*task.train, *task.validation])
+    gb = cases_gb([*task.train, *task.replay, *task.validation])
     room = measure_room(task.machine, task.device, network_gb=task.network_gb)
     kind = choose_cache(task.machine.cache, gb, room)
     workers = task.machine.loaders
+    stream = patch_stream(task, task.train, spec, number=0, replay=task.replay)
     return (
-        Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=workers),
+        Patches(stream, kind, task.device, workers=workers),
         # These batches are few: a thread is enough, whatever the cache.
         Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -69,6 +69,10 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         encoder_factor: Factor of the encoder's learning rate relative to the rest of the network.
         heads: "map": rows of the heads are taken from the source by label; "reset": they are
             initialised at random.
+        replay: The dataset whose cases are replayed; None: none is.
+        replay_share: Share of the patches that are drawn from its cases, above 0 and below 1.
+        keep_source: Share of the tuned weights in the final ones, 0 to 1; the rest is the source's.
+            "auto" chooses it by the held-out cases; None: the final weights are the tuned ones.
     """
 
     KIND: ClassVar[str] = "options"
@@ -94,6 +98,9 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     unfreeze: str | None = None
     encoder_factor: float = 1.0
     heads: Heads = "map"
+    replay: str | None = None
+    replay_share: float = 0.5
+    keep_source: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         check_objective(self.loss)
@@ -250,6 +257,8 @@ _WITHOUT_FLAG: dict[str, dict[object, str]] = {
     "pretrained": {None: "weights drawn at random"},
     "freeze": {None: "nothing frozen"},
     "unfreeze": {None: "nothing to thaw"},
+    "replay": {None: "no replayed cases"},
+    "keep_source": {None: "the tuned weights alone"},
 }
 
 
@@ -337,7 +346,7 @@ def check_options(options: TrainingOptions) -> None:
 def _check_from_scratch(options: TrainingOptions) -> None:
     """Refuses options that make sense only for the weights of a trained model."""
     default = TrainingOptions()
-    for name in ("freeze", "unfreeze", "encoder_factor", "heads"):
+    for name in ("freeze", "unfreeze", "encoder_factor", "heads", "keep_source"):
         value = getattr(options, name)
         if value != getattr(default, name):
             raise OptionError(
@@ -350,6 +359,20 @@ def _check_from_scratch(options: TrainingOptions) -> None:
 def _check_together(options: TrainingOptions) -> None:
     """Refuses options that contradict each other."""
     parse_augment(options.augment)
+    share = options.replay_share
+    if not 0 < share < 1:
+        raise OptionError(
+            f"--replay-share {share:g}: expected a number above 0 and below 1.",
+            hint="0.5 draws half of the patches from the replayed cases.",
+        )
+    if options.replay is None and share != TrainingOptions().replay_share:
+        raise OptionError(
+            f"--replay-share {share:g} is the share of the patches from replayed cases, but none "
+            "are replayed.",
+            hint="Name their dataset with --replay, or leave the option out.",
+        )
+    if options.keep_source not in (None, "auto"):
+        check_number("--keep-source", options.keep_source, least=0, most=1)
     if options.mirror and options.augment == "none":
         raise OptionError(
             "--mirror asks for flipped patches, but --augment none allows no augmentation.",

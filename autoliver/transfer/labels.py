@@ -106,6 +106,54 @@ def match_labels(source: Labels, target: Labels) -> dict[str, str]:
     return matched
 
 
+def map_values(source: Labels, target: Labels) -> dict[int, int | None]:
+    """Maps the values of the source's label maps to the target's, by the names of the labels.
+
+    A value becomes the value of the target that says the same of every label that both have. If
+    there is none, or there are several that differ in labels that the source lacks, the voxel may
+    be more than one thing and does not count. Neither do labels that the target lacks. So the
+    source's background counts only if the source has all labels of the target.
+
+    Returns:
+        Source value -> target value; None for voxels that do not count.
+    """
+    names = {name: found for name, found in match_labels(source, target).items() if found}
+    meanings = {value: _holding(target, value) for value in sorted(target.allowed)}
+    if target.ignore is not None:
+        del meanings[target.ignore]
+    found: dict[int, int | None] = {}
+    for value in sorted(source.allowed):
+        known = _known(value, names, source, target)
+        alike = {v: held for v, held in meanings.items() if held & names.keys() == known}
+        unknown = value == source.ignore or (value != 0 and not known)
+        clear = not unknown and len(set(alike.values())) == 1
+        found[value] = min(alike) if clear else None
+    return found
+
+
+def _holding(labels: Labels, value: int) -> frozenset[str]:
+    """The foreground labels that hold a value."""
+    return frozenset(name for name, values in labels.foreground.items() if value in values)
+
+
+def _known(value: int, names: Mapping[str, str], source: Labels, target: Labels) -> frozenset[str]:
+    """The target's labels that a voxel of the source has, by its value.
+
+    Args:
+        value: The source's value.
+        names: Label of the target -> label of the source, of those that both have.
+        source: The source's labels.
+        target: The target's labels.
+    """
+    held = [name for name, found in names.items() if value in source.values[found]]
+    if not held:
+        return frozenset()
+    if not target.has_regions:  # of nested regions, the smallest is the class
+        return frozenset([min(held, key=lambda name: len(source.values[names[name]]))])
+    inner = [set(target.values[name]) for name in held]  # e.g. a tumour is in the liver's region
+    return frozenset(n for n in names if any(part <= set(target.values[n]) for part in inner))
+
+
 def _words(name: str) -> frozenset[str]:
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     words = re.findall(r"[a-z]+|\d+", spaced.lower())

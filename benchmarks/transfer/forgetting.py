@@ -5,7 +5,7 @@ python -m benchmarks.transfer.forgetting WORK [--seeds 0 1 2] [--tune 300]
 
 from typing import Any
 
-from benchmarks.transfer.study import SOURCE, TARGET, Rows, read_study
+from benchmarks.transfer.study import CT, SOURCE, TARGET, Rows, read_study
 
 CASES = 2
 WAYS: dict[str, dict[str, Any]] = {
@@ -15,6 +15,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "encoder at a tenth": {"encoder_factor": 0.1},
     "heads drawn anew": {"heads": "reset"},
     "the rate from scratch": {"lr": 6e-3},
+    "half of the patches replayed": {"replay": CT},
+    "mixed, 0.7 tuned": {"keep_source": 0.7},
+    "replayed and mixed": {"replay": CT, "keep_source": 0.7},
 }
 SOURCES = ("default", "gin")
 

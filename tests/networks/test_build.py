@@ -129,10 +129,10 @@ def test_parameter_count_of_a_usual_plan_is_that_of_nnunet(network, encoder, dec
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"features": (4,)}, "features: found 1 stages, expected at least 2"),
+        ({"features": (4,)}, "features: found 1 stage, expected at least 2"),
         ({"kernels": ((3, 3, 3),) * 2}, "kernels: found 2 entries, expected 3"),
         ({"blocks_decoder": (1, 1, 1)}, "blocks_decoder: found 3 entries, expected 2"),
-        ({"strides": ((1,),) * 3}, "strides: found 1 axes, expected 2 or 3"),
+        ({"strides": ((1,),) * 3}, "strides: found 1 axis, expected 2 or 3"),
         ({"kernels": ((3, 3, 3), (3, 3), (3, 3, 3))}, r"kernels\[1\]: found 2 axes, expected 3"),
         ({"kernels": ((3, 3, 3), (2, 3, 3), (3, 3, 3))}, r"kernels\[1\]: found \[2, 3, 3\]"),
         ({"strides": ((2, 1, 1), (1, 2, 2), (2, 2, 2))}, r"strides\[0\]: found \[2, 1, 1\]"),

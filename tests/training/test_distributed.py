@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from autoliver.training.loop import train_fold
 from autoliver.training.objectives.segmentation import LossKind
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
+from autoliver.training.patches.replay import replayed_case
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import read_progress
 from autoliver.workspace import Workspace
@@ -154,12 +155,21 @@ def thawing(folder: Path, group: Group = ALONE) -> FoldTask:
     return make_task("three_batch_dice", folder, group=group, options=options)
 
 
+def replaying(folder: Path, group: Group = ALONE) -> FoldTask:
+    """Half of the patches are of another dataset, with voxels that do not count."""
+    task = make_task("three_ignore", folder, group=group, options={"replay": "Other"})
+    case = make_case(7, ignored=True)
+    shown = replayed_case(case, {0: None, 1: 2, 2: 1, 3: None}, task.labels, name="other")
+    return replace(task, replay=[shown] if shown else [])
+
+
 def whole_trainings(root: Path, group: Group) -> None:
     """All settings; half a one taken up, another to be taken up; a time budget; a bad case."""
     for setting in SETTINGS:
         train(make_task(setting, root / setting, group=group))
     train(with_a_huge_case(root / "huge", 3e38, group=group))
     train(thawing(root / "thawing", group))
+    train(replaying(root / "replaying", group))
     train(make_task("three_ignore", root / "begun_by_one", group=group))
     # Only one of them is asked to stop.
     stop = stop_after(3) if group.rank == 1 else lambda: False
@@ -252,6 +262,13 @@ def test_two_processes_train_as_one(setting: str, together: Path, tmp_path: Path
 def test_both_end_with_the_same_weights(setting: str, together: Path) -> None:
     files = [together / setting / f"{rank}.safetensors" for rank in (0, 1)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_both_replay_what_one_would(together: Path, tmp_path: Path) -> None:
+    task = replaying(tmp_path)
+    assert task.replay
+    train(task)
+    assert_alike(tmp_path, together / "replaying")
 
 
 def test_parts_that_are_frozen_thaw_for_both(together: Path, tmp_path: Path) -> None:

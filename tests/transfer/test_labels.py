@@ -1,7 +1,7 @@
 import pytest
 
 from autoliver.datasets.cases import Labels
-from autoliver.transfer.labels import head_rows, map_rows, match_labels
+from autoliver.transfer.labels import head_rows, map_rows, map_values, match_labels
 
 
 def labels(*names, **regions):
@@ -46,3 +46,34 @@ def test_classes_and_regions_are_converted():
     assert map_rows(classes, regions).rows == ({1: 1.0, 0: -1.0}, {2: 1.0, 0: -1.0})
     assert map_rows(regions, classes).rows == ({}, {0: 1.0}, {1: 1.0})
     assert map_rows(labels("a1"), labels("b2")).rows == (None, None)
+
+
+LIVER = labels("liver")
+BOTH = labels("liver", "tumour")
+NESTED = Labels(
+    values={"background": (0,), "liver": (1, 2), "tumour": (2,)}, regions_class_order=(1, 2)
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (BOTH, BOTH, {0: 0, 1: 1, 2: 2}),
+        (BOTH, labels("Lesion", "Liver"), {0: 0, 1: 2, 2: 1}),
+        # What the target lacks does not count.
+        (BOTH, LIVER, {0: 0, 1: 1, 2: None}),
+        # Neither does a background that may hold what the source lacks.
+        (BOTH, labels("liver", "spleen"), {0: None, 1: 1, 2: None}),
+        (BOTH, labels("heart"), {0: None, 1: None, 2: None}),
+        (BOTH.replace(ignore=3), BOTH.replace(ignore=5), {0: 0, 1: 1, 2: 2, 3: None}),
+        # A tumour lies in the region of the liver.
+        (NESTED, LIVER, {0: 0, 1: 1, 2: 1}),
+        (NESTED, BOTH, {0: 0, 1: 1, 2: 2}),
+        (BOTH, NESTED, {0: 0, 1: 1, 2: 2}),
+        (NESTED, NESTED, {0: 0, 1: 1, 2: 2}),
+        # A liver may hold tumours that the source does not tell.
+        (LIVER, NESTED, {0: 0, 1: None}),
+    ],
+)
+def test_values_are_mapped_by_the_names_of_labels(source, target, expected):
+    assert map_values(source, target) == expected

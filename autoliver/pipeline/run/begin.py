@@ -88,6 +88,7 @@ def decide_beginning(
         ArtifactError: The run was started with other inputs than the current ones.
     """
     bound = _is_bound(run)
+    new = not _keeps_options(run, request, folds)
     if request.extend is not None and (request.fresh or not bound):
         raise OptionError(
             f"--extend {request.extend} continues a finished run, "
@@ -98,8 +99,6 @@ def decide_beginning(
         for fold in folds:
             check_free(run.lock(fold), being_trained(fold))
     named = {run.fold(fold) for fold in folds}
-    others = sorted(path.name for path in run.begun if path not in named)
-    new = not bound or (request.fresh and not others)
     if new:
         epochs = default_epochs(request.changes.get("pretrained"), cases)
         fields = {"made_from": made_from, "epochs": epochs, **request.changes}
@@ -109,8 +108,9 @@ def decide_beginning(
         options = begun = TrainingOptions.load(run.options, mend=run.mend)
         again = "Add --fresh to start over, or --tag NAME to keep both."
         if request.fresh:
+            others = ", ".join(_others(run, folds))
             again = (
-                f"{', '.join(others)} would keep the old options: start over with all folds "
+                f"{others} would keep the old options: start over with all folds "
                 "(--fold cv --fresh), or add --tag NAME."
             )
         _refuse_changes(run, options, made_from, request.changes, again=again)
@@ -123,6 +123,30 @@ def decide_beginning(
         extended=options is not begun,
         removed=tuple(sorted(f for f in named if f.exists())) if request.fresh else (),
     )
+
+
+def kept_options(
+    run: RunFolder, request: TrainRequest, folds: Sequence[Fold]
+) -> TrainingOptions | None:
+    """The options that a run goes on with; None if it starts, or starts over.
+
+    Args:
+        run: The run.
+        request: The request to `train`.
+        folds: The folds that the request names.
+    """
+    keeps = _keeps_options(run, request, folds)
+    return TrainingOptions.load(run.options, mend=run.mend) if keeps else None
+
+
+def _keeps_options(run: RunFolder, request: TrainRequest, folds: Sequence[Fold]) -> bool:
+    return _is_bound(run) and (not request.fresh or bool(_others(run, folds)))
+
+
+def _others(run: RunFolder, folds: Sequence[Fold]) -> list[str]:
+    """Names of the folds that were begun besides those that are requested."""
+    named = {run.fold(fold) for fold in folds}
+    return sorted(path.name for path in run.begun if path not in named)
 
 
 def being_trained(fold: Fold) -> str:

@@ -2,22 +2,27 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import brief
+from autoliver.datasets.cases import Case
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError
 from autoliver.locks import only_one
 from autoliver.machine import Machine
-from autoliver.models.files import FoldFolder
+from autoliver.models.files import FoldFolder, FoldModel, save_fold
 from autoliver.pipeline.data import Planned, plan_command
 from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import being_trained, is_trained
+from autoliver.pipeline.run.keep import choose_share, try_shares
+from autoliver.pipeline.run.replay import Replay
+from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
@@ -25,6 +30,8 @@ from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
+from autoliver.training.patches.replay import with_ignored
+from autoliver.training.progress import add_to_log
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted
@@ -32,6 +39,7 @@ from autoliver.workspace import RunFolder
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from autoliver.evaluation.results import Scores
     from autoliver.training.distributed import Group
@@ -46,6 +54,8 @@ class FoldResult:
         fold: Number of the fold, or "all".
         folder: The fold's folder.
         scores: The scores of its held-out cases; None for fold `all` and for a fold that failed.
+        source: The scores of unseen cases of the dataset that its weights come from; None if it has
+            none.
         problem: Why the fold was not finished; empty if it was.
         hint: What to do about the problem; empty if there is none.
     """
@@ -53,6 +63,7 @@ class FoldResult:
     fold: Fold
     folder: Path
     scores: "Scores | None" = None
+    source: SourceScores | None = None
     problem: str = ""
     hint: str = ""
 
@@ -83,6 +94,7 @@ class RunJob:
         options: The training options of the run.
         splits: Maps the requested folds to their cases.
         machine: The devices, processes and memory that may be used.
+        replay: The dataset whose cases are replayed; None if none is.
     """
 
     planned: Planned
@@ -96,6 +108,7 @@ class RunJob:
     options: TrainingOptions
     splits: Mapping[Fold, Split]
     machine: Machine
+    replay: Replay | None = None
 
     def folder(self, fold: Fold) -> FoldFolder:
         """Returns the folder of a fold."""
@@ -158,19 +171,19 @@ class RunJob:
                 "the state is saved.",
                 hint="Run the same command again to continue.",
             )
-        if group.leads:
-            # Predictions made before an extension are outdated.
-            shutil.rmtree(task.files.validation, ignore_errors=True)
-            self._save(fold, trained)
+        group.lead_does(lambda: self._save(fold, trained, device))
 
     def _task(self, fold: Fold, device: "torch.device", group: "Group") -> "FoldTask":
         from autoliver.networks.checkpoint import load_weights
         from autoliver.training.fold import FoldTask
 
         plan, split = self.planned.plan, self.splits[fold]
+        labels = plan.labels
+        if self.replay is not None:
+            labels = with_ignored(labels, self.replay.values)
         return FoldTask(
             configuration=self.configuration,
-            labels=plan.labels,
+            labels=labels,
             train=self._cases(split.train),
             validation=self._cases(split.validation),
             options=self.options,
@@ -181,6 +194,7 @@ class RunJob:
             machine=self.machine.replace(limits=group.own_limits(self.machine.limits)),
             network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset)),
             group=group,
+            replay=self.replay.stored(self.replayed(fold), labels) if self.replay else (),
             smaller=self._smaller(),
         )
 
@@ -191,10 +205,50 @@ class RunJob:
             return ""
         return plan_command(planned.folder, planned.dataset, ["--preset", SMALLEST])
 
-    def _save(self, fold: Fold, trained: "TrainedFold") -> None:
-        """Writes the model of a trained fold."""
-        from autoliver.models.files import FoldModel, save_fold
+    def replayed(self, fold: Fold) -> list[Case]:
+        """Returns the cases that a fold replays."""
+        if self.replay is None:
+            return []
+        return self.replay.cases(fold, self._keys(self.splits[fold].validation))
 
+    def _save(self, fold: Fold, trained: "TrainedFold", device: "torch.device") -> None:
+        """Writes the model of a trained fold, mixed with its source if that is asked for."""
+        from autoliver.networks.checkpoint import load_weights
+        from autoliver.transfer.blend import blend
+
+        files, info, weights = self.folder(fold), self._info(fold, trained), trained.weights
+        # Predictions made before an extension are outdated.
+        for folder in (files.validation, files.on_source):
+            shutil.rmtree(folder, ignore_errors=True)
+        share = self.options.keep_source
+        if share is not None:
+            source = load_weights(self.run.source_part)[0]
+            if share == "auto":
+                share = self._share(info, device, lambda part: blend(source, weights, part))
+            weights = blend(source, weights, share)
+        save_fold(files.path, weights, info.replace(keep_source=share))
+
+    def _share(
+        self,
+        info: FoldModel,
+        device: "torch.device",
+        mixed: "Callable[[float], dict[str, Tensor]]",
+    ) -> float:
+        """Chooses the share of the tuned weights by the held-out cases, and says so."""
+        fold: Fold = "all" if info.fold == "all" else int(info.fold)
+        dice = try_shares(self.run, info, mixed, self._held_out(fold), self._request(device))
+        share = choose_share(dice)
+        tried = ", ".join(f"{s:g}: {'-' if d is None else f'{d:.3f}'}" for s, d in dice.items())
+        add_to_log(
+            self.folder(fold).log,
+            f"--keep-source auto: Dice for each share of the tuned weights: {tried}; "
+            f"{share:g} is kept.",
+            also=sys.stderr,
+        )
+        return share
+
+    def _info(self, fold: Fold, trained: "TrainedFold") -> FoldModel:
+        """Describes a trained fold."""
         plan, options = self.planned.plan, self.options
         mirror_axes, augment = trained.mirror_axes, options.augment
         source = Transfer.load(self.run.transfer, mend=self.run.mend) if self.pretrained else None
@@ -203,25 +257,26 @@ class RunJob:
             mirror_axes, augment = source.mirror_axes, source.augment
         if not self.pretrained:  # random weights know nothing of the CT that their plan follows
             plan = plan.replace(source_intensities=())
-        save_fold(
-            self.run.fold(fold),
-            trained.weights,
-            FoldModel(
-                made_from={"plan": self.planned.plan.digest(), "options": options.digest()},
-                plan=plan.replace(configurations={self.name: self.configuration}),
-                configuration=self.name,
-                fold=str(fold),
-                cases=self.splits[fold].train,
-                epochs=len(trained.logs),
-                mirror_axes=mirror_axes,
-                weights_sha256="",
-                previous_run=self.previous_run,
-                extended=len(options.extensions),
-                augment=augment,
-                trained_on=self._keys(self.splits[fold].train),
-                seen_before=() if source is None else source.seen,
-                ancestors=() if source is None else source.ancestors,
-            ),
+        if self.replay is not None and not plan.source_intensities:
+            plan = plan.replace(source_intensities=self.replay.ct_scale(plan))
+        replayed = [image_key(case) for case in self.replayed(fold)]
+        return FoldModel(
+            made_from={"plan": self.planned.plan.digest(), "options": options.digest()},
+            plan=plan.replace(configurations={self.name: self.configuration}),
+            configuration=self.name,
+            fold=str(fold),
+            cases=self.splits[fold].train,
+            epochs=len(trained.logs),
+            mirror_axes=mirror_axes,
+            weights_sha256="",
+            previous_run=self.previous_run,
+            extended=len(options.extensions),
+            augment=augment,
+            trained_on=tuple(dict.fromkeys([*self._keys(self.splits[fold].train), *replayed])),
+            seen_before=() if source is None else source.seen,
+            ancestors=() if source is None else source.ancestors,
+            replay=self.replay.dataset.name if self.replay else "",
+            replay_share=options.replay_share if self.replay else 0.0,
         )
 
     def _keys(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -237,15 +292,21 @@ class RunJob:
 
     def _validate(self, fold: Fold, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
-        names = set(self.splits[fold].validation)
         score_held_out(
             self.run,
             fold,
-            [case for case in self.planned.dataset.labelled if case.name in names],
+            self._held_out(fold),
             labels=self.planned.plan.labels,
-            request=PredictRequest(
-                modality=None,
-                exact=self.options.deterministic,
-                machine=self.machine.replace(device=str(device)),
-            ),
+            request=self._request(device),
+        )
+
+    def _held_out(self, fold: Fold) -> list[Case]:
+        names = set(self.splits[fold].validation)
+        return [case for case in self.planned.dataset.labelled if case.name in names]
+
+    def _request(self, device: "torch.device") -> PredictRequest:
+        return PredictRequest(
+            modality=None,
+            exact=self.options.deterministic,
+            machine=self.machine.replace(device=str(device)),
         )

@@ -1,18 +1,24 @@
 """What the folds of a run have achieved so far, and the command that makes sense next."""
 
+import logging
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.commands import command
 from autoliver.datasets.folds import Folds
+from autoliver.errors import AutoliverError
 from autoliver.models.files import FoldFolder, fold_of
-from autoliver.pipeline.run.request import TrainRequest
-from autoliver.workspace import DatasetFolder, RunFolder
+from autoliver.pipeline.run.job import FoldResult
+from autoliver.pipeline.run.request import Notify, TrainRequest
+from autoliver.pipeline.run.source_scores import score_source
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,48 @@ def outcome_of(run: RunFolder) -> Outcome:
         },
         unfinished=tuple(str(fold) for fold in range(len(splits)) if str(fold) not in folders),
     )
+
+
+def with_source_scores(
+    workspace: Workspace,
+    results: Sequence[FoldResult],
+    request: TrainRequest,
+    *,
+    of: Sequence[FoldResult] = (),
+    notify: Notify = _log.info,
+) -> list[FoldResult]:
+    """Scores folds on unseen cases of the dataset that their weights come from, if there are any.
+
+    Args:
+        workspace: The workspace.
+        results: The folds.
+        request: The request to `train`.
+        of: The fine-tuned folds that these are twins of; empty if they are fine-tuned themselves.
+        notify: Called with the reasons why nothing is scored.
+    """
+    if request.twin and not of:
+        return list(results)
+    tuned = {result.fold: FoldFolder(result.folder) for result in of or results}
+    reasons: dict[str, None] = {}
+    found = []
+    for result in results:
+        if result.fold not in tuned:
+            continue
+        try:
+            scores = score_source(
+                workspace,
+                FoldFolder(result.folder),
+                tuned[result.fold],
+                machine=request.machine,
+                notify=lambda reason: reasons.setdefault(reason),
+            )
+        except AutoliverError as error:  # the training itself is finished
+            _log.warning("Fold %s: its source is not scored: %s", result.fold, error.problem)
+            scores = None
+        found.append(replace(result, source=scores))
+    for reason in reasons:
+        notify(reason)
+    return found
 
 
 def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = False) -> str:

@@ -175,10 +175,13 @@ class Start:
     Attributes:
         weights: The weights by parameter name; None if the run's folder already holds them.
         transfer: How each weight was adapted.
+        of_source: The part of them that is the source's, for `--keep-source`; None without it, or
+            if the run's folder already holds it.
     """
 
     weights: "dict[str, Tensor] | None"
     transfer: Transfer
+    of_source: "dict[str, Tensor] | None" = None
 
 
 def fit_weights(
@@ -190,7 +193,7 @@ def fit_weights(
         source: The source of the weights.
         planned: The target dataset and its plan.
         configuration: The configuration that is trained.
-        options: The training options; their seed and `heads` matter.
+        options: The training options; their seed, `heads` and `keep_source` matter.
 
     Raises:
         ModelError: The source is damaged, or its weights cannot be used.
@@ -199,17 +202,14 @@ def fit_weights(
 
     from autoliver.networks.build import build_network
     from autoliver.transfer.adapt import transfer_weights
+    from autoliver.transfer.blend import source_part
 
     target = _side(planned.plan, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
-    weights, table = transfer_weights(
-        source.read(),
-        _source_side(source, target, options),
-        drawn.state_dict(),
-        target,
-        heads=options.heads,
-    )
+    sides = (source.read(), _source_side(source, target, options), drawn.state_dict(), target)
+    weights, table = transfer_weights(*sides, heads=options.heads)
+    keeps = options.keep_source is not None
     transfer = Transfer(
         made_from={"source": source.digest, "options": _part_of(options)},
         source=source.fold,
@@ -221,7 +221,8 @@ def fit_weights(
         seen=source.seen,
         ancestors=source.ancestors,
     )
-    return Start(weights=weights, transfer=transfer)
+    part = source_part(*sides, heads=options.heads) if keeps else None
+    return Start(weights=weights, transfer=transfer, of_source=part)
 
 
 def keep_start(
@@ -233,13 +234,17 @@ def keep_start(
     if start.weights is not None:
         run.transfer.unlink(missing_ok=True)  # else it would describe other weights for a while
         save_weights(run.start, start.weights, spec=configuration.network)
+        if start.of_source is not None:
+            save_weights(run.source_part, start.of_source, spec=configuration.network)
         start.transfer.save(run.transfer)
     notify(f"{start.transfer.table.describe(start.transfer.share)}\nEach weight: {run.transfer}")
 
 
 def kept_start(run: RunFolder, source: Source, options: "TrainingOptions") -> Start | None:
     """Returns the existing start of a run; None unless it fits this source and these options."""
-    if not (run.transfer.exists() and run.start.exists()):
+    needed = [run.transfer, run.start]
+    needed += [run.source_part] if options.keep_source is not None else []
+    if not all(path.exists() for path in needed):
         return None
     kept = Transfer.load(run.transfer, mend=run.mend)
     fits = {"source": source.digest, "options": _part_of(options)}
@@ -250,6 +255,7 @@ def forget_start(run: RunFolder) -> None:
     """Removes the weights that an earlier training of the run started from."""
     run.transfer.unlink(missing_ok=True)
     run.start.unlink(missing_ok=True)
+    run.source_part.unlink(missing_ok=True)
 
 
 def _part_of(options: "TrainingOptions") -> str:

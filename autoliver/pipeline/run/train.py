@@ -25,6 +25,9 @@ from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
+from autoliver.pipeline.run.keep import check_held_out
+from autoliver.pipeline.run.outcome import with_source_scores
+from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
@@ -120,7 +123,11 @@ def train(
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
-        results = group.lead_does(lambda: [job.result(fold) for fold in done])
+        results = group.lead_does(
+            lambda: with_source_scores(
+                workspace, [job.result(fold) for fold in done], request, notify=notify
+            )
+        )
         if failures:
             raise _folds_failed(job.run.name, results, failures)
         return results
@@ -229,14 +236,19 @@ def _run_job(
     run = planned.run(request.configuration, tag=request.tag)
     held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
+    changes = _changes(workspace, request, source)
+    replay = replay_for(workspace, planned, request.replace(changes=changes), run, list(splits))
     begun = decide_beginning(
         run,
-        _made_from(planned, folds, stage, source),
-        request.replace(changes=_changes(request, source)),
+        _made_from(planned, folds, stage, source, replay),
+        request.replace(changes=changes),
         list(splits),
         cases=cases,
     )
     options = begun.options
+    if options.keep_source == "auto":
+        for fold, split in splits.items():
+            check_held_out(fold, len(split.validation))
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
@@ -253,6 +265,8 @@ def _run_job(
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
         _notify(notify, planned.plan, options, cases)
+        if replay is not None:
+            notify(replay.describe(planned.plan, options.replay_share))
     stores = preprocess(planned, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
@@ -266,7 +280,11 @@ def _run_job(
         options=options,
         splits=splits,
         machine=request.machine,
+        replay=replay,
     )
+    if replay is not None:
+        names = {case.name for fold in splits for case in job.replayed(fold)}
+        prepare_replay(workspace, replay, names, machine=request.machine)
     return job if stage is None else _cascade(job, stage)
 
 
@@ -291,7 +309,11 @@ def _splits(planned: Planned, folds: Folds, request: TrainRequest) -> dict[Fold,
 
 
 def _made_from(
-    planned: Planned, folds: Folds, stage: FirstStage | None, source: Source | None
+    planned: Planned,
+    folds: Folds,
+    stage: FirstStage | None,
+    source: Source | None,
+    replay: Replay | None,
 ) -> dict[str, str]:
     """Returns digests of the inputs of a run, besides its options."""
     return {
@@ -300,6 +322,7 @@ def _made_from(
         "folds": folds.digest(),
         **({"first stage": stage.digest} if stage is not None else {}),
         **({"source": source.digest} if source is not None else {}),
+        **(replay.made_from if replay is not None else {}),
     }
 
 
@@ -313,9 +336,12 @@ def _notify(notify: Notify, plan: Plan, options: TrainingOptions, cases: int) ->
         )
 
 
-def _changes(request: TrainRequest, source: Source | None) -> dict[str, Any]:
+def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
     """Returns the options that were given, and always the source of the weights."""
-    return {**request.changes, "pretrained": None if source is None else source.fold}
+    changes = {**request.changes, "pretrained": None if source is None else source.fold}
+    if changes.get("replay") is not None:
+        changes["replay"] = replayed_name(workspace, changes["replay"])
+    return changes
 
 
 def _folds_failed(

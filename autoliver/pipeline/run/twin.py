@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from autoliver.errors import OptionError
 from autoliver.pipeline.run.job import FoldResult
+from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.train import train
+from autoliver.training.distributed import launched
 from autoliver.training.options import TrainingOptions
 from autoliver.workspace import RunFolder, Workspace
 
@@ -14,7 +16,10 @@ _log = logging.getLogger(__name__)
 
 _TAG = "scratch"
 # Options that a training from scratch has no use for, or for which it needs its own default.
-_OF_TRANSFER = ("pretrained", "freeze", "unfreeze", "encoder_factor", "heads", "lr")
+_OF_TRANSFER = (
+    *("pretrained", "freeze", "unfreeze", "encoder_factor", "heads", "lr"),
+    *("replay", "replay_share", "keep_source"),
+)
 # Fields that `train` sets itself.
 _KEPT_APART = ("made_from", "extensions")
 
@@ -73,4 +78,7 @@ def train_both(
     scratch = train(
         workspace, name, request.replace(twin=True, tag=tag, changes=changes), notify=notify
     )
+    if launched().leads:
+        quiet = request.replace(twin=True)
+        scratch = with_source_scores(workspace, scratch, quiet, of=transferred)
     return Compared(transferred=transferred, scratch=scratch)

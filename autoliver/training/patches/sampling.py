@@ -85,7 +85,7 @@ class PatchSampler:
     """Draws batches as nnU-Net does: cases uniformly, the last patches of a batch on foreground.
 
     Attributes:
-        cases: Cases to draw from.
+        cases: Cases to draw from; those that are replayed from another dataset come last.
         patch_shape: 3 sizes, or 2 for slices along the first axis.
         margin: Per axis, how many voxels larger the patches are than the network's (the room that
             rotation needs); patches may extend that much further beyond the border.
@@ -93,6 +93,9 @@ class PatchSampler:
         foreground: Share of a batch that must show foreground, 0 to 1.
         classes: Class of each label value, indexed by value + 1; None: values are kept.
         previous: The same table for the prediction of a cascade's first stage; None: no cascade.
+        replayed: How many of the cases are replayed.
+        replay_share: Share of the patches that are drawn from them, 0 to 1. Every batch holds this
+            share of its patches, rounded up or down at random so that the mean is exact.
     """
 
     cases: Sequence[TrainingCase]
@@ -102,6 +105,8 @@ class PatchSampler:
     foreground: float
     classes: npt.NDArray[np.int16] | None = None
     previous: npt.NDArray[np.int16] | None = None
+    replayed: int = 0
+    replay_share: float = 0.0
 
     @property
     def label_channels(self) -> int:
@@ -121,9 +126,12 @@ class PatchSampler:
     def places(self, rng: np.random.Generator) -> list[PatchPlace]:
         """Draws the places of the patches of one batch; equal generators give equal places."""
         first_forced = round(self.batch_size * (1.0 - self.foreground))
+        own = len(self.cases) - self.replayed
+        replays = self._replays(rng)
         places = []
         for index in range(self.batch_size):
-            number = int(rng.integers(len(self.cases)))
+            first, count = (own, self.replayed) if index in replays else (0, own)
+            number = first + int(rng.integers(count))
             start = self._start(self.cases[number], rng, on_foreground=index >= first_forced)
             places.append(PatchPlace(number, start))
         return places
@@ -172,6 +180,13 @@ class PatchSampler:
     def facts(self, places: Sequence[PatchPlace]) -> tuple[CaseFacts, ...]:
         """What is known about the case of each place."""
         return tuple(self.cases[place.case].facts for place in places)
+
+    def _replays(self, rng: np.random.Generator) -> frozenset[int]:
+        """Draws which patches of a batch show replayed cases."""
+        if not self.replayed:
+            return frozenset()
+        count = int(self.replay_share * self.batch_size + rng.random())
+        return frozenset(rng.permutation(self.batch_size)[:count].tolist())
 
     def _start(
         self, case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
