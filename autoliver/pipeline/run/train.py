@@ -259,15 +259,10 @@ def _run_job(
     run = planned.run(request.configuration, tag=request.tag)
     held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
-    changes = _changes(workspace, request, source)
-    replay = replay_for(workspace, planned, request.replace(changes=changes), run, list(splits))
-    begun = decide_beginning(
-        run,
-        _made_from(planned, folds, stage, source, replay),
-        request.replace(changes=changes),
-        list(splits),
-        cases=cases,
-    )
+    asked = request.replace(changes=_changes(workspace, request, source))
+    replay = replay_for(workspace, planned, asked, run, list(splits))
+    made_from = _made_from(planned, folds, stage, source, replay)
+    begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
     _check_shares(options, splits)
     configuration = changed_configuration(configuration, options)
