@@ -239,7 +239,6 @@ CHANGES = [
     ({"mirror": True}, {}, "with --no-mirror, not --mirror"),
     ({"modality": "MR"}, {}, "with --modality auto, not --modality MR"),
     ({"exact": True}, {}, "with the fastest way, not --exact"),
-    ({"match": True}, {}, "with no --match, not --match"),
     ({}, {"folds": "1"}, r"\(fold_0, fold_1\), not .* \(fold_1\)"),
 ]
 
@@ -268,6 +267,14 @@ def test_nothing_is_mixed(
     predict(images, out, run, replace(asked, overwrite=True), **more)
     assert record_of(out) == record_of(tmp_path / "other")
     assert predict(images, out, run, asked, **more).new == 0
+
+
+def test_label_maps_that_were_matched_are_others(images: Path, run: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path / "out", run)
+    then = record_of(tmp_path / "out")
+    now = then.replace(options=then.options.replace(match=True))
+    assert then.differences(now) == ["no --match, not --match"]
+    assert now.differences(then) == ["--match, not no --match"]
 
 
 def test_a_model_trained_anew_is_another_one(

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,7 +21,7 @@ from autoliver.pipeline.data import (
     to_train,
 )
 from autoliver.pipeline.run.batch import check_batch
-from autoliver.pipeline.run.begin import decide_beginning, in_use, log_memory
+from autoliver.pipeline.run.begin import Beginning, decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
@@ -38,7 +38,7 @@ from autoliver.pipeline.run.start import (
     note_seen,
 )
 from autoliver.planning.names import Preset
-from autoliver.planning.plan import Plan, PlanOptions
+from autoliver.planning.plan import Configuration, Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.system import in_words
 from autoliver.training.augment.choice import parse_augment
@@ -211,6 +211,29 @@ def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -
     return False
 
 
+def _check_shares(options: TrainingOptions, splits: Mapping[Fold, Split]) -> None:
+    """Refuses options that the folds cannot be trained with."""
+    if options.keep_source == "auto":
+        for fold, split in splits.items():
+            check_held_out(fold, len(split.validation))
+
+
+def _begin_from(
+    source: Source,
+    begun: Beginning,
+    planned: Planned,
+    configuration: Configuration,
+    splits: Mapping[Fold, Split],
+    notify: Notify,
+) -> None:
+    """Writes how a run begins that starts from a source, and the weights it starts from."""
+    start = None if begun.new else kept_start(begun.run, source, begun.options)
+    start = start or fit_weights(source, planned, configuration, begun.options)
+    begun.write()
+    note_seen(source, start.transfer, planned, splits, notify=notify)
+    keep_start(begun.run, start, configuration, notify=notify)
+
+
 def _run_job(
     workspace: Workspace,
     name: str | None,
@@ -236,31 +259,20 @@ def _run_job(
     run = planned.run(request.configuration, tag=request.tag)
     held.enter_context(in_use(run))
     cases = max(len(split.train) for split in splits.values())
-    changes = _changes(workspace, request, source)
-    replay = replay_for(workspace, planned, request.replace(changes=changes), run, list(splits))
-    begun = decide_beginning(
-        run,
-        _made_from(planned, folds, stage, source, replay),
-        request.replace(changes=changes),
-        list(splits),
-        cases=cases,
-    )
+    asked = request.replace(changes=_changes(workspace, request, source))
+    replay = replay_for(workspace, planned, asked, run, list(splits))
+    made_from = _made_from(planned, folds, stage, source, replay)
+    begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
-    if options.keep_source == "auto":
-        for fold, split in splits.items():
-            check_held_out(fold, len(split.validation))
+    _check_shares(options, splits)
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
     check_batch(begun, configuration, request, list(splits), group)
-    start = None
-    if source is not None:
-        start = None if begun.new else kept_start(run, source, options)
-        start = start or fit_weights(source, planned, configuration, options)
-    begun.write()
-    if source is not None and start is not None:
-        note_seen(source, start.transfer, planned, splits, notify=notify)
-        keep_start(run, start, configuration, notify=notify)
+    if source is None:
+        begun.write()
+    else:
+        _begin_from(source, begun, planned, configuration, splits, notify)
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
