@@ -77,6 +77,7 @@ RUNGS = {
     "gin-ipa": Rung(augment="gin-ipa"),
     "bezier": Rung(augment="bezier"),
     "synthseg": Rung(augment="synthseg"),
+    "gin, --match": Rung(predict={"match": True}),
     **{piece: Rung(augment=piece) for piece in PIECES},
     "palette": Rung(augment="palette"),
     "gin 0.6, palette 0.3": Rung(augment="gin:0.6,palette:0.3"),
