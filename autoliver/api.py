@@ -325,7 +325,7 @@ def load_model(
         folds: "0,2", "all" or numbers; None for all finished or selected folds.
         workspace: Folder in which the model is looked up.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        **options: step, mirror, modality and exact, as for `predict`.
+        **options: step, mirror, modality, match and exact, as for `predict`.
 
     Raises:
         ModelError: There is no such model, or it is damaged.
@@ -338,7 +338,7 @@ def load_model(
         from autoliver.machine import check_device_name
         from autoliver.networks.device import choose_device
 
-        names = {name: name for name in ("step", "mirror", "modality", "exact", "overlap")}
+        names = {name: name for name in ("step", "mirror", "modality", "exact", "match", "overlap")}
         given = taken(options, names, of=load_model, machine=None)
         how = PredictOptions(**given)
         check_device_name(device)

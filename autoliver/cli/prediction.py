@@ -106,6 +106,15 @@ def predict(
             help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided.",
         ),
     ] = False,
+    match: Annotated[
+        bool,
+        typer.Option(
+            "--match",
+            help="Match the grey values of cases of another modality than the model's (MR for a "
+            "model of CT) to those of its training images. [default: normalise each case by its "
+            "own mean and deviation]",
+        ),
+    ] = False,
     exact: Annotated[
         bool,
         typer.Option(
@@ -139,6 +148,7 @@ def predict(
         roi=None if roi == "off" else roi,
         modality=modality,
         exact=exact,
+        match=match,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:

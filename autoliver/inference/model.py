@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autoliver.errors import ModelError
 from autoliver.models.files import (
     WEIGHTS_FILE,
     ModelFiles,
@@ -15,6 +16,7 @@ from autoliver.models.files import (
 )
 from autoliver.models.selection import CleaningRule
 from autoliver.planning.plan import Configuration, Plan
+from autoliver.preprocessing.histogram import Histogram, mean_histogram
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,8 @@ class Member:
             None.
         cross_modal: Whether every fold was trained with augmentations that prepare it for images of
             another modality than the plan's.
+        histograms: What the training images look like to the networks, channel by channel; empty if
+            that is not known.
         next_stage_cleaning: Rules applied to its label map before a cascade takes it as input.
     """
 
@@ -52,6 +56,7 @@ class Member:
     previous: "Member | None" = None
     cross_modal: bool = False
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,27 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
     return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
 
 
+def check_histograms(model: Model) -> None:
+    """Checks that the values of a case can be matched for every network of a model.
+
+    Raises:
+        ModelError: A network's training images are not known.
+    """
+    for part in model.parts:
+        if not part.histograms:
+            raise ModelError(
+                f"--match: {part.name} does not say what its training images look like, which "
+                "models of nnU-Net and of earlier versions of autoliver do not.",
+                hint="Predict without --match; or train the model again, or for one more epoch "
+                "(train --extend 1), which records it.",
+            )
+
+
+def _mean_histograms(folds: Sequence[Sequence[Histogram]]) -> tuple[Histogram, ...]:
+    """Averages the histograms of folds; empty if one has none."""
+    return tuple(map(mean_histogram, zip(*folds, strict=True))) if all(folds) else ()
+
+
 def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
     """Loads folds of one run.
 
@@ -144,5 +170,6 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         networks=tuple(networks),
         device=device,
         next_stage_cleaning=first.next_stage_cleaning,
+        histograms=_mean_histograms([info.histograms for info in infos]),
         cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
     )

@@ -32,6 +32,8 @@ class PredictOptions(Record, frozen=True, kw_only=True):
             like; None uses what each network was planned for.
         exact: Whether to compute in float32 with the unchanged networks. Nothing is then chosen by
             timing, so the same machine gives the same bits again.
+        match: Whether the values of a case of another modality than the model's are matched to
+            those of the training images, instead of being normalised by themselves.
     """
 
     step: float = 0.5
@@ -41,6 +43,7 @@ class PredictOptions(Record, frozen=True, kw_only=True):
     uncertainty: bool = False
     modality: ModalityChoice | None = "auto"
     exact: bool = False
+    match: bool = False
 
     def __post_init__(self) -> None:
         """Refuses invalid values; callers of the library may pass anything.

@@ -20,7 +20,9 @@ from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
+from autoliver.planning.plan import Configuration, Normalization
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.preprocessing.histogram import match_volume
 from autoliver.training.determinism import same_bits
 
 OnWindows = Callable[[str, int], Callable[[], object]]
@@ -39,6 +41,7 @@ class PreparedCase:
         image: The original image if a cascade needs it for its second stage; else None.
         coarse: The case on the finder's grid; None if the model has no finder.
         modality: The modality by which the case is normalised; None to normalise it as planned.
+        match: Whether its values are matched to the histograms of each member instead.
     """
 
     name: str
@@ -46,19 +49,27 @@ class PreparedCase:
     image: Volume | None
     coarse: Preprocessed | None = None
     modality: Modality | None = None
+    match: bool = False
 
     @classmethod
     def of(
-        cls, model: Model, image: Volume, name: str, *, modality: Modality | None = None
+        cls,
+        model: Model,
+        image: Volume,
+        name: str,
+        *,
+        modality: Modality | None = None,
+        match: bool = False,
     ) -> "PreparedCase":
         """Preprocesses an image for every member of a model."""
 
         def prepare(stage: Member) -> Preprocessed:
+            volume, configuration = _seen_by(stage, image, name, modality, match=match)
             return forward(
-                image,
+                volume,
                 None,
                 plan=stage.plan,
-                configuration=stage.configuration,
+                configuration=configuration,
                 name=name,
                 modality=modality,
             )
@@ -69,7 +80,21 @@ class PreparedCase:
             image=image if any(member.previous for member in model.members) else None,
             coarse=None if model.finder is None else prepare(model.finder),
             modality=modality,
+            match=match,
         )
+
+
+def _seen_by(
+    member: Member, image: Volume, name: str, modality: Modality | None, *, match: bool
+) -> tuple[Volume, Configuration]:
+    """Returns an image and how to preprocess it; matched values are not normalised any more."""
+    if not match:
+        return image, member.configuration
+    planned = member.configuration
+    none: Normalization = "none"
+    as_they_come = (none,) * len(planned.normalization)
+    found = match_volume(image, member.histograms, modality=modality, where=name)
+    return found, planned.replace(normalization=as_they_come)
 
 
 @dataclass(frozen=True)
@@ -107,11 +132,14 @@ def outputs(
                 values=model.plan.labels.values,
                 spacing_mm=case.image.geometry.spacing_mm,
             )
+            volume, configuration = _seen_by(
+                member, case.image, case.name, case.modality, match=case.match
+            )
             prepared = forward_cascade(
-                case.image,
+                volume,
                 found,
                 plan=member.plan,
-                configuration=member.configuration,
+                configuration=configuration,
                 name=case.name,
                 modality=case.modality,
             )

@@ -22,7 +22,7 @@ from autoliver.inference.ensemble import (
     uncertainty,
 )
 from autoliver.inference.modality import case_modality
-from autoliver.inference.model import Member, Model
+from autoliver.inference.model import Member, Model, check_histograms
 from autoliver.inference.options import UNCERTAINTY, PredictOptions
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.inference.seen import warn_if_far
@@ -289,7 +289,10 @@ def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -
     check_axes(model, image, name=name)
     modality = case_modality(model, image.array, options.modality, name=name)
     _compare_with_training(model, image, modality, name)
-    return PreparedCase.of(model, image, name, modality=modality)
+    match = options.match and {model.plan.modality, modality} == {"CT", "MR"}
+    if options.match:
+        check_histograms(model)
+    return PreparedCase.of(model, image, name, modality=modality, match=match)
 
 
 def _compare_with_training(

@@ -91,6 +91,7 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
         roi: "auto" or the model that finds the region to predict in; None to predict everywhere.
         modality: The modality by which each case is normalised; None to normalise as planned.
         exact: Whether the networks run unchanged in float32, with nothing chosen by timing.
+        match: Whether cases of another modality were matched to the training images.
     """
 
     step: float
@@ -99,6 +100,7 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
     roi: str | None
     modality: ModalityChoice | None
     exact: bool
+    match: bool = False
 
 
 class Prediction(Artifact, frozen=True, kw_only=True):
@@ -154,7 +156,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             )
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
-        for name in ("step", "mirror", "modality", "exact"):
+        for name in ("step", "mirror", "modality", "exact", "match"):
             then, now = (_flag(name, getattr(each.options, name)) for each in (self, other))
             if then != now:
                 found.append(f"{then}, not {now}")
@@ -235,6 +237,7 @@ def describe(
             roi=roi,
             modality=options.modality,
             exact=options.exact,
+            match=options.match,
         ),
     )
 
@@ -465,6 +468,8 @@ def _union(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
 def _flag(name: str, value: object) -> str:
     if name == "exact":
         return "--exact" if value else "the fastest way"
+    if name == "match":
+        return "--match" if value else "no --match"
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name} {value}"

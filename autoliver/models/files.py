@@ -13,6 +13,7 @@ from autoliver.errors import ModelError
 from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
+from autoliver.preprocessing.histogram import Histogram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,8 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         replay_share: Share of the patches that came from them, 0 to 1.
         keep_source: Share of the tuned weights in the weights, 0 to 1; the rest is of the weights
             that it started from. None if they were not mixed.
+        histograms: What its training images look like to the network, channel by channel; empty
+            for models of earlier versions and of nnU-Net.
         next_stage_cleaning: Rules applied to its label maps before a cascade takes them as input,
             as in nnU-Net v1; those for the final label map are the model's.
     """
@@ -76,6 +79,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     replay_share: float = 0.0
     keep_source: float | None = None
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
     @property
     def decisions(self) -> Configuration:

@@ -246,7 +246,7 @@ class _Recording:
         self, files: "ModelFiles", todo: "Sequence[PredictJob]", *, outdated: set[str]
     ) -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
-        from autoliver.inference.model import load_model
+        from autoliver.inference.model import check_histograms, load_model
         from autoliver.inference.predict import Listener
         from autoliver.inference.record import (
             clear_outdated,
@@ -259,6 +259,8 @@ class _Recording:
         from autoliver.networks.device import choose_device
 
         model = load_model(files, device=choose_device(self.request.machine.device))
+        if self.request.match:
+            check_histograms(model)
         check_memory(model, todo, self.request)
         clear_outdated(self.path, self.record, todo, outdated=outdated)
         save_record(self.path, self.record)

@@ -44,6 +44,8 @@ class PredictRequest:
             its own dataset.
         exact: Whether to compute in float32 with the unchanged networks; nothing is then chosen by
             timing.
+        match: Whether the grey values of cases of another modality than the model's are matched to
+            those of its training images.
         machine: The device and memory that may be used.
     """
 
@@ -55,6 +57,7 @@ class PredictRequest:
     roi: str | None = None
     modality: ModalityChoice | None = "auto"
     exact: bool = False
+    match: bool = False
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class PredictRequest:
             uncertainty=self.uncertainty,
             modality=self.modality,
             exact=self.exact,
+            match=self.match,
         )
 
 

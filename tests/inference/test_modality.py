@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import DatasetError, ModelError, OptionError
 from autoliver.inference.modality import case_modality, seen_modality
 from autoliver.inference.model import Member, Model, load_model
 from autoliver.inference.outputs import PredictOptions
@@ -18,6 +18,8 @@ from autoliver.models.archive import open_archive, write_archive
 from autoliver.models.files import MODEL_FILE, MemberFiles, ModelFiles
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.case import forward
+from autoliver.preprocessing.histogram import Histogram
+from autoliver.training.augment.change import Change, apply_appearance
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -174,6 +176,78 @@ def test_mr_seen_by_a_plan_for_ct_is_what_a_plan_for_mr_makes_of_it(plan, margin
     )
     assert np.array_equal(found.image, expected.image)
     assert found.properties == expected.properties
+
+
+def test_inverted_ct_as_mr_is_what_training_makes_of_ct_by_inversion(plan):
+    own = of_modality(plan, "CT", percentile_00_5=-150.0, percentile_99_5=250.0)
+    member = make_member(own)
+    ct = make_image(-150, 250)
+    trained = torch.from_numpy(
+        forward(ct, None, plan=own, configuration=member.configuration, name="a").image
+    )[None]
+    inside = torch.zeros(1, *SHAPE, dtype=torch.int16)
+    apply_appearance(trained, inside, [Change(0, "inversion", 5, afresh=True)])
+    inverted = Volume(array=3 * (1000 - ct.array), geometry=ct.geometry)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), inverted, modality="MR")
+    expected = -standardised(ct.array)
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trained[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("planned", ["CT", "MR"])
+def test_a_case_of_another_modality_is_matched_if_asked(plan, planned):
+    """The network sees the order of the case's values and the distribution of its training's."""
+    histogram = Histogram(air=-3.0, quantiles=tuple(np.linspace(-1.0, 2.0, 129)))
+    member = make_member(of_modality(plan, planned), cross_modal=True, histograms=(histogram,))
+    model = Model(name="Toy", members=(member,))
+    other = MR if planned == "CT" else make_image(-150, 250)
+    ((seen,),) = predict(model, other, modality="MR" if planned == "CT" else "CT", match=True)
+    values, given = seen[0].numpy().ravel(), other.array.ravel()
+    body = values > -1.5
+    assert 0.9 < body.mean() < 1.0
+    assert (values[~body] == -3.0).all()
+    assert given[~body].max() <= given[body].min()
+    np.testing.assert_allclose(
+        np.quantile(values[body], [0.1, 0.5, 0.9]), [-0.7, 0.5, 1.7], atol=0.02
+    )
+    assert (np.diff(values[body][np.argsort(given[body])]) >= -1e-6).all()
+    # A case of the model's own modality is seen as ever.
+    own = CT if planned == "CT" else MR
+    for match in (True, False):
+        ((seen,),) = predict(model, own, modality=planned, match=match)
+        as_planned = forward(
+            own, None, plan=member.plan, configuration=member.configuration, name="a"
+        )
+        assert np.array_equal(seen[0].numpy(), as_planned.image)
+
+
+def test_matching_needs_to_know_the_training_images(plan):
+    model = Model(name="Toy", members=(make_member(of_modality(plan, "CT"), cross_modal=True),))
+    with pytest.raises(ModelError, match="--match: Toy does not say") as caught:
+        predict(model, MR, modality="MR", match=True)
+    assert "without --match" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["inversion", "gin", "bezier", "palette"])
+def test_a_change_of_contrast_is_seen_in_prediction_as_training_showed_it(plan, name):
+    """CT whose contrast a training has changed is what `predict --modality MR` makes of it."""
+    own = of_modality(plan, "CT", percentile_00_5=-150.0, percentile_99_5=250.0)
+    member = make_member(own)
+    ct = make_image(-150, 250)
+    shown = forward(ct, None, plan=own, configuration=member.configuration, name="a").image
+    batch = torch.from_numpy(shown)[None]
+    before = batch.clone()
+    inside = torch.zeros(1, *SHAPE, dtype=torch.int16)
+    apply_appearance(batch, inside, [Change(0, name, 5, afresh=True)])
+    changed = batch.clone()
+    assert float((changed - before).abs().mean()) > 0.1
+
+    # The same contrast as a scanner of unknown scale would store it.
+    stored = Volume(array=changed[0].numpy() * 137 + 2000, geometry=ct.geometry)
+    ((seen,),) = predict(Model(name="Toy", members=(member,)), stored, modality="MR")
+    torch.testing.assert_close(seen[0], changed[0], atol=1e-3, rtol=1e-3)
+    assert abs(float(seen[0].mean())) < 1e-3
+    assert float(seen[0].std()) == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_the_record_says_what_predicted_and_how(images: Path, run: Path, tmp_pat
     assert written["model"] == "Dataset009_Toy/3d_fullres (fold_0, fold_1)"
     assert written["options"] == {
         **{"step": 0.7, "mirror": False, "folds": None, "roi": None},
-        **{"modality": "MR", "exact": True},
+        **{"modality": "MR", "exact": True, "match": False},
     }
     assert written["label_maps"] == ["case_0.nii.gz", "case_1.nii.gz"]
     sums = [FoldModel.load(run / f"fold_{n}/model.json").weights_sha256 for n in range(2)]
@@ -267,6 +267,14 @@ def test_nothing_is_mixed(
     predict(images, out, run, replace(asked, overwrite=True), **more)
     assert record_of(out) == record_of(tmp_path / "other")
     assert predict(images, out, run, asked, **more).new == 0
+
+
+def test_label_maps_that_were_matched_are_others(images: Path, run: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path / "out", run)
+    then = record_of(tmp_path / "out")
+    now = then.replace(options=then.options.replace(match=True))
+    assert then.differences(now) == ["no --match, not --match"]
+    assert now.differences(then) == ["--match, not no --match"]
 
 
 def test_a_model_trained_anew_is_another_one(

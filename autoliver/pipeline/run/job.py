@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from autoliver.artifacts import brief
 from autoliver.datasets.cases import Case
 from autoliver.datasets.contents import image_key
@@ -27,6 +29,8 @@ from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import SMALLEST
+from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histogram
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
     from autoliver.training.distributed import Group
     from autoliver.training.fold import FoldTask, TrainedFold
+
+_HISTOGRAM_CASES = 50  # training cases whose values are read at the end of a training, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +283,22 @@ class RunJob:
             ancestors=() if source is None else source.ancestors,
             replay=self.replay.dataset.name if self.replay else "",
             replay_share=options.replay_share if self.replay else 0.0,
+            histograms=self._histograms(fold),
         )
+
+    def _histograms(self, fold: Fold) -> tuple[Histogram, ...]:
+        """Returns what the training images look like to the network, from some of them."""
+        names = self.splits[fold].train
+        cases = self._cases(names[:: -(-len(names) // _HISTOGRAM_CASES)])
+        channels = len(self.planned.plan.channel_names)
+        found = []
+        for case in cases:
+            image = case.image[:channels]
+            inside = np.ones(image.shape[1:], bool)
+            if case.label is not None:
+                inside = case.label[:][0] != OUTSIDE
+            found.append([histogram_of(channel, inside) for channel in image])
+        return tuple(map(mean_histogram, zip(*found, strict=True)))
 
     def _keys(self, names: Sequence[str]) -> tuple[str, ...]:
         keys = {case.name: image_key(case) for case in self.planned.dataset.cases}

@@ -176,6 +176,15 @@ def apply_synthseg(chosen: ChosenSamples) -> "Tensor":
     return torch.stack(list(made))
 
 
+def apply_palette(chosen: ChosenSamples) -> "Tensor":
+    """Remaps each region of an image on its own (`augment/palette.py`)."""
+    import torch
+
+    from autoliver.training.augment.palette import remap
+
+    return torch.stack(list(map(remap, chosen.images, chosen.labels, chosen.generators)))
+
+
 APPEARANCES: dict[str, Appearance] = {
     "inversion": Appearance(apply=apply_inversion, share=0.5),
     "bezier": Appearance(apply=apply_bezier, share=1.0),
@@ -183,4 +192,5 @@ APPEARANCES: dict[str, Appearance] = {
     "gin-ipa": Appearance(apply=apply_gin_ipa, share=1.0, views=_VIEWS),
     "randconv": Appearance(apply=apply_randconv, share=0.8),
     "synthseg": Appearance(apply=apply_synthseg, share=0.5),
+    "palette": Appearance(apply=apply_palette, share=0.5),
 }

@@ -81,7 +81,7 @@ def test_a_training_with_it_is_another_one(tmp_path: Path) -> None:
 def test_options_and_messages_know_it() -> None:
     assert parse_augment("toy") == (AppearanceStep(name="toy", probability=0.25),)
     assert [step.name for step in parse_augment("gin:0.5,toy:0.5")] == ["gin", "toy"]
-    for text, said in (("tyo", "Did you mean toy?"), ("zzz", "synthseg, toy, and mixtures")):
+    for text, said in (("tyo", "Did you mean toy?"), ("zzz", "palette, toy, and mixtures")):
         with pytest.raises(OptionError) as caught:
             check_options(TrainingOptions(augment=text))
         assert said in caught.value.hint

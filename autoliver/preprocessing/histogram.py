@@ -1,0 +1,131 @@
+"""Histograms of what a network has seen, and images whose values are matched to them.
+
+A network that was trained on CT knows an MR case better if its grey values are distributed as those
+of the training images are. Only the order of the values is kept.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record
+from autoliver.datasets.cases import Modality
+from autoliver.errors import DatasetError
+from autoliver.io.volume import Volume
+from autoliver.planning.nonzero import nonzero_mask
+from autoliver.planning.outliers import without_impossible
+from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
+
+_QUANTILES = 129
+# What is darker than this, of the range from the lowest to the highest values, is air.
+_AIR = 0.05
+_LOWEST, _HIGHEST = 0.5, 99.0  # percentiles
+
+
+class Histogram(Record, frozen=True, kw_only=True):
+    """The distribution of the values of one channel, as the network is given them.
+
+    Attributes:
+        air: The value of air.
+        quantiles: Quantiles of the values in the body, at equal steps from 0 to 1.
+    """
+
+    air: float
+    quantiles: tuple[float, ...]
+
+
+def histogram_of(channel: npt.NDArray[np.floating], inside: npt.NDArray[np.bool_]) -> Histogram:
+    """Computes the histogram of a channel.
+
+    Args:
+        channel: (z, y, x).
+        inside: (z, y, x), the voxels that count.
+
+    Returns:
+        Its histogram. In a channel of one value all of it is body.
+    """
+    values = channel[inside] if inside.any() else channel.ravel()
+    limit = _limit(values)
+    air, body = values[values <= limit], values[values > limit]
+    body = body if body.size else values
+    found = np.quantile(body.astype(np.float64), np.linspace(0.0, 1.0, _QUANTILES))
+    lowest = float(np.median(air)) if air.size else float(found[0])
+    return Histogram(air=lowest, quantiles=tuple(found.tolist()))
+
+
+def mean_histogram(histograms: Sequence[Histogram]) -> Histogram:
+    """Averages histograms, quantile by quantile."""
+    return Histogram(
+        air=float(np.mean([each.air for each in histograms])),
+        quantiles=tuple(np.mean([each.quantiles for each in histograms], axis=0).tolist()),
+    )
+
+
+def match_volume(
+    image: Volume, histograms: Sequence[Histogram], *, modality: Modality | None, where: str
+) -> Volume:
+    """Matches the values of a case to histograms; CT is clipped to soft tissue before.
+
+    Args:
+        image: The case.
+        histograms: The wanted histogram of each channel.
+        modality: The case's modality.
+        where: The case, for messages.
+
+    Raises:
+        DatasetError: See `matched`.
+    """
+    values = without_impossible(image.array, name=where)
+    if modality == "CT":
+        values = np.clip(values, *SOFT_TISSUE_HU)
+    inside = nonzero_mask(values)
+    return dataclasses.replace(image, array=matched(values, inside, histograms, where=where))
+
+
+def matched(
+    image: npt.NDArray[np.generic],
+    inside: npt.NDArray[np.bool_],
+    histograms: Sequence[Histogram],
+    *,
+    where: str,
+) -> npt.NDArray[np.float32]:
+    """Maps the values of each channel so that they are distributed as a histogram says.
+
+    Args:
+        image: (c, z, y, x), on any scale.
+        inside: (z, y, x), the voxels that count; the others become air.
+        histograms: The wanted histogram of each channel.
+        where: The case, for messages.
+
+    Returns:
+        (c, z, y, x), a new array.
+
+    Raises:
+        DatasetError: A channel has a single value, so that there is nothing to match.
+    """
+    result = np.empty(image.shape, np.float32)
+    for index, (channel, histogram) in enumerate(zip(image, histograms, strict=True)):
+        wide = channel.astype(np.float32)
+        own = histogram_of(wide, inside)
+        if own.quantiles[0] == own.quantiles[-1]:
+            raise DatasetError(
+                f"{where}: channel {index} has the value {own.quantiles[0]:g} everywhere, expected "
+                "an image whose values can be matched.",
+                hint="Check the image, or predict it without --match.",
+            )
+        steps = np.linspace(0.0, 1.0, _QUANTILES)
+        # Several quantiles may share a value; their middle is its rank.
+        values, first, counts = np.unique(own.quantiles, return_index=True, return_counts=True)
+        ranks = steps[first] + (counts - 1) / 2 / (_QUANTILES - 1)
+        rank = np.interp(wide, values, ranks)
+        result[index] = np.interp(rank, steps, histogram.quantiles)
+        body = inside & (wide > _limit(wide[inside]))
+        result[index][~body] = histogram.air
+    return result
+
+
+def _limit(values: npt.NDArray[np.floating]) -> float:
+    low, high = np.percentile(values, [_LOWEST, _HIGHEST])
+    return float(low + _AIR * (high - low))
