@@ -29,10 +29,11 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: None = None
+    values: tuple[int, ...] = (1, 2)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:
-        return {v: np.argwhere(self.label[0] == v).astype(np.int32) for v in (1, 2)}
+        return {v: np.argwhere(self.label[0] == v).astype(np.int32) for v in self.values}
 
 
 def make_case(number: int) -> ArrayCase:

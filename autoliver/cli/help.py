@@ -32,13 +32,14 @@ class HelpfulCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the command line; what is wrong with it is said in plain words."""
-        files = [word for word in args if Path(word).is_file()]
+        given = list(args)  # reading them takes them out
         try:
             return list(super().parse_args(ctx, args))
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
             raise
         except USAGE_ERROR as error:
+            files = [word for word in given if Path(word).is_file()]
             if "unexpected extra argument" in error.message and len(files) > 1:
                 error.message = (
                     f"{counted(len(files), 'file')} in place of one: a shell makes them of a "

@@ -383,9 +383,8 @@ def _kept(results: "list[FoldResult]") -> list[str]:
 
     shares = {r.fold: FoldModel.load(FoldFolder(r.folder).model).keep_source for r in results}
     known = [f"fold {fold} {share:.3g}" for fold, share in shares.items() if share is not None]
-    return [f"Share of the tuned weights, the rest is the source's: {', '.join(known)}"] * bool(
-        known
-    )
+    said = f"Share of the tuned weights, the rest is the source's: {', '.join(known)}"
+    return [said] if known else []
 
 
 def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = ()) -> str:

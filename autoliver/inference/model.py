@@ -16,7 +16,7 @@ from autoliver.models.files import (
 )
 from autoliver.models.selection import CleaningRule
 from autoliver.planning.plan import Configuration, Plan
-from autoliver.preprocessing.histogram import Histogram, mean_histogram
+from autoliver.preprocessing.histogram import Histogram, mean_histograms
 
 if TYPE_CHECKING:
     import torch
@@ -134,11 +134,6 @@ def check_histograms(model: Model) -> None:
             )
 
 
-def _mean_histograms(folds: Sequence[Sequence[Histogram]]) -> tuple[Histogram, ...]:
-    """Averages the histograms of folds; empty if one has none."""
-    return tuple(map(mean_histogram, zip(*folds, strict=True))) if all(folds) else ()
-
-
 def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") -> Member:
     """Loads folds of one run.
 
@@ -155,7 +150,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
     from autoliver.networks.checkpoint import load_network
 
     infos = load_infos(folders, name=name)
-    first = infos[0]
+    first, histograms = infos[0], [info.histograms for info in infos]
     networks = [
         Fastest(
             load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
@@ -170,6 +165,6 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         networks=tuple(networks),
         device=device,
         next_stage_cleaning=first.next_stage_cleaning,
-        histograms=_mean_histograms([info.histograms for info in infos]),
+        histograms=mean_histograms(histograms) if all(histograms) else (),
         cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
     )

@@ -67,13 +67,15 @@ class PredictJob:
         stem, ending = split_ending(self.output.name)
         return self.output.with_name(f"{stem}{UNCERTAINTY}{ending}")
 
+    def further(self, *, probabilities: bool, uncertainty: bool) -> list[Path]:
+        """The files that are requested besides the label map."""
+        asked = ((self.probabilities, probabilities), (self.uncertainty, uncertainty))
+        return [file for file, wanted in asked if wanted]
+
     def complete(self, *, probabilities: bool, uncertainty: bool) -> bool:
         """Whether the label map and the requested further files exist."""
-        return (
-            self.finished
-            and (not probabilities or self.probabilities.exists())
-            and (not uncertainty or self.uncertainty.exists())
-        )
+        further = self.further(probabilities=probabilities, uncertainty=uncertainty)
+        return self.finished and all(file.exists() for file in further)
 
 
 @dataclass(frozen=True, kw_only=True)

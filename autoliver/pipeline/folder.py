@@ -281,9 +281,8 @@ class _Recording:
         """Records a label map that is finished."""
         from autoliver.inference.record import save_record
 
-        name = job.output.name
-        further = [job.probabilities] * self.request.probabilities
-        further += [job.uncertainty] * self.request.uncertainty
+        name, asked = job.output.name, self.request
+        further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         self.record = record.with_case(name, made_from, predicted, [job.output, *further])
         save_record(self.path, self.record)

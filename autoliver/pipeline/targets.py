@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from autoliver.datasets.names import is_dataset
@@ -47,10 +48,22 @@ class Targets:
     jobs: Sequence[PredictJob]
     record: Path
 
-    @property
+    @cached_property
     def own_records(self) -> list[Path]:
         """Further records, of label maps that were once named as the only output."""
         return own_records(self.jobs, self.record)
+
+    @cached_property
+    def known(self) -> dict[str, Prediction]:
+        """Maps the file names of label maps to the record that names them.
+
+        Raises:
+            ArtifactError: A record is damaged.
+        """
+        found: dict[str, Prediction] = {}
+        for record in map(read_record, (*self.own_records, self.record)):
+            found |= {} if record is None else dict.fromkeys(record.label_maps, record)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +161,7 @@ def _one_target(name: str, images: tuple[Path, ...], output: Path) -> Targets:
 
 def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: bool) -> None:
     """Refuses to replace what was not predicted there, or was predicted from another case."""
-    known = _known(targets)
+    known = targets.known
     there = set(entries(folder))
     foreign = [
         file.name
@@ -202,14 +215,6 @@ def _refuse_folders_of_a_dataset(folder: Path, output: Path, foreign: Sequence[s
     )
 
 
-def _known(targets: Targets) -> dict[str, Prediction]:
-    """Maps the file names of label maps to the record that names them."""
-    found: dict[str, Prediction] = {}
-    for record in map(read_record, (*targets.own_records, targets.record)):
-        found |= {} if record is None else dict.fromkeys(record.label_maps, record)
-    return found
-
-
 def find_standing(targets: Targets, request: PredictRequest) -> Standing:
     """Finds out which cases are finished.
 
@@ -220,7 +225,7 @@ def find_standing(targets: Targets, request: PredictRequest) -> Standing:
     Returns:
         What has to be done. Of each label map that is not as it was written, a note is logged.
     """
-    known = _known(targets)
+    known = targets.known
     standing = Standing()
     for job in targets.jobs:
         record = known.get(job.output.name)
@@ -300,5 +305,9 @@ def _has_all_files(job: PredictJob, record: Prediction, request: PredictRequest)
     if not is_complete(job, request):
         return False
     sizes = {file.name: file.size for file in record.written.get(job.output.name, ())[1:]}
-    asked = [job.probabilities] * request.probabilities + [job.uncertainty] * request.uncertainty
-    return all(sizes.get(file.name) in (None, file.stat().st_size) for file in asked)
+    return all(
+        sizes.get(file.name) in (None, file.stat().st_size)
+        for file in job.further(
+            probabilities=request.probabilities, uncertainty=request.uncertainty
+        )
+    )

@@ -46,13 +46,26 @@ def histogram_of(channel: npt.NDArray[np.floating], inside: npt.NDArray[np.bool_
     Returns:
         Its histogram. In a channel of one value all of it is body.
     """
+    return _measured(channel, inside)[0]
+
+
+def _measured(
+    channel: npt.NDArray[np.floating], inside: npt.NDArray[np.bool_]
+) -> tuple[Histogram, float]:
+    """The histogram of a channel, and the value up to which it is air."""
     values = channel[inside] if inside.any() else channel.ravel()
-    limit = _limit(values)
+    low, high = np.percentile(values, [_LOWEST, _HIGHEST])
+    limit = float(low + _AIR * (high - low))
     air, body = values[values <= limit], values[values > limit]
     body = body if body.size else values
     found = np.quantile(body.astype(np.float64), np.linspace(0.0, 1.0, _QUANTILES))
     lowest = float(np.median(air)) if air.size else float(found[0])
-    return Histogram(air=lowest, quantiles=tuple(found.tolist()))
+    return Histogram(air=lowest, quantiles=tuple(found.tolist())), limit
+
+
+def mean_histograms(images: Sequence[Sequence[Histogram]]) -> tuple[Histogram, ...]:
+    """Averages the histograms of several images, channel by channel."""
+    return tuple(map(mean_histogram, zip(*images, strict=True)))
 
 
 def mean_histogram(histograms: Sequence[Histogram]) -> Histogram:
@@ -108,7 +121,7 @@ def matched(
     result = np.empty(image.shape, np.float32)
     for index, (channel, histogram) in enumerate(zip(image, histograms, strict=True)):
         wide = channel.astype(np.float32)
-        own = histogram_of(wide, inside)
+        own, limit = _measured(wide, inside)
         if own.quantiles[0] == own.quantiles[-1]:
             raise DatasetError(
                 f"{where}: channel {index} has the value {own.quantiles[0]:g} everywhere, expected "
@@ -121,11 +134,5 @@ def matched(
         ranks = steps[first] + (counts - 1) / 2 / (_QUANTILES - 1)
         rank = np.interp(wide, values, ranks)
         result[index] = np.interp(rank, steps, histogram.quantiles)
-        body = inside & (wide > _limit(wide[inside]))
-        result[index][~body] = histogram.air
+        result[index][~(inside & (wide > limit))] = histogram.air
     return result
-
-
-def _limit(values: npt.NDArray[np.floating]) -> float:
-    low, high = np.percentile(values, [_LOWEST, _HIGHEST])
-    return float(low + _AIR * (high - low))

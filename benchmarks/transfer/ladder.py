@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import autoliver
-from autoliver.training.augment.appearance import APPEARANCES, Appearance, ChosenSamples
-from autoliver.training.augment.palette import Recipe, remap
+from autoliver.training.augment.appearance import APPEARANCES, Appearance, apply_palette
+from autoliver.training.augment.palette import Recipe
 from benchmarks.transfer.scoring import PROTOCOLS, mean_dice, score_case
-from benchmarks.transfer.study import CT, SOURCE, TARGET, Study, link, read_study, table
-from benchmarks.transfer.study import _cases as all_cases
+from benchmarks.transfer.study import CT, SOURCE, TARGET, Study, all_cases, link, read_study
 from benchmarks.transfer.study import test_cases as held_back
 
 WITH_FAT = (-150.0, 250.0)
@@ -61,15 +59,8 @@ PIECES = {
     "regions-labels-cells": Recipe(texture=False),
 }
 
-
-def apply_piece(chosen: ChosenSamples, recipe: Recipe) -> torch.Tensor:
-    """Changes samples as a row of the product's table does, with a part of the method."""
-    each = zip(chosen.images, chosen.labels, chosen.generators, strict=True)
-    return torch.stack([remap(*sample, recipe) for sample in each])
-
-
 for piece, recipe in PIECES.items():
-    APPEARANCES[piece] = Appearance(apply=partial(apply_piece, recipe=recipe), share=0.5)
+    APPEARANCES[piece] = Appearance(apply=partial(apply_palette, recipe=recipe), share=0.5)
 
 RUNGS = {
     "default": Rung(augment="default"),
@@ -108,11 +99,9 @@ def run(study: Study, rung: Rung, seed: int, *, all_ct: bool) -> dict[str, list[
     """Trains a rung unless that is done, and scores it: dataset -> scores of its cases."""
     window = "own" if rung.window_hu is None else "{:g}_{:g}".format(*rung.window_hu)
     name = f"w{window}{'-all' if all_ct else ''}"
-    own = replace(study, work=study.work / name, window_hu=rung.window_hu)
+    work = study.work / name
+    own = replace(study, work=work, window_hu=rung.window_hu, whole_source=all_ct)
     own.prepare()
-    if all_ct:
-        table(study.data / SOURCE, own.work / "data" / CT, all_cases(study.data / SOURCE))
-        autoliver.plan(own.work / "data" / CT, workspace=own.workspace)
     tag = f"{rung.trained_as}-s{seed}"
     model = f"{CT}/{study.configuration}+{tag}"
     if not (own.workspace / CT / "runs" / Path(model).name / "fold_all/model.json").exists():

@@ -38,6 +38,7 @@ class Study:
         seeds: One repetition each.
         device: As for `train`.
         configuration: What is trained.
+        whole_source: Whether no case of the source is held back.
     """
 
     data: Path
@@ -50,6 +51,7 @@ class Study:
     seeds: tuple[int, ...]
     device: str
     configuration: str
+    whole_source: bool = False
 
     @property
     def workspace(self) -> Path:
@@ -58,7 +60,8 @@ class Study:
 
     def prepare(self) -> None:
         """Writes the datasets of the source and plans it."""
-        table(self.data / SOURCE, self.work / "data" / CT, train_cases(self.data / SOURCE))
+        chosen = all_cases if self.whole_source else train_cases
+        table(self.data / SOURCE, self.work / "data" / CT, chosen(self.data / SOURCE))
         options: dict[str, Any] = {"preset": self.preset}
         if self.spacing_mm is not None:
             options["spacing_mm"] = self.spacing_mm
@@ -194,15 +197,20 @@ class Rows:
             print(f"| {what} | " + " | ".join(cells) + f" | {len(rows)} |")
 
 
+def all_cases(folder: Path) -> list[str]:
+    """Every case that has a label map."""
+    return sorted(path.name.split(".")[0] for path in (folder / "labelsTr").iterdir())
+
+
 def train_cases(folder: Path) -> list[str]:
     """The cases that may be learnt from."""
-    names, every = _cases(folder), HELD_BACK[folder.name]
+    names, every = all_cases(folder), HELD_BACK[folder.name]
     return [name for i, name in enumerate(names) if i % every != every - 1]
 
 
 def test_cases(folder: Path) -> list[str]:
     """The cases held back."""
-    return sorted(set(_cases(folder)) - set(train_cases(folder)))
+    return sorted(set(all_cases(folder)) - set(train_cases(folder)))
 
 
 def table(source: Path, target: Path, cases: Iterable[str]) -> None:
@@ -229,7 +237,3 @@ def link(file: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / file.name).exists():
         (folder / file.name).symlink_to(file)
-
-
-def _cases(folder: Path) -> list[str]:
-    return sorted(path.name.split(".")[0] for path in (folder / "labelsTr").iterdir())

@@ -1,3 +1,4 @@
 from small_models import plan, save
+from three_images import images, run
 
-__all__ = ["plan", "save"]
+__all__ = ["images", "plan", "run", "save"]

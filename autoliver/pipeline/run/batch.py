@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoliver.commands import command
 from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -14,7 +13,7 @@ from autoliver.memory import GB, free_gb
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.run.begin import Beginning, is_trained
 from autoliver.pipeline.run.fold_queue import queue_devices
-from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.request import TrainRequest, train_command
 from autoliver.planning.plan import Configuration
 from autoliver.training.options import flag
 from autoliver.values import counted
@@ -164,26 +163,15 @@ def _too_large(
 
 def _command(begun: Beginning, request: TrainRequest, batch_size: int) -> str:
     """Returns the command of a request with another batch size."""
-    place = begun.run.path
     changes = {**request.changes, "batch_size": batch_size}
     options = [word for name, value in changes.items() for word in flag(name, value).split()]
     machine, default = request.machine, WHOLE_MACHINE
     named: dict[str, object] = {
-        "--fold": ",".join(map(str, request.folds)),
-        "--tag": request.tag,
-        "--pretrained": request.pretrained,
-        "--like": request.like,
         "--device": machine.device if machine.device != default.device else None,
         "--gpus": ",".join(map(str, machine.gpus)),
         "--jobs": machine.jobs,
         "--memory-gb": machine.limits.memory_gb and f"{machine.limits.memory_gb:g}",
     }
     words = [str(word) for name, value in named.items() if value for word in (name, value)]
-    flags = {"--fresh": request.fresh or not begun.new, "--own-plan": request.own_plan}
-    words += [name for name, value in flags.items() if value]
-    dataset, workspace = place.parents[1].name, place.parents[2]
-    return command(
-        *("train", dataset, request.configuration),
-        options=[*words, *options],
-        workspace=workspace,
-    )
+    words += ["--fresh"] if request.fresh or not begun.new else []
+    return train_command(begun.run, request, request.folds, options=[*words, *options])

@@ -30,7 +30,7 @@ from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.crop import OUTSIDE
-from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histogram
+from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, read_case
 from autoliver.training.options import TrainingOptions
@@ -298,7 +298,7 @@ class RunJob:
             if case.label is not None:
                 inside = case.label[:][0] != OUTSIDE
             found.append([histogram_of(channel, inside) for channel in image])
-        return tuple(map(mean_histogram, zip(*found, strict=True)))
+        return mean_histograms(found)
 
     def _keys(self, names: Sequence[str]) -> tuple[str, ...]:
         keys = {case.name: image_key(case) for case in self.planned.dataset.cases}

@@ -11,7 +11,7 @@ from autoliver.datasets.folds import Folds
 from autoliver.errors import AutoliverError
 from autoliver.models.files import FoldFolder, fold_of
 from autoliver.pipeline.run.job import FoldResult
-from autoliver.pipeline.run.request import Notify, TrainRequest
+from autoliver.pipeline.run.request import Notify, TrainRequest, train_command
 from autoliver.pipeline.run.source_scores import score_source
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
@@ -130,20 +130,8 @@ def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = Fal
         return command("predict", options=words, workspace=workspace)
     if not outcome.unfinished:
         return command("select", dataset, workspace=workspace)
-    given = {
-        "--tag": request.tag,
-        "--pretrained": request.pretrained,
-        "--like": request.like,
-    }
-    words = [word for option, value in given.items() if value for word in (option, value)]
-    words += ["--own-plan"] if request.own_plan else []
-    words += ["--compare-scratch"] if compare else []
-    folds = ",".join(outcome.unfinished)
-    return command(
-        *("train", dataset, request.configuration),
-        options=["--fold", folds, *words],
-        workspace=workspace,
-    )
+    words = ["--compare-scratch"] if compare else []
+    return train_command(run, request, outcome.unfinished, options=words)
 
 
 def mean_of(values: list[float | None]) -> float | None:

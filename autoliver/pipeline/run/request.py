@@ -1,14 +1,16 @@
 """Requests to `train`, as values that can be sent to another process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.commands import command
 from autoliver.datasets.folds import Fold
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.planning.names import ConfigurationName, Preset
+from autoliver.workspace import RunFolder
 
 # Called with messages that the user should read before the training starts.
 Notify = Callable[[str], None]
@@ -53,6 +55,37 @@ class TrainRequest(Record, frozen=True, kw_only=True):
     def for_fold(self, fold: Fold, machine: Machine) -> "TrainRequest":
         """Returns the request for one fold of a run whose options are already written."""
         return self.replace(folds=(fold,), changes={}, fresh=False, extend=None, machine=machine)
+
+
+def train_command(
+    run: RunFolder,
+    request: TrainRequest,
+    folds: Sequence[object],
+    *,
+    options: Sequence[str] = (),
+) -> str:
+    """Returns the command that trains folds of the run of a request.
+
+    Args:
+        run: The run.
+        request: The request.
+        folds: The folds; empty for all of the cross-validation.
+        options: Further options with their values.
+    """
+    given = {
+        "--fold": ",".join(map(str, folds)),
+        "--tag": request.tag,
+        "--pretrained": request.pretrained,
+        "--like": request.like,
+    }
+    words = [word for option, value in given.items() if value for word in (option, value)]
+    words += ["--own-plan"] if request.own_plan else []
+    dataset, workspace = run.path.parents[1].name, run.path.parents[2]
+    return command(
+        *("train", dataset, request.configuration),
+        options=[*words, *options],
+        workspace=workspace,
+    )
 
 
 class QueuedRequest(Artifact, frozen=True, kw_only=True):

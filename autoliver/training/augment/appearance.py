@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from autoliver.training.augment.palette import Recipe
+
 _VIEWS = 3  # views of each patch with "gin-ipa"
 _RANDCONV_KERNELS = (1, 3, 5, 7)
 _BEZIER_SAMPLES = 512
@@ -176,13 +178,19 @@ def apply_synthseg(chosen: ChosenSamples) -> "Tensor":
     return torch.stack(list(made))
 
 
-def apply_palette(chosen: ChosenSamples) -> "Tensor":
-    """Remaps each region of an image on its own (`augment/palette.py`)."""
+def apply_palette(chosen: ChosenSamples, recipe: "Recipe | None" = None) -> "Tensor":
+    """Remaps each region of an image on its own (`augment/palette.py`).
+
+    Args:
+        chosen: The samples.
+        recipe: The parts of the method to use; None for the whole.
+    """
     import torch
 
-    from autoliver.training.augment.palette import remap
+    from autoliver.training.augment.palette import WHOLE, remap
 
-    return torch.stack(list(map(remap, chosen.images, chosen.labels, chosen.generators)))
+    each = zip(chosen.images, chosen.labels, chosen.generators, strict=True)
+    return torch.stack([remap(*sample, recipe or WHOLE) for sample in each])
 
 
 APPEARANCES: dict[str, Appearance] = {

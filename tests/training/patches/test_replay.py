@@ -1,13 +1,13 @@
 """Patches of another dataset's cases: how many, with which labels, and what counts of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from small_trainings import LABELS, make_case, make_task, stop_after, timeless
+from small_trainings import LABELS, ArrayCase, make_case, make_task, stop_after, timeless
 
 from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.preprocessing.case import ANNOTATED
@@ -27,27 +27,14 @@ OTHER = Labels(values={"background": (0,), "Tumor": (1,), "liver": (2,), "spleen
 FURTHER = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,), "kidney": (3,)})
 
 
-@dataclass
-class OtherCase:
-    """A case of the other dataset in memory."""
-
-    facts: CaseFacts
-    image: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int16]
-    previous: None = None
-
-    @property
-    def locations(self) -> dict[int, npt.NDArray[np.int32]]:
-        return {v: np.argwhere(self.label[0] == v).astype(np.int32) for v in (1, 2, 7)}
-
-
-def other_case(number: int) -> OtherCase:
+def other_case(number: int) -> ArrayCase:
     """A case whose images are all above 100; a part is spleen, a corner outside of the body."""
     case = make_case(100 + number)
     label = np.array([0, 2, 1], np.int16)[case.label]
     label[:, :, :5] = 7
     label[:, 0, -3:] = -1
-    return OtherCase(CaseFacts.named(f"other_{number}"), case.image + 200, label)
+    facts = CaseFacts.named(f"other_{number}")
+    return ArrayCase(facts, case.image + 200, label, values=(1, 2, 7))
 
 
 def replayed(number: int, labels: Labels) -> ReplayedCase:
