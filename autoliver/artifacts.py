@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError
-from autoliver.system import exchange, in_words, read_whole, system_error
+from autoliver.system import exchange, in_words, open_file, read_whole, system_error
 from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
@@ -126,19 +126,23 @@ class Artifact(Record, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n"
 
     @classmethod
-    def load(cls, path: Readable, *, mend: str = "") -> Self:
+    def load(cls, path: Readable, *, mend: str = "", hint: str = "") -> Self:
         """Reads and checks an artefact.
 
         Args:
             path: The file.
             mend: The command that makes the file again, for the hint of an error; empty if there
                 is none, so that a file on disk has to be restored.
+            hint: What to do instead, in a sentence.
 
         Raises:
             ArtifactError: The file is missing, is not JSON, or has another kind or schema; or a
                 field is missing, unknown or of the wrong type (the message names the field).
         """
-        hint = f"Make it again with: {mend}" if mend else _RESTORE if isinstance(path, Path) else ""
+        if mend:
+            hint = f"Make it again with: {mend}"
+        elif not hint and isinstance(path, Path):
+            hint = _RESTORE
         raw = read_json(path, hint=hint)
         if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
             found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
@@ -233,7 +237,7 @@ def digest(value: object) -> str:
 
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 checksum of a file's content as 64 hex digits."""
-    with in_words(path, verb="read"), path.open("rb") as file:
+    with in_words(path, verb="read"), open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,9 +6,12 @@ the message to another process.
 
 import contextlib
 import os
+import re
+import secrets
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +19,9 @@ import filelock
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import ArtifactError, AutoliverError
-from autoliver.system import in_words
+from autoliver.system import entries, in_words
+
+_KINDS = re.compile(r"\.(?P<name>.+)\.(?P<kind>[^.]+)\.[^.]+\.lock")
 
 
 class Holder(Artifact, frozen=True, kw_only=True):
@@ -74,6 +79,52 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         if new:  # what was refused leaves nothing behind
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def only_one_kind(
+    folder: Path, name: str, kind: str, what: str, *, beside: Collection[str] = ()
+) -> Iterator[None]:
+    """Holds a folder for work of one kind while the block runs; others may do the same work beside.
+
+    Args:
+        folder: The folder; it is created if it is missing.
+        name: What is worked on in the folder. Work on something else is free.
+        kind: What may be done at the same time: a digest of all that decides the result.
+        what: As for `only_one`.
+        beside: Further names that no work of another kind may hold.
+
+    Raises:
+        AutoliverError: Another process does work of another kind; the message says which.
+        MachineError: The folder cannot be written.
+    """
+    with only_one(folder / f".{name}.{kind}.{secrets.token_hex(4)}.lock", what):
+        # Of two that begin at once, at least one sees the lock of the other.
+        for other in entries(folder, ".*.lock"):
+            held = _KINDS.fullmatch(other.name)
+            if held and held["kind"] != kind and held["name"] in {name, *beside}:
+                check_free(other, what)
+        yield
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder, for a moment's work.
+
+    Disks that cannot lock a folder, and systems other than Unix, let all in at once.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def check_free(path: Path, what: str) -> None:

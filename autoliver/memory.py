@@ -1,14 +1,23 @@
 """How much memory this process may use, given the machine and the limits of its control groups."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from autoliver.errors import DatasetError
 
 GB = 2**30
 # Left free by default, for this process and other programs.
 _RESERVE_GB = 2.0
 # No stage works with less, so at least this much is assumed.
 _LEAST_GB = 0.5
+
+_TOO_LARGE = (
+    "Use a machine with more memory, leave the case out, or correct its spacing if that is wrong "
+    "(autoliver verify)."
+)
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 
 _CGROUPS = Path("/sys/fs/cgroup")
 # Files of cgroup versions 2 and 1: the limit, the usage, and the line of memory.stat that counts
@@ -27,6 +36,45 @@ def free_gb() -> float:
 def default_memory_gb() -> float:
     """Returns the memory in GB that stages use without --memory-gb: the free memory minus 2 GB."""
     return max(_LEAST_GB, free_gb() - _RESERVE_GB)
+
+
+def check_room(needed_gb: float, *, case: str, what: str) -> None:
+    """Refuses a case that would not fit into the memory that is free now.
+
+    Args:
+        needed_gb: What it takes at the least.
+        case: Its name.
+        what: What takes the memory, for the message: "resampled it has 9000x9000x9000 voxels".
+
+    Raises:
+        DatasetError: Naming the case and the numbers.
+    """
+    free = free_gb()
+    if needed_gb > free:
+        raise DatasetError(
+            f"{case}: {what}, which takes {needed_gb:.1f} GB of memory; {free:.1f} GB are free.",
+            hint=_TOO_LARGE,
+        )
+
+
+@contextlib.contextmanager
+def running_out(case: str) -> Iterator[None]:
+    """Replaces errors of the block that memory cannot be had by one that names the case.
+
+    Raises:
+        DatasetError: Memory ran out, of the machine or of its accelerator.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch tells it in a RuntimeError, whose text depends on the device.
+        text = str(error).casefold()
+        if not isinstance(error, MemoryError) and not any(sign in text for sign in _OUT_OF_MEMORY):
+            raise
+        raise DatasetError(
+            f"{case}: there is not enough memory for it ({free_gb():.1f} GB are free).",
+            hint=_TOO_LARGE,
+        ) from error
 
 
 def cgroup_bytes(groups: str, root: Path) -> Iterator[int]:

@@ -109,8 +109,8 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
     return False
 
 
-def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
-    """Refuses work on cases that need far more memory than may be used, before it is begun.
+def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, OptionError]:
+    """Finds the cases that need far more memory than may be used.
 
     The estimates are rounded up and know nothing of what cropping takes, so that a case somewhat
     over the budget is tried; one that needs a multiple of it would only be killed.
@@ -120,25 +120,31 @@ def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None
         limits: The memory that may be used.
         what: The stage, for the message.
 
+    Returns:
+        Case -> what to tell of it, the largest case first.
+    """
+    budget, asked = limits.budget_gb, limits.memory_gb is not None
+    most = budget * (_OVER_ASKED if asked else _OVER_FREE)
+    over = sorted((need for need in needs if need.gb > most), key=lambda need: -need.gb)
+    allowed = f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used"
+    return {
+        need.name: OptionError(
+            f"{need.name}: to {what} it needs about {_gb(need.gb)}, {allowed}.",
+            hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
+            + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
+        )
+        for need in over
+    }
+
+
+def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
+    """Refuses the work if a case is `over_budget`, before it is begun.
+
     Raises:
         OptionError: Naming the largest case and the numbers.
     """
-    largest = max(needs, key=lambda need: need.gb, default=None)
-    if largest is None:
-        return
-    budget, asked = limits.budget_gb, limits.memory_gb is not None
-    most = budget * (_OVER_ASKED if asked else _OVER_FREE)
-    if largest.gb <= most:
-        return
-    over = sum(need.gb > most for need in needs)
-    more = f" ({over} cases need too much)" if over > 1 else ""
-    raise OptionError(
-        f"{largest.name}: to {what} it needs about {_gb(largest.gb)}, "
-        + (f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used")
-        + f"{more}.",
-        hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
-        + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
-    )
+    for error in over_budget(needs, limits, what).values():
+        raise error
 
 
 def _gb(size: float) -> str:

@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import errno
 import fnmatch
+import io
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,15 +126,32 @@ def entries(folder: Path, pattern: str = "*") -> list[Path]:
     return [folder / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """Opens a file for reading.
+
+    Raises:
+        OSError: The system refuses to open it.
+        MachineError: It is a pipe, a socket or a device, whose reading may never end.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # the system refuses folders
+        raise MachineError(
+            f"{path}: found a device or a pipe, expected a file.", hint="Put the file itself there."
+        )
+    return path.open("rb")
+
+
 def read_whole(path: Path) -> bytes:
     """Returns the content of a file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        MachineError: The system refuses to read it; the error names the file.
+        MachineError: The system refuses to read it, or it is a pipe or a device; the error names
+            the file.
     """
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except (FileNotFoundError, IsADirectoryError):
         raise
     except OSError as error:
@@ -157,7 +176,7 @@ def raise_refusal(path: Path, error: BaseException) -> None:
         if isinstance(behind, OSError) and not is_damage(behind):
             raise system_error(behind, path, verb="read") or behind from error
         behind = behind.__cause__ or behind.__context__
-    with in_words(path, verb="read"), path.open("rb") as file:
+    with in_words(path, verb="read"), open_file(path) as file:
         while file.read(_BLOCK_BYTES):
             pass
 

@@ -424,6 +424,11 @@ class Workspace:
         return tuple(f for f in folders if f.selection.exists() and not f.name.startswith("."))
 
     @property
+    def names(self) -> tuple[Path, ...]:
+        """The folders of all planned datasets and imported models; people call them by name."""
+        return (*(each.path for each in self.datasets), *(each.path for each in self.models))
+
+    @property
     def all_trained(self) -> tuple[ModelFolder, ...]:
         """The folders of all datasets and then of the imported models, trained or not."""
         return (*(dataset.trained for dataset in self.datasets), *self.models)
@@ -469,7 +474,7 @@ class Workspace:
             )
         raise ModelError(
             f"{len(choices)} trained models could be meant.",
-            hint="Choose one: " + ", ".join(f"-m {_told_apart(c, choices)}" for c in choices),
+            hint="Choose one: " + ", ".join(f"-m {self.told_apart(c)}" for c in choices),
         )
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
@@ -482,11 +487,12 @@ class Workspace:
     def trained(self, name: str) -> list[ModelFolder]:
         """Finds the datasets and then the imported models with a name or short name.
 
-        Exact names take precedence. Datasets and models are returned whether they are trained or
-        not.
+        Exact names take precedence over short ones of the same kind; a dataset and an imported
+        model that can be meant are both returned, trained or not.
         """
-        fitting = [folder for folder in self.all_trained if known_as(name, folder.name)]
-        return [folder for folder in fitting if folder.name == name] or fitting
+        datasets = [dataset.trained for dataset in self._fitting(name)]
+        models = [folder for folder in self.models if known_as(name, folder.name)]
+        return [*datasets, *([f for f in models if f.name == name] or models)]
 
     def _named(self, model: str) -> list[RunFolder | ModelFolder]:
         name, _, run = model.partition("/")
@@ -494,6 +500,14 @@ class Workspace:
         if not run:
             return [choice for folder in fitting for choice in self._of_folder(folder)]
         return [r for folder in fitting for r in folder.runs if r.path.name == run]
+
+    def told_apart(self, choice: RunFolder | ModelFolder) -> str:
+        """Returns the name of a choice, or its path if the name does not mean it alone."""
+        if isinstance(choice, ModelFolder):
+            alone = self.trained(choice.name) == [choice]
+        else:
+            alone = self._named(choice.name) == [choice]
+        return shlex.quote(choice.name if alone else str(choice.path))
 
     def _only_dataset(self) -> Dataset:
         here = Path.cwd()
@@ -553,12 +567,6 @@ def is_model(path: Path) -> bool:
         return is_archive(path)
     folder = ModelFolder(path)
     return bool(RunFolder(path).finished or folder.selection.exists() or len(folder.runs) == 1)
-
-
-def _told_apart(choice: RunFolder | ModelFolder, choices: Sequence[RunFolder | ModelFolder]) -> str:
-    """Returns the name of a choice, or its path if another choice has the same name."""
-    names = [other.name for other in choices]
-    return choice.name if names.count(choice.name) == 1 else str(choice.path)
 
 
 def _hint(kind: str, near: str, known: Sequence[str]) -> str:

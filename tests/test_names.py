@@ -14,6 +14,7 @@ from autoliver.machine import WHOLE_MACHINE
 from autoliver.models.selection import Chosen, Selection
 from autoliver.pipeline.run.follow import plan_to_follow
 from autoliver.pipeline.run.source import find_plan, find_source
+from autoliver.planning.names import ConfigurationName
 from autoliver.workspace import ModelFolder, Workspace, check_configuration
 
 __all__ = ["plan", "save"]
@@ -184,3 +185,23 @@ def test_the_cascade_by_its_other_names(
 ) -> None:
     assert check_configuration(typed) == "3d_cascade"
     assert (f"{typed} is called 3d_cascade here." in caplog.text) == said
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_what_to_begin_with_is_not_guessed(
+    workspace: Workspace, configuration: ConfigurationName, save: SaveFold
+) -> None:
+    run = make_planned(workspace, LITS).run(configuration).path
+    run.mkdir(parents=True)
+    save("own", configuration=configuration).rename(run / "fold_0")
+    imported = ModelFolder(workspace.root / "models/LiTS")
+    (imported.path / "runs/2d").mkdir(parents=True)
+    save("imported", configuration="2d").rename(imported.path / "runs/2d/fold_all")
+    Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(imported.selection)
+    if configuration == "2d":
+        with pytest.raises(ModelError, match=f"--pretrained LiTS may mean {LITS} or .*models/LiTS"):
+            find_source(workspace, "LiTS", wanted="2d", target="MR")
+    else:  # the dataset has no such run
+        assert find_source(workspace, "LiTS", wanted="2d", target="MR").fold.startswith("LiTS/2d")
+    found = find_source(workspace, LITS, wanted=configuration, target="MR")
+    assert f"{configuration}/fold_0" in found.fold

@@ -9,6 +9,7 @@ from autoliver.errors import AutoliverError, DatasetError, ModelError, OptionErr
 from autoliver.models.files import FoldModel, ModelFiles
 from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.models import new_model
+from autoliver.pipeline.run.source import find_plan
 from autoliver.planning.plan import Plan
 from autoliver.workspace import (
     DatasetFolder,
@@ -333,13 +334,18 @@ def test_a_dataset_and_an_imported_model_of_one_name_are_told_apart(workspace: W
         assert workspace.model_to_predict(str(folder)).members[0].folds[0].parents[2] == folder
 
 
-def test_the_full_name_of_a_model_comes_before_a_short_one(workspace: Workspace) -> None:
+def test_a_name_of_a_model_and_of_a_dataset_is_refused(workspace: Workspace) -> None:
     finish(make_planned(workspace, LITS).run("3d_fullres"), "0")
     imported = ModelFolder(workspace.root / "models/LiTS")
     finish(RunFolder(imported.path / "runs/2d"), "all")
     Selection(dataset=LITS, members=(Chosen(run="2d", folds=("all",)),)).save(imported.selection)
-    assert runs_of(workspace.model_to_predict("LiTS")) == ["2d"]
+    with pytest.raises(ModelError, match="2 trained models could be meant") as caught:
+        workspace.model_to_predict("LiTS")
     assert runs_of(workspace.model_to_predict(LITS)) == ["3d_fullres"]
+    named = [part.removeprefix("-m ") for part in caught.value.hint.split(": ")[1].split(", ")]
+    assert [runs_of(workspace.model_to_predict(n)) for n in named] == [["3d_fullres"], ["2d"]]
+    with pytest.raises(ModelError, match=f"'LiTS' may mean {LITS} or .*models/LiTS"):
+        find_plan(workspace, "LiTS")
 
 
 def test_a_model_that_is_being_imported_is_not_there_yet(workspace: Workspace) -> None:

@@ -17,7 +17,7 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, start
 from autoliver.inference.options import ModalityChoice
-from autoliver.values import counted
+from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
     from autoliver.pipeline.folder import Predicted
@@ -165,7 +165,8 @@ def predict(
 def _show_predicted(written: "Predicted", output: Path) -> str:
     new, skipped = counted(written.new, "case"), written.skipped
     done = f", {skipped} skipped as finished" if skipped else ""
-    return f"{written.model}: {new} predicted{done}.\nWritten: {output}"
+    kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
+    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.

@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from autoliver.artifacts import Artifact, Record, digest
 from autoliver.datasets.cases import Case, Dataset, FileContent, name_inside
+from autoliver.errors import MachineError
 from autoliver.io.detached import data_files
 from autoliver.parallel import bar_pace, cores
+from autoliver.system import open_file
 
 # Number of files that are read at the same time; more do not make a disk or a network faster.
 _MOST_THREADS = 8
@@ -137,7 +139,7 @@ def _state(path: Path) -> FileState:
     """Returns the size and time of a file, without its hash; zeros if it cannot be accessed."""
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, MachineError):
         return FileState(size=0, mtime_ns=0, hash="")
     return FileState(size=state.st_size, mtime_ns=state.st_mtime_ns, hash="")
 
@@ -175,11 +177,11 @@ def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[FileState]:
 def _hash(path: Path) -> FileState:
     """Returns a file's state; zeros if it cannot be read, which `verify` reports."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             # Before the content is read, so that a file that is written meanwhile is hashed again
             # the next time.
             state = os.fstat(file.fileno())
             content = file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
             return FileState(size=state.st_size, mtime_ns=state.st_mtime_ns, hash=content)
-    except OSError:
+    except (OSError, MachineError):
         return FileState(size=0, mtime_ns=0, hash="")

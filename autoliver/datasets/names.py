@@ -31,6 +31,11 @@ def known_as(typed: str, folder: str) -> bool:
     return bool({typed.casefold(), plain} & names_of(folder))
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether one of two folders may be meant by the name of the other."""
+    return known_as(one, other) or known_as(other, one)
+
+
 def nearest(typed: str, known: Iterable[str]) -> str:
     """Returns the name most like what was typed, or "" if none is alike; numbers are never alike.
 

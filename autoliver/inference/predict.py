@@ -29,6 +29,7 @@ from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
 from autoliver.io.header import label_name, split_ending
 from autoliver.io.volume import Geometry, Volume
+from autoliver.memory import running_out
 from autoliver.planning.ranges import SeenImages, channel_range
 from autoliver.preprocessing.case import backward_logits
 from autoliver.values import counted
@@ -66,6 +67,11 @@ class PredictJob:
         """The file that the map of uncertainty is written to, if it is requested."""
         stem, ending = split_ending(self.output.name)
         return self.output.with_name(f"{stem}{UNCERTAINTY}{ending}")
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """All files that may be written for the case."""
+        return self.output, self.probabilities, self.uncertainty
 
     def further(self, *, probabilities: bool, uncertainty: bool) -> list[Path]:
         """The files that are requested besides the label map."""
@@ -344,7 +350,8 @@ def _export(
 def _naming(case: str) -> Iterator[None]:
     """Makes the errors raised in the block begin with the name of the case, exactly once."""
     try:
-        yield
+        with running_out(case):
+            yield
     except AutoliverError as error:
         # Only the beginning counts: elsewhere in the text the name may be part of a word, a number
         # or a path.

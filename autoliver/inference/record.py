@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 import numpy.typing as npt
 
-from autoliver.artifacts import Artifact, Record, file_sha256
+from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
 from autoliver.errors import OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.io.detached import data_files
 from autoliver.io.header import split_ending
+from autoliver.locks import one_at_a_time
 from autoliver.models.files import ModelFiles, Place, load_infos
 from autoliver.models.selection import CleaningRule
 from autoliver.system import entries
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from autoliver.inference.predict import PredictJob
 
 RECORD_FILE = "predict.json"
+# Folder, beside the label maps, of those that were not as predicted when they had to give way.
+REPLACED = "replaced"
 
 
 class UsedNetwork(Record, frozen=True, kw_only=True):
@@ -135,6 +138,13 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     def folds(self) -> str:
         """The folds of the members, separated by commas."""
         return ", ".join(dict.fromkeys(n.fold for n in self.networks if n.part == "member"))
+
+    @property
+    def way(self) -> str:
+        """A digest of all that `differences` compares, as hex digits."""
+        options = self.options.replace(folds=None)
+        weights = [self._weights(region=False), self._weights(region=True)]
+        return digest([weights, self.cleaning, options])
 
     def differences(self, other: "Prediction") -> list[str]:
         """Describes in words what the other prediction does differently; empty if nothing.
@@ -255,15 +265,23 @@ def own_records(jobs: "Iterable[PredictJob]", path: Path) -> list[Path]:
     return [file for file in own if file in there and file != path]
 
 
-def read_record(path: Path) -> Prediction | None:
+def read_record(path: Path, *, hint: str = "") -> Prediction | None:
     """Reads the record of earlier predictions; None if there is none.
+
+    Args:
+        path: The record's file.
+        hint: What to do if it is damaged; empty for what `predict` may do.
 
     Raises:
         ArtifactError: It is damaged.
     """
     if not path.exists():
         return None
-    return Prediction.load(path, mend=f"{remove(path)} (then the same command with --overwrite)")
+    again = (
+        f"Remove it ({remove(path)}), and give the same command with --overwrite, which keeps the "
+        f"present label maps in {path.parent / REPLACED}."
+    )
+    return Prediction.load(path, hint=hint or again)
 
 
 def input_files(images: Sequence[Path]) -> tuple[InputFile, ...]:
@@ -325,7 +343,12 @@ def voxel_hash(array_zyx: npt.NDArray[Any]) -> str:
 
 
 def begin_record(
-    path: Path, now: Prediction, label_maps: Sequence[str], *, replaced: Collection[str]
+    path: Path,
+    now: Prediction,
+    label_maps: Sequence[str],
+    *,
+    replaced: Collection[str],
+    corrected: Collection[str],
 ) -> Prediction:
     """Returns the record of a folder as it will be once further cases are predicted.
 
@@ -335,20 +358,26 @@ def begin_record(
         label_maps: File names of the label maps to predict.
         replaced: Those among them whose present content may be lost: the user says so, or it was
             made from another image. The others are only completed, e.g. by probabilities.
+        corrected: File names of those that are known to have been corrected.
 
     Raises:
         ArtifactError: The folder's record is damaged.
         OptionError: Finished cases that stay were predicted with another model or other options.
     """
     then = read_record(path)
-    stay = refuse_mixing(then, now, replaced=replaced, folder=path.parent)
+    stay = refuse_mixing(then, now, replaced=replaced, corrected=corrected, folder=path.parent)
     if then is None or not stay:
         return now.replace(label_maps=tuple(label_maps))
     return then.replace(label_maps=_union(then.label_maps, label_maps))
 
 
 def refuse_mixing(
-    then: Prediction | None, now: Prediction, *, replaced: Collection[str], folder: Path
+    then: Prediction | None,
+    now: Prediction,
+    *,
+    replaced: Collection[str],
+    corrected: Collection[str],
+    folder: Path,
 ) -> list[str]:
     """Refuses to leave label maps that were predicted otherwise than those to come.
 
@@ -356,6 +385,7 @@ def refuse_mixing(
         then: An earlier record; None if there is none.
         now: The record of the prediction that is about to begin.
         replaced: As for `begin_record`.
+        corrected: As for `begin_record`.
         folder: The folder of the label maps.
 
     Returns:
@@ -370,11 +400,14 @@ def refuse_mixing(
     differences = then.differences(now)
     if stay and differences:
         others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
+        mended = [name for name in stay if name in corrected]
+        note = f" Corrected since then: {', '.join(mended)}." if mended else ""
+        kept = f", which keeps the corrected ones in {folder / REPLACED}" if mended else ""
         raise OptionError(
             f"{folder}: {stay[0]}{others} would stay as predicted before, which was with "
-            f"{'; with '.join(differences)}.",
-            hint="Choose another folder with -o; or remove what would stay; or predict all of it "
-            "again, with all its images (-i) and --overwrite.",
+            f"{'; with '.join(differences)}.{note}",
+            hint="Choose another folder with -o; or move what would stay away; or predict all of it again, with all its images "
+            f"(-i) and --overwrite{kept}.",
         )
     return stay
 
@@ -400,7 +433,7 @@ def clear_outdated(
     for job in jobs:
         known = then is not None and alike and job.output.name in then.label_maps
         if not known or job.name in outdated:
-            for file in there & {job.output, job.probabilities, job.uncertainty}:
+            for file in there.intersection(job.files):
                 file.unlink()
 
 
@@ -412,18 +445,19 @@ def save_record(path: Path, record: Prediction) -> None:
         AutoliverError: The file cannot be written: the disk is full or read-only, or permission is
             missing.
     """
-    there = read_record(path)
-    if there is not None:
-        if not there.differences(record):
-            record = record.replace(
-                label_maps=_union(there.label_maps, record.label_maps),
-                inputs={**there.inputs, **record.inputs},
-                voxels={**there.voxels, **record.voxels},
-                written={**there.written, **record.written},
-            )
-        if there == record:
-            return
-    record.save(path)
+    with one_at_a_time(path.parent):
+        there = read_record(path)
+        if there is not None:
+            if not there.differences(record):
+                record = record.replace(
+                    label_maps=_union(there.label_maps, record.label_maps),
+                    inputs={**there.inputs, **record.inputs},
+                    voxels={**there.voxels, **record.voxels},
+                    written={**there.written, **record.written},
+                )
+            if there == record:
+                return
+        record.save(path)
 
 
 def _used(

@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoliver.errors import MachineError
 from autoliver.io.header import file_type, split_ending
+from autoliver.system import open_file
 
 # Text headers name the file of their voxels in a line, or list several files in the lines below it.
 _DATA_LINE = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.*?)\s*$", re.I | re.M)
@@ -61,9 +63,9 @@ def _beside(path: Path, names: Sequence[str]) -> tuple[Path, ...]:
 
 def _names_in_header(path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             text = file.read(_MOST_HEADER_BYTES).decode("latin-1")
-    except OSError:
+    except (OSError, MachineError):  # whoever reads the image says what is wrong with it
         return []
     named = _DATA_LINE.search(text)
     if named is None:

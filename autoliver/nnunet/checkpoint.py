@@ -16,7 +16,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from autoliver.artifacts import file_sha256, write_bytes
 from autoliver.errors import ModelError
 from autoliver.nnunet.pickles import MALFORMED, Dtype, number, read_pickle
-from autoliver.system import raise_refusal
+from autoliver.system import open_file, raise_refusal
 
 _AGAIN = "Copy the file again from its source."
 # The place of the stage among the arguments of a trainer of nnU-Net v1.
@@ -220,7 +220,7 @@ def _trusted(path: Path) -> Any:
 def _check_intact(path: Path) -> None:
     """Verifies the checksums in the file, which torch writes but does not check."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
                 return
         with zipfile.ZipFile(path) as archive:

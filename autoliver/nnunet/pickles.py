@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoliver.errors import ModelError
+from autoliver.system import open_file
 
 # The exceptions that reading a malformed pickle can raise.
 MALFORMED = (
@@ -126,7 +127,7 @@ def read_pickle(path: Path) -> Any:
         ModelError: The file is missing or damaged, or names anything else.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _Unpickler(file).load()
     except FileNotFoundError:
         raise ModelError(

@@ -1,9 +1,10 @@
 """Prediction of folders of cases: what is finished stays, what fails is named at the end."""
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,12 @@ from autoliver.artifacts import brief
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.locks import only_one_kind
 from autoliver.pipeline.prediction import (
     PredictRequest,
-    check_memory,
     find_finder,
     predict_as_asked,
+    too_large,
 )
 from autoliver.system import in_words
 from autoliver.values import check_texts, counted
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
     from autoliver.models.files import ModelFiles
+    from autoliver.pipeline.targets import Standing, Targets
 
 _log = logging.getLogger(__name__)
 _SHOWN = 10  # failed cases named in one message
@@ -57,6 +60,8 @@ class Predicted:
         files: Label maps of all cases that are finished.
         new: Number of cases that were predicted now.
         skipped: Number of cases that were already finished.
+        corrected: File names of those label maps that have been corrected since they were
+            predicted; they stay.
         failures: The cases that were not predicted.
     """
 
@@ -64,6 +69,7 @@ class Predicted:
     files: tuple[Path, ...]
     new: int
     skipped: int
+    corrected: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
 
     @property
@@ -73,6 +79,7 @@ class Predicted:
             "model": self.model,
             "predicted": self.new,
             "skipped": self.skipped,
+            "corrected": list(self.corrected),
             "files": [str(path) for path in self.files],
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
         }
@@ -140,7 +147,7 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import begin_record, describe, read_record, refuse_mixing
+    from autoliver.inference.record import describe
     from autoliver.models.files import MODEL_FILE, FoldModel, together
     from autoliver.pipeline.targets import find_standing, find_targets
 
@@ -154,23 +161,21 @@ def predict_folder(
     cases = find_cases(sources, len(plan.channel_names), failures)
     targets = find_targets(sources, cases, output, overwrite=request.overwrite)
     standing = find_standing(targets, request)
-    jobs, path, todo = targets.jobs, targets.record, standing.todo
+    jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
-    replaced = {j.output.name for j in todo if request.overwrite or j.name in standing.outdated}
     now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
-    for file in targets.own_records:
-        refuse_mixing(read_record(file), now, replaced=replaced, folder=path.parent)
-    record = begin_record(path, now, [job.output.name for job in todo], replaced=replaced)
-    if todo:
-        _check_writable(path.parent)
-        work = _Recording(path, record, request, failures)
-        work.predict(chosen, todo, outdated=standing.outdated)
+    with _claimed(targets, now) if todo else contextlib.nullcontext():
+        record = _begin(targets, standing, now, overwrite=request.overwrite)
+        if todo:
+            work = _Recording(targets.record, record, request, failures)
+            work.predict(chosen, standing)
     failed = {failure.case for failure in failures}
     done = Predicted(
         model=chosen.name,
         files=tuple(job.output for job in jobs if job.name not in failed),
         new=len([job for job in todo if job.name not in failed]),
         skipped=len(jobs) - len(todo) - len(standing.kept),
+        corrected=tuple(standing.corrected),
         failures=tuple(failures),
     )
     if failures and len(failures) + len(done.files) == 1:
@@ -219,11 +224,35 @@ def _stays(name: str, reason: str) -> Failure:
     return Failure(case=name, problem=reason, hint=hint)
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuses an output that cannot be written, before the model is loaded."""
+@contextlib.contextmanager
+def _claimed(targets: "Targets", now: "Prediction") -> Iterator[None]:
+    """Holds the output while it is written; the same model may predict other cases there.
+
+    Raises:
+        AutoliverError: Another process predicts there with another model or other options.
+        MachineError: The output cannot be written; that is noticed before the model is loaded.
+    """
+    folder, what = targets.record.parent, "another model or other options are predicting here"
     with in_words(folder, verb="written"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    with only_one_kind(folder, targets.record.name, now.way, what, beside=targets.all_records):
+        yield
+
+
+def _begin(
+    targets: "Targets", standing: "Standing", now: "Prediction", *, overwrite: bool
+) -> "Prediction":
+    """Returns the record as it will be; refuses to mix predictions of two models."""
+    from autoliver.inference.record import begin_record, read_record, refuse_mixing
+
+    todo, corrected = standing.todo, standing.corrected
+    replaced = {job.output.name for job in todo if overwrite or job.name in standing.outdated}
+    for file in targets.own_records:
+        then = read_record(file)
+        refuse_mixing(then, now, replaced=replaced, corrected=corrected, folder=file.parent)
+    names = [job.output.name for job in todo]
+    return begin_record(targets.record, now, names, replaced=replaced, corrected=corrected)
 
 
 @dataclass
@@ -242,9 +271,7 @@ class _Recording:
     request: PredictRequest
     failures: list[Failure]
 
-    def predict(
-        self, files: "ModelFiles", todo: "Sequence[PredictJob]", *, outdated: set[str]
-    ) -> None:
+    def predict(self, files: "ModelFiles", standing: "Standing") -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
         from autoliver.inference.model import check_histograms, load_model
         from autoliver.inference.predict import Listener
@@ -257,12 +284,18 @@ class _Recording:
             with_hashes,
         )
         from autoliver.networks.device import choose_device
+        from autoliver.pipeline.targets import set_aside
 
         model = load_model(files, device=choose_device(self.request.machine.device))
         if self.request.match:
             check_histograms(model)
-        check_memory(model, todo, self.request)
-        clear_outdated(self.path, self.record, todo, outdated=outdated)
+        refused = too_large(model, standing.todo, self.request)
+        todo = [job for job in standing.todo if job.name not in refused]
+        for job in standing.todo:
+            if job.name in refused:
+                self._fail(job, refused[job.name])
+        set_aside(standing.set_aside)
+        clear_outdated(self.path, self.record, todo, outdated=standing.outdated)
         save_record(self.path, self.record)
         for own in own_records(todo, self.path):
             own.unlink()
@@ -273,7 +306,8 @@ class _Recording:
             self._note(model, job, made_from, voxel_hash(predicted))
 
         listener = Listener(on_case=note, on_failure=self._fail)
-        predict_as_asked(model, todo, self.request, listener=listener)
+        if todo:
+            predict_as_asked(model, todo, self.request, listener=listener)
 
     def _note(
         self, model: "Model", job: "PredictJob", made_from: "tuple[InputFile, ...]", predicted: str

@@ -10,6 +10,7 @@ from typing import Literal
 from autoliver.artifacts import brief, replacing
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.folds import folds_text
+from autoliver.datasets.names import alike
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.archive import (
     ENDING,
@@ -227,13 +228,15 @@ def new_model(workspace: Workspace, name: str, *, overwrite: bool) -> ModelFolde
         raise OptionError(
             f"'{name}' cannot be the name of a model.", hint="Choose another one with --name."
         )
-    taken = {dataset.name.casefold() for dataset in workspace.datasets}
-    if name.casefold() in taken:
-        raise OptionError(
-            f"The name {name} belongs to a dataset of the workspace {workspace.root}.",
-            hint=f"Choose another one: --name {name}-imported",
-        )
     folder = ModelFolder(workspace.root / MODELS / name)
+    other = next((n for n in workspace.names if n != folder.path and alike(n.name, name)), None)
+    if other is not None:
+        what = "model" if other.parent == folder.path.parent else "dataset"
+        known = "" if other.name == name else f", which is also known as {name}"
+        raise OptionError(
+            f"The workspace {workspace.root} has the {what} {other.name}{known}.",
+            hint=f"Choose another name: --name {name}-imported",
+        )
     if folder.path.exists() and not overwrite:
         raise OptionError(
             f"There is already a model {name} in the workspace {workspace.root}.",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.commands import command
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import overlap_fits, overlap_need, refuse_over_budget, single_need
+from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, window_bars
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
@@ -110,7 +110,8 @@ def predict(
     todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))
-        check_memory(model, todo, request)
+        for error in too_large(model, todo, request).values():
+            raise error
         predict_as_asked(model, todo, request)
     return {job.name: job.output for job in jobs}
 
@@ -146,8 +147,10 @@ def is_complete(job: "PredictJob", request: PredictRequest) -> bool:
     return job.complete(probabilities=request.probabilities, uncertainty=request.uncertainty)
 
 
-def check_memory(model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest) -> None:
-    """Refuses a case that is far too large for the memory, before anything is read or written."""
+def too_large(
+    model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest
+) -> dict[str, OptionError]:
+    """Finds the cases that are far too large for the memory, before anything is read or written."""
     parts = model.parts
     needs = [
         max(
@@ -156,7 +159,7 @@ def check_memory(model: "Model", jobs: "Sequence[PredictJob]", request: PredictR
         )
         for job in jobs
     ]
-    refuse_over_budget(needs, request.machine.limits, "predict")
+    return over_budget(needs, request.machine.limits, "predict")
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:

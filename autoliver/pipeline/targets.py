@@ -17,6 +17,7 @@ from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
 from autoliver.inference.record import (
     RECORD_FILE,
+    REPLACED,
     Prediction,
     is_changed,
     own_record,
@@ -26,8 +27,9 @@ from autoliver.inference.record import (
 )
 from autoliver.io.files import read_header, read_label
 from autoliver.io.header import UnreadableImage, label_ending, split_ending
+from autoliver.pipeline.evaluation import EvaluateRequest
 from autoliver.pipeline.prediction import PredictRequest, is_complete
-from autoliver.system import entries
+from autoliver.system import entries, in_words
 from autoliver.values import counted
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ class Targets:
         """Further records, of label maps that were once named as the only output."""
         return own_records(self.jobs, self.record)
 
+    @property
+    def all_records(self) -> set[str]:
+        """The names of all records that these label maps may be noted in, there or not."""
+        return {RECORD_FILE, self.record.name, *(own_record(job.output).name for job in self.jobs)}
+
     @cached_property
     def known(self) -> dict[str, Prediction]:
         """Maps the file names of label maps to the record that names them.
@@ -74,12 +81,17 @@ class Standing:
         todo: The cases to predict.
         outdated: Names of those among them whose label map is there, but is damaged or was made
             from another image.
+        corrected: File names of the label maps that are there and that somebody has corrected.
+        set_aside: Files that give way to predictions, but hold what somebody may want: they are not
+            known to be as they were predicted, or they are scores of what is replaced.
         kept: Maps the names of cases that would have to be predicted again to the reason why their
             label map stays all the same.
     """
 
     todo: list[PredictJob] = field(default_factory=list)
     outdated: set[str] = field(default_factory=set)
+    corrected: list[str] = field(default_factory=list)
+    set_aside: list[Path] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
 
 
@@ -167,7 +179,7 @@ def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: 
         file.name
         for job in targets.jobs
         if job.output.name not in known
-        for file in (job.output, job.probabilities, job.uncertainty)
+        for file in job.files
         if file in there and file.is_file()
     ]
     _refuse_folders_of_a_dataset(folder, output, foreign)
@@ -177,7 +189,8 @@ def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: 
         raise OptionError(
             f"-o {output}: {_listed(foreign)} already there, and no {RECORD_FILE} says that "
             f"{'this file was' if len(foreign) == 1 else 'these files were'} predicted.",
-            hint="Choose another place with -o, or replace what is there with --overwrite.",
+            hint="Choose another place with -o, or predict with --overwrite, which moves what is "
+            f"there to {folder / REPLACED}.",
         )
     for job in (job for job in targets.jobs if job.finished):
         made_from = [file.name for file in known[job.output.name].inputs.get(job.output.name, ())]
@@ -185,7 +198,7 @@ def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: 
             raise OptionError(
                 f"{job.output}: this is the label map of {made_from[0]}, not of "
                 f"{job.images[0].name}.",
-                hint="Choose another place with -o, or replace what is there with --overwrite.",
+                hint="Choose another place with -o, or replace it with --overwrite.",
             )
 
 
@@ -231,13 +244,51 @@ def find_standing(targets: Targets, request: PredictRequest) -> Standing:
         record = known.get(job.output.name)
         if record is None or not job.finished:
             standing.todo.append(job)
+            if record is None:
+                standing.set_aside.extend(filter(Path.is_file, job.files))
         elif request.overwrite:
             standing.todo.append(job)
             if _has_another_image(job, record):
                 standing.outdated.add(job.name)
+            if not _is_as_predicted(job, record):
+                standing.set_aside.extend(filter(Path.is_file, job.files))
         else:
             _judge(job, record, request, standing)
+    replaced = (j for j in standing.todo if request.overwrite or j.name in standing.outdated)
+    standing.set_aside.extend(_scores_of([job.output for job in replaced]))
     return standing
+
+
+def _scores_of(label_maps: Sequence[Path]) -> list[Path]:
+    """Returns the files with scores of label maps that are there, by themselves or as a folder."""
+    replaced = [path for path in label_maps if path.is_file()]
+    places = dict.fromkeys([*(path.parent for path in replaced), *replaced])
+    # Listings, since a name may be longer than the disk takes.
+    there = {file for folder in {path.parent for path in replaced} for file in entries(folder)}
+    return [file for place in places for file in EvaluateRequest().files(place) if file in there]
+
+
+def set_aside(files: Sequence[Path]) -> None:
+    """Moves files that are about to be replaced to a folder beside them.
+
+    Raises:
+        MachineError: The system refuses to.
+    """
+    for file in files:
+        kept = file.parent / REPLACED / file.name
+        stem, ending = split_ending(file.name)
+        number = 1
+        while kept.exists():
+            number += 1
+            kept = kept.with_name(f"{stem}_{number}{ending or file.suffix}")
+        with in_words(kept, verb="written"):
+            kept.parent.mkdir(exist_ok=True)
+            file.rename(kept)
+    if files:
+        more = f" and {counted(len(files) - 1, 'more file')}" if len(files) > 1 else ""
+        _log.warning(
+            "%s%s would have been replaced; kept in %s.", files[0], more, files[0].parent / REPLACED
+        )
 
 
 def _judge(
@@ -251,6 +302,8 @@ def _judge(
     if not record.is_as_written(job.output):
         try:
             corrected = _is_corrected(job, record.voxels.get(name, ""))
+            if corrected:
+                standing.corrected.append(name)
         except UnreadableImage as error:
             reasons.append(error.problem.rstrip("."))
         except DatasetError as error:
@@ -274,6 +327,19 @@ def _judge(
 def _has_another_image(job: PredictJob, record: Prediction) -> bool:
     made_from = record.inputs.get(job.output.name)
     return made_from is not None and is_changed(made_from, job.images)
+
+
+def _is_as_predicted(job: PredictJob, record: Prediction) -> bool:
+    """Whether a label map holds the labels that were predicted; not if that is not known."""
+    if record.is_as_written(job.output):
+        return True
+    predicted = record.voxels.get(job.output.name, "")
+    try:
+        return bool(predicted) and voxel_hash(read_label(job.output).array[0]) == predicted
+    except UnreadableImage:  # nobody's work
+        return True
+    except DatasetError:
+        return False
 
 
 def _is_corrected(job: PredictJob, predicted: str) -> bool:

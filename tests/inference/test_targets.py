@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from three_images import ASKED, GRID, image
 
-from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.io.files import read_label, write_image, write_label
+from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.workspace import Workspace
@@ -170,9 +171,101 @@ def test_a_correction_is_never_replaced_unasked(
     with pytest.raises(DatasetError, match="has been corrected"):
         predict(images / "case_1.nii.gz", out)
     assert label_map.read_bytes() == before
-    assert predict(images, out, OVER).new == 3
+    done = predict(images, out, OVER)
+    assert done.new == 3
     assert label_map.read_bytes() != before
+    assert (out / "replaced/case_1.nii.gz").read_bytes() == before
     assert predict(images, out).skipped == 3
+
+
+def test_a_correction_is_named_wherever_it_is_in_the_way(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out)
+    corrected(out / "case_1.nii.gz")
+    assert predict(images, out).corrected == ("case_1.nii.gz",)
+    with pytest.raises(OptionError, match=r"Corrected since then: case_1\.nii\.gz\.") as caught:
+        predict(images, out, replace(ASKED, step=0.8))
+    assert f"keeps the corrected ones in {out / 'replaced'}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kept"),
+    [
+        (corrected, True),
+        (foreign, True),
+        (packed_anew, False),
+        (copied, False),
+        (text, False),
+        (cut, False),
+        (None, False),
+    ],
+)
+@pytest.mark.parametrize("single", [True, False])
+def test_overwrite_keeps_what_it_did_not_predict(
+    spoil: Callable[[Path], None] | None,
+    kept: bool,
+    single: bool,
+    images: Path,
+    predict: Callable[..., Predicted],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    label_map = tmp_path / "out/case_1.nii.gz"
+    places = (images / "case_1.nii.gz", label_map) if single else (images, label_map.parent)
+    predict(*places)
+    first = label_map.read_bytes()
+    if spoil:
+        spoil(label_map)
+    before = label_map.read_bytes()
+    for number in range(2):  # what was kept once is not replaced the second time
+        if number and spoil:
+            label_map.write_bytes(before)
+        predict(*places, replace(OVER, step=0.8))
+    assert label_map.read_bytes() != before or not spoil or before == first
+    found = sorted(p.name for p in (tmp_path / "out/replaced").glob("*"))
+    assert found == (["case_1.nii.gz", "case_1_2.nii.gz"] if kept else [])
+    assert {(tmp_path / "out/replaced" / name).read_bytes() for name in found} <= {before}
+    assert ("kept in" in caplog.text) == kept
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_scores_do_not_outlive_their_label_maps(
+    single: bool, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    out, truth = tmp_path / "out", tmp_path / "truth"
+    places = (images / "case_1.nii.gz", out / "a.nii.gz") if single else (images, out)
+    predict(*places)
+    predict(images, truth)
+    if single:
+        (truth / "case_1.nii.gz").rename(truth / "a.nii.gz")
+        files = ["a_scores.csv", "a_scores.json"]
+        pair = out / "a.nii.gz", truth / "a.nii.gz"
+    else:
+        files, pair = ["scores.csv", "scores.json"], (out, truth)
+    evaluate(Workspace(tmp_path / "w"), *pair, EvaluateRequest())
+    assert predict(*places).new == 0
+    assert all((out / name).exists() for name in files)
+    predict(*places, OVER)
+    assert not any((out / name).exists() for name in files)
+    assert sorted(path.name for path in (out / "replaced").iterdir()) == files
+
+
+def test_a_damaged_record_names_a_way_that_loses_nothing(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(images, out)
+    corrected(out / "case_1.nii.gz")
+    before = (out / "case_1.nii.gz").read_bytes()
+    cut(out / "predict.json")
+    with pytest.raises(ArtifactError, match="not valid JSON") as caught:
+        predict(images, out)
+    assert f"Remove it (rm {out / 'predict.json'}), and give" in caught.value.hint
+    (out / "predict.json").unlink()
+    assert predict(images, out, OVER).new == 3
+    assert (out / "replaced/case_1.nii.gz").read_bytes() == before
 
 
 def test_a_label_map_of_another_image_is_told(
@@ -262,7 +355,7 @@ def test_what_would_stay_is_told_with_a_way_out_that_is_not_given_already(
     (images / "case_2.nii.gz").rename(tmp_path / "moved.nii.gz")
     with pytest.raises(OptionError, match=r"case_2\.nii\.gz would stay") as caught:
         predict(images, tmp_path / "out", replace(OVER, step=0.8))
-    assert "remove what would stay" in caught.value.hint
+    assert "move what would stay away" in caught.value.hint
     (tmp_path / "out/case_2.nii.gz").unlink()
     assert predict(images, tmp_path / "out", replace(OVER, step=0.8)).new == 2
 

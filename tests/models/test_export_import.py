@@ -151,10 +151,16 @@ def test_people_are_told_what_it_is(selected: Path, tmp_path: Path) -> None:
 def test_names_that_are_taken_or_unfit_are_refused(home: Path, tmp_path: Path) -> None:
     file, other = tmp_path / "toy.autoliver", tmp_path / "other"
     run("export", f"{NAME}/2d", file, "-w", home)
-    with pytest.raises(OptionError, match="belongs to a dataset") as caught:
+    with pytest.raises(OptionError, match="has the dataset Dataset009_Toy") as caught:
         run("import", file, "-w", home)
     assert f"--name {NAME}-imported" in caught.value.hint
+    for name in ("Toy", "toy", "9", "dataset9", "DATASET009_TOY"):
+        with pytest.raises(OptionError, match=f"the dataset {NAME}, which is also known as {name}"):
+            run("import", file, "--name", name, "-w", home)
     run("import", file, "--name", "Toy", "-w", other)
+    for name in ("toy", "TOY", "Dataset001_Toy"):
+        with pytest.raises(OptionError, match=f"the model Toy, which is also known as {name}"):
+            run("import", file, "--name", name, "-w", other)
     with pytest.raises(OptionError, match="There is already a model Toy") as caught:
         run("import", file, "--name", "Toy", "-w", other)
     assert "--name" in caught.value.hint

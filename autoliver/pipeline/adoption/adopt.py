@@ -135,7 +135,11 @@ def adopt(
     request = request or AdoptRequest()
     sources = (images,) if isinstance(images, Path) else tuple(images)
     _check_places(sources, corrected, output)
-    record = read_record(corrected / RECORD_FILE)
+    record = read_record(
+        corrected / RECORD_FILE,
+        hint="Copy it again from the folder that predict wrote; or remove it, and name the model "
+        "with --like.",
+    )
     source = find_label_source(workspace, corrected, record, request.like)
     failures: list[Failure] = []
     cases = find_cases(sources, len(source.channel_names), failures)

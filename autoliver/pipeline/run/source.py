@@ -108,10 +108,10 @@ def find_source(
 ) -> Source:
     """Finds the trained fold that a name means.
 
-    The name is looked up in this order: a path (the folder of a run or a fold, a folder of runs, an
-    exported file, nnU-Net's folder, zip or checkpoint, a file of weights); a dataset of the
-    workspace with a run of the configuration; an imported model. NAME/RUN names one of several
-    runs, NAME/RUN/fold_N one of its folds.
+    A path is the folder of a run or a fold, a folder of runs, an exported file, nnU-Net's folder,
+    zip or checkpoint, or a file of weights. Any other name is that of a dataset of the workspace
+    with a run of the configuration, or of an imported model. NAME/RUN names one of several runs,
+    NAME/RUN/fold_N one of its folds.
 
     Args:
         workspace: The workspace in which names are looked up.
@@ -153,7 +153,10 @@ def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
         infos = _infos(runs) if runs else [fold.info for fold in _nnunet_folds(path)]
         return safe(short_name(infos[0].plan.dataset)), _joined_plan(infos)
     model, _, run = name.partition("/")
-    folders = [f for f in workspace.trained(model) if run or f in workspace.models]
+    found = workspace.trained(model)
+    folders = [f for f in found if run or f in workspace.models]
+    if folders and not run and len(found) > 1:
+        raise _several(workspace, f"'{name}'", found)
     for folder in folders:
         runs = [each for each in _runs(folder) if run in ("", each.name)]
         if runs:
@@ -247,8 +250,7 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         )
     model, _, asked = name.partition("/")
     asked, _, fold = asked.partition("/")
-    # Datasets come before imported models. A dataset or model without a run of the configuration is
-    # passed over.
+    # A dataset or model without a run of the configuration is passed over.
     found = [(folder, _runs(folder)) for folder in workspace.trained(model)]
     fits: list[tuple[ModelFolder, _Run]] = []
     for folder, runs in found:
@@ -257,11 +259,8 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         if fitting and (exact or not asked):
             run = exact[0] if exact else _choose(fitting, wanted, target, whose=folder.name)
             fits.append((folder, run))
-    datasets = [folder.name for folder, _ in fits if folder not in workspace.models]
-    if len(datasets) > 1:
-        raise ModelError(
-            f"--pretrained {name} may mean {' or '.join(datasets)}.", hint="Give the full name."
-        )
+    if len(fits) > 1:
+        raise _several(workspace, f"--pretrained {name}", [folder for folder, _ in fits])
     if fits:
         folder, run = fits[0]
         kind = "an imported model" if folder in workspace.models else "a run of this workspace"
@@ -284,6 +283,11 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
         hint=_known(workspace, wanted, typed=name),
     )
+
+
+def _several(workspace: Workspace, name: str, folders: Sequence[ModelFolder]) -> ModelError:
+    may = " or ".join(map(workspace.told_apart, folders))
+    return ModelError(f"{name} may mean {may}.", hint="Give one of these instead.")
 
 
 def _other_run(
