@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import reprlib
@@ -261,6 +262,28 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
                 f"{where} was made from {another(name)} ({then or 'none'} then, {now} now).",
                 hint=f"Make it again with: {mend}",
             )
+
+
+def read_json_by_hand(path: Path) -> Any:
+    """Reads a JSON file that a person may have written, in which no key may be there twice.
+
+    Raises:
+        ArtifactError: As for `read_json`; or a key is there twice.
+    """
+    value = read_json(path)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ArtifactError(
+                f"{path}: the key {twice!r} is there twice in one object.",
+                hint="Keep one of them; only the last would count.",
+            )
+        return dict(pairs)
+
+    json.loads(_as_utf8(content_of(path)), object_pairs_hook=once)
+    return value
 
 
 def read_json(path: Readable, *, hint: str = "") -> Any:

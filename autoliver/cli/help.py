@@ -33,6 +33,12 @@ class HelpfulCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the command line; what is wrong with it is said in plain words."""
         given = list(args)  # reading them takes them out
+        for before, value in zip(["", *given], given, strict=False):
+            if value == "" or (value.startswith("--") and value.endswith("=")):
+                option = value.rstrip("=") or (before if before.startswith("-") else "an argument")
+                raise typer.BadParameter(
+                    f"{option} is empty. Was a variable of the shell meant that is not set?"
+                )
         try:
             return list(super().parse_args(ctx, args))
         except typer.BadParameter as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from autoliver.artifacts import Record, read_json
+from autoliver.artifacts import Record, read_json_by_hand
 from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
@@ -156,7 +156,7 @@ def read_raw(where: Path) -> dict[str, Any]:
         DatasetError: The file is missing or not a JSON object, or a key is misspelt.
     """
     try:
-        raw = read_json(where)
+        raw = read_json_by_hand(where)
     except ArtifactError as error:
         raise DatasetError(error.problem, hint=error.hint or _MEND) from None
     if not isinstance(raw, dict):

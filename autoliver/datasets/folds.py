@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import msgspec
 import numpy as np
 
-from autoliver.artifacts import Artifact, Record, read_json
+from autoliver.artifacts import Artifact, Record, read_json_by_hand
 from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError, OptionError
 from autoliver.values import counted, natural
@@ -160,7 +160,7 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
             training cases, or lists a case both for training and for validation.
     """
     try:
-        raw = msgspec.convert(read_json(path), list[_OwnSplit])
+        raw = msgspec.convert(read_json_by_hand(path), list[_OwnSplit])
     except msgspec.ValidationError as error:
         raise DatasetError(
             f'{path}: expected a list of {{"train": [...], "val": [...]}} with names of cases: '

@@ -406,8 +406,8 @@ def refuse_mixing(
         raise OptionError(
             f"{folder}: {stay[0]}{others} would stay as predicted before, which was with "
             f"{'; with '.join(differences)}.{note}",
-            hint="Choose another folder with -o; or move what would stay away; or predict all of it again, with all its images "
-            f"(-i) and --overwrite{kept}.",
+            hint="Choose another folder with -o; or move what would stay away; or predict all of "
+            f"it again, with all its images (-i) and --overwrite{kept}.",
         )
     return stay
 

@@ -9,7 +9,7 @@ from autoliver.artifacts import Artifact, Readable, file_sha256
 from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
@@ -231,10 +231,22 @@ def together(models: Sequence[ModelFiles]) -> ModelFiles:
 
     Args:
         models: At least one model.
+
+    Raises:
+        OptionError: Two of them share a fold, which would count twice.
     """
     first = models[0]
     if len(models) == 1:
         return first
+    whose: dict[Place, str] = {}
+    for model in models:
+        for fold in (fold for member in model.members for fold in member.folds):
+            if fold in whose:
+                raise OptionError(
+                    f"-m {whose[fold]} -m {model.name}: {fold} would be averaged with itself.",
+                    hint="Name each model once.",
+                )
+        whose |= {fold: model.name for member in model.members for fold in member.folds}
     shared = [rule for rule in first.cleaning if all(rule in m.cleaning for m in models[1:])]
     return ModelFiles(
         name=" + ".join(model.name for model in models),

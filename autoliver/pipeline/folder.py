@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import brief
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
+from autoliver.datasets.layouts import image_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.inference.record import RECORD_FILE, REPLACED
 from autoliver.locks import only_one_kind
 from autoliver.pipeline.prediction import (
     PredictRequest,
@@ -20,8 +22,8 @@ from autoliver.pipeline.prediction import (
     predict_as_asked,
     too_large,
 )
-from autoliver.system import in_words
-from autoliver.values import check_texts, counted
+from autoliver.system import entries, in_words
+from autoliver.values import check_texts, counted, first_few
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -153,13 +155,17 @@ def predict_folder(
 
     names = check_texts("--model", models)
     sources = (source,) if isinstance(source, Path) else tuple(source)
+    if not sources:
+        raise OptionError("-i names no images.", hint="Give a folder of images, or images.")
     failures: list[Failure] = []
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_cases(sources, len(plan.channel_names), failures)
-    targets = find_targets(sources, cases, output, overwrite=request.overwrite)
+    _name_folders_left_out(sources, output)
+    places = workspace.names
+    targets = find_targets(sources, cases, output, overwrite=request.overwrite, taken=places)
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
@@ -217,6 +223,23 @@ def find_cases(
             place[name] = source
         found |= cases
     return found
+
+
+def _name_folders_left_out(sources: Sequence[Path], output: Path) -> None:
+    """Says which folders inside a folder of cases hold images that are not predicted."""
+    for source in (source for source in sources if source.is_dir()):
+        inside = [path for path in entries(source) if path.is_dir() and path.name != REPLACED]
+        left = [
+            f"{path.name} ({counted(len(found), 'file')})"
+            for path in inside
+            if path.resolve() != output.resolve() and not (path / RECORD_FILE).exists()
+            if (found := image_files(path, on_problem=lambda _, __: None))
+        ]
+        if left:
+            _log.warning(
+                "%s: folders inside it are not predicted: %s. Name each with an -i of its own.",
+                *(source, first_few(left, 3)),
+            )
 
 
 def _stays(name: str, reason: str) -> Failure:

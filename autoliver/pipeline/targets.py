@@ -33,6 +33,8 @@ from autoliver.system import entries, in_words
 from autoliver.values import counted
 
 _log = logging.getLogger(__name__)
+# Endings of files that nobody gives to a folder.
+_NO_FOLDER = (".json", ".csv", ".txt", ".npz", ".npy", ".dcm", ".zip", ".gz", ".html", ".pdf")
 _WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
 # Folders of a dataset, in lower case; what lies in them is training data or a reference.
 _OF_A_DATASET = ("imagestr", "labelstr", "imagests", "labelsts", "images", "labels")
@@ -96,7 +98,12 @@ class Standing:
 
 
 def find_targets(
-    sources: Sequence[Path], cases: dict[str, tuple[Path, ...]], output: Path, *, overwrite: bool
+    sources: Sequence[Path],
+    cases: dict[str, tuple[Path, ...]],
+    output: Path,
+    *,
+    overwrite: bool,
+    taken: Sequence[Path] = (),
 ) -> Targets:
     """Decides which files to write.
 
@@ -105,12 +112,21 @@ def find_targets(
         cases: Maps each case to its image files.
         output: Folder for the label maps; or a file, for the label map of a single case.
         overwrite: Whether label maps that are there may be replaced.
+        taken: Folders of the workspace, which hold other things.
 
     Raises:
         OptionError: The output cannot take the label maps, or they would replace files that were
             not predicted there.
         ArtifactError: A record is damaged.
     """
+    _refuse_workspace(output, taken)
+    to_a_file = bool(split_ending(output.name)[1]) and not output.is_dir()
+    if output.suffix.lower() in _NO_FOLDER and not to_a_file and not output.is_dir():
+        raise OptionError(
+            f"-o {output}: {output.suffix} cannot hold label maps, and looks like a file's ending.",
+            hint="Name a folder with -o; or for a single image a file, such as "
+            f"{output.with_suffix('.nii.gz')}.",
+        )
     for source in sources:
         if source.is_dir() and output.resolve() == source.resolve():
             raise OptionError(
@@ -118,7 +134,7 @@ def find_targets(
                 "be taken for images the next time.",
                 hint="Choose another folder with -o, e.g. one inside it.",
             )
-    if not split_ending(output.name)[1] or output.is_dir():
+    if not to_a_file:
         targets = Targets(jobs=make_jobs(cases, output), record=output / RECORD_FILE)
         folder = output
     else:
@@ -132,6 +148,17 @@ def find_targets(
         folder = output.parent
     _refuse_foreign(targets, folder, output, overwrite=overwrite)
     return targets
+
+
+def _refuse_workspace(output: Path, taken: Sequence[Path]) -> None:
+    """Refuses the folders in which the workspace keeps datasets and models."""
+    place = output.resolve()
+    for folder in taken:
+        if place.is_relative_to(folder.resolve()):
+            raise OptionError(
+                f"-o {output}: {folder} is where the workspace keeps {folder.name}.",
+                hint="Choose a folder outside it with -o.",
+            )
 
 
 def _one_target(name: str, images: tuple[Path, ...], output: Path) -> Targets:
@@ -180,7 +207,7 @@ def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: 
         for job in targets.jobs
         if job.output.name not in known
         for file in job.files
-        if file in there and file.is_file()
+        if file in there
     ]
     _refuse_folders_of_a_dataset(folder, output, foreign)
     if overwrite:
@@ -240,18 +267,19 @@ def find_standing(targets: Targets, request: PredictRequest) -> Standing:
     """
     known = targets.known
     standing = Standing()
+    there = set(entries(targets.record.parent))  # whatever it is
     for job in targets.jobs:
         record = known.get(job.output.name)
         if record is None or not job.finished:
             standing.todo.append(job)
             if record is None:
-                standing.set_aside.extend(filter(Path.is_file, job.files))
+                standing.set_aside.extend(filter(there.__contains__, job.files))
         elif request.overwrite:
             standing.todo.append(job)
             if _has_another_image(job, record):
                 standing.outdated.add(job.name)
             if not _is_as_predicted(job, record):
-                standing.set_aside.extend(filter(Path.is_file, job.files))
+                standing.set_aside.extend(filter(there.__contains__, job.files))
         else:
             _judge(job, record, request, standing)
     replaced = (j for j in standing.todo if request.overwrite or j.name in standing.outdated)

@@ -3,20 +3,25 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import SaveFold
 from three_images import ASKED, GRID, image
 
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
+from autoliver.inference.record import read_record
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.workspace import Workspace
+from autoliver.workspace import DatasetFolder, ModelFolder, Workspace
 
 OVER = replace(ASKED, overwrite=True)
 BOTH = replace(ASKED, probabilities=True, uncertainty=True)
@@ -393,3 +398,110 @@ def test_a_writer_that_writes_nothing_is_told(
     with pytest.raises(AutoliverError, match="nothing was written"):
         write_label(tmp_path / "a.mha", np.zeros(GRID.shape_zyx, np.uint8), GRID)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["{ds}", "{ds}/new", "{ds}/runs/2d/x.nii.gz", "models/LiTS/out"])
+def test_the_workspace_s_folders_are_no_place_for_predictions(
+    place: str, images: Path, run: Path, tmp_path: Path
+) -> None:
+    work = Workspace(tmp_path / "w")
+    folder = DatasetFolder(work.root / "Dataset001_Toy")
+    folder.path.mkdir(parents=True)
+    folder.dataset.write_text("{}")
+    imported = ModelFolder(work.root / "models/LiTS")
+    imported.path.mkdir(parents=True)
+    imported.selection.write_text("{}")
+    before = state(work.root)
+    output = work.root / place.format(ds=folder.name)
+    source = images / "case_0.nii.gz" if output.suffix else images
+    with pytest.raises(OptionError, match="is where the workspace keeps"):
+        predict_folder(work, source, output, ASKED, models=[str(run)])
+    assert state(work.root) == before
+    assert predict_folder(work, images, work.root / "out", ASKED, models=[str(run)]).new == 3
+
+
+@pytest.mark.parametrize("name", ["predict.json", "out.csv", "liver.dcm", "liver.gz", "x.TXT"])
+def test_a_folder_is_not_named_like_a_file(
+    name: str, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="looks like a file's ending"):
+        predict(images, tmp_path / "s" / name)
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "s" / name).mkdir(parents=True)  # whoever has such a folder may use it
+    assert predict(images, tmp_path / "s" / name).new == 3
+
+
+@pytest.mark.parametrize("name", ["out_v1.2", "out.d", "2026.11.26"])
+def test_dots_in_the_name_of_a_folder(
+    name: str, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    assert predict(images, tmp_path / name).new == 3
+
+
+def test_folders_inside_the_images_are_named(
+    images: Path,
+    predict: Callable[..., Predicted],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("a", "b"):
+        write_image(images / name / "x.nii.gz", image(5), GRID)
+    (images / "notes").mkdir()
+    (images / "notes/read.me").write_text("")
+    predict(images, images / "out")
+    assert "not predicted: a (1 file), b (1 file)." in caplog.text
+    caplog.clear()
+    predict(images, images / "second")  # "out" holds predictions
+    assert "not predicted: a (1 file), b (1 file)." in caplog.text
+
+
+def test_no_images_are_no_success(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="-i names no images"):
+        predict_folder(Workspace(tmp_path), [], tmp_path / "out", ASKED, models=[str(run)])
+
+
+def test_a_model_is_not_averaged_with_itself(images: Path, run: Path, tmp_path: Path) -> None:
+    models = [str(run), f"{run}/."]
+    with pytest.raises(OptionError, match="would be averaged with itself"):
+        predict_folder(Workspace(tmp_path), images, tmp_path / "out", ASKED, models=models)
+
+
+def test_two_models_at_once_do_not_mix(
+    images: Path, run: Path, save: SaveFold, tmp_path: Path
+) -> None:
+    """While one process predicts, other work in its folder is refused, and the same is free."""
+    second, out, work = tmp_path / "second", tmp_path / "out", Workspace(tmp_path / "w")
+    second.mkdir()
+    save("other", seed=1).rename(second / "fold_0")
+    # It takes a minute, of which this test waits for none.
+    slow = tmp_path / "slow/case_9.nii.gz"
+    write_image(slow, image(9), GRID.replace(spacing_mm=(60.0, 60.0, 60.0)))
+    options = f"predict -i {images} -i {slow} -o {out} -m {run} --no-mirror --exact --device cpu"
+    first = subprocess.Popen([sys.executable, "-m", "autoliver", *options.split()])
+    try:
+        while not (out / "case_2.nii.gz").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        before = state(out)
+        write_image(images / "case_3.nii.gz", image(3), GRID)
+        for model, request, name in (
+            (second, ASKED, ""),
+            (second, OVER, ""),
+            (run, replace(ASKED, step=0.8), ""),
+            (second, OVER, "case_2.nii.gz"),
+        ):
+            source = images / name
+            with pytest.raises(AutoliverError, match="predicting here by process") as caught:
+                predict_folder(work, source, out / name, request, models=[str(model)])
+            assert caught.value.hint == "Wait until it has ended, or stop it."
+        assert {name: state(out)[name] for name in before} == before
+        assert predict_folder(work, images, out, ASKED, models=[str(run)]).new == 1
+        case, other = images / "case_0.nii.gz", tmp_path / "other/case_0.nii.gz"
+        assert predict_folder(work, case, other, ASKED, models=[str(second)]).new == 1
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    record = read_record(out / "predict.json")
+    assert record is not None
+    assert sorted(record.voxels) == [f"case_{number}.nii.gz" for number in range(4)]
+    assert predict_folder(work, images, out, OVER, models=[str(second)]).new == 4

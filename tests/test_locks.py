@@ -1,0 +1,83 @@
+"""Locks of a folder for one kind of work, and of a moment's work."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from autoliver.errors import AutoliverError
+from autoliver.locks import one_at_a_time, only_one_kind
+
+WHAT = "others are at work"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "beside", "free"),
+    [
+        ("a.json", "11", (), True),  # the same work
+        ("a.json", "22", (), False),
+        ("b.json", "22", (), True),  # on something else
+        ("b.json", "22", ("a.json",), False),
+        ("b.json", "11", ("a.json",), True),
+        ("a", "22", (), True),
+        (".json", "22", (), True),
+    ],
+)
+def test_work_of_one_kind(
+    name: str, kind: str, beside: tuple[str, ...], free: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with only_one_kind(folder, "a.json", "11", WHAT):
+        before = names(folder)
+        if free:
+            with only_one_kind(folder, name, kind, WHAT, beside=beside):
+                assert len(names(folder)) == 2 * len(before)
+        else:
+            with (
+                pytest.raises(AutoliverError, match=f"{folder}: {WHAT} by process") as caught,
+                only_one_kind(folder, name, kind, WHAT, beside=beside),
+            ):
+                pytest.fail("it was let in")
+            assert "Wait until it has ended" in caught.value.hint
+        assert names(folder) == before
+    assert not folder.exists()
+
+
+def test_a_lock_whose_process_is_gone_holds_nothing(tmp_path: Path) -> None:
+    script = f"""
+        import os
+        from pathlib import Path
+        from autoliver.locks import only_one_kind
+        with only_one_kind(Path({str(tmp_path)!r}), "a", "11", "x"):
+            os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    assert len(names(tmp_path)) == 2
+    with only_one_kind(tmp_path, "a", "22", WHAT):
+        pass
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """Four processes count to 100 in a file, which loses counts without the lock."""
+    script = f"""
+        from pathlib import Path
+        from autoliver.locks import one_at_a_time
+        folder = Path({str(tmp_path)!r})
+        for _ in range(100):
+            with one_at_a_time(folder):
+                file = folder / "count"
+                number = int(file.read_text()) if file.exists() else 0
+                file.write_text(str(number + 1))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    work = [subprocess.Popen(command) for _ in range(4)]
+    assert [each.wait() for each in work] == [0] * 4
+    assert (tmp_path / "count").read_text() == "400"
+    with one_at_a_time(tmp_path):
+        pass

@@ -1,0 +1,89 @@
+"""Cases that do not fit into the memory fail alone, with their numbers."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import plan, save
+from three_images import ASKED, GRID, image, images, run
+
+from autoliver import memory
+from autoliver.errors import DatasetError
+from autoliver.io.files import write_image
+from autoliver.memory import check_room, running_out
+from autoliver.pipeline.folder import CasesFailed, predict_folder
+from autoliver.workspace import Workspace
+
+__all__ = ["images", "plan", "run", "save"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 3.00 TiB"),
+        np._core._exceptions._ArrayMemoryError((1 << 20, 1 << 20), np.dtype("f8")),  # type: ignore[attr-defined]
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ],
+)
+def test_running_out_is_told_of_the_case(error: Exception) -> None:
+    with (
+        pytest.raises(DatasetError, match=r"^c: there is not enough memory") as caught,
+        running_out("c"),
+    ):
+        raise error
+    assert "spacing" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes"), ValueError("memory")])
+def test_other_errors_stay(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), running_out("c"):
+        raise error
+
+
+def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_machine_bytes", lambda: 3 * memory.GB)
+    check_room(2.5, case="c", what="it has 5 voxels")
+    with pytest.raises(
+        DatasetError, match=r"c: it has 5 voxels, which takes 3\.5 GB of memory; 3\.0 GB"
+    ):
+        check_room(3.5, case="c", what="it has 5 voxels")
+
+
+# Below and above eight times the free memory, by which a case is refused before it is read.
+@pytest.mark.parametrize("spacing", [(120.0, 120.0, 120.0), (900.0, 500.0, 500.0)])
+def test_a_case_that_is_too_large_fails_alone(
+    spacing: tuple[float, float, float],
+    images: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "_machine_bytes", lambda: memory.GB // 2)
+    write_image(images / "case_1.nii.gz", image(1), GRID.replace(spacing_mm=spacing))
+    out = tmp_path / "out"
+    with pytest.raises(CasesFailed, match=r"1 of 3 cases failed:\ncase_1: .* GB") as caught:
+        predict_folder(Workspace(tmp_path / "w"), images, out, ASKED, models=[str(run)])
+    assert "spacing" in caught.value.hint
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["case_0.nii.gz", "case_2.nii.gz"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_limit_of_the_system_fails_a_case(images: Path, run: Path, tmp_path: Path) -> None:
+    write_image(images / "case_1.nii.gz", image(1), GRID.replace(spacing_mm=(200.0, 200.0, 200.0)))
+    done = subprocess.run(
+        [sys.executable, "-m", "autoliver", *f"predict -i {images} -o out -m {run}".split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 << 30, 5 << 30)),
+    )
+    assert done.returncode == 1
+    assert "1 of 3 cases failed" in done.stderr
+    assert "case_1: " in done.stderr
+    assert "Traceback" not in done.stderr
