@@ -226,3 +226,26 @@ def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "which"),
+    [
+        (["predict", "-i", "in", "-o", ""], "-o"),
+        (["predict", "-i", "in", "--output="], "--output"),
+        (["predict", "-i", "", "-o", "out"], "-i"),
+        (["plan", ""], "an argument"),
+        (["train", "LiTS", "2d", "--pretrained", ""], "--pretrained"),
+        (["train", "LiTS", "2d", "-w", ""], "-w"),
+        (["evaluate", "-p", "a", "-r", "b", "-o", ""], "-o"),
+        (["export", "LiTS", ""], "an argument"),
+    ],
+)
+def test_what_is_empty_is_refused(
+    arguments: list[str], which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert f"{which} is empty" in result.output
+    assert list(tmp_path.iterdir()) == []
