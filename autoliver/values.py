@@ -61,6 +61,27 @@ def first_few(items: Sequence[object], most: int) -> str:
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
 
 
+def hints_of(hints: Iterable[tuple[str, str]], most: int | None = None) -> str:
+    """Returns several hints, each once, behind what it concerns: "case_1, case_2: Export both".
+
+    Args:
+        hints: Names, as of cases, with their hints; empty hints count for nothing. If all have the
+            same hint, the names are left out.
+        most: The number of names that are shown for a hint; None for all.
+    """
+    named: dict[str, dict[str, None]] = {}
+    pairs = list(hints)
+    for name, hint in pairs:
+        named.setdefault(hint, {})[name] = None
+    if len(named) == 1:
+        return pairs[0][1]
+    return "\n".join(
+        f"{first_few(list(names), len(names) if most is None else most)}: {hint}"
+        for hint, names in named.items()
+        if hint
+    )
+
+
 def shortened(text: str, most: int) -> str:
     """Returns a text of at most so many characters; one that was cut ends in three dots."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

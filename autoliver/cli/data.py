@@ -76,7 +76,7 @@ def verify(
     emit(result, text, as_json=as_json)
     if as_json and found.errors:
         raise typer.Exit(1)  # not raise_on_errors: it would print a second JSON object
-    raise_on_errors(found)
+    raise_on_errors(found, listed=True)
 
 
 def plan(

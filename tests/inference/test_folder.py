@@ -366,3 +366,25 @@ def test_a_damaged_held_out_case_is_an_error(images: Path, run: Path, tmp_path: 
     with pytest.raises(DatasetError, match=r"^case_1: ") as caught:
         predict_held_out(files, cases, tmp_path / "out", ASKED)
     assert not isinstance(caught.value, CasesFailed)
+
+
+def test_all_cases_that_fail_are_named_with_what_to_do(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    for number in range(3, 16):
+        (images / f"case_{number}.nii.gz").write_bytes(b"")
+    write_image(images / "case_1.nii.gz", image(1) * np.nan, GRID)
+    with pytest.raises(CasesFailed, match="14 of 16 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    failed = {"case_1", *(f"case_{number}" for number in range(3, 16))}
+    lines = caught.value.problem.splitlines()[1:]
+    assert {line.partition(": ")[0] for line in lines} == failed
+    assert len(lines) == len(failed)
+    hints = caught.value.hint.splitlines()
+    assert len(hints) == 3  # of empty files, of NaN, and the command
+    for hint in hints[:2]:
+        names = hint.partition(": ")[0].split(", ")
+        assert (set(names) == {"case_1"}) is ("NaN" in hint or "Replace" in hint)
+    found = caught.value.facts["failed"]
+    assert isinstance(found, list)
+    assert {each["case"] for each in found} == failed
