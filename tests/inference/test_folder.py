@@ -384,7 +384,7 @@ def test_all_cases_that_fail_are_named_with_what_to_do(
     assert len(hints) == 3  # of empty files, of NaN, and the command
     for hint in hints[:2]:
         names = hint.partition(": ")[0].split(", ")
-        assert (set(names) == {"case_1"}) is ("NaN" in hint or "Replace" in hint)
+        assert (set(names) == {"case_1"}) is ("Repair or leave out" in hint)
     found = caught.value.facts["failed"]
     assert isinstance(found, list)
     assert {each["case"] for each in found} == failed
