@@ -12,6 +12,7 @@ from autoliver.artifacts import brief
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.io.header import label_ending, split_ending
 from autoliver.pipeline.prediction import (
     PredictRequest,
     check_memory,
@@ -152,6 +153,7 @@ def predict_folder(
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
     cases = find_cases(sources, len(plan.channel_names), failures)
+    _check_ending(output)
     targets = find_targets(sources, cases, output, overwrite=request.overwrite)
     standing = find_standing(targets, request)
     jobs, path, todo = targets.jobs, targets.record, standing.todo
@@ -217,6 +219,16 @@ def find_cases(
 def _stays(name: str, reason: str) -> Failure:
     hint = "Predict it into another folder with -o, or replace it with --overwrite."
     return Failure(case=name, problem=reason, hint=hint)
+
+
+def _check_ending(output: Path) -> None:
+    """Refuses a file whose ending is in capitals, in which image files are read but not written."""
+    stem, ending = split_ending(output.name)
+    if ending != ending.lower() and not output.is_dir():
+        raise OptionError(
+            f"-o {output}: label maps are written with endings in small letters, found {ending}.",
+            hint=f"Choose {output.with_name(stem + label_ending(ending))}",
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -172,7 +172,7 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
         ("in/case_0.nii.gz", "out.mhd", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.png", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.tif", "cannot hold label maps"),
-        ("in/case_0.nii.gz", "out.NII.GZ", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.NII.GZ", "endings in small letters"),
         ("in/case_0.nii.gz", "in/case_0.nii.gz", "overwrite the image|the image itself"),
         ("in/case_0.nii.gz", "in/case_1.nii.gz", "already there"),
         ("in", "in", "folder of the images"),
@@ -388,3 +388,26 @@ def test_all_cases_that_fail_are_named_with_what_to_do(
     found = caught.value.facts["failed"]
     assert isinstance(found, list)
     assert {each["case"] for each in found} == failed
+
+
+def test_an_ending_in_capitals_is_refused_for_the_capitals_alone(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"small letters, found \.nii\.GZ") as caught:
+        predict(images / "case_1.nii.gz", tmp_path / "s/liver.nii.GZ", run)
+    better = Path(caught.value.hint.removeprefix("Choose "))
+    assert better == tmp_path / "s/liver.nii.gz"
+    assert predict(images / "case_1.nii.gz", better, run).files == (better,)
+
+
+def test_a_name_with_a_line_break_is_named_and_the_others_are_predicted(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    (images / "case_1.nii.gz").rename(images / "case\n1.nii.gz")
+    with pytest.raises(CasesFailed, match="1 of 3 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    line = caught.value.problem.splitlines()[1]
+    assert line.startswith(r"case\n1: ")
+    assert "control characters" in line
+    assert caught.value.predicted is not None
+    assert caught.value.predicted.new == 2
