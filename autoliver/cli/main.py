@@ -12,7 +12,7 @@ import typer
 
 from autoliver.cli import adopt, clean, data, demo, models, prediction, selection, training
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
-from autoliver.errors import AutoliverError, MachineError
+from autoliver.errors import AutoliverError, MachineError, WrongValue
 from autoliver.system import STOP_SIGNALS, in_words
 
 _AGAIN = "Run the same command again to continue."
@@ -98,7 +98,8 @@ def run() -> None:
     """Runs the command line and exits.
 
     The exit code is 0 for success, 1 for an `AutoliverError`, which the user can fix, and 2 for
-    wrong usage of the command line.
+    wrong usage of the command line: a word that is not known, or a value that an option cannot have
+    whatever the data.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
@@ -112,7 +113,7 @@ def run() -> None:
         typer.echo(f"Error: {error.problem}", err=True)
         if error.hint:
             typer.echo(f"Hint: {error.hint}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, WrongValue) else 1)
     except USAGE_ERROR as error:
         _print_json(error.format_message(), help_hint(error))
         error.show()

@@ -82,8 +82,8 @@ def score_case(
         side: _values(array) - labels.allowed
         for side, array in (("prediction", predicted), ("reference", actual))
     }
-    for side, values in unknown.items():
-        _refuse_image(values, f"{name}: the {side}")
+    for side, odd in unknown.items():
+        _refuse_image(odd, f"{name}: the {side}")
     counted = None if labels.ignore is None else actual != labels.ignore
     scores = {}
     for label, values in labels.foreground.items():
@@ -92,9 +92,9 @@ def score_case(
             pair[0], pair[1], label=label, geometry=reference.geometry, options=options
         )
     warnings = [
-        f"{name}: the {side} holds values that no label has: {first_few(sorted(values), _SHOWN)}."
-        for side, values in unknown.items()
-        if values
+        f"{name}: the {side} holds values that no label has: {first_few(sorted(odd), _SHOWN)}."
+        for side, odd in unknown.items()
+        if odd
     ]
     return CaseScores(name=name, labels=scores, warnings=tuple(warnings))
 
