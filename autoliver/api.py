@@ -363,8 +363,8 @@ def evaluate(
         reference: Folder of reference label maps.
         dataset: Dataset that names the labels; None to name them by their values.
         workspace: Folder in which the dataset is looked up.
-        **options: metrics ("dice" or several), chaos, output (folder for the scores), overwrite,
-            workers and memory_gb.
+        **options: metrics ("dice" or several), chaos, output (folder for the scores), subset,
+            overwrite, workers and memory_gb.
 
     Returns:
         The scores, which are also written to the output folder.
@@ -376,7 +376,7 @@ def evaluate(
         from autoliver.pipeline.evaluation import EvaluateRequest
         from autoliver.pipeline.evaluation import evaluate as score
 
-        names = {name: name for name in ("metrics", "chaos", "output", "overwrite")}
+        names = {name: name for name in ("metrics", "chaos", "output", "subset", "overwrite")}
         given = taken(options, names, of=evaluate)
         if given.get("output") is not None:
             given["output"] = path_of("output", given["output"])

@@ -99,11 +99,16 @@ def taken(
 
     of_machine = () if machine is None else (*machine, *_LIMITS, "limits")
     known = {**names, **{name: name for name in of_machine}}
-    check_known(options, [*known, *_named(of)], of=of.__name__)
+    named = _named(of)
+    first = {field: name for name, field in reversed(known.items())}
+    aliases = [n for n, field in known.items() if first[field] != n or f"{n}s" in named]
+    check_known(options, [*known, *named], of=of.__name__, aliases=aliases)
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if known[name] in fields:
-            raise OptionError(f"{name} was given twice, by another name as well.")
+            raise OptionError(
+                f"{name} was given twice, by another name as well.", hint="Give it once."
+            )
         fields[known[name]] = value
     if machine is not None:
         parts = {name: fields.pop(name) for name in of_machine if name in fields}
@@ -163,7 +168,9 @@ def once(names: Sequence[str], *values: object) -> None:
         OptionError: Both were given.
     """
     if not any(value is None or (isinstance(value, tuple) and not value) for value in values):
-        raise OptionError(f"{' and '.join(names)} are the same argument; give one of them.")
+        raise OptionError(
+            f"{' and '.join(names)} are the same argument.", hint=f"Give {names[0]} alone."
+        )
 
 
 def path_of(argument: str, value: object) -> Path:

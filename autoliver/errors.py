@@ -4,6 +4,7 @@ AutoliverError
  +- DatasetError     images, labels, dataset.json
  +- ArtifactError    a file written by this package: missing, damaged, foreign or out of date
  +- OptionError      an option or a combination of options that is invalid
+ |   +- WrongValue   an option whose value is invalid whatever the data: wrong usage
  +- ModelError       a model that is missing, damaged or does not fit the images
  +- MachineError     what the machine refuses: a full disk, a missing permission, a limit
 
@@ -47,6 +48,10 @@ class ArtifactError(AutoliverError):
 
 class OptionError(AutoliverError):
     """An option, or a combination of options, is invalid."""
+
+
+class WrongValue(OptionError):
+    """The value of an option is invalid whatever the data: wrong usage of the command line."""
 
 
 class ModelError(AutoliverError):

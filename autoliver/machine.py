@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from autoliver.artifacts import Record
-from autoliver.errors import OptionError
+from autoliver.errors import WrongValue
 from autoliver.parallel import NO_LIMITS, CasePool, Limits, Need, cores
 from autoliver.values import check_types, check_whole, meant, natural, set_field
 
@@ -96,7 +96,7 @@ def check_device_name(name: object) -> str:
     if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
         return name
     hint = meant(name, _KINDS) or "Use --device auto or cpu."
-    raise OptionError(
+    raise WrongValue(
         f"--device {name}: it must be auto, cpu, cuda, cuda:1 (a GPU by its number) or mps.",
         hint=hint,
     )
@@ -119,7 +119,7 @@ def gpu_numbers(value: object) -> tuple[int, ...]:
     for part in parts:
         number = natural(part)
         if number is None:
-            raise OptionError(
+            raise WrongValue(
                 f"--gpus: {value!r} is not a list of GPU numbers.", hint="Give it as --gpus 0,1."
             )
         numbers.append(number)

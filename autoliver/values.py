@@ -8,12 +8,12 @@ import difflib
 import math
 import os
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from autoliver.errors import OptionError
+from autoliver.errors import OptionError, WrongValue
 
 # Larger counts are typing errors, and some libraries cannot hold them.
 MOST = 2**31 - 1
@@ -27,16 +27,19 @@ _WORDS = {
 }
 
 
-def refused(option: str, value: object, expected: str, *, hint: str = "") -> OptionError:
-    """Returns the error for an invalid value.
+def refused(option: str, value: object, expected: str, *, hint: str = "") -> WrongValue:
+    """Returns the error for an invalid value; it always says what to give.
 
     Args:
         option: The option as the command line spells it.
         value: The invalid value.
         expected: What the value must be, e.g. "at least 1".
-        hint: What the user can do about it; empty for no hint.
+        hint: What the user can do about it; empty to give what is expected.
     """
-    return OptionError(f"{option} is {_shown(value)}; it must be {expected}.", hint=hint)
+    return WrongValue(
+        f"{option} is {_shown(value)}; it must be {expected}.",
+        hint=hint or f"Give {expected.replace(' or left out', ', or leave it out')}.",
+    )
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -59,6 +62,27 @@ def first_few(items: Sequence[object], most: int) -> str:
     """Returns the first items of a list with the number of the others: "a, b and 3 more"."""
     shown = ", ".join(str(item) for item in items[:most])
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
+
+
+def hints_of(hints: Iterable[tuple[str, str]], most: int | None = None) -> str:
+    """Returns several hints, each once, behind what it concerns: "case_1, case_2: Export both".
+
+    Args:
+        hints: Names, as of cases, with their hints; empty hints count for nothing. If all have the
+            same hint, the names are left out.
+        most: The number of names that are shown for a hint; None for all.
+    """
+    named: dict[str, dict[str, None]] = {}
+    pairs = list(hints)
+    for name, hint in pairs:
+        named.setdefault(hint, {})[name] = None
+    if len(named) == 1:
+        return pairs[0][1]
+    return "\n".join(
+        f"{first_few(list(names), len(names) if most is None else most)}: {hint}"
+        for hint, names in named.items()
+        if hint
+    )
 
 
 def shortened(text: str, most: int) -> str:
@@ -97,12 +121,14 @@ def check_whole(option: str, value: object, *, least: int, most: int = MOST) -> 
         OptionError: The value is not a whole number, or out of bounds.
     """
     number = _plain(value)
+    nearest = _nearest(number, least, most)
+    hint = f"The nearest value is {nearest:.0f}." if nearest is not None else ""
     if isinstance(number, bool) or not isinstance(number, int):
-        raise refused(option, value, "a whole number")
+        raise refused(option, value, "a whole number", hint=hint)
     if number < least:
-        raise refused(option, value, f"at least {least}")
+        raise refused(option, value, f"at least {least}", hint=hint)
     if number > most:
-        raise refused(option, value, f"at most {most}")
+        raise refused(option, value, f"at most {most}", hint=hint)
     return number
 
 
@@ -148,8 +174,19 @@ def check_number(
         raise refused(option, value, expected)
     inside = number > above if least is None else number >= least
     if not (math.isfinite(number) and inside and number <= most):
-        raise refused(option, value, expected)
+        # There is none above an open bound.
+        nearest = None if least is None else _nearest(number, least, most)
+        hint = f"The nearest value is {nearest:g}." if nearest is not None else ""
+        raise refused(option, value, expected, hint=hint)
     return float(number)
+
+
+def _nearest(number: object, least: float, most: float) -> float | None:
+    """The number within bounds that is nearest to another one; None where there is none."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number:
+        return None
+    nearest = min(max(number, least), most)
+    return nearest if math.isfinite(nearest) else None
 
 
 def check_flag(option: str, value: object) -> bool:
@@ -190,13 +227,16 @@ def check_texts(
     return tuple(check_text(option, each, expected) for each in value)
 
 
-def check_known(given: Iterable[str], known: Iterable[str], *, of: str) -> None:
+def check_known(
+    given: Iterable[str], known: Iterable[str], *, of: str, aliases: Container[str] = ()
+) -> None:
     """Checks that every given option exists.
 
     Args:
         given: The names of the options that were given.
         known: The names of the options that exist.
         of: The command that takes the options, for the message.
+        aliases: Those among them that are second names, which are not proposed.
 
     Raises:
         OptionError: An option does not exist. The error names the first such option, and the
@@ -205,7 +245,8 @@ def check_known(given: Iterable[str], known: Iterable[str], *, of: str) -> None:
     names = list(dict.fromkeys(known))
     for name in given:
         if name not in names:
-            hint = meant(name, names) or f"It takes {', '.join(names)}."
+            proposed = [each for each in names if each not in aliases]
+            hint = meant(name, proposed) or f"It takes {', '.join(proposed)}."
             raise OptionError(f"{of} has no option '{name}'.", hint=hint)
 
 

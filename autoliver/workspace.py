@@ -12,7 +12,7 @@ from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
 from autoliver.datasets.names import beside, is_dataset, known_as, near_path, nearest
-from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.errors import DatasetError, ModelError, OptionError, WrongValue
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import (
@@ -535,7 +535,7 @@ def check_tag(tag: object) -> None:
             "_" and "-", or begins with "." or "-".
     """
     if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"(\w[\w.-]*)?", tag)):
-        raise OptionError(
+        raise WrongValue(
             f"--tag {tag}: this cannot be part of a folder's name.",
             hint="Begin with a letter, a digit or '_'; after it, '.' and '-' may follow as well.",
         )

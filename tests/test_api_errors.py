@@ -9,14 +9,16 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from command_lines import COMMANDS as ALL_COMMANDS
 
 import autoliver
 from autoliver.cli.main import run
-from autoliver.errors import AutoliverError, OptionError
+from autoliver.errors import AutoliverError, OptionError, WrongValue
+from autoliver.values import check_number, check_whole
 
 NAN, INF = math.nan, math.inf
 
@@ -263,6 +265,7 @@ def test_the_library_names_the_argument_before_it_does_anything(call: Bad, empty
     assert "--" not in text or "autoliver " in text, "an option as the command line spells it"
     assert re.search(call.words, text), text
     assert sorted(path.name for path in empty.rglob("*")) == ["w"]
+    assert caught.value.hint, "what to do is not said"
 
 
 @pytest.mark.parametrize("call", [c for c in CALLS if c.command is not None], ids=name_of)
@@ -355,3 +358,133 @@ def test_what_is_right_is_taken(function: str, options: dict[str, Any], tmp_path
     needed = {} if function in ("load_model", "clean") else ARGUMENTS[function]
     with pytest.raises(AutoliverError, match=r"'(Nothing|X)'"):  # only the names are unknown
         getattr(autoliver, function)(**needed, **options, workspace=tmp_path)
+
+
+NUMBERS = [
+    pytest.param(name, option, id=f"{name} {option.opts[0]}")
+    for name, command in ALL_COMMANDS.items()
+    for option in command.params
+    if not {int, float}.isdisjoint((kind := option.type_descriptor.annotation, *get_args(kind)))
+]
+REQUIRED = {
+    **COMMANDS,
+    "preprocess": ["preprocess", "Nothing"],
+    "import": COMMANDS["import_model"],
+    "demo": ["demo"],
+    "clean": ["clean", "Nothing"],
+}
+
+
+def test_there_are_numbers_in_most_commands() -> None:
+    assert len(NUMBERS) >= 25
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS)
+def test_a_number_that_no_option_takes_is_wrong_usage(
+    name: str,
+    option: Any,
+    empty: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = {1: ["-1"], 2: ["5", "1"], 3: ["1", "-1", "1"]}[option.nargs]
+    words = [*REQUIRED[name], option.opts[0], *wrong, "-w", str(empty / "w")]
+    monkeypatch.setattr(sys, "argv", ["autoliver", *words])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    shown = capsys.readouterr()
+    assert caught.value.code == 2, shown.err
+    assert option.opts[0] in shown.err
+    assert "must be" in shown.err or "expected" in shown.err
+    assert sorted(path.name for path in empty.rglob("*")) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--epochs", "0"), 2),
+        (("--foreground", "2"), 2),
+        (("--loss", "foo"), 2),
+        (("--augment", "foo"), 2),
+        (("--device", "foo"), 2),
+        (("--gpus", "x"), 2),
+        (("--patch", "0,1"), 2),
+        (("--tag", "a/b"), 2),
+        (("--fold", "x"), 2),
+        (("--schedule", "foo"), 2),
+        (("--epochs", "3"), 1),  # there is no such dataset
+        (("--mirror", "--augment", "none"), 1),  # each of them is a value that the option takes
+    ],
+)
+def test_exit_codes_tell_wrong_values_from_what_the_data_refuses(
+    options: tuple[str, ...],
+    code: int,
+    empty: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*COMMANDS["train"], *options, "-w", str(empty / "w")]
+    monkeypatch.setattr(sys, "argv", ["autoliver", *words])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert caught.value.code == code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "hint"),
+    [
+        ({"least": 1}, 0, "The nearest value is 1."),
+        ({"least": 1, "most": 9}, 10, "The nearest value is 9."),
+        ({"least": 1}, 2.6, "The nearest value is 3."),
+        ({"least": 1}, NAN, "Give a whole number."),
+        ({"least": 1}, -INF, "The nearest value is 1."),
+        ({"least": 1}, "two", "Give a whole number."),
+        ({"least": 1}, True, "Give a whole number."),
+    ],
+)
+def test_the_nearest_whole_number_is_proposed(
+    check: dict[str, Any], value: object, hint: str
+) -> None:
+    with pytest.raises(WrongValue) as caught:
+        check_whole("--epochs", value, **check)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "hint"),
+    [
+        ({"least": 0, "most": 1}, 2, "The nearest value is 1."),
+        ({"least": 0, "most": 1}, -0.5, "The nearest value is 0."),
+        ({"least": 0.1}, 0, "The nearest value is 0.1."),
+        ({"least": 0.1}, INF, "Give a finite number of at least 0.1."),
+        ({"least": 0, "most": 1}, NAN, "Give a number from 0 to 1."),
+        ({"above": 0}, 0, "Give a finite number above 0."),
+        ({"above": 0}, "x", "Give a finite number above 0."),
+    ],
+)
+def test_the_nearest_number_is_proposed(bounds: dict[str, Any], value: object, hint: str) -> None:
+    with pytest.raises(WrongValue) as caught:
+        check_number("--lr", value, **bounds)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("function", "typed", "proposed"),
+    [
+        ("predict", "modell", "models"),
+        ("predict", "modles", "models"),
+        ("predict", "flods", "folds"),
+        ("load_model", "modell", "model"),
+        ("export", "modell", "model"),
+        ("train", "fodl", "folds"),
+        ("select", "run", "runs"),
+        ("plan", "vram_bg", "vram"),
+        ("plan", "spacing_m", "spacing"),
+        ("evaluate", "subsets", "subset"),
+        ("export", "case_name", "case_names"),
+    ],
+)
+def test_the_documented_name_is_proposed(function: str, typed: str, proposed: str) -> None:
+    with pytest.raises(OptionError, match="has no option") as caught:
+        getattr(autoliver, function)(**ARGUMENTS[function], **{typed: "x"})
+    assert caught.value.hint == f"Did you mean {proposed}?"

@@ -47,6 +47,7 @@ def test_every_stage_over_cases_shows_its_bar(data: Path, tmp_path: Path) -> Non
     assert bars(told("plan", data, *work)) == {}  # nothing is read again
     assert bars(told("preprocess", NAME, "2d", *work)) == {"preprocess 2d": whole}
     labels = data / "labelsTr"
+    work = ("-o", str(tmp_path / "scores"), *work)
     scored = bars(told("evaluate", "-p", labels, "-r", labels, "-d", NAME, *work))
     assert scored == {"evaluate": whole}
     scored = bars(told("evaluate", "-p", labels, "-r", labels, "--overwrite", *work))

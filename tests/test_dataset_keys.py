@@ -81,7 +81,7 @@ def runs(place: Path) -> list[Path]:
         lambda place: run("verify", place / NAME, "-w", place / "workspace"),
         lambda place: run(
             *("evaluate", "-p", place / NAME / "labelsTr", "-r", place / NAME / "labelsTr"),
-            *("-d", place / NAME, "-w", place / "workspace"),
+            *("-d", place / NAME, "-o", place / "scores", "-w", place / "workspace"),
         ),
         lambda place: run(
             *("predict", "-i", place / NAME / "imagesTr", "-o", place / "out"),

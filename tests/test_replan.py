@@ -274,3 +274,36 @@ def test_a_plan_of_an_earlier_version_keeps_its_preset_and_its_runs(own: Path) -
     assert plan_in(own).digest() == before.digest()
     assert "--preset tiny --vram 4 (" in told("plan", CT, "-w", own)
     assert plan_in(own).asked == PlanOptions(preset="tiny", vram_gb=4.0)
+
+
+def test_a_plan_is_not_made_like_itself(first: Path, own: Path) -> None:
+    for source in (MR, "PhantomMR", "2", first / "data" / MR):
+        with pytest.raises(
+            OptionError, match="is the plan of Dataset002_PhantomMR itself"
+        ) as caught:
+            run("plan", MR, "--like", source, "-w", own)
+        assert "another dataset or model" in caught.value.hint
+    assert not list((own / MR).glob("plan@*"))
+    run("plan", MR, "--like", CT, "-w", own)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--spacing", "1", "1", "1"),
+            "--spacing 1 1 1: the median case gets 288 times the voxels",
+        ),
+        (("--spacing", "8", "1", "1"), "gets 36 times"),
+        (("--spacing", "4", "3", "3.1"), ""),
+        (("--spacing", "16", "12", "12"), ""),
+        (("--vram", "1e9"), "--vram 1e+09: no GPU has so many GB"),
+        (("--vram", "1000"), ""),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of(
+    options: tuple[str, ...], words: str, own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("plan", MR, "--preset", "tiny", *options, "-w", own)
+    said = [record.getMessage() for record in caplog.records]
+    assert [words in one for one in said] == ([True] if words else [])

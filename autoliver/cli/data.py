@@ -15,7 +15,7 @@ from autoliver.cli.options import (
     WorkspaceDir,
     machine_of,
 )
-from autoliver.cli.output import emit, start, table
+from autoliver.cli.output import emit, say, start, table
 from autoliver.cli.planning_options import (
     BatchCap,
     Fresh,
@@ -76,7 +76,7 @@ def verify(
     emit(result, text, as_json=as_json)
     if as_json and found.errors:
         raise typer.Exit(1)  # not raise_on_errors: it would print a second JSON object
-    raise_on_errors(found)
+    raise_on_errors(found, listed=True)
 
 
 def plan(
@@ -121,14 +121,14 @@ def plan(
         modality=modality,
         like=like,
         fresh=fresh,
-        notify=lambda text: typer.echo(text, err=True),
+        notify=say,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     made = replan(Workspace(workspace), dataset, request)
     remind(made.planned)
     if like is not None:
         for finding in far_axes(made.planned.plan, made.own):
-            typer.echo(f"Note: {finding}", err=True)
+            say(f"Note: {finding}")
     _emit_plan(made, like=like, as_json=as_json)
 
 

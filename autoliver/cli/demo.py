@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autoliver.cli.options import AsJson, Verbose
-from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.output import emit, number, say, start, table
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
@@ -105,7 +105,7 @@ def _train(
         pretrained=pretrained,
     )
     begin = train_both if compare else train
-    begin(workspace, str(dataset), request, notify=lambda text: typer.echo(text, err=True))
+    begin(workspace, str(dataset), request, notify=say)
 
 
 def _score(workspace: "Workspace", output: Path, dataset: str, model: str) -> "Scores":

@@ -1,6 +1,7 @@
 """The `autoliver` program: its commands, and how it reports errors."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ import typer
 
 from autoliver.cli import adopt, clean, data, demo, models, prediction, selection, training
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
-from autoliver.errors import AutoliverError, MachineError
+from autoliver.cli.output import say
+from autoliver.errors import AutoliverError, MachineError, WrongValue
 from autoliver.system import STOP_SIGNALS, in_words
 
 _AGAIN = "Run the same command again to continue."
@@ -98,7 +100,8 @@ def run() -> None:
     """Runs the command line and exits.
 
     The exit code is 0 for success, 1 for an `AutoliverError`, which the user can fix, and 2 for
-    wrong usage of the command line.
+    wrong usage of the command line: a word that is not known, or a value that an option cannot have
+    whatever the data.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
@@ -109,13 +112,15 @@ def run() -> None:
             sys.exit(app(standalone_mode=False))
     except AutoliverError as error:
         _print_json(error.problem, error.hint, **error.facts)
-        typer.echo(f"Error: {error.problem}", err=True)
+        say(f"Error: {error.problem}")
         if error.hint:
-            typer.echo(f"Hint: {error.hint}", err=True)
-        sys.exit(1)
+            say(f"Hint: {error.hint}")
+        sys.exit(2 if isinstance(error, WrongValue) else 1)
     except USAGE_ERROR as error:
         _print_json(error.format_message(), help_hint(error))
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        say(shown.getvalue().removesuffix("\n"))
         sys.exit(error.exit_code)
     except SystemExit as done:
         if done.code in _STOPPED:

@@ -25,7 +25,7 @@ def misuse(option: str) -> Iterator[None]:
         yield
     except OptionError as error:
         raise typer.BadParameter(
-            error.problem.removeprefix(f"{option}: "), param_hint=option
+            f"{error.problem.removeprefix(f'{option}: ')} {error.hint}".strip(), param_hint=option
         ) from error
 
 

@@ -15,7 +15,7 @@ from autoliver.cli.options import (
     WorkspaceDir,
     machine_of,
 )
-from autoliver.cli.output import emit, start
+from autoliver.cli.output import emit, say, start
 from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted, first_few
 
@@ -266,7 +266,7 @@ def evaluate(
     )
     scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
     for warning in scores.warnings:
-        typer.echo(f"Warning: {warning}", err=True)
+        say(f"Warning: {warning}")
     as_json_file, as_csv_file = request.files(prediction)
     text = f"{table(scores)}\nWritten: {as_json_file}\nAll metrics of every case: {as_csv_file}"
     emit(msgspec.to_builtins(scores), text, as_json=as_json)

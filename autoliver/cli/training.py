@@ -19,7 +19,7 @@ from autoliver.cli.options import (
     WorkspaceDir,
     misuse,
 )
-from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.output import emit, number, say, start, table
 from autoliver.cli.training_options import (
     RUN,
     TRANSFER,
@@ -263,7 +263,7 @@ def _notify(text: str) -> None:
     from autoliver.training.distributed import launched
 
     if launched().leads:
-        typer.echo(text, err=True)
+        say(text)
 
 
 def _train_and_show(

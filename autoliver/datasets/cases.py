@@ -19,6 +19,7 @@ from autoliver.datasets.description import (
 )
 from autoliver.datasets.layouts import (
     Files,
+    check_spelling,
     commonest_ending,
     listed_files,
     paired_files,
@@ -27,6 +28,7 @@ from autoliver.datasets.layouts import (
 from autoliver.datasets.layouts import find_case_images as find_case_images
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_label
+from autoliver.io.paths import check_printable
 
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
@@ -244,6 +246,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         DatasetError: The dataset.json or the files do not conform to any of the layouts.
     """
     folder = Path(os.path.normpath(Path(folder).absolute()))
+    check_printable(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
     plain = (folder / "images").is_dir() and not (folder / "imagesTr").is_dir()
@@ -252,6 +255,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     elif plain:
         description = guess_description(folder)
     else:
+        check_spelling(folder)
         raise missing_description(folder)
     plain = plain and not description.table and not description.training
     files = _files(folder, description, plain=plain)
@@ -301,6 +305,7 @@ def _files(folder: Path, description: Description, *, plain: bool) -> Files:
     elif description.training:
         files = listed_files(description.where, description.training)
     else:
+        check_spelling(folder)
         images, labels = ("images", "labels") if plain else ("imagesTr", "labelsTr")
         ending = description.file_ending
         files = paired_files(folder / images, folder / labels, ending=ending, channels=channels)
@@ -336,6 +341,7 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
     everywhere = (stated,) if isinstance(stated, str) else description.channel_names
     by_case = stated if isinstance(stated, dict) else {}
     for name, (images, label) in sorted(files.items()):
+        check_printable(name)
         if len(os.fsencode(name)) > _LONGEST_NAME:
             raise DatasetError(
                 f"{name}: the case's name has {len(os.fsencode(name))} bytes, expected at most "

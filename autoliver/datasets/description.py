@@ -12,6 +12,7 @@ from autoliver.artifacts import Record, read_json_by_hand
 from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
+from autoliver.io.paths import check_printable
 
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
@@ -107,6 +108,9 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
         "modality": {} if decathlon or modality is None else modality,
         **{key: raw[key] for key in _BY_CASE if key in raw},
     }
+    for key, names in (("labels", labels.values), ("channel_names", fields["channel_names"])):
+        for name in names:
+            check_printable(f"{where}: {key}: {name}")
     try:
         return msgspec.convert(fields, Description)
     except msgspec.ValidationError as error:

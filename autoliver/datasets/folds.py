@@ -10,7 +10,7 @@ import numpy as np
 
 from autoliver.artifacts import Artifact, Record, read_json_by_hand
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import DatasetError, WrongValue
 from autoliver.values import counted, natural
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def folds_text(value: object) -> str | None:
         return None
     folds = [str(_fold(part, "--folds", "0,1,.., all")) for part in _parts(value)]
     if not folds:
-        raise OptionError("--folds names no fold.", hint="Leave the option out to use all folds.")
+        raise WrongValue("--folds names no fold.", hint="Leave the option out to use all folds.")
     return ",".join(dict.fromkeys(folds))
 
 
@@ -75,7 +75,7 @@ def _fold(part: object, option: str, known: str) -> Fold:
     number = natural(part)
     if number is not None:
         return number
-    raise OptionError(f"{option}: {part!r} is not one of {known}.", hint="Give a fold's number.")
+    raise WrongValue(f"{option}: {part!r} is not one of {known}.", hint="Give a fold's number.")
 
 
 class Split(Record, frozen=True, kw_only=True):

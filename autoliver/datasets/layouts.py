@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
-from autoliver.io.paths import check_printable, link_target, missing_file
+from autoliver.io.paths import check_printable, link_target, missing_file, printable
 from autoliver.system import entries
 from autoliver.values import counted
 
@@ -21,6 +22,8 @@ Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 # Takes the name of a case and what is wrong with its files.
 OnProblem = Callable[[str, DatasetError], object]
 
+# The folders of images and labels.
+_FOLDERS = ("images", "labels", "imagesTr", "labelsTr")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -52,6 +55,7 @@ def find_case_images(
         DatasetError: There are no images, or a case lacks a channel.
     """
     source = Path(folder)
+    check_printable(source)
     if source.is_file():
         return _images_of_one_file(source, channels, file_ending)
     if link_target(source) is not None:
@@ -71,6 +75,37 @@ def find_case_images(
         )
     stems = by_stem(files, prefer=file_ending, on_problem=on_problem)
     return group_channels(stems, channels=channels, on_problem=on_problem)
+
+
+def check_spelling(folder: Path) -> None:
+    """Refuses folders of images or labels whose names differ from the expected ones in capitals.
+
+    Where capitals count, they would be overlooked.
+
+    Args:
+        folder: The folder of a dataset.
+
+    Raises:
+        DatasetError: There are such folders; the error names them.
+    """
+    wrong = {
+        path.name: wanted
+        for path in entries(folder)
+        for wanted in _FOLDERS
+        if path.name.casefold() == wanted.casefold()
+        and path.is_dir()
+        and not (folder / wanted).is_dir()
+    }
+    if wrong:
+        moves = [
+            f"mv {shlex.quote(str(folder / a))} {shlex.quote(str(folder / b))}"
+            for a, b in wrong.items()
+        ]
+        raise DatasetError(
+            f"{folder}: found {' and '.join(f'{name}/' for name in wrong)}, expected "
+            f"{' and '.join(f'{name}/' for name in wrong.values())}: only the capitals differ.",
+            hint=f"Rename them: {' && '.join(moves)}",
+        )
 
 
 def paired_files(images: Path, labels: Path, *, ending: str | None, channels: int) -> Files:
@@ -218,7 +253,7 @@ def image_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         on_problem: As for `find_case_images`.
 
     Raises:
-        DatasetError: A name holds bytes that are not UTF-8.
+        DatasetError: A name cannot be shown (`io.paths.check_printable`).
     """
     return [p for p in label_files(folder, on_problem=on_problem) if not _is_segmentation(p)]
 
@@ -243,8 +278,7 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         try:
             check_printable(path)
         except DatasetError as error:
-            name = os.fsencode(_stem(path)).decode("utf-8", "backslashreplace")
-            _hand_over(name, error, on_problem)
+            _hand_over(printable(_stem(path)), error, on_problem)
         else:
             shown.append(path)
     return shown

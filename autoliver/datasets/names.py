@@ -8,6 +8,8 @@ from pathlib import Path
 from autoliver.errors import DatasetError
 
 _NUMBERED = re.compile(r"(dataset|task)_?0*(\d+)[_-](.+)")
+# Folders of a dataset, in small letters; what lies in them is training data or a reference.
+_OF_A_DATASET = ("imagestr", "labelstr", "imagests", "labelsts", "images", "labels")
 _NUMBER = re.compile(r"(dataset|task)?_?0*(\d+)")
 
 
@@ -97,6 +99,14 @@ def beside(typed: str) -> Path | None:
 def is_dataset(path: Path) -> bool:
     """Whether a path looks like the folder of a dataset."""
     return any((path / name).is_dir() for name in ("imagesTr", "images"))
+
+
+def dataset_of(folder: Path) -> Path | None:
+    """The dataset whose folder of images or labels this is; None if it is none of these."""
+    place = folder.resolve()
+    dataset = place.parent
+    known = is_dataset(dataset) or (dataset / "dataset.json").exists()
+    return dataset if known and place.name.lower() in _OF_A_DATASET else None
 
 
 def _siblings(path: Path) -> list[Path]:

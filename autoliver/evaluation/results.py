@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
-from autoliver.errors import OptionError
+from autoliver.errors import WrongValue
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
 from autoliver.values import check_number, check_types, meant, shortened
 
@@ -94,7 +94,7 @@ class MetricOptions(Record, frozen=True, kw_only=True):
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
         if unknown:
             near = meant(unknown[0], ALL_METRICS)
-            raise OptionError(
+            raise WrongValue(
                 f"--metrics: there is no metric '{unknown[0]}'.",
                 hint=f"{near} Choose from {', '.join(ALL_METRICS)}.".strip(),
             )

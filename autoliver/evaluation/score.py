@@ -24,6 +24,7 @@ from autoliver.evaluation.results import (
     mean_over_labels,
     summarize,
 )
+from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
@@ -34,6 +35,7 @@ from autoliver.values import counted, first_few
 # io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
 # has no thickness and so no volume.
 _THICKEST = 900
+_MOST_VALUES = 200  # files with more values that no label has are hardly label maps
 _SHOWN = 5  # names or values in one message
 
 
@@ -72,10 +74,16 @@ def score_case(
         name: The case's name, for messages.
 
     Raises:
-        DatasetError: The grids differ.
+        DatasetError: The grids differ, or one of them is an image.
     """
     _check_grids(prediction.geometry, reference.geometry, name)
     predicted, actual = prediction.array[0], reference.array[0]
+    unknown = {
+        side: _values(array) - labels.allowed
+        for side, array in (("prediction", predicted), ("reference", actual))
+    }
+    for side, odd in unknown.items():
+        _refuse_image(odd, f"{name}: the {side}")
     counted = None if labels.ignore is None else actual != labels.ignore
     scores = {}
     for label, values in labels.foreground.items():
@@ -84,9 +92,9 @@ def score_case(
             pair[0], pair[1], label=label, geometry=reference.geometry, options=options
         )
     warnings = [
-        f"{name}: the {side} holds values that no label has: {first_few(sorted(unknown), _SHOWN)}."
-        for side, array in (("prediction", predicted), ("reference", actual))
-        if (unknown := _values(array) - labels.allowed)
+        f"{name}: the {side} holds values that no label has: {first_few(sorted(odd), _SHOWN)}."
+        for side, odd in unknown.items()
+        if odd
     ]
     return CaseScores(name=name, labels=scores, warnings=tuple(warnings))
 
@@ -209,6 +217,9 @@ def score_files(
 def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool = False) -> Pairs:
     """Pairs the files of two folders by their names without endings, or pairs two single files.
 
+    Maps of uncertainty that lie beside the predictions are left out, unless a reference has their
+    name.
+
     Args:
         prediction_folder: Folder of predicted label maps, or one file.
         reference_folder: Folder of reference label maps, or one file.
@@ -233,7 +244,11 @@ def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool 
     shared = sorted(references.keys() & predictions.keys())
     return Pairs(
         files={name: (predictions[name], references[name]) for name in shared},
-        extra=tuple(sorted(predictions.keys() - references.keys())),
+        extra=tuple(
+            name
+            for name in sorted(predictions.keys() - references.keys())
+            if not is_uncertainty(name, predictions)
+        ),
         missing=tuple(missing),
     )
 
@@ -252,12 +267,14 @@ def discover_labels(
         progress: Wraps the values of each file as they arrive, e.g. tqdm; None: no progress.
 
     Raises:
-        DatasetError: All files contain only background, or one cannot be read.
+        DatasetError: All files contain only background, one is an image, or cannot be read.
     """
     results: Iterable[frozenset[int]] = (executor.map if executor else map)(
         _values_of_file, references
     )
-    found = progress(results) if progress else results
+    found = list(progress(results) if progress else results)
+    for path, each in zip(references, found, strict=True):
+        _refuse_image(each, f"{path}: the reference")
     values = sorted(frozenset[int]().union(*found) - {0})
     if not values:
         raise DatasetError(
@@ -383,6 +400,21 @@ def _values(array: npt.NDArray[Any]) -> frozenset[int]:
     # voxels, so this is ten times as fast as sorting all of them.
     changes = array[..., 1:][array[..., 1:] != array[..., :-1]]
     return frozenset(np.unique(np.concatenate([array[..., 0].ravel(), changes])).tolist())
+
+
+def _refuse_image(values: frozenset[int], what: str) -> None:
+    """Refuses what holds too many values for a label map.
+
+    Args:
+        values: Those that are not known to be labels.
+        what: The file, as the beginning of a sentence.
+    """
+    if len(values) > _MOST_VALUES:
+        raise DatasetError(
+            f"{what} holds {len(values):,} values from {min(values)} to {max(values)}: it is an "
+            "image, expected a label map.",
+            hint="Give the folder of the label maps; those of a dataset are in labelsTr or labels.",
+        )
 
 
 def _values_of_file(path: Path) -> frozenset[int]:

@@ -11,7 +11,7 @@ from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import ModalityChoice
 from autoliver.inference.seen import as_trained
-from autoliver.planning.modality import AIR_HU, NEGATIVE_SHARE, looks_like
+from autoliver.planning.modality import AIR_HU, NEGATIVE_SHARE, emptiness, looks_like
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.planning.ranges import CLEARLY_NEGATIVE, ChannelRange, channel_range
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU, renormalized
@@ -60,9 +60,11 @@ def case_modality(
     foreign = [p for p in model.parts if {p.plan.modality, modality} == {"CT", "MR"}]
     how = _how(modality, foreign)
     if choice == "auto":
-        _check_prepared(foreign, modality, f"{name}: looks like {modality} ({why})")
-        level = logging.WARNING if foreign else logging.INFO
-        _log.log(level, "%s: looks like %s (%s): %s.", name, modality, why, how)
+        taken = f"looks like {modality}" if seen else f"taken for {modality}"
+        _check_prepared(foreign, modality, f"{name}: {taken} ({why})")
+        empty = all(channel.min() == channel.max() for channel in image)
+        level = logging.WARNING if foreign or empty else logging.INFO
+        _log.log(level, "%s: %s (%s): %s.", name, taken, why, how)
     elif seen not in (None, choice):
         _log.warning(
             "%s: looks like %s (%s), but %s was requested: %s.", *(name, seen, why, choice, how)
@@ -94,8 +96,10 @@ def seen_modality(
     if plan.modality == "other" or not channels:
         return None, "its normalisation does not depend on the modality"
     seen = plan.seen if plan.seen and len(plan.seen.channels) == len(schemes) else None
+    ranges = {index: channel_range(image[index]) for index in channels}
+    if empty := emptiness(list(ranges.values())):
+        return None, empty
     if seen is not None:
-        ranges = {index: channel_range(image[index]) for index in channels}
         # Never refuse the model's own training images, however they are stored.
         if all(
             as_trained(ranges[index], seen.channels[index], ct=telling == "ct")

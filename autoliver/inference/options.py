@@ -1,5 +1,6 @@
 """The options of prediction; this module does not import torch."""
 
+from collections.abc import Container
 from typing import Literal
 
 from autoliver.artifacts import Record
@@ -15,6 +16,11 @@ LEAST_STEP, MOST_STEP = 0.1, 1.0
 AS_IT_IS = "as it is"
 # What the name of a map of uncertainty has behind the name of its label map.
 UNCERTAINTY = "_uncertainty"
+
+
+def is_uncertainty(name: str, cases: Container[str]) -> bool:
+    """Whether a file, named without its ending, is the map of uncertainty of one of some cases."""
+    return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
 
 
 class PredictOptions(Record, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 from autoliver.errors import DatasetError
@@ -54,15 +55,31 @@ def link_target(path: Path) -> str | None:
 
 
 def check_printable(path: str | Path) -> None:
-    """Refuses a path with bytes that are no text, which no message, table or JSON file can hold.
+    """Refuses a path that no message, table or JSON file can hold.
 
     Raises:
-        DatasetError: There are such bytes; the error shows them.
+        DatasetError: It holds bytes that are no text, or control characters such as line breaks;
+            the error shows them.
     """
     text = os.fspath(path)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
         raise DatasetError(
-            f"{shown}: the name holds bytes that are not UTF-8 (shown as \\x..).",
+            f"{printable(text)}: the name holds bytes that are not UTF-8 (shown as \\x..).",
             hint="Rename it with letters of UTF-8; the tool convmv does so for whole folders.",
         )
+    if any(map(_is_control, text)):
+        raise DatasetError(
+            f"{printable(text)}: the name holds line breaks or other control characters (shown as "
+            "\\n, \\x.., \\u....), which break tables and messages.",
+            hint="Rename it without them.",
+        )
+
+
+def printable(text: str) -> str:
+    """Returns a text with an escape for each byte that is no text and each control character."""
+    shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(repr(letter)[1:-1] if _is_control(letter) else letter for letter in shown)
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Zl", "Zp")

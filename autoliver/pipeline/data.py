@@ -23,7 +23,7 @@ from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
-from autoliver.planning.planner import make_plan
+from autoliver.planning.planner import doubts, make_plan
 from autoliver.planning.ranges import seen_images
 from autoliver.planning.verify import (
     REFUSED,
@@ -206,6 +206,8 @@ def plan_folder(
     fingerprint = _with_seen(_fingerprint(folder, dataset, machine=machine), verification, dataset)
     fingerprint.save(folder.fingerprint)
     plan = make_plan(dataset, fingerprint, options)
+    for doubt in doubts(plan, fingerprint, options):
+        _log.warning("%s", doubt)
     dataset.save(folder.dataset)
     plan.save(folder.plan)
     current_folds(folder, dataset)

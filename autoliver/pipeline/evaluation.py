@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.datasets.cases import Case, Labels
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.names import dataset_of
 from autoliver.errors import OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -88,13 +89,15 @@ def evaluate(
 
     Raises:
         DatasetError: The folders do not fit together, or a file cannot be read.
-        OptionError: Existing scores contain something that the new ones would not.
+        OptionError: Existing scores contain something that the new ones would not, or the place for
+            them is a folder of images or labels of a dataset.
     """
     from autoliver.evaluation.results import write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
 
     labels = workspace.read(request.dataset).labels if request.dataset else None
     as_json, as_csv = request.files(prediction)
+    _refuse_dataset(as_json.parent)
     pairs = find_pairs(prediction, reference, subset=request.subset)
     if not request.overwrite:
         references = {name: pair[1] for name, pair in pairs.files.items()}
@@ -113,6 +116,18 @@ def evaluate(
     scores.save(as_json)
     write_csv(scores, as_csv)
     return scores
+
+
+def _refuse_dataset(folder: Path) -> None:
+    """Refuses the folders of a dataset; test cases may have been predicted beside their images."""
+    from autoliver.inference.record import RECORD_FILE
+
+    dataset = dataset_of(folder)
+    if dataset is not None and not (folder / RECORD_FILE).exists():
+        raise OptionError(
+            f"{folder}: the scores would be written into a folder of the dataset {dataset}.",
+            hint=f"Choose another folder with --output, e.g. {dataset.parent / 'scores'}",
+        )
 
 
 def _refuse_loss(

@@ -23,7 +23,7 @@ from autoliver.pipeline.prediction import (
     too_large,
 )
 from autoliver.system import entries, in_words
-from autoliver.values import check_texts, counted, first_few
+from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from autoliver.pipeline.targets import Standing, Targets
 
 _log = logging.getLogger(__name__)
-_SHOWN = 10  # failed cases named in one message
-_WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +101,18 @@ class CasesFailed(AutoliverError):
 
     @classmethod
     def of(cls, predicted: Predicted) -> "CasesFailed":
-        """Returns the error that names the cases, with their reasons and all hints once."""
+        """Returns the error that names the cases, with their reasons, and each hint once."""
         failures = predicted.failures
         total = len(failures) + len(predicted.files)
-        lines = [failure.problem for failure in failures[:_SHOWN]]
-        if len(failures) > _SHOWN:
-            lines.append(f"... and {len(failures) - _SHOWN} more")
-        hints = dict.fromkeys(failure.hint for failure in failures if failure.hint)
+        lines = [
+            problem if problem.startswith(f"{case}: ") else f"{case}: {problem}"
+            for case, problem in ((failure.case, failure.problem) for failure in failures)
+        ]
+        hint = hints_of((failure.case, failure.hint) for failure in failures)
+        again = "The same command again predicts what is missing."
         return cls(
             "\n".join([f"{len(failures)} of {counted(total, 'case')} failed:", *lines]),
-            hint="\n".join([*hints, "The same command again predicts what is missing."]),
+            hint=f"{hint}\n{again}".strip(),
             predicted=predicted,
         )
 

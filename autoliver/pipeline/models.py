@@ -11,7 +11,7 @@ from autoliver.artifacts import brief, replacing
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.names import alike
-from autoliver.errors import ModelError, OptionError
+from autoliver.errors import ModelError, OptionError, WrongValue
 from autoliver.models.archive import (
     ENDING,
     check_parts,
@@ -79,7 +79,7 @@ class ImportRequest:
         """
         check_types(self)
         if self.name is not None and not fit_for_name(self.name):
-            raise OptionError(
+            raise WrongValue(
                 f"--name {self.name}: '{self.name}' cannot be the name of a model.",
                 hint="Choose another one with --name.",
             )

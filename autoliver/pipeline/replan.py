@@ -149,6 +149,11 @@ def _replan_like(
 ) -> Replanned:
     own = planned_dataset(workspace, name, machine=request.machine)
     followed = plan_to_follow(workspace, source, machine=request.machine)
+    if followed.plan.digest() == own.plan.digest():
+        raise OptionError(
+            f"--like {source}: this is the plan of {own.dataset.name} itself.",
+            hint="Name another dataset or model, or leave --like out.",
+        )
     file = own.folder.plan_like(followed.name)
     before = _plan_before(file, request)
     options = LikeOptions()

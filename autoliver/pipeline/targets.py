@@ -134,6 +134,8 @@ def find_targets(
                 "be taken for images the next time.",
                 hint="Choose another folder with -o, e.g. one inside it.",
             )
+    if to_a_file:
+        _check_ending(output)
     if not to_a_file:
         targets = Targets(jobs=make_jobs(cases, output), record=output / RECORD_FILE)
         folder = output
@@ -148,6 +150,16 @@ def find_targets(
         folder = output.parent
     _refuse_foreign(targets, folder, output, overwrite=overwrite)
     return targets
+
+
+def _check_ending(output: Path) -> None:
+    """Refuses a file whose ending is in capitals, in which image files are read but not written."""
+    stem, ending = split_ending(output.name)
+    if ending != ending.lower():
+        raise OptionError(
+            f"-o {output}: label maps are written with endings in small letters, found {ending}.",
+            hint=f"Choose {output.with_name(stem + label_ending(ending))}",
+        )
 
 
 def _refuse_workspace(output: Path, taken: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Modality
 from autoliver.planning.ranges import CaseRange, ChannelRange
+from autoliver.values import counted
 
 # CT of the body contains air, and air has about -1000 HU. MR with noise around zero never reaches
 # this value.
@@ -44,6 +45,9 @@ def looks_like(channels: Sequence[ChannelRange]) -> tuple[Modality | None, str]:
     Returns:
         The modality, or None if the values do not show it; and the reason in words.
     """
+    if empty := emptiness(channels):
+        return None, empty
+    channels = [channel for channel in channels if not channel.constant]
     low = min(channel.min for channel in channels)
     high = max(channel.max for channel in channels)
     if low >= 0:
@@ -55,6 +59,18 @@ def looks_like(channels: Sequence[ChannelRange]) -> tuple[Modality | None, str]:
     if below < NEGATIVE_SHARE or all(map(is_noise, channels)):
         return None, f"{why}, which is not conclusive"
     return "CT", why
+
+
+def emptiness(channels: Sequence[ChannelRange]) -> str:
+    """Says that an image is empty, so that it has no modality; "" if it is not.
+
+    Args:
+        channels: The channels that count.
+    """
+    if not all(channel.constant for channel in channels):
+        return ""
+    values = ", ".join(dict.fromkeys(f"{channel.min:g}" for channel in channels))
+    return f"every voxel is {values}: an empty image has no modality"
 
 
 def is_noise(channel: ChannelRange) -> bool:
@@ -73,10 +89,12 @@ def judge(cases: Sequence[CaseRange], *, named: Modality) -> Judgement:
     """
     found = {case.name: looks_like(case.channels)[0] for case in cases}
     kinds = Counter(kind for kind in found.values() if kind is not None)
+    empty = [case for case in cases if emptiness(case.channels)]
     parts = [_group(kind, cases, found) for kind in ("CT", "MR", None)]
+    parts.append(_empty(empty, of=len(cases)))
     why = "; ".join(part for part in parts if part)
     says = f", and the folder's name says {named}"
-    if len(kinds) == 1 and kinds.total() >= _TELLING_SHARE * len(cases):
+    if len(kinds) == 1 and kinds.total() >= _TELLING_SHARE * (len(cases) - len(empty)):
         (kind,) = kinds
         if named in ("other", kind):
             return Judgement(modality=kind, why=why)
@@ -94,7 +112,7 @@ def _group(
     kind: Modality | None, cases: Sequence[CaseRange], found: dict[str, Modality | None]
 ) -> str:
     """Describes the cases that look like one modality, or like none; empty if there are none."""
-    group = [case for case in cases if found[case.name] == kind]
+    group = [c for c in cases if found[c.name] == kind and not emptiness(c.channels)]
     if not group:
         return ""
     channels = [channel for case in group for channel in case.channels]
@@ -108,10 +126,27 @@ def _group(
     else:
         most = max(channel.share_negative for channel in channels)
         evidence = f"up to {most:.0%} of the voxels far below zero"
-    number = f"{len(group)} of {len(cases)} case{'s' if len(cases) > 1 else ''}"
     verb = "looks" if len(group) == 1 else "look"
-    # Where the cases differ, those of each kind are named.
-    names = [case.name for case in group[:_SHOWN]] if len(group) < len(cases) else []
-    named = f" ({', '.join(names)}{', ...' if len(group) > _SHOWN else ''})" if names else ""
     what = kind or "neither CT nor MR"
-    return f"{number}{named} {verb} like {what}: values from {low:g} to {high:g}, {evidence}"
+    return (
+        f"{_named(group, of=len(cases))} {verb} like {what}: values from {low:g} to {high:g}, "
+        f"{evidence}"
+    )
+
+
+def _empty(group: Sequence[CaseRange], *, of: int) -> str:
+    """Describes the cases that are empty; "" if there are none."""
+    verb = "is" if len(group) == 1 else "are"
+    said = f"{_named(group, of=of)} {verb} empty: every voxel has the same value"
+    return said if group else ""
+
+
+def _named(group: Sequence[CaseRange], *, of: int) -> str:
+    """The number of the cases of a group; where the cases differ, the first ones are named."""
+    number = f"{len(group)} of {counted(of, 'case')}"
+    names = [case.name for case in group[:_SHOWN]] if len(group) < of else []
+    return (
+        f"{number} ({', '.join(names)}{', ...' if len(group) > _SHOWN else ''})"
+        if names
+        else number
+    )

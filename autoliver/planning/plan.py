@@ -8,7 +8,7 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
-from autoliver.errors import OptionError
+from autoliver.errors import OptionError, WrongValue
 from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.names import ConfigurationName, Preset, SpacingMode
 from autoliver.planning.ranges import SeenImages
@@ -123,7 +123,7 @@ def check_spacing(spacing_mm: Sequence[float]) -> None:
     """
     if not all(0 < mm < math.inf for mm in spacing_mm):
         values = " ".join(f"{mm:g}" for mm in spacing_mm)
-        raise OptionError(
+        raise WrongValue(
             f"--spacing {values}: expected lengths above zero, in mm.", hint=_SPACING_HINT
         )
 
@@ -163,13 +163,13 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         set_field(self, "preset", spelled(self.preset, get_args(Preset)))
         check_types(self, flags=_FLAGS)
         if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
-            raise OptionError(
+            raise WrongValue(
                 f"--vram {self.vram_gb}: expected a size in GB above zero.",
                 hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
             )
         window = self.window_hu
         if window is not None and not -math.inf < window[0] < window[1] < math.inf:
-            raise OptionError(
+            raise WrongValue(
                 f"--window {window[0]:g} {window[1]:g}: expected a lower and a higher HU value.",
                 hint="For soft tissue and fat give --window -150 250.",
             )

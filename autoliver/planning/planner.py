@@ -85,6 +85,38 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
     )
 
 
+# Asked for more, a plan is hardly meant: so many times the voxels of the images, so many GB.
+_MOST_FINER = 8.0
+_MOST_VRAM_GB = 1000.0
+
+
+def doubts(plan: Plan, fingerprint: Fingerprint, options: PlanOptions) -> list[str]:
+    """Describes, one sentence each, what was asked for and is hardly meant.
+
+    Args:
+        plan: The plan that was made.
+        fingerprint: The fingerprint it was made from.
+        options: The user's options.
+    """
+    found = []
+    full = max(plan.configurations.values(), key=lambda one: float(np.prod(one.median_shape)))
+    axes = list(plan.transpose_forward[-len(full.spacing_mm) :])
+    native = np.array([case.spacing_mm for case in fingerprint.cases])[:, axes]
+    finer = float(np.median(np.prod(native / full.spacing_mm, axis=1)))
+    if options.spacing_mm is not None and finer > _MOST_FINER:
+        found.append(
+            f"--spacing {' '.join(f'{mm:g}' for mm in options.spacing_mm)}: the median case gets "
+            f"{finer:,.0f} times the voxels that it has ({reasons.times(full.median_shape)}), "
+            "which memory, disk and time grow with. Is it in mm?"
+        )
+    if plan.vram_gb > _MOST_VRAM_GB:
+        found.append(
+            f"--vram {plan.vram_gb:g}: no GPU has so many GB, so that the patches and batches of "
+            "this plan will not fit. Give the memory of yours in GB, e.g. --vram 8"
+        )
+    return found
+
+
 # Pooling halves an axis only down to 4 voxels.
 _LEAST_POOLED = 8
 

@@ -28,7 +28,7 @@ from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
-from autoliver.values import counted, first_few
+from autoliver.values import counted, first_few, hints_of
 
 Severity = Literal["error", "warning", "note"]
 
@@ -159,22 +159,38 @@ def placeless(verification: Verification, folder: Path) -> Verification:
     )
 
 
-def raise_on_errors(verification: Verification) -> None:
+def raise_on_errors(verification: Verification, *, listed: bool = False) -> None:
     """Raises an error if any finding stops planning.
 
+    Args:
+        verification: The findings.
+        listed: Whether the user sees the findings already; otherwise the error names some, and the
+            command that lists all.
+
     Raises:
-        DatasetError: There are such findings. The error states their number and the first few.
+        DatasetError: There are such findings. The error states their number, at least one of each
+            kind with its hint, and the first few.
     """
     errors = verification.errors
     if not errors:
         return
-    shown = [f"{e.case}: {e.problem}" if e.case else e.problem for e in errors[:_SHOWN]]
-    more = len(errors) - len(shown)
-    rest = [f"... and {more} more"] if more else []
-    raise DatasetError(
-        "\n".join([f"The dataset has {counted(len(errors), 'error')}.", *shown, *rest]),
-        hint=f"{errors[0].hint}\nTo see every finding: {command('verify', DATASET)}".strip(),
+    lines = [f"The dataset has {counted(len(errors), 'error')}."]
+    first = {error.code: error for error in reversed(errors)}
+    hint = hints_of(
+        (
+            (error.case or "the dataset", error.hint)
+            for error in errors
+            if error.hint == first[error.code].hint
+        ),
+        _SHOWN,
     )
+    if not listed:
+        shown = [e for n, e in enumerate(errors) if n < _SHOWN or e is first[e.code]]
+        lines += [f"{e.case}: {e.problem}" if e.case else e.problem for e in shown]
+        more = len(errors) - len(shown)
+        lines += [f"... and {more} more"] if more else []
+        hint = f"{hint}\nTo see every finding: {command('verify', DATASET)}".strip()
+    raise DatasetError("\n".join(lines), hint=hint)
 
 
 def check_case(case: Case, *, labels: Labels, channels: int, described: bool = True) -> CaseCheck:

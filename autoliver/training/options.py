@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from autoliver.artifacts import Artifact
-from autoliver.errors import OptionError
+from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
@@ -292,7 +292,7 @@ def patch_sizes(value: object) -> tuple[int, ...]:
     sizes = [natural(part) for part in parts] if isinstance(parts, list | tuple) else []
     known = tuple(size for size in sizes if size is not None)
     if not sizes or len(known) < len(sizes):
-        raise OptionError(
+        raise WrongValue(
             f"--patch: {value!r} is not a list of sizes such as 96,160,160.",
             hint="Give one size for each axis of the plan.",
         )
@@ -337,7 +337,10 @@ def check_options(options: TrainingOptions) -> None:
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))
-        raise OptionError(f"--patch {given}: every size must be from 1 to {MOST}.")
+        raise WrongValue(
+            f"--patch {given}: every size must be from 1 to {MOST}.",
+            hint="Give sizes such as 96,160,160, or leave it out for those of the plan.",
+        )
     _check_together(options)
     if options.pretrained is None:
         _check_from_scratch(options)
@@ -361,7 +364,7 @@ def _check_together(options: TrainingOptions) -> None:
     parse_augment(options.augment)
     share = options.replay_share
     if not 0 < share < 1:
-        raise OptionError(
+        raise WrongValue(
             f"--replay-share {share:g}: expected a number above 0 and below 1.",
             hint="0.5 draws half of the patches from the replayed cases.",
         )

@@ -160,7 +160,7 @@ def test_the_colours_of_one_file_are_channels_as_in_nnu_net(ending: str, tmp_pat
     [
         *("liver_label", "x.label", "x.image", "b_uncertainty", "store ", "two words", "a.b.c"),
         *("50%", "{0}", "$HOME", "a'b", 'a"b', "ä ö", "肝臓", "-m", "x" * 228, "[1]", "*", "a;b"),
-        *("predict", "model", "x.json", "x.npz", "CON", "a\tb"),
+        *("predict", "model", "x.json", "x.npz", "CON"),
     ],
 )
 def test_a_case_may_have_any_name(name: str, tmp_path: Path) -> None:
@@ -284,3 +284,92 @@ def test_a_dataset_json_that_is_none_is_named(content: bytes, tmp_path: Path) ->
     (folder / "dataset.json").write_bytes(content)
     with pytest.raises(DatasetError, match=r"dataset\.json: (not valid JSON|nested|expected)"):
         read_dataset(folder)
+
+
+# --- names in other letters, and names that break lines
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (("Images", "Labels"), ("images", "labels")),
+        (("IMAGES", "LABELS"), ("images", "labels")),
+        (("images", "Labels"), ("images", "labels")),
+        (("imagestr", "labelstr"), ("imagesTr", "labelsTr")),
+        (("ImagesTr", "labelsTr"), ("imagesTr", "labelsTr")),
+    ],
+)
+def test_folders_in_other_capitals_are_named_with_what_is_expected(
+    found: tuple[str, str], expected: tuple[str, str], described: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Liver"
+    image(folder / found[0] / "a.nii.gz")
+    label(folder / found[1] / "a.nii.gz")
+    if (folder / expected[0]).is_dir() and (folder / expected[1]).is_dir():
+        pytest.skip("this disk takes capitals for small letters")
+    if described:
+        (folder / "dataset.json").write_text(json.dumps({**CT, "numTraining": 1}))
+    with pytest.raises(DatasetError, match="only the capitals differ") as caught:
+        run("verify", folder, "-w", tmp_path / "w")
+    for name, wanted in zip(found, expected, strict=True):
+        assert (f"{name}/" in caught.value.problem.partition("found ")[2]) is (name != wanted)
+        assert (f"{folder / name} {folder / wanted}" in caught.value.hint) is (name != wanted)
+    commands = caught.value.hint.partition(": ")[2].split(" && ")
+    for one in commands:
+        _, before, after = one.split()
+        Path(before).rename(after)
+    if described or expected[0] == "images":
+        assert [case.name for case in read_dataset(folder).cases] == ["a"]
+
+
+@pytest.mark.parametrize("command", ["verify", "plan"])
+@pytest.mark.parametrize(
+    ("odd", "shown"),
+    [
+        ("a\nb", r"a\nb"),
+        ("a\tb", r"a\tb"),
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\rb", r"a\rb"),
+        ("a\x85b", r"a\x85b"),
+        ("a\u2028b", r"a\u2028b"),
+    ],
+)
+@pytest.mark.parametrize("place", ["files", "table", "labels", "channels", "folder"])
+def test_names_with_control_characters_are_refused_where_they_enter(
+    place: str, odd: str, shown: str, command: str, tmp_path: Path
+) -> None:
+    folder = dataset(tmp_path / (odd if place == "folder" else "Liver"))
+    if place == "files":
+        image(folder / f"imagesTr/{odd}_0000.nii.gz")
+        label(folder / f"labelsTr/{odd}.nii.gz")
+    files = {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+    changes: dict[str, Any] = {
+        "table": {"dataset": {odd: files}},
+        "labels": {"labels": {"background": 0, odd: 1}},
+        "channels": {"channel_names": {"0": odd}},
+    }.get(place, {})
+    (folder / "dataset.json").write_text(json.dumps({**CT, **changes}))
+    with pytest.raises(DatasetError, match="control characters") as caught:
+        run(command, folder, "-w", tmp_path / "w")
+    assert shown in caught.value.problem
+    assert odd not in caught.value.problem
+    assert len(caught.value.problem.splitlines()) == 1
+
+
+def test_an_image_to_predict_with_a_line_break_in_its_name_leaves_the_others(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b\nc"):
+        image(tmp_path / f"{name}.nii.gz")
+    failed: dict[str, str] = {}
+    found = find_case_images(
+        tmp_path,
+        channels=1,
+        file_ending=None,
+        on_problem=lambda name, error: failed.update({name: error.problem}),
+    )
+    assert list(found) == ["a"]
+    assert list(failed) == [r"b\nc"]
+    with pytest.raises(DatasetError, match="line breaks"):
+        find_case_images(tmp_path / "b\nc.nii.gz", channels=1, file_ending=None)

@@ -1,6 +1,7 @@
 """What becomes of scores that are there when `evaluate` is called again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from typer.testing import CliRunner
 import autoliver
 from autoliver.cli.main import app
 from autoliver.datasets.cases import Labels
-from autoliver.errors import ArtifactError, OptionError
+from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.results import Scores
-from autoliver.io.files import write_label
+from autoliver.evaluation.score import score_folder
+from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.workspace import Workspace
 
@@ -159,3 +161,100 @@ def test_a_subset_and_copies_are_told(folders: tuple[Path, Path], tmp_path: Path
     same = ["-p", folders[1], "-r", folders[1], "-o", tmp_path / "o", "-w", tmp_path / "w"]
     told = CliRunner().invoke(app, ["evaluate", *map(str, same)])
     assert "Warning: Prediction and reference are the same file (2)" in told.stderr
+
+
+# --- what lies beside predictions, and what is none
+
+
+def put(path: Path, values: np.ndarray) -> None:
+    write_image(path, values.astype("float32")[None], GEOMETRY)
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_maps_of_uncertainty_are_no_predictions_unless_a_case_has_the_name(
+    real: bool, ending: str, folders: tuple[Path, Path]
+) -> None:
+    name = f"case_0_uncertainty{ending}"
+    if real:
+        array = np.zeros(GEOMETRY.shape_zyx, np.uint8)
+        array[1:3, 1:4, 1:5] = 1
+        for folder in folders:
+            write_label(folder / name, array, GEOMETRY)
+    else:
+        put(folders[0] / name, np.random.default_rng(0).random(GEOMETRY.shape_zyx))
+    found = evaluate(folders)
+    cases = [case["name"] for case in found["cases"]]  # type: ignore[attr-defined]
+    assert cases == (["case_0", "case_0_uncertainty", "case_1"] if real else ["case_0", "case_1"])
+    assert not [each for each in found["warnings"] if "without a ref" in each]  # type: ignore
+
+
+def test_an_uncertain_file_of_no_case_is_warned_of(folders: tuple[Path, Path]) -> None:
+    shutil.copy(folders[0] / "case_1.nii.gz", folders[0] / "case_9_uncertainty.nii.gz")
+    found = evaluate(folders)
+    assert "without a reference were left out (1): case_9_uncertainty." in str(found["warnings"])
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("kind", ["CT", "MR", "noise"])
+@pytest.mark.parametrize("named", [False, True])
+def test_images_are_not_scored(
+    side: int, kind: str, named: bool, folders: tuple[Path, Path]
+) -> None:
+    rng = np.random.default_rng(0)
+    grid = Geometry(shape_zyx=(8, 20, 20), spacing_mm=(3.0, 1.0, 1.0))
+    array = {
+        "CT": rng.integers(-1000, 400, grid.shape_zyx),
+        "MR": rng.integers(0, 900, grid.shape_zyx),
+        "noise": rng.random(grid.shape_zyx),
+    }[kind]
+    for number, folder in enumerate(folders):
+        for path in list(folder.iterdir()):
+            path.unlink()
+        if number == side:
+            write_image(folder / "case_0.nii.gz", array.astype("float32")[None], grid)
+        else:
+            label = np.zeros(grid.shape_zyx, np.uint8)
+            label[2:4, 3:7, 3:7] = 1
+            write_label(folder / "case_0.nii.gz", label, grid)
+    labels = Labels(values={"background": (0,), "liver": (1,)})
+    words = "whole numbers|values" if kind == "noise" else "it is an image, expected a label map"
+    with pytest.raises(DatasetError, match=words):
+        score_folder(*folders, labels=labels if named else None)
+
+
+@pytest.mark.parametrize(
+    ("place", "marked", "refused"),
+    [
+        ("labelsTr", "imagesTr", True),
+        ("labels", "images", True),
+        ("imagesTr", "imagesTr", True),
+        ("labelsTs", "dataset.json", True),
+        ("predictions", "imagesTr", False),
+        ("labels", "", False),  # not of a dataset
+    ],
+)
+@pytest.mark.parametrize("how", ["-p", "-o", "one file"])
+def test_scores_are_not_written_into_the_folders_of_a_dataset(
+    place: str, marked: str, refused: bool, how: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset = tmp_path / "Dataset001_X"
+    inside = dataset / place
+    shutil.copytree(folders[0], inside)
+    if marked == "dataset.json":
+        (dataset / marked).write_text("{}")
+    elif marked:
+        (dataset / marked).mkdir(exist_ok=True)
+    given = {
+        "-p": ("-p", inside, "-r", folders[1]),
+        "-o": ("-p", folders[0], "-r", folders[1], "-o", inside),
+        "one file": ("-p", inside / "case_0.nii.gz", "-r", folders[1] / "case_0.nii.gz"),
+    }[how]
+    if not refused:
+        run("evaluate", *given, "-w", tmp_path / "w")
+        return
+    with pytest.raises(OptionError, match=r"a folder of the dataset .*Dataset001_X") as caught:
+        run("evaluate", *given, "-w", tmp_path / "w")
+    assert "--output" in caught.value.hint
+    assert not [path for path in inside.iterdir() if "scores" in path.name]
+    run("evaluate", *given[:4], "-o", tmp_path / "scores", "-w", tmp_path / "w")

@@ -172,7 +172,7 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
         ("in/case_0.nii.gz", "out.mhd", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.png", "cannot hold label maps"),
         ("in/case_0.nii.gz", "out.tif", "cannot hold label maps"),
-        ("in/case_0.nii.gz", "out.NII.GZ", "cannot hold label maps"),
+        ("in/case_0.nii.gz", "out.NII.GZ", "endings in small letters"),
         ("in/case_0.nii.gz", "in/case_0.nii.gz", "overwrite the image|the image itself"),
         ("in/case_0.nii.gz", "in/case_1.nii.gz", "already there"),
         ("in", "in", "folder of the images"),
@@ -352,8 +352,10 @@ def test_a_folder_under_the_name_of_a_label_map_is_told(
     images: Path, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out/case_1.nii.gz").mkdir(parents=True)
-    with pytest.raises(MachineError, match=r"case_1\.nii\.gz: cannot be written"):
+    with pytest.raises(OptionError, match=r"case_1\.nii\.gz is already there"):
         predict(images, tmp_path / "out", run)
+    assert predict(images, tmp_path / "out", run, replace(ASKED, overwrite=True)).new == 3
+    assert (tmp_path / "out/replaced/case_1.nii.gz").is_dir()
 
 
 def test_a_damaged_held_out_case_is_an_error(images: Path, run: Path, tmp_path: Path) -> None:
@@ -366,3 +368,48 @@ def test_a_damaged_held_out_case_is_an_error(images: Path, run: Path, tmp_path: 
     with pytest.raises(DatasetError, match=r"^case_1: ") as caught:
         predict_held_out(files, cases, tmp_path / "out", ASKED)
     assert not isinstance(caught.value, CasesFailed)
+
+
+def test_all_cases_that_fail_are_named_with_what_to_do(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    for number in range(3, 16):
+        (images / f"case_{number}.nii.gz").write_bytes(b"")
+    write_image(images / "case_1.nii.gz", image(1) * np.nan, GRID)
+    with pytest.raises(CasesFailed, match="14 of 16 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    failed = {"case_1", *(f"case_{number}" for number in range(3, 16))}
+    lines = caught.value.problem.splitlines()[1:]
+    assert {line.partition(": ")[0] for line in lines} == failed
+    assert len(lines) == len(failed)
+    hints = caught.value.hint.splitlines()
+    assert len(hints) == 3  # of empty files, of NaN, and the command
+    for hint in hints[:2]:
+        names = hint.partition(": ")[0].split(", ")
+        assert (set(names) == {"case_1"}) is ("Repair or leave out" in hint)
+    found = caught.value.facts["failed"]
+    assert isinstance(found, list)
+    assert {each["case"] for each in found} == failed
+
+
+def test_an_ending_in_capitals_is_refused_for_the_capitals_alone(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"small letters, found \.nii\.GZ") as caught:
+        predict(images / "case_1.nii.gz", tmp_path / "s/liver.nii.GZ", run)
+    better = Path(caught.value.hint.removeprefix("Choose "))
+    assert better == tmp_path / "s/liver.nii.gz"
+    assert predict(images / "case_1.nii.gz", better, run).files == (better,)
+
+
+def test_a_name_with_a_line_break_is_named_and_the_others_are_predicted(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    (images / "case_1.nii.gz").rename(images / "case\n1.nii.gz")
+    with pytest.raises(CasesFailed, match="1 of 3 cases failed") as caught:
+        predict(images, tmp_path / "out", run)
+    line = caught.value.problem.splitlines()[1]
+    assert line.startswith(r"case\n1: ")
+    assert "control characters" in line
+    assert caught.value.predicted is not None
+    assert caught.value.predicted.new == 2

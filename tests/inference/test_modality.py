@@ -276,6 +276,21 @@ def test_by_default_the_log_tells_how_it_was_decided(plan, caplog):
     assert "case_3: looks like CT (lowest value -1024): normalised as planned." in caplog.text
 
 
+@pytest.mark.parametrize("planned", ["CT", "MR"])
+@pytest.mark.parametrize("value", [0.0, -1000.0, 40.0])
+def test_an_empty_image_has_no_modality_and_is_warned_of(plan, planned, value, caplog):
+    image = np.full((1, *SHAPE), value, np.float32)
+    own = of_modality(plan, planned)
+    model = Model(name="Toy", members=(make_member(own),))
+    assert case_modality(model, image, "auto", name="case_3") == planned
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"case_3: taken for {planned} (every voxel is {value:g}: an empty image has no modality): "
+        "normalised as planned."
+    )
+
+
 def test_a_model_prepared_for_it_sees_mr_by_its_own_mean_and_deviation(plan, caplog):
     member = make_member(of_modality(plan, "CT"), cross_modal=True)
     ((seen,),) = predict(Model(name="Toy", members=(member,)), MR)

@@ -17,6 +17,8 @@ IMAGES = {
     "mr": RNG.gamma(2.0, 100.0, SHAPE),
     "noisy": RNG.gamma(2.0, 100.0, SHAPE) + RNG.normal(0, 5, SHAPE) - 10,
     "normed": RNG.normal(0, 1, SHAPE),
+    "zeros": np.zeros(SHAPE),
+    "air": np.full(SHAPE, -1000.0),
 }
 
 
@@ -42,6 +44,8 @@ def cases(kinds: str) -> list[CaseRange]:
         ("mr", "MR"),
         ("noisy", None),
         ("normed", None),
+        ("zeros", None),
+        ("air", None),
     ],
 )
 def test_an_image_by_its_values(kind: str, modality: Modality | None) -> None:
@@ -55,6 +59,11 @@ def test_an_image_by_its_values(kind: str, modality: Modality | None) -> None:
         ("window", "other", "CT", "1 of 1 case looks like CT: values from -150 to 1"),
         ("mr mr", "other", "MR", "2 of 2 cases look like MR: values from"),
         ("mr mr", "MR", "MR", "none below zero"),
+        # an empty image says nothing, but is named
+        ("mr zeros zeros", "other", "MR", "2 of 3 cases (case_1, case_2) are empty: every voxel"),
+        ("ct zeros", "other", "CT", "1 of 2 cases (case_1) is empty"),
+        ("zeros", "other", None, "1 of 1 case is empty: every voxel has the same value"),
+        ("zeros air", "CT", "CT", "2 of 2 cases are empty"),
         # values win if nothing else can have them, and otherwise nothing is decided
         ("ct ct", "MR", "CT", "although the folder's name says MR"),
         ("offset offset", "CT", None, "although the folder's name says CT"),

@@ -275,7 +275,24 @@ def test_errors_are_raised_with_their_number(folder: Path) -> None:
     assert "4 errors" in text
     assert "a: " in text
     assert "and 1 more" in text
+    assert text.count("dataset.json has 0, 1, 2") == 2  # the others say the same
     assert "autoliver verify" in error.value.hint
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_each_kind_of_error_shows_its_hint_once(folder: Path, listed: bool) -> None:
+    for name in "abc":
+        write_label(folder / f"labelsTr/{name}.nii.gz", label() * 5, GRID)
+    write_image(folder / "imagesTr/c_0000.nii.gz", image("c") * np.nan, GRID)
+    with pytest.raises(DatasetError) as error:
+        raise_on_errors(verify(read_dataset(folder)), listed=listed)
+    hints = error.value.hint.splitlines()
+    assert hints[0].startswith("a, b, c: Correct the label file")
+    assert hints[1].startswith("c: Replace them by the value of air")
+    assert ("To see every finding" in error.value.hint) is not listed
+    assert len(hints) == (2 if listed else 3)
+    # All problems stand in the table of `verify` already; elsewhere each kind is shown.
+    assert ("c: " in error.value.problem and "NaN" in error.value.problem) is not listed
 
 
 def test_findings_that_are_kept_hold_no_place(folder: Path) -> None:

@@ -14,7 +14,7 @@ from autoliver.datasets.cases import Case
 from autoliver.datasets.layouts import label_files
 from autoliver.datasets.names import nearest
 from autoliver.errors import DatasetError, OptionError
-from autoliver.inference.options import UNCERTAINTY
+from autoliver.inference.options import is_uncertainty
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -218,7 +218,7 @@ def _masks(
         if len(paths) > 1:
             both = " and ".join(path.name for path in paths)
             _fail(failures, name, f"{corrected} holds {both}.", "Keep the corrected one alone.")
-        elif name not in cases and name not in failed and not _is_uncertainty(name, cases):
+        elif name not in cases and name not in failed and not is_uncertainty(name, cases):
             near = nearest(name.removesuffix("_0000"), cases)
             ending = split_ending(paths[0].name)[1]
             _fail(
@@ -237,10 +237,6 @@ def _masks(
             hint="Give the folder of the corrected label maps.",
         )
     return masks
-
-
-def _is_uncertainty(name: str, cases: Mapping[str, Sequence[Path]]) -> bool:
-    return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
 
 
 def _fail(failures: list[Failure], case: str, problem: str, hint: str) -> None:

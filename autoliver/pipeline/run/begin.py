@@ -25,7 +25,7 @@ from autoliver.training.options import (
     default_epochs,
     flag,
 )
-from autoliver.values import another, counted
+from autoliver.values import another, check_whole, counted
 from autoliver.workspace import RunFolder
 
 # The name of the lock of each process that works on a run.
@@ -223,8 +223,7 @@ def _with_extension(
         OptionError: The number is below 1, a fold is not finished yet, or a fold's saved state is
             gone.
     """
-    if epochs < 1:
-        raise OptionError(f"--extend is {epochs}; it must be at least 1.")
+    check_whole("--extend", epochs, least=1)
     folders = {fold: FoldFolder(run.fold(fold)) for fold in folds}
     behind = [fold for fold, folder in folders.items() if not _is_scored(fold, folder, options)]
     if not behind:

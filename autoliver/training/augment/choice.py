@@ -4,7 +4,7 @@ import difflib
 import math
 
 from autoliver.artifacts import Record
-from autoliver.errors import OptionError
+from autoliver.errors import WrongValue
 from autoliver.training.augment.appearance import APPEARANCES
 
 # Words that stand for a whole mixture; "default" and "none" do not change the appearance.
@@ -45,17 +45,17 @@ def parse_augment(text: str) -> tuple[AppearanceStep, ...]:
     names = [step.name for step in steps]
     for name in names:
         if names.count(name) > 1:
-            raise OptionError(f"--augment {text} names {name} twice.", hint="Name it only once.")
+            raise WrongValue(f"--augment {text} names {name} twice.", hint="Name it only once.")
         views = APPEARANCES[name].views
         if views > 1 and len(names) > 1:
-            raise OptionError(
+            raise WrongValue(
                 f"--augment {text}: {name} shows the network each patch {views} times and cannot "
                 "be mixed with others.",
                 hint=f"Give --augment {name} alone, or leave it out of the mixture.",
             )
     total = math.fsum(step.probability for step in steps)
     if total > 1.0 + 1e-9:
-        raise OptionError(
+        raise WrongValue(
             f"--augment {text}: the shares add up to {total:g}; as shares of the patches, they "
             "must add up to at most 1.",
             hint="Give smaller shares, as in --augment gin:0.5,bezier:0.25.",
@@ -68,7 +68,7 @@ def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
     _check_known(name, text)
     if not colon:
         if not alone:
-            raise OptionError(
+            raise WrongValue(
                 f"--augment {text}: in a mixture each change needs a share; {name} has none.",
                 hint="Give it as in --augment gin:0.5,bezier:0.25; other patches are unchanged.",
             )
@@ -78,7 +78,7 @@ def _step(part: str, text: str, *, alone: bool) -> AppearanceStep:
     except ValueError:
         probability = math.nan
     if not 0.0 < probability <= 1.0:
-        raise OptionError(
+        raise WrongValue(
             f"--augment {text}: the share of {name} is '{share}'; it must be above 0 and at most "
             "1.",
             hint=f"Give it as in --augment {name}:0.5.",
@@ -90,14 +90,14 @@ def _check_known(name: str, text: str) -> None:
     if name in APPEARANCES:
         return
     if name in MIXTURES:
-        raise OptionError(
+        raise WrongValue(
             f"--augment {text}: {name} stands alone, without a share and outside of mixtures.",
             hint=f"Give --augment {name}, or a mixture of {', '.join(APPEARANCES)} with shares.",
         )
     choices = [*MIXTURES, *APPEARANCES]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)
     meant = f"Did you mean {near[0]}? " if near else ""
-    raise OptionError(
+    raise WrongValue(
         f"--augment {text}: there is no '{name}'.",
         hint=f"{meant}There are {', '.join(choices)}, and mixtures such as gin:0.5,bezier:0.25.",
     )
