@@ -276,6 +276,11 @@ def read_dataset(folder: str | Path) -> Dataset:
     )
 
 
+def is_mixed(dataset: Dataset) -> bool:
+    """Whether some labelled cases are CT and others MR."""
+    return {"CT", "MR"} <= {case.modality for case in dataset.labelled}
+
+
 def is_described(dataset: Dataset) -> bool:
     """Whether a dataset.json names the channels; a plain pair of folders may lack it."""
     return dataset.layout != "plain" or (Path(dataset.folder) / "dataset.json").exists()

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 Raw = Mapping[str, Any]
 
+# Names of channels that decide how they are normalised, whatever the modality.
+_NORMALISED_BY_NAME = ("nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
 _READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2DIO")
 _SHOWN = 3
 
@@ -103,8 +105,11 @@ def _modality(dataset: Dataset, raw: Raw) -> str:
     if "channel_names" not in raw:  # in Decathlon datasets, these are the names of channels
         return ""
     kinds = Counter(case.modality for case in dataset.labelled)
-    named_ct = "ct" in [name.casefold() for name in dataset.channel_names]
+    named = {name.casefold() for name in dataset.channel_names}
+    named_ct = "ct" in named
     how = "as CT, by the name of their channel" if named_ct else "each by its own mean"
+    if set(kinds) == {"CT", "MR"} and not named <= set(_NORMALISED_BY_NAME):
+        return ""  # each case is normalised by its own modality
     if len(kinds) > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return f"images of several modalities ({counts}) are normalised alike, {how}."

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,24 @@ _ENDS: tuple[tuple[Callable[[list[float]], float], str], ...] = ((min, "min"), (
 _log = logging.getLogger(__name__)
 
 
-def case_modality(
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The modality by which a case is normalised.
+
+    Attributes:
+        modality: The modality; None to normalise as planned.
+        why: The reason for it in words.
+        how: What is done to its values, in words.
+    """
+
+    modality: Modality | None = None
+    why: str = ""
+    how: str = "normalised as planned"
+
+
+def decide_modality(
     model: Model, image: npt.NDArray[np.generic], choice: ModalityChoice | None, *, name: str
-) -> Modality | None:
+) -> Decision:
     """Chooses the modality by which a case is normalised for all networks, and logs the choice.
 
     Args:
@@ -38,31 +54,36 @@ def case_modality(
             image for each network as its plan says.
         name: Name of the case.
 
-    Returns:
-        The modality; None to normalise as planned.
-
     Raises:
         DatasetError: The image looks like another modality than some network was trained on, and
-            that network was not prepared for it. Only raised with "auto".
+            that network was not prepared for it; or a model of both cannot tell what it is. Only
+            raised with "auto".
     """
     deciding = next((part for part in model.parts if part.plan.modality != "other"), None)
     if choice is None:
-        return None
+        return Decision()
     if deciding is None:
         if choice != "auto":
             _log.warning(
                 "%s: %s was requested, but %s knows no modality: normalised as planned.",
                 *(name, choice, model.name),
             )
-        return None
+        return Decision(why="the model knows no modality")
     seen, why = seen_modality(image, deciding.plan, deciding.configuration)
+    empty = all(channel.min() == channel.max() for channel in image)
+    if choice == "auto" and seen is None and deciding.plan.mixed and not empty:
+        raise DatasetError(
+            f"{name}: {why}. {deciding.name} was trained on both CT and MR, which it normalises in "
+            "different ways.",
+            hint="Say what it is with --modality CT or --modality MR.",
+        )
     modality = seen or deciding.plan.modality if choice == "auto" else choice
-    foreign = [p for p in model.parts if {p.plan.modality, modality} == {"CT", "MR"}]
-    how = _how(modality, foreign)
+    parts = [part for part in model.parts if {part.plan.modality, modality} == {"CT", "MR"}]
+    foreign = [part for part in parts if not part.plan.mixed]
+    how = _how(modality, parts)
     if choice == "auto":
         taken = f"looks like {modality}" if seen else f"taken for {modality}"
         _check_prepared(foreign, modality, f"{name}: {taken} ({why})")
-        empty = all(channel.min() == channel.max() for channel in image)
         level = logging.WARNING if foreign or empty else logging.INFO
         _log.log(level, "%s: %s (%s): %s.", name, taken, why, how)
     elif seen not in (None, choice):
@@ -71,7 +92,7 @@ def case_modality(
         )
     else:
         _log.info("%s: %s, as requested: %s.", name, choice, how)
-    return modality
+    return Decision(modality=modality, why=why if choice == "auto" else "as requested", how=how)
 
 
 def seen_modality(
@@ -95,6 +116,8 @@ def seen_modality(
     channels = [index for index, scheme in enumerate(schemes) if scheme == telling]
     if plan.modality == "other" or not channels:
         return None, "its normalisation does not depend on the modality"
+    if plan.mixed:  # by itself, since the training's images look like either
+        return looks_like([channel_range(image[index]) for index in channels])
     seen = plan.seen if plan.seen and len(plan.seen.channels) == len(schemes) else None
     ranges = {index: channel_range(image[index]) for index in channels}
     if empty := emptiness(list(ranges.values())):

@@ -21,7 +21,7 @@ from autoliver.inference.ensemble import (
     mean_probabilities,
     uncertainty,
 )
-from autoliver.inference.modality import case_modality
+from autoliver.inference.modality import Decision, decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
 from autoliver.inference.options import UNCERTAINTY, PredictOptions
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
@@ -46,11 +46,13 @@ class PredictJob:
         name: Name of the case.
         images: The image files, in the order of the channels.
         output: The file that its label map is written to.
+        modality: Its modality, if that is known; a model of both CT and MR then need not find out.
     """
 
     name: str
     images: tuple[Path, ...]
     output: Path
+    modality: Modality | None = None
 
     @property
     def finished(self) -> bool:
@@ -91,6 +93,7 @@ class Listener:
     Attributes:
         on_windows: Called with the name of a case and its number of windows; returns a function
             that is called after each window.
+        on_modality: Called with the modality by which each case is normalised.
         on_case: Called after each label map has been written, with the map (z, y, x).
         on_failure: Takes the error of a case that cannot be read or does not fit the model, and the
             others are predicted; None: the error is raised. What fails for every case, such as a
@@ -98,6 +101,7 @@ class Listener:
     """
 
     on_windows: OnWindows | None = None
+    on_modality: Callable[[PredictJob, Decision], object] = lambda _, __: None
     on_case: Callable[[PredictJob, LabelArray], object] = lambda _, __: None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
 
@@ -129,12 +133,18 @@ class Listener:
             self.on_failure(job, error)
 
 
-def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[PredictJob]:
+def make_jobs(
+    cases: Mapping[str, Sequence[Path]],
+    output: Path,
+    *,
+    modalities: Mapping[str, Modality] | None = None,
+) -> list[PredictJob]:
     """Makes one job for each case.
 
     Args:
         cases: Maps the name of each case to its image files.
         output: The folder for label maps; each one gets the file ending of its image.
+        modalities: Maps cases to their modality where that is known.
 
     Raises:
         AutoliverError: A label map would replace an image.
@@ -144,6 +154,7 @@ def make_jobs(cases: Mapping[str, Sequence[Path]], output: Path) -> list[Predict
             name=name,
             images=tuple(images),
             output=output / label_name(name, images[0]),
+            modality=(modalities or {}).get(name),
         )
         for name, images in cases.items()
     ]
@@ -194,7 +205,7 @@ def predict_jobs(
         return
     for job in jobs:
         with listener.taking(job):
-            case = _prepare(model, job, options)
+            case = _prepare(model, job, options, listener)
             finish(job, _outputs(model, case, options, listener.on_windows))
 
 
@@ -211,7 +222,7 @@ def predict_volume(
     Raises:
         DatasetError: The image's channels or intensities do not fit the model.
     """
-    case = _prepared(model, image, options, name)
+    _, case = _prepared(model, image, options, name)
     return _labels(model, _outputs(model, case, options, on_windows), image.geometry)
 
 
@@ -247,7 +258,9 @@ def _predict_overlapped(
 
         def read_next() -> tuple[PredictJob, Future[PreparedCase]] | None:
             job = next(todo, None)
-            return None if job is None else (job, reader.submit(_prepare, model, job, options))
+            if job is None:
+                return None
+            return job, reader.submit(_prepare, model, job, options, listener)
 
         written: tuple[PredictJob, Future[None]] | None = None
         following = read_next()
@@ -276,9 +289,15 @@ def _predict_overlapped(
                 written[1].result()
 
 
-def _prepare(model: Model, job: PredictJob, options: PredictOptions) -> PreparedCase:
+def _prepare(
+    model: Model, job: PredictJob, options: PredictOptions, listener: Listener
+) -> PreparedCase:
     with _naming(job.name):
-        return _prepared(model, _read(job), options, job.name)
+        known = job.modality if options.modality is None and model.plan.mixed else None
+        options = options.replace(modality=known or options.modality)
+        decided, case = _prepared(model, _read(job), options, job.name)
+    listener.on_modality(job, decided)
+    return case
 
 
 def _read(job: PredictJob) -> Volume:
@@ -289,18 +308,22 @@ def _read(job: PredictJob) -> Volume:
         raise DatasetError(error.problem, hint=error.hint) from error
 
 
-def _prepared(model: Model, image: Volume, options: PredictOptions, name: str) -> PreparedCase:
+def _prepared(
+    model: Model, image: Volume, options: PredictOptions, name: str
+) -> tuple[Decision, PreparedCase]:
     """Checks that a case fits all networks and preprocesses it for them."""
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
     check_axes(model, image, name=name)
-    modality = case_modality(model, image.array, options.modality, name=name)
+    decided = decide_modality(model, image.array, options.modality, name=name)
+    modality = decided.modality
     _compare_with_training(model, image, modality, name)
-    match = options.match and {model.plan.modality, modality} == {"CT", "MR"}
+    foreign = {model.plan.modality, modality} == {"CT", "MR"} and not model.plan.mixed
+    match = options.match and foreign
     if options.match:
         check_histograms(model)
-    return PreparedCase.of(model, image, name, modality=modality, match=match)
+    return decided, PreparedCase.of(model, image, name, modality=modality, match=match)
 
 
 def _compare_with_training(
@@ -313,8 +336,8 @@ def _compare_with_training(
         if seen is None or seen in told or len(seen.channels) != image.array.shape[0]:
             continue
         told.append(seen)
-        # Of another modality nothing is alike, and that has been said.
-        foreign = {plan.modality, modality} == {"CT", "MR"}
+        # Of another modality nothing is alike, and that has been said; of a mixture all is.
+        foreign = plan.mixed or {plan.modality, modality} == {"CT", "MR"}
         warn_if_far(
             seen.replace(channels=()) if foreign else seen,
             () if foreign else [channel_range(channel) for channel in image.array],

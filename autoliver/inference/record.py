@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
+from autoliver.datasets.cases import Modality
 from autoliver.errors import OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.io.detached import data_files
@@ -84,6 +85,20 @@ class WrittenFile(Record, frozen=True, kw_only=True):
     hash: str = ""
 
 
+class UsedModality(Record, frozen=True, kw_only=True):
+    """The modality by which a case was normalised.
+
+    Attributes:
+        modality: The modality; None if it was normalised as the model was planned.
+        why: The reason for it in words.
+        how: What was done to its values, in words.
+    """
+
+    modality: Modality | None = None
+    why: str = ""
+    how: str = ""
+
+
 class DecidingOptions(Record, frozen=True, kw_only=True):
     """The options that decide what a label map holds; see `PredictOptions`.
 
@@ -121,6 +136,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         voxels: Maps them to the `voxel_hash` of what was predicted, by which a correction is told.
         written: Maps them to the files that were written: the label map and, if asked for, the
             probabilities and the map of uncertainty.
+        modalities: Maps them to the modality by which their images were normalised.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -133,6 +149,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     inputs: dict[str, tuple[InputFile, ...]] = msgspec.field(default_factory=dict)
     voxels: dict[str, str] = msgspec.field(default_factory=dict)
     written: dict[str, tuple[WrittenFile, ...]] = msgspec.field(default_factory=dict)
+    modalities: dict[str, UsedModality] = msgspec.field(default_factory=dict)
 
     @property
     def folds(self) -> str:
@@ -182,7 +199,12 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         return self.replace(networks=tuple(networks))
 
     def with_case(
-        self, name: str, made_from: tuple[InputFile, ...], predicted: str, files: Sequence[Path]
+        self,
+        name: str,
+        made_from: tuple[InputFile, ...],
+        predicted: str,
+        files: Sequence[Path],
+        modality: UsedModality,
     ) -> "Prediction":
         """Adds a label map that is finished.
 
@@ -191,6 +213,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             made_from: The images.
             predicted: The `voxel_hash` of its labels.
             files: The files that were written for the case, the label map first.
+            modality: The modality by which the images were normalised.
         """
         written = [WrittenFile(name=path.name, size=path.stat().st_size) for path in files]
         written[0] = written[0].replace(hash=file_sha256(files[0]))
@@ -198,6 +221,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             inputs={**self.inputs, name: made_from},
             voxels={**self.voxels, name: predicted},
             written={**self.written, name: tuple(written)},
+            modalities={**self.modalities, name: modality},
         )
 
     def is_as_written(self, label_map: Path) -> bool:
@@ -454,6 +478,7 @@ def save_record(path: Path, record: Prediction) -> None:
                     inputs={**there.inputs, **record.inputs},
                     voxels={**there.voxels, **record.voxels},
                     written={**there.written, **record.written},
+                    modalities={**there.modalities, **record.modalities},
                 )
             if there == record:
                 return

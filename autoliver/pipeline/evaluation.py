@@ -206,7 +206,9 @@ def predict_held_out(
         Maps each labelled case to its predicted and its true label map.
     """
     images = {case.name: [Path(path) for path in case.images] for case in cases}
-    written = predict(run.files(str(fold)), images, FoldFolder(run.fold(fold)).validation, request)
+    files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
+    folder = FoldFolder(run.fold(fold)).validation
+    written = predict(files, images, folder, request, modalities=kinds)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
 
 

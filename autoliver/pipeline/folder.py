@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
+    from autoliver.inference.modality import Decision
     from autoliver.inference.model import Model
     from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
@@ -287,12 +288,14 @@ class _Recording:
         record: The record so far.
         request: How to predict.
         failures: Takes the cases that fail.
+        modalities: File names of label maps -> the modality that their images are normalised by.
     """
 
     path: Path
     record: "Prediction"
     request: PredictRequest
     failures: list[Failure]
+    modalities: "dict[str, Decision]" = field(default_factory=dict)
 
     def predict(self, files: "ModelFiles", standing: "Standing") -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
@@ -328,7 +331,10 @@ class _Recording:
             made_from = with_hashes(before[job.name], job.images)
             self._note(model, job, made_from, voxel_hash(predicted))
 
-        listener = Listener(on_case=note, on_failure=self._fail)
+        def decided(job: "PredictJob", found: "Decision") -> None:
+            self.modalities[job.output.name] = found
+
+        listener = Listener(on_modality=decided, on_case=note, on_failure=self._fail)
         if todo:
             predict_as_asked(model, todo, self.request, listener=listener)
 
@@ -336,12 +342,14 @@ class _Recording:
         self, model: "Model", job: "PredictJob", made_from: "tuple[InputFile, ...]", predicted: str
     ) -> None:
         """Records a label map that is finished."""
-        from autoliver.inference.record import save_record
+        from autoliver.inference.record import UsedModality, save_record
 
         name, asked = job.output.name, self.request
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
-        self.record = record.with_case(name, made_from, predicted, [job.output, *further])
+        used = UsedModality(**dataclasses.asdict(self.modalities[name]))
+        files = [job.output, *further]
+        self.record = record.with_case(name, made_from, predicted, files, used)
         save_record(self.path, self.record)
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:

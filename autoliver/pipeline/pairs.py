@@ -77,7 +77,8 @@ class FoldPairs:
             made_from = {"dataset": self.dataset}
             made_from |= {names[0]: digests[one], names[1]: digests[other]}
             _open(folder, made_from, self.labels)
-            jobs = make_jobs(images, folder)
+            kinds = {case.name: case.modality for case in self.cases}
+            jobs = make_jobs(images, folder, modalities=kinds)
             pairs.append(_Pair(names=names, indices=(one, other), folder=folder, jobs=tuple(jobs)))
         return pairs
 

@@ -17,6 +17,7 @@ from autoliver.values import check_text, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.datasets.cases import Modality
     from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, Listener, PredictJob
     from autoliver.models.files import MemberFiles, ModelFiles
@@ -90,6 +91,8 @@ def predict(
     cases: Mapping[str, Sequence[Path]],
     output: Path,
     request: PredictRequest,
+    *,
+    modalities: "Mapping[str, Modality] | None" = None,
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
@@ -98,6 +101,7 @@ def predict(
         cases: Maps each case to its image files.
         output: Folder for the label maps.
         request: How to predict.
+        modalities: Maps cases to their modality where that is known.
 
     Returns:
         Maps each case, finished ones included, to its label map.
@@ -106,7 +110,7 @@ def predict(
     from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
-    jobs = make_jobs(cases, output)
+    jobs = make_jobs(cases, output, modalities=modalities)
     todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))

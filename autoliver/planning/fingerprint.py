@@ -6,14 +6,14 @@ normalise CT to the same values.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset, is_mixed
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_image, read_label
 from autoliver.io.orientation import axis_codes
@@ -88,7 +88,9 @@ def make_fingerprint(
     )
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
-    return summarise(summaries, made_from={"dataset": dataset.digest()})
+    # The intensities serve to normalise CT.
+    ct = {case.name for case in cases if case.modality == "CT"} if is_mixed(dataset) else None
+    return summarise(summaries, made_from={"dataset": dataset.digest()}, intensities_of=ct)
 
 
 def fingerprint_case(
@@ -133,22 +135,28 @@ def fingerprint_case(
 
 
 def summarise(
-    cases: Sequence[CaseSummary], *, made_from: dict[str, str] | None = None
+    cases: Sequence[CaseSummary],
+    *,
+    made_from: dict[str, str] | None = None,
+    intensities_of: Container[str] | None = None,
 ) -> Fingerprint:
     """Combines the summaries of all cases to the fingerprint of the dataset.
 
     Args:
         cases: The summaries of at least one case, sorted by name.
         made_from: Name -> digest of what the cases were read from; None for nothing.
+        intensities_of: Names of the cases whose intensities count; None for all of them.
 
     Raises:
-        DatasetError: No case has any foreground.
+        DatasetError: None of these cases has any foreground.
     """
-    channels = zip(*(case.foreground for case in cases), strict=True)
+    of = [c for c in cases if intensities_of is None or c.grid.name in intensities_of]
+    channels = zip(*(case.foreground for case in of), strict=True)
     found = [[one for one in channel if one is not None] for channel in channels]
     if not all(found):
+        which = "case" if intensities_of is None else "CT case"
         raise DatasetError(
-            "No case has a foreground voxel inside the non-zero part of its image.",
+            f"No {which} has a foreground voxel inside the non-zero part of its image.",
             hint="Check the label values against dataset.json: autoliver verify DATASET",
         )
     intensities = tuple(pooled_statistics(channel) for channel in found)

@@ -215,7 +215,9 @@ class Plan(Artifact, frozen=True, kw_only=True):
         preset: The preset that the plan was made with.
         vram_gb: The GPU memory in GB that patch and batch sizes were fitted to.
         channel_names: The name of each image channel.
-        modality: The modality of the dataset.
+        modality: The modality of the dataset; CT if it holds both CT and MR.
+        mixed: Whether the dataset holds both CT and MR. Each case is then normalised by its own
+            modality: CT as planned, MR by its own mean and deviation.
         labels: Names and values of the labels.
         file_ending: The ending of the dataset's images.
         axis_codes: Anatomical order of axes that every case is brought to, x first, such as "LPS";
@@ -258,6 +260,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     seen: SeenImages | None = None
     axis_codes: str = ""
     seen_axes: tuple[str, ...] = ()
+    mixed: bool = False
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property

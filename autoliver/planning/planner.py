@@ -7,7 +7,7 @@ Methods 18, 203-211), except that M, L and XL keep the limit on the batch.
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.datasets.cases import Dataset, Modality
+from autoliver.datasets.cases import Dataset, Modality, is_mixed
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.orientation import commonest, reorientation
 from autoliver.planning import reasons
@@ -71,6 +71,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         vram_gb=planner.budget.vram_gb,
         channel_names=dataset.channel_names,
         modality=_modality(dataset, planner.schemes),
+        mixed=is_mixed(dataset) and "ct" in planner.schemes,
         labels=dataset.labels,
         file_ending=dataset.file_ending,
         axis_codes=planner.axis_codes,
@@ -159,7 +160,7 @@ class _Planner:
         self.previous_channels = len(dataset.labels.foreground_values)
         # If a channel's name does not decide, the modality does; nnU-Net uses names only.
         all_ct = {case.modality for case in dataset.cases} == {"CT"}
-        unnamed: Normalization = "ct" if all_ct else "zscore"
+        unnamed: Normalization = "ct" if all_ct or is_mixed(dataset) else "zscore"
         self.schemes = tuple(_NORMALIZATIONS.get(name.casefold(), unnamed) for name in names)
         self.masked = tuple(kept < MASK_BELOW and s == "zscore" for s in self.schemes)
         window = options.window_hu
@@ -181,6 +182,8 @@ class _Planner:
             kept=kept,
             asked=window is not None,
         )
+        if is_mixed(dataset) and "ct" in self.schemes:
+            self.normalization_reason = reasons.of_both_modalities(self.normalization_reason)
 
     def configurations(
         self,
@@ -340,6 +343,6 @@ def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
 def _modality(dataset: Dataset, schemes: tuple[Normalization, ...]) -> Modality:
     """Returns the common modality of all cases; if none is stated, CT for channels named CT."""
     kinds = {case.modality for case in dataset.cases}
-    if kinds <= {"other"}:
+    if kinds <= {"other"} or is_mixed(dataset):
         return "CT" if "ct" in schemes else "other"
     return kinds.pop() if len(kinds) == 1 else "other"

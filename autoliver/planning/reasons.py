@@ -134,6 +134,14 @@ def normalization(
     return "; ".join(clauses) + "."
 
 
+def of_both_modalities(how: str) -> str:
+    """Adds to the reason for the normalisation of CT how the MR cases of the dataset differ."""
+    return (
+        f"CT cases, whose voxels alone were counted: {how} MR cases: each is shifted by its own "
+        "mean and divided by its own deviation, since MR has no common scale."
+    )
+
+
 def _scheme(scheme: Normalization, stats: IntensityStats, *, asked: bool) -> str:
     match scheme:
         case "ct":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.errors import DatasetError, ModelError, OptionError
-from autoliver.inference.modality import case_modality, seen_modality
+from autoliver.inference.modality import decide_modality, seen_modality
 from autoliver.inference.model import Member, Model, load_model
 from autoliver.inference.outputs import PredictOptions
 from autoliver.inference.predict import make_jobs, predict_jobs, predict_volume
@@ -282,7 +282,7 @@ def test_an_empty_image_has_no_modality_and_is_warned_of(plan, planned, value, c
     image = np.full((1, *SHAPE), value, np.float32)
     own = of_modality(plan, planned)
     model = Model(name="Toy", members=(make_member(own),))
-    assert case_modality(model, image, "auto", name="case_3") == planned
+    assert decide_modality(model, image, "auto", name="case_3").modality == planned
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
@@ -378,9 +378,9 @@ def test_a_modality_that_contradicts_the_image_is_taken_with_one_warning(plan, c
 
 def test_a_model_of_no_modality_says_that_it_ignores_the_choice(plan, caplog):
     model = Model(name="Toy", members=(make_member(of_modality(plan, "other")),))
-    assert case_modality(model, CT.array, "auto", name="a") is None
+    assert decide_modality(model, CT.array, "auto", name="a").modality is None
     assert not caplog.records
-    assert case_modality(model, CT.array, "MR", name="a") is None
+    assert decide_modality(model, CT.array, "MR", name="a").modality is None
     assert "a: MR was requested, but Toy knows no modality" in caplog.text
 
 
