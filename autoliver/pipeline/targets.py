@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from autoliver.datasets.names import is_dataset
+from autoliver.datasets.names import dataset_of
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
 from autoliver.inference.record import (
@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 # Endings of files that nobody gives to a folder.
 _NO_FOLDER = (".json", ".csv", ".txt", ".npz", ".npy", ".dcm", ".zip", ".gz", ".html", ".pdf")
 _WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
-# Folders of a dataset, in lower case; what lies in them is training data or a reference.
-_OF_A_DATASET = ("imagestr", "labelstr", "imagests", "labelsts", "images", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +250,8 @@ def _refuse_folders_of_a_dataset(folder: Path, output: Path, foreign: Sequence[s
 
     That of the test cases' label maps may hold predictions if it holds nothing else.
     """
-    place = folder.resolve()
-    kind, dataset = place.name.lower(), place.parent
-    if kind not in _OF_A_DATASET or not (
-        is_dataset(dataset) or (dataset / "dataset.json").exists()
-    ):
-        return
-    if kind == "labelsts" and not foreign:
+    dataset = dataset_of(folder)
+    if dataset is None or (folder.resolve().name.lower() == "labelsts" and not foreign):
         return
     raise OptionError(
         f"-o {output}: {folder.name} belongs to the dataset {dataset}; label maps in it would be "
