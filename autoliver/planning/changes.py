@@ -112,7 +112,11 @@ def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
     return (
         Decision("preset", plan.preset, plan.preset),
         Decision("GPU memory", f"{plan.vram_gb:g} GB", plan.vram_gb),
-        Decision("modality", plan.modality, plan.modality),
+        Decision(
+            "modality",
+            "CT and MR" if plan.mixed else plan.modality,
+            (plan.modality, plan.mixed),
+        ),
         Decision("channels", ", ".join(plan.channel_names), plan.channel_names),
         Decision("labels", ", ".join(labels), plan.labels),
         Decision("file ending", plan.file_ending, plan.file_ending),

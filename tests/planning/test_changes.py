@@ -147,6 +147,7 @@ def test_no_decision_of_a_plan_is_left_out(name):
         "intensities": (STATS, STATS.replace(std=38.0)),
         "source_intensities": (STATS,),
         "like": LikeOptions(),
+        "mixed": True,
         "reasons": {"like": "Because."},
         "configurations": {"2d": plan.configurations["2d"]},
     }
