@@ -1,0 +1,1 @@
+"""Several datasets become one, by reference."""
