@@ -208,7 +208,7 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 130
     again = "Run the same command again to continue."
     assert err.endswith(f"Stopped. {again}\n")
