@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError
-from autoliver.system import exchange, in_words, open_file, read_whole, system_error
+from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
 from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
@@ -356,13 +356,15 @@ def replacing(path: Path) -> Iterator[Path]:
         The temporary path.
 
     Raises:
-        MachineError: The system refuses to write, e.g. because the disk is full.
+        MachineError: The system refuses to write, e.g. because the disk is full; or there is a
+            device or a pipe at `path`.
     """
     # The file ending is kept, since image readers and writers choose the format by it, some of them
     # only in lower case; the rest is short, so that every name that fits a disk can be written.
     ending = path.name[-_ENDING:].lower()
     beside = path.with_name(_PARTIAL_NAME.format(uuid.uuid4().hex[:8], ending))
     try:
+        refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         _flush(beside)

@@ -21,6 +21,8 @@ from autoliver.artifacts import Artifact
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.system import entries, in_words
 
+# A younger lock may be one that its process has made and is about to hold.
+_STALE_SECONDS = 60.0
 _KINDS = re.compile(r"\.(?P<name>.+)\.(?P<kind>[^.]+)\.[^.]+\.lock")
 
 
@@ -102,8 +104,10 @@ def only_one_kind(
         # Of two that begin at once, at least one sees the lock of the other.
         for other in entries(folder, ".*.lock"):
             held = _KINDS.fullmatch(other.name)
-            if held and held["kind"] != kind and held["name"] in {name, *beside}:
-                check_free(other, what)
+            if held and held["name"] in {name, *beside}:
+                if held["kind"] != kind:
+                    check_free(other, what)
+                _remove_if_stale(other)
         yield
 
 
@@ -125,6 +129,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(opened)
+
+
+def _remove_if_stale(path: Path) -> None:
+    """Removes the lock of a process that was killed."""
+    with contextlib.suppress(OSError):  # another process may be doing the same
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS and not is_held(path):
+            path.unlink()
+            _holder(path).unlink()
 
 
 def check_free(path: Path, what: str) -> None:

@@ -133,12 +133,25 @@ def open_file(path: Path) -> io.BufferedReader:
         OSError: The system refuses to open it.
         MachineError: It is a pipe, a socket or a device, whose reading may never end.
     """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # the system refuses folders
-        raise MachineError(
-            f"{path}: found a device or a pipe, expected a file.", hint="Put the file itself there."
-        )
+    refuse_special(path)
     return path.open("rb")
+
+
+def refuse_special(path: Path) -> None:
+    """Refuses a pipe, a socket or a device; files and folders pass, and what is not there.
+
+    Raises:
+        MachineError: It is one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise MachineError(
+            f"{path}: found a device or a pipe, expected a file.",
+            hint="Put a file there, or choose another path.",
+        )
 
 
 def read_whole(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
 from autoliver.datasets.names import beside, is_dataset, known_as, near_path, nearest
-from autoliver.errors import DatasetError, ModelError, OptionError, WrongValue
+from autoliver.errors import DatasetError, ModelError, WrongValue
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import (
@@ -472,9 +472,10 @@ class Workspace:
                 hint=_hint("model", near, known)
                 or "Train one first: " + command("train", DATASET, "3d_fullres"),
             )
+        may = f"'{model}' may mean {len(choices)} trained models." if model else ""
         raise ModelError(
-            f"{len(choices)} trained models could be meant.",
-            hint="Choose one: " + ", ".join(f"-m {self.told_apart(c)}" for c in choices),
+            may or f"{len(choices)} trained models could be meant.",
+            hint="Name one of them: " + ", ".join(map(self.told_apart, choices)),
         )
 
     def _choices(self) -> list[RunFolder | ModelFolder]:
@@ -554,7 +555,7 @@ def check_configuration(name: object) -> ConfigurationName:
     for known in CONFIGURATION_NAMES:
         if word == known:
             return known
-    raise OptionError(
+    raise WrongValue(
         f"There is no configuration '{name}'.",
         hint=meant(name, CONFIGURATION_NAMES)
         or f"Known configurations: {', '.join(CONFIGURATION_NAMES)}.",

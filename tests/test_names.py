@@ -60,9 +60,9 @@ def test_a_number_of_two_datasets_is_one_clear_error(workspace: Workspace) -> No
     with pytest.raises(DatasetError, match=f"'3' may mean {LITS} or {TASK}") as caught:
         workspace.source("3")
     assert caught.value.hint == "Give the full name."
-    with pytest.raises(ModelError, match="2 trained models could be meant") as also:
+    with pytest.raises(ModelError, match="'3' may mean 2 trained models") as also:
         workspace.model_to_predict("3")
-    assert f"-m {LITS}/2d, -m {TASK}/2d" in also.value.hint
+    assert f"{LITS}/2d, {TASK}/2d" in also.value.hint
     with pytest.raises(ModelError, match=f"--pretrained 3 may mean {LITS} or {TASK}"):
         find_source(workspace, "3", wanted="2d", target="MR")
 

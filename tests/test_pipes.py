@@ -40,7 +40,7 @@ def cli(*arguments: object, cwd: Path) -> tuple[int, str]:
         timeout=120,
         check=False,
     )
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,34 @@ def test_in_evaluate(tmp_path: Path) -> None:
         code, said = cli("evaluate", "-p", pair[0], "-r", pair[1], cwd=tmp_path)
         assert code == 1
         assert "found a device or a pipe" in said
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_nothing_is_written_over_a_pipe(
+    overwrite: list[str], save: SaveFold, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    save("fold_0").rename(tmp_path / "run/fold_0")
+    image = np.random.default_rng(0).uniform(0, 500, (1, *GRID.shape_zyx)).astype("f4")
+    write_image(tmp_path / "in/case_0.nii.gz", image, GRID)
+    for place, command in {
+        "m.autoliver": "export run m.autoliver",
+        "o.nii.gz": "predict -i in/case_0.nii.gz -o o.nii.gz -m run",
+        "out/case_0.nii.gz": "predict -i in -o out -m run",
+    }.items():
+        file = pipe(tmp_path / place)
+        code, said = cli(*command.split(), *overwrite, cwd=tmp_path)
+        assert code == 1
+        assert file.name in said
+        assert file.is_fifo()
+
+
+def test_where_nothing_is_read_from(tmp_path: Path, save: SaveFold) -> None:
+    (tmp_path / "run").mkdir()
+    save("fold_0").rename(tmp_path / "run/fold_0")
+    pipe(tmp_path / "in.nii.gz")
+    code, said = cli(*["predict", "-i", "in.nii.gz", "-o", "out", "-m", "run"], cwd=tmp_path)
+    assert (code, "found a device or a pipe" in said) == (1, True)
 
 
 def test_the_hash_of_a_pipe(tmp_path: Path) -> None:

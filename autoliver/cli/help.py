@@ -33,12 +33,7 @@ class HelpfulCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the command line; what is wrong with it is said in plain words."""
         given = list(args)  # reading them takes them out
-        for before, value in zip(["", *given], given, strict=False):
-            if value == "" or (value.startswith("--") and value.endswith("=")):
-                option = value.rstrip("=") or (before if before.startswith("-") else "an argument")
-                raise typer.BadParameter(
-                    f"{option} is empty. Was a variable of the shell meant that is not set?"
-                )
+        self._refuse_empty(list(map(str, given)))
         try:
             return list(super().parse_args(ctx, args))
         except typer.BadParameter as error:
@@ -52,6 +47,20 @@ class HelpfulCommand(TyperCommand):
                     "pattern such as *.nii.gz. Give the folder that holds them instead."
                 )
             raise
+
+    def _refuse_empty(self, given: list[str]) -> None:
+        """Refuses values that are empty, as of a shell's variable that is not set."""
+        names = {word: max(each.opts, key=len) for each in self.params for word in each.opts}
+        for before, value in zip(["", *given], given, strict=False):
+            option = value.removesuffix("=") if value.startswith("--") else before
+            if value == "" or (value.endswith("=") and option in names):
+                arguments = [
+                    each.name or "" for each in self.params if each.param_type_name == "argument"
+                ]
+                raise typer.BadParameter(
+                    f"{names.get(option) or ' or '.join(arguments) or 'an argument'} is empty. Was "
+                    "a variable of the shell meant that is not set?"
+                )
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; its errors name the dataset and the workspace in their commands."""

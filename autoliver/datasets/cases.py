@@ -160,6 +160,16 @@ class Labels(Record, frozen=True, kw_only=True):
         return len(self.foreground) if self.has_regions else len(self.values)
 
 
+def contradictions(one: Labels, other: Labels) -> list[str]:
+    """Names of labels that both have, with values of which none is the same."""
+    known = {name.casefold(): values for name, values in other.foreground.items()}
+    return [
+        name
+        for name, values in one.foreground.items()
+        if not set(values) & set(known.get(name.casefold(), values))
+    ]
+
+
 class Dataset(Artifact, frozen=True, kw_only=True):
     """A folder of cases with the paths of all their files.
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,6 +221,7 @@ def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:
     if all(key.isdigit() for key in named):  # Decathlon datasets map value -> name
         by_number = sorted((int(key), str(name)) for key, name in named.items())
         named = {"background" if value == 0 else name: value for value, name in by_number}
+    _check_names(where, "labels", list(named))
     values = {name: _label_values(where, name, value) for name, value in named.items()}
     ignore = values.pop("ignore", None)
     if values.get("background") != (0,):
@@ -229,6 +230,20 @@ def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:
             hint='Add "background": 0 to the labels.',
         )
     return _ordered_labels(where, raw, values, ignore)
+
+
+def _check_names(where: Path, key: str, names: Sequence[str]) -> None:
+    """Refuses names that are empty, or differ from another one in capitals and blanks alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = name.casefold().strip()
+        if not plain or plain in seen:
+            twins = f"'{seen.get(plain)}' and '{name}' differ in capitals alone"
+            raise DatasetError(
+                f"{where}: {key}: {twins if plain else 'a name is empty'}.",
+                hint="Give each a name of its own.",
+            )
+        seen[plain] = name
 
 
 def _label_values(where: Path, name: str, value: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
-from autoliver.system import entries
+from autoliver.system import entries, refuse_special
 from autoliver.values import counted
 
 # Case name -> (image files, label file)
@@ -61,6 +61,7 @@ def find_case_images(
     if link_target(source) is not None:
         raise missing_file(source)
     if not source.is_dir():
+        refuse_special(source)
         raise DatasetError(f"{source}: there is no such folder or file.", hint="Check the path.")
     problems: list[str] = []
 

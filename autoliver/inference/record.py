@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
-from autoliver.datasets.cases import Modality
-from autoliver.errors import OptionError
+from autoliver.datasets.cases import Labels, Modality, contradictions
+from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
 from autoliver.io.detached import data_files
 from autoliver.io.header import split_ending
 from autoliver.locks import one_at_a_time
-from autoliver.models.files import ModelFiles, Place, load_infos
+from autoliver.models.files import MODEL_FILE, FoldModel, ModelFiles, Place, load_infos
 from autoliver.models.selection import CleaningRule
 from autoliver.system import entries
 
@@ -129,6 +129,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         networks: All networks of the model, member by member.
         cleaning: The cleaning rules that were applied to the label maps.
         options: The options that decide the result.
+        labels: Names and values of the labels; None in records of earlier versions.
         label_maps: File names of the label maps that were predicted or are about to be. A case is
             finished once its file exists.
         inputs: Maps label maps that are finished to the images that they were made from; those of
@@ -145,6 +146,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     networks: tuple[UsedNetwork, ...]
     cleaning: tuple[CleaningRule, ...]
     options: DecidingOptions
+    labels: Labels | None = None
     label_maps: tuple[str, ...] = ()
     inputs: dict[str, tuple[InputFile, ...]] = msgspec.field(default_factory=dict)
     voxels: dict[str, str] = msgspec.field(default_factory=dict)
@@ -262,6 +264,7 @@ def describe(
         networks += _used(files, "region", files.finder.folds)
     return Prediction(
         model=files.name,
+        labels=FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels,
         networks=tuple(networks),
         cleaning=files.cleaning,
         options=DecidingOptions(
@@ -306,6 +309,41 @@ def read_record(path: Path, *, hint: str = "") -> Prediction | None:
         f"present label maps in {path.parent / REPLACED}."
     )
     return Prediction.load(path, hint=hint or again)
+
+
+def refuse_other_labels(predictions: Path, labels: Labels, *, whose: str) -> None:
+    """Refuses to read label maps by labels that have other values than those of their model.
+
+    Args:
+        predictions: A folder of label maps, or one of them; nothing is known of it if no record
+            that can be read lies beside it.
+        labels: Names and values by which they are to be read.
+        whose: Where these come from, for the message: "-d LiTS".
+
+    Raises:
+        OptionError: A label of the same name has another value.
+    """
+    folder = predictions if predictions.is_dir() else predictions.parent
+    places = [] if predictions.is_dir() else [own_record(predictions)]
+    for place in (*places, folder / RECORD_FILE):
+        with contextlib.suppress(ArtifactError):
+            record = read_record(place)
+            if record is None or record.labels is None:
+                continue
+            if found := contradictions(record.labels, labels):
+                name = found[0]
+                theirs = next(n for n in labels.values if n.casefold() == name.casefold())
+                raise OptionError(
+                    f"{whose}: there {theirs} is {_numbers(labels.values[theirs])}, but "
+                    f"{place} says that {record.model} predicted {name} as "
+                    f"{_numbers(record.labels.values[name])}.",
+                    hint="Name a dataset or model with the labels of the one that predicted.",
+                )
+            return
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return "+".join(map(str, values))
 
 
 def input_files(images: Sequence[Path]) -> tuple[InputFile, ...]:
@@ -389,7 +427,7 @@ def begin_record(
         OptionError: Finished cases that stay were predicted with another model or other options.
     """
     then = read_record(path)
-    stay = refuse_mixing(then, now, replaced=replaced, corrected=corrected, folder=path.parent)
+    stay = refuse_mixing(then, now, replaced=replaced, corrected=corrected, path=path)
     if then is None or not stay:
         return now.replace(label_maps=tuple(label_maps))
     return then.replace(label_maps=_union(then.label_maps, label_maps))
@@ -401,7 +439,7 @@ def refuse_mixing(
     *,
     replaced: Collection[str],
     corrected: Collection[str],
-    folder: Path,
+    path: Path,
 ) -> list[str]:
     """Refuses to leave label maps that were predicted otherwise than those to come.
 
@@ -410,7 +448,7 @@ def refuse_mixing(
         now: The record of the prediction that is about to begin.
         replaced: As for `begin_record`.
         corrected: As for `begin_record`.
-        folder: The folder of the label maps.
+        path: The file of the earlier record.
 
     Returns:
         File names of the label maps that the record names and that stay.
@@ -420,8 +458,15 @@ def refuse_mixing(
     """
     if then is None:
         return []
+    folder = path.parent
     stay = [n for n in then.label_maps if n not in replaced and (folder / n).exists()]
     differences = then.differences(now)
+    if stay and differences and path.name != RECORD_FILE:
+        raise OptionError(
+            f"{folder / stay[0]}: it was predicted before, which was with "
+            f"{'; with '.join(differences)}.",
+            hint="Choose another place with -o, or replace it with --overwrite.",
+        )
     if stay and differences:
         others = f" and {len(stay) - 1} more" if len(stay) > 1 else ""
         mended = [name for name in stay if name in corrected]

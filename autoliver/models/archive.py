@@ -54,6 +54,8 @@ from autoliver.models.selection import (
 )
 
 ENDING = ".autoliver"
+# Words that --roi, --pretrained or --fold understand otherwise.
+_KEYWORDS = ("auto", "off", "all", "cv", "imagenet")
 _PART = r"[^/\\:\x00-\x1f.][^/\\:\x00-\x1f]*"
 _ENTRY = re.compile(
     rf"{SELECTION_FILE}|runs/{_PART}/fold_{_PART}/({re.escape(MODEL_FILE)}|{WEIGHTS_FILE})"
@@ -152,8 +154,13 @@ class Archive:
 
 
 def fit_for_name(name: str) -> bool:
-    """Whether a model's name can be a folder's name and cannot lead out of the parent folder."""
-    return re.fullmatch(_PART, name) is not None
+    """Whether a model can have a name.
+
+    It is a folder's name, does not lead out of the parent folder, and is no word that an option
+    which names a model understands otherwise.
+    """
+    plain = re.fullmatch(_PART, name) is not None and name == name.strip()
+    return plain and name.casefold() not in _KEYWORDS
 
 
 def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) -> Manifest:

@@ -94,8 +94,11 @@ def evaluate(
     """
     from autoliver.evaluation.results import write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
+    from autoliver.inference.record import refuse_other_labels
 
     labels = workspace.read(request.dataset).labels if request.dataset else None
+    if labels is not None:
+        refuse_other_labels(prediction, labels, whose=f"-d {request.dataset}")
     as_json, as_csv = request.files(prediction)
     _refuse_dataset(as_json.parent)
     pairs = find_pairs(prediction, reference, subset=request.subset)

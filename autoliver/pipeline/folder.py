@@ -274,7 +274,7 @@ def _begin(
     replaced = {job.output.name for job in todo if overwrite or job.name in standing.outdated}
     for file in targets.own_records:
         then = read_record(file)
-        refuse_mixing(then, now, replaced=replaced, corrected=corrected, folder=file.parent)
+        refuse_mixing(then, now, replaced=replaced, corrected=corrected, path=file)
     names = [job.output.name for job in todo]
     return begin_record(targets.record, now, names, replaced=replaced, corrected=corrected)
 

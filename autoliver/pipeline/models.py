@@ -225,8 +225,10 @@ def new_model(workspace: Workspace, name: str, *, overwrite: bool) -> ModelFolde
         OptionError: The name is already used, or cannot be the name of a folder.
     """
     if not fit_for_name(name):
-        raise OptionError(
-            f"'{name}' cannot be the name of a model.", hint="Choose another one with --name."
+        raise WrongValue(
+            f"{name!r} cannot be the name of a model.",
+            hint="Choose one with --name: letters, digits, '.', '-', '_' and spaces between them, "
+            "and none of the words that options understand, such as auto.",
         )
     folder = ModelFolder(workspace.root / MODELS / name)
     other = next((n for n in workspace.names if n != folder.path and alike(n.name, name)), None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from autoliver.datasets.names import dataset_of
+from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
 from autoliver.inference.record import (
@@ -29,7 +29,7 @@ from autoliver.io.files import read_header, read_label
 from autoliver.io.header import UnreadableImage, label_ending, split_ending
 from autoliver.pipeline.evaluation import EvaluateRequest
 from autoliver.pipeline.prediction import PredictRequest, is_complete
-from autoliver.system import entries, in_words
+from autoliver.system import entries, in_words, refuse_special
 from autoliver.values import counted
 
 _log = logging.getLogger(__name__)
@@ -118,6 +118,11 @@ def find_targets(
         ArtifactError: A record is damaged.
     """
     _refuse_workspace(output, taken)
+    if is_dataset(output):
+        raise OptionError(
+            f"-o {output}: this is the folder of a dataset.",
+            hint=f"Choose a folder of its own with -o, e.g. {output / 'predictions'}",
+        )
     to_a_file = bool(split_ending(output.name)[1]) and not output.is_dir()
     if output.suffix.lower() in _NO_FOLDER and not to_a_file and not output.is_dir():
         raise OptionError(
@@ -308,6 +313,7 @@ def set_aside(files: Sequence[Path]) -> None:
         MachineError: The system refuses to.
     """
     for file in files:
+        refuse_special(file)
         kept = file.parent / REPLACED / file.name
         stem, ending = split_ending(file.name)
         number = 1

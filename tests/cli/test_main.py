@@ -121,7 +121,7 @@ def test_with_json_a_problem_is_one_object_on_stdout(
 ) -> None:
     arguments = ("train", "LiTS", "3d_fulres", "--json", "-w", str(tmp_path))
     code, out, err = run_in_process(monkeypatch, capsys, *arguments)
-    assert code == 1
+    assert code == 2
     assert json.loads(out) == {
         "error": "There is no configuration '3d_fulres'.",
         "hint": "Did you mean 3d_fullres?",
@@ -208,7 +208,7 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 130
     again = "Run the same command again to continue."
     assert err.endswith(f"Stopped. {again}\n")
@@ -231,14 +231,14 @@ def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "which"),
     [
-        (["predict", "-i", "in", "-o", ""], "-o"),
+        (["predict", "-i", "in", "-o", ""], "--output"),
         (["predict", "-i", "in", "--output="], "--output"),
-        (["predict", "-i", "", "-o", "out"], "-i"),
-        (["plan", ""], "an argument"),
+        (["predict", "-i", "", "-o", "out"], "--input"),
+        (["plan", ""], "dataset"),
         (["train", "LiTS", "2d", "--pretrained", ""], "--pretrained"),
-        (["train", "LiTS", "2d", "-w", ""], "-w"),
-        (["evaluate", "-p", "a", "-r", "b", "-o", ""], "-o"),
-        (["export", "LiTS", ""], "an argument"),
+        (["train", "LiTS", "2d", "-w", ""], "--workspace"),
+        (["evaluate", "-p", "a", "-r", "b", "-o", ""], "--output"),
+        (["export", "LiTS", ""], "model or target"),
     ],
 )
 def test_what_is_empty_is_refused(

@@ -131,10 +131,10 @@ def test_a_cascade_without_its_first_stage_says_what_to_train(save, plan):
 
 
 def test_several_models_together_share_the_rules_they_agree_on(save):
-    part = MemberFiles(folds=(save("fold_0"),))
+    part, second, third = (MemberFiles(folds=(save(f"fold_{n}", seed=n),)) for n in range(3))
     liver, tumour = (CleaningRule(labels=(name,), keep="largest") for name in ("liver", "tumour"))
     one = ModelFiles(name="A", members=(part,), cleaning=(liver, tumour))
-    other = ModelFiles(name="B", members=(part, part), cleaning=(tumour,))
+    other = ModelFiles(name="B", members=(second, third), cleaning=(tumour,))
     assert together([one]) is one
     both = together([one, other])
     assert (both.name, both.cleaning) == ("A + B", (tumour,))

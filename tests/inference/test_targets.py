@@ -15,8 +15,9 @@ import pytest
 from small_models import SaveFold
 from three_images import ASKED, GRID, image
 
+from autoliver.datasets.cases import Labels
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
-from autoliver.inference.record import read_record
+from autoliver.inference.record import read_record, refuse_other_labels
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
@@ -418,6 +419,37 @@ def test_the_workspace_s_folders_are_no_place_for_predictions(
         predict_folder(work, source, output, ASKED, models=[str(run)])
     assert state(work.root) == before
     assert predict_folder(work, images, work.root / "out", ASKED, models=[str(run)]).new == 3
+
+
+@pytest.mark.parametrize("inner", ["imagesTr", "images"])
+def test_the_folder_of_a_dataset_is_no_place_for_predictions(
+    inner: str, images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    (tmp_path / "d" / inner).mkdir(parents=True)
+    with pytest.raises(OptionError, match="this is the folder of a dataset"):
+        predict(images, tmp_path / "d")
+
+
+def test_labels_are_not_read_by_other_values(
+    images: Path, predict: Callable[..., Predicted], tmp_path: Path
+) -> None:
+    predict(images, tmp_path / "out")
+    predict(images / "case_1.nii.gz", tmp_path / "one/a.nii.gz")
+    own = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
+    record = read_record(tmp_path / "out/predict.json")
+    assert record is not None and record.labels is not None  # noqa: PT018
+    names = list(record.labels.foreground)
+    same = record.labels
+    turned = same.replace(values={"background": (0,), names[0].upper(): (7,), "kidney": (8,)})
+    wider = same.replace(values={"background": (0,), names[0]: (*same.values[names[0]], 9)})
+    for place in (tmp_path / "out", tmp_path / "out/case_1.nii.gz", tmp_path / "one/a.nii.gz"):
+        for fine in (same, wider, Labels(values={"background": (0,), "spleen": (1,)})):
+            refuse_other_labels(place, fine, whose="-d X")
+        with pytest.raises(
+            OptionError, match=f"-d X: there {names[0].upper()} is 7, but .*predicted"
+        ):
+            refuse_other_labels(place, turned, whose="-d X")
+    refuse_other_labels(tmp_path, own, whose="-d X")  # nothing is known
 
 
 @pytest.mark.parametrize("name", ["predict.json", "out.csv", "liver.dcm", "liver.gz", "x.TXT"])

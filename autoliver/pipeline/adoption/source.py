@@ -7,7 +7,7 @@ from pathlib import Path
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.description import CHANNEL_OF, modality_in, modality_of
 from autoliver.errors import DatasetError, OptionError
-from autoliver.inference.record import RECORD_FILE, Prediction
+from autoliver.inference.record import RECORD_FILE, Prediction, refuse_other_labels
 from autoliver.inference.seen import as_trained
 from autoliver.io.header import PICTURES
 from autoliver.models.files import FoldFolder, FoldModel
@@ -57,7 +57,9 @@ def find_label_source(
         DatasetError: It is not said, or there is no such model or dataset.
     """
     if like is not None:
-        return _named(workspace, like)
+        named = _named(workspace, like)
+        refuse_other_labels(folder, named.labels, whose=f"--like {like}")
+        return named
     if record is None:
         raise DatasetError(
             f"{folder}: there is no {RECORD_FILE}, which would say with which model these label "
