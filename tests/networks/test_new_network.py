@@ -26,8 +26,8 @@ EDITS = {
             "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.networks.unet_spec",
         ),
         (
-            "NetworkSpec = UNetSpec | ResidualUNetSpec",
-            "NetworkSpec = UNetSpec | ResidualUNetSpec | ToySpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec | ToySpec",
         ),
     ],
     "networks/build.py": [
