@@ -1,6 +1,6 @@
-"""MedFormer tiny against the tiny U-Net on phantoms, trained for the same time: Dice of held-out cases.
+"""MedFormer tiny against the tiny U-Net on phantoms, trained for the same time: Dice held out.
 
-    python -m benchmarks.medformer_phantoms WORK_DIR [--minutes 1.5] [--seeds 0 1] [--configuration 2d]
+    python -m benchmarks.medformer_phantoms WORK_DIR [--minutes 1.5] [--seeds 0 1]
 
 Runs the commands a user would run, one training at a time, and prints a line of a table for each.
 """

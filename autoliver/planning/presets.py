@@ -97,8 +97,8 @@ def _residual_unet(topology: Topology, *, in_channels: int, out_channels: int) -
 def _medformer(topology: Topology, *, in_channels: int, out_channels: int) -> MedFormerSpec:
     """Makes MedFormer with 38.6 million weights in 3D.
 
-    It always has five levels. They halve what the first five stages of a U-Net halve; where that has
-    fewer, the last levels keep their resolution.
+    It always has five levels. They halve what the first five stages of a U-Net halve; where that
+    has fewer, the last levels keep their resolution.
     """
     dimension, levels = len(topology.patch_shape), _MEDFORMER_LEVELS
     further = levels - len(topology.strides)
@@ -173,8 +173,8 @@ PRESETS: dict[Preset, PresetRow] = {
     ),
 }
 
-# Bytes that training in float32 takes for each value of a feature map, and GB that it takes whatever
-# the patch: for scratch memory, and for 38.6 million weights (measured, docs/RESULTS.md).
+# Bytes that training in float32 takes for each value of a feature map, and GB that it takes for any
+# patch: for scratch memory, and for 38.6 million weights (measured, docs/RESULTS.md).
 _MEDFORMER_BYTES = 11.3
 _TINY_MEDFORMER_FIXED_GB = 0.33
 _MEDFORMER_FIXED_GB = 1.1
