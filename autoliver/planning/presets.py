@@ -175,9 +175,9 @@ PRESETS: dict[Preset, PresetRow] = {
 
 # Bytes that training in float32 takes for each value of a feature map, and GB that it takes for any
 # patch: for scratch memory, and for 38.6 million weights (measured, docs/RESULTS.md).
-_MEDFORMER_BYTES = 11.3
-_TINY_MEDFORMER_FIXED_GB = 0.33
-_MEDFORMER_FIXED_GB = 1.1
+_MEDFORMER_BYTES = 11.8
+_TINY_MEDFORMER_FIXED_GB = 0.3
+_MEDFORMER_FIXED_GB = 0.85
 _MEDFORMER_GB = 8
 _MEDFORMER_REFERENCE = {
     dimension: round((_MEDFORMER_GB - _MEDFORMER_FIXED_GB) * GB / (_MEDFORMER_BYTES * batch))
