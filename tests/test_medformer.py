@@ -111,8 +111,8 @@ def test_parts_stay_frozen_and_heads_go_to_other_labels(place: Path) -> None:
 
 
 def test_it_predicts_the_same_from_its_file(place: Path) -> None:
-    images = ("-i", place / "data" / MR / "imagesTs", "--exact")
-    model = f"{CT}/2d/fold_0"
+    images = ("-i", place / "data" / MR / "imagesTs", "--exact", "--modality", "MR")
+    model = f"{CT}/2d"
     run("predict", *images, "-o", place / "by_name", "-m", model, "-w", place / "workspace")
     file = place / "medformer.autoliver"
     run("export", model, file, "-w", place / "workspace")
@@ -125,7 +125,7 @@ def test_it_predicts_the_same_from_its_file(place: Path) -> None:
 
 def test_nnunet_cannot_have_it(place: Path) -> None:
     target = place / "nnunet"
-    words = ("export", f"{CT}/2d/fold_0", target, "--format", "nnunet")
+    words = ("export", f"{CT}/2d", target, "--format", "nnunet")
     with pytest.raises(ModelError, match="nnU-Net has no network of kind 'medformer'"):
         run(*words, "-w", place / "workspace")
     assert not target.exists()
