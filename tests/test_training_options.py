@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import run
 from safetensors.numpy import load_file
@@ -12,6 +13,7 @@ from autoliver.cli.main import app
 from autoliver.errors import OptionError
 from autoliver.inference import fastest
 from autoliver.models.files import FoldModel
+from autoliver.networks.checkpoint import load_training_state
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.train import train
 from autoliver.planning.plan import Plan
@@ -70,6 +72,19 @@ def test_given_options_are_kept_and_reach_the_model(
         run("train", NAME, "2d", *SHORT, "--mirror", "--tag", "plain", "-w", workspace)
     with pytest.raises(OptionError, match=r"the default --lr, not --lr 0\.1"):
         run("train", NAME, "2d", *SHORT, "--lr", 0.1, "--tag", "plain", "-w", workspace)
+
+
+def test_the_running_mean_is_the_model_and_both_are_kept_for_resuming(workspace: Path) -> None:
+    given = ("--schedule", "nnunet", "--ema", 0.9, "--tag", "mean", "-w", workspace)
+    run("train", NAME, "2d", *SHORT, *given)
+    made = fold(workspace, "mean")
+    saved = load_training_state(made / "resume.pt")
+    weights = load_file(made / "weights.safetensors")
+    for name, value in weights.items():
+        assert np.array_equal(value, saved["averaged"][name].numpy())
+    assert any(not np.array_equal(v, saved["network"][n].numpy()) for n, v in weights.items())
+    with pytest.raises(OptionError, match=r"started with --ema 0\.9, not --ema 0\.99"):
+        run("train", NAME, "2d", *SHORT, *given[:2], "--ema", 0.99, *given[4:])
 
 
 def test_a_patch_that_does_not_fit_is_refused_before_anything_is_made(workspace: Path) -> None:

@@ -17,6 +17,7 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, say, start, table
 from autoliver.cli.planning_options import (
+    Arch,
     BatchCap,
     Fresh,
     KeepAxes,
@@ -82,6 +83,7 @@ def verify(
 def plan(
     dataset: DatasetArgument = None,
     preset: Preset = None,
+    arch: Arch = None,
     vram: Vram = None,
     spacing: Spacing = None,
     window: Window = None,
@@ -110,6 +112,7 @@ def plan(
     start(verbose=verbose)
     given: dict[str, Any] = {
         "preset": preset,
+        "arch": arch,
         "vram_gb": vram,
         "batch_cap": batch_cap,
         "keep_axes": keep_axes,
@@ -232,7 +235,7 @@ def _show_plan(plan: "Plan") -> str:
 
     parts = [
         f"{plan.dataset}: {plan.modality}, channels {', '.join(plan.channel_names)}, "
-        f"labels {', '.join(plan.labels.values)}; preset {plan.preset}, {plan.vram_gb:g} GB"
+        f"labels {', '.join(plan.labels.values)}; {_network(plan)}, {plan.vram_gb:g} GB"
     ]
     for name, c in plan.configurations.items():
         rows = [
@@ -243,6 +246,11 @@ def _show_plan(plan: "Plan") -> str:
         parts.append(table((name, "decision", "because"), rows, wrap=_width()))
     dropped = list(plan.reasons.items())
     return "\n\n".join([*parts, table(("dataset", "because"), dropped, wrap=_width())])
+
+
+def _network(plan: "Plan") -> str:
+    kind = "" if plan.arch == "unet" else f" of {plan.arch}"
+    return f"preset {plan.preset}{kind}"
 
 
 def _width() -> int:

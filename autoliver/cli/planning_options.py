@@ -17,6 +17,15 @@ Preset = Annotated[
         rich_help_panel="Network",
     ),
 ]
+Arch = Annotated[
+    names.Architecture | None,
+    typer.Option(
+        case_sensitive=False,
+        help="Type of network: medformer exchanges what voxels see through a few tokens, in the "
+        "presets default and tiny; its memory is estimated in float32. [default: unet]",
+        rich_help_panel="Network",
+    ),
+]
 Vram = Annotated[
     float | None,
     typer.Option(

@@ -107,6 +107,15 @@ LearningRate = Annotated[
         metavar="F", help="Peak learning rate. [default: the schedule's]", rich_help_panel=LEARNING
     ),
 ]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        metavar="D",
+        help="Keep a running mean of the weights with this decay, such as 0.999, as the result; 0: "
+        "none. [default: the schedule's: 0.99 for short, else none]",
+        rich_help_panel=LEARNING,
+    ),
+]
 Freeze = Annotated[
     str | None,
     typer.Option(

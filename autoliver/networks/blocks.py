@@ -8,9 +8,13 @@ from torch import nn
 # Layers by dimension. They are typed as callables, since torch's layers of each dimension take
 # tuples of another fixed length.
 Layer = Callable[..., nn.Module]
-CONV: dict[int, Layer] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, Layer] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONV: dict[int, Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM: dict[int, Layer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+INSTANCE_NORM: dict[int, Layer] = {
+    1: nn.InstanceNorm1d,
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
 AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope

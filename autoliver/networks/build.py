@@ -4,9 +4,17 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import LEAK, ResidualBlock
+from autoliver.networks.medformer import MedFormer
+from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.spec import NetworkSpec
 from autoliver.networks.unet import UNet
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_LINEAR_STD = 0.02  # as in vision transformers
 
 
 def build_network(
@@ -46,6 +54,8 @@ def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
     match spec:
         case UNetSpec() | ResidualUNetSpec():
             return UNet(spec, deep_supervision=deep_supervision)
+        case MedFormerSpec():
+            return MedFormer(spec, deep_supervision=deep_supervision)
 
 
 @torch.no_grad()
@@ -54,15 +64,20 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
 
     Weights of convolutions are drawn from a normal distribution that is scaled for the LeakyReLU
     after them (He et al., Delving Deep into Rectifiers, ICCV 2015); biases are 0. The scale of the
-    last norm of a residual block is 0, so that the block starts as its shortcut.
+    last norm of a residual block is 0, so that the block starts as its shortcut. Weights of linear
+    layers, which only transformers have, are drawn from a narrow normal distribution.
 
     Args:
         network: The network.
         generator: The random generator for the weights; None for torch's global one.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if isinstance(module, _CONVOLUTIONS):
             nn.init.kaiming_normal_(module.weight, a=LEAK, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=_LINEAR_STD, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, ResidualBlock):

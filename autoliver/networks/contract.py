@@ -100,6 +100,11 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         raise NotImplementedError
 
     @property
+    def lowest_weight(self) -> float:
+        """The weight of the last output in the loss, before normalisation; the first has 1."""
+        return 0.0
+
+    @property
     @abstractmethod
     def parts(self) -> tuple[PartGroup, ...]:
         """The parts that can be frozen."""

@@ -3,12 +3,13 @@
 from typing import cast
 
 from autoliver.artifacts import to_record
+from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
-__all__ = ["NetworkSpec", "ResidualUNetSpec", "UNetSpec", "read_spec"]
+__all__ = ["MedFormerSpec", "NetworkSpec", "ResidualUNetSpec", "UNetSpec", "read_spec"]
 
 # In files, the key "kind" identifies the member. The interface of all members is in contract.py.
-NetworkSpec = UNetSpec | ResidualUNetSpec
+NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec
 
 
 def read_spec(fields: object, *, where: str) -> NetworkSpec:

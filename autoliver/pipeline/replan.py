@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 # Options that only a dataset's own plan has, and their spelling on the command line.
 OF_OWN_PLAN = {
     "preset": "--preset",
+    "arch": "--arch",
     "vram_gb": "--vram",
     "window_hu": "--window",
     "batch_cap": "--batch-cap",

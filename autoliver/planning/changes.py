@@ -111,6 +111,7 @@ def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
     order = ["zyx"[axis] for axis in plan.transpose_forward]
     return (
         Decision("preset", plan.preset, plan.preset),
+        Decision("architecture", plan.arch, plan.arch),
         Decision("GPU memory", f"{plan.vram_gb:g} GB", plan.vram_gb),
         Decision(
             "modality",

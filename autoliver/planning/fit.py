@@ -14,9 +14,9 @@ import numpy as np
 
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
-from autoliver.planning.names import Preset
+from autoliver.planning.names import Architecture, Preset
 from autoliver.planning.plan import Configuration
-from autoliver.planning.presets import MIN_BATCH, PRESETS, REFERENCE_BATCH, PresetRow
+from autoliver.planning.presets import MIN_BATCH, REFERENCE_BATCH, PresetRow, preset_row
 from autoliver.planning.topology import Topology, pool_topology
 
 # Dimension -> edge of the square (2D) or cube (3D) whose area or volume the first patch has. From
@@ -59,7 +59,9 @@ class Budget:
 
     def reference(self, dimension: int) -> float:
         """Returns the feature map values that fill the memory target with the reference batch."""
-        return self.preset.reference[dimension] * (self.vram_gb / self.preset.vram_gb)
+        row = self.preset
+        share = (self.vram_gb - row.fixed_gb) / (row.vram_gb - row.fixed_gb)
+        return row.reference[dimension] * share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +97,14 @@ class Fit:
         return max(min(self.batch_by_memory, self.batch_by_dataset), MIN_BATCH)
 
 
-def memory_gb(configuration: Configuration, preset: Preset) -> float:
+def memory_gb(
+    configuration: Configuration, preset: Preset, architecture: Architecture = "unet"
+) -> float:
     """Estimates the GPU memory of a training in GB, as it is done to fit patches."""
-    row, dimension = PRESETS[preset], configuration.dimension
+    row, dimension = preset_row(preset, architecture), configuration.dimension
     elements = configuration.network.feature_map_elements(configuration.patch_shape)
     share = elements * configuration.batch_size / REFERENCE_BATCH[dimension]
-    return row.vram_gb * share / row.reference[dimension]
+    return row.fixed_gb + (row.vram_gb - row.fixed_gb) * share / row.reference[dimension]
 
 
 def fit_patch(

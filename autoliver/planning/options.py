@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
-from autoliver.planning.presets import PRESETS
+from autoliver.planning.presets import preset_row
 from autoliver.values import check_known
 
 
@@ -17,8 +17,9 @@ def asked_of(plan: Plan) -> PlanOptions:
     """
     if plan.asked is not None:
         return plan.asked
-    own = PRESETS[plan.preset].vram_gb
-    return PlanOptions(preset=plan.preset, vram_gb=None if plan.vram_gb == own else plan.vram_gb)
+    own = preset_row(plan.preset, plan.arch).vram_gb
+    vram_gb = None if plan.vram_gb == own else plan.vram_gb
+    return PlanOptions(preset=plan.preset, arch=plan.arch, vram_gb=vram_gb)
 
 
 def changed_options(before: PlanOptions, changes: Mapping[str, object]) -> PlanOptions:
@@ -68,6 +69,8 @@ def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
     words: list[str] = []
     if options.preset != "default":
         words += ["--preset", options.preset]
+    if options.arch != "unet":
+        words += ["--arch", options.arch]
     if options.vram_gb is not None:
         words += ["--vram", _number(options.vram_gb)]
     if options.spacing_mm is not None:

@@ -10,7 +10,13 @@ from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError, WrongValue
 from autoliver.networks.spec import NetworkSpec
-from autoliver.planning.names import ConfigurationName, Preset, SpacingMode
+from autoliver.planning.names import (
+    PRESETS_OF,
+    Architecture,
+    ConfigurationName,
+    Preset,
+    SpacingMode,
+)
 from autoliver.planning.ranges import SeenImages
 from autoliver.values import check_types, set_field, spelled
 
@@ -145,6 +151,7 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             labelled voxels.
         keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
             being brought to one order.
+        arch: The type of network: a U-Net, or MedFormer in the sizes default and tiny.
     """
 
     preset: Preset = "default"
@@ -153,6 +160,7 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     batch_cap: bool = True
     window_hu: tuple[float, float] | None = None
     keep_axes: bool = False
+    arch: Architecture = "unet"
 
     def __post_init__(self) -> None:
         """Refuses invalid values; the case of a preset's name does not matter.
@@ -161,7 +169,14 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             OptionError: A value is invalid; the error names the option and its value.
         """
         set_field(self, "preset", spelled(self.preset, get_args(Preset)))
+        set_field(self, "arch", spelled(self.arch, get_args(Architecture)))
         check_types(self, flags=_FLAGS)
+        if self.preset not in PRESETS_OF[self.arch]:
+            raise OptionError(
+                f"--preset {self.preset} is not one of --arch {self.arch}, which has "
+                f"{' and '.join(PRESETS_OF[self.arch])}.",
+                hint="Give --preset default and fit it to your GPU with --vram GB.",
+            )
         if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
             raise WrongValue(
                 f"--vram {self.vram_gb}: expected a size in GB above zero.",
@@ -235,6 +250,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
             Options are not decisions and are left out of the digest.
         seen: What the dataset's images look like as a whole, so that a case of another kind is
             noticed; None if unknown. It is left out of the digest as well.
+        arch: The architecture that the plan was made with.
         configurations: Name -> configuration.
         reasons: Decision -> the reason for it, in one sentence, for decisions about the plan as a
             whole. A configuration that was dropped ("3d_lowres") is such a decision.
@@ -261,6 +277,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     axis_codes: str = ""
     seen_axes: tuple[str, ...] = ()
     mixed: bool = False
+    arch: Architecture = "unet"
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property

@@ -24,7 +24,7 @@ from autoliver.planning.plan import (
     Plan,
     PlanOptions,
 )
-from autoliver.planning.presets import PRESETS
+from autoliver.planning.presets import preset_row
 from autoliver.values import counted
 
 # If a patch covers less than this share of the median case, a low-resolution configuration is
@@ -68,6 +68,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         made_from={"dataset": dataset.digest(), "fingerprint": fingerprint.digest()},
         dataset=dataset.name,
         preset=options.preset,
+        arch=options.arch,
         vram_gb=planner.budget.vram_gb,
         channel_names=dataset.channel_names,
         modality=_modality(dataset, planner.schemes),
@@ -329,7 +330,7 @@ def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> Inte
 
 
 def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
-    row, labels = PRESETS[options.preset], dataset.labels
+    row, labels = preset_row(options.preset, options.arch), dataset.labels
     return Budget(
         preset=row,
         vram_gb=row.vram_gb if options.vram_gb is None else options.vram_gb,

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
-from autoliver.planning.names import Preset
+from autoliver.memory import GB
+from autoliver.networks.spec import MedFormerSpec, NetworkSpec, ResidualUNetSpec, UNetSpec
+from autoliver.planning.names import Architecture, Preset
 from autoliver.planning.topology import Topology
 
 # Smallest number of patches per step.
@@ -16,6 +17,7 @@ _MIN_BATCH = {2: MIN_BATCH, 3: MIN_BATCH}
 # Dimension -> limit of the number of features, which doubles from stage to stage.
 _MAX_FEATURES = {2: 512, 3: 320}
 _TINY_MAX_FEATURES = {2: 80, 3: 80}
+_MEDFORMER_LEVELS = 5
 
 
 class MakeNetwork(Protocol):
@@ -40,6 +42,8 @@ class PresetRow:
         must_fit: Dimension -> number of patches per step that must fit into memory; the patch
             shrinks until they do.
         max_batch: Largest number of patches per step; None for as many as memory and dataset allow.
+        fixed_gb: The part of the memory that depends neither on patch nor batch: weights, their
+            gradients and the optimiser.
     """
 
     network: MakeNetwork
@@ -48,6 +52,7 @@ class PresetRow:
     reference: dict[int, int]
     must_fit: dict[int, int]
     max_batch: int | None = None
+    fixed_gb: float = 0.0
 
 
 # The preset with the smallest network.
@@ -86,6 +91,44 @@ def _residual_unet(topology: Topology, *, in_channels: int, out_channels: int) -
         kernels=topology.kernels,
         blocks_encoder=((1, 3, 4) + (6,) * stages)[:stages],
         blocks_decoder=(1,) * (stages - 1),
+    )
+
+
+def _medformer(topology: Topology, *, in_channels: int, out_channels: int) -> MedFormerSpec:
+    """Makes MedFormer with 38.6 million weights in 3D.
+
+    It always has five levels. They halve what the first five stages of a U-Net halve; where that
+    has fewer, the last levels keep their resolution.
+    """
+    dimension, levels = len(topology.patch_shape), _MEDFORMER_LEVELS
+    further = levels - len(topology.strides)
+    return MedFormerSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        features=(32, 64, 128, 256, 320),
+        strides=(topology.strides + ((1,) * dimension,) * further)[:levels],
+        kernels=(topology.kernels + ((3,) * dimension,) * further)[:levels],
+        blocks_encoder=(1, 2, 2, 4, 6),
+        blocks_decoder=(2, 2, 2, 4),
+        heads=(1, 1, 4, 8, 10),
+        tokens=64,
+        fusion_features=320,
+        fusion_heads=10,
+        fusion_layers=2,
+    )
+
+
+def _tiny_medformer(topology: Topology, *, in_channels: int, out_channels: int) -> MedFormerSpec:
+    """Makes MedFormer with 0.307 million weights in 3D."""
+    network = _medformer(topology, in_channels=in_channels, out_channels=out_channels)
+    return network.replace(
+        features=(8, 8, 16, 32, 40),
+        blocks_encoder=(1,) * _MEDFORMER_LEVELS,
+        blocks_decoder=(1,) * (_MEDFORMER_LEVELS - 1),
+        heads=(1, 1, 2, 4, 4),
+        tokens=8,
+        fusion_features=40,
+        fusion_heads=4,
     )
 
 
@@ -129,3 +172,37 @@ PRESETS: dict[Preset, PresetRow] = {
         max_batch=4,
     ),
 }
+
+# Bytes that training in float32 takes for each value of a feature map, and GB that it takes for any
+# patch: for scratch memory, and for 38.6 million weights (measured, docs/RESULTS.md).
+_MEDFORMER_BYTES = 11.8
+_TINY_MEDFORMER_FIXED_GB = 0.3
+_MEDFORMER_FIXED_GB = 0.85
+_MEDFORMER_GB = 8
+_MEDFORMER_REFERENCE = {
+    dimension: round((_MEDFORMER_GB - _MEDFORMER_FIXED_GB) * GB / (_MEDFORMER_BYTES * batch))
+    for dimension, batch in REFERENCE_BATCH.items()
+}
+MEDFORMER: dict[Preset, PresetRow] = {
+    "default": PresetRow(
+        network=_medformer,
+        vram_gb=_MEDFORMER_GB,
+        reference=_MEDFORMER_REFERENCE,
+        must_fit=_MIN_BATCH,
+        fixed_gb=_MEDFORMER_FIXED_GB,
+    ),
+    "tiny": PresetRow(
+        network=_tiny_medformer,
+        fitted_as=_medformer,
+        vram_gb=_MEDFORMER_GB,
+        reference=_MEDFORMER_REFERENCE,
+        must_fit=_MIN_BATCH,
+        max_batch=4,
+        fixed_gb=_TINY_MEDFORMER_FIXED_GB,
+    ),
+}
+
+
+def preset_row(preset: Preset, architecture: Architecture) -> PresetRow:
+    """Returns the row of a preset of an architecture; `names.PRESETS_OF` says which there are."""
+    return (MEDFORMER if architecture == "medformer" else PRESETS)[preset]

@@ -73,6 +73,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         replay_share: Share of the patches that are drawn from its cases, above 0 and below 1.
         keep_source: Share of the tuned weights in the final ones, 0 to 1; the rest is the source's.
             "auto" chooses it by the held-out cases; None: the final weights are the tuned ones.
+        ema: Decay of the running mean of the weights, at least 0 and below 1; 0: no running mean;
+            None: the recipe's.
     """
 
     KIND: ClassVar[str] = "options"
@@ -101,6 +103,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     replay: str | None = None
     replay_share: float = 0.5
     keep_source: float | Literal["auto"] | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         check_objective(self.loss)
@@ -157,6 +160,8 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
         recipe = recipe.replace(learning_rate=options.lr)
     elif options.pretrained is not None:
         recipe = recipe.replace(learning_rate=recipe.learning_rate * recipe.transfer_share)
+    if options.ema is not None:
+        recipe = recipe.replace(average=options.ema)
     if options.mirror is not None:
         recipe = recipe.replace(mirror=options.mirror)
     elif parse_augment(options.augment):
@@ -334,6 +339,7 @@ def check_options(options: TrainingOptions) -> None:
         if value is not None:
             check_number(flag_of(name), value, above=0)
     check_number("--foreground", options.foreground, least=0, most=1)
+    _check_ema(options.ema)
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))
@@ -344,6 +350,15 @@ def check_options(options: TrainingOptions) -> None:
     _check_together(options)
     if options.pretrained is None:
         _check_from_scratch(options)
+
+
+def _check_ema(decay: float | None) -> None:
+    """Refuses decays with which the mean would never move."""
+    if decay is not None and check_number("--ema", decay, least=0, most=1) == 1:
+        raise OptionError(
+            f"--ema {decay:g} would keep the initial weights for ever; it must be below 1.",
+            hint="0.999 is the mean of about the last 1000 steps; 0 keeps no mean.",
+        )
 
 
 def _check_from_scratch(options: TrainingOptions) -> None:

@@ -79,6 +79,7 @@ class TrainingState:
         """Moves the running mean towards the current weights, if the recipe keeps one.
 
         The decay grows with the number of steps, so that the mean forgets the untrained weights.
+        Buffers, such as the statistics of a batch norm, are copied: they are running means already.
         """
         if self.averaged is None:
             return
@@ -87,6 +88,8 @@ class TrainingState:
             torch._foreach_lerp_(
                 list(self.averaged.parameters()), list(self.network.parameters()), share
             )
+            for mean, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+                mean.copy_(buffer)
 
     def snapshot(self) -> dict[str, Any]:
         """The state without its logs, as tensors and plain values."""

@@ -43,6 +43,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
     }
     return own.replace(
         preset=source.preset,
+        arch=source.arch,
         vram_gb=source.vram_gb,
         transpose_forward=order,
         transpose_backward=source.transpose_backward,

@@ -26,8 +26,8 @@ EDITS = {
             "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.networks.unet_spec",
         ),
         (
-            "NetworkSpec = UNetSpec | ResidualUNetSpec",
-            "NetworkSpec = UNetSpec | ResidualUNetSpec | ToySpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec | ToySpec",
         ),
     ],
     "networks/build.py": [
@@ -47,9 +47,9 @@ EDITS = {
     "planning/names.py": [('"XL", "tiny"]', '"XL", "tiny", "toy"]')],
     "planning/presets.py": [
         (
-            "from autoliver.planning.names import Preset\n",
+            "from autoliver.planning.names import Architecture, Preset\n",
             "from autoliver.networks.toy_spec import ToySpec\n"
-            "from autoliver.planning.names import Preset\n",
+            "from autoliver.planning.names import Architecture, Preset\n",
         ),
         (
             "PRESETS: dict[Preset, PresetRow] = {\n",

@@ -136,6 +136,7 @@ def test_no_decision_of_a_plan_is_left_out(name):
     plan = plan_of()
     other = {
         "preset": "XL",
+        "arch": "medformer",
         "vram_gb": 9.0,
         "channel_names": ("CT", "T2"),
         "modality": "MR",

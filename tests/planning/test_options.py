@@ -83,6 +83,7 @@ def test_the_spacing_of_a_plan_like_another_is_one_choice(before, changes, now):
     [
         (PlanOptions(), ""),
         (PlanOptions(preset="M", vram_gb=11.5), "--preset M --vram 11.5"),
+        (PlanOptions(preset="tiny", arch="medformer"), "--preset tiny --arch medformer"),
         (PlanOptions(spacing_mm=(2.5, 0.7421875, 0.7421875)), "--spacing 2.5 0.7421875 0.7421875"),
         (PlanOptions(spacing_mm=(1.0, 1e-05, 2 / 3)), "--spacing 1 1e-05 0.6666666666666666"),
         (
@@ -129,12 +130,13 @@ def test_the_command_makes_of_the_words_what_they_were_made_of(options, monkeypa
 @pytest.mark.parametrize("name", PlanOptions.__struct_fields__)
 def test_none_resets_any_option(name):
     set_before = PlanOptions(
-        preset="M",
+        preset="tiny",
         vram_gb=11.5,
         spacing_mm=(2.0, 1.0, 1.0),
         batch_cap=False,
         window_hu=(-150.0, 250.0),
         keep_axes=True,
+        arch="medformer",
     )
     default = getattr(PlanOptions(), name)
     assert getattr(set_before, name) != default

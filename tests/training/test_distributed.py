@@ -170,6 +170,7 @@ def whole_trainings(root: Path, group: Group) -> None:
     train(with_a_huge_case(root / "huge", 3e38, group=group))
     train(thawing(root / "thawing", group))
     train(replaying(root / "replaying", group))
+    train(make_task("two", root / "averaged", group=group, options={"ema": 0.9}))
     train(make_task("three_ignore", root / "begun_by_one", group=group))
     # Only one of them is asked to stop.
     stop = stop_after(3) if group.rank == 1 else lambda: False
@@ -269,6 +270,16 @@ def test_both_replay_what_one_would(together: Path, tmp_path: Path) -> None:
     assert task.replay
     train(task)
     assert_alike(tmp_path, together / "replaying")
+
+
+def test_both_keep_the_running_mean_that_one_would(together: Path, tmp_path: Path) -> None:
+    train(make_task("two", tmp_path, options={"ema": 0.9}))
+    assert_alike(tmp_path, together / "averaged")
+    files = [together / "averaged" / f"{rank}.safetensors" for rank in (0, 1)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    last = load_file(together / "two" / "0.safetensors")
+    mean = load_file(files[0])
+    assert any(not np.array_equal(mean[name], last[name]) for name in last)
 
 
 def test_parts_that_are_frozen_thaw_for_both(together: Path, tmp_path: Path) -> None:

@@ -56,6 +56,23 @@ def test_options_override_the_recipe() -> None:
     assert choose_recipe(TrainingOptions(mirror=False)) == RECIPES["nnunet"].replace(mirror=False)
 
 
+@pytest.mark.parametrize("schedule", ["nnunet", "finetune", "short", "adamw"])
+def test_a_running_mean_can_be_asked_of_every_schedule(schedule: Schedule) -> None:
+    base = TrainingOptions(schedule=schedule)
+    plain = choose_recipe(base)
+    assert choose_recipe(base.replace(ema=0.999)) == plain.replace(average=0.999)
+    assert choose_recipe(base.replace(ema=0.0)) == plain.replace(average=0.0)
+
+
+@pytest.mark.parametrize(
+    ("decay", "told"), [(1.0, "below 1"), (-0.1, "from 0 to 1"), (float("nan"), "from 0 to 1")]
+)
+def test_decays_that_keep_no_mean_are_refused(decay: float, told: str) -> None:
+    with pytest.raises(OptionError, match=told) as caught:
+        check_options(TrainingOptions(ema=decay))
+    assert "--ema" in caught.value.problem
+
+
 def test_another_optimiser_comes_with_its_own_rate_and_decay() -> None:
     recipe = choose_recipe(TrainingOptions(schedule="nnunet", optimiser="adamw"))
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("adamw", 6e-3, 1e-2)

@@ -71,6 +71,29 @@ def test_the_average_forgets_the_start_and_then_decays_as_asked() -> None:
     assert not torch.equal(found, state.network.state_dict()[name])
 
 
+def test_the_average_is_of_weights_alone_and_buffers_are_copied() -> None:
+    state = make_state(ADAMW)
+    for network in (state.network, state.averaged):
+        assert network is not None
+        network.add_module("norm", torch.nn.BatchNorm2d(1))
+    mean, statistics = torch.tensor([2.5]), torch.tensor(7)
+    state.network.norm.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
+    state.network.norm.num_batches_tracked.copy_(statistics)  # type: ignore[union-attr, operator]
+    state.step = 1000
+    state.update_average()
+    saved = state.result.state_dict()
+    assert torch.equal(saved["norm.running_mean"], mean)
+    assert torch.equal(saved["norm.num_batches_tracked"], statistics)
+
+
+def test_the_average_stays_in_float32() -> None:
+    state = make_state(ADAMW.replace(average=0.999))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for step in range(2):
+            take_step(state, step)
+    assert {value.dtype for value in state.result.state_dict().values()} == {torch.float32}
+
+
 def test_without_an_average_the_network_is_the_result() -> None:
     state = make_state(SGD)
     take_step(state, 0)

@@ -31,6 +31,7 @@ def _segmentation(kind: "LossKind") -> Make:
 
         rows = configuration.network.out_channels - (0 if labels.has_regions else 1)
         loss = loss_options(labels, batch_dice=configuration.batch_dice, kind=kind)
+        loss = loss.replace(lowest_weight=configuration.network.lowest_weight)
         return SegmentationObjective(options=loss, rows=rows)
 
     return make
