@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _CT, _MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
 _SOURCE = "PhantomCT"
 _LESIONS = (2, 5)
+_BIAS = 0.1  # of MR as most scanners give it, corrected for the coils' sensitivity
 _COLUMNS = 3  # slices in a row of the picture
 _WINDOW: dict[str, tuple[float, float] | None] = {_CT: SOFT_TISSUE_HU, _MR: None}
 # A tumour is part of the liver's outline, and outlined itself.
@@ -54,7 +55,7 @@ class DemoOptions(Record, frozen=True, kw_only=True):
 
     seed: int = 20
     ct_cases: int = 12
-    mr_cases: int = 2
+    mr_cases: int = 4
     test_cases: int = 4
     ct_training: dict[str, Any]
     mr_training: dict[str, Any]
@@ -73,8 +74,9 @@ class DemoResult:
     picture: Path
 
 
-# Tumours fill a few thousandths of a scan: most patches must be asked to show foreground, or the
-# network never learns them.
+# Tumours fill a few thousandths of a scan, and are not learnt unless half of the patches show a
+# label that is drawn for them. The other half shows slices without any label as well: a network of
+# CT that has seen too few of these finds liver in them on MR.
 FULL_DEMO = DemoOptions(
     ct_training={"epochs": 32, "iterations": 50, "augment": "cross-modality", "foreground": 0.8},
     mr_training={"epochs": 8, "iterations": 50, "foreground": 0.8},
@@ -103,13 +105,9 @@ def run_demo(output: Path, options: DemoOptions, *, notify: Notify) -> DemoResul
     train_both(workspace, str(data / _MR), on_mr, notify=notify)
     parts = {
         f"CT, trained on {options.ct_cases} CT scans": _Part(_CT, f"{_CT}/2d"),
-        "MR, the same model: it never saw MR": _Part(_MR, f"{_CT}/2d", match=True),
-        f"MR, from scratch on {options.mr_cases} MR scans": _Part(
-            _MR, f"{_MR}/2d@{_SOURCE}+scratch"
-        ),
-        f"MR, transferred from CT to {options.mr_cases} MR scans": _Part(
-            _MR, f"{_MR}/2d@{_SOURCE}"
-        ),
+        "MR, same model: saw no MR": _Part(_MR, f"{_CT}/2d", match=True),
+        f"MR, from scratch on {options.mr_cases} scans": _Part(_MR, f"{_MR}/2d@{_SOURCE}+scratch"),
+        f"MR, transferred to {options.mr_cases} scans": _Part(_MR, f"{_MR}/2d@{_SOURCE}"),
     }
     dice, rows = {}, []
     for title, part in parts.items():
@@ -137,7 +135,7 @@ def _phantoms(data: Path, name: str, contrast: Contrast, options: DemoOptions) -
             name=name,
             cases=options.ct_cases if contrast == "CT" else options.mr_cases,
             seed=options.seed + (contrast != "CT"),  # so that the patients differ
-            options=(PhantomOptions(contrast=contrast, lesions=_LESIONS),),
+            options=(PhantomOptions(contrast=contrast, lesions=_LESIONS, bias=_BIAS),),
             test_cases=options.test_cases,
         )
 

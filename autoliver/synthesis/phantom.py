@@ -135,11 +135,7 @@ def make_phantom(rng: np.random.Generator, options: PhantomOptions) -> Phantom:
     anatomy = sample_anatomy(rng, lesions=options.lesions)
     geometry, grid = _sample_geometry(rng, options)
     tissue, label = paint_anatomy(anatomy, grid)
-    image = (
-        _scan_ct(rng, tissue)
-        if options.contrast == "CT"
-        else _scan_mr(rng, tissue, options)
-    )
+    image = _scan_ct(rng, tissue) if options.contrast == "CT" else _scan_mr(rng, tissue, options)
     return Phantom(
         image=Volume(array=image[None], geometry=geometry),
         label=Volume(array=label[None], geometry=geometry),
