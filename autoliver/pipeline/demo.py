@@ -78,8 +78,8 @@ class DemoResult:
 # label that is drawn for them. The other half shows slices without any label as well: a network of
 # CT that has seen too few of these finds liver in them on MR.
 FULL_DEMO = DemoOptions(
-    ct_training={"epochs": 32, "iterations": 50, "augment": "cross-modality", "foreground": 0.8},
-    mr_training={"epochs": 8, "iterations": 50, "foreground": 0.8},
+    ct_training={"epochs": 44, "iterations": 50, "augment": "gin:0.4", "foreground": 0.5},
+    mr_training={"epochs": 8, "iterations": 50, "foreground": 0.5, "lr": 4e-3},
 )
 
 
