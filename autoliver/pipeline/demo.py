@@ -74,9 +74,8 @@ class DemoResult:
     picture: Path
 
 
-# Tumours fill a few thousandths of a scan, and are not learnt unless half of the patches show a
-# label that is drawn for them. The other half shows slices without any label as well: a network of
-# CT that has seen too few of these finds liver in them on MR.
+# Tumours fill a few thousandths of a scan, and are not learnt in so few steps unless half of the
+# patches show a label that is drawn for them (docs/RESULTS.md).
 FULL_DEMO = DemoOptions(
     ct_training={"epochs": 44, "iterations": 50, "augment": "gin:0.4", "foreground": 0.5},
     mr_training={"epochs": 8, "iterations": 50, "foreground": 0.5, "lr": 4e-3},
