@@ -53,7 +53,7 @@ TISSUE_MEANS: dict[Contrast, tuple[float, ...]] = {
 }
 
 _CT_JITTER_HU, _CT_TEXTURE_HU, _CT_NOISE_HU = 8.0, 6.0, 12.0
-_MR_JITTER, _MR_TEXTURE, _MR_NOISE, _MR_BIAS = 0.15, 0.03, 0.03, 0.25
+_MR_JITTER, _MR_TEXTURE, _MR_NOISE = 0.15, 0.03, 0.03
 _MR_GAIN = (200.0, 1200.0)
 _BLUR_VOXELS = 0.6
 # Files hold 16-bit whole numbers, as scanners write them.
@@ -81,6 +81,8 @@ class PhantomOptions(Record, frozen=True, kw_only=True):
         scale: Size of the patient relative to an adult; None: as large as the field of view allows.
         lesions: Smallest and largest number of liver lesions; fewer if there is no room for them.
         oblique: Whether the grid is rotated against the patient by a few degrees.
+        bias: Strength of the bias field of MR: standard deviation of the logarithm of the coils'
+            sensitivity; about 0.1 is left where the scanner has corrected for them.
     """
 
     contrast: Contrast = "CT"
@@ -90,6 +92,7 @@ class PhantomOptions(Record, frozen=True, kw_only=True):
     scale: float | None = None
     lesions: tuple[int, int] = (0, 4)
     oblique: bool = True
+    bias: float = 0.25
 
     @property
     def modality(self) -> Modality:
@@ -132,11 +135,7 @@ def make_phantom(rng: np.random.Generator, options: PhantomOptions) -> Phantom:
     anatomy = sample_anatomy(rng, lesions=options.lesions)
     geometry, grid = _sample_geometry(rng, options)
     tissue, label = paint_anatomy(anatomy, grid)
-    image = (
-        _scan_ct(rng, tissue)
-        if options.contrast == "CT"
-        else _scan_mr(rng, tissue, options.contrast)
-    )
+    image = _scan_ct(rng, tissue) if options.contrast == "CT" else _scan_mr(rng, tissue, options)
     return Phantom(
         image=Volume(array=image[None], geometry=geometry),
         label=Volume(array=label[None], geometry=geometry),
@@ -218,13 +217,14 @@ def _check(options: PhantomOptions) -> None:
         "spacing_mm": spacing is not None and min(spacing) <= 0,
         "scale": options.scale is not None and options.scale <= 0,
         "lesions": not 0 <= options.lesions[0] <= options.lesions[1],
+        "bias": not 0 <= options.bias < np.inf,
     }
     for field, is_wrong in wrong.items():
         if is_wrong:
             raise OptionError(
                 f"phantom: {field} {getattr(options, field)} is not possible.",
                 hint="Shapes are 4 voxels or more, spacings and scales above zero, shape_jitter "
-                "is below 1, and lesions are (fewest, most).",
+                "is below 1, lesions are (fewest, most), and bias is zero or more.",
             )
 
 
@@ -278,13 +278,13 @@ def _scan_ct(rng: np.random.Generator, tissue: Codes) -> Floats:
     return image
 
 
-def _scan_mr(rng: np.random.Generator, tissue: Codes, contrast: Contrast) -> Floats:
+def _scan_mr(rng: np.random.Generator, tissue: Codes, options: PhantomOptions) -> Floats:
     """Simulates an MR image: rounded signal with coil shading and Rician noise."""
-    means = np.array(TISSUE_MEANS[contrast], np.float32)
+    means = np.array(TISSUE_MEANS[options.contrast], np.float32)
     means *= rng.uniform(1 - _MR_JITTER, 1 + _MR_JITTER, len(means))
     gain = np.float32(rng.uniform(*_MR_GAIN))
     image = _textured(rng, tissue, means, _MR_TEXTURE)
-    knots = rng.normal(0, _MR_BIAS, (_BIAS_KNOTS,) * 3)
+    knots = rng.normal(0, options.bias, (_BIAS_KNOTS,) * 3)
     along_z, along_y, along_x = (_cubic(n) for n in image.shape)
     sheets = np.einsum("abc,yb,xc->ayx", knots, along_y, along_x).astype(np.float32)
     for part in _chunks(image.shape):

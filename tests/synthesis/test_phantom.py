@@ -241,6 +241,27 @@ def test_slices_vary_only_when_asked() -> None:
     assert all(11 <= z <= 21 and (y, x) == (40, 40) for z, y, x in varied)
 
 
+def test_the_bias_field_is_as_strong_as_asked() -> None:
+    options = PhantomOptions(contrast="T2", shape_zyx=(24, 64, 64))
+    even = scan(3, options.replace(bias=0.0))
+    body = even.tissue.array[0] != TISSUES["air"]
+
+    def unevenness(bias: float) -> float:
+        """Spread of the logarithm of the sensitivity in the body; noise is averaged out."""
+        smooth = [
+            ndimage.gaussian_filter(each.image.array[0], 4)[body]
+            for each in (scan(3, options.replace(bias=bias)), even)
+        ]
+        return float(np.log(smooth[0] / smooth[1]).std())
+
+    weak, strong = unevenness(0.1), unevenness(0.25)
+    assert 0.03 < weak < 0.15
+    assert 2 < strong / weak < 3
+    usual = scan(3, PhantomOptions(contrast="T2")).image.array
+    stated = scan(3, PhantomOptions(contrast="T2", bias=0.25)).image.array
+    np.testing.assert_array_equal(usual, stated)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -249,6 +270,8 @@ def test_slices_vary_only_when_asked() -> None:
         {"scale": -1.0},
         {"lesions": (3, 1)},
         {"shape_jitter": 1.0},
+        {"bias": -0.1},
+        {"bias": float("inf")},
     ],
 )
 def test_impossible_options_are_named(wrong: dict[str, object]) -> None:
