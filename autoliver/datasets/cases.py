@@ -26,6 +26,7 @@ from autoliver.datasets.layouts import (
     table_files,
 )
 from autoliver.datasets.layouts import find_case_images as find_case_images
+from autoliver.datasets.pool import check_members
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_label
 from autoliver.io.paths import check_printable
@@ -259,6 +260,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     check_printable(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
+    check_members(folder)
     plain = (folder / "images").is_dir() and not (folder / "imagesTr").is_dir()
     if (folder / "dataset.json").exists():
         description = read_description(folder)

@@ -166,16 +166,16 @@ def _hashes(paths: Sequence[Path], sizes: Iterable[int]) -> Iterator[FileState]:
         ) as bar,
     ):
         try:
-            states = pool.map(_hash, paths)
+            states = pool.map(file_state, paths)
         except RuntimeError:  # no thread can be started
-            states = map(_hash, paths)
+            states = map(file_state, paths)
         for state in states:
             bar.update(state.size)
             yield state
 
 
-def _hash(path: Path) -> FileState:
-    """Returns a file's state; zeros if it cannot be read, which `verify` reports."""
+def file_state(path: Path) -> FileState:
+    """Returns a file's state with its hash; zeros if it cannot be read, which `verify` reports."""
     try:
         with open_file(path) as file:
             # Before the content is read, so that a file that is written meanwhile is hashed again

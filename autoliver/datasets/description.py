@@ -17,7 +17,7 @@ from autoliver.io.paths import check_printable
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
-    *("modality", "training", "patients", "annotated", "origin", "lesion_classes"),
+    *("modality", "training", "patients", "annotated", "origin", "lesion_classes", "sources"),
 )
 _BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _HARMLESS = (

@@ -8,7 +8,8 @@ from pathlib import Path
 from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
-from autoliver.datasets.contents import FileIndex, identify, unread
+from autoliver.datasets.contents import FileIndex, file_state, identify, unread
+from autoliver.datasets.pool import POOL_FILE, Pool, refuse_members
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.paths import check_path
 from autoliver.system import system_error
@@ -82,6 +83,7 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
         AutoliverError: The workspace cannot be written.
     """
     dataset = _identified(dataset, root, index)
+    _check_members(dataset)
     if not kept.exists():
         return dataset
     known = Dataset.load(kept)
@@ -158,3 +160,28 @@ def _places(known: Dataset, root: Path) -> list[Path]:
     if known.from_workspace:
         places.insert(0, Path(os.path.normpath(root.absolute() / known.from_workspace)))
     return places
+
+
+def _check_members(dataset: Dataset) -> None:
+    """Refuses a pool with members whose files have changed since it was made.
+
+    Args:
+        dataset: Any dataset, whose contents `identify` has filled in.
+
+    Raises:
+        DatasetError: Files have changed; the error names the first one.
+    """
+    folder = Path(dataset.folder)
+    path = folder / POOL_FILE
+    if not path.exists():
+        return
+    pool = Pool.load(path)
+    known = {case.name: {content.hash for content in case.contents} for case in dataset.cases}
+    labels = {case.name: case.label for case in dataset.cases}
+    changed = []
+    for case in pool.cases:
+        hashes = known.get(case.name, set())
+        if labels.get(case.name) != case.label.path:  # it was written anew for the pool
+            hashes = hashes | {file_state(Path(case.label.path)).hash}
+        changed += [(case, f) for f in (*case.images, case.label) if f.hash not in hashes]
+    refuse_members(folder, pool, changed, "has changed")

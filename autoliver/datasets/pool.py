@@ -1,9 +1,10 @@
 """pool.json: from which datasets a pool was made, and whether their files are still the same."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from autoliver.artifacts import Artifact, Record, file_sha256
+from autoliver.artifacts import Artifact, Record
 from autoliver.commands import command
 from autoliver.errors import DatasetError
 
@@ -15,37 +16,11 @@ class PooledFile(Record, frozen=True, kw_only=True):
 
     Attributes:
         path: Absolute path.
-        size: Size in bytes.
-        mtime_ns: Time of its last modification, in nanoseconds.
-        sha256: SHA-256 of its content.
+        hash: Hash of its content, in hex digits (`contents.FileState`).
     """
 
     path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "PooledFile":
-        """Returns the state of a file."""
-        state = path.stat()
-        return cls(
-            path=str(path),
-            size=state.st_size,
-            mtime_ns=state.st_mtime_ns,
-            sha256=file_sha256(path),
-        )
-
-    def problem(self) -> str:
-        """Says in words why this is not the file any more; "" if it is."""
-        path = Path(self.path)
-        if not path.is_file():
-            return "is not there any more"
-        state = path.stat()
-        if (state.st_size, state.st_mtime_ns) == (self.size, self.mtime_ns):
-            return ""
-        same = state.st_size == self.size and file_sha256(path) == self.sha256
-        return "" if same else "has changed"
+    hash: str
 
 
 class PooledCase(Record, frozen=True, kw_only=True):
@@ -91,30 +66,47 @@ class Pool(Artifact, frozen=True, kw_only=True):
 
 
 def check_members(folder: Path) -> None:
-    """Refuses a pool with members whose files were moved or changed since it was made.
+    """Refuses a pool with members whose files are not there any more.
 
     Args:
         folder: The folder of any dataset.
 
     Raises:
-        DatasetError: There are such files; the error names the first one.
+        DatasetError: Files are missing; the error names the first one.
         ArtifactError: pool.json is damaged.
     """
     path = folder / POOL_FILE
     if not path.exists():
         return
     pool = Pool.load(path)
-    bad = [
-        (case, file, problem)
-        for case in pool.cases
-        for file in (*case.images, case.label)
-        if (problem := file.problem())
-    ]
+    files = ((case, file) for case in pool.cases for file in (*case.images, case.label))
+    refuse_members(
+        folder,
+        pool,
+        [(case, file) for case, file in files if not Path(file.path).is_file()],
+        "is not there any more",
+    )
+
+
+def refuse_members(
+    folder: Path, pool: Pool, bad: Sequence[tuple[PooledCase, PooledFile]], what: str
+) -> None:
+    """Refuses a pool with files of members that are not as they were.
+
+    Args:
+        folder: The pool's folder.
+        pool: How it was made.
+        bad: These files with their cases; nothing is refused if there are none.
+        what: What is wrong with them, in words.
+
+    Raises:
+        DatasetError: There are such files.
+    """
     if bad:
-        case, file, problem = bad[0]
+        case, file = bad[0]
         more = f" ({len(bad)} files in all)" if len(bad) > 1 else ""
         raise DatasetError(
             f"{folder}: {case.member}, of which this pool was made, is not the same any more: "
-            f"{file.path} {problem}{more}.",
+            f"{file.path} {what}{more}.",
             hint=f"Put the files back, or make the pool anew: {pool.again(folder)}",
         )

@@ -12,6 +12,7 @@ import numpy as np
 from autoliver.artifacts import Record, brief, replacing, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Labels, read_dataset
+from autoliver.datasets.contents import file_state
 from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
 from autoliver.errors import DatasetError, OptionError, WrongValue
@@ -200,6 +201,23 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
     )
 
 
+def read_inside(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Reads the values of `--inside`, LABEL=OUTER; None if there are none.
+
+    Raises:
+        WrongValue: One is of another form.
+    """
+    if not given:
+        return None
+    pairs = [text.partition("=") for text in given]
+    for text, (inner, equals, outer) in zip(given, pairs, strict=True):
+        if not (inner and equals and outer) or inner == outer:
+            raise WrongValue(
+                f"--inside {text}: expected LABEL=OUTER.", hint="Give it as --inside tumour=liver."
+            )
+    return {inner.strip(): outer.strip() for inner, _, outer in pairs}
+
+
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if not (output.is_symlink() or output.is_file() or entries(output)):
         return
@@ -312,11 +330,15 @@ def _make(task: _Task) -> _Made:
             name=task.name,
             member=task.member,
             case=task.case.name,
-            images=tuple(PooledFile.of(Path(image)) for image in task.case.images),
-            label=PooledFile.of(source),
+            images=tuple(_file(Path(image)) for image in task.case.images),
+            label=_file(source),
         ),
         label=path,
     )
+
+
+def _file(path: Path) -> PooledFile:
+    return PooledFile(path=str(path), hash=file_state(path).hash)
 
 
 def _refuse(problems: Sequence[str]) -> None:

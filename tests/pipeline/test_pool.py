@@ -1,0 +1,273 @@
+"""Several datasets as one: labels, files, duplicates, and members that change."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+
+from autoliver.datasets.cases import read_dataset
+from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
+from autoliver.io.files import read_image, read_label, write_image, write_label
+from autoliver.io.volume import Geometry
+from autoliver.pipeline.pooling.pool import PoolRequest, pool
+from autoliver.workspace import Workspace
+
+GRID = Geometry(shape_zyx=(6, 8, 8), spacing_mm=(3.0, 2.0, 2.0))
+LITS = {"background": 0, "liver": 1, "tumour": 2}
+CHAOS = {"background": 0, "liver": 63, "spleen": 252}
+MSD = {"background": 0, "Tumor": 1, "liver": 2}
+
+
+def make(
+    place: Path,
+    name: str,
+    labels: dict[str, int | list[int]],
+    *,
+    channel: str = "CT",
+    cases: int = 2,
+    seed: int = 0,
+    **keys: object,
+) -> Path:
+    """Writes a dataset whose label maps hold each value in a block of its own."""
+    folder = place / name
+    values = sorted({v for group in labels.values() for v in np.atleast_1d(group).tolist()} - {0})
+    for number in range(cases):
+        rng = np.random.default_rng([seed, number])
+        image = rng.normal(0, 100, (1, *GRID.shape_zyx)).astype("f4") + (-1000 * (channel == "CT"))
+        write_image(folder / f"imagesTr/c{number}_0000.nii.gz", image, GRID)
+        array = np.zeros(GRID.shape_zyx, np.uint16)
+        for row, value in enumerate(values):
+            array[1:4, row * 2 : row * 2 + 2, 2:6] = value
+        write_label(folder / f"labelsTr/c{number}.nii.gz", array, GRID)
+    description = {"channel_names": {"0": channel}, "labels": labels, "numTraining": cases,
+                   "file_ending": ".nii.gz", **keys}  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    make(tmp_path, "Dataset001_LiTS", LITS, seed=1)
+    make(tmp_path, "Dataset002_CHAOS", CHAOS, channel="MRI", seed=2)
+    make(tmp_path, "Dataset003_MSD", MSD, seed=3)
+    return tmp_path
+
+
+def made(place: Path, *adds: str, **options: object) -> Path:
+    """The pool OUT of datasets of the place."""
+    texts = tuple(str(place / add) for add in adds)
+    pool(Workspace(place / "ws"), place / "OUT", PoolRequest(add=texts, **options))
+    return place / "OUT"
+
+
+def values_of(folder: Path, case: str) -> list[int]:
+    """The values of a case's label map, in the order of its blocks."""
+    dataset = read_dataset(folder)
+    label = next(each.label for each in dataset.cases if each.name == case)
+    array = read_label(str(label)).array[0]
+    return [int(array[2, row, 3]) for row in (0, 2, 4)]
+
+
+def test_the_pool_refers_to_images_and_keeps_what_is_known(place: Path) -> None:
+    make(place, "Dataset004_Own", LITS, seed=4, patients={"c0": "p", "c1": "p"})
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    out = made(place, "Dataset004_Own", "Dataset002_CHAOS:liver=real,spleen=drop,tumour=absent")
+    assert {p: p.read_bytes() for p in before} == before
+    dataset = read_dataset(out)
+    assert [case.name for case in dataset.cases] == ["CHAOS_c0", "CHAOS_c1", "Own_c0", "Own_c1"]
+    assert [case.modality for case in dataset.cases] == ["MR", "MR", "CT", "CT"]
+    assert [case.patient for case in dataset.cases] == ["CHAOS/c0", "CHAOS/c1", "Own/p", "Own/p"]
+    assert {Path(i).parent.parent.name for c in dataset.cases for i in c.images} == {
+        "Dataset004_Own",
+        "Dataset002_CHAOS",
+    }
+    assert dataset.cases[0].annotated == {"tumour": "absent"}
+    assert dataset.cases[2].annotated == {}
+    # Nothing is missing, so labels exclude one another.
+    assert dataset.labels.values == {"background": (0,), "liver": (1,), "tumour": (2,)}
+    # Label maps are copied only where values differ.
+    assert Path(str(dataset.cases[2].label)).parent.parent.name == "Dataset004_Own"
+    assert Path(str(dataset.cases[0].label)).is_relative_to(out)
+    assert values_of(out, "CHAOS_c0") == [1, 0, 0]
+    images = [read_image([Path(i) for i in c.images]).geometry for c in dataset.cases]
+    labels = [read_label(str(c.label)).geometry for c in dataset.cases]
+    assert images == labels
+
+
+@pytest.mark.parametrize(
+    ("adds", "labels", "values"),
+    [
+        # The label of the dataset whose numbers differ, and whose spelling does.
+        (
+            ("Dataset001_LiTS", "Dataset003_MSD"),
+            {"liver": (1,), "tumour": (2,)},
+            {"LiTS_c0": [1, 2, 0], "MSD_c0": [2, 1, 0]},
+        ),
+        # Both count as liver.
+        (
+            ("Dataset001_LiTS:liver+tumour=real", "Dataset002_CHAOS:liver,spleen=drop"),
+            {"liver": (1,)},
+            {"LiTS_c0": [1, 1, 0], "CHAOS_c0": [1, 0, 0]},
+        ),
+        # A label that is not annotated everywhere: the liver includes its tumours.
+        (
+            ("Dataset001_LiTS", "Dataset002_CHAOS:liver=real,spleen=drop,tumour=none"),
+            {"liver": (1, 2), "tumour": (2,)},
+            {"LiTS_c0": [1, 2, 0], "CHAOS_c0": [1, 0, 0]},
+        ),
+        # Labels that a dataset lacks and that nothing is said about are not annotated.
+        (
+            ("Dataset001_LiTS", "Dataset002_CHAOS"),
+            {"liver": (1, 2), "tumour": (2,), "spleen": (3,)},
+            {"LiTS_c0": [1, 2, 0], "CHAOS_c0": [1, 3, 0]},
+        ),
+        (
+            ("Dataset001_LiTS:liver=pseudo,tumour=real", "Dataset003_MSD"),
+            {"liver": (1, 2), "tumour": (2,)},
+            {"LiTS_c0": [1, 2, 0], "MSD_c0": [2, 1, 0]},
+        ),
+    ],
+)
+def test_labels_by_name(
+    adds: tuple[str, ...],
+    labels: dict[str, tuple[int, ...]],
+    values: dict[str, list[int]],
+    place: Path,
+) -> None:
+    out = made(place, *adds)
+    assert read_dataset(out).labels.foreground == labels
+    assert {case: values_of(out, case) for case in values} == values
+
+
+def test_states_of_members_and_of_cases(place: Path) -> None:
+    make(place, "Dataset005_Part", LITS, seed=5, annotated={"c0": {"tumour": "none"}})
+    out = made(place, "Dataset005_Part", "Dataset002_CHAOS:liver=pseudo,spleen=real")
+    found = {case.name: case.annotated for case in read_dataset(out).cases}
+    assert found == {
+        "Part_c0": {"tumour": "none", "spleen": "none"},
+        "Part_c1": {"spleen": "none"},
+        "CHAOS_c0": {"liver": "pseudo", "tumour": "none"},
+        "CHAOS_c1": {"liver": "pseudo", "tumour": "none"},
+    }
+    sources = json.loads((out / "dataset.json").read_text())["sources"]
+    assert sources == {name: name.split("_")[0] for name in found}
+
+
+def test_inside_is_as_asked_for(place: Path) -> None:
+    adds = ("Dataset001_LiTS", "Dataset003_MSD")
+    out = made(place, *adds, inside={"tumour": "liver"})
+    dataset = read_dataset(out)
+    assert dataset.labels.foreground == {"liver": (1, 2), "tumour": (2,)}
+    assert dataset.labels.regions_class_order == (1, 2)
+    with pytest.raises(DatasetError, match="the pool has no label 'cyst'"):
+        made(place, *adds, inside={"cyst": "liver"}, overwrite=True)
+
+
+def test_the_same_image_is_found_whatever_its_file(place: Path) -> None:
+    """In another packing, under another name, with another order of axes."""
+    other = make(place, "Dataset006_Copy", LITS, seed=6, cases=3)
+    image = read_image([place / "Dataset001_LiTS/imagesTr/c1_0000.nii.gz"])
+    write_image(other / "imagesTr/c0_0000.nii.gz", image.array, image.geometry)
+    turned = Geometry(
+        shape_zyx=GRID.shape_zyx,
+        spacing_mm=GRID.spacing_mm,
+        direction=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    first = read_image([place / "Dataset001_LiTS/imagesTr/c0_0000.nii.gz"]).array
+    write_image(other / "imagesTr/c2_0000.nii.gz", first[:, :, ::-1, ::-1], turned)
+    (other / "labelsTr/c2.nii.gz").unlink()
+    write_label(other / "labelsTr/c2.nii.gz", np.ones(GRID.shape_zyx, np.uint8), turned)
+    adds = ("Dataset001_LiTS", "Dataset006_Copy")
+    with pytest.raises(DatasetError, match=r"2 cases .* Copy/c0 = LiTS/c1, Copy/c2 = LiTS/c0") as e:
+        made(place, *adds)
+    assert "--drop-duplicates" in e.value.hint
+    assert not (place / "OUT").exists()
+    out = made(place, *adds, drop_duplicates=True)
+    names = [case.name for case in read_dataset(out).cases]
+    assert names == ["Copy_c1", "LiTS_c0", "LiTS_c1"]
+
+
+def test_a_pool_notices_that_members_change(place: Path) -> None:
+    adds = ("Dataset001_LiTS:liver+tumour=real", "Dataset002_CHAOS:liver=real,spleen=drop")
+    out, work = made(place, *adds), place / "ws"
+    run("plan", out, "--preset", "tiny", "-w", work)
+    image = place / "Dataset002_CHAOS/imagesTr/c1_0000.nii.gz"
+    label = place / "Dataset002_CHAOS/labelsTr/c0.nii.gz"  # written anew for the pool
+    changes: dict[str, tuple[Path, Callable[[Path], None]]] = {
+        "is not there any more": (image, Path.unlink),
+        "has changed": (label, lambda p: write_label(p, np.ones(GRID.shape_zyx, "u1") * 63, GRID)),
+    }
+    for what, (file, change) in changes.items():
+        kept = file.read_bytes()
+        change(file)
+        for command in (("plan", out), ("train", "OUT", "2d", "--epochs", "1")):
+            with pytest.raises(DatasetError, match=rf"CHAOS, .*{file.name} {what}") as caught:
+                run(*command, "-w", work)
+            assert f"autoliver pool {out} --add" in caught.value.hint
+        file.write_bytes(kept)
+    image.touch()
+    run("plan", out, "-w", work)  # the same content
+    with pytest.raises(OptionError, match="this pool exists already"):
+        made(place, *adds)
+    made(place, *adds, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("adds", "kind", "problem", "hint"),
+    [
+        (("Dataset001_LiTS",), WrongValue, "1 dataset, expected at least two", "Repeat"),
+        (("Dataset001_LiTS", "Dataset009_No"), AutoliverError, "Dataset009_No", ""),
+        (("Dataset001_LiTS:liver=rael,tumour", "Dataset002_CHAOS"), WrongValue, "the state 'rael'",
+         "Did you mean real?"),
+        (("Dataset001_LiTS:liver=,tumour", "Dataset002_CHAOS"), WrongValue, "the state ''", "real"),
+        (("Dataset001_LiTS:liver=real,liver=none", "Dataset002_CHAOS"), WrongValue, "twice",
+         "once"),
+        (("Dataset001_LiTS:liver=real", "Dataset002_CHAOS"), DatasetError,
+         "nothing is said about the label 'tumour'", "liver+tumour=real to count it as liver"),
+        (("Dataset001_LiTS:liver,tumour,cyst", "Dataset002_CHAOS"), DatasetError,
+         "has no label 'cyst'", "cyst=none"),
+        (("Dataset001_LiTS:liver,tumor,kidney=drop", "Dataset002_CHAOS"), DatasetError,
+         "has no label 'kidney'", ""),
+        (("Dataset001_LiTS:liver=real,tumour=absent", "Dataset002_CHAOS"), DatasetError,
+         "said to be absent is in .*value 2", "what --add says"),
+        (("Dataset001_LiTS", "Dataset001_LiTS"), DatasetError, "two of the datasets", "once"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(
+    adds: tuple[str, ...], kind: type[AutoliverError], problem: str, hint: str, place: Path
+) -> None:
+    with pytest.raises(kind, match=problem) as caught:
+        made(place, *adds)
+    assert hint in caught.value.hint
+    assert not (place / "OUT").exists()
+
+
+def test_datasets_that_cannot_be_members(place: Path) -> None:
+    two = make(place, "Dataset007_Two", LITS, seed=7)
+    shutil.copy(two / "imagesTr/c0_0000.nii.gz", two / "imagesTr/c0_0001.nii.gz")
+    shutil.copy(two / "imagesTr/c1_0000.nii.gz", two / "imagesTr/c1_0001.nii.gz")
+    names = {"0": "CT", "1": "PET"}
+    described = json.loads((two / "dataset.json").read_text()) | {"channel_names": names}
+    (two / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(DatasetError, match=r"has 2 channels .*LiTS 1"):
+        made(place, "Dataset001_LiTS", "Dataset007_Two")
+    make(place, "Dataset008_What", LITS, channel="image", seed=8)
+    with pytest.raises(DatasetError, match="not known whether c0 is CT or MR") as caught:
+        made(place, "Dataset001_LiTS", "Dataset008_What")
+    assert '"modality"' in caught.value.hint
+    bare = make(place, "Dataset009_Bare", LITS, seed=9)
+    shutil.rmtree(bare / "labelsTr")
+    with pytest.raises(DatasetError, match=r"none of the cases .* has a label map"):
+        made(place, "Dataset001_LiTS", "Dataset009_Bare")
+    odd = make(place, "Dataset010_Odd", LITS, seed=10)
+    write_label(odd / "labelsTr/c0.nii.gz", np.full(GRID.shape_zyx, 7, "u1"), GRID)
+    with pytest.raises(DatasetError, match="holds the value 7"):
+        made(place, "Dataset001_LiTS", "Dataset010_Odd")
+    (place / "OUT").mkdir()
+    (place / "OUT/x").touch()
+    with pytest.raises(OptionError, match="exists already, and is no pool"):
+        made(place, "Dataset001_LiTS", "Dataset003_MSD", overwrite=True)
