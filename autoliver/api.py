@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
+    from autoliver.pipeline.pooling.pool import Pooled
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
@@ -427,6 +428,40 @@ def adopt(
             path_of("output", output),
             request,
         )
+
+
+@checked
+def pool(
+    output: str | Path,
+    add: Sequence[str],
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Pooled":
+    """Makes one dataset of several by reference, like `autoliver pool`.
+
+    Args:
+        output: Folder of the new dataset; it must be new.
+        add: The datasets, e.g. ["LiTS", "CHAOS:liver=real,tumour=absent"].
+        workspace: Folder in which datasets are looked up.
+        **options: inside (label -> the label that it lies in), drop_duplicates, overwrite, workers
+            and memory_gb.
+
+    Returns:
+        The new dataset, with the labels and cases of each member.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.pooling.pool import PoolRequest
+        from autoliver.pipeline.pooling.pool import pool as make_pool
+        from autoliver.values import check_texts
+
+        names = {name: name for name in ("inside", "drop_duplicates", "overwrite")}
+        given = taken(options, names, of=pool)
+        request = PoolRequest(add=check_texts("--add", add), **given)
+        return make_pool(workspace_at(workspace), path_of("output", output), request)
 
 
 @checked

@@ -23,7 +23,7 @@ from autoliver.parallel import case_bar
 from autoliver.pipeline.pooling.duplicates import Placed, find_duplicates
 from autoliver.pipeline.pooling.members import Add, Member, settle_labels
 from autoliver.system import entries
-from autoliver.values import check_types, counted, first_few
+from autoliver.values import check_types, counted, first_few, refused
 from autoliver.workspace import Workspace
 
 _SHOWN = 3
@@ -55,6 +55,9 @@ class PoolRequest:
             WrongValue: Fewer than two datasets, or an `--add` of another form.
         """
         check_types(self)
+        pairs = self.inside.items() if isinstance(self.inside, dict) else [("", "")]
+        if self.inside is not None and not all(isinstance(n, str) and n for p in pairs for n in p):
+            raise refused("--inside", self.inside, "labels with the label that each lies in")
         if len(self.add) < 2:
             raise WrongValue(
                 f"--add: {counted(len(self.add), 'dataset')}, expected at least two.",
@@ -248,7 +251,7 @@ def _check_members(members: Sequence[Member]) -> None:
         if not dataset.labelled:
             raise DatasetError(
                 f"{where}: none of the cases of {dataset.name} has a label map.",
-                hint="Leave it out, or make label maps first (autoliver predict).",
+                hint="Leave it out, or make label maps first, by hand or with a model.",
             )
         expected = len(members[0].dataset.channel_names)
         if len(dataset.channel_names) != expected:
@@ -345,8 +348,7 @@ def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise DatasetError(
             f"Nothing was written: {first_few(problems, _SHOWN)}.",
-            hint="Correct the label maps (autoliver verify DATASET shows their values), or what "
-            "--add says of these labels.",
+            hint="Correct the label maps, or what --add says of these labels.",
         )
 
 
