@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
+    from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.planning.plan import Plan
@@ -462,6 +463,53 @@ def pool(
         given = taken(options, names, of=pool)
         request = PoolRequest(add=check_texts("--add", add), **given)
         return make_pool(workspace_at(workspace), path_of("output", output), request)
+
+
+@checked
+def pseudolabel(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Pseudolabelled":
+    """Labels the cases of a dataset with a model, like `autoliver pseudolabel`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        output: Folder of the new dataset; it must be new.
+        model: Name or path of the model.
+        workspace: Folder in which the dataset and the model are looked up.
+        **options: labels ("liver" or several), folds, min_confidence, volume (low, high in ml),
+            max_outside, band (low, high; None for none), largest, overwrite, device, workers and
+            memory_gb.
+
+    Returns:
+        The new dataset, and the quality of the labels case by case.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.pseudo.pseudolabel import pseudolabel as label_cases
+        from autoliver.pipeline.pseudo.request import PseudolabelRequest
+        from autoliver.values import check_texts
+
+        names = {name: name for name in ("labels", "folds", "band", "largest", "overwrite")}
+        names |= {"min_confidence": "least_confidence", "volume": "volume_ml"}
+        names |= {"max_outside": "most_outside"}
+        given = taken(options, names, of=pseudolabel, machine=("device",))
+        if "labels" in given:
+            given["labels"] = check_texts("--label", given["labels"])
+        request = PseudolabelRequest(**given)
+        return label_cases(
+            workspace_at(workspace),
+            dataset_name(dataset),
+            name_of("--model", model),
+            path_of("output", output),
+            request,
+        )
 
 
 @checked

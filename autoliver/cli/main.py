@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from autoliver.cli import adopt, clean, data, demo, models, pool, prediction, selection, training
+from autoliver.cli import (
+    adopt,
+    clean,
+    data,
+    demo,
+    models,
+    pool,
+    prediction,
+    pseudolabel,
+    selection,
+    training,
+)
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
 from autoliver.cli.output import say
 from autoliver.errors import AutoliverError, MachineError, WrongValue
@@ -58,6 +69,11 @@ _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
 _add("adopt", adopt.adopt, "autoliver adopt -i /data/mr -p /data/corrected /data/Dataset020_OurMR")
 _add("pool", pool.pool, "autoliver pool /data/Both --add LiTS --add CHAOS:liver=real,tumour=absent")
+_add(
+    "pseudolabel",
+    pseudolabel.pseudolabel,
+    "autoliver pseudolabel /data/Dataset008_MSD /data/MSD_labelled -m LiTS",
+)
 _add("export", models.export, "autoliver export LiTS liver.autoliver")
 _add("import", models.import_, "autoliver import liver.autoliver --name OurLiver")
 _add("clean", clean.clean, "autoliver clean LiTS --yes")

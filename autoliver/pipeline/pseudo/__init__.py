@@ -1,0 +1,1 @@
+"""Unlabelled cases get the labels that a model gives them."""

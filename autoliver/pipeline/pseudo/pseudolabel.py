@@ -1,0 +1,209 @@
+"""Labels cases with a model, and makes a dataset of those whose labels are plausible."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from autoliver.artifacts import brief, write_bytes
+from autoliver.commands import command
+from autoliver.datasets.cases import Dataset, Labels, read_dataset
+from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.options import PredictOptions
+from autoliver.parallel import case_bar
+from autoliver.pipeline.prediction import PredictRequest
+from autoliver.pipeline.pseudo.labelling import Judged, Labelling
+from autoliver.pipeline.pseudo.request import PseudolabelRequest
+from autoliver.pipeline.pseudo.write import description_of, table_of
+from autoliver.system import entries
+from autoliver.values import counted, first_few, meant
+from autoliver.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoliver.models.files import ModelFiles
+
+TABLE_FILE = "pseudolabels.csv"
+_SHOWN = 3
+_LESION = ("tumour", "tumor", "lesion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pseudolabelled:
+    """The result of `pseudolabel`.
+
+    Attributes:
+        folder: The new dataset.
+        model: Name of the model.
+        cases: All cases, refused ones included.
+        table: The table of all cases.
+        next_command: The command that makes sense next.
+    """
+
+    folder: Path
+    model: str
+    cases: tuple[Judged, ...]
+    table: Path
+    next_command: str
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The result as plain values, for --json."""
+        return {
+            "dataset": str(self.folder),
+            "model": self.model,
+            "kept": sum(not case.refused for case in self.cases),
+            "refused": {case.case: case.refused for case in self.cases if case.refused},
+            "table": str(self.table),
+            "next": self.next_command,
+        }
+
+    __repr__ = brief
+
+
+def pseudolabel(
+    workspace: Workspace, name: str, model: str, output: Path, request: PseudolabelRequest
+) -> Pseudolabelled:
+    """Makes a dataset in which a model has labelled the cases of another one.
+
+    Images are referred to and not copied. Labels that people have drawn stay, and are painted over
+    those of the model. The predictions are kept in the folder, so that an interrupted call goes on.
+
+    Args:
+        workspace: The workspace in which the dataset and the model are looked up.
+        name: Path or name of the dataset; cases without a label map are labelled as well.
+        model: Name or path of the model.
+        output: Folder of the new dataset.
+        request: What to label, and what to refuse.
+
+    Raises:
+        DatasetError: The model lacks a label, an image cannot be read, or every case is refused.
+        OptionError: The output exists already, or holds predictions of another model.
+        ModelError: There is no such model.
+    """
+    dataset = workspace.read(name)
+    files = workspace.model_to_predict(model, folds=request.folds)
+    theirs = _labels_of(files)
+    parts = {label: _parts(label, theirs, files.name) for label in request.labels}
+    _check_new(output, overwrite=request.overwrite)
+    labels = _joined(dataset, request, list(parts))
+    probabilities = _predict(files, dataset, output / "predicted", request)
+    work = Labelling(
+        theirs=theirs,
+        parts=parts,
+        own=dataset.labels,
+        labels=labels,
+        request=request,
+        output=output,
+    )
+    bar = case_bar("label", len(dataset.cases))
+    judged = [work.label(case, probabilities[case.name]) for case in bar(dataset.cases)]
+    table = output / TABLE_FILE
+    write_bytes(table, table_of(judged).encode())
+    kept = {each.case for each in judged if not each.refused}
+    if not kept:
+        raise DatasetError(
+            f"{dataset.name}: all of {counted(len(judged), 'case')} were refused: "
+            f"{first_few([f'{j.case} ({j.refused})' for j in judged], _SHOWN)}.",
+            hint=f"Look at {output / 'pictures'} and {table}; allow more with --min-confidence, "
+            "--volume or --max-outside, or choose another model.",
+        )
+    description = description_of(dataset, labels, kept, list(parts))
+    write_bytes(
+        output / "dataset.json",
+        msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
+    )
+    read_dataset(output)
+    return Pseudolabelled(
+        folder=output,
+        model=files.name,
+        cases=tuple(judged),
+        table=table,
+        next_command=command("plan", str(output), workspace=workspace.root),
+    )
+
+
+def _labels_of(files: "ModelFiles") -> Labels:
+    from autoliver.models.files import MODEL_FILE, FoldModel
+
+    return FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels
+
+
+def _parts(label: str, theirs: Labels, model: str) -> tuple[str, ...]:
+    """Returns the model's labels that count as a label; an organ includes its lesions."""
+    known = {name.casefold(): name for name in theirs.foreground}
+    found = known.get(label.casefold())
+    if found is None:
+        raise DatasetError(
+            f"--label {label}: {model} has no such label, only {', '.join(theirs.foreground)}.",
+            hint=meant(label, list(theirs.foreground)) or "Choose one of these, or another model.",
+        )
+    lesions = [n for n in theirs.foreground if any(word in n.casefold() for word in _LESION)]
+    inside = lesions if found.casefold() == "liver" and not theirs.has_regions else []
+    return (found, *inside)
+
+
+def _check_new(output: Path, *, overwrite: bool) -> None:
+    there = [path.name for path in entries(output)]
+    if not there or (overwrite and "predicted" in there):
+        return
+    if "dataset.json" in there:
+        raise OptionError(
+            f"{output}: there is a dataset already.",
+            hint="Choose a new folder, or make it anew with --overwrite.",
+        )
+    if "predicted" not in there:
+        raise OptionError(
+            f"{output}: it exists already, and holds {there[0]}.", hint="Choose a new folder."
+        )
+
+
+def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str]) -> Labels:
+    """The labels of the new dataset: those of the model around those that are drawn."""
+    drawn = {
+        name: values
+        for name, values in dataset.labels.foreground.items()
+        if dataset.labelled and name.casefold() not in {each.casefold() for each in given}
+    }
+    if dataset.labels.has_regions and drawn:
+        raise DatasetError(
+            f"{dataset.name}: its labels are regions ({', '.join(drawn)}), which cannot be joined "
+            "with those of a model.",
+            hint="Give a dataset whose labels have one value each.",
+        )
+    inside = [name for name in drawn if any(word in name.casefold() for word in _LESION)]
+    values: dict[str, tuple[int, ...]] = {"background": (0,)}
+    number = {name: i for i, name in enumerate([*given, *drawn], 1)}
+    for name, own in number.items():
+        inner = [number[each] for each in inside] if name.casefold() == "liver" else []
+        values[name] = (own, *inner)
+    ignored = dataset.labels.ignore is not None or request.band is not None
+    nested = any(len(group) > 1 for group in values.values())
+    return Labels(
+        values=values,
+        regions_class_order=tuple(number.values()) if nested else None,
+        ignore=len(number) + 1 if ignored else None,
+    )
+
+
+def _predict(
+    files: "ModelFiles", dataset: Dataset, folder: Path, request: PseudolabelRequest
+) -> dict[str, Path]:
+    """Predicts all cases with their probabilities; finished ones stay."""
+    from autoliver.inference.predict import make_jobs
+    from autoliver.inference.record import RECORD_FILE, describe, read_record
+    from autoliver.pipeline.prediction import predict
+
+    now = describe(files, PredictOptions(), folds=request.folds, roi=None)
+    then = read_record(folder / RECORD_FILE)
+    if then is not None and not request.overwrite and (found := then.differences(now)):
+        raise OptionError(
+            f"{folder}: its predictions were made with {'; with '.join(found)}.",
+            hint="Choose a new folder, or predict anew with --overwrite.",
+        )
+    now.save(folder / RECORD_FILE)
+    cases = {case.name: [Path(image) for image in case.images] for case in dataset.cases}
+    asked = PredictRequest(probabilities=True, overwrite=request.overwrite, machine=request.machine)
+    predict(files, cases, folder, asked, modalities={c.name: c.modality for c in dataset.cases})
+    return {job.name: job.probabilities for job in make_jobs(cases, folder)}

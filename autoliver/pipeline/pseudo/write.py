@@ -1,0 +1,64 @@
+"""The table and the dataset.json of a dataset with labels of a model."""
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from autoliver.datasets.cases import Dataset, Labels
+from autoliver.pipeline.pseudo.compose import Quality
+from autoliver.pipeline.pseudo.labelling import Judged
+
+
+def table_of(judged: Sequence[Judged]) -> str:
+    """The table of all cases: one row for each label."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = list(Quality.__struct_fields__)
+    writer.writerow(["case", "label", *names, "kept", "refused"])
+    for each in judged:
+        for label, quality in each.quality.items():
+            values = msgspec.to_builtins(quality)
+            numbers = ["" if values[n] is None else f"{values[n]:.4g}" for n in names]
+            writer.writerow([each.case, label, *numbers, not each.refused, each.refused])
+    return text.getvalue()
+
+
+def description_of(
+    dataset: Dataset, labels: Labels, kept: Collection[str], given: Sequence[str]
+) -> dict[str, Any]:
+    """The dataset.json of the new dataset."""
+    cases = [case for case in dataset.cases if case.name in kept]
+    values: dict[str, Any] = {
+        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
+    }
+    annotated = {
+        case.name: {
+            **dict.fromkeys(given, "pseudo"),
+            **({} if case.label else {n: "none" for n in labels.foreground if n not in given}),
+            **{
+                n: s for n, s in case.annotated.items() if n in labels.foreground and n not in given
+            },
+        }
+        for case in cases
+    }
+    result: dict[str, Any] = {
+        "channel_names": {str(i): name for i, name in enumerate(dataset.channel_names)},
+        "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "dataset": {
+            case.name: {"images": list(case.images), "label": f"labelsTr/{case.name}.nii.gz"}
+            for case in cases
+        },
+        "modality": {case.name: case.modality for case in cases},
+        "patients": {case.name: case.patient for case in cases},
+        "annotated": annotated,
+        # Without any label of a person, a case says nothing about how good a model is.
+        "origin": {c.name: "pseudo" if c.label is None else c.origin for c in cases},
+    }
+    if labels.regions_class_order is not None:
+        result["regions_class_order"] = list(labels.regions_class_order)
+    return result

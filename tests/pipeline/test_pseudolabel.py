@@ -1,0 +1,289 @@
+"""Labels of a model: made, judged, joined with drawn ones, and kept as a dataset."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+
+from autoliver.datasets.cases import Labels, read_dataset
+from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
+from autoliver.io.files import read_label, write_label
+from autoliver.pipeline.pseudo.compose import composed, label_of, probability_of
+from autoliver.pipeline.pseudo.request import PseudolabelRequest
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+
+SPACING = (2.0, 1.0, 1.0)
+ML = 2e-3  # of a voxel
+NESTED = Labels(
+    values={"background": (0,), "liver": (1, 2), "tumour": (2,)},
+    regions_class_order=(1, 2),
+    ignore=3,
+)
+
+
+def empty() -> np.ndarray:
+    return np.zeros((8, 12, 12), np.float32)
+
+
+def block(value: float = 0.9) -> np.ndarray:
+    """A liver of 4 x 6 x 6 voxels."""
+    found = empty()
+    found[2:6, 3:9, 3:9] = value
+    return found
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_pieces(largest: bool) -> None:
+    probability = block()
+    probability[0, 0, 0] = 0.8
+    found, _, quality = label_of(
+        probability, band=None, largest=largest, inner=empty() > 0, spacing_mm=SPACING
+    )
+    assert found.sum() == 144 + (not largest)
+    assert quality.volume_ml == pytest.approx(found.sum() * ML)
+    assert quality.pieces == 0  # both are below 0.5 ml
+    assert quality.confidence == pytest.approx(0.9, abs=1e-3)
+    assert quality.outside is None
+
+
+def test_a_drawn_tumour_belongs_to_the_liver_with_a_rim() -> None:
+    probability = block()
+    probability[3:5, 5:7, 5:7] = 0.1  # left out by a model of healthy livers
+    probability[3, 3:5, 11] = 0.0
+    inner = empty() > 0
+    inner[3:5, 5:7, 5:7] = True  # inside
+    inner[3, 5, 9:11] = True  # at the border, outside of what was found
+    found, _, quality = label_of(
+        probability, band=None, largest=True, inner=inner, spacing_mm=SPACING
+    )
+    assert found[2:6, 3:9, 3:9].all()
+    assert found[inner].all()
+    assert found[3, 5, 11]
+    assert found[3, 4, 10]
+    assert quality.outside == 1.0  # the hole and the piece outside
+    assert quality.confidence == pytest.approx((136 * 0.9 + 0.0) / (found & ~inner).sum(), abs=0.02)
+
+
+def test_holes_are_filled_only_where_something_is_drawn() -> None:
+    probability = block()
+    probability[3:5, 5:7, 5:7] = 0.1
+    found, _, _ = label_of(
+        probability, band=None, largest=True, inner=empty() > 0, spacing_mm=SPACING
+    )
+    assert not found[3, 5, 5]
+
+
+def test_the_uncertain_band_hangs_together_with_the_label() -> None:
+    probability = block()
+    probability[2:6, 3:9, 9] = 0.4  # beside it
+    probability[2:6, 3:9, 8] = 0.6  # in it
+    probability[0, 0, 0] = 0.4  # far away
+    _, uncertain, quality = label_of(
+        probability, band=(0.3, 0.7), largest=True, inner=empty() > 0, spacing_mm=SPACING
+    )
+    expected = empty() > 0
+    expected[2:6, 3:9, 8:10] = True
+    assert np.array_equal(uncertain, expected)
+    assert quality.band_ml == pytest.approx(48 * ML)
+    h = lambda p: -(p * np.log2(p) + (1 - p) * np.log2(1 - p))  # noqa: E731
+    mean = (120 * h(0.9) + 24 * h(0.6) + 24 * h(0.4)) / 168
+    assert quality.entropy == pytest.approx(mean, rel=1e-3)
+
+
+def test_nothing_found() -> None:
+    found, uncertain, quality = label_of(
+        empty(), band=(0.3, 0.7), largest=True, inner=empty() > 0, spacing_mm=SPACING
+    )
+    assert not found.any() and not uncertain.any()  # noqa: PT018
+    assert (quality.volume_ml, quality.confidence, quality.pieces) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("regions", [True, False])
+def test_the_rows_of_a_head(regions: bool) -> None:
+    values = {"background": (0,), "liver": (1, 2) if regions else (1,), "tumour": (2,)}
+    labels = Labels(values=values, regions_class_order=(1, 2) if regions else None)
+    rows = np.random.default_rng(0).dirichlet([1, 1, 1], size=(2, 3, 4)).transpose(3, 0, 1, 2)
+    rows = rows[1:] if regions else rows
+    liver, tumour = rows[-2], rows[-1]
+    both = probability_of(rows, labels, ["liver", "tumour"])
+    expected = np.maximum(liver, tumour) if regions else liver + tumour
+    assert np.allclose(both, expected)
+    assert np.allclose(probability_of(rows, labels, ["tumour"]), tumour)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "inside", "uncertain", "expected"),
+    [
+        (0, False, False, 0),
+        (0, True, False, 1),
+        (0, True, True, 3),
+        (0, False, True, 3),
+        (2, False, False, 2),
+        (2, True, False, 2),
+        (2, True, True, 2),
+        (1, False, False, 0),  # a liver that people drew is not what is asked for
+        (1, True, False, 1),
+        (1, True, True, 3),
+    ],
+)
+def test_the_truth_table_of_composition(
+    drawn: int, inside: bool, uncertain: bool, expected: int
+) -> None:
+    one = (1, 1, 1)
+    given = {"liver": (np.full(one, inside), np.full(one, uncertain))}
+    found = composed(np.full(one, drawn, np.uint8), given, NESTED, real=["tumour"])
+    assert found.item() == expected
+    if drawn == 0:
+        assert composed(None, given, NESTED, real=["tumour"]).item() == expected
+
+
+# From here on with a model.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CT dataset, a model of it, and a second dataset with tumours alone."""
+    place = tmp_path_factory.mktemp("pseudo")
+    options = PhantomOptions(shape_zyx=(16, 48, 48), spacing_mm=(10.0, 6.0, 6.0), lesions=(1, 2))
+    for name, seed in (("Dataset001_CT", 1), ("Dataset002_Tumours", 5)):
+        write_phantom_dataset(place, name=name, cases=3, seed=seed, options=options)
+    work = ("-w", place / "ws")
+    run("plan", place / "Dataset001_CT", "--preset", "tiny", *work)
+    run(*("train", "CT", "2d", "--fold", "all", "--epochs", "3", "--iterations", "40"), *work,
+        "--device", "cpu")  # fmt: skip
+    folder = place / "Dataset002_Tumours"
+    described = json.loads((folder / "dataset.json").read_text())
+    tumour = described["labels"]["tumour"]
+    for path in (folder / "labelsTr").iterdir():
+        label = read_label(path)
+        write_label(path, (label.array[0] == tumour).astype("u1"), label.geometry)
+    described["labels"] = {"background": 0, "tumour": 1}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    next(iter(sorted((folder / "labelsTr").iterdir()))).unlink()  # a case without a label map
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "place"))
+
+
+def call(place: Path, *options: object, out: str = "OUT") -> dict[str, object]:
+    """Runs the command on the dataset of tumours."""
+    words = (
+        "pseudolabel",
+        place / "Dataset002_Tumours",
+        place / out,
+        "-m",
+        "CT",
+        "--device",
+        "cpu",
+    )
+    return run(*words, "-w", place / "ws", *options)
+
+
+def test_the_new_dataset(place: Path) -> None:
+    before = {p: p.read_bytes() for p in (place / "Dataset002_Tumours").rglob("*") if p.is_file()}
+    done = call(place, "--volume", 50, 10000, "--min-confidence", 0.3)
+    assert {p: p.read_bytes() for p in before} == before
+    assert (done["kept"], done["refused"]) == (3, {})
+    dataset, source = read_dataset(place / "OUT"), read_dataset(place / "Dataset002_Tumours")
+    assert dataset.labels.values == {"background": (0,), "liver": (1, 2), "tumour": (2,)}
+    assert dataset.labels.ignore == 3
+    assert [case.images for case in dataset.cases] == [case.images for case in source.cases]
+    first, *others = dataset.cases
+    assert first.annotated == {"liver": "pseudo", "tumour": "none"}
+    assert first.origin == "pseudo"
+    for case, old in zip(others, source.cases[1:], strict=True):
+        assert (case.annotated, case.origin) == ({"liver": "pseudo"}, "real")
+        new, drawn = read_label(str(case.label)), read_label(str(old.label))
+        assert np.array_equal(new.array == 2, drawn.array == 1)
+        assert (new.array == 1).sum() > 100
+        assert new.geometry == drawn.geometry
+    with (place / "OUT/pseudolabels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [case.name for case in dataset.cases]
+    assert {row["kept"] for row in rows} == {"True"}
+    assert rows[0]["outside"] == ""
+    assert float(rows[1]["outside"]) >= 0
+    for case in dataset.cases:
+        assert (place / f"OUT/pictures/{case.name}.png").stat().st_size > 5000
+    with pytest.raises(OptionError, match="there is a dataset already"):
+        call(place)
+
+
+def test_what_is_not_plausible_is_left_out(place: Path) -> None:
+    done = call(place, "--volume", 50, 10000, "--min-confidence", 0.3, out="first")
+    with (place / "first/pseudolabels.csv").open() as file:
+        volumes = {row["case"]: float(row["volume_ml"]) for row in csv.DictReader(file)}
+    middle = sorted(volumes.values())[1]
+    least = min(volumes, key=lambda name: volumes[name])
+    done = call(place, "--volume", (min(volumes.values()) + middle) / 2, 10000,
+                "--min-confidence", 0.3, out="second")  # fmt: skip
+    refused = done["refused"]
+    assert isinstance(refused, dict)
+    assert list(refused) == [least]
+    assert "expected" in refused[least]
+    assert least not in [case.name for case in read_dataset(place / "second").cases]
+    assert (place / f"second/pictures/{least}.png").exists()
+    with pytest.raises(
+        DatasetError, match=r"all of 3 cases were refused: .*mean probability"
+    ) as caught:
+        call(place, "--volume", 50, 10000, "--min-confidence", 1.0, out="third")
+    assert "--min-confidence" in caught.value.hint
+    assert not (place / "third/dataset.json").exists()
+    # The predictions are still there, and need not be made again.
+    before = (place / "third/predicted" / "predict.json").stat().st_mtime_ns
+    files = {p: p.stat().st_mtime_ns for p in (place / "third/predicted").glob("*.npz")}
+    call(place, "--volume", 50, 10000, "--min-confidence", 0.3, out="third")
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert before
+
+
+def test_the_labels_of_a_perfect_model_are_the_reference(place: Path) -> None:
+    """Probabilities that are certain give the drawn label back, but for the rim of its tumours."""
+    source = read_dataset(place / "Dataset001_CT")
+    values = source.labels.values
+    label = read_label(str(source.cases[0].label)).array[0]
+    liver = np.isin(label, [values["liver"][0], values["tumour"][0]])
+    found, uncertain, quality = label_of(
+        liver.astype("f4"),
+        band=(0.3, 0.7),
+        largest=True,
+        inner=np.zeros_like(liver),
+        spacing_mm=(10.0, 6.0, 6.0),
+    )
+    assert np.array_equal(found, liver)
+    assert not uncertain.any()
+    assert (quality.confidence, quality.pieces) == (1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "problem"),
+    [
+        (("--label", "pancreas"), DatasetError, "has no such label"),
+        (("--volume", 5, 1), WrongValue, "smaller one first"),
+        (("--band", 0.6, 0.7), WrongValue, "around 0.5"),
+        (("--folds", "3"), AutoliverError, "fold"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    options: tuple[object, ...],
+    kind: type[AutoliverError],
+    problem: str,
+    trained: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(kind, match=problem):
+        call(trained, *options, out=str(tmp_path / "OUT"))
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_the_request_checks_itself() -> None:
+    for wrong in ({"least_confidence": 2.0}, {"labels": ()}, {"most_outside": -1.0}):
+        with pytest.raises(WrongValue):
+            PseudolabelRequest(**wrong)  # type: ignore[arg-type]
