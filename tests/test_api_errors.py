@@ -487,11 +487,11 @@ def test_the_nearest_number_is_proposed(bounds: dict[str, Any], value: object, h
 @pytest.mark.parametrize(
     ("function", "typed", "proposed"),
     [
-        ("predict", "modell", "models"),
-        ("predict", "modles", "models"),
+        ("predict", "modeel", "models"),
+        ("predict", "modesl", "models"),
         ("predict", "flods", "folds"),
-        ("load_model", "modell", "model"),
-        ("export", "modell", "model"),
+        ("load_model", "modeel", "model"),
+        ("export", "modeel", "model"),
         ("train", "fodl", "folds"),
         ("select", "run", "runs"),
         ("plan", "vram_bg", "vram"),

@@ -160,7 +160,7 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
         *("liver.nrrd", "liver.npz", "liver_uncertainty.nrrd", "liver_predict.json"),
     }
     assert predict(source, target, run, asked).skipped == 1
-    with pytest.raises(OptionError, match="would stay as predicted before"):
+    with pytest.raises(OptionError, match="it was predicted before"):
         predict(source, target, run, replace(ASKED, step=0.9))
 
 
@@ -294,7 +294,7 @@ def test_a_folder_and_its_files_know_of_each_other(
     source, out = images / "case_1.nii.gz", tmp_path / "out"
     target = out / "case_1.nii.gz"
     predict(source, target, run)
-    with pytest.raises(OptionError, match=r"case_1\.nii\.gz would stay"):
+    with pytest.raises(OptionError, match=r"case_1\.nii\.gz: it was predicted before"):
         predict(images, out, other)
     assert predict(images, out, run).new == 2
     assert predict(images, out, other, replace(ASKED, overwrite=True)).new == 3
