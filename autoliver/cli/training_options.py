@@ -179,6 +179,15 @@ Loss = Annotated[
         rich_help_panel=LEARNING,
     ),
 ]
+PseudoWeight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Weight of pseudo-labels in the loss, from 0 to 1; drawn labels have 1. [default: "
+        "0.5]",
+        rich_help_panel=LEARNING,
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(

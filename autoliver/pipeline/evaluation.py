@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.datasets.cases import Case, Labels
+from autoliver.datasets.cases import Case, Labels, unscored_labels
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.names import dataset_of
 from autoliver.errors import OptionError
@@ -95,7 +95,8 @@ def evaluate(
     from autoliver.evaluation.results import write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
 
-    labels = workspace.read(request.dataset).labels if request.dataset else None
+    dataset = workspace.read(request.dataset) if request.dataset else None
+    labels = dataset.labels if dataset else None
     as_json, as_csv = request.files(prediction)
     _refuse_dataset(as_json.parent)
     pairs = find_pairs(prediction, reference, subset=request.subset)
@@ -110,6 +111,7 @@ def evaluate(
         pairs,
         labels=labels,
         options=request.options(),
+        unscored=unscored_labels(dataset.cases) if dataset else None,
         executor=pool,
         progress=case_bar("evaluate", len(pairs.files)),
     )
@@ -222,6 +224,6 @@ def score_held_out(
         return Scores.load(path)
     pairs = predict_held_out(run, fold, cases, request)
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
-    scores = score_files(pairs, labels=labels, progress=bar)
+    scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
     scores.save(path)
     return scores

@@ -50,6 +50,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         seed: Seed of initial weights, patches and augmentations.
         foreground: Share of the patches of a batch that must show foreground, 0 to 1.
         loss: Name of the objective (`training/objectives/choice.py`).
+        pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
         lr: Peak learning rate; None: the recipe's.
         optimiser: "sgd" or "adamw"; None: the recipe's. If it differs from the recipe's, learning
             rate and weight decay come from a recipe that uses it.
@@ -85,6 +86,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     seed: int = 0
     foreground: float = 0.33
     loss: str = DEFAULT_OBJECTIVE
+    pseudo_weight: float = 0.5
     lr: float | None = None
     optimiser: Optimiser | None = None
     mirror: bool | None = None
@@ -334,6 +336,7 @@ def check_options(options: TrainingOptions) -> None:
         if value is not None:
             check_number(flag_of(name), value, above=0)
     check_number("--foreground", options.foreground, least=0, most=1)
+    check_number("--pseudo-weight", options.pseudo_weight, least=0, most=1)
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))
