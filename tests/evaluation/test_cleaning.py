@@ -191,7 +191,7 @@ def test_rules_are_not_judged_by_labels_that_nobody_marked(tmp_path):
     predicted = truth.copy()
     predicted[9, 0, 0:2] = 1
     pairs = save(tmp_path, [predicted] * 3, [truth] * 3)
-    left_out = dict.fromkeys(pairs, {"liver"})
+    left_out = {name: {"liver"} for name in pairs}
     trials = {str(t.rule): t for t in learn_rules(pairs, labels=LABELS, unscored=left_out)}
     liver = trials["liver: only the largest component"]
     assert (liver.before, liver.kept) == ({}, False)
