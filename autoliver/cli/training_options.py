@@ -215,6 +215,15 @@ Foreground = Annotated[
         rich_help_panel=PATCHES,
     ),
 ]
+Sampler = Annotated[
+    recipes.SamplerKind | None,
+    typer.Option(
+        help="How cases are drawn: proportional: all alike; sqrt: their sources by the square root "
+        "of their number of cases; balanced: their sources alike; modality-balanced: each "
+        "modality in every batch. [default: proportional]",
+        rich_help_panel=PATCHES,
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(

@@ -149,6 +149,8 @@ def test_intensities_of_unknown_labels_do_not_count(tmp_path):
         label = nibabel.load(case.label)
         values = np.asarray(label.dataobj)
         assert 2 in values
-        nibabel.save(nibabel.Nifti1Image(np.where(values == 2, 0, values), label.affine), case.label)
+        nibabel.save(
+            nibabel.Nifti1Image(np.where(values == 2, 0, values), label.affine), case.label
+        )
     without = make_fingerprint(dataset, draws=2 * DRAWS)
     assert partial.intensities == without.intensities
