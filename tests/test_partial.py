@@ -1,11 +1,12 @@
 """A dataset in which half of the cases lack a label, from the plan to the scores."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import run
+from commands import run, told
 
 from autoliver.datasets.cases import read_dataset
 from autoliver.errors import ModelError
@@ -84,3 +85,14 @@ def test_single_values_become_regions_too(place: Path, tmp_path: Path) -> None:
     assert values <= {0, 1, 2, 3, 4, 5}
     with pytest.raises(ModelError, match="independent of each other"):
         run("export", NAME, tmp_path / "model", "--format", "nnunet", "-w", workspace)
+
+
+def test_a_softmax_replays_only_cases_with_all_labels(place: Path, tmp_path: Path) -> None:
+    options = PhantomOptions(contrast="CT", shape_zyx=(12, 32, 32), spacing_mm=(10.0, 8.0, 8.0))
+    write_phantom_dataset(tmp_path, name="Dataset008_Whole", cases=3, seed=2, options=options)
+    workspace = shutil.copytree(place / "workspace", tmp_path / "workspace")
+    words = ("2d", "--fold", "0", *SHORT, "--replay", NAME, "--preset", "tiny", "-w", workspace)
+    said = " ".join(told("train", tmp_path / "Dataset008_Whole", *words).split())
+    assert "Not replayed: 2 cases in which not all of these labels are annotated" in said
+    plan = Plan.load(workspace / "Dataset008_Whole" / "plan.json")
+    assert not plan.labels.has_regions
