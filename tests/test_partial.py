@@ -77,6 +77,7 @@ def test_single_values_become_regions_too(place: Path, tmp_path: Path) -> None:
     run("plan", folder, "--preset", "tiny", "-w", workspace)
     plan = Plan.load(workspace / NAME / "plan.json")
     assert plan.labels.regions_class_order == (1, 2, 3, 4, 5)
+    assert plan.reasons["labels"].startswith("Independent of each other (sigmoid)")
     assert plan.configurations["2d"].network.out_channels == 5
     run("train", NAME, "2d", "--fold", "1", *SHORT, "-w", workspace)
     out = tmp_path / "out"
