@@ -31,7 +31,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(known: Path, tmp_path: Path) -> Path:
     """A copy in which the first dataset says what has no effect."""
     place = Path(shutil.copytree(known, tmp_path / "place"))
-    describe(place / NAME, {"annotated": {"Keys_001": {"liver": "none"}}})
+    describe(place / NAME, {"lesion_classes": {"Keys_001": {"1": "HCC"}}})
     return place
 
 
@@ -64,7 +64,7 @@ def test_every_way_to_plan_or_train_refuses(
     if "--pretrained" in words:
         arguments[arguments.index("--pretrained") + 1] = OTHER
     before = runs(place)
-    with pytest.raises(DatasetError, match="annotated: Keys_001: 'liver' is 'none'"):
+    with pytest.raises(DatasetError, match="lesion_classes: Keys_001: lesion '1' is 'HCC'"):
         run(*arguments, "-w", place / "workspace")
     assert runs(place) == before
 

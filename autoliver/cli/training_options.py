@@ -188,6 +188,15 @@ Loss = Annotated[
         rich_help_panel=LEARNING,
     ),
 ]
+PseudoWeight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="Weight of pseudo-labels in the loss, from 0 to 1; drawn labels have 1. [default: "
+        "0.5]",
+        rich_help_panel=LEARNING,
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(
@@ -212,6 +221,15 @@ Foreground = Annotated[
     typer.Option(
         metavar="F",
         help="Share of the patches that must contain foreground. [default: 0.33]",
+        rich_help_panel=PATCHES,
+    ),
+]
+Sampler = Annotated[
+    recipes.SamplerKind | None,
+    typer.Option(
+        help="How cases are drawn: proportional: all alike; sqrt: their sources by the square root "
+        "of their number of cases; balanced: their sources alike; modality-balanced: each "
+        "modality in every batch. [default: proportional]",
         rich_help_panel=PATCHES,
     ),
 ]

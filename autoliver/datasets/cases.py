@@ -35,6 +35,9 @@ Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
 Annotation = Literal["real", "pseudo", "absent", "none"]
 
+# States of a label in which nobody has marked it: its predictions are not scored.
+_UNSCORED = ("pseudo", "none")
+
 
 class FileContent(Record, frozen=True, kw_only=True):
     """The content of one file of a case, independent of where the dataset is.
@@ -62,6 +65,7 @@ class CaseFacts(Record, frozen=True, kw_only=True):
         origin: Whether the image was acquired ("real") or generated.
         annotated: Label name -> state of its annotation; labels not listed are "real".
         lesion_classes: Lesion -> class of the lesion.
+        source: The collection that the case comes from; empty if the dataset names none.
     """
 
     name: str
@@ -70,6 +74,7 @@ class CaseFacts(Record, frozen=True, kw_only=True):
     origin: Origin = "real"
     annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
     lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
+    source: str = ""
 
     @classmethod
     def named(cls, name: str) -> "CaseFacts":
@@ -89,6 +94,7 @@ class Case(Record, frozen=True, kw_only=True):
         origin: Whether the image was acquired ("real") or generated.
         annotated: Label name -> state of its annotation; labels not listed are "real".
         lesion_classes: Lesion -> class of the lesion.
+        source: The collection that the case comes from; empty if the dataset names none.
         contents: The contents of its files, images first; empty until `contents.identify` fills it
             in.
         files: Digest of `contents`, which changes if the content of a file changes, but not if a
@@ -103,6 +109,7 @@ class Case(Record, frozen=True, kw_only=True):
     origin: Origin = "real"
     annotated: dict[str, Annotation] = msgspec.field(default_factory=dict)
     lesion_classes: dict[str, str] = msgspec.field(default_factory=dict)
+    source: str = ""
     contents: tuple[FileContent, ...] = ()
     files: str = ""
 
@@ -116,7 +123,18 @@ class Case(Record, frozen=True, kw_only=True):
             origin=self.origin,
             annotated=self.annotated,
             lesion_classes=self.lesion_classes,
+            source=self.source,
         )
+
+    @property
+    def unscored(self) -> frozenset[str]:
+        """The labels whose predictions are not scored: they are unknown, or not drawn by people."""
+        return frozenset(name for name, state in self.annotated.items() if state in _UNSCORED)
+
+
+def unscored_labels(cases: Iterable[Case]) -> dict[str, frozenset[str]]:
+    """Maps the cases of which some labels are not scored to these labels."""
+    return {case.name: case.unscored for case in cases if case.unscored}
 
 
 class Labels(Record, frozen=True, kw_only=True):
@@ -125,7 +143,7 @@ class Labels(Record, frozen=True, kw_only=True):
     Attributes:
         values: Name -> values, "background" (0) first; a label with several values is a region.
         regions_class_order: The value that is written for each region, in painting order; None
-            without regions.
+            without regions. Labels of a single value are regions if it is given.
         ignore: The value of voxels that are ignored in training and evaluation; None if there is
             none.
     """
@@ -136,6 +154,14 @@ class Labels(Record, frozen=True, kw_only=True):
 
     @property
     def has_regions(self) -> bool:
+        """Whether labels are independent of each other (sigmoid) rather than exclusive (softmax).
+
+        They are if any label is a union of values, or if not all of them are known in every case.
+        """
+        return self.regions_class_order is not None or self.has_unions
+
+    @property
+    def has_unions(self) -> bool:
         """Whether any label is a union of values."""
         return any(len(v) > 1 for v in self.values.values())
 
@@ -169,6 +195,34 @@ def contradictions(one: Labels, other: Labels) -> list[str]:
         for name, values in one.foreground.items()
         if not set(values) & set(known.get(name.casefold(), values))
     ]
+
+
+def unknown_values(case: CaseFacts, labels: Labels) -> list[int]:
+    """Lists the values of a label map that only labels hold which are unknown in the case."""
+    known = {
+        value
+        for name, values in labels.foreground.items()
+        if case.annotated.get(name) != "none"
+        for value in values
+    }
+    return sorted(set(labels.foreground_values) - known)
+
+
+def labels_for(labels: Labels, cases: Iterable[Case]) -> Labels:
+    """Returns the labels as cases allow them to be learnt.
+
+    Classes of a softmax exclude each other, so that all of them must be known in every case. If a
+    label of a labelled case is unknown or a pseudo-label, each label becomes a region of its own.
+
+    Args:
+        labels: The labels.
+        cases: The cases of the dataset.
+    """
+    if labels.has_unions:
+        return labels
+    partial = any(case.unscored for case in cases if case.label is not None)
+    order = tuple(values[0] for values in labels.foreground.values())
+    return labels.replace(regions_class_order=order if partial else None)
 
 
 class Dataset(Artifact, frozen=True, kw_only=True):
@@ -277,14 +331,15 @@ def read_dataset(folder: str | Path) -> Dataset:
     else:
         labels = msgspec.convert(stated, Labels, from_attributes=True)
     ending = description.file_ending
+    cases = tuple(_cases(description, files, labels))
     return Dataset(
         name=folder.name,
         folder=str(folder),
         layout="plain" if plain else description.layout,
         channel_names=description.channel_names,
-        labels=labels,
+        labels=labels_for(labels, cases),
         file_ending=ending or commonest_ending(p for images, _ in files.values() for p in images),
-        cases=tuple(_cases(description, files, labels)),
+        cases=cases,
     )
 
 
@@ -381,6 +436,7 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
             "origin": description.origin.get(name, "real"),
             "annotated": known,
             "lesion_classes": description.lesion_classes.get(name, {}),
+            "source": description.sources.get(name, ""),
         }
         try:
             yield msgspec.convert(case, Case)
@@ -397,6 +453,7 @@ def _check_cases_known(description: Description, files: Files) -> None:
         "origin": description.origin,
         "annotated": description.annotated,
         "lesion_classes": description.lesion_classes,
+        "sources": description.sources,
         "modality": stated if isinstance(stated, dict) else {},
     }
     for key, table in tables.items():

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from autoliver.datasets.cases import Case, Dataset, FileContent
+from autoliver.datasets.cases import Case, Dataset, FileContent, labels_for
 from autoliver.values import counted
 
 _SHOWN = 3  # number of differences, or of cases, that are named in one message
-_ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes")
+_ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes", "source")
 _ABOUT_A_DATASET = ("channel_names", "layout", "file_ending")
 
 
@@ -36,7 +36,8 @@ def without_added(before: Dataset, now: Dataset) -> Dataset | None:
         now: The current dataset, with the contents of its files.
     """
     names = {case.name for case in before.cases}
-    rest = now.replace(cases=tuple(case for case in now.cases if case.name in names))
+    cases = tuple(case for case in now.cases if case.name in names)
+    rest = now.replace(cases=cases, labels=labels_for(now.labels, cases))
     return rest if rest.digest() == before.digest() else None
 
 
@@ -105,6 +106,8 @@ def _of_labels(before: Dataset, now: Dataset, then: str) -> Iterator[str]:
         + (f", ignore {dataset.labels.ignore}" if dataset.labels.ignore is not None else "")
         for dataset in (before, now)
     )
+    if had == has and not now.labels.has_unions:  # told by the `annotated` of cases
+        return
     if had == has:  # only the order of names, or the order in which regions are painted, differs
         had, has = str(before.labels), str(now.labels)
     yield f"labels: {has}; {then}: {had}"

@@ -19,13 +19,12 @@ _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes", "sources"),
 )
-_BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
 _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
     *("numTest", "test", "converted_by", "citation", "overwrite_image_reader_writer"),
 )
 # Tables with an entry per case; they are read without conversion.
-_BY_CASE = ("patients", "origin", "annotated", "lesion_classes")
+_BY_CASE = ("patients", "origin", "annotated", "lesion_classes", "sources")
 _MR_WORDS = re.compile(
     r"mri?|mrcp|t[12].*|flair|adc|dwi|pd|swi|stir|spir|spair|dixon|dce.*|vibe|lava|hbp|"
     r"(in|out|opp|opposed)_?phase"
@@ -59,6 +58,7 @@ class Description(Record, frozen=True, kw_only=True):
         origin: Case -> how the image was produced.
         annotated: Case -> label -> state of its annotation.
         lesion_classes: Case -> lesion -> class of the lesion.
+        sources: Case -> the collection that it comes from.
         modality: The modality of the dataset, or case -> modality.
         painting: What is wrong with `regions_class_order` in a trained model; otherwise empty.
     """
@@ -75,6 +75,7 @@ class Description(Record, frozen=True, kw_only=True):
     origin: dict[str, str] = msgspec.field(default_factory=dict)
     annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    sources: dict[str, str] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
     painting: str = ""
 

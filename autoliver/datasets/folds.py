@@ -1,7 +1,7 @@
 """Folds of a cross-validation: which cases each one trains on and which it validates on."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -129,15 +129,19 @@ def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
     patient, the folds equal those of scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on
     the sorted names.
 
+    Cases that are not real are held out in no fold. They train in the folds that hold out no case
+    of their patient.
+
     Args:
         cases: The labelled cases.
 
     Returns:
-        One split per fold; empty for a single patient.
+        One split per fold; empty for a single patient with real cases.
     """
     groups: dict[str, list[str]] = {}
     for case in cases:
-        groups.setdefault(case.patient, []).append(case.name)
+        if case.origin == "real":
+            groups.setdefault(case.patient, []).append(case.name)
     patients = sorted(groups)
     if len(patients) < 2:
         return ()
@@ -145,7 +149,7 @@ def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
     if len(patients) >= _FOLDS:
         np.random.RandomState(_SEED).shuffle(order)
     held_back = np.array_split(order, min(_FOLDS, len(patients)))
-    return tuple(_split(groups, [patients[i] for i in sorted(fold)]) for fold in held_back)
+    return tuple(_split(cases, groups, {patients[i] for i in fold}) for fold in held_back)
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
@@ -157,7 +161,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
 
     Raises:
         DatasetError: The file has the wrong form, names an unknown case, has a fold without
-            training cases, or lists a case both for training and for validation.
+            training cases, lists a case both for training and for validation, or holds out a case
+            that is not real.
     """
     try:
         raw = msgspec.convert(read_json_by_hand(path), list[_OwnSplit])
@@ -183,9 +188,22 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
                 f"{path}: fold {number}: {what}.",
                 hint="List each labelled case at most once per fold, and at least one in 'train'.",
             )
+    _refuse_made_cases(raw, cases, where=path)
     splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
     _warn_of_shared_patients(splits, cases, where=path)
     return splits
+
+
+def _refuse_made_cases(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, where: Path) -> None:
+    made = {case.name: case.origin for case in cases if case.origin != "real"}
+    for number, split in enumerate(splits):
+        for name in split.val:
+            if name in made:
+                raise DatasetError(
+                    f"{where}: fold {number}: {name} is in 'val', but its origin is {made[name]}; "
+                    "only real cases are validated on.",
+                    hint="Take it out of 'val'; it may be in 'train'.",
+                )
 
 
 def _warn_of_shared_patients(
@@ -201,10 +219,10 @@ def _warn_of_shared_patients(
             )
 
 
-def _split(groups: Mapping[str, Sequence[str]], held_back: Sequence[str]) -> Split:
-    validation = {name for patient in held_back for name in groups[patient]}
-    names = sorted(name for group in groups.values() for name in group)
+def _split(
+    cases: Sequence[Case], groups: Mapping[str, Sequence[str]], held_back: Collection[str]
+) -> Split:
     return Split(
-        train=tuple(n for n in names if n not in validation),
-        validation=tuple(n for n in names if n in validation),
+        train=tuple(sorted(case.name for case in cases if case.patient not in held_back)),
+        validation=tuple(sorted(name for patient in held_back for name in groups[patient])),
     )

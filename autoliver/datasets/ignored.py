@@ -27,16 +27,6 @@ _READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient", "NaturalImage2D
 _SHOWN = 3
 
 
-def _annotated(case: Case) -> str:
-    # A case without a label map is not trained on, so "none" has the expected effect there.
-    known = ("real",) if case.label is not None else ("real", "none")
-    return next((f"{k!r} is {v!r}" for k, v in case.annotated.items() if v not in known), "")
-
-
-def _origin(case: Case) -> str:
-    return "" if case.origin == "real" else repr(case.origin)
-
-
 def _lesion_classes(case: Case) -> str:
     return next((f"lesion {k!r} is {v!r}" for k, v in case.lesion_classes.items()), "")
 
@@ -44,12 +34,6 @@ def _lesion_classes(case: Case) -> str:
 # Key -> (a function that returns the value of a case that has no effect, "" for none; what happens
 # instead).
 _REFUSED: dict[str, tuple[Callable[[Case], str], str]] = {
-    "annotated": (
-        _annotated,
-        "training takes each label map as complete and real, so that structures that are not "
-        "marked in it would be learnt as background",
-    ),
-    "origin": (_origin, "such a case would be held out for validation like a real one"),
     "lesion_classes": (_lesion_classes, "no network of this version learns the class of a lesion"),
 }
 
@@ -119,7 +103,7 @@ def _modality(dataset: Dataset, raw: Raw) -> str:
 
 
 def _regions_class_order(dataset: Dataset, _: Raw) -> str:
-    if dataset.labels.has_regions:
+    if dataset.labels.has_unions:
         return ""
     return "is not used: it orders regions, but each of these labels has a single value."
 

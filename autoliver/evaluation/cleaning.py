@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,7 @@ def learn_rules(
     pairs: Mapping[str, tuple[Path, Path]],
     *,
     labels: Labels,
+    unscored: Mapping[str, Collection[str]] | None = None,
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[Tried]], Iterable[Tried]] | None = None,
 ) -> tuple[Trial, ...]:
@@ -101,6 +102,7 @@ def learn_rules(
         pairs: Case name -> (predicted label map, true label map); the networks that predicted a
             case were not trained on it.
         labels: Names and values of the labels.
+        unscored: Case name -> labels that are left out in it; None: all labels are scored.
         executor: Runs the work on the cases; None: in this process, one after another.
         progress: Wraps the results of each round over the cases, e.g. tqdm; None: no progress.
 
@@ -112,6 +114,7 @@ def learn_rules(
         work = functools.partial(
             _try_files,
             labels=labels,
+            unscored=unscored or {},
             good=[trial.rule for trial in trials if trial.kept],
             rules=[rule for choices in alternatives for rule in choices],
         )
@@ -265,15 +268,25 @@ def _try_files(
     item: tuple[str, tuple[Path, Path]],
     *,
     labels: Labels,
+    unscored: Mapping[str, Collection[str]],
     good: Sequence[CleaningRule],
     rules: Sequence[CleaningRule],
 ) -> Tried:
-    _, (prediction, reference) = item
+    name, (prediction, reference) = item
     found = read_label(prediction)
     spacing_mm = found.geometry.spacing_mm
     cleaned = clean(found.array[0], good, values=labels.values, spacing_mm=spacing_mm)
     actual = read_label(reference).array[0]
-    return try_rules(cleaned, actual, rules, labels=labels, spacing_mm=spacing_mm)
+    tried = try_rules(cleaned, actual, rules, labels=labels, spacing_mm=spacing_mm)
+    left_out = unscored.get(name, ())
+    return Tried(
+        before=_without(tried.before, left_out),
+        after=tuple(_without(each, left_out) for each in tried.after),
+    )
+
+
+def _without(dice: Dice, left_out: Collection[str]) -> Dice:
+    return {name: None if name in left_out else value for name, value in dice.items()}
 
 
 def _apart(names: Iterable[str], labels: Labels) -> list[list[str]]:

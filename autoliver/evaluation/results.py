@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -165,7 +165,7 @@ class CaseScores(Record, frozen=True, kw_only=True):
         name: The case's name.
         prediction: Path of the file that was scored; empty for arrays.
         reference: Path of the file it was compared with; empty for arrays.
-        labels: Label name -> score.
+        labels: Label name -> score; labels that are not annotated by people have none.
         warnings: Suspicious findings, one sentence each.
     """
 
@@ -194,7 +194,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
     """The scores of one label, summarised over all cases.
 
     Attributes:
-        cases: Number of scored cases.
+        cases: Number of scored cases; those in which the label is not annotated are left out.
         n_empty: Cases with the label in neither prediction nor reference; they are left out of the
             means of overlap metrics.
         n_false_positive: Cases with the label in the prediction only.
@@ -236,9 +236,14 @@ class Scores(Artifact, frozen=True, kw_only=True):
         return self.mean.get(field)
 
 
-def summarize(cases: Sequence[CaseScores]) -> dict[str, LabelSummary]:
-    """Summarises scores per label; means are taken over cases, as is usual in publications."""
-    names = list(dict.fromkeys(label for case in cases for label in case.labels))
+def summarize(cases: Sequence[CaseScores], labels: Iterable[str] = ()) -> dict[str, LabelSummary]:
+    """Summarises scores per label; means are taken over cases, as is usual in publications.
+
+    Args:
+        cases: The scores of each case.
+        labels: Labels that come first in the summary, even if no case has a score of them.
+    """
+    names = list(dict.fromkeys([*labels, *(label for case in cases for label in case.labels)]))
     return {
         name: _summary([case.labels[name] for case in cases if name in case.labels])
         for name in names
@@ -304,6 +309,8 @@ def table(scores: Scores) -> str:
     ]
     for label, summary in scores.summary.items():
         cells = [_cell(summary.metrics.get(f), COLUMNS[f].decimals) for f in fields]
+        if not summary.cases:
+            cells = ["n/a"] * len(fields)
         counts = [str(summary.cases), *([str(summary.n_empty)] if empty else [])]
         rows.append([label, *counts, *cells])
     if len(scores.summary) > 1:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,13 @@ class Pairs:
 
 
 def score_case(
-    prediction: Volume, reference: Volume, *, labels: Labels, options: MetricOptions, name: str
+    prediction: Volume,
+    reference: Volume,
+    *,
+    labels: Labels,
+    options: MetricOptions,
+    name: str,
+    unscored: Collection[str] = (),
 ) -> CaseScores:
     """Scores the labels of one prediction except the background; a region is a union of values.
 
@@ -72,6 +78,7 @@ def score_case(
         labels: Names and values of the labels.
         options: The metrics to compute, and their settings.
         name: The case's name, for messages.
+        unscored: Labels that are left out.
 
     Raises:
         DatasetError: The grids differ, or one of them is an image.
@@ -87,6 +94,8 @@ def score_case(
     counted = None if labels.ignore is None else actual != labels.ignore
     scores = {}
     for label, values in labels.foreground.items():
+        if label in unscored:
+            continue
         pair = [_mask(array, values, counted) for array in (predicted, actual)]
         scores[label] = _score(
             pair[0], pair[1], label=label, geometry=reference.geometry, options=options
@@ -134,6 +143,7 @@ def score_pairs(
     *,
     labels: Labels,
     options: MetricOptions | None = None,
+    unscored: Mapping[str, Collection[str]] | None = None,
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
 ) -> Scores:
@@ -142,7 +152,12 @@ def score_pairs(
     The arguments and errors are those of `score_files`.
     """
     scores = score_files(
-        pairs.files, labels=labels, options=options, executor=executor, progress=progress
+        pairs.files,
+        labels=labels,
+        options=options,
+        unscored=unscored,
+        executor=executor,
+        progress=progress,
     )
     return scores.replace(warnings=(*_notes(pairs, scores), *scores.warnings))
 
@@ -152,6 +167,13 @@ def _notes(pairs: Pairs, scores: Scores) -> Iterable[str]:
     same = [name for name, (one, other) in files.items() if one.samefile(other)]
     equal = [case.name for case in scores.cases if case.name not in same and _perfect(case)]
     total = counted(len(files) + len(pairs.missing), "reference")
+    for label in scores.labels.foreground:
+        left = [case.name for case in scores.cases if label not in case.labels]
+        if left:
+            yield (
+                f"{label} is not scored in {counted(len(left), 'case')}, where it is not annotated "
+                f"or a pseudo-label: {first_few(left, _SHOWN)}."
+            )
     for names, text in (
         (pairs.extra, f"Predictions without a reference were left out ({len(pairs.extra)})"),
         (pairs.missing, f"{len(pairs.missing)} of {total} without a prediction were left out"),
@@ -177,6 +199,7 @@ def score_files(
     *,
     labels: Labels,
     options: MetricOptions | None = None,
+    unscored: Mapping[str, Collection[str]] | None = None,
     executor: CaseMapper | None = None,
     progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
 ) -> Scores:
@@ -186,6 +209,7 @@ def score_files(
         pairs: Case name -> (prediction, reference).
         labels: Names and values of the labels.
         options: As in `score_folder`.
+        unscored: Case name -> labels that are left out in it; None: all labels are scored.
         executor: As in `score_folder`.
         progress: As in `score_folder`.
 
@@ -200,10 +224,10 @@ def score_files(
             f"lesion_labels: there is no label '{unknown[0]}'.",
             hint=f"Choose from {', '.join(labels.foreground)}.",
         )
-    work = functools.partial(_score_pair, labels=labels, options=options)
+    work = functools.partial(_score_pair, labels=labels, options=options, unscored=unscored or {})
     results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
     cases = tuple(progress(results) if progress else results)
-    summary = summarize(cases)
+    summary = summarize(cases, labels.foreground)
     return Scores(
         labels=labels,
         options=options,
@@ -285,11 +309,17 @@ def discover_labels(
 
 
 def _score_pair(
-    item: tuple[str, tuple[Path, Path]], *, labels: Labels, options: MetricOptions
+    item: tuple[str, tuple[Path, Path]],
+    *,
+    labels: Labels,
+    options: MetricOptions,
+    unscored: Mapping[str, Collection[str]],
 ) -> CaseScores:
     name, (prediction, reference) = item
     volumes = (read_label(prediction), read_label(reference))
-    scores = score_case(*volumes, labels=labels, options=options, name=name)
+    scores = score_case(
+        *volumes, labels=labels, options=options, name=name, unscored=unscored.get(name, ())
+    )
     return scores.replace(prediction=str(prediction), reference=str(reference))
 
 

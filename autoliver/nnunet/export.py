@@ -163,6 +163,11 @@ def _check(plan: Plan, configuration: Configuration) -> None:
             f"the network has {network.in_channels} input and {network.out_channels} output "
             f"channels; nnU-Net would build it with {expected[0]} and {expected[1]}"
         )
+    elif plan.labels.has_regions and not plan.labels.has_unions:
+        problem = (
+            "its labels are independent of each other, since not all of them are annotated in "
+            "every case; nnU-Net would take labels of a single value for exclusive classes"
+        )
     elif plan.file_ending not in _ENDINGS:
         problem = f"images end with {plan.file_ending}; expected one of {', '.join(_ENDINGS)}"
     elif (

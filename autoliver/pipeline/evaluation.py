@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.datasets.cases import Case, Labels
+from autoliver.datasets.cases import Case, Labels, unscored_labels
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.names import dataset_of
 from autoliver.errors import OptionError
@@ -96,7 +96,8 @@ def evaluate(
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
     from autoliver.inference.record import refuse_other_labels
 
-    labels = workspace.read(request.dataset).labels if request.dataset else None
+    dataset = workspace.read(request.dataset) if request.dataset else None
+    labels = dataset.labels if dataset else None
     if labels is not None:
         refuse_other_labels(prediction, labels, whose=f"-d {request.dataset}")
     as_json, as_csv = request.files(prediction)
@@ -113,6 +114,7 @@ def evaluate(
         pairs,
         labels=labels,
         options=request.options(),
+        unscored=unscored_labels(dataset.cases) if dataset else None,
         executor=pool,
         progress=case_bar("evaluate", len(pairs.files)),
     )
@@ -227,6 +229,6 @@ def score_held_out(
         return Scores.load(path)
     pairs = predict_held_out(run, fold, cases, request)
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
-    scores = score_files(pairs, labels=labels, progress=bar)
+    scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
     scores.save(path)
     return scores

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
 from autoliver.commands import remove
-from autoliver.datasets.cases import Case, Labels
+from autoliver.datasets.cases import Case, Labels, unscored_labels
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
@@ -145,6 +145,7 @@ class _Pair:
             self.files(fold),
             labels=fold.labels,
             options=known.options,
+            unscored=unscored_labels(fold.cases),
             executor=machine.pool("score", need=score_need, light=True),
             progress=case_bar(f"score {' + '.join(self.names)} fold {fold.fold}", len(self.jobs)),
         ).replace(made_from=known.made_from)

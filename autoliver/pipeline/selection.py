@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import brief
 from autoliver.commands import command
-from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset, unscored_labels
 from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
@@ -231,6 +231,7 @@ class _Contest:
         return learn_rules(
             pairs,
             labels=self.dataset.labels,
+            unscored=unscored_labels(self.dataset.cases),
             executor=machine.pool("try rules", need=clean_need, light=True),
             progress=case_bar("try cleaning rules", len(pairs)),
         )

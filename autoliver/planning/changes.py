@@ -107,6 +107,8 @@ def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
         )
     }
     labels = [f"{name} {_join(values, '+')}" for name, values in plan.labels.values.items()]
+    if plan.labels.has_regions and not plan.labels.has_unions:
+        labels.append("independent of each other")
     like = "" if plan.like is None else plan.like.spacing
     order = ["zyx"[axis] for axis in plan.transpose_forward]
     return (

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.datasets.cases import Case, Dataset, is_mixed
+from autoliver.datasets.cases import Case, Dataset, Labels, is_mixed, unknown_values
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_image, read_label
 from autoliver.io.orientation import axis_codes
@@ -84,7 +84,7 @@ def make_fingerprint(
         _read_case,
         draws=draws // len(cases),
         most_values=kept,
-        ignore=dataset.labels.ignore,
+        labels=dataset.labels,
     )
     results = map(work, cases) if executor is None else executor.map(work, cases)
     summaries = list(results if progress is None else progress(results))
@@ -169,13 +169,15 @@ def summarise(
     )
 
 
-def _read_case(case: Case, *, draws: int, most_values: int, ignore: int | None) -> CaseSummary:
+def _read_case(case: Case, *, draws: int, most_values: int, labels: Labels) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
     image = read_image([Path(path) for path in case.images])
     label = read_label(Path(case.label))
     # nnU-Net counts voxels to be ignored as foreground.
-    foreground = foreground_mask(label.array, ignore)
+    foreground = foreground_mask(label.array, labels.ignore)
+    if unknown := unknown_values(case.facts, labels):
+        foreground &= ~np.isin(label.array, unknown)
     summary = fingerprint_case(
         without_impossible(image.array.astype(np.float32, copy=False), name=case.name),
         foreground,

@@ -83,7 +83,12 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         asked=options,
         seen=fingerprint.seen,
         configurations=configurations,
-        reasons={"transpose": planner.grid.transpose_reason, **planner.axes_reason, **dropped},
+        reasons={
+            "transpose": planner.grid.transpose_reason,
+            **reasons.labels(dataset.labels),
+            **planner.axes_reason,
+            **dropped,
+        },
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.datasets.cases import Labels
 from autoliver.io.orientation import commonest
 from autoliver.planning.fit import FIRST_EDGE, Fit
 from autoliver.planning.plan import IntensityStats, Normalization
@@ -101,6 +102,16 @@ def batch(fit: Fit, *, share_allowed: float, most: int | None) -> str:
             f"{size} patches, the fewest ever used: memory goes into the size of the patch first."
         )
     return f"{size} patches: as many of this size as the memory target holds."
+
+
+def labels(found: Labels) -> dict[str, str]:
+    """Gives the reason for labels of a single value that are independent; empty if none are."""
+    if not found.has_regions or found.has_unions:
+        return {}
+    return {
+        "labels": "Independent of each other (sigmoid), since not all of them are annotated in "
+        "every case."
+    }
 
 
 def normalization(

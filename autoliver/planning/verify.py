@@ -49,7 +49,7 @@ class Finding(Record, frozen=True, kw_only=True):
         code: The kind of defect, for programs: missing_file, missing_label, extra_file, unreadable,
             refused (by the system, perhaps not the next time),
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
-            label_values, label_fractions, label_empty, label_unused, duplicate_image,
+            label_values, label_fractions, label_empty, label_absent, label_unused, duplicate_image,
             duplicate_channel, direction, header, axes, num_training; about CT or MR: channel_name,
             modality; and for a case that is unlike the others: spacing, size, intensities.
         problem: What was found and what was expected.
@@ -357,7 +357,7 @@ def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...
             f"{', '.join(str(v) for v in sorted(labels.allowed))}.",
             "Correct the label file, or add the value to the labels in dataset.json.",
         )
-    known_empty = all(case.annotated.get(name) == "absent" for name in labels.foreground)
+    known_empty = all(case.annotated.get(name) in ("absent", "none") for name in labels.foreground)
     if not known_empty and not set(counts) - {0, labels.ignore}:
         found.add(
             "warning",
@@ -365,6 +365,16 @@ def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...
             f"{path.name} holds no label other than background.",
             "Fine if the image shows none of the labels; otherwise label it, or remove the file.",
         )
+    for name, values in labels.foreground.items():
+        voxels = sum(counts.get(value, 0) for value in values)
+        if case.annotated.get(name) == "absent" and voxels:
+            found.add(
+                "error",
+                "label_absent",
+                f"{path.name} holds {counted(voxels, 'voxel')} of '{name}', which dataset.json "
+                "says is absent.",
+                "Correct the label file, or the state in 'annotated'.",
+            )
     return tuple(counts)
 
 

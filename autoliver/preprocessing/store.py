@@ -10,7 +10,7 @@ import io
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, check_chain, digest, write_bytes
 from autoliver.commands import command, remove
-from autoliver.datasets.cases import CaseFacts
+from autoliver.datasets.cases import CaseFacts, Labels, unknown_values
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
@@ -245,6 +245,13 @@ def read_case(folder: Path, name: str, facts: CaseFacts | None = None) -> Stored
         locations=_unpack(folder / f"{name}.npz"),
         facts=facts or CaseFacts.named(name),
     )
+
+
+def known_places(case: StoredCase, labels: Labels) -> StoredCase:
+    """Returns a case whose patches are not centred on values of labels that are unknown in it."""
+    unknown = unknown_values(case.facts, labels)
+    locations = {value: found for value, found in case.locations.items() if value not in unknown}
+    return replace(case, locations=locations) if unknown else case
 
 
 def finished_cases(folder: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from autoliver.training.patches.cache import cases_gb, check_device, choose_cach
 from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
-from autoliver.training.recipes import Recipe
+from autoliver.training.recipes import Recipe, SamplerKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ def patch_stream(
     spec: AugmentSpec | None,
     *,
     number: int,
+    kind: SamplerKind = "proportional",
     replay: Sequence[TrainingCase] = (),
 ) -> PatchStream:
     """The numbered batches of a fold, or this process's part of them.
@@ -104,6 +105,7 @@ def patch_stream(
         cases: Cases to draw patches from.
         spec: Augmentations that follow; None: none.
         number: Number of the stream; the streams of a fold draw independently.
+        kind: How the cases are drawn.
         replay: Cases that a share of the patches are drawn from instead.
     """
     configuration = task.configuration
@@ -122,6 +124,7 @@ def patch_stream(
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
         replayed=len(replay),
         replay_share=task.options.replay_share,
+        kind=kind,
     )
     part = task.group.part(configuration.batch_size)
     return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
@@ -140,11 +143,12 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     check_device(task.machine.cache, task.device)
     gb = cases_gb([*task.train, *task.replay, *task.validation])
     room = measure_room(task.machine, task.device, network_gb=task.network_gb)
-    kind = choose_cache(task.machine.cache, gb, room)
+    cache = choose_cache(task.machine.cache, gb, room)
     workers = task.machine.loaders
-    stream = patch_stream(task, task.train, spec, number=0, replay=task.replay)
+    kind = task.options.sampler
+    stream = patch_stream(task, task.train, spec, number=0, kind=kind, replay=task.replay)
     return (
-        Patches(stream, kind, task.device, workers=workers),
+        Patches(stream, cache, task.device, workers=workers),
         # These batches are few: a thread is enough, whatever the cache.
-        Patches(patch_stream(task, task.validation, None, number=1), kind, task.device),
+        Patches(patch_stream(task, task.validation, None, number=1), cache, task.device),
     )

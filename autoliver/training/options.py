@@ -11,7 +11,7 @@ from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
-from autoliver.training.recipes import RECIPES, Optimiser, Recipe, Schedule
+from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
 from autoliver.transfer.table import Heads
 from autoliver.values import (
     MOST,
@@ -49,7 +49,10 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             besides the default ones (`training/augment/choice.py`).
         seed: Seed of initial weights, patches and augmentations.
         foreground: Share of the patches of a batch that must show foreground, 0 to 1.
+        sampler: How cases of several sources or modalities are drawn for patches
+            (`training/patches/sampling.py`).
         loss: Name of the objective (`training/objectives/choice.py`).
+        pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
         lr: Peak learning rate; None: the recipe's.
         optimiser: "sgd" or "adamw"; None: the recipe's. If it differs from the recipe's, learning
             rate and weight decay come from a recipe that uses it.
@@ -86,7 +89,9 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     augment: str = "default"
     seed: int = 0
     foreground: float = 0.33
+    sampler: SamplerKind = "proportional"
     loss: str = DEFAULT_OBJECTIVE
+    pseudo_weight: float = 0.5
     lr: float | None = None
     optimiser: Optimiser | None = None
     mirror: bool | None = None
@@ -340,6 +345,7 @@ def check_options(options: TrainingOptions) -> None:
             check_number(flag_of(name), value, above=0)
     check_number("--foreground", options.foreground, least=0, most=1)
     _check_ema(options.ema)
+    check_number("--pseudo-weight", options.pseudo_weight, least=0, most=1)
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))

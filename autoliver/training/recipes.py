@@ -9,6 +9,9 @@ Optimiser = Literal["sgd", "adamw"]
 # whether the training starts from the weights of a model.
 Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw"]
 
+# How the cases of patches are drawn (`patches/sampling.py`).
+SamplerKind = Literal["proportional", "sqrt", "balanced", "modality-balanced"]
+
 
 class Recipe(Record, frozen=True, kw_only=True):
     """An optimiser and its learning rate over the training.

@@ -460,3 +460,40 @@ def test_real_datasets(folder: str, cases: int, channels: int, modality: str) ->
     assert len(dataset.labelled) == cases
     assert {len(case.images) for case in dataset.cases} == {channels}
     assert {case.modality for case in dataset.cases} == {modality}
+
+
+@pytest.mark.parametrize(
+    ("states", "independent"),
+    [
+        ({}, False),
+        ({"a": {"tumour": "absent"}, "b": {"liver": "real"}}, False),
+        ({"c": {"tumour": "none"}}, False),  # it has no label map
+        ({"a": {"tumour": "none"}}, True),
+        ({"b": {"liver": "pseudo"}}, True),
+    ],
+)
+def test_labels_are_independent_if_not_all_are_annotated(
+    tmp_path: Path, states: dict[str, dict[str, str]], independent: bool
+) -> None:
+    for name in ("imagesTr/a_0000", "imagesTr/b_0000", "imagesTr/c_0000", "labelsTr/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "labelsTr/b.nii.gz").touch()
+    labels = {"background": 0, "tumour": 5, "liver": 2}
+    raw = {"channel_names": {"0": "CT"}, "labels": labels, "annotated": states}
+    (tmp_path / "dataset.json").write_text(json.dumps(raw))
+    found = read_dataset(tmp_path).labels
+    assert found.has_regions == independent
+    assert found.regions_class_order == ((2, 5) if independent else None)
+    assert found.out_channels == (2 if independent else 3)
+    assert tuple(found.foreground) == ("liver", "tumour")
+
+
+def test_sources_are_read(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    for name in ("imagesTr/a_0000", "imagesTr/b_0000", "labelsTr/a"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    raw = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(raw | {"sources": {"a": "LiTS"}}))
+    assert [case.facts.source for case in read_dataset(tmp_path).cases] == ["LiTS", ""]

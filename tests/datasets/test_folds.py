@@ -81,3 +81,34 @@ def test_a_patient_on_both_sides_of_an_own_split_is_warned_of(
     assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
         "fold 1: cases of patient P are on both sides: its scores will be too good."
     ]
+
+
+def test_cases_that_are_not_real_are_never_held_out() -> None:
+    real = [Case(name=f"r{n}", images=("i",), label="l", patient=f"p{n}") for n in range(5)]
+    made = [
+        Case(name="s0", images=("i",), label="l", patient="p0", origin="synthetic"),
+        Case(name="q1", images=("i",), label="l", patient="p1", origin="pseudo"),
+        Case(name="x", images=("i",), label="l", patient="elsewhere", origin="synthetic"),
+    ]
+    folds = make_folds([*real, *made])
+    alone = make_folds(real)
+    assert [fold.validation for fold in folds] == [fold.validation for fold in alone]
+    for fold, before in zip(folds, alone, strict=True):
+        expected = {*before.train, "x"}
+        expected |= set() if "r0" in fold.validation else {"s0"}
+        expected |= set() if "r1" in fold.validation else {"q1"}
+        assert fold.train == tuple(sorted(expected))
+    assert make_folds([*real[:1], made[2]]) == ()
+
+
+def test_own_splits_may_not_hold_out_a_case_that_is_not_real(tmp_path: Path) -> None:
+    cases = [
+        Case(name="a", images=("i",), label="l", patient="a"),
+        Case(name="b", images=("i",), label="l", patient="b", origin="synthetic"),
+    ]
+    path = tmp_path / "splits_final.json"
+    path.write_text('[{"train": ["b"], "val": ["a"]}]')
+    assert read_splits(path, cases)[0].train == ("b",)
+    path.write_text('[{"train": ["a"], "val": ["b"]}]')
+    with pytest.raises(DatasetError, match="fold 0: b is in 'val', but its origin is synthetic"):
+        read_splits(path, cases)

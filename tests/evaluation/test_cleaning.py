@@ -184,3 +184,16 @@ def test_empty_label_maps_are_no_trouble():
     tried = try_rules(empty, empty, rules, labels=LABELS, spacing_mm=SPACING)
     assert set(tried.before.values()) == {None}
     assert all(value is None for after in tried.after for value in after.values())
+
+
+def test_rules_are_not_judged_by_labels_that_nobody_marked(tmp_path):
+    truth = reference()
+    predicted = truth.copy()
+    predicted[9, 0, 0:2] = 1
+    pairs = save(tmp_path, [predicted] * 3, [truth] * 3)
+    left_out = {name: {"liver"} for name in pairs}
+    trials = {str(t.rule): t for t in learn_rules(pairs, labels=LABELS, unscored=left_out)}
+    liver = trials["liver: only the largest component"]
+    assert (liver.before, liver.kept) == ({}, False)
+    kept = {str(t.rule): t for t in learn_rules(pairs, labels=LABELS)}
+    assert kept["liver: only the largest component"].before.keys() == {"liver"}

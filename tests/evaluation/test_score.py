@@ -414,3 +414,26 @@ def test_the_official_chaos_example_from_its_files():
     for field in ("dice", "ravd_percent", "assd_mm", "mssd_mm"):
         assert getattr(liver, field) == pytest.approx(expected[field], abs=1e-6)
     assert liver.chaos == pytest.approx(expected["chaos_score"], abs=1e-3)
+
+
+def test_labels_that_nobody_marked_are_not_scored(folders):
+    pairs = score.find_pairs(*folders)
+    left_out = {"a": {"tumour"}, "b": {"liver", "tumour"}, "c.1": {"tumour"}}
+    scores = score.score_pairs(pairs, labels=LABELS, unscored=left_out)
+    whole = score.score_pairs(pairs, labels=LABELS)
+    assert {case.name: set(case.labels) for case in scores.cases} == {
+        "a": {"liver"},
+        "b": set(),
+        "c.1": {"liver"},
+    }
+    assert scores.cases[0].labels["liver"] == whole.cases[0].labels["liver"]
+    liver, tumour = scores.summary["liver"], scores.summary["tumour"]
+    assert liver.metrics["dice"].mean == pytest.approx((2 * 12 / 36 + 0.0) / 2)
+    assert (liver.cases, tumour.cases, tumour.metrics) == (2, 0, {})
+    assert scores.foreground_mean("dice") == liver.metrics["dice"].mean
+    row = next(line for line in results.table(scores).splitlines() if line.startswith("tumour"))
+    assert row.split() == ["tumour", "0", *["0"] * ("empty" in results.table(scores)), *["n/a"] * 3]
+    assert (
+        "tumour is not scored in 3 cases, where it is not annotated"
+        in scores.warnings[0] + (scores.warnings[1])
+    )

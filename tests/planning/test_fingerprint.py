@@ -139,3 +139,18 @@ def test_files_to_fingerprint(tmp_path):
 def test_a_dataset_needs_a_label(tmp_path):
     with pytest.raises(DatasetError, match="none of 1 case has a label"):
         make_fingerprint(write_dataset(tmp_path, []))
+
+
+def test_intensities_of_unknown_labels_do_not_count(tmp_path):
+    dataset = write_dataset(tmp_path, range(2))
+    cases = tuple(case.replace(annotated={"tumour": "none"}) for case in dataset.cases)
+    partial = make_fingerprint(dataset.replace(cases=cases), draws=2 * DRAWS)
+    for case in dataset.labelled:
+        label = nibabel.load(case.label)
+        values = np.asarray(label.dataobj)
+        assert 2 in values
+        nibabel.save(
+            nibabel.Nifti1Image(np.where(values == 2, 0, values), label.affine), case.label
+        )
+    without = make_fingerprint(dataset, draws=2 * DRAWS)
+    assert partial.intensities == without.intensities

@@ -327,3 +327,15 @@ def test_processes_give_the_same_in_the_same_order(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["Dataset101_AbdomenCT", "Dataset104_BrainMR4"])
 def test_real_datasets_have_no_errors(name: str) -> None:
     assert verify(read_dataset(SHARED / name)).errors == ()
+
+
+def test_a_label_that_is_said_to_be_absent_may_not_be_there(folder: Path) -> None:
+    describe(folder, annotated={"c": {"tumour": "absent"}})
+    found = only(folder)
+    expect(found, "c", "error", "label_absent", "c.nii.gz", "of 'tumour'")
+
+
+def test_a_label_map_of_unknown_labels_may_be_empty(folder: Path) -> None:
+    write_label(folder / "labelsTr/c.nii.gz", np.zeros(GRID.shape_zyx, np.uint8), GRID)
+    describe(folder, annotated={"c": {"liver": "absent", "tumour": "none"}})
+    assert verify(read_dataset(folder)).findings == ()

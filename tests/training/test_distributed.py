@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from autoliver.datasets.cases import CaseFacts, Labels
+from autoliver.datasets.cases import Annotation, CaseFacts, Labels
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.networks.device import own_device
 from autoliver.networks.spec import UNetSpec
@@ -49,8 +49,12 @@ SETTINGS: dict[str, tuple[tuple[int, ...], int, bool, Labels, LossKind]] = {
     "three_ignore": ((16, 16), 3, False, IGNORE, "dice-ce"),
     "topk": ((16, 16), 2, False, PLAIN, "dice-topk"),
     "regions": ((16, 16), 3, True, UNIONS, "dice-focal"),
+    "partial": ((16, 16), 3, False, UNIONS, "dice-ce"),
+    "partial_batch_dice": ((16, 16), 3, True, UNIONS, "dice-topk"),
     "regions_ignore": ((16, 16), 3, False, UNIONS.replace(ignore=3), "dice-topk"),
 }
+# What is annotated in the cases of the settings that are partial.
+STATES: list[dict[str, Annotation]] = [{}, {"tumour": "none"}, {"liver": "pseudo"}, {}]
 NAME = "Dataset001_Phantom"
 
 
@@ -64,11 +68,12 @@ class ArrayCase:
     name: str
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
+    annotated: dict[str, Annotation] = field(default_factory=dict)
     previous: None = None
 
     @property
     def facts(self) -> CaseFacts:
-        return CaseFacts.named(self.name)
+        return CaseFacts(name=self.name, patient=self.name, annotated=self.annotated)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:
@@ -109,6 +114,9 @@ def make_task(setting: str, folder: Path, **changes: object) -> FoldTask:
         network=network,
     )
     cases = [make_case(number, ignored=labels.ignore is not None) for number in range(4)]
+    if setting.startswith("partial"):
+        cases = [replace(case, annotated=s) for case, s in zip(cases, STATES, strict=True)]
+        changes["options"] = {"sampler": "balanced"}
     options = {"epochs": 3, "iterations": 2, "schedule": "nnunet", "loss": loss}
     options |= changes.pop("options", {})  # type: ignore[arg-type]
     folder.mkdir(exist_ok=True)

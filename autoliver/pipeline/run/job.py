@@ -32,7 +32,7 @@ from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
 from autoliver.preprocessing.previous import with_previous
-from autoliver.preprocessing.store import StoredCase, read_case
+from autoliver.preprocessing.store import StoredCase, known_places, read_case
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.replay import with_ignored
 from autoliver.training.progress import add_to_log
@@ -306,7 +306,8 @@ class RunJob:
 
     def _cases(self, names: Sequence[str]) -> list[StoredCase]:
         facts = {case.name: case.facts for case in self.planned.dataset.cases}
-        cases = [read_case(self.store, name, facts[name]) for name in names]
+        labels = self.planned.plan.labels
+        cases = [known_places(read_case(self.store, n, facts[n]), labels) for n in names]
         if self.previous is None:
             return cases
         return [with_previous(case, self.previous) for case in cases]

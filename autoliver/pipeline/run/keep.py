@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from autoliver.datasets.cases import unscored_labels
 from autoliver.errors import OptionError
 from autoliver.models.files import FoldFolder, FoldModel, MemberFiles, ModelFiles, save_fold
 from autoliver.pipeline.prediction import PredictRequest, predict
@@ -97,4 +98,6 @@ def _dice(
     written = predict(model, images, FoldFolder(folder).validation, request)
     pairs = {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
     options = MetricOptions(metrics=("dice",))
-    return score_files(pairs, labels=info.plan.labels, options=options).foreground_mean("dice")
+    left_out = unscored_labels(cases)
+    scores = score_files(pairs, labels=info.plan.labels, options=options, unscored=left_out)
+    return scores.foreground_mean("dice")

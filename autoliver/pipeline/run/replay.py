@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoliver.artifacts import digest
 from autoliver.commands import command
-from autoliver.datasets.cases import Case, Dataset, Labels
+from autoliver.datasets.cases import Case, CaseFacts, Dataset, Labels
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Folds
 from autoliver.errors import DatasetError, OptionError
@@ -24,7 +24,7 @@ from autoliver.pipeline.run.source import safe
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, IntensityStats, Plan
-from autoliver.preprocessing.store import finished_cases, read_case, store_key
+from autoliver.preprocessing.store import finished_cases, known_places, read_case, store_key
 from autoliver.training.patches.replay import ReplayedCase, replayed_case
 from autoliver.values import counted, first_few
 from autoliver.workspace import RunFolder, Workspace
@@ -95,7 +95,8 @@ class Replay:
         """Opens preprocessed cases, with the values of the run's labels.
 
         Args:
-            cases: The cases, from `cases`.
+            cases: The cases, from `cases`. Those whose labels are not all annotated are left out
+                unless the run's labels are independent of each other.
             labels: The labels of the run, from `with_ignored`.
 
         Raises:
@@ -103,14 +104,17 @@ class Replay:
             DatasetError: No voxel of the cases counts.
         """
         store, short = self.planned.folder.store(self.store_key), self.dataset.short_name
+        own = self.planned.plan.labels
+        facts = {case.name: self._facts(case, labels) for case in cases}
         found = [
             replayed_case(
-                read_case(store, case.name, case.facts),
+                replace(known_places(read_case(store, name, case), own), facts=facts[name]),
                 self.values,
                 labels,
-                name=f"{short}/{case.name}",
+                name=f"{short}/{name}",
             )
-            for case in cases
+            for name, case in ((case.name, case.facts) for case in cases)
+            if _can_be_learnt(facts[name], labels)
         ]
         counting = [case for case in found if case is not None]
         if not counting:
@@ -120,6 +124,14 @@ class Replay:
                 hint="Replay another dataset, or leave --replay out.",
             )
         return counting
+
+    def _facts(self, case: Case, labels: Labels) -> CaseFacts:
+        """The facts about a case, with the states of the run's labels."""
+        from autoliver.transfer.labels import match_labels
+
+        names = match_labels(self.planned.plan.labels, labels)
+        states = {n: case.annotated[s] for n, s in names.items() if s in case.annotated}
+        return case.facts.replace(annotated=states)
 
     def describe(self, run: Plan, share: float) -> str:
         """Says in a few sentences what is replayed, and what of it does not count.
@@ -147,7 +159,18 @@ class Replay:
         ]
         if gone:
             text += f" Voxels of its {first_few(gone, _SHOWN)} do not count."
+        known = [self._facts(case, run.labels) for case in self.dataset.labelled]
+        if partial := [case.name for case in known if not _can_be_learnt(case, run.labels)]:
+            text += (
+                f" Not replayed: {counted(len(partial), 'case')} in which not all of these labels "
+                f"are annotated, such as {partial[0]}."
+            )
         return text
+
+
+def _can_be_learnt(case: CaseFacts, labels: Labels) -> bool:
+    """Whether a case tells all labels, or a training of these labels can leave some out."""
+    return labels.has_regions or not {"none", "pseudo"} & set(case.annotated.values())
 
 
 def source_fold(fold: Fold, folds: Folds) -> Fold:

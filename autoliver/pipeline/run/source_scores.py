@@ -43,7 +43,8 @@ class SourceScores(Artifact, frozen=True, kw_only=True):
 
     Attributes:
         dataset: The dataset's name.
-        cases: Case -> label of the fold -> Dice; None where neither label map has the label.
+        cases: Case -> label of the fold -> Dice; None where neither label map has the label, or it
+            is not annotated.
         before: The same of the network that the weights come from; empty if it is not known.
     """
 
@@ -132,7 +133,8 @@ def score_source(
         made_from=made_from,
         dataset=found.dataset.name,
         cases={
-            case.name: _dice(written[case.name], Path(str(case.label)), tables, found.labels.ignore)
+            case.name: _dice(written[case.name], case, tables, found.labels.ignore)
+            | {name: None for name, source in names.items() if source in case.unscored}
             for case in bar(cases)
         },
         before=_before(found, options, [case.name for case in cases], names),
@@ -229,13 +231,14 @@ def _predict(
 
 def _dice(
     prediction: Path,
-    reference: Path,
+    case: Case,
     labels: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     ignore: int | None,
 ) -> Dice:
     """Returns the Dice of each label, whose values differ in the two label maps."""
     from autoliver.evaluation.metrics import dice
 
+    reference = Path(str(case.label))
     predicted, actual = read_label(prediction).array[0], read_label(reference).array[0]
     counts = np.True_ if ignore is None else actual != ignore
     found: Dice = {}
@@ -256,9 +259,12 @@ def _before(
         return {}
     known = {case.name: case.labels for case in Scores.load(place.scores).cases}
     return {
-        case: {name: known[case][label].dice for name, label in names.items()}
+        case: {
+            name: known[case][label].dice if label in known[case] else None
+            for name, label in names.items()
+        }
         for case in cases
-        if case in known and all(label in known[case] for label in names.values())
+        if case in known and any(label in known[case] for label in names.values())
     }
 
 

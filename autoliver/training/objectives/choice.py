@@ -19,20 +19,25 @@ class Options(Protocol):
     def loss(self) -> str:
         """The name of the objective."""
 
+    @property
+    def pseudo_weight(self) -> float:
+        """Weight of pseudo-labels in the loss, 0 to 1."""
+
 
 Make = Callable[["Labels", "Configuration", Options], "Objective"]
 
 
 def _segmentation(kind: "LossKind") -> Make:
-    def make(labels: "Labels", configuration: "Configuration", _options: Options) -> "Objective":
+    def make(labels: "Labels", configuration: "Configuration", options: Options) -> "Objective":
         # torch is imported late because `autoliver --help` reads only the names.
         from autoliver.training.objectives.segmentation import SegmentationObjective
         from autoliver.training.objectives.target import loss_options
 
-        rows = configuration.network.out_channels - (0 if labels.has_regions else 1)
         loss = loss_options(labels, batch_dice=configuration.batch_dice, kind=kind)
         loss = loss.replace(lowest_weight=configuration.network.lowest_weight)
-        return SegmentationObjective(options=loss, rows=rows)
+        return SegmentationObjective(
+            options=loss, names=tuple(labels.foreground), pseudo_weight=options.pseudo_weight
+        )
 
     return make
 

@@ -6,6 +6,10 @@ sign, so a perfect prediction has a loss of -1. Isensee et al., nnU-Net, Nature 
 Instead of its mean over all voxels, the cross-entropy may be averaged over the voxels where it is
 highest ("dice-topk"; Wu et al. 2016, arXiv:1605.06885), or weighted down where the prediction is
 already good ("dice-focal"; Lin et al., ICCV 2017).
+
+Where annotations are partial, each pair of a sample and a label has a weight. A pair of weight 0 is
+unknown: it counts nowhere and its row has no gradient. The loss is the weighted sum over the other
+pairs divided by their number.
 """
 
 import math
@@ -18,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoliver.artifacts import Record
+from autoliver.datasets.cases import Annotation, CaseFacts
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
 
@@ -63,16 +68,18 @@ class SegmentationObjective:
 
     Attributes:
         options: Options of the loss.
-        rows: Number of foreground labels.
+        names: The foreground labels, in the order of the rows.
+        pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1.
     """
 
     options: LossOptions
-    rows: int
+    names: tuple[str, ...]
+    pseudo_weight: float = 1.0
 
     @property
     def lengths(self) -> Mapping[str, int]:
         """Three counts of voxels (`COUNTS`), each with one number per foreground label."""
-        return dict.fromkeys(COUNTS, self.rows)
+        return dict.fromkeys(COUNTS, len(self.names))
 
     @property
     def watched(self) -> str | None:
@@ -88,18 +95,40 @@ class SegmentationObjective:
             group: Processes that each hold a part of the batch.
 
         Returns:
-            The loss, a float32 scalar, and the voxel counts of the first views.
+            The loss, a float32 scalar, and the voxel counts of the first views. Labels that are
+            unknown or pseudo-labels are not counted.
         """
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
-        loss = segmentation_loss(first, target, options=options, group=group)
+        weights = self._weights(batch, group)
+        loss = segmentation_loss(first, target, options=options, group=group, weights=weights)
         views = len(batch.image) // len(target)
         if views > 1:
-            disagreement = consistency_loss(outputs[0], views, options=options, group=group)
+            disagreement = consistency_loss(
+                outputs[0], views, options=options, group=group, weights=weights
+            )
             loss = loss + CONSISTENCY_WEIGHT * disagreement
         with torch.no_grad():
-            counts = hard_dice_counts(first[0], target, options=options)
+            marked = self._by_state(batch, {"pseudo": 0.0, "none": 0.0})
+            counts = hard_dice_counts(first[0], target, options=options, weights=marked)
         return loss, tally_of(dict(zip(COUNTS, counts, strict=True)), group)
+
+    def _weights(self, batch: Shown, group: Group) -> Tensor | None:
+        """The weights (b, rows) of a batch; None if all weights of all processes are 1."""
+        if self.options.regions is None:
+            return None
+        weights = self._by_state(batch, {"pseudo": self.pseudo_weight, "none": 0.0})
+        partial = group.any(weights is not None)
+        if weights is None and partial:
+            weights = torch.ones(len(batch.target), len(self.names), device=batch.target.device)
+        return weights
+
+    def _by_state(self, batch: Shown, values: Mapping[Annotation, float]) -> Tensor | None:
+        """A value (b, rows) for the state of each label, 1 by default; None if all are 1."""
+        rows = [[_of_state(case, name, values) for name in self.names] for case in batch.cases]
+        if all(value == 1.0 for row in rows for value in row):
+            return None
+        return torch.tensor(rows, device=batch.target.device)
 
     def scores(self, tally: Tally) -> Scores:
         """The Dice of each label, 2 tp / (2 tp + fp + fn); None if the denominator is 0."""
@@ -109,6 +138,10 @@ class SegmentationObjective:
                 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None for tp, fp, fn in counts
             )
         )
+
+
+def _of_state(case: CaseFacts, label: str, values: Mapping[Annotation, float]) -> float:
+    return values.get(case.annotated.get(label, "real"), 1.0)
 
 
 class _Total(torch.autograd.Function):
@@ -144,7 +177,12 @@ def _mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
 
 
 def segmentation_loss(
-    outputs: list[Tensor], target: Tensor, *, options: LossOptions, group: Group = ALONE
+    outputs: list[Tensor],
+    target: Tensor,
+    *,
+    options: LossOptions,
+    group: Group = ALONE,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The weighted sum over resolutions of Dice plus cross-entropy.
 
@@ -154,21 +192,28 @@ def segmentation_loss(
         target: Label values (b, 1, *full shape), any integer type.
         options: Options of the loss.
         group: Processes that each hold a part of the batch; the loss is that of the whole batch.
+        weights: Weights (b, rows) of regions, 0 where a label is unknown; None: all are 1. In a
+            group, either all processes give weights or none does.
 
     Returns:
         The loss, a float32 scalar.
     """
+    deep_weights = deep_supervision_weights(len(outputs), lowest_weight=options.lowest_weight)
     total = torch.zeros((), device=target.device)
-    weights = deep_supervision_weights(len(outputs), lowest_weight=options.lowest_weight)
-    for logits, weight in zip(outputs, weights, strict=True):
+    for logits, weight in zip(outputs, deep_weights, strict=True):
         if weight > 0:
             scaled = downsample_target(target, tuple(logits.shape[2:]))
-            total = total + weight * _one_resolution(logits, scaled, options, group)
+            total = total + weight * _one_resolution(logits, scaled, options, group, weights)
     return total
 
 
 def consistency_loss(
-    logits: Tensor, views: int, *, options: LossOptions, group: Group = ALONE
+    logits: Tensor,
+    views: int,
+    *,
+    options: LossOptions,
+    group: Group = ALONE,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The divergence between the predictions for views of the same patches and their mean.
 
@@ -182,6 +227,8 @@ def consistency_loss(
         views: Number of views of each patch.
         options: Options of the loss.
         group: Processes that each hold a part of the batch.
+        weights: Weights (b, rows) of regions, as in `segmentation_loss`; those of weight 0 do not
+            count, the others count alike.
 
     Returns:
         The divergence, a float32 scalar; 0 if all views agree.
@@ -194,8 +241,14 @@ def consistency_loss(
             log_probability = torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=1)
         versions = log_probability.reshape(views, -1, *log_probability.shape[1:])
         mean = versions.logsumexp(0, keepdim=True) - math.log(views)
-        total = F.kl_div(versions, mean.expand_as(versions), reduction="sum", log_target=True)
-    return _mean(total, versions.numel(), group)
+        mean = mean.expand_as(versions)
+        if weights is None:
+            total = F.kl_div(versions, mean, reduction="sum", log_target=True)
+            return _mean(total, versions.numel(), group)
+        each = F.kl_div(versions, mean, reduction="none", log_target=True)
+        known = _over_voxels(weights > 0, logits).repeat(1, 2, *[1] * (logits.ndim - 2))
+        known = known.expand_as(each)
+    return _mean((each * known).sum(), known.sum(), group)
 
 
 def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple[float, ...]:
@@ -233,7 +286,7 @@ def downsample_target(target: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def hard_dice_counts(
-    logits: Tensor, target: Tensor, *, options: LossOptions
+    logits: Tensor, target: Tensor, *, options: LossOptions, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Counts true positives, false positives and false negatives of a batch, in voxels.
 
@@ -243,6 +296,7 @@ def hard_dice_counts(
         logits: (b, rows, *shape).
         target: Label values (b, 1, *shape).
         options: Options of the loss.
+        weights: Weights (b, foreground rows); a label of weight 0 is not counted. None: all count.
 
     Returns:
         tp, fp, fn, each of shape (foreground rows,): one number per region, or per class except
@@ -250,12 +304,15 @@ def hard_dice_counts(
     """
     valid = _valid(target, options.ignore)
     labels = logits.argmax(1, keepdim=True) if options.regions is None else None
-    counts = []
+    counts: list[Tensor] = []
     for row in range(0 if labels is None else 1, logits.shape[1]):
         predicted = logits[:, row : row + 1] > 0 if labels is None else labels == row
         wanted = _is_row(target, row, options.regions)
         if valid is not None:
             predicted, wanted = predicted & valid, wanted & valid
+        if weights is not None:
+            known = _over_voxels(weights > 0, logits)[:, len(counts) : len(counts) + 1]
+            predicted, wanted = predicted & known, wanted & known
         both = (predicted & wanted).sum()
         counts.append(torch.stack([both, predicted.sum() - both, wanted.sum() - both]))
     if not counts:
@@ -265,12 +322,16 @@ def hard_dice_counts(
     return tp, fp, fn
 
 
-def _one_resolution(logits: Tensor, target: Tensor, options: LossOptions, group: Group) -> Tensor:
+def _one_resolution(
+    logits: Tensor, target: Tensor, options: LossOptions, group: Group, weights: Tensor | None
+) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         valid = _valid(target, options.ignore)
         if options.regions is None:
             return _softmax_loss(logits, target, valid, options, group)
+        if weights is not None:
+            return _partial_loss(logits, target, valid, options, group, weights)
         return _region_loss(logits, target, valid, options, group)
 
 
@@ -295,14 +356,48 @@ def _softmax_loss(
 def _region_loss(
     logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
-    rows = range(logits.shape[1])
-    wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
-    probability = torch.sigmoid(logits)
-    each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    wanted, probability, each = _by_region(logits, target, options)
     entropy = _entropy(each, valid, options, group)
     if valid is not None:
         probability, wanted = probability * valid, wanted & valid
     dice = _soft_dice(probability, wanted, options, group)
+    return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _by_region(
+    logits: Tensor, target: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Target, probability and cross-entropy of each region, all (b, rows, *shape)."""
+    rows = range(logits.shape[1])
+    wanted = torch.cat([_is_row(target, row, options.regions) for row in rows], dim=1)
+    each = F.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none")
+    return wanted, torch.sigmoid(logits), each
+
+
+def _partial_loss(
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+    options: LossOptions,
+    group: Group,
+    weights: Tensor,
+) -> Tensor:
+    """The region loss with a weight for each pair of a sample and a region."""
+    wanted, probability, each = _by_region(logits, target, options)
+    known = _over_voxels(weights > 0, logits).expand_as(each)
+    if valid is not None:
+        known = known & valid
+        probability, wanted = probability * valid, wanted & valid
+    if options.kind == "dice-focal":
+        each = (-torch.expm1(-each)) ** FOCAL_POWER * each
+    each = each * _over_voxels(weights, logits)
+    if options.kind == "dice-topk":
+        entropy = _highest(each, known, group)
+    else:
+        entropy = _mean((each * known).sum(), known.sum(), group)
+        if valid is not None:  # a sum over regions, as in `_entropy`
+            entropy = entropy * logits.shape[1]
+    dice = _weighted_dice(probability, wanted, weights, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
@@ -364,6 +459,33 @@ def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group:
         overlap, size = _total(torch.stack([overlap, size]), group).unbind()
     dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
     return dice.mean() if options.batch_dice else _mean(dice.sum(), dice.numel(), group)
+
+
+def _weighted_dice(
+    probability: Tensor, wanted: Tensor, weights: Tensor, options: LossOptions, group: Group
+) -> Tensor:
+    """The soft Dice times the weights, divided by the number of pairs with a weight above 0.
+
+    Batch Dice has one value per region. There a sample's voxels count by its weight, and the weight
+    of a region is the mean over the samples in which it is known.
+    """
+    axes = tuple(range(2, probability.ndim))
+    overlap = (probability * wanted).sum(axes)
+    size = probability.sum(axes) + wanted.sum(axes)
+    known = (weights > 0).to(weights)
+    if options.batch_dice:
+        sums = torch.stack([overlap * weights, size * weights, weights, known]).sum(1)
+        overlap, size, weights, samples = _total(sums, group).unbind()
+        weights, known = weights / samples.clamp_min(1), (samples > 0).to(weights)
+    dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
+    if options.batch_dice:
+        return (weights * dice).sum() / known.sum().clamp_min(1)
+    return _mean((weights * dice).sum(), known.sum(), group)
+
+
+def _over_voxels(pairs: Tensor, logits: Tensor) -> Tensor:
+    """Values (b, rows) with an axis of size 1 for each axis of space."""
+    return pairs.reshape(*pairs.shape, *[1] * (logits.ndim - 2))
 
 
 def _valid(target: Tensor, ignore: int | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from autoliver.datasets.cases import CaseFacts
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.training.recipes import SamplerKind
 from autoliver.training.share import Part
 
 # Value of voxels outside the image: the mean of a normalised image.
@@ -84,6 +86,8 @@ class Batch:
 class PatchSampler:
     """Draws batches as nnU-Net does: cases uniformly, the last patches of a batch on foreground.
 
+    A kind other than "proportional" draws a group of cases first, then one of its cases uniformly.
+
     Attributes:
         cases: Cases to draw from; those that are replayed from another dataset come last.
         patch_shape: 3 sizes, or 2 for slices along the first axis.
@@ -94,6 +98,10 @@ class PatchSampler:
         classes: Class of each label value, indexed by value + 1; None: values are kept.
         previous: The same table for the prediction of a cascade's first stage; None: no cascade.
         replayed: How many of the cases are replayed.
+        kind: How the training's own cases are drawn: "proportional": uniformly, so that sources
+            are drawn by their numbers of cases; "sqrt": sources by the square roots of these
+            numbers; "balanced": sources alike; "modality-balanced": the patches of a batch show the
+            modalities in turn, so that each batch has all of them if it is large enough.
         replay_share: Share of the patches that are drawn from them, 0 to 1. Every batch holds this
             share of its patches, rounded up or down at random so that the mean is exact.
     """
@@ -107,6 +115,17 @@ class PatchSampler:
     previous: npt.NDArray[np.int16] | None = None
     replayed: int = 0
     replay_share: float = 0.0
+    kind: SamplerKind = "proportional"
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the training's own cases by source or by modality, in the order of names."""
+        own = [case.facts for case in self.cases[: len(self.cases) - self.replayed]]
+        by_modality = self.kind == "modality-balanced"
+        found: dict[str, list[int]] = {}
+        for index, facts in enumerate(own):
+            found.setdefault(facts.modality if by_modality else facts.source, []).append(index)
+        return tuple(tuple(found[name]) for name in sorted(found))
 
     @property
     def label_channels(self) -> int:
@@ -123,17 +142,26 @@ class PatchSampler:
         """Draws one batch; equal generators give equal batches."""
         return self.cut(self.places(rng))
 
-    def places(self, rng: np.random.Generator) -> list[PatchPlace]:
-        """Draws the places of the patches of one batch; equal generators give equal places."""
+    def places(self, rng: np.random.Generator, number: int = 0) -> list[PatchPlace]:
+        """Draws the places of the patches of one batch; equal arguments give equal places.
+
+        Args:
+            rng: The generator of the batch.
+            number: The number of the batch, by which modalities take turns.
+        """
         first_forced = round(self.batch_size * (1.0 - self.foreground))
         own = len(self.cases) - self.replayed
         replays = self._replays(rng)
         places = []
         for index in range(self.batch_size):
-            first, count = (own, self.replayed) if index in replays else (0, own)
-            number = first + int(rng.integers(count))
-            start = self._start(self.cases[number], rng, on_foreground=index >= first_forced)
-            places.append(PatchPlace(number, start))
+            if index in replays:
+                case = own + int(rng.integers(self.replayed))
+            elif self.kind == "proportional":
+                case = int(rng.integers(own))
+            else:
+                case = self._from_group(rng, number, index)
+            start = self._start(self.cases[case], rng, on_foreground=index >= first_forced)
+            places.append(PatchPlace(case, start))
         return places
 
     def cut(self, places: Sequence[PatchPlace]) -> Batch:
@@ -180,6 +208,22 @@ class PatchSampler:
     def facts(self, places: Sequence[PatchPlace]) -> tuple[CaseFacts, ...]:
         """What is known about the case of each place."""
         return tuple(self.cases[place.case].facts for place in places)
+
+    def _from_group(self, rng: np.random.Generator, number: int, index: int) -> int:
+        """Draws one of the training's own cases for a patch of a batch."""
+        groups, count = self.groups, len(self.groups)
+        if self.kind == "modality-balanced":
+            # The turns move on with each batch: else the patches on foreground, which are the last
+            # ones, would always show the same modality.
+            first = number
+            if self.batch_size < count:
+                first = number * self.batch_size + number * self.batch_size // count
+            group = groups[(first + index) % count]
+        else:
+            power = 0.5 if self.kind == "sqrt" else 0.0
+            shares = np.array([len(each) ** power for each in groups])
+            group = groups[int(rng.choice(count, p=shares / shares.sum()))]
+        return group[int(rng.integers(len(group)))]
 
     def _replays(self, rng: np.random.Generator) -> frozenset[int]:
         """Draws which patches of a batch show replayed cases."""
@@ -230,7 +274,7 @@ class PatchStream:
 
     def places(self, number: int) -> list[PatchPlace]:
         """The places of those patches of a batch that belong to this part."""
-        places = self.sampler.places(self.rng(number))
+        places = self.sampler.places(self.rng(number), number)
         return places if self.part is None else places[self.part.start : self.part.stop]
 
     def draw(self, number: int) -> Batch:

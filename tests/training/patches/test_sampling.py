@@ -4,9 +4,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autoliver.datasets.cases import CaseFacts
+from autoliver.datasets.cases import CaseFacts, Modality
 from autoliver.preprocessing.case import ANNOTATED
-from autoliver.training.patches.sampling import PatchSampler
+from autoliver.training.patches.sampling import PatchSampler, PatchStream
+from autoliver.training.recipes import SamplerKind
+from autoliver.training.share import Part
 
 
 @dataclass
@@ -126,3 +128,97 @@ def test_a_cascade_draws_what_its_first_stage_found_with_the_label() -> None:
     case.previous = None
     with pytest.raises(ValueError, match="a has no label, or none of the first stage"):
         sampler.draw(np.random.default_rng(0))
+
+
+@dataclass
+class KnownCase(ArrayCase):
+    """A case with a source and a modality."""
+
+    source: str = ""
+    modality: Modality = "other"
+
+    @property
+    def facts(self) -> CaseFacts:
+        return CaseFacts(
+            name=self.name, patient=self.name, source=self.source, modality=self.modality
+        )
+
+
+def known_sampler(kind: SamplerKind, *, batch: int = 2, replayed: int = 0) -> PatchSampler:
+    """A sampler of 9 cases of source x (CT) and 1 of y (MR), with one voxel each."""
+    cases = []
+    for number in range(10 + replayed):
+        source, modality = ("y", "MR") if number == 3 else ("x", "CT")
+        case = make_case(f"{number:02d}", (1, 1, 1), [])
+        cases.append(
+            KnownCase(case.name, case.image, case.label, {}, None, source=source, modality=modality)
+        )
+    return PatchSampler(
+        cases=cases,
+        patch_shape=(1, 1, 1),
+        margin=(0, 0, 0),
+        batch_size=batch,
+        foreground=0.33,
+        kind=kind,
+        replayed=replayed,
+        replay_share=0.5,
+    )
+
+
+def drawn_cases(sampler: PatchSampler, batches: int) -> npt.NDArray[np.int64]:
+    stream = PatchStream(sampler=sampler, seed=(4, 0))
+    return np.array([[place.case for place in stream.places(n)] for n in range(batches)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("proportional", 1 / 10), ("sqrt", 1 / 4), ("balanced", 1 / 2)]
+)
+def test_sources_are_drawn_by_their_shares(kind: SamplerKind, share: float) -> None:
+    drawn = drawn_cases(known_sampler(kind), 2000)
+    assert np.mean(drawn == 3) == pytest.approx(share, abs=0.03)
+    others = np.bincount(drawn[drawn != 3], minlength=10)[[0, 1, 2, 4, 5, 6, 7, 8, 9]]
+    assert others.min() > 0.7 * others.mean()  # alike within a source
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_every_batch_shows_each_modality_if_it_can(batch: int) -> None:
+    is_mr = drawn_cases(known_sampler("modality-balanced", batch=batch), 60) == 3
+    if batch > 1:
+        assert all(0 < row.sum() < batch for row in is_mr)
+    # So does each place in the batch, since the last ones show foreground.
+    assert is_mr.mean(axis=0) == pytest.approx([0.5] * batch)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_modalities_take_turns_in_batches_that_are_too_small(batch: int) -> None:
+    names: tuple[Modality, ...] = ("CT", "MR", "other")
+    cases = [make_case(str(n), (1, 1, 1), []) for n in range(3)]
+    sampler = PatchSampler(
+        cases=[
+            KnownCase(c.name, c.image, c.label, {}, None, source=c.name, modality=names[n])
+            for n, c in enumerate(cases)
+        ],
+        patch_shape=(1, 1, 1),
+        margin=(0, 0, 0),
+        batch_size=batch,
+        foreground=0.33,
+        kind="modality-balanced",
+    )
+    drawn = drawn_cases(sampler, 120)
+    shares = [np.mean(drawn == n) for n in range(3)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.01)
+    assert all(len(set(row)) == min(batch, 3) for row in drawn)
+
+
+@pytest.mark.parametrize("kind", ["proportional", "sqrt", "balanced", "modality-balanced"])
+def test_batches_are_functions_of_their_numbers_for_every_kind(kind: SamplerKind) -> None:
+    sampler = known_sampler(kind, batch=4, replayed=2)
+    whole = PatchStream(sampler=sampler, seed=(1, 0))
+    parts = [
+        PatchStream(sampler=sampler, seed=(1, 0), part=Part(start=s, stop=s + 2, whole=4))
+        for s in (0, 2)
+    ]
+    for number in (7, 3, 7):
+        places = whole.places(number)
+        assert [place for part in parts for place in part.places(number)] == places
+        assert sum(place.case >= 10 for place in places) == 2
