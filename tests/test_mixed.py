@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from commands import run
 
+from autoliver.datasets.cases import Case, groups_of
 from autoliver.errors import DatasetError
+from autoliver.evaluation.results import Scores, table
 from autoliver.inference.record import read_record
-from autoliver.io.files import read_image, read_label, write_image
+from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import read_case
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
@@ -117,3 +119,48 @@ def test_a_case_that_may_be_either_is_not_guessed(place: Path, tmp_path: Path) -
         run(*command)
     assert "--modality CT or --modality MR" in caught.value.hint
     assert run(*command, "--modality", "MR")["predicted"] == 1
+
+
+def test_scores_by_modality(place: Path, tmp_path: Path) -> None:
+    held_out = place / "ws" / NAME / "runs/2d/fold_0/validation/scores.json"
+    names = [case.name[:2] for case in Scores.load(held_out).cases]
+    assert set(Scores.load(held_out).groups) == (set(names) if len(set(names)) > 1 else set())
+    shutil.copytree(place / NAME / "labelsTr", tmp_path / "p")
+    worse = next((tmp_path / "p").glob("MR*"))
+    found = read_label(worse)
+    write_label(worse, np.zeros_like(found.array[0]), found.geometry)
+    run("evaluate", "-p", tmp_path / "p", "-r", place / NAME / "labelsTr", "-d", place / NAME)
+    scores = Scores.load(tmp_path / "p/scores.json")
+    assert list(scores.groups) == ["CT", "MR"]
+    for group, labels in scores.groups.items():
+        own = [case for case in scores.cases if case.name.startswith(group)]
+        for name, summary in labels.items():
+            values = [d for case in own if (d := case.labels[name].dice) is not None]
+            mean = summary.metrics["dice"].mean if values else None
+            assert mean == (pytest.approx(np.mean(values)) if values else None)
+    assert scores.groups["CT"]["liver"].metrics["dice"].mean == 1
+    assert scores.groups["MR"]["liver"].metrics["dice"].mean < 1
+    shown = table(scores)
+    assert "MR: liver" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("cases", "groups"),
+    [
+        ("aCT aCT", {}),
+        ("aCT bCT", {"a": "0", "b": "1"}),
+        ("aCT aMR", {"CT": "0", "MR": "1"}),
+        ("aCT bMR", {"CT": "0", "MR": "1"}),  # the sources are the modalities
+        ("aCT bCT bCT", {"a": "0", "b": "12"}),
+        ("aCT bCT bMR", {"CT": "01", "MR": "2", "a": "0", "b": "12"}),
+        ("aCT other", {"CT": "0", "other": "1"}),
+    ],
+)
+def test_groups_of_cases(cases: str, groups: dict[str, str]) -> None:
+    made = [
+        Case(name=str(i), patient=str(i), images=(), source="" if c == "other" else c[0],
+             modality="other" if c == "other" else c[1:])  # type: ignore[arg-type]
+        for i, c in enumerate(cases.split())
+    ]  # fmt: skip
+    assert groups_of(made) == {name: tuple(members) for name, members in groups.items()}

@@ -348,6 +348,26 @@ def is_mixed(dataset: Dataset) -> bool:
     return {"CT", "MR"} <= {case.modality for case in dataset.labelled}
 
 
+def groups_of(cases: Iterable[Case]) -> dict[str, tuple[str, ...]]:
+    """Groups cases by modality and by source.
+
+    Returns:
+        Name of the group -> names of its cases. Cases of one modality or of one source are no
+        group, nor are sources that are the modalities under other names.
+    """
+    by_modality: dict[str, list[str]] = {}
+    by_source: dict[str, list[str]] = {}
+    for case in cases:
+        by_modality.setdefault(case.modality, []).append(case.name)
+        by_source.setdefault(case.source, []).append(case.name)
+    found: dict[str, tuple[str, ...]] = {}
+    for groups in (by_modality, by_source):
+        parts = {name or "other": tuple(members) for name, members in sorted(groups.items())}
+        if len(parts) > 1 and set(parts.values()) != set(found.values()):
+            found |= parts
+    return found
+
+
 def is_described(dataset: Dataset) -> bool:
     """Whether a dataset.json names the channels; a plain pair of folders may lack it."""
     return dataset.layout != "plain" or (Path(dataset.folder) / "dataset.json").exists()

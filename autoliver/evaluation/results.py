@@ -4,9 +4,11 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
+
+import msgspec
 
 from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
@@ -220,6 +222,8 @@ class Scores(Artifact, frozen=True, kw_only=True):
         mean: Field of `Score` -> mean over the labels of their means (nnU-Net's foreground mean);
             volumes have none.
         warnings: Suspicious findings, one sentence each.
+        groups: Name of a group of cases, a modality or a source -> the summary of its cases; empty
+            if there is only one group.
     """
 
     KIND: ClassVar[str] = "scores"
@@ -230,6 +234,22 @@ class Scores(Artifact, frozen=True, kw_only=True):
     summary: dict[str, LabelSummary]
     mean: dict[str, float]
     warnings: tuple[str, ...] = ()
+    groups: dict[str, dict[str, LabelSummary]] = msgspec.field(default_factory=dict)
+
+    def grouped(self, groups: Mapping[str, Collection[str]]) -> "Scores":
+        """Returns the scores with a summary of each group of cases.
+
+        Args:
+            groups: Name -> the cases; groups without a scored case are left out.
+        """
+        found = {name: [c for c in self.cases if c.name in cases] for name, cases in groups.items()}
+        return self.replace(
+            groups={
+                name: summarize(cases, self.labels.foreground)
+                for name, cases in found.items()
+                if cases
+            }
+        )
 
     def foreground_mean(self, field: str) -> float | None:
         """Returns the mean over labels of a field of `Score`; None if no case defines it."""
@@ -307,15 +327,12 @@ def table(scores: Scores) -> str:
     rows = [
         ["label", "cases", *(["empty"] if empty else []), *(COLUMNS[f].heading for f in fields)]
     ]
-    for label, summary in scores.summary.items():
-        cells = [_cell(summary.metrics.get(f), COLUMNS[f].decimals) for f in fields]
-        if not summary.cases:
-            cells = ["n/a"] * len(fields)
-        counts = [str(summary.cases), *([str(summary.n_empty)] if empty else [])]
-        rows.append([label, *counts, *cells])
+    rows += _rows(scores.summary, fields, empty=empty)
     if len(scores.summary) > 1:
         cells = ["-" if f not in scores.mean else _mean(scores.mean[f], f) for f in fields]
         rows.append(["mean", "", *([""] if empty else []), *cells])
+    for group, found_there in scores.groups.items():
+        rows += _rows(found_there, fields, empty=empty, prefix=f"{group}: ")
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], max(12, _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     lines = (
@@ -323,6 +340,20 @@ def table(scores: Scores) -> str:
         for row in rows
     )
     return "\n".join(lines)
+
+
+def _rows(
+    summary: Mapping[str, LabelSummary], fields: Sequence[str], *, empty: bool, prefix: str = ""
+) -> list[list[str]]:
+    """The rows of the table, one for each label."""
+    rows = []
+    for label, found in summary.items():
+        cells = [_cell(found.metrics.get(f), COLUMNS[f].decimals) for f in fields]
+        if not found.cases:
+            cells = ["n/a"] * len(fields)
+        counts = [str(found.cases), *([str(found.n_empty)] if empty else [])]
+        rows.append([f"{prefix}{label}", *counts, *cells])
+    return rows
 
 
 def _fit(text: str, width: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.datasets.cases import Case, Labels, unscored_labels
+from autoliver.datasets.cases import Case, Labels, groups_of, unscored_labels
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.names import dataset_of
 from autoliver.errors import OptionError
@@ -118,6 +118,8 @@ def evaluate(
         executor=pool,
         progress=case_bar("evaluate", len(pairs.files)),
     )
+    if dataset is not None:
+        scores = scores.grouped(groups_of(dataset.cases))
     scores.save(as_json)
     write_csv(scores, as_csv)
     return scores
@@ -230,5 +232,6 @@ def score_held_out(
     pairs = predict_held_out(run, fold, cases, request)
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
     scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
+    scores = scores.grouped(groups_of(cases))
     scores.save(path)
     return scores
