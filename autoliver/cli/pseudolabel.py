@@ -127,6 +127,7 @@ def _show(done: "Pseudolabelled") -> str:
         for case in done.cases
         for label, quality in case.quality.items()
     ]
+    rows += [(case.case, "", "", "", "drawn") for case in done.cases if not case.quality]
     refused = sum(bool(case.refused) for case in done.cases)
     kept = counted(len(done.cases) - refused, "case")
     return "\n".join(

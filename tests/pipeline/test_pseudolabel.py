@@ -135,10 +135,11 @@ def test_the_truth_table_of_composition(
 ) -> None:
     one = (1, 1, 1)
     given = {"liver": (np.full(one, inside), np.full(one, uncertain))}
-    found = composed(np.full(one, drawn, np.uint8), given, NESTED, real=["tumour"])
+    found = composed(np.full(one, drawn, np.uint8), given, NESTED, real=["tumour"], shape_zyx=one)
     assert found.item() == expected
     if drawn == 0:
-        assert composed(None, given, NESTED, real=["tumour"]).item() == expected
+        found = composed(None, given, NESTED, real=["tumour"], shape_zyx=one)
+        assert found.item() == expected
 
 
 # From here on with a model.
@@ -242,6 +243,39 @@ def test_what_is_not_plausible_is_left_out(place: Path) -> None:
     call(place, "--volume", 50, 10000, "--min-confidence", 0.3, out="third")
     assert {p: p.stat().st_mtime_ns for p in files} == files
     assert before
+
+
+def test_what_people_have_drawn_stays(place: Path) -> None:
+    """A case with a drawn liver, one without, and one whose label map is said to lack it."""
+    folder = place / "Dataset001_CT"
+    first, second, third = (case.name for case in read_dataset(folder).cases)
+    described = json.loads((folder / "dataset.json").read_text())
+    whole = json.dumps(described)
+    described["annotated"] = {second: {"liver": "none"}}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    (folder / f"labelsTr/{third}.nii.gz").unlink()
+    words = ("-m", "CT", "--device", "cpu", "-w", place / "ws", "--volume", 1, 10000,
+             "--min-confidence", 0.1)  # fmt: skip
+    run("pseudolabel", folder, place / "OUT", *words)
+    dataset = read_dataset(place / "OUT")
+    others = {"spleen": "none", "right_kidney": "none", "left_kidney": "none", "tumour": "none"}
+    assert {case.name: case.annotated for case in dataset.cases} == {
+        first: {},
+        second: {"liver": "pseudo"},
+        third: {"liver": "pseudo", **others},
+    }
+    old = {case.name: case.label for case in read_dataset(folder).cases}
+    names = list(read_dataset(folder).labels.foreground)
+    for case in dataset.cases[:2]:
+        new, drawn = read_label(str(case.label)).array, read_label(str(old[case.name])).array
+        for name in names if case.name == first else [n for n in names if n != "liver"]:
+            mine = dataset.labels.values[name][0]
+            theirs = read_dataset(folder).labels.values[name][0]
+            assert np.array_equal(new == mine, drawn == theirs), name
+    (folder / "dataset.json").write_text(whole)
+    shutil.copy(old[first] or "", folder / f"labelsTr/{third}.nii.gz")
+    with pytest.raises(DatasetError, match="people have drawn liver in all of 3 cases"):
+        run("pseudolabel", folder, place / "OUT2", *words)
 
 
 def test_the_labels_of_a_perfect_model_are_the_reference(place: Path) -> None:

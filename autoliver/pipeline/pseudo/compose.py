@@ -114,6 +114,7 @@ def composed(
     labels: Labels,
     *,
     real: Sequence[str],
+    shape_zyx: tuple[int, int, int],
 ) -> npt.NDArray[np.uint16]:
     """Paints labels that a model gave, and over them those that people have drawn.
 
@@ -122,13 +123,13 @@ def composed(
         given: Label -> where it is, and where that is uncertain; painted in this order.
         labels: The labels of the result.
         real: The labels whose drawing counts.
+        shape_zyx: The size of the image.
 
     Returns:
         The label map (z, y, x). Uncertain voxels have the ignore label.
     """
-    shape = next(iter(given.values()))[0].shape
-    result = np.zeros(shape, np.uint16)
-    unknown = np.zeros(shape, bool)
+    result = np.zeros(shape_zyx, np.uint16)
+    unknown = np.zeros(shape_zyx, bool)
     for name, (inside, uncertain) in given.items():
         result[inside] = labels.values[name][0]
         unknown |= uncertain

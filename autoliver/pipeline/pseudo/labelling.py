@@ -22,7 +22,7 @@ class Judged:
 
     Attributes:
         case: Its name.
-        quality: Label -> how plausible it is.
+        quality: Label -> how plausible it is; empty if people have drawn all of them.
         refused: Why the case is left out; empty if it is not.
     """
 
@@ -66,12 +66,13 @@ class Labelling:
         rows = np.load(probabilities)["probabilities"]
         drawn = None if case.label is None else self._drawn(case.label)
         given, quality, reasons = {}, {}, []
-        for label, names in self.parts.items():
+        missing = missing_in(case, self.own, list(self.parts))
+        for label in missing:
             inner = np.zeros(image.geometry.shape_zyx, bool)
             if drawn is not None:
                 inner = np.isin(drawn, values[label][1:])
             inside, uncertain, found = label_of(
-                probability_of(rows, self.theirs, names),
+                probability_of(rows, self.theirs, self.parts[label]),
                 band=self.request.band,
                 largest=self.request.largest,
                 inner=inner,
@@ -79,8 +80,9 @@ class Labelling:
             )
             given[label], quality[label] = (inside, uncertain), found
             reasons += _reasons(label, found, self.request)
-        real = [name for name in self.labels.foreground if name not in self.parts]
-        result = composed(drawn, given, self.labels, real=real)
+        real = [name for name in self.labels.foreground if name not in missing]
+        shape = image.geometry.shape_zyx
+        result = composed(drawn, given, self.labels, real=real, shape_zyx=shape)
         self._draw(case, image, drawn, result)
         if not reasons:
             write_label(self.output / f"labelsTr/{case.name}.nii.gz", result, image.geometry)
@@ -126,6 +128,19 @@ class Labelling:
             outlined=tuple(self.labels.foreground.values()),
             title="Drawn by people, and with the model's labels",
         )
+
+
+def missing_in(case: Case, own: Labels, labels: Sequence[str]) -> list[str]:
+    """Returns the labels that people have not drawn in a case.
+
+    Args:
+        case: The case.
+        own: The labels of its dataset.
+        labels: Names of labels, spelt as there.
+    """
+    if case.label is None:
+        return list(labels)
+    return [n for n in labels if n not in own.foreground or case.annotated.get(n) == "none"]
 
 
 def _reasons(label: str, found: Quality, request: PseudolabelRequest) -> list[str]:

@@ -14,7 +14,7 @@ from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import PredictOptions
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.pipeline.pseudo.labelling import Judged, Labelling
+from autoliver.pipeline.pseudo.labelling import Judged, Labelling, missing_in
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
 from autoliver.pipeline.pseudo.write import description_of, table_of
 from autoliver.system import entries
@@ -85,7 +85,18 @@ def pseudolabel(
     dataset = workspace.read(name)
     files = workspace.model_to_predict(model, folds=request.folds)
     theirs = _labels_of(files)
-    parts = {label: _parts(label, theirs, files.name) for label in request.labels}
+    known = {label.casefold(): label for label in dataset.labels.foreground}
+    parts = {
+        known.get(label.casefold(), label): _parts(label, theirs, files.name)
+        for label in request.labels
+    }
+    if not any(missing_in(case, dataset.labels, list(parts)) for case in dataset.cases):
+        raise DatasetError(
+            f"{dataset.name}: people have drawn {' and '.join(parts)} in all of "
+            f"{counted(len(dataset.cases), 'case')}.",
+            hint="Nothing is left to a model. Where a label map is not complete, say so in "
+            'dataset.json: "annotated": {"CASE": {"liver": "none"}}.',
+        )
     _check_new(output, overwrite=request.overwrite)
     labels = _joined(dataset, request, list(parts))
     probabilities = _predict(files, dataset, output / "predicted", request)
@@ -166,7 +177,7 @@ def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str])
         for name, values in dataset.labels.foreground.items()
         if dataset.labelled and name.casefold() not in {each.casefold() for each in given}
     }
-    if dataset.labels.has_regions and drawn:
+    if dataset.labels.has_unions and drawn:
         raise DatasetError(
             f"{dataset.name}: its labels are regions ({', '.join(drawn)}), which cannot be joined "
             "with those of a model.",

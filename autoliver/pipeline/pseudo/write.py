@@ -9,7 +9,7 @@ import msgspec
 
 from autoliver.datasets.cases import Dataset, Labels
 from autoliver.pipeline.pseudo.compose import Quality
-from autoliver.pipeline.pseudo.labelling import Judged
+from autoliver.pipeline.pseudo.labelling import Judged, missing_in
 
 
 def table_of(judged: Sequence[Judged]) -> str:
@@ -19,6 +19,8 @@ def table_of(judged: Sequence[Judged]) -> str:
     names = list(Quality.__struct_fields__)
     writer.writerow(["case", "label", *names, "kept", "refused"])
     for each in judged:
+        if not each.quality:
+            writer.writerow([each.case, "", *[""] * len(names), True, "drawn by people"])
         for label, quality in each.quality.items():
             values = msgspec.to_builtins(quality)
             numbers = ["" if values[n] is None else f"{values[n]:.4g}" for n in names]
@@ -34,16 +36,12 @@ def description_of(
     values: dict[str, Any] = {
         name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
     }
-    annotated = {
-        case.name: {
-            **dict.fromkeys(given, "pseudo"),
-            **({} if case.label else {n: "none" for n in labels.foreground if n not in given}),
-            **{
-                n: s for n, s in case.annotated.items() if n in labels.foreground and n not in given
-            },
-        }
-        for case in cases
-    }
+    annotated = {}
+    for case in cases:
+        known = "real" if case.label else "none"
+        states: dict[str, str] = {n: case.annotated.get(n, known) for n in labels.foreground}
+        states |= dict.fromkeys(missing_in(case, dataset.labels, given), "pseudo")
+        annotated[case.name] = {name: state for name, state in states.items() if state != "real"}
     result: dict[str, Any] = {
         "channel_names": {str(i): name for i, name in enumerate(dataset.channel_names)},
         "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
