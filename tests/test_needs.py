@@ -48,15 +48,16 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import nibabel, SimpleITK
-from autoliver.datasets.cases import Case
+from autoliver.datasets.cases import Case, Labels
 from autoliver.planning.fingerprint import _read_case
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 before = peak()
+labels = Labels(values={"background": (0,), "liver": (1,)})
 case = Case(name="a", images=(sys.argv[1],), label=sys.argv[2], patient="a")
-_read_case(case, draws=10**6, most_values=1 << 22, ignore=None)
+_read_case(case, draws=10**6, most_values=1 << 22, labels=labels)
 print(peak() - before)
 """
 

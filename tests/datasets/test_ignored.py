@@ -81,8 +81,14 @@ TABLE = {n: {"images": [f"imagesTr/{n}.nii.gz"], "label": f"labelsTr/{n}.nii.gz"
 @pytest.mark.parametrize(
     ("raw", "keys", "words"),
     [
-        (NNUNET, {"modality": {"a": "MR"}}, "modality: images of several modalities (1 CT, 1 MR)"),
-        (NNUNET | MR, {"modality": {"a": "CT"}}, "alike, each by its own mean"),
+        # Each case is normalised by its own modality, unless the channel's name says otherwise.
+        (NNUNET, {"modality": {"a": "MR"}}, ""),
+        (NNUNET | MR, {"modality": {"a": "CT"}}, ""),
+        (
+            NNUNET | {"channel_names": {"0": "zscore"}},
+            {"modality": {"a": "CT", "b": "MR"}},
+            "modality: images of several modalities (1 CT, 1 MR) are normalised alike",
+        ),
         (NNUNET, {"modality": "MR"}, "modality: MR does not change that images are normalised"),
         (NNUNET | MR, {"modality": "CT"}, ""),  # decides where the channel's name says nothing
         (
