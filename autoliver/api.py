@@ -481,9 +481,9 @@ def pseudolabel(
         output: Folder of the new dataset; it must be new.
         model: Name or path of the model.
         workspace: Folder in which the dataset and the model are looked up.
-        **options: labels ("liver" or several), folds, min_confidence, volume (low, high in ml),
-            max_outside, band (low, high; None for none), largest, overwrite, device, workers and
-            memory_gb.
+        **options: labels ("liver" or several), modality, folds, min_confidence, volume (low, high
+            in ml), max_outside, band (low, high; None for none), largest, overwrite, device,
+            workers and memory_gb.
 
     Returns:
         The new dataset, and the quality of the labels case by case.
@@ -497,6 +497,7 @@ def pseudolabel(
         from autoliver.values import check_texts
 
         names = {name: name for name in ("labels", "folds", "band", "largest", "overwrite")}
+        names["modality"] = "modality"
         names |= {"min_confidence": "least_confidence", "volume": "volume_ml"}
         names |= {"max_outside": "most_outside"}
         given = taken(options, names, of=pseudolabel, machine=("device",))

@@ -233,8 +233,9 @@ def _findings(found: "Verification") -> str:
 def _show_plan(plan: "Plan") -> str:
     from autoliver.planning.changes import decisions
 
+    modality = "CT and MR" if plan.mixed else plan.modality
     parts = [
-        f"{plan.dataset}: {plan.modality}, channels {', '.join(plan.channel_names)}, "
+        f"{plan.dataset}: {modality}, channels {', '.join(plan.channel_names)}, "
         f"labels {', '.join(plan.labels.values)}; {_network(plan)}, {plan.vram_gb:g} GB"
     ]
     for name, c in plan.configurations.items():

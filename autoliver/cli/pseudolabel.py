@@ -15,6 +15,7 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, start, table
+from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def pseudolabel(
             metavar="LABEL", help="A label that the model gives. Repeat it. [default: liver]"
         ),
     ] = None,
+    modality: Annotated[
+        ModalityChoice, typer.Option(help="Modality that every case is normalised as.")
+    ] = "auto",
     folds: Annotated[
         str | None,
         typer.Option(metavar="0,1,..|all", help="Folds to use. [default: as for predict]"),
@@ -102,6 +106,7 @@ def pseudolabel(
     start(verbose=verbose)
     request = PseudolabelRequest(
         labels=tuple(label or ("liver",)),
+        modality=modality,
         folds=folds,
         least_confidence=min_confidence,
         volume_ml=volume,

@@ -108,5 +108,6 @@ def refuse_members(
         raise DatasetError(
             f"{folder}: {case.member}, of which this pool was made, is not the same any more: "
             f"{file.path} {what}{more}.",
-            hint=f"Put the files back, or make the pool anew: {pool.again(folder)}",
+            hint=f"Put the files back, or make the pool anew: {pool.again(folder.absolute())}\n"
+            "If the dataset was moved, give its new place there.",
         )

@@ -117,7 +117,7 @@ def seen_modality(
     if plan.modality == "other" or not channels:
         return None, "its normalisation does not depend on the modality"
     if plan.mixed:  # by itself, since the training's images look like either
-        return looks_like([channel_range(image[index]) for index in channels])
+        return _unlike_training([channel_range(image[index]) for index in channels], plan)
     seen = plan.seen if plan.seen and len(plan.seen.channels) == len(schemes) else None
     ranges = {index: channel_range(image[index]) for index in channels}
     if empty := emptiness(list(ranges.values())):

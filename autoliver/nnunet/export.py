@@ -163,6 +163,8 @@ def _check(plan: Plan, configuration: Configuration) -> None:
             f"the network has {network.in_channels} input and {network.out_channels} output "
             f"channels; nnU-Net would build it with {expected[0]} and {expected[1]}"
         )
+    elif plan.mixed:
+        problem = "it normalises CT and MR in different ways; nnU-Net would treat all cases as CT"
     elif plan.labels.has_regions and not plan.labels.has_unions:
         problem = (
             "its labels are independent of each other, since not all of them are annotated in "

@@ -360,8 +360,8 @@ def check_options(options: TrainingOptions) -> None:
 
 def _check_ema(decay: float | None) -> None:
     """Refuses decays with which the mean would never move."""
-    if decay is not None and check_number("--ema", decay, least=0, most=1) == 1:
-        raise OptionError(
+    if decay is not None and check_number("--ema", decay, least=0) >= 1:
+        raise WrongValue(
             f"--ema {decay:g} would keep the initial weights for ever; it must be below 1.",
             hint="0.999 is the mean of about the last 1000 steps; 0 keeps no mean.",
         )

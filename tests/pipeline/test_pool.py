@@ -1,6 +1,7 @@
 """Several datasets as one: labels, files, duplicates, and members that change."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -271,3 +272,133 @@ def test_datasets_that_cannot_be_members(place: Path) -> None:
     (place / "OUT/x").touch()
     with pytest.raises(OptionError, match="exists already, and is no pool"):
         made(place, "Dataset001_LiTS", "Dataset003_MSD", overwrite=True)
+
+
+REGION = {"background": 0, "liver": [1, 2], "tumour": 2}
+KIDNEYS = {"background": 0, "kidneys": [1, 2], "right_kidney": 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "labels", "values"),
+    [
+        (REGION, REGION, {"liver": (1, 2), "tumour": (2,)}, [1, 2, 0]),
+        (REGION, LITS, {"liver": (1, 2), "tumour": (2,)}, [1, 2, 0]),
+        (LITS, REGION, {"liver": (1, 2), "tumour": (2,)}, [1, 2, 0]),
+        (
+            KIDNEYS,
+            {"background": 0, "right_kidney": 1, "left_kidney": 2},
+            {"kidneys": (1, 2), "right_kidney": (2,), "left_kidney": (3,)},
+            [2, 1, 0],
+        ),
+        (
+            {"background": 0, "body": [1, 2, 3], "liver": [2, 3], "tumour": 3},
+            LITS,
+            {"body": (1, 2, 3), "liver": (2, 3), "tumour": (3,)},
+            [1, 2, 3],
+        ),
+    ],
+)
+def test_regions_of_members_stay(
+    first: dict[str, int | list[int]],
+    second: dict[str, int | list[int]],
+    labels: dict[str, tuple[int, ...]],
+    values: list[int],
+    tmp_path: Path,
+) -> None:
+    for name, each, seed in (("Dataset011_A", first, 11), ("Dataset012_B", second, 12)):
+        unions = [v[0] for v in each.values() if isinstance(v, list)]
+        singles = [v for k, v in each.items() if k != "background" and not isinstance(v, list)]
+        order = {"regions_class_order": unions + singles} if unions else {}
+        if each is KIDNEYS:
+            order = {"regions_class_order": [2, 1]}
+        make(tmp_path, name, each, seed=seed, **order)
+    out = made(tmp_path, "Dataset011_A", "Dataset012_B")
+    dataset = read_dataset(out)
+    assert dataset.labels.foreground == labels
+    assert values_of(out, "A_c0") == values
+    # A region has the same voxels as in the member.
+    for name in ("A", "B"):
+        member = read_dataset(tmp_path / f"Dataset01{'12'[name == 'B']}_{name}")
+        own = {case.name: case.label for case in member.cases}["c0"]
+        new = {case.name: case.label for case in dataset.cases}[f"{name}_c0"]
+        for label, group in member.labels.foreground.items():
+            mine = np.isin(read_label(str(new)).array, dataset.labels.values[label])
+            theirs = np.isin(read_label(str(own)).array, group)
+            if member.labels.has_unions:
+                assert np.array_equal(mine, theirs), label
+            else:
+                assert (mine & ~theirs).sum() in (0, 24), label  # its tumours are in the liver
+                assert (theirs & ~mine).sum() == 0, label
+
+
+def test_a_pool_of_a_pool_keeps_its_regions_and_states(place: Path) -> None:
+    first = place / "first"
+    adds = (str(place / "Dataset001_LiTS"), f"{place / 'Dataset002_CHAOS'}:liver,spleen=drop")
+    pool(Workspace(place / "ws"), first, PoolRequest(add=adds))
+    assert read_dataset(first).labels.foreground == {"liver": (1, 2), "tumour": (2,)}
+    out = made(place, "first", "Dataset003_MSD")
+    dataset = read_dataset(out)
+    assert dataset.labels.foreground == {"liver": (1, 2), "tumour": (2,)}
+    states = {case.name: case.annotated for case in dataset.cases}
+    assert states["first_CHAOS_c0"] == {"tumour": "none"}
+    assert states["first_LiTS_c0"] == {}
+
+
+@pytest.mark.parametrize(
+    "adds",
+    [
+        ("Dataset001_LiTS:liver=drop,tumour=drop", "Dataset003_MSD"),
+        ("Dataset001_LiTS", "Dataset002_CHAOS:liver=drop,spleen=drop"),
+    ],
+)
+def test_a_member_without_a_label_is_refused(adds: tuple[str, ...], place: Path) -> None:
+    with pytest.raises(DatasetError, match="no label is left of"):
+        made(place, *adds)
+
+
+def test_a_pool_is_not_written_over_its_members(place: Path) -> None:
+    out = made(place, "Dataset001_LiTS", "Dataset003_MSD")
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    work = Workspace(place / "ws")
+    for output, adds in (
+        (out, (str(out), str(place / "Dataset002_CHAOS"))),
+        (place / "Dataset001_LiTS/sub", (str(place / "Dataset001_LiTS"), str(out))),
+    ):
+        with pytest.raises(OptionError, match="which is a member, has files there"):
+            pool(work, output, PoolRequest(add=adds, overwrite=True))
+    copied = place / "copied"
+    shutil.copytree(out, copied)
+    request = PoolRequest(add=(str(copied), str(place / "Dataset002_CHAOS")), overwrite=True)
+    with pytest.raises(OptionError, match="which is a member, has files there"):
+        pool(work, copied, request)
+    shutil.rmtree(copied)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_member_whose_cases_are_all_elsewhere_is_refused(place: Path) -> None:
+    shutil.copytree(place / "Dataset001_LiTS", place / "Dataset013_Copy")
+    with pytest.raises(DatasetError, match="no case of Copy is left"):
+        made(place, "Dataset001_LiTS", "Dataset013_Copy", drop_duplicates=True)
+
+
+def test_the_command_that_makes_a_pool_anew_works_anywhere(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    adds = ("Dataset001_LiTS", "Dataset003_MSD:Tumor=real,liver=real")
+    pool(Workspace(place / "ws"), Path("OUT"), PoolRequest(add=adds))
+    image = place / "Dataset003_MSD/imagesTr/c1_0000.nii.gz"
+    image.rename(place / "c1.nii.gz")
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    with pytest.raises(DatasetError, match="is not there any more") as caught:
+        read_dataset(place / "OUT")
+    words = shlex.split(caught.value.hint.splitlines()[0].partition("anew: ")[2])
+    (place / "c1.nii.gz").rename(image)
+    run(*words[1:], "-w", place / "ws")
+    assert len(read_dataset(place / "OUT").cases) == 4
+
+
+def test_labels_do_not_lie_in_themselves(place: Path) -> None:
+    with pytest.raises(WrongValue, match="would lie in itself"):
+        made(place, "Dataset001_LiTS", "Dataset003_MSD", inside={"a": "b", "b": "c", "c": "a"})

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from commands import run
 
-from autoliver.datasets.cases import Labels, read_dataset
+from autoliver.datasets.cases import Case, Labels, read_dataset
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
-from autoliver.io.files import read_label, write_label
+from autoliver.io.files import read_label, write_image, write_label
+from autoliver.io.volume import Geometry
 from autoliver.pipeline.pseudo.compose import composed, label_of, probability_of
+from autoliver.pipeline.pseudo.labelling import Labelling
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
@@ -294,6 +296,63 @@ def test_the_labels_of_a_perfect_model_are_the_reference(place: Path) -> None:
     assert np.array_equal(found, liver)
     assert not uncertain.any()
     assert (quality.confidence, quality.pieces) == (1.0, 1)
+
+
+def test_a_folder_holds_one_dataset_from_end_to_end(place: Path) -> None:
+    """Refused with --overwrite: nothing of the old dataset is left, and it cannot be planned."""
+    call(place, "--volume", 50, 10000, "--min-confidence", 0.3)
+    other = ("pseudolabel", place / "Dataset001_CT", place / "OUT", "-m", "CT", "--device", "cpu")
+    for path in (place / "Dataset001_CT/labelsTr").iterdir():
+        path.unlink()
+    with pytest.raises(OptionError, match="there is a dataset already"):
+        run(*other, "-w", place / "ws")
+    with pytest.raises(DatasetError, match="all of 3 cases were refused"):
+        run(*other, "-w", place / "ws", "--overwrite", "--min-confidence", 1.0)
+    assert not (place / "OUT/dataset.json").exists()
+    assert not (place / "OUT/labelsTr").exists()
+    assert {p.name[:2] for p in (place / "OUT/pictures").iterdir()} == {"CT"}
+    with pytest.raises(OptionError, match="begun for other images than those of Dataset002"):
+        call(place)
+    with pytest.raises(OptionError, match="was not made by pseudolabel"):
+        call(place, "--overwrite", out="Dataset001_CT")
+
+
+def test_a_liver_with_its_tumours_stays_as_drawn(tmp_path: Path) -> None:
+    """A dataset as this command makes it gets a further label."""
+    grid = Geometry(shape_zyx=(8, 12, 12), spacing_mm=SPACING)
+    write_image(tmp_path / "in/a.nii.gz", np.zeros((1, 8, 12, 12), "f4"), grid)
+    drawn = np.zeros((8, 12, 12), np.uint8)
+    drawn[2:6, 3:9, 3:9], drawn[3:5, 4:6, 4:6], drawn[2, 3, 3] = 1, 2, 3
+    write_label(tmp_path / "in/a_label.nii.gz", drawn, grid)
+    spleen = empty()
+    spleen[5:8, 6:12, 6:12] = 0.9
+    np.savez(tmp_path / "p.npz", probabilities=np.stack([1 - spleen, spleen]))
+    labels = Labels(
+        values={"background": (0,), "spleen": (1,), "liver": (2, 3), "tumour": (3,)},
+        regions_class_order=(1, 2, 3),
+        ignore=4,
+    )
+    work = Labelling(
+        theirs=Labels(values={"background": (0,), "spleen": (1,)}),
+        parts={"spleen": ("spleen",)},
+        own=NESTED,
+        labels=labels,
+        request=PseudolabelRequest(volume_ml=(0.0, 9.0)),
+        output=tmp_path / "out",
+    )
+    case = Case(
+        name="a",
+        patient="a",
+        images=(str(tmp_path / "in/a.nii.gz"),),
+        label=str(tmp_path / "in/a_label.nii.gz"),
+    )
+    judged = work.label(case, tmp_path / "p.npz")
+    assert judged.refused == ""
+    found = read_label(tmp_path / "out/labelsTr/a.nii.gz").array[0]
+    expected = np.where(spleen > 0.5, 1, 0)
+    for value, new in ((1, 2), (2, 3), (3, 4)):  # what is ignored there is ignored here
+        expected[drawn == value] = new
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_running_mean_can_be_asked_of_every_schedule(schedule: Schedule) -> No
 
 
 @pytest.mark.parametrize(
-    ("decay", "told"), [(1.0, "below 1"), (-0.1, "from 0 to 1"), (float("nan"), "from 0 to 1")]
+    ("decay", "told"), [(1.0, "below 1"), (-0.1, "at least 0"), (float("nan"), "at least 0")]
 )
 def test_decays_that_keep_no_mean_are_refused(decay: float, told: str) -> None:
     with pytest.raises(OptionError, match=told) as caught:

@@ -35,6 +35,16 @@ class Add:
     states: dict[str, Annotation] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
+    def again(self, folder: str) -> str:
+        """The same with the absolute folder of the dataset."""
+        return f"{folder}{self.text.removeprefix(self.dataset)}"
+
+    def kept(self, dataset: Dataset) -> dict[str, tuple[str, ...]]:
+        """Label of the pool -> labels of the dataset; all of its labels if nothing is said."""
+        if self.labels or self.dropped:
+            return self.labels
+        return {name: (name,) for name in dataset.labels.foreground}
+
     @classmethod
     def read(cls, text: str) -> "Add":
         """Reads DATASET or DATASET:label=state,label+label=state,...
@@ -91,6 +101,26 @@ class Member:
         """The short name of the dataset."""
         return self.dataset.short_name
 
+    @property
+    def nested(self) -> dict[str, str]:
+        """Maps the pool's labels to the smallest label that they lie in here."""
+        held = {
+            label: {value for part in parts for value in self.dataset.labels.values[part]}
+            for label, parts in self.own.items()
+        }
+        found: dict[str, str] = {}
+        for inner, values in held.items():
+            outer = [name for name, others in held.items() if values and values < others]
+            if outer:
+                found[inner] = min(outer, key=lambda name: len(held[name]))
+        return found
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some label of some case is unknown or a pseudo-label."""
+        cases = (self.annotated(case.annotated) for case in self.dataset.labelled)
+        return any(state in ("none", "pseudo") for case in cases for state in case.values())
+
     def values(self, pooled: Labels) -> dict[int, int]:
         """Maps the values of its label maps to those of the pool.
 
@@ -137,16 +167,15 @@ def settle_labels(
     """
     names: list[str] = []
     for member in members:
-        for label in member.add.labels or member.dataset.labels.foreground:
+        for label in member.add.kept(member.dataset):
             if _like(label, names) is None:
                 names.append(label)
     settled = tuple(_settled(member, names) for member in members)
-    partial = any(state in ("none", "pseudo") for m in settled for state in m.states.values())
-    nested = _nested(names, inside, partial=partial)
+    nested = _nested(names, settled, inside)
     values: dict[str, tuple[int, ...]] = {"background": (0,)}
-    for number, name in enumerate(names, 1):
-        inner = [n for n, other in enumerate(names, 1) if nested.get(other) == name]
-        values[name] = (number, *inner)
+    number = {name: i for i, name in enumerate(names, 1)}
+    for name, own in number.items():
+        values[name] = (own, *(number[inner] for inner in names if _lies_in(inner, name, nested)))
     ignored = any(member.dataset.labels.ignore is not None for member in members)
     order = tuple(range(1, len(names) + 1))
     return settled, Labels(
@@ -160,7 +189,12 @@ def _settled(member: Member, names: Sequence[str]) -> Member:
     add, dataset = member.add, member.dataset
     there = list(dataset.labels.foreground)
     where = f"--add {add.text}"
-    asked = add.labels or {name: (name,) for name in there}
+    asked = add.kept(dataset)
+    if not asked:
+        raise DatasetError(
+            f"{where}: no label is left of {dataset.name}.",
+            hint=f"Leave the dataset out, or keep one of {', '.join(there)}.",
+        )
     own: dict[str, tuple[str, ...]] = {}
     states: dict[str, Annotation] = {}
     for label, parts in asked.items():
@@ -197,23 +231,35 @@ def _settled(member: Member, names: Sequence[str]) -> Member:
 
 
 def _nested(
-    names: Sequence[str], inside: Mapping[str, str] | None, *, partial: bool
+    names: Sequence[str], members: Sequence[Member], inside: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """Maps labels to the label they lie in; empty if the labels exclude one another."""
+    """Maps labels to the label they lie in; empty if the labels exclude one another.
+
+    Labels that lie in another one in a member do so in the pool.
+    """
     if inside is not None:
-        for inner, outer in inside.items():
-            for name in (inner, outer):
-                if name not in names:
-                    raise DatasetError(
-                        f"--inside {inner}={outer}: the pool has no label '{name}', only "
-                        f"{', '.join(names)}.",
-                        hint=meant(name, names) or "Name labels of the pool.",
-                    )
+        for name in (name for pair in inside.items() for name in pair):
+            if name not in names:
+                raise DatasetError(
+                    f"--inside: the pool has no label '{name}', only {', '.join(names)}.",
+                    hint=meant(name, names) or "Name labels of the pool.",
+                )
         return dict(inside)
+    found: dict[str, str] = {}
+    for member in members:
+        found = member.nested | found
     organ = next((name for name in names if _ORGAN.fullmatch(name)), None)
-    if not partial or organ is None:
-        return {}
-    return {name: organ for name in names if _LESIONS.search(name)}
+    if organ is not None and any(member.is_partial for member in members):
+        for name in names:
+            if _LESIONS.search(name):
+                found.setdefault(name, organ)
+    return found
+
+
+def _lies_in(inner: str, outer: str, nested: Mapping[str, str]) -> bool:
+    """Whether a label lies in another one, directly or by way of others."""
+    parent = nested.get(inner)
+    return parent is not None and (parent == outer or _lies_in(parent, outer, nested))
 
 
 def _like(name: str, known: Sequence[str]) -> str | None:

@@ -63,6 +63,15 @@ class PoolRequest:
                 f"--add: {counted(len(self.add), 'dataset')}, expected at least two.",
                 hint="Repeat the option: --add LiTS --add CHAOS:liver=real,tumour=absent",
             )
+        for inner in self.inside or {}:
+            passed, outer = {inner}, (self.inside or {}).get(inner)
+            while outer is not None:
+                if outer in passed:
+                    raise WrongValue(
+                        f"--inside: {inner} would lie in itself.", hint="Leave one of them out."
+                    )
+                passed.add(outer)
+                outer = (self.inside or {}).get(outer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +167,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
     _check_output(output, overwrite=request.overwrite)
     members = [_member(workspace, Add.read(text)) for text in request.add]
     _check_members(members)
+    _refuse_own_files(members, output)
     settled, labels = settle_labels(members, inside=request.inside)
     placed = [
         Placed(member=member.name, case=case)
@@ -169,6 +179,13 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
         raise _duplicates(twins)
     dropped = {str(later) for later, _ in twins}
     kept = [each for each in placed if str(each) not in dropped]
+    for member in settled:
+        if not any(each.member == member.name for each in kept):
+            raise DatasetError(
+                f"--add {member.add.text}: no case of {member.name} is left, since other members "
+                "have all of them.",
+                hint="Leave it out.",
+            )
     by_name = {member.name: member for member in settled}
     with replacing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
@@ -177,7 +194,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
         found = list(case_bar("pool", len(tasks))(stage.map(_make, tasks)))
         _refuse([made.problem for made in found if made.problem])
         record = Pool(
-            added=request.add,
+            added=tuple(member.add.again(member.dataset.folder) for member in settled),
             members={member.name: member.dataset.folder for member in settled},
             dropped=tuple(f"{later} = {first}" for later, first in twins),
             cases=tuple(made.case for made in found if made.case is not None),
@@ -188,7 +205,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
             beside / "dataset.json",
             msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
         )
-        read_dataset(beside)
+        _check_written(beside, output)
     return Pooled(
         folder=output,
         labels=labels,
@@ -219,6 +236,32 @@ def read_inside(given: Sequence[str] | None) -> dict[str, str] | None:
                 f"--inside {text}: expected LABEL=OUTER.", hint="Give it as --inside tumour=liver."
             )
     return {inner.strip(): outer.strip() for inner, _, outer in pairs}
+
+
+def _check_written(beside: Path, output: Path) -> None:
+    """Refuses a pool that cannot be read again; the error names its place to be."""
+    try:
+        read_dataset(beside)
+    except DatasetError as error:
+        problem = error.problem.replace(str(beside.absolute()), str(output))
+        raise DatasetError(
+            problem, hint="Nothing was written. Say otherwise with --add what the labels are."
+        ) from error
+
+
+def _refuse_own_files(members: Sequence[Member], output: Path) -> None:
+    """Refuses to write a pool over files that it would refer to, or into a member's folder."""
+    place = output.resolve()
+    for member in members:
+        folder = Path(member.dataset.folder).resolve()
+        files = (f for c in member.dataset.cases for f in (*c.images, c.label) if f)
+        if place.is_relative_to(folder) or any(
+            Path(file).resolve().is_relative_to(place) for file in files
+        ):
+            raise OptionError(
+                f"{output}: {member.dataset.name}, which is a member, has files there.",
+                hint="Choose another folder for the pool.",
+            )
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:

@@ -135,9 +135,12 @@ def composed(
         unknown |= uncertain
     if drawn is not None:
         for name in real:
-            result[np.isin(drawn, labels.values[name])] = labels.values[name][0]
-            unknown &= ~np.isin(drawn, labels.values[name])
+            there = drawn == labels.values[name][0]
+            result[there] = labels.values[name][0]
+            unknown &= ~there
     if labels.ignore is not None:
+        if drawn is not None:
+            unknown |= drawn == labels.ignore
         result[unknown] = labels.ignore
     return result
 

@@ -92,9 +92,12 @@ class Labelling:
         """The label map of a person, with the values of the new dataset."""
         found = read_label(path).array[0]
         result = np.zeros(found.shape, np.uint16)
-        for name, values in self.labels.foreground.items():
-            if name in self.own.foreground:
-                result[np.isin(found, self.own.values[name])] = values[0]
+        known = [name for name in self.labels.foreground if name in self.own.foreground]
+        # Regions first, and over them what lies in them.
+        for name in sorted(known, key=lambda name: -len(self.own.values[name])):
+            result[np.isin(found, self.own.values[name])] = self.labels.values[name][0]
+        if self.own.ignore is not None and self.labels.ignore is not None:
+            result[found == self.own.ignore] = self.labels.ignore
         return result
 
     def _draw(

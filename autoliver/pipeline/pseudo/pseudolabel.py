@@ -1,5 +1,6 @@
 """Labels cases with a model, and makes a dataset of those whose labels are plausible."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from autoliver.artifacts import brief, write_bytes
+from autoliver.artifacts import brief, digest, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, Labels, read_dataset
 from autoliver.errors import DatasetError, OptionError
@@ -17,7 +18,7 @@ from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.pseudo.labelling import Judged, Labelling, missing_in
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
 from autoliver.pipeline.pseudo.write import description_of, table_of
-from autoliver.system import entries
+from autoliver.system import entries, in_words
 from autoliver.values import counted, first_few, meant
 from autoliver.workspace import Workspace
 
@@ -100,6 +101,7 @@ def pseudolabel(
     _check_new(output, overwrite=request.overwrite)
     labels = _joined(dataset, request, list(parts))
     probabilities = _predict(files, dataset, output / "predicted", request)
+    _clear(output)
     work = Labelling(
         theirs=theirs,
         parts=parts,
@@ -135,6 +137,15 @@ def pseudolabel(
     )
 
 
+def _clear(output: Path) -> None:
+    """Removes what an earlier call has made of its predictions, the description first."""
+    with in_words(output, verb="written"):
+        (output / "dataset.json").unlink(missing_ok=True)
+        for name in ("labelsTr", "pictures"):
+            if (output / name).is_dir():
+                shutil.rmtree(output / name)
+
+
 def _labels_of(files: "ModelFiles") -> Labels:
     from autoliver.models.files import MODEL_FILE, FoldModel
 
@@ -159,15 +170,25 @@ def _check_new(output: Path, *, overwrite: bool) -> None:
     there = [path.name for path in entries(output)]
     if not there or (overwrite and "predicted" in there):
         return
+    if "predicted" not in there:
+        raise OptionError(
+            f"{output}: it exists already, and was not made by pseudolabel: it holds {there[0]}.",
+            hint="Choose a new folder.",
+        )
     if "dataset.json" in there:
         raise OptionError(
             f"{output}: there is a dataset already.",
             hint="Choose a new folder, or make it anew with --overwrite.",
         )
-    if "predicted" not in there:
-        raise OptionError(
-            f"{output}: it exists already, and holds {there[0]}.", hint="Choose a new folder."
-        )
+
+
+def _images_of(dataset: Dataset) -> str:
+    """A digest of the names and sizes of all images."""
+    sizes = [
+        (case.name, [(Path(image).name, Path(image).stat().st_size) for image in case.images])
+        for case in dataset.cases
+    ]
+    return digest(sizes)
 
 
 def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str]) -> Labels:
@@ -177,11 +198,13 @@ def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str])
         for name, values in dataset.labels.foreground.items()
         if dataset.labelled and name.casefold() not in {each.casefold() for each in given}
     }
-    if dataset.labels.has_unions and drawn:
+    # A liver with its lesions is what comes out; other regions would have to be told apart.
+    unions = [n for n, v in drawn.items() if len(v) > 1 and n.casefold() != "liver"]
+    if unions:
         raise DatasetError(
-            f"{dataset.name}: its labels are regions ({', '.join(drawn)}), which cannot be joined "
-            "with those of a model.",
-            hint="Give a dataset whose labels have one value each.",
+            f"{dataset.name}: its label {unions[0]} is a region of several values, which cannot be "
+            "joined with the labels of a model.",
+            hint="Give a dataset whose labels, but for the liver, have one value each.",
         )
     inside = [name for name in drawn if any(word in name.casefold() for word in _LESION)]
     values: dict[str, tuple[int, ...]] = {"background": (0,)}
@@ -206,15 +229,24 @@ def _predict(
     from autoliver.inference.record import RECORD_FILE, describe, read_record
     from autoliver.pipeline.prediction import predict
 
-    now = describe(files, PredictOptions(), folds=request.folds, roi=None)
+    options = PredictOptions(modality=request.modality)
+    now = describe(files, options, folds=request.folds, roi=None)
+    now = now.replace(made_from={"images": _images_of(dataset)})
     then = read_record(folder / RECORD_FILE)
+    if then is not None and not request.overwrite and then.made_from != now.made_from:
+        raise OptionError(
+            f"{folder}: it was begun for other images than those of {dataset.name}.",
+            hint="Choose a new folder, or begin anew with --overwrite.",
+        )
     if then is not None and not request.overwrite and (found := then.differences(now)):
         raise OptionError(
             f"{folder}: its predictions were made with {'; with '.join(found)}.",
             hint="Choose a new folder, or predict anew with --overwrite.",
         )
+    if request.overwrite and folder.is_dir():
+        shutil.rmtree(folder)
     now.save(folder / RECORD_FILE)
     cases = {case.name: [Path(image) for image in case.images] for case in dataset.cases}
-    asked = PredictRequest(probabilities=True, overwrite=request.overwrite, machine=request.machine)
-    predict(files, cases, folder, asked, modalities={c.name: c.modality for c in dataset.cases})
+    asked = PredictRequest(probabilities=True, modality=request.modality, machine=request.machine)
+    predict(files, cases, folder, asked)
     return {job.name: job.probabilities for job in make_jobs(cases, folder)}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from autoliver.errors import WrongValue
+from autoliver.inference.options import ModalityChoice
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.values import check_number, check_types
 
@@ -13,6 +14,7 @@ class PseudolabelRequest:
 
     Attributes:
         labels: The labels that the model gives.
+        modality: The modality by which each case is normalised, as for `predict`.
         folds: The folds to predict with, as for `predict`.
         least_confidence: Cases in which the mean probability of a label is lower are refused.
         volume_ml: Cases in which a label's volume is outside of these bounds are refused.
@@ -25,6 +27,7 @@ class PseudolabelRequest:
     """
 
     labels: tuple[str, ...] = ("liver",)
+    modality: ModalityChoice = "auto"
     folds: str | None = None
     least_confidence: float = 0.8
     volume_ml: tuple[float, float] = (500.0, 4000.0)
