@@ -104,13 +104,17 @@ class Folds(Artifact, frozen=True, kw_only=True):
         """
         if fold == "all":
             return Split(train=tuple(cases), validation=())
+        if not self.splits:
+            raise DatasetError(
+                f"There is no fold {fold}: to hold cases out, two patients with cases of the "
+                f"origin 'real' are needed; there are {counted(len(cases), 'labelled case')}.",
+                hint="Use --fold all to train on every case.",
+            )
         if not 0 <= fold < len(self.splits):
             raise DatasetError(
                 f"There is no fold {fold}: {counted(len(cases), 'labelled case')} "
                 f"{'makes' if len(cases) == 1 else 'make'} {counted(len(self.splits), 'fold')}.",
-                hint="Use --fold all to train on every case."
-                if not self.splits
-                else f"Use --fold 0 to {len(self.splits) - 1}, or --fold all.",
+                hint=f"Use --fold 0 to {len(self.splits) - 1}, or --fold all.",
             )
         return self.splits[fold]
 

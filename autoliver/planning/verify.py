@@ -439,7 +439,15 @@ def _unused_labels(dataset: Dataset, checks: Iterable[CaseCheck]) -> Iterable[Fi
     if not seen:
         return
     for name, values in dataset.labels.foreground.items():
-        if not seen & set(values):
+        if all(case.annotated.get(name) == "none" for case in dataset.labelled):
+            yield Finding(
+                case=None,
+                severity="warning",
+                code="label_unused",
+                problem=f"label '{name}' is annotated in no case ('none' in all of them).",
+                hint="It cannot be learned: take it out of dataset.json, or add cases with it.",
+            )
+        elif not seen & set(values):
             yield Finding(
                 case=None,
                 severity="warning",

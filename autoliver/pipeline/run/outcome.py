@@ -124,7 +124,7 @@ def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = Fal
     """
     run = outcome.run
     dataset, workspace = run.path.parents[1].name, run.path.parents[2]
-    if request.folds == ("all",):
+    if request.folds == ("all",) or not (outcome.scores or outcome.unfinished):
         several = ["--folds", "all"] if outcome.scores else []
         words = ["-i", "IN", "-o", "OUT", "-m", run.name, *several]
         return command("predict", options=words, workspace=workspace)
