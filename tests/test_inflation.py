@@ -15,6 +15,7 @@ from torch import Tensor
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_weights
+from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.options import TrainingOptions
 from autoliver.transfer.table import Transfer
@@ -60,6 +61,7 @@ def test_a_3d_training_starts_from_a_2d_network(own: Path, way: str | None) -> N
     assert transfer.inflate == (way or "mean")  # the slices are 8 mm thick, the pixels 6 mm
     assert TrainingOptions.load(folder / "options.json").inflate == way
     assert transfer.table.labels["liver"] == "liver"
+    assert transfer.share == 1.0  # the plan follows the 2D network
     source = weights_of(own / NAME / "runs/2d/fold_all/weights.safetensors")
     start = weights_of(folder / "start.safetensors")
     flat, deep = (each["encoder.0.1.conv.weight"] for each in (source, start))
@@ -71,6 +73,24 @@ def test_a_3d_training_starts_from_a_2d_network(own: Path, way: str | None) -> N
     assert model.decisions.dimension == 3
     assert model.ancestors == transfer.ancestors
     assert not equal(start, weights_of(folder / "fold_0/weights.safetensors"))
+
+
+def test_the_plan_follows_the_2d_network_or_stays_the_dataset_s_own(own: Path) -> None:
+    run("plan", NAME, "--like", f"{NAME}/2d", "-w", own)
+    ours = Plan.load(own / NAME / "plan.json").configurations
+    like = Plan.load(own / NAME / "plan@PhantomCT.json").configurations
+    flat, deep = ours["2d"], like["3d_fullres"]
+    assert like["2d"] == flat.replace(reasons=like["2d"].reasons)
+    assert deep.spacing_mm == (ours["3d_fullres"].spacing_mm[0], *flat.spacing_mm)
+    levels = len(deep.network.features)
+    assert deep.network.features == flat.network.features[:levels]
+    for part in ("strides", "kernels"):
+        plane = tuple(values[1:] for values in getattr(deep.network, part))
+        assert plane == getattr(flat.network, part)[:levels]
+    assert "as planned before" in told(*COMMAND, *SHORT, "-w", own)
+    run(*COMMAND, *SHORT, "--own-plan", "--tag", "own", "-w", own)
+    model = FoldModel.load(own / NAME / "runs/3d_fullres@PhantomCT+own/fold_0/model.json")
+    assert model.decisions.network == ours["3d_fullres"].network
 
 
 def test_the_way_binds_the_run(own: Path) -> None:

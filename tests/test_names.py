@@ -176,7 +176,10 @@ def test_a_source_of_another_dimension_is_named_last_and_taken_if_named(trained:
     assert caught.value.hint.endswith(f"Inflate a 2D network: --pretrained {MR}/2d")
     found = find_source(trained, "LiverMR/2d", wanted="3d_fullres", target="X")
     assert found.spec.dimension == 2
-    assert found.plan_for("3d_fullres") is None
+    plan = found.plan_for("3d_fullres")
+    assert plan is not None
+    assert [*plan.configurations] == ["2d"]
+    assert found.plan_for("3d_lowres") is None
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ Pretrained = Annotated[
         metavar="SOURCE",
         help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
         "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
-        "like it. [default: random weights]",
+        "like it; from 2D to 3D, name its run (LiTS/2d). [default: random weights]",
         rich_help_panel=TRANSFER,
     ),
 ]

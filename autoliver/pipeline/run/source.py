@@ -75,10 +75,15 @@ class Source:
     def plan_for(self, name: ConfigurationName) -> Plan | None:
         """Returns its plan with its own configuration only, renamed to the target's configuration.
 
-        None if there is no model.json, or the source has another dimension.
+        3d_fullres can follow a 2D configuration, which keeps its name. None if there is no
+        model.json, or the source's network cannot be followed in the target's dimension.
         """
-        if self.info is None or self.spec.dimension != _dimension(name):
+        if self.info is None:
             return None
+        if self.spec.dimension != _dimension(name):
+            decisions = self.info.decisions
+            plane = self.info.plan.replace(configurations={"2d": decisions})
+            return plane if name == "3d_fullres" else None
         # A cascade may start from the weights of a plain network, and the other way round.
         previous: ConfigurationName | None = "3d_lowres" if name == "3d_cascade" else None
         decisions = self.info.decisions.replace(previous_stage=previous)
