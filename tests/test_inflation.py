@@ -99,8 +99,11 @@ def test_the_way_binds_the_run(own: Path) -> None:
         run(*COMMAND, *SHORT, "--inflate", "mean", "-w", own)
     folder = own / NAME / "runs/3d_fullres@PhantomCT"
     kept = weights_of(folder / "start.safetensors")
-    run(*COMMAND, *SHORT, "-w", own)
+    source = own / NAME / "runs/2d"
+    aside = source.rename(own / "aside")
+    run(*COMMAND, *SHORT, "--inflate", "center", "-w", own)  # what it began with is kept
     assert equal(weights_of(folder / "start.safetensors"), kept)
+    aside.rename(source)
     run(*COMMAND, *SHORT, "--fresh", "--inflate", "mean", "-w", own)
     assert not equal(weights_of(folder / "start.safetensors"), kept)
 

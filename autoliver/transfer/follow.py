@@ -163,7 +163,8 @@ def _deepened(own: Plan, source: Plan, options: LikeOptions) -> Configuration:
         OptionError: The slices of the two lie along different axes.
     """
     ours, theirs = own.configurations["3d_fullres"], source.configurations["2d"]
-    if own.transpose_forward != source.transpose_forward:
+    order = source.transpose_forward
+    if own.transpose_forward[0] != order[0]:
         there, here = ("zyx"[plan.transpose_forward[0]] for plan in (source, own))
         again = command(
             *("train", own.dataset, "3d_fullres"), options=["--pretrained", "SOURCE", "--own-plan"]
@@ -175,11 +176,11 @@ def _deepened(own: Plan, source: Plan, options: LikeOptions) -> Configuration:
         )
     plane, why = _spacing(own, source, "2d", options)
     asked = options.spacing_mm
-    deep = ours.spacing_mm[0] if asked is None else asked[own.transpose_forward[0]]
+    deep = ours.spacing_mm[0] if asked is None else asked[order[0]]
     spacing = (deep, *plane)
     median = _median_shape(own, source, spacing)
     fit = fit_deepened(theirs.network, source, ours, spacing_mm=spacing, median_shape=median)
-    patch, axes = fit.topology.patch_shape, "".join("zyx"[i] for i in own.transpose_forward)
+    patch, axes = fit.topology.patch_shape, "".join("zyx"[i] for i in order)
     size = " x ".join(map(str, patch))
     return ours.replace(
         spacing_mm=spacing,

@@ -170,6 +170,10 @@ def test_by_repeat_the_norms_take_the_larger_scale_back():
     name = "encoder.1.0.conv.weight"
     torch.testing.assert_close(repeats[name], 3 * means[name])
     assert torch.equal(repeats["encoder.1.0.norm.weight"], means["encoder.1.0.norm.weight"])
+    one, other = (logits(deep, weights, volume()) for weights in (means, repeats))
+    torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)
+    one, other = (logits(deep, w, volume(), norm=nn.Identity) for w in (means, repeats))
+    assert not torch.allclose(one, other, atol=1e-1)
 
 
 @pytest.mark.parametrize("way", ["mean", "center", "repeat"])
