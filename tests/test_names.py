@@ -166,14 +166,20 @@ def test_a_plan_to_follow_nearly_right(
     assert find_plan(trained, name) is not None or trained.source(name).name == LITS
 
 
-def test_a_source_of_another_dimension_is_not_named(trained: Workspace) -> None:
+def test_a_source_of_another_dimension_is_named_last_and_taken_if_named(trained: Workspace) -> None:
     with pytest.raises(ModelError) as caught:
         find_source(trained, "LiverRM", wanted="3d_fullres", target="X")
     assert caught.value.hint == f"Choose from: {LITS}/3d_fullres."
     with pytest.raises(ModelError, match="has no trained 3d_fullres, only") as caught:
         find_source(trained, "LiverMR", wanted="3d_fullres", target="X")
     assert caught.value.hint.startswith(f"Train it: autoliver train {MR} 3d_fullres --fold all")
-    assert "2d" not in caught.value.hint
+    assert caught.value.hint.endswith(f"Inflate a 2D network: --pretrained {MR}/2d")
+    found = find_source(trained, "LiverMR/2d", wanted="3d_fullres", target="X")
+    assert found.spec.dimension == 2
+    plan = found.plan_for("3d_fullres")
+    assert plan is not None
+    assert [*plan.configurations] == ["2d"]
+    assert found.plan_for("3d_lowres") is None
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,9 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
             "it has no trained 3d_fullres, only",
         ),
         (
-            ["3d_fullres", "--pretrained", "PhantomCT/2d"],
-            ModelError,
-            "its network is 2D, 3d_fullres is 3D",
+            ["2d", "--pretrained", "PhantomCT", "--inflate", "mean"],
+            OptionError,
+            "both PhantomCT/2d/fold_all and 2d are 2D",
         ),
         (
             ["2d", "--pretrained", "imagenet"],

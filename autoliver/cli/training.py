@@ -33,6 +33,7 @@ from autoliver.cli.training_options import (
     Foreground,
     Freeze,
     Hours,
+    Inflate,
     Iterations,
     KeepSource,
     LearningRate,
@@ -94,7 +95,7 @@ Pretrained = Annotated[
         metavar="SOURCE",
         help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
         "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
-        "like it. [default: random weights]",
+        "like it; from 2D to 3D, name its run (LiTS/2d). [default: random weights]",
         rich_help_panel=TRANSFER,
     ),
 ]
@@ -157,6 +158,7 @@ def train(
     pretrained: Pretrained = None,
     like: Like = None,
     own_plan: OwnPlan = False,
+    inflate: Inflate = None,
     replay: Replay = None,
     replay_share: ReplayShare = None,
     keep_source: KeepSource = None,
@@ -224,7 +226,7 @@ def train(
         **{"sampler": sampler, "pseudo_weight": pseudo_weight},
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
-        **{"heads": "reset" if reset_heads else None},
+        **{"heads": "reset" if reset_heads else None, "inflate": inflate},
         **{"replay": replay, "replay_share": replay_share},
         **{"keep_source": keep_source and kept_share(keep_source)},
     }

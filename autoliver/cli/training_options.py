@@ -9,6 +9,7 @@ from autoliver.training import recipes
 from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
+from autoliver.transfer import table
 
 # Groups of options on the help page.
 RUN = "Run"
@@ -177,6 +178,17 @@ ResetHeads = Annotated[
         "--reset-heads",
         help="With --pretrained: initialise the segmentation heads at random. [default: take them "
         "over for labels of the same name]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+Inflate = Annotated[
+    table.Inflation | None,
+    typer.Option(
+        help="With --pretrained and a 2D source of a 3D network: what fills the depth of its "
+        "kernels. mean: the kernel, divided among the planes; center: the kernel in the middle "
+        "plane, so that each slice counts alone; repeat: the kernel in every plane. From 3D to "
+        "2D: the sum (mean) or the middle plane (center). [default: mean; center if slices are "
+        "more than twice as thick as their pixels]",
         rich_help_panel=TRANSFER,
     ),
 ]

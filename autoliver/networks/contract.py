@@ -47,6 +47,9 @@ class WeightRole:
         transposed: Whether it belongs to a transposed convolution whose kernel size equals its
             stride.
         concatenated: Whether its input features are the concatenation of two groups of equal size.
+        merged: The axis of the weight that counts the features of all neighbours that a strided
+            level merges into one voxel, where neighbours along the last image axis lie furthest
+            apart; None if it has no such axis.
     """
 
     part: Part | None = None
@@ -54,6 +57,7 @@ class WeightRole:
     idle: bool = False
     transposed: bool = False
     concatenated: bool = False
+    merged: int | None = None
 
 
 class NetworkContract(Record, frozen=True, kw_only=True):
@@ -125,6 +129,15 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         raise NotImplementedError
 
     @abstractmethod
+    def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Returns the stride of each level from the image to what a weight is applied to.
+
+        Weights of a 2D and a 3D network correspond only where these agree in plane. Empty for
+        weights that are applied at no resolution.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
         """Returns the number of values in all convolution outputs for one patch.
 
@@ -159,7 +172,7 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         """Says why the weights of another network do not correspond to those of this network.
 
         Args:
-            source: The other network, of the same dimension. It may differ in size.
+            source: The other network. It may differ in size and dimension.
 
         Returns:
             One sentence; "" if they correspond, so that weights of the same name have the same

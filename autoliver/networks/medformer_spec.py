@@ -104,6 +104,9 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
             ValueError: MedFormer has no weight of this name.
         """
         match name.split("."):
+            case ["encoder", level, "enter", "conv", number, "weight"]:
+                # Of the separable convolution, the kernels per feature and then their mixture.
+                return WeightRole(part=(ENCODER, int(level)), merged=int(number))
             case ["encoder", level, *_]:
                 return WeightRole(part=(ENCODER, int(level)))
             case ["fusion", *_]:
@@ -113,6 +116,15 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
             case ["heads", *_]:
                 return WeightRole(head=True)
         raise ValueError(f"{name} is not a weight of MedFormer")
+
+    def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Returns the strides down to the level of a weight; tokens have no resolution."""
+        match name.split("."):
+            case ["encoder" | "decoder", level, *_]:
+                return self.strides[: int(level) + 1]
+            case ["heads", number, *_]:
+                return self.strides[: int(number) * CONVOLUTION_LEVELS + 1]
+        return ()
 
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
         """Returns the number of values in all convolution outputs and attentions for one patch.

@@ -93,6 +93,15 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
                 return WeightRole(head=True, idle=0 < int(level) == self.output_levels - 1)
         raise ValueError(f"{name} is not a weight of a U-Net")
 
+    def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Returns the strides down to a weight's level; of `up`, to the level that it enlarges."""
+        match name.split("."):
+            case ["up", level, *_]:
+                return self.strides[: int(level) + 2]
+            case ["encoder" | "decoder" | "heads", level, *_]:
+                return self.strides[: int(level) + 1]
+        return self.strides[:1]
+
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
         """Returns the number of values in all convolution outputs for one patch.
 

@@ -12,7 +12,7 @@ from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
-from autoliver.transfer.table import Heads
+from autoliver.transfer.table import Heads, Inflation
 from autoliver.values import (
     MOST,
     check_known,
@@ -72,6 +72,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         encoder_factor: Factor of the encoder's learning rate relative to the rest of the network.
         heads: "map": rows of the heads are taken from the source by label; "reset": they are
             initialised at random.
+        inflate: How kernels of a source are carried between 2D and 3D (`transfer/inflate.py`);
+            None: chosen by the spacing, or not needed.
         replay: The dataset whose cases are replayed; None: none is.
         replay_share: Share of the patches that are drawn from its cases, above 0 and below 1.
         keep_source: Share of the tuned weights in the final ones, 0 to 1; the rest is the source's.
@@ -105,6 +107,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     unfreeze: str | None = None
     encoder_factor: float = 1.0
     heads: Heads = "map"
+    inflate: Inflation | None = None
     replay: str | None = None
     replay_share: float = 0.5
     keep_source: float | Literal["auto"] | None = None
@@ -370,7 +373,7 @@ def _check_ema(decay: float | None) -> None:
 def _check_from_scratch(options: TrainingOptions) -> None:
     """Refuses options that make sense only for the weights of a trained model."""
     default = TrainingOptions()
-    for name in ("freeze", "unfreeze", "encoder_factor", "heads", "keep_source"):
+    for name in ("freeze", "unfreeze", "encoder_factor", "heads", "inflate", "keep_source"):
         value = getattr(options, name)
         if value != getattr(default, name):
             raise OptionError(

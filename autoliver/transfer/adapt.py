@@ -1,9 +1,10 @@
-"""Adapts the weights of one network to another with other channels, labels, depth or kernels.
+"""Adapts the weights of one network to another with other channels, labels, levels or kernels.
 
 Levels are numbered from full resolution downwards in both networks, so a weight keeps its name
-whatever the depth. A weight without a counterpart in the source keeps its random initial value
+however many there are. A weight without a counterpart in the source keeps its random initial value
 (rules: METHODS A4; channels are summed as timm does for grey images, kernels 3 -> 1 are averaged as
-nnU-Net does).
+nnU-Net does). Between 2D and 3D, `inflate.py` carries the kernels over, where both networks have
+the same resolution in plane.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from torch import Tensor
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import NetworkSpec
+from autoliver.transfer.inflate import merge_depth, share_levels, to_dimension
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
-from autoliver.transfer.table import Action, Heads, Transferred, TransferTable
+from autoliver.transfer.table import Action, Heads, Inflation, Transferred, TransferTable
 from autoliver.values import counted
 
 # Input channels unknown to the source start from this share of the mean over the known channels.
@@ -56,6 +58,7 @@ def transfer_weights(
     target: Side,
     *,
     heads: Heads = "map",
+    inflate: Inflation = "mean",
 ) -> tuple[dict[str, Tensor], TransferTable]:
     """Adapts the source's weights to the shapes of the target.
 
@@ -66,12 +69,13 @@ def transfer_weights(
         target: The target's network, channels and labels.
         heads: "map": rows of the heads are matched by the names of the labels; "reset": all rows
             keep their initial weights.
+        inflate: How kernels are carried between networks of different dimensions.
 
     Returns:
         New weights for the target, and a table of what was done.
 
     Raises:
-        ModelError: The networks differ in dimension or type, or no label has a counterpart.
+        ModelError: The networks differ in type, or no label has a counterpart.
     """
     _check(source, target)
     rows = map_rows(source.labels, target.labels)
@@ -85,16 +89,16 @@ def transfer_weights(
     weights: dict[str, Tensor] = {}
     report = []
     for name, fresh in drawn.items():
-        found = state.get(name)
-        if found is None:
-            weights[name], entry = fresh.clone(), _reset(name, fresh, "the source has none")
-        elif target.spec.role(name).head:
-            if heads == "reset":
-                weights[name], entry = fresh.clone(), _reset(name, fresh, "as asked for")
-            else:
-                weights[name], entry = _head(name, found, fresh, rows)
+        head = target.spec.role(name).head
+        why = _nothing(name, state, source, target)
+        if not why and head and heads == "reset":
+            why = "as asked for"
+        if why:
+            weights[name], entry = fresh.clone(), _reset(name, fresh, why)
+        elif head:
+            weights[name], entry = _head(name, state[name], fresh, rows, inflate)
         else:
-            weights[name], entry = _body(name, found, fresh, source, target)
+            weights[name], entry = _body(name, state[name], fresh, source, target, inflate)
         report.append(entry)
     names = rows.names if heads == "map" else dict.fromkeys(rows.names, "")
     table = TransferTable(
@@ -106,23 +110,34 @@ def transfer_weights(
 
 
 def _check(source: Side, target: Side) -> None:
-    one, other = source.spec, target.spec
-    if one.dimension != other.dimension:
-        raise ModelError(
-            f"The source is a {one.dimension}D network, the target a {other.dimension}D network.",
-            hint="Choose a source of the same dimension.",
-        )
-    if why := other.unlike(one):
+    if why := target.spec.unlike(source.spec):
         raise ModelError(
             why,
             hint="Plan the target like its source: autoliver plan DATASET --like SOURCE",
         )
 
 
+def _nothing(name: str, state: Mapping[str, Tensor], source: Side, target: Side) -> str:
+    """Says why the source has nothing for a weight of the target; "" if it has."""
+    if name not in state:
+        return "the source has none"
+    one, other = source.spec, target.spec
+    same = one.dimension == other.dimension
+    if same or share_levels(one.strides_to(name), other.strides_to(name)):
+        return ""
+    return "the source has another resolution in plane there"
+
+
 def _body(
-    name: str, found: Tensor, fresh: Tensor, source: Side, target: Side
+    name: str, found: Tensor, fresh: Tensor, source: Side, target: Side, inflate: Inflation
 ) -> tuple[Tensor, Transferred]:
-    how, role = [], target.spec.role(name)
+    role = target.spec.role(name)
+    found, inflated = to_dimension(found, fresh, inflate, transposed=role.transposed)
+    how = [inflated] if inflated else []
+    if role.merged is not None:
+        strides = (side.spec.strides_to(name)[-1] for side in (source, target))
+        found, merged = merge_depth(found, *strides, axis=role.merged)
+        how += [merged] if merged else []
     if name == target.spec.first_convolution:
         found, words = _first(found, source, target)
         how += [words] if words else []
@@ -257,8 +272,11 @@ def adapt_features(found: Tensor, fresh: Tensor, *, halves: bool) -> tuple[Tenso
     return result, rows * columns * groups * result[0, 0].numel()
 
 
-def _head(name: str, found: Tensor, fresh: Tensor, rows: RowMap) -> tuple[Tensor, Transferred]:
+def _head(
+    name: str, found: Tensor, fresh: Tensor, rows: RowMap, inflate: Inflation
+) -> tuple[Tensor, Transferred]:
     """Adapts a head: rows are matched by label, features as for any other weight."""
+    found, _ = to_dimension(found, fresh, inflate)  # a kernel of one voxel keeps its values
     if found.ndim == 1:
         columns = found
         taken = 1

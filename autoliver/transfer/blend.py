@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autoliver.transfer.adapt import Side, transfer_weights
-from autoliver.transfer.table import Heads
+from autoliver.transfer.table import Heads, Inflation
 
 
 def source_part(
@@ -16,13 +16,14 @@ def source_part(
     target: Side,
     *,
     heads: Heads = "map",
+    inflate: Inflation = "mean",
 ) -> dict[str, Tensor]:
     """Returns the source's weights in the shapes of the target, NaN where the source has none.
 
     The arguments and errors are those of `transfer_weights`.
     """
     nothing = {name: torch.full_like(weight, torch.nan) for name, weight in drawn.items()}
-    weights, _ = transfer_weights(state, source, nothing, target, heads=heads)
+    weights, _ = transfer_weights(state, source, nothing, target, heads=heads, inflate=inflate)
     for name, weight in weights.items():
         # Features that the source's heads lack count as zeros when a training starts.
         if name in state and target.spec.role(name).head and weight.ndim > 1:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from autoliver.artifacts import digest
+from autoliver.commands import command
 from autoliver.errors import OptionError
 from autoliver.io.orientation import reorientation
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, IntensityStats, LikeOptions, Plan
+from autoliver.transfer.deepen import fit_deepened
 
 # If spacings differ by more than this factor along an axis, organs look different to a network.
 _FAR = 2.0
@@ -14,7 +16,7 @@ _FAR = 2.0
 _ANISOTROPIC = 1.5
 
 
-def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
+def plan_like(own: Plan, source: Plan, options: LikeOptions, *, deepen: bool = False) -> Plan:
     """Makes a target's plan with the source's networks, patches, batches and (by default) spacing.
 
     Normalisation, channels and labels are the target's own. Only CT keeps the source's window and
@@ -25,6 +27,8 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         own: The target's plan, made from its own fingerprint.
         source: The source's plan.
         options: The choice of spacing.
+        deepen: Whether 3d_fullres follows the source's 2D network in plane, if the source has only
+            that one, and the target has volumes.
 
     Returns:
         The target's plan with the source's configurations.
@@ -41,6 +45,8 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
         for name, theirs in source.configurations.items()
         if theirs.dimension <= deepest  # images of one slice have no volumes
     }
+    if deepen and {*source.configurations} == {"2d"} and "3d_fullres" in own.configurations:
+        configurations["3d_fullres"] = _deepened(own, source, options)
     return own.replace(
         preset=source.preset,
         arch=source.arch,
@@ -60,8 +66,11 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions) -> Plan:
 
 
 def like_digest(source: Plan, name: ConfigurationName) -> str:
-    """Returns a digest (twelve hex digits) of what a target takes from a source's configuration."""
-    configuration = source.configurations[name]
+    """Returns a digest (twelve hex digits) of what a target takes from a source's configuration.
+
+    A 3D configuration that the source lacks takes from its 2D network.
+    """
+    configuration = source.configurations[name if name in source.configurations else "2d"]
     return digest(
         {
             "transpose": source.transpose_forward,
@@ -141,6 +150,55 @@ def _configuration(
             **{what: _as(source, why) for what, why in theirs.reasons.items()},
             "normalization": ours.reasons.get("normalization", ""),
             "spacing": why,
+        },
+    )
+
+
+def _deepened(own: Plan, source: Plan, options: LikeOptions) -> Configuration:
+    """Makes a 3D configuration that follows the source's 2D network in plane.
+
+    The spacing in plane is chosen as for 2D; that between slices is the target's own.
+
+    Raises:
+        OptionError: The slices of the two lie along different axes.
+    """
+    ours, theirs = own.configurations["3d_fullres"], source.configurations["2d"]
+    order = source.transpose_forward
+    if own.transpose_forward[0] != order[0]:
+        there, here = ("zyx"[plan.transpose_forward[0]] for plan in (source, own))
+        again = command(
+            *("train", own.dataset, "3d_fullres"), options=["--pretrained", "SOURCE", "--own-plan"]
+        )
+        raise OptionError(
+            f"{source.dataset} has its slices along {there}, {own.dataset} along {here}: no 3D "
+            "network can follow its 2D network.",
+            hint=f"Keep the dataset's own plan: {again}",
+        )
+    plane, why = _spacing(own, source, "2d", options)
+    asked = options.spacing_mm
+    deep = ours.spacing_mm[0] if asked is None else asked[order[0]]
+    spacing = (deep, *plane)
+    median = _median_shape(own, source, spacing)
+    fit = fit_deepened(theirs.network, source, ours, spacing_mm=spacing, median_shape=median)
+    patch, axes = fit.topology.patch_shape, "".join("zyx"[i] for i in order)
+    size = " x ".join(map(str, patch))
+    return ours.replace(
+        spacing_mm=spacing,
+        median_shape=median,
+        patch_shape=patch,
+        batch_size=fit.batch_size,
+        network=fit.network,
+        normalize_after_resampling=theirs.normalize_after_resampling,
+        reasons={
+            **ours.reasons,
+            "spacing": f"In plane: {why} Between slices: the median of {own.dataset} itself."
+            if asked is None
+            else why,
+            "patch": f"{size} voxels: the largest that fits into {source.vram_gb:g} GB.",
+            "batch": f"{fit.batch_size} patches: as many as fit, and no more than planned for "
+            f"{own.dataset} itself.",
+            "topology": f"In plane as the 2D network of {source.dataset}, so that its weights fit; "
+            f"along {axes[0]} as planned. {fit.network.describe(patch, axes=axes)}",
         },
     )
 

@@ -9,6 +9,8 @@ Action = Literal["loaded", "adapted", "reset"]
 # "map": the heads' rows are matched by the names of the labels; "reset": they are initialised at
 # random.
 Heads = Literal["map", "reset"]
+# How a kernel of a 2D network becomes one of a 3D network (`transfer/inflate.py`).
+Inflation = Literal["mean", "center", "repeat"]
 
 # Below this share of the parameters outside the heads, a transfer deserves a warning.
 ENOUGH = 0.95
@@ -105,6 +107,8 @@ class Transfer(Artifact, frozen=True, kw_only=True):
         augment: The augmentations that the source was trained with.
         seen: The `image_key` of each case that the source, or weights before it, had seen.
         ancestors: First twelve hex digits of the checksums of the weights, the source first.
+        inflate: How kernels were carried between 2D and 3D; None if both networks have the same
+            dimension.
         table: How each weight was made.
     """
 
@@ -118,3 +122,4 @@ class Transfer(Artifact, frozen=True, kw_only=True):
     table: TransferTable
     seen: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
+    inflate: Inflation | None = None

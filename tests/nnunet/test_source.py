@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from autoliver.cli.main import app
 from autoliver.errors import ModelError
+from autoliver.networks.checkpoint import load_weights
 from autoliver.pipeline.run.source import find_plan, find_source, safe
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.transfer.table import Transfer
@@ -48,8 +49,8 @@ def test_of_several_configurations_the_wanted_one(write, workspace):
     assert found.spec.dimension == 3
     with pytest.raises(ModelError, match="2 trained configurations could be meant"):
         find_source(workspace, str(folder.parent), wanted="3d_lowres", target="MR")
-    with pytest.raises(ModelError, match=r"its network is 3D, 2d is 2D"):
-        find_source(workspace, str(folder), wanted="2d", target="MR")
+    found = find_source(workspace, str(folder), wanted="2d", target="MR")
+    assert found.spec.dimension == 3  # named in full: its depth is taken away
 
 
 def test_a_checkpoint_alone_and_a_foreign_one(write, workspace, tmp_path):
@@ -88,6 +89,26 @@ def test_nnunet_s_weights_are_made_to_fit_the_target_s_own_plan(write, tmp_path)
     assert table.labels["liver"] == "liver"
     assert {weight.action for weight in table.weights} >= {"adapted", "reset"}
     assert "come from the source: the two networks differ considerably" in result.stderr
+
+
+def test_a_2d_network_of_nnunet_starts_one_of_3d(write, tmp_path):
+    """Its plan is followed in plane, and its encoder, decoder and heads are inflated."""
+    folder = write("2d", "plain_2d", inference_allowed_mirroring_axes=(0, 1))
+    options = PhantomOptions(contrast="T2", shape_zyx=(8, 40, 40), spacing_mm=(5.0, 6.0, 6.0))
+    data = write_phantom_dataset(tmp_path, name="Dataset005_MR", cases=2, seed=3, options=options)
+    command = ("train", data, "3d_fullres", "--pretrained", folder, "--fold", "all")
+    steps = ("--epochs", 1, "--iterations", 2, "--batch-size", 2, "-w", tmp_path / "workspace")
+    result = CliRunner().invoke(app, [str(word) for word in (*command, *steps)])
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "workspace/Dataset005_MR/runs/3d_fullres@Toy"
+    transfer = Transfer.load(run / "transfer.json")
+    assert transfer.share == 1.0
+    flat = find_source(Workspace(tmp_path), str(folder), wanted="2d", target="MR").read()[
+        "encoder.1.0.conv.weight"
+    ]
+    deep = load_weights(run / "start.safetensors")[0]["encoder.1.0.conv.weight"]
+    assert deep.shape[2] == 3
+    assert np.allclose(deep.sum(2), flat, atol=1e-6)
 
 
 @pytest.mark.parametrize(

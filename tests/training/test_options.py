@@ -277,6 +277,7 @@ def test_the_choice_of_a_schedule_is_explained(
         ({"unfreeze": "encoder@3"}, "--unfreeze encoder@3"),
         ({"encoder_factor": 0.1}, "--encoder-factor 0.1"),
         ({"heads": "reset"}, "--reset-heads"),
+        ({"inflate": "mean"}, "--inflate mean"),
     ],
 )
 def test_options_for_pretrained_weights_need_them(wrong: dict[str, object], named: str) -> None:

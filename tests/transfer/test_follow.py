@@ -217,3 +217,67 @@ def test_spacings_far_apart_are_told():
     assert far_axes(back, CT) == [
         "3d_fullres: along z the plan has 7.7 mm, the images 1 mm: detail is lost."
     ]
+
+
+def flat_source(order=(0, 1, 2)):
+    """A plan of 2D networks alone, of eight stages."""
+    stages = 8
+    spec = UNetSpec(
+        in_channels=1,
+        out_channels=3,
+        features=tuple(min(512, 24 * 2**stage) for stage in range(stages)),
+        strides=((1, 1), *((2, 2),) * (stages - 1)),
+        kernels=((5, 5), *((3, 3),) * (stages - 1)),
+        blocks_encoder=(3,) * stages,
+        blocks_decoder=(1,) * (stages - 1),
+    )
+    slices = configuration((0.8, 0.8), (512.0, 512.0), network=spec)
+    return plan("Dataset003_LiTS", "CT", LITS, {"2d": slices}, order=order)
+
+
+def test_a_3d_network_follows_a_2d_one_in_plane():
+    """Features, blocks and strides are the 2D network's; the depth is the planner's."""
+    source = flat_source()
+    like = plan_like(mr(), source, LikeOptions(), deepen=True).configurations
+    flat, deep = source.configurations["2d"].network, like["3d_fullres"].network
+    deep.check()
+    levels = len(deep.features)
+    assert 4 < levels < 8  # a patch of 3D is too small for all stages
+    assert (deep.in_channels, deep.out_channels, deep.dimension) == (1, 4, 3)
+    assert deep.features == flat.features[:levels]
+    assert deep.blocks_encoder == (3,) * levels
+    assert deep.blocks_decoder == (1,) * (levels - 1)
+    # Slices of 7.7 mm are neither halved nor mixed before pixels are as large.
+    depth = [values[0] for values in deep.strides]
+    assert depth[:3] == [1, 1, 1]
+    assert [values[0] for values in deep.kernels][:3] == [1, 1, 1]
+    assert deep.kernels[0][1:] == (5, 5)
+    assert {values[1:] for values in deep.strides[1:]} == {(2, 2)}
+    made = like["3d_fullres"]
+    assert made.spacing_mm == (7.7, 0.8, 0.8)
+    assert made.median_shape == (36.0, 480.0, 469.0)
+    assert all(n % s == 0 for n, s in zip(made.patch_shape, deep.total_stride, strict=True))
+    assert made.batch_size == 2
+    assert made.normalization == ("zscore",)
+    assert "In plane as the 2D network of Dataset003_LiTS" in made.reasons["topology"]
+
+
+def test_a_3d_network_follows_a_2d_one_only_if_asked_and_where_there_is_no_other():
+    assert [*plan_like(mr(), flat_source(), LikeOptions()).configurations] == ["2d"]
+    like = plan_like(mr(), CT, LikeOptions(), deepen=True).configurations["3d_fullres"]
+    assert like == plan_like(mr(), CT, LikeOptions()).configurations["3d_fullres"]
+    fixed = LikeOptions(spacing="fixed", spacing_mm=(5.0, 1.0, 2.0))
+    asked = plan_like(mr(), flat_source(), fixed, deepen=True).configurations["3d_fullres"]
+    assert asked.spacing_mm == (5.0, 1.0, 2.0)
+    flat = plan_like(mr(), flat_source(), LikeOptions(), deepen=True)
+    assert like_digest(flat_source(), "3d_fullres") == like_digest(flat_source(), "2d")
+    assert (
+        flat.configurations["2d"].network.features
+        == flat_source().configurations["2d"].network.features
+    )
+
+
+def test_a_2d_network_of_slices_along_another_axis_is_not_followed():
+    with pytest.raises(OptionError, match=r"slices along y, Dataset102_MR along z") as caught:
+        plan_like(mr(), flat_source(order=(1, 0, 2)), LikeOptions(), deepen=True)
+    assert "--own-plan" in caught.value.hint

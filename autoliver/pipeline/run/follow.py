@@ -1,5 +1,6 @@
 """Plans datasets like a source, so that the source's weights fit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoliver.commands import command
@@ -45,7 +46,8 @@ def plan_following(own: Planned, followed: Followed, options: LikeOptions) -> Pl
         OptionError: The options contradict each other, or the source's plan cannot serve the
             dataset.
     """
-    return _save(own, followed, plan_like(own.plan, followed.plan, options))
+    made = plan_like(own.plan, followed.plan, options, deepen=True)
+    return _save(own, followed, made, [*followed.plan.configurations, *made.configurations])
 
 
 def plan_to_follow(workspace: Workspace, name: str, *, machine: Machine) -> Followed:
@@ -94,20 +96,20 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
     plan = Plan.load(path, mend=mend) if path.exists() else None
     if plan is not None and plan.like is not None:
         mend = plan_command(own.folder, own.dataset, (*again, *option_words(plan.like)))
-    made = plan_like(own.plan, source, _DEFAULT if plan is None else plan.like or _DEFAULT)
+    options = _DEFAULT if plan is None else plan.like or _DEFAULT
+    made = plan_like(own.plan, source, options, deepen=name == "3d_fullres")
     if name not in made.configurations:
         raise OptionError(
             f"{own.dataset.name} cannot be planned like {source.dataset} for {name}.",
             hint=f"Choose one of: {', '.join(made.configurations)}.",
         )
     if plan is None:
-        return _save(own, followed, made)
+        return _save(own, followed, made, [*source.configurations, *made.configurations])
     where = f"{path.name} of {own.dataset.name}"
     check_unchanged(plan, own, where=where, mend=mend)
     if name not in plan.configurations and _alike(plan, made):
         both = {**plan.configurations, name: made.configurations[name]}
-        reduced = source.replace(configurations={name: source.configurations[name]})
-        return _save(own, replace(followed, plan=reduced), plan.replace(configurations=both))
+        return _save(own, followed, plan.replace(configurations=both), [name])
     if plan.made_from.get(_part(name)) != like_digest(source, name):
         place = own.folder.path.parent
         load = command("import", "FILE", options=["--name", "NAME"], workspace=place)
@@ -128,13 +130,20 @@ def _alike(plan: Plan, made: Plan) -> bool:
     )
 
 
-def _save(own: Planned, followed: Followed, plan: Plan) -> Planned:
-    """Writes a plan like a source, with digests of the dataset and the source's configurations.
+def _save(
+    own: Planned, followed: Followed, plan: Plan, names: Sequence[ConfigurationName]
+) -> Planned:
+    """Writes a plan like a source, with digests of the dataset and of what it takes.
 
     Digests of further configurations that are already in the plan are kept.
+
+    Args:
+        own: The dataset with its own plan.
+        followed: The source's plan.
+        plan: The plan to write.
+        names: The configurations that follow the source now.
     """
-    source = followed.plan
-    parts = {_part(name): like_digest(source, name) for name in source.configurations}
+    parts = {_part(name): like_digest(followed.plan, name) for name in names}
     known = {key: value for key, value in plan.made_from.items() if key.startswith(_part(""))}
     plan = plan.replace(made_from={"dataset": own.dataset.digest(), **known, **parts})
     plan.save(own.folder.plan_like(followed.name))

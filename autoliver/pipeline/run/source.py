@@ -75,10 +75,15 @@ class Source:
     def plan_for(self, name: ConfigurationName) -> Plan | None:
         """Returns its plan with its own configuration only, renamed to the target's configuration.
 
-        None if there is no model.json.
+        3d_fullres can follow a 2D configuration, which keeps its name. None if there is no
+        model.json, or the source's network cannot be followed in the target's dimension.
         """
         if self.info is None:
             return None
+        if self.spec.dimension != _dimension(name):
+            decisions = self.info.decisions
+            plane = self.info.plan.replace(configurations={"2d": decisions})
+            return plane if name == "3d_fullres" else None
         # A cascade may start from the weights of a plain network, and the other way round.
         previous: ConfigurationName | None = "3d_lowres" if name == "3d_cascade" else None
         decisions = self.info.decisions.replace(previous_stage=previous)
@@ -120,19 +125,14 @@ def find_source(
         target: Short name of the target dataset; a run that was planned like it is preferred.
 
     Raises:
-        ModelError: There is no such fold, several could be meant, or it cannot be used.
+        ModelError: There is no such fold, or several could be meant.
     """
     path = Path(name)
     if path.exists() and _is_model(path):
-        source = _of_path(path, wanted, target)
-    else:
-        # The folder of a dataset stands for the runs that were trained on it.
-        known = path.exists() and workspace.trained(path.resolve().name)
-        source = _of_name(workspace, path.resolve().name if known else name, wanted, target)
-    dimension = 2 if wanted == "2d" else 3
-    if source.spec.dimension != dimension:
-        raise _other_dimension(source, wanted, dimension)
-    return source
+        return _of_path(path, wanted, target)
+    # The folder of a dataset stands for the runs that were trained on it.
+    known = path.exists() and workspace.trained(path.resolve().name)
+    return _of_name(workspace, path.resolve().name if known else name, wanted, target)
 
 
 def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
@@ -297,13 +297,10 @@ def _other_run(
     wanted: ConfigurationName,
 ) -> str:
     """Hints at what can be named instead of a run that is not there, or done to have it."""
-    runs = [
-        f"{folder.name}/{run.name}"
-        for folder, runs in found
-        for run in runs
-        if _fits_dimension(run, wanted)
-    ]
-    near = nearest(name, runs) if "/" in name else ""
+    every = [(folder, run) for folder, runs in found for run in runs]
+    runs = [f"{folder.name}/{run.name}" for folder, run in every if _fits_dimension(run, wanted)]
+    others = [f"{f.name}/{run.name}" for f, run in every if not _fits_dimension(run, wanted)]
+    near = nearest(name, [*runs, *others]) if "/" in name else ""
     if near:
         return f"Did you mean {shlex.quote(near)}?"
     datasets = [folder.name for folder, _ in found if folder not in workspace.models]
@@ -317,11 +314,18 @@ def _other_run(
         ways.append(f"Train it: {train}")
     if runs:
         ways.append(f"Name another run: --pretrained {shlex.quote(runs[0])}")
+    elif others:
+        what = "Take the depth from a 3D" if wanted == "2d" else "Inflate a 2D"
+        ways.append(f"{what} network: --pretrained {shlex.quote(others[0])}")
     return "\n".join(ways) or _known(workspace, wanted)
 
 
 def _fits_dimension(run: _Run, wanted: str) -> bool:
-    return (run.parts.configuration == "2d") == (wanted == "2d")
+    return _dimension(run.parts.configuration) == _dimension(wanted)
+
+
+def _dimension(configuration: str) -> int:
+    return 2 if configuration == "2d" else 3
 
 
 def _with_fold(run: _Run, fold: str, name: str) -> _Run:
@@ -439,34 +443,23 @@ def _runs(folder: ModelFolder) -> list[_Run]:
     return [_Run(run.path.name, run.finished) for run in folder.runs]
 
 
-def _other_dimension(source: Source, wanted: str, dimension: int) -> ModelError:
-    there = source.spec.dimension
-    hint = (
-        "This would need inflation of the weights, which this version cannot do yet. "
-        if there < dimension
-        else "A 2D network cannot be made from a 3D one. "
-    )
-    return ModelError(
-        f"--pretrained {source.fold}: its network is {there}D, {wanted} is {dimension}D.",
-        hint=hint + f"Give a source that was trained as {wanted}, or train the {there}D one here.",
-    )
-
-
 def _known(workspace: Workspace, wanted: str, *, typed: str = "") -> str:
     """Names what was meant instead, or lists what there is, as a hint.
 
     Args:
         workspace: The workspace.
-        wanted: The configuration to be trained; networks of another dimension do not fit.
+        wanted: The configuration to be trained; runs of another dimension are not proposed unless
+            a run was named.
         typed: What the user wrote.
     """
-    names, whole = [], []
+    names, whole, every = [], [], []
     for folder in workspace.all_trained:
         runs = [run for run in _runs(folder) if _fits_dimension(run, wanted)]
         names += [f"{folder.name}/{run.name}" for run in runs]
+        every += [f"{folder.name}/{run.name}" for run in _runs(folder)]
         fitting = [run.name for run in runs if run.parts.configuration == wanted]
         whole += [folder.name] if len(fitting) == 1 or wanted in fitting else []
-    near = nearest(typed, names if "/" in typed else whole)
+    near = nearest(typed, every if "/" in typed else whole)
     near = near or (near_path(typed, _may_start) if typed else "")
     if near:
         return f"Did you mean {shlex.quote(near)}?"

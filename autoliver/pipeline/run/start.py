@@ -86,6 +86,7 @@ def _from_source(
         planned, kept = as_begun(own, run, wanted)
         notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
         return planned, kept
+    _check_inflation(request, source)
     refuse_circle(folder, request, source)
     if not request.twin:
         _warn_of_part(source)
@@ -97,6 +98,29 @@ def _from_source(
         followed = Followed(name=source.name, plan=theirs, again=source.again)
         planned = _follow(own, followed, wanted, notify)
     return planned, None if request.twin else source
+
+
+def _check_inflation(request: TrainRequest, source: Source) -> None:
+    """Refuses `--inflate` where there is nothing to inflate, or to take a depth from.
+
+    Raises:
+        OptionError: Source and target have the same dimension, or no such way leads to 2D.
+    """
+    way, there = request.changes.get("inflate"), source.spec.dimension
+    here = 2 if request.configuration == "2d" else 3
+    if way is None:
+        return
+    if there == here:
+        raise OptionError(
+            f"--inflate {way} carries weights between 2D and 3D, but both {source.fold} and "
+            f"{request.configuration} are {here}D.",
+            hint="Leave it out, or name a source of the other dimension with --pretrained.",
+        )
+    if here == 2 and way == "repeat":
+        raise OptionError(
+            f"--inflate repeat leads from 2D to 3D; {source.fold} is 3D, and 2d is 2D.",
+            hint="Give mean (the sum over the depth) or center (the middle plane).",
+        )
 
 
 def _warn_of_part(source: Source) -> None:
@@ -193,7 +217,7 @@ def fit_weights(
         source: The source of the weights.
         planned: The target dataset and its plan.
         configuration: The configuration that is trained.
-        options: The training options; their seed, `heads` and `keep_source` matter.
+        options: The training options; their seed, `heads`, `inflate` and `keep_source` matter.
 
     Raises:
         ModelError: The source is damaged, or its weights cannot be used.
@@ -203,25 +227,28 @@ def fit_weights(
     from autoliver.networks.build import build_network
     from autoliver.transfer.adapt import transfer_weights
     from autoliver.transfer.blend import source_part
+    from autoliver.transfer.inflate import default_inflation
 
     target = _side(planned.plan, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
     sides = (source.read(), _source_side(source, target, options), drawn.state_dict(), target)
-    weights, table = transfer_weights(*sides, heads=options.heads)
+    way = options.inflate or default_inflation(configuration.spacing_mm)
+    weights, table = transfer_weights(*sides, heads=options.heads, inflate=way)
     keeps = options.keep_source is not None
     transfer = Transfer(
         made_from={"source": source.digest, "options": _part_of(options)},
         source=source.fold,
         found=source.where,
         share=table.share(configuration.network),
-        mirror_axes=() if source.info is None else source.info.mirror_axes,
+        mirror_axes=_mirror_axes(source, target.spec.dimension),
         augment="default" if source.info is None else source.info.augment,
         table=table,
         seen=source.seen,
         ancestors=source.ancestors,
+        inflate=None if source.spec.dimension == target.spec.dimension else way,
     )
-    part = source_part(*sides, heads=options.heads) if keeps else None
+    part = source_part(*sides, heads=options.heads, inflate=way) if keeps else None
     return Start(weights=weights, transfer=transfer, of_source=part)
 
 
@@ -260,7 +287,15 @@ def forget_start(run: RunFolder) -> None:
 
 def _part_of(options: "TrainingOptions") -> str:
     """Returns a digest of the options that the adapted weights depend on."""
-    return digest([options.seed, options.heads])
+    given = [] if options.inflate is None else [options.inflate]
+    return digest([options.seed, options.heads, *given])
+
+
+def _mirror_axes(source: Source, dimension: int) -> tuple[int, ...]:
+    """Returns the patch axes along which the source was flipped; axes are counted from the end."""
+    flipped = () if source.info is None else source.info.mirror_axes
+    further = dimension - source.spec.dimension
+    return tuple(axis + further for axis in flipped if axis + further >= 0)
 
 
 def _side(plan: Plan, configuration: Configuration) -> "Side":

@@ -18,7 +18,7 @@ _TAG = "scratch"
 # Options that a training from scratch has no use for, or for which it needs its own default.
 _OF_TRANSFER = (
     *("pretrained", "freeze", "unfreeze", "encoder_factor", "heads", "lr"),
-    *("replay", "replay_share", "keep_source"),
+    *("inflate", "replay", "replay_share", "keep_source"),
 )
 # Fields that `train` sets itself.
 _KEPT_APART = ("made_from", "extensions")

@@ -47,6 +47,10 @@ class ToySpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", tag=
         """The second convolution is the head."""
         return WeightRole(head=True) if name.startswith("head.") else WeightRole(part=("body", 0))
 
+    def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """Every weight is applied at full resolution."""
+        return (self.total_stride,) if name.startswith(("body.", "head.")) else ()
+
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
         """Of both convolutions."""
         return math.prod(patch_shape) * (self.features + self.out_channels)
