@@ -207,8 +207,13 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     while not any(tmp_path.rglob("*.nii.gz")):  # it works for a minute at least
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=90)
+    # A library that is being imported at this moment may swallow the signal (seen once in 40 times).
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+            break
+    out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     again = "Run the same command again to continue."
     assert err.endswith(f"Stopped. {again}\n")
