@@ -1,3 +1,4 @@
+import contextlib
 import json
 import signal
 import subprocess
@@ -207,7 +208,7 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     while not any(tmp_path.rglob("*.nii.gz")):  # it works for a minute at least
         assert process.poll() is None
         time.sleep(0.05)
-    # A library that is being imported at this moment may swallow the signal (seen once in 40 times).
+    # A library that is being imported may swallow the signal (seen once in 40 times).
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
