@@ -148,14 +148,14 @@ def test_the_twin_from_scratch_and_a_model_without_a_step(own: Path) -> None:
 def test_a_training_that_was_killed_ends_with_the_same_bits(own: Path, tmp_path: Path) -> None:
     steps = ("--epochs", 8, "--iterations", 2, "--deterministic", "--keep-source", 0.5, "-w")
     broken = Path(shutil.copytree(own, tmp_path / "broken"))
-    run(*COMMAND, *steps, own)
-    words = [str(word) for word in (*COMMAND, *steps, broken)]
-    fold = NAME + "/runs/3d_fullres@PhantomCT/fold_0"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "autoliver", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    # All in processes of their own, with the same number of threads, on which bits depend.
+    whole, words = (
+        [sys.executable, "-m", "autoliver", *map(str, (*COMMAND, *steps, place))]
+        for place in (own, broken)
     )
+    subprocess.run(whole, check=True, capture_output=True)
+    fold = NAME + "/runs/3d_fullres@PhantomCT/fold_0"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
     while not (broken / fold / "resume.pt").exists():
         assert time.monotonic() < until
@@ -164,5 +164,5 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(own: Path, tmp_path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / fold / "model.json").exists()
-    run(*words)
+    subprocess.run(words, check=True, capture_output=True)
     assert equal(*(weights_of(w / fold / "weights.safetensors") for w in (own, broken)))
