@@ -124,7 +124,7 @@ class Artifact(Record, frozen=True, kw_only=True):
         head = {"kind": self.KIND, "schema": self.SCHEMA, "autoliver": version("autoliver")}
         fields = msgspec.to_builtins(self)
         body = {**head, "made_from": fields.pop("made_from"), **fields}
-        return msgspec.json.format(msgspec.json.encode(body), indent=1) + b"\n"
+        return as_json(body)
 
     @classmethod
     def load(cls, path: Readable, *, mend: str = "", hint: str = "") -> Self:
@@ -262,6 +262,11 @@ def check_chain(artifact: Artifact, made_from: Mapping[str, str], *, where: str,
                 f"{where} was made from {another(name)} ({then or 'none'} then, {now} now).",
                 hint=f"Make it again with: {mend}",
             )
+
+
+def as_json(value: object) -> bytes:
+    """Returns the content of a JSON file for people to read: one entry a line."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
 def read_json_by_hand(path: Path) -> Any:

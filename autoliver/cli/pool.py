@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _WIDTH = 80
 
 
-# Longer than 60 lines, because every option of the command is a parameter with its help.
 def pool(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new.")

@@ -390,6 +390,35 @@ def describe_plain(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def describe_labels(labels: Labels) -> dict[str, Any]:
+    """Returns the part of a dataset.json that is about labels."""
+    values: dict[str, Any] = {
+        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
+    }
+    if labels.ignore is not None:
+        values["ignore"] = labels.ignore
+    order = labels.regions_class_order
+    return {"labels": values} | ({} if order is None else {"regions_class_order": list(order)})
+
+
+def read_new(beside: Path, output: Path, *, hint: str = "") -> None:
+    """Checks that a dataset that is about to be put in its place can be read.
+
+    Args:
+        beside: The folder where it was made.
+        output: Its place, which errors name.
+        hint: What to do about an error; empty for what the error itself says.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    try:
+        read_dataset(beside)
+    except DatasetError as error:
+        problem = error.problem.replace(str(beside.absolute()), str(output))
+        raise DatasetError(problem, hint=hint or error.hint) from error
+
+
 def _files(folder: Path, description: Description, *, plain: bool) -> Files:
     channels = len(description.channel_names)
     if description.table:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from autoliver.datasets.cases import Modality
 from autoliver.errors import DatasetError
 from autoliver.inference.model import Member, Model
-from autoliver.inference.options import ModalityChoice
+from autoliver.inference.options import ModalityChoice, UsedModality
 from autoliver.inference.seen import as_trained
 from autoliver.planning.modality import AIR_HU, NEGATIVE_SHARE, emptiness, looks_like
 from autoliver.planning.plan import Configuration, Plan
@@ -27,24 +26,9 @@ _ENDS: tuple[tuple[Callable[[list[float]], float], str], ...] = ((min, "min"), (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """The modality by which a case is normalised.
-
-    Attributes:
-        modality: The modality; None to normalise as planned.
-        why: The reason for it in words.
-        how: What is done to its values, in words.
-    """
-
-    modality: Modality | None = None
-    why: str = ""
-    how: str = "normalised as planned"
-
-
 def decide_modality(
     model: Model, image: npt.NDArray[np.generic], choice: ModalityChoice | None, *, name: str
-) -> Decision:
+) -> UsedModality:
     """Chooses the modality by which a case is normalised for all networks, and logs the choice.
 
     Args:
@@ -61,14 +45,14 @@ def decide_modality(
     """
     deciding = next((part for part in model.parts if part.plan.modality != "other"), None)
     if choice is None:
-        return Decision()
+        return UsedModality()
     if deciding is None:
         if choice != "auto":
             _log.warning(
                 "%s: %s was requested, but %s knows no modality: normalised as planned.",
                 *(name, choice, model.name),
             )
-        return Decision(why="the model knows no modality")
+        return UsedModality(why="the model knows no modality")
     seen, why = seen_modality(image, deciding.plan, deciding.configuration)
     empty = all(channel.min() == channel.max() for channel in image)
     if choice == "auto" and seen is None and deciding.plan.mixed and not empty:
@@ -79,7 +63,7 @@ def decide_modality(
         )
     modality = seen or deciding.plan.modality if choice == "auto" else choice
     parts = [part for part in model.parts if {part.plan.modality, modality} == {"CT", "MR"}]
-    foreign = [part for part in parts if not part.plan.mixed]
+    foreign = [part for part in parts if part.plan.is_foreign(modality)]
     how = _how(modality, parts)
     if choice == "auto":
         taken = f"looks like {modality}" if seen else f"taken for {modality}"
@@ -92,7 +76,7 @@ def decide_modality(
         )
     else:
         _log.info("%s: %s, as requested: %s.", name, choice, how)
-    return Decision(modality=modality, why=why if choice == "auto" else "as requested", how=how)
+    return UsedModality(modality=modality, why=why if choice == "auto" else "as requested", how=how)
 
 
 def seen_modality(

@@ -4,6 +4,7 @@ from collections.abc import Container
 from typing import Literal
 
 from autoliver.artifacts import Record
+from autoliver.planning.names import ModalityName
 from autoliver.values import check_number, check_types
 
 ModalityChoice = Literal["auto", "CT", "MR"]
@@ -21,6 +22,20 @@ UNCERTAINTY = "_uncertainty"
 def is_uncertainty(name: str, cases: Container[str]) -> bool:
     """Whether a file, named without its ending, is the map of uncertainty of one of some cases."""
     return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
+
+
+class UsedModality(Record, frozen=True, kw_only=True):
+    """The modality by which a case is normalised.
+
+    Attributes:
+        modality: The modality; None to normalise as the model was planned.
+        why: The reason for it in words.
+        how: What is done to its values, in words.
+    """
+
+    modality: ModalityName | None = None
+    why: str = ""
+    how: str = "normalised as planned"
 
 
 class PredictOptions(Record, frozen=True, kw_only=True):

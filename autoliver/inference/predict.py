@@ -21,9 +21,9 @@ from autoliver.inference.ensemble import (
     mean_probabilities,
     uncertainty,
 )
-from autoliver.inference.modality import Decision, decide_modality
+from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
-from autoliver.inference.options import UNCERTAINTY, PredictOptions
+from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModality
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
@@ -101,7 +101,7 @@ class Listener:
     """
 
     on_windows: OnWindows | None = None
-    on_modality: Callable[[PredictJob, Decision], object] = lambda _, __: None
+    on_modality: Callable[[PredictJob, UsedModality], object] = lambda _, __: None
     on_case: Callable[[PredictJob, LabelArray], object] = lambda _, __: None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
 
@@ -310,7 +310,7 @@ def _read(job: PredictJob) -> Volume:
 
 def _prepared(
     model: Model, image: Volume, options: PredictOptions, name: str
-) -> tuple[Decision, PreparedCase]:
+) -> tuple[UsedModality, PreparedCase]:
     """Checks that a case fits all networks and preprocesses it for them."""
     check_image(model, image, name=name)
     if model.finder is not None:
@@ -319,8 +319,7 @@ def _prepared(
     decided = decide_modality(model, image.array, options.modality, name=name)
     modality = decided.modality
     _compare_with_training(model, image, modality, name)
-    foreign = {model.plan.modality, modality} == {"CT", "MR"} and not model.plan.mixed
-    match = options.match and foreign
+    match = options.match and model.plan.is_foreign(modality)
     if options.match:
         check_histograms(model)
     return decided, PreparedCase.of(model, image, name, modality=modality, match=match)
@@ -337,7 +336,7 @@ def _compare_with_training(
             continue
         told.append(seen)
         # Of another modality nothing is alike, and that has been said; of a mixture all is.
-        foreign = plan.mixed or {plan.modality, modality} == {"CT", "MR"}
+        foreign = plan.mixed or plan.is_foreign(modality)
         warn_if_far(
             seen.replace(channels=()) if foreign else seen,
             () if foreign else [channel_range(channel) for channel in image.array],

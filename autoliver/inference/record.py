@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
-from autoliver.datasets.cases import Labels, Modality, contradictions
+from autoliver.datasets.cases import Labels, contradictions
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions
+from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions, UsedModality
 from autoliver.io.detached import data_files
 from autoliver.io.header import split_ending
 from autoliver.locks import one_at_a_time
@@ -83,20 +83,6 @@ class WrittenFile(Record, frozen=True, kw_only=True):
     name: str
     size: int
     hash: str = ""
-
-
-class UsedModality(Record, frozen=True, kw_only=True):
-    """The modality by which a case was normalised.
-
-    Attributes:
-        modality: The modality; None if it was normalised as the model was planned.
-        why: The reason for it in words.
-        how: What was done to its values, in words.
-    """
-
-    modality: Modality | None = None
-    why: str = ""
-    how: str = ""
 
 
 class DecidingOptions(Record, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from autoliver.datasets.cases import describe_labels
 from autoliver.errors import ModelError
 from autoliver.nnunet.network import architecture_of
 from autoliver.nnunet.plan import (
@@ -112,17 +113,9 @@ def nnunet_dataset(plan: Plan, *, cases: int) -> dict[str, Any]:
         plan: The autoliver plan.
         cases: Number of training cases.
     """
-    labels = plan.labels
-    values: dict[str, Any] = {
-        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
-    }
-    if labels.ignore is not None:
-        values["ignore"] = labels.ignore
-    regions = labels.regions_class_order
     return {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
-        "labels": values,
-        **({"regions_class_order": list(regions)} if labels.has_regions and regions else {}),
+        **describe_labels(plan.labels),
         "numTraining": cases,
         "file_ending": plan.file_ending,
     }

@@ -14,6 +14,7 @@ from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.inference.options import UsedModality
 from autoliver.inference.record import RECORD_FILE, REPLACED
 from autoliver.locks import only_one_kind
 from autoliver.pipeline.prediction import (
@@ -27,7 +28,6 @@ from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
-    from autoliver.inference.modality import Decision
     from autoliver.inference.model import Model
     from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
@@ -295,7 +295,7 @@ class _Recording:
     record: "Prediction"
     request: PredictRequest
     failures: list[Failure]
-    modalities: "dict[str, Decision]" = field(default_factory=dict)
+    modalities: dict[str, UsedModality] = field(default_factory=dict)
 
     def predict(self, files: "ModelFiles", standing: "Standing") -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
@@ -331,7 +331,7 @@ class _Recording:
             made_from = with_hashes(before[job.name], job.images)
             self._note(model, job, made_from, voxel_hash(predicted))
 
-        def decided(job: "PredictJob", found: "Decision") -> None:
+        def decided(job: "PredictJob", found: UsedModality) -> None:
             self.modalities[job.output.name] = found
 
         listener = Listener(on_modality=decided, on_case=note, on_failure=self._fail)
@@ -342,14 +342,13 @@ class _Recording:
         self, model: "Model", job: "PredictJob", made_from: "tuple[InputFile, ...]", predicted: str
     ) -> None:
         """Records a label map that is finished."""
-        from autoliver.inference.record import UsedModality, save_record
+        from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
-        used = UsedModality(**dataclasses.asdict(self.modalities[name]))
         files = [job.output, *further]
-        self.record = record.with_case(name, made_from, predicted, files, used)
+        self.record = record.with_case(name, made_from, predicted, files, self.modalities[name])
         save_record(self.path, self.record)
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:

@@ -280,6 +280,10 @@ class Plan(Artifact, frozen=True, kw_only=True):
     arch: Architecture = "unet"
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
+    def is_foreign(self, modality: Modality | None) -> bool:
+        """Whether a case is MR and the plan for CT alone, or the other way round."""
+        return not self.mixed and {self.modality, modality} == {"CT", "MR"}
+
     @property
     def ct_channels(self) -> tuple[int, ...]:
         """Indices of the channels that any configuration normalises as CT, in ascending order."""

@@ -1,17 +1,14 @@
 """Writes an adopted dataset: images as they are, label maps on their grids, whole or not at all."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from autoliver.artifacts import replacing, write_bytes
-from autoliver.datasets.cases import Case, Labels, read_dataset
+from autoliver.artifacts import as_json, replacing, write_bytes
+from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
 from autoliver.datasets.description import modality_of
 from autoliver.datasets.layouts import commonest_ending
-from autoliver.errors import DatasetError
 from autoliver.io.detached import data_files
 from autoliver.io.files import read_label, write_label
 from autoliver.io.header import file_type, label_name, split_ending
@@ -69,16 +66,9 @@ def write_dataset(
                 (beside / folder).mkdir(parents=True)
             for case in adoption.cases:
                 _write_case(beside, case, link=adoption.linked)
-            write_bytes(
-                beside / "dataset.json",
-                msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
-            )
+            write_bytes(beside / "dataset.json", as_json(description))
         adoption.save(beside / ADOPTED_FILE)
-        try:
-            read_dataset(beside)
-        except DatasetError as error:
-            problem = error.problem.replace(str(beside.absolute()), str(output))
-            raise DatasetError(problem, hint=error.hint) from error
+        read_new(beside, output)
 
 
 def _write_case(folder: Path, case: AdoptedCase, *, link: bool) -> None:
@@ -99,19 +89,14 @@ def _description(
     adoption: Adoption, labels: Labels, channel_names: Sequence[str]
 ) -> dict[str, Any]:
     """The dataset.json of an adopted dataset."""
-    values: Mapping[str, Any] = {
-        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
-    }
     images = [Path(image.name) for case in adoption.cases for image in case.images]
     images = [image for image in images if split_ending(image.name)[1]]
     found: dict[str, Any] = {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
+        **describe_labels(labels),
         "numTraining": len(adoption.cases),
         "file_ending": commonest_ending(images),
     }
-    if labels.regions_class_order is not None:
-        found["regions_class_order"] = list(labels.regions_class_order)
     # nnU-Net counts the entries of `modality` for channels, so it is only there if it is needed.
     if modality_of(channel_names) != adoption.modality:
         found["modality"] = {case.name: adoption.modality for case in adoption.cases}

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from autoliver.artifacts import Record, brief, replacing, write_bytes
+from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
 from autoliver.commands import command
-from autoliver.datasets.cases import Case, Labels, read_dataset
+from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
 from autoliver.datasets.contents import file_state
 from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
@@ -201,11 +200,9 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
         )
         record.save(beside / POOL_FILE)
         description = _description(settled, labels, tasks, found)
-        write_bytes(
-            beside / "dataset.json",
-            msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
-        )
-        _check_written(beside, output)
+        write_bytes(beside / "dataset.json", as_json(description))
+        hint = "Nothing was written. Say otherwise with --add what the labels are."
+        read_new(beside, output, hint=hint)
     return Pooled(
         folder=output,
         labels=labels,
@@ -236,17 +233,6 @@ def read_inside(given: Sequence[str] | None) -> dict[str, str] | None:
                 f"--inside {text}: expected LABEL=OUTER.", hint="Give it as --inside tumour=liver."
             )
     return {inner.strip(): outer.strip() for inner, _, outer in pairs}
-
-
-def _check_written(beside: Path, output: Path) -> None:
-    """Refuses a pool that cannot be read again; the error names its place to be."""
-    try:
-        read_dataset(beside)
-    except DatasetError as error:
-        problem = error.problem.replace(str(beside.absolute()), str(output))
-        raise DatasetError(
-            problem, hint="Nothing was written. Say otherwise with --add what the labels are."
-        ) from error
 
 
 def _refuse_own_files(members: Sequence[Member], output: Path) -> None:
@@ -401,12 +387,9 @@ def _description(
     """The dataset.json of a pool."""
     by_name = {member.name: member for member in members}
     cases = {task.name: task for task in tasks}
-    values: dict[str, Any] = {
-        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
-    }
     result: dict[str, Any] = {
         "channel_names": {str(i): name for i, name in enumerate(_channels(members))},
-        "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
+        **describe_labels(labels),
         "numTraining": len(tasks),
         "file_ending": ".nii.gz",
         "dataset": {
@@ -425,8 +408,6 @@ def _description(
     for key, table in further.items():
         if any(table.values()):
             result[key] = {name: value for name, value in table.items() if value}
-    if labels.regions_class_order is not None:
-        result["regions_class_order"] = list(labels.regions_class_order)
     return result
 
 

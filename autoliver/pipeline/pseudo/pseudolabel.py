@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from autoliver.artifacts import brief, digest, write_bytes
+from autoliver.artifacts import as_json, brief, digest, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, Labels, read_dataset
 from autoliver.errors import DatasetError, OptionError
@@ -123,10 +121,7 @@ def pseudolabel(
             "--volume or --max-outside, or choose another model.",
         )
     description = description_of(dataset, labels, kept, list(parts))
-    write_bytes(
-        output / "dataset.json",
-        msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n",
-    )
+    write_bytes(output / "dataset.json", as_json(description))
     read_dataset(output)
     return Pseudolabelled(
         folder=output,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from autoliver.datasets.cases import Dataset, Labels
+from autoliver.datasets.cases import Dataset, Labels, describe_labels
 from autoliver.pipeline.pseudo.compose import Quality
 from autoliver.pipeline.pseudo.labelling import Judged, missing_in
 
@@ -33,18 +33,15 @@ def description_of(
 ) -> dict[str, Any]:
     """The dataset.json of the new dataset."""
     cases = [case for case in dataset.cases if case.name in kept]
-    values: dict[str, Any] = {
-        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
-    }
     annotated = {}
     for case in cases:
         known = "real" if case.label else "none"
         states: dict[str, str] = {n: case.annotated.get(n, known) for n in labels.foreground}
         states |= dict.fromkeys(missing_in(case, dataset.labels, given), "pseudo")
         annotated[case.name] = {name: state for name, state in states.items() if state != "real"}
-    result: dict[str, Any] = {
+    return {
         "channel_names": {str(i): name for i, name in enumerate(dataset.channel_names)},
-        "labels": {**values, **({} if labels.ignore is None else {"ignore": labels.ignore})},
+        **describe_labels(labels),
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
         "dataset": {
@@ -57,6 +54,3 @@ def description_of(
         # Without any label of a person, a case says nothing about how good a model is.
         "origin": {c.name: "pseudo" if c.label is None else c.origin for c in cases},
     }
-    if labels.regions_class_order is not None:
-        result["regions_class_order"] = list(labels.regions_class_order)
-    return result
