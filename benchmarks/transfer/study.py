@@ -39,6 +39,7 @@ class Study:
         device: As for `train`.
         configuration: What is trained.
         whole_source: Whether no case of the source is held back.
+        slices: Neighbouring slices that 2D networks see.
     """
 
     data: Path
@@ -52,6 +53,7 @@ class Study:
     device: str
     configuration: str
     whole_source: bool = False
+    slices: int = 1
 
     @property
     def workspace(self) -> Path:
@@ -62,7 +64,7 @@ class Study:
         """Writes the datasets of the source and plans it."""
         chosen = all_cases if self.whole_source else train_cases
         table(self.data / SOURCE, self.work / "data" / CT, chosen(self.data / SOURCE))
-        options: dict[str, Any] = {"preset": self.preset}
+        options: dict[str, Any] = {"preset": self.preset, "slices": self.slices}
         if self.spacing_mm is not None:
             options["spacing_mm"] = self.spacing_mm
         if self.window_hu is not None:
