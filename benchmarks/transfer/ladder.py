@@ -11,6 +11,7 @@ there already are not repeated.
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,7 +52,7 @@ class Rung:
     def trained_as(self) -> str:
         """The tag of its run: rungs that differ in prediction alone share one."""
         options = "".join(f"-{k}{v}" for k, v in sorted(self.train.items()))
-        return f"{self.augment}{options}".replace(":", "").replace(",", "_").replace(".", "")
+        return re.sub(r"[^\w-]", "", f"{self.augment}{options}".replace(",", "_"))
 
 
 # Regional remapping piece by piece; the product has the whole of it.
@@ -78,6 +79,10 @@ RUNGS = {
     "gin, without fat": Rung(window_hu=None),
     "gin, 3 slices": Rung(slices=3),
     "gin, 5 slices": Rung(slices=5),
+    "gin, 3D patches of 32 x 96 x 96": Rung(train={"patch": (32, 96, 96)}),
+    "gin, 3D patches of 32 x 96 x 96, --match": Rung(
+        train={"patch": (32, 96, 96)}, predict={"match": True}
+    ),
     "gin, mirrored": Rung(train={"mirror": True}),
     "gin, foreground 0.1": Rung(train={"foreground": 0.1}),
     "gin, foreground 0.67": Rung(train={"foreground": 0.67}),
