@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -206,6 +206,26 @@ def unknown_values(case: CaseFacts, labels: Labels) -> list[int]:
         for value in values
     }
     return sorted(set(labels.foreground_values) - known)
+
+
+def known_around(labels: Mapping[str, Sequence[int]], case: CaseFacts) -> dict[str, str]:
+    """Maps labels that are unknown in a case to the smallest known label that they lie in.
+
+    Args:
+        labels: Name -> values of the foreground labels.
+        case: The case.
+
+    Returns:
+        Unknown label -> known label, such as tumour -> liver; without unknown labels that lie in no
+        known one.
+    """
+    unknown = {name for name in labels if case.annotated.get(name) == "none"}
+    found = {}
+    for inner in unknown:
+        outer = [n for n in labels if n not in unknown and set(labels[inner]) < set(labels[n])]
+        if outer:
+            found[inner] = min(outer, key=lambda name: len(labels[name]))
+    return found
 
 
 def labels_for(labels: Labels, cases: Iterable[Case]) -> Labels:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from autoliver.datasets.cases import known_around
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
@@ -211,11 +212,44 @@ def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -
     return False
 
 
-def _check_shares(options: TrainingOptions, splits: Mapping[Fold, Split]) -> None:
+def _check_options_of_data(
+    options: TrainingOptions, splits: Mapping[Fold, Split], planned: Planned
+) -> None:
     """Refuses options that the folds cannot be trained with."""
     if options.keep_source == "auto":
         for fold, split in splits.items():
             check_held_out(fold, len(split.validation))
+    if options.outside_negative is not None:
+        _check_outside(options.outside_negative, planned)
+
+
+def _check_outside(distance_mm: float, planned: Planned) -> None:
+    """Refuses `--outside-negative` where no label is unknown, or nothing is known around it."""
+    dataset, labels = planned.dataset, planned.plan.labels.foreground
+    unknown = [
+        (case.name, label)
+        for case in dataset.labelled
+        for label in labels
+        if case.annotated.get(label) == "none"
+    ]
+    where = f"--outside-negative {distance_mm:g}"
+    if not unknown:
+        raise OptionError(
+            f"{where}: every label of {dataset.name} is annotated in every case, so that there is "
+            "nothing to be learnt from where it cannot be.",
+            hint='Leave it out, or write "annotated" into dataset.json, for example: {"annotated": '
+            '{"case_07": {"tumour": "none"}}}.',
+        )
+    if any(known_around(labels, case.facts) for case in dataset.labelled):
+        return
+    case, label = unknown[0]
+    raise OptionError(
+        f"{where}: {label} is not annotated in {case}, and lies in no label that is (labels: "
+        f"{', '.join(f'{name} {list(values)}' for name, values in labels.items())}), so that it is "
+        "not known where it cannot be.",
+        hint="Leave it out, or write the organ as a region that includes what lies in it, such as "
+        '"liver": [1, 2], "tumour": 2 with "regions_class_order": [1, 2].',
+    )
 
 
 def _begin_from(
@@ -264,7 +298,7 @@ def _run_job(
     made_from = _made_from(planned, folds, stage, source, replay)
     begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
-    _check_shares(options, splits)
+    _check_options_of_data(options, splits, planned)
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
