@@ -119,8 +119,8 @@ def train(
         _check_options(request)
         new = group.lead_does(lambda: _plan_first(workspace, name, request))
         job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify, held))
-        if group.leads and not (queued or request.twin or new):
-            remind(job.planned)
+        if group.leads and not (queued or request.twin):
+            remind(replace(job.planned, warned=new or job.planned.warned))
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
