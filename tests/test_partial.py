@@ -73,7 +73,9 @@ def test_unknown_tumours_are_learnt_as_absent_far_from_the_liver(
     words = ("train", NAME, configuration, "--fold", "1", *SHORT, "-w", workspace)
     losses = {}
     for tag, more in (("plain", ()), ("far", ("--outside-negative", 10))):
-        run(*words, "--tag", tag, *more)
+        said = " ".join(told(*words, "--tag", tag, *more).split())
+        expected = "In 2 cases of Half tumour is learnt as absent further than 10 mm from liver."
+        assert (expected in said) == bool(more)
         folder = workspace / NAME / f"runs/{configuration}+{tag}/fold_1"
         model = FoldModel.load(folder / "model.json")
         assert model.outside_negative == (10.0 if more else None)
@@ -94,7 +96,11 @@ def test_outside_of_what_nobody_knows(place: Path, tmp_path: Path) -> None:
         "Whole": ({"annotated": {}}, 10, "every label of .*Whole is annotated in every case"),
         "Single": (single, 10, r"tumour is not annotated in Half_000, and lies in no label"),
         "Neither": ({"annotated": no_liver}, 10, "lies in no label that is"),
-        "Negative": ({}, -1, "--outside-negative is -1.0; it must be a finite number of at least 0"),
+        "Negative": (
+            {},
+            -1,
+            "--outside-negative is -1.0; it must be a finite number",
+        ),
     }
     for name, (changes, distance, problem) in wrong.items():
         folder = tmp_path / name

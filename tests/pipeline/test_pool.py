@@ -15,6 +15,7 @@ from autoliver.datasets.cases import read_dataset
 from autoliver.datasets.contents import FileIndex
 from autoliver.datasets.pool import Pool
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
+from autoliver.evaluation.results import Scores
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.pipeline.pooling.pool import PoolRequest, pool
@@ -263,6 +264,26 @@ def test_cases_that_members_get_later_are_mentioned_once(
         run("plan", out, "-w", work)
 
 
+def test_predictions_are_scored_against_a_pool_by_source(place: Path) -> None:
+    states = "Dataset003_MSD:liver=real,Tumor=none"
+    out = made(place, "Dataset001_LiTS", states, "Dataset002_CHAOS:liver,spleen=drop,tumour=absent")
+    folder = place / "predictions"
+    for case in read_dataset(out).cases:
+        found = read_label(str(case.label))
+        array = np.zeros_like(found.array[0]) if case.name == "MSD_c1" else found.array[0]
+        write_label(folder / f"{case.name}.nii.gz", array, found.geometry)
+    shown = run("evaluate", "-p", folder, "-r", out, "-w", place / "ws")
+    scores = Scores.load(folder / "scores.json")
+    assert len(scores.cases) == 6
+    assert {"LiTS", "MSD", "CHAOS", "CT", "MR"} <= set(scores.groups)
+    liver = {name: group["liver"].metrics["dice"].mean for name, group in scores.groups.items()}
+    assert (liver["LiTS"], liver["MSD"], liver["CHAOS"]) == (1, 0.5, 1)
+    assert scores.summary["tumour"].cases == 2 + 2  # it is not annotated in MSD
+    assert shown
+    named = run("evaluate", "-p", folder, "-r", out, "-d", out, "-w", place / "ws")
+    assert named == shown
+
+
 @pytest.mark.parametrize("name", ["a:liver", "Data:a,b=c", "b:liver=real,x"])
 def test_names_of_members_may_look_like_states(name: str, place: Path) -> None:
     make(place, name, LITS, seed=5)
@@ -297,6 +318,8 @@ def test_names_of_members_may_look_like_states(name: str, place: Path) -> None:
         (("Dataset001_LiTS:liver=real,tumour=absent", "Dataset002_CHAOS"), DatasetError,
          "said to be absent is in .*value 2", "what --add says"),
         (("Dataset001_LiTS", "Dataset001_LiTS"), DatasetError, "two of the datasets", "once"),
+        (("Dataset001_LiTS:liver=real;tumour=real", "Dataset002_CHAOS"), WrongValue,
+         "'liver=real;tumour=real' is no list of labels", "Dataset001_LiTS:liver=real,tumour"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(

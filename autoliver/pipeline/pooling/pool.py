@@ -266,6 +266,12 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 def _member(workspace: Workspace, text: str) -> Member:
     # The name of a folder may look like a dataset with labels: /data/a:b,c
     add = Add(text=text, dataset=text) if workspace.knows(text) else Add.read(text)
+    dataset, _, spec = text.rpartition(":")
+    if add.dataset == text and spec and not workspace.knows(text) and workspace.knows(dataset):
+        raise WrongValue(
+            f"--add {text}: '{spec}' is no list of labels with their states.",
+            hint=f"Give it as --add {dataset}:liver=real,tumour=absent",
+        )
     return Member(add=add, dataset=workspace.read(add.dataset))
 
 

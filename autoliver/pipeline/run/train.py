@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from autoliver.datasets.cases import known_around
+from autoliver.datasets.cases import CaseFacts, known_around
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
@@ -223,6 +223,15 @@ def _check_options_of_data(
         _check_outside(options.outside_negative, planned)
 
 
+def _learnt_outside(planned: Planned) -> dict[str, list[CaseFacts]]:
+    """Maps unknown labels to the cases in which a label that they lie in is known."""
+    found: dict[str, list[CaseFacts]] = {}
+    for case in planned.dataset.labelled:
+        for inner in known_around(planned.plan.labels.foreground, case.facts):
+            found.setdefault(inner, []).append(case.facts)
+    return found
+
+
 def _check_outside(distance_mm: float, planned: Planned) -> None:
     """Refuses `--outside-negative` where no label is unknown, or nothing is known around it."""
     dataset, labels = planned.dataset, planned.plan.labels.foreground
@@ -240,7 +249,7 @@ def _check_outside(distance_mm: float, planned: Planned) -> None:
             hint='Leave it out, or write "annotated" into dataset.json, for example: {"annotated": '
             '{"case_07": {"tumour": "none"}}}.',
         )
-    if any(known_around(labels, case.facts) for case in dataset.labelled):
+    if _learnt_outside(planned):
         return
     case, label = unknown[0]
     raise OptionError(
@@ -310,7 +319,7 @@ def _run_job(
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
-        _notify(notify, planned.plan, options, cases)
+        _notify(notify, planned, options, cases)
         if replay is not None:
             notify(replay.describe(planned.plan, options.replay_share))
     stores = preprocess(planned, [request.configuration], machine=request.machine)
@@ -372,10 +381,19 @@ def _made_from(
     }
 
 
-def _notify(notify: Notify, plan: Plan, options: TrainingOptions, cases: int) -> None:
-    """Tells the user about the schedule, and warns of a window unsuited to MR."""
+def _notify(notify: Notify, planned: Planned, options: TrainingOptions, cases: int) -> None:
+    """Tells the user what decides the training, and of a window unsuited to MR."""
     notify(why_schedule(options, cases))
-    if parse_augment(options.augment) and hides_fat(plan):
+    if options.outside_negative is not None:
+        labels = planned.plan.labels.foreground
+        for inner, found in _learnt_outside(planned).items():
+            outer = sorted({known_around(labels, case)[inner] for case in found})
+            notify(
+                f"In {counted(len(found), 'case')} of {planned.dataset.short_name} {inner} is "
+                f"learnt as absent further than {options.outside_negative:g} mm from "
+                f"{' or '.join(outer)}."
+            )
+    if parse_augment(options.augment) and hides_fat(planned.plan):
         notify(
             "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
             "--window -150 250 for a model that is meant to work on MR as well."
