@@ -362,8 +362,9 @@ def evaluate(
 
     Args:
         prediction: Folder of predicted label maps.
-        reference: Folder of reference label maps.
-        dataset: Dataset that names the labels; None to name them by their values.
+        reference: Folder of reference label maps, or a dataset.
+        dataset: Dataset that names the labels; None for that of the reference, if it is one, else
+            to name them by their values.
         workspace: Folder in which the dataset is looked up.
         **options: metrics ("dice" or several), chaos, output (folder for the scores), subset,
             overwrite, workers and memory_gb.

@@ -275,7 +275,7 @@ def read_json_by_hand(path: Path) -> Any:
     Raises:
         ArtifactError: As for `read_json`; or a key is there twice.
     """
-    value = read_json(path)
+    content, value = _json_in(path)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -287,7 +287,7 @@ def read_json_by_hand(path: Path) -> Any:
             )
         return dict(pairs)
 
-    json.loads(_as_utf8(content_of(path)), object_pairs_hook=once)
+    json.loads(_as_utf8(content), object_pairs_hook=once)
     return value
 
 
@@ -297,14 +297,21 @@ def read_json(path: Readable, *, hint: str = "") -> Any:
     Raises:
         ArtifactError: The file is missing, or is not JSON in a Unicode encoding.
     """
+    return _json_in(path, hint=hint)[1]
+
+
+def _json_in(path: Readable, *, hint: str = "") -> tuple[bytes, Any]:
+    """Reads the content of a JSON file and its plain value."""
     try:
-        return msgspec.json.decode(_as_utf8(content_of(path)))
+        content = content_of(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file.", hint=hint) from None
+    try:
+        return content, msgspec.json.decode(_as_utf8(content))
     except RecursionError:
         raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        byte = _not_utf8(content_of(path))
+        byte = _not_utf8(content)
         if byte is not None:
             raise ArtifactError(
                 f"{path}: its encoding is not UTF-8: {byte}.",

@@ -30,6 +30,7 @@ class ArrayCase:
     label: npt.NDArray[np.int16]
     previous: None = None
     values: tuple[int, ...] = (1, 2)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def locations(self) -> dict[int, npt.NDArray[np.int32]]:

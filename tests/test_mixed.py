@@ -100,6 +100,8 @@ def test_prediction_decides_case_by_case_and_says_so(place: Path, tmp_path: Path
         assert used.why
         own = "its own mean" in used.how
         assert own == name.startswith("MR")
+        assert (used.how == "normalised as planned for CT") == name.startswith("CT")
+        assert used.why.startswith("lowest value" if name.startswith("CT") else "no negative")
     # The held-out cases were predicted the same way, by the modality that dataset.json gives.
     held_out = place / "ws" / NAME / "runs/2d/fold_0/validation"
     files = sorted(held_out.glob("*.nii.gz"))

@@ -9,12 +9,13 @@ import pytest
 from commands import run, told
 
 from autoliver.datasets.cases import read_dataset
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.evaluation.results import Scores
 from autoliver.io.files import read_label, write_label
-from autoliver.models.files import FoldFolder
+from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.progress import read_progress
 
 NAME = "Dataset007_Half"
 SHORT = ("--epochs", "1", "--iterations", "2", "--device", "cpu", "--workers", "1")
@@ -62,6 +63,54 @@ def test_the_labels_of_half_the_cases_are_learnt_and_scored(place: Path, tmp_pat
     scores = Scores.load(out / "scores.json")
     assert {c.name for c in scores.cases if "tumour" not in c.labels} == set(STRIPPED)
     assert scores.summary["tumour"].cases == 3
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_unknown_tumours_are_learnt_as_absent_far_from_the_liver(
+    configuration: str, place: Path, tmp_path: Path
+) -> None:
+    workspace = shutil.copytree(place / "workspace", tmp_path / "workspace")
+    words = ("train", NAME, configuration, "--fold", "1", *SHORT, "-w", workspace)
+    losses = {}
+    for tag, more in (("plain", ()), ("far", ("--outside-negative", 10))):
+        said = " ".join(told(*words, "--tag", tag, *more).split())
+        expected = "In 2 cases of Half tumour is learnt as absent further than 10 mm from liver."
+        assert (expected in said) == bool(more)
+        folder = workspace / NAME / f"runs/{configuration}+{tag}/fold_1"
+        model = FoldModel.load(folder / "model.json")
+        assert model.outside_negative == (10.0 if more else None)
+        losses[tag] = read_progress(folder / "progress.jsonl")[0].train_loss
+    assert losses["plain"] != losses["far"]
+    with pytest.raises(OptionError, match="was started with --outside-negative 10"):
+        run(*words, "--tag", "far", "--outside-negative", 12)
+    run(*words, "--tag", "far")  # keeps it, and is finished
+
+
+def test_outside_of_what_nobody_knows(place: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    words = ("2d", "--fold", "0", *SHORT, "--preset", "tiny", "-w", workspace)
+    raw = json.loads((place / NAME / "dataset.json").read_text())
+    single = {"labels": raw["labels"] | {"liver": 1}}
+    no_liver = {name: {"tumour": "none", "liver": "none"} for name in STRIPPED}
+    wrong: dict[str, tuple[dict[str, object], float, str]] = {
+        "Whole": ({"annotated": {}}, 10, "every label of .*Whole is annotated in every case"),
+        "Single": (single, 10, r"tumour is not annotated in Half_000, and lies in no label"),
+        "Neither": ({"annotated": no_liver}, 10, "lies in no label that is"),
+        "Negative": (
+            {},
+            -1,
+            "--outside-negative is -1.0; it must be a finite number",
+        ),
+    }
+    for name, (changes, distance, problem) in wrong.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part).symlink_to(place / NAME / part)
+        (folder / "dataset.json").write_text(json.dumps(raw | changes))
+        with pytest.raises(OptionError, match=problem):
+            run("train", folder, *words, "--outside-negative", distance)
+        assert not list(workspace.glob(f"{name}/runs/*/fold_*"))
 
 
 def test_single_values_become_regions_too(place: Path, tmp_path: Path) -> None:

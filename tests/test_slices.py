@@ -1,5 +1,6 @@
 """2D networks that see neighbouring slices as channels, from the plan to the label map."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,9 @@ CHANNELS, SHAPE, PATCH, SLICES = 2, (6, 20, 24), (16, 16), 5
 class ArrayCase:
     """A case whose values say where they come from: c * 1000 + z in the image, z in the label."""
 
-    facts = CaseFacts.named("case")
+    facts = CaseFacts.named("case").replace(annotated={"tumour": "none"})
     previous = None
+    spacing_mm = (1.0, 1.0, 1.0)
 
     def __init__(self) -> None:
         z = np.arange(SHAPE[0]).reshape(1, -1, 1, 1)
@@ -136,6 +138,23 @@ def test_neighbouring_slices_change_alike() -> None:
     ):
         slices = batch.image.unflatten(1, (CHANNELS, SLICES))
         assert torch.allclose(slices, slices[:, :, :1].expand_as(slices), atol=1e-4)
+
+
+def test_what_is_known_of_the_middle_slice_is_told_of_it_alone() -> None:
+    organ = Labels(
+        values={"background": (0,), "liver": (1, 2), "tumour": (2,)}, regions_class_order=(1, 2)
+    )
+    task = replace(make_task(outside_negative=1.5), labels=organ)
+    stream = patch_stream(task, task.train, None, number=0)
+    shape = task.configuration.drawn_shape
+    for batch in Patches(stream, "ram", CPU).batches(range(4), patch_shape=shape, spec=None):
+        assert batch.outside is not None
+        assert batch.outside.shape == batch.target.shape
+        for target, outside in zip(batch.target, batch.outside, strict=True):
+            z = int(target.max())
+            # Slices 1 and 2 are liver; the next ones are 1 mm away, and slices 4 and 5 are far.
+            inside = target > 0 if z else target == 0
+            assert bool(outside[inside].any()) == (z >= 4)
 
 
 class Pick(nn.Module):

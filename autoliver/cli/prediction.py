@@ -183,7 +183,10 @@ def evaluate(
     reference: Annotated[
         Path,
         typer.Option(
-            "--reference", "-r", metavar="REF", help="Folder of reference label maps, or one file."
+            "--reference",
+            "-r",
+            metavar="REF",
+            help="Folder of reference label maps, or one file; or a dataset, such as a pool.",
         ),
     ],
     dataset: Annotated[
@@ -192,7 +195,8 @@ def evaluate(
             "--dataset",
             "-d",
             metavar="DATASET",
-            help="Dataset that defines the labels. [default: one label_N for each value N]",
+            help="Dataset that defines the labels. [default: REF if it is one, else one label_N "
+            "for each value N]",
         ),
     ] = None,
     metrics: Annotated[

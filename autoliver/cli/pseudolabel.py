@@ -75,12 +75,13 @@ def pseudolabel(
         ),
     ] = 0.5,
     band: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         typer.Option(
             metavar="LOW HIGH",
-            help="Voxels with a probability between these are ignored in training.",
+            help="Voxels with a probability between these are ignored in training. [default: 0.3 "
+            "0.7]",
         ),
-    ] = (0.3, 0.7),
+    ] = None,
     no_band: Annotated[bool, typer.Option("--no-band", help="Ignore no voxel.")] = False,
     largest: Annotated[
         bool, typer.Option("--largest/--all-pieces", help="Keep only the largest piece.")
@@ -104,6 +105,12 @@ def pseudolabel(
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
+    if no_band and band is not None:
+        raise typer.BadParameter(
+            f"{band[0]:g} {band[1]:g} contradicts --no-band. Leave one of them out.",
+            param_hint="--band",
+        )
+    bands = {"band": None} if no_band else {} if band is None else {"band": band}
     request = PseudolabelRequest(
         labels=tuple(label or ("liver",)),
         modality=modality,
@@ -111,7 +118,7 @@ def pseudolabel(
         least_confidence=min_confidence,
         volume_ml=volume,
         most_outside=max_outside,
-        band=None if no_band else band,
+        **bands,
         largest=largest,
         overwrite=overwrite,
         machine=machine_of(memory_gb=memory_gb, device=device),

@@ -209,6 +209,15 @@ PseudoWeight = Annotated[
         rich_help_panel=LEARNING,
     ),
 ]
+OutsideNegative = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MM",
+        help="Learn that a tumour is absent further than this from the liver, in cases in which "
+        "nobody has annotated tumours. [default: nothing is learnt of it there]",
+        rich_help_panel=LEARNING,
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(

@@ -2,9 +2,9 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -26,10 +26,11 @@ from autoliver.datasets.layouts import (
     table_files,
 )
 from autoliver.datasets.layouts import find_case_images as find_case_images
-from autoliver.datasets.pool import check_members
+from autoliver.datasets.pool import check_members, read_pool
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_label
 from autoliver.io.paths import check_printable
+from autoliver.values import meant
 
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
@@ -208,6 +209,26 @@ def unknown_values(case: CaseFacts, labels: Labels) -> list[int]:
     return sorted(set(labels.foreground_values) - known)
 
 
+def known_around(labels: Mapping[str, Sequence[int]], case: CaseFacts) -> dict[str, str]:
+    """Maps labels that are unknown in a case to the smallest known label that they lie in.
+
+    Args:
+        labels: Name -> values of the foreground labels.
+        case: The case.
+
+    Returns:
+        Unknown label -> known label, such as tumour -> liver; without unknown labels that lie in no
+        known one.
+    """
+    unknown = {name for name in labels if case.annotated.get(name) == "none"}
+    found = {}
+    for inner in unknown:
+        outer = [n for n in labels if n not in unknown and set(labels[inner]) < set(labels[n])]
+        if outer:
+            found[inner] = min(outer, key=lambda name: len(labels[name]))
+    return found
+
+
 def labels_for(labels: Labels, cases: Iterable[Case]) -> Labels:
     """Returns the labels as cases allow them to be learnt.
 
@@ -314,7 +335,6 @@ def read_dataset(folder: str | Path) -> Dataset:
     check_printable(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
-    check_members(folder)
     plain = (folder / "images").is_dir() and not (folder / "imagesTr").is_dir()
     if (folder / "dataset.json").exists():
         description = read_description(folder)
@@ -324,7 +344,12 @@ def read_dataset(folder: str | Path) -> Dataset:
         check_spelling(folder)
         raise missing_description(folder)
     plain = plain and not description.table and not description.training
-    files = _files(folder, description, plain=plain)
+    try:
+        files = _files(folder, description, plain=plain)
+    except DatasetError:
+        if (pool := read_pool(folder)) is not None:
+            check_members(folder, pool)  # says of which member a file is missing
+        raise
     stated = description.labels
     if stated is None:
         labels = _discover_labels(folder, files)
@@ -476,13 +501,17 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
                 f"{', '.join(labels.foreground)}.",
                 hint="Correct the name.",
             )
+        for key, state in known.items():
+            _check_state(f"{where}: annotated: {name}: {key}", state, get_args(Annotation))
+        origin = description.origin.get(name, "real")
+        _check_state(f"{where}: origin: {name}", origin, get_args(Origin))
         case = {
             "name": name,
             "images": [str(path) for path in images],
             "label": None if label is None else str(label),
             "patient": str(description.patients.get(name, name)),
             "modality": modality_of([by_case[name]] if name in by_case else everywhere),
-            "origin": description.origin.get(name, "real"),
+            "origin": origin,
             "annotated": known,
             "lesion_classes": description.lesion_classes.get(name, {}),
             "source": description.sources.get(name, ""),
@@ -493,6 +522,14 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
             raise DatasetError(
                 f"{where}: {name}: {error}.", hint="Correct the value for this case."
             ) from None
+
+
+def _check_state(where: str, state: str, states: Sequence[str]) -> None:
+    if state not in states:
+        raise DatasetError(
+            f"{where}: '{state}' is none of {', '.join(states)}.",
+            hint=meant(state, states) or "Write one of these.",
+        )
 
 
 def _check_cases_known(description: Description, files: Files) -> None:

@@ -53,19 +53,28 @@ class FileIndex(Artifact, frozen=True, kw_only=True):
 
     files: dict[str, FileState] = msgspec.field(default_factory=dict)
 
+    def hash_of(self, folder: Path, path: Path) -> str:
+        """Returns the hash of a file of the dataset in a folder; empty if it is not known."""
+        state = self.files.get(_place(folder, path))
+        return "" if state is None else state.hash
 
-def identify(dataset: Dataset, known: FileIndex) -> tuple[Dataset, FileIndex]:
+
+def identify(
+    dataset: Dataset, known: FileIndex, *, further: Iterable[Path] = ()
+) -> tuple[Dataset, FileIndex]:
     """Fills in the hashes of a dataset's files; shows a bar if that takes long.
 
     Args:
         dataset: The dataset as returned by `read_dataset`.
         known: The index of files that were hashed before; unchanged ones are not hashed again.
+        further: Files besides those of its cases that the index is to have.
 
     Returns:
         The dataset with the contents of its files, and the current index of the files.
     """
     folder = Path(dataset.folder)
-    files = {path: _place(folder, path) for case in dataset.cases for _, path in _files(case)}
+    own = (path for case in dataset.cases for _, path in _files(case))
+    files = {path: _place(folder, path) for path in (*own, *further)}
     now = {path: _state(path) for path in files}
     todo = [path for path, state in now.items() if not _same(state, known.files.get(files[path]))]
     found = {path: known.files[files[path]] for path in files if path not in set(todo)}

@@ -1,5 +1,6 @@
 """The datasets of a workspace, recognised by name and content even if they were moved."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Collection
@@ -8,14 +9,16 @@ from pathlib import Path
 from autoliver.commands import command, remove
 from autoliver.datasets.cases import Dataset, is_described, read_dataset, with_channel
 from autoliver.datasets.changes import describe_changes
-from autoliver.datasets.contents import FileIndex, file_state, identify, unread
-from autoliver.datasets.pool import POOL_FILE, Pool, refuse_members
-from autoliver.errors import ArtifactError, DatasetError
+from autoliver.datasets.contents import FileIndex, identify, unread
+from autoliver.datasets.pool import Pool, check_members, read_pool, refuse_members
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError
 from autoliver.io.paths import check_path
 from autoliver.system import system_error
+from autoliver.values import counted, first_few
 
 # errno values for names that a file system does not support.
 _NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
+_SHOWN = 3  # cases named in one message
 
 
 def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path:
@@ -78,12 +81,12 @@ def settle(dataset: Dataset, root: Path, *, kept: Path, index: Path) -> Dataset:
         index: The file with the hashes of the dataset's files; it is updated.
 
     Raises:
-        DatasetError: The name belongs to another dataset of the workspace, or a file is missing.
+        DatasetError: The name belongs to another dataset of the workspace; a file is missing; or it
+            is a pool with members whose files have changed.
         MachineError: The system refuses to read a file.
         AutoliverError: The workspace cannot be written.
     """
     dataset = _identified(dataset, root, index)
-    _check_members(dataset)
     if not kept.exists():
         return dataset
     known = Dataset.load(kept)
@@ -140,9 +143,15 @@ def is_there(root: Path, kept: Path) -> bool:
 
 def _identified(dataset: Dataset, root: Path, index: Path) -> Dataset:
     known = FileIndex.load(index, mend=remove(index)) if index.exists() else FileIndex()
-    dataset, now = identify(dataset, known)
+    folder = Path(dataset.folder)
+    pool = read_pool(folder)
+    # Label maps of members that were written anew are no files of the dataset, but must stay.
+    members = [] if pool is None else [Path(file.path) for _, file in pool.files]
+    dataset, now = identify(dataset, known, further=members)
     if now != known:
         now.save(index)
+    if pool is not None:
+        _check_members(folder, pool, now)
     try:
         seen = Path(os.path.relpath(dataset.folder, root.absolute())).as_posix()
     except ValueError:  # on another drive
@@ -162,26 +171,51 @@ def _places(known: Dataset, root: Path) -> list[Path]:
     return places
 
 
-def _check_members(dataset: Dataset) -> None:
-    """Refuses a pool with members whose files have changed since it was made.
+def added_to_members(dataset: Dataset) -> str:
+    """Says which labelled cases the members of a pool have that it lacks; empty if none.
+
+    Members that cannot be read are passed over.
 
     Args:
-        dataset: Any dataset, whose contents `identify` has filled in.
+        dataset: Any dataset.
 
     Raises:
-        DatasetError: Files have changed; the error names the first one.
+        ArtifactError: pool.json is damaged.
     """
     folder = Path(dataset.folder)
-    path = folder / POOL_FILE
-    if not path.exists():
-        return
-    pool = Pool.load(path)
-    known = {case.name: {content.hash for content in case.contents} for case in dataset.cases}
-    labels = {case.name: case.label for case in dataset.cases}
-    changed = []
-    for case in pool.cases:
-        hashes = known.get(case.name, set())
-        if labels.get(case.name) != case.label.path:  # it was written anew for the pool
-            hashes = hashes | {file_state(Path(case.label.path)).hash}
-        changed += [(case, f) for f in (*case.images, case.label) if f.hash not in hashes]
+    pool = read_pool(folder)
+    if pool is None:
+        return ""
+    known = {f"{case.member}/{case.case}" for case in pool.cases}
+    known |= {dropped.partition(" = ")[0] for dropped in pool.dropped}
+    new: list[str] = []
+    for member, place in pool.members.items():
+        with contextlib.suppress(AutoliverError):
+            cases = (f"{member}/{case.name}" for case in read_dataset(place).labelled)
+            new += [case for case in cases if case not in known]
+    if not new:
+        return ""
+    return (
+        f"{dataset.name} lacks {counted(len(new), 'labelled case')} that its members have by now "
+        f"({first_few(new, _SHOWN)}). To have them as well: {pool.again(folder)}"
+    )
+
+
+def _check_members(folder: Path, pool: Pool, index: FileIndex) -> None:
+    """Refuses a pool with members whose files are missing, or have changed since it was made.
+
+    Args:
+        folder: Its folder.
+        pool: How it was made.
+        index: The state of its files and of its members' now.
+
+    Raises:
+        DatasetError: There are such files; the error names the first one.
+    """
+    check_members(folder, pool)
+    changed = [
+        (case, file)
+        for case, file in pool.files
+        if index.hash_of(folder, Path(file.path)) != file.hash
+    ]
     refuse_members(folder, pool, changed, "has changed")

@@ -1,6 +1,6 @@
 """pool.json: from which datasets a pool was made, and whether their files are still the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,6 +58,11 @@ class Pool(Artifact, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()
     cases: tuple[PooledCase, ...]
 
+    @property
+    def files(self) -> Iterator[tuple[PooledCase, PooledFile]]:
+        """All files of the members, with their cases."""
+        return ((case, file) for case in self.cases for file in (*case.images, case.label))
+
     def again(self, folder: Path) -> str:
         """The command that makes the pool anew."""
         adds = [part for each in self.added for part in ("--add", each)]
@@ -65,27 +70,28 @@ class Pool(Artifact, frozen=True, kw_only=True):
         return command("pool", str(folder), options=[*adds, *dropping, "--overwrite"])
 
 
-def check_members(folder: Path) -> None:
-    """Refuses a pool with members whose files are not there any more.
-
-    Args:
-        folder: The folder of any dataset.
+def read_pool(folder: Path) -> Pool | None:
+    """Reads how the dataset in a folder was pooled; None if it is no pool.
 
     Raises:
-        DatasetError: Files are missing; the error names the first one.
         ArtifactError: pool.json is damaged.
     """
     path = folder / POOL_FILE
-    if not path.exists():
-        return
-    pool = Pool.load(path)
-    files = ((case, file) for case in pool.cases for file in (*case.images, case.label))
-    refuse_members(
-        folder,
-        pool,
-        [(case, file) for case, file in files if not Path(file.path).is_file()],
-        "is not there any more",
-    )
+    return Pool.load(path) if path.exists() else None
+
+
+def check_members(folder: Path, pool: Pool) -> None:
+    """Refuses a pool with members whose files are not there any more.
+
+    Args:
+        folder: The pool's folder.
+        pool: How it was made.
+
+    Raises:
+        DatasetError: Files are missing; the error names the first one.
+    """
+    missing = [(case, file) for case, file in pool.files if not Path(file.path).is_file()]
+    refuse_members(folder, pool, missing, "is not there any more")
 
 
 def refuse_members(

@@ -12,6 +12,7 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
+from autoliver.datasets.lesions import is_tumour
 from autoliver.errors import WrongValue
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
 from autoliver.values import check_number, check_types, meant, shortened
@@ -21,7 +22,6 @@ SURFACE_METRICS = ("assd", "mssd", "hd95", "nsd")
 ALL_METRICS = (*OVERLAP_METRICS, *SURFACE_METRICS, "lesions")
 
 _CHAOS = {"dice", "ravd", "assd", "mssd"}
-_LESION_WORDS = ("tumor", "tumour", "lesion", "cancer", "metasta")
 
 
 class _Column(NamedTuple):
@@ -112,7 +112,7 @@ class MetricOptions(Record, frozen=True, kw_only=True):
         """Whether the components of a label are counted as lesions."""
         if self.lesion_labels is not None:
             return label in self.lesion_labels
-        return any(word in label.lower() for word in _LESION_WORDS)
+        return is_tumour(label)
 
 
 class Score(Record, frozen=True, kw_only=True):

@@ -238,7 +238,9 @@ def score_files(
     )
 
 
-def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool = False) -> Pairs:
+def find_pairs(
+    prediction_folder: Path, reference: Path | Mapping[str, Path], *, subset: bool = False
+) -> Pairs:
     """Pairs the files of two folders by their names without endings, or pairs two single files.
 
     Maps of uncertainty that lie beside the predictions are left out, unless a reference has their
@@ -246,15 +248,16 @@ def find_pairs(prediction_folder: Path, reference_folder: Path, *, subset: bool 
 
     Args:
         prediction_folder: Folder of predicted label maps, or one file.
-        reference_folder: Folder of reference label maps, or one file.
+        reference: Folder of reference label maps, or one file; or the file of each case.
         subset: Whether references without a prediction are left out rather than refused.
 
     Raises:
         DatasetError: A folder is missing or holds no label files, two files have one name, or a
             reference has no prediction (for a subset: none of them has one).
     """
-    predictions, references = _label_files(prediction_folder), _label_files(reference_folder)
-    if prediction_folder.is_file() and reference_folder.is_file():
+    predictions = _label_files(prediction_folder)
+    references = _label_files(reference) if isinstance(reference, Path) else dict(reference)
+    if prediction_folder.is_file() and isinstance(reference, Path) and reference.is_file():
         predictions = dict(zip(references, predictions.values(), strict=True))
     missing = sorted(references.keys() - predictions.keys())
     if len(missing) == len(references) or (missing and not subset):

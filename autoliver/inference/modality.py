@@ -65,6 +65,8 @@ def decide_modality(
     parts = [part for part in model.parts if {part.plan.modality, modality} == {"CT", "MR"}]
     foreign = [part for part in parts if part.plan.is_foreign(modality)]
     how = _how(modality, parts)
+    if deciding.plan.mixed and not parts:
+        how = f"{how} for {modality}"  # MR cases are normalised in another way
     if choice == "auto":
         taken = f"looks like {modality}" if seen else f"taken for {modality}"
         _check_prepared(foreign, modality, f"{name}: {taken} ({why})")

@@ -52,6 +52,8 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         replay: Name of the dataset whose cases were replayed; empty if none was. `trained_on` names
             these cases as well.
         replay_share: Share of the patches that came from them, 0 to 1.
+        outside_negative: Distance in mm from known labels beyond which unknown ones that lie in
+            them were learnt as absent; None: they were not.
         keep_source: Share of the tuned weights in the weights, 0 to 1; the rest is of the weights
             that it started from. None if they were not mixed.
         histograms: What its training images look like to the network, channel by channel; empty
@@ -77,6 +79,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     ancestors: tuple[str, ...] = ()
     replay: str = ""
     replay_share: float = 0.0
+    outside_negative: float | None = None
     keep_source: float | None = None
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
     histograms: tuple[Histogram, ...] = ()

@@ -13,6 +13,7 @@ from autoliver.datasets.changes import describe_changes, without_added
 from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
+from autoliver.datasets.known import added_to_members
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -239,7 +240,7 @@ def _note_other_name(folder: DatasetFolder, dataset: Dataset, options: PlanOptio
 
 
 def remind(planned: Planned) -> None:
-    """Says how many warnings there are, where they were shown by an earlier command."""
+    """Says how many warnings an earlier command has shown, and what a pool lacks of its members."""
     number = len(planned.warnings)
     if number and not planned.warned:
         _log.warning(
@@ -248,6 +249,8 @@ def remind(planned: Planned) -> None:
             counted(number, "warning"),
             _verify_command(planned.folder),
         )
+    if new := added_to_members(planned.dataset):
+        _log.warning("%s", new)
 
 
 def warnings_kept(folder: DatasetFolder) -> tuple[Finding, ...]:

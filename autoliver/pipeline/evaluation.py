@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.datasets.cases import Case, Labels, groups_of, unscored_labels
+from autoliver.datasets.cases import (
+    Case,
+    Dataset,
+    Labels,
+    groups_of,
+    read_dataset,
+    unscored_labels,
+)
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.layouts import label_files
 from autoliver.datasets.names import dataset_of
 from autoliver.errors import OptionError
 from autoliver.io.header import split_ending
@@ -84,7 +92,8 @@ def evaluate(
     Args:
         workspace: The workspace in which the dataset is looked up.
         prediction: Folder of predicted label maps, or one file.
-        reference: Folder of reference label maps, or one file.
+        reference: Folder of reference label maps, or one file; or a dataset, which need not have
+            its label maps in one folder, and which defines the labels if no other does.
         request: What to compute, and where to write it.
 
     Raises:
@@ -96,13 +105,16 @@ def evaluate(
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
     from autoliver.inference.record import refuse_other_labels
 
-    dataset = workspace.read(request.dataset) if request.dataset else None
+    referred = _dataset_at(reference)
+    dataset = workspace.read(request.dataset) if request.dataset else referred
     labels = dataset.labels if dataset else None
     if labels is not None:
-        refuse_other_labels(prediction, labels, whose=f"-d {request.dataset}")
+        whose = f"-d {request.dataset}" if request.dataset else f"-r {reference}"
+        refuse_other_labels(prediction, labels, whose=whose)
     as_json, as_csv = request.files(prediction)
     _refuse_dataset(as_json.parent)
-    pairs = find_pairs(prediction, reference, subset=request.subset)
+    files = referred and {case.name: Path(str(case.label)) for case in referred.labelled}
+    pairs = find_pairs(prediction, files or reference, subset=request.subset)
     if not request.overwrite:
         references = {name: pair[1] for name, pair in pairs.files.items()}
         _refuse_loss(as_json, references, labels, request.options())
@@ -123,6 +135,12 @@ def evaluate(
     scores.save(as_json)
     write_csv(scores, as_csv)
     return scores
+
+
+def _dataset_at(reference: Path) -> Dataset | None:
+    """Reads the dataset in a folder; None if that is none, or holds label maps itself."""
+    described = (reference / "dataset.json").is_file()
+    return read_dataset(reference) if described and not label_files(reference) else None
 
 
 def _refuse_dataset(folder: Path) -> None:

@@ -438,7 +438,18 @@ def _unused_labels(dataset: Dataset, checks: Iterable[CaseCheck]) -> Iterable[Fi
     seen = {value for check in checks for value in check.label_values}
     if not seen:
         return
-    for name, values in dataset.labels.foreground.items():
+    labels = dataset.labels.foreground
+    if all(case.annotated.get(n) == "none" for n in labels for case in dataset.labelled):
+        yield Finding(
+            case=None,
+            severity="error",
+            code="label_unused",
+            problem="no label is annotated in any case ('none' everywhere), so that there is "
+            "nothing to learn.",
+            hint="Correct 'annotated' in dataset.json, or add annotated cases.",
+        )
+        return
+    for name, values in labels.items():
         if all(case.annotated.get(name) == "none" for case in dataset.labelled):
             yield Finding(
                 case=None,

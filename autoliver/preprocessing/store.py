@@ -124,6 +124,11 @@ class StoredCase:
         """The case's name."""
         return self.properties.name
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Spacing (z, y, x) of its arrays."""
+        return self.properties.spacing_mm
+
 
 def store_key(plan: Plan, name: ConfigurationName) -> str:
     """Returns the name of a configuration's store: a digest of all that shapes the stored data.

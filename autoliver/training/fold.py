@@ -17,6 +17,7 @@ from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.target import class_table, previous_table
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import cases_gb, check_device, choose_cache, measure_room
+from autoliver.training.patches.outside import outside_map
 from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
@@ -114,8 +115,9 @@ def patch_stream(
     classes = class_table(task.labels)
     # Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
     consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
+    shown, far = [*cases, *replay], task.options.outside_negative
     sampler = PatchSampler(
-        cases=[*cases, *replay],
+        cases=shown,
         patch_shape=drawn[-axes:],
         margin=tuple(d - p for d, p in zip(drawn, patch, strict=True))[-axes:],
         slices=configuration.slices,
@@ -123,6 +125,7 @@ def patch_stream(
         foreground=task.options.foreground,
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
+        outside=None if far is None else [outside_map(c, task.labels, far) for c in shown],
         replayed=len(replay),
         replay_share=task.options.replay_share,
         kind=kind,
@@ -142,7 +145,8 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     # The size of the patches does not depend on mirroring.
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
     check_device(task.machine.cache, task.device)
-    gb = cases_gb([*task.train, *task.replay, *task.validation])
+    outside = task.options.outside_negative is not None
+    gb = cases_gb([*task.train, *task.replay, *task.validation], outside=outside)
     room = measure_room(task.machine, task.device, network_gb=task.network_gb)
     cache = choose_cache(task.machine.cache, gb, room)
     workers = task.machine.loaders

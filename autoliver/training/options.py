@@ -53,6 +53,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             (`training/patches/sampling.py`).
         loss: Name of the objective (`training/objectives/choice.py`).
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
+        outside_negative: Distance in mm from a label beyond which the labels that lie in it are
+            learnt as absent where nobody has annotated them; None: they are not learnt there.
         lr: Peak learning rate; None: the recipe's.
         optimiser: "sgd" or "adamw"; None: the recipe's. If it differs from the recipe's, learning
             rate and weight decay come from a recipe that uses it.
@@ -94,6 +96,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     sampler: SamplerKind = "proportional"
     loss: str = DEFAULT_OBJECTIVE
     pseudo_weight: float = 0.5
+    outside_negative: float | None = None
     lr: float | None = None
     optimiser: Optimiser | None = None
     mirror: bool | None = None
@@ -349,6 +352,8 @@ def check_options(options: TrainingOptions) -> None:
     check_number("--foreground", options.foreground, least=0, most=1)
     _check_ema(options.ema)
     check_number("--pseudo-weight", options.pseudo_weight, least=0, most=1)
+    if options.outside_negative is not None:
+        check_number("--outside-negative", options.outside_negative, least=0)
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
     if options.patch is not None and not all(0 < size <= MOST for size in options.patch):
         given = ",".join(map(str, options.patch))

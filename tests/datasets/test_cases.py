@@ -225,8 +225,11 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"patients": {"A": "b"}}, "patients: there is no case 'A'"),
         ({"annotated": {"a": {"tumor": "none"}}}, "no label 'tumor'"),
         ({"lesion_classes": {"A": {"1": "HCC"}}}, "lesion_classes: there is no case 'A'"),
-        ({"annotated": {"a": {"tumour": "maybe"}}}, "Invalid enum value 'maybe'"),
-        ({"origin": {"a": "fake"}}, "Invalid enum value 'fake'"),
+        (
+            {"annotated": {"a": {"tumour": "maybe"}}},
+            "annotated: a: tumour: 'maybe' is none of real, pseudo, absent, none",
+        ),
+        ({"origin": {"a": "fake"}}, "origin: a: 'fake' is none of real, synthetic, pseudo"),
         ({"lesion_classes": {"c": {"1": "HCC"}}}, "lesion_classes: there is no case 'c'"),
         ({"lesion_classes": {"a": "HCC"}}, "lesion_classes[...]: Expected `object`, got `str`"),
         ({"lesion_classes": {"a": {"1": 2}}}, "Expected `str`, got `int`"),

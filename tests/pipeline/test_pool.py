@@ -1,6 +1,7 @@
 """Several datasets as one: labels, files, duplicates, and members that change."""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,10 @@ import pytest
 from commands import run
 
 from autoliver.datasets.cases import read_dataset
+from autoliver.datasets.contents import FileIndex
+from autoliver.datasets.pool import Pool
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
+from autoliver.evaluation.results import Scores
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.pipeline.pooling.pool import PoolRequest, pool
@@ -217,6 +221,84 @@ def test_a_pool_notices_that_members_change(place: Path) -> None:
     made(place, *adds, overwrite=True)
 
 
+def test_files_of_members_are_hashed_once(place: Path) -> None:
+    adds = ("Dataset001_LiTS:liver+tumour=real", "Dataset002_CHAOS:liver=real,spleen=drop")
+    out, work = made(place, *adds), Workspace(place / "ws")
+    first = work.source(str(out))
+    index = FileIndex.load(work.folder_for(first).files)
+    assert len(index.files) == 4 + 4 + 4  # images, label maps of the pool, and of its members
+    # An edit that keeps size and time is the one that is not noticed without reading the file.
+    label = place / "Dataset002_CHAOS/labelsTr/c0.nii.gz"
+    before, content = label.stat(), label.read_bytes()
+    label.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert work.source(str(out)) == first
+    label.touch()
+    with pytest.raises(DatasetError, match="has changed"):
+        work.source(str(out))
+
+
+def test_cases_that_members_get_later_are_mentioned_once(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adds = ("Dataset001_LiTS", "Dataset002_CHAOS:liver=real,spleen=drop,tumour=absent")
+    shutil.copytree(place / "Dataset001_LiTS/imagesTr", place / "Dataset001_LiTS/imagesTs")
+    out, work = made(place, *adds), place / "ws"
+    run("plan", out, "--preset", "tiny", "-w", work)
+    assert "lacks" not in caplog.text
+    make(place, "Dataset002_CHAOS", CHAOS, channel="MRI", seed=2, cases=4)
+    for command in (("plan", out), ("train", "OUT", "2d", "--epochs", "1", "--iterations", "1")):
+        caplog.clear()
+        run(*command, "-w", work)
+        (said,) = [r.getMessage() for r in caplog.records if "lacks" in r.getMessage()]
+        assert "OUT lacks 2 labelled cases that its members have by now" in said
+        assert "(CHAOS/c2, CHAOS/c3)" in said
+    again = said[said.index("autoliver pool") :]
+    run(*shlex.split(again)[1:], "-w", work)
+    assert len(read_dataset(out).cases) == 6
+    caplog.clear()
+    run("plan", out, "-w", work)
+    assert "lacks" not in caplog.text
+    shutil.rmtree(place / "Dataset001_LiTS/labelsTr")  # a member that cannot be read
+    with pytest.raises(DatasetError, match="not there any more"):
+        run("plan", out, "-w", work)
+
+
+def test_predictions_are_scored_against_a_pool_by_source(place: Path) -> None:
+    states = "Dataset003_MSD:liver=real,Tumor=none"
+    out = made(place, "Dataset001_LiTS", states, "Dataset002_CHAOS:liver,spleen=drop,tumour=absent")
+    folder = place / "predictions"
+    for case in read_dataset(out).cases:
+        found = read_label(str(case.label))
+        array = np.zeros_like(found.array[0]) if case.name == "MSD_c1" else found.array[0]
+        write_label(folder / f"{case.name}.nii.gz", array, found.geometry)
+    shown = run("evaluate", "-p", folder, "-r", out, "-w", place / "ws")
+    scores = Scores.load(folder / "scores.json")
+    assert len(scores.cases) == 6
+    assert {"LiTS", "MSD", "CHAOS", "CT", "MR"} <= set(scores.groups)
+    liver = {name: group["liver"].metrics["dice"].mean for name, group in scores.groups.items()}
+    assert (liver["LiTS"], liver["MSD"], liver["CHAOS"]) == (1, 0.5, 1)
+    assert scores.summary["tumour"].cases == 2 + 2  # it is not annotated in MSD
+    assert shown
+    named = run("evaluate", "-p", folder, "-r", out, "-d", out, "-w", place / "ws")
+    assert named == shown
+
+
+@pytest.mark.parametrize("name", ["a:liver", "Data:a,b=c", "b:liver=real,x"])
+def test_names_of_members_may_look_like_states(name: str, place: Path) -> None:
+    make(place, name, LITS, seed=5)
+    (place / name).rename(place / f"Dataset009_{name}")
+    name = f"Dataset009_{name}"
+    for spec, labels in (("", ["liver", "tumour"]), (":liver,tumour=drop", ["liver"])):
+        out = made(place, name + spec, f"Dataset001_LiTS{spec}", overwrite=True)
+        dataset = read_dataset(out)
+        assert list(dataset.labels.foreground) == labels
+        assert len(dataset.cases) == 4
+        pool_file = Pool.load(out / "pool.json")
+        made(place, *pool_file.added, overwrite=True)
+        assert Pool.load(out / "pool.json") == pool_file
+
+
 @pytest.mark.parametrize(
     ("adds", "kind", "problem", "hint"),
     [
@@ -236,6 +318,8 @@ def test_a_pool_notices_that_members_change(place: Path) -> None:
         (("Dataset001_LiTS:liver=real,tumour=absent", "Dataset002_CHAOS"), DatasetError,
          "said to be absent is in .*value 2", "what --add says"),
         (("Dataset001_LiTS", "Dataset001_LiTS"), DatasetError, "two of the datasets", "once"),
+        (("Dataset001_LiTS:liver=real;tumour=real", "Dataset002_CHAOS"), WrongValue,
+         "'liver=real;tumour=real' is no list of labels", "Dataset001_LiTS:liver=real,tumour"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from typer.testing import CliRunner
 
+from autoliver.cli.main import app
 from autoliver.datasets.cases import Case, Labels, read_dataset
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
 from autoliver.io.files import read_label, write_image, write_label
@@ -374,6 +376,13 @@ def test_what_cannot_be_asked_for(
     with pytest.raises(kind, match=problem):
         call(trained, *options, out=str(tmp_path / "OUT"))
     assert not (tmp_path / "OUT").exists()
+
+
+def test_a_band_and_no_band_contradict_each_other(trained: Path, tmp_path: Path) -> None:
+    words = ["pseudolabel", str(trained), str(tmp_path / "OUT"), "-m", "X", "--no-band"]
+    result = CliRunner().invoke(app, [*words, "--band", "0.3", "0.7"])
+    assert result.exit_code == 2
+    assert "0.3 0.7 contradicts --no-band" in " ".join(result.stderr.replace("│", "").split())
 
 
 def test_the_request_checks_itself() -> None:

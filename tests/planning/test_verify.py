@@ -211,6 +211,15 @@ def test_label_in_no_case(folder: Path) -> None:
     expect(only(folder), None, "warning", "label_unused", "'spleen' (3)")
 
 
+def test_labels_that_nobody_has_annotated(folder: Path) -> None:
+    cases = [case.name for case in read_dataset(folder).labelled]
+    describe(folder, annotated={case: {"tumour": "none"} for case in cases})
+    expect(only(folder), None, "warning", "label_unused", "'tumour' is annotated in no case")
+    nothing = {"liver": "none", "tumour": "none"}
+    describe(folder, annotated=dict.fromkeys(cases, nothing))
+    expect(only(folder), None, "error", "label_unused", "no label is annotated in any case")
+
+
 def test_same_image_under_two_names(folder: Path) -> None:
     # Compressed otherwise: the voxels count, not the bytes of the file.
     (folder / "imagesTr/c_0000.nii.gz").unlink()

@@ -70,6 +70,7 @@ class ArrayCase:
     label: npt.NDArray[np.int16]
     annotated: dict[str, Annotation] = field(default_factory=dict)
     previous: None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def facts(self) -> CaseFacts:

@@ -45,6 +45,7 @@ class ArrayCase:
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     previous: npt.NDArray[np.int16] | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def facts(self) -> CaseFacts:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from autoliver.datasets.cases import Annotation, Dataset, Labels
+from autoliver.datasets.lesions import is_lesion
 from autoliver.errors import DatasetError, WrongValue
 from autoliver.values import meant
 
 DROP = "drop"
 STATES = (*get_args(Annotation), DROP)
 _SPEC = re.compile(r"[^:/\\=,]+(=[^:/\\=,]*)?(,[^:/\\=,]+(=[^:/\\=,]*)?)*")
-# Words in the names of labels that lie inside an organ.
-_LESIONS = re.compile(r"tumou?r|lesion|cancer|metasta|hcc|cyst|h(a)?emangioma", re.IGNORECASE)
 _ORGAN = re.compile(r"liver", re.IGNORECASE)
 
 
@@ -251,7 +250,7 @@ def _nested(
     organ = next((name for name in names if _ORGAN.fullmatch(name)), None)
     if organ is not None and any(member.is_partial for member in members):
         for name in names:
-            if _LESIONS.search(name):
+            if is_lesion(name):
                 found.setdefault(name, organ)
     return found
 

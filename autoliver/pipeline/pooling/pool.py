@@ -164,7 +164,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
         MachineError: The output cannot be written.
     """
     _check_output(output, overwrite=request.overwrite)
-    members = [_member(workspace, Add.read(text)) for text in request.add]
+    members = [_member(workspace, text) for text in request.add]
     _check_members(members)
     _refuse_own_files(members, output)
     settled, labels = settle_labels(members, inside=request.inside)
@@ -263,7 +263,15 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     raise OptionError(f"{output}: it exists already, and is no pool.", hint="Choose a new folder.")
 
 
-def _member(workspace: Workspace, add: Add) -> Member:
+def _member(workspace: Workspace, text: str) -> Member:
+    # The name of a folder may look like a dataset with labels: /data/a:b,c
+    add = Add(text=text, dataset=text) if workspace.knows(text) else Add.read(text)
+    dataset, _, spec = text.rpartition(":")
+    if add.dataset == text and spec and not workspace.knows(text) and workspace.knows(dataset):
+        raise WrongValue(
+            f"--add {text}: '{spec}' is no list of labels with their states.",
+            hint=f"Give it as --add {dataset}:liver=real,tumour=absent",
+        )
     return Member(add=add, dataset=workspace.read(add.dataset))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import as_json, brief, digest, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, Labels, read_dataset
+from autoliver.datasets.lesions import is_lesion
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import PredictOptions
 from autoliver.parallel import case_bar
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 TABLE_FILE = "pseudolabels.csv"
 _SHOWN = 3
-_LESION = ("tumour", "tumor", "lesion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ def _parts(label: str, theirs: Labels, model: str) -> tuple[str, ...]:
             f"--label {label}: {model} has no such label, only {', '.join(theirs.foreground)}.",
             hint=meant(label, list(theirs.foreground)) or "Choose one of these, or another model.",
         )
-    lesions = [n for n in theirs.foreground if any(word in n.casefold() for word in _LESION)]
+    lesions = [name for name in theirs.foreground if is_lesion(name)]
     inside = lesions if found.casefold() == "liver" and not theirs.has_regions else []
     return (found, *inside)
 
@@ -201,7 +201,7 @@ def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str])
             "joined with the labels of a model.",
             hint="Give a dataset whose labels, but for the liver, have one value each.",
         )
-    inside = [name for name in drawn if any(word in name.casefold() for word in _LESION)]
+    inside = [name for name in drawn if is_lesion(name)]
     values: dict[str, tuple[int, ...]] = {"background": (0,)}
     number = {name: i for i, name in enumerate([*given, *drawn], 1)}
     for name, own in number.items():

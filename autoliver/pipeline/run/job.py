@@ -283,6 +283,7 @@ class RunJob:
             ancestors=() if source is None else source.ancestors,
             replay=self.replay.dataset.name if self.replay else "",
             replay_share=options.replay_share if self.replay else 0.0,
+            outside_negative=options.outside_negative,
             histograms=self._histograms(fold),
         )
 

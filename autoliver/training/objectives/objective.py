@@ -105,6 +105,13 @@ class Shown(Protocol):
     def cases(self) -> tuple[CaseFacts, ...]:
         """The case of each of the b patches."""
 
+    @property
+    def outside(self) -> "Tensor | None":
+        """Where labels that are unknown in a case are known to be absent: (b, 1, *patch), bool.
+
+        None: nowhere.
+        """
+
 
 class Objective(Protocol):
     """What a training minimises and counts."""

@@ -9,7 +9,8 @@ already good ("dice-focal"; Lin et al., ICCV 2017).
 
 Where annotations are partial, each pair of a sample and a label has a weight. A pair of weight 0 is
 unknown: it counts nowhere and its row has no gradient. The loss is the weighted sum over the other
-pairs divided by their number.
+pairs divided by their number. A label that is known to be absent in a part of a patch, far from the
+organ that it lies in, counts in this part alone.
 """
 
 import math
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoliver.artifacts import Record
-from autoliver.datasets.cases import Annotation, CaseFacts
+from autoliver.datasets.cases import Annotation, CaseFacts, known_around
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
 
@@ -101,7 +102,14 @@ class SegmentationObjective:
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
         weights = self._weights(batch, group)
-        loss = segmentation_loss(first, target, options=options, group=group, weights=weights)
+        loss = segmentation_loss(
+            first,
+            target,
+            options=options,
+            group=group,
+            weights=self._with_outside(weights, batch),
+            counted=self._counted(batch),
+        )
         views = len(batch.image) // len(target)
         if views > 1:
             disagreement = consistency_loss(
@@ -122,6 +130,38 @@ class SegmentationObjective:
         if weights is None and partial:
             weights = torch.ones(len(batch.target), len(self.names), device=batch.target.device)
         return weights
+
+    def _with_outside(self, weights: Tensor | None, batch: Shown) -> Tensor | None:
+        """The weights, with those of labels that are known to be absent in a part of a patch.
+
+        They have the weight of the label that tells it, such as the liver: a model may have drawn
+        it.
+        """
+        around = self._around(batch)
+        if weights is None or not any(around):
+            return weights
+        weights = weights.clone()
+        for sample, found in enumerate(around):
+            for inner, outer in found.items():
+                state = _of_state(batch.cases[sample], outer, {"pseudo": self.pseudo_weight})
+                weights[sample, self.names.index(inner)] = state
+        return weights
+
+    def _counted(self, batch: Shown) -> Tensor | None:
+        """The voxels (b, rows, *patch) that count for each label; None if all of them do."""
+        around = self._around(batch)
+        if batch.outside is None or not any(around):
+            return None
+        rows = [[name in found for name in self.names] for found in around]
+        partly = torch.tensor(rows, device=batch.target.device)
+        return batch.outside | ~_over_voxels(partly, batch.target)
+
+    def _around(self, batch: Shown) -> list[dict[str, str]]:
+        """For each case, its unknown labels with the known ones that they lie in."""
+        if batch.outside is None or self.options.regions is None:
+            return []
+        values = dict(zip(self.names, self.options.regions, strict=True))
+        return [known_around(values, case) for case in batch.cases]
 
     def _by_state(self, batch: Shown, values: Mapping[Annotation, float]) -> Tensor | None:
         """A value (b, rows) for the state of each label, 1 by default; None if all are 1."""
@@ -183,6 +223,7 @@ def segmentation_loss(
     options: LossOptions,
     group: Group = ALONE,
     weights: Tensor | None = None,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """The weighted sum over resolutions of Dice plus cross-entropy.
 
@@ -194,6 +235,8 @@ def segmentation_loss(
         group: Processes that each hold a part of the batch; the loss is that of the whole batch.
         weights: Weights (b, rows) of regions, 0 where a label is unknown; None: all are 1. In a
             group, either all processes give weights or none does.
+        counted: Voxels (b, rows, *full shape) that count for each region, beside those that are
+            not ignored; None: all. They have an effect only with `weights`.
 
     Returns:
         The loss, a float32 scalar.
@@ -202,8 +245,13 @@ def segmentation_loss(
     total = torch.zeros((), device=target.device)
     for logits, weight in zip(outputs, deep_weights, strict=True):
         if weight > 0:
-            scaled = downsample_target(target, tuple(logits.shape[2:]))
-            total = total + weight * _one_resolution(logits, scaled, options, group, weights)
+            shape = tuple(logits.shape[2:])
+            scaled = downsample_target(target, shape)
+            valid = _valid(scaled, options.ignore)
+            if counted is not None and weights is not None:
+                own = downsample_target(counted, shape)
+                valid = own if valid is None else own & valid
+            total = total + weight * _one_resolution(logits, scaled, valid, options, group, weights)
     return total
 
 
@@ -323,11 +371,15 @@ def hard_dice_counts(
 
 
 def _one_resolution(
-    logits: Tensor, target: Tensor, options: LossOptions, group: Group, weights: Tensor | None
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+    options: LossOptions,
+    group: Group,
+    weights: Tensor | None,
 ) -> Tensor:
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
-        valid = _valid(target, options.ignore)
         if options.regions is None:
             return _softmax_loss(logits, target, valid, options, group)
         if weights is not None:
@@ -395,7 +447,7 @@ def _partial_loss(
         entropy = _highest(each, known, group)
     else:
         entropy = _mean((each * known).sum(), known.sum(), group)
-        if valid is not None:  # a sum over regions, as in `_entropy`
+        if options.ignore is not None:  # a sum over regions, as in `_entropy`
             entropy = entropy * logits.shape[1]
     dice = _weighted_dice(probability, wanted, weights, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice

@@ -52,12 +52,17 @@ class Room:
     ram_gb: float
 
 
-def cases_gb(cases: Iterable[TrainingCase]) -> float:
-    """Memory that the images and labels of cases take when decompressed, in GB."""
+def cases_gb(cases: Iterable[TrainingCase], *, outside: bool = False) -> float:
+    """Memory that the images and labels of cases take when decompressed, in GB.
+
+    Args:
+        cases: The cases.
+        outside: Whether there is a map for each case besides (`PatchSampler.outside`).
+    """
     total = 0
     for case in cases:
         channels, *shape = case.image.shape
-        labels = 1 if case.previous is None else 2
+        labels = 1 + (case.previous is not None) + outside
         total += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
     return total / GB
 
@@ -149,6 +154,7 @@ class CaseInMemory:
 
     def __init__(self, case: TrainingCase) -> None:
         self.facts = case.facts
+        self.spacing_mm = case.spacing_mm
         self.locations: Mapping[int, npt.NDArray[np.int32]] = case.locations
         self.image = _Kept(case.image)
         self.label = None if case.label is None else _Kept(case.label)
@@ -171,7 +177,7 @@ class DeviceStream:
         self.stream = stream
         self.device = device
         bar = tqdm(stream.sampler.cases, desc=f"cases to {device}", unit="case", disable=None)
-        self._arrays = [self._upload(case) for case in bar]
+        self._arrays = [self._upload(case, index) for index, case in enumerate(bar)]
 
     def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[CaseFacts, ...]]:
         """Image, target and cases of a batch as by `PatchStream.draw`, but on the device."""
@@ -190,9 +196,9 @@ class DeviceStream:
             images, targets = images[:, :, 0], targets[:, :, 0]
         return images, targets, sampler.facts(places)
 
-    def _upload(self, case: TrainingCase) -> tuple[Tensor, Tensor]:
+    def _upload(self, case: TrainingCase, index: int) -> tuple[Tensor, Tensor]:
         everything, sampler = (slice(None),) * 4, self.stream.sampler
         image = np.ascontiguousarray(case.image[everything], np.float32)
-        labels = np.concatenate([array[everything] for array in sampler.label_arrays(case)])
+        labels = np.concatenate([array[everything] for array in sampler.label_arrays(index)])
         label = np.ascontiguousarray(sampler.to_classes(labels))
         return torch.from_numpy(image).to(self.device), torch.from_numpy(label).to(self.device)

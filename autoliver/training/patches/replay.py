@@ -42,6 +42,7 @@ class ReplayedCase:
     facts: CaseFacts
     image: Sliceable
     label: Sliceable
+    spacing_mm: tuple[float, float, float]
     locations: Mapping[int, npt.NDArray[np.int32]]
     previous: None = None
 
@@ -96,5 +97,6 @@ def replayed_case(
         facts=case.facts.replace(name=name),
         image=case.image,
         label=MappedLabel(values=case.label, table=table),
+        spacing_mm=case.spacing_mm,
         locations=locations,
     )

@@ -49,6 +49,10 @@ class TrainingCase(Protocol):
         """Label values (1, z, y, x) predicted by the first stage of a cascade; None without one."""
 
     @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Spacing (z, y, x) of the arrays."""
+
+    @property
     def locations(self) -> Mapping[int, npt.NDArray[np.int32]]:
         """Label value -> coordinates (n, 3) of voxels that have it."""
 
@@ -73,7 +77,8 @@ class Batch:
     Attributes:
         image: (b, c, *patch), float32.
         label: (b, 1, *patch), int16, label values or classes; -1 outside the image. For a cascade,
-            a second channel holds the prediction of its first stage.
+            a second channel holds the prediction of its first stage. The last channel is that of
+            `PatchSampler.outside`, if there is one.
         cases: The case of each patch.
     """
 
@@ -99,6 +104,8 @@ class PatchSampler:
         previous: The same table for the prediction of a cascade's first stage; None: no cascade.
         slices: Odd number of neighbouring slices in a 2D patch, which are cut out as a third axis;
             beyond the first and last slice of a case these are repeated.
+        outside: For each case, where its unknown labels are known to be absent (`outside.py`):
+            (1, z, y, x), 1 there and 0 elsewhere; None: nowhere.
         replayed: How many of the cases are replayed.
         kind: How the training's own cases are drawn: "proportional": uniformly, so that sources
             are drawn by their numbers of cases; "sqrt": sources by the square roots of these
@@ -116,6 +123,7 @@ class PatchSampler:
     classes: npt.NDArray[np.int16] | None = None
     previous: npt.NDArray[np.int16] | None = None
     slices: int = 1
+    outside: Sequence[Sliceable] | None = None
     replayed: int = 0
     replay_share: float = 0.0
     kind: SamplerKind = "proportional"
@@ -132,8 +140,8 @@ class PatchSampler:
 
     @property
     def label_channels(self) -> int:
-        """Number of label channels of a batch: 2 for a cascade, otherwise 1."""
-        return 1 if self.previous is None else 2
+        """Number of label channels of a batch: one, and one each for `previous` and `outside`."""
+        return 1 + (self.previous is not None) + (self.outside is not None)
 
     @property
     def box_shape(self) -> tuple[int, int, int]:
@@ -184,7 +192,7 @@ class PatchSampler:
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
             self.paste(case.image, place.start, into=image)
-            for channel, array in enumerate(self.label_arrays(case)):
+            for channel, array in enumerate(self.label_arrays(place.case)):
                 self.paste(array, place.start, into=label[channel : channel + 1])
         targets = self.to_classes(labels)
         if self.flat:
@@ -205,13 +213,19 @@ class PatchSampler:
         for index, z in enumerate(neighbours(start[0], self.slices, array.shape[1])):
             paste(array, (z, *start[1:]), into=into[:, index : index + 1])
 
-    def label_arrays(self, case: TrainingCase) -> list[Sliceable]:
+    def label_arrays(self, index: int) -> list[Sliceable]:
         """The arrays that form the label channels of a case.
+
+        Args:
+            index: Its place among the cases.
 
         Raises:
             ValueError: The case lacks one of them.
         """
+        case = self.cases[index]
         arrays = [case.label] if self.previous is None else [case.label, case.previous]
+        if self.outside is not None:
+            arrays.append(self.outside[index])
         there = [array for array in arrays if array is not None]
         if len(there) != len(arrays):
             raise ValueError(f"{case.facts.name} has no label, or none of the first stage")
@@ -222,7 +236,9 @@ class PatchSampler:
         if self.classes is None and self.previous is None:
             return labels.astype(np.int16, copy=False)
         found = np.empty(labels.shape, np.int16)
-        for channel, table in enumerate((self.classes, self.previous)[: labels.shape[-4]]):
+        previous = () if self.previous is None else (self.previous,)
+        further = () if self.outside is None else (None,)
+        for channel, table in enumerate((self.classes, *previous, *further)):
             values = labels[..., channel, :, :, :].astype(np.int32, copy=False)
             found[..., channel, :, :, :] = values if table is None else table[values + 1]
         return found
@@ -326,7 +342,8 @@ def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
     """
     here, there = [slice(None)], [slice(None)]
     for first, size, length in zip(start, array.shape[1:], into.shape[1:], strict=True):
-        low, high = max(first, 0), min(first + length, size)
+        low = min(max(first, 0), size)
+        high = max(low, min(first + length, size))
         there.append(slice(low, high))
         here.append(slice(low - first, high - first))
     into[tuple(here)] = array[tuple(there)]

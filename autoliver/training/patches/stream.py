@@ -42,6 +42,8 @@ class TrainingBatch:
         seconds: Seconds until the batch was ready: waiting for the patches, and augmentation as far
             as it is not asynchronous.
         waited: Seconds of these that were spent waiting for the patches.
+        outside: (b, 1, *patch), where labels that are unknown in a case are known to be absent;
+            None: nowhere.
     """
 
     number: int
@@ -50,6 +52,7 @@ class TrainingBatch:
     cases: tuple[CaseFacts, ...]
     seconds: float
     waited: float
+    outside: Tensor | None = None
 
 
 class Patches:
@@ -104,6 +107,12 @@ class Patches:
                         generator=generator,
                         part=self.stream.part,
                     )
+                slices = self.stream.sampler.slices
+                if slices > 1:
+                    image, target = image.flatten(1, 2), target[:, :, slices // 2]
+                outside = None
+                if self.stream.sampler.outside is not None:
+                    target, outside = target[:, :-1], target[:, -1:] > 0
                 previous = self.stream.sampler.previous
                 if previous is not None:
                     image, target = show_previous(
@@ -113,10 +122,8 @@ class Patches:
                         generator=generator,
                         part=self.stream.part,
                     )
-                slices = self.stream.sampler.slices
-                if slices > 1:
-                    image, target = image.flatten(1, 2), target[:, :, slices // 2]
-                yield TrainingBatch(number, image, target, cases, time.monotonic() - start, waited)
+                seconds = time.monotonic() - start
+                yield TrainingBatch(number, image, target, cases, seconds, waited, outside)
 
     def redraw(self, number: int) -> Batch:
         """Draws a batch again, in memory and without augmentations."""

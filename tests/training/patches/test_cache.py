@@ -207,6 +207,7 @@ class CountingCase:
     def __init__(self, case: StoredCase) -> None:
         assert case.label is not None
         self.facts, self.locations = case.facts, case.locations
+        self.spacing_mm = case.spacing_mm
         self.image, self.label = CountingArray(case.image[:]), CountingArray(case.label[:])
         self.previous = None
 

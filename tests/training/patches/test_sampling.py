@@ -20,6 +20,7 @@ class ArrayCase:
     label: npt.NDArray[np.int16]
     locations: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
     previous: npt.NDArray[np.int16] | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def facts(self) -> CaseFacts:
