@@ -25,6 +25,7 @@ from autoliver.cli.planning_options import (
     LikeSpacing,
     Modality,
     Preset,
+    Slices,
     Spacing,
     Vram,
     Window,
@@ -92,6 +93,7 @@ def plan(
     like_spacing: LikeSpacing = None,
     batch_cap: BatchCap = None,
     keep_axes: KeepAxes = None,
+    slices: Slices = None,
     fresh: Fresh = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -116,6 +118,7 @@ def plan(
         "vram_gb": vram,
         "batch_cap": batch_cap,
         "keep_axes": keep_axes,
+        "slices": slices,
         "window_hu": window,
     }
     given |= {"spacing": like_spacing, "spacing_mm": spacing}

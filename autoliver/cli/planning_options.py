@@ -98,6 +98,15 @@ KeepAxes = Annotated[
         rich_help_panel="Grid and intensities",
     ),
 ]
+Slices = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Neighbouring slices that the 2d network sees as channels, an odd number; it labels "
+        "the middle one. [default: 1]",
+        rich_help_panel="Network",
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option(

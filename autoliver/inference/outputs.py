@@ -17,7 +17,13 @@ from autoliver.inference.fastest import as_they_are
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import Region, Window, find_region, near_windows
-from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
+from autoliver.inference.window import (
+    box_of,
+    padded_shape,
+    sliding_window,
+    windows_of,
+    with_neighbours,
+)
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
 from autoliver.planning.plan import Configuration, Normalization
@@ -193,6 +199,7 @@ def _output(
     spread: npt.NDArray[np.float32] | None = None
     with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
         image = torch.from_numpy(case.image).to(member.device)
+        image = with_neighbours(image, member.configuration.slices)
         for networks in passes:
             whole = sliding_window(
                 image,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoliver.inference.roi import Window, spanned_box
 from autoliver.planning.nonzero import Box
+from autoliver.training.patches.sampling import neighbours
 
 _SIGMA = 1.0 / 8.0  # of the patch size
 _STEP = 0.5
@@ -80,6 +81,23 @@ def sliding_window(
         first = wanted.start + p // 2 - there.start
         logits = logits.narrow(axis, first, wanted.stop - wanted.start)
     return logits
+
+
+def with_neighbours(image: Tensor, slices: int) -> Tensor:
+    """Returns an image whose channels are, for each slice, the slice and its neighbours.
+
+    Args:
+        image: (c, z, y, x).
+        slices: How many slices, an odd number; beyond the first and last slice these are repeated.
+
+    Returns:
+        (c * slices, z, y, x), the slices of the first channel first.
+    """
+    if slices == 1:
+        return image
+    depth = image.shape[1]
+    rows = torch.tensor([neighbours(z, slices, depth) for z in range(depth)], device=image.device)
+    return image[:, rows.T].flatten(0, 1)
 
 
 def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> list[Window]:

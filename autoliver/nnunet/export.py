@@ -151,7 +151,12 @@ def _check(plan: Plan, configuration: Configuration) -> None:
     expected = len(plan.channel_names) + further, plan.labels.out_channels
     network = configuration.network
     problem = ""
-    if (network.in_channels, network.out_channels) != expected:
+    if configuration.slices > 1:
+        problem = (
+            f"its network sees {configuration.slices} neighbouring slices as channels, which "
+            "nnU-Net does not have"
+        )
+    elif (network.in_channels, network.out_channels) != expected:
         problem = (
             f"the network has {network.in_channels} input and {network.out_channels} output "
             f"channels; nnU-Net would build it with {expected[0]} and {expected[1]}"

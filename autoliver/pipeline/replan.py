@@ -35,6 +35,7 @@ OF_OWN_PLAN = {
     "window_hu": "--window",
     "batch_cap": "--batch-cap",
     "keep_axes": "--keep-axes",
+    "slices": "--slices",
 }
 
 

@@ -68,6 +68,7 @@ def decisions(configuration: Configuration) -> tuple[Decision, ...]:
         Decision("masked statistics", masked, c.mask_norm),
         Decision("Dice over", dice, c.batch_dice, "batch_dice"),
         Decision("input", c.previous_stage or "", c.previous_stage, "previous_stage"),
+        Decision("slices", "" if c.slices == 1 else str(c.slices), c.slices, "slices"),
         Decision("averages", average, c.average),
     )
 

@@ -67,10 +67,9 @@ def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
             return ("--spacing", *map(_number, options.spacing_mm))
         return () if options.spacing == "auto" else ("--like-spacing", options.spacing)
     words: list[str] = []
-    if options.preset != "default":
-        words += ["--preset", options.preset]
-    if options.arch != "unet":
-        words += ["--arch", options.arch]
+    for name in ("preset", "arch", "slices"):
+        if (value := getattr(options, name)) != getattr(PlanOptions(), name):
+            words += [f"--{name}", str(value)]
     if options.vram_gb is not None:
         words += ["--vram", _number(options.vram_gb)]
     if options.spacing_mm is not None:

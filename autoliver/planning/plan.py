@@ -93,6 +93,8 @@ class Configuration(Record, frozen=True, kw_only=True):
             nnU-Net v1, and not before.
         average: What is averaged over windows, flips and folds, and resampled to the case's grid:
             probabilities as in nnU-Net v1, which had no regions in it, or logits.
+        slices: Odd number of neighbouring slices that a 2D network sees as channels; it labels the
+            middle one. 1 in 3D.
         reasons: Decision -> the reason for it, in one sentence.
     """
 
@@ -107,7 +109,22 @@ class Configuration(Record, frozen=True, kw_only=True):
     previous_stage: ConfigurationName | None = None
     normalize_after_resampling: bool = False
     average: Average = "logits"
+    slices: int = 1
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def drawn_shape(self) -> tuple[int, ...]:
+        """The patch size with all slices that the network sees."""
+        return self.patch_shape if self.slices == 1 else (self.slices, *self.patch_shape)
+
+    def inputs(self, channel_names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the name of each image channel of the network."""
+        half = self.slices // 2
+        return tuple(
+            f"{name}, slice {offset:+}" if offset else name
+            for name in channel_names
+            for offset in range(-half, half + 1)
+        )
 
     @property
     def dimension(self) -> int:
@@ -134,6 +151,8 @@ def check_spacing(spacing_mm: Sequence[float]) -> None:
         )
 
 
+# With more slices than this, a 3D network sees more for less.
+MOST_SLICES = 15
 # Field -> option, for fields whose names contain units.
 _FLAGS = {"vram_gb": "--vram", "spacing_mm": "--spacing", "window_hu": "--window"}
 
@@ -152,6 +171,7 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
             being brought to one order.
         arch: The type of network: a U-Net, or MedFormer in the sizes default and tiny.
+        slices: Odd number of neighbouring slices that the 2D network sees as channels.
     """
 
     preset: Preset = "default"
@@ -161,6 +181,7 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     window_hu: tuple[float, float] | None = None
     keep_axes: bool = False
     arch: Architecture = "unet"
+    slices: int = 1
 
     def __post_init__(self) -> None:
         """Refuses invalid values; the case of a preset's name does not matter.
@@ -181,6 +202,12 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             raise WrongValue(
                 f"--vram {self.vram_gb}: expected a size in GB above zero.",
                 hint="Give the memory of your GPU, e.g. --vram 8, or leave the option out.",
+            )
+        if self.slices not in range(1, MOST_SLICES + 1, 2):
+            raise WrongValue(
+                f"--slices {self.slices}: expected an odd number from 1 to {MOST_SLICES}, since "
+                "the slice that is labelled has as many on either side.",
+                hint="Give --slices 3, or leave it out for single slices.",
             )
         window = self.window_hu
         if window is not None and not -math.inf < window[0] < window[1] < math.inf:

@@ -162,6 +162,12 @@ class _Planner:
         cases = [_in_order(case, self.axis_codes) for case in fingerprint.cases]
         self.grid = full_resolution(cases, spacing_mm=options.spacing_mm)
         self.budget = _budget(dataset, options)
+        self.slices = options.slices
+        if self.grid.flat and self.slices > 1:
+            raise OptionError(
+                f"--slices {self.slices}: the images of {dataset.name} are one slice deep.",
+                hint="Leave it out. If the previous plan was made with it, --fresh resets it.",
+            )
         self.cases = len(fingerprint.cases)
         self.previous_channels = len(dataset.labels.foreground_values)
         # If a channel's name does not decide, the modality does; nnU-Net uses names only.
@@ -197,14 +203,15 @@ class _Planner:
         """Returns the configurations, and the reasons why others were dropped."""
         grid = self.grid
         voxels = float(np.prod(grid.median_shape))
-        slices = self._fit(grid.spacing_mm[1:], grid.median_shape[1:], voxels)
+        flat = self._fit(grid.spacing_mm[1:], grid.median_shape[1:], voxels)
+        slices = self._configuration(
+            flat,
+            spacing=reasons.spacing_of_slices(flat.spacing_mm),
+            batch_dice=True,
+            dice=reasons.dice_of_slices(),
+        )
         found: dict[ConfigurationName, Configuration] = {
-            "2d": self._configuration(
-                slices,
-                spacing=reasons.spacing_of_slices(slices.spacing_mm),
-                batch_dice=True,
-                dice=reasons.dice_of_slices(),
-            )
+            "2d": slices if self.slices == 1 else self._with_neighbours(slices)
         }
         if grid.flat:
             why = "dropped: the images are one slice deep."
@@ -290,6 +297,15 @@ class _Planner:
                 "normalization": self.normalization_reason,
                 "batch_dice": dice,
             },
+        )
+
+    def _with_neighbours(self, single: Configuration) -> Configuration:
+        """Returns the 2D configuration with further slices as channels."""
+        channels = single.network.in_channels * self.slices
+        return single.replace(
+            network=single.network.replace(in_channels=channels),
+            slices=self.slices,
+            reasons={**single.reasons, "slices": reasons.neighbours(self.slices)},
         )
 
     def _cascade(self, full: Configuration, low: Configuration) -> Configuration:

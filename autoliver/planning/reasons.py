@@ -51,7 +51,15 @@ def spacing_of_slices(spacing_mm: Numbers) -> str:
     """Gives the reason for the spacing of a 2D network, which keeps the slices as acquired."""
     return (
         f"{millimetres(spacing_mm)} in plane, as at full resolution; slices are not resampled "
-        "across, since the network sees one at a time."
+        "across, since the network labels one at a time."
+    )
+
+
+def neighbours(slices: int) -> str:
+    """Gives the reason for the slices that a 2D network sees as channels."""
+    return (
+        f"{slices}, as asked for: each slice with {slices // 2} on either side, as they were "
+        "acquired; beyond the first and last slice these are repeated."
     )
 
 

@@ -110,7 +110,7 @@ def patch_stream(
         replay: Cases that a share of the patches are drawn from instead.
     """
     configuration = task.configuration
-    patch = configuration.patch_shape
+    patch, axes = configuration.drawn_shape, configuration.dimension
     drawn = patch if spec is None else initial_patch_shape(patch, spec)
     classes = class_table(task.labels)
     # Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
@@ -118,8 +118,9 @@ def patch_stream(
     shown, far = [*cases, *replay], task.options.outside_negative
     sampler = PatchSampler(
         cases=shown,
-        patch_shape=drawn,
-        margin=tuple(d - p for d, p in zip(drawn, patch, strict=True)),
+        patch_shape=drawn[-axes:],
+        margin=tuple(d - p for d, p in zip(drawn, patch, strict=True))[-axes:],
+        slices=configuration.slices,
         batch_size=configuration.batch_size,
         foreground=task.options.foreground,
         classes=None if consecutive else classes,

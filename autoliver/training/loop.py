@@ -196,7 +196,7 @@ class _Loop:
     def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
         return self.train.batches(
             range(first, last),
-            patch_shape=self.task.configuration.patch_shape,
+            patch_shape=self.task.configuration.drawn_shape,
             spec=self.spec,
         )
 
@@ -240,7 +240,7 @@ class _Loop:
         # A time budget may have ended the first epoch long before its last step.
         steps = min(self.task.options.iterations, self.state.step)
         numbers = range(max(1, steps // _VALIDATION_SHARE))
-        shape = self.task.configuration.patch_shape
+        shape = self.task.configuration.drawn_shape
         batches = self.held_out.batches(numbers, patch_shape=shape, spec=None)
         return score_held_out(self.stepper, batches, self.held_out)
 

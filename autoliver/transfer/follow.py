@@ -144,7 +144,8 @@ def _configuration(
         mask_norm=ours.mask_norm,
         average=ours.average,
         network=theirs.network.replace(
-            in_channels=len(own.channel_names) + further, out_channels=own.labels.out_channels
+            in_channels=len(own.channel_names) * theirs.slices + further,
+            out_channels=own.labels.out_channels,
         ),
         reasons={
             **{what: _as(source, why) for what, why in theirs.reasons.items()},

@@ -1,8 +1,11 @@
 """(c) What fine-tuning on MR leaves of CT: learning rate, freezing, and what the source saw.
 
-python -m benchmarks.transfer.forgetting WORK [--seeds 0 1 2] [--tune 300]
+python -m benchmarks.transfer.forgetting WORK [--seeds 0 1 2] [--tune 300] [--sources 'gin']
+[--ways 'as it is;half of the patches replayed']
 """
 
+import argparse
+import sys
 from typing import Any
 
 from benchmarks.transfer.study import CT, SOURCE, TARGET, Rows, read_study
@@ -23,15 +26,22 @@ SOURCES = ("default", "gin")
 
 
 def main() -> None:
-    study = read_study(__doc__ or "")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--ways", default=";".join(WAYS))
+    parser.add_argument("--sources", default=";".join(SOURCES))
+    given, rest = parser.parse_known_args(sys.argv[1:])
+    ways = given.ways.split(";")
+    study = read_study(__doc__ or "", rest)
     rows = Rows(study, "forgetting")
     for seed in study.seeds:
         target = study.target(CASES, seed)
-        for augment in SOURCES:
+        for augment in given.sources.split(";"):
             source = study.train_source(augment, seed)
             dice = {"MR": study.dice(source, TARGET), "CT": study.dice(source, SOURCE)}
             rows.add(f"{augment}: not tuned", seed, dice)
             for number, (way, options) in enumerate(WAYS.items()):
+                if way not in ways:
+                    continue
                 tag = f"from-{augment}-s{seed}" + (f"-way{number}" if number else "")
                 model = study.train(
                     target, tag, steps=study.tune, seed=seed, pretrained=source, **options

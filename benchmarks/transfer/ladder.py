@@ -11,6 +11,7 @@ there already are not repeated.
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,12 +37,14 @@ class Rung:
     Attributes:
         augment: As for `train`.
         window_hu: As for `plan`; None for the planner's.
+        slices: As for `plan`.
         train: Further options of `train`.
         predict: Further options of `predict`, for MR.
     """
 
     augment: str = "gin"
     window_hu: tuple[float, float] | None = WITH_FAT
+    slices: int = 1
     train: dict[str, Any] = field(default_factory=dict)
     predict: dict[str, Any] = field(default_factory=dict)
 
@@ -49,7 +52,7 @@ class Rung:
     def trained_as(self) -> str:
         """The tag of its run: rungs that differ in prediction alone share one."""
         options = "".join(f"-{k}{v}" for k, v in sorted(self.train.items()))
-        return f"{self.augment}{options}".replace(":", "").replace(",", "_").replace(".", "")
+        return re.sub(r"[^\w-]", "", f"{self.augment}{options}".replace(",", "_"))
 
 
 # Regional remapping piece by piece; the product has the whole of it.
@@ -74,6 +77,12 @@ RUNGS = {
     "gin 0.6, palette 0.3": Rung(augment="gin:0.6,palette:0.3"),
     "cross-modality": Rung(augment="cross-modality"),
     "gin, without fat": Rung(window_hu=None),
+    "gin, 3 slices": Rung(slices=3),
+    "gin, 5 slices": Rung(slices=5),
+    "gin, 3D patches of 32 x 96 x 96": Rung(train={"patch": (32, 96, 96)}),
+    "gin, 3D patches of 32 x 96 x 96, --match": Rung(
+        train={"patch": (32, 96, 96)}, predict={"match": True}
+    ),
     "gin, mirrored": Rung(train={"mirror": True}),
     "gin, foreground 0.1": Rung(train={"foreground": 0.1}),
     "gin, foreground 0.67": Rung(train={"foreground": 0.67}),
@@ -98,9 +107,12 @@ def main() -> None:
 def run(study: Study, rung: Rung, seed: int, *, all_ct: bool) -> dict[str, list[dict[str, Any]]]:
     """Trains a rung unless that is done, and scores it: dataset -> scores of its cases."""
     window = "own" if rung.window_hu is None else "{:g}_{:g}".format(*rung.window_hu)
-    name = f"w{window}{'-all' if all_ct else ''}"
+    neighbours = "" if rung.slices == 1 else f"-slices{rung.slices}"
+    name = f"w{window}{neighbours}{'-all' if all_ct else ''}"
     work = study.work / name
-    own = replace(study, work=work, window_hu=rung.window_hu, whole_source=all_ct)
+    own = replace(
+        study, work=work, window_hu=rung.window_hu, whole_source=all_ct, slices=rung.slices
+    )
     own.prepare()
     tag = f"{rung.trained_as}-s{seed}"
     model = f"{CT}/{study.configuration}+{tag}"

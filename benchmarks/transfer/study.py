@@ -39,6 +39,7 @@ class Study:
         device: As for `train`.
         configuration: What is trained.
         whole_source: Whether no case of the source is held back.
+        slices: Neighbouring slices that 2D networks see.
     """
 
     data: Path
@@ -52,6 +53,7 @@ class Study:
     device: str
     configuration: str
     whole_source: bool = False
+    slices: int = 1
 
     @property
     def workspace(self) -> Path:
@@ -62,7 +64,7 @@ class Study:
         """Writes the datasets of the source and plans it."""
         chosen = all_cases if self.whole_source else train_cases
         table(self.data / SOURCE, self.work / "data" / CT, chosen(self.data / SOURCE))
-        options: dict[str, Any] = {"preset": self.preset}
+        options: dict[str, Any] = {"preset": self.preset, "slices": self.slices}
         if self.spacing_mm is not None:
             options["spacing_mm"] = self.spacing_mm
         if self.window_hu is not None:
@@ -107,6 +109,13 @@ class Study:
 
     def dice(self, model: str, dataset: str) -> dict[str, float]:
         """Label -> mean Dice of the cases of SOURCE or TARGET that were held back."""
+        found = self.means(model, dataset, ("dice",))["dice"]
+        return {**found, "mean": float(np.mean(list(found.values())))}
+
+    def means(
+        self, model: str, dataset: str, metrics: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """Metric -> label -> mean over the cases held back; the score of CHAOS is "chaos"."""
         test = test_cases(self.data / dataset)
         name = model.replace(str(self.workspace), "").strip("/").replace("/", "_")
         out = self.work / "predictions" / name / dataset
@@ -126,11 +135,18 @@ class Study:
             modality=modality,
         )
         scores = autoliver.evaluate(
-            out, labels, dataset=CT, workspace=self.workspace, metrics=("dice",)
+            *(out, labels),
+            dataset=CT,
+            workspace=self.workspace,
+            metrics=tuple(m for m in metrics if m != "chaos"),
+            chaos="chaos" in metrics,
         )
-        summary = scores.summary
-        found = {label: summary[label].metrics["dice"].mean for label in summary}
-        return {**found, "mean": float(np.mean(list(found.values())))}
+        by_label = {label: each.metrics for label, each in scores.summary.items()}
+        fields = {field for each in by_label.values() for field in each}
+        return {
+            field.partition("_")[0]: {label: each[field].mean for label, each in by_label.items()}
+            for field in fields
+        }
 
 
 def read_study(description: str, arguments: Sequence[str] | None = None) -> Study:

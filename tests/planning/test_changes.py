@@ -170,6 +170,7 @@ def test_no_decision_of_a_plan_is_left_out(name):
         ("previous_stage", "3d_lowres"),
         ("normalize_after_resampling", True),
         ("average", "probabilities"),
+        ("slices", 3),
         ("reasons", {"patch": "Because."}),
     ],
 )
@@ -184,7 +185,7 @@ def test_no_decision_of_a_configuration_is_left_out(name, value):
     assert set(type(decided).__struct_fields__) == {
         *("spacing_mm", "median_shape", "patch_shape", "batch_size", "batch_dice"),
         *("normalization", "mask_norm", "previous_stage", "reasons", "network"),
-        *("normalize_after_resampling", "average"),
+        *("normalize_after_resampling", "average", "slices"),
     }
 
 

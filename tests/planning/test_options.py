@@ -108,6 +108,7 @@ def test_the_words_of_options(options, words):
             spacing_mm=(2.5, 0.1 + 0.2, 1e-05),
             batch_cap=False,
             window_hu=(-150.5, -1e-07),
+            slices=5,
         ),
         LikeOptions(spacing="source"),
         LikeOptions(spacing="fixed", spacing_mm=(3.0, 1 / 3, 1.0)),
@@ -137,6 +138,7 @@ def test_none_resets_any_option(name):
         window_hu=(-150.0, 250.0),
         keep_axes=True,
         arch="medformer",
+        slices=3,
     )
     default = getattr(PlanOptions(), name)
     assert getattr(set_before, name) != default

@@ -303,7 +303,7 @@ def _side(plan: Plan, configuration: Configuration) -> "Side":
 
     return Side(
         spec=configuration.network,
-        channels=plan.channel_names,
+        channels=configuration.inputs(plan.channel_names),
         labels=plan.labels,
         sees_labels=configuration.previous_stage is not None,
     )

@@ -107,6 +107,13 @@ def augmentation(
         mirror=mirror,
         masked_channels=tuple(i for i, used in enumerate(configuration.mask_norm) if used),
     )
+    if configuration.slices > 1:
+        # Neighbouring slices change together: the patches have three axes here, and are rotated,
+        # scaled and flipped within their slices.
+        spec = spec.replace(
+            intensity=default_steps(skip_axes=(0,)),
+            mirror_axes=tuple(axis + 1 for axis in spec.mirror_axes),
+        )
     return spec.replace(appearance=appearance, ignored=ignored)
 
 

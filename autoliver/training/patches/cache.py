@@ -26,7 +26,6 @@ from autoliver.training.patches.sampling import (
     PatchStream,
     Sliceable,
     TrainingCase,
-    paste,
 )
 
 CacheKind = Literal["gpu", "ram", "disk"]
@@ -191,9 +190,9 @@ class DeviceStream:
         targets = torch.full(size, OUTSIDE, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):
             values, classes = self._arrays[place.case]
-            paste(values, place.start, into=image)
-            paste(classes, place.start, into=target)
-        if len(sampler.patch_shape) == 2:
+            sampler.paste(values, place.start, into=image)
+            sampler.paste(classes, place.start, into=target)
+        if sampler.flat:
             images, targets = images[:, :, 0], targets[:, :, 0]
         return images, targets, sampler.facts(places)
 

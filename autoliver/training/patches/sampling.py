@@ -104,6 +104,8 @@ class PatchSampler:
         previous: The same table for the prediction of a cascade's first stage; None: no cascade.
         outside: For each case, where its unknown labels are known to be absent (`outside.py`):
             (1, z, y, x), 1 there and 0 elsewhere; None: nowhere.
+        slices: Odd number of neighbouring slices in a 2D patch, which are cut out as a third axis;
+            beyond the first and last slice of a case these are repeated.
         replayed: How many of the cases are replayed.
         kind: How the training's own cases are drawn: "proportional": uniformly, so that sources
             are drawn by their numbers of cases; "sqrt": sources by the square roots of these
@@ -121,6 +123,7 @@ class PatchSampler:
     classes: npt.NDArray[np.int16] | None = None
     previous: npt.NDArray[np.int16] | None = None
     outside: Sequence[Sliceable] | None = None
+    slices: int = 1
     replayed: int = 0
     replay_share: float = 0.0
     kind: SamplerKind = "proportional"
@@ -143,8 +146,13 @@ class PatchSampler:
     @property
     def box_shape(self) -> tuple[int, int, int]:
         """Shape of a patch as a box (z, y, x)."""
-        z, y, x = (1,) * (3 - len(self.patch_shape)) + self.patch_shape
+        z, y, x = (self.slices,) * (3 - len(self.patch_shape)) + self.patch_shape
         return z, y, x
+
+    @property
+    def flat(self) -> bool:
+        """Whether patches are single slices, without a third axis."""
+        return len(self.patch_shape) == 2 and self.slices == 1
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """Draws one batch; equal generators give equal batches."""
@@ -183,13 +191,27 @@ class PatchSampler:
         labels = np.full((len(places), self.label_channels, *shape), OUTSIDE, kind)
         for place, image, label in zip(places, images, labels, strict=True):
             case = self.cases[place.case]
-            paste(case.image, place.start, into=image)
+            self.paste(case.image, place.start, into=image)
             for channel, array in enumerate(self.label_arrays(place.case)):
-                paste(array, place.start, into=label[channel : channel + 1])
+                self.paste(array, place.start, into=label[channel : channel + 1])
         targets = self.to_classes(labels)
-        if len(self.patch_shape) == 2:
+        if self.flat:
             images, targets = images[:, :, 0], targets[:, :, 0]
         return Batch(images, targets, self.facts(places))
+
+    def paste(self, array: Any, start: Sequence[int], *, into: Any) -> None:
+        """Copies the voxels of a patch, as `paste`; a 2D patch gets all of its slices.
+
+        Args:
+            array: (c, z, y, x), an array, a tensor or `Sliceable`.
+            start: First voxel of the patch; in 2D that of its middle slice.
+            into: The patch (c, z, y, x), an array or a tensor.
+        """
+        if self.slices == 1:
+            paste(array, start, into=into)
+            return
+        for index, z in enumerate(neighbours(start[0], self.slices, array.shape[1])):
+            paste(array, (z, *start[1:]), into=into[:, index : index + 1])
 
     def label_arrays(self, index: int) -> list[Sliceable]:
         """The arrays that form the label channels of a case.
@@ -296,6 +318,18 @@ class PatchStream:
     def draw(self, number: int) -> Batch:
         """Draws this part of a batch."""
         return self.sampler.cut(self.places(number))
+
+
+def neighbours(z: int, slices: int, size: int) -> list[int]:
+    """Returns the indices of a slice and its neighbours; the first and last slice are repeated.
+
+    Args:
+        z: The middle slice.
+        slices: How many slices, an odd number.
+        size: Number of slices of the case.
+    """
+    half = slices // 2
+    return [min(max(index, 0), size - 1) for index in range(z - half, z + half + 1)]
 
 
 def paste(array: Any, start: Sequence[int], *, into: Any) -> None:

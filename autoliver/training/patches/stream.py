@@ -35,7 +35,8 @@ class TrainingBatch:
     Attributes:
         number: Number of the batch in its stream.
         image: (b, c, *patch), float32, or (views * b, c, *patch) if patches are shown in several
-            views; for a cascade with the channels of its first stage.
+            views; for a cascade with the channels of its first stage. Neighbouring slices of a 2D
+            patch are channels, those of the first image channel first.
         target: Classes (b, 1, *patch), int16.
         cases: The case of each patch.
         seconds: Seconds until the batch was ready: waiting for the patches, and augmentation as far
@@ -84,7 +85,7 @@ class Patches:
 
         Args:
             numbers: Numbers of the batches.
-            patch_shape: Shape of the patches after augmentation.
+            patch_shape: Shape of the patches after augmentation, with all slices of a 2D patch.
             spec: Augmentations; None: none.
         """
         with closing(self._drawn(numbers)) as drawn:
@@ -118,6 +119,10 @@ class Patches:
                         generator=generator,
                         part=self.stream.part,
                     )
+                slices = self.stream.sampler.slices
+                if slices > 1:
+                    image, target = image.flatten(1, 2), target[:, :, slices // 2]
+                    outside = None if outside is None else outside[:, :, slices // 2]
                 seconds = time.monotonic() - start
                 yield TrainingBatch(number, image, target, cases, seconds, waited, outside)
 

@@ -1,0 +1,235 @@
+"""2D networks that see neighbouring slices as channels, from the plan to the label map."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from commands import run, told
+from torch import Tensor, nn
+
+from autoliver.datasets.cases import CaseFacts, Labels
+from autoliver.errors import AutoliverError, OptionError
+from autoliver.inference.window import sliding_window, with_neighbours
+from autoliver.models.files import FoldModel
+from autoliver.networks.checkpoint import load_weights
+from autoliver.networks.spec import UNetSpec
+from autoliver.planning.plan import Configuration, Plan, PlanOptions
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.training.augment.batch import augmentation
+from autoliver.training.fold import FoldTask, patch_stream
+from autoliver.training.options import TrainingOptions
+from autoliver.training.patches.cache import CacheKind
+from autoliver.training.patches.sampling import neighbours
+from autoliver.training.patches.stream import Patches, TrainingBatch
+
+CPU = torch.device("cpu")
+NAME = "Dataset001_PhantomCT"
+SHORT = ("--epochs", 1, "--iterations", 2)
+LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
+CHANNELS, SHAPE, PATCH, SLICES = 2, (6, 20, 24), (16, 16), 5
+
+
+class ArrayCase:
+    """A case whose values say where they come from: c * 1000 + z in the image, z in the label."""
+
+    facts = CaseFacts.named("case")
+    previous = None
+    spacing_mm = (1.0, 1.0, 1.0)
+
+    def __init__(self) -> None:
+        z = np.arange(SHAPE[0]).reshape(1, -1, 1, 1)
+        channel = 1000 * np.arange(1, 1 + CHANNELS).reshape(-1, 1, 1, 1)
+        self.image = (z + channel + np.zeros((1, 1, *SHAPE[1:]))).astype(np.float32)
+        self.label = np.broadcast_to(z, (1, *SHAPE)).astype(np.int16)
+        self.locations = {1: np.argwhere(self.label[0] == 1).astype(np.int32)}
+
+
+def make_task(**options: object) -> FoldTask:
+    network = UNetSpec(
+        in_channels=CHANNELS * SLICES,
+        out_channels=3,
+        features=(4, 8),
+        strides=((1, 1), (2, 2)),
+        kernels=((3, 3), (3, 3)),
+        blocks_encoder=(1, 1),
+        blocks_decoder=(1,),
+    )
+    return FoldTask(
+        configuration=Configuration(
+            spacing_mm=(1.0, 1.0),
+            median_shape=(20.0, 24.0),
+            patch_shape=PATCH,
+            batch_size=8,
+            batch_dice=False,
+            normalization=("zscore",) * CHANNELS,
+            mask_norm=(False,) * CHANNELS,
+            network=network,
+            slices=SLICES,
+        ),
+        labels=LABELS,
+        train=[ArrayCase()],
+        validation=[ArrayCase()],
+        options=TrainingOptions(foreground=0.0, **options),  # type: ignore[arg-type]
+        folder=Path(),
+        device=CPU,
+        title="Toy",
+    )
+
+
+def drawn(kind: CacheKind, augment: str | None) -> list[TrainingBatch]:
+    task = make_task()
+    spec = augmentation(task.configuration, augment, mirror=True) if augment else None
+    patches = Patches(patch_stream(task, task.train, spec, number=0), kind, CPU)
+    shape = task.configuration.drawn_shape
+    return list(patches.batches(range(8), patch_shape=shape, spec=spec))
+
+
+def by_hand(z: int) -> list[int]:
+    """The slices around one, where the first and last are repeated."""
+    padded = [0] * (SLICES // 2) + list(range(SHAPE[0])) + [SHAPE[0] - 1] * (SLICES // 2)
+    return padded[z : z + SLICES]
+
+
+@pytest.mark.parametrize("kind", ["disk", "ram", "gpu"])
+def test_a_patch_is_a_slice_with_its_neighbours_as_channels(kind: CacheKind) -> None:
+    seen = set()
+    for batch in drawn(kind, None):
+        assert batch.image.shape == (8, CHANNELS * SLICES, *PATCH)
+        assert batch.target.shape == (8, 1, *PATCH)
+        for image, target in zip(batch.image, batch.target, strict=True):
+            z = int(target.max())
+            seen.add(z)
+            inside = image.flatten(1).max(1).values.reshape(CHANNELS, SLICES)
+            for channel, found in enumerate(inside, start=1):
+                assert found.tolist() == [1000 * channel + n for n in by_hand(z)]
+    assert seen == set(range(SHAPE[0]))
+
+
+@pytest.mark.parametrize("augment", ["default", "gin", "gin-ipa", "palette", "synthseg"])
+def test_augmented_patches_keep_their_shape_and_the_label_of_the_middle_slice(augment: str) -> None:
+    views = 3 if augment == "gin-ipa" else 1
+    for batch in drawn("ram", augment):
+        assert batch.image.shape == (8 * views, CHANNELS * SLICES, *PATCH)
+        assert batch.image.isfinite().all()
+        assert batch.target.shape == (8, 1, *PATCH)
+        # One slice holds one value, and 0 outside the image.
+        for target in batch.target:
+            assert len(set(target.unique().tolist()) - {0}) <= 1
+
+
+def test_neighbouring_slices_change_alike() -> None:
+    task = make_task()
+    spec = augmentation(task.configuration, "default", mirror=True)
+    assert spec is not None
+    assert spec.mirror_axes == (1, 2)
+    assert spec.spatial.dimension == 2
+    # Slices of equal values stay equal in whatever is smooth: only noise tells them apart.
+    quiet = spec.replace(
+        intensity=tuple(s for s in spec.intensity if s.name not in ("noise", "blur"))
+    )
+    case = ArrayCase()
+    case.image[:] = np.random.default_rng(0).normal(size=(1, 1, *SHAPE[1:]))
+    stream = patch_stream(task, [case], quiet, number=0)
+    for batch in Patches(stream, "ram", CPU).batches(
+        range(6), patch_shape=task.configuration.drawn_shape, spec=quiet
+    ):
+        slices = batch.image.unflatten(1, (CHANNELS, SLICES))
+        assert torch.allclose(slices, slices[:, :, :1].expand_as(slices), atol=1e-4)
+
+
+class Pick(nn.Module):
+    """Logits that are one of the input channels."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, self.channel : self.channel + 1]
+
+
+def test_prediction_gives_the_network_the_channels_of_training() -> None:
+    image = torch.from_numpy(ArrayCase().image)
+    seen = with_neighbours(image, SLICES)
+    for channel in range(CHANNELS * SLICES):
+        found = sliding_window(seen, [Pick(channel)], patch_shape=PATCH)[0, :, 0, 0]
+        which, offset = divmod(channel, SLICES)
+        wanted = [1000 * (which + 1) + by_hand(z)[offset] for z in range(SHAPE[0])]
+        assert found.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert with_neighbours(image, 1) is image
+
+
+@pytest.mark.parametrize(("z", "size", "wanted"), [(0, 1, [0, 0, 0]), (3, 4, [2, 3, 3])])
+def test_the_first_and_last_slice_are_repeated(z: int, size: int, wanted: list[int]) -> None:
+    assert neighbours(z, 3, size) == wanted
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace where a 2D network of three slices was trained on five CT phantoms."""
+    place = tmp_path_factory.mktemp("slices")
+    options = PhantomOptions(contrast="CT", shape_zyx=(12, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
+    write_phantom_dataset(place / "data", name=NAME, cases=5, seed=1, options=options)
+    write_phantom_dataset(place / "data", name="Dataset002_Other", cases=5, seed=2, options=options)
+    data, work = place / "data", place / "w"
+    run("plan", data / NAME, "--preset", "tiny", "--slices", 3, "-w", work)
+    run("train", NAME, "2d", "--fold", 0, *SHORT, "-w", work)
+    run("plan", data / "Dataset002_Other", "--preset", "tiny", "-w", work)
+    run("train", "Other", "2d", "--fold", "all", *SHORT, "-w", work)
+    return place
+
+
+def test_it_is_planned_trained_scored_and_predicts(trained: Path, tmp_path: Path) -> None:
+    plan = Plan.load(trained / "w" / NAME / "plan.json")
+    flat, deep = plan.configurations["2d"], plan.configurations["3d_fullres"]
+    assert (flat.slices, flat.network.in_channels, flat.dimension) == (3, 3, 2)
+    assert (deep.slices, deep.network.in_channels) == (1, 1)
+    assert flat.inputs(("CT",)) == ("CT, slice -1", "CT", "CT, slice +1")
+    fold = trained / "w" / NAME / "runs/2d/fold_0"
+    assert (fold / "validation/scores.json").exists()
+    assert load_weights(fold / "weights.safetensors")[0]["encoder.0.0.conv.weight"].shape[1] == 3
+    images = trained / "data" / NAME / "imagesTr"
+    done = run("predict", "-i", images, "-o", tmp_path / "out", "-m", NAME, "-w", trained / "w")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5, done
+
+
+def test_it_is_resumed_bit_by_bit_and_kept_by_the_next_plan(trained: Path) -> None:
+    text = told("plan", trained / "data" / NAME, "-w", trained / "w")
+    assert "--slices 3" in text
+    again = run("train", NAME, "2d", "--fold", 0, *SHORT, "-w", trained / "w")
+    assert again is not None
+
+
+def test_weights_go_from_one_slice_to_three_and_on_to_3d(trained: Path) -> None:
+    work = trained / "w"
+    run("train", "Other", "2d", "--fold", 0, "--pretrained", NAME, *SHORT, "-w", work)
+    follows = Plan.load(work / "Dataset002_Other/plan@PhantomCT.json").configurations["2d"]
+    assert (follows.slices, follows.network.in_channels) == (3, 3)
+    info = FoldModel.load(work / "Dataset002_Other/runs/2d@PhantomCT/fold_0/model.json")
+    assert info.decisions.slices == 3
+    deep = ("train", "Other", "3d_fullres", "--fold", 0, "--pretrained", f"{NAME}/2d")
+    text = told(*deep, "--tag", "deep", *SHORT, "-w", work)
+    assert "Starts from" in text
+
+
+@pytest.mark.parametrize("slices", [0, 2, -3, 17])
+def test_other_numbers_of_slices_are_refused(slices: int) -> None:
+    with pytest.raises(AutoliverError, match=f"--slices {slices}: expected an odd number"):
+        PlanOptions(slices=slices)
+
+
+def test_images_of_one_slice_have_no_neighbours(tmp_path: Path) -> None:
+    options = PhantomOptions(contrast="CT", shape_zyx=(12, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
+    write_phantom_dataset(tmp_path, name=NAME, cases=3, seed=1, options=options)
+    for path in tmp_path.rglob("*.nii.gz"):
+        sitk.WriteImage(sitk.ReadImage(path)[:, :, 5:6], path)
+    with pytest.raises(OptionError, match=r"--slices 3: the images of .* are one slice deep"):
+        run("plan", tmp_path / NAME, "--slices", 3, "-w", tmp_path / "w")
+
+
+def test_nnunet_has_no_such_network(trained: Path, tmp_path: Path) -> None:
+    arguments = ("export", f"{NAME}/2d", tmp_path / "x.zip", "--format", "nnunet")
+    with pytest.raises(AutoliverError, match="sees 3 neighbouring slices as channels"):
+        run(*arguments, "-w", trained / "w")
