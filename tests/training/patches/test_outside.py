@@ -187,6 +187,18 @@ def test_patches_show_the_map_of_the_case(tmp_path: Path) -> None:
     assert {0, 8} < seen
 
 
+def test_of_several_slices_the_middle_one_is_learnt(tmp_path: Path) -> None:
+    tasks = [task_for([liver_case()], tmp_path, 2, outside_negative=4.0) for _ in range(2)]
+    several = replace(tasks[1], configuration=tasks[1].configuration.replace(slices=3))
+    one, three = batches(tasks[0], "ram", range(4)), batches(several, "ram", range(4))
+    for single, neighbours in zip(one, three, strict=True):
+        assert single.outside is not None
+        assert neighbours.outside is not None
+        assert neighbours.image.shape[1] == 3
+        assert torch.equal(neighbours.target, single.target)
+        assert torch.equal(neighbours.outside, single.outside)
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("loss", ["dice-ce", "dice-focal", "dice-topk"])
 @pytest.mark.parametrize("batch_dice", [False, True])
