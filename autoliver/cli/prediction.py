@@ -199,8 +199,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compute: dice, iou, ravd, volume, assd, mssd, hd95, nsd or lesions. "
-            "Repeat it for several. [default: all]",
+            help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
+            "lesions. mssd may be called hd. Repeat it for several. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,

@@ -126,6 +126,17 @@ def assd(distances: SurfaceDistances) -> float:
     return float(pooled.mean()) if pooled.size else np.nan
 
 
+def mad(distances: SurfaceDistances) -> float:
+    """Returns the mean absolute distance of two contours in mm, the mean of both directed means.
+
+    Unlike `assd`, both contours count alike, however long they are. NaN if both are empty.
+    """
+    directed = (distances.to_reference_mm, distances.to_prediction_mm)
+    if not all(d.size for d in directed):
+        return mssd(distances)  # infinite or NaN
+    return float(sum(d.mean() for d in directed) / 2)
+
+
 def mssd(distances: SurfaceDistances) -> float:
     """Returns the maximum symmetric surface distance (Hausdorff) in mm; NaN if both are empty."""
     pooled = distances.both_ways_mm

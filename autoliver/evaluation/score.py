@@ -385,7 +385,8 @@ def _surface_values(
         # Between voxel centres, like all distances here; an axis of one slice adds nothing.
         steps = np.subtract(geometry.shape_zyx, 1)
         diagonal = math.hypot(*np.multiply(steps, geometry.spacing_mm))
-        return {"assd_mm": diagonal, "mssd_mm": diagonal, "hd95_mm": diagonal, "nsd": 0.0}
+        fields = ("assd_mm", "mad_mm", "mssd_mm", "hd95_mm")
+        return {**dict.fromkeys(fields, diagonal), "nsd": 0.0}
     distances = metrics.surface_distances(
         prediction,
         reference,
@@ -394,6 +395,7 @@ def _surface_values(
     )
     return {
         "assd_mm": metrics.assd(distances),
+        "mad_mm": metrics.mad(distances),
         "mssd_mm": metrics.mssd(distances),
         "hd95_mm": metrics.hd95(distances),
         "nsd": metrics.nsd(distances, tolerance_mm=options.nsd_tolerance_mm),
