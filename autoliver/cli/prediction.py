@@ -103,7 +103,8 @@ def predict(
         bool,
         typer.Option(
             "--uncertainty",
-            help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided.",
+            help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided. "
+            "Beside a .png it is a .tif.",
         ),
     ] = False,
     match: Annotated[

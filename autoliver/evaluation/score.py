@@ -32,9 +32,6 @@ from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
 from autoliver.values import counted, first_few
 
-# io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
-# has no thickness and so no volume.
-_THICKEST = 900
 _MOST_VALUES = 200  # files with more values that no label has are hardly label maps
 _SHOWN = 5  # names or values in one message
 
@@ -357,12 +354,7 @@ def _score(
 def _overlap_values(
     prediction: metrics.Mask, reference: metrics.Mask, geometry: Geometry
 ) -> dict[str, float]:
-    spacing_mm = geometry.spacing_mm
-    is_image = geometry.shape_zyx[0] == 1 and spacing_mm[0] > _THICKEST * max(spacing_mm[1:])
-    volumes = [
-        math.nan if is_image else metrics.volume_ml(mask, spacing_mm)
-        for mask in (prediction, reference)
-    ]
+    volumes = [metrics.volume_ml(mask, geometry.spacing_mm) for mask in (prediction, reference)]
     return {
         "dice": metrics.dice(prediction, reference),
         "iou": metrics.iou(prediction, reference),
