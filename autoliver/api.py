@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.adoption.adopt import Adopted
     from autoliver.pipeline.clean import Cleaned
+    from autoliver.pipeline.conversion.convert import Converted
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
@@ -387,6 +388,38 @@ def evaluate(
         request = EvaluateRequest(dataset=known, **given)
         folders = (path_of("prediction", prediction), path_of("reference", reference))
         return score(workspace_at(workspace), *folders, request)
+
+
+@checked
+def convert(
+    kind: str,
+    source: str | Path,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Converted":
+    """Makes a dataset of published data by reference, like `autoliver convert`.
+
+    Args:
+        kind: "camus" or "brats".
+        source: Folder of the data as they were published.
+        output: Folder of the new dataset; it must be new.
+        workspace: The workspace, for the next command.
+        **options: workers and memory_gb.
+
+    Returns:
+        The new dataset, with the number of its cases and the names of those without a label map.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.conversion.convert import convert as make_dataset
+
+        machine = taken(options, {}, of=convert)["machine"]
+        folder, place = path_of("source", source), path_of("output", output)
+        return make_dataset(workspace_at(workspace), kind, folder, place, machine=machine)
 
 
 @checked

@@ -179,6 +179,11 @@ CALLS = [
     bad("evaluate", "overwrite", None),
     both("evaluate", "workers", -3, "--workers", "-3"),
     bad("evaluate", "limits", 3),
+    # convert
+    bad("convert", "kind", "camu", "Did you mean camus"),
+    bad("convert", "kind", None),
+    bad("convert", "source", ""),
+    bad("convert", "output", 3),
     # adopt
     both("adopt", "modality", "PET", "--modality", "PET", words="CT, MR, other"),
     both("adopt", "like", "", "--like", ""),
@@ -230,6 +235,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "predict": {"source": "in", "output": "out"},
     "load_model": {},
     "evaluate": {"prediction": "pred", "reference": "ref"},
+    "convert": {"kind": "camus", "source": "in", "output": "out"},
     "adopt": {"images": "in", "corrected": "corrected", "output": "out"},
     "pseudolabel": {"dataset": "Nothing", "output": "out", "model": "M"},
     "pool": {"output": "out", "add": ["A", "B"]},
@@ -244,6 +250,7 @@ COMMANDS: dict[str, list[str]] = {
     "select": ["select", "Nothing"],
     "predict": ["predict", "-i", "in", "-o", "out"],
     "evaluate": ["evaluate", "-p", "pred", "-r", "ref"],
+    "convert": ["convert", "camus", "in", "out"],
     "adopt": ["adopt", "-i", "in", "-p", "corrected", "out"],
     "pseudolabel": ["pseudolabel", "Nothing", "out", "-m", "M"],
     "pool": ["pool", "out", "--add", "A", "--add", "B"],

@@ -14,6 +14,7 @@ import typer
 from autoliver.cli import (
     adopt,
     clean,
+    convert,
     data,
     demo,
     models,
@@ -59,6 +60,7 @@ def help_(
 
 
 _add("demo", demo.demo, "autoliver demo -o /tmp/demo")
+_add("convert", convert.convert, "autoliver convert camus /data/CAMUS /data/Dataset040_CAMUS")
 _add("verify", data.verify, "autoliver verify /data/Dataset003_LiTS")
 _add("plan", data.plan, "autoliver plan /data/Dataset003_LiTS --preset M")
 _add("preprocess", data.preprocess, "autoliver preprocess LiTS 2d 3d_fullres")

@@ -103,7 +103,8 @@ def predict(
         bool,
         typer.Option(
             "--uncertainty",
-            help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided.",
+            help="Also write CASE_uncertainty, a map of the uncertainty: 0 certain, 1 undecided. "
+            "Beside a .png it is a .tif.",
         ),
     ] = False,
     match: Annotated[
@@ -203,8 +204,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compute: dice, iou, ravd, volume, assd, mssd, hd95, nsd or lesions. "
-            "Repeat it for several. [default: all]",
+            help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
+            "lesions. mssd may be called hd. Repeat it for several. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,

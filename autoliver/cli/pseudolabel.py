@@ -132,7 +132,7 @@ def _show(done: "Pseudolabelled") -> str:
         (
             case.case,
             label,
-            f"{quality.volume_ml:.0f}",
+            "-" if quality.volume_ml is None else f"{quality.volume_ml:.0f}",
             f"{quality.confidence:.2f}",
             case.refused or "kept",
         )

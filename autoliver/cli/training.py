@@ -36,6 +36,7 @@ from autoliver.cli.training_options import (
     Inflate,
     Iterations,
     KeepSource,
+    LayerDecay,
     LearningRate,
     Loss,
     Mirror,
@@ -187,6 +188,7 @@ def train(
     freeze: Freeze = None,
     unfreeze: Unfreeze = None,
     encoder_factor: EncoderFactor = None,
+    layer_decay: LayerDecay = None,
     reset_heads: ResetHeads = False,
     seed: Seed = None,
     deterministic: Deterministic = None,
@@ -230,6 +232,7 @@ def train(
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
         **{"heads": "reset" if reset_heads else None, "inflate": inflate},
+        **{"layer_decay": layer_decay},
         **{"replay": replay, "replay_share": replay_share},
         **{"keep_source": keep_source and kept_share(keep_source)},
     }

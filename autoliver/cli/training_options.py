@@ -48,7 +48,7 @@ Epochs = Annotated[
     typer.Option(
         metavar="N",
         help="Number of epochs. [default: 1000; with --pretrained 300, or 150 for fewer than 30 "
-        "training cases]",
+        "training cases; with the schedule omnia 100]",
         rich_help_panel=LENGTH,
     ),
 ]
@@ -90,8 +90,8 @@ Schedule = Annotated[
     typer.Option(
         help="Optimiser and learning rate. nnunet (or scratch): SGD as in nnU-Net; finetune: SGD "
         "with a warm-up; short: AdamW for short trainings; adamw: AdamW with a warm-up and a low "
-        "rate; auto: short below 20,000 steps, else nnunet, or finetune with --pretrained. "
-        "[default: auto]",
+        "rate; omnia: Nadam with a rate that falls by 5 % each epoch; auto: short below 20,000 "
+        "steps, else nnunet, or finetune with --pretrained. [default: auto]",
         rich_help_panel=LEARNING,
     ),
 ]
@@ -142,6 +142,15 @@ EncoderFactor = Annotated[
         metavar="F",
         help="With --pretrained: learning rate of the encoder as a share of the rest's. [default: "
         "1]",
+        rich_help_panel=TRANSFER,
+    ),
+]
+LayerDecay = Annotated[
+    float | None,
+    typer.Option(
+        metavar="D",
+        help="With --pretrained: learning rate of each part of the network as a share of that of "
+        "the next one towards the output, such as 0.8. [default: 1]",
         rich_help_panel=TRANSFER,
     ),
 ]

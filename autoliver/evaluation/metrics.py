@@ -13,6 +13,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from autoliver.artifacts import Record
+from autoliver.io.volume import FLAT_SPACING
 from autoliver.planning.nonzero import bounding_box
 
 Mask = npt.NDArray[np.bool_]
@@ -82,7 +83,14 @@ def ravd_percent(prediction: Mask, reference: Mask) -> float:
 
 
 def volume_ml(mask: Mask, spacing_mm: tuple[float, ...]) -> float:
-    """Returns a mask's volume in ml; a 2D mask needs its slice thickness as a third spacing."""
+    """Returns a mask's volume in ml; NaN for an image from a 2D file, which has no thickness.
+
+    Args:
+        mask: (z, y, x), or (y, x) with the thickness of the slice as a third spacing.
+        spacing_mm: Spacing (z, y, x).
+    """
+    if spacing_mm[0] >= 0.999 * FLAT_SPACING * max(spacing_mm[1:]):
+        return np.nan
     return np.count_nonzero(mask) * float(np.prod(spacing_mm)) / 1000
 
 
@@ -124,6 +132,17 @@ def assd(distances: SurfaceDistances) -> float:
     """
     pooled = distances.both_ways_mm
     return float(pooled.mean()) if pooled.size else np.nan
+
+
+def mad(distances: SurfaceDistances) -> float:
+    """Returns the mean absolute distance of two contours in mm, the mean of both directed means.
+
+    Unlike `assd`, both contours count alike, however long they are. NaN if both are empty.
+    """
+    directed = (distances.to_reference_mm, distances.to_prediction_mm)
+    if not all(d.size for d in directed):
+        return mssd(distances)  # infinite or NaN
+    return float(sum(d.mean() for d in directed) / 2)
 
 
 def mssd(distances: SurfaceDistances) -> float:

@@ -15,11 +15,14 @@ from autoliver.datasets.cases import Labels
 from autoliver.datasets.lesions import is_tumour
 from autoliver.errors import WrongValue
 from autoliver.evaluation.metrics import Connectivity, LesionCounts
-from autoliver.values import check_number, check_types, meant, shortened
+from autoliver.values import check_number, check_types, meant, set_field, shortened
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
-SURFACE_METRICS = ("assd", "mssd", "hd95", "nsd")
+SURFACE_METRICS = ("assd", "mad", "mssd", "hd95", "nsd")
 ALL_METRICS = (*OVERLAP_METRICS, *SURFACE_METRICS, "lesions")
+
+# Names that metrics have elsewhere.
+_SYNONYMS = {"hd": "mssd"}
 
 _CHAOS = {"dice", "ravd", "assd", "mssd"}
 
@@ -34,8 +37,8 @@ _WIDTH = 80  # characters of a line of the table
 _SHOWN = 3  # metrics in the table; the CSV file has all of them
 # The fields for the table, most telling first; those that no case defines are passed over.
 _TELLING = (
-    *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mssd_mm", "iou"),
-    *("ravd_percent", "lesion_recall", "lesion_precision"),
+    *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
+    *("iou", "ravd_percent", "lesion_recall", "lesion_precision"),
 )
 # Volumes of different organs have no meaningful mean.
 _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
@@ -49,7 +52,8 @@ COLUMNS = {
     "iou": _Column("iou", "IoU", 3),
     "ravd_percent": _Column("ravd", "RAVD %", 1),
     "assd_mm": _Column("assd", "ASSD mm", 2),
-    "mssd_mm": _Column("mssd", "MSSD mm", 1),
+    "mad_mm": _Column("mad", "MAD mm", 2),
+    "mssd_mm": _Column("mssd", "HD (MSSD) mm", 1),
     "hd95_mm": _Column("hd95", "HD95 mm", 2),
     "nsd": _Column("nsd", "NSD", 3),
     "volume_ml": _Column("volume", "volume ml", 1),
@@ -65,7 +69,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
     """Which metrics are computed, and how.
 
     Attributes:
-        metrics: Names from `ALL_METRICS`; `OVERLAP_METRICS` alone take a fraction of the time.
+        metrics: Names from `ALL_METRICS`, or hd for mssd; `OVERLAP_METRICS` alone take a
+            fraction of the time.
         connectivity: Neighbourhood that defines border voxels: 6, as in CHAOS' evaluation code, or
             26.
         nsd_tolerance_mm: Surfaces at most this far apart count as equal in the NSD.
@@ -93,6 +98,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
+        names = (_SYNONYMS.get(name, name) for name in self.metrics)
+        set_field(self, "metrics", tuple(dict.fromkeys(names)))
         unknown = [name for name in self.metrics if name not in ALL_METRICS]
         if unknown:
             near = meant(unknown[0], ALL_METRICS)
@@ -130,6 +137,7 @@ class Score(Record, frozen=True, kw_only=True):
         iou: |P and R| / |P or R|.
         ravd_percent: 100 * | |P| - |R| | / |R|.
         assd_mm: Average symmetric surface distance, both surfaces pooled.
+        mad_mm: Mean absolute distance of the contours, the mean of both directed means.
         mssd_mm: Maximum symmetric surface distance (Hausdorff distance).
         hd95_mm: The larger of the two directed 95th percentiles of the surface distances.
         nsd: Share of border voxels within the tolerance (normalised surface Dice).
@@ -148,6 +156,7 @@ class Score(Record, frozen=True, kw_only=True):
     iou: float | None = None
     ravd_percent: float | None = None
     assd_mm: float | None = None
+    mad_mm: float | None = None
     mssd_mm: float | None = None
     hd95_mm: float | None = None
     nsd: float | None = None

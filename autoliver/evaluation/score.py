@@ -32,9 +32,6 @@ from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
 from autoliver.values import counted, first_few
 
-# io gives a 2D file a slice spacing of 999 times its in-plane spacing. Above this ratio an image
-# has no thickness and so no volume.
-_THICKEST = 900
 _MOST_VALUES = 200  # files with more values that no label has are hardly label maps
 _SHOWN = 5  # names or values in one message
 
@@ -360,12 +357,7 @@ def _score(
 def _overlap_values(
     prediction: metrics.Mask, reference: metrics.Mask, geometry: Geometry
 ) -> dict[str, float]:
-    spacing_mm = geometry.spacing_mm
-    is_image = geometry.shape_zyx[0] == 1 and spacing_mm[0] > _THICKEST * max(spacing_mm[1:])
-    volumes = [
-        math.nan if is_image else metrics.volume_ml(mask, spacing_mm)
-        for mask in (prediction, reference)
-    ]
+    volumes = [metrics.volume_ml(mask, geometry.spacing_mm) for mask in (prediction, reference)]
     return {
         "dice": metrics.dice(prediction, reference),
         "iou": metrics.iou(prediction, reference),
@@ -388,7 +380,8 @@ def _surface_values(
         # Between voxel centres, like all distances here; an axis of one slice adds nothing.
         steps = np.subtract(geometry.shape_zyx, 1)
         diagonal = math.hypot(*np.multiply(steps, geometry.spacing_mm))
-        return {"assd_mm": diagonal, "mssd_mm": diagonal, "hd95_mm": diagonal, "nsd": 0.0}
+        fields = ("assd_mm", "mad_mm", "mssd_mm", "hd95_mm")
+        return {**dict.fromkeys(fields, diagonal), "nsd": 0.0}
     distances = metrics.surface_distances(
         prediction,
         reference,
@@ -397,6 +390,7 @@ def _surface_values(
     )
     return {
         "assd_mm": metrics.assd(distances),
+        "mad_mm": metrics.mad(distances),
         "mssd_mm": metrics.mssd(distances),
         "hd95_mm": metrics.hd95(distances),
         "nsd": metrics.nsd(distances, tolerance_mm=options.nsd_tolerance_mm),

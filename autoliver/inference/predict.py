@@ -27,7 +27,7 @@ from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModalit
 from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
-from autoliver.io.header import label_name, split_ending
+from autoliver.io.header import fraction_ending, label_name, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.memory import running_out
 from autoliver.planning.ranges import SeenImages, channel_range
@@ -68,7 +68,7 @@ class PredictJob:
     def uncertainty(self) -> Path:
         """The file that the map of uncertainty is written to, if it is requested."""
         stem, ending = split_ending(self.output.name)
-        return self.output.with_name(f"{stem}{UNCERTAINTY}{ending}")
+        return self.output.with_name(f"{stem}{UNCERTAINTY}{fraction_ending(ending)}")
 
     @property
     def files(self) -> tuple[Path, Path, Path]:

@@ -92,6 +92,14 @@ def label_ending(ending: str) -> str:
     return _LABEL_ENDINGS.get(ending.lower(), ending.lower())
 
 
+def fraction_ending(ending: str) -> str:
+    """Returns the ending for maps of fractions beside label maps with this ending.
+
+    A PNG file holds whole numbers alone, so a TIFF file stands in for it.
+    """
+    return ".tif" if ending.lower() == ".png" else ending
+
+
 def label_name(case: str, image: str | Path) -> str:
     """Returns the file name of a case's label map, given one of its images."""
     return f"{case}{label_ending(split_ending(Path(image).name)[1])}"

@@ -115,7 +115,7 @@ class Course(Record, frozen=True, kw_only=True):
         if self.stretch is not None:
             share = (whole - self.stretch.first_step) / self.stretch.steps
             return float(self.stretch.rate * (1.0 - min(share, 1.0)) ** recipe.power)
-        if recipe.per_step or options.hours:
+        if recipe.epoch_factor is None and (recipe.per_step or options.hours):
             return learning_rate(recipe, self.done(options, step=step, elapsed_s=elapsed_s))
         return epoch_rate(recipe, step // options.iterations, options.epochs)
 
@@ -145,7 +145,8 @@ class Course(Record, frozen=True, kw_only=True):
         """The course of the next extension of a finished training; None if there is no further one.
 
         The learning rate restarts at the value that a training planned for the total number of
-        steps would have here, and falls to zero by the end of the extension.
+        steps would have here, and falls to zero by the end of the extension. This is also the end
+        of a rate that falls by a factor per epoch.
 
         Args:
             options: The options of the training.
@@ -156,8 +157,12 @@ class Course(Record, frozen=True, kw_only=True):
             return None
         epochs = options.extensions[self.extensions]
         steps = epochs * options.iterations
-        # After few epochs or none, the rate must not restart within the warm-up.
-        rate = learning_rate(recipe, max(step / (step + steps), recipe.warmup))
+        if recipe.epoch_factor is not None:
+            epoch = step // options.iterations
+            rate = epoch_rate(recipe, epoch, epoch + epochs)
+        else:
+            # After few epochs or none, the rate must not restart within the warm-up.
+            rate = learning_rate(recipe, max(step / (step + steps), recipe.warmup))
         _log.info(
             "Extending by %s, from a learning rate of %.3g: %.0f %% of the peak rate.",
             *(counted(epochs, "epoch"), rate, 100 * rate / recipe.learning_rate),

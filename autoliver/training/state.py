@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from autoliver.artifacts import to_record
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
-from autoliver.networks.contract import ENCODER
 from autoliver.networks.spec import NetworkSpec
 from autoliver.training.course import Course
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
+from autoliver.training.rates import rate_factor
 from autoliver.training.recipes import Recipe
 
 
@@ -176,7 +176,7 @@ def new_state(
         recipe=recipe,
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
-        optimizer=_make_optimizer(network, spec, recipe, encoder_factor=options.encoder_factor),
+        optimizer=_make_optimizer(network, spec, recipe, options),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
         sums=sums,
     )
@@ -206,18 +206,16 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _make_optimizer(
-    network: nn.Module, spec: NetworkSpec, recipe: Recipe, *, encoder_factor: float
+    network: nn.Module, spec: NetworkSpec, recipe: Recipe, options: TrainingOptions
 ) -> torch.optim.Optimizer:
     """Makes the optimiser; "factor" of a parameter group multiplies its learning rate."""
+    # The group of heads comes first because the rate of the first group is logged.
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        by_factor.setdefault(rate_factor(name, spec, options), []).append(parameter)
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
-    if encoder_factor != 1.0:
-        encoder: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for name, parameter in network.named_parameters():
-            part = spec.role(name).part
-            (encoder if part and part[0] == ENCODER else rest).append(parameter)
-        # The rest comes first because the rate of the first group is logged.
-        groups = [{"params": rest, "factor": 1.0}, {"params": encoder, "factor": encoder_factor}]
+    if len(by_factor) > 1:
+        groups = [{"params": some, "factor": factor} for factor, some in by_factor.items()]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups,
@@ -225,6 +223,10 @@ def _make_optimizer(
             momentum=0.99,
             nesterov=True,
             weight_decay=recipe.weight_decay,
+        )
+    if recipe.optimizer == "nadam":
+        return torch.optim.NAdam(
+            groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
     return torch.optim.AdamW(
         groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay

@@ -61,7 +61,7 @@ def test_the_help_names_all_metrics_and_the_defaults_of_train() -> None:
     assert tuple(listed.replace(" or ", ", ").split(", ")) == ALL_METRICS
     words = " ".join(invoke("train", "--help").stdout.split())
     epochs = f"with --pretrained {PRETRAINED_EPOCHS}, or {FEW_EPOCHS} for fewer than {FEW_CASES}"
-    assert f"[default: {TrainingOptions().epochs}; {epochs} training cases]" in words
+    assert f"[default: {TrainingOptions().epochs}; {epochs} training cases; " in words
     assert f"short below {SHORT_BELOW_STEPS:,} steps" in words
     for name in ("iterations", "seed", "foreground", "loss", "augment", "encoder_factor"):
         line = words.partition(f" --{name.replace('_', '-')} ")[2].partition("]")[0]

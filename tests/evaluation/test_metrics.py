@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.distance import cdist, directed_hausdorff
 
 from autoliver.evaluation import metrics
 
@@ -62,6 +63,7 @@ def test_surface_distances_match_brute_force(shape, connectivity, seed):
     np.testing.assert_allclose(np.sort(found.to_reference_mm), np.sort(there), atol=1e-12)
     np.testing.assert_allclose(np.sort(found.to_prediction_mm), np.sort(back), atol=1e-12)
     assert metrics.assd(found) == pytest.approx(sum(there + back) / len(there + back))
+    assert metrics.mad(found) == pytest.approx((np.mean(there) + np.mean(back)) / 2)
     assert metrics.mssd(found) == pytest.approx(max(there + back))
     assert metrics.hd95(found) == pytest.approx(max(np.percentile(d, 95) for d in (there, back)))
     within = sum(d <= 0.7 for d in there + back)
@@ -99,6 +101,28 @@ def test_ravd_is_a_share_of_the_reference():
     small, large = box((4, 4, 4), (0, 1), (0, 4), (0, 4)), box((4, 4, 4), (0, 2), (0, 4), (0, 4))
     assert metrics.ravd_percent(small, large) == 50.0
     assert metrics.ravd_percent(large, small) == 100.0
+
+
+def test_contour_distances_of_an_image_are_scipys():
+    y, x = np.mgrid[:60, :50]
+    shapes = [
+        (y - a) ** 2 + (1.5 * (x - b)) ** 2 < r**2 for a, b, r in ((28, 24, 19), (31, 25, 12))
+    ]
+    contours = [np.argwhere(m & ~ndimage.binary_erosion(m)) * (0.3, 0.5) for m in shapes]
+    each = cdist(*contours)
+    found = distances(*shapes, spacing_mm=(0.3, 0.5))
+    assert metrics.mad(found) == pytest.approx((each.min(1).mean() + each.min(0).mean()) / 2)
+    hausdorff = max(directed_hausdorff(*contours)[0], directed_hausdorff(*contours[::-1])[0])
+    assert metrics.mssd(found) == pytest.approx(hausdorff)
+    assert metrics.mad(found) != pytest.approx(metrics.assd(found), rel=1e-3)
+
+
+def test_mad_counts_both_contours_alike():
+    # One pixel, and a line of three that begins there: 0 one way, (0 + 1 + 2) / 3 the other.
+    one, line = box((3, 9), (1, 2), (2, 3)), box((3, 9), (1, 2), (2, 5))
+    found = distances(one, line, (1.0, 1.0))
+    assert metrics.mad(found) == pytest.approx((0 + 1) / 2)
+    assert metrics.assd(found) == pytest.approx(3 / 4)
 
 
 def test_hd95_takes_the_worse_direction():
@@ -154,7 +178,7 @@ def test_a_slice_of_a_volume_is_measured_as_an_image():
 def test_empty_masks():
     empty, some = np.zeros((4, 4, 4), dtype=bool), box((4, 4, 4), (1, 3), (1, 3), (1, 3))
     neither = distances(empty, empty)
-    values = [f(neither) for f in (metrics.assd, metrics.mssd, metrics.hd95)]
+    values = [f(neither) for f in (metrics.assd, metrics.mad, metrics.mssd, metrics.hd95)]
     values += [metrics.nsd(neither, tolerance_mm=1), metrics.dice(empty, empty)]
     values += [metrics.iou(empty, empty), metrics.ravd_percent(some, empty)]
     assert all(math.isnan(v) for v in values)

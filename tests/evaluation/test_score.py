@@ -77,6 +77,7 @@ def test_scores_of_a_case_are_those_of_its_masks():
         assert scores.iou == (ours & theirs).sum() / (ours | theirs).sum()
         assert scores.ravd_percent == 100 * abs(ours.sum() - theirs.sum()) / theirs.sum()
         assert scores.assd_mm == metrics.assd(found)
+        assert scores.mad_mm == metrics.mad(found)
         assert scores.mssd_mm == metrics.mssd(found)
         assert scores.hd95_mm == metrics.hd95(found)
         assert scores.nsd == metrics.nsd(found, tolerance_mm=2.0)
@@ -117,7 +118,13 @@ def test_empty_masks():
     missed = compare(none, some).labels["liver"]
     diagonal = math.hypot(5 * 3.0, 9 * 1.5, 11 * 0.7)
     assert (missed.dice, missed.ravd_percent) == (0.0, 100.0)
-    assert missed.assd_mm == missed.mssd_mm == missed.hd95_mm == pytest.approx(diagonal)
+    assert (
+        missed.assd_mm
+        == missed.mad_mm
+        == missed.mssd_mm
+        == missed.hd95_mm
+        == pytest.approx(diagonal)
+    )
     options = results.MetricOptions(missing_distance="nan")
     missed = compare(none, some, options=options).labels["liver"]
     assert (missed.assd_mm, missed.hd95_mm, missed.nsd) == (None, None, 0.0)
@@ -395,6 +402,21 @@ def test_images_have_no_volume(tmp_path):
     assert liver.volume_ml is None
     assert liver.reference_voxels == 9
     assert liver.mssd_mm == pytest.approx(math.hypot(9, 11))
+
+
+def test_the_hausdorff_distance_has_two_names():
+    assert results.MetricOptions(metrics=("dice", "hd", "mssd", "mad")).metrics == (
+        *("dice", "mssd", "mad"),
+    )
+    case = compare(
+        label_map(v1=(1, 2, 2)),
+        label_map(v1=(1, 2, 4)),
+        options=results.MetricOptions(metrics=("hd", "mad")),
+    )
+    found = case.labels["liver"]
+    assert found.mssd_mm is not None
+    assert found.mad_mm is not None
+    assert [found.dice, found.assd_mm, found.hd95_mm] == [None] * 3
 
 
 def test_every_metric_has_a_column():

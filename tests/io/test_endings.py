@@ -12,8 +12,15 @@ import SimpleITK as sitk
 import skimage.io
 
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.io.files import read_image, read_label, write_label
-from autoliver.io.header import ENDINGS, SEGMENTATION, label_ending, label_name, split_ending
+from autoliver.io.files import read_image, read_label, write_image, write_label
+from autoliver.io.header import (
+    ENDINGS,
+    SEGMENTATION,
+    fraction_ending,
+    label_ending,
+    label_name,
+    split_ending,
+)
 from autoliver.io.volume import Geometry
 
 FLAT = (".png", ".bmp", ".jpg", ".jpeg")
@@ -171,3 +178,12 @@ def test_the_voxels_of_a_pair_are_found_by_any_of_their_names(voxels: str, tmp_p
     plain.unlink()
     (tmp_path / voxels).write_bytes(gzip.compress(content) if voxels.endswith("gz") else content)
     assert np.array_equal(read_image([header]).array[0], array)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_fractions_beside_every_label_map_can_be_written(ending: str, tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 30, dtype=np.float32).reshape(1, 1, 5, 6)
+    geometry = Geometry(shape_zyx=(1, 5, 6), spacing_mm=(999.0, 1.0, 1.0))
+    path = tmp_path / f"case{fraction_ending(label_ending(ending))}"
+    write_image(path, values, geometry)
+    assert np.array_equal(read_image([path]).array, values)

@@ -5,7 +5,7 @@ from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import RECIPES, Recipe
 
-SGD, SHORT = RECIPES["nnunet"], RECIPES["short"]
+SGD, SHORT, OMNIA = RECIPES["nnunet"], RECIPES["short"], RECIPES["omnia"]
 
 
 def log(epoch: int, dice: float | None = None, loss: float | None = None) -> EpochLog:
@@ -104,3 +104,12 @@ def test_an_extension_is_the_rest_of_a_training_planned_that_long(recipe: Recipe
     assert second is not None
     assert second.last_step(options) == 600
     assert second.extended(options, recipe, step=600) is None
+
+
+def test_an_extension_of_omnia_falls_from_its_next_rate_to_zero() -> None:
+    options = TrainingOptions(epochs=30, iterations=10, schedule="omnia", extensions=(10,))
+    course = Course().extended(options, OMNIA, step=300)
+    assert course is not None
+    rates = [course.rate(options, OMNIA, step=s, elapsed_s=0.0) for s in range(300, 400, 10)]
+    assert rates[0] == pytest.approx(1e-3 * 0.95**30)
+    assert rates[5] == pytest.approx(1e-3 * 0.95**30 * 0.5**0.9)

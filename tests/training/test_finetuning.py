@@ -126,7 +126,7 @@ def moved(weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> set[st
     return {name.split(".")[0] if "stem" in name else name[: name.index(".") + 2] for name in names}
 
 
-@pytest.mark.parametrize("schedule", ["auto", "finetune", "adamw", "short"])
+@pytest.mark.parametrize("schedule", ["auto", "finetune", "adamw", "short", "omnia"])
 def test_no_epochs_give_the_weights_to_start_with(schedule: str, tmp_path: Path) -> None:
     for hours in (None, 1.0):
         done = run(tmp_path / str(hours), epochs=0, schedule=schedule, hours=hours)
@@ -204,7 +204,7 @@ def test_frozen_parts_stay_as_they_are_to_the_bit_and_others_move(
     assert moved(saved["network"], start_weights()) == LEARNING - frozen
 
 
-@pytest.mark.parametrize("name", ["nnunet", "finetune", "short", "adamw"])
+@pytest.mark.parametrize("name", ["nnunet", "finetune", "short", "adamw", "omnia"])
 def test_neither_momentum_nor_decay_nor_old_gradients_move_what_is_frozen(name: str) -> None:
     options = TrainingOptions(pretrained="Source", freeze="encoder:2")
     state = fresh_state(options, RECIPES[name].replace(weight_decay=0.5))
@@ -221,14 +221,16 @@ def test_neither_momentum_nor_decay_nor_old_gradients_move_what_is_frozen(name: 
     assert len(state.optimizer.state) == buffers
 
 
-def fresh_state(options: TrainingOptions, recipe: Recipe) -> TrainingState:
+def fresh_state(
+    options: TrainingOptions, recipe: Recipe, *, spec: NetworkSpec | None = None
+) -> TrainingState:
     return new_state(
-        SPEC,
+        spec or SPEC,
         recipe,
         options=options,
         device=torch.device("cpu"),
         sums=EpochSums(tally=Tally.empty({"true_positive": 1})),
-        start=start_weights(),
+        start=start_weights() if spec is None else None,
     )
 
 
@@ -287,6 +289,59 @@ def test_rates_of_the_groups_are_taken_up_again(tmp_path: Path) -> None:
     options = {"encoder_factor": 0.25, "freeze": "encoder", "unfreeze": "encoder@1"}
     whole = run(tmp_path / "whole", **options)
     for steps in (1, 2):
+        assert not run(tmp_path / "broken", steps=steps, **options).finished
+    assert_same(run(tmp_path / "broken", **options).weights, whole.weights)
+
+
+# Depth from the output, by hand: three levels, of which the lowest has no decoder.
+DEPTHS = {
+    **{"heads": 0, "decoder.0": 1, "up.0": 1, "decoder.1": 2, "up.1": 2},
+    **{"encoder.2": 3, "encoder.1": 4, "encoder.0": 5, "stem": 5},
+}
+
+
+@pytest.mark.parametrize("spec", [UNetSpec(**msgspec.structs.asdict(SPEC)), SPEC])
+@pytest.mark.parametrize("factor", [1.0, 0.5, 4.0])
+def test_rates_decay_with_the_depth_from_the_output(spec: NetworkSpec, factor: float) -> None:
+    options = TrainingOptions(layer_decay=0.5, encoder_factor=factor)
+    state = fresh_state(options, RECIPES["omnia"], spec=spec)
+    names = {id(p): name for name, p in state.network.named_parameters()}
+    found = {
+        names[id(p)]: group["factor"]
+        for group in state.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    assert state.optimizer.param_groups[0]["factor"] == 1.0  # its rate is logged
+    for name, rate in found.items():
+        (depth,) = {depth for part, depth in DEPTHS.items() if name.startswith(f"{part}.")}
+        encoder = factor if name.startswith(("stem", "encoder")) else 1.0
+        assert rate == encoder * 0.5**depth, name
+
+
+def test_every_group_moves_by_its_rate(tmp_path: Path) -> None:
+    start = start_weights()
+    steps = []
+    for decay in (1.0, 0.5):
+        options = {"layer_decay": decay, "schedule": "finetune", "lr": 10.0}
+        done = run(tmp_path / str(decay), steps=1, epochs=1, iterations=1, **options)
+        steps.append({n: w.double() - start[n].double() for n, w in done.weights.items()})
+    whole, part = steps
+    for name, step in whole.items():
+        depth = max(d for p, d in DEPTHS.items() if name.startswith(f"{p}."))
+        assert torch.allclose(part[name], 0.5**depth * step, rtol=1e-5, atol=1e-6), name
+    assert float(whole["encoder.1.0.first.conv.weight"].abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("schedule", ["finetune", "omnia"])
+def test_a_decay_goes_with_parts_that_thaw_and_is_taken_up_again(
+    schedule: str, tmp_path: Path
+) -> None:
+    options = {"layer_decay": 0.7, "freeze": "encoder", "unfreeze": "encoder.2@1"}
+    options |= {"schedule": schedule, "epochs": 3}
+    whole = run(tmp_path / "whole", **options)
+    assert moved(whole.weights, start_weights()) == (LEARNING - ENCODER) | {"encoder.2"}
+    for steps in (1, 2, 2):
         assert not run(tmp_path / "broken", steps=steps, **options).finished
     assert_same(run(tmp_path / "broken", **options).weights, whole.weights)
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,7 +18,7 @@ from autoliver.training.options import (
     flag,
     why_schedule,
 )
-from autoliver.training.recipes import RECIPES, Recipe, learning_rate
+from autoliver.training.recipes import RECIPES, Optimiser, Recipe, learning_rate
 from autoliver.values import flag_of
 
 
@@ -56,7 +57,7 @@ def test_options_override_the_recipe() -> None:
     assert choose_recipe(TrainingOptions(mirror=False)) == RECIPES["nnunet"].replace(mirror=False)
 
 
-@pytest.mark.parametrize("schedule", ["nnunet", "finetune", "short", "adamw"])
+@pytest.mark.parametrize("schedule", ["nnunet", "finetune", "short", "adamw", "omnia"])
 def test_a_running_mean_can_be_asked_of_every_schedule(schedule: Schedule) -> None:
     base = TrainingOptions(schedule=schedule)
     plain = choose_recipe(base)
@@ -79,6 +80,20 @@ def test_another_optimiser_comes_with_its_own_rate_and_decay() -> None:
     assert (recipe.warmup, recipe.average) == (0.0, 0.0)
     recipe = choose_recipe(TrainingOptions(schedule="short", optimiser="sgd", lr=0.1))
     assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("sgd", 0.1, 3e-5)
+    recipe = choose_recipe(TrainingOptions(schedule="omnia", optimiser="sgd"))
+    assert (recipe.optimizer, recipe.learning_rate, recipe.epoch_factor) == ("sgd", 1e-2, 0.95)
+
+
+@pytest.mark.parametrize("optimiser", get_args(Optimiser))
+@pytest.mark.parametrize("schedule", list(RECIPES))
+def test_every_schedule_takes_every_optimiser(schedule: Schedule, optimiser: Optimiser) -> None:
+    recipe = choose_recipe(TrainingOptions(schedule=schedule, optimiser=optimiser))
+    assert recipe.optimizer == optimiser
+    rates = {r.learning_rate for r in RECIPES.values() if r.optimizer == optimiser}
+    assert recipe.learning_rate in rates
+    own = choose_recipe(TrainingOptions(schedule=schedule))
+    course = ("warmup", "power", "epoch_factor", "per_step", "average", "mirror")
+    assert [getattr(recipe, name) for name in course] == [getattr(own, name) for name in course]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +110,9 @@ def test_another_optimiser_comes_with_its_own_rate_and_decay() -> None:
         {"lr": 0.0},
         {"lr": float("inf")},
         {"encoder_factor": 0.0},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.1},
+        {"layer_decay": float("nan")},
         {"batch_size": 0},
         {"patience": 0},
         {"mirror": True, "augment": "none"},
@@ -213,6 +231,20 @@ def test_fine_tuning_warms_up_and_then_follows_the_poly_schedule(
     assert rates(options) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("pretrained", [None, "LiTS"])
+@pytest.mark.parametrize("epochs", [3, 100])
+def test_omnia_takes_five_percent_off_the_rate_each_epoch(
+    pretrained: str | None, epochs: int
+) -> None:
+    options = TrainingOptions(epochs=epochs, schedule="omnia", pretrained=pretrained)
+    assert rates(options)[:3] == pytest.approx([1e-3, 9.5e-4, 9.025e-4])
+    assert rates(options) == pytest.approx([1e-3 * 0.95**e for e in range(epochs)])
+    recipe = choose_recipe(options)
+    assert (recipe.optimizer, recipe.weight_decay) == ("nadam", 0.0)
+    limited = options.replace(hours=1.0)
+    assert Course().rate(limited, recipe, step=500, elapsed_s=3500.0) == pytest.approx(9.025e-4)
+
+
 def test_rates_of_a_hundred_epochs_by_hand() -> None:
     found = rates(TrainingOptions(epochs=100, schedule="finetune", pretrained="LiTS"))
     assert found[:3] == pytest.approx([1e-4, 2e-4, 3e-4])
@@ -249,6 +281,7 @@ def test_a_pretrained_training_is_fine_tuned_unless_it_is_short() -> None:
 def test_epochs_follow_the_cases_of_a_pretrained_training() -> None:
     assert [default_epochs(None, cases) for cases in (1, 500)] == [1000, 1000]
     assert [default_epochs("LiTS", cases) for cases in (1, 29, 30, 500)] == [150, 150, 300, 300]
+    assert [default_epochs(name, 9, schedule="omnia") for name in (None, "LiTS")] == [100, 100]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +291,7 @@ def test_epochs_follow_the_cases_of_a_pretrained_training() -> None:
         ({"epochs": 8}, ["short (a short training", "20,000 steps", "AdamW", "0.006", "8 epochs"]),
         ({"schedule": "adamw"}, ["adamw", "--schedule", "0.0003"]),
         ({"hours": 2.0}, ["--hours allows"]),
+        ({"schedule": "omnia", "epochs": 100}, ["omnia: Nadam", "0.001", "100 epochs"]),
         ({"epochs": 1, "iterations": 1}, ["1 epoch of 1 step,"]),
         ({"pretrained": "LiTS", "epochs": 150}, ["finetune", "LiTS", "fewer than 30", "0.001"]),
         ({"pretrained": "LiTS", "epochs": 0}, ["LiTS", "as they are"]),
@@ -276,6 +310,7 @@ def test_the_choice_of_a_schedule_is_explained(
         ({"freeze": "encoder"}, "--freeze encoder"),
         ({"unfreeze": "encoder@3"}, "--unfreeze encoder@3"),
         ({"encoder_factor": 0.1}, "--encoder-factor 0.1"),
+        ({"layer_decay": 0.8}, "--layer-decay 0.8"),
         ({"heads": "reset"}, "--reset-heads"),
         ({"inflate": "mean"}, "--inflate mean"),
     ],

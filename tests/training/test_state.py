@@ -29,6 +29,7 @@ SPEC = UNetSpec(
 )
 SGD = Recipe(optimizer="sgd", learning_rate=0.01, weight_decay=3e-5)
 ADAMW = Recipe(optimizer="adamw", learning_rate=0.003, weight_decay=0.01, average=0.9)
+NADAM = Recipe(optimizer="nadam", learning_rate=0.003, weight_decay=0.01, epoch_factor=0.95)
 
 
 def make_state(recipe: Recipe, *, spec: UNetSpec = SPEC, seed: int = 0) -> TrainingState:
@@ -101,7 +102,7 @@ def test_without_an_average_the_network_is_the_result() -> None:
     assert state.result is state.network
 
 
-@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+@pytest.mark.parametrize("recipe", [SGD, ADAMW, NADAM])
 def test_a_state_goes_on_from_its_file_as_if_nothing_had_happened(
     recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """A model's probabilities become a label, and join the labels that people have drawn."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,19 +25,19 @@ class Quality(Record, frozen=True, kw_only=True):
     """How plausible a label is that a model gave to a case.
 
     Attributes:
-        volume_ml: Its volume.
+        volume_ml: Its volume; None in an image from a 2D file, which has none.
         confidence: The mean probability inside it; 0 if it is empty.
         entropy: The mean entropy inside it and in the uncertain band, from 0 to 1.
-        band_ml: The volume of voxels that are uncertain.
+        band_ml: The volume of voxels that are uncertain; None as above.
         pieces: Number of pieces of at least 0.5 ml, before all but the largest are removed.
         outside: Share of the drawn labels that lie in it, such as a tumour, that lies outside;
             None if nothing is drawn.
     """
 
-    volume_ml: float
+    volume_ml: float | None
     confidence: float
     entropy: float
-    band_ml: float
+    band_ml: float | None
     pieces: int
     outside: float | None = None
 
@@ -98,10 +99,10 @@ def label_of(
     inside = found & ~inner
     counted = inside | uncertain
     quality = Quality(
-        volume_ml=float(volume_ml(found, spacing_mm)),
+        volume_ml=_volume_ml(found, spacing_mm),
         confidence=float(probability[inside].mean()) if inside.any() else 0.0,
         entropy=float(_entropy(probability[counted]).mean()) if counted.any() else 0.0,
-        band_ml=float(volume_ml(uncertain, spacing_mm)),
+        band_ml=_volume_ml(uncertain, spacing_mm),
         pieces=pieces,
         outside=outside,
     )
@@ -150,6 +151,11 @@ def _largest(mask: Mask) -> Mask:
     result = np.zeros_like(mask)
     result[found.box] = found.numbers == found.voxels.argmax()
     return result
+
+
+def _volume_ml(mask: Mask, spacing_mm: tuple[float, float, float]) -> float | None:
+    volume = volume_ml(mask, spacing_mm) if mask.any() else 0.0
+    return None if math.isnan(volume) else volume
 
 
 def _pieces(mask: Mask, spacing_mm: tuple[float, float, float]) -> int:

@@ -149,10 +149,10 @@ def missing_in(case: Case, own: Labels, labels: Sequence[str]) -> list[str]:
 def _reasons(label: str, found: Quality, request: PseudolabelRequest) -> list[str]:
     """Why a label is not plausible, in words."""
     low, high = request.volume_ml
-    if not found.volume_ml:
+    if found.volume_ml == 0.0:
         return [f"no {label} was found"]
     reasons = []
-    if not low <= found.volume_ml <= high:
+    if found.volume_ml is not None and not low <= found.volume_ml <= high:
         reasons.append(f"{label} of {found.volume_ml:.0f} ml, expected {low:g} to {high:g}")
     if found.confidence < request.least_confidence:
         reasons.append(

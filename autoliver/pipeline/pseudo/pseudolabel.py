@@ -94,7 +94,7 @@ def pseudolabel(
             f"{dataset.name}: people have drawn {' and '.join(parts)} in all of "
             f"{counted(len(dataset.cases), 'case')}.",
             hint="Nothing is left to a model. Where a label map is not complete, say so in "
-            'dataset.json: "annotated": {"CASE": {"liver": "none"}}.',
+            f'dataset.json: "annotated": {{"CASE": {{"{next(iter(parts))}": "none"}}}}.',
         )
     _check_new(output, overwrite=request.overwrite)
     labels = _joined(dataset, request, list(parts))

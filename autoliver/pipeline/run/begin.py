@@ -100,7 +100,9 @@ def decide_beginning(
             check_free(run.lock(fold), being_trained(fold))
     named = {run.fold(fold) for fold in folds}
     if new:
-        epochs = default_epochs(request.changes.get("pretrained"), cases)
+        changes = request.changes
+        schedule = changes.get("schedule", "auto")
+        epochs = default_epochs(changes.get("pretrained"), cases, schedule=schedule)
         fields = {"made_from": made_from, "epochs": epochs, **request.changes}
         options = begun = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)

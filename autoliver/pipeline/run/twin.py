@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 _TAG = "scratch"
 # Options that a training from scratch has no use for, or for which it needs its own default.
 _OF_TRANSFER = (
-    *("pretrained", "freeze", "unfreeze", "encoder_factor", "heads", "lr"),
-    *("inflate", "replay", "replay_share", "keep_source"),
+    *("pretrained", "freeze", "unfreeze", "encoder_factor", "layer_decay"),
+    *("heads", "lr", "inflate", "replay", "replay_share", "keep_source"),
 )
 # Fields that `train` sets itself.
 _KEPT_APART = ("made_from", "extensions")

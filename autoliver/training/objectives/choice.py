@@ -46,6 +46,7 @@ OBJECTIVES: dict[str, Make] = {
     "dice-ce": _segmentation("dice-ce"),
     "dice-topk": _segmentation("dice-topk"),
     "dice-focal": _segmentation("dice-focal"),
+    "dice-bce": _segmentation("dice-bce"),
 }
 DEFAULT_OBJECTIVE = "dice-ce"
 

@@ -7,6 +7,9 @@ Instead of its mean over all voxels, the cross-entropy may be averaged over the 
 highest ("dice-topk"; Wu et al. 2016, arXiv:1605.06885), or weighted down where the prediction is
 already good ("dice-focal"; Lin et al., ICCV 2017).
 
+"dice-bce" takes the binary cross-entropy of each class in place of the cross-entropy. Classes
+remain a softmax, so that prediction is the same for all losses; regions have it in any case.
+
 Where annotations are partial, each pair of a sample and a label has a weight. A pair of weight 0 is
 unknown: it counts nowhere and its row has no gradient. The loss is the weighted sum over the other
 pairs divided by their number. A label that is known to be absent in a part of a patch, far from the
@@ -27,7 +30,7 @@ from autoliver.datasets.cases import Annotation, CaseFacts, known_around
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
 
-LossKind = Literal["dice-ce", "dice-topk", "dice-focal"]
+LossKind = Literal["dice-ce", "dice-topk", "dice-focal", "dice-bce"]
 
 COUNTS = ("true_positive", "false_positive", "false_negative")
 TOP_PART = 10  # one voxel in ten counts, as in nnU-Net
@@ -43,7 +46,8 @@ class LossOptions(Record, frozen=True, kw_only=True):
         batch_dice: Whether Dice is computed over the whole batch rather than per sample.
         kind: How the cross-entropy is averaged: over all voxels ("dice-ce"), over its highest
             tenth ("dice-topk"), or with the weights (1 - p)^2 ("dice-focal"), where p is the
-            predicted probability of the true label.
+            predicted probability of the true label; "dice-bce": the mean over voxels and classes
+            of the binary cross-entropy.
         regions: The label values of each output row; rows are then independent (sigmoid). None:
             rows are the label values 0, 1, ... (softmax).
         ignore: The label value of voxels that do not count; None: all voxels count.
@@ -400,15 +404,30 @@ def _softmax_loss(
         probability = probability * valid
     dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options, group)
 
-    index = target[:, 0].long() if valid is None else torch.where(valid, target, 0)[:, 0].long()
-    entropy = _entropy(-log_probability.gather(1, index[:, None]), valid, options, group)
+    if options.kind == "dice-bce":
+        each = _binary_entropy(log_probability, onehot)
+    else:
+        index = torch.where(valid, target, 0) if valid is not None else target
+        each = -log_probability.gather(1, index.long())
+    entropy = _entropy(each, valid, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _binary_entropy(log_probability: Tensor, onehot: Tensor) -> Tensor:
+    """The mean over classes of the binary cross-entropy of a softmax, (b, 1, *shape)."""
+    # 1 - p is summed from the other classes: a difference would be 0 long before p is 1.
+    others = 1 - torch.eye(log_probability.shape[1], device=log_probability.device)
+    rest = torch.einsum("bc...,cd->bd...", log_probability.exp(), others)
+    log_rest = rest.clamp_min(torch.finfo(rest.dtype).tiny).log()
+    return -torch.where(onehot, log_probability, log_rest).mean(1, keepdim=True)
 
 
 def _region_loss(
     logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     wanted, probability, each = _by_region(logits, target, options)
+    if options.kind == "dice-bce":
+        each = each.mean(1, keepdim=True)
     entropy = _entropy(each, valid, options, group)
     if valid is not None:
         probability, wanted = probability * valid, wanted & valid
@@ -447,7 +466,8 @@ def _partial_loss(
         entropy = _highest(each, known, group)
     else:
         entropy = _mean((each * known).sum(), known.sum(), group)
-        if options.ignore is not None:  # a sum over regions, as in `_entropy`
+        # A sum over regions, as in `_entropy`.
+        if options.ignore is not None and options.kind != "dice-bce":
             entropy = entropy * logits.shape[1]
     dice = _weighted_dice(probability, wanted, weights, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice

@@ -131,6 +131,50 @@ def test_entropies_count_as_in_numpy_at_every_resolution(regions, ignored, kind)
     assert float(loss) == pytest.approx((2 * expected[0] + expected[1]) / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("regions", [None, REGIONS])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_dice_bce_is_its_formula_in_numpy(regions, ignored, batch_dice):
+    logits, target = wave_outputs()[0], striped_target(ignored=ignored)
+    x, t = logits.double().numpy(), target.numpy()[:, 0]
+    values = regions or [(0,), (1,), (2,)]
+    g = np.stack([np.isin(t, each) for each in values], axis=1)
+    y = 1 / (1 + np.exp(-x)) if regions else np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    counted = np.broadcast_to((t != 3)[:, None], y.shape)
+    entropy = -(g * np.log(y) + (1 - g) * np.log(1 - y))[counted].mean()
+    y, g = y * counted, g * counted
+    axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
+    dice = (2 * (y * g).sum(axes) + 1e-5) / (y.sum(axes) + g.sum(axes) + 1e-5)
+    dice = dice if regions else dice[..., 1:]  # without the background
+    options = LossOptions(
+        batch_dice=batch_dice, kind="dice-bce", regions=regions, ignore=3 if ignored else None
+    )
+    loss = segmentation_loss([logits], target, options=options)
+    assert float(loss) == pytest.approx(entropy - dice.mean(), abs=1e-5)
+
+
+def test_dice_bce_by_hand():
+    # Three classes, each with p = 1/3, on two voxels of class 1: the entropy of a voxel is
+    # (-ln 1/3 - 2 ln 2/3) / 3; the Dice of class 1 is 2 * 2/3 / (2/3 + 2) = 1/2, of class 2 it
+    # is 0.
+    target = torch.ones(1, 1, 1, 2, dtype=torch.int16)
+    options = LossOptions(batch_dice=False, kind="dice-bce")
+    loss = segmentation_loss([torch.zeros(1, 3, 1, 2)], target, options=options)
+    expected = (np.log(3) + 2 * np.log(1.5)) / 3 - (1 / 2 + 0) / 2
+    assert float(loss) == pytest.approx(expected, abs=1e-4)
+
+
+def test_dice_bce_learns_from_what_is_certain_and_wrong():
+    logits = torch.tensor([[[[200.0]], [[0.0]], [[-200.0]]]], requires_grad=True)
+    options = LossOptions(batch_dice=False, kind="dice-bce")
+    loss = segmentation_loss([logits], torch.full((1, 1, 1, 1), 2), options=options)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 0] > 0.3
+    assert logits.grad[0, 2] < -0.3
+
+
 def test_of_fewer_than_ten_voxels_the_hardest_counts():
     logits = torch.tensor([[[[0.0, 0.0]], [[0.0, 4.0]]]])
     options = LossOptions(batch_dice=False, kind="dice-topk", dice_weight=0.0)
@@ -154,7 +198,7 @@ def test_a_perfect_prediction_has_a_loss_of_minus_one():
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
 @pytest.mark.parametrize("value", [0, 9])
-@pytest.mark.parametrize("kind", ["dice-ce", "dice-topk", "dice-focal"])
+@pytest.mark.parametrize("kind", ["dice-ce", "dice-topk", "dice-focal", "dice-bce"])
 def test_gradient_is_finite_without_foreground_and_without_anything_to_learn_from(
     regions, value, kind
 ):

@@ -1,0 +1,1 @@
+"""convert: published data in a layout of its own becomes a dataset, by reference."""

@@ -1,0 +1,250 @@
+"""Makes a dataset of published data in a layout of its own; images stay where they are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
+from autoliver.commands import command
+from autoliver.datasets.cases import read_new
+from autoliver.datasets.layouts import commonest_ending
+from autoliver.errors import DatasetError, OptionError
+from autoliver.io.files import read_header, read_label, write_label
+from autoliver.io.grids import compare_grids
+from autoliver.io.paths import check_printable
+from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.needs import score_need
+from autoliver.parallel import Need, case_bar
+from autoliver.pipeline.conversion.kind import Found, Kind
+from autoliver.pipeline.conversion.kinds import KINDS
+from autoliver.system import entries
+from autoliver.values import check_choice, first_few
+from autoliver.workspace import Workspace
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """The result of `convert`.
+
+    Attributes:
+        folder: The new dataset.
+        kind: What was converted.
+        cases: Number of cases.
+        patients: Number of patients.
+        unlabelled: Names of the cases that were left out, since they have no label map.
+        rewritten: Number of label maps that were written anew, since their values changed.
+        labels: Name of each label -> its value or values.
+        next_command: The command that makes sense next.
+    """
+
+    folder: Path
+    kind: str
+    cases: int
+    patients: int
+    unlabelled: tuple[str, ...]
+    rewritten: int
+    labels: dict[str, int | list[int]]
+    next_command: str
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The result as plain values, for --json."""
+        return {
+            "dataset": str(self.folder),
+            "kind": self.kind,
+            "cases": self.cases,
+            "patients": self.patients,
+            "unlabelled": list(self.unlabelled),
+            "rewritten": self.rewritten,
+            "labels": self.labels,
+            "next": self.next_command,
+        }
+
+    __repr__ = brief
+
+
+class _Task(Record, frozen=True, kw_only=True):
+    """A case with a label map.
+
+    Attributes:
+        case: The case.
+        label: Its label map.
+        folder: Folder for the label map if its values have to be changed.
+    """
+
+    case: Found
+    label: Path
+    folder: Path
+
+
+class _Made(Record, frozen=True, kw_only=True):
+    """A case that was checked.
+
+    Attributes:
+        label: Path of its label map: relative if it was written, else that in the source.
+        problem: What is wrong with its files; empty if nothing is.
+    """
+
+    label: str = ""
+    problem: str = ""
+
+
+def convert(
+    workspace: Workspace,
+    kind: str,
+    source: Path,
+    output: Path,
+    *,
+    machine: Machine = WHOLE_MACHINE,
+) -> Converted:
+    """Makes a dataset of published data; images are referred to, and nothing of it is changed.
+
+    Label maps are referred to as well, and written anew only where values of labels change.
+
+    Args:
+        workspace: The workspace, for the next command.
+        kind: A name in `KINDS`.
+        source: The folder of the data.
+        output: Folder of the new dataset.
+        machine: The processes and memory that may be used.
+
+    Raises:
+        DatasetError: The folder does not hold such data, or files of a case do not fit together.
+        OptionError: There is no such kind, or the output exists already.
+        MachineError: The output cannot be written.
+    """
+    row = KINDS[check_choice("kind", kind, tuple(KINDS))]()
+    source, output = source.absolute(), output.absolute()
+    _check_output(source, output)
+    found = _cases(row, source)
+    cases = [case for case in found if case.label is not None]
+    with replacing(output) as beside:
+        (beside / "labelsTr").mkdir(parents=True)
+        folder = beside / "labelsTr"
+        tasks = [_Task(case=c, label=Path(str(c.label)), folder=folder) for c in cases]
+        stage = machine.pool("convert", need=_need, light=True)
+        made = list(case_bar("convert", len(tasks))(stage.map(_make, tasks)))
+        _refuse([each.problem for each in made if each.problem])
+        description = _description(kind, row, cases, [each.label for each in made])
+        write_bytes(beside / "dataset.json", as_json(description))
+        read_new(beside, output)
+    return Converted(
+        folder=output,
+        kind=row.title,
+        cases=len(cases),
+        patients=len({case.patient for case in cases}),
+        unlabelled=tuple(case.name for case in found if case.label is None),
+        rewritten=sum(new.label != old.label for old, new in zip(cases, made, strict=True)),
+        labels=dict(row.description["labels"]),
+        next_command=command("plan", str(output), workspace=workspace.root),
+    )
+
+
+def _check_output(source: Path, output: Path) -> None:
+    """Refuses outputs that exist already or lie in the source."""
+    if output.is_symlink() or output.is_file() or entries(output):
+        raise OptionError(f"{output}: it exists already.", hint="Choose a new folder.")
+    if output.resolve().is_relative_to(source.resolve()):
+        raise OptionError(
+            f"{output}: it lies in the folder that is to be converted, which is left as it is.",
+            hint="Choose a folder elsewhere.",
+        )
+
+
+def _cases(kind: Kind, source: Path) -> list[Found]:
+    """Finds the cases of a source, sorted by name; some of them have a label map."""
+    check_printable(source)
+    if not source.is_dir():
+        raise DatasetError(f"{source}: there is no such folder.", hint="Check the path.")
+    cases = sorted(kind.find(source), key=lambda case: case.name)
+    if not cases:
+        near = [f for f in (source.parent, *entries(source)) if f.is_dir() and _holds(kind, f)]
+        raise DatasetError(
+            f"{source}: there is no case of {kind.title}; expected {kind.layout}.",
+            hint=f"Did you mean {near[0]}?" if near else "Give the folder that holds the cases.",
+        )
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if twice:
+        places = [case.images[0] for case in cases if case.name == twice[0]]
+        raise DatasetError(
+            f"{twice[0]}: it is there twice: {' and '.join(places)}.",
+            hint="Move one of them out of the folder.",
+        )
+    if all(case.label is None for case in cases):
+        raise DatasetError(
+            f"{source}: none of the {len(cases)} cases has a label map.",
+            hint="Give the folder of the training cases. Images alone need not be converted: give "
+            "their folder to predict.",
+        )
+    return cases
+
+
+def _holds(kind: Kind, folder: Path) -> bool:
+    try:
+        return next(iter(kind.find(folder)), None) is not None
+    except DatasetError:
+        return True
+
+
+def _need(task: _Task) -> Need:
+    return score_need(task.label)
+
+
+def _make(task: _Task) -> _Made:
+    """Checks the files of a case, and changes the values of its label map if necessary."""
+    case = task.case
+    first = Path(case.images[0])
+    grid = read_header(first).geometry
+    for other in (*map(Path, case.images[1:]), task.label):
+        for difference in compare_grids(grid, read_header(other).geometry):
+            if not difference.rounding:
+                values = difference.values()
+                return _Made(
+                    problem=f"{case.name}: {first.name} and {other.name} have different grids: "
+                    f"{difference.what} {values[0]} and {values[1]}"
+                )
+    label = read_label(task.label)
+    there = np.unique(label.array).tolist()
+    if unknown := [value for value in there if value not in case.values]:
+        known = ", ".join(map(str, case.values))
+        return _Made(
+            problem=f"{case.name}: {task.label} holds the value {unknown[0]}, expected {known}"
+        )
+    if all(case.values[value] == value for value in there):
+        return _Made(label=str(task.label))
+    table = np.zeros(max(there) + 1, dtype=np.uint8)
+    table[there] = [case.values[value] for value in there]
+    path = f"labelsTr/{case.name}.nii.gz"
+    write_label(task.folder / Path(path).name, table[label.array[0]], label.geometry)
+    return _Made(label=path)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise DatasetError(
+            f"Nothing was written: {first_few(problems, _SHOWN)}.",
+            hint="Correct these files, or move the cases out of the folder.",
+        )
+
+
+def _description(
+    name: str, kind: Kind, cases: Sequence[Found], labels: Sequence[str]
+) -> dict[str, Any]:
+    """The dataset.json."""
+    return {
+        **kind.description,
+        "numTraining": len(cases),
+        "file_ending": commonest_ending(Path(image) for case in cases for image in case.images),
+        "converted_by": f"autoliver, as {name}",
+        "dataset": {
+            case.name: {"images": list(case.images), "label": label}
+            for case, label in zip(cases, labels, strict=True)
+        },
+        "patients": {case.name: case.patient for case in cases},
+    }
