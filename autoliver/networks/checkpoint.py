@@ -1,8 +1,9 @@
 """Saves and loads weights and training state.
 
-Weights, and the statistics of norms among them, are stored in float32 in a safetensors file. Its metadata holds the network's spec, so that
-this file alone is enough to build the network. Training state (optimiser, schedule, random numbers)
-is stored as a line with size and checksum, followed by a torch file.
+Weights, and the statistics of norms among them, are stored in float32 in a safetensors file. Its
+metadata holds the network's spec, so that this file alone is enough to build the network. Training
+state (optimiser, schedule, random numbers) is stored as a line with size and checksum, followed by
+a torch file.
 """
 
 import hashlib
