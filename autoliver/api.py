@@ -83,11 +83,11 @@ def plan(
         like: Dataset or model whose networks the plan takes over; None for networks of its own.
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
-        **options: preset="tiny", arch="medformer", vram (GB), spacing (z, y, x in mm), window
-            (low, high in HU), batch_cap and keep_axes; modality ("CT", "MR" or "other") for a
-            folder without dataset.json; with `like` only spacing, which may be a word such as
-            "target" as well; workers and memory_gb. Options that are not given keep their value in
-            the previous plan, or else take their default.
+        **options: preset="tiny", arch="medformer", encoder="efficientnet_b0", z_strides="all",
+            vram (GB), spacing (z, y, x in mm), window (low, high in HU), batch_cap and keep_axes;
+            modality ("CT", "MR" or "other") for a folder without dataset.json; with `like` only
+            spacing, which may be a word such as "target" as well; workers and memory_gb. Options
+            that are not given keep their value in the previous plan, or else take their default.
 
     Returns:
         The plan, which is also written to the workspace.
@@ -100,7 +100,8 @@ def plan(
         from autoliver.values import check_flag
 
         names = {
-            **{name: name for name in ("preset", "arch", "batch_cap", "keep_axes")},
+            **{name: name for name in ("preset", "arch", "encoder", "z_strides")},
+            **{name: name for name in ("batch_cap", "keep_axes")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
             **{"like_spacing": "spacing", "modality": "modality"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 MIN_FEATURE_MAP_EDGE = 4
 # Axes whose spacings differ by less than this factor are treated alike.
 _SIMILAR_SPACING = 2
+_EVEN_HALVINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,26 @@ def pool_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> 
         for n, multiple in zip(patch_shape, multiples, strict=True)
     )
     return Topology(strides=tuple(strides), kernels=tuple(kernels), patch_shape=patch)
+
+
+def even_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> Topology:
+    """Halves all axes of a volume five times, as published 3D encoders do, whatever the spacing.
+
+    Images, of 2 axes, are pooled by `pool_topology`.
+
+    Args:
+        spacing_mm: Spacing per axis, 2 or 3 axes.
+        patch_shape: Desired patch size per axis, which is rounded up to a multiple of 32.
+    """
+    dimension = len(spacing_mm)
+    if dimension == 2:
+        return pool_topology(spacing_mm, patch_shape)
+    total = 2**_EVEN_HALVINGS
+    return Topology(
+        strides=((1,) * dimension, *((2,) * dimension,) * _EVEN_HALVINGS),
+        kernels=((3,) * dimension,) * (_EVEN_HALVINGS + 1),
+        patch_shape=tuple(math.ceil(n / total) * total for n in patch_shape),
+    )
 
 
 def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:
