@@ -175,6 +175,8 @@ def _check_options(request: TrainRequest) -> None:
     for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
         if source is not None:
             check_text(option, source, "the name of a dataset or model")
+    if request.encoder_weights is not None:
+        check_text("--encoder-weights", request.encoder_weights, "a file or a package")
 
 
 def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -> bool:
