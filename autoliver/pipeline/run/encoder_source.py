@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.networks.spec import EncoderUNetSpec
 from autoliver.pipeline.data import Planned, plan_command, planned_configuration
 from autoliver.pipeline.run.request import TrainRequest
@@ -48,6 +48,7 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
 
     Raises:
         ModelError: The network has no such encoder, or there are no weights of it.
+        OptionError: The options ask for a mixture with them.
     """
     from autoliver.transfer.imagenet import COLOURS, imagenet_weights
 
@@ -58,6 +59,13 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
             f"--pretrained imagenet: the network of {planned.dataset.name} {wanted} is "
             f"{spec.summary}, which has no encoder that ImageNet weights fit.",
             hint=_plan_one(planned.folder, planned.dataset),
+        )
+    share = request.changes.get("keep_source")
+    if share is not None:
+        raise OptionError(
+            f"--keep-source {share} mixes the final weights with the source's, but ImageNet "
+            "weights alone segment nothing.",
+            hint="Leave it out, or start from a trained model.",
         )
     again = command(
         *("train", planned.dataset.name, wanted),
