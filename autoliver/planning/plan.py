@@ -216,7 +216,8 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         if self.z_strides != "auto" and encoder is None:
             raise OptionError(
                 f"--z-strides {self.z_strides} is for networks with an encoder; this one has none.",
-                hint="Leave it out, or name an encoder, e.g. --encoder efficientnet_b0.",
+                hint="Name an encoder, e.g. --encoder efficientnet_b0, or leave it out; --fresh "
+                "forgets that of the previous plan.",
             )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from autoliver.memory import GB
 from autoliver.networks.encoder_unet_spec import Activation, Feed, Upsampling
-from autoliver.networks.encoders import LEVELS
+from autoliver.networks.encoders import ENCODERS, LEVELS
 from autoliver.networks.spec import (
     EncoderUNetSpec,
     MedFormerSpec,
@@ -266,14 +266,36 @@ MEDFORMER: dict[Preset, PresetRow] = {
 }
 
 
-# The same of networks with an encoder, in float32 (measured, docs/RESULTS.md).
-_ENCODER_BYTES = 12.0
-_ENCODER_FIXED_GB = 0.7
+# The same for networks with an encoder (measured, docs/RESULTS.md). The fixed part is 20 bytes for
+# each weight in 3D: the weight, its gradient, two means of AdamW and the running mean.
 _ENCODER_GB = 8
-_ENCODER_REFERENCE = {
-    dimension: round((_ENCODER_GB - _ENCODER_FIXED_GB) * GB / (_ENCODER_BYTES * batch))
-    for dimension, batch in REFERENCE_BATCH.items()
+_ENCODER_BYTES = {"efficientnet": 10.5, "resnet": 7.0}
+_ENCODER_FIXED_GB: dict[EncoderName, float] = {
+    "efficientnet_b0": 0.25,
+    "efficientnet_b4": 0.55,
+    "efficientnet_lite0": 0.25,
+    "resnet18": 0.85,
+    "resnet34": 1.45,
+    "resnet50": 1.45,
 }
+
+
+def _encoder_row(
+    encoder: EncoderName, style: _Style, topology: Callable[..., Topology]
+) -> PresetRow:
+    network = partial(_encoder_unet, encoder=encoder, style=style)
+    per_value, fixed_gb = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_FIXED_GB[encoder]
+    return PresetRow(
+        network=network,
+        vram_gb=_ENCODER_GB,
+        reference={
+            dimension: round((_ENCODER_GB - fixed_gb) * GB / (per_value * batch))
+            for dimension, batch in REFERENCE_BATCH.items()
+        },
+        must_fit=_MIN_BATCH,
+        fixed_gb=fixed_gb,
+        topology=topology,
+    )
 
 
 def preset_row(
@@ -294,17 +316,12 @@ def preset_row(
     encoder = encoder or ENCODER_OF.get(architecture)
     if encoder is None:
         return (MEDFORMER if architecture == "medformer" else PRESETS)[preset]
-    network = partial(_encoder_unet, encoder=encoder, style=_STYLES[architecture])
-    row = PresetRow(
-        network=network,
-        vram_gb=_ENCODER_GB,
-        reference=_ENCODER_REFERENCE,
-        must_fit=_MIN_BATCH,
-        fixed_gb=_ENCODER_FIXED_GB,
-        topology=even_topology if z_strides == "all" else pool_topology,
-    )
+    topology = even_topology if z_strides == "all" else pool_topology
+    row = _encoder_row(encoder, _STYLES[architecture], topology)
     if preset != "tiny":
         return row
     # Only the decoder can be thin: the encoder's features are those of its weights.
-    tiny = partial(network, features=_TINY_DECODER)
-    return replace(row, network=tiny, fitted_as=network, max_batch=4)
+    thin = partial(
+        _encoder_unet, encoder=encoder, style=_STYLES[architecture], features=_TINY_DECODER
+    )
+    return replace(row, network=thin, fitted_as=row.network, max_batch=4)
