@@ -161,6 +161,14 @@ def test_a_stem_behind_the_front_is_drawn_anew(place: Path, tmp_path: Path) -> N
 ERRORS = [
     (PLAIN, ("--pretrained", "imagenet"), "the network of Dataset002_Plain 2d is unet", "plan"),
     ("Dataset003_New", ("--pretrained", "imagenet"), "Dataset003_New has no plan yet", "plan"),
+    (
+        *("Dataset003_New", ("--pretrained", "imagenet", "--preset", "tiny")),
+        *("Dataset003_New has no plan yet", "--encoder efficientnet_b0"),
+    ),
+    (
+        *(NAME, ("--pretrained", "imagenet", "--preset", "M")),
+        *("already planned with the preset tiny", "plan"),
+    ),
     (NAME, ("--encoder-weights", "x.pth"), "goes with --pretrained imagenet alone", "Leave it out"),
     (
         *(NAME, ("--pretrained", "imagenet", "--encoder-weights", "none.pth")),
