@@ -22,8 +22,9 @@ Arch = Annotated[
     typer.Option(
         case_sensitive=False,
         help="Type of network: medformer exchanges what voxels see through a few tokens; omnia "
-        "(2D) and dxnet (3D) have an encoder made for classification. These have the presets "
-        "default and tiny, and their memory is estimated in float32. [default: unet]",
+        "(2D), dxnet (3D) and dsnet (3D around 2D) have an encoder made for classification. They "
+        "have the presets default and tiny, and their memory is estimated in float32. "
+        "[default: unet]",
         rich_help_panel="Network",
     ),
 ]
@@ -32,7 +33,8 @@ Encoder = Annotated[
     typer.Option(
         case_sensitive=False,
         help="Classification network as the encoder, in 2D and 3D, for which there are ImageNet "
-        "weights. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet]",
+        "weights. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet and "
+        "dsnet]",
         rich_help_panel="Network",
     ),
 ]

@@ -23,6 +23,16 @@ LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope
 NORM_EPS = 1e-5
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Brings the kernels of a network, which may be of 2D and of 3D, into channels-last format."""
+    for weight in network.parameters():
+        if weight.ndim in _CHANNELS_LAST:
+            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+
+
 def activation() -> nn.Module:
     """Returns the network's non-linearity; it works in place, which saves an activation map."""
     return nn.LeakyReLU(LEAK, inplace=True)

@@ -164,19 +164,34 @@ def _first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> lis
 def _smaller(
     topology: Topology, spacing: Sequence[float], median_shape: Sequence[float], budget: Budget
 ) -> Topology:
-    """Returns the next smaller patch, shorter along the axis that covers most of the median."""
-    patch = list(topology.patch_shape)
-    relative = [n / m for n, m in zip(patch, median_shape, strict=True)]
-    axis = max(range(len(patch)), key=lambda axis: (relative[axis], axis))
+    """Returns the next smaller patch, shorter along the axis that covers most of the median.
+
+    Raises:
+        OptionError: No axis can be shorter.
+    """
+    relative = [n / m for n, m in zip(topology.patch_shape, median_shape, strict=True)]
+    for _, axis in sorted(((share, axis) for axis, share in enumerate(relative)), reverse=True):
+        found = _shorter(topology, axis, spacing, budget)
+        if found is not None:
+            return found
+    raise OptionError(
+        f"--vram {budget.vram_gb:g}: not even a patch of {topology.patch_shape} voxels fits "
+        f"into {budget.vram_gb:g} GB of memory.",
+        hint="Give more memory with --vram (at least 4 GB is sensible), or use fewer channels.",
+    )
+
+
+def _shorter(
+    topology: Topology, axis: int, spacing: Sequence[float], budget: Budget
+) -> Topology | None:
+    """Returns the next patch that is shorter along an axis; None if there is none."""
+    patch, pooled = list(topology.patch_shape), budget.preset.topology
     # The step is the total stride of the smaller patch's network. If this network is shallower, its
     # sizes in between are not skipped: 256 -> 224 rather than 192.
     trial = patch.copy()
     trial[axis] -= topology.total_stride[axis]
-    patch[axis] -= budget.preset.topology(spacing, trial).total_stride[axis]
+    patch[axis] -= pooled(spacing, trial).total_stride[axis]
     if patch[axis] < 1:
-        raise OptionError(
-            f"--vram {budget.vram_gb:g}: not even a patch of {topology.patch_shape} voxels fits "
-            f"into {budget.vram_gb:g} GB of memory.",
-            hint="Give more memory with --vram (at least 4 GB is sensible), or use fewer channels.",
-        )
-    return budget.preset.topology(spacing, patch)
+        return None
+    found = pooled(spacing, patch)
+    return found if math.prod(found.patch_shape) < math.prod(topology.patch_shape) else None

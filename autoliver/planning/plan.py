@@ -155,8 +155,8 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             labelled voxels.
         keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
             being brought to one order.
-        arch: The type of network: a U-Net; or MedFormer, Omnia-Net or DX-Net, in the sizes default
-            and tiny.
+        arch: The type of network: a U-Net; or MedFormer, Omnia-Net, DX-Net or DS-Net, in the sizes
+            default and tiny.
         encoder: The classification network that is the encoder, in the sizes default and tiny; None
             for that of the architecture, which a U-Net and MedFormer do not have.
         z_strides: Where an encoder halves the depth of volumes: "auto" where the planner does,
@@ -213,9 +213,9 @@ class PlanOptions(Record, frozen=True, kw_only=True):
                 f"--preset {self.preset} is not one of {what}, which has {' and '.join(presets)}.",
                 hint="Give --preset default and fit it to your GPU with --vram GB.",
             )
-        if self.z_strides != "auto" and encoder is None:
+        if self.z_strides != "auto" and (encoder is None or self.arch == "dsnet"):
             raise OptionError(
-                f"--z-strides {self.z_strides} is for networks with an encoder; this one has none.",
+                f"--z-strides {self.z_strides} is for networks with a 3D encoder; this has none.",
                 hint="Name an encoder, e.g. --encoder efficientnet_b0, or leave it out; --fresh "
                 "forgets that of the previous plan.",
             )

@@ -6,9 +6,11 @@ from functools import partial
 from typing import Protocol
 
 from autoliver.memory import GB
+from autoliver.networks.ds_net_spec import SLICES, strides_of_depth
 from autoliver.networks.encoder_unet_spec import Activation, Feed, Upsampling
 from autoliver.networks.encoders import ENCODERS, LEVELS
 from autoliver.networks.spec import (
+    DSNetSpec,
     EncoderUNetSpec,
     MedFormerSpec,
     NetworkSpec,
@@ -16,7 +18,12 @@ from autoliver.networks.spec import (
     UNetSpec,
 )
 from autoliver.planning.names import ENCODER_OF, Architecture, EncoderName, Preset, ZStrides
-from autoliver.planning.topology import Topology, even_topology, pool_topology
+from autoliver.planning.topology import (
+    Topology,
+    even_topology,
+    planar_topology,
+    pool_topology,
+)
 
 # Smallest number of patches per step.
 MIN_BATCH = 2
@@ -159,6 +166,8 @@ _STYLES: dict[Architecture, _Style] = {
     "unet": _Style(feed="image", up="nearest", activation="relu", drop_path=0.0),
     "omnia": _Style(feed="front", up="nearest", activation="relu", drop_path=0.4),
     "dxnet": _Style(feed="front", up="transposed", activation="silu", drop_path=0.4),
+    # DS-Net's 2D network, whose stem takes the three channels that it was trained for.
+    "dsnet": _Style(feed="image", up="transposed", activation="silu", drop_path=0.4),
 }
 _DECODER = (16, 32, 64, 128, 256)
 _TINY_DECODER = (4, 8, 16, 32, 64)
@@ -192,6 +201,34 @@ def _encoder_unet(
         up=style.up,
         activation=style.activation,
         drop_path=style.drop_path,
+    )
+
+
+def _ds_net(
+    topology: Topology,
+    *,
+    in_channels: int,
+    out_channels: int,
+    encoder: EncoderName,
+    style: _Style,
+    features: tuple[int, ...] = _DECODER,
+) -> DSNetSpec | EncoderUNetSpec:
+    """Makes DS-Net in 3D, and its 2D network alone in 2D."""
+    make = partial(_encoder_unet, encoder=encoder, style=style, features=features)
+    if len(topology.patch_shape) == 2:
+        return make(topology, in_channels=in_channels, out_channels=out_channels)
+    depth, *plane = topology.patch_shape
+    flat = Topology(
+        strides=tuple(stride[1:] for stride in topology.strides),
+        kernels=tuple(kernel[1:] for kernel in topology.kernels),
+        patch_shape=tuple(plane),
+    )
+    return DSNetSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        depth=depth,
+        depth_strides=strides_of_depth(depth),
+        plane=make(flat, in_channels=SLICES, out_channels=SLICES),
     )
 
 
@@ -280,24 +317,6 @@ _ENCODER_FIXED_GB: dict[EncoderName, float] = {
 }
 
 
-def _encoder_row(
-    encoder: EncoderName, style: _Style, topology: Callable[..., Topology]
-) -> PresetRow:
-    network = partial(_encoder_unet, encoder=encoder, style=style)
-    per_value, fixed_gb = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_FIXED_GB[encoder]
-    return PresetRow(
-        network=network,
-        vram_gb=_ENCODER_GB,
-        reference={
-            dimension: round((_ENCODER_GB - fixed_gb) * GB / (per_value * batch))
-            for dimension, batch in REFERENCE_BATCH.items()
-        },
-        must_fit=_MIN_BATCH,
-        fixed_gb=fixed_gb,
-        topology=topology,
-    )
-
-
 def preset_row(
     preset: Preset,
     architecture: Architecture,
@@ -316,12 +335,24 @@ def preset_row(
     encoder = encoder or ENCODER_OF.get(architecture)
     if encoder is None:
         return (MEDFORMER if architecture == "medformer" else PRESETS)[preset]
-    topology = even_topology if z_strides == "all" else pool_topology
-    row = _encoder_row(encoder, _STYLES[architecture], topology)
+    stacked = architecture == "dsnet"
+    make = _ds_net if stacked else _encoder_unet
+    network = partial(make, encoder=encoder, style=_STYLES[architecture])
+    pooled = planar_topology if stacked else pool_topology
+    per_value, fixed_gb = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_FIXED_GB[encoder]
+    row = PresetRow(
+        network=network,
+        vram_gb=_ENCODER_GB,
+        reference={
+            dimension: round((_ENCODER_GB - fixed_gb) * GB / (per_value * batch))
+            for dimension, batch in REFERENCE_BATCH.items()
+        },
+        must_fit=_MIN_BATCH,
+        fixed_gb=fixed_gb,
+        topology=even_topology if z_strides == "all" else pooled,
+    )
     if preset != "tiny":
         return row
     # Only the decoder can be thin: the encoder's features are those of its weights.
-    thin = partial(
-        _encoder_unet, encoder=encoder, style=_STYLES[architecture], features=_TINY_DECODER
-    )
-    return replace(row, network=thin, fitted_as=row.network, max_batch=4)
+    thin = partial(make, encoder=encoder, style=_STYLES[architecture], features=_TINY_DECODER)
+    return replace(row, network=thin, fitted_as=network, max_batch=4)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from autoliver.networks.spec import EncoderUNetSpec, MedFormerSpec, NetworkSpec
+from autoliver.networks.spec import DSNetSpec, EncoderUNetSpec, MedFormerSpec, NetworkSpec
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.planning.presets import PresetRow, preset_row
@@ -66,7 +66,8 @@ class _Deepened:
         """Returns the network with the strides of a 3D topology."""
         flat = self.flat
         planned = self.row.network(topology, in_channels=in_channels, out_channels=out_channels)
-        if isinstance(flat, EncoderUNetSpec) or isinstance(planned, EncoderUNetSpec):
+        with_encoder = (EncoderUNetSpec, DSNetSpec)
+        if isinstance(flat, with_encoder) or isinstance(planned, with_encoder):
             return _with_encoder(flat, planned)
         levels = min(len(flat.features), len(planned.features))
         kernels = zip(planned.kernels, flat.kernels, strict=False)
@@ -83,7 +84,7 @@ class _Deepened:
 
 
 def _with_encoder(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
-    """Returns the planned network with what the 2D one has; itself if only one has an encoder."""
+    """Returns the planned network with what the 2D one has, if both are of the same kind."""
     if not isinstance(flat, EncoderUNetSpec) or not isinstance(planned, EncoderUNetSpec):
         return planned
     return flat.replace(

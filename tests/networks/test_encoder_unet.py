@@ -396,7 +396,7 @@ def test_the_factor_of_the_encoder_is_of_all_its_weights_and_no_others() -> None
         (lambda: PlanOptions(arch="medformer", encoder="resnet18"), "--encoder resnet18 does not"),
         (lambda: PlanOptions(preset="XL", encoder="resnet18"), "--preset XL is not one of --enc"),
         (lambda: PlanOptions(preset="L", arch="omnia"), "--preset L is not one of --arch omnia"),
-        (lambda: PlanOptions(z_strides="all"), "--z-strides all is for networks with an encoder"),
+        (lambda: PlanOptions(z_strides="all"), "--z-strides all is for networks with a 3D encoder"),
     ],
 )
 def test_options_of_plan_that_do_not_go_together_are_refused(
