@@ -154,7 +154,7 @@ def train(
         from autoliver.pipeline.run.request import TrainRequest
         from autoliver.pipeline.run.train import train as train_folds
         from autoliver.training.options import TrainingOptions, given_options
-        from autoliver.values import check_flag
+        from autoliver.values import check_flag, flag_of
         from autoliver.workspace import check_configuration
 
         of_request = {*TrainRequest.__struct_fields__} - {"configuration", "changes", "machine"}
@@ -170,9 +170,9 @@ def train(
         if changed.get("replay") is not None:
             changed["replay"] = name_of("--replay", changed["replay"])
         checked = given_options(changed)
-        for name in ("pretrained", "like"):
+        for name in ("pretrained", "encoder_weights", "like"):
             if given.get(name) is not None:
-                given[name] = name_of(f"--{name}", given[name])
+                given[name] = name_of(flag_of(name), given[name])
         request = TrainRequest(
             configuration=check_configuration(configuration),
             folds=check_folds(given.pop("folds", folds)),

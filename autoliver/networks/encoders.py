@@ -11,6 +11,7 @@ from typing import Literal
 
 LEVELS = 5
 
+Family = Literal["efficientnet", "resnet"]
 Strides = tuple[tuple[int, ...], ...]
 # Per level and axis: whether kernels reach neighbours along the axis, or have the size 1 there.
 Spans = tuple[tuple[bool, ...], ...]
@@ -51,7 +52,7 @@ class EncoderRow:
     """
 
     name: str
-    family: Literal["efficientnet", "resnet"]
+    family: Family
     stem: int
     stages: tuple[Stage, ...]
     lite: bool = False
