@@ -84,11 +84,12 @@ def plan(
         like: Dataset or model whose networks the plan takes over; None for networks of its own.
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
-        **options: preset="tiny", arch="medformer", vram (GB), spacing (z, y, x in mm), window
-            (low, high in HU), batch_cap, keep_axes and slices=3; modality ("CT", "MR" or "other")
-            for a folder without dataset.json; with `like` only spacing, which may be a word such
-            as "target" as well; workers and memory_gb. Options that are not given keep their value
-            in the previous plan, or else take their default.
+        **options: preset="tiny", arch="medformer", encoder="efficientnet_b0", z_strides="all",
+            slices=3, vram (GB), spacing (z, y, x in mm), window (low, high in HU), batch_cap and
+            keep_axes; modality ("CT", "MR" or "other") for a folder without dataset.json; with
+            `like` only spacing, which may be a word such as "target" as well; workers and
+            memory_gb. Options that are not given keep their value in the previous plan, or else
+            take their default.
 
     Returns:
         The plan, which is also written to the workspace.
@@ -101,7 +102,8 @@ def plan(
         from autoliver.values import check_flag
 
         names = {
-            **{name: name for name in ("preset", "arch", "batch_cap", "keep_axes", "slices")},
+            **{name: name for name in ("preset", "arch", "encoder", "z_strides")},
+            **{name: name for name in ("batch_cap", "keep_axes", "slices")},
             **{"vram": "vram_gb", "vram_gb": "vram_gb", "spacing": "spacing_mm"},
             **{"spacing_mm": "spacing_mm", "window": "window_hu", "window_hu": "window_hu"},
             **{"like_spacing": "spacing", "modality": "modality"},
@@ -154,7 +156,7 @@ def train(
         from autoliver.pipeline.run.request import TrainRequest
         from autoliver.pipeline.run.train import train as train_folds
         from autoliver.training.options import TrainingOptions, given_options
-        from autoliver.values import check_flag
+        from autoliver.values import check_flag, flag_of
         from autoliver.workspace import check_configuration
 
         of_request = {*TrainRequest.__struct_fields__} - {"configuration", "changes", "machine"}
@@ -170,9 +172,9 @@ def train(
         if changed.get("replay") is not None:
             changed["replay"] = name_of("--replay", changed["replay"])
         checked = given_options(changed)
-        for name in ("pretrained", "like"):
+        for name in ("pretrained", "encoder_weights", "like"):
             if given.get(name) is not None:
-                given[name] = name_of(f"--{name}", given[name])
+                given[name] = name_of(flag_of(name), given[name])
         request = TrainRequest(
             configuration=check_configuration(configuration),
             folds=check_folds(given.pop("folds", folds)),

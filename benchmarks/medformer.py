@@ -41,7 +41,7 @@ CASES: dict[Preset, list[tuple[tuple[float, ...], tuple[int, ...], int]]] = {
         ((0.8, 0.8), (128, 128), 8),
     ],
 }
-_STEPS, _CLASSES = 2, 3
+_STEPS, CLASSES = 2, 3
 _WARM_UP = ((1.0, 1.0), (32, 32), 1)
 
 
@@ -54,9 +54,7 @@ def _configuration(
     preset: Preset, spacing: tuple[float, ...], patch: tuple[int, ...], batch: int
 ) -> Configuration:
     topology = pool_topology(spacing, patch)
-    network = preset_row(preset, "medformer").network(
-        topology, in_channels=1, out_channels=_CLASSES
-    )
+    network = preset_row(preset, "medformer").network(topology, in_channels=1, out_channels=CLASSES)
     return Configuration(
         spacing_mm=spacing,
         median_shape=tuple(map(float, patch)),
@@ -88,7 +86,7 @@ def take_steps(one: Configuration) -> None:
     for _ in range(_STEPS):
         image = torch.randn(batch, 1, *one.patch_shape, generator=generator)
         shape = (batch, 1, *one.patch_shape)
-        target = torch.randint(_CLASSES, shape, generator=generator, dtype=torch.int16)
+        target = torch.randint(CLASSES, shape, generator=generator, dtype=torch.int16)
         outputs = state.network(image.contiguous(memory_format=memory_format(spec, device)))
         loss = segmentation_loss(outputs, target, options=loss_options)
         state.optimizer.zero_grad(set_to_none=True)

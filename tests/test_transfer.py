@@ -197,7 +197,7 @@ def test_weights_alone_need_new_heads(own, data, tmp_path):
         (
             ["2d", "--pretrained", "imagenet"],
             ModelError,
-            "no network of this version can use ImageNet",
+            "has no encoder that ImageNet weights fit",
         ),
         (
             ["2d", "--like", "Nothing"],

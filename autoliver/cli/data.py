@@ -19,6 +19,7 @@ from autoliver.cli.output import emit, say, start, table
 from autoliver.cli.planning_options import (
     Arch,
     BatchCap,
+    Encoder,
     Fresh,
     KeepAxes,
     Like,
@@ -29,6 +30,7 @@ from autoliver.cli.planning_options import (
     Spacing,
     Vram,
     Window,
+    ZStrides,
 )
 from autoliver.commands import command
 from autoliver.values import counted
@@ -85,6 +87,8 @@ def plan(
     dataset: DatasetArgument = None,
     preset: Preset = None,
     arch: Arch = None,
+    encoder: Encoder = None,
+    z_strides: ZStrides = None,
     vram: Vram = None,
     spacing: Spacing = None,
     window: Window = None,
@@ -115,6 +119,8 @@ def plan(
     given: dict[str, Any] = {
         "preset": preset,
         "arch": arch,
+        "encoder": encoder,
+        "z_strides": z_strides,
         "vram_gb": vram,
         "batch_cap": batch_cap,
         "keep_axes": keep_axes,
@@ -254,7 +260,8 @@ def _show_plan(plan: "Plan") -> str:
 
 def _network(plan: "Plan") -> str:
     kind = "" if plan.arch == "unet" else f" of {plan.arch}"
-    return f"preset {plan.preset}{kind}"
+    encoder = "" if plan.encoder is None else f" with {plan.encoder}"
+    return f"preset {plan.preset}{kind}{encoder}"
 
 
 def _width() -> int:

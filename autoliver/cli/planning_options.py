@@ -21,8 +21,30 @@ Arch = Annotated[
     names.Architecture | None,
     typer.Option(
         case_sensitive=False,
-        help="Type of network: medformer exchanges what voxels see through a few tokens, in the "
-        "presets default and tiny; its memory is estimated in float32. [default: unet]",
+        help="Type of network: medformer exchanges what voxels see through a few tokens; omnia "
+        "(2D), dxnet (3D) and dsnet (3D around 2D) have an encoder made for classification. They "
+        "have the presets default and tiny, and their memory is estimated in float32. "
+        "[default: unet]",
+        rich_help_panel="Network",
+    ),
+]
+Encoder = Annotated[
+    names.EncoderName | None,
+    typer.Option(
+        case_sensitive=False,
+        help="Classification network as the encoder, in 2D and 3D, for which there are ImageNet "
+        "weights. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet and "
+        "dsnet]",
+        rich_help_panel="Network",
+    ),
+]
+ZStrides = Annotated[
+    names.ZStrides | None,
+    typer.Option(
+        "--z-strides",
+        case_sensitive=False,
+        help="Where an encoder halves the depth of a volume: auto, as its spacing allows; all, at "
+        "each of its five levels as published, which needs 32 slices. [default: auto]",
         rich_help_panel="Network",
     ),
 ]

@@ -28,6 +28,7 @@ from autoliver.cli.training_options import (
     Deterministic,
     Ema,
     EncoderFactor,
+    EncoderWeights,
     Epochs,
     Extend,
     Foreground,
@@ -97,7 +98,8 @@ Pretrained = Annotated[
         metavar="SOURCE",
         help="Start from the weights of a trained dataset (LiTS, LiTS/RUN), an imported model, an "
         "exported file, a run's folder, or nnU-Net's folder or checkpoint. The dataset is planned "
-        "like it; from 2D to 3D, name its run (LiTS/2d). [default: random weights]",
+        "like it; from 2D to 3D, name its run (LiTS/2d). imagenet: ImageNet weights, for a plan "
+        "with --encoder. [default: random weights]",
         rich_help_panel=TRANSFER,
     ),
 ]
@@ -158,6 +160,7 @@ def train(
     fold: FoldOption = "cv",
     preset: Preset = None,
     pretrained: Pretrained = None,
+    encoder_weights: EncoderWeights = None,
     like: Like = None,
     own_plan: OwnPlan = False,
     inflate: Inflate = None,
@@ -245,6 +248,7 @@ def train(
         extend=extend,
         preset=preset,
         pretrained=pretrained,
+        encoder_weights=encoder_weights,
         like=like,
         own_plan=own_plan,
         twin=twin,

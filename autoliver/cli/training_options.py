@@ -154,6 +154,16 @@ LayerDecay = Annotated[
         rich_help_panel=TRANSFER,
     ),
 ]
+EncoderWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|PACKAGE",
+        help="With --pretrained imagenet: file of weights (.safetensors, .pth) of timm, "
+        "torchvision or efficientnet-pytorch, or an installed package that contains one. "
+        "[default: fetched by timm, if it is installed]",
+        rich_help_panel=TRANSFER,
+    ),
+]
 Replay = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.inference.options import AS_IT_IS
+from autoliver.networks.blocks import to_channels_last
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class ChannelsLast(nn.Module):
             _replace_norms(self.network)
         three = any(weight.ndim == 5 for weight in network.parameters())
         self.layout = torch.channels_last_3d if three else torch.channels_last
-        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        to_channels_last(self.network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the network's output."""

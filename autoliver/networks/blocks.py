@@ -15,10 +15,22 @@ INSTANCE_NORM: dict[int, Layer] = {
     2: nn.InstanceNorm2d,
     3: nn.InstanceNorm3d,
 }
+BATCH_NORM: dict[int, Layer] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOL: dict[int, Layer] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope
 NORM_EPS = 1e-5
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Brings the kernels of a network, which may be of 2D and of 3D, into channels-last format."""
+    for weight in network.parameters():
+        if weight.ndim in _CHANNELS_LAST:
+            weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
 
 
 def activation() -> nn.Module:
@@ -110,3 +122,53 @@ class ResidualBlock(nn.Module):
         y += self.projection(self.pool(x))
         out: torch.Tensor = self.activation(y)
         return out
+
+
+def padded_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: tuple[int, ...],
+    *,
+    stride: tuple[int, ...] | None = None,
+    groups: int = 1,
+) -> nn.Module:
+    """Returns a convolution without bias, padded by half its kernel on both sides of each axis.
+
+    Args:
+        in_channels: Number of input features.
+        out_channels: Number of output features.
+        kernel: Kernel size per axis; sizes are odd.
+        stride: Stride per axis; None for 1 everywhere.
+        groups: Number of groups of features that do not mix.
+    """
+    return CONV[len(kernel)](
+        in_channels,
+        out_channels,
+        kernel,
+        stride or (1,) * len(kernel),
+        padding=tuple(size // 2 for size in kernel),
+        groups=groups,
+        bias=False,
+    )
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual block for random examples of a batch, in training only.
+
+    What is left is scaled so that its mean stays the same (Huang et al., Deep Networks with
+    Stochastic Depth, ECCV 2016).
+
+    Args:
+        rate: Probability of leaving out the block, at least 0 and below 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, ...) -> (b, ...), zeros for examples without the block."""
+        if self.rate == 0 or not self.training:
+            return x
+        kept = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)

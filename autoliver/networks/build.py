@@ -4,6 +4,10 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import LEAK, ResidualBlock
+from autoliver.networks.ds_net import DSNet
+from autoliver.networks.ds_net_spec import DSNetSpec
+from autoliver.networks.encoder_unet import EncoderUNet
+from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.networks.medformer import MedFormer
 from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.spec import NetworkSpec
@@ -56,6 +60,10 @@ def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
             return UNet(spec, deep_supervision=deep_supervision)
         case MedFormerSpec():
             return MedFormer(spec, deep_supervision=deep_supervision)
+        case EncoderUNetSpec():
+            return EncoderUNet(spec, deep_supervision=deep_supervision)
+        case DSNetSpec():
+            return DSNet(spec, deep_supervision=deep_supervision)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Saves and loads weights and training state.
 
-Weights are stored in float32 in a safetensors file. Its metadata holds the network's spec, so that
-this file alone is enough to build the network. Training state (optimiser, schedule, random numbers)
-is stored as a line with size and checksum, followed by a torch file.
+Weights, and the statistics of norms among them, are stored in float32 in a safetensors file. Its
+metadata holds the network's spec, so that this file alone is enough to build the network. Training
+state (optimiser, schedule, random numbers) is stored as a line with size and checksum, followed by
+a torch file.
 """
 
 import hashlib
@@ -45,16 +46,14 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkS
 
     Args:
         path: The file, ending in .safetensors.
-        state_dict: Weights of a network built from `spec`, on any device; stored as float32.
+        state_dict: Weights of a network built from `spec`, on any device; stored as float32, and
+            integers, such as the number of batches that a norm has seen, as integers.
         spec: The network's spec.
 
     Raises:
         AutoliverError: The disk is full or read-only, or there is no permission to write.
     """
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in state_dict.items()
-    }
+    tensors = {name: _stored(tensor) for name, tensor in state_dict.items()}
     metadata = {
         "kind": KIND,
         "schema": SCHEMA,
@@ -63,6 +62,11 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkS
         "extra": "{}",  # not read; kept so that files of equal weights stay byte-identical
     }
     write_bytes(path, _in_order(safetensors.torch.save(tensors, metadata)))
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype).contiguous()
 
 
 def _in_order(content: bytes) -> bytes:
@@ -79,7 +83,7 @@ def _in_order(content: bytes) -> bytes:
 
 
 def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor], NetworkSpec]:
-    """Loads weights (float32, on the CPU) and the spec of their network.
+    """Loads weights (float32, integers as they are, on the CPU) and the spec of their network.
 
     Args:
         path: The file.

@@ -123,6 +123,10 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         """
         raise NotImplementedError
 
+    def sees_image(self, name: str) -> bool:
+        """Whether a weight is applied to the image; in most networks, only the first one is."""
+        return name == self.first_convolution
+
     @abstractmethod
     def role(self, name: str) -> WeightRole:
         """Returns the role of a weight."""

@@ -3,13 +3,23 @@
 from typing import cast
 
 from autoliver.artifacts import to_record
+from autoliver.networks.ds_net_spec import DSNetSpec
+from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
-__all__ = ["MedFormerSpec", "NetworkSpec", "ResidualUNetSpec", "UNetSpec", "read_spec"]
+__all__ = [
+    "DSNetSpec",
+    "EncoderUNetSpec",
+    "MedFormerSpec",
+    "NetworkSpec",
+    "ResidualUNetSpec",
+    "UNetSpec",
+    "read_spec",
+]
 
 # In files, the key "kind" identifies the member. The interface of all members is in contract.py.
-NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec
+NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec | EncoderUNetSpec | DSNetSpec
 
 
 def read_spec(fields: object, *, where: str) -> NetworkSpec:

@@ -1,8 +1,6 @@
 """Reads nnU-Net's checkpoint files without running code that they may contain, and writes them."""
 
 import io
-import pickle
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,18 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from autoliver.artifacts import file_sha256, write_bytes
 from autoliver.errors import ModelError
-from autoliver.nnunet.pickles import MALFORMED, Dtype, number, read_pickle
-from autoliver.system import open_file, raise_refusal
+from autoliver.networks.torch_file import (
+    MALFORMED,
+    UnsafeContent,
+    check_intact,
+    damaged,
+    read_torch_file,
+)
+from autoliver.nnunet.pickles import Dtype, number, read_pickle
 
-_AGAIN = "Copy the file again from its source."
 # The place of the stage among the arguments of a trainer of nnU-Net v1.
 _V1_STAGE = 5
-# How a file of PyTorch before 1.6 begins, which has no checksums: a pickled number.
-_BEFORE_ZIP = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +83,6 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
         ModelError: The file is damaged or not a checkpoint of nnU-Net v2, or it can only be read
             with `trust`.
     """
-    _check_intact(path)
     content = _trusted(path) if trust else _untrusted(path)
     try:
         content = {**content}
@@ -118,7 +117,6 @@ def read_v1_checkpoint(path: Path, *, trust: bool = False) -> V1Checkpoint:
             that would have to run.
     """
     about = read_pickle(path.with_name(path.name + ".pkl"))
-    _check_intact(path)
     content = _trusted(path) if trust else _untrusted(path)
     try:
         stage = about["init"][_V1_STAGE]
@@ -178,63 +176,29 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def _untrusted(path: Path) -> Any:
-    with safe_globals(_ALLOWED):
-        try:
-            return torch.load(path, "cpu", weights_only=True, mmap=_is_zip(path))
-        except pickle.UnpicklingError as error:
-            reason = _named(path, error)
-        except MALFORMED as error:
-            raise _damaged(path, error) from None
-    raise ModelError(
-        f"{path}: reading it would have to run {reason}, which no checkpoint of nnU-Net needs "
-        "to predict.",
-        hint="Such a file can run any code with your rights when it is read. If you know its "
-        "author and trust them, use --trust. Otherwise ask for a checkpoint without such objects.",
-    )
-
-
-def _named(path: Path, error: pickle.UnpicklingError) -> str:
-    """What a refused file names, as far as that is known."""
-    named = get_unsafe_globals_in_checkpoint(path) if _is_zip(path) else ()
-    found = sorted(named) or re.findall(r"GLOBAL ([\w.]+)", str(error))
-    return ", ".join(found) or str(error).partition("\n")[0]
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether PyTorch 1.6 or newer wrote the file."""
-    return zipfile.is_zipfile(path)
+    try:
+        return read_torch_file(path, allowed=_ALLOWED)
+    except UnsafeContent as unsafe:
+        raise ModelError(
+            f"{path}: reading it would have to run {unsafe}, which no checkpoint of nnU-Net needs "
+            "to predict.",
+            hint="Such a file can run any code with your rights when it is read. If you know its "
+            "author and trust them, use --trust. Otherwise ask for a checkpoint without such "
+            "objects.",
+        ) from None
 
 
 def _trusted(path: Path) -> Any:
+    check_intact(path)
     try:
-        return torch.load(path, "cpu", weights_only=False, mmap=_is_zip(path))
+        return torch.load(path, "cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{path}: contains objects of a package that is not installed here: {error}.",
             hint="Install the package, or save the checkpoint again without these objects.",
         ) from None
     except MALFORMED as error:
-        raise _damaged(path, error) from None
-
-
-def _check_intact(path: Path) -> None:
-    """Verifies the checksums in the file, which torch writes but does not check."""
-    try:
-        with open_file(path) as file:
-            if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
-                return
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        raise_refusal(path, error)
-        raise _damaged(path, error) from None
-    if bad is not None:
-        raise _damaged(path, f"the checksum of {bad} does not match")
-
-
-def _damaged(path: Path, reason: object) -> ModelError:
-    what = str(reason).partition("\n")[0].rstrip(".")
-    return ModelError(f"{path}: damaged, or not a PyTorch checkpoint: {what}.", hint=_AGAIN)
+        raise damaged(path, error) from None
 
 
 def _weights(found: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 
 from autoliver.errors import ModelError
+from autoliver.networks.torch_file import MALFORMED
 from autoliver.system import open_file
 
-# The exceptions that reading a malformed pickle can raise.
-MALFORMED = (
-    *(RuntimeError, ValueError, TypeError, LookupError, pickle.UnpicklingError),
-    *(AttributeError, AssertionError, EOFError, MemoryError),
-)
 _NUMBERS = ("f", "i", "u", "b")
 
 

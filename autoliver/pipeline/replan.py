@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 OF_OWN_PLAN = {
     "preset": "--preset",
     "arch": "--arch",
+    "encoder": "--encoder",
+    "z_strides": "--z-strides",
     "vram_gb": "--vram",
     "window_hu": "--window",
     "batch_cap": "--batch-cap",

@@ -115,6 +115,8 @@ def _shared_decisions(plan: Plan) -> tuple[Decision, ...]:
     return (
         Decision("preset", plan.preset, plan.preset),
         Decision("architecture", plan.arch, plan.arch),
+        Decision("encoder", plan.encoder or "", plan.encoder),
+        Decision("strides of the depth", plan.z_strides, plan.z_strides),
         Decision("GPU memory", f"{plan.vram_gb:g} GB", plan.vram_gb),
         Decision(
             "modality",

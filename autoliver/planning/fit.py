@@ -14,10 +14,10 @@ import numpy as np
 
 from autoliver.errors import OptionError
 from autoliver.networks.spec import NetworkSpec
-from autoliver.planning.names import Architecture, Preset
+from autoliver.planning.names import Architecture, EncoderName, Preset
 from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import MIN_BATCH, REFERENCE_BATCH, PresetRow, preset_row
-from autoliver.planning.topology import Topology, pool_topology
+from autoliver.planning.topology import Topology
 
 # Dimension -> edge of the square (2D) or cube (3D) whose area or volume the first patch has. From
 # then on, the patch only shrinks.
@@ -98,10 +98,13 @@ class Fit:
 
 
 def memory_gb(
-    configuration: Configuration, preset: Preset, architecture: Architecture = "unet"
+    configuration: Configuration,
+    preset: Preset,
+    architecture: Architecture = "unet",
+    encoder: EncoderName | None = None,
 ) -> float:
     """Estimates the GPU memory of a training in GB, as it is done to fit patches."""
-    row, dimension = preset_row(preset, architecture), configuration.dimension
+    row, dimension = preset_row(preset, architecture, encoder), configuration.dimension
     elements = configuration.network.feature_map_elements(configuration.patch_shape)
     share = elements * configuration.batch_size / REFERENCE_BATCH[dimension]
     return row.fixed_gb + (row.vram_gb - row.fixed_gb) * share / row.reference[dimension]
@@ -129,11 +132,12 @@ def fit_patch(
     median = tuple(float(n) for n in median_shape)
     dimension = len(spacing)
     reference, batch = budget.reference(dimension), REFERENCE_BATCH[dimension]
-    topology = pool_topology(spacing, _first_patch(spacing, median))
+    pooled = budget.preset.topology
+    topology = pooled(spacing, _first_patch(spacing, median))
     memory = budget.memory(topology)
     shrunk = False
     while memory / batch * budget.preset.must_fit[dimension] > reference:
-        topology = _smaller(topology, spacing, median, vram_gb=budget.vram_gb)
+        topology = _smaller(topology, spacing, median, budget)
         memory = budget.memory(topology)
         shrunk = True
     patch_voxels = math.prod(topology.patch_shape)
@@ -158,21 +162,36 @@ def _first_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> lis
 
 
 def _smaller(
-    topology: Topology, spacing: Sequence[float], median_shape: Sequence[float], *, vram_gb: float
+    topology: Topology, spacing: Sequence[float], median_shape: Sequence[float], budget: Budget
 ) -> Topology:
-    """Returns the next smaller patch, shorter along the axis that covers most of the median."""
-    patch = list(topology.patch_shape)
-    relative = [n / m for n, m in zip(patch, median_shape, strict=True)]
-    axis = max(range(len(patch)), key=lambda axis: (relative[axis], axis))
+    """Returns the next smaller patch, shorter along the axis that covers most of the median.
+
+    Raises:
+        OptionError: No axis can be shorter.
+    """
+    relative = [n / m for n, m in zip(topology.patch_shape, median_shape, strict=True)]
+    for _, axis in sorted(((share, axis) for axis, share in enumerate(relative)), reverse=True):
+        found = _shorter(topology, axis, spacing, budget)
+        if found is not None:
+            return found
+    raise OptionError(
+        f"--vram {budget.vram_gb:g}: not even a patch of {topology.patch_shape} voxels fits "
+        f"into {budget.vram_gb:g} GB of memory.",
+        hint="Give more memory with --vram (at least 4 GB is sensible), or use fewer channels.",
+    )
+
+
+def _shorter(
+    topology: Topology, axis: int, spacing: Sequence[float], budget: Budget
+) -> Topology | None:
+    """Returns the next patch that is shorter along an axis; None if there is none."""
+    patch, pooled = list(topology.patch_shape), budget.preset.topology
     # The step is the total stride of the smaller patch's network. If this network is shallower, its
     # sizes in between are not skipped: 256 -> 224 rather than 192.
     trial = patch.copy()
     trial[axis] -= topology.total_stride[axis]
-    patch[axis] -= pool_topology(spacing, trial).total_stride[axis]
+    patch[axis] -= pooled(spacing, trial).total_stride[axis]
     if patch[axis] < 1:
-        raise OptionError(
-            f"--vram {vram_gb:g}: not even a patch of {topology.patch_shape} voxels fits into "
-            f"{vram_gb:g} GB of memory.",
-            hint="Give more memory with --vram (at least 4 GB is sensible), or use fewer channels.",
-        )
-    return pool_topology(spacing, patch)
+        return None
+    found = pooled(spacing, patch)
+    return found if math.prod(found.patch_shape) < math.prod(topology.patch_shape) else None

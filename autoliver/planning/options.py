@@ -9,6 +9,15 @@ from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 from autoliver.planning.presets import preset_row
 from autoliver.values import check_known
 
+# Options whose values are names, and their spelling on the command line.
+_NAMED = {
+    "preset": "--preset",
+    "arch": "--arch",
+    "encoder": "--encoder",
+    "z_strides": "--z-strides",
+    "slices": "--slices",
+}
+
 
 def asked_of(plan: Plan) -> PlanOptions:
     """Returns the options that a plan was made with.
@@ -17,9 +26,14 @@ def asked_of(plan: Plan) -> PlanOptions:
     """
     if plan.asked is not None:
         return plan.asked
-    own = preset_row(plan.preset, plan.arch).vram_gb
-    vram_gb = None if plan.vram_gb == own else plan.vram_gb
-    return PlanOptions(preset=plan.preset, arch=plan.arch, vram_gb=vram_gb)
+    own = preset_row(plan.preset, plan.arch, plan.encoder).vram_gb
+    return PlanOptions(
+        preset=plan.preset,
+        arch=plan.arch,
+        encoder=plan.encoder,
+        z_strides=plan.z_strides,
+        vram_gb=None if plan.vram_gb == own else plan.vram_gb,
+    )
 
 
 def changed_options(before: PlanOptions, changes: Mapping[str, object]) -> PlanOptions:
@@ -66,10 +80,11 @@ def option_words(options: PlanOptions | LikeOptions) -> tuple[str, ...]:
         if options.spacing_mm is not None:
             return ("--spacing", *map(_number, options.spacing_mm))
         return () if options.spacing == "auto" else ("--like-spacing", options.spacing)
-    words: list[str] = []
-    for name in ("preset", "arch", "slices"):
-        if (value := getattr(options, name)) != getattr(PlanOptions(), name):
-            words += [f"--{name}", str(value)]
+    words, defaults = list[str](), PlanOptions()
+    for name, flag in _NAMED.items():
+        value = getattr(options, name)
+        if value != getattr(defaults, name):
+            words += [flag, str(value)]
     if options.vram_gb is not None:
         words += ["--vram", _number(options.vram_gb)]
     if options.spacing_mm is not None:

@@ -11,11 +11,15 @@ from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError, WrongValue
 from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.names import (
+    ENCODER_OF,
     PRESETS_OF,
+    WITH_ENCODER,
     Architecture,
     ConfigurationName,
+    EncoderName,
     Preset,
     SpacingMode,
+    ZStrides,
 )
 from autoliver.planning.ranges import SeenImages
 from autoliver.values import check_types, set_field, spelled
@@ -170,7 +174,12 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             labelled voxels.
         keep_axes: Whether cases keep the order of axes of their files, as in nnU-Net, instead of
             being brought to one order.
-        arch: The type of network: a U-Net, or MedFormer in the sizes default and tiny.
+        arch: The type of network: a U-Net; or MedFormer, Omnia-Net, DX-Net or DS-Net, in the sizes
+            default and tiny.
+        encoder: The classification network that is the encoder, in the sizes default and tiny; None
+            for that of the architecture, which a U-Net and MedFormer do not have.
+        z_strides: Where an encoder halves the depth of volumes: "auto" where the planner does,
+            "all" at all five levels.
         slices: Odd number of neighbouring slices that the 2D network sees as channels.
     """
 
@@ -181,6 +190,8 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     window_hu: tuple[float, float] | None = None
     keep_axes: bool = False
     arch: Architecture = "unet"
+    encoder: EncoderName | None = None
+    z_strides: ZStrides = "auto"
     slices: int = 1
 
     def __post_init__(self) -> None:
@@ -191,13 +202,9 @@ class PlanOptions(Record, frozen=True, kw_only=True):
         """
         set_field(self, "preset", spelled(self.preset, get_args(Preset)))
         set_field(self, "arch", spelled(self.arch, get_args(Architecture)))
+        set_field(self, "encoder", spelled(self.encoder, get_args(EncoderName)))
         check_types(self, flags=_FLAGS)
-        if self.preset not in PRESETS_OF[self.arch]:
-            raise OptionError(
-                f"--preset {self.preset} is not one of --arch {self.arch}, which has "
-                f"{' and '.join(PRESETS_OF[self.arch])}.",
-                hint="Give --preset default and fit it to your GPU with --vram GB.",
-            )
+        self._check_network()
         if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
             raise WrongValue(
                 f"--vram {self.vram_gb}: expected a size in GB above zero.",
@@ -217,6 +224,28 @@ class PlanOptions(Record, frozen=True, kw_only=True):
             )
         if self.spacing_mm is not None:
             check_spacing(self.spacing_mm)
+
+    def _check_network(self) -> None:
+        """Refuses a preset, an encoder or strides that the architecture does not have."""
+        if self.encoder is not None and self.arch == "medformer":
+            raise OptionError(
+                f"--encoder {self.encoder} does not go with --arch medformer, which has its own.",
+                hint="Leave one of them out; --fresh forgets those of the previous plan.",
+            )
+        encoder = self.encoder or ENCODER_OF.get(self.arch)
+        presets = PRESETS_OF[self.arch] if encoder is None else WITH_ENCODER
+        if self.preset not in presets:
+            what = f"--arch {self.arch}" if self.arch != "unet" else f"--encoder {encoder}"
+            raise OptionError(
+                f"--preset {self.preset} is not one of {what}, which has {' and '.join(presets)}.",
+                hint="Give --preset default and fit it to your GPU with --vram GB.",
+            )
+        if self.z_strides != "auto" and (encoder is None or self.arch == "dsnet"):
+            raise OptionError(
+                f"--z-strides {self.z_strides} is for networks with a 3D encoder; this has none.",
+                hint="Name an encoder, e.g. --encoder efficientnet_b0, or leave it out; --fresh "
+                "forgets that of the previous plan.",
+            )
 
 
 class LikeOptions(Record, frozen=True, kw_only=True):
@@ -278,6 +307,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
         seen: What the dataset's images look like as a whole, so that a case of another kind is
             noticed; None if unknown. It is left out of the digest as well.
         arch: The architecture that the plan was made with.
+        encoder: The encoder that the plan was made with; None for networks without.
+        z_strides: Where the encoder halves the depth of volumes.
         configurations: Name -> configuration.
         reasons: Decision -> the reason for it, in one sentence, for decisions about the plan as a
             whole. A configuration that was dropped ("3d_lowres") is such a decision.
@@ -305,6 +336,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
     seen_axes: tuple[str, ...] = ()
     mixed: bool = False
     arch: Architecture = "unet"
+    encoder: EncoderName | None = None
+    z_strides: ZStrides = "auto"
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
 
     def is_foreign(self, modality: Modality | None) -> bool:

@@ -13,7 +13,7 @@ from autoliver.io.orientation import commonest, reorientation
 from autoliver.planning import reasons
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.grid import full_resolution
-from autoliver.planning.names import ConfigurationName
+from autoliver.planning.names import ENCODER_OF, ConfigurationName
 from autoliver.planning.nonzero import MASK_BELOW
 from autoliver.planning.plan import (
     CaseFingerprint,
@@ -69,6 +69,8 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         dataset=dataset.name,
         preset=options.preset,
         arch=options.arch,
+        encoder=options.encoder or ENCODER_OF.get(options.arch),
+        z_strides=options.z_strides,
         vram_gb=planner.budget.vram_gb,
         channel_names=dataset.channel_names,
         modality=_modality(dataset, planner.schemes),
@@ -351,7 +353,8 @@ def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> Inte
 
 
 def _budget(dataset: Dataset, options: PlanOptions) -> Budget:
-    row, labels = preset_row(options.preset, options.arch), dataset.labels
+    labels = dataset.labels
+    row = preset_row(options.preset, options.arch, options.encoder, z_strides=options.z_strides)
     return Budget(
         preset=row,
         vram_gb=row.vram_gb if options.vram_gb is None else options.vram_gb,

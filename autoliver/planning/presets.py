@@ -1,12 +1,29 @@
 """Presets of the planner: the type of network and the memory that it is fitted to."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from autoliver.memory import GB
-from autoliver.networks.spec import MedFormerSpec, NetworkSpec, ResidualUNetSpec, UNetSpec
-from autoliver.planning.names import Architecture, Preset
-from autoliver.planning.topology import Topology
+from autoliver.networks.ds_net_spec import SLICES, strides_of_depth
+from autoliver.networks.encoder_unet_spec import Activation, Feed, Upsampling
+from autoliver.networks.encoders import ENCODERS, LEVELS
+from autoliver.networks.spec import (
+    DSNetSpec,
+    EncoderUNetSpec,
+    MedFormerSpec,
+    NetworkSpec,
+    ResidualUNetSpec,
+    UNetSpec,
+)
+from autoliver.planning.names import ENCODER_OF, Architecture, EncoderName, Preset, ZStrides
+from autoliver.planning.topology import (
+    Topology,
+    even_topology,
+    planar_topology,
+    pool_topology,
+)
 
 # Smallest number of patches per step.
 MIN_BATCH = 2
@@ -44,6 +61,7 @@ class PresetRow:
         max_batch: Largest number of patches per step; None for as many as memory and dataset allow.
         fixed_gb: The part of the memory that depends neither on patch nor batch: weights, their
             gradients and the optimiser.
+        topology: Makes strides, kernels and the patch that fits them from spacing and patch.
     """
 
     network: MakeNetwork
@@ -53,6 +71,7 @@ class PresetRow:
     must_fit: dict[int, int]
     max_batch: int | None = None
     fixed_gb: float = 0.0
+    topology: Callable[[Sequence[float], Sequence[float]], Topology] = pool_topology
 
 
 # The preset with the smallest network.
@@ -132,6 +151,87 @@ def _tiny_medformer(topology: Topology, *, in_channels: int, out_channels: int) 
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Style:
+    """How an architecture with an encoder differs from the others."""
+
+    feed: Feed
+    up: Upsampling
+    activation: Activation
+    drop_path: float
+
+
+# Ours, Omnia-Net and DX-Net (Messaoudi et al. 2023).
+_STYLES: dict[Architecture, _Style] = {
+    "unet": _Style(feed="image", up="nearest", activation="relu", drop_path=0.0),
+    "omnia": _Style(feed="front", up="nearest", activation="relu", drop_path=0.4),
+    "dxnet": _Style(feed="front", up="transposed", activation="silu", drop_path=0.4),
+    # DS-Net's 2D network, whose stem takes the three channels that it was trained for.
+    "dsnet": _Style(feed="image", up="transposed", activation="silu", drop_path=0.4),
+}
+_DECODER = (16, 32, 64, 128, 256)
+_TINY_DECODER = (4, 8, 16, 32, 64)
+
+
+def _encoder_unet(
+    topology: Topology,
+    *,
+    in_channels: int,
+    out_channels: int,
+    encoder: EncoderName,
+    style: _Style,
+    features: tuple[int, ...] = _DECODER,
+) -> EncoderUNetSpec:
+    """Makes a U-Net with a classification encoder, which always has five levels below the image.
+
+    They halve what the first five stages of a U-Net halve; where that has fewer, the last levels
+    keep their resolution.
+    """
+    dimension, levels = len(topology.patch_shape), LEVELS + 1
+    further = levels - len(topology.strides)
+    thin = sum(kernel[0] == 1 for kernel in topology.kernels[:levels]) if dimension == 3 else 0
+    return EncoderUNetSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        encoder=encoder,
+        features=features,
+        strides=(topology.strides + ((1,) * dimension,) * further)[:levels],
+        thin_levels=thin,
+        feed=style.feed,
+        up=style.up,
+        activation=style.activation,
+        drop_path=style.drop_path,
+    )
+
+
+def _ds_net(
+    topology: Topology,
+    *,
+    in_channels: int,
+    out_channels: int,
+    encoder: EncoderName,
+    style: _Style,
+    features: tuple[int, ...] = _DECODER,
+) -> DSNetSpec | EncoderUNetSpec:
+    """Makes DS-Net in 3D, and its 2D network alone in 2D."""
+    make = partial(_encoder_unet, encoder=encoder, style=style, features=features)
+    if len(topology.patch_shape) == 2:
+        return make(topology, in_channels=in_channels, out_channels=out_channels)
+    depth, *plane = topology.patch_shape
+    flat = Topology(
+        strides=tuple(stride[1:] for stride in topology.strides),
+        kernels=tuple(kernel[1:] for kernel in topology.kernels),
+        patch_shape=tuple(plane),
+    )
+    return DSNetSpec(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        depth=depth,
+        depth_strides=strides_of_depth(depth),
+        plane=make(flat, in_channels=SLICES, out_channels=SLICES),
+    )
+
+
 def _doubled(stages: int, base: int, *, most: int) -> tuple[int, ...]:
     """Returns the number of features per stage, which doubles from stage to stage up to a limit."""
     return tuple(min(most, base * 2**stage) for stage in range(stages))
@@ -203,6 +303,56 @@ MEDFORMER: dict[Preset, PresetRow] = {
 }
 
 
-def preset_row(preset: Preset, architecture: Architecture) -> PresetRow:
-    """Returns the row of a preset of an architecture; `names.PRESETS_OF` says which there are."""
-    return (MEDFORMER if architecture == "medformer" else PRESETS)[preset]
+# The same for networks with an encoder (measured, docs/RESULTS.md). The fixed part is 20 bytes for
+# each weight in 3D: the weight, its gradient, two means of AdamW and the running mean.
+_ENCODER_GB = 8
+_ENCODER_BYTES = {"efficientnet": 10.5, "resnet": 7.0}
+_ENCODER_FIXED_GB: dict[EncoderName, float] = {
+    "efficientnet_b0": 0.25,
+    "efficientnet_b4": 0.55,
+    "efficientnet_lite0": 0.25,
+    "resnet18": 0.85,
+    "resnet34": 1.45,
+    "resnet50": 1.45,
+}
+
+
+def preset_row(
+    preset: Preset,
+    architecture: Architecture,
+    encoder: EncoderName | None = None,
+    *,
+    z_strides: ZStrides = "auto",
+) -> PresetRow:
+    """Returns the row of a preset of an architecture; `names.PRESETS_OF` says which there are.
+
+    Args:
+        preset: The preset.
+        architecture: The architecture.
+        encoder: The encoder; None for that of the architecture, if it has one.
+        z_strides: Where an encoder halves the depth of volumes.
+    """
+    encoder = encoder or ENCODER_OF.get(architecture)
+    if encoder is None:
+        return (MEDFORMER if architecture == "medformer" else PRESETS)[preset]
+    stacked = architecture == "dsnet"
+    make = _ds_net if stacked else _encoder_unet
+    network = partial(make, encoder=encoder, style=_STYLES[architecture])
+    pooled = planar_topology if stacked else pool_topology
+    per_value, fixed_gb = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_FIXED_GB[encoder]
+    row = PresetRow(
+        network=network,
+        vram_gb=_ENCODER_GB,
+        reference={
+            dimension: round((_ENCODER_GB - fixed_gb) * GB / (per_value * batch))
+            for dimension, batch in REFERENCE_BATCH.items()
+        },
+        must_fit=_MIN_BATCH,
+        fixed_gb=fixed_gb,
+        topology=even_topology if z_strides == "all" else pooled,
+    )
+    if preset != "tiny":
+        return row
+    # Only the decoder can be thin: the encoder's features are those of its weights.
+    thin = partial(make, encoder=encoder, style=_STYLES[architecture], features=_TINY_DECODER)
+    return replace(row, network=thin, fitted_as=network, max_batch=4)

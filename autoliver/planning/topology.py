@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoliver.networks.ds_net_spec import LEAST_DEPTH, MOST_DEPTH
+
 # An axis is pooled as long as at least this many positions remain.
 MIN_FEATURE_MAP_EDGE = 4
 # Axes whose spacings differ by less than this factor are treated alike.
 _SIMILAR_SPACING = 2
+_EVEN_HALVINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,53 @@ def pool_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> 
         for n, multiple in zip(patch_shape, multiples, strict=True)
     )
     return Topology(strides=tuple(strides), kernels=tuple(kernels), patch_shape=patch)
+
+
+def even_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> Topology:
+    """Halves all axes of a volume five times, as published 3D encoders do, whatever the spacing.
+
+    Images, of 2 axes, are pooled by `pool_topology`.
+
+    Args:
+        spacing_mm: Spacing per axis, 2 or 3 axes.
+        patch_shape: Desired patch size per axis, which is rounded up to a multiple of 32, and so
+            that more than one voxel is left.
+    """
+    dimension = len(spacing_mm)
+    if dimension == 2:
+        return pool_topology(spacing_mm, patch_shape)
+    total = 2**_EVEN_HALVINGS
+    return Topology(
+        strides=((1,) * dimension, *((2,) * dimension,) * _EVEN_HALVINGS),
+        kernels=((3,) * dimension,) * (_EVEN_HALVINGS + 1),
+        patch_shape=_more_than_one([math.ceil(n / total) for n in patch_shape], total),
+    )
+
+
+def _more_than_one(voxels: list[int], total: int) -> tuple[int, ...]:
+    """Returns the patch with so many voxels at the deepest level, and with more than one."""
+    if math.prod(voxels) == 1:
+        voxels[-1] = 2
+    return tuple(n * total for n in voxels)
+
+
+def planar_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> Topology:
+    """Pools a volume within its slices alone, as images are pooled.
+
+    Args:
+        spacing_mm: Spacing per axis, 2 or 3 axes.
+        patch_shape: Desired patch size per axis; the number of slices is brought to one that DS-Net
+            can take.
+    """
+    if len(spacing_mm) == 2:
+        return pool_topology(spacing_mm, patch_shape)
+    plane = pool_topology(spacing_mm[1:], patch_shape[1:])
+    depth = min(max(round(patch_shape[0]), LEAST_DEPTH), MOST_DEPTH)
+    return Topology(
+        strides=tuple((1, *stride) for stride in plane.strides),
+        kernels=tuple((3, *kernel) for kernel in plane.kernels),
+        patch_shape=(LEAST_DEPTH if depth == LEAST_DEPTH + 1 else depth, *plane.patch_shape),
+    )
 
 
 def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> list[int]:

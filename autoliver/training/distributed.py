@@ -102,6 +102,17 @@ class Group:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         return DistributedDataParallel(network)
 
+    def share_buffers(self, network: "nn.Module") -> None:
+        """Gives all processes the lead's buffers, such as the running statistics of norms.
+
+        Every process has seen other samples of a batch; the lead's are those that are saved.
+        """
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
+
     def sum_(self, values: "Tensor") -> "Tensor":
         """Sums a tensor on the training's device over all processes, in place."""
         if self.size > 1:

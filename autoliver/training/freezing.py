@@ -2,7 +2,8 @@
 
 The network defines which parts it has and which weights belong to them. Heads are always trained. A
 frozen weight has no gradient, and optimisers skip such weights: neither momentum nor weight decay
-moves them. The optimiser therefore stays the same when a part is unfrozen.
+moves them. The optimiser therefore stays the same when a part is unfrozen. A frozen norm that keeps
+running statistics keeps those, too.
 """
 
 import re
@@ -52,6 +53,25 @@ class Freezing:
                 parameter.grad = None
                 changed = True
         return changed
+
+    def set_modes(self, network: nn.Module, epoch: int) -> None:
+        """Sets a network to training, except for what is frozen in an epoch.
+
+        A norm with running statistics is thereby frozen with them: it normalises by the statistics
+        it has, and keeps them. Random depth is off there as well.
+        """
+        network.train()
+        if self.until:
+            self._still(network, "", epoch)
+
+    def _still(self, module: nn.Module, prefix: str, epoch: int) -> None:
+        """Sets the largest modules of which all weights are frozen to evaluation."""
+        names = [prefix + name for name in module.state_dict()]
+        if names and not any(self.trainable(name, epoch) for name in names):
+            module.eval()
+            return
+        for name, child in module.named_children():
+            self._still(child, f"{prefix}{name}.", epoch)
 
 
 def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:

@@ -240,6 +240,7 @@ class _Loop:
         # A time budget may have ended the first epoch long before its last step.
         steps = min(self.task.options.iterations, self.state.step)
         numbers = range(max(1, steps // _VALIDATION_SHARE))
+        self.group.share_buffers(self.state.result)
         shape = self.task.configuration.drawn_shape
         batches = self.held_out.batches(numbers, patch_shape=shape, spec=None)
         return score_held_out(self.stepper, batches, self.held_out)

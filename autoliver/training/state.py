@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.artifacts import to_record
+from autoliver.networks.blocks import to_channels_last
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
 from autoliver.networks.spec import NetworkSpec
@@ -170,8 +171,9 @@ def new_state(
     for name, parameter in network.named_parameters():
         # DistributedDataParallel would wait for the gradient of an idle weight.
         parameter.requires_grad_(not spec.role(name).idle)
-    layout = memory_format(spec, device)
-    network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device)
+    if memory_format(spec, device) != torch.contiguous_format:
+        to_channels_last(network)
     return TrainingState(
         recipe=recipe,
         network=network,

@@ -20,6 +20,10 @@ from autoliver.training.state import TrainingState, amp_dtype, memory_format
 _LEAST_SCALE = 1.0
 
 
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 class Stepper:
     """Takes training steps and updates the training state in place."""
 
@@ -58,7 +62,7 @@ class Stepper:
         )
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
-        state.network.train()
+        self._begin_step()
         loss, tally = self.loss(self.parallel, batch)
         # Loss and gradient norm are computed over the whole batch, so all processes agree.
         if bool(torch.isfinite(loss)) and self._update(loss):
@@ -82,6 +86,15 @@ class Stepper:
         epoch, step = divmod(self.state.step, self.task.options.iterations)
         if step == 0 and self.freezing.apply(self.state.network, epoch):
             self.parallel = self.task.group.parallel(self.state.network)
+
+    def _begin_step(self) -> None:
+        """Sets what learns, and the random numbers of a network that draws some in training.
+
+        They depend on seed, step and process alone, so that a resumed training draws the same.
+        """
+        state, options = self.state, self.task.options
+        self.freezing.set_modes(state.network, state.step // options.iterations)
+        torch.manual_seed(_mixed(options.seed, state.step, self.task.group.rank))
 
     def _update(self, loss: Tensor) -> bool:
         """Updates the weights; returns False, without an update, if a gradient is not finite.

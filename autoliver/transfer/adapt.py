@@ -138,7 +138,7 @@ def _body(
         strides = (side.spec.strides_to(name)[-1] for side in (source, target))
         found, merged = merge_depth(found, *strides, axis=role.merged)
         how += [merged] if merged else []
-    if name == target.spec.first_convolution:
+    if target.spec.sees_image(name):
         found, words = _first(found, source, target)
         how += [words] if words else []
     if found.ndim > 2 and found.shape[2:] != fresh.shape[2:]:
@@ -276,11 +276,12 @@ def _head(
     name: str, found: Tensor, fresh: Tensor, rows: RowMap, inflate: Inflation
 ) -> tuple[Tensor, Transferred]:
     """Adapts a head: rows are matched by label, features as for any other weight."""
-    found, _ = to_dimension(found, fresh, inflate)  # a kernel of one voxel keeps its values
+    found, _ = to_dimension(found, fresh, inflate)
     if found.ndim == 1:
         columns = found
         taken = 1
     else:
+        found = adapt_kernel(found, fresh.shape[2:])
         shape = (len(found), *fresh.shape[1:])
         columns, _ = adapt_features(found, fresh.new_zeros(shape), halves=False)
         taken = min(found.shape[1], fresh.shape[1])

@@ -22,7 +22,7 @@ def source_part(
 
     The arguments and errors are those of `transfer_weights`.
     """
-    nothing = {name: torch.full_like(weight, torch.nan) for name, weight in drawn.items()}
+    nothing = {name: torch.full(weight.shape, torch.nan) for name, weight in drawn.items()}
     weights, _ = transfer_weights(state, source, nothing, target, heads=heads, inflate=inflate)
     for name, weight in weights.items():
         # Features that the source's heads lack count as zeros when a training starts.
@@ -36,14 +36,18 @@ def blend(
 ) -> dict[str, Tensor]:
     """Mixes weights, number by number: (1 - share) * source + share * tuned.
 
+    Statistics of norms are mixed as well; integers, which only count batches, stay the tuned ones.
+
     Args:
         source: The source's weights, from `source_part`; numbers that are NaN stay the tuned ones.
         tuned: The tuned weights, of the same names and shapes.
         share: Share of the tuned weights, 0 to 1.
     """
     return {
-        name: torch.where(
-            torch.isnan(source[name]), weight, source[name].lerp(weight.float(), share)
-        )
+        name: _mixed(source[name], weight, share) if weight.is_floating_point() else weight
         for name, weight in tuned.items()
     }
+
+
+def _mixed(source: Tensor, tuned: Tensor, share: float) -> Tensor:
+    return torch.where(torch.isnan(source), tuned, source.lerp(tuned.float(), share))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from autoliver.networks.spec import MedFormerSpec, NetworkSpec
+from autoliver.networks.spec import DSNetSpec, EncoderUNetSpec, MedFormerSpec, NetworkSpec
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.planning.presets import PresetRow, preset_row
@@ -35,7 +35,7 @@ def fit_deepened(
     Raises:
         OptionError: Not even the smallest patch fits.
     """
-    row = preset_row(source.preset, source.arch)
+    row = preset_row(source.preset, source.arch, source.encoder, z_strides=source.z_strides)
     rows = ours.network.out_channels
     budget = Budget(
         preset=replace(row, network=_Deepened(flat, row)),
@@ -66,6 +66,9 @@ class _Deepened:
         """Returns the network with the strides of a 3D topology."""
         flat = self.flat
         planned = self.row.network(topology, in_channels=in_channels, out_channels=out_channels)
+        with_encoder = (EncoderUNetSpec, DSNetSpec)
+        if isinstance(flat, with_encoder) or isinstance(planned, with_encoder):
+            return _with_encoder(flat, planned)
         levels = min(len(flat.features), len(planned.features))
         kernels = zip(planned.kernels, flat.kernels, strict=False)
         made: NetworkSpec = flat.replace(
@@ -78,3 +81,15 @@ class _Deepened:
             blocks_decoder=flat.blocks_decoder[: levels - 1],
         )
         return made.replace(heads=made.heads[:levels]) if isinstance(made, MedFormerSpec) else made
+
+
+def _with_encoder(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
+    """Returns the planned network with what the 2D one has, if both are of the same kind."""
+    if not isinstance(flat, EncoderUNetSpec) or not isinstance(planned, EncoderUNetSpec):
+        return planned
+    return flat.replace(
+        in_channels=planned.in_channels,
+        out_channels=planned.out_channels,
+        strides=planned.strides,
+        thin_levels=planned.thin_levels,
+    )

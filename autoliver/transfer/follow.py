@@ -50,6 +50,8 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions, *, deepen: bool = F
     return own.replace(
         preset=source.preset,
         arch=source.arch,
+        encoder=source.encoder,
+        z_strides=source.z_strides,
         vram_gb=source.vram_gb,
         transpose_forward=order,
         transpose_backward=source.transpose_backward,

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from autoliver.artifacts import Artifact, Record
+from autoliver.networks.contract import WeightRole
 from autoliver.networks.spec import NetworkSpec
 
 Action = Literal["loaded", "adapted", "reset"]
@@ -54,16 +55,22 @@ class TransferTable(Record, frozen=True, kw_only=True):
     ignored: tuple[str, ...]
     labels: dict[str, str]
 
-    def share(self, network: NetworkSpec) -> float:
-        """Returns the share of the parameters outside the heads that come from the source.
+    def share(self, network: NetworkSpec, *, of: str | None = None) -> float:
+        """Returns the share of the parameters that come from the source.
 
         Args:
             network: The target's network.
+            of: The group of parts whose parameters count; None for all outside the heads.
 
         Returns:
             A number from 0 to 1.
         """
-        body = [weight for weight in self.weights if not network.role(weight.name).head]
+        roles = {weight.name: network.role(weight.name) for weight in self.weights}
+        body = [
+            weight
+            for weight in self.weights
+            if (not roles[weight.name].head if of is None else _is_in(roles[weight.name], of))
+        ]
         return sum(w.taken for w in body) / max(1, sum(w.parameters for w in body))
 
     def describe(self, share: float) -> str:
@@ -96,13 +103,18 @@ class TransferTable(Record, frozen=True, kw_only=True):
         return "\n".join(lines)
 
 
+def _is_in(role: WeightRole, group: str) -> bool:
+    return role.part is not None and role.part[0] == group
+
+
 class Transfer(Artifact, frozen=True, kw_only=True):
     """The `transfer.json` of a run: the weights that its folds start from.
 
     Attributes:
         source: The fold whose weights were taken.
         found: Where that fold was found.
-        share: Share of the parameters outside the heads that come from the source, 0 to 1.
+        share: Share of the parameters outside the heads that come from the source, 0 to 1; of
+            ImageNet weights, of the encoder's.
         mirror_axes: Patch axes along which the source was trained with flips.
         augment: The augmentations that the source was trained with.
         seen: The `image_key` of each case that the source, or weights before it, had seen.

@@ -26,8 +26,8 @@ EDITS = {
             "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.networks.unet_spec",
         ),
         (
-            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec",
-            "NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec | ToySpec",
+            "NetworkSpec = UNetSpec | ResidualUNetSpec |",
+            "NetworkSpec = ToySpec | UNetSpec | ResidualUNetSpec |",
         ),
     ],
     "networks/build.py": [
@@ -47,9 +47,8 @@ EDITS = {
     "planning/names.py": [('"XL", "tiny"]', '"XL", "tiny", "toy"]')],
     "planning/presets.py": [
         (
-            "from autoliver.planning.names import Architecture, Preset\n",
-            "from autoliver.networks.toy_spec import ToySpec\n"
-            "from autoliver.planning.names import Architecture, Preset\n",
+            "from autoliver.planning.names import",
+            "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.planning.names import",
         ),
         (
             "PRESETS: dict[Preset, PresetRow] = {\n",

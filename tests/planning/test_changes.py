@@ -137,6 +137,8 @@ def test_no_decision_of_a_plan_is_left_out(name):
     other = {
         "preset": "XL",
         "arch": "medformer",
+        "encoder": "resnet18",
+        "z_strides": "all",
         "vram_gb": 9.0,
         "channel_names": ("CT", "T2"),
         "modality": "MR",

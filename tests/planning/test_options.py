@@ -84,6 +84,10 @@ def test_the_spacing_of_a_plan_like_another_is_one_choice(before, changes, now):
         (PlanOptions(), ""),
         (PlanOptions(preset="M", vram_gb=11.5), "--preset M --vram 11.5"),
         (PlanOptions(preset="tiny", arch="medformer"), "--preset tiny --arch medformer"),
+        (
+            PlanOptions(arch="dxnet", encoder="resnet18", z_strides="all"),
+            "--arch dxnet --encoder resnet18 --z-strides all",
+        ),
         (PlanOptions(spacing_mm=(2.5, 0.7421875, 0.7421875)), "--spacing 2.5 0.7421875 0.7421875"),
         (PlanOptions(spacing_mm=(1.0, 1e-05, 2 / 3)), "--spacing 1 1e-05 0.6666666666666666"),
         (
@@ -137,7 +141,9 @@ def test_none_resets_any_option(name):
         batch_cap=False,
         window_hu=(-150.0, 250.0),
         keep_axes=True,
-        arch="medformer",
+        arch="omnia",
+        encoder="resnet18",
+        z_strides="all",
         slices=3,
     )
     default = getattr(PlanOptions(), name)

@@ -202,7 +202,7 @@ def log_memory(configuration: Configuration, plan: Plan) -> None:
         "Batches of %s of %s voxels need about %.1f GB of GPU memory; the plan was made for %g GB.",
         counted(configuration.batch_size, "patch", "patches"),
         "x".join(str(n) for n in configuration.patch_shape),
-        memory_gb(configuration, plan.preset, plan.arch),
+        memory_gb(configuration, plan.preset, plan.arch, plan.encoder),
         plan.vram_gb,
     )
 

@@ -198,7 +198,10 @@ class RunJob:
             title=f"{self.planned.dataset.short_name} {self.run.path.name} fold {fold}",
             start=load_weights(self.run.start)[0] if self.pretrained else None,
             machine=self.machine.replace(limits=group.own_limits(self.machine.limits)),
-            network_gb=max(plan.vram_gb, memory_gb(self.configuration, plan.preset, plan.arch)),
+            network_gb=max(
+                plan.vram_gb,
+                memory_gb(self.configuration, plan.preset, plan.arch, plan.encoder),
+            ),
             group=group,
             replay=self.replay.stored(self.replayed(fold), labels) if self.replay else (),
             smaller=self._smaller(),

@@ -30,6 +30,8 @@ class TrainRequest(Record, frozen=True, kw_only=True):
         preset: The preset to plan with if the dataset has no plan yet; None for the default one.
         pretrained: The model whose weights the training starts from and whose plan it follows; None
             for random weights.
+        encoder_weights: With "imagenet" as `pretrained`, a file of weights or the name of an
+            installed package with one; None for what is installed.
         like: The source whose plan is followed without its weights; None to follow no plan.
         own_plan: Whether to keep the dataset's own plan with `pretrained` and adapt the weights.
         twin: Whether to take only the plan of `pretrained`: this is the training from scratch to
@@ -46,6 +48,7 @@ class TrainRequest(Record, frozen=True, kw_only=True):
     extend: int | None = None
     preset: Preset | None = None
     pretrained: str | None = None
+    encoder_weights: str | None = None
     like: str | None = None
     own_plan: bool = False
     twin: bool = False
@@ -76,6 +79,7 @@ def train_command(
         "--fold": ",".join(map(str, folds)),
         "--tag": request.tag,
         "--pretrained": request.pretrained,
+        "--encoder-weights": request.encoder_weights,
         "--like": request.like,
     }
     words = [word for option, value in given.items() if value for word in (option, value)]

@@ -50,6 +50,8 @@ class Source:
         spec: The specification of its network.
         digest: Identifies its weights.
         read: Reads its weights, under autoliver's parameter names.
+        channels: Of an encoder that was trained for classification, its image channels; empty for
+            networks for segmentation.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Source:
     spec: "NetworkSpec"
     digest: str
     read: "Callable[[], dict[str, Tensor]]"
+    channels: tuple[str, ...] = ()
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -128,7 +131,7 @@ def find_source(
         ModelError: There is no such fold, or several could be meant.
     """
     path = Path(name)
-    if path.exists() and _is_model(path):
+    if names_model(path):
         return _of_path(path, wanted, target)
     # The folder of a dataset stands for the runs that were trained on it.
     known = path.exists() and workspace.trained(path.resolve().name)
@@ -148,7 +151,7 @@ def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
         ModelError: A file or folder is damaged.
     """
     path = Path(name)
-    if path.exists() and _is_model(path):
+    if names_model(path):
         runs = _runs_of_path(path)
         infos = _infos(runs) if runs else [fold.info for fold in _nnunet_folds(path)]
         return safe(short_name(infos[0].plan.dataset)), _joined_plan(infos)
@@ -177,6 +180,11 @@ def _joined_plan(infos: Sequence[FoldModel]) -> Plan:
     """Joins the configurations of all folds into one plan; of equal names the first one is used."""
     configurations = {info.configuration: info.decisions for info in reversed(infos)}
     return infos[0].plan.replace(configurations=configurations)
+
+
+def names_model(path: Path) -> bool:
+    """Whether a model, or a file that claims to be one, is at a path."""
+    return path.exists() and _is_model(path)
 
 
 def _is_model(path: Path) -> bool:
@@ -243,11 +251,6 @@ def _runs_of_path(path: Path) -> list[_Run] | None:
 
 
 def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target: str) -> Source:
-    if name.lower() == IMAGENET:
-        raise ModelError(
-            "--pretrained imagenet: no network of this version can use ImageNet weights.",
-            hint=_known(workspace, wanted),
-        )
     model, _, asked = name.partition("/")
     asked, _, fold = asked.partition("/")
     # A dataset or model without a run of the configuration is passed over.

@@ -9,8 +9,14 @@ from autoliver.artifacts import digest
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError, ModelError, OptionError
+from autoliver.networks.contract import ENCODER
 from autoliver.pipeline.data import Planned, planned_dataset
 from autoliver.pipeline.run.begun import as_begun, begun_run, refuse_circle
+from autoliver.pipeline.run.encoder_source import (
+    asks_for_imagenet,
+    check_planned,
+    encoder_source,
+)
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import Source, find_source, safe
@@ -74,14 +80,22 @@ def _from_source(
     # wrong.
     target = workspace.read(name)
     folder = DatasetFolder(workspace.root / target.name)
+    imagenet = asks_for_imagenet(asked)
+    own = None
+    if imagenet:  # which weights fit, the plan says
+        check_planned(folder, target)
+        own = _planned(workspace, name, request)
     try:
-        source = find_source(workspace, asked, wanted=wanted, target=safe(target.short_name))
+        if own is not None:
+            source = encoder_source(own, request)
+        else:
+            source = find_source(workspace, asked, wanted=wanted, target=safe(target.short_name))
         run = begun_run(folder, request, source)
     except AutoliverError:
         run = begun_run(folder, request, None)
         if run is None:
             raise
-    own = _planned(workspace, name, request)
+    own = own or _planned(workspace, name, request)
     if run is not None:
         planned, kept = as_begun(own, run, wanted)
         notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
@@ -90,8 +104,9 @@ def _from_source(
     refuse_circle(folder, request, source)
     if not request.twin:
         _warn_of_part(source)
-    taken = "Planned like" if request.twin else "Starts from"
-    notify(f"{taken} {source.fold}: {source.where}.")
+    if not (imagenet and request.twin):
+        taken = "Planned like" if request.twin else "Starts from"
+        notify(f"{taken} {source.fold}: {source.where}.")
     theirs = source.plan_for(wanted)
     planned = replace(own, source=source.name)
     if theirs is not None and not request.own_plan:
@@ -138,6 +153,11 @@ def _check_together(request: TrainRequest) -> None:
     Raises:
         OptionError: Options contradict each other; the hint says what to leave out.
     """
+    if request.encoder_weights is not None and not asks_for_imagenet(request.pretrained or ""):
+        raise OptionError(
+            f"--encoder-weights {request.encoder_weights} goes with --pretrained imagenet alone.",
+            hint="Leave it out, or start from ImageNet weights with --pretrained imagenet.",
+        )
     if request.like is None:
         if request.own_plan and request.pretrained is None:
             raise OptionError("--own-plan needs --pretrained.", hint="Leave it out.")
@@ -234,13 +254,14 @@ def fit_weights(
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
     sides = (source.read(), _source_side(source, target, options), drawn.state_dict(), target)
     way = options.inflate or default_inflation(configuration.spacing_mm)
-    weights, table = transfer_weights(*sides, heads=options.heads, inflate=way)
+    heads = "reset" if source.channels else options.heads
+    weights, table = transfer_weights(*sides, heads=heads, inflate=way)
     keeps = options.keep_source is not None
     transfer = Transfer(
         made_from={"source": source.digest, "options": _part_of(options)},
         source=source.fold,
         found=source.where,
-        share=table.share(configuration.network),
+        share=table.share(configuration.network, of=ENCODER if source.channels else None),
         mirror_axes=_mirror_axes(source, target.spec.dimension),
         augment="default" if source.info is None else source.info.augment,
         table=table,
@@ -248,7 +269,7 @@ def fit_weights(
         ancestors=source.ancestors,
         inflate=None if source.spec.dimension == target.spec.dimension else way,
     )
-    part = source_part(*sides, heads=options.heads, inflate=way) if keeps else None
+    part = source_part(*sides, heads=heads, inflate=way) if keeps else None
     return Start(weights=weights, transfer=transfer, of_source=part)
 
 
@@ -314,6 +335,8 @@ def _source_side(source: Source, target: "Side", options: "TrainingOptions") -> 
 
     if source.info is not None:
         return _side(source.info.plan, source.info.decisions)
+    if source.channels:
+        return Side(spec=source.spec, channels=source.channels, labels=target.labels)
     if options.heads == "map":
         raise ModelError(
             f"{source.where}: the labels of these weights are not known.",

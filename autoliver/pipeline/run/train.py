@@ -24,6 +24,7 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.run.batch import check_batch
 from autoliver.pipeline.run.begin import Beginning, decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
+from autoliver.pipeline.run.encoder_source import asks_for_imagenet, check_planned
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.keep import check_held_out
@@ -176,6 +177,8 @@ def _check_options(request: TrainRequest) -> None:
     for option, source in (("--pretrained", request.pretrained), ("--like", request.like)):
         if source is not None:
             check_text(option, source, "the name of a dataset or model")
+    if request.encoder_weights is not None:
+        check_text("--encoder-weights", request.encoder_weights, "a file or a package")
 
 
 def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -> bool:
@@ -186,17 +189,21 @@ def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -
 
     Raises:
         OptionError: It has a plan with another preset, or follows the plan of a source.
+        ModelError: Its encoder is to have ImageNet weights, but it has no plan with one.
     """
     if request.preset is None:
         return False
     other = "--like" if request.like else "--pretrained" if request.pretrained else None
-    if other is not None and not request.own_plan:
+    imagenet = asks_for_imagenet(request.pretrained or "")
+    if other is not None and not (request.own_plan or imagenet):
         raise OptionError(
             f"--preset {request.preset} and {other} contradict each other: the network is that of "
             "the source.",
             hint="Leave --preset out.",
         )
     folder, dataset = to_train(workspace, name)
+    if imagenet:
+        check_planned(folder, dataset)
     if not folder.plan.exists():
         options = PlanOptions(preset=request.preset)
         plan_folder(folder, dataset, options, machine=request.machine)

@@ -1,0 +1,109 @@
+"""ImageNet weights of a plan's encoder as the source of a training."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoliver.commands import command
+from autoliver.datasets.cases import Dataset
+from autoliver.errors import ModelError, OptionError
+from autoliver.networks.spec import EncoderUNetSpec
+from autoliver.pipeline.data import Planned, plan_command, planned_configuration
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.source import IMAGENET, Source, names_model
+from autoliver.workspace import DatasetFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def asks_for_imagenet(name: str) -> bool:
+    """Whether the value of `--pretrained` asks for ImageNet weights, not for a model."""
+    return name.lower() == IMAGENET and not names_model(Path(name))
+
+
+def check_planned(folder: DatasetFolder, dataset: Dataset) -> None:
+    """Refuses ImageNet weights for a dataset without a plan, before one without encoder is made.
+
+    Raises:
+        ModelError: It has no plan.
+    """
+    if not folder.plan.exists():
+        raise ModelError(
+            f"--pretrained imagenet: {folder.name} has no plan yet, and by default networks have "
+            "no encoder that ImageNet weights fit.",
+            hint=_plan_one(folder, dataset),
+        )
+
+
+def encoder_source(planned: Planned, request: TrainRequest) -> Source:
+    """Finds the ImageNet weights of the encoder of the plan's network.
+
+    Args:
+        planned: The dataset with its plan.
+        request: Its configuration and `encoder_weights` matter.
+
+    Returns:
+        The weights as those of a network of the same kind in 2D that sees a colour image, and that
+        has nothing but the encoder.
+
+    Raises:
+        ModelError: The network has no such encoder, or there are no weights of it.
+        OptionError: The options ask for a mixture with them.
+    """
+    from autoliver.transfer.imagenet import COLOURS, imagenet_weights
+
+    wanted = request.configuration
+    spec = planned_configuration(planned, wanted).network
+    if not isinstance(spec, EncoderUNetSpec):
+        raise ModelError(
+            f"--pretrained imagenet: the network of {planned.dataset.name} {wanted} is "
+            f"{spec.summary}, which has no encoder that ImageNet weights fit.",
+            hint=_plan_one(planned.folder, planned.dataset),
+        )
+    share = request.changes.get("keep_source")
+    if share is not None:
+        raise OptionError(
+            f"--keep-source {share} mixes the final weights with the source's, but ImageNet "
+            "weights alone segment nothing.",
+            hint="Leave it out, or start from a trained model.",
+        )
+    again = command(
+        *("train", planned.dataset.name, wanted),
+        options=["--pretrained", IMAGENET, "--encoder-weights", "FILE"],
+        workspace=planned.folder.path.parent,
+    )
+    found = imagenet_weights(spec.encoder, request.encoder_weights, again=again)
+
+    fed = spec.replace(feed="image")
+
+    def read() -> "dict[str, Tensor]":
+        fitting = {
+            name: weight
+            for name, weight in found.weights.items()
+            # A stem that is applied to the features of the front starts anew.
+            if spec.sees_image(f"encoder.{name}") or not fed.sees_image(f"encoder.{name}")
+        }
+        named = {f"encoder.{name}": weight for name, weight in fitting.items()}
+        left = {n: w for n, w in found.weights.items() if n not in fitting}
+        return named | left | found.unused
+
+    return Source(
+        name=IMAGENET,
+        fold=IMAGENET,
+        where=found.where,
+        again=IMAGENET,
+        info=None,
+        spec=spec.replace(
+            in_channels=len(COLOURS),
+            strides=tuple(stride[-2:] for stride in spec.strides),
+            thin_levels=0,
+        ),
+        digest=found.sha256[:12],
+        read=read,
+        channels=COLOURS,
+    )
+
+
+def _plan_one(folder: DatasetFolder, dataset: Dataset) -> str:
+    plan = plan_command(folder, dataset, ["--encoder", "efficientnet_b0"])
+    return f"Plan it with one: {plan}"
