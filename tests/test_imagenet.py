@@ -143,19 +143,30 @@ def test_a_twin_from_scratch_is_compared(place: Path) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_a_stem_behind_the_front_is_drawn_anew(place: Path, tmp_path: Path) -> None:
-    omnia = ("--preset", "tiny", "--arch", "omnia", "--encoder", "efficientnet_lite0")
-    run("plan", place / "data" / NAME, *omnia, "-w", tmp_path)
+@pytest.mark.parametrize(
+    ("arch", "config", "stem", "others"),
+    [
+        ("omnia", "2d", "reset", {"loaded"}),
+        ("dxnet", "3d_fullres", "reset", {"loaded", "adapted"}),
+        ("dsnet", "3d_fullres", "loaded", {"loaded"}),  # three slices are its colours
+    ],
+)
+def test_the_published_networks_take_what_fits(
+    place: Path, tmp_path: Path, arch: str, config: str, stem: str, others: set[str]
+) -> None:
+    options = ("--preset", "tiny", "--arch", arch, "--encoder", "efficientnet_lite0")
+    run("plan", place / "data" / NAME, *options, "-w", tmp_path)
     words = ("--pretrained", "imagenet", "--encoder-weights", place / "lite0.pth", *NONE)
-    run("train", NAME, "2d", "--fold", 0, *words, "-w", tmp_path)
-    transfer = json.loads((tmp_path / NAME / "runs/2d@imagenet/transfer.json").read_text())
+    run("train", NAME, config, "--fold", "all", *words, "-w", tmp_path)
+    transfer = json.loads((tmp_path / NAME / f"runs/{config}@imagenet/transfer.json").read_text())
     table = {each["name"]: each["action"] for each in transfer["table"]["weights"]}
-    assert table["encoder.conv_stem.weight"] == "reset"
-    drawn = {"encoder.conv_stem.weight"}
-    assert {a for n, a in table.items() if n.startswith("encoder.") and n not in drawn} == {
-        "loaded"
-    }
-    assert "conv_stem.weight" in transfer["table"]["ignored"]
+    encoder = {name: action for name, action in table.items() if "encoder." in name}
+    first = next(name for name in encoder if name.endswith("conv_stem.weight"))
+    assert encoder.pop(first) == stem
+    assert {*encoder.values()} == others
+    assert {action for name, action in table.items() if "encoder." not in name} == {"reset"}
+    assert ("conv_stem.weight" in transfer["table"]["ignored"]) == (stem == "reset")
+    assert transfer["share"] > 0.99
 
 
 ERRORS = [

@@ -60,6 +60,25 @@ class WeightRole:
     merged: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrainable:
+    """An encoder in a network for which there are weights from image classification.
+
+    Attributes:
+        encoder: The name of the encoder.
+        prefix: What the names of its weights begin with in the network.
+        stem: Whether its first convolution is applied to the image, or to three channels like one;
+            otherwise it sees other features than that of a network for classification.
+        alike: A network of the same kind that classification weights fit as they are, 2D with three
+            channels where this network has an image.
+    """
+
+    encoder: str
+    prefix: str
+    stem: bool
+    alike: "NetworkContract"
+
+
 class NetworkContract(Record, frozen=True, kw_only=True):
     """A network as a value. Weights are identified by their names in its module's state dict.
 
@@ -126,6 +145,11 @@ class NetworkContract(Record, frozen=True, kw_only=True):
     def sees_image(self, name: str) -> bool:
         """Whether a weight is applied to the image; in most networks, only the first one is."""
         return name == self.first_convolution
+
+    @property
+    def pretrainable(self) -> Pretrainable | None:
+        """The encoder for which there are weights from image classification; None without one."""
+        return None
 
     @abstractmethod
     def role(self, name: str) -> WeightRole:

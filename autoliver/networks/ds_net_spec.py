@@ -5,7 +5,13 @@ import math
 from collections.abc import Sequence
 
 from autoliver.errors import ModelError
-from autoliver.networks.contract import NetworkContract, Part, PartGroup, WeightRole
+from autoliver.networks.contract import (
+    NetworkContract,
+    Part,
+    PartGroup,
+    Pretrainable,
+    WeightRole,
+)
 from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.values import counted
 
@@ -109,6 +115,16 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
     def first_convolution(self) -> str:
         """The name of the first convolution, at full depth."""
         return "stack.0.conv.weight"
+
+    @property
+    def pretrainable(self) -> Pretrainable:
+        """The encoder of the 2D network, whose image has three channels as it is."""
+        return Pretrainable(
+            encoder=self.plane.encoder,
+            prefix="plane.encoder.",
+            stem=self.plane.feed == "image",
+            alike=self,
+        )
 
     def up(self, level: int) -> tuple[int, int, int]:
         """Returns kernel, stride and padding that enlarge the depth of level + 1 to a level's."""

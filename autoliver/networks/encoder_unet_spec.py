@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from autoliver.errors import ModelError
-from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole
+from autoliver.networks.contract import (
+    ENCODER,
+    NetworkContract,
+    PartGroup,
+    Pretrainable,
+    WeightRole,
+)
 from autoliver.networks.encoders import ENCODERS, LEVELS, EncoderRow, Spans
 from autoliver.values import counted
 
@@ -92,10 +98,19 @@ class EncoderUNetSpec(
 
     def sees_image(self, name: str) -> bool:
         """Whether a weight is applied to the image: the front's, and the stem's if fed with it."""
-        stem = "encoder.conv_stem.weight"
-        if self.row.family == "resnet":
-            stem = "encoder.conv1.weight"
+        stem = f"encoder.{self.row.stem_weight}"
         return name == self.first_convolution or (self.feed == "image" and name == stem)
+
+    @property
+    def pretrainable(self) -> Pretrainable:
+        """The encoder; what it is like is the same network in 2D, of a colour image."""
+        flat = tuple(stride[-2:] for stride in self.strides)
+        return Pretrainable(
+            encoder=self.encoder,
+            prefix="encoder.",
+            stem=self.feed == "image",
+            alike=self.replace(in_channels=3, strides=flat, thin_levels=0),
+        )
 
     def kernel(self, level: int) -> tuple[int, ...]:
         """Returns the kernel size of front, decoder and head per axis at a level."""

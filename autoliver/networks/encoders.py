@@ -64,6 +64,11 @@ class EncoderRow:
         last = {stage.level: stage.features for stage in self.stages if stage.level > 0}
         return (self.stem, *(last[level] for level in range(1, LEVELS)))
 
+    @property
+    def stem_weight(self) -> str:
+        """The name of the first convolution's weight in the encoder's state dict."""
+        return "conv_stem.weight" if self.family == "efficientnet" else "conv1.weight"
+
     def level(self, name: str) -> int:
         """Returns the level of a weight, which is the number of levels above it.
 

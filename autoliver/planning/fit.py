@@ -59,8 +59,8 @@ class Budget:
 
     def reference(self, dimension: int) -> float:
         """Returns the feature map values that fill the memory target with the reference batch."""
-        row = self.preset
-        share = (self.vram_gb - row.fixed_gb) / (row.vram_gb - row.fixed_gb)
+        row, fixed_gb = self.preset, self.preset.fixed_gb[dimension]
+        share = (self.vram_gb - fixed_gb) / (row.vram_gb - fixed_gb)
         return row.reference[dimension] * share
 
 
@@ -107,7 +107,8 @@ def memory_gb(
     row, dimension = preset_row(preset, architecture, encoder), configuration.dimension
     elements = configuration.network.feature_map_elements(configuration.patch_shape)
     share = elements * configuration.batch_size / REFERENCE_BATCH[dimension]
-    return row.fixed_gb + (row.vram_gb - row.fixed_gb) * share / row.reference[dimension]
+    fixed_gb = row.fixed_gb[dimension]
+    return fixed_gb + (row.vram_gb - fixed_gb) * share / row.reference[dimension]
 
 
 def fit_patch(

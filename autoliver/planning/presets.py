@@ -1,7 +1,7 @@
 """Presets of the planner: the type of network and the memory that it is fitted to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -59,8 +59,8 @@ class PresetRow:
         must_fit: Dimension -> number of patches per step that must fit into memory; the patch
             shrinks until they do.
         max_batch: Largest number of patches per step; None for as many as memory and dataset allow.
-        fixed_gb: The part of the memory that depends neither on patch nor batch: weights, their
-            gradients and the optimiser.
+        fixed_gb: Dimension -> the part of the memory that depends neither on patch nor batch:
+            weights, their gradients and the optimiser.
         topology: Makes strides, kernels and the patch that fits them from spacing and patch.
     """
 
@@ -70,7 +70,7 @@ class PresetRow:
     reference: dict[int, int]
     must_fit: dict[int, int]
     max_batch: int | None = None
-    fixed_gb: float = 0.0
+    fixed_gb: dict[int, float] = field(default_factory=lambda: dict.fromkeys(REFERENCE_BATCH, 0.0))
     topology: Callable[[Sequence[float], Sequence[float]], Topology] = pool_topology
 
 
@@ -289,7 +289,7 @@ MEDFORMER: dict[Preset, PresetRow] = {
         vram_gb=_MEDFORMER_GB,
         reference=_MEDFORMER_REFERENCE,
         must_fit=_MIN_BATCH,
-        fixed_gb=_MEDFORMER_FIXED_GB,
+        fixed_gb=dict.fromkeys(REFERENCE_BATCH, _MEDFORMER_FIXED_GB),
     ),
     "tiny": PresetRow(
         network=_tiny_medformer,
@@ -298,22 +298,24 @@ MEDFORMER: dict[Preset, PresetRow] = {
         reference=_MEDFORMER_REFERENCE,
         must_fit=_MIN_BATCH,
         max_batch=4,
-        fixed_gb=_TINY_MEDFORMER_FIXED_GB,
+        fixed_gb=dict.fromkeys(REFERENCE_BATCH, _TINY_MEDFORMER_FIXED_GB),
     ),
 }
 
 
-# The same for networks with an encoder (measured, docs/RESULTS.md). The fixed part is 20 bytes for
-# each weight in 3D: the weight, its gradient, two means of AdamW and the running mean.
+# The same for networks with an encoder (measured, docs/RESULTS.md). What does not depend on the
+# patch is 20 bytes for each weight: itself, its gradient, two means of AdamW and the running mean.
 _ENCODER_GB = 8
 _ENCODER_BYTES = {"efficientnet": 10.5, "resnet": 7.0}
-_ENCODER_FIXED_GB: dict[EncoderName, float] = {
-    "efficientnet_b0": 0.25,
-    "efficientnet_b4": 0.55,
-    "efficientnet_lite0": 0.25,
-    "resnet18": 0.85,
-    "resnet34": 1.45,
-    "resnet50": 1.45,
+_WEIGHT_GB = 20 / GB
+# Encoder -> millions of weights of the network in 2D and in 3D.
+_ENCODER_MILLIONS: dict[EncoderName, tuple[int, int]] = {
+    "efficientnet_b0": (6, 12),
+    "efficientnet_b4": (20, 28),
+    "efficientnet_lite0": (5, 11),
+    "resnet18": (14, 43),
+    "resnet34": (24, 73),
+    "resnet50": (33, 73),
 }
 
 
@@ -339,12 +341,13 @@ def preset_row(
     make = _ds_net if stacked else _encoder_unet
     network = partial(make, encoder=encoder, style=_STYLES[architecture])
     pooled = planar_topology if stacked else pool_topology
-    per_value, fixed_gb = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_FIXED_GB[encoder]
+    per_value, millions = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_MILLIONS[encoder]
+    fixed_gb = {2 + i: _WEIGHT_GB * 1e6 * number for i, number in enumerate(millions)}
     row = PresetRow(
         network=network,
         vram_gb=_ENCODER_GB,
         reference={
-            dimension: round((_ENCODER_GB - fixed_gb) * GB / (per_value * batch))
+            dimension: round((_ENCODER_GB - fixed_gb[dimension]) * GB / (per_value * batch))
             for dimension, batch in REFERENCE_BATCH.items()
         },
         must_fit=_MIN_BATCH,

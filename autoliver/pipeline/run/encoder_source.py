@@ -1,12 +1,12 @@
 """ImageNet weights of a plan's encoder as the source of a training."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ModelError, OptionError
-from autoliver.networks.spec import EncoderUNetSpec
+from autoliver.networks.encoders import ENCODERS
 from autoliver.pipeline.data import Planned, plan_command, planned_configuration
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.source import IMAGENET, Source, names_model
@@ -14,6 +14,8 @@ from autoliver.workspace import DatasetFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from autoliver.networks.spec import NetworkSpec
 
 
 def asks_for_imagenet(name: str) -> bool:
@@ -43,8 +45,8 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
         request: Its configuration and `encoder_weights` matter.
 
     Returns:
-        The weights as those of a network of the same kind in 2D that sees a colour image, and that
-        has nothing but the encoder.
+        The weights as those of a network of the same kind in 2D that sees a colour image, and of
+        which nothing but the encoder is known.
 
     Raises:
         ModelError: The network has no such encoder, or there are no weights of it.
@@ -54,7 +56,8 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
 
     wanted = request.configuration
     spec = planned_configuration(planned, wanted).network
-    if not isinstance(spec, EncoderUNetSpec):
+    place = spec.pretrainable
+    if place is None:
         raise ModelError(
             f"--pretrained imagenet: the network of {planned.dataset.name} {wanted} is "
             f"{spec.summary}, which has no encoder that ImageNet weights fit.",
@@ -72,20 +75,15 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
         options=["--pretrained", IMAGENET, "--encoder-weights", "FILE"],
         workspace=planned.folder.path.parent,
     )
-    found = imagenet_weights(spec.encoder, request.encoder_weights, again=again)
-
-    fed = spec.replace(feed="image")
+    found = imagenet_weights(place.encoder, request.encoder_weights, again=again)
+    # A stem that sees other features than an image starts anew, as if there were no weights of it.
+    left = "" if place.stem else ENCODERS[place.encoder].stem_weight
 
     def read() -> "dict[str, Tensor]":
-        fitting = {
-            name: weight
-            for name, weight in found.weights.items()
-            # A stem that is applied to the features of the front starts anew.
-            if spec.sees_image(f"encoder.{name}") or not fed.sees_image(f"encoder.{name}")
+        weights = {
+            name if name == left else place.prefix + name: w for name, w in found.weights.items()
         }
-        named = {f"encoder.{name}": weight for name, weight in fitting.items()}
-        left = {n: w for n, w in found.weights.items() if n not in fitting}
-        return named | left | found.unused
+        return weights | found.unused
 
     return Source(
         name=IMAGENET,
@@ -93,11 +91,7 @@ def encoder_source(planned: Planned, request: TrainRequest) -> Source:
         where=found.where,
         again=IMAGENET,
         info=None,
-        spec=spec.replace(
-            in_channels=len(COLOURS),
-            strides=tuple(stride[-2:] for stride in spec.strides),
-            thin_levels=0,
-        ),
+        spec=cast("NetworkSpec", place.alike),
         digest=found.sha256[:12],
         read=read,
         channels=COLOURS,
