@@ -29,6 +29,7 @@ CASES: list[Case] = [
     ("unet", "resnet50", (0.8, 0.8), (256, 256), 4),
     ("omnia", "efficientnet_b4", (0.8, 0.8), (256, 256), 4),
     ("dxnet", "efficientnet_b0", (5.0, 0.8, 0.8), (32, 128, 128), 2),
+    ("dsnet", "efficientnet_b0", (1.0, 1.0, 1.0), (64, 96, 96), 2),
 ]
 _WARM_UP: Case = ("unet", "resnet18", (1.0, 1.0), (32, 32), 1)
 

@@ -8,9 +8,9 @@ import pytest
 from commands import run
 from safetensors.numpy import load_file
 
-from autoliver.errors import ModelError
+from autoliver.errors import ModelError, OptionError
 from autoliver.io.files import read_label
-from autoliver.networks.spec import EncoderUNetSpec
+from autoliver.networks.spec import DSNetSpec, EncoderUNetSpec
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
@@ -124,17 +124,39 @@ def test_weights_of_another_encoder_are_refused(
         run("train", MR, "2d", "--fold", "all", *source, *STEPS, "-w", workspace)
 
 
-def test_published_strides_need_patches_of_32_slices(place: Path) -> None:
+def test_published_strides_need_patches_of_32_slices_and_more_than_one_voxel(place: Path) -> None:
     workspace = place / "published"
     words = ("--preset", "tiny", "--arch", "dxnet", "--z-strides", "all")
     run("plan", place / "data" / MR, *words, "-w", workspace)
     plan = Plan.load(workspace / MR / "plan.json")
     assert plan.encoder == "efficientnet_b0"
-    assert plan.configurations["3d_fullres"].patch_shape == (32, 32, 32)
+    assert plan.configurations["3d_fullres"].patch_shape == (32, 32, 64)
     assert plan.configurations["3d_fullres"].network.total_stride == (32, 32, 32)
     assert plan.configurations["2d"].patch_shape == (32, 32)
-    with pytest.raises(ModelError, match="a single voxel at the deepest level"):
-        run(
-            *("train", MR, "3d_fullres", "--fold", "all", *STEPS[:4], "--batch-size", 1),
-            *("-w", workspace),
-        )
+    train = ("train", MR, "3d_fullres", "--fold", "all", *STEPS[:4], "-w", workspace)
+    with pytest.raises(OptionError, match="and leave more than one voxel"):
+        run(*train, "--patch", "32,32,32")
+    run(*train, "--batch-size", 1)
+
+
+def test_ds_net_learns_goes_on_and_predicts(place: Path) -> None:
+    workspace = place / "stacked"
+    words = ("--preset", "tiny", "--arch", "dsnet", "--encoder", "resnet18")
+    run("plan", place / "data" / MR, *words, "-w", workspace)
+    network = Plan.load(workspace / MR / "plan.json").configurations["3d_fullres"].network
+    assert isinstance(network, DSNetSpec)
+    assert network.depths == (10, 5, 5, 5, 3)
+    train = ("train", MR, "3d_fullres", "--fold", "all", *STEPS, "-w", workspace)
+    run(*train)
+    images = ("-i", place / "data" / MR / "imagesTs", "-o", place / "by_stack", "--exact")
+    run("predict", *images, "-m", f"{MR}/3d_fullres", "-w", workspace)
+    assert len(list((place / "by_stack").glob("*.nii.gz"))) == 1
+    source = ("--pretrained", f"{MR}/3d_fullres", "--freeze", "encoder,stack", "--tag", "again")
+    run(*train, *source)
+    runs = workspace / MR / "runs"
+    before = load_file(runs / "3d_fullres/fold_all/weights.safetensors")
+    (tuned,) = runs.glob("3d_fullres@*/fold_all/weights.safetensors")
+    after = load_file(tuned)
+    for name, value in after.items():
+        frozen = name.startswith(("plane.encoder.", "stack."))
+        assert np.array_equal(before[name], value) == frozen, name

@@ -25,6 +25,8 @@ from autoliver.networks.spec import UNetSpec
 from autoliver.parallel import Limits
 from autoliver.pipeline.data import plan_dataset, preprocess
 from autoliver.planning.plan import Configuration, PlanOptions
+from autoliver.planning.presets import preset_row
+from autoliver.planning.topology import pool_topology
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.distributed import ALONE, Group, join_group, launched
@@ -171,6 +173,15 @@ def replaying(folder: Path, group: Group = ALONE) -> FoldTask:
     return replace(task, replay=[shown] if shown else [])
 
 
+def with_statistics(folder: Path, group: Group = ALONE) -> FoldTask:
+    """A network whose norms keep running statistics, and which leaves blocks out at random."""
+    task = make_task("two", folder, group=group, options={"ema": 0.9})
+    topology = pool_topology((1.0, 1.0), task.configuration.patch_shape)
+    row = preset_row("tiny", "omnia", "resnet18")
+    network = row.network(topology, in_channels=1, out_channels=task.labels.out_channels)
+    return replace(task, configuration=task.configuration.replace(network=network))
+
+
 def whole_trainings(root: Path, group: Group) -> None:
     """All settings; half a one taken up, another to be taken up; a time budget; a bad case."""
     for setting in SETTINGS:
@@ -179,6 +190,9 @@ def whole_trainings(root: Path, group: Group) -> None:
     train(thawing(root / "thawing", group))
     train(replaying(root / "replaying", group))
     train(make_task("two", root / "averaged", group=group, options={"ema": 0.9}))
+    train(with_statistics(root / "statistics", group))
+    train(with_statistics(root / "statistics_stopped", group), stop_after(3))
+    train(with_statistics(root / "statistics_stopped", group))
     train(make_task("three_ignore", root / "begun_by_one", group=group))
     # Only one of them is asked to stop.
     stop = stop_after(3) if group.rank == 1 else lambda: False
@@ -288,6 +302,16 @@ def test_both_keep_the_running_mean_that_one_would(together: Path, tmp_path: Pat
     last = load_file(together / "two" / "0.safetensors")
     mean = load_file(files[0])
     assert any(not np.array_equal(mean[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize("other", ["statistics/1", "statistics_stopped/0", "statistics_stopped/1"])
+def test_running_statistics_are_those_of_the_lead_in_both_and_go_on(
+    other: str, together: Path
+) -> None:
+    one, again = (load_file(together / f"{name}.safetensors") for name in ("statistics/0", other))
+    assert int(one["encoder.bn1.num_batches_tracked"]) == 6
+    for name, values in one.items():
+        np.testing.assert_array_equal(again[name], values, err_msg=name)
 
 
 def test_parts_that_are_frozen_thaw_for_both(together: Path, tmp_path: Path) -> None:
