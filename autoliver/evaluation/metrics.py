@@ -91,7 +91,7 @@ def volume_ml(mask: Mask, spacing_mm: tuple[float, ...]) -> float:
     """
     if spacing_mm[0] >= 0.999 * FLAT_SPACING * max(spacing_mm[1:]):
         return np.nan
-    return np.count_nonzero(mask) * float(np.prod(spacing_mm)) / 1000
+    return float(np.count_nonzero(mask) * np.prod(spacing_mm)) / 1000
 
 
 def surface_distances(
