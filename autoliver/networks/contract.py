@@ -27,11 +27,13 @@ class PartGroup:
         name: The name of the group, as in `--freeze NAME`.
         stages: The number of parts.
         first: A remark about part 0 for the user, e.g. "full resolution"; empty for none.
+        from_image: Whether part 0 is the one next to the image; False: next to the output.
     """
 
     name: str
     stages: int
     first: str = ""
+    from_image: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +132,7 @@ class NetworkContract(Record, frozen=True, kw_only=True):
     @property
     @abstractmethod
     def parts(self) -> tuple[PartGroup, ...]:
-        """The parts that can be frozen."""
+        """The parts that can be frozen, from the image to the output."""
         raise NotImplementedError
 
     @property

@@ -104,10 +104,10 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
-        """Those of the 2D network, and the levels that reduce and enlarge the depth."""
+        """The levels that reduce the depth, those of the 2D network, and those that enlarge it."""
         return (
+            PartGroup(name=_STACK, stages=len(self.depths), first="full depth", from_image=True),
             *self.plane.parts,
-            PartGroup(name=_STACK, stages=len(self.depths), first="full depth"),
             PartGroup(name=_UNSTACK, stages=len(self.depth_strides), first="full depth"),
         )
 

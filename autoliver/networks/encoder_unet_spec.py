@@ -84,10 +84,10 @@ class EncoderUNetSpec(
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
-        """The levels of the encoder, the front, and the levels of the decoder."""
+        """The front, the levels of the encoder, and those of the decoder."""
         return (
-            PartGroup(name=ENCODER, stages=LEVELS, first="the stem"),
             PartGroup(name=_FRONT, stages=1),
+            PartGroup(name=ENCODER, stages=LEVELS, first="the stem", from_image=True),
             PartGroup(name=_DECODER, stages=LEVELS, first="full resolution"),
         )
 

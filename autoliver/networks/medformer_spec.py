@@ -83,7 +83,7 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
         """The levels of the encoder and the decoder, and the fusion of the maps between them."""
         levels = len(self.features)
         return (
-            PartGroup(name=ENCODER, stages=levels, first="with the stem"),
+            PartGroup(name=ENCODER, stages=levels, first="with the stem", from_image=True),
             PartGroup(name=_FUSION, stages=1),
             PartGroup(name=_DECODER, stages=levels - 1, first="full resolution"),
         )

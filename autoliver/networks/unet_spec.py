@@ -66,7 +66,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         """The stages of the encoder, where the first includes the stem, and of the decoder."""
         stages = len(self.features)
         return (
-            PartGroup(name=ENCODER, stages=stages, first="with the stem"),
+            PartGroup(name=ENCODER, stages=stages, first="with the stem", from_image=True),
             PartGroup(name=_DECODER, stages=stages - 1, first="full resolution"),
         )
 

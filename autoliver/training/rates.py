@@ -29,9 +29,8 @@ def rate_factor(name: str, network: NetworkSpec, options: TrainingOptions) -> fl
 def depths(network: NetworkSpec) -> dict[Part, int]:
     """Counts the parts from the output of a network to its input, from 1.
 
-    Groups of parts are listed from the input to the output. Stages are numbered from full
-    resolution on: in the encoder the first one is next to the image, in all other groups it is
-    next to the output.
+    The network lists its groups from the input to the output, and says of each at which end its
+    part 0 is.
     """
     return {part: depth for depth, part in enumerate(_from_output(network), start=1)}
 
@@ -39,5 +38,5 @@ def depths(network: NetworkSpec) -> dict[Part, int]:
 def _from_output(network: NetworkSpec) -> Iterator[Part]:
     for group in reversed(network.parts):
         stages = range(group.stages)
-        for stage in reversed(stages) if group.name == ENCODER else stages:
+        for stage in reversed(stages) if group.from_image else stages:
             yield (group.name, stage)

@@ -117,7 +117,7 @@ def test_every_weight_has_a_role_that_fits_its_shape(kind):
 
 def test_parts_of_a_network():
     assert spec_of("resenc").parts == (
-        PartGroup(name="encoder", stages=3, first="with the stem"),
+        PartGroup(name="encoder", stages=3, first="with the stem", from_image=True),
         PartGroup(name="decoder", stages=2, first="full resolution"),
     )
     role = spec_of("resenc").role
