@@ -12,7 +12,7 @@ from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
-from autoliver.transfer.table import Heads, Inflation
+from autoliver.transfer.table import IMAGENET, Heads, Inflation
 from autoliver.values import (
     MOST,
     check_known,
@@ -166,7 +166,7 @@ def choose_recipe(options: TrainingOptions, *, steps: int | None = None) -> Reci
         recipe = recipe.replace(warmup=min(recipe.warmup, longest))
     if options.lr is not None:
         recipe = recipe.replace(learning_rate=options.lr)
-    elif options.pretrained is not None:
+    elif options.pretrained not in (None, IMAGENET):  # of that, the decoder is drawn at random
         recipe = recipe.replace(learning_rate=recipe.learning_rate * recipe.transfer_share)
     if options.ema is not None:
         recipe = recipe.replace(average=options.ema)

@@ -13,6 +13,9 @@ Heads = Literal["map", "reset"]
 # How a kernel of a 2D network becomes one of a 3D network (`transfer/inflate.py`).
 Inflation = Literal["mean", "center", "repeat"]
 
+# The source that stands for ImageNet weights of an encoder.
+IMAGENET = "imagenet"
+
 # Below this share of the parameters outside the heads, a transfer deserves a warning.
 ENOUGH = 0.95
 _MEANING: dict[Action, str] = {

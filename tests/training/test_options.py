@@ -199,8 +199,10 @@ def rates(options: TrainingOptions) -> list[float]:
     [
         ("finetune", None, 1e-2),
         ("finetune", "LiTS", 1e-3),
+        ("finetune", "imagenet", 1e-2),  # the decoder is drawn at random
         ("adamw", None, 3e-4),
         ("adamw", "LiTS", 1e-4),
+        ("adamw", "imagenet", 3e-4),
     ],
 )
 @pytest.mark.parametrize(("epochs", "warm"), [(1000, 50), (300, 30), (150, 15), (5, 0)])

@@ -9,7 +9,8 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.networks.encoders import ENCODERS
 from autoliver.pipeline.data import Planned, plan_command, planned_configuration
 from autoliver.pipeline.run.request import TrainRequest
-from autoliver.pipeline.run.source import IMAGENET, Source, names_model
+from autoliver.pipeline.run.source import Source, names_model
+from autoliver.transfer.table import IMAGENET
 from autoliver.workspace import DatasetFolder
 
 if TYPE_CHECKING:

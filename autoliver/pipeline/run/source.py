@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from autoliver.networks.spec import NetworkSpec
     from autoliver.nnunet.model import ImportedFold
 
-IMAGENET = "imagenet"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
