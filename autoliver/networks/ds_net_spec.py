@@ -79,8 +79,8 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
 
     @property
     def summary(self) -> str:
-        """The kind, the strides of the depth and the 2D network."""
-        return f"{self.kind} {'-'.join(map(str, self.depth_strides))}, {self.plane.summary}"
+        """The kind and the encoder of the 2D network, e.g. "ds-net efficientnet_b0"."""
+        return f"{self.kind} {self.plane.encoder}"
 
     @property
     def dimension(self) -> int:
