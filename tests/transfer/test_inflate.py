@@ -1,13 +1,18 @@
 """2D weights in 3D networks and back, against the 2D networks themselves."""
 
+import numpy as np
 import pytest
 import torch
+from small_trainings import LABELS as TRAINED
+from small_trainings import make_case, make_task
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from autoliver.datasets.cases import Labels
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import MedFormerSpec, NetworkSpec, ResidualUNetSpec, UNetSpec
+from autoliver.planning.presets import preset_row
+from autoliver.training.loop import train_fold
 from autoliver.transfer.adapt import Side, transfer_weights
 from autoliver.transfer.inflate import default_inflation, flatten_kernel, inflate_kernel
 
@@ -278,3 +283,67 @@ def test_the_way_is_chosen_by_the_thickness_of_slices():
     assert default_inflation((1.0, 0.8, 0.8)) == "mean"
     assert default_inflation((7.7, 1.5, 1.5)) == "center"
     assert default_inflation((0.8, 0.8)) == "mean"
+
+
+def encoder_unet(depth: int = 0) -> NetworkSpec:
+    """A network of batch norms, with an encoder; in 3D its slices keep their number."""
+    row = preset_row("tiny", "unet", "resnet18")
+    topology = row.topology((1.0, 1.0), (32, 32))
+    flat = row.network(topology, in_channels=1, out_channels=3)
+    if not depth:
+        return flat
+    return flat.replace(strides=tuple((1, *plane) for plane in flat.strides))
+
+
+def with_statistics(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with means and variances of norms as a training would leave them."""
+    generator = Generator().manual_seed(3)
+    return {
+        name: torch.rand(value.shape, generator=generator) + 0.5
+        if name.endswith("running_var")
+        else value
+        for name, value in weights.items()
+    }
+
+
+def test_by_center_a_network_of_batch_norms_is_the_2d_network_on_any_volume():
+    """Of METHODS paper 2, (5) b: with norms that know no neighbours, nothing needs to be alike."""
+    source, target = encoder_unet(), encoder_unet(depth=5)
+    sides = [Side(spec=spec, channels=("CT",), labels=LITS) for spec in (source, target)]
+    made = build_network(source, deep_supervision=False, generator=Generator().manual_seed(0))
+    weights = with_statistics(made.state_dict())
+    drawn = build_network(target, deep_supervision=False).state_dict()
+    new, _ = transfer_weights(weights, sides[0], drawn, sides[1], inflate="center")
+    image = volume(5, size=32)
+    found, wanted = logits(target, new, image), slice_by_slice(source, weights, image)
+    assert wanted.std() > 1e-3
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trained_2d_network_segments_in_3d_before_any_training(tmp_path):
+    """Of METHODS paper 2, (5) f, on a volume whose slices are alike; by chance it does not."""
+    result = train_fold(make_task(tmp_path, epochs=1, iterations=150, schedule="short"))
+    flat = make_task(tmp_path).configuration.network
+    deep = flat.replace(
+        strides=tuple((1, *plane) for plane in flat.strides), kernels=((3, 3, 3),) * 2
+    )
+    case = make_case(7)
+    plane = torch.from_numpy(case.image[:, 3, :16, :16])[None]
+    truth = case.label[0, 3, :16, :16]
+    sides = [Side(spec=spec, channels=("CT",), labels=TRAINED) for spec in (flat, deep)]
+    drawn = build_network(
+        deep, deep_supervision=True, generator=Generator().manual_seed(5)
+    ).state_dict()
+    new, _ = transfer_weights(result.weights, sides[0], drawn, sides[1], inflate="center")
+    image = plane[:, :, None].expand(-1, -1, 6, -1, -1)
+    in_plane = dice(logits(flat, result.weights, plane)[0].argmax(0), truth)
+    in_depth = [dice(found, truth) for found in logits(deep, new, image)[0].argmax(0)]
+    by_chance = [dice(found, truth) for found in logits(deep, drawn, image)[0].argmax(0)]
+    assert in_plane > 0.8
+    assert min(in_depth) >= 0.95 * in_plane
+    assert max(by_chance) < 0.7 * in_plane
+
+
+def dice(found: Tensor, truth: np.ndarray) -> float:
+    a, b = found.numpy() > 0, truth > 0
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
