@@ -32,8 +32,9 @@ Encoder = Annotated[
     names.EncoderName | None,
     typer.Option(
         case_sensitive=False,
-        help="Classification network as the encoder, in 2D and 3D, for which there are ImageNet "
-        "weights. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet and "
+        metavar="NAME",
+        help="Classification network as the encoder, for which there are ImageNet weights: "
+        f"{', '.join(get_args(names.EncoderName))}. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet and "
         "dsnet]",
         rich_help_panel="Network",
     ),
