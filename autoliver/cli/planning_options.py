@@ -34,8 +34,8 @@ Encoder = Annotated[
         case_sensitive=False,
         metavar="NAME",
         help="Classification network as the encoder, for which there are ImageNet weights: "
-        f"{', '.join(get_args(names.EncoderName))}. [default: none; efficientnet_b4 for omnia, efficientnet_b0 for dxnet and "
-        "dsnet]",
+        f"{', '.join(get_args(names.EncoderName))}. [default: none; efficientnet_b4 for omnia, "
+        "efficientnet_b0 for dxnet and dsnet]",
         rich_help_panel="Network",
     ),
 ]
