@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import AutoliverError, OptionError
-from autoliver.inference.window import sliding_window, with_neighbours
+from autoliver.inference.window import Scan, sliding_window
 from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_weights
 from autoliver.networks.spec import UNetSpec
-from autoliver.planning.plan import Configuration, Plan, PlanOptions
+from autoliver.planning.plan import Configuration, Plan, PlanOptions, neighbours
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.fold import FoldTask, patch_stream
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
-from autoliver.training.patches.sampling import neighbours
 from autoliver.training.patches.stream import Patches, TrainingBatch
 
 CPU = torch.device("cpu")
@@ -170,13 +169,13 @@ class Pick(nn.Module):
 
 def test_prediction_gives_the_network_the_channels_of_training() -> None:
     image = torch.from_numpy(ArrayCase().image)
-    seen = with_neighbours(image, SLICES)
     for channel in range(CHANNELS * SLICES):
-        found = sliding_window(seen, [Pick(channel)], patch_shape=PATCH)[0, :, 0, 0]
+        found = sliding_window(image, [Pick(channel)], Scan(patch_shape=PATCH, slices=SLICES))[
+            0, :, 0, 0
+        ]
         which, offset = divmod(channel, SLICES)
         wanted = [1000 * (which + 1) + by_hand(z)[offset] for z in range(SHAPE[0])]
         assert found.tolist() == pytest.approx(wanted, rel=1e-6)
-    assert with_neighbours(image, 1) is image
 
 
 @pytest.mark.parametrize(("z", "size", "wanted"), [(0, 1, [0, 0, 0]), (3, 4, [2, 3, 3])])
@@ -213,6 +212,18 @@ def test_it_is_planned_trained_scored_and_predicts(trained: Path, tmp_path: Path
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5, done
 
 
+def test_flips_are_those_of_the_patch(trained: Path, tmp_path: Path) -> None:
+    """Trained and predicted with flips, as with the schedule for long trainings."""
+    work = trained / "w"
+    run("train", NAME, "2d", "--fold", 0, "--tag", "flipped", "--mirror", *SHORT, "-w", work)
+    fold = work / NAME / "runs/2d+flipped/fold_0"
+    assert FoldModel.load(fold / "model.json").mirror_axes == (0, 1)
+    assert (fold / "validation/scores.json").exists()
+    images, model = trained / "data" / NAME / "imagesTr", f"{NAME}/2d+flipped"
+    run("predict", "-i", images, "-o", tmp_path / "out", "-m", model, "-w", work)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5
+
+
 def test_it_is_resumed_bit_by_bit_and_kept_by_the_next_plan(trained: Path) -> None:
     text = told("plan", trained / "data" / NAME, "-w", trained / "w")
     assert "--slices 3" in text
@@ -230,6 +241,16 @@ def test_weights_go_from_one_slice_to_three_and_on_to_3d(trained: Path) -> None:
     deep = ("train", "Other", "3d_fullres", "--fold", 0, "--pretrained", f"{NAME}/2d")
     text = told(*deep, "--tag", "deep", *SHORT, "-w", work)
     assert "Starts from" in text
+
+
+def test_a_dataset_of_single_slices_cannot_follow_it(trained: Path, tmp_path: Path) -> None:
+    options = PhantomOptions(contrast="CT", shape_zyx=(12, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
+    write_phantom_dataset(tmp_path, name="Dataset009_Flat", cases=3, seed=1, options=options)
+    for path in tmp_path.rglob("*.nii.gz"):
+        sitk.WriteImage(sitk.ReadImage(path)[:, :, 5:6], path)
+    command = ("train", tmp_path / "Dataset009_Flat", "2d", "--pretrained", NAME, *SHORT)
+    with pytest.raises(OptionError, match="sees 3 neighbouring slices, which the images of"):
+        run(*command, "-w", trained / "w")
 
 
 @pytest.mark.parametrize("slices", [0, 2, -3, 17])

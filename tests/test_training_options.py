@@ -1,5 +1,6 @@
 """Options of `train` from the command line to model.json, on phantoms."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -177,3 +178,15 @@ def test_a_finished_run_is_extended(workspace: Path, tmp_path: Path) -> None:
     run(*train_it, "--fold", 0, "--extend", 1)
     assert FoldModel.load(folder / "model.json").epochs == 6
     assert TrainingOptions.load(folder.parent / "options.json").extensions == (3, 1)
+
+
+def test_a_run_keeps_the_mixture_that_it_began_with(workspace, tmp_path):
+    """A word for a mixture is stored as the mixture, since a later version may mean another."""
+    command = ("train", NAME, "2d", *SHORT, "--tag", "mixed", "-w", workspace)
+    run(*command, "--augment", "cross-modality")
+    place = fold(workspace, "mixed").parent / "options.json"
+    assert json.loads(place.read_text())["augment"] == "gin"
+    # Versions until November 2026 stored the word, and meant this by it.
+    older = tmp_path / "options.json"
+    older.write_text(place.read_text().replace('"gin"', '"cross-modality"'))
+    assert TrainingOptions.load(older).augment == "gin:0.6,bezier:0.1,synthseg:0.1"

@@ -18,11 +18,11 @@ from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import Region, Window, find_region, near_windows
 from autoliver.inference.window import (
+    Scan,
     box_of,
     padded_shape,
     sliding_window,
     windows_of,
-    with_neighbours,
 )
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
@@ -199,13 +199,16 @@ def _output(
     spread: npt.NDArray[np.float32] | None = None
     with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
         image = torch.from_numpy(case.image).to(member.device)
-        image = with_neighbours(image, member.configuration.slices)
+        scan = Scan(
+            patch_shape=member.configuration.patch_shape,
+            mirror_axes=member.mirror_axes if options.mirror else (),
+            slices=member.configuration.slices,
+        )
         for networks in passes:
             whole = sliding_window(
                 image,
                 networks,
-                patch_shape=member.configuration.patch_shape,
-                mirror_axes=member.mirror_axes if options.mirror else (),
+                scan,
                 windows=windows,
                 on_window=tick,
             )

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from autoliver.inference.roi import Window, spanned_box
 from autoliver.planning.nonzero import Box
-from autoliver.training.patches.sampling import neighbours
+from autoliver.planning.plan import neighbours
 
 _SIGMA = 1.0 / 8.0  # of the patch size
 _STEP = 0.5
@@ -24,12 +25,27 @@ _BATCH_VOXELS = 1 << 20
 _REMEMBERED = 2
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What networks see of an image at a time.
+
+    Attributes:
+        patch_shape: 2 or 3 values. With 2, every z slice is an image of its own.
+        mirror_axes: Patch axes to flip; the outputs are averaged over all combinations of flips.
+            The networks must have been trained with such flips.
+        slices: Odd number of neighbouring slices that 2D networks see as channels.
+    """
+
+    patch_shape: tuple[int, ...]
+    mirror_axes: tuple[int, ...] = ()
+    slices: int = 1
+
+
 def sliding_window(
     image: Tensor,
     networks: Sequence[nn.Module],
+    scan: Scan,
     *,
-    patch_shape: tuple[int, ...],
-    mirror_axes: tuple[int, ...] = (),
     windows: Sequence[Window] | None = None,
     on_window: Callable[[], object] = lambda: None,
 ) -> Tensor:
@@ -41,9 +57,7 @@ def sliding_window(
         image: (c, z, y, x) on the networks' device. With a 2D patch every z slice is an image of
             its own.
         networks: Networks with one output each (no deep supervision), in eval mode.
-        patch_shape: 2 or 3 values.
-        mirror_axes: Patch axes to flip; the outputs are averaged over all combinations of flips.
-            The networks must have been trained with such flips.
+        scan: What the networks see of it at a time.
         windows: At least one window from `windows_of`; None for all windows, half a patch apart.
         on_window: Called after every window (for a progress bar).
 
@@ -51,6 +65,7 @@ def sliding_window(
         Logits (k, *box), float32, on the image's device. The box is `box_of` the windows; without
         `windows` it is the whole image. Voxels that no window covers are NaN.
     """
+    patch_shape = scan.patch_shape
     if windows is None:
         windows = windows_of(image.shape[1:], patch_shape, _STEP)
     pad = _padding(image.shape[1:], patch_shape)
@@ -60,12 +75,12 @@ def sliding_window(
     shape = [part.stop - part.start for part in box]
     total = torch.zeros((1, *shape), device=image.device)
     logits: Tensor | None = None
-    flips = _flips(mirror_axes)
+    flips = _flips(scan.mirror_axes)
     at_once = max(1, _BATCH_VOXELS // (math.prod(patch_shape) * len(flips)))
     network = _ConstantsOnce(lambda patches: _mean_over_networks(networks, patches, flips))
     for start in range(0, len(windows), at_once):
         group = windows[start : start + at_once]
-        outputs = network(torch.stack([padded[:, *window] for window in group]))
+        outputs = network(torch.stack([_cut(padded, window, scan.slices) for window in group]))
         if logits is None:
             logits = torch.zeros((outputs.shape[1], *shape), device=image.device)
         for window, output in zip(group, outputs, strict=True):
@@ -83,21 +98,21 @@ def sliding_window(
     return logits
 
 
-def with_neighbours(image: Tensor, slices: int) -> Tensor:
-    """Returns an image whose channels are, for each slice, the slice and its neighbours.
+def _cut(padded: Tensor, window: Window, slices: int) -> Tensor:
+    """Returns the voxels of a window; neighbouring slices are channels, those of the first first.
 
     Args:
-        image: (c, z, y, x).
-        slices: How many slices, an odd number; beyond the first and last slice these are repeated.
+        padded: (c, z, y, x).
+        window: The window; in 2D its first entry is a slice.
+        slices: How many slices around this one, an odd number; the first and last are repeated.
 
     Returns:
-        (c * slices, z, y, x), the slices of the first channel first.
+        (c, *patch), or (c * slices, *patch).
     """
-    if slices == 1:
-        return image
-    depth = image.shape[1]
-    rows = torch.tensor([neighbours(z, slices, depth) for z in range(depth)], device=image.device)
-    return image[:, rows.T].flatten(0, 1)
+    z = window[0]
+    if slices == 1 or not isinstance(z, int):
+        return padded[:, *window]
+    return padded[:, neighbours(z, slices, padded.shape[1]), *window[1:]].flatten(0, 1)
 
 
 def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: float) -> list[Window]:

@@ -136,6 +136,18 @@ class Configuration(Record, frozen=True, kw_only=True):
         return len(self.patch_shape)
 
 
+def neighbours(z: int, slices: int, size: int) -> list[int]:
+    """Returns the indices of a slice and its neighbours; the first and last slice are repeated.
+
+    Args:
+        z: The middle slice.
+        slices: How many slices, an odd number.
+        size: Number of slices of the case.
+    """
+    half = slices // 2
+    return [min(max(index, 0), size - 1) for index in range(z - half, z + half + 1)]
+
+
 _SPACING_HINT = "Give the spacing as Z Y X, e.g. --spacing 2.5 0.8 0.8."
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 
-from autoliver.artifacts import Artifact
+from autoliver.artifacts import Artifact, Readable
 from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
-from autoliver.training.augment.choice import parse_augment
+from autoliver.training.augment.choice import as_stored, parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
 from autoliver.transfer.table import IMAGENET, Heads, Inflation
@@ -123,6 +123,12 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_objective(self.loss)
+
+    @classmethod
+    def load(cls, path: Readable, *, mend: str = "", hint: str = "") -> Self:
+        """Reads the options of a run, as `Artifact.load`; words mean what they meant to it."""
+        found = super().load(path, mend=mend, hint=hint)
+        return found.replace(augment=as_stored(found.augment))
 
     @property
     def steps(self) -> int:

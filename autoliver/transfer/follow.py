@@ -134,6 +134,12 @@ def _configuration(
     own: Plan, source: Plan, name: ConfigurationName, options: LikeOptions
 ) -> Configuration:
     theirs = source.configurations[name]
+    if theirs.slices > 1 and {*own.configurations} == {"2d"}:
+        raise OptionError(
+            f"The {name} network of {source.dataset} sees {theirs.slices} neighbouring slices, which "
+            f"the images of {own.dataset} do not have: they are one slice deep.",
+            hint="Plan the source without --slices, or train from scratch.",
+        )
     # Channels and their normalisation are the same in all configurations of a plan.
     ours = own.configurations.get(name) or next(iter(own.configurations.values()))
     cascade = theirs.previous_stage is not None

@@ -11,7 +11,7 @@ from autoliver.inference.ensemble import mean_probabilities
 from autoliver.inference.model import load_model
 from autoliver.inference.outputs import PredictOptions, PreparedCase, outputs
 from autoliver.inference.predict import PredictJob, make_jobs, predict_jobs, predict_volume
-from autoliver.inference.window import sliding_window, windows_of
+from autoliver.inference.window import Scan, sliding_window, windows_of
 from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.models.files import FoldModel, MemberFiles, ModelFiles
@@ -240,7 +240,7 @@ def test_a_cascade_sees_the_label_map_of_its_first_stage(save, plan, rules):
     further = np.stack([case.label[0] == 1, case.label[0] == 2])
     channels = torch.from_numpy(np.concatenate([case.image, further.astype(np.float32)]))
     with torch.inference_mode():
-        logits = sliding_window(channels, member.networks, patch_shape=cascade.patch_shape)
+        logits = sliding_window(channels, member.networks, Scan(patch_shape=cascade.patch_shape))
     expected = backward_logits(logits.numpy(), case.properties, labels=plan.labels)
     np.testing.assert_array_equal(result, expected)
 

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import maximum_filter
 
 from autoliver.inference.roi import find_region, near_windows, spanned_box
-from autoliver.inference.window import box_of, padded_shape, sliding_window, windows_of
+from autoliver.inference.window import Scan, box_of, padded_shape, sliding_window, windows_of
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -96,8 +96,8 @@ def test_what_all_windows_of_a_voxel_saw_is_as_without_a_region(shape, patch):
     region = find_region(mask, (2.0, 3.0, 4.0), margin_mm=1.0)
     near = near_windows(windows, padded_shape(shape, patch), region, step=0.5)
     with torch.no_grad():
-        whole = sliding_window(image, [network], patch_shape=patch, windows=windows)
-        part = sliding_window(image, [network], patch_shape=patch, windows=near)
+        whole = sliding_window(image, [network], Scan(patch_shape=patch), windows=windows)
+        part = sliding_window(image, [network], Scan(patch_shape=patch), windows=near)
     box = box_of(near, shape, patch)
     pad = [p - s for p, s in zip(padded_shape(shape, patch), shape, strict=True)]
     inner = tuple(slice(p // 2, p // 2 + s) for p, s in zip(pad, shape, strict=True))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from autoliver.inference import window
 from autoliver.inference.window import (
+    Scan,
     gaussian_weight,
     sliding_window,
     windows_of,
@@ -36,7 +37,7 @@ def test_a_voxelwise_network_gives_its_own_values(
 ) -> None:
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     axes = tuple(range(len(patch)))
-    out = sliding_window(image, [Pointwise()], patch_shape=patch, mirror_axes=axes)
+    out = sliding_window(image, [Pointwise()], Scan(patch_shape=patch, mirror_axes=axes))
     assert torch.allclose(out, Pointwise()(image[None])[0], atol=1e-5)
 
 
@@ -44,7 +45,7 @@ def test_one_window_equals_a_plain_forward() -> None:
     network = nn.Conv3d(1, 3, 3, padding=1)
     image = torch.randn(1, 8, 8, 8)
     with torch.no_grad():
-        out = sliding_window(image, [network], patch_shape=(8, 8, 8))
+        out = sliding_window(image, [network], Scan(patch_shape=(8, 8, 8)))
         assert torch.allclose(out, network(image[None])[0], atol=1e-5)
 
 
@@ -52,7 +53,7 @@ def test_mirroring_averages_over_all_flips_and_networks() -> None:
     networks = [nn.Conv3d(1, 2, 3, padding=1) for _ in range(2)]
     image = torch.randn(1, 6, 8, 7)
     with torch.no_grad():
-        out = sliding_window(image, networks, patch_shape=(6, 8, 7), mirror_axes=(0, 1, 2))
+        out = sliding_window(image, networks, Scan(patch_shape=(6, 8, 7), mirror_axes=(0, 1, 2)))
         outs = []
         for network in networks:
             for number in range(4):
@@ -64,7 +65,7 @@ def test_mirroring_averages_over_all_flips_and_networks() -> None:
 
 def test_overlapping_windows_are_averaged_by_weight() -> None:
     image = torch.zeros(1, 1, 1, 6)
-    out = sliding_window(image, [Ramp()], patch_shape=(1, 1, 4))
+    out = sliding_window(image, [Ramp()], Scan(patch_shape=(1, 1, 4)))
     weight = gaussian_weight((1, 1, 4))[0, 0].numpy()
     total, norm = np.zeros(6), np.zeros(6)
     for start in (0, 2):
@@ -91,7 +92,7 @@ def test_windows_are_counted_as_they_are_visited(
     sliding_window(
         torch.zeros(1, *shape),
         [Pointwise()],
-        patch_shape=patch,
+        Scan(patch_shape=patch),
         on_window=lambda: seen.append(1),
     )
     assert len(seen) == len(windows_of(shape, patch, 0.5))
@@ -135,7 +136,7 @@ def test_windows_of_air_are_computed_once_and_change_no_bit(
     def run() -> Tensor:
         with torch.inference_mode():
             axes = tuple(range(len(patch))) if mirror else ()
-            return sliding_window(image, networks, patch_shape=patch, mirror_axes=axes)
+            return sliding_window(image, networks, Scan(patch_shape=patch, mirror_axes=axes))
 
     skipped = run()
     few = networks[0].windows
@@ -149,5 +150,5 @@ def test_windows_of_different_air_are_told_apart() -> None:
     image = torch.zeros(1, 4, 4, 40)
     for part in range(5):
         image[..., 8 * part : 8 * part + 8] = part
-    out = sliding_window(image, [Pointwise()], patch_shape=(4, 4, 4))
+    out = sliding_window(image, [Pointwise()], Scan(patch_shape=(4, 4, 4)))
     assert torch.allclose(out, Pointwise()(image[None])[0], atol=1e-5)

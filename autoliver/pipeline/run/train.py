@@ -43,7 +43,7 @@ from autoliver.planning.names import Preset
 from autoliver.planning.plan import Configuration, Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
 from autoliver.system import in_words
-from autoliver.training.augment.choice import parse_augment
+from autoliver.training.augment.choice import parse_augment, spelled_out
 from autoliver.training.board import check_tensorboard
 from autoliver.training.freezing import freezing
 from autoliver.training.options import (
@@ -410,6 +410,8 @@ def _notify(notify: Notify, planned: Planned, options: TrainingOptions, cases: i
 def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
     """Returns the options that were given, and always the source of the weights."""
     changes = {**request.changes, "pretrained": None if source is None else source.fold}
+    if changes.get("augment") is not None:
+        changes["augment"] = spelled_out(changes["augment"])
     if changes.get("replay") is not None:
         changes["replay"] = replayed_name(workspace, changes["replay"])
     return changes

@@ -40,7 +40,7 @@ class AugmentSpec(Record, frozen=True, kw_only=True):
         spatial: Rotation and scaling. If it has 2 axes and the patches have 3, all slices of a
             patch are transformed in the same way.
         intensity: Changes of intensity, in order.
-        mirror_axes: Spatial axes that may be flipped.
+        mirror_axes: Spatial axes of the drawn patches that may be flipped.
         masked_channels: Image channels set to zero where the label is negative (those normalised
             only within the non-zero region).
         appearance: Changes that make one modality look like another; at most one per sample.

@@ -14,6 +14,21 @@ MIXTURES = {
     "none": "",
     "cross-modality": "gin",
 }
+# What such a word meant to versions that stored it.
+_STORED = {"cross-modality": "gin:0.6,bezier:0.1,synthseg:0.1"}
+
+
+def spelled_out(text: str) -> str:
+    """Returns a value of `--augment` with the word for a mixture replaced by the mixture.
+
+    It is what a run stores, so that a later version with another mixture goes on with this one.
+    """
+    return MIXTURES.get(text) or text
+
+
+def as_stored(text: str) -> str:
+    """Returns what a value that an earlier version stored meant to it."""
+    return _STORED.get(text, text)
 
 
 class AppearanceStep(Record, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import CaseFacts
+from autoliver.planning.plan import neighbours
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.recipes import SamplerKind
@@ -318,18 +319,6 @@ class PatchStream:
     def draw(self, number: int) -> Batch:
         """Draws this part of a batch."""
         return self.sampler.cut(self.places(number))
-
-
-def neighbours(z: int, slices: int, size: int) -> list[int]:
-    """Returns the indices of a slice and its neighbours; the first and last slice are repeated.
-
-    Args:
-        z: The middle slice.
-        slices: How many slices, an odd number.
-        size: Number of slices of the case.
-    """
-    half = slices // 2
-    return [min(max(index, 0), size - 1) for index in range(z - half, z + half + 1)]
 
 
 def paste(array: Any, start: Sequence[int], *, into: Any) -> None:
