@@ -136,8 +136,8 @@ def _configuration(
     theirs = source.configurations[name]
     if theirs.slices > 1 and {*own.configurations} == {"2d"}:
         raise OptionError(
-            f"The {name} network of {source.dataset} sees {theirs.slices} neighbouring slices, which "
-            f"the images of {own.dataset} do not have: they are one slice deep.",
+            f"The {name} network of {source.dataset} sees {theirs.slices} neighbouring slices, "
+            f"which the images of {own.dataset} do not have: they are one slice deep.",
             hint="Plan the source without --slices, or train from scratch.",
         )
     # Channels and their normalisation are the same in all configurations of a plan.
