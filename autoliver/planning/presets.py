@@ -348,7 +348,9 @@ def preset_row(
     *,
     z_strides: ZStrides = "auto",
 ) -> PresetRow:
-    """Returns the row of a preset of an architecture; `names.PRESETS_OF` says which there are.
+    """Returns the row of a preset of an architecture.
+
+    There are those of `names.PRESETS_OF`, or with an encoder those of `names.WITH_ENCODER`.
 
     Args:
         preset: The preset.
