@@ -113,6 +113,36 @@ def test_outside_of_what_nobody_knows(place: Path, tmp_path: Path) -> None:
         assert not list(workspace.glob(f"{name}/runs/*/fold_*"))
 
 
+@pytest.mark.parametrize("unknown", ["tumour", "all", "none"])
+def test_replayed_cases_may_be_those_with_unknown_labels(
+    unknown: str, place: Path, tmp_path: Path
+) -> None:
+    """The training's own cases know everything; what is replayed knows less."""
+    raw = json.loads((place / NAME / "dataset.json").read_text())
+    states = {"tumour": ["tumour"], "all": ["tumour", "liver"], "none": []}[unknown]
+    annotated = {name: dict.fromkeys(states, "none") for name in STRIPPED if states}
+    for name, known in (("Dataset008_Own", {}), ("Dataset009_Old", annotated)):
+        (tmp_path / name).mkdir()
+        for part in ("imagesTr", "labelsTr"):
+            (tmp_path / name / part).symlink_to(place / NAME / part)
+        (tmp_path / name / "dataset.json").write_text(json.dumps(raw | {"annotated": known}))
+    workspace = tmp_path / "workspace"
+    run("plan", tmp_path / "Dataset009_Old", "--preset", "tiny", "-w", workspace)
+    words = ("train", tmp_path / "Dataset008_Own", "2d", "--fold", "0", *SHORT, "--preset", "tiny")
+    words += ("--replay", "Old", "--outside-negative", 10, "-w", workspace)
+    if unknown == "tumour":
+        said = " ".join(told(*words).split())
+        assert "In 2 cases of Old tumour is learnt as absent further than 10 mm from liver." in said
+        assert "of Own tumour is learnt as absent" not in said
+        return
+    problem = {
+        "all": r"liver is not annotated in Old/Half_000, and lies in no label",
+        "none": r"every label of Dataset008_Own and Dataset009_Old is annotated",
+    }[unknown]
+    with pytest.raises(OptionError, match=problem):
+        run(*words)
+
+
 def test_single_values_become_regions_too(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / NAME
     folder.mkdir()

@@ -196,8 +196,8 @@ def evaluate(
             "--dataset",
             "-d",
             metavar="DATASET",
-            help="Dataset that defines the labels. [default: REF if it is one, else one label_N "
-            "for each value N]",
+            help="Dataset that defines the labels, as REF does if it is one. [default: REF if it "
+            "is a dataset, else one label_N for each value N]",
         ),
     ] = None,
     metrics: Annotated[

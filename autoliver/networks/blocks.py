@@ -23,6 +23,7 @@ LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope
 NORM_EPS = 1e-5
 
 
+# Rank of the kernels of 2D and of 3D convolutions, with their features -> memory format.
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -63,16 +64,8 @@ class ConvBlock(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        dimension = len(kernel)
-        self.conv = CONV[dimension](
-            in_channels,
-            out_channels,
-            kernel,
-            stride or (1,) * dimension,
-            padding=tuple(size // 2 for size in kernel),
-            bias=bias,
-        )
-        self.norm = INSTANCE_NORM[dimension](out_channels, eps=NORM_EPS, affine=True)
+        self.conv = padded_conv(in_channels, out_channels, kernel, stride=stride, bias=bias)
+        self.norm = INSTANCE_NORM[len(kernel)](out_channels, eps=NORM_EPS, affine=True)
         self.activation = activation() if activate else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -131,8 +124,9 @@ def padded_conv(
     *,
     stride: tuple[int, ...] | None = None,
     groups: int = 1,
+    bias: bool = False,
 ) -> nn.Module:
-    """Returns a convolution without bias, padded by half its kernel on both sides of each axis.
+    """Returns a convolution that is padded by half its kernel on both sides of each axis.
 
     Args:
         in_channels: Number of input features.
@@ -140,6 +134,7 @@ def padded_conv(
         kernel: Kernel size per axis; sizes are odd.
         stride: Stride per axis; None for 1 everywhere.
         groups: Number of groups of features that do not mix.
+        bias: Whether the convolution has a bias.
     """
     return CONV[len(kernel)](
         in_channels,
@@ -148,7 +143,7 @@ def padded_conv(
         stride or (1,) * len(kernel),
         padding=tuple(size // 2 for size in kernel),
         groups=groups,
-        bias=False,
+        bias=bias,
     )
 
 

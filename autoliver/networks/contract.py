@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoliver.artifacts import Record
+from autoliver.errors import ModelError
 
 # A part of a network: (group, stage), e.g. ("encoder", 0) for the first stage of the encoder.
 Part = tuple[str, int]
@@ -214,3 +215,17 @@ class NetworkContract(Record, frozen=True, kw_only=True):
             f"The source's network is {source.summary}, the target's {self.summary}: "
             "their weights do not correspond."
         )
+
+
+def wrong_field(field: str, found: str, expected: str) -> ModelError:
+    """Makes the error of `NetworkContract.check` for an invalid field.
+
+    Args:
+        field: The field, e.g. "strides[2]".
+        found: Its value.
+        expected: What is expected instead.
+    """
+    return ModelError(
+        f"network: {field}: found {found}, expected {expected}.",
+        hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
+    )

@@ -4,13 +4,13 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from autoliver.errors import ModelError
 from autoliver.networks.contract import (
     NetworkContract,
     Part,
     PartGroup,
     Pretrainable,
     WeightRole,
+    wrong_field,
 )
 from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.values import counted
@@ -43,7 +43,7 @@ def strides_of_depth(depth: int) -> tuple[int, ...]:
     fitting = [steps for steps in itertools.product(*_STRIDES) if _depths(depth, steps)[-1] == 3]
     if not fitting:
         most = f"3 or 5 to {MOST_DEPTH}"
-        raise _wrong("depth", counted(depth, "slice"), most)
+        raise wrong_field("depth", counted(depth, "slice"), most)
     published, slices = _PUBLISHED
     scale = (depth / slices) ** (1 / len(published))
 
@@ -193,11 +193,11 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
         """
         if min(self.in_channels, self.out_channels) < 1:
             found = f"{self.in_channels} and {self.out_channels}"
-            raise _wrong("in_channels and out_channels", found, "1 or more")
+            raise wrong_field("in_channels and out_channels", found, "1 or more")
         if len(self.depth_strides) != len(STACK_FEATURES) or min(self.depth_strides) < 1:
-            raise _wrong("depth_strides", str(list(self.depth_strides)), "four of 1 or more")
+            raise wrong_field("depth_strides", str(list(self.depth_strides)), "four of 1 or more")
         if self.depths[-1] != SLICES:
-            raise _wrong(
+            raise wrong_field(
                 "depth_strides",
                 f"{list(self.depth_strides)}, which lead to {counted(self.depths[-1], 'slice')}",
                 f"{SLICES} slices",
@@ -205,7 +205,7 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
         channels = (self.plane.dimension, self.plane.in_channels, self.plane.out_channels)
         if channels != (2, SLICES, SLICES):
             found = f"{channels[0]}D, {channels[1]} and {channels[2]} channels"
-            raise _wrong("plane", found, f"2D, {SLICES} and {SLICES} channels")
+            raise wrong_field("plane", found, f"2D, {SLICES} and {SLICES} channels")
         self.plane.check()
 
     def unlike(self, source: NetworkContract) -> str:
@@ -213,10 +213,3 @@ class DSNetSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind", ta
         if isinstance(source, DSNetSpec):
             return self.plane.unlike(source.plane)
         return super().unlike(source)
-
-
-def _wrong(field: str, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"network: {field}: found {found}, expected {expected}.",
-        hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
-    )

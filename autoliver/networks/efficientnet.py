@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import BATCH_NORM, CONV, DropPath, padded_conv
-from autoliver.networks.encoders import ENCODERS, EncoderRow, Spans, Strides, kernel_size
+from autoliver.networks.encoders import ENCODERS, Block, EncoderRow, Spans, Strides, kernel_size
 
 # As in the weights that were published with TensorFlow. torch's own default is 1e-5; some features
 # have a variance below both. The statistics move with torch's default momentum, not with the
@@ -42,21 +42,9 @@ class EfficientNet(nn.Module):
         self.bn1 = _norm(self.row.stem, len(kernel))
         self.activation = _activation(self.row)
         self.blocks = nn.ModuleList()
-        count, done, above = sum(stage.blocks for stage in self.row.stages), 0, 0
-        for index, stage in enumerate(self.row.stages):
-            kernel = kernel_size(stage.kernel, spans[stage.level])
-            blocks = []
-            for block in range(stage.blocks):
-                rises = block == 0 and stage.level > above
-                stride = strides[stage.level] if rises else (1,) * len(kernel)
-                made = _Separable if index == 0 else _Inverted
-                drop = drop_path * done / count
-                blocks.append(
-                    made(self.row, self.row.widths(index, block), kernel, stride, drop=drop)
-                )
-                done += 1
-            self.blocks.append(nn.Sequential(*blocks))
-            above = stage.level
+        for index, stage in enumerate(self.row.blocks(strides, spans, drop_path)):
+            made = _Separable if index == 0 else _Inverted
+            self.blocks.append(nn.Sequential(*(made(self.row, block) for block in stage)))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Computes the features of the five levels.
@@ -96,26 +84,18 @@ class _Excitation(nn.Module):
 class _Separable(nn.Module):
     """A depthwise convolution and a mixture of its features: the blocks of the first stage."""
 
-    def __init__(
-        self,
-        row: EncoderRow,
-        widths: tuple[int, int, int],
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        *,
-        drop: float,
-    ) -> None:
+    def __init__(self, row: EncoderRow, block: Block) -> None:
         super().__init__()
-        first, _, last = widths
-        dimension = len(kernel)
-        self.conv_dw = padded_conv(first, first, kernel, stride=stride, groups=first)
+        first, _, last = block.widths
+        dimension = len(block.kernel)
+        self.conv_dw = padded_conv(first, first, block.kernel, stride=block.stride, groups=first)
         self.bn1 = _norm(first, dimension)
         self.se = _excitation(row, first, first, dimension)
         self.conv_pw = CONV[dimension](first, last, 1, bias=False)
         self.bn2 = _norm(last, dimension)
         self.activation = _activation(row)
-        self.residual = first == last and max(stride) == 1
-        self.drop_path = DropPath(drop)
+        self.residual = first == last and max(block.stride) == 1
+        self.drop_path = DropPath(block.drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.se(self.activation(self.bn1(self.conv_dw(x))))
@@ -127,28 +107,20 @@ class _Separable(nn.Module):
 class _Inverted(nn.Module):
     """A block that widens its input, convolves it depthwise and narrows it again (MBConv)."""
 
-    def __init__(
-        self,
-        row: EncoderRow,
-        widths: tuple[int, int, int],
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        *,
-        drop: float,
-    ) -> None:
+    def __init__(self, row: EncoderRow, block: Block) -> None:
         super().__init__()
-        first, inside, last = widths
-        dimension = len(kernel)
+        first, inside, last = block.widths
+        dimension = len(block.kernel)
         self.conv_pw = CONV[dimension](first, inside, 1, bias=False)
         self.bn1 = _norm(inside, dimension)
-        self.conv_dw = padded_conv(inside, inside, kernel, stride=stride, groups=inside)
+        self.conv_dw = padded_conv(inside, inside, block.kernel, stride=block.stride, groups=inside)
         self.bn2 = _norm(inside, dimension)
         self.se = _excitation(row, first, inside, dimension)
         self.conv_pwl = CONV[dimension](inside, last, 1, bias=False)
         self.bn3 = _norm(last, dimension)
         self.activation = _activation(row)
-        self.residual = first == last and max(stride) == 1
-        self.drop_path = DropPath(drop)
+        self.residual = first == last and max(block.stride) == 1
+        self.drop_path = DropPath(block.drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.activation(self.bn1(self.conv_pw(x)))

@@ -4,14 +4,11 @@ The architecture is that of Messaoudi et al., Cross-dimensional transfer learnin
 segmentation with deep learning, Medical Image Analysis 2023.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoliver.errors import ModelError
-from autoliver.networks.blocks import BATCH_NORM, CONV, TRANSPOSED_CONV
+from autoliver.networks.blocks import BATCH_NORM, TRANSPOSED_CONV, padded_conv
 from autoliver.networks.efficientnet import EfficientNet
 from autoliver.networks.encoder_unet_spec import FRONT_FEATURES, Activation, EncoderUNetSpec
 from autoliver.networks.resnet import ResNet
@@ -55,11 +52,7 @@ class EncoderUNet(nn.Module):
 
         Returns:
             Logits (b, out_channels, *shape); with deep supervision, a list of them alone.
-
-        Raises:
-            ModelError: In training, a batch norm of the deepest level would see a single value.
         """
-        self._check_statistics(x)
         front = self.front(x)
         skips = [front, *self.encoder(x if self.spec.feed == "image" else front)]
         y = skips.pop()
@@ -68,17 +61,6 @@ class EncoderUNet(nn.Module):
             y = self.decoder[level](torch.cat((skips.pop(), self.up[level](y)), dim=1))
         logits: Tensor = self.heads[0](y)
         return [logits] if self.deep_supervision else logits
-
-    def _check_statistics(self, x: Tensor) -> None:
-        values = x[:, 0].numel() // math.prod(self.spec.total_stride)
-        # What is frozen takes no statistics.
-        if values <= 1 and any(module.training for module in self.encoder.children()):
-            size = "x".join(map(str, x.shape[2:]))
-            raise ModelError(
-                f"One patch of {size} voxels is a single voxel at the deepest level, of which a "
-                "batch norm learns nothing.",
-                hint="Train with --batch-size 2 or more per process, or with a larger --patch.",
-            )
 
 
 class NormedConv(nn.Module):
@@ -93,9 +75,8 @@ class NormedConv(nn.Module):
         activation: Activation,
     ) -> None:
         super().__init__()
-        dimension, padding = len(kernel), tuple(size // 2 for size in kernel)
-        self.conv = CONV[dimension](in_features, features, kernel, padding=padding, bias=False)
-        self.norm = BATCH_NORM[dimension](features)
+        self.conv = padded_conv(in_features, features, kernel)
+        self.norm = BATCH_NORM[len(kernel)](features)
         self.activation = _ACTIVATIONS[activation](inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,6 +130,4 @@ def _decoder_level(spec: EncoderUNetSpec, level: int, entering: int) -> nn.Modul
 
 
 def _head(spec: EncoderUNetSpec) -> nn.Module:
-    kernel = spec.kernel(0)
-    padding = tuple(size // 2 for size in kernel)
-    return CONV[spec.dimension](spec.features[0], spec.out_channels, kernel, padding=padding)
+    return padded_conv(spec.features[0], spec.out_channels, spec.kernel(0), bias=True)

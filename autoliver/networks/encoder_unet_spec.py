@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from autoliver.errors import ModelError
 from autoliver.networks.contract import (
     ENCODER,
     NetworkContract,
     PartGroup,
     Pretrainable,
     WeightRole,
+    wrong_field,
 )
 from autoliver.networks.encoders import ENCODERS, LEVELS, EncoderRow, Spans
 from autoliver.values import counted
@@ -197,20 +197,22 @@ class EncoderUNetSpec(
                 value.
         """
         if self.encoder not in ENCODERS:
-            raise _wrong("encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
+            raise wrong_field("encoder", self.encoder, f"one of {', '.join(ENCODERS)}")
         for name, length in (("features", LEVELS), ("strides", LEVELS + 1)):
             found = len(getattr(self, name))
             if found != length:
-                raise _wrong(name, counted(found, "entry", "entries"), str(length))
+                raise wrong_field(name, counted(found, "entry", "entries"), str(length))
         if self.dimension not in (2, 3):
-            raise _wrong("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
+            raise wrong_field("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
         for level, stride in enumerate(self.strides):
             if len(stride) != self.dimension:
                 found_axes = counted(len(stride), "axis", "axes")
-                raise _wrong(f"strides[{level}]", found_axes, f"{self.dimension} as in strides[0]")
+                raise wrong_field(
+                    f"strides[{level}]", found_axes, f"{self.dimension} as in strides[0]"
+                )
             if any(step not in ((1, 2) if level else (1,)) for step in stride):
                 allowed = "1 or 2 per axis" if level else "ones"
-                raise _wrong(f"strides[{level}]", str(list(stride)), allowed)
+                raise wrong_field(f"strides[{level}]", str(list(stride)), allowed)
         self._check_values()
 
     def _check_values(self) -> None:
@@ -218,12 +220,12 @@ class EncoderUNetSpec(
             value = getattr(self, name)
             least = min(value) if isinstance(value, tuple) else value
             if least < 1:
-                raise _wrong(name, str(least), "1 or more")
+                raise wrong_field(name, str(least), "1 or more")
         most = LEVELS + 1 if self.dimension == 3 else 0
         if not 0 <= self.thin_levels <= most:
-            raise _wrong("thin_levels", str(self.thin_levels), f"0 to {most}")
+            raise wrong_field("thin_levels", str(self.thin_levels), f"0 to {most}")
         if not 0 <= self.drop_path < 1:
-            raise _wrong("drop_path", f"{self.drop_path:g}", "0 or more and below 1")
+            raise wrong_field("drop_path", f"{self.drop_path:g}", "0 or more and below 1")
 
     def unlike(self, source: NetworkContract) -> str:
         """Says why the weights of another network do not correspond; "" if they do.
@@ -247,10 +249,3 @@ class EncoderUNetSpec(
 
 
 _FED: dict[Feed, str] = {"image": "the image", "front": "the features of the front"}
-
-
-def _wrong(field: str, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"network: {field}: found {found}, expected {expected}.",
-        hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
-    )

@@ -39,6 +39,25 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block of a network with given strides.
+
+    Attributes:
+        widths: Features of its input, inside, and of its output.
+        kernel: Kernel size per axis.
+        stride: Stride per axis.
+        shortcut: Whether its shortcut has a convolution.
+        drop: Probability that training leaves it out.
+    """
+
+    widths: tuple[int, int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    shortcut: bool
+    drop: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderRow:
     """An encoder as published.
 
@@ -101,8 +120,7 @@ class EncoderRow:
         Args:
             maps: Number of voxels of a feature map, for each of the five levels.
         """
-        total = self.stem * maps[0]
-        above = 0 if self.family == "efficientnet" else 1  # a ResNet's stem is pooled
+        total, above = self.stem * maps[0], self._above
         for index, stage in enumerate(self.stages):
             here = maps[stage.level]
             for block in range(stage.blocks):
@@ -113,6 +131,39 @@ class EncoderRow:
                 total += last * here * self.shortcut(index, block)
             above = stage.level
         return total
+
+    @property
+    def _above(self) -> int:
+        """The level at which the first stage begins: a ResNet's stem is pooled."""
+        return 0 if self.family == "efficientnet" else 1
+
+    def blocks(self, strides: Strides, spans: Spans, drop_path: float) -> list[list[Block]]:
+        """Lists the blocks of each stage.
+
+        Args:
+            strides: For each of the five levels, one stride per axis.
+            spans: For each level and axis, whether kernels reach neighbours along the axis.
+            drop_path: Probability that the last block is left out in training; that of the others
+                grows linearly with their depth.
+        """
+        count, done, above = sum(stage.blocks for stage in self.stages), 0, self._above
+        found: list[list[Block]] = []
+        for index, stage in enumerate(self.stages):
+            here = strides[stage.level]
+            found.append(
+                [
+                    Block(
+                        widths=self.widths(index, block),
+                        kernel=kernel_size(stage.kernel, spans[stage.level]),
+                        stride=here if block == 0 and stage.level > above else (1,) * len(here),
+                        shortcut=self.shortcut(index, block),
+                        drop=drop_path * (done + block) / count,
+                    )
+                    for block in range(stage.blocks)
+                ]
+            )
+            done, above = done + stage.blocks, stage.level
+        return found
 
     def shortcut(self, stage: int, block: int) -> bool:
         """Whether the shortcut of a block has a convolution, which only ResNets have."""

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from autoliver.errors import ModelError
-from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole
+from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole, wrong_field
 from autoliver.values import counted
 
 _DECODER = "decoder"
@@ -179,19 +178,19 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
         levels = len(self.features)
         least = CONVOLUTION_LEVELS + 2  # so that encoder and decoder have attention
         if levels < least:
-            raise _wrong("features", counted(levels, "level"), f"at least {least}")
+            raise wrong_field("features", counted(levels, "level"), f"at least {least}")
         for name in ("strides", "kernels", "blocks_encoder", "blocks_decoder", "heads"):
             length, expected = len(getattr(self, name)), levels - (name == "blocks_decoder")
             if length != expected:
                 entries, of = counted(length, "entry", "entries"), counted(levels, "level")
-                raise _wrong(name, entries, f"{expected} (features has {of})")
+                raise wrong_field(name, entries, f"{expected} (features has {of})")
         if self.dimension not in (2, 3):
-            raise _wrong("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
+            raise wrong_field("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
         for name in ("strides", "kernels"):
             for level, values in enumerate(getattr(self, name)):
                 if len(values) != self.dimension:
                     where, found = f"{name}[{level}]", counted(len(values), "axis", "axes")
-                    raise _wrong(where, found, f"{self.dimension} as in strides[0]")
+                    raise wrong_field(where, found, f"{self.dimension} as in strides[0]")
         self._check_values()
 
     def _check_values(self) -> None:
@@ -199,21 +198,14 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
             value = getattr(self, name)
             least = min(value) if isinstance(value, tuple) else value
             if least < 1:
-                raise _wrong(name, str(least), "1 or more")
+                raise wrong_field(name, str(least), "1 or more")
         for level, (stride, kernel) in enumerate(zip(self.strides, self.kernels, strict=True)):
             if any(step not in (1, 2)[: 1 if level == 0 else 2] for step in stride):
                 allowed = "1 or 2 per axis" if level else "ones"
-                raise _wrong(f"strides[{level}]", str(list(stride)), allowed)
+                raise wrong_field(f"strides[{level}]", str(list(stride)), allowed)
             if any(size < 1 or size % 2 == 0 for size in kernel):
-                raise _wrong(f"kernels[{level}]", str(list(kernel)), "odd sizes")
+                raise wrong_field(f"kernels[{level}]", str(list(kernel)), "odd sizes")
         pairs = [*zip(self.features, self.heads, strict=True)]
         for features, heads in [*pairs, (self.fusion_features, self.fusion_heads)]:
             if features % heads:
-                raise _wrong("heads", str(heads), f"a divisor of {features} features")
-
-
-def _wrong(field: str, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"network: {field}: found {found}, expected {expected}.",
-        hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
-    )
+                raise wrong_field("heads", str(heads), f"a divisor of {features} features")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import BATCH_NORM, CONV, MAX_POOL, DropPath, padded_conv
-from autoliver.networks.encoders import ENCODERS, Spans, Strides, kernel_size
+from autoliver.networks.encoders import ENCODERS, Block, Spans, Strides, kernel_size
 
 
 class ResNet(nn.Module):
@@ -40,24 +40,9 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         pool = kernel_size(3, [stride > 1 for stride in strides[1]])
         self.maxpool = MAX_POOL[dimension](pool, strides[1], padding=tuple(k // 2 for k in pool))
-        count, done = sum(stage.blocks for stage in self.row.stages), 0
         made = _Bottleneck if self.row.bottleneck else _Basic
-        for index, stage in enumerate(self.row.stages):
-            kernel = kernel_size(stage.kernel, spans[stage.level])
-            blocks = []
-            for block in range(stage.blocks):
-                strided = index > 0 and block == 0
-                blocks.append(
-                    made(
-                        self.row.widths(index, block),
-                        kernel,
-                        strides[stage.level] if strided else (1,) * dimension,
-                        project=self.row.shortcut(index, block),
-                        drop=drop_path * done / count,
-                    )
-                )
-                done += 1
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        for index, stage in enumerate(self.row.blocks(strides, spans, drop_path)):
+            self.add_module(f"layer{index + 1}", nn.Sequential(*(made(block) for block in stage)))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Computes the features of the five levels.
@@ -80,25 +65,17 @@ class ResNet(nn.Module):
 class _Basic(nn.Module):
     """Two convolutions and a shortcut."""
 
-    def __init__(
-        self,
-        widths: tuple[int, int, int],
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        *,
-        project: bool,
-        drop: float,
-    ) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        first, inside, last = widths
-        dimension = len(kernel)
-        self.conv1 = padded_conv(first, inside, kernel, stride=stride)
+        first, inside, last = block.widths
+        dimension = len(block.kernel)
+        self.conv1 = padded_conv(first, inside, block.kernel, stride=block.stride)
         self.bn1 = BATCH_NORM[dimension](inside)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = padded_conv(inside, last, kernel)
+        self.conv2 = padded_conv(inside, last, block.kernel)
         self.bn2 = BATCH_NORM[dimension](last)
-        self.downsample = _shortcut(first, last, stride, project=project)
-        self.drop_path = DropPath(drop)
+        self.downsample = _shortcut(block)
+        self.drop_path = DropPath(block.drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -110,27 +87,19 @@ class _Basic(nn.Module):
 class _Bottleneck(nn.Module):
     """A convolution between two that narrow and widen the features, and a shortcut."""
 
-    def __init__(
-        self,
-        widths: tuple[int, int, int],
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        *,
-        project: bool,
-        drop: float,
-    ) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        first, inside, last = widths
-        dimension = len(kernel)
+        first, inside, last = block.widths
+        dimension = len(block.kernel)
         self.conv1 = CONV[dimension](first, inside, 1, bias=False)
         self.bn1 = BATCH_NORM[dimension](inside)
-        self.conv2 = padded_conv(inside, inside, kernel, stride=stride)
+        self.conv2 = padded_conv(inside, inside, block.kernel, stride=block.stride)
         self.bn2 = BATCH_NORM[dimension](inside)
         self.conv3 = CONV[dimension](inside, last, 1, bias=False)
         self.bn3 = BATCH_NORM[dimension](last)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(first, last, stride, project=project)
-        self.drop_path = DropPath(drop)
+        self.downsample = _shortcut(block)
+        self.drop_path = DropPath(block.drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -140,10 +109,10 @@ class _Bottleneck(nn.Module):
         return out
 
 
-def _shortcut(first: int, last: int, stride: tuple[int, ...], *, project: bool) -> nn.Module:
-    if not project:
+def _shortcut(block: Block) -> nn.Module:
+    if not block.shortcut:
         return nn.Identity()
-    dimension = len(stride)
+    dimension, (first, _, last) = len(block.stride), block.widths
     return nn.Sequential(
-        CONV[dimension](first, last, 1, stride, bias=False), BATCH_NORM[dimension](last)
+        CONV[dimension](first, last, 1, block.stride, bias=False), BATCH_NORM[dimension](last)
     )

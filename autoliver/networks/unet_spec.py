@@ -5,8 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from autoliver.errors import ModelError
-from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole
+from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole, wrong_field
 from autoliver.values import counted
 
 _DECODER = "decoder"
@@ -158,19 +157,19 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         """
         stages = len(self.features)
         if stages < 2:
-            raise _wrong("features", counted(stages, "stage"), "at least 2")
+            raise wrong_field("features", counted(stages, "stage"), "at least 2")
         for name in ("strides", "kernels", "blocks_encoder", "blocks_decoder"):
             length, expected = len(getattr(self, name)), stages - (name == "blocks_decoder")
             if length != expected:
                 entries, of = counted(length, "entry", "entries"), counted(stages, "stage")
-                raise _wrong(name, entries, f"{expected} (features has {of})")
+                raise wrong_field(name, entries, f"{expected} (features has {of})")
         if self.dimension not in (2, 3):
-            raise _wrong("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
+            raise wrong_field("strides", counted(self.dimension, "axis", "axes"), "2 or 3")
         for name, tuples in (("strides", self.strides), ("kernels", self.kernels)):
             for level, values in enumerate(tuples):
                 if len(values) != self.dimension:
                     where, found = f"{name}[{level}]", counted(len(values), "axis", "axes")
-                    raise _wrong(where, found, f"{self.dimension} as in strides[0]")
+                    raise wrong_field(where, found, f"{self.dimension} as in strides[0]")
         self._check_values()
 
     def _check_values(self) -> None:
@@ -181,13 +180,13 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
             *((f"strides[{level}]", values) for level, values in enumerate(self.strides)),
         ]:
             if min(values) < 1:
-                raise _wrong(name, str(min(values)), "1 or more")
+                raise wrong_field(name, str(min(values)), "1 or more")
         if max(self.strides[0]) != 1:
             # The decoder ends at the first stage, which must have the resolution of the image.
-            raise _wrong("strides[0]", str(list(self.strides[0])), "ones")
+            raise wrong_field("strides[0]", str(list(self.strides[0])), "ones")
         for level, kernel in enumerate(self.kernels):
             if any(size < 1 or size % 2 == 0 for size in kernel):
-                raise _wrong(f"kernels[{level}]", str(list(kernel)), "odd sizes")
+                raise wrong_field(f"kernels[{level}]", str(list(kernel)), "odd sizes")
 
     def unlike(self, source: NetworkContract) -> str:
         """Says why the weights of another network do not correspond; "" if they do.
@@ -240,10 +239,3 @@ class ResidualUNetSpec(UNetStages, frozen=True, kw_only=True, tag="resenc"):
             total += features * voxels * (2 * blocks + skip)
             before = (features, voxels)
         return total
-
-
-def _wrong(field: str, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"network: {field}: found {found}, expected {expected}.",
-        hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
-    )

@@ -10,6 +10,7 @@ from autoliver.datasets.cases import (
     Case,
     Dataset,
     Labels,
+    contradictions,
     groups_of,
     read_dataset,
     unscored_labels,
@@ -93,24 +94,29 @@ def evaluate(
         workspace: The workspace in which the dataset is looked up.
         prediction: Folder of predicted label maps, or one file.
         reference: Folder of reference label maps, or one file; or a dataset, which need not have
-            its label maps in one folder, and which defines the labels if no other does.
+            its label maps in one folder. It says which labels each case is scored for, and to which
+            groups it belongs, and it defines the labels if no other dataset does.
         request: What to compute, and where to write it.
 
     Raises:
         DatasetError: The folders do not fit together, or a file cannot be read.
         OptionError: Existing scores contain something that the new ones would not, or the place for
-            them is a folder of images or labels of a dataset.
+            them is a folder of images or labels of a dataset; or a label has other values in the
+            reference, or in the model that predicted.
     """
     from autoliver.evaluation.results import write_csv
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
     from autoliver.inference.record import refuse_other_labels
 
     referred = _dataset_at(reference)
-    dataset = workspace.read(request.dataset) if request.dataset else referred
-    labels = dataset.labels if dataset else None
+    named = workspace.read(request.dataset) if request.dataset else referred
+    labels = named.labels if named else None
+    dataset = referred or named  # its label maps are scored, unless a folder holds others
     if labels is not None:
         whose = f"-d {request.dataset}" if request.dataset else f"-r {reference}"
         refuse_other_labels(prediction, labels, whose=whose)
+        if referred is not None:
+            labels = _as_in(referred, labels, whose=whose)
     as_json, as_csv = request.files(prediction)
     _refuse_dataset(as_json.parent)
     files = referred and {case.name: Path(str(case.label)) for case in referred.labelled}
@@ -126,7 +132,7 @@ def evaluate(
         pairs,
         labels=labels,
         options=request.options(),
-        unscored=unscored_labels(dataset.cases) if dataset else None,
+        unscored=_unscored(dataset, labels) if dataset else None,
         executor=pool,
         progress=case_bar("evaluate", len(pairs.files)),
     )
@@ -141,6 +147,56 @@ def _dataset_at(reference: Path) -> Dataset | None:
     """Reads the dataset in a folder; None if that is none, or holds label maps itself."""
     described = (reference / "dataset.json").is_file()
     return read_dataset(reference) if described and not label_files(reference) else None
+
+
+def _as_in(reference: Dataset, labels: Labels, *, whose: str) -> Labels:
+    """Returns the labels by which the label maps of a dataset are read: what it ignores is ignored.
+
+    Args:
+        reference: The dataset.
+        labels: Names and values of the labels to score.
+        whose: Where these come from, for the message: "-d LiTS".
+
+    Raises:
+        OptionError: A label of the same name has another value in the dataset, or the dataset
+            ignores a value that is a label.
+    """
+    theirs, ignored = reference.labels, reference.labels.ignore
+    there = {name.casefold(): (name, values) for name, values in theirs.values.items()}
+    problem = ""
+    for label in contradictions(labels, theirs)[:1]:
+        name, values = there[label.casefold()]
+        own = _numbers(labels.values[label])
+        problem = f"there {label} is {own}, but in {reference.name} {name} is {_numbers(values)}"
+    if not problem and ignored in labels.foreground_values:
+        label = next(name for name, values in labels.values.items() if ignored in values)
+        problem = f"there {label} has the value {ignored}, which {reference.name} ignores"
+    if problem:
+        raise OptionError(
+            f"{whose}: {problem}.",
+            hint="Leave -d out: the reference is a dataset, and says what its values mean.",
+        )
+    return labels.replace(ignore=ignored)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " and ".join(map(str, values))
+
+
+def _unscored(dataset: Dataset, labels: Labels) -> dict[str, list[str]]:
+    """Maps cases of which some labels are not scored to these, under the names that `labels` gives.
+
+    These are labels of the same name, whatever its case, and of the same values.
+    """
+    alike = {
+        own: {name for name, values in labels.foreground.items() if set(values) == set(theirs)}
+        | {name for name in labels.foreground if name.casefold() == own.casefold()}
+        for own, theirs in dataset.labels.foreground.items()
+    }
+    return {
+        case: sorted({name for own in unscored for name in alike.get(own, ())})
+        for case, unscored in unscored_labels(dataset.cases).items()
+    }
 
 
 def _refuse_dataset(folder: Path) -> None:

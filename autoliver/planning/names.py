@@ -6,13 +6,10 @@ ConfigurationName = Literal["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
 CONFIGURATION_NAMES: tuple[ConfigurationName, ...] = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")
 Preset = Literal["default", "M", "L", "XL", "tiny"]
 Architecture = Literal["unet", "medformer", "omnia", "dxnet", "dsnet"]
-# Architecture -> presets that there are for it; of those with an encoder, only these two.
+# Architecture -> its presets if it is planned without an encoder; and those of any with one.
 PRESETS_OF: dict[Architecture, tuple[Preset, ...]] = {
     "unet": get_args(Preset),
     "medformer": ("default", "tiny"),
-    "omnia": ("default", "tiny"),
-    "dxnet": ("default", "tiny"),
-    "dsnet": ("default", "tiny"),
 }
 WITH_ENCODER: tuple[Preset, ...] = ("default", "tiny")
 EncoderName = Literal[

@@ -308,14 +308,36 @@ MEDFORMER: dict[Preset, PresetRow] = {
 _ENCODER_GB = 8
 _ENCODER_BYTES = {"efficientnet": 10.5, "resnet": 7.0}
 _WEIGHT_GB = 20 / GB
-# Encoder -> millions of weights of the network in 2D and in 3D.
-_ENCODER_MILLIONS: dict[EncoderName, tuple[int, int]] = {
-    "efficientnet_b0": (6, 12),
-    "efficientnet_b4": (20, 28),
-    "efficientnet_lite0": (5, 11),
-    "resnet18": (14, 43),
-    "resnet34": (24, 73),
-    "resnet50": (33, 73),
+# Architecture -> encoder -> millions of weights of the network in 2D and in 3D, if all axes are
+# halved five times: transposed convolutions have the size of the strides, and DS-Net is 2D inside.
+_Millions = dict[EncoderName, tuple[float, float]]
+_REPEATED: _Millions = {
+    "efficientnet_b0": (5.8, 11.0),
+    "efficientnet_b4": (19.4, 26.8),
+    "efficientnet_lite0": (5.2, 10.4),
+    "resnet18": (14.3, 42.7),
+    "resnet34": (24.4, 73.0),
+    "resnet50": (32.5, 73.3),
+}
+_ENCODER_MILLIONS: dict[Architecture, _Millions] = {
+    "unet": _REPEATED,
+    "omnia": _REPEATED,
+    "dxnet": {
+        "efficientnet_b0": (6.6, 12.5),
+        "efficientnet_b4": (20.6, 29.2),
+        "efficientnet_lite0": (6.0, 11.9),
+        "resnet18": (15.8, 45.7),
+        "resnet34": (25.9, 76.1),
+        "resnet50": (49.7, 107.8),
+    },
+    "dsnet": {
+        "efficientnet_b0": (6.6, 7.5),
+        "efficientnet_b4": (20.6, 21.5),
+        "efficientnet_lite0": (6.0, 6.9),
+        "resnet18": (15.7, 16.6),
+        "resnet34": (25.8, 26.7),
+        "resnet50": (49.6, 50.6),
+    },
 }
 
 
@@ -326,7 +348,9 @@ def preset_row(
     *,
     z_strides: ZStrides = "auto",
 ) -> PresetRow:
-    """Returns the row of a preset of an architecture; `names.PRESETS_OF` says which there are.
+    """Returns the row of a preset of an architecture.
+
+    There are those of `names.PRESETS_OF`, or with an encoder those of `names.WITH_ENCODER`.
 
     Args:
         preset: The preset.
@@ -341,7 +365,8 @@ def preset_row(
     make = _ds_net if stacked else _encoder_unet
     network = partial(make, encoder=encoder, style=_STYLES[architecture])
     pooled = planar_topology if stacked else pool_topology
-    per_value, millions = _ENCODER_BYTES[ENCODERS[encoder].family], _ENCODER_MILLIONS[encoder]
+    per_value = _ENCODER_BYTES[ENCODERS[encoder].family]
+    millions = _ENCODER_MILLIONS[architecture][encoder]
     fixed_gb = {2 + i: _WEIGHT_GB * 1e6 * number for i, number in enumerate(millions)}
     row = PresetRow(
         network=network,

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoliver.networks.ds_net_spec import LEAST_DEPTH, MOST_DEPTH
+from autoliver.networks.encoders import LEVELS
 
 # An axis is pooled as long as at least this many positions remain.
 MIN_FEATURE_MAP_EDGE = 4
 # Axes whose spacings differ by less than this factor are treated alike.
 _SIMILAR_SPACING = 2
-_EVEN_HALVINGS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +85,10 @@ def even_topology(spacing_mm: Sequence[float], patch_shape: Sequence[float]) -> 
     dimension = len(spacing_mm)
     if dimension == 2:
         return pool_topology(spacing_mm, patch_shape)
-    total = 2**_EVEN_HALVINGS
+    total = 2**LEVELS
     return Topology(
-        strides=((1,) * dimension, *((2,) * dimension,) * _EVEN_HALVINGS),
-        kernels=((3,) * dimension,) * (_EVEN_HALVINGS + 1),
+        strides=((1,) * dimension, *((2,) * dimension,) * LEVELS),
+        kernels=((3,) * dimension,) * (LEVELS + 1),
         patch_shape=_more_than_one([math.ceil(n / total) for n in patch_shape], total),
     )
 

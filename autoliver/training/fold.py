@@ -16,7 +16,12 @@ from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.target import class_table, previous_table
 from autoliver.training.options import TrainingOptions
-from autoliver.training.patches.cache import cases_gb, check_device, choose_cache, measure_room
+from autoliver.training.patches.cache import (
+    check_device,
+    choose_cache,
+    measure_need,
+    measure_room,
+)
 from autoliver.training.patches.outside import outside_map
 from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
 from autoliver.training.patches.stream import Patches
@@ -146,9 +151,9 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     spec = augmentation(task.configuration, task.options.augment, mirror=True)
     check_device(task.machine.cache, task.device)
     outside = task.options.outside_negative is not None
-    gb = cases_gb([*task.train, *task.replay, *task.validation], outside=outside)
+    need = measure_need([*task.train, *task.replay, *task.validation], outside=outside)
     room = measure_room(task.machine, task.device, network_gb=task.network_gb)
-    cache = choose_cache(task.machine.cache, gb, room)
+    cache = choose_cache(task.machine.cache, need, room)
     workers = task.machine.loaders
     kind = task.options.sampler
     stream = patch_stream(task, task.train, spec, number=0, kind=kind, replay=task.replay)

@@ -7,7 +7,7 @@ running statistics keeps those, too.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -54,24 +54,44 @@ class Freezing:
                 changed = True
         return changed
 
-    def set_modes(self, network: nn.Module, epoch: int) -> None:
-        """Sets a network to training, except for what is frozen in an epoch.
+    def still(self, network: nn.Module, epoch: int) -> tuple[nn.Module, ...]:
+        """Finds the largest modules of which all weights are frozen in an epoch.
 
-        A norm with running statistics is thereby frozen with them: it normalises by the statistics
-        it has, and keeps them. Random depth is off there as well.
+        It takes some milliseconds, so that it is for the start and for epochs in which `apply` has
+        changed something, not for every step.
         """
-        network.train()
-        if self.until:
-            self._still(network, "", epoch)
+        if not self.until:
+            return ()
+        weights = [*network.state_dict()]
+        holding = {start for name in weights for start in _starts(name)}
+        learning = {s for name in weights if self.trainable(name, epoch) for s in _starts(name)}
+        still = {
+            name: module
+            for name, module in network.named_modules()
+            if name in holding and name not in learning
+        }
+        return tuple(
+            module
+            for name, module in still.items()
+            if not name or name.rpartition(".")[0] not in still
+        )
 
-    def _still(self, module: nn.Module, prefix: str, epoch: int) -> None:
-        """Sets the largest modules of which all weights are frozen to evaluation."""
-        names = [prefix + name for name in module.state_dict()]
-        if names and not any(self.trainable(name, epoch) for name in names):
-            module.eval()
-            return
-        for name, child in module.named_children():
-            self._still(child, f"{prefix}{name}.", epoch)
+
+def set_modes(network: nn.Module, still: Iterable[nn.Module]) -> None:
+    """Sets a network to training, except for modules that are frozen.
+
+    A norm with running statistics is thereby frozen with them: it normalises by the statistics it
+    has, and keeps them. Random depth is off there as well.
+    """
+    network.train()
+    for module in still:
+        module.eval()
+
+
+def _starts(name: str) -> Iterator[str]:
+    """Yields the names of the modules that a weight is in, the whole network's "" first."""
+    words = name.split(".")
+    yield from (".".join(words[:count]) for count in range(len(words)))
 
 
 def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:

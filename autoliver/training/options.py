@@ -234,9 +234,11 @@ def why_schedule(options: TrainingOptions, cases: int) -> str:
     elif options.schedule == "auto":
         why = f" (fine-tuning of {options.pretrained})"
     length = f"{counted(options.epochs, 'epoch')} of {counted(options.iterations, 'step')}"
-    if options.pretrained is not None and options.epochs == default_epochs(
-        options.pretrained, cases, schedule=options.schedule
-    ):
+    few_default, many_default, own_default = (
+        default_epochs(options.pretrained, count, schedule=options.schedule)
+        for count in (FEW_CASES - 1, FEW_CASES, cases)
+    )
+    if few_default != many_default and options.epochs == own_default:
         few = "fewer than" if cases < FEW_CASES else "at least"
         length += f" for {counted(cases, 'training case')} ({few} {FEW_CASES})"
     return (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autoliver.errors import AutoliverError
 from autoliver.training.finite import PATIENCE, diverged
 from autoliver.training.fold import FoldTask
-from autoliver.training.freezing import freezing
+from autoliver.training.freezing import freezing, set_modes
 from autoliver.training.objectives.objective import Objective, Tally
 from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.state import TrainingState, amp_dtype, memory_format
@@ -45,7 +45,9 @@ class Stepper:
         self.amp_dtype = amp_dtype(task.device)
         self.layout = memory_format(task.configuration.network, task.device)
         self.freezing = freezing(task.options, task.configuration.network)
-        self.freezing.apply(state.network, state.step // task.options.iterations)
+        epoch = state.step // task.options.iterations
+        self.freezing.apply(state.network, epoch)
+        self.still = self.freezing.still(state.network, epoch)
         self.parallel = task.group.parallel(state.network)
 
     def take(self, batch: TrainingBatch) -> None:
@@ -85,6 +87,7 @@ class Stepper:
         """Unfreezes, before the first step of an epoch, the parts that are trained from it on."""
         epoch, step = divmod(self.state.step, self.task.options.iterations)
         if step == 0 and self.freezing.apply(self.state.network, epoch):
+            self.still = self.freezing.still(self.state.network, epoch)
             self.parallel = self.task.group.parallel(self.state.network)
 
     def _begin_step(self) -> None:
@@ -93,7 +96,7 @@ class Stepper:
         They depend on seed, step and process alone, so that a resumed training draws the same.
         """
         state, options = self.state, self.task.options
-        self.freezing.set_modes(state.network, state.step // options.iterations)
+        set_modes(state.network, self.still)
         torch.manual_seed(_mixed(options.seed, state.step, self.task.group.rank))
 
     def _update(self, loss: Tensor) -> bool:

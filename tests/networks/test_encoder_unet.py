@@ -192,19 +192,6 @@ def test_the_estimate_counts_the_outputs_of_all_convolutions(arch: str) -> None:
     assert spec.feature_map_elements((64, 32)) == counted[0] + repeated
 
 
-def test_a_single_value_per_feature_is_refused_in_words() -> None:
-    row = preset_row("tiny", "dxnet", z_strides="all")
-    topology = row.topology((1.0,) * 3, (32, 32, 32))
-    network = drawn(row.network(topology, in_channels=1, out_channels=2))  # type: ignore[arg-type]
-    image = torch.randn(1, 1, 32, 32, 32)
-    with pytest.raises(ModelError, match="single voxel at the deepest level") as caught:
-        network(image)
-    assert "--batch-size 2" in caught.value.hint
-    assert network.eval()(image).shape == (1, 2, 32, 32, 32)
-    network.train()
-    assert network(image.expand(2, -1, -1, -1, -1)).isfinite().all()
-
-
 def encoder_task(folder: Path, spec: EncoderUNetSpec | None = None, **options: object) -> FoldTask:
     folder.mkdir(exist_ok=True)
     task = make_task(folder, **{"epochs": 2, "iterations": 2, "ema": 0.999, **options})

@@ -284,6 +284,57 @@ def test_predictions_are_scored_against_a_pool_by_source(place: Path) -> None:
     assert named == shown
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ({"background": 0, "Liver": 1, "TUMOUR": 2}, ""),
+        ({"background": 0, "liver": 1, "lesion": 2}, ""),
+        ({"background": 0, "liver": [1, 2], "tumour": 2}, ""),
+        (CHAOS, "there liver is 63, but in OUT liver is 1 and 2"),
+        ({"background": 0, "tumour": 1}, "there tumour is 1, but in OUT tumour is 2"),
+    ],
+)
+def test_another_dataset_names_the_labels_of_a_pool_if_it_has_them(
+    labels: dict[str, int | list[int]], problem: str, place: Path
+) -> None:
+    out = made(place, "Dataset001_LiTS", "Dataset003_MSD:liver=real,Tumor=none")
+    folder = place / "predictions"
+    for case in read_dataset(out).cases:
+        found = read_label(str(case.label))
+        write_label(folder / f"{case.name}.nii.gz", found.array[0], found.geometry)
+    regions = any(isinstance(values, list) for values in labels.values())
+    keys = {"regions_class_order": [1, 2]} if regions else {}
+    other = make(place, "Dataset007_Other", labels, seed=9, **keys)
+    command = ("evaluate", "-p", folder, "-r", out, "-d", other, "-w", place / "ws")
+    if problem:
+        with pytest.raises(OptionError, match=problem) as caught:
+            run(*command)
+        assert "Leave -d out" in caught.value.hint
+        return
+    run(*command)
+    scores = Scores.load(folder / "scores.json")
+    liver, tumour = list(scores.summary)
+    # What a pool says of its cases holds under any names: tumours are not annotated in MSD.
+    assert (scores.summary[liver].cases, scores.summary[tumour].cases) == (4, 2)
+    assert {"LiTS", "MSD"} <= set(scores.groups)
+
+
+def test_what_a_reference_ignores_is_no_label_of_another_dataset(place: Path) -> None:
+    labels = {"background": 0, "liver": 1, "tumour": 2}
+    reference, other = (
+        make(place, f"Dataset00{number}_{name}", LITS, seed=number)
+        for number, name in ((7, "Reference"), (8, "Other"))
+    )
+    for folder, third in ((reference, "ignore"), (other, "spleen")):
+        described = json.loads((folder / "dataset.json").read_text())
+        described["labels"] = labels | {third: 3}
+        (folder / "dataset.json").write_text(json.dumps(described))
+    command = ("evaluate", "-p", reference / "labelsTr", "-r", reference, "-w", place / "ws")
+    with pytest.raises(OptionError, match=r"spleen has the value 3, which .* ignores"):
+        run(*command, "-o", place / "scores", "-d", other)
+    run(*command, "-o", place / "scores", "-d", place / "Dataset001_LiTS")
+
+
 @pytest.mark.parametrize("name", ["a:liver", "Data:a,b=c", "b:liver=real,x"])
 def test_names_of_members_may_look_like_states(name: str, place: Path) -> None:
     make(place, name, LITS, seed=5)

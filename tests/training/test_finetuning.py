@@ -15,17 +15,21 @@ from torch import Tensor
 
 from autoliver.datasets.cases import CaseFacts, Labels
 from autoliver.errors import ModelError, OptionError
-from autoliver.networks.build import build_network
+from autoliver.networks.build import build_network, build_without_weights
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.networks.spec import NetworkSpec, ResidualUNetSpec, UNetSpec
+from autoliver.planning.names import Architecture, EncoderName
 from autoliver.planning.plan import Configuration
-from autoliver.training.fold import FoldTask, TrainedFold
-from autoliver.training.freezing import freezing
+from autoliver.planning.presets import preset_row
+from autoliver.training.fold import FoldTask, TrainedFold, open_patches
+from autoliver.training.freezing import freezing, set_modes
 from autoliver.training.loop import train_fold
+from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.options import TrainingOptions
 from autoliver.training.recipes import RECIPES, Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state
+from autoliver.training.step import Stepper
 
 SPEC = ResidualUNetSpec(
     in_channels=1,
@@ -344,6 +348,70 @@ def test_a_decay_goes_with_parts_that_thaw_and_is_taken_up_again(
     for steps in (1, 2, 2):
         assert not run(tmp_path / "broken", steps=steps, **options).finished
     assert_same(run(tmp_path / "broken", **options).weights, whole.weights)
+
+
+TABLE: tuple[tuple[Architecture, EncoderName | None, str, str], ...] = (
+    ("unet", None, "encoder,decoder.1", "encoder.1@1"),
+    ("medformer", None, "encoder:3,fusion", "encoder.0@1"),
+    ("unet", "resnet18", "front,encoder,decoder", "encoder.4@1"),
+    ("omnia", "efficientnet_b0", "encoder:3,decoder.4", "decoder@1"),
+    ("dsnet", "efficientnet_lite0", "stack,encoder", "stack.4@1"),
+)
+
+
+def parents(name: str) -> list[str]:
+    """The names of the modules around a module."""
+    words = name.split(".")
+    return [".".join(words[:count]) for count in range(len(words))]
+
+
+@pytest.mark.parametrize(("arch", "encoder", "freeze", "unfreeze"), TABLE)
+def test_still_is_what_lies_in_modules_whose_weights_are_all_frozen(
+    arch: Architecture, encoder: EncoderName | None, freeze: str, unfreeze: str
+) -> None:
+    row = preset_row("tiny", arch, encoder)
+    topology = row.topology((1.0,) * 3, (16, 32, 32))
+    spec = row.network(topology, in_channels=1, out_channels=2)
+    options = TrainingOptions(pretrained="Source", freeze=freeze, unfreeze=unfreeze)
+    frozen = freezing(options, spec)
+    network = build_without_weights(spec, deep_supervision=True)
+    weights = {id(value): name for name, value in network.state_dict(keep_vars=True).items()}
+    held = {
+        module: {weights[id(value)] for value in module.state_dict(keep_vars=True).values()}
+        for module in network.modules()
+    }
+    counts = []
+    for epoch in (0, 1):
+        network.eval()
+        still = frozen.still(network, epoch)
+        set_modes(network, still)
+        learning = {name for name in weights.values() if frozen.trainable(name, epoch)}
+        for name, module in network.named_modules():
+            within = [module, *(network.get_submodule(each) for each in parents(name))]
+            kept = [names and not names & learning for names in map(held.__getitem__, within)]
+            assert module.training != any(kept), name
+        counts.append(sum(not module.training for module in network.modules()))
+        # None of them lies in another.
+        assert len({id(m) for each in still for m in each.modules()}) == counts[-1]
+    assert 0 < counts[1] < counts[0]
+
+
+def test_steps_do_not_look_for_what_is_frozen(tmp_path: Path) -> None:
+    task = make_task(tmp_path, freeze="encoder", unfreeze="encoder.2@1", iterations=3)
+    objective = make_objective(task.labels, task.configuration, task.options)
+    patches = open_patches(task)[0]
+    state = fresh_state(task.options, RECIPES["finetune"])
+    stepper = Stepper(task, objective, patches, state)
+    listed, seen = [0], []
+    for module in state.network.modules():
+        module.register_state_dict_post_hook(lambda *_: listed.__setitem__(0, listed[0] + 1))
+    for batch in patches.batches(range(6), patch_shape=(16, 16), spec=None):
+        listed[0] = 0
+        stepper.take(batch)
+        seen.append(listed[0] > 0)
+    assert seen == [False, False, False, True, False, False]
+    assert state.network.get_submodule("encoder.2").training
+    assert not state.network.get_submodule("encoder.1").training
 
 
 def test_without_a_factor_there_is_one_group_as_ever() -> None:

@@ -19,6 +19,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, learning_rate
+from autoliver.transfer.table import IMAGENET
 from autoliver.values import flag_of
 
 
@@ -304,6 +305,19 @@ def test_the_choice_of_a_schedule_is_explained(
 ) -> None:
     told = why_schedule(TrainingOptions(**changes), cases=12)  # type: ignore[arg-type]
     assert [word for word in words if word not in told] == [], told
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("pretrained", [None, "LiTS", IMAGENET])
+@pytest.mark.parametrize("cases", [12, 30])
+def test_the_number_of_cases_is_told_only_where_it_decides(
+    schedule: Schedule, pretrained: str | None, cases: int
+) -> None:
+    epochs = {
+        count: default_epochs(pretrained, count, schedule=schedule) for count in (12, 30, cases)
+    }
+    options = TrainingOptions(pretrained=pretrained, schedule=schedule, epochs=epochs[cases])
+    assert ("training cases" in why_schedule(options, cases)) == (epochs[12] != epochs[30])
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,11 @@ class Replay:
             )
         return counting
 
+    def facts(self, labels: Labels) -> list[CaseFacts]:
+        """The facts about the cases that can be replayed, with the states of the run's labels."""
+        found = [self._facts(case, labels) for case in self.dataset.labelled]
+        return [facts for facts in found if _can_be_learnt(facts, labels)]
+
     def _facts(self, case: Case, labels: Labels) -> CaseFacts:
         """The facts about a case, with the states of the run's labels."""
         from autoliver.transfer.labels import match_labels

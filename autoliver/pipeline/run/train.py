@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from autoliver.datasets.cases import CaseFacts, known_around
 from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.machine import Machine
@@ -29,6 +28,7 @@ from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_que
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.keep import check_held_out
 from autoliver.pipeline.run.outcome import with_source_scores
+from autoliver.pipeline.run.outside import check_outside, outside_notes
 from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
@@ -220,52 +220,17 @@ def _plan_first(workspace: Workspace, name: str | None, request: TrainRequest) -
 
 
 def _check_options_of_data(
-    options: TrainingOptions, splits: Mapping[Fold, Split], planned: Planned
+    options: TrainingOptions,
+    splits: Mapping[Fold, Split],
+    planned: Planned,
+    replay: Replay | None,
 ) -> None:
     """Refuses options that the folds cannot be trained with."""
     if options.keep_source == "auto":
         for fold, split in splits.items():
             check_held_out(fold, len(split.validation))
     if options.outside_negative is not None:
-        _check_outside(options.outside_negative, planned)
-
-
-def _learnt_outside(planned: Planned) -> dict[str, list[CaseFacts]]:
-    """Maps unknown labels to the cases in which a label that they lie in is known."""
-    found: dict[str, list[CaseFacts]] = {}
-    for case in planned.dataset.labelled:
-        for inner in known_around(planned.plan.labels.foreground, case.facts):
-            found.setdefault(inner, []).append(case.facts)
-    return found
-
-
-def _check_outside(distance_mm: float, planned: Planned) -> None:
-    """Refuses `--outside-negative` where no label is unknown, or nothing is known around it."""
-    dataset, labels = planned.dataset, planned.plan.labels.foreground
-    unknown = [
-        (case.name, label)
-        for case in dataset.labelled
-        for label in labels
-        if case.annotated.get(label) == "none"
-    ]
-    where = f"--outside-negative {distance_mm:g}"
-    if not unknown:
-        raise OptionError(
-            f"{where}: every label of {dataset.name} is annotated in every case, so that there is "
-            "nothing to be learnt from where it cannot be.",
-            hint='Leave it out, or write "annotated" into dataset.json, for example: {"annotated": '
-            '{"case_07": {"tumour": "none"}}}.',
-        )
-    if _learnt_outside(planned):
-        return
-    case, label = unknown[0]
-    raise OptionError(
-        f"{where}: {label} is not annotated in {case}, and lies in no label that is (labels: "
-        f"{', '.join(f'{name} {list(values)}' for name, values in labels.items())}), so that it is "
-        "not known where it cannot be.",
-        hint="Leave it out, or write the organ as a region that includes what lies in it, such as "
-        '"liver": [1, 2], "tumour": 2 with "regions_class_order": [1, 2].',
-    )
+        check_outside(options.outside_negative, planned, replay)
 
 
 def _begin_from(
@@ -314,7 +279,7 @@ def _run_job(
     made_from = _made_from(planned, folds, stage, source, replay)
     begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
-    _check_options_of_data(options, splits, planned)
+    _check_options_of_data(options, splits, planned, replay)
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
@@ -326,9 +291,7 @@ def _run_job(
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
-        _notify(notify, planned, options, cases)
-        if replay is not None:
-            notify(replay.describe(planned.plan, options.replay_share))
+        _notify(notify, planned, options, cases, replay)
     stores = preprocess(planned, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
@@ -388,23 +351,25 @@ def _made_from(
     }
 
 
-def _notify(notify: Notify, planned: Planned, options: TrainingOptions, cases: int) -> None:
+def _notify(
+    notify: Notify,
+    planned: Planned,
+    options: TrainingOptions,
+    cases: int,
+    replay: Replay | None,
+) -> None:
     """Tells the user what decides the training, and of a window unsuited to MR."""
     notify(why_schedule(options, cases))
     if options.outside_negative is not None:
-        labels = planned.plan.labels.foreground
-        for inner, found in _learnt_outside(planned).items():
-            outer = sorted({known_around(labels, case)[inner] for case in found})
-            notify(
-                f"In {counted(len(found), 'case')} of {planned.dataset.short_name} {inner} is "
-                f"learnt as absent further than {options.outside_negative:g} mm from "
-                f"{' or '.join(outer)}."
-            )
+        for note in outside_notes(options.outside_negative, planned, replay):
+            notify(note)
     if parse_augment(options.augment) and hides_fat(planned.plan):
         notify(
             "Note: the plan's CT window makes fat as dark as air, which MR does not. Plan with "
             "--window -150 250 for a model that is meant to work on MR as well."
         )
+    if replay is not None:
+        notify(replay.describe(planned.plan, options.replay_share))
 
 
 def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ CacheKind = Literal["gpu", "ram", "disk"]
 _log = logging.getLogger(__name__)
 
 _IMAGE_BYTES, _LABEL_BYTES = 4, 2  # float32, int16
+_OUTSIDE_BYTES = 1 / 8  # of a map of `outside.py` in memory; on the GPU it is a label channel
 # Memory for patches during augmentation, which the plan's memory target does not include.
 _GPU_RESERVE_GB = 2.0
 # Share of the host's memory that cases may take; on the CPU the network needs memory as well.
@@ -52,19 +53,35 @@ class Room:
     ram_gb: float
 
 
-def cases_gb(cases: Iterable[TrainingCase], *, outside: bool = False) -> float:
-    """Memory that the images and labels of cases take when decompressed, in GB.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """Memory that cases take.
+
+    Attributes:
+        gpu_gb: Memory of the training device, in GB.
+        ram_gb: Memory of this machine, in GB.
+    """
+
+    gpu_gb: float
+    ram_gb: float
+
+
+def measure_need(cases: Iterable[TrainingCase], *, outside: bool = False) -> Need:
+    """Measures the memory that the images and labels of cases take when decompressed.
 
     Args:
         cases: The cases.
         outside: Whether there is a map for each case besides (`PatchSampler.outside`).
     """
-    total = 0
+    arrays, voxels = 0, 0
     for case in cases:
         channels, *shape = case.image.shape
-        labels = 1 + (case.previous is not None) + outside
-        total += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
-    return total / GB
+        labels = 1 + (case.previous is not None)
+        arrays += (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) * math.prod(shape)
+        voxels += math.prod(shape) * outside
+    return Need(
+        gpu_gb=(arrays + _LABEL_BYTES * voxels) / GB, ram_gb=(arrays + _OUTSIDE_BYTES * voxels) / GB
+    )
 
 
 def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 0.0) -> Room:
@@ -85,29 +102,34 @@ def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 
     return Room(gpu_gb=gpu_gb, ram_gb=share * machine.limits.budget_gb)
 
 
-def choose_cache(choice: CacheChoice, need_gb: float, room: Room) -> CacheKind:
+def choose_cache(choice: CacheChoice, need: Need, room: Room) -> CacheKind:
     """Chooses where cases are kept, and logs the choice with its reason.
 
     Args:
         choice: The value of `--cache`; "auto" takes the first place that the cases fit into.
-        need_gb: Memory that the cases need, in GB.
+        need: Memory that the cases need.
         room: Memory that they may take.
 
     Raises:
         OptionError: The cases do not fit into the chosen place.
     """
-    found = {"gpu": room.gpu_gb, "ram": room.ram_gb}
-    fits = {kind: gb is not None and need_gb <= gb for kind, gb in found.items()}
+    gpu_gb = 0.0 if room.gpu_gb is None else room.gpu_gb
+    fits = {
+        "gpu": room.gpu_gb is not None and need.gpu_gb <= gpu_gb,
+        "ram": need.ram_gb <= room.ram_gb,
+    }
     if choice == "auto":
         kind: CacheKind = "gpu" if fits["gpu"] else "ram" if fits["ram"] else "disk"
-    elif choice != "disk" and not fits[choice]:
-        raise _does_not_fit(choice, need_gb, found[choice] or 0.0)
+    elif choice == "gpu" and not fits[choice]:
+        raise _does_not_fit(choice, need.gpu_gb, gpu_gb)
+    elif choice == "ram" and not fits[choice]:
+        raise _does_not_fit(choice, need.ram_gb, room.ram_gb)
     else:
         kind = choice
-    gpu = "no CUDA device" if room.gpu_gb is None else f"{room.gpu_gb:.1f} GB of the GPU"
+    gpu = "no CUDA device" if room.gpu_gb is None else f"{gpu_gb:.1f} GB of the GPU"
     _log.info(
         "--cache %s: %s. The cases need %.1f GB; available are %s and %.1f GB of memory.",
-        *(choice, kind, need_gb, gpu, room.ram_gb),
+        *(choice, kind, need.gpu_gb if kind == "gpu" else need.ram_gb, gpu, room.ram_gb),
     )
     return kind
 

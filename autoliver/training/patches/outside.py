@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from autoliver.datasets.cases import Labels, known_around
 from autoliver.training.patches.sampling import Sliceable, TrainingCase, paste
@@ -22,8 +23,8 @@ _Bounds = tuple[tuple[int, int], ...]
 class OutsideMap:
     """A map (1, z, y, x) that is 1 outside of an organ and its surroundings, and 0 elsewhere.
 
-    It is made when a part of it is first read, and kept in memory as one bit per voxel of the
-    surroundings.
+    It is made when a part of it is first read, which takes up to 49 bytes per voxel of the
+    surroundings, and kept in memory as one bit of each. Pickling keeps what is made.
 
     Attributes:
         label: The label map (1, z, y, x) of the case.
@@ -121,3 +122,12 @@ def outside_map(case: TrainingCase, labels: Labels, distance_mm: float) -> Outsi
         spacing_mm=case.spacing_mm,
         distance_mm=distance_mm,
     )
+
+
+def measure_all(maps: Sequence[Sliceable]) -> None:
+    """Makes the maps here, one after the other, and shows a progress bar.
+
+    Otherwise each process that draws patches makes those that it reads, all of them at once.
+    """
+    for each in tqdm(maps, desc="distances to organs", unit="case", disable=None):
+        each[(slice(0, 1),) * len(each.shape)]

@@ -22,6 +22,7 @@ from autoliver.training.patches.cache import (
     in_memory,
 )
 from autoliver.training.patches.loader import drawn_by_workers
+from autoliver.training.patches.outside import measure_all
 from autoliver.training.patches.sampling import Batch, PatchStream
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ class Patches:
         if cache == "ram":
             sampler = replace(stream.sampler, cases=in_memory(stream.sampler.cases))
             self.stream = replace(stream, sampler=sampler)
+        if self.workers and stream.sampler.outside is not None:
+            measure_all(stream.sampler.outside)
 
     def batches(
         self, numbers: range, *, patch_shape: Sequence[int], spec: AugmentSpec | None

@@ -26,10 +26,11 @@ from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
     CacheKind,
+    Need,
     Room,
-    cases_gb,
     choose_cache,
     in_memory,
+    measure_need,
     measure_room,
 )
 from autoliver.training.patches.stream import Patches, TrainingBatch
@@ -226,7 +227,13 @@ def test_a_case_in_memory_is_read_once_and_when_it_is_needed(cases: list[StoredC
 def test_what_cases_take_is_what_their_arrays_take(cases: list[StoredCase]) -> None:
     held = [CountingCase(case) for case in cases]
     size = sum(c.image.values.nbytes + c.label.values.nbytes for c in held)
-    assert cases_gb(cases) == pytest.approx(size / 2**30)
+    voxels = sum(c.label.values.size for c in held)
+    need = measure_need(cases)
+    assert (need.gpu_gb, need.ram_gb) == pytest.approx((size / 2**30,) * 2)
+    marked = measure_need(cases, outside=True)
+    # In memory a map has one bit per voxel, on the device it is a label.
+    assert marked.ram_gb - need.ram_gb == pytest.approx(voxels / 8 / 2**30)
+    assert marked.gpu_gb - need.gpu_gb == pytest.approx(voxels * 2 / 2**30)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,8 @@ def test_auto_takes_the_first_place_that_fits_and_says_why(
     gpu_gb: float | None, ram_gb: float, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert choose_cache("auto", 5.0, Room(gpu_gb=gpu_gb, ram_gb=ram_gb)) == expected
+    need = Need(gpu_gb=5.0, ram_gb=5.0)
+    assert choose_cache("auto", need, Room(gpu_gb=gpu_gb, ram_gb=ram_gb)) == expected
     (line,) = caplog.messages
     assert f"--cache auto: {expected}" in line
     assert "need 5.0 GB" in line
@@ -245,14 +253,14 @@ def test_auto_takes_the_first_place_that_fits_and_says_why(
 
 
 def test_what_does_not_fit_is_refused_with_the_sizes() -> None:
-    room = Room(gpu_gb=3.0, ram_gb=4.0)
-    with pytest.raises(OptionError, match=r"--cache gpu: .*need 5\.0 GB; there are 3\.0") as gpu:
-        choose_cache("gpu", 5.0, room)
+    room, need = Room(gpu_gb=3.0, ram_gb=4.0), Need(gpu_gb=6.0, ram_gb=5.0)
+    with pytest.raises(OptionError, match=r"--cache gpu: .*need 6\.0 GB; there are 3\.0") as gpu:
+        choose_cache("gpu", need, room)
     assert "--cache ram or disk" in gpu.value.hint
     with pytest.raises(OptionError, match=r"--cache ram: .*need 5\.0 GB; there are 4\.0") as ram:
-        choose_cache("ram", 5.0, room)
+        choose_cache("ram", need, room)
     assert "--memory-gb" in ram.value.hint
-    assert choose_cache("disk", 5.0, room) == "disk"
+    assert choose_cache("disk", need, room) == "disk"
 
 
 def test_the_gpu_cache_needs_a_gpu(cases: list[StoredCase], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where unknown labels are known to be absent: distances, patches, and what is learnt there."""
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,51 @@ def batches(
     patches = Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=1)
     shape = task.configuration.patch_shape
     return list(patches.batches(numbers, patch_shape=shape, spec=spec))
+
+
+class TracedLabel:
+    """A label map that writes down which process has read all of it."""
+
+    def __init__(self, values: npt.NDArray[np.int16], trace: Path) -> None:
+        self.values, self.shape, self.trace = values, values.shape, trace
+
+    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[np.int16]:
+        found = self.values[key]
+        if found.shape == self.shape:
+            with self.trace.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        return found
+
+
+@dataclass(frozen=True)
+class TracedCase:
+    facts: CaseFacts
+    image: npt.NDArray[np.float32]
+    label: TracedLabel
+    locations: dict[int, npt.NDArray[np.int32]]
+    previous: None = None
+    spacing_mm: tuple[float, float, float] = SPACING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_are_measured_once_whoever_draws(kind: CacheKind, tmp_path: Path) -> None:
+    plain = [liver_case(0), liver_case(1)]
+    traces = [tmp_path / case.facts.name for case in plain]
+    cases = [
+        TracedCase(case.facts, case.image, TracedLabel(case.label, trace), case.locations)
+        for case, trace in zip(plain, traces, strict=True)
+    ]
+    maps = [outside_map(case, LABELS, 4.0) for case in cases]
+    task = task_for(plain, tmp_path, 2, outside_negative=4.0)
+    stream = patch_stream(task, plain, None, number=0)
+    stream = replace(stream, sampler=replace(stream.sampler, outside=maps))
+    patches = Patches(stream, kind, task.device, workers=2)
+    # Each epoch starts workers of its own.
+    for epoch in range(2):
+        numbers = range(4 * epoch, 4 * epoch + 4)
+        drawn = list(patches.batches(numbers, patch_shape=(16, 16), spec=None))
+        assert any(batch.outside is not None and batch.outside.any() for batch in drawn)
+    assert [trace.read_text().split() for trace in traces] == [[str(os.getpid())]] * 2
 
 
 @pytest.mark.parametrize("axes", [2, 3])
