@@ -103,3 +103,12 @@ def test_processor_time_of_what_outlives_its_parent(tmp_path, monkeypatch):
     )
     found = run(Call(command=(sys.executable, str(script)), settings={}, log=tmp_path / "log"))
     assert 0.9 < found.cpu_seconds < 2
+
+
+def test_a_misspelt_way_of_tuning_is_refused(tmp_path):
+    words = ["-m", "benchmarks.transfer.forgetting", tmp_path, "--ways", "as it is;as it was"]
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--ways: 'as it was' is none of as it is; a third of the rate;" in done.stderr
+    assert not any(tmp_path.iterdir())

@@ -128,7 +128,7 @@ def surface_distances(
 def assd(distances: SurfaceDistances) -> float:
     """Returns the average symmetric surface distance in mm, pooled over both surfaces' voxels.
 
-    NaN if both surfaces are empty.
+    Infinite if one of the masks is empty, NaN if both are.
     """
     pooled = distances.both_ways_mm
     return float(pooled.mean()) if pooled.size else np.nan
@@ -137,7 +137,8 @@ def assd(distances: SurfaceDistances) -> float:
 def mad(distances: SurfaceDistances) -> float:
     """Returns the mean absolute distance of two contours in mm, the mean of both directed means.
 
-    Unlike `assd`, both contours count alike, however long they are. NaN if both are empty.
+    Unlike `assd`, both contours count alike, however long they are. Infinite if one of the masks is
+    empty, NaN if both are.
     """
     directed = (distances.to_reference_mm, distances.to_prediction_mm)
     if not all(d.size for d in directed):
@@ -146,7 +147,10 @@ def mad(distances: SurfaceDistances) -> float:
 
 
 def mssd(distances: SurfaceDistances) -> float:
-    """Returns the maximum symmetric surface distance (Hausdorff) in mm; NaN if both are empty."""
+    """Returns the maximum symmetric surface distance (Hausdorff) in mm.
+
+    Infinite if one of the masks is empty, NaN if both are.
+    """
     pooled = distances.both_ways_mm
     return float(pooled.max()) if pooled.size else np.nan
 
@@ -154,6 +158,7 @@ def mssd(distances: SurfaceDistances) -> float:
 def hd95(distances: SurfaceDistances) -> float:
     """Returns the larger of the two directed 95th percentiles, in mm.
 
+    Infinite if one of the masks is empty, NaN if both are.
     Other tools differ: medpy, for example, pools both directions before taking the percentile.
     """
     directed = (distances.to_reference_mm, distances.to_prediction_mm)
@@ -166,7 +171,8 @@ def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     """Returns the share of both surfaces within a tolerance of the other surface (surface Dice).
 
     It counts border voxels. The original definition (Nikolov et al. 2018) weights them by the area
-    of surface elements, which gives slightly different numbers.
+    of surface elements, which gives slightly different numbers. 0 if one of the masks is empty, NaN
+    if both are.
     """
     pooled = distances.both_ways_mm
     return float(np.mean(pooled <= tolerance_mm)) if pooled.size else np.nan

@@ -84,12 +84,14 @@ class EncoderUNetSpec(
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
-        """The front, the levels of the encoder, and those of the decoder."""
-        return (
-            PartGroup(name=_FRONT, stages=1),
-            PartGroup(name=ENCODER, stages=LEVELS, first="the stem", from_image=True),
-            PartGroup(name=_DECODER, stages=LEVELS, first="full resolution"),
-        )
+        """The front, the levels of the encoder, and those of the decoder.
+
+        If the encoder sees the image itself, the front is beside it: only the decoder follows it.
+        """
+        front = PartGroup(name=_FRONT, stages=1)
+        encoder = PartGroup(name=ENCODER, stages=LEVELS, first="the stem", from_image=True)
+        decoder = PartGroup(name=_DECODER, stages=LEVELS, first="full resolution")
+        return (front, encoder, decoder) if self.feed == "front" else (encoder, front, decoder)
 
     @property
     def first_convolution(self) -> str:

@@ -30,7 +30,8 @@ def depths(network: NetworkSpec) -> dict[Part, int]:
     """Counts the parts from the output of a network to its input, from 1.
 
     The network lists its groups from the input to the output, and says of each at which end its
-    part 0 is.
+    part 0 is. A group beside another one, such as a front whose features only the decoder sees,
+    comes after it, so that it does not count as deeper than a pre-trained stem.
     """
     return {part: depth for depth, part in enumerate(_from_output(network), start=1)}
 

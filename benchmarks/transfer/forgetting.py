@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--sources", default=";".join(SOURCES))
     given, rest = parser.parse_known_args(sys.argv[1:])
     ways = given.ways.split(";")
+    if unknown := [way for way in ways if way not in WAYS]:
+        parser.error(f"--ways: {unknown[0]!r} is none of {'; '.join(WAYS)}")
     study = read_study(__doc__ or "", rest)
     rows = Rows(study, "forgetting")
     for seed in study.seeds:

@@ -11,7 +11,10 @@ def numbered(group: str, *numbers: int) -> list[tuple[str, int]]:
     return [(group, number) for number in numbers]
 
 
-PLANE = [*numbered("decoder", 0, 1, 2, 3, 4), *numbered("encoder", 4, 3, 2, 1, 0), ("front", 0)]
+DECODER = numbered("decoder", 0, 1, 2, 3, 4)
+ENCODER = numbered("encoder", 4, 3, 2, 1, 0)
+# An encoder that is applied to the front is after it; one that sees the image is beside it.
+BEHIND, BESIDE = [*DECODER, *ENCODER, ("front", 0)], [*DECODER, ("front", 0), *ENCODER]
 
 
 @pytest.mark.parametrize(
@@ -23,13 +26,13 @@ PLANE = [*numbered("decoder", 0, 1, 2, 3, 4), *numbered("encoder", 4, 3, 2, 1, 0
             None,
             [*numbered("decoder", 0, 1, 2, 3), ("fusion", 0), *numbered("encoder", 4, 3, 2, 1, 0)],
         ),
-        ("unet", "resnet18", PLANE),
-        ("omnia", "efficientnet_b0", PLANE),
-        ("dxnet", "efficientnet_b0", PLANE),
+        ("unet", "resnet18", BESIDE),
+        ("omnia", "efficientnet_b0", BEHIND),
+        ("dxnet", "efficientnet_b0", BEHIND),
         (
             "dsnet",
             "efficientnet_b0",
-            [*numbered("unstack", 0, 1, 2, 3), *PLANE, *numbered("stack", 4, 3, 2, 1, 0)],
+            [*numbered("unstack", 0, 1, 2, 3), *BESIDE, *numbered("stack", 4, 3, 2, 1, 0)],
         ),
     ],
 )
