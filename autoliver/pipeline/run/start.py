@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
+from autoliver.datasets.cases import Dataset
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError, ModelError, OptionError
@@ -16,6 +17,7 @@ from autoliver.pipeline.run.encoder_source import (
     asks_for_imagenet,
     check_planned,
     encoder_source,
+    is_unread,
 )
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.run.request import Notify, TrainRequest
@@ -85,21 +87,13 @@ def _from_source(
     if imagenet:  # which weights fit, the plan says
         check_planned(folder, target)
         own = _planned(workspace, name, request)
-    try:
-        if own is not None:
-            source = encoder_source(own, request)
-        else:
-            source = find_source(workspace, asked, wanted=wanted, target=safe(target.short_name))
-        run = begun_run(folder, request, source)
-    except AutoliverError:
-        run = begun_run(folder, request, None)
-        if run is None:
-            raise
+    found = _source_or_run(workspace, target, own, request, asked, notify=notify)
     own = own or _planned(workspace, name, request)
-    if run is not None:
-        planned, kept = as_begun(own, run, wanted)
-        notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
+    if isinstance(found, RunFolder):
+        planned, kept = as_begun(own, found, wanted)
+        notify(f"{found.name} continues from {kept.fold}, with which it was begun.")
         return planned, kept
+    source = found
     _check_inflation(request, source)
     refuse_circle(folder, request, source)
     if not request.twin:
@@ -113,6 +107,53 @@ def _from_source(
         followed = Followed(name=source.name, plan=theirs, again=source.again)
         planned = _follow(own, followed, wanted, notify)
     return planned, None if request.twin else source
+
+
+def _source_or_run(
+    workspace: Workspace,
+    target: Dataset,
+    own: Planned | None,
+    request: TrainRequest,
+    asked: str,
+    *,
+    notify: Notify,
+) -> Source | RunFolder:
+    """Finds the source that `--pretrained` names, or the run that has begun from another one.
+
+    Args:
+        workspace: The workspace.
+        target: The dataset that is trained.
+        own: The dataset with its plan, for ImageNet weights; None to look up `asked`.
+        request: The request.
+        asked: The value of `--pretrained`.
+        notify: Called if a file is not read.
+
+    Raises:
+        AutoliverError: There is no such source, and no run that has begun from one.
+    """
+    folder, given = DatasetFolder(workspace.root / target.name), request.encoder_weights
+    try:
+        if own is not None:
+            source = encoder_source(own, request)
+        else:
+            source = find_source(
+                workspace, asked, wanted=request.configuration, target=safe(target.short_name)
+            )
+        run = begun_run(folder, request, source)
+    except AutoliverError as error:
+        run = begun_run(folder, request, None)
+        if run is None or not (given is None or is_unread(error)):
+            raise
+        if given is not None:
+            notify(f"{given} is not read: the run keeps the weights it began with.")
+        return run
+    if run is not None and given is not None:
+        raise OptionError(
+            f"{run.name} was started with another source, not with {source.where}.",
+            hint="Add --fresh to start over, or --tag NAME to keep both. Without "
+            "--encoder-weights the run goes on with the weights it began with.",
+        )
+    return run or source
 
 
 def _check_inflation(request: TrainRequest, source: Source) -> None:
