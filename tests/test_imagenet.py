@@ -1,7 +1,9 @@
 """Training from ImageNet weights, by the commands, on phantoms at the smallest size."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ from autoliver.errors import AutoliverError
 from autoliver.networks.build import initialise
 from autoliver.networks.efficientnet import EfficientNet
 from autoliver.networks.encoders import full_spans, published_strides
+from autoliver.pipeline.data import planned_dataset
+from autoliver.pipeline.run.cascade import first_stage
+from autoliver.pipeline.run.request import TrainRequest
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.workspace import Workspace
 
 NAME, PLAIN = "Dataset001_Phantom", "Dataset002_Plain"
 NONE = ("--epochs", 0)
@@ -235,6 +241,54 @@ def test_the_published_networks_take_what_fits(
     assert {action for name, action in table.items() if "encoder." not in name} == {"reset"}
     assert ("conv_stem.weight" in transfer["table"]["ignored"]) == (stem == "reset")
     assert transfer["share"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("3d_lowres@imagenet+a", "a", "--tag a --pretrained imagenet --encoder-weights w.pth"),
+        ("3d_lowres@imagenet", "a", "--pretrained imagenet --encoder-weights w.pth"),
+        ("3d_lowres+a", "a", "--tag a"),
+        ("3d_lowres", None, ""),
+    ],
+)
+def test_the_hint_of_a_cascade_finishes_the_first_stage_that_is_found(
+    place: Path, tmp_path: Path, name: str, tag: str | None, words: str
+) -> None:
+    ws = Path(shutil.copytree(place / "ws", tmp_path / "ws", ignore=lambda *_: ["runs"]))
+    for file in ("model.json", "weights.safetensors"):
+        (ws / NAME / "runs" / name / "fold_0").mkdir(parents=True, exist_ok=True)
+        (ws / NAME / "runs" / name / "fold_0" / file).touch()
+    own = planned_dataset(Workspace(ws), NAME)
+    source = {"pretrained": "imagenet", "encoder_weights": "w.pth"}
+    request = TrainRequest(configuration="3d_cascade", tag=tag, **source)
+    with pytest.raises(AutoliverError, match="held out by none") as caught:
+        first_stage(replace(own, source="imagenet"), "3d_lowres", request)
+    hint = f"Train all of its folds: autoliver train {NAME} 3d_lowres {words} -w {ws}"
+    assert caught.value.hint == hint.replace("  ", " ")
+
+
+def test_networks_that_do_not_correspond_are_refused_before_anything_is_planned(
+    place: Path, tmp_path: Path
+) -> None:
+    data, ws = place / "data", tmp_path / "ws"
+    ds = ("--preset", "tiny", "--arch", "dsnet", "--encoder", "efficientnet_lite0")
+    run("plan", data / NAME, *ds, "-w", ws)
+    run("plan", data / PLAIN, "--preset", "tiny", "-w", ws)
+    run("train", NAME, "2d", "--fold", "all", *FEW, "-w", ws)
+    command = ("train", PLAIN, "3d_fullres", "--fold", 0, *NONE, "--pretrained", f"{NAME}/2d")
+    with pytest.raises(AutoliverError, match="in 2D has other weights than in 3D") as caught:
+        run(*command, "-w", ws)
+    assert "--pretrained imagenet" in (caught.value.hint or "")
+    assert not list(ws.glob("*/plan@*.json"))
+    flat = ("train", PLAIN, "2d", "--fold", 0, *NONE, "--pretrained", f"{NAME}/2d", "-w", ws)
+    with pytest.raises(AutoliverError, match="do not correspond") as caught:
+        run(*flat, "--own-plan")
+    assert "Leave out --own-plan" in (caught.value.hint or "")
+    run(*flat)  # as the hint says
+    run("plan", PLAIN, "--like", f"{NAME}/2d", "-w", ws)
+    plan = json.loads(next((ws / PLAIN).glob("plan@*.json")).read_text())
+    assert [*plan["configurations"]] == ["2d"]
 
 
 ERRORS = [

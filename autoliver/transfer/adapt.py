@@ -111,10 +111,7 @@ def transfer_weights(
 
 def _check(source: Side, target: Side) -> None:
     if why := target.spec.unlike(source.spec):
-        raise ModelError(
-            why,
-            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE",
-        )
+        raise ModelError(why, hint="Plan the target like its source, or train from random weights.")
 
 
 def _nothing(name: str, state: Mapping[str, Tensor], source: Side, target: Side) -> str:

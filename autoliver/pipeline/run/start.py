@@ -291,6 +291,7 @@ def fit_weights(
     from autoliver.transfer.inflate import default_inflation
 
     target = _side(planned.plan, configuration)
+    _check_alike(source, planned, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
     sides = (source.read(), _source_side(source, target, options), drawn.state_dict(), target)
@@ -312,6 +313,26 @@ def fit_weights(
     )
     part = source_part(*sides, heads=heads, inflate=way) if keeps else None
     return Start(weights=weights, transfer=transfer, of_source=part)
+
+
+def _check_alike(source: Source, planned: Planned, configuration: Configuration) -> None:
+    """Refuses a source whose network does not correspond to the one that is trained.
+
+    Raises:
+        ModelError: It does not; the hint says how the target gets one that does.
+    """
+    why = configuration.network.unlike(source.spec)
+    if not why:
+        return
+    follows = source.info is not None and source.spec.dimension == configuration.dimension
+    if follows and planned.plan.like is None:
+        hint = "Leave out --own-plan: then the network is planned like the source's."
+    elif configuration.network.pretrainable is not None:
+        hint = "Start from ImageNet weights with --pretrained imagenet, or leave out --pretrained."
+    else:
+        summary = configuration.network.summary
+        hint = f"Name a source whose network is {summary}, or leave out --pretrained."
+    raise ModelError(f"--pretrained {source.fold}: {why}", hint=hint)
 
 
 def keep_start(
