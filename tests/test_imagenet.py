@@ -308,6 +308,13 @@ ERRORS = [
         *("none.pth: there is no such file or installed package", "--encoder-weights FILE"),
     ),
     (
+        *(
+            NAME,
+            ("--pretrained", "imagenet", "--encoder-weights", "FILE", "--freeze", "front,decoder"),
+        ),
+        *("front and decoder would keep random weights", "--freeze encoder"),
+    ),
+    (
         *(NAME, ("--pretrained", "imagenet", "--keep-source", 0.5)),
         *("--keep-source 0.5", "Leave it out"),
     ),
@@ -321,6 +328,7 @@ def test_what_cannot_be_done_is_one_error_with_a_way_out(
     if name == "Dataset003_New":
         new = PhantomOptions(contrast="CT", shape_zyx=(4, 32, 32), spacing_mm=(12.0, 7.0, 7.0))
         write_phantom_dataset(place / "data", name=name, cases=1, seed=1, options=new)
+    options = tuple(place / "lite0.pth" if each == "FILE" else each for each in options)
     with pytest.raises(AutoliverError) as caught:
         run("train", place / "data" / name, "2d", *options, "-w", place / "ws")
     assert says in caught.value.problem

@@ -106,7 +106,19 @@ def _from_source(
     if theirs is not None and not request.own_plan:
         followed = Followed(name=source.name, plan=theirs, again=source.again)
         planned = _follow(own, followed, wanted, notify)
+        _note_slices(own, planned, wanted, notify)
     return planned, None if request.twin else source
+
+
+def _note_slices(own: Planned, planned: Planned, wanted: ConfigurationName, notify: Notify) -> None:
+    """Notifies the user if the source's network sees another number of slices than planned."""
+    ours, theirs = own.plan.configurations.get(wanted), planned.plan.configurations[wanted]
+    if ours is not None and ours.slices != theirs.slices:
+        sees = "single slices" if theirs.slices == 1 else f"{theirs.slices} neighbouring slices"
+        notify(
+            f"Note: {wanted} sees {sees} as its source; your plan has {ours.slices}: --own-plan "
+            "keeps it."
+        )
 
 
 def _source_or_run(
