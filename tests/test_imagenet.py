@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import run, told
 from published import resnet_state
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoliver.artifacts import file_sha256
@@ -319,6 +319,14 @@ ERRORS = [
         *("--keep-source 0.5", "Leave it out"),
     ),
 ]
+
+
+def test_a_file_of_an_encoder_is_no_model(place: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lite0.safetensors"
+    save_file(as_published(), file)
+    with pytest.raises(AutoliverError, match="weights of a network for classification") as caught:
+        run("train", NAME, "2d", "--pretrained", file, "-w", place / "ws")
+    assert f"--pretrained imagenet --encoder-weights {file}" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(("name", "options", "says", "mends"), ERRORS)

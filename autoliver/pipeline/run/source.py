@@ -424,7 +424,14 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
 def _bare(path: Path) -> Source:
     """Returns a file of weights without model.json as the source; only its network is known."""
     from autoliver.networks.checkpoint import load_weights
+    from autoliver.transfer.imagenet import of_classifier
 
+    if of_classifier(path):
+        raise ModelError(
+            f"--pretrained {path}: weights of a network for classification, not of a model.",
+            hint="Start from them with: --pretrained imagenet --encoder-weights "
+            f"{shlex.quote(str(path))}",
+        )
     weights, spec = load_weights(path)
     return Source(
         name=safe(path.stem),
