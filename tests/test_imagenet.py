@@ -1,12 +1,16 @@
 """Training from ImageNet weights, by the commands, on phantoms at the smallest size."""
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run, told
-from safetensors.torch import load_file
+from published import resnet_state
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoliver.artifacts import file_sha256
@@ -14,7 +18,11 @@ from autoliver.errors import AutoliverError
 from autoliver.networks.build import initialise
 from autoliver.networks.efficientnet import EfficientNet
 from autoliver.networks.encoders import full_spans, published_strides
+from autoliver.pipeline.data import planned_dataset
+from autoliver.pipeline.run.cascade import first_stage
+from autoliver.pipeline.run.request import TrainRequest
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.workspace import Workspace
 
 NAME, PLAIN = "Dataset001_Phantom", "Dataset002_Plain"
 NONE = ("--epochs", 0)
@@ -132,6 +140,72 @@ def test_a_run_goes_on_when_its_file_is_gone(place: Path) -> None:
     assert ancestors == [file_sha256(place / "lite0.pth")[:12]]
 
 
+@pytest.fixture(scope="module")
+def begun(place: Path) -> Path:
+    """The folder of a run with a finished fold."""
+    return train(place, *FEW, "--tag", "begun").parent
+
+
+def of_another_seed(path: Path) -> None:
+    state = {name: w + 1 for name, w in as_published().items()}
+    torch.save(state, path)
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (of_another_seed, "was started with another source"),
+        (lambda path: torch.save(resnet_state((2, 2, 2, 2), bottleneck=False), path), "resnet18"),
+    ],
+)
+def test_a_run_refuses_another_file_than_it_began_with(
+    place: Path, tmp_path: Path, write: Callable[[Path], None], says: str
+) -> None:
+    write(tmp_path / "other.pth")
+    words = ("--encoder-weights", tmp_path / "other.pth", "--tag", "begun", "-w", place / "ws")
+    with pytest.raises(AutoliverError, match=says) as caught:
+        run("train", NAME, "2d", "--fold", 0, "--pretrained", "imagenet", *words)
+    assert caught.value.hint
+    if "another source" in says:
+        assert "--fresh" in caught.value.hint
+        assert "--tag" in caught.value.hint
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda _: None,
+        lambda path: path.write_bytes(b"nothing"),
+        lambda path: torch.save({"conv_stem.weight": Path("x")}, path),
+    ],
+    ids=["missing", "damaged", "harmful"],
+)
+def test_a_run_says_that_it_does_not_read_a_file_and_keeps_its_weights(
+    place: Path, tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    file = tmp_path / "other.pth"
+    write(file)
+    words = ("--pretrained", "imagenet", "--encoder-weights", file, "--tag", "begun")
+    said = told("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")
+    assert f"{file} is not read: the run keeps the weights it began with" in " ".join(said.split())
+    following = str(run("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")["next"])
+    assert "--pretrained imagenet" in following
+    assert "--encoder-weights" not in following
+
+
+@pytest.mark.usefixtures("begun")
+def test_the_next_command_repeats_a_file_with_the_weights_of_the_run(
+    place: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes((place / "lite0.pth").read_bytes())
+    words = ("--pretrained", "imagenet", "--encoder-weights", copy, "--tag", "begun")
+    following = str(run("train", NAME, "2d", "--fold", 0, *words, "-w", place / "ws")["next"])
+    assert f"--encoder-weights {copy}" in following
+
+
 def test_a_twin_from_scratch_is_compared(place: Path) -> None:
     fold = train(place, *FEW, "--tag", "both", "--compare-scratch")
     twin = fold.parents[1] / "2d@imagenet+both-scratch/fold_0"
@@ -169,6 +243,54 @@ def test_the_published_networks_take_what_fits(
     assert transfer["share"] > 0.99
 
 
+@pytest.mark.parametrize(
+    ("name", "tag", "words"),
+    [
+        ("3d_lowres@imagenet+a", "a", "--tag a --pretrained imagenet --encoder-weights w.pth"),
+        ("3d_lowres@imagenet", "a", "--pretrained imagenet --encoder-weights w.pth"),
+        ("3d_lowres+a", "a", "--tag a"),
+        ("3d_lowres", None, ""),
+    ],
+)
+def test_the_hint_of_a_cascade_finishes_the_first_stage_that_is_found(
+    place: Path, tmp_path: Path, name: str, tag: str | None, words: str
+) -> None:
+    ws = Path(shutil.copytree(place / "ws", tmp_path / "ws", ignore=lambda *_: ["runs"]))
+    for file in ("model.json", "weights.safetensors"):
+        (ws / NAME / "runs" / name / "fold_0").mkdir(parents=True, exist_ok=True)
+        (ws / NAME / "runs" / name / "fold_0" / file).touch()
+    own = planned_dataset(Workspace(ws), NAME)
+    source = {"pretrained": "imagenet", "encoder_weights": "w.pth"}
+    request = TrainRequest(configuration="3d_cascade", tag=tag, **source)
+    with pytest.raises(AutoliverError, match="held out by none") as caught:
+        first_stage(replace(own, source="imagenet"), "3d_lowres", request)
+    hint = f"Train all of its folds: autoliver train {NAME} 3d_lowres {words} -w {ws}"
+    assert caught.value.hint == hint.replace("  ", " ")
+
+
+def test_networks_that_do_not_correspond_are_refused_before_anything_is_planned(
+    place: Path, tmp_path: Path
+) -> None:
+    data, ws = place / "data", tmp_path / "ws"
+    ds = ("--preset", "tiny", "--arch", "dsnet", "--encoder", "efficientnet_lite0")
+    run("plan", data / NAME, *ds, "-w", ws)
+    run("plan", data / PLAIN, "--preset", "tiny", "-w", ws)
+    run("train", NAME, "2d", "--fold", "all", *FEW, "-w", ws)
+    command = ("train", PLAIN, "3d_fullres", "--fold", 0, *NONE, "--pretrained", f"{NAME}/2d")
+    with pytest.raises(AutoliverError, match="in 2D has other weights than in 3D") as caught:
+        run(*command, "-w", ws)
+    assert "--pretrained imagenet" in (caught.value.hint or "")
+    assert not list(ws.glob("*/plan@*.json"))
+    flat = ("train", PLAIN, "2d", "--fold", 0, *NONE, "--pretrained", f"{NAME}/2d", "-w", ws)
+    with pytest.raises(AutoliverError, match="do not correspond") as caught:
+        run(*flat, "--own-plan")
+    assert "Leave out --own-plan" in (caught.value.hint or "")
+    run(*flat)  # as the hint says
+    run("plan", PLAIN, "--like", f"{NAME}/2d", "-w", ws)
+    plan = json.loads(next((ws / PLAIN).glob("plan@*.json")).read_text())
+    assert [*plan["configurations"]] == ["2d"]
+
+
 ERRORS = [
     (PLAIN, ("--pretrained", "imagenet"), "the network of Dataset002_Plain 2d is unet", "plan"),
     ("Dataset003_New", ("--pretrained", "imagenet"), "Dataset003_New has no plan yet", "plan"),
@@ -186,10 +308,25 @@ ERRORS = [
         *("none.pth: there is no such file or installed package", "--encoder-weights FILE"),
     ),
     (
+        *(
+            NAME,
+            ("--pretrained", "imagenet", "--encoder-weights", "FILE", "--freeze", "front,decoder"),
+        ),
+        *("front and decoder would keep random weights", "--freeze encoder"),
+    ),
+    (
         *(NAME, ("--pretrained", "imagenet", "--keep-source", 0.5)),
         *("--keep-source 0.5", "Leave it out"),
     ),
 ]
+
+
+def test_a_file_of_an_encoder_is_no_model(place: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lite0.safetensors"
+    save_file(as_published(), file)
+    with pytest.raises(AutoliverError, match="weights of a network for classification") as caught:
+        run("train", NAME, "2d", "--pretrained", file, "-w", place / "ws")
+    assert f"--pretrained imagenet --encoder-weights {file}" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(("name", "options", "says", "mends"), ERRORS)
@@ -199,6 +336,7 @@ def test_what_cannot_be_done_is_one_error_with_a_way_out(
     if name == "Dataset003_New":
         new = PhantomOptions(contrast="CT", shape_zyx=(4, 32, 32), spacing_mm=(12.0, 7.0, 7.0))
         write_phantom_dataset(place / "data", name=name, cases=1, seed=1, options=new)
+    options = tuple(place / "lite0.pth" if each == "FILE" else each for each in options)
     with pytest.raises(AutoliverError) as caught:
         run("train", place / "data" / name, "2d", *options, "-w", place / "ws")
     assert says in caught.value.problem

@@ -356,7 +356,7 @@ def test_a_cascade_from_its_first_stage_to_a_prediction(tmp_path: Path) -> None:
     low = ("train", NAME, "3d_lowres", *SHORT, "-w", workspace)
     with pytest.raises(ModelError, match="3 more of 4 cases were held out by none") as caught:
         run(*cascade)
-    assert "autoliver train Phantom 3d_lowres" in caught.value.hint
+    assert f"autoliver train {NAME} 3d_lowres" in caught.value.hint
     run(*low, "--fold", 0)
     with pytest.raises(ModelError, match="1 more of 4 cases"):
         run(*cascade)

@@ -296,6 +296,34 @@ def test_a_fold_a_dataset_s_folder_and_another_dataset_of_the_name(own, data, tm
         run(*command, "PhantomCT")
 
 
+def test_a_configuration_names_its_only_run_whatever_its_suffix(own, data):
+    run("plan", data / MR, "--preset", "tiny", "-w", own)
+    begin = ("train", MR, "2d", "--fold", "all", "--epochs", 0, "-w", own, "--pretrained")
+    run(*begin, "PhantomCT/2d")
+    deep = ("train", MR, "3d_fullres", "--fold", "all", "--epochs", 0, "-w", own, "--pretrained")
+    assert "from PhantomMR/2d@PhantomCT/fold_all" in told(*deep, f"{MR}/2d")
+    assert "from PhantomMR/2d@PhantomCT/fold_all" in told(*deep, f"{MR}/2d/fold_all", "--tag", "b")
+    run("plan", CT, "--like", "PhantomMR/2d", "-w", own)
+    run(*begin, "PhantomCT/2d", "--tag", "more")
+    for command in (
+        (*deep, f"{MR}/2d", "--tag", "c"),
+        ("plan", CT, "--like", f"{MR}/2d", "-w", own),
+    ):
+        with pytest.raises(ModelError, match="2 of its runs could be meant") as caught:
+            run(*command)
+        assert f"{MR}/2d@PhantomCT, {MR}/2d@PhantomCT+more" in caught.value.hint
+
+
+def test_a_source_of_single_slices_is_told_where_the_plan_has_several(own, data):
+    run("plan", data / MR, "--preset", "tiny", "--slices", 3, "-w", own)
+    command = ("train", MR, "2d", "--fold", "all", "--epochs", 0, "--pretrained", "PhantomCT")
+    said = "2d sees single slices as its source; your plan has 3: --own-plan keeps it"
+    assert said in " ".join(told(*command, "-w", own).split())
+    assert said not in " ".join(told(*command, "--own-plan", "--tag", "own", "-w", own).split())
+    network = FoldModel.load(own / MR / "runs/2d@PhantomCT+own/fold_all/model.json").decisions
+    assert network.slices == 3
+
+
 def test_a_plan_that_follows_another_source_is_refused_with_a_command_that_works(own, data):
     """The source is planned anew after it was trained: its plan and its run's are two."""
     run("plan", CT, "--preset", "tiny", "--spacing", 8, 9, 9, "-w", own)

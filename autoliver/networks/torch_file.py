@@ -39,11 +39,15 @@ def read_torch_file(path: Path, *, allowed: Sequence[Any] = ()) -> Any:
 
     Raises:
         UnsafeContent: The file names other objects. Nothing in it has run.
-        ModelError: The file is damaged, or torch has not saved it.
+        ModelError: The file is damaged, torch has not saved it, or it is a TorchScript archive.
     """
     check_intact(path)
+    _refuse_script(path)
     with safe_globals([*allowed]):
         try:
+            if path.suffix == ".safetensors":  # torch goes by the name of a path
+                with open_file(path) as file:
+                    return torch.load(file, "cpu", weights_only=True)
             return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             named = _named(path, error)
@@ -69,6 +73,38 @@ def check_intact(path: Path) -> None:
         raise damaged(path, error) from None
     if bad is not None:
         raise damaged(path, f"the checksum of {bad} does not match")
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do, whatever its name."""
+    return _start(path).startswith((b"PK", _BEFORE_ZIP))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as those of safetensors do, whatever its name."""
+    return _start(path)[8:9] == b"{" and not is_torch_file(path)  # a length, then JSON
+
+
+def _start(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read(len(_BEFORE_ZIP))
+
+
+def _refuse_script(path: Path) -> None:
+    """Refuses an archive of TorchScript, which torch would hand to its compiler with a warning.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    if script:
+        raise ModelError(
+            f"{path}: a program of TorchScript, not weights alone; nothing of it was run.",
+            hint="Save a network's weights with: torch.save(model.state_dict(), FILE)",
+        )
 
 
 def damaged(path: Path, reason: object) -> ModelError:

@@ -1,6 +1,7 @@
 """The records of a dataset's fingerprint and of the plan that is made from it."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
@@ -134,6 +135,18 @@ class Configuration(Record, frozen=True, kw_only=True):
     def dimension(self) -> int:
         """The number of patch axes, 2 or 3."""
         return len(self.patch_shape)
+
+
+def slices_of(inputs: Sequence[str]) -> dict[str, list[int]]:
+    """Maps each image channel to the inputs that are its slices, the lowest slice first.
+
+    Args:
+        inputs: Names of a network's image channels, from `Configuration.inputs`.
+    """
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(inputs):
+        found.setdefault(re.sub(r", slice [+-]\d+$", "", name), []).append(index)
+    return found
 
 
 def neighbours(z: int, slices: int, size: int) -> list[int]:

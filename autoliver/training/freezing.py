@@ -16,6 +16,7 @@ from autoliver.errors import OptionError
 from autoliver.networks.contract import ENCODER, Part, PartGroup
 from autoliver.networks.spec import NetworkSpec
 from autoliver.training.options import TrainingOptions
+from autoliver.transfer.table import IMAGENET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,9 @@ def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:
     A part that is named twice in `options.unfreeze` is unfrozen at the earlier epoch.
 
     Raises:
-        OptionError: A part does not exist, is unfrozen without being frozen, or is unfrozen after
-            the end of the training; or `options.encoder_factor` is given for a network that has no
-            encoder.
+        OptionError: A part does not exist, starts from random weights, is unfrozen without being
+            frozen, or is unfrozen after the end of the training; or `options.encoder_factor` is
+            given for a network that has no encoder.
     """
     _check_encoder(options, network)
     frozen = [
@@ -110,6 +111,7 @@ def freezing(options: TrainingOptions, network: NetworkSpec) -> Freezing:
         for word in _words(options.freeze)
         for part in _parts(word, network, where=f"--freeze {options.freeze}")
     ]
+    _check_known(frozen, options)
     until: dict[Part, int | None] = dict.fromkeys(frozen)
     for word in _words(options.unfreeze):
         named, epoch = _thaw(word, options)
@@ -134,6 +136,17 @@ def _check_encoder(options: TrainingOptions, network: NetworkSpec) -> None:
             f"--encoder-factor {options.encoder_factor:g}: this network has no part "
             f"'{ENCODER}', only {', '.join(names)}.",
             hint="Leave it out.",
+        )
+
+
+def _check_known(frozen: Iterable[Part], options: TrainingOptions) -> None:
+    """Refuses to freeze what ImageNet weights leave at random: all but the encoder."""
+    drawn = list(dict.fromkeys(group for group, _ in frozen if group != ENCODER))
+    if drawn and options.pretrained == IMAGENET:
+        raise OptionError(
+            f"--freeze {options.freeze}: with --pretrained imagenet, {' and '.join(drawn)} would "
+            "keep random weights, which are not worth keeping.",
+            hint="Freeze the encoder alone, with --freeze encoder.",
         )
 
 

@@ -8,7 +8,7 @@ the same resolution in plane.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.networks.spec import NetworkSpec
+from autoliver.planning.plan import slices_of
 from autoliver.transfer.inflate import merge_depth, share_levels, to_dimension
 from autoliver.transfer.labels import RowMap, map_rows, match_labels
 from autoliver.transfer.table import Action, Heads, Inflation, Transferred, TransferTable
@@ -111,10 +112,7 @@ def transfer_weights(
 
 def _check(source: Side, target: Side) -> None:
     if why := target.spec.unlike(source.spec):
-        raise ModelError(
-            why,
-            hint="Plan the target like its source: autoliver plan DATASET --like SOURCE",
-        )
+        raise ModelError(why, hint="Plan the target like its source, or train from random weights.")
 
 
 def _nothing(name: str, state: Mapping[str, Tensor], source: Side, target: Side) -> str:
@@ -132,8 +130,12 @@ def _body(
     name: str, found: Tensor, fresh: Tensor, source: Side, target: Side, inflate: Inflation
 ) -> tuple[Tensor, Transferred]:
     role = target.spec.role(name)
+    how = []
+    if target.spec.sees_image(name) and found.ndim < fresh.ndim:
+        found, source, stacked = _stacked(found, source, depth=fresh.shape[2])
+        how += [stacked] if stacked else []
     found, inflated = to_dimension(found, fresh, inflate, transposed=role.transposed)
-    how = [inflated] if inflated else []
+    how += [inflated] if inflated else []
     if role.merged is not None:
         strides = (side.spec.strides_to(name)[-1] for side in (source, target))
         found, merged = merge_depth(found, *strides, axis=role.merged)
@@ -153,6 +155,34 @@ def _body(
         name=name, action=action, parameters=fresh.numel(), taken=taken, how="; ".join(how)
     )
     return found.to(fresh.dtype).clone(), entry
+
+
+def _stacked(weight: Tensor, source: Side, *, depth: int) -> tuple[Tensor, Side, str]:
+    """Makes neighbouring slices, which a 2D network sees as channels, one channel of a volume.
+
+    They become the planes of a kernel that has as many, so that its output for a volume is that of
+    the 2D kernel for the neighbours of each slice. A kernel with fewer planes gets their sum, which
+    is exact where slices are alike.
+
+    Args:
+        weight: The source's 2D weight, (features, inputs, height, width).
+        source: The source.
+        depth: The depth of the target's kernel.
+
+    Returns:
+        The weight, (features, channels, [slices,] height, width); the source as if it saw these
+        channels; and what was done, in words; "" if nothing was.
+    """
+    groups = slices_of(source.channels)
+    slices = len(source.channels) // len(groups)
+    if slices == 1:
+        return weight, source, ""
+    seen = replace(source, channels=tuple(groups))
+    planes = torch.stack([weight[:, indices] for indices in groups.values()], 1)
+    if depth < slices:
+        return planes.sum(2), seen, f"{slices} neighbouring slices summed"
+    planes = adapt_kernel(planes, (depth, *planes.shape[3:]))
+    return planes, seen, f"{slices} neighbouring slices as planes"
 
 
 def _first(weight: Tensor, source: Side, target: Side) -> tuple[Tensor, str]:

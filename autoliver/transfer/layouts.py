@@ -5,7 +5,7 @@ ResNets, which have the same names everywhere.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,11 @@ def read_state(content: Any, *, where: str) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def is_classifier(names: Iterable[str]) -> bool:
+    """Whether weights have the names of one of the known libraries."""
+    return not {layout.mark for layout in _LAYOUTS}.isdisjoint(names)
 
 
 def classifier(state: Mapping[str, Tensor], encoder: str, *, where: str) -> Classifier:

@@ -219,7 +219,7 @@ def test_leading_features_are_kept_of_both_halves_of_a_decoder():
 def test_what_does_not_correspond_is_refused():
     with pytest.raises(ModelError, match=r"plain \(default\), the target's residual") as caught:
         run(side(), side(spec(network=ResidualUNetSpec)))
-    assert "--like" in caught.value.hint
+    assert "SOURCE" not in caught.value.hint
 
 
 def test_a_cascade_begins_with_the_image_channel_of_another_modality():

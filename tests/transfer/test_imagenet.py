@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -73,6 +74,38 @@ def test_damaged_and_harmful_files_are_refused_and_never_run(
     assert not (tmp_path / "ran").exists()
     assert address("resnet18") in (caught.value.hint or "")
     assert AGAIN in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt", ".bin", ".weights", ""])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "before zip"])
+def test_files_are_told_by_their_content(tmp_path: Path, ending: str, kind: str) -> None:
+    state, path = resnet_state(R18, bottleneck=False), tmp_path / f"w{ending}"
+    if kind == "safetensors":
+        path.write_bytes(save(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    found = imagenet_weights("resnet18", str(path), again=AGAIN)
+    assert torch.equal(found.weights["conv1.weight"], state["conv1.weight"])
+
+
+def test_a_program_of_torchscript_is_refused_without_advice_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save writes it
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py", "version"):
+            archive.writestr(f"w/{name}", b"3\n")
+    with pytest.raises(ModelError, match="TorchScript, not weights alone; nothing") as caught:
+        imagenet_weights("resnet18", str(path), again=AGAIN)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("{}", "is a folder"), ("https://x.org/w.pth", "is an address")],
+)
+def test_what_is_no_file_is_named_for_what_it_is(tmp_path: Path, given: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        imagenet_weights("resnet18", given.format(tmp_path), again=AGAIN)
+    assert ("by hand" in caught.value.hint) == ("address" in says)
 
 
 def installed(package: str) -> bool:

@@ -144,6 +144,39 @@ REACH = {
 }
 
 
+SLICED = ("CT, slice -1", "CT", "CT, slice +1", "PET, slice -1", "PET", "PET, slice +1")
+
+
+@pytest.mark.parametrize("channels", [("CT", "PET"), ("PET", "CT"), ("MR a", "MR b")])
+def test_neighbouring_slices_become_the_planes_of_the_first_kernel(channels):
+    """The first 3D convolution of a volume is the 2D one of each slice and its neighbours."""
+    flat, deep = unet(in_channels=6), unet("slices", in_channels=2)
+    weights = state(flat, 0)
+    sides = [Side(spec=s, channels=c, labels=LITS) for s, c in ((flat, SLICED), (deep, channels))]
+    new, table = transfer_weights(weights, sides[0], state(deep, 1), sides[1], inflate="mean")
+    name = flat.first_convolution
+    image = torch.randn(1, 2, 7, 16, 16, generator=Generator().manual_seed(2))
+    found = F.conv3d(image, new[name], padding=(0, 1, 1))
+    order = [1, 0] if channels[0] == "PET" else [0, 1]
+    for z in range(1, 6):
+        near = image[:, order, z - 1 : z + 2].flatten(1, 2)
+        torch.testing.assert_close(found[:, :, z - 1], F.conv2d(near, weights[name], padding=1))
+    assert "as planes" in {each.name: each for each in table.weights}[name].how
+
+
+@pytest.mark.parametrize(("kind", "slices", "depth"), [("thick", 3, 1), ("slices", 5, 3)])
+def test_more_slices_than_planes_are_summed(kind, slices, depth):
+    """Where slices are alike, the first convolution is the 2D one."""
+    half = slices // 2
+    names = [f"CT, slice {i:+}" if i else "CT" for i in range(-half, half + 1)]
+    flat, deep = unet(in_channels=slices), unet(kind)
+    weights, name = state(flat, 0), flat.first_convolution
+    sides = [Side(spec=s, channels=c, labels=LITS) for s, c in ((flat, names), (deep, ("CT",)))]
+    new, _ = transfer_weights(weights, sides[0], state(deep, 1), sides[1], inflate="mean")
+    assert new[name].shape[1:3] == (1, depth)
+    torch.testing.assert_close(new[name].sum(2), weights[name].sum(1, keepdim=True))
+
+
 @pytest.mark.parametrize(("network", "kind"), REACH)
 def test_by_mean_a_constant_volume_is_the_2d_network_inside_the_border(network, kind):
     flat, deep = unet(network=network), unet(kind, network=network)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoliver.artifacts import digest
-from autoliver.commands import command
 from autoliver.errors import ModelError
 from autoliver.io.header import label_name
 from autoliver.machine import Machine
@@ -13,6 +12,8 @@ from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.needs import read_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.data import Planned
+from autoliver.pipeline.run.encoder_source import without_unread
+from autoliver.pipeline.run.request import TrainRequest, train_command
 from autoliver.planning.names import ConfigurationName
 from autoliver.preprocessing.previous import PreviousTask, is_prepared, prepare_previous
 from autoliver.workspace import RunFolder
@@ -33,24 +34,24 @@ class FirstStage:
     digest: str
 
 
-def first_stage(planned: Planned, name: ConfigurationName, *, tag: str | None) -> FirstStage:
+def first_stage(planned: Planned, name: ConfigurationName, request: TrainRequest) -> FirstStage:
     """Finds the out-of-fold label maps of the first stage that a cascade is trained with.
 
     Args:
         planned: The dataset and its plan.
         name: The first stage's configuration.
-        tag: The tag of the cascade's run. A first stage with the same source and tag is preferred
-            to one without.
+        request: The request to train the cascade. A first stage with the same source and tag is
+            preferred to one without.
 
     Raises:
         ModelError: There is no such run, it has other labels than the plan, or some case was held
             out by none of its finished folds.
     """
-    folder = planned.folder
+    folder, tag = planned.folder, request.tag
     runs = [planned.run(name, tag=tag), planned.run(name), folder.run(name, tag=tag)]
     runs.append(folder.run(name))
     run = next((run for run in runs if run.finished), runs[-1])
-    mend = command("train", planned.dataset.short_name, name, workspace=folder.path.parent)
+    mend = _train_again(run, planned, name, request)
     folds = [fold for fold in run.finished if FoldFolder(fold).scores.exists()]
     infos = {fold: FoldModel.load(FoldFolder(fold).model) for fold in folds}
     found: dict[str, Path] = {}
@@ -112,6 +113,16 @@ def prepare_first_stage(
     for _ in case_bar(pool.what, len(todo))(pool.map(prepare_previous, todo)):
         pass
     return folder
+
+
+def _train_again(
+    run: RunFolder, planned: Planned, name: ConfigurationName, request: TrainRequest
+) -> str:
+    """Returns the command that trains a first stage, with its own source and tag."""
+    again = request.replace(configuration=name, tag=run.tag or None)
+    if run.source != planned.source:
+        again = again.replace(pretrained=None, encoder_weights=None, like=None, own_plan=False)
+    return train_command(run, without_unread(again, run), ())
 
 
 def _label_maps(planned: Planned, fold: Path) -> dict[str, Path]:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, cast
 
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset
-from autoliver.errors import ModelError, OptionError
+from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.networks.encoders import ENCODERS
 from autoliver.pipeline.data import Planned, plan_command, planned_configuration
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.source import Source, names_model
-from autoliver.transfer.table import IMAGENET
-from autoliver.workspace import DatasetFolder
+from autoliver.transfer.table import IMAGENET, Transfer
+from autoliver.workspace import DatasetFolder, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,24 @@ def check_planned(folder: DatasetFolder, dataset: Dataset) -> None:
             "no encoder that ImageNet weights fit.",
             hint=_plan_one(folder, dataset),
         )
+
+
+def is_unread(error: AutoliverError) -> bool:
+    """Whether an error says that ImageNet weights cannot be read, not that they do not fit."""
+    from autoliver.transfer.imagenet import UnreadWeights
+
+    return isinstance(error, UnreadWeights)
+
+
+def without_unread(request: TrainRequest, run: RunFolder) -> TrainRequest:
+    """Leaves `--encoder-weights` out of a request if a run keeps other weights than it names."""
+    from autoliver.transfer.imagenet import still_has
+
+    given = request.encoder_weights
+    if given is None or not run.transfer.exists():
+        return request
+    digest = Transfer.load(run.transfer, mend=run.mend).made_from["source"]
+    return request if still_has(given, digest) else request.replace(encoder_weights=None)
 
 
 def encoder_source(planned: Planned, request: TrainRequest) -> Source:

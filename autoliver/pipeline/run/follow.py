@@ -12,6 +12,7 @@ from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import option_words
 from autoliver.planning.plan import LikeOptions, Plan
 from autoliver.transfer.follow import like_digest, plan_like
+from autoliver.transfer.table import IMAGENET
 from autoliver.workspace import Workspace
 
 _DEFAULT = LikeOptions()
@@ -99,10 +100,7 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
     options = _DEFAULT if plan is None else plan.like or _DEFAULT
     made = plan_like(own.plan, source, options, deepen=name == "3d_fullres")
     if name not in made.configurations:
-        raise OptionError(
-            f"{own.dataset.name} cannot be planned like {source.dataset} for {name}.",
-            hint=f"Choose one of: {', '.join(made.configurations)}.",
-        )
+        raise _not_like(own, source, name, list(made.configurations))
     if plan is None:
         return _save(own, followed, made, [*source.configurations, *made.configurations])
     where = f"{path.name} of {own.dataset.name}"
@@ -120,6 +118,31 @@ def planned_like(own: Planned, followed: Followed, name: ConfigurationName) -> P
             f"Or import one of the two under another name: {load}",
         )
     return replace(own, plan=plan, source=followed.name)
+
+
+def _not_like(
+    own: Planned, source: Plan, name: ConfigurationName, there: Sequence[ConfigurationName]
+) -> OptionError:
+    """Says that a configuration cannot follow a source, and what can be done instead.
+
+    Args:
+        own: The dataset with its own plan.
+        source: The source's plan.
+        name: The configuration.
+        there: The configurations that can follow it.
+    """
+    problem = f"{own.dataset.name} cannot be planned like {source.dataset} for {name}"
+    hint = f"Choose one of: {', '.join(there)}."
+    flat = source.configurations.get("2d")
+    if name == "3d_fullres" and flat is not None and flat.network.pretrainable is not None:
+        again = command(
+            *("train", own.dataset.name, name),
+            options=["--pretrained", IMAGENET],
+            workspace=own.folder.path.parent,
+        )
+        problem += f": {flat.network.summary} in 2D has other weights than in 3D"
+        hint += f" Or start from ImageNet weights: {again}"
+    return OptionError(f"{problem}.", hint=hint)
 
 
 def _alike(plan: Plan, made: Plan) -> bool:

@@ -10,6 +10,7 @@ from autoliver.commands import command
 from autoliver.datasets.folds import Folds
 from autoliver.errors import AutoliverError
 from autoliver.models.files import FoldFolder, fold_of
+from autoliver.pipeline.run.encoder_source import without_unread
 from autoliver.pipeline.run.job import FoldResult
 from autoliver.pipeline.run.request import Notify, TrainRequest, train_command
 from autoliver.pipeline.run.source_scores import score_source
@@ -131,7 +132,7 @@ def next_command(outcome: Outcome, request: TrainRequest, *, compare: bool = Fal
     if not outcome.unfinished:
         return command("select", dataset, workspace=workspace)
     words = ["--compare-scratch"] if compare else []
-    return train_command(run, request, outcome.unfinished, options=words)
+    return train_command(run, without_unread(request, run), outcome.unfinished, options=words)
 
 
 def mean_of(values: list[float | None]) -> float | None:

@@ -117,7 +117,8 @@ def find_source(
     A path is the folder of a run or a fold, a folder of runs, an exported file, nnU-Net's folder,
     zip or checkpoint, or a file of weights. Any other name is that of a dataset of the workspace
     with a run of the configuration, or of an imported model. NAME/RUN names one of several runs,
-    NAME/RUN/fold_N one of its folds.
+    NAME/RUN/fold_N one of its folds. Where a configuration has one run alone, RUN may be the
+    configuration.
 
     Args:
         workspace: The workspace in which names are looked up.
@@ -159,7 +160,8 @@ def find_plan(workspace: Workspace, name: str) -> tuple[str, Plan] | None:
     if folders and not run and len(found) > 1:
         raise _several(workspace, f"'{name}'", found)
     for folder in folders:
-        runs = [each for each in _runs(folder) if run in ("", each.name)]
+        runs = _runs(folder)
+        runs = _named(folder, runs, run) if run else runs
         if runs:
             return safe(short_name(folder.name)), _joined_plan(_infos(runs))
     return None
@@ -255,11 +257,10 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
     found = [(folder, _runs(folder)) for folder in workspace.trained(model)]
     fits: list[tuple[ModelFolder, _Run]] = []
     for folder, runs in found:
-        exact = [run for run in runs if run.name == asked]
-        fitting = exact or [run for run in runs if run.parts.configuration == wanted]
-        if fitting and (exact or not asked):
-            run = exact[0] if exact else _choose(fitting, wanted, target, whose=folder.name)
-            fits.append((folder, run))
+        if asked:
+            fits += [(folder, run) for run in _named(folder, runs, asked)]
+        elif any(run.parts.configuration == wanted for run in runs):
+            fits.append((folder, _choose(runs, wanted, target, whose=folder.name)))
     if len(fits) > 1:
         raise _several(workspace, f"--pretrained {name}", [folder for folder, _ in fits])
     if fits:
@@ -284,6 +285,31 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
         hint=_known(workspace, wanted, typed=name),
     )
+
+
+def _named(folder: ModelFolder, runs: Sequence[_Run], asked: str) -> list[_Run]:
+    """Returns the run of a name, or else the only one of a configuration, whatever its suffix.
+
+    Args:
+        folder: The model, for errors.
+        runs: Its runs.
+        asked: Name of a run or of a configuration.
+
+    Returns:
+        The run; empty if there is none.
+
+    Raises:
+        ModelError: Several runs of the configuration could be meant.
+    """
+    exact = [run for run in runs if run.name == asked]
+    found = exact or [run for run in runs if run.parts.configuration == asked]
+    if len(found) > 1:
+        raise ModelError(
+            f"{folder.name}/{asked}: {len(found)} of its runs could be meant.",
+            hint="Give one of these instead: "
+            + ", ".join(shlex.quote(f"{folder.name}/{run.name}") for run in found),
+        )
+    return found
 
 
 def _several(workspace: Workspace, name: str, folders: Sequence[ModelFolder]) -> ModelError:
@@ -398,7 +424,14 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
 def _bare(path: Path) -> Source:
     """Returns a file of weights without model.json as the source; only its network is known."""
     from autoliver.networks.checkpoint import load_weights
+    from autoliver.transfer.imagenet import of_classifier
 
+    if of_classifier(path):
+        raise ModelError(
+            f"--pretrained {path}: weights of a network for classification, not of a model.",
+            hint="Start from them with: --pretrained imagenet --encoder-weights "
+            f"{shlex.quote(str(path))}",
+        )
     weights, spec = load_weights(path)
     return Source(
         name=safe(path.stem),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
+from autoliver.datasets.cases import Dataset
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError, ModelError, OptionError
@@ -16,6 +17,7 @@ from autoliver.pipeline.run.encoder_source import (
     asks_for_imagenet,
     check_planned,
     encoder_source,
+    is_unread,
 )
 from autoliver.pipeline.run.follow import Followed, plan_to_follow, planned_like
 from autoliver.pipeline.run.request import Notify, TrainRequest
@@ -85,21 +87,13 @@ def _from_source(
     if imagenet:  # which weights fit, the plan says
         check_planned(folder, target)
         own = _planned(workspace, name, request)
-    try:
-        if own is not None:
-            source = encoder_source(own, request)
-        else:
-            source = find_source(workspace, asked, wanted=wanted, target=safe(target.short_name))
-        run = begun_run(folder, request, source)
-    except AutoliverError:
-        run = begun_run(folder, request, None)
-        if run is None:
-            raise
+    found = _source_or_run(workspace, target, own, request, asked, notify=notify)
     own = own or _planned(workspace, name, request)
-    if run is not None:
-        planned, kept = as_begun(own, run, wanted)
-        notify(f"{run.name} continues from {kept.fold}, with which it was begun.")
+    if isinstance(found, RunFolder):
+        planned, kept = as_begun(own, found, wanted)
+        notify(f"{found.name} continues from {kept.fold}, with which it was begun.")
         return planned, kept
+    source = found
     _check_inflation(request, source)
     refuse_circle(folder, request, source)
     if not request.twin:
@@ -112,7 +106,66 @@ def _from_source(
     if theirs is not None and not request.own_plan:
         followed = Followed(name=source.name, plan=theirs, again=source.again)
         planned = _follow(own, followed, wanted, notify)
+        _note_slices(own, planned, wanted, notify)
     return planned, None if request.twin else source
+
+
+def _note_slices(own: Planned, planned: Planned, wanted: ConfigurationName, notify: Notify) -> None:
+    """Notifies the user if the source's network sees another number of slices than planned."""
+    ours, theirs = own.plan.configurations.get(wanted), planned.plan.configurations[wanted]
+    if ours is not None and ours.slices != theirs.slices:
+        sees = "single slices" if theirs.slices == 1 else f"{theirs.slices} neighbouring slices"
+        notify(
+            f"Note: {wanted} sees {sees} as its source; your plan has {ours.slices}: --own-plan "
+            "keeps it."
+        )
+
+
+def _source_or_run(
+    workspace: Workspace,
+    target: Dataset,
+    own: Planned | None,
+    request: TrainRequest,
+    asked: str,
+    *,
+    notify: Notify,
+) -> Source | RunFolder:
+    """Finds the source that `--pretrained` names, or the run that has begun from another one.
+
+    Args:
+        workspace: The workspace.
+        target: The dataset that is trained.
+        own: The dataset with its plan, for ImageNet weights; None to look up `asked`.
+        request: The request.
+        asked: The value of `--pretrained`.
+        notify: Called if a file is not read.
+
+    Raises:
+        AutoliverError: There is no such source, and no run that has begun from one.
+    """
+    folder, given = DatasetFolder(workspace.root / target.name), request.encoder_weights
+    try:
+        if own is not None:
+            source = encoder_source(own, request)
+        else:
+            source = find_source(
+                workspace, asked, wanted=request.configuration, target=safe(target.short_name)
+            )
+        run = begun_run(folder, request, source)
+    except AutoliverError as error:
+        run = begun_run(folder, request, None)
+        if run is None or not (given is None or is_unread(error)):
+            raise
+        if given is not None:
+            notify(f"{given} is not read: the run keeps the weights it began with.")
+        return run
+    if run is not None and given is not None:
+        raise OptionError(
+            f"{run.name} was started with another source, not with {source.where}.",
+            hint="Add --fresh to start over, or --tag NAME to keep both. Without "
+            "--encoder-weights the run goes on with the weights it began with.",
+        )
+    return run or source
 
 
 def _check_inflation(request: TrainRequest, source: Source) -> None:
@@ -250,6 +303,7 @@ def fit_weights(
     from autoliver.transfer.inflate import default_inflation
 
     target = _side(planned.plan, configuration)
+    _check_alike(source, planned, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
     sides = (source.read(), _source_side(source, target, options), drawn.state_dict(), target)
@@ -271,6 +325,26 @@ def fit_weights(
     )
     part = source_part(*sides, heads=heads, inflate=way) if keeps else None
     return Start(weights=weights, transfer=transfer, of_source=part)
+
+
+def _check_alike(source: Source, planned: Planned, configuration: Configuration) -> None:
+    """Refuses a source whose network does not correspond to the one that is trained.
+
+    Raises:
+        ModelError: It does not; the hint says how the target gets one that does.
+    """
+    why = configuration.network.unlike(source.spec)
+    if not why:
+        return
+    follows = source.info is not None and source.spec.dimension == configuration.dimension
+    if follows and planned.plan.like is None:
+        hint = "Leave out --own-plan: then the network is planned like the source's."
+    elif configuration.network.pretrainable is not None:
+        hint = "Start from ImageNet weights with --pretrained imagenet, or leave out --pretrained."
+    else:
+        summary = configuration.network.summary
+        hint = f"Name a source whose network is {summary}, or leave out --pretrained."
+    raise ModelError(f"--pretrained {source.fold}: {why}", hint=hint)
 
 
 def keep_start(

@@ -268,7 +268,7 @@ def _run_job(
     configuration = planned_configuration(planned, request.configuration)
     stage = None
     if configuration.previous_stage is not None:
-        stage = first_stage(planned, configuration.previous_stage, tag=request.tag)
+        stage = first_stage(planned, configuration.previous_stage, request)
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
