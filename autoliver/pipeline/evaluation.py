@@ -17,7 +17,7 @@ from autoliver.datasets.cases import (
 )
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.layouts import label_files
-from autoliver.datasets.names import dataset_of
+from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -93,9 +93,10 @@ def evaluate(
     Args:
         workspace: The workspace in which the dataset is looked up.
         prediction: Folder of predicted label maps, or one file.
-        reference: Folder of reference label maps, or one file; or a dataset, which need not have
-            its label maps in one folder. It says which labels each case is scored for, and to which
-            groups it belongs, and it defines the labels if no other dataset does.
+        reference: Folder of reference label maps, or one file; or the folder or name of a dataset,
+            which need not have its label maps in one folder. It says which labels each case is
+            scored for, and to which groups it belongs, and it defines the labels if no other
+            dataset does.
         request: What to compute, and where to write it.
 
     Raises:
@@ -108,7 +109,7 @@ def evaluate(
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
     from autoliver.inference.record import refuse_other_labels
 
-    referred = _dataset_at(reference)
+    referred = _dataset_at(workspace, reference)
     named = workspace.read(request.dataset) if request.dataset else referred
     labels = named.labels if named else None
     dataset = referred or named  # its label maps are scored, unless a folder holds others
@@ -143,9 +144,13 @@ def evaluate(
     return scores
 
 
-def _dataset_at(reference: Path) -> Dataset | None:
-    """Reads the dataset in a folder; None if that is none, or holds label maps itself."""
-    described = (reference / "dataset.json").is_file()
+def _dataset_at(workspace: Workspace, reference: Path) -> Dataset | None:
+    """Reads the dataset of a name or in a folder; None for label maps: a file or their folder."""
+    if not reference.exists():
+        name = str(reference)
+        named = workspace.knows(name) or (not split_ending(name)[1] and workspace.meant(name))
+        return workspace.read(name) if named else None
+    described = (reference / "dataset.json").is_file() or is_dataset(reference)
     return read_dataset(reference) if described and not label_files(reference) else None
 
 
