@@ -168,6 +168,9 @@ def check_number(
         expected = f"a number from {least:g} to {most:g}"
     elif low > -math.inf:
         expected = f"a finite number {'above' if least is None else 'of at least'} {low:g}"
+        expected += f" and at most {most:g}" if most < math.inf else ""
+    elif most < math.inf:
+        expected = f"a finite number of at most {most:g}"
     else:
         expected = "a finite number"
     if isinstance(number, bool) or not isinstance(number, int | float):
@@ -175,7 +178,8 @@ def check_number(
     inside = number > above if least is None else number >= least
     if not (math.isfinite(number) and inside and number <= most):
         # There is none above an open bound.
-        nearest = None if least is None else _nearest(number, least, most)
+        open_below = least is None and number <= above
+        nearest = None if open_below else _nearest(number, low, most)
         hint = f"The nearest value is {nearest:g}." if nearest is not None else ""
         raise refused(option, value, expected, hint=hint)
     return float(number)

@@ -483,6 +483,11 @@ def test_the_nearest_whole_number_is_proposed(
         ({"least": 0, "most": 1}, NAN, "Give a number from 0 to 1."),
         ({"above": 0}, 0, "Give a finite number above 0."),
         ({"above": 0}, "x", "Give a finite number above 0."),
+        ({"above": 0, "most": 1}, 0, "Give a finite number above 0 and at most 1."),
+        ({"above": 0, "most": 1}, 1.5, "The nearest value is 1."),
+        ({"above": 0, "most": 1}, NAN, "Give a finite number above 0 and at most 1."),
+        ({"most": 1}, 1.5, "The nearest value is 1."),
+        ({"most": 1}, NAN, "Give a finite number of at most 1."),
     ],
 )
 def test_the_nearest_number_is_proposed(bounds: dict[str, Any], value: object, hint: str) -> None:
