@@ -187,7 +187,7 @@ def evaluate(
             "--reference",
             "-r",
             metavar="REF",
-            help="Folder of reference label maps, or one file; or a dataset, by its folder or name.",
+            help="Folder of reference label maps, or one file; or a dataset (its folder or name).",
         ),
     ],
     dataset: Annotated[

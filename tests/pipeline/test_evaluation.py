@@ -1,7 +1,6 @@
 """References that are datasets: by folder and name, and what their values mean."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,10 @@ def test_a_reference_may_be_a_dataset_by_any_of_its_names(
 
 def test_a_reference_may_be_a_dataset_without_a_description(place: Path) -> None:
     folder = place / "data" / NAME
-    os.rename(folder, plain := place / "data" / "Plain")
+    plain = folder.rename(place / "data" / "Plain")
     (plain / "dataset.json").unlink()
     for part in ("images", "labels"):
-        os.rename(plain / f"{part}Tr", plain / part)
+        (plain / f"{part}Tr").rename(plain / part)
     given = ("-p", plain / "labels", "-o", place / "scores", "-w", place / "ws")
     run("evaluate", *given, "-r", plain)
     assert len(Scores.load(place / "scores/scores.json").summary) == 2
