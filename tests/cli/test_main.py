@@ -222,6 +222,25 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     assert not as_json or json.loads(out) == {"error": "Stopped.", "hint": again}
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_is_answered_while_modules_are_imported(as_json: bool, tmp_path: Path) -> None:
+    # What is imported first by the command line stands still until the signal is there.
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise AssertionError\n"
+    )
+    words = ["convert", "camus", "in", "out", *(["--json"] if as_json else [])]
+    start = (
+        f"import sys, signal; sys.argv = ['autoliver', *{words!r}]\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from autoliver.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    again = "Run the same command again to continue."
+    assert (done.returncode, done.stderr) == (130, f"Stopped. {again}\n")
+    assert not as_json or json.loads(done.stdout) == {"error": "Stopped.", "hint": again}
+
+
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
     heavy = ("torch", "SimpleITK", "numpy", "scipy", "matplotlib", "skimage", "blosc2")
     script = (
