@@ -8,7 +8,7 @@ import pytest
 from commands import run
 
 from autoliver.datasets.cases import read_dataset
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation.results import Scores
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
@@ -89,3 +89,40 @@ def test_a_folder_of_the_workspace_is_told_from_the_dataset(option: str, place: 
     with pytest.raises(DatasetError, match="a folder of a workspace") as caught:
         evaluate(place, *given)
     assert str(place / "data" / NAME) in caught.value.hint
+
+
+@pytest.mark.parametrize("reference", [f"data/{NAME}", f"data/{NAME}/labelsTr", "{}/a.nii.gz"])
+@pytest.mark.parametrize(
+    ("labels", "problem", "warning"),
+    [
+        ({"background": 0, "Liver": 1, "TUMOUR": 2}, "", ""),
+        ({"background": 0, "liver": 1, "lesion": 2}, "", "tumour is scored as lesion"),
+        (
+            {"background": 0, "Anterior": 1, "Posterior": 2},
+            "",
+            "liver is scored as Anterior, tumour is scored as Posterior",
+        ),
+        ({"background": 0, "tumour": 1}, f"tumour is 1, but in {NAME} tumour is 2", ""),
+    ],
+)
+def test_what_values_mean_is_compared_with_the_dataset_of_the_reference(
+    reference: str, labels: dict[str, int], problem: str, warning: str, place: Path
+) -> None:
+    other = make(place / "data" / "Dataset902_Other", labels)
+    given = place / reference.format(f"data/{NAME}/labelsTr")
+    prediction = ("-p", given) if given.is_file() else ()
+    if problem:
+        with pytest.raises(OptionError, match=problem) as caught:
+            evaluate(place, given, "-d", other, *prediction)
+        assert "-d" in caught.value.hint
+        return
+    told = evaluate(place, given, "-d", other, *prediction).warnings
+    assert [each for each in told if "scored as" in each] == (
+        [f"-d {other}: of {NAME}, {warning}."] if warning else []
+    )
+
+
+def test_labels_beside_a_damaged_description_are_scored(place: Path) -> None:
+    other = make(place / "data" / "Dataset902_Other", LABELS)
+    (place / "data" / NAME / "dataset.json").write_text("{")
+    assert list(evaluate(place, place / "data" / NAME / "labelsTr", "-d", other).summary)
