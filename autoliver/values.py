@@ -109,8 +109,9 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> str:
     Raises:
         OptionError: The value is not one of them.
     """
-    if isinstance(value, str) and value in choices:
-        return value
+    word = spelled(value, choices)
+    if isinstance(word, str) and word in choices:
+        return word
     raise refused(option, value, f"one of {', '.join(choices)}", hint=meant(value, choices))
 
 
@@ -292,18 +293,25 @@ def check_type(option: str, value: object, kind: Any) -> Any:
     Raises:
         OptionError: The value does not have this type.
     """
+    words = [word for each in _union(kind) for word in _words_of(each)]
     try:
-        return msgspec.convert(_plain(value), kind)
+        return msgspec.convert(spelled(_plain(value), words), kind)
     except msgspec.ValidationError:
-        words = [word for each in _union(kind) for word in _words_of(each)]
         raise refused(option, value, _expected(kind), hint=meant(value, words)) from None
 
 
 def spelled(value: object, choices: Sequence[str]) -> object:
-    """Replaces a word by the choice that differs from it only in case; returns others unchanged."""
-    if not isinstance(value, str):
+    """Replaces a word by the choice that differs only in case, or in - and _.
+
+    Other values are returned unchanged.
+    """
+    if not isinstance(value, str) or value in choices:
         return value
-    return {choice.casefold(): choice for choice in choices}.get(value.casefold(), value)
+    return {_plain_word(choice): choice for choice in choices}.get(_plain_word(value), value)
+
+
+def _plain_word(word: str) -> str:
+    return word.casefold().replace("-", "_")
 
 
 def _fields(kind: type) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
-            "lesions. mssd may be called hd. Repeat it for several. [default: all]",
+            "lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,

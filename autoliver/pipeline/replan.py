@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from autoliver.artifacts import read_json
 from autoliver.errors import ArtifactError, OptionError
@@ -22,7 +22,7 @@ from autoliver.planning.options import (
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 from autoliver.system import entries
-from autoliver.values import check_text, check_type, set_field, spelled
+from autoliver.values import check_text, check_type, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ class PlanRequest:
         Raises:
             OptionError: An option is refused; the message names it and its value.
         """
-        modality = spelled(self.modality, get_args(ModalityName))
-        set_field(self, "modality", check_type("--modality", modality, ModalityName | None))
+        modality = check_type("--modality", self.modality, ModalityName | None)
+        set_field(self, "modality", modality)
         if self.like is None:
             if "spacing" in self.changes:
                 raise OptionError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -22,7 +22,7 @@ from autoliver.planning.names import (
     ZStrides,
 )
 from autoliver.planning.ranges import SeenImages
-from autoliver.values import check_types, set_field, spelled
+from autoliver.values import check_types
 
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
 Average = Literal["logits", "probabilities"]
@@ -207,14 +207,11 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     slices: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses invalid values; the case of a preset's name does not matter.
+        """Refuses invalid values; names of networks may be spelled in any case.
 
         Raises:
             OptionError: A value is invalid; the error names the option and its value.
         """
-        set_field(self, "preset", spelled(self.preset, get_args(Preset)))
-        set_field(self, "arch", spelled(self.arch, get_args(Architecture)))
-        set_field(self, "encoder", spelled(self.encoder, get_args(EncoderName)))
         check_types(self, flags=_FLAGS)
         self._check_network()
         if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:

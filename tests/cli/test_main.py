@@ -192,6 +192,32 @@ def test_the_workspace_can_come_from_the_environment(tmp_path: Path) -> None:
     assert f"workspace {tmp_path / 'mine'}" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        (["plan", "D", "--encoder", "EfficientNet-B0"], ""),
+        (["plan", "D", "--arch=Omnia"], ""),
+        (["plan", "D", "--arch", "Omnai"], "omnia"),
+        (["plan", "D", "--encoder=efficientnetb0"], "efficientnet_b0"),
+        (["train", "D", "2d", "--schedule", "Omnia"], ""),
+        (["train", "D", "2d", "--sampler", "Modality_Balanced"], ""),
+        (["train", "D", "2d", "--loss", "Dice_BCE"], ""),
+        (["train", "D", "2d", "--optimiser", "NAdam"], ""),
+        (["train", "D", "2d", "--schedule=omnai"], "omnia"),
+        (["predict", "-i", "in", "-o", "out", "--modality", "MRI"], "MR"),
+    ],
+)
+def test_listed_words_may_be_spelled_otherwise(
+    words: list[str], choice: str, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [*words, "-w", str(tmp_path)])
+    if choice:
+        assert result.exit_code == 2
+        assert f"Did you mean {choice}?" in " ".join(result.stderr.replace("│", " ").split())
+    else:  # refused only since there is no such dataset
+        assert "planned dataset 'D'" in str(result.exception)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     process = subprocess.Popen(

@@ -124,7 +124,8 @@ def convert(
         OptionError: There is no such kind, or the output exists already.
         MachineError: The output cannot be written.
     """
-    row = KINDS[check_choice("kind", kind, tuple(KINDS))]()
+    kind = check_choice("kind", kind, tuple(KINDS))
+    row = KINDS[kind]()
     source, output = source.absolute(), output.absolute()
     _check_output(source, output)
     found = _cases(row, source)
