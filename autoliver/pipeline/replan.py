@@ -13,7 +13,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
 from autoliver.planning.changes import Change, plan_changes
-from autoliver.planning.names import ModalityName
+from autoliver.planning.names import ModalityName, ZStrides
 from autoliver.planning.options import (
     asked_of,
     changed_like_options,
@@ -78,7 +78,11 @@ class PlanRequest:
                     f"--like-spacing {self.changes['spacing']} needs --like SOURCE.",
                     hint="Name a source with --like, or leave it out.",
                 )
-            changed_options(PlanOptions(), self.changes)
+            given = dict(self.changes)
+            if not given.keys() & {"arch", "encoder"}:
+                # The previous plan may have the encoder that strides are for.
+                check_type("--z-strides", given.pop("z_strides", None), ZStrides | None)
+            changed_options(PlanOptions(), given)
             return
         check_text("--like", self.like, "the name of a dataset or model")
         if self.modality is not None:

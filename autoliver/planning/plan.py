@@ -250,10 +250,13 @@ class PlanOptions(Record, frozen=True, kw_only=True):
                 hint="Give --preset default and fit it to your GPU with --vram GB.",
             )
         if self.z_strides != "auto" and (encoder is None or self.arch == "dsnet"):
+            none = "this has none" if encoder is None else "that of dsnet is 2D"
             raise OptionError(
-                f"--z-strides {self.z_strides} is for networks with a 3D encoder; this has none.",
+                f"--z-strides {self.z_strides} is for networks with a 3D encoder; {none}.",
                 hint="Name an encoder, e.g. --encoder efficientnet_b0, or leave it out; --fresh "
-                "forgets that of the previous plan.",
+                "forgets that of the previous plan."
+                if encoder is None
+                else "Choose --arch dxnet, or leave it out; --fresh forgets the previous plan's.",
             )
 
 
