@@ -251,7 +251,9 @@ def evaluate(
 ) -> None:
     """Score predictions per case and label.
 
-    The metrics are overlap, surface distances, volumes and detected lesions.
+    The metrics are overlap, surface distances, volumes and detected lesions. For distances, what
+    lies beyond the image's edge counts as inside, as in CHAOS; a label that is missing in the
+    prediction is as far away as the image's diagonal.
     """
     import msgspec
 
