@@ -78,11 +78,11 @@ class PlanRequest:
                     f"--like-spacing {self.changes['spacing']} needs --like SOURCE.",
                     hint="Name a source with --like, or leave it out.",
                 )
-            given = dict(self.changes)
-            if not given.keys() & {"arch", "encoder"}:
+            alone = dict(self.changes)
+            if not alone.keys() & {"arch", "encoder"}:
                 # The previous plan may have the encoder that strides are for.
-                check_type("--z-strides", given.pop("z_strides", None), ZStrides | None)
-            changed_options(PlanOptions(), given)
+                check_type("--z-strides", alone.pop("z_strides", None), ZStrides | None)
+            changed_options(PlanOptions(), alone)
             return
         check_text("--like", self.like, "the name of a dataset or model")
         if self.modality is not None:

@@ -169,7 +169,7 @@ def warn(modality, make, image, spacing):
 
 def test_a_picture_has_no_length_along_z(caplog):
     def picture(n, mm):
-        channel = channel_range(mr(n)[12:13])
+        channel = channel_range(mr(n)[6:7])
         shape, spacing = (1, *SHAPE[1:]), (999 * mm, mm, mm)
         return CaseRange(name=f"c{n}", spacing_mm=spacing, shape=shape, channels=(channel,))
 

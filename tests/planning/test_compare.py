@@ -252,7 +252,7 @@ def test_a_picture_has_no_spacing_along_z(spacing: tuple[float, float, float], w
 
 
 def test_a_picture_among_volumes_is_told_as_one() -> None:
-    z, y, x = SPACING
+    _, y, x = SPACING
     odd = case("odd", ct(9), (999 * y, y, x))
     (found,) = compare([*others(ct, 4), odd], "CT")
     assert "a 2D file without a spacing along z; the other cases have z" in found.problem
