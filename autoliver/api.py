@@ -365,7 +365,7 @@ def evaluate(
 
     Args:
         prediction: Folder of predicted label maps.
-        reference: Folder of reference label maps, or a dataset.
+        reference: Folder of reference label maps, or the folder or name of a dataset.
         dataset: Dataset that names the labels; None for that of the reference, if it is one, else
             to name them by their values.
         workspace: Folder in which the dataset is looked up.

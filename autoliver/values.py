@@ -109,8 +109,9 @@ def check_choice(option: str, value: object, choices: Sequence[str]) -> str:
     Raises:
         OptionError: The value is not one of them.
     """
-    if isinstance(value, str) and value in choices:
-        return value
+    word = spelled(value, choices)
+    if isinstance(word, str) and word in choices:
+        return word
     raise refused(option, value, f"one of {', '.join(choices)}", hint=meant(value, choices))
 
 
@@ -168,6 +169,9 @@ def check_number(
         expected = f"a number from {least:g} to {most:g}"
     elif low > -math.inf:
         expected = f"a finite number {'above' if least is None else 'of at least'} {low:g}"
+        expected += f" and at most {most:g}" if most < math.inf else ""
+    elif most < math.inf:
+        expected = f"a finite number of at most {most:g}"
     else:
         expected = "a finite number"
     if isinstance(number, bool) or not isinstance(number, int | float):
@@ -175,7 +179,8 @@ def check_number(
     inside = number > above if least is None else number >= least
     if not (math.isfinite(number) and inside and number <= most):
         # There is none above an open bound.
-        nearest = None if least is None else _nearest(number, least, most)
+        open_below = least is None and number <= above
+        nearest = None if open_below else _nearest(number, low, most)
         hint = f"The nearest value is {nearest:g}." if nearest is not None else ""
         raise refused(option, value, expected, hint=hint)
     return float(number)
@@ -288,18 +293,25 @@ def check_type(option: str, value: object, kind: Any) -> Any:
     Raises:
         OptionError: The value does not have this type.
     """
+    words = [word for each in _union(kind) for word in _words_of(each)]
     try:
-        return msgspec.convert(_plain(value), kind)
+        return msgspec.convert(spelled(_plain(value), words), kind)
     except msgspec.ValidationError:
-        words = [word for each in _union(kind) for word in _words_of(each)]
         raise refused(option, value, _expected(kind), hint=meant(value, words)) from None
 
 
 def spelled(value: object, choices: Sequence[str]) -> object:
-    """Replaces a word by the choice that differs from it only in case; returns others unchanged."""
-    if not isinstance(value, str):
+    """Replaces a word by the choice that differs only in case, or in - and _.
+
+    Other values are returned unchanged.
+    """
+    if not isinstance(value, str) or value in choices:
         return value
-    return {choice.casefold(): choice for choice in choices}.get(value.casefold(), value)
+    return {_plain_word(choice): choice for choice in choices}.get(_plain_word(value), value)
+
+
+def _plain_word(word: str) -> str:
+    return word.casefold().replace("-", "_")
 
 
 def _fields(kind: type) -> dict[str, Any]:

@@ -266,6 +266,11 @@ def test_images_of_one_slice_have_no_neighbours(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.ReadImage(path)[:, :, 5:6], path)
     with pytest.raises(OptionError, match=r"--slices 3: the images of .* are one slice deep"):
         run("plan", tmp_path / NAME, "--slices", 3, "-w", tmp_path / "w")
+    run("plan", tmp_path / NAME, "--preset", "tiny", "--encoder", "resnet18", "-w", tmp_path / "w")
+    with pytest.raises(OptionError, match=r"--z-strides all: the images of .* are one slice deep"):
+        run("plan", NAME, "--z-strides", "all", "-w", tmp_path / "w")
+    with pytest.raises(OptionError, match="this has none"):
+        run("plan", NAME, "--fresh", "--z-strides", "all", "-w", tmp_path / "w")
 
 
 def test_nnunet_has_no_such_network(trained: Path, tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_what_keeps_weights_needs_weights_worth_keeping(workspace: Path) -> None
 
 
 def test_options_from_python_are_checked(workspace: Path) -> None:
-    request = TrainRequest(configuration="2d", changes={"loss": "dice_topk"}, tag="python")
-    with pytest.raises(OptionError, match="dice_topk"):
+    request = TrainRequest(configuration="2d", changes={"loss": "dice_topkk"}, tag="python")
+    with pytest.raises(OptionError, match="dice_topkk"):
         train(Workspace(workspace), NAME, request)
 
 

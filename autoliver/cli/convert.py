@@ -69,6 +69,12 @@ def _show(done: "Converted") -> str:
             f"Left out, since without a label map: {counted(len(done.unlabelled), 'case')}: "
             f"{first_few(done.unlabelled, _SHOWN)}."
         )
+    if done.passed_over:
+        folders = [folder.name for folder in done.passed_over]
+        said.append(
+            f"Passed over, since without a case: {counted(len(folders), 'folder')}: "
+            f"{first_few(folders, _SHOWN)}."
+        )
     return "\n".join(
         [
             *(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in said),

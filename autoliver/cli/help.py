@@ -1,8 +1,10 @@
 """Help pages: options in named groups, values in words, and an example."""
 
+import inspect
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -10,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from autoliver.cli.options import GENERAL
 from autoliver.commands import command, completed
 from autoliver.errors import AutoliverError
-from autoliver.values import counted, meant
+from autoliver.values import counted, meant, spelled
 
 # Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -32,12 +34,17 @@ class HelpfulCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the command line; what is wrong with it is said in plain words."""
-        given = list(args)  # reading them takes them out
-        self._refuse_empty(list(map(str, given)))
+        given = list(map(str, args))  # reading them takes them out
+        self._refuse_empty(given)
+        choices = self._choices()
         try:
-            return list(super().parse_args(ctx, args))
+            return list(super().parse_args(ctx, _spelled_out(given, choices)))
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
+            known = choices.get(max(getattr(error.param, "opts", None) or [""], key=len), ())
+            wrong = re.match(r"'(.*)' is not one of ", error.message)
+            if wrong and known:
+                error.message = f"{error.message} {meant(wrong[1], known)}".rstrip()
             raise
         except USAGE_ERROR as error:
             files = [word for word in given if Path(word).is_file()]
@@ -47,6 +54,17 @@ class HelpfulCommand(TyperCommand):
                     "pattern such as *.nii.gz. Give the folder that holds them instead."
                 )
             raise
+
+    def _choices(self) -> dict[str, tuple[str, ...]]:
+        """Maps each spelling of an option that takes one of some words to these words."""
+        kinds = get_type_hints(inspect.unwrap(self.callback)) if self.callback else {}
+        words = {name: _words_of(kind) for name, kind in kinds.items()}
+        return {
+            option: words[each.name]
+            for each in self.params
+            if words.get(each.name or "")
+            for option in each.opts
+        }
 
     def _refuse_empty(self, given: list[str]) -> None:
         """Refuses values that are empty, as of a shell's variable that is not set."""
@@ -122,6 +140,25 @@ def help_hint(error: Any) -> str:
     if context is None or context.parent is None:
         return f"Commands and options: {command('--help')}"
     return f"Its options: {command('help', context.info_name)}"
+
+
+def _words_of(kind: Any) -> tuple[str, ...]:
+    """The words of a literal type, or of those in a union or a list."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for part in get_args(kind) for word in _words_of(part))
+
+
+def _spelled_out(given: list[str], choices: Mapping[str, Sequence[str]]) -> list[str]:
+    """Spells values of options as they are listed: Omnia is omnia, EfficientNet-B0 its name."""
+    words = []
+    for before, word in zip(["", *given], given, strict=False):
+        option, sign, value = word.partition("=")
+        if sign and option in choices:
+            words.append(f"{option}={spelled(value, choices[option])}")
+        else:
+            words.append(str(spelled(word, choices.get(before, ()))))
+    return words
 
 
 def _in_plain_words(error: typer.BadParameter) -> str:

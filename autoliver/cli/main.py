@@ -26,12 +26,12 @@ from autoliver.cli import (
 )
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
 from autoliver.cli.output import say
+from autoliver.cli.stop import INTERRUPTED, say_stopped
 from autoliver.errors import AutoliverError, MachineError, WrongValue
 from autoliver.system import STOP_SIGNALS, in_words
 
-_AGAIN = "Run the same command again to continue."
 # Exit codes after Ctrl-C, SIGTERM and the loss of the terminal.
-_STOPPED = {128 + number for number in (signal.SIGINT, *STOP_SIGNALS)}
+_STOPPED = {INTERRUPTED, *(128 + number for number in STOP_SIGNALS)}
 
 app = typer.Typer(
     name="autoliver",
@@ -143,8 +143,7 @@ def run() -> None:
         sys.exit(error.exit_code)
     except SystemExit as done:
         if done.code in _STOPPED:
-            _print_json("Stopped.", _AGAIN)
-            typer.echo(f"Stopped. {_AGAIN}", err=True)
+            say_stopped()
         raise
 
 

@@ -187,7 +187,7 @@ def evaluate(
             "--reference",
             "-r",
             metavar="REF",
-            help="Folder of reference label maps, or one file; or a dataset, such as a pool.",
+            help="Folder of reference label maps, or one file; or a dataset (its folder or name).",
         ),
     ],
     dataset: Annotated[
@@ -205,7 +205,7 @@ def evaluate(
         typer.Option(
             metavar="NAME",
             help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
-            "lesions. mssd may be called hd. Repeat it for several. [default: all]",
+            "lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,
@@ -251,7 +251,9 @@ def evaluate(
 ) -> None:
     """Score predictions per case and label.
 
-    The metrics are overlap, surface distances, volumes and detected lesions.
+    The metrics are overlap, surface distances, volumes and detected lesions. For distances, what
+    lies beyond the image's edge counts as inside, as in CHAOS; a label that is missing in the
+    prediction is as far away as the image's diagonal.
     """
     import msgspec
 

@@ -168,8 +168,20 @@ def read_raw(where: Path) -> dict[str, Any]:
         raise DatasetError(
             f"{where}: expected an object {{...}}, found {type(raw).__name__}.", hint=_MEND
         )
+    _refuse_planned(where, raw)
     _check_keys(where, raw)
     return raw
+
+
+def _refuse_planned(where: Path, raw: Mapping[str, Any]) -> None:
+    """Refuses the record that a workspace keeps of a dataset under the same name."""
+    if raw.get("kind") == "dataset" and "schema" in raw:
+        place = raw.get("folder")
+        raise DatasetError(
+            f"{where.parent}: this is a folder of a workspace, with what was made of the dataset; "
+            f"its images and labels are in {place}.",
+            hint=f"Give {place} instead.",
+        )
 
 
 def _check_keys(where: Path, raw: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from autoliver.artifacts import Record
-from autoliver.io.volume import FLAT_SPACING
+from autoliver.io.volume import has_no_thickness
 from autoliver.planning.nonzero import bounding_box
 
 Mask = npt.NDArray[np.bool_]
@@ -89,7 +89,7 @@ def volume_ml(mask: Mask, spacing_mm: tuple[float, ...]) -> float:
         mask: (z, y, x), or (y, x) with the thickness of the slice as a third spacing.
         spacing_mm: Spacing (z, y, x).
     """
-    if spacing_mm[0] >= 0.999 * FLAT_SPACING * max(spacing_mm[1:]):
+    if has_no_thickness(spacing_mm):
         return np.nan
     return float(np.count_nonzero(mask) * np.prod(spacing_mm)) / 1000
 

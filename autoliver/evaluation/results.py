@@ -69,8 +69,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
     """Which metrics are computed, and how.
 
     Attributes:
-        metrics: Names from `ALL_METRICS`, or hd for mssd; `OVERLAP_METRICS` alone take a
-            fraction of the time.
+        metrics: Names from `ALL_METRICS` in any case, or hd for mssd; a text may hold several with
+            commas between them. `OVERLAP_METRICS` alone take a fraction of the time.
         connectivity: Neighbourhood that defines border voxels: 6, as in CHAOS' evaluation code, or
             26.
         nsd_tolerance_mm: Surfaces at most this far apart count as equal in the NSD.
@@ -98,14 +98,16 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             OptionError: A value is invalid; the message names the option and the value.
         """
         check_types(self)
-        names = (_SYNONYMS.get(name, name) for name in self.metrics)
+        known = (*ALL_METRICS, *_SYNONYMS)
+        typed = [part.strip() for name in self.metrics for part in name.split(",")]
+        names = (_SYNONYMS.get(name.casefold(), name.casefold()) for name in typed)
         set_field(self, "metrics", tuple(dict.fromkeys(names)))
-        unknown = [name for name in self.metrics if name not in ALL_METRICS]
+        unknown = [name for name in typed if name.casefold() not in known]
         if unknown:
-            near = meant(unknown[0], ALL_METRICS)
+            near = meant(unknown[0], known)
             raise WrongValue(
                 f"--metrics: there is no metric '{unknown[0]}'.",
-                hint=f"{near} Choose from {', '.join(ALL_METRICS)}.".strip(),
+                hint=f"{near} Choose from {', '.join(known)}.".strip(),
             )
         check_number("nsd_tolerance_mm", self.nsd_tolerance_mm, least=0.0)
         check_number("lesion_overlap", self.lesion_overlap, least=0.0, most=1.0)

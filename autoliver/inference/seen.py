@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-from autoliver.io.volume import Geometry
+from autoliver.io.volume import Geometry, has_no_thickness, is_flat
 from autoliver.planning.modality import AIR_HU
 from autoliver.planning.ranges import CLEARLY_NEGATIVE, ChannelRange, SeenChannel, SeenImages
 
@@ -65,9 +65,11 @@ def warn_if_far(
         ct: Channel by channel, whether values have a scale.
     """
     extent = [n * mm for n, mm in zip(geometry.shape_zyx, geometry.spacing_mm, strict=True)]
+    # 2D files have no length along z; what stands for it says no more than y and x.
+    flat = is_flat(geometry) and has_no_thickness(seen.spacing_mm[0])
     found = [
-        *_far_lengths("spacing", geometry.spacing_mm, seen.spacing_mm, _FAR_SPACING),
-        *_far_lengths("size", extent, seen.extent_mm, _FAR_EXTENT),
+        *_far_lengths("spacing", geometry.spacing_mm, seen.spacing_mm, _FAR_SPACING, flat=flat),
+        *_far_lengths("size", extent, seen.extent_mm, _FAR_EXTENT, flat=flat),
     ]
     for index, (image, known) in enumerate(zip(channels, seen.channels, strict=True)):
         of = f" of channel {index}" if len(channels) > 1 else ""
@@ -80,9 +82,15 @@ def warn_if_far(
 
 
 def _far_lengths(
-    what: str, values: Sequence[float], seen: Sequence[Sequence[float]], factor: float
+    what: str,
+    values: Sequence[float],
+    seen: Sequence[Sequence[float]],
+    factor: float,
+    *,
+    flat: bool,
 ) -> Iterator[str]:
-    for axis, value, low, high in zip("zyx", values, *seen, strict=True):
+    lengths = list(zip("zyx", values, *seen, strict=True))
+    for axis, value, low, high in lengths[flat:]:
         if not low / factor <= value <= high * factor:
             yield f"{what} along {axis} {value:.3g} mm, there {_from(low, high)} mm"
 

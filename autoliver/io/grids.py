@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record
-from autoliver.io.volume import Geometry
+from autoliver.io.volume import Geometry, is_flat
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +61,7 @@ def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ..
     turn = np.subtract(first.direction, second.direction)
     compared: tuple[tuple[Quantity, Sequence[float], Sequence[float], Array, float], ...] = (
         ("size", first.shape_zyx, second.shape_zyx, _unequal(first, second), 0.0),
-        ("spacing", first.spacing_mm, second.spacing_mm, 1 - second.spacing_mm / spacing, 1e-3),
+        ("spacing", *_stated(first, second), 1 - second.spacing_mm / spacing, 1e-3),
         ("origin", first.origin_xyz, second.origin_xyz, shift / spacing.min(), 0.1),
         ("direction", first.direction, second.direction, turn, 1e-3),
     )
@@ -73,6 +73,12 @@ def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ..
                 GridDifference(what=what, first=tuple(a), second=tuple(b), rounding=worst <= limit)
             )
     return tuple(differences)
+
+
+def _stated(first: Geometry, second: Geometry) -> tuple[Sequence[float], Sequence[float]]:
+    """The spacings of both grids; if both are of 2D files, those in plane (y, x)."""
+    start = int(is_flat(first) and is_flat(second))
+    return first.spacing_mm[start:], second.spacing_mm[start:]
 
 
 def _unequal(first: Geometry, second: Geometry) -> Array:

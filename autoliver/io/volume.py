@@ -1,5 +1,6 @@
 """Images in memory: an array (c, z, y, x) and its grid; only io converts from other axis orders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,15 @@ class Geometry(Record, frozen=True, kw_only=True):
 
 def is_flat(geometry: Geometry) -> bool:
     """Whether a grid is that of a 2D file, which has no slice axis."""
-    in_plane = max(geometry.spacing_mm[1:])
-    one_slice = geometry.shape_zyx[0] == 1
-    return one_slice and geometry.spacing_mm[0] >= 0.999 * FLAT_SPACING * in_plane
+    return geometry.shape_zyx[0] == 1 and has_no_thickness(geometry.spacing_mm)
+
+
+def has_no_thickness(spacing_mm: Sequence[float]) -> bool:
+    """Whether a spacing (z, y, x) is that of a 2D file: its z is `FLAT_SPACING` times the others.
+
+    No file says this z, so it should not be shown.
+    """
+    return spacing_mm[0] >= 0.999 * FLAT_SPACING * max(spacing_mm[1:])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

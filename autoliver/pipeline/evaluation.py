@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from autoliver.datasets.cases import (
     Case,
     Dataset,
@@ -15,10 +17,11 @@ from autoliver.datasets.cases import (
     read_dataset,
     unscored_labels,
 )
+from autoliver.datasets.description import read_description
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.layouts import label_files
-from autoliver.datasets.names import dataset_of
-from autoliver.errors import OptionError
+from autoliver.datasets.names import dataset_of, is_dataset
+from autoliver.errors import DatasetError, OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder
@@ -93,9 +96,10 @@ def evaluate(
     Args:
         workspace: The workspace in which the dataset is looked up.
         prediction: Folder of predicted label maps, or one file.
-        reference: Folder of reference label maps, or one file; or a dataset, which need not have
-            its label maps in one folder. It says which labels each case is scored for, and to which
-            groups it belongs, and it defines the labels if no other dataset does.
+        reference: Folder of reference label maps, or one file; or the folder or name of a dataset,
+            which need not have its label maps in one folder. It says which labels each case is
+            scored for, and to which groups it belongs, and it defines the labels if no other
+            dataset does.
         request: What to compute, and where to write it.
 
     Raises:
@@ -108,15 +112,22 @@ def evaluate(
     from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
     from autoliver.inference.record import refuse_other_labels
 
-    referred = _dataset_at(reference)
+    referred = _dataset_at(workspace, reference)
     named = workspace.read(request.dataset) if request.dataset else referred
     labels = named.labels if named else None
     dataset = referred or named  # its label maps are scored, unless a folder holds others
+    renamed: tuple[str, ...] = ()
     if labels is not None:
         whose = f"-d {request.dataset}" if request.dataset else f"-r {reference}"
         refuse_other_labels(prediction, labels, whose=whose)
         if referred is not None:
-            labels = _as_in(referred, labels, whose=whose)
+            hint = "Leave -d out: the reference is a dataset, and says what its values mean."
+            renamed = _compare(referred.labels, referred.name, labels, whose=whose, hint=hint)
+            labels = labels.replace(ignore=referred.labels.ignore)
+        elif (around := _dataset_around(reference)) is not None:
+            stated, folder = around
+            hint = f"{reference} belongs to {folder}: give it with -d."
+            renamed = _compare(stated, folder.name, labels, whose=whose, hint=hint)
     as_json, as_csv = request.files(prediction)
     _refuse_dataset(as_json.parent)
     files = referred and {case.name: Path(str(case.label)) for case in referred.labelled}
@@ -138,45 +149,71 @@ def evaluate(
     )
     if dataset is not None:
         scores = scores.grouped(groups_of(dataset.cases))
+    scores = scores.replace(warnings=(*renamed, *scores.warnings))
     scores.save(as_json)
     write_csv(scores, as_csv)
     return scores
 
 
-def _dataset_at(reference: Path) -> Dataset | None:
-    """Reads the dataset in a folder; None if that is none, or holds label maps itself."""
-    described = (reference / "dataset.json").is_file()
+def _dataset_at(workspace: Workspace, reference: Path) -> Dataset | None:
+    """Reads the dataset of a name or in a folder; None for label maps: a file or their folder."""
+    if not reference.exists():
+        name = str(reference)
+        named = workspace.knows(name) or (not split_ending(name)[1] and workspace.meant(name))
+        return workspace.read(name) if named else None
+    described = (reference / "dataset.json").is_file() or is_dataset(reference)
     return read_dataset(reference) if described and not label_files(reference) else None
 
 
-def _as_in(reference: Dataset, labels: Labels, *, whose: str) -> Labels:
-    """Returns the labels by which the label maps of a dataset are read: what it ignores is ignored.
+def _dataset_around(reference: Path) -> tuple[Labels, Path] | None:
+    """The labels and the folder of the dataset whose label maps these are; None if not known."""
+    folder = dataset_of(reference.parent if reference.is_file() else reference)
+    if folder is None or not (folder / "dataset.json").is_file():
+        return None
+    try:
+        stated = read_description(folder).labels
+    except DatasetError:  # label maps may be scored whatever lies beside their folder
+        return None
+    return msgspec.convert(stated, Labels, from_attributes=True), folder
+
+
+def _compare(
+    theirs: Labels, name: str, labels: Labels, *, whose: str, hint: str
+) -> tuple[str, ...]:
+    """Compares labels with those of the dataset that the reference label maps belong to.
 
     Args:
-        reference: The dataset.
+        theirs: The labels of that dataset.
+        name: Its name.
         labels: Names and values of the labels to score.
         whose: Where these come from, for the message: "-d LiTS".
+        hint: What to do if they contradict.
+
+    Returns:
+        A warning, if some labels of the dataset are scored under other names.
 
     Raises:
         OptionError: A label of the same name has another value in the dataset, or the dataset
             ignores a value that is a label.
     """
-    theirs, ignored = reference.labels, reference.labels.ignore
-    there = {name.casefold(): (name, values) for name, values in theirs.values.items()}
+    there = {own.casefold(): (own, values) for own, values in theirs.values.items()}
     problem = ""
     for label in contradictions(labels, theirs)[:1]:
-        name, values = there[label.casefold()]
-        own = _numbers(labels.values[label])
-        problem = f"there {label} is {own}, but in {reference.name} {name} is {_numbers(values)}"
-    if not problem and ignored in labels.foreground_values:
-        label = next(name for name, values in labels.values.items() if ignored in values)
-        problem = f"there {label} has the value {ignored}, which {reference.name} ignores"
+        own, values = there[label.casefold()]
+        given = _numbers(labels.values[label])
+        problem = f"there {label} is {given}, but in {name} {own} is {_numbers(values)}"
+    if not problem and theirs.ignore in labels.foreground_values:
+        label = next(each for each, values in labels.values.items() if theirs.ignore in values)
+        problem = f"there {label} has the value {theirs.ignore}, which {name} ignores"
     if problem:
-        raise OptionError(
-            f"{whose}: {problem}.",
-            hint="Leave -d out: the reference is a dataset, and says what its values mean.",
-        )
-    return labels.replace(ignore=ignored)
+        raise OptionError(f"{whose}: {problem}.", hint=hint)
+    renamed = [
+        f"{own} is scored as {label}"
+        for label, values in labels.foreground.items()
+        for own, same in theirs.foreground.items()
+        if label.casefold() not in there and set(values) == set(same)
+    ]
+    return (f"{whose}: of {name}, {', '.join(renamed)}.",) if renamed else ()
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from autoliver.artifacts import read_json
 from autoliver.errors import ArtifactError, OptionError
@@ -13,7 +13,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.data import Planned, plan_folder, planned_dataset, to_train
 from autoliver.pipeline.run.follow import plan_following, plan_to_follow
 from autoliver.planning.changes import Change, plan_changes
-from autoliver.planning.names import ModalityName
+from autoliver.planning.names import ModalityName, ZStrides
 from autoliver.planning.options import (
     asked_of,
     changed_like_options,
@@ -22,7 +22,7 @@ from autoliver.planning.options import (
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
 from autoliver.system import entries
-from autoliver.values import check_text, check_type, set_field, spelled
+from autoliver.values import check_text, check_type, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 _log = logging.getLogger(__name__)
@@ -70,15 +70,19 @@ class PlanRequest:
         Raises:
             OptionError: An option is refused; the message names it and its value.
         """
-        modality = spelled(self.modality, get_args(ModalityName))
-        set_field(self, "modality", check_type("--modality", modality, ModalityName | None))
+        modality = check_type("--modality", self.modality, ModalityName | None)
+        set_field(self, "modality", modality)
         if self.like is None:
             if "spacing" in self.changes:
                 raise OptionError(
                     f"--like-spacing {self.changes['spacing']} needs --like SOURCE.",
                     hint="Name a source with --like, or leave it out.",
                 )
-            changed_options(PlanOptions(), self.changes)
+            alone = dict(self.changes)
+            if not alone.keys() & {"arch", "encoder"}:
+                # The previous plan may have the encoder that strides are for.
+                check_type("--z-strides", alone.pop("z_strides", None), ZStrides | None)
+            changed_options(PlanOptions(), alone)
             return
         check_text("--like", self.like, "the name of a dataset or model")
         if self.modality is not None:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from autoliver.datasets.cases import Modality
+from autoliver.io.volume import has_no_thickness
 from autoliver.planning.ranges import CaseRange, ChannelRange
 
 # Fewer other cases cannot agree on anything; and so large a share of them must.
@@ -151,16 +152,20 @@ def _far_spacing(case: CaseRange, others: Sequence[CaseRange]) -> tuple[str, str
         far = [True] * 3
     if not any(far):
         return None
-    axes = ", ".join(name for name, is_far in zip("zyx", far, strict=True) if is_far)
+    flat = has_no_thickness(case.spacing_mm)
+    shown = list(zip("zyx", bands, far, strict=True))[flat and any(far[1:]) :]
+    axes = ", ".join(name for name, _, is_far in shown if is_far)
     typical = "; ".join(
         f"{name} {_ends(band, '{:.3g}')}"
-        for name, band, is_far in zip("zyx", bands, far, strict=True)
+        for name, band, is_far in shown
         if is_far and band is not None
     )
     problem = (
-        f"its spacing (z, y, x) is {_mm(case.spacing_mm)}, along {axes} about "
-        f"{_ratio(factors[far.index(True)])} that of the other cases ({typical} mm)"
+        f"its spacing ({'y, x' if flat else 'z, y, x'}) is {_mm(case.spacing_mm)}, along {axes} "
+        f"about {_ratio(factors[far.index(True)])} that of the other cases ({typical} mm)"
     )
+    if flat and not any(far[1:]):
+        problem = f"it is a 2D file without a spacing along z; the other cases have {typical} mm"
     return problem, f"{_unit(factors, far)}Correct the file's header, or take the case out."
 
 
@@ -395,7 +400,8 @@ def _times(values: Sequence[int]) -> str:
 
 
 def _mm(values: Sequence[float]) -> str:
-    return " x ".join(f"{mm:.3g}" for mm in values) + " mm"
+    """A spacing (z, y, x) as text; that of a 2D file without z."""
+    return " x ".join(f"{mm:.3g}" for mm in values[has_no_thickness(values) :]) + " mm"
 
 
 def _ends(band: _Band | None, form: str) -> str:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ from autoliver.planning.names import (
     ZStrides,
 )
 from autoliver.planning.ranges import SeenImages
-from autoliver.values import check_types, set_field, spelled
+from autoliver.values import check_types
 
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
 Average = Literal["logits", "probabilities"]
@@ -220,14 +220,11 @@ class PlanOptions(Record, frozen=True, kw_only=True):
     slices: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses invalid values; the case of a preset's name does not matter.
+        """Refuses invalid values; names of networks may be spelled in any case.
 
         Raises:
             OptionError: A value is invalid; the error names the option and its value.
         """
-        set_field(self, "preset", spelled(self.preset, get_args(Preset)))
-        set_field(self, "arch", spelled(self.arch, get_args(Architecture)))
-        set_field(self, "encoder", spelled(self.encoder, get_args(EncoderName)))
         check_types(self, flags=_FLAGS)
         self._check_network()
         if self.vram_gb is not None and not 0 < self.vram_gb < math.inf:
@@ -266,10 +263,13 @@ class PlanOptions(Record, frozen=True, kw_only=True):
                 hint="Give --preset default and fit it to your GPU with --vram GB.",
             )
         if self.z_strides != "auto" and (encoder is None or self.arch == "dsnet"):
+            none = "this has none" if encoder is None else "that of dsnet is 2D"
             raise OptionError(
-                f"--z-strides {self.z_strides} is for networks with a 3D encoder; this has none.",
+                f"--z-strides {self.z_strides} is for networks with a 3D encoder; {none}.",
                 hint="Name an encoder, e.g. --encoder efficientnet_b0, or leave it out; --fresh "
-                "forgets that of the previous plan.",
+                "forgets that of the previous plan."
+                if encoder is None
+                else "Choose --arch dxnet, or leave it out; --fresh forgets the previous plan's.",
             )
 
 

@@ -165,11 +165,8 @@ class _Planner:
         self.grid = full_resolution(cases, spacing_mm=options.spacing_mm)
         self.budget = _budget(dataset, options)
         self.slices = options.slices
-        if self.grid.flat and self.slices > 1:
-            raise OptionError(
-                f"--slices {self.slices}: the images of {dataset.name} are one slice deep.",
-                hint="Leave it out. If the previous plan was made with it, --fresh resets it.",
-            )
+        if self.grid.flat:
+            _refuse_depth(dataset, options)
         self.cases = len(fingerprint.cases)
         self.previous_channels = len(dataset.labels.foreground_values)
         # If a channel's name does not decide, the modality does; nnU-Net uses names only.
@@ -344,6 +341,17 @@ def _in_order(case: CaseFingerprint, codes: str) -> CaseFingerprint:
         shape=turn.values(case.shape),
         shape_after_crop=turn.values(case.shape_after_crop),
     )
+
+
+def _refuse_depth(dataset: Dataset, options: PlanOptions) -> None:
+    """Refuses what only volumes have; the images of the dataset are single slices."""
+    slices, strides = f"--slices {options.slices}", f"--z-strides {options.z_strides}"
+    for option, given in ((slices, options.slices > 1), (strides, options.z_strides != "auto")):
+        if given:
+            raise OptionError(
+                f"{option}: the images of {dataset.name} are one slice deep.",
+                hint="Leave it out. If the previous plan was made with it, --fresh resets it.",
+            )
 
 
 def _windowed(stats: IntensityStats, window: tuple[float, float] | None) -> IntensityStats:

@@ -22,6 +22,7 @@ from autoliver.values import (
     counted,
     flag_of,
     natural,
+    set_field,
 )
 
 # Below this number of steps, the adaptive recipe is better on real data (docs/RESULTS.md).
@@ -122,7 +123,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        check_objective(self.loss)
+        set_field(self, "loss", check_objective(self.loss))
 
     @classmethod
     def load(cls, path: Readable, *, mend: str = "", hint: str = "") -> Self:
@@ -343,6 +344,18 @@ def given_options(given: Mapping[str, object]) -> TrainingOptions:
     """Makes options from some given fields; the other fields have their defaults.
 
     Args:
+        given: As for `typed_options`.
+
+    Raises:
+        OptionError: As for `typed_options`.
+    """
+    return TrainingOptions(**typed_options(given))
+
+
+def typed_options(given: Mapping[str, object]) -> dict[str, Any]:
+    """Converts given fields of `TrainingOptions` to their types, and words to their spelling.
+
+    Args:
         given: Field -> value, of any type.
 
     Raises:
@@ -352,10 +365,7 @@ def given_options(given: Mapping[str, object]) -> TrainingOptions:
     kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
     check_known(given, kinds, of="train")
     plain = {**given, **({"patch": patch_sizes(given["patch"])} if given.get("patch") else {})}
-    values: dict[str, Any] = {
-        name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()
-    }
-    return TrainingOptions(**values)
+    return {name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()}
 
 
 def check_options(options: TrainingOptions) -> None:

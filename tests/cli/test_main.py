@@ -192,6 +192,32 @@ def test_the_workspace_can_come_from_the_environment(tmp_path: Path) -> None:
     assert f"workspace {tmp_path / 'mine'}" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        (["plan", "D", "--encoder", "EfficientNet-B0"], ""),
+        (["plan", "D", "--arch=Omnia"], ""),
+        (["plan", "D", "--arch", "Omnai"], "omnia"),
+        (["plan", "D", "--encoder=efficientnetb0"], "efficientnet_b0"),
+        (["train", "D", "2d", "--schedule", "Omnia"], ""),
+        (["train", "D", "2d", "--sampler", "Modality_Balanced"], ""),
+        (["train", "D", "2d", "--loss", "Dice_BCE"], ""),
+        (["train", "D", "2d", "--optimiser", "NAdam"], ""),
+        (["train", "D", "2d", "--schedule=omnai"], "omnia"),
+        (["predict", "-i", "in", "-o", "out", "--modality", "MRI"], "MR"),
+    ],
+)
+def test_listed_words_may_be_spelled_otherwise(
+    words: list[str], choice: str, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [*words, "-w", str(tmp_path)])
+    if choice:
+        assert result.exit_code == 2
+        assert f"Did you mean {choice}?" in " ".join(result.stderr.replace("│", " ").split())
+    else:  # refused only since there is no such dataset
+        assert "planned dataset 'D'" in str(result.exception)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     process = subprocess.Popen(
@@ -220,6 +246,25 @@ def test_ctrl_c_says_how_to_go_on(as_json: bool, tmp_path: Path) -> None:
     assert err.endswith(f"Stopped. {again}\n")
     assert "Traceback" not in err
     assert not as_json or json.loads(out) == {"error": "Stopped.", "hint": again}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_is_answered_while_modules_are_imported(as_json: bool, tmp_path: Path) -> None:
+    # What is imported first by the command line stands still until the signal is there.
+    (tmp_path / "typer.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise AssertionError\n"
+    )
+    words = ["convert", "camus", "in", "out", *(["--json"] if as_json else [])]
+    start = (
+        f"import sys, signal; sys.argv = ['autoliver', *{words!r}]\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from autoliver.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    again = "Run the same command again to continue."
+    assert (done.returncode, done.stderr) == (130, f"Stopped. {again}\n")
+    assert not as_json or json.loads(done.stdout) == {"error": "Stopped.", "hint": again}
 
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:

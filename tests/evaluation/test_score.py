@@ -405,6 +405,10 @@ def test_images_have_no_volume(tmp_path):
 
 
 def test_the_hausdorff_distance_has_two_names():
+    assert results.MetricOptions(metrics=("Mad, HD", "NSD")).metrics == ("mad", "mssd", "nsd")
+    with pytest.raises(OptionError, match="no metric 'hdd'") as caught:
+        results.MetricOptions(metrics=("mad,hdd",))
+    assert caught.value.hint.startswith("Did you mean hd?")
     assert results.MetricOptions(metrics=("dice", "hd", "mssd", "mad")).metrics == (
         *("dice", "mssd", "mad"),
     )

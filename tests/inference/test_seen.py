@@ -165,3 +165,23 @@ def warn(modality, make, image, spacing):
         model="Toy",
         ct=[modality == "CT"],
     )
+
+
+def test_a_picture_has_no_length_along_z(caplog):
+    def picture(n, mm):
+        channel = channel_range(mr(n)[6:7])
+        shape, spacing = (1, *SHAPE[1:]), (999 * mm, mm, mm)
+        return CaseRange(name=f"c{n}", spacing_mm=spacing, shape=shape, channels=(channel,))
+
+    odd = picture(3, 400.0)
+    warn_if_far(
+        seen_images([picture(n, 4.0) for n in range(6)]),
+        odd.channels,
+        geometry=Geometry(shape_zyx=odd.shape, spacing_mm=odd.spacing_mm),
+        name="case_9",
+        model="Toy",
+        ct=[False],
+    )
+    (record,) = caplog.records
+    assert "spacing along y 400 mm, there 4 mm" in record.getMessage()
+    assert "along z" not in record.getMessage()

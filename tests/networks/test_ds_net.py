@@ -162,5 +162,5 @@ def test_its_2d_configuration_is_the_2d_network_alone() -> None:
 
 
 def test_it_has_no_strides_of_a_3d_encoder() -> None:
-    with pytest.raises(OptionError, match="--z-strides all is for networks with a 3D encoder"):
+    with pytest.raises(OptionError, match="with a 3D encoder; that of dsnet is 2D"):
         PlanOptions(arch="dsnet", z_strides="all")

@@ -190,8 +190,28 @@ def damage(text: str) -> Callable[[Path], None]:
     return change
 
 
-def copy_elsewhere(source: Path) -> None:
-    shutil.copytree(source / "BraTS20_Training_001", source / "HGG/BraTS20_Training_001")
+def interpolate(text: str) -> Callable[[Path], None]:
+    """Makes the values of a label map halves, as linear resampling does."""
+
+    def change(source: Path) -> None:
+        (path,) = source.rglob(text)
+        label = read_label(path)
+        path.unlink()
+        write_image(path, label.array.astype(np.float32) / 2, label.geometry)
+
+    return change
+
+
+def copied(name: str, to: str) -> Callable[[Path], None]:
+    return lambda source: shutil.copytree(source / name, source / to) and None
+
+
+def capitals(source: Path) -> None:
+    """A second copy of a patient, whose files and folder begin with a capital."""
+    folder = source / "Patient0001"
+    shutil.copytree(source / "patient0001", folder)
+    for path in folder.iterdir():
+        path.rename(folder / path.name.capitalize().replace("ch_e", "CH_E"))
 
 
 CASE = "BraTS20_Training_001"
@@ -208,7 +228,12 @@ FRAME_NAME = "patient0002_4CH_ES"
         ("brats", regrid(f"{CASE}_t2.*", spacing_mm=(2.0, 1.0, 1.0)), [CASE, "spacing", "_t2."]),
         ("brats", regrid(f"{CASE}_seg*", origin_xyz=(9.0, 0.0, 0.0)), [CASE, "origin", "_seg."]),
         ("brats", damage(f"{CASE}_seg*"), [f"{CASE}_seg"]),
-        ("brats", copy_elsewhere, [CASE, "twice", "HGG"]),
+        ("brats", copied(CASE, f"HGG/{CASE}"), [CASE, "twice", "HGG"]),
+        ("brats", interpolate(f"{CASE}_seg*"), ["Nothing was written", f"{CASE}: ", "0.5"]),
+        ("camus", interpolate(f"{FRAME_NAME}_gt*"), ["Nothing was written", f"{FRAME_NAME}: "]),
+        ("camus", copied("patient0001", "extra/patient0001"), ["patient0001", "twice", "extra"]),
+        ("camus", copied("patient0001", "Again"), ["patient0001", "twice", "Again"]),
+        ("camus", capitals, ["Patient0001", "twice", "/patient0001/"]),
         ("camus", remove(f"{FRAME_NAME}.nii.gz"), [FRAME_NAME, "label map without an image"]),
         ("camus", relabel(f"{FRAME_NAME}_gt*", 4), [FRAME_NAME, "the value 4", "0, 1, 2, 3"]),
         ("camus", regrid(f"{FRAME_NAME}_gt*", spacing_mm=(1.0, 0.6, 0.5)), [FRAME_NAME, "spacing"]),
@@ -250,10 +275,9 @@ def test_the_wrong_folder_is_refused_with_the_right_one(kind: str, tmp_path: Pat
     right = tmp_path / "data/training"
     source = write_camus(right) if kind == "camus" else write_brats(right, CASE)
     inner = next(source.iterdir())
-    for wrong in (inner, *([tmp_path / "data"] if kind == "camus" else [])):
-        with pytest.raises(DatasetError, match="there is no case of") as caught:
-            converted(kind, wrong, tmp_path / "out")
-        assert f"Did you mean {right}?" in caught.value.hint
+    with pytest.raises(DatasetError, match="there is no case of") as caught:
+        converted(kind, inner, tmp_path / "out")
+    assert f"Did you mean {right}?" in caught.value.hint
     (tmp_path / "empty").mkdir()
     other = write_brats(tmp_path / "b", CASE) if kind == "camus" else write_camus(tmp_path / "c")
     for wrong in (tmp_path / "empty", other):
@@ -261,6 +285,21 @@ def test_the_wrong_folder_is_refused_with_the_right_one(kind: str, tmp_path: Pat
             converted(kind, wrong, tmp_path / "out")
     with pytest.raises(DatasetError, match="no such folder"):
         converted(kind, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_folders_are_cases_in_any_spelling_and_others_are_named(tmp_path: Path) -> None:
+    source = write_camus(tmp_path / "CAMUS")
+    (source / "patient0001").rename(source / "Patient0001")
+    (source / "more").mkdir()
+    (source / "patient0002").rename(source / "more/0002")
+    (source / "split/old").mkdir(parents=True)
+    shutil.copytree(write_brats(tmp_path / "b", CASE) / CASE, source / f"more/{CASE}")
+    done = converted("camus", source, tmp_path / "out")
+    assert (done.cases, done.patients) == (8, 2)
+    assert done.passed_over == (source / "split", source / f"more/{CASE}")
+    words = ["convert", "camus", str(source), str(tmp_path / "two"), "-w", str(tmp_path / "ws")]
+    shown = " ".join(CliRunner().invoke(app, words).stdout.split())
+    assert f"Passed over, since without a case: 2 folders: split, {CASE}." in shown
 
 
 def test_outputs_that_are_there_or_in_the_source_are_refused(tmp_path: Path) -> None:

@@ -233,3 +233,26 @@ def test_real_datasets_give_no_finding(name: str) -> None:
     found = verify(read_dataset(SHARED / name))
     assert not [f for f in found.findings if f.code in ("spacing", "size", "intensities")]
     assert found.ranges
+
+
+@pytest.mark.parametrize(
+    ("spacing", "words"),
+    [
+        ((9.99 * 400, 4.0, 4.0), "its spacing (y, x) is 4 x 4 mm, along y, x about 100 times"),
+        ((999 * 30.0, 0.04, 30.0), "its spacing (y, x) is 0.04 x 30 mm, along x about"),
+    ],
+)
+def test_a_picture_has_no_spacing_along_z(spacing: tuple[float, float, float], words: str) -> None:
+    picture = (999 * 0.04, 0.04, 0.04)
+    alike = [case(f"good_{n}", mr(n)[12:13], picture) for n in range(4)]
+    (found,) = compare([*alike, case("odd", mr(9)[12:13], spacing)], "MR")
+    assert words in found.problem
+    assert "e+0" not in found.problem
+    assert "z" not in found.problem
+
+
+def test_a_picture_among_volumes_is_told_as_one() -> None:
+    _, y, x = SPACING
+    odd = case("odd", ct(9), (999 * y, y, x))
+    (found,) = compare([*others(ct, 4), odd], "CT")
+    assert "a 2D file without a spacing along z; the other cases have z" in found.problem

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
@@ -37,7 +36,7 @@ from autoliver.pipeline.folder import Failure, find_cases
 from autoliver.planning.modality import Judgement
 from autoliver.planning.names import ModalityName
 from autoliver.system import entries
-from autoliver.values import check_text, check_types, counted, set_field, spelled
+from autoliver.values import check_text, check_types, counted
 from autoliver.workspace import Workspace
 
 
@@ -63,7 +62,6 @@ class AdoptRequest:
         Raises:
             OptionError: A value is invalid; the message names the option and the value.
         """
-        set_field(self, "modality", spelled(self.modality, get_args(ModalityName)))
         check_types(self)
         if self.like is not None:
             check_text("--like", self.like, "the name of a dataset or model")

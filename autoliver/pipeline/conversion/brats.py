@@ -11,8 +11,7 @@ from pathlib import Path
 from autoliver.datasets.layouts import by_stem, image_files
 from autoliver.errors import DatasetError
 from autoliver.io.header import split_ending
-from autoliver.pipeline.conversion.kind import Found, Kind
-from autoliver.system import entries
+from autoliver.pipeline.conversion.kind import Found, Kind, folders_in
 from autoliver.values import first_few
 
 _CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -24,14 +23,9 @@ _TIME_POINT = re.compile(r"(BraTS-.+)-\d{3}")
 
 
 def _find(source: Path) -> Iterator[Found]:
-    # Older releases divide the cases among the folders HGG and LGG.
-    for folder in (*entries(source), *(inner for each in entries(source) for inner in _in(each))):
+    for folder in folders_in(source):
         for (name, sign), files in _cases(folder).items():
             yield _found(folder, name, sign, files)
-
-
-def _in(folder: Path) -> list[Path]:
-    return [inner for inner in entries(folder) if inner.is_dir()]
 
 
 def _cases(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:

@@ -7,16 +7,15 @@ from pathlib import Path
 from autoliver.datasets.layouts import by_stem, image_files
 from autoliver.errors import DatasetError
 from autoliver.io.header import split_ending
-from autoliver.pipeline.conversion.kind import Found, Kind
-from autoliver.system import entries
+from autoliver.pipeline.conversion.kind import Found, Kind, folders_in
 
 # Sequences of frames, and their label maps, have other names and are left out.
-_FRAME = re.compile(r"(patient\d+)_(?:2CH|4CH)_(?:ED|ES)")
+_FRAME = re.compile(r"(patient\d+)_(?:2CH|4CH)_(?:ED|ES)", re.IGNORECASE)
 _LABEL = "_gt"
 
 
 def _find(source: Path) -> Iterator[Found]:
-    for folder in entries(source, "patient*"):
+    for folder in folders_in(source):
         files = [path for path in image_files(folder) if _FRAME.match(path.name)]
         frames = by_stem(_frames(files), prefer=None)
         for stem, path in frames.items():
@@ -32,7 +31,7 @@ def _find(source: Path) -> Iterator[Found]:
                     name=name,
                     images=(str(path),),
                     label=None if label is None else str(label),
-                    patient=name.partition("_")[0],
+                    patient=name.partition("_")[0].lower(),
                     values={value: value for value in range(4)},
                 )
 

@@ -1,7 +1,7 @@
 """Makes a dataset of published data in a layout of its own; images stay where they are."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from autoliver.io.paths import check_printable
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import score_need
 from autoliver.parallel import Need, case_bar
-from autoliver.pipeline.conversion.kind import Found, Kind
+from autoliver.pipeline.conversion.kind import Found, Kind, passed_over
 from autoliver.pipeline.conversion.kinds import KINDS
 from autoliver.system import entries
-from autoliver.values import check_choice, first_few
+from autoliver.values import check_choice, first_few, hints_of
 from autoliver.workspace import Workspace
 
 _SHOWN = 3
@@ -38,6 +38,7 @@ class Converted:
         cases: Number of cases.
         patients: Number of patients.
         unlabelled: Names of the cases that were left out, since they have no label map.
+        passed_over: Folders of the source without any case.
         rewritten: Number of label maps that were written anew, since their values changed.
         labels: Name of each label -> its value or values.
         next_command: The command that makes sense next.
@@ -48,6 +49,7 @@ class Converted:
     cases: int
     patients: int
     unlabelled: tuple[str, ...]
+    passed_over: tuple[Path, ...]
     rewritten: int
     labels: dict[str, int | list[int]]
     next_command: str
@@ -61,6 +63,7 @@ class Converted:
             "cases": self.cases,
             "patients": self.patients,
             "unlabelled": list(self.unlabelled),
+            "passed_over": list(map(str, self.passed_over)),
             "rewritten": self.rewritten,
             "labels": self.labels,
             "next": self.next_command,
@@ -89,10 +92,12 @@ class _Made(Record, frozen=True, kw_only=True):
     Attributes:
         label: Path of its label map: relative if it was written, else that in the source.
         problem: What is wrong with its files; empty if nothing is.
+        hint: What to do about it.
     """
 
     label: str = ""
     problem: str = ""
+    hint: str = "Correct these files, or move the cases out of the folder."
 
 
 def convert(
@@ -119,7 +124,8 @@ def convert(
         OptionError: There is no such kind, or the output exists already.
         MachineError: The output cannot be written.
     """
-    row = KINDS[check_choice("kind", kind, tuple(KINDS))]()
+    kind = check_choice("kind", kind, tuple(KINDS))
+    row = KINDS[kind]()
     source, output = source.absolute(), output.absolute()
     _check_output(source, output)
     found = _cases(row, source)
@@ -130,7 +136,7 @@ def convert(
         tasks = [_Task(case=c, label=Path(str(c.label)), folder=folder) for c in cases]
         stage = machine.pool("convert", need=_need, light=True)
         made = list(case_bar("convert", len(tasks))(stage.map(_make, tasks)))
-        _refuse([each.problem for each in made if each.problem])
+        _refuse({case.name: new for case, new in zip(cases, made, strict=True) if new.problem})
         description = _description(kind, row, cases, [each.label for each in made])
         write_bytes(beside / "dataset.json", as_json(description))
         read_new(beside, output)
@@ -140,6 +146,7 @@ def convert(
         cases=len(cases),
         patients=len({case.patient for case in cases}),
         unlabelled=tuple(case.name for case in found if case.label is None),
+        passed_over=tuple(passed_over(source, found)),
         rewritten=sum(new.label != old.label for old, new in zip(cases, made, strict=True)),
         labels=dict(row.description["labels"]),
         next_command=command("plan", str(output), workspace=workspace.root),
@@ -169,11 +176,13 @@ def _cases(kind: Kind, source: Path) -> list[Found]:
             f"{source}: there is no case of {kind.title}; expected {kind.layout}.",
             hint=f"Did you mean {near[0]}?" if near else "Give the folder that holds the cases.",
         )
-    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    plain = Counter(case.name.casefold() for case in cases)
+    twice = [case for case in cases if plain[case.name.casefold()] > 1]
     if twice:
-        places = [case.images[0] for case in cases if case.name == twice[0]]
+        name = twice[0].name
+        places = [case.images[0] for case in twice if case.name.casefold() == name.casefold()]
         raise DatasetError(
-            f"{twice[0]}: it is there twice: {' and '.join(places)}.",
+            f"{name}: it is there twice: {' and '.join(places)}.",
             hint="Move one of them out of the folder.",
         )
     if all(case.label is None for case in cases):
@@ -197,6 +206,15 @@ def _need(task: _Task) -> Need:
 
 
 def _make(task: _Task) -> _Made:
+    """Makes the label map of a case; what is wrong with its files is returned, not raised."""
+    try:
+        return _checked(task)
+    except DatasetError as error:  # a file that cannot be read, or is no label map
+        problem = f"{task.case.name}: {error.problem.removesuffix('.')}"
+        return _Made(problem=problem, hint=error.hint)
+
+
+def _checked(task: _Task) -> _Made:
     """Checks the files of a case, and changes the values of its label map if necessary."""
     case = task.case
     first = Path(case.images[0])
@@ -225,11 +243,12 @@ def _make(task: _Task) -> _Made:
     return _Made(label=path)
 
 
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
+def _refuse(failed: Mapping[str, _Made]) -> None:
+    if failed:
+        problems = [made.problem for made in failed.values()]
+        hints = [(name, made.hint) for name, made in failed.items()]
         raise DatasetError(
-            f"Nothing was written: {first_few(problems, _SHOWN)}.",
-            hint="Correct these files, or move the cases out of the folder.",
+            f"Nothing was written: {first_few(problems, _SHOWN)}.", hint=hints_of(hints, _SHOWN)
         )
 
 

@@ -51,6 +51,7 @@ from autoliver.training.options import (
     changed_configuration,
     check_options,
     given_options,
+    typed_options,
     why_schedule,
 )
 from autoliver.training.stop import Stopped
@@ -374,7 +375,8 @@ def _notify(
 
 def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
     """Returns the options that were given, and always the source of the weights."""
-    changes = {**request.changes, "pretrained": None if source is None else source.fold}
+    changes = typed_options(request.changes)
+    changes["pretrained"] = None if source is None else source.fold
     if changes.get("augment") is not None:
         changes["augment"] = spelled_out(changes["augment"])
     if changes.get("replay") is not None:
