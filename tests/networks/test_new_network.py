@@ -146,9 +146,9 @@ def test_what_it_cannot_do_is_refused_in_words(journey):
     refused["other network"] = other.replace(f" -w {folder / 'workspace'}", "")
     assert refused == {
         "nnunet": "nnU-Net has no network of kind 'toy'. Export it as a file of autoliver instead.",
-        "other network": "The source's network is toy, the target's unet 8-16-32-64: "
-        "their weights do not correspond. "
-        f"Plan the target like its source: autoliver plan {MR} --like SOURCE",
+        "other network": "--pretrained PhantomCT/2d/fold_0: The source's network is toy, the "
+        "target's unet 8-16-32-64: their weights do not correspond. Leave out --own-plan: then the "
+        "network is planned like the source's.",
         "part": "--freeze body.1: this network has no part 'body.1': its body has 1 stage, body.0; "
         "heads always learn. Name body.",
         "factor": "--encoder-factor 0.1: this network has no part 'encoder', only body. "
