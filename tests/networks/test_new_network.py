@@ -141,7 +141,7 @@ def test_it_predicts_from_the_workspace_and_from_a_file_alike(journey):
 
 
 def test_what_it_cannot_do_is_refused_in_words(journey):
-    _, refused = journey
+    folder, refused = journey
     assert refused == {
         "nnunet": "nnU-Net has no network of kind 'toy'. Export it as a file of autoliver instead.",
         "other network": "--pretrained PhantomCT/2d/fold_0: The source's network is toy, the "
