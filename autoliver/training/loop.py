@@ -172,14 +172,11 @@ class _Loop:
 
     def _trained(self) -> TrainedFold:
         weights = {k: v.detach().cpu() for k, v in self.state.result.state_dict().items()}
-        decided = self.task.configuration
-        further = len(decided.drawn_shape) - decided.dimension  # an axis for neighbouring slices
-        flipped = () if self.spec is None else self.spec.mirror_axes
         return TrainedFold(
             weights=weights,
             logs=tuple(self.state.logs),
             recipe=self.state.recipe,
-            mirror_axes=tuple(axis - further for axis in flipped),
+            mirror_axes=() if self.spec is None else self.spec.axes_of(self.task.configuration),
             finished=self._done() >= 1.0,
         )
 

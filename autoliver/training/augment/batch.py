@@ -55,6 +55,11 @@ class AugmentSpec(Record, frozen=True, kw_only=True):
     appearance: tuple[AppearanceStep, ...] = ()
     ignored: int | None = None
 
+    def axes_of(self, configuration: Configuration) -> tuple[int, ...]:
+        """Returns the mirror axes as axes of the network's patches, without neighbouring slices."""
+        further = len(configuration.drawn_shape) - configuration.dimension
+        return tuple(axis - further for axis in self.mirror_axes)
+
     @property
     def views(self) -> int:
         """Number of views in which each patch is shown to the network."""
