@@ -204,6 +204,7 @@ def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
         extend=5,
         preset="M",
         pretrained="LiTS/2d",
+        encoder_weights="lite0.pth",
         like="X",
         own_plan=True,
         twin=True,

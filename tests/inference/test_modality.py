@@ -385,8 +385,9 @@ def test_a_model_of_no_modality_says_that_it_ignores_the_choice(plan, caplog):
 
 
 def test_an_unknown_modality_is_refused():
-    with pytest.raises(OptionError, match="modality is 'mr'; it must be one of auto, CT, MR"):
-        PredictOptions(modality="mr")
+    with pytest.raises(OptionError, match="modality is 'PET'; it must be one of auto, CT, MR"):
+        PredictOptions(modality="PET")
+    assert PredictOptions(modality="mr").modality == "MR"
 
 
 @pytest.mark.parametrize("order", [1, -1])
