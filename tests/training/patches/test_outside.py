@@ -1,7 +1,7 @@
 """Where unknown labels are known to be absent: distances, patches, and what is learnt there."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from small_trainings import ArrayCase, make_task, stop_after, timeless
+from traced_cases import TracedCase, TracedLabel
 
 from autoliver.datasets.cases import Annotation, CaseFacts, Labels, known_around
 from autoliver.training.augment.batch import augmentation
@@ -147,30 +148,6 @@ def batches(
     patches = Patches(patch_stream(task, task.train, spec, number=0), kind, task.device, workers=1)
     shape = task.configuration.patch_shape
     return list(patches.batches(numbers, patch_shape=shape, spec=spec))
-
-
-class TracedLabel:
-    """A label map that writes down which process has read all of it."""
-
-    def __init__(self, values: npt.NDArray[np.int16], trace: Path) -> None:
-        self.values, self.shape, self.trace = values, values.shape, trace
-
-    def __getitem__(self, key: tuple[slice, ...]) -> npt.NDArray[np.int16]:
-        found = self.values[key]
-        if found.shape == self.shape:
-            with self.trace.open("a") as file:
-                file.write(f"{os.getpid()}\n")
-        return found
-
-
-@dataclass(frozen=True)
-class TracedCase:
-    facts: CaseFacts
-    image: npt.NDArray[np.float32]
-    label: TracedLabel
-    locations: dict[int, npt.NDArray[np.int32]]
-    previous: None = None
-    spacing_mm: tuple[float, float, float] = SPACING
 
 
 @pytest.mark.parametrize("kind", KINDS)
