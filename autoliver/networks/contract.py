@@ -6,6 +6,7 @@ plans it. Nothing else in the package depends on which networks exist. An exampl
 tests/networks/new_network.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,3 +230,33 @@ def wrong_field(field: str, found: str, expected: str) -> ModelError:
         f"network: {field}: found {found}, expected {expected}.",
         hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
     )
+
+
+def product_of(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Returns the factor by which levels downsample together, per axis."""
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+
+
+def voxels_of(strides: Sequence[Sequence[int]], patch_shape: Sequence[int]) -> list[int]:
+    """Returns the number of voxels of a feature map at each level."""
+    size, voxels = list(patch_shape), []
+    for stride in strides:
+        size = [n // s for n, s in zip(size, stride, strict=True)]
+        voxels.append(math.prod(size))
+    return voxels
+
+
+def halvings_of(
+    strides: Sequence[Sequence[int]], patch_shape: Sequence[int], *, axes: str
+) -> tuple[str, str]:
+    """Says how often each axis is halved, such as "y 4x, x 5x", and what is left of a patch.
+
+    Args:
+        strides: The stride of each level, per axis.
+        patch_shape: Patch size per axis.
+        axes: The letter of each axis.
+    """
+    halvings = [sum(s > 1 for s in axis) for axis in zip(*strides, strict=True)]
+    bottom = [n // t for n, t in zip(patch_shape, product_of(strides), strict=True)]
+    counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
+    return counts, " x ".join(map(str, bottom))

@@ -1,6 +1,5 @@
 """The spec of a U-Net whose encoder is a network for classification, such as EfficientNet."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +9,9 @@ from autoliver.networks.contract import (
     PartGroup,
     Pretrainable,
     WeightRole,
+    halvings_of,
+    product_of,
+    voxels_of,
     wrong_field,
 )
 from autoliver.networks.encoders import ENCODERS, LEVELS, EncoderRow, Spans
@@ -75,7 +77,7 @@ class EncoderUNetSpec(
     @property
     def total_stride(self) -> tuple[int, ...]:
         """The factor by which the network downsamples its input, per axis."""
-        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+        return product_of(self.strides)
 
     @property
     def output_levels(self) -> int:
@@ -162,10 +164,7 @@ class EncoderUNetSpec(
 
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
         """Returns the number of values in all convolution outputs for one patch."""
-        size, voxels = list(patch_shape), []
-        for stride in self.strides:
-            size = [n // s for n, s in zip(size, stride, strict=True)]
-            voxels.append(math.prod(size))
+        voxels = voxels_of(self.strides, patch_shape)
         total = FRONT_FEATURES * voxels[0] + self.row.elements(voxels[1:])
         below = self.row.features[-1]
         for level in reversed(range(LEVELS)):
@@ -176,14 +175,12 @@ class EncoderUNetSpec(
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
         """Describes encoder and decoder, how often each axis is halved, and the final size."""
-        halvings = [sum(s > 1 for s in axis) for axis in zip(*self.strides, strict=True)]
-        bottom = [n // t for n, t in zip(patch_shape, self.total_stride, strict=True)]
-        counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
+        counts, bottom = halvings_of(self.strides, patch_shape, axes=axes)
         fed = "" if self.feed == "image" else " applied to the features of the front"
         text = (
             f"Encoder {self.encoder}{fed}, a front of {FRONT_FEATURES} features at full "
             f"resolution, and a decoder of {self.features[0]} to {self.features[-1]} features: an "
-            f"axis is halved ({counts}) down to {' x '.join(map(str, bottom))} voxels"
+            f"axis is halved ({counts}) down to {bottom} voxels"
         )
         thin = self.thin_levels
         if thin:

@@ -3,7 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole, wrong_field
+from autoliver.networks.contract import (
+    ENCODER,
+    NetworkContract,
+    PartGroup,
+    WeightRole,
+    halvings_of,
+    product_of,
+    voxels_of,
+    wrong_field,
+)
 from autoliver.values import counted
 
 _DECODER = "decoder"
@@ -65,7 +74,7 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
     @property
     def total_stride(self) -> tuple[int, ...]:
         """The factor by which the network downsamples its input, per axis."""
-        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+        return product_of(self.strides)
 
     @property
     def output_levels(self) -> int:
@@ -130,10 +139,7 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
 
         Maps and their fusion are left out: they have a few tokens, whatever the patch.
         """
-        size, voxels = list(patch_shape), []
-        for stride in self.strides:
-            size = [n // s for n, s in zip(size, stride, strict=True)]
-            voxels.append(math.prod(size))
+        voxels = voxels_of(self.strides, patch_shape)
         total = self.features[0] * voxels[0]  # the stem
         for level, blocks in enumerate(self.blocks_encoder):
             total += voxels[level] * blocks * self._block_elements(level)
@@ -158,13 +164,11 @@ class MedFormerSpec(NetworkContract, frozen=True, kw_only=True, tag_field="kind"
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
         """Describes how often each axis is halved, the final size, and what attends to what."""
-        halvings = [sum(s > 1 for s in axis) for axis in zip(*self.strides, strict=True)]
-        bottom = [n // t for n, t in zip(patch_shape, self.total_stride, strict=True)]
-        counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
+        counts, bottom = halvings_of(self.strides, patch_shape, axes=axes)
         return (
             f"MedFormer with {len(self.features)} levels of {self.features[0]} to "
             f"{self.features[-1]} features: an axis is halved ({counts}) where U-Nets halve it, "
-            f"down to {' x '.join(map(str, bottom))} voxels; from level {CONVOLUTION_LEVELS} on, "
+            f"down to {bottom} voxels; from level {CONVOLUTION_LEVELS} on, "
             f"voxels exchange what they see with {self.tokens} tokens."
         )
 

@@ -1,11 +1,19 @@
 """Specs of the two U-Nets, with a plain and with a residual encoder."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from autoliver.networks.contract import ENCODER, NetworkContract, PartGroup, WeightRole, wrong_field
+from autoliver.networks.contract import (
+    ENCODER,
+    NetworkContract,
+    PartGroup,
+    WeightRole,
+    halvings_of,
+    product_of,
+    voxels_of,
+    wrong_field,
+)
 from autoliver.values import counted
 
 _DECODER = "decoder"
@@ -50,10 +58,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
     @property
     def total_stride(self) -> tuple[int, ...]:
         """The factor by which the network downsamples its input, per axis."""
-        total = [1] * self.dimension
-        for stride in self.strides:
-            total = [t * s for t, s in zip(total, stride, strict=True)]
-        return tuple(total)
+        return product_of(self.strides)
 
     @property
     def output_levels(self) -> int:
@@ -106,10 +111,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
         As in nnU-Net, only the head at full resolution is counted.
         """
-        size, maps = list(patch_shape), []
-        for stride in self.strides:
-            size = [n // s for n, s in zip(size, stride, strict=True)]
-            maps.append(math.prod(size))
+        maps = voxels_of(self.strides, patch_shape)
         # A decoder stage has a transposed convolution and its blocks, at the skip's resolution.
         decoder = sum(
             features * voxels * (blocks + 1)
@@ -131,13 +133,11 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
         """Describes how often each axis is halved, the final size, and where kernel sizes are 1."""
-        halvings = [sum(s > 1 for s in axis) for axis in zip(*self.strides, strict=True)]
-        bottom = [n // t for n, t in zip(patch_shape, self.total_stride, strict=True)]
-        counts = ", ".join(f"{name} {k}x" for name, k in zip(axes, halvings, strict=True))
+        counts, bottom = halvings_of(self.strides, patch_shape, axes=axes)
         clauses = [
             f"{len(self.strides)} stages of {self.features[0]} to {self.features[-1]} "
             f"features: an axis is halved ({counts}) while at least 8 voxels are left and its "
-            f"spacing is within twice the finest, down to {' x '.join(map(str, bottom))} voxels"
+            f"spacing is within twice the finest, down to {bottom} voxels"
         ]
         for name, sizes in zip(axes, zip(*self.kernels, strict=True), strict=True):
             thin = sum(size == 1 for size in sizes)

@@ -17,7 +17,7 @@ organ that it lies in, counts in this part alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,14 +105,14 @@ class SegmentationObjective:
         """
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
-        weights = self._weights(batch, group)
+        weights, around = self._weights(batch, group), self._around(batch)
         loss = segmentation_loss(
             first,
             target,
             options=options,
             group=group,
-            weights=self._with_outside(weights, batch),
-            counted=self._counted(batch),
+            weights=self._with_outside(weights, batch, around),
+            counted=self._counted(batch, around),
         )
         views = len(batch.image) // len(target)
         if views > 1:
@@ -135,13 +135,14 @@ class SegmentationObjective:
             weights = torch.ones(len(batch.target), len(self.names), device=batch.target.device)
         return weights
 
-    def _with_outside(self, weights: Tensor | None, batch: Shown) -> Tensor | None:
+    def _with_outside(
+        self, weights: Tensor | None, batch: Shown, around: Sequence[Mapping[str, str]]
+    ) -> Tensor | None:
         """The weights, with those of labels that are known to be absent in a part of a patch.
 
         They have the weight of the label that tells it, such as the liver: a model may have drawn
         it.
         """
-        around = self._around(batch)
         if weights is None or not any(around):
             return weights
         weights = weights.clone()
@@ -151,9 +152,8 @@ class SegmentationObjective:
                 weights[sample, self.names.index(inner)] = state
         return weights
 
-    def _counted(self, batch: Shown) -> Tensor | None:
+    def _counted(self, batch: Shown, around: Sequence[Mapping[str, str]]) -> Tensor | None:
         """The voxels (b, rows, *patch) that count for each label; None if all of them do."""
-        around = self._around(batch)
         if batch.outside is None or not any(around):
             return None
         rows = [[name in found for name in self.names] for found in around]
