@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import small_trainings
 import torch
 from commands import run, told
 from torch import Tensor, nn
@@ -15,19 +16,16 @@ from autoliver.errors import AutoliverError, OptionError
 from autoliver.inference.window import Scan, sliding_window
 from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_weights
-from autoliver.networks.spec import UNetSpec
-from autoliver.planning.plan import Configuration, Plan, PlanOptions, neighbours
+from autoliver.planning.plan import Plan, PlanOptions, neighbours
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.fold import FoldTask, patch_stream
-from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
 from autoliver.training.patches.stream import Patches, TrainingBatch
 
 CPU = torch.device("cpu")
 NAME = "Dataset001_PhantomCT"
 SHORT = ("--epochs", 1, "--iterations", 2)
-LABELS = Labels(values={"background": (0,), "liver": (1,), "tumour": (2,)})
 CHANNELS, SHAPE, PATCH, SLICES = 2, (6, 20, 24), (16, 16), 5
 
 
@@ -47,35 +45,17 @@ class ArrayCase:
 
 
 def make_task(**options: object) -> FoldTask:
-    network = UNetSpec(
-        in_channels=CHANNELS * SLICES,
-        out_channels=3,
-        features=(4, 8),
-        strides=((1, 1), (2, 2)),
-        kernels=((3, 3), (3, 3)),
-        blocks_encoder=(1, 1),
-        blocks_decoder=(1,),
+    task = small_trainings.make_task(Path(), foreground=0.0, **options)
+    decided = task.configuration
+    configuration = decided.replace(
+        batch_size=8,
+        normalization=("zscore",) * CHANNELS,
+        mask_norm=(False,) * CHANNELS,
+        network=decided.network.replace(in_channels=CHANNELS * SLICES),
+        slices=SLICES,
     )
-    return FoldTask(
-        configuration=Configuration(
-            spacing_mm=(1.0, 1.0),
-            median_shape=(20.0, 24.0),
-            patch_shape=PATCH,
-            batch_size=8,
-            batch_dice=False,
-            normalization=("zscore",) * CHANNELS,
-            mask_norm=(False,) * CHANNELS,
-            network=network,
-            slices=SLICES,
-        ),
-        labels=LABELS,
-        train=[ArrayCase()],
-        validation=[ArrayCase()],
-        options=TrainingOptions(foreground=0.0, **options),  # type: ignore[arg-type]
-        folder=Path(),
-        device=CPU,
-        title="Toy",
-    )
+    cases = [ArrayCase()]
+    return replace(task, configuration=configuration, train=cases, validation=cases)
 
 
 def drawn(kind: CacheKind, augment: str | None) -> list[TrainingBatch]:
