@@ -97,6 +97,10 @@ class LesionFiles:
             pass
         return [file for file in (self.json, self.csv) if file.exists()]
 
+    def written(self) -> Path | None:
+        """Returns the file for people; None if there is no table."""
+        return self.csv if self.csv.exists() and not self.foreign() else None
+
     def begin(self, table: LesionTable, again: Collection[str]) -> None:
         """Begins or continues a table.
 
