@@ -336,11 +336,13 @@ class _Recording:
         save_record(self.path, self.record)
         for own in own_records(todo, self.path):
             own.unlink()
+            LesionFiles.beside(own, RECORD_FILE).remove()
         before = {job.name: input_files(job.images) for job in todo}
         which = lesion_labels(model)
         if todo and which.names:
-            table = LesionTable(model=model.name, classes=which.names, voted=which.voted)
             set_aside(self.lesions.foreign())
+            made_from = {"prediction": self.record.way}
+            table = LesionTable(made_from=made_from, classes=which.names, voted=which.voted)
             self.lesions.begin(table, again={job.name for job in todo})
 
         def note(job: "PredictJob", predicted: "LabelArray") -> None:

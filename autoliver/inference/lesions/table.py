@@ -22,10 +22,9 @@ _STEM = "lesions"
 
 
 class LesionTable(Artifact, frozen=True, kw_only=True):
-    """The lesions of cases that one model predicted.
+    """The lesions of cases that one model predicted in one way.
 
     Attributes:
-        model: The model's name.
         classes: The labels that are lesions.
         voted: Whether every connected lesion was given one class of these.
         cases: Case -> its lesions; cases without any are there as well.
@@ -33,7 +32,6 @@ class LesionTable(Artifact, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "lesions"
 
-    model: str
     classes: tuple[str, ...]
     voted: bool
     cases: dict[str, CaseLesions] = msgspec.field(default_factory=dict)
@@ -101,11 +99,18 @@ class LesionFiles:
         """Returns the file for people; None if there is no table."""
         return self.csv if self.csv.exists() and not self.foreign() else None
 
+    def remove(self) -> None:
+        """Removes the table, whose cases are about to be predicted into another one."""
+        if not self.foreign():
+            for file in (self.csv, self.json):
+                file.unlink(missing_ok=True)
+
     def begin(self, table: LesionTable, again: Collection[str]) -> None:
         """Begins or continues a table.
 
         Args:
-            table: The table without cases; one of another model is begun anew.
+            table: The table without cases. What is there of another model, or of another way to
+                predict, as its `made_from` says, is left out.
             again: Cases that are about to be predicted, and lose the lesions they have.
 
         Raises:
@@ -113,7 +118,7 @@ class LesionFiles:
         """
         with one_at_a_time(self.json.parent):
             there = self._read()
-            if there is not None and there.replace(cases={}, made_from={}) == table:
+            if there is not None and there.replace(cases={}) == table:
                 kept = {case: found for case, found in there.cases.items() if case not in again}
                 table = table.replace(cases=kept)
             self._save(table)
@@ -126,7 +131,8 @@ class LesionFiles:
         """
         with one_at_a_time(self.json.parent):
             there = LesionTable.load(self.json)
-            self._save(there.replace(cases={**there.cases, case: found}))
+            cases = {**there.cases, case: found}
+            self._save(there.replace(cases=dict(sorted(cases.items()))))
 
     def _read(self) -> LesionTable | None:
         return LesionTable.load(self.json) if self.json.exists() else None

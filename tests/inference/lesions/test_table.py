@@ -141,7 +141,9 @@ def rows(content: bytes) -> list[list[str]]:
 
 
 def table(**changes: object) -> LesionTable:
-    return LesionTable(model="M", classes=BOTH.names, voted=True).replace(**changes)
+    return LesionTable(made_from={"prediction": "a"}, classes=BOTH.names, voted=True).replace(
+        **changes
+    )
 
 
 def test_the_csv_has_a_row_for_each_lesion() -> None:
@@ -194,7 +196,7 @@ def test_a_table_is_continued_by_its_own_model_alone(tmp_path: Path) -> None:
     files.begin(table(), again={"b", "c"})
     assert set(LesionTable.load(files.json).cases) == {"a"}
     assert len(rows(files.csv.read_bytes())) == 2
-    files.begin(table(model="another"), again=())
+    files.begin(table(made_from={"prediction": "b"}), again=())
     assert LesionTable.load(files.json).cases == {}
 
 
