@@ -60,6 +60,10 @@ def diameters(mask: Mask, spacing_mm: tuple[float, float, float], *, axis: int =
     """
     across = np.array([spacing for a, spacing in enumerate(spacing_mm) if a != axis])
     best = Diameters(0.0, 0.0, 0)
+    if mask.all():  # a box, as most specks are: all slices are the same rectangle
+        sides = np.delete(mask.shape, axis) * across
+        longest = float(np.hypot(*sides))
+        return Diameters(longest, longest * float(sides.min() / sides.max()), 0)
     for index, pixels in _pieces(np.moveaxis(mask, axis, 0)):
         if _diagonal(pixels, across) < best.longest_mm * (1 - _EQUAL):
             continue

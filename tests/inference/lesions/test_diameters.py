@@ -97,7 +97,9 @@ def test_single_voxels_and_lines_have_a_width(pixels, expected) -> None:
     for row, column in pixels:
         mask[0, row, column] = True
     # In a rectangle a x b with diagonal d, the longest chord at a right angle to it is d * a / b.
-    assert diameters(mask, (2.0, 3.0, 4.0))[:2] == pytest.approx(expected)
+    box = np.ones((1, *(np.max(pixels, axis=0) + 1)), bool)
+    for lesion in (mask, box):  # with and without background around it
+        assert diameters(lesion, (2.0, 3.0, 4.0))[:2] == pytest.approx(expected)
 
 
 def test_a_diagonal_line_connected_through_corners_is_one_piece() -> None:

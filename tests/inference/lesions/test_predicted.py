@@ -1,5 +1,6 @@
 """Lesions in what `predict` writes: tables for every model of lesions, one class for each."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,9 @@ import pytest
 import torch
 from small_models import SaveFold
 from three_images import ASKED, GRID, image
+from typer.testing import CliRunner
 
+from autoliver.cli.main import app
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.inference.clean import components
@@ -232,6 +235,16 @@ def test_rows_of_finished_cases_stay_when_a_folder_is_continued(
     before, after = (LesionTable.load(tmp_path / f"{f}/lesions.json") for f in ("whole", "out"))
     same = [case for case in before.cases if before.cases[case] == after.cases[case]]
     assert same == ["case_0", "case_2"]
+
+
+def test_the_command_names_the_table(images: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["predict", "-i", images, "-o", out, "-m", run, "--no-mirror", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*map(str, asked), "-w", str(tmp_path / "w")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"Lesions: {out / 'lesions.csv'}"
+    result = CliRunner().invoke(app, [*map(str, asked), "-w", str(tmp_path / "w"), "--json"])
+    assert json.loads(result.stdout)["lesions"] == str(out / "lesions.csv")
 
 
 def test_a_case_that_fails_has_no_rows(images: Path, run: Path, tmp_path: Path) -> None:
