@@ -1,6 +1,6 @@
 """Options of `train` that affect the trained model; docs/training.md explains each of them."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -9,6 +9,7 @@ from autoliver.training import recipes
 from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
+from autoliver.training.tasks import Task
 from autoliver.transfer import table
 
 # Groups of options on the help page.
@@ -216,6 +217,34 @@ Loss = Annotated[
     typer.Option(
         metavar="|".join(OBJECTIVES),
         help=f"Loss: Dice plus this kind of cross-entropy. [default: {DEFAULT_OBJECTIVE}]",
+        rich_help_panel=LEARNING,
+    ),
+]
+LesionTask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(get_args(Task)),
+        help="For lesions with classes. joint: each class is a label, and each connected lesion "
+        "gets one class. segment: all classes are one label. ynet: as segment, and a head on the "
+        "deepest features tells the class. classify: the class of a patch alone; prediction then "
+        "needs --lesions. [default: all labels as they are]",
+        rich_help_panel=LEARNING,
+    ),
+]
+LesionClasses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="With --task: the labels that are classes of lesions. [default: those whose names "
+        "are of lesions]",
+        rich_help_panel=LEARNING,
+    ),
+]
+ClsWeight = Annotated[
+    float | None,
+    typer.Option(
+        metavar="F",
+        help="With --task ynet: weight of the class in the loss. [default: 0.5]",
         rich_help_panel=LEARNING,
     ),
 ]

@@ -147,11 +147,14 @@ class Labels(Record, frozen=True, kw_only=True):
             without regions. Labels of a single value are regions if it is given.
         ignore: The value of voxels that are ignored in training and evaluation; None if there is
             none.
+        exclusive: Whether a label with several values is a class that excludes the others, rather
+            than a region.
     """
 
     values: dict[str, tuple[int, ...]]
     regions_class_order: tuple[int, ...] | None = None
     ignore: int | None = None
+    exclusive: bool = False
 
     @property
     def has_regions(self) -> bool:
@@ -163,8 +166,8 @@ class Labels(Record, frozen=True, kw_only=True):
 
     @property
     def has_unions(self) -> bool:
-        """Whether any label is a union of values."""
-        return any(len(v) > 1 for v in self.values.values())
+        """Whether any label is a region that is a union of values."""
+        return not self.exclusive and any(len(v) > 1 for v in self.values.values())
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:

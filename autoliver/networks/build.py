@@ -35,7 +35,7 @@ def build_network(
     Raises:
         ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
-    spec.check()
+    _check(spec)
     network = _module(spec, deep_supervision=deep_supervision)
     initialise(network, generator)
     return network
@@ -49,9 +49,14 @@ def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Mo
     Raises:
         ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
-    spec.check()
+    _check(spec)
     with torch.device("meta"):
         return _module(spec, deep_supervision=deep_supervision)
+
+
+def _check(spec: NetworkSpec) -> None:
+    spec.check()
+    spec.check_class_head()
 
 
 def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:

@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from autoliver.artifacts import Record
 from autoliver.errors import ModelError
@@ -51,6 +52,7 @@ class WeightRole:
         transposed: Whether it belongs to a transposed convolution whose kernel size equals its
             stride.
         concatenated: Whether its input features are the concatenation of two groups of equal size.
+        tells_classes: Whether it belongs to the head that tells the class of lesions.
         merged: The axis of the weight that counts the features of all neighbours that a strided
             level merges into one voxel, where neighbours along the last image axis lie furthest
             apart; None if it has no such axis.
@@ -61,6 +63,7 @@ class WeightRole:
     idle: bool = False
     transposed: bool = False
     concatenated: bool = False
+    tells_classes: bool = False
     merged: int | None = None
 
 
@@ -83,6 +86,18 @@ class Pretrainable:
     alike: "NetworkContract"
 
 
+class ClassHead(Record, frozen=True, kw_only=True):
+    """A head on the deepest features of a network that tells the class of the lesion in a patch.
+
+    Attributes:
+        rows: The output channels that are classes of lesions, in the order of the classes.
+        alone: Whether nothing is segmented: the network is a classifier of patches.
+    """
+
+    rows: tuple[int, ...]
+    alone: bool = False
+
+
 class NetworkContract(Record, frozen=True, kw_only=True):
     """A network as a value. Weights are identified by their names in its module's state dict.
 
@@ -90,13 +105,26 @@ class NetworkContract(Record, frozen=True, kw_only=True):
     tag_field="kind", tag="x").
 
     Attributes:
+        TAKES_CLASS_HEAD: Whether the network can have a class head.
         in_channels: Number of image channels, plus the one-hot channels of a previous stage if
             there is one.
         out_channels: Number of output channels: classes including the background, or regions.
+        class_head: The head that tells the class of lesions; None without one. With one, the
+            segmentation heads have a single channel for lesions of all classes.
     """
+
+    TAKES_CLASS_HEAD: ClassVar[bool] = False
 
     in_channels: int
     out_channels: int
+    class_head: ClassHead | None = None
+
+    @property
+    def head_channels(self) -> int:
+        """The number of channels of each segmentation head; 0 if nothing is segmented."""
+        if self.class_head is None:
+            return self.out_channels
+        return 0 if self.class_head.alone else self.out_channels - len(self.class_head.rows) + 1
 
     @property
     def kind(self) -> str:
@@ -199,6 +227,22 @@ class NetworkContract(Record, frozen=True, kw_only=True):
                 value.
         """
         raise NotImplementedError
+
+    def check_class_head(self) -> None:
+        """Refuses a class head that the network cannot have.
+
+        Raises:
+            ModelError: As for `check`.
+        """
+        head = self.class_head
+        if head is None:
+            return
+        if not self.TAKES_CLASS_HEAD:
+            raise wrong_field("class_head", "a head", f"none: a {self.kind} can have none")
+        fitting = {row for row in head.rows if 0 < row < self.out_channels}
+        if len(fitting) != len(head.rows) or len(fitting) < 2:
+            expected = f"at least two different rows from 1 to {self.out_channels - 1}"
+            raise wrong_field("class_head.rows", str(list(head.rows)), expected)
 
     def unlike(self, source: "NetworkContract") -> str:
         """Says why the weights of another network do not correspond to those of this network.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoliver.networks.blocks import BATCH_NORM, TRANSPOSED_CONV, padded_conv
+from autoliver.networks.class_head import classifier, with_classes
 from autoliver.networks.efficientnet import EfficientNet
 from autoliver.networks.encoder_unet_spec import FRONT_FEATURES, Activation, EncoderUNetSpec
 from autoliver.networks.resnet import ResNet
@@ -30,18 +31,19 @@ class EncoderUNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.deep_supervision = deep_supervision
-        levels = range(len(spec.features))
+        levels = range(len(spec.features) if spec.head_channels else 0)
         self.front = NormedConv(
             spec.in_channels, FRONT_FEATURES, kernel=spec.kernel(0), activation=spec.activation
         )
         self.encoder = _encoder(spec)
+        self.classifier = classifier(spec, spec.row.features[-1])
         skips = (FRONT_FEATURES, *spec.row.features)
         below = (*spec.features[1:], skips[-1])
         self.up = nn.ModuleList(_up(spec, level, below[level]) for level in levels)
         self.decoder = nn.ModuleList(
             _decoder_level(spec, level, skips[level] + below[level]) for level in levels
         )
-        self.heads = nn.ModuleList([_head(spec)])
+        self.heads = nn.ModuleList([_head(spec)] if spec.head_channels else [])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Computes the logits of a batch.
@@ -51,16 +53,18 @@ class EncoderUNet(nn.Module):
                 total stride.
 
         Returns:
-            Logits (b, out_channels, *shape); with deep supervision, a list of them alone.
+            Logits (b, out_channels, *shape); with deep supervision, a list of them, of which those
+            of a class head (b, classes) come last.
         """
         front = self.front(x)
         skips = [front, *self.encoder(x if self.spec.feed == "image" else front)]
         y = skips.pop()
+        classes = None if self.classifier is None else self.classifier(y)
         for level in reversed(range(len(self.decoder))):
             # Without gradients, popping frees each skip as soon as it has been copied.
             y = self.decoder[level](torch.cat((skips.pop(), self.up[level](y)), dim=1))
-        logits: Tensor = self.heads[0](y)
-        return [logits] if self.deep_supervision else logits
+        logits = [head(y) for head in self.heads]
+        return with_classes(logits, classes, self.spec, x, every=self.deep_supervision)
 
 
 class NormedConv(nn.Module):
@@ -130,4 +134,4 @@ def _decoder_level(spec: EncoderUNetSpec, level: int, entering: int) -> nn.Modul
 
 
 def _head(spec: EncoderUNetSpec) -> nn.Module:
-    return padded_conv(spec.features[0], spec.out_channels, spec.kernel(0), bias=True)
+    return padded_conv(spec.features[0], spec.head_channels, spec.kernel(0), bias=True)

@@ -1,7 +1,7 @@
 """The spec of a U-Net whose encoder is a network for classification, such as EfficientNet."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from autoliver.networks.contract import (
     ENCODER,
@@ -36,6 +36,7 @@ class EncoderUNetSpec(
     to 5, and the decoder levels 4 to 0. All norms are batch norms (Messaoudi et al. 2023).
 
     Attributes:
+        TAKES_CLASS_HEAD: Whether the network can have a class head.
         encoder: The name of the encoder.
         features: Number of features of the decoder per level, full resolution first.
         strides: Per level, from 0 to 5, one stride per axis (2 or 3 axes); level 0 has ones only. A
@@ -49,6 +50,8 @@ class EncoderUNetSpec(
         drop_path: Probability, from 0 to 1, that training leaves out the last block of the
             encoder; it grows linearly from 0 at the first block.
     """
+
+    TAKES_CLASS_HEAD: ClassVar[bool] = True
 
     encoder: str
     features: tuple[int, ...]
@@ -81,8 +84,8 @@ class EncoderUNetSpec(
 
     @property
     def output_levels(self) -> int:
-        """One: there is no deep supervision."""
-        return 1
+        """One, since there is no deep supervision; 0 for a classifier of patches."""
+        return 1 if self.head_channels else 0
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
@@ -145,6 +148,8 @@ class EncoderUNetSpec(
                 return WeightRole(part=(_DECODER, int(level)))
             case ["heads", *_]:
                 return WeightRole(head=True)
+            case ["classifier", *_]:
+                return WeightRole(tells_classes=True)
         raise ValueError(f"{name} is not a weight of a U-Net with an encoder")
 
     def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
@@ -156,6 +161,8 @@ class EncoderUNetSpec(
                 return self.strides[: int(level) + 2]
             case ["decoder", level, *_]:
                 return self.strides[: int(level) + 1]
+            case ["classifier", *_]:
+                return ()
         return self.strides[:1]
 
     def _level(self, name: str) -> int:
@@ -166,12 +173,14 @@ class EncoderUNetSpec(
         """Returns the number of values in all convolution outputs for one patch."""
         voxels = voxels_of(self.strides, patch_shape)
         total = FRONT_FEATURES * voxels[0] + self.row.elements(voxels[1:])
+        if not self.head_channels:
+            return total
         below = self.row.features[-1]
         for level in reversed(range(LEVELS)):
             # What comes from below is enlarged, by repeating or by a convolution.
             total += voxels[level] * (below + 2 * self.features[level])
             below = self.features[level]
-        return total + self.out_channels * voxels[0]
+        return total + self.head_channels * voxels[0]
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
         """Describes encoder and decoder, how often each axis is halved, and the final size."""

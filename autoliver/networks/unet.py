@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from autoliver.networks.blocks import CONV, TRANSPOSED_CONV, ConvBlock, ResidualBlock
+from autoliver.networks.class_head import classifier, with_classes
 from autoliver.networks.unet_spec import UNetStages
 
 
@@ -33,9 +34,11 @@ class UNet(nn.Module):
         self.stem = _stem(spec)
         stages = range(len(spec.features))
         self.encoder = nn.ModuleList(_encoder_stage(spec, level) for level in stages)
-        self.up = nn.ModuleList(_up(spec, level) for level in stages[:-1])
-        self.decoder = nn.ModuleList(_decoder_stage(spec, level) for level in stages[:-1])
-        self.heads = nn.ModuleList(_head(spec, level) for level in stages[:-1])
+        self.classifier = classifier(spec, spec.features[-1])
+        levels = stages[:-1] if spec.head_channels else ()
+        self.up = nn.ModuleList(_up(spec, level) for level in levels)
+        self.decoder = nn.ModuleList(_decoder_stage(spec, level) for level in levels)
+        self.heads = nn.ModuleList(_head(spec, level) for level in levels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Computes the logits of a batch.
@@ -45,15 +48,17 @@ class UNet(nn.Module):
                 total stride.
 
         Returns:
-            Logits (b, out_channels, *shape). With deep supervision, a list of logits, one per
-            decoder level, full resolution first.
+            Logits (b, out_channels, *shape). With deep supervision, a list of logits
+            (b, head_channels, *shape), one per decoder level, full resolution first; with a class
+            head, its logits (b, classes) come last.
         """
-        x = self.stem(x)
+        image, x = x, self.stem(x)
         skips = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
-        skips.pop()
+        deepest = skips.pop()
+        classes = None if self.classifier is None else self.classifier(deepest)
         logits: list[torch.Tensor] = []
         for level in reversed(range(len(self.decoder))):
             # Without gradients, popping frees each skip as soon as it has been copied.
@@ -61,7 +66,7 @@ class UNet(nn.Module):
             x = self.decoder[level](x)
             if self.deep_supervision or level == 0:
                 logits.insert(0, self.heads[level](x))
-        return logits if self.deep_supervision else logits[0]
+        return with_classes(logits, classes, self.spec, image, every=self.deep_supervision)
 
 
 def _stem(spec: UNetStages) -> nn.Module:
@@ -98,4 +103,4 @@ def _decoder_stage(spec: UNetStages, level: int) -> nn.Module:
 
 
 def _head(spec: UNetStages, level: int) -> nn.Module:
-    return CONV[spec.dimension](spec.features[level], spec.out_channels, 1)
+    return CONV[spec.dimension](spec.features[level], spec.head_channels, 1)

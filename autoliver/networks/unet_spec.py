@@ -28,6 +28,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
     Attributes:
         RESIDUAL: Whether the encoder consists of residual blocks.
         ENCODER_IN_WORDS: The type of the encoder, for messages.
+        TAKES_CLASS_HEAD: Whether the network can have a class head.
         features: Number of features per stage, full resolution first.
         strides: Per stage, one stride per axis (2 or 3 axes); the first stage has ones only.
         kernels: Per stage, one odd kernel size per axis.
@@ -38,6 +39,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     RESIDUAL: ClassVar[bool]
     ENCODER_IN_WORDS: ClassVar[str]
+    TAKES_CLASS_HEAD: ClassVar[bool] = True
 
     features: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
@@ -62,8 +64,8 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
 
     @property
     def output_levels(self) -> int:
-        """The number of outputs with deep supervision, one per decoder stage."""
-        return len(self.features) - 1
+        """The number of segmentations with deep supervision, one per decoder stage."""
+        return len(self.features) - 1 if self.head_channels else 0
 
     @property
     def parts(self) -> tuple[PartGroup, ...]:
@@ -95,6 +97,8 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
                 return WeightRole(part=(_DECODER, int(level)), concatenated=first)
             case ["heads", level, *_]:
                 return WeightRole(head=True, idle=0 < int(level) == self.output_levels - 1)
+            case ["classifier", *_]:
+                return WeightRole(tells_classes=True)
         raise ValueError(f"{name} is not a weight of a U-Net")
 
     def strides_to(self, name: str) -> tuple[tuple[int, ...], ...]:
@@ -104,6 +108,8 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
                 return self.strides[: int(level) + 2]
             case ["encoder" | "decoder" | "heads", level, *_]:
                 return self.strides[: int(level) + 1]
+            case ["classifier", *_]:
+                return ()
         return self.strides[:1]
 
     def feature_map_elements(self, patch_shape: Sequence[int]) -> int:
@@ -112,6 +118,8 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
         As in nnU-Net, only the head at full resolution is counted.
         """
         maps = voxels_of(self.strides, patch_shape)
+        if not self.head_channels:
+            return self._encoder_elements(maps)
         # A decoder stage has a transposed convolution and its blocks, at the skip's resolution.
         decoder = sum(
             features * voxels * (blocks + 1)
@@ -119,7 +127,7 @@ class UNetStages(NetworkContract, frozen=True, kw_only=True, tag_field="kind"):
                 self.features[:-1], maps[:-1], self.blocks_decoder, strict=True
             )
         )
-        head = self.out_channels * maps[0]
+        head = self.head_channels * maps[0]
         return self._encoder_elements(maps) + decoder + head
 
     @abstractmethod

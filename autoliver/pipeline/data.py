@@ -58,6 +58,7 @@ class Planned:
             plan.
         warnings: The warnings that `verify` gave for the dataset as it is now.
         warned: Whether they have been shown by this command.
+        lesion_classes: Labels that a run tells apart as classes of a lesion, if any.
     """
 
     folder: DatasetFolder
@@ -66,6 +67,7 @@ class Planned:
     source: str = ""
     warnings: tuple[Finding, ...] = ()
     warned: bool = False
+    lesion_classes: tuple[str, ...] = ()
 
     def run(self, configuration: ConfigurationName, *, tag: str | None = None) -> RunFolder:
         """Returns the run of a configuration with this plan."""

@@ -437,7 +437,7 @@ def written_values(labels: Labels) -> tuple[int, ...]:
     """Returns the label value that each row of the network's output stands for."""
     if labels.has_regions:
         return labels.regions_class_order or ()
-    return tuple(sorted(value for (value,) in labels.values.values()))
+    return tuple(sorted(min(values) for values in labels.values.values()))
 
 
 def _separate_backward(properties: CaseProperties) -> int | None:

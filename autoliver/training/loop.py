@@ -88,10 +88,10 @@ class _Loop:
 
     def __init__(self, task: FoldTask) -> None:
         self.task = task
-        self.board = Board(task.files.tensorboard, tuple(task.labels.foreground))
+        self.objective = make_objective(task.labels, task.configuration, task.options)
+        self.board = Board(task.files.tensorboard, self.objective.names)
         self.group = task.group
         self.train, self.held_out = open_patches(task)
-        self.objective = make_objective(task.labels, task.configuration, task.options)
         self.since = time.monotonic()
         if task.files.resume.exists():
             self._begin(self._saved_state())
@@ -213,7 +213,7 @@ class _Loop:
         state.course = state.course.after(log, options, state.recipe, elapsed_s=state.elapsed)
         state.sums = self._no_sums()
         self._save()
-        self._tell(epoch_line(log, tuple(self.task.labels.foreground), epochs=self._epochs))
+        self._tell(epoch_line(log, self.objective.names, epochs=self._epochs))
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
 
@@ -287,7 +287,7 @@ class _Loop:
 
     def _draw(self) -> None:
         if self.group.leads:
-            names = tuple(self.task.labels.foreground)
+            names = self.objective.names
             draw_progress(
                 self.task.files.picture, self.state.logs, title=self.task.title, names=names
             )

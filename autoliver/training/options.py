@@ -12,6 +12,7 @@ from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import as_stored, parse_augment
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
+from autoliver.training.tasks import Task
 from autoliver.transfer.table import IMAGENET, Heads, Inflation
 from autoliver.values import (
     MOST,
@@ -55,6 +56,10 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         sampler: How cases of several sources or modalities are drawn for patches
             (`training/patches/sampling.py`).
         loss: Name of the objective (`training/objectives/choice.py`).
+        task: What is learnt of lesions with classes (`training/tasks.py`); None: all labels as
+            they are.
+        lesion_classes: The labels that are classes of lesions; empty: those whose names say so.
+        cls_weight: Weight of the class of lesions in the loss of the task "ynet".
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
         outside_negative: Distance in mm from a label beyond which the labels that lie in it are
             learnt as absent where nobody has annotated them; None: they are not learnt there.
@@ -100,6 +105,9 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     foreground: float = 0.33
     sampler: SamplerKind = "proportional"
     loss: str = DEFAULT_OBJECTIVE
+    task: Task | None = None
+    lesion_classes: tuple[str, ...] = ()
+    cls_weight: float = 0.5
     pseudo_weight: float = 0.5
     outside_negative: float | None = None
     lr: float | None = None
@@ -340,6 +348,26 @@ def patch_sizes(value: object) -> tuple[int, ...]:
     return known
 
 
+def label_names(value: object) -> tuple[str, ...]:
+    """Reads the names of labels.
+
+    Args:
+        value: Text such as "cyst,hemangioma", or a list or tuple of names.
+
+    Raises:
+        OptionError: The value is neither, or names a label twice.
+    """
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    names = parts if isinstance(parts, list | tuple) else []
+    known = tuple(name for name in names if isinstance(name, str) and name)
+    if not known or len(set(known)) < len(names):
+        raise WrongValue(
+            f"--lesion-classes: {value!r} is not a list of different labels.",
+            hint="Give their names with commas between them: cyst,hemangioma.",
+        )
+    return known
+
+
 def given_options(given: Mapping[str, object]) -> TrainingOptions:
     """Makes options from some given fields; the other fields have their defaults.
 
@@ -365,6 +393,8 @@ def typed_options(given: Mapping[str, object]) -> dict[str, Any]:
     kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
     check_known(given, kinds, of="train")
     plain = {**given, **({"patch": patch_sizes(given["patch"])} if given.get("patch") else {})}
+    if plain.get("lesion_classes"):
+        plain["lesion_classes"] = label_names(plain["lesion_classes"])
     return {name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()}
 
 
@@ -387,6 +417,7 @@ def check_options(options: TrainingOptions) -> None:
     _check_ema(options.ema)
     check_number("--layer-decay", options.layer_decay, above=0, most=1)
     check_number("--pseudo-weight", options.pseudo_weight, least=0, most=1)
+    _check_task(options)
     if options.outside_negative is not None:
         check_number("--outside-negative", options.outside_negative, least=0)
     check_whole("--seed", options.seed, least=0, most=_MOST_SEED)
@@ -399,6 +430,22 @@ def check_options(options: TrainingOptions) -> None:
     _check_together(options)
     if options.pretrained is None:
         _check_from_scratch(options)
+
+
+def _check_task(options: TrainingOptions) -> None:
+    """Refuses options about classes of lesions that the task has no use for."""
+    check_number("--cls-weight", options.cls_weight, above=0)
+    default = TrainingOptions()
+    if options.task is None and options.lesion_classes:
+        raise OptionError(
+            "--lesion-classes says which labels a --task tells apart, but no task is given.",
+            hint="Add --task joint, or leave it out.",
+        )
+    if options.task != "ynet" and options.cls_weight != default.cls_weight:
+        raise OptionError(
+            "--cls-weight weighs the class against the segmentation, which --task ynet alone has.",
+            hint="Leave it out.",
+        )
 
 
 def _check_ema(decay: float | None) -> None:

@@ -34,6 +34,7 @@ class Side:
         spec: The network.
         channels: Names of its image channels.
         labels: The labels that the rows of its heads stand for.
+        classes: The classes of lesions that it tells apart, if any.
         sees_labels: Whether it has further input channels with a first stage's label map, one per
             foreground value.
     """
@@ -41,6 +42,7 @@ class Side:
     spec: NetworkSpec
     channels: tuple[str, ...]
     labels: Labels
+    classes: tuple[str, ...] = ()
     sees_labels: bool = False
 
     @property
@@ -79,7 +81,7 @@ def transfer_weights(
         ModelError: The networks differ in type, or no label has a counterpart.
     """
     _check(source, target)
-    rows = map_rows(source.labels, target.labels)
+    rows = map_rows(source.labels, target.labels, classes=_in_heads(target))
     if heads == "map" and not any(rows.names.values()):
         raise ModelError(
             f"No label of the target ({_list(target.labels)}) is one of the source's "
@@ -110,6 +112,11 @@ def transfer_weights(
     return weights, table
 
 
+def _in_heads(side: Side) -> list[str]:
+    """The classes of lesions that have rows in the segmentation heads."""
+    return [name for name in side.classes if name in side.labels.foreground]
+
+
 def _check(source: Side, target: Side) -> None:
     if why := target.spec.unlike(source.spec):
         raise ModelError(why, hint="Plan the target like its source, or train from random weights.")
@@ -120,6 +127,8 @@ def _nothing(name: str, state: Mapping[str, Tensor], source: Side, target: Side)
     if name not in state:
         return "the source has none"
     one, other = source.spec, target.spec
+    if other.role(name).tells_classes and source.classes != target.classes:
+        return "the source tells other classes apart"
     same = one.dimension == other.dimension
     if same or share_levels(one.strides_to(name), other.strides_to(name)):
         return ""

@@ -90,6 +90,7 @@ def _with_encoder(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
     return flat.replace(
         in_channels=planned.in_channels,
         out_channels=planned.out_channels,
+        class_head=None,
         strides=planned.strides,
         thin_levels=planned.thin_levels,
     )

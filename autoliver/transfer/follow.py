@@ -156,6 +156,7 @@ def _configuration(
         network=theirs.network.replace(
             in_channels=len(own.channel_names) * theirs.slices + further,
             out_channels=own.labels.out_channels,
+            class_head=None,
         ),
         reasons={
             **{what: _as(source, why) for what, why in theirs.reasons.items()},

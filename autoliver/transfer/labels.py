@@ -1,13 +1,14 @@
 """Matches the labels of two datasets by name and derives how the rows of a head are transferred."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
+from autoliver.datasets.lesions import is_lesion
 
 # Words that mean the same in the names of labels.
 _SYNONYMS = {
@@ -58,14 +59,25 @@ class RowMap:
         return result
 
 
-def map_rows(source: Labels, target: Labels) -> RowMap:
+def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> RowMap:
     """Matches labels by name and determines the initial value of each row of the target.
+
+    Classes of lesions that the source does not know begin as its lesion, if it has a single one.
+    The union of the classes is then labelled as the source would label its lesion.
 
     Logits are converted between classes (softmax, with a row for the background) and regions
     (sigmoid, without one): a region's logit is the class's minus the background's, and a class's
     logit is the region's, with 0 for the background. With one label the conversion is exact.
+
+    Args:
+        source: The labels of the source's heads.
+        target: The labels of the target's heads.
+        classes: Labels of the target that are classes of a lesion.
     """
     names = match_labels(source, target)
+    lesions = list(filter(is_lesion, source.foreground))
+    if len(lesions) == 1:
+        names |= {name: lesions[0] for name in classes if not names[name]}
     index = {name: i for i, name in enumerate(head_rows(source))}
     rows: list[Mapping[int, float] | None] = []
     for name in head_rows(target):

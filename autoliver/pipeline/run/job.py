@@ -88,7 +88,7 @@ class RunJob:
     For each fold it trains, writes the model and scores the held-out cases.
 
     Attributes:
-        planned: The dataset and its plan.
+        planned: The dataset and its plan, with the labels that are learnt.
         name: The configuration's name.
         configuration: The configuration of the plan, with the changes made for this run.
         store: Folder of the preprocessed cases.
@@ -288,6 +288,7 @@ class RunJob:
             replay_share=options.replay_share if self.replay else 0.0,
             outside_negative=options.outside_negative,
             histograms=self._histograms(fold),
+            lesion_classes=self.planned.lesion_classes,
         )
 
     def _histograms(self, fold: Fold) -> tuple[Histogram, ...]:

@@ -282,7 +282,10 @@ class Start:
 
 
 def fit_weights(
-    source: Source, planned: Planned, configuration: Configuration, options: "TrainingOptions"
+    source: Source,
+    planned: Planned,
+    configuration: Configuration,
+    options: "TrainingOptions",
 ) -> Start:
     """Adapts the source's weights to a run's network.
 
@@ -302,7 +305,7 @@ def fit_weights(
     from autoliver.transfer.blend import source_part
     from autoliver.transfer.inflate import default_inflation
 
-    target = _side(planned.plan, configuration)
+    target = _side(planned.plan, configuration, planned.lesion_classes)
     _check_alike(source, planned, configuration)
     generator = torch.Generator().manual_seed(options.seed)
     drawn = build_network(configuration.network, deep_supervision=True, generator=generator)
@@ -383,7 +386,8 @@ def forget_start(run: RunFolder) -> None:
 def _part_of(options: "TrainingOptions") -> str:
     """Returns a digest of the options that the adapted weights depend on."""
     given = [] if options.inflate is None else [options.inflate]
-    return digest([options.seed, options.heads, *given])
+    task = [] if options.task is None else [options.task, *options.lesion_classes]
+    return digest([options.seed, options.heads, *given, *task])
 
 
 def _mirror_axes(source: Source, dimension: int) -> tuple[int, ...]:
@@ -393,13 +397,15 @@ def _mirror_axes(source: Source, dimension: int) -> tuple[int, ...]:
     return tuple(axis + further for axis in flipped if axis + further >= 0)
 
 
-def _side(plan: Plan, configuration: Configuration) -> "Side":
+def _side(plan: Plan, configuration: Configuration, classes: tuple[str, ...]) -> "Side":
+    from autoliver.training.tasks import head_labels
     from autoliver.transfer.adapt import Side
 
     return Side(
         spec=configuration.network,
         channels=configuration.inputs(plan.channel_names),
-        labels=plan.labels,
+        labels=head_labels(plan.labels, configuration),
+        classes=classes,
         sees_labels=configuration.previous_stage is not None,
     )
 
@@ -408,7 +414,7 @@ def _source_side(source: Source, target: "Side", options: "TrainingOptions") -> 
     from autoliver.transfer.adapt import Side
 
     if source.info is not None:
-        return _side(source.info.plan, source.info.decisions)
+        return _side(source.info.plan, source.info.decisions, source.info.lesion_classes)
     if source.channels:
         return Side(spec=source.spec, channels=source.channels, labels=target.labels)
     if options.heads == "map":

@@ -39,6 +39,7 @@ from autoliver.pipeline.run.start import (
     kept_start,
     note_seen,
 )
+from autoliver.pipeline.run.task import for_task
 from autoliver.planning.names import Preset
 from autoliver.planning.plan import Configuration, Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
@@ -281,6 +282,8 @@ def _run_job(
     begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
     _check_options_of_data(options, splits, planned, replay)
+    whole, planned = planned, for_task(planned, request.configuration, options)
+    configuration = planned.plan.configurations[request.configuration]
     configuration = changed_configuration(configuration, options)
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
@@ -293,7 +296,7 @@ def _run_job(
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
         _notify(notify, planned, options, cases, replay)
-    stores = preprocess(planned, [request.configuration], machine=request.machine)
+    stores = preprocess(whole, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
         name=request.configuration,

@@ -16,6 +16,10 @@ class Options(Protocol):
     """The part of the training's options (`training/options.py`) that objectives use."""
 
     @property
+    def cls_weight(self) -> float:
+        """Weight of the cross-entropy of the class of lesions, beside a segmentation."""
+
+    @property
     def loss(self) -> str:
         """The name of the objective."""
 
@@ -61,6 +65,10 @@ def make_objective(
         configuration: The configuration that is trained.
         options: The options of the training; `loss` is a name in `OBJECTIVES`.
     """
+    if configuration.network.class_head is not None:
+        from autoliver.training.objectives.lesions import lesion_objective
+
+        return lesion_objective(labels, configuration, options, OBJECTIVES[options.loss])
     return OBJECTIVES[options.loss](labels, configuration, options)
 
 

@@ -117,6 +117,10 @@ class Objective(Protocol):
     """What a training minimises and counts."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The labels that `Scores.labels` are the Dice of."""
+
+    @property
     def lengths(self) -> Mapping[str, int]:
         """Name of each count -> how many numbers it has."""
 

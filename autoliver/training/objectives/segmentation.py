@@ -213,7 +213,7 @@ def _total(values: Tensor, group: Group) -> Tensor:
     return total
 
 
-def _mean(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
+def mean_of(total: Tensor, count: Tensor | int, group: Group) -> Tensor:
     """The mean over all processes from the sum and the count of each; 0 if nothing was counted."""
     counted = count if isinstance(count, Tensor) else total.new_full((), count)
     total, counted = _total(torch.stack([total, counted.to(total)]), group).unbind()
@@ -296,11 +296,11 @@ def consistency_loss(
         mean = mean.expand_as(versions)
         if weights is None:
             total = F.kl_div(versions, mean, reduction="sum", log_target=True)
-            return _mean(total, versions.numel(), group)
+            return mean_of(total, versions.numel(), group)
         each = F.kl_div(versions, mean, reduction="none", log_target=True)
         known = _over_voxels(weights > 0, logits).repeat(1, 2, *[1] * (logits.ndim - 2))
         known = known.expand_as(each)
-    return _mean((each * known).sum(), known.sum(), group)
+    return mean_of((each * known).sum(), known.sum(), group)
 
 
 def deep_supervision_weights(count: int, *, lowest_weight: float = 0.0) -> tuple[float, ...]:
@@ -465,7 +465,7 @@ def _partial_loss(
     if options.kind == "dice-topk":
         entropy = _highest(each, known, group)
     else:
-        entropy = _mean((each * known).sum(), known.sum(), group)
+        entropy = mean_of((each * known).sum(), known.sum(), group)
         # A sum over regions, as in `_entropy`.
         if options.ignore is not None and options.kind != "dice-bce":
             entropy = entropy * logits.shape[1]
@@ -481,10 +481,10 @@ def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Gr
         # exp(-entropy) is the predicted probability of the true label.
         each = (-torch.expm1(-each)) ** FOCAL_POWER * each
     if valid is None:
-        return _mean(each.sum(), each.numel(), group)
+        return mean_of(each.sum(), each.numel(), group)
     # `_mean` avoids 0 / 0 if all voxels are ignored. As in nnU-Net, the result is a sum over
     # regions here (the mask has one channel), but a mean over regions without ignored voxels.
-    return _mean((each * valid).sum(), valid.sum(), group)
+    return mean_of((each * valid).sum(), valid.sum(), group)
 
 
 def _highest(each: Tensor, valid: Tensor | None, group: Group) -> Tensor:
@@ -530,7 +530,7 @@ def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group:
     if options.batch_dice:
         overlap, size = _total(torch.stack([overlap, size]), group).unbind()
     dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
-    return dice.mean() if options.batch_dice else _mean(dice.sum(), dice.numel(), group)
+    return dice.mean() if options.batch_dice else mean_of(dice.sum(), dice.numel(), group)
 
 
 def _weighted_dice(
@@ -552,7 +552,7 @@ def _weighted_dice(
     dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
     if options.batch_dice:
         return (weights * dice).sum() / known.sum().clamp_min(1)
-    return _mean((weights * dice).sum(), known.sum(), group)
+    return mean_of((weights * dice).sum(), known.sum(), group)
 
 
 def _over_voxels(pairs: Tensor, logits: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Labels that are classes of lesions: which they are, and all of them taken as one label."""
+
+from collections.abc import Sequence
+
+from autoliver.datasets.cases import Labels
+from autoliver.datasets.lesions import is_lesion
+from autoliver.errors import OptionError
+from autoliver.values import meant
+
+# The label of lesions of all classes.
+LESION = "lesion"
+_LEAST = 2
+
+
+def find_lesion_classes(
+    labels: Labels, asked: Sequence[str] = (), *, where: str, wanted_by: str
+) -> tuple[str, ...]:
+    """Finds the labels that are alternative classes of a lesion.
+
+    Args:
+        labels: The labels of a dataset.
+        asked: Their names; empty for the labels whose names say that they are lesions.
+        where: The dataset's name, for messages.
+        wanted_by: The option that needs them, for messages.
+
+    Returns:
+        At least two names, in ascending order of their values.
+
+    Raises:
+        OptionError: A name is no label or a region, or there are fewer than two classes.
+    """
+    known = labels.foreground
+    for name in asked:
+        if name not in known:
+            raise OptionError(
+                f"--lesion-classes: {where} has no label '{name}'.",
+                hint=f"{meant(name, tuple(known))} Its labels are {', '.join(known)}.".strip(),
+            )
+    if labels.has_regions:
+        raise OptionError(
+            f"{wanted_by}: the labels of {where} are regions or not annotated in every case, so "
+            "that a voxel may belong to several of them; classes of lesions exclude each other.",
+            hint="Give every class of lesions a value of its own, and annotate all labels.",
+        )
+    names = set(asked) if asked else set(filter(is_lesion, known))
+    found = tuple(sorted(names, key=lambda name: known[name]))
+    if len(found) < _LEAST:
+        told = f"only {found[0]}" if found else "none"
+        raise OptionError(
+            f"{wanted_by} needs at least two classes of lesions; of the labels of {where} "
+            f"({', '.join(known)}), {told} is one by its name.",
+            hint="Name them with --lesion-classes A,B, or write the classes into the label maps "
+            "with: autoliver convert lesion-classes FOLDER OUT",
+        )
+    return found
+
+
+def with_one_lesion(labels: Labels, classes: Sequence[str]) -> Labels:
+    """The labels with one label in place of all classes of lesions, in the place of the first."""
+    values = tuple(sorted(value for name in classes for value in labels.values[name]))
+    kept = {name: v for name, v in labels.values.items() if name not in classes}
+    every = {**kept, LESION: values}
+    ordered = dict(sorted(every.items(), key=lambda item: item[1]))
+    return labels.replace(values=ordered, exclusive=True)
+
+
+def class_rows(labels: Labels, classes: Sequence[str]) -> tuple[int, ...]:
+    """The output channel of each class of a softmax, in ascending order."""
+    names = sorted(labels.values, key=lambda name: labels.values[name])
+    return tuple(sorted(names.index(name) for name in classes))

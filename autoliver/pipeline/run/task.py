@@ -1,0 +1,26 @@
+"""The plan of a run with a task: other labels, and networks with the outputs for them."""
+
+from dataclasses import replace
+
+from autoliver.pipeline.data import Planned
+from autoliver.planning.names import ConfigurationName
+from autoliver.training.options import TrainingOptions
+from autoliver.training.tasks import learnt, plan_for
+
+
+def for_task(planned: Planned, name: ConfigurationName, options: TrainingOptions) -> Planned:
+    """A dataset with the plan of a run: its own, with the labels that the run's task learns.
+
+    Args:
+        planned: The dataset with its plan.
+        name: The configuration that is trained.
+        options: The options of the run.
+
+    Raises:
+        OptionError: The dataset has no classes of lesions, or a network cannot tell them.
+    """
+    if options.task is None:
+        return planned
+    found = learnt(planned.plan.labels, options, where=planned.dataset.name)
+    plan = plan_for(planned.plan, name, found, options.task)
+    return replace(planned, plan=plan, lesion_classes=found.lesion_classes)
