@@ -188,7 +188,8 @@ def draw_lesions(
     if not liver.any():
         return result
     # Nothing outside the liver's box is needed. What is drawn in the parts is drawn in the whole.
-    box = ndimage.find_objects(liver.astype(np.uint8))[0]
+    tight = ndimage.find_objects(liver.astype(np.uint8))[0]
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in tight)
     part = LesionPhantom(
         image=result.image[box], label=result.label[box], touched=result.touched[box]
     )
@@ -293,9 +294,15 @@ def _fits(
     return (
         options.diameter_mm[0] <= diameter_mm <= options.diameter_mm[1]
         and bool(tissue.liver[box][seen].all())
+        and not _reaches_a_face(seen)
         and not bool(result.touched[box][near].any())
         and ndimage.label(covered, np.ones((3, 3, 3)))[1] == 1
     )
+
+
+def _reaches_a_face(seen: Bools) -> bool:
+    """Whether a lesion is cut off at the end of the array, beyond which no liver is known."""
+    return any(bool(np.take(seen, (0, -1), axis).any()) for axis in range(3))
 
 
 def _render(lesion: Lesion, centre: Vector, tissue: _Tissue) -> tuple[Box, Bools, Floats, Floats]:
@@ -315,9 +322,11 @@ def _render(lesion: Lesion, centre: Vector, tissue: _Tissue) -> tuple[Box, Bools
     fine = tuple(len(axis) for axis in axes)
     opacity = np.clip(0.5 + depth / lesion.border_mm, 0, 1)
     grey, bright = _profile(lesion, points, depth)
-    inside, seen, grey, bright = (
-        _scanned(field.reshape(fine), parts)
-        for field in (depth > 0, opacity, opacity * grey, opacity * bright)
+    # The label is of the lesion itself: small ones would vanish from a blurred one.
+    inside = _averaged((depth > 0).reshape(fine).astype(np.float64), parts)
+    seen, grey, bright = (
+        _averaged(ndimage.gaussian_filter(field.reshape(fine), _BLUR_VOXELS * parts), parts)
+        for field in (opacity, opacity * grey, opacity * bright)
     )
     altered = np.where(seen > _TRACE, seen, 0).astype(np.float32)
     smooth = tissue.smooth[box]
@@ -353,11 +362,10 @@ def _profile(lesion: Lesion, points: Vector, depth: Vector) -> tuple[Vector, Vec
     return grey * (1 - bright), bright
 
 
-def _scanned(field: npt.NDArray[Any], parts: Vector) -> Vector:
-    """Blurs a finely sampled field as a scanner does, and averages it over voxels."""
-    blurred = ndimage.gaussian_filter(field.astype(np.float64), _BLUR_VOXELS * parts)
-    (z, a), (y, b), (x, c) = ((n // p, p) for n, p in zip(field.shape, parts, strict=True))
-    result: Vector = blurred.reshape(z, a, y, b, x, c).mean(axis=(1, 3, 5))
+def _averaged(fine: Vector, parts: npt.NDArray[np.int_]) -> Vector:
+    """Averages a field over voxels of `parts` sub-voxels along each axis."""
+    (z, a), (y, b), (x, c) = ((n // p, p) for n, p in zip(fine.shape, parts, strict=True))
+    result: Vector = fine.reshape(z, a, y, b, x, c).mean(axis=(1, 3, 5))
     return result
 
 
