@@ -32,7 +32,6 @@ LESION_LABELS = Labels(
 )
 # Class -> its value in the label map.
 LESION_VALUES: dict[LesionClass, int] = {"cyst": 2, "hemangioma": 3, "metastasis": 4}
-_LIVER = 1
 
 # Sub-voxels are at most this long, so that thick slices average what lies in them.
 _FINE_MM = 1.0
