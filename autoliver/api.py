@@ -398,15 +398,17 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
+    rater: int | None = None,
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Converted":
     """Makes a dataset of published data by reference, like `autoliver convert`.
 
     Args:
-        kind: "camus" or "brats".
+        kind: What the data are, such as "camus" or "lld-mmri"; docs/convert.md lists the kinds.
         source: Folder of the data as they were published.
         output: Folder of the new dataset; it must be new.
+        rater: Whose label maps are taken of "liverhccseg"; None for the first rater's.
         workspace: The workspace, for the next command.
         **options: workers and memory_gb.
 
@@ -421,7 +423,9 @@ def convert(
 
         machine = taken(options, {}, of=convert)["machine"]
         folder, place = path_of("source", source), path_of("output", output)
-        return make_dataset(workspace_at(workspace), kind, folder, place, machine=machine)
+        return make_dataset(
+            workspace_at(workspace), kind, folder, place, rater=rater, machine=machine
+        )
 
 
 @checked

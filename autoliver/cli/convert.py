@@ -36,23 +36,29 @@ def convert(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new.")
     ],
+    rater: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Whose label maps are taken of liverhccseg: 1 or 2. [default: 1]"
+        ),
+    ] = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, such as CAMUS and BraTS.
+    """Make a dataset of published data, such as CAMUS, BraTS and LLD-MMRI.
 
     No image is copied, and nothing in SOURCE is changed. Label maps are written anew only where the
-    values of labels change.
+    values of labels change, or several masks become one label map.
     """
     from autoliver.pipeline.conversion.convert import convert as make_dataset
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     machine = machine_of(workers=workers, memory_gb=memory_gb)
-    done = make_dataset(Workspace(workspace), kind, source, output, machine=machine)
+    done = make_dataset(Workspace(workspace), kind, source, output, rater=rater, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
 
 

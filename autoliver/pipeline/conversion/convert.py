@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from autoliver.parallel import Need, case_bar
 from autoliver.pipeline.conversion.kind import Found, Kind, passed_over
 from autoliver.pipeline.conversion.kinds import KINDS
 from autoliver.system import entries
-from autoliver.values import check_choice, first_few, hints_of
+from autoliver.values import check_choice, first_few, hints_of, refused
 from autoliver.workspace import Workspace
 
 _SHOWN = 3
@@ -77,12 +77,10 @@ class _Task(Record, frozen=True, kw_only=True):
 
     Attributes:
         case: The case.
-        label: Its label map.
-        folder: Folder for the label map if its values have to be changed.
+        folder: Folder for the label map if it has to be written anew.
     """
 
     case: Found
-    label: Path
     folder: Path
 
 
@@ -106,6 +104,7 @@ def convert(
     source: Path,
     output: Path,
     *,
+    rater: int | None = None,
     machine: Machine = WHOLE_MACHINE,
 ) -> Converted:
     """Makes a dataset of published data; images are referred to, and nothing of it is changed.
@@ -117,23 +116,24 @@ def convert(
         kind: A name in `KINDS`.
         source: The folder of the data.
         output: Folder of the new dataset.
+        rater: Whose label maps are taken, where the data have several raters; None for the first.
         machine: The processes and memory that may be used.
 
     Raises:
         DatasetError: The folder does not hold such data, or files of a case do not fit together.
-        OptionError: There is no such kind, or the output exists already.
+        OptionError: There is no such kind or rater, or the output exists already.
         MachineError: The output cannot be written.
     """
     kind = check_choice("kind", kind, tuple(KINDS))
-    row = KINDS[kind]()
+    row = _rated(KINDS[kind](), rater)
     source, output = source.absolute(), output.absolute()
     _check_output(source, output)
     found = _cases(row, source)
-    cases = [case for case in found if case.label is not None]
+    cases = [case for case in found if case.layers]
     with replacing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         folder = beside / "labelsTr"
-        tasks = [_Task(case=c, label=Path(str(c.label)), folder=folder) for c in cases]
+        tasks = [_Task(case=case, folder=folder) for case in cases]
         stage = machine.pool("convert", need=_need, light=True)
         made = list(case_bar("convert", len(tasks))(stage.map(_make, tasks)))
         _refuse({case.name: new for case, new in zip(cases, made, strict=True) if new.problem})
@@ -145,12 +145,27 @@ def convert(
         kind=row.title,
         cases=len(cases),
         patients=len({case.patient for case in cases}),
-        unlabelled=tuple(case.name for case in found if case.label is None),
+        unlabelled=tuple(case.name for case in found if not case.layers),
         passed_over=tuple(passed_over(source, found)),
-        rewritten=sum(new.label != old.label for old, new in zip(cases, made, strict=True)),
+        rewritten=sum(not Path(new.label).is_absolute() for new in made),
         labels=dict(row.description["labels"]),
         next_command=command("plan", str(output), workspace=workspace.root),
     )
+
+
+def _rated(kind: Kind, rater: int | None) -> Kind:
+    """Returns a kind with the label maps of a rater."""
+    if rater is None:
+        return kind
+    if not kind.raters:
+        several = [name for name, row in KINDS.items() if row().raters]
+        raise OptionError(
+            f"--rater is for data with several raters: {', '.join(several)}.",
+            hint="Leave it out.",
+        )
+    if rater not in kind.raters:
+        raise refused("--rater", rater, f"one of {', '.join(map(str, kind.raters))}")
+    return replace(kind, find=kind.raters[rater])
 
 
 def _check_output(source: Path, output: Path) -> None:
@@ -185,7 +200,7 @@ def _cases(kind: Kind, source: Path) -> list[Found]:
             f"{name}: it is there twice: {' and '.join(places)}.",
             hint="Move one of them out of the folder.",
         )
-    if all(case.label is None for case in cases):
+    if not any(case.layers for case in cases):
         raise DatasetError(
             f"{source}: none of the {len(cases)} cases has a label map.",
             hint="Give the folder of the training cases. Images alone need not be converted: give "
@@ -202,7 +217,7 @@ def _holds(kind: Kind, folder: Path) -> bool:
 
 
 def _need(task: _Task) -> Need:
-    return score_need(task.label)
+    return score_need(Path(task.case.layers[0].path))
 
 
 def _make(task: _Task) -> _Made:
@@ -215,11 +230,11 @@ def _make(task: _Task) -> _Made:
 
 
 def _checked(task: _Task) -> _Made:
-    """Checks the files of a case, and changes the values of its label map if necessary."""
+    """Checks the files of a case, and writes its label map anew if necessary."""
     case = task.case
     first = Path(case.images[0])
     grid = read_header(first).geometry
-    for other in (*map(Path, case.images[1:]), task.label):
+    for other in map(Path, (*case.images[1:], *(layer.path for layer in case.layers))):
         for difference in compare_grids(grid, read_header(other).geometry):
             if not difference.rounding:
                 values = difference.values()
@@ -227,19 +242,24 @@ def _checked(task: _Task) -> _Made:
                     problem=f"{case.name}: {first.name} and {other.name} have different grids: "
                     f"{difference.what} {values[0]} and {values[1]}"
                 )
-    label = read_label(task.label)
-    there = np.unique(label.array).tolist()
-    if unknown := [value for value in there if value not in case.values]:
-        known = ", ".join(map(str, case.values))
-        return _Made(
-            problem=f"{case.name}: {task.label} holds the value {unknown[0]}, expected {known}"
-        )
-    if all(case.values[value] == value for value in there):
-        return _Made(label=str(task.label))
-    table = np.zeros(max(there) + 1, dtype=np.uint8)
-    table[there] = [case.values[value] for value in there]
+    labels = [read_label(layer.path) for layer in case.layers]
+    painted = np.zeros(labels[0].array.shape[1:], np.uint8)
+    same = len(labels) == 1
+    for layer, label in zip(case.layers, labels, strict=True):
+        for value in np.unique(label.array).tolist():
+            if value not in layer.values:
+                known = ", ".join(map(str, layer.values))
+                return _Made(
+                    problem=f"{case.name}: {layer.path} holds the value {value}, expected {known}"
+                )
+            new = layer.values[value]
+            same &= new == value
+            if new:
+                painted[label.array[0] == value] = new
+    if same:
+        return _Made(label=case.layers[0].path)
     path = f"labelsTr/{case.name}.nii.gz"
-    write_label(task.folder / Path(path).name, table[label.array[0]], label.geometry)
+    write_label(task.folder / Path(path).name, painted, labels[0].geometry)
     return _Made(label=path)
 
 
