@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.adoption.adopt import Adopted
     from autoliver.pipeline.clean import Cleaned
-    from autoliver.pipeline.conversion.convert import Converted
+    from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
@@ -398,19 +398,18 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
-    rater: int | None = None,
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Converted":
-    """Makes a dataset of published data by reference, like `autoliver convert`.
+    """Makes a dataset of data in another form by reference, like `autoliver convert`.
 
     Args:
         kind: What the data are, such as "camus" or "lld-mmri"; docs/convert.md lists the kinds.
-        source: Folder of the data as they were published.
+        source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
-        rater: Whose label maps are taken of "liverhccseg"; None for the first rater's.
         workspace: The workspace, for the next command.
-        **options: workers and memory_gb.
+        **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
+            `label`.
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -419,12 +418,17 @@ def convert(
         AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
+        from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        machine = taken(options, {}, of=convert)["machine"]
+        given = taken(options, {n: n for n in ("rater", "classes", "label")}, of=convert)
+        machine = given.pop("machine")
+        if given.get("classes") is not None:
+            given["classes"] = path_of("classes", given["classes"])
+        request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
         return make_dataset(
-            workspace_at(workspace), kind, folder, place, rater=rater, machine=machine
+            *(workspace_at(workspace), kind, folder, place), request=request, machine=machine
         )
 
 

@@ -20,7 +20,8 @@ from autoliver.datasets.regions import painted, painting_problem
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.io.volume import Geometry
-from autoliver.pipeline.conversion.convert import Converted, convert
+from autoliver.pipeline.conversion.convert import convert
+from autoliver.pipeline.conversion.result import Converted
 from autoliver.workspace import Workspace
 
 BRAIN = Geometry(shape_zyx=(6, 8, 10), spacing_mm=(1.0, 1.0, 1.0))

@@ -25,7 +25,8 @@ from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import make_folds
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.io.files import read_label, write_label
-from autoliver.pipeline.conversion.convert import Converted, convert
+from autoliver.pipeline.conversion.convert import ConvertRequest, convert
+from autoliver.pipeline.conversion.result import Converted
 from autoliver.workspace import Workspace
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -40,7 +41,8 @@ CLASSES = ["hemangioma", "ICC", "abscess", "metastasis", "cyst", "FNH", "HCC"]
 
 def converted(kind: str, source: Path, rater: int | None = None) -> tuple[Converted, Dataset]:
     out = source.parent / "out"
-    done = convert(Workspace(source.parent / "ws"), kind, source, out, rater=rater)
+    request = ConvertRequest(rater=rater)
+    done = convert(Workspace(source.parent / "ws"), kind, source, out, request=request)
     return done, read_dataset(out)
 
 

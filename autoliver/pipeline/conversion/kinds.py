@@ -50,6 +50,8 @@ def _cirrmri() -> "Kind":
     return CIRRMRI
 
 
+# The kind of a dataset whose lesions get their classes; it is no published data.
+LESION_CLASSES = "lesion-classes"
 KINDS: "dict[str, Callable[[], Kind]]" = {
     "camus": _camus,
     "brats": _brats,
