@@ -10,6 +10,7 @@ import numpy as np
 
 from autoliver.artifacts import Artifact, Record, read_json_by_hand
 from autoliver.datasets.cases import Case
+from autoliver.datasets.stratify import stratified
 from autoliver.errors import DatasetError, WrongValue
 from autoliver.values import counted, natural
 
@@ -126,18 +127,22 @@ class _OwnSplit(msgspec.Struct):
     val: list[str]
 
 
-def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
+def make_folds(
+    cases: Sequence[Case], classes: Mapping[str, Collection[str]] | None = None
+) -> tuple[Split, ...]:
     """Divides cases into five folds as nnU-Net does, but by patient.
 
     Fewer than five patients give one fold per patient (leave one out). If every case is of another
     patient, the folds equal those of scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on
-    the sorted names.
+    the sorted names. If patients have different classes of lesions, the folds are alike in the
+    number of patients with each class instead.
 
     Cases that are not real are held out in no fold. They train in the folds that hold out no case
     of their patient.
 
     Args:
         cases: The labelled cases.
+        classes: Case -> classes of its lesions; None if the dataset has no classes.
 
     Returns:
         One split per fold; empty for a single patient with real cases.
@@ -146,14 +151,26 @@ def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
     for case in cases:
         if case.origin == "real":
             groups.setdefault(case.patient, []).append(case.name)
-    patients = sorted(groups)
-    if len(patients) < 2:
+    if len(groups) < 2:
         return ()
+    told = classes or {}
+    held = {
+        patient: frozenset(name for case in groups[patient] for name in told.get(case, ()))
+        for patient in sorted(groups)
+    }
+    if len(groups) > _FOLDS and len(set(held.values())) > 1:
+        folds = stratified(held, folds=_FOLDS, seed=_SEED)
+    else:
+        folds = _shuffled(list(held))
+    return tuple(_split(cases, groups, fold) for fold in folds)
+
+
+def _shuffled(patients: Sequence[str]) -> list[set[str]]:
     order = np.arange(len(patients))
     if len(patients) >= _FOLDS:
         np.random.RandomState(_SEED).shuffle(order)
-    held_back = np.array_split(order, min(_FOLDS, len(patients)))
-    return tuple(_split(cases, groups, {patients[i] for i in fold}) for fold in held_back)
+    parts = np.array_split(order, min(_FOLDS, len(patients)))
+    return [{patients[index] for index in part} for part in parts]
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:

@@ -10,10 +10,12 @@ from scipy import ndimage
 
 # Tumours, whose pieces are counted one by one. Cysts and benign lesions are not among them.
 _TUMOUR = r"tumou?r|lesion|cancer|metasta"
+# Diagnoses. A label with another name may be a part of a lesion, such as "enhancing tumour".
 _SHORT = r"(?<![a-z])(?:cysts?|icc|fnh|bclm|crlm)(?![a-z])"
-_FURTHER = rf"hcc|ha?emangioma|carcinoma|adenoma|abscess|nodular hyperplasia|{_SHORT}"
+_DIAGNOSIS = rf"metasta|hcc|ha?emangioma|carcinoma|adenoma|abscess|nodular hyperplasia|{_SHORT}"
 _TUMOURS = re.compile(_TUMOUR, re.IGNORECASE)
-_LESIONS = re.compile(f"{_TUMOUR}|{_FURTHER}", re.IGNORECASE)
+_DIAGNOSES = re.compile(_DIAGNOSIS, re.IGNORECASE)
+_LESIONS = re.compile(f"{_TUMOUR}|{_DIAGNOSIS}", re.IGNORECASE)
 _NEIGHBOURS = np.ones((3, 3, 3))
 
 
@@ -35,17 +37,20 @@ def lesion_classes(
     Args:
         labels: Name -> values of the foreground labels.
         names: The `lesion_class_names` of dataset.json; None if it has none. Without them, labels
-            of a single value are taken whose names are those of lesions (`is_lesion`).
+            of a single value are classes if their names are those of lesions, and at least two of
+            these are diagnoses (cyst, HCC, metastasis, ...): "tumour" beside "cyst" is none, and
+            neither are the parts of a tumour.
 
     Returns:
         Name -> value; empty if there are fewer than two, since then there is nothing to tell apart.
     """
-    found = {
-        name: values[0]
-        for name, values in labels.items()
-        if len(values) == 1 and (is_lesion(name) if names is None else name in names)
-    }
-    return found if len(set(found.values())) > 1 else {}
+    single = {name: values[0] for name, values in labels.items() if len(values) == 1}
+    if names is not None:
+        found = {name: value for name, value in single.items() if name in names}
+        return found if len(found) > 1 else {}
+    if sum(_DIAGNOSES.search(name) is not None for name in single) < 2:
+        return {}
+    return {name: value for name, value in single.items() if is_lesion(name)}
 
 
 def connected_lesions(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import autoliver
 from autoliver.cli.main import app
 from autoliver.datasets.cases import Dataset, read_dataset
+from autoliver.datasets.folds import make_folds
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.volume import Geometry
@@ -305,16 +306,16 @@ def test_the_label_of_the_lesions_is_found_or_named(source: Path) -> None:
     with pytest.raises(DatasetError, match="no label named like lesions among liver, nodules"):
         converted(source)
     assert converted(source, label="nodules").lesions["cyst"] == 2
-    describe(source, labels={"background": 0, "cyst": 1, "tumour": 2}, lesion_classes=TOLD)
-    with pytest.raises(DatasetError, match="have classes of lesions already: cyst, tumour"):
+    describe(source, labels={"background": 0, "cyst": 1, "HCC": 2}, lesion_classes=TOLD)
+    with pytest.raises(DatasetError, match="have classes of lesions already: cyst, HCC"):
         convert(Workspace(source.parent / "ws"), "lesion-classes", source, source.parent / "o")
-    request = ConvertRequest(label="tumor")
-    with pytest.raises(OptionError, match="--label is 'tumor'") as caught:
+    request = ConvertRequest(label="Hcc2")
+    with pytest.raises(OptionError, match="--label is 'Hcc2'") as caught:
         convert(
             *(Workspace(source.parent / "ws"), "lesion-classes", source, source.parent / "o"),
             request=request,
         )
-    assert caught.value.hint == "Did you mean tumour?"
+    assert caught.value.hint == "Did you mean HCC?"
 
 
 def test_options_of_one_kind_are_refused_by_others(source: Path) -> None:
@@ -347,3 +348,45 @@ def test_the_command_shows_what_the_function_returns(source: Path) -> None:
         "lesion-classes", source, source.parent / "y", classes=path, label="tumour"
     )
     assert done.facts["lesions"] == {"cyst": 3, "metastasis": 1}
+
+
+def test_folds_of_a_planned_dataset_spread_its_classes(tmp_path: Path) -> None:
+    folder, workspace = tmp_path / "Dataset002_Classes", tmp_path / "ws"
+    grid = Geometry(shape_zyx=(4, 16, 16), spacing_mm=(5.0, 2.0, 2.0))
+    rng = np.random.default_rng(2)
+    held = {f"case_{n:02d}": n // 5 for n in range(20)}  # none, and three classes
+    for name, value in held.items():
+        array = np.zeros(grid.shape_zyx, np.uint8)
+        array[:, 2:14, 2:14] = 1
+        if value:
+            array[1:3, 5:9, 5:9] = 1 + value
+        image = (60 * array + rng.normal(size=array.shape)).astype(np.float32)
+        write_image(folder / f"imagesTr/{name}_0000.nii.gz", image[None], grid)
+        write_label(folder / f"labelsTr/{name}.nii.gz", array, grid)
+    raw = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "cyst": 2, "HCC": 3, "metastasis": 4},
+        "numTraining": 20,
+        "file_ending": ".nii.gz",
+    }
+
+    def folds() -> list[list[int]]:
+        autoliver.plan(folder, preset="tiny", workspace=workspace)
+        saved = json.loads((workspace / folder.name / "folds.json").read_text())
+        return [sorted(held[name] for name in split["validation"]) for split in saved["splits"]]
+
+    (folder / "dataset.json").write_text(json.dumps(raw))
+    spread = folds()
+    assert spread == [[0, 1, 2, 3]] * 5
+    # A fingerprint of a version that did not look at classes is made anew.
+    path = workspace / folder.name / "fingerprint.json"
+    old = json.loads(path.read_text())
+    for case in old["cases"]:
+        del case["label_values"]
+    path.write_text(json.dumps(old))
+    assert folds() == spread
+    # An empty list of classes asks for the folds of nnU-Net.
+    (folder / "dataset.json").write_text(json.dumps(raw | {"lesion_class_names": []}))
+    plain = make_folds(read_dataset(folder).labelled)
+    assert folds() == [sorted(held[name] for name in split.validation) for split in plain]
+    assert folds() != spread
