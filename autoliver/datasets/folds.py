@@ -121,10 +121,17 @@ class Folds(Artifact, frozen=True, kw_only=True):
 
 
 class _OwnSplit(msgspec.Struct):
-    """One fold in the user's splits_final.json; other keys are ignored."""
+    """One fold in the user's splits_final.json; other keys are ignored.
+
+    Attributes:
+        train: Names of the training cases.
+        val: Names of the validation cases.
+        shared_patients: Whether cases of a patient may be on both sides.
+    """
 
     train: list[str]
     val: list[str]
+    shared_patients: bool = False
 
 
 def make_folds(
@@ -176,14 +183,17 @@ def _shuffled(patients: Sequence[str]) -> list[set[str]]:
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     """Reads and checks the user's `splits_final.json`, a list of {"train": [...], "val": [...]}.
 
+    A fold with `"shared_patients": true` may have cases of a patient on both sides; it is warned
+    of. nnU-Net ignores this key.
+
     Args:
         path: The file.
         cases: The labelled cases.
 
     Raises:
         DatasetError: The file has the wrong form, names an unknown case, has a fold without
-            training cases, lists a case both for training and for validation, or holds out a case
-            that is not real.
+            training cases, lists a case both for training and for validation, holds out a case that
+            is not real, or has cases of a patient on both sides.
     """
     try:
         raw = msgspec.convert(read_json_by_hand(path), list[_OwnSplit])
@@ -210,9 +220,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
                 hint="List each labelled case at most once per fold, and at least one in 'train'.",
             )
     _refuse_made_cases(raw, cases, where=path)
-    splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
-    _warn_of_shared_patients(splits, cases, where=path)
-    return splits
+    _check_patients(raw, cases, where=path)
+    return tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
 
 
 def _refuse_made_cases(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, where: Path) -> None:
@@ -227,17 +236,26 @@ def _refuse_made_cases(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, wh
                 )
 
 
-def _warn_of_shared_patients(
-    splits: Sequence[Split], cases: Sequence[Case], *, where: Path
-) -> None:
+def _check_patients(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, where: Path) -> None:
+    """Refuses folds with cases of a patient on both sides, or warns of those that ask for it."""
     patients = {case.name: case.patient for case in cases}
     for number, split in enumerate(splits):
-        shared = {patients[n] for n in split.train} & {patients[n] for n in split.validation}
-        if shared:
-            _log.warning(
-                "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
-                *(where, number, sorted(shared)[0]),
+        learnt = {patients[name]: name for name in reversed(split.train)}
+        shared = [name for name in split.val if patients[name] in learnt]
+        if not shared:
+            continue
+        patient, held = patients[shared[0]], shared[0]
+        if not split.shared_patients:
+            raise DatasetError(
+                f"{where}: fold {number}: patient {patient} is on both sides: {learnt[patient]} is "
+                f"in 'train', {held} in 'val'. Its scores would be too good.",
+                hint="Put all cases of a patient on one side, or correct 'patients' in "
+                'dataset.json. To keep the fold as it is, add "shared_patients": true to it.',
             )
+        _log.warning(
+            "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
+            *(where, number, patient),
+        )
 
 
 def _split(

@@ -76,15 +76,27 @@ def test_own_splits_are_checked(tmp_path: Path, content: object, words: str) -> 
         read_splits(path, cases("abc"))
 
 
-def test_a_patient_on_both_sides_of_an_own_split_is_warned_of(
+def test_a_patient_on_both_sides_of_an_own_split_is_refused_unless_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "splits_final.json"
-    path.write_text(json.dumps([{"train": ["a"], "val": ["c"]}, {"train": ["a"], "val": ["b"]}]))
-    read_splits(path, cases("abc", "PPQ"))
-    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+    good = {"train": ["a", "b"], "val": ["c"]}
+    bad = {"train": ["c", "a"], "val": ["b"]}
+    path.write_text(json.dumps([good, bad]))
+    with pytest.raises(DatasetError) as caught:
+        read_splits(path, cases("abc", "PPQ"))
+    assert "fold 1: patient P is on both sides: a is in 'train', b in 'val'" in caught.value.problem
+    assert '"shared_patients": true' in caught.value.hint
+    assert caplog.messages == []
+    path.write_text(json.dumps([good, bad | {"shared_patients": True}]))
+    splits = read_splits(path, cases("abc", "PPQ"))
+    assert splits[1] == Split(train=("c", "a"), validation=("b",))
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
         "fold 1: cases of patient P are on both sides: its scores will be too good."
     ]
+    # Without patients, each case is one of its own.
+    path.write_text(json.dumps([good, bad]))
+    assert read_splits(path, cases("abc"))[1] == splits[1]
 
 
 def test_cases_that_are_not_real_are_never_held_out() -> None:
