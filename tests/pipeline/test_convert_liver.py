@@ -224,7 +224,7 @@ def test_masks_of_one_rater_are_painted_over_its_liver(
 
 def test_other_raters_and_raters_of_other_data_are_refused(tmp_path: Path) -> None:
     source = write_hccseg(tmp_path / "data")
-    with pytest.raises(OptionError, match="--rater is 3; it must be one of 1, 2"):
+    with pytest.raises(OptionError, match="--rater is 3; it must be at most 2"):
         converted("liverhccseg", source, 3)
     with pytest.raises(OptionError, match="--rater is for data with several raters: liverhccseg"):
         converted("atlas", write_atlas(tmp_path / "atlas"), 1)

@@ -24,8 +24,10 @@ from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
 from autoliver.pipeline.conversion.lesion_classes import convert_lesions
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.system import entries
-from autoliver.values import check_choice, check_types, refused
+from autoliver.values import check_choice, check_types, check_whole
 from autoliver.workspace import Workspace
+
+_RATERS = 2  # of any data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class ConvertRequest:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.rater is not None:
+            check_whole("--rater", self.rater, least=1, most=_RATERS)
 
 
 class _Task(Record, frozen=True, kw_only=True):
@@ -153,8 +157,6 @@ def _rated(kind: Kind, rater: int | None) -> Kind:
             f"--rater is for data with several raters: {', '.join(several)}.",
             hint="Leave it out.",
         )
-    if rater not in kind.raters:
-        raise refused("--rater", rater, f"one of {', '.join(map(str, kind.raters))}")
     return replace(kind, find=kind.raters[rater])
 
 
