@@ -13,6 +13,7 @@ from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
+from autoliver.values import meant
 
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
@@ -124,8 +125,20 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
             f"{where}: {place.strip('`').removeprefix('$.')}: {what}.",
             hint=_MEND,
         ) from None
-    _check_names(where, "lesion_class_names", found.lesion_class_names or ())
+    _check_classes(where, found.lesion_class_names or (), labels)
     return found
+
+
+def _check_classes(where: Path, names: Sequence[str], labels: LabelValues) -> None:
+    """Refuses names of classes of which some are labels and others are not."""
+    _check_names(where, "lesion_class_names", names)
+    lacking = [name for name in names if name not in labels.values]
+    if 0 < len(lacking) < len(names):
+        raise DatasetError(
+            f"{where}: lesion_class_names: there is no label '{lacking[0]}', but other classes are "
+            f"labels; the labels are {', '.join(labels.values)}.",
+            hint=meant(lacking[0], labels.values) or "List labels alone, or add it to the labels.",
+        )
 
 
 def guess_description(folder: Path) -> Description:

@@ -95,8 +95,7 @@ def _improved(counts: _Counts, having: _Having) -> _Counts:
             tried[:, :, b] += moved[able]
             beyond = np.maximum(np.ptp(tried, axis=2) - 1, 0)
             squares = (tried**2).sum((1, 2))
-            first = np.lexsort((squares, beyond[:, -1], beyond[:, :-1].sum(1)))[:1]
-            for found in first:
+            for found in np.lexsort((squares, beyond[:, -1], beyond[:, :-1].sum(1)))[:1]:
                 key = _badness(tried[found])
                 if key < best:
                     best, change = key, (a, b, int(np.flatnonzero(able)[found]))
