@@ -56,6 +56,8 @@ PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
 _RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
+# Spreadsheets run a cell that begins with one of these as a formula.
+_FORMULA = ("=", "+", "-", "@")
 
 
 def brief(value: Any) -> str:
@@ -413,6 +415,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as beside:
         beside.write_bytes(content)
+
+
+def text_cell(text: str) -> str:
+    """A text for a cell of a CSV file that no spreadsheet takes for a formula or for two rows."""
+    text = re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def _flush(path: Path) -> None:

@@ -167,7 +167,8 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     new, skipped = counted(written.new, "case"), written.skipped
     done = f", {skipped} skipped as finished" if skipped else ""
     kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
-    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}"
+    table = f"\nLesions: {written.lesions}" if written.lesions else ""
+    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
-from autoliver.artifacts import Artifact, Record, write_bytes
+from autoliver.artifacts import Artifact, Record, text_cell, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.lesions import is_tumour
 from autoliver.errors import WrongValue
@@ -42,9 +41,6 @@ _TELLING = (
 )
 # Volumes of different organs have no meaningful mean.
 _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
-# Spreadsheets run a cell that begins with one of these as a formula.
-_FORMULA = ("=", "+", "-", "@")
-
 
 # Field of a Score -> the metric that fills it, its heading in a table and its number of decimals.
 COLUMNS = {
@@ -310,20 +306,8 @@ def write_csv(scores: Scores, path: Path) -> None:
         for label, score in case.labels.items():
             row = [getattr(score, field) for field in head[2:]]
             counts = [getattr(score.lesions, name, None) for name in lesions]
-            writer.writerow([*map(_text_cell, (case.name, label)), *row, *counts])
+            writer.writerow([*map(text_cell, (case.name, label)), *row, *counts])
     write_bytes(path, text.getvalue().encode())
-
-
-def _text_cell(text: str) -> str:
-    """A text for a cell of a CSV file that no spreadsheet takes for a formula or for two rows."""
-    text = re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
-    if not text.startswith(_FORMULA):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 def table(scores: Scores) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
+from autoliver.inference.clean import Components
 from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Average
@@ -141,6 +142,42 @@ def uncertainty(outputs: Sequence[Output], *, labels: Labels) -> Array:
     for rows, (mean,) in pieces:
         whole[box][rows] = _entropy(mean, regions=labels.has_regions)
     return _back(whole, outputs)
+
+
+def component_means(
+    outputs: Sequence[Output], found: Components, *, labels: Labels
+) -> npt.NDArray[np.float64]:
+    """Computes the mean probabilities over each component of a mask on the input's grid.
+
+    Only the box of the components is resampled.
+
+    Args:
+        outputs: The members' outputs for one case.
+        found: The components; they lie within the crop, as all that is predicted.
+        labels: The labels that the k rows stand for.
+
+    Returns:
+        (components, k), in the order of their numbers.
+    """
+    count, regions = len(found.voxels), labels.has_regions
+    totals = np.zeros((len(outputs[0].logits), count))
+    if count == 1:
+        return totals.T[1:]
+    properties = outputs[0].properties
+    turn = properties.reorientation
+    z, y, x = ((part.start, part.stop) for part in found.box)
+    bounds = turn.bounds((z, y, x), turn.inverse.values(_shape(outputs)))
+    numbers = turn.array(found.numbers)
+    for part in (_Part.of(output, regions=regions) for output in outputs):
+        member = _Ordered.of(part.array, part.properties, turn).within(bounds)
+        for rows in slabs(numbers.shape):
+            inside = numbers[rows] > 0
+            values = member.rows(rows)[:, inside]
+            if part.average == "logits":
+                probabilities(values, regions=regions)
+            for total, row in zip(totals, values, strict=True):
+                total += np.bincount(numbers[rows][inside], weights=row, minlength=count)
+    return totals.T[1:] / (len(outputs) * found.voxels[1:, None])
 
 
 def probabilities(logits: Array, *, regions: bool) -> Array:
@@ -275,6 +312,24 @@ class _Ordered:
             separate_axis=None if separate is None else inverse.axes.index(separate),
         )
         return cls(ordered, operators, (z, y, x))
+
+    def within(self, bounds: Sequence[tuple[int, int]]) -> "_Ordered":
+        """Returns the same for a box inside the crop, given by its voxels on the whole grid."""
+        parts = [
+            slice(start - whole.start, stop - whole.start)
+            for (start, stop), whole in zip(bounds, self.box, strict=True)
+        ]
+        first, second, third = (
+            None if matrix is None else matrix[part]
+            for matrix, part in zip(self.operators, parts, strict=True)
+        )
+        # Axes without a matrix are on the crop's grid already.
+        kept = (
+            part if matrix is None else slice(None)
+            for matrix, part in zip(self.operators, parts, strict=True)
+        )
+        z, y, x = (slice(*ends) for ends in bounds)
+        return _Ordered(self.array[:, *kept], (first, second, third), (z, y, x))
 
     def rows(self, rows: slice) -> Array:
         """Returns these rows of the crop's grid, (k, rows, y, x), as a new array."""

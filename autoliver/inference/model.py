@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoliver.errors import ModelError
+from autoliver.inference.lesions.vote import VoteOptions
 from autoliver.models.files import (
     WEIGHTS_FILE,
     ModelFiles,
@@ -45,6 +46,7 @@ class Member:
         histograms: What the training images look like to the networks, channel by channel; empty if
             that is not known.
         next_stage_cleaning: Rules applied to its label map before a cascade takes it as input.
+        lesion_classes: Labels that are classes of lesions to every fold; empty if there are none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Member:
     cross_modal: bool = False
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    lesion_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,11 @@ class Model:
         return self.members[0].plan
 
     @property
+    def lesion_classes(self) -> tuple[str, ...]:
+        """Labels that are classes of lesions to every member; empty if members differ."""
+        return _shared([member.lesion_classes for member in self.members])
+
+    @property
     def parts(self) -> tuple[Member, ...]:
         """Everything that is run on the image: members, first stages of cascades, the finder."""
         previous = (member.previous for member in self.members)
@@ -98,7 +106,8 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
     Raises:
         ArtifactError: A model.json is missing or damaged.
         ModelError: Weights are missing or damaged, folds of a member differ in their plan or
-            configuration, or members differ in their channels or labels.
+            configuration, members differ in their channels or labels, or a class of lesions has no
+            value of its own.
     """
     members = []
     for part in files.members:
@@ -115,7 +124,9 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
         # A model in an exported file may have no name other than its run's.
         name = f"{run.parent.parent.name}/{run.name}".lstrip("/")
         finder = load_member(files.finder.folds, name=name, device=device)
-    return Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
+    model = Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
+    VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
+    return model
 
 
 def check_histograms(model: Model) -> None:
@@ -167,4 +178,10 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         next_stage_cleaning=first.next_stage_cleaning,
         histograms=mean_histograms(histograms) if all(histograms) else (),
         cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
+        lesion_classes=_shared([info.lesion_classes for info in infos]),
     )
+
+
+def _shared(classes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """What is the same everywhere; nothing if it is not."""
+    return classes[0] if len(set(classes)) == 1 else ()

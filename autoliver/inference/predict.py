@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import (
     Output,
+    component_means,
     mean_labels,
     mean_probabilities,
     uncertainty,
 )
+from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
+from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
 from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModality
@@ -36,6 +41,10 @@ from autoliver.values import counted
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
 LabelArray = npt.NDArray[np.integer]
+# From so many classes on, one is chosen for each lesion.
+_SEVERAL = 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,8 @@ class Listener:
             that is called after each window.
         on_modality: Called with the modality by which each case is normalised.
         on_case: Called after each label map has been written, with the map (z, y, x).
+        on_lesions: Called before each label map is written, with the lesions in it, if the model
+            has labels of lesions; None: they are not measured.
         on_failure: Takes the error of a case that cannot be read or does not fit the model, and the
             others are predicted; None: the error is raised. What fails for every case, such as a
             full disk, is raised in any case.
@@ -103,6 +114,7 @@ class Listener:
     on_windows: OnWindows | None = None
     on_modality: Callable[[PredictJob, UsedModality], object] = lambda _, __: None
     on_case: Callable[[PredictJob, LabelArray], object] = lambda _, __: None
+    on_lesions: Callable[[PredictJob, CaseLesions], object] | None = None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
 
     def shown(self, start: OnWindows, drop: Callable[[str], object]) -> "Listener":
@@ -195,7 +207,7 @@ def predict_jobs(
 
     def finish(job: PredictJob, found: Sequence[Output]) -> None:
         if export is None:
-            listener.on_case(job, _export(model, job, found, options))
+            listener.on_case(job, _export(model, job, found, options, listener))
         else:
             with _naming(job.name):
                 export(job, found)
@@ -223,7 +235,15 @@ def predict_volume(
         DatasetError: The image's channels or intensities do not fit the model.
     """
     _, case = _prepared(model, image, options, name)
-    return _labels(model, _outputs(model, case, options, on_windows), image.geometry)
+    found = _outputs(model, case, options, on_windows)
+    return _labels(model, found, image.geometry, name)[0]
+
+
+def lesion_labels(model: Model) -> LesionLabels:
+    """Returns which labels of a model are lesions; none for most models."""
+    labels, classes = model.plan.labels, model.lesion_classes
+    names = lesion_names(labels, classes)
+    return LesionLabels(labels=labels, names=names, voted=len(classes) >= _SEVERAL)
 
 
 def _outputs(
@@ -233,7 +253,10 @@ def _outputs(
         return outputs(model, case, options, on_windows)
 
 
-def _labels(model: Model, found: Sequence[Output], geometry: Geometry) -> npt.NDArray[np.integer]:
+def _labels(
+    model: Model, found: Sequence[Output], geometry: Geometry, name: str
+) -> tuple[LabelArray, int]:
+    """Returns the label map of a case, and how many lesions were removed for want of an organ."""
     labels = model.plan.labels
     if len(found) == 1:
         only = found[0]
@@ -242,7 +265,20 @@ def _labels(model: Model, found: Sequence[Output], geometry: Geometry) -> npt.ND
         )
     else:
         segmentation = mean_labels(found, labels=labels)
-    return clean(segmentation, model.cleaning, values=labels.values, spacing_mm=geometry.spacing_mm)
+    removed = 0
+    if len(model.lesion_classes) >= _SEVERAL:
+        options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
+        means = functools.partial(component_means, found, labels=labels)
+        voted = vote(segmentation, options, means)
+        segmentation, removed = voted.segmentation, voted.removed
+    if removed:
+        _log.warning(
+            "%s: no liver was found, so %s removed.",
+            *(name, "its only lesion was" if removed == 1 else f"its {removed} lesions were"),
+        )
+    values = labels.values
+    spacing = geometry.spacing_mm
+    return clean(segmentation, model.cleaning, values=values, spacing_mm=spacing), removed
 
 
 def _predict_overlapped(
@@ -348,7 +384,11 @@ def _compare_with_training(
 
 
 def _export(
-    model: Model, job: PredictJob, found: Sequence[Output], options: PredictOptions
+    model: Model,
+    job: PredictJob,
+    found: Sequence[Output],
+    options: PredictOptions,
+    listener: Listener,
 ) -> LabelArray:
     """Writes the requested files of a case, and returns its label map.
 
@@ -363,7 +403,13 @@ def _export(
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
-        predicted = _labels(model, found, geometry)
+        predicted, removed = _labels(model, found, geometry, job.name)
+        which = lesion_labels(model)
+        if listener.on_lesions is not None and which.names:
+            means = functools.partial(component_means, found, labels=labels)
+            lesions = measure(predicted, geometry, which, means)
+            case = CaseLesions(lesions=lesions, removed_without_organ=removed)
+            listener.on_lesions(job, case)
         write_label(job.output, predicted, geometry)
     return predicted
 

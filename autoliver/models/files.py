@@ -60,6 +60,8 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
             for models of earlier versions and of nnU-Net.
         next_stage_cleaning: Rules applied to its label maps before a cascade takes them as input,
             as in nnU-Net v1; those for the final label map are the model's.
+        lesion_classes: Labels that are classes of lesions; with two or more, every connected lesion
+            of its label maps gets one of them. Empty for models that were not trained to do so.
     """
 
     KIND: ClassVar[str] = "model"
@@ -83,6 +85,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     keep_source: float | None = None
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
     histograms: tuple[Histogram, ...] = ()
+    lesion_classes: tuple[str, ...] = ()
 
     @property
     def decisions(self) -> Configuration:

@@ -14,6 +14,7 @@ from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.layouts import image_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality
 from autoliver.inference.record import RECORD_FILE, REPLACED
 from autoliver.locks import only_one_kind
@@ -28,6 +29,7 @@ from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
+    from autoliver.inference.lesions.measure import CaseLesions
     from autoliver.inference.model import Model
     from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
@@ -64,6 +66,7 @@ class Predicted:
         corrected: File names of those label maps that have been corrected since they were
             predicted; they stay.
         failures: The cases that were not predicted.
+        lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
     """
 
     model: str
@@ -72,6 +75,7 @@ class Predicted:
     skipped: int
     corrected: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
+    lesions: Path | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -83,6 +87,7 @@ class Predicted:
             "corrected": list(self.corrected),
             "files": [str(path) for path in self.files],
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
+            "lesions": None if self.lesions is None else str(self.lesions),
         }
 
     __repr__ = brief
@@ -184,6 +189,7 @@ def predict_folder(
         skipped=len(jobs) - len(todo) - len(standing.kept),
         corrected=tuple(standing.corrected),
         failures=tuple(failures),
+        lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
     )
     if failures and len(failures) + len(done.files) == 1:
         raise DatasetError(failures[0].problem, hint=failures[0].hint)
@@ -297,10 +303,15 @@ class _Recording:
     failures: list[Failure]
     modalities: dict[str, UsedModality] = field(default_factory=dict)
 
+    @property
+    def lesions(self) -> LesionFiles:
+        """The tables of lesions beside the record."""
+        return LesionFiles.beside(self.path, RECORD_FILE)
+
     def predict(self, files: "ModelFiles", standing: "Standing") -> None:
         """Predicts cases and records the images and the ways of computing that were used."""
         from autoliver.inference.model import check_histograms, load_model
-        from autoliver.inference.predict import Listener
+        from autoliver.inference.predict import Listener, lesion_labels
         from autoliver.inference.record import (
             clear_outdated,
             input_files,
@@ -325,7 +336,14 @@ class _Recording:
         save_record(self.path, self.record)
         for own in own_records(todo, self.path):
             own.unlink()
+            LesionFiles.beside(own, RECORD_FILE).remove()
         before = {job.name: input_files(job.images) for job in todo}
+        which = lesion_labels(model)
+        if todo and which.names:
+            set_aside(self.lesions.foreign())
+            made_from = {"prediction": self.record.way}
+            table = LesionTable(made_from=made_from, classes=which.names, voted=which.voted)
+            self.lesions.begin(table, again={job.name for job in todo})
 
         def note(job: "PredictJob", predicted: "LabelArray") -> None:
             made_from = with_hashes(before[job.name], job.images)
@@ -334,7 +352,12 @@ class _Recording:
         def decided(job: "PredictJob", found: UsedModality) -> None:
             self.modalities[job.output.name] = found
 
-        listener = Listener(on_modality=decided, on_case=note, on_failure=self._fail)
+        def measured(job: "PredictJob", found: "CaseLesions") -> None:
+            self.lesions.add(job.name, found)
+
+        listener = Listener(
+            on_modality=decided, on_lesions=measured, on_case=note, on_failure=self._fail
+        )
         if todo:
             predict_as_asked(model, todo, self.request, listener=listener)
 

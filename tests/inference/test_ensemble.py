@@ -1,15 +1,21 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 from skimage.transform import resize
 
 from autoliver.datasets.cases import Labels
+from autoliver.inference.clean import components
 from autoliver.inference.ensemble import (
     Output,
+    component_means,
     mean_labels,
     mean_probabilities,
     uncertainty,
 )
+from autoliver.inference.lesions.vote import means_of
+from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Geometry
 from autoliver.preprocessing.case import CaseProperties
 
@@ -123,6 +129,59 @@ def test_uncertainty_of_regions_is_that_of_the_least_sure():
     np.testing.assert_allclose(
         uncertainty(members, labels=REGIONS)[inside], each.max(axis=0)[inside], atol=1e-4
     )
+
+
+TURNS = {
+    "usual": Reorientation(),
+    "flipped": Reorientation(flips=(True, False, True)),
+    "turned": Reorientation(axes=(1, 2, 0), flips=(False, True, False)),
+}
+
+
+def turned(members, turn):
+    """The same members for a case whose file has its axes in another order."""
+    geometry = turn.inverse.geometry(members[0].properties.geometry)
+    own = [m.properties.replace(geometry=geometry, axis_codes="LPS") for m in members]
+    assert own[0].reorientation == turn
+    return [dataclasses.replace(m, properties=p) for m, p in zip(members, own, strict=True)]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize(
+    "how", ["classes", "regions", "one", "unchanged grid", "probabilities", "within"]
+)
+def test_means_of_components_are_those_of_all_probabilities(how, turn):
+    labels = REGIONS if how == "regions" else LABELS
+    members = made(labels.out_channels)
+    if how == "one":
+        members = members[1:]
+    if how == "unchanged grid":
+        shape = tuple(stop - start for start, stop in BOX)
+        logits = np.random.default_rng(3).normal(size=(3, *shape)).astype(np.float32)
+        members = [Output(logits=logits, properties=properties((0, 1, 2), shape))]
+    if how == "probabilities":
+        members = [
+            dataclasses.replace(m, logits=softmax(m.logits, axis=0), average=how) for m in members
+        ]
+    if how == "within":
+        box = (slice(2, 7), slice(1, 6), slice(3, 11))
+        part = members[1].logits[:, *box].copy()
+        members = [members[0], dataclasses.replace(members[1], logits=part, within=box)]
+    members = turned(members, TURNS[turn])
+    before = [member.logits.copy() for member in members]
+    segmentation = mean_labels(members, labels=labels)
+    found = components(segmentation == segmentation.max(), by_faces=True)
+    assert len(found.voxels) > 10
+    expected = means_of(mean_probabilities(members, labels=labels))(found)
+    result = component_means(members, found, labels=labels)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    for member, logits in zip(members, before, strict=True):
+        assert np.array_equal(member.logits, logits)
+
+
+def test_no_components_have_no_means():
+    none = components(np.zeros(SHAPE, bool))
+    assert component_means(made(3), none, labels=LABELS).shape == (0, 3)
 
 
 def test_members_that_crop_differently_are_a_bug():

@@ -158,6 +158,7 @@ def test_one_image_into_one_file(images: Path, run: Path, tmp_path: Path) -> Non
     names = {path.name for path in target.parent.iterdir()}
     assert names == {
         *("liver.nrrd", "liver.npz", "liver_uncertainty.nrrd", "liver_predict.json"),
+        *("liver_lesions.json", "liver_lesions.csv"),
     }
     assert predict(source, target, run, asked).skipped == 1
     with pytest.raises(OptionError, match="it was predicted before"):
@@ -232,8 +233,8 @@ def other(save: SaveFold) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What is in the files of probabilities, and the bytes of all other files but records."""
-    files = [path for path in folder.iterdir() if path.suffix != ".json"]
+    """What is in the files of probabilities, and the bytes of all others but records and tables."""
+    files = [path for path in folder.iterdir() if path.suffix not in (".json", ".csv")]
     return {
         path.name: np.load(path)["probabilities"].tobytes()
         if path.suffix == ".npz"
@@ -304,7 +305,7 @@ def test_a_folder_and_its_files_know_of_each_other(
     assert predict(source, target, other).skipped == 1
     write_image(source, image(8), GRID)
     assert predict(source, target, other).new == 1
-    assert [path.name for path in out.glob("*.json")] == ["predict.json"]
+    assert sorted(path.name for path in out.glob("*.json")) == ["lesions.json", "predict.json"]
 
 
 def test_a_file_beside_its_image(images: Path, run: Path) -> None:

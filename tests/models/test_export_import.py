@@ -69,7 +69,7 @@ def test_a_model_predicts_the_same_wherever_it_goes(
     selected: Path, images: Path, tmp_path: Path, model: str
 ) -> None:
     expected = predict(selected, images, model)
-    assert set(expected) == {"case.nii.gz", "case.npz"}
+    assert set(expected) == {"case.nii.gz", "case.npz", "lesions.csv", "lesions.json"}
     file, other = tmp_path / "toy.autoliver", tmp_path / "other"
     done = run("export", model, file, "-w", selected)
     assert (done["name"], done["path"], done["modality"]) == (NAME, str(file), "MR")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from autoliver.artifacts import Record, write_bytes
+from autoliver.artifacts import Record, text_cell, write_bytes
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.paths import missing_file
@@ -24,8 +24,7 @@ EVERY_LESION = "*"
 _MEASURED = ("volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
 _SEPARATORS = (",", ";", "\t")
 _SHOWN = 3
-# Spreadsheets run a cell that begins with one of these as a formula, unless it has an apostrophe.
-_FORMULA = re.compile(r"^(?=[=+\-@])")
+# The apostrophe that `text_cell` puts before what a spreadsheet would run as a formula.
 _ESCAPED = re.compile(r"^'(?=[=+\-@])")
 
 
@@ -218,8 +217,7 @@ def write_template(path: Path, lesions: Iterable[Lesion]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, *_MEASURED))
     for lesion in lesions:
-        names = (_FORMULA.sub("'", name) for name in (lesion.case, lesion.name))
-        case, name = names
+        case, name = map(text_cell, (lesion.case, lesion.name))
         numbers = (f"{lesion.volume_ml:.3f}", *(f"{mm:.1f}" for mm in lesion.centroid_xyz_mm))
         writer.writerow((case, lesion.number, name, *numbers))
     write_bytes(path, text.getvalue().encode())

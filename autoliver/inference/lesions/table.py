@@ -1,0 +1,142 @@
+"""lesions.json and lesions.csv: the lesions of all cases of a folder.
+
+lesions.json is kept up to date case by case, before the label map of a case is written. So it has
+the lesions of every finished case, however a prediction ends, and whoever continues it.
+"""
+
+import csv
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from autoliver.artifacts import Artifact, text_cell, write_bytes
+from autoliver.errors import ArtifactError
+from autoliver.inference.lesions.measure import CaseLesions, Lesion
+from autoliver.locks import one_at_a_time
+
+_STEM = "lesions"
+
+
+class LesionTable(Artifact, frozen=True, kw_only=True):
+    """The lesions of cases that one model predicted in one way.
+
+    Attributes:
+        classes: The labels that are lesions.
+        voted: Whether every connected lesion was given one class of these.
+        cases: Case -> its lesions; cases without any are there as well.
+    """
+
+    KIND: ClassVar[str] = "lesions"
+
+    classes: tuple[str, ...]
+    voted: bool
+    cases: dict[str, CaseLesions] = msgspec.field(default_factory=dict)
+
+    def to_csv(self) -> bytes:
+        """Returns the content of a CSV file with one row per lesion; unknown values are empty."""
+        several = self.classes if len(self.classes) > 1 else ()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(
+            [
+                *("case", "lesion", "class", "probability"),
+                *(text_cell(f"probability_{name}") for name in several),
+                *("volume_ml", "centroid_x_lps_mm", "centroid_y_lps_mm", "centroid_z_lps_mm"),
+                *("longest_mm", "perpendicular_mm", "slice", "slice_axis"),
+            ]
+        )
+        for case in sorted(self.cases):
+            for lesion in self.cases[case].lesions:
+                writer.writerow([text_cell(case), *_cells(lesion, several)])
+        return text.getvalue().encode()
+
+
+def _cells(lesion: Lesion, several: Collection[str]) -> Iterator[object]:
+    yield from (lesion.lesion, text_cell(lesion.label), lesion.probability)
+    yield from (lesion.probabilities.get(name) for name in several)
+    yield from (lesion.volume_ml, *lesion.centroid_lps_mm)
+    yield from (lesion.longest_mm, lesion.perpendicular_mm, lesion.slice, lesion.slice_axis)
+
+
+@dataclass(frozen=True)
+class LesionFiles:
+    """The files of a table, beside label maps.
+
+    Attributes:
+        json: The table.
+        csv: The same for people.
+    """
+
+    json: Path
+    csv: Path
+
+    @classmethod
+    def beside(cls, record: Path, record_file: str) -> "LesionFiles":
+        """Returns the files that belong to a record: lesions.json to predict.json.
+
+        Args:
+            record: The record's file.
+            record_file: The name that records have in folders; other records have something before
+                it, which the tables get as well.
+        """
+        head = record.name.removesuffix(record_file)
+        return cls(*(record.with_name(f"{head}{_STEM}.{kind}") for kind in ("json", "csv")))
+
+    def foreign(self) -> list[Path]:
+        """Returns those files that are there and are no table of lesions."""
+        try:
+            if self._read() is not None:
+                return []
+        except ArtifactError:
+            pass
+        return [file for file in (self.json, self.csv) if file.exists()]
+
+    def written(self) -> Path | None:
+        """Returns the file for people; None if there is no table."""
+        return self.csv if self.csv.exists() and not self.foreign() else None
+
+    def remove(self) -> None:
+        """Removes the table, whose cases are about to be predicted into another one."""
+        if not self.foreign():
+            for file in (self.csv, self.json):
+                file.unlink(missing_ok=True)
+
+    def begin(self, table: LesionTable, again: Collection[str]) -> None:
+        """Begins or continues a table.
+
+        Args:
+            table: The table without cases. What is there of another model, or of another way to
+                predict, as its `made_from` says, is left out.
+            again: Cases that are about to be predicted, and lose the lesions they have.
+
+        Raises:
+            MachineError: The files cannot be written.
+        """
+        with one_at_a_time(self.json.parent):
+            there = self._read()
+            if there is not None and there.replace(cases={}) == table:
+                kept = {case: found for case, found in there.cases.items() if case not in again}
+                table = table.replace(cases=kept)
+            self._save(table)
+
+    def add(self, case: str, found: CaseLesions) -> None:
+        """Adds the lesions of a case to the table that was begun.
+
+        Raises:
+            MachineError: The files cannot be written.
+        """
+        with one_at_a_time(self.json.parent):
+            there = LesionTable.load(self.json)
+            cases = {**there.cases, case: found}
+            self._save(there.replace(cases=dict(sorted(cases.items()))))
+
+    def _read(self) -> LesionTable | None:
+        return LesionTable.load(self.json) if self.json.exists() else None
+
+    def _save(self, table: LesionTable) -> None:
+        write_bytes(self.csv, table.to_csv())
+        table.save(self.json)
