@@ -162,7 +162,7 @@ def test_a_template_tells_lesions_by_number_and_place(source: Path) -> None:
         numbers, _ = ndimage.label(label(row["case"]) == 2, structure=np.ones((3, 3, 3)))
         z, y, x = np.argwhere(numbers == int(row["lesion"])).mean(0)
         place = (10.0 - 2.0 * x, -20.0 - 1.0 * y, 30.0 + 5.0 * z)
-        assert [float(row[f"centroid_{axis}_mm"]) for axis in "xyz"] == pytest.approx(
+        assert [float(row[f"centroid_{axis}_lps_mm"]) for axis in "xyz"] == pytest.approx(
             place, abs=0.06
         )
     with pytest.raises(OptionError, match="exists already"):

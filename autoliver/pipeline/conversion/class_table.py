@@ -21,7 +21,7 @@ from autoliver.values import counted, first_few, meant
 
 COLUMNS = ("case", "lesion", "class")
 EVERY_LESION = "*"
-_MEASURED = ("volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
+_MEASURED = ("volume_ml", "centroid_x_lps_mm", "centroid_y_lps_mm", "centroid_z_lps_mm")
 _SEPARATORS = (",", ";", "\t")
 _SHOWN = 3
 # The apostrophe that `text_cell` puts before what a spreadsheet would run as a formula.
@@ -56,14 +56,14 @@ class Lesion(Record, frozen=True, kw_only=True):
         case: The case.
         number: Its number among the connected lesions of the case, from 1.
         volume_ml: Its volume.
-        centroid_xyz_mm: Its centre (x, y, z) as DICOM and ITK have it (LPS).
+        centroid_lps_mm: Its centre (x, y, z) as DICOM and ITK have it (LPS).
         name: Its class; "" if it is not known.
     """
 
     case: str
     number: int
     volume_ml: float
-    centroid_xyz_mm: tuple[float, float, float]
+    centroid_lps_mm: tuple[float, float, float]
     name: str = ""
 
 
@@ -218,6 +218,6 @@ def write_template(path: Path, lesions: Iterable[Lesion]) -> None:
     writer.writerow((*COLUMNS, *_MEASURED))
     for lesion in lesions:
         case, name = map(text_cell, (lesion.case, lesion.name))
-        numbers = (f"{lesion.volume_ml:.3f}", *(f"{mm:.1f}" for mm in lesion.centroid_xyz_mm))
+        numbers = (f"{lesion.volume_ml:.3f}", *(f"{mm:.1f}" for mm in lesion.centroid_lps_mm))
         writer.writerow((case, lesion.number, name, *numbers))
     write_bytes(path, text.getvalue().encode())

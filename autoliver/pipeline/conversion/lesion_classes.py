@@ -446,7 +446,7 @@ def _measure(task: _Task) -> list[Lesion]:
                 case=task.case,
                 number=number,
                 volume_ml=len(own) * voxel_ml,
-                centroid_xyz_mm=_place(own.mean(0), label.geometry),
+                centroid_lps_mm=_place(own.mean(0), label.geometry),
             )
         )
     return found
