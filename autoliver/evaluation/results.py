@@ -12,9 +12,13 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record, write_bytes
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.lesions import is_tumour
+from autoliver.datasets.lesions import is_lesion, is_tumour
 from autoliver.errors import WrongValue
-from autoliver.evaluation.metrics import Connectivity, LesionCounts
+from autoliver.evaluation.bootstrap import Statistic, resampled, statistic
+from autoliver.evaluation.classification import ClassSummary, summarize_classes
+from autoliver.evaluation.detection import LesionSummary, summarize_lesions
+from autoliver.evaluation.lesions import Lesion, LesionCounts
+from autoliver.evaluation.metrics import Connectivity
 from autoliver.values import check_number, check_types, meant, set_field, shortened
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
@@ -61,6 +65,10 @@ COLUMNS = {
     "volume_difference_ml": _Column("volume", "volume difference ml", 1),
     "lesion_recall": _Column("lesions", "lesion recall", 3),
     "lesion_precision": _Column("lesions", "lesion precision", 3),
+    "matched_recall": _Column("lesions", "matched recall", 3),
+    "matched_precision": _Column("lesions", "matched precision", 3),
+    "matched_f1": _Column("lesions", "matched F1", 3),
+    "matched_dice": _Column("lesions", "matched Dice", 3),
     "chaos": _Column("chaos", "CHAOS", 1),
 }
 
@@ -79,7 +87,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             undefined.
         lesion_labels: Labels whose components are counted as lesions; None: labels whose name
             contains tumour, tumor, lesion, cancer or metasta.
-        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered.
+        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered;
+            two lesions match if more than this share of each is common to both.
         chaos: Whether to add the score of the CHAOS challenge.
     """
 
@@ -123,6 +132,24 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             return label in self.lesion_labels
         return is_tumour(label)
 
+    def lesion_classes(self, labels: Labels) -> dict[str, tuple[int, ...]]:
+        """Name -> values of the labels that are classes of lesions; empty if there are not several.
+
+        These are the `lesion_labels`, or else labels named as lesions are (cysts and haemangiomas
+        among them), without those that hold all values of another one.
+        """
+        named = {
+            name: values
+            for name, values in labels.foreground.items()
+            if (name in self.lesion_labels if self.lesion_labels is not None else is_lesion(name))
+        }
+        inner = {
+            name: values
+            for name, values in named.items()
+            if not any(set(other) < set(values) for other in named.values())
+        }
+        return inner if len(inner) > 1 and "lesions" in self.wanted else {}
+
 
 class Score(Record, frozen=True, kw_only=True):
     """The scores of one label of one case; None for a metric that is undefined or not requested.
@@ -149,6 +176,11 @@ class Score(Record, frozen=True, kw_only=True):
         lesions: The counts from which the lesion-wise recall and precision are computed.
         lesion_recall: Share of the reference's lesions that were found.
         lesion_precision: Share of the predicted lesions that the reference confirms.
+        matched_recall: Share of the reference's lesions that are matched one to one.
+        matched_precision: Share of the predicted lesions that are matched.
+        matched_f1: 2 matched / (lesions of the reference + predicted lesions).
+        matched_dice: Mean Dice of the matched pairs.
+        lesion_list: Each lesion, with its match; None if lesions are not counted.
         chaos: Score of the CHAOS challenge, 0 to 100.
     """
 
@@ -168,6 +200,11 @@ class Score(Record, frozen=True, kw_only=True):
     lesions: LesionCounts | None = None
     lesion_recall: float | None = None
     lesion_precision: float | None = None
+    matched_recall: float | None = None
+    matched_precision: float | None = None
+    matched_f1: float | None = None
+    matched_dice: float | None = None
+    lesion_list: tuple[Lesion, ...] | None = None
     chaos: float | None = None
 
 
@@ -180,6 +217,9 @@ class CaseScores(Record, frozen=True, kw_only=True):
         reference: Path of the file it was compared with; empty for arrays.
         labels: Label name -> score; labels that are not annotated by people have none.
         warnings: Suspicious findings, one sentence each.
+        patient: The patient's identifier; empty if it is not known.
+        lesions: Each lesion of any class, with its match; None if the labels are not several
+            classes of lesions, or one of these is not scored in the case.
     """
 
     name: str
@@ -187,20 +227,8 @@ class CaseScores(Record, frozen=True, kw_only=True):
     reference: str = ""
     labels: dict[str, Score]
     warnings: tuple[str, ...] = ()
-
-
-class Statistic(Record, frozen=True, kw_only=True):
-    """The mean of a metric over cases.
-
-    Attributes:
-        mean: Mean over the cases that define the metric.
-        sd: Sample standard deviation over these cases; None if there is only one.
-        n: Number of these cases.
-    """
-
-    mean: float
-    sd: float | None
-    n: int
+    patient: str = ""
+    lesions: tuple[Lesion, ...] | None = None
 
 
 class LabelSummary(Record, frozen=True, kw_only=True):
@@ -213,6 +241,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
         n_false_positive: Cases with the label in the prediction only.
         n_missed: Cases with the label in the reference only.
         metrics: Field of `Score` -> statistic; a metric that no case defines is left out.
+        lesions: Its lesions, matched one to one; None if they are not counted.
     """
 
     cases: int
@@ -220,6 +249,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
     n_false_positive: int
     n_missed: int
     metrics: dict[str, Statistic]
+    lesions: LesionSummary | None = None
 
 
 class Scores(Artifact, frozen=True, kw_only=True):
@@ -235,6 +265,9 @@ class Scores(Artifact, frozen=True, kw_only=True):
         warnings: Suspicious findings, one sentence each.
         groups: Name of a group of cases, a modality or a source -> the summary of its cases; empty
             if there is only one group.
+        lesions: The lesions of all classes together, matched one to one whatever their class; None
+            if the labels are not several classes of lesions.
+        lesion_classes: How well these lesions were named.
     """
 
     KIND: ClassVar[str] = "scores"
@@ -246,6 +279,47 @@ class Scores(Artifact, frozen=True, kw_only=True):
     mean: dict[str, float]
     warnings: tuple[str, ...] = ()
     groups: dict[str, dict[str, LabelSummary]] = msgspec.field(default_factory=dict)
+    lesions: LesionSummary | None = None
+    lesion_classes: ClassSummary | None = None
+
+    @classmethod
+    def of(cls, cases: Sequence[CaseScores], *, labels: Labels, options: MetricOptions) -> "Scores":
+        """Summarises the scores of cases, with intervals if the patients of all cases are known."""
+        summary = summarize(cases, labels.foreground)
+        scores = cls(
+            labels=labels,
+            options=options,
+            cases=tuple(cases),
+            summary=summary,
+            mean=mean_over_labels(summary),
+        )
+        known = [case for case in cases if case.lesions is not None]
+        if not known:
+            return scores
+        lesions, patients = [case.lesions or () for case in known], [c.patient for c in known]
+        weights, classes = resampled(patients), tuple(options.lesion_classes(labels))
+        return scores.replace(
+            lesions=summarize_lesions(lesions, patients=patients, weights=weights),
+            lesion_classes=summarize_classes(lesions, classes, weights=weights),
+        )
+
+    def with_cases(self, cases: Sequence[CaseScores]) -> "Scores":
+        """Returns the scores with other facts about the same cases, summarised anew.
+
+        Groups have to be added again.
+        """
+        scores = Scores.of(cases, labels=self.labels, options=self.options)
+        return scores.replace(warnings=self.warnings, made_from=self.made_from)
+
+    def by_patient(self, patients: Mapping[str, str]) -> "Scores":
+        """Returns the scores with intervals, and with a summary of each patient's lesions.
+
+        Args:
+            patients: Case name -> patient; a case that is not in it is a patient of its own.
+        """
+        return self.with_cases(
+            [case.replace(patient=patients.get(case.name, case.name)) for case in self.cases]
+        )
 
     def grouped(self, groups: Mapping[str, Collection[str]]) -> "Scores":
         """Returns the scores with a summary of each group of cases.
@@ -275,10 +349,7 @@ def summarize(cases: Sequence[CaseScores], labels: Iterable[str] = ()) -> dict[s
         labels: Labels that come first in the summary, even if no case has a score of them.
     """
     names = list(dict.fromkeys([*labels, *(label for case in cases for label in case.labels)]))
-    return {
-        name: _summary([case.labels[name] for case in cases if name in case.labels])
-        for name in names
-    }
+    return {name: _summary(name, [case for case in cases if name in case.labels]) for name in names}
 
 
 def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
@@ -288,10 +359,10 @@ def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
     """
     means: dict[str, list[float]] = {}
     for label in summary.values():
-        for field, statistic in label.metrics.items():
+        for field, found in label.metrics.items():
             if field in _NOT_AVERAGED:
                 continue
-            means.setdefault(field, []).append(statistic.mean)
+            means.setdefault(field, []).append(found.mean)
     return {field: statistics.fmean(values) for field, values in means.items()}
 
 
@@ -310,11 +381,11 @@ def write_csv(scores: Scores, path: Path) -> None:
         for label, score in case.labels.items():
             row = [getattr(score, field) for field in head[2:]]
             counts = [getattr(score.lesions, name, None) for name in lesions]
-            writer.writerow([*map(_text_cell, (case.name, label)), *row, *counts])
+            writer.writerow([*map(text_cell, (case.name, label)), *row, *counts])
     write_bytes(path, text.getvalue().encode())
 
 
-def _text_cell(text: str) -> str:
+def text_cell(text: str) -> str:
     """A text for a cell of a CSV file that no spreadsheet takes for a formula or for two rows."""
     text = re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
     if not text.startswith(_FORMULA):
@@ -375,20 +446,27 @@ def _mean(value: float, field: str) -> str:
     return f"{value:.{COLUMNS[field].decimals}f}"
 
 
-def _summary(scores: Sequence[Score]) -> LabelSummary:
+def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
+    scores, patients = [case.labels[label] for case in cases], [case.patient for case in cases]
+    weights = resampled(patients)
     found = {}
     for field in COLUMNS:
-        values = [v for score in scores if (v := getattr(score, field)) is not None]
-        if values:
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            found[field] = Statistic(mean=statistics.fmean(values), sd=sd, n=len(values))
+        values = [() if (v := getattr(score, field)) is None else (v,) for score in scores]
+        if (mean := statistic(values, weights)) is not None:
+            found[field] = mean
     present = [(score.voxels > 0, score.reference_voxels > 0) for score in scores]
+    lesions = [score.lesion_list for score in scores]
     return LabelSummary(
         cases=len(scores),
         n_empty=present.count((False, False)),
         n_false_positive=present.count((True, False)),
         n_missed=present.count((False, True)),
         metrics=found,
+        lesions=None
+        if not lesions or None in lesions
+        else summarize_lesions(
+            [each or () for each in lesions], patients=patients, weights=weights
+        ),
     )
 
 
