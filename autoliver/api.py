@@ -369,8 +369,9 @@ def evaluate(
         dataset: Dataset that names the labels; None for that of the reference, if it is one, else
             to name them by their values.
         workspace: Folder in which the dataset is looked up.
-        **options: metrics ("dice" or several), chaos, output (folder for the scores), subset,
-            overwrite, workers and memory_gb.
+        **options: metrics ("dice" or several), chaos, lesion_labels ("cyst" or several),
+            lesion_overlap (0 to 1), output (folder for the scores), subset, overwrite, workers and
+            memory_gb.
 
     Returns:
         The scores, which are also written to the output folder.
@@ -383,6 +384,7 @@ def evaluate(
         from autoliver.pipeline.evaluation import evaluate as score
 
         names = {name: name for name in ("metrics", "chaos", "output", "subset", "overwrite")}
+        names |= {name: name for name in ("lesion_labels", "lesion_overlap")}
         given = taken(options, names, of=evaluate)
         if given.get("output") is not None:
             given["output"] = path_of("output", given["output"])

@@ -1,5 +1,6 @@
 """Means with 95 % intervals: patients are drawn anew, since cases of one are not independent."""
 
+import functools
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -46,8 +47,13 @@ def resampled(patients: Sequence[str]) -> Weights | None:
         (resamples, cases): how often each case was drawn; None for fewer than two patients, or if
         one is not known.
     """
+    return None if "" in patients else _drawn(tuple(patients))
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(patients: tuple[str, ...]) -> Weights | None:
     names, index = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
-    if len(names) < 2 or "" in patients:
+    if len(names) < 2:
         return None
     count = len(names)
     drawn = np.random.default_rng(_SEED).integers(count, size=(RESAMPLES, count))
@@ -68,9 +74,9 @@ def interval(values: Values) -> Interval | None:
 
 def ratio(numerator: Values, denominator: Values) -> Values:
     """Divides elementwise; NaN where the denominator is zero."""
-    return np.divide(
-        numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0
-    )
+    undefined = np.full(np.shape(numerator), np.nan)
+    quotient: Values = np.divide(numerator, denominator, out=undefined, where=denominator != 0)
+    return quotient
 
 
 def statistic(values: Sequence[Iterable[float]], weights: Weights | None) -> Statistic | None:

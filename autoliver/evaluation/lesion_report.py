@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from autoliver.artifacts import write_bytes
-from autoliver.evaluation.bootstrap import Interval, Statistic
+from autoliver.evaluation.bootstrap import Statistic
 from autoliver.evaluation.classification import MEASURES, Classification, ClassSummary
 from autoliver.evaluation.detection import Detection, LesionSummary
 from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import Scores, text_cell
+from autoliver.evaluation.tables import aligned, span
 from autoliver.values import counted, shortened
 
 ALL_CLASSES = "all classes"
@@ -20,9 +21,7 @@ _LABEL = 20  # characters of a label
 _CLASS = 9  # characters of a class as a heading
 _CLASSES = 6  # classes in the confusion matrix of a terminal; JSON has all
 _RATES = ("recall", "precision", "f1")
-_FIELDS = tuple(
-    name for name in Lesion.__struct_fields__ if name not in ("reference", "predicted")
-)
+_FIELDS = tuple(name for name in Lesion.__struct_fields__ if name not in ("reference", "predicted"))
 
 
 def lesion_tables(scores: Scores) -> str:
@@ -95,7 +94,7 @@ def _detections(scores: Scores) -> str:
         for name, summary in found.items()
         if summary is not None and (each := summary.by_patient) is not None
     ]
-    return "\n".join([_aligned(rows), *(line for note in notes for line in _folded(note))])
+    return "\n".join([aligned(rows), *(line for note in notes for line in _folded(note))])
 
 
 def _rows(name: str, summary: LesionSummary) -> list[list[str]]:
@@ -103,9 +102,9 @@ def _rows(name: str, summary: LesionSummary) -> list[list[str]]:
     means = [_mean(summary.dice, 3), _mean(summary.volume_error_ml, 2)]
     rows = [[shortened(name, _LABEL), *_rates(detection), *means]]
     if detection.intervals:
-        intervals = [_span(detection.intervals.get(rate), 2) for rate in _RATES]
+        intervals = [span(detection.intervals.get(rate), 2) for rate in _RATES]
         spans = [
-            _span(s.interval if s else None, d)
+            span(s.interval if s else None, d)
             for s, d in ((summary.dice, 2), (summary.volume_error_ml, 1))
         ]
         rows.append(["  95 % interval", "", "", *intervals, *spans])
@@ -127,10 +126,10 @@ def _classes(found: ClassSummary) -> str:
         rows.append([name, str(each.lesions), *_measured(each)])
         rows[-1].append(_number(found.auc if detected else None, 3))
         if each.intervals:
-            spans = [_span(each.intervals.get(measure), 2) for measure in MEASURES]
-            last = _span(found.auc_interval if detected else None, 2)
+            spans = [span(each.intervals.get(measure), 2) for measure in MEASURES]
+            last = span(found.auc_interval if detected else None, 2)
             rows.append(["  95 % interval", "", *spans, last])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _measured(found: Classification) -> list[str]:
@@ -145,15 +144,7 @@ def _confusion(found: ClassSummary) -> str:
     for name, counts, missed in zip(found.classes, found.confusion, found.missed, strict=True):
         rows.append([shortened(name, _LABEL), *map(str, counts), str(missed)])
     rows.append(["only predicted", *map(str, found.spurious), ""])
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    )
+    return aligned(rows)
 
 
 def _folded(text: str) -> Iterator[str]:
@@ -173,7 +164,3 @@ def _number(value: float | None, decimals: int) -> str:
 
 def _mean(found: Statistic | None, decimals: int) -> str:
     return _number(None if found is None else found.mean, decimals)
-
-
-def _span(found: Interval | None, decimals: int) -> str:
-    return "-" if found is None else "-".join(f"{value:.{decimals}f}" for value in found)

@@ -1,4 +1,4 @@
-"""Defines scores and metric options, summarises scores over cases, and formats them."""
+"""Defines scores and metric options, and summarises scores over cases."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from autoliver.evaluation.classification import ClassSummary, summarize_classes
 from autoliver.evaluation.detection import LesionSummary, summarize_lesions
 from autoliver.evaluation.lesions import Lesion, LesionCounts
 from autoliver.evaluation.metrics import Connectivity
-from autoliver.values import check_number, check_types, meant, set_field, shortened
+from autoliver.values import check_number, check_types, meant, set_field
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
 SURFACE_METRICS = ("assd", "mad", "mssd", "hd95", "nsd")
@@ -37,13 +37,6 @@ class _Column(NamedTuple):
     decimals: int
 
 
-_WIDTH = 80  # characters of a line of the table
-_SHOWN = 3  # metrics in the table; the CSV file has all of them
-# The fields for the table, most telling first; those that no case defines are passed over.
-_TELLING = (
-    *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
-    *("iou", "ravd_percent", "lesion_recall", "lesion_precision"),
-)
 # Volumes of different organs have no meaningful mean.
 _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
 # Spreadsheets run a cell that begins with one of these as a formula.
@@ -397,55 +390,6 @@ def text_cell(text: str) -> str:
     return text
 
 
-def table(scores: Scores) -> str:
-    """Formats a table of labels by metrics, mean +- SD over cases, for lines of 80 characters.
-
-    It shows the three most telling metrics that some case defines; the CSV file has all of them.
-    Labels that are too long for the line are shortened.
-    """
-    found = {field for summary in scores.summary.values() for field in summary.metrics}
-    fields = [field for field in _TELLING if field in found][:_SHOWN]
-    empty = any(summary.n_empty for summary in scores.summary.values())
-    rows = [
-        ["label", "cases", *(["empty"] if empty else []), *(COLUMNS[f].heading for f in fields)]
-    ]
-    rows += _rows(scores.summary, fields, empty=empty)
-    if len(scores.summary) > 1:
-        cells = ["-" if f not in scores.mean else _mean(scores.mean[f], f) for f in fields]
-        rows.append(["mean", "", *([""] if empty else []), *cells])
-    for group, found_there in scores.groups.items():
-        rows += _rows(found_there, fields, empty=empty, prefix=f"{group}: ")
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], max(12, _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    lines = (
-        "  ".join(_fit(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines)
-
-
-def _rows(
-    summary: Mapping[str, LabelSummary], fields: Sequence[str], *, empty: bool, prefix: str = ""
-) -> list[list[str]]:
-    """The rows of the table, one for each label."""
-    rows = []
-    for label, found in summary.items():
-        cells = [_cell(found.metrics.get(f), COLUMNS[f].decimals) for f in fields]
-        if not found.cases:
-            cells = ["n/a"] * len(fields)
-        counts = [str(found.cases), *([str(found.n_empty)] if empty else [])]
-        rows.append([f"{prefix}{label}", *counts, *cells])
-    return rows
-
-
-def _fit(text: str, width: int) -> str:
-    return shortened(text, width).ljust(width)
-
-
-def _mean(value: float, field: str) -> str:
-    return f"{value:.{COLUMNS[field].decimals}f}"
-
-
 def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
     scores, patients = [case.labels[label] for case in cases], [case.patient for case in cases]
     weights = resampled(patients)
@@ -468,10 +412,3 @@ def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
             [each or () for each in lesions], patients=patients, weights=weights
         ),
     )
-
-
-def _cell(statistic: Statistic | None, decimals: int) -> str:
-    if statistic is None:
-        return "-"
-    mean = f"{statistic.mean:z.{decimals}f}"
-    return mean if statistic.sd is None else f"{mean} +- {statistic.sd:.{decimals}f}"
