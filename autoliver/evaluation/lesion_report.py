@@ -6,20 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from autoliver.artifacts import write_bytes
-from autoliver.evaluation.bootstrap import Statistic
+from autoliver.evaluation.bootstrap import Interval, Statistic
 from autoliver.evaluation.classification import MEASURES, Classification, ClassSummary
 from autoliver.evaluation.detection import Detection, LesionSummary
 from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import Scores, text_cell
-from autoliver.evaluation.tables import aligned, span
+from autoliver.evaluation.tables import aligned
 from autoliver.values import counted, shortened
 
-ALL_CLASSES = "all classes"
+_ALL_CLASSES = "all classes"
 
 _WIDTH = 80  # characters of a line
 _LABEL = 20  # characters of a label
-_CLASS = 9  # characters of a class as a heading
-_CLASSES = 6  # classes in the confusion matrix of a terminal; JSON has all
+_INTERVAL = "  95 %"
+_LEAST = 10  # characters that a label keeps in any case: those of a size class
+_CLASSES = 60  # characters for the classes of a confusion matrix, with two blanks after each
+_CLASS = (5, 9)  # characters of one of them at least and at most; JSON has matrices of any size
 _RATES = ("recall", "precision", "f1")
 _FIELDS = tuple(name for name in Lesion.__struct_fields__ if name not in ("reference", "predicted"))
 
@@ -79,10 +81,10 @@ def _cells(lesion: Lesion, scores: Scores) -> list[object]:
 
 
 def _detections(scores: Scores) -> str:
-    found = {name: label.lesions for name, label in scores.summary.items()}
-    found[ALL_CLASSES] = scores.lesions
+    found = [(name, label.lesions) for name, label in scores.summary.items()]
+    found.append((_ALL_CLASSES, scores.lesions))
     rows = [["lesions", "true", "pred.", "recall", "precision", "F1", "Dice", "error ml"]]
-    for name, summary in found.items():
+    for name, summary in found:
         if summary is not None and (summary.detection.reference or summary.detection.predicted):
             rows += _rows(name, summary)
     if len(rows) == 1:
@@ -91,10 +93,12 @@ def _detections(scores: Scores) -> str:
         f"{name}: lesions found in {each.found} of {counted(each.with_lesions, 'patient')} who "
         f"have some, predicted in {each.without_lesions - each.clear} of {each.without_lesions} "
         "who have none."
-        for name, summary in found.items()
+        for name, summary in found
         if summary is not None and (each := summary.by_patient) is not None
     ]
-    return "\n".join([aligned(rows), *(line for note in notes for line in _folded(note))])
+    return "\n".join(
+        [aligned(rows, least=_LEAST), *(line for note in notes for line in _folded(note))]
+    )
 
 
 def _rows(name: str, summary: LesionSummary) -> list[list[str]]:
@@ -102,12 +106,12 @@ def _rows(name: str, summary: LesionSummary) -> list[list[str]]:
     means = [_mean(summary.dice, 3), _mean(summary.volume_error_ml, 2)]
     rows = [[shortened(name, _LABEL), *_rates(detection), *means]]
     if detection.intervals:
-        intervals = [span(detection.intervals.get(rate), 2) for rate in _RATES]
+        intervals = [_span(detection.intervals.get(rate), 2) for rate in _RATES]
         spans = [
-            span(s.interval if s else None, d)
+            _span(s.interval if s else None, d)
             for s, d in ((summary.dice, 2), (summary.volume_error_ml, 1))
         ]
-        rows.append(["  95 % interval", "", "", *intervals, *spans])
+        rows.append([_INTERVAL, "", "", *intervals, *spans])
     for size, each in summary.sizes.items():
         if each.reference or each.predicted:
             rows.append([f"  {size}", *_rates(each), "", ""])
@@ -121,14 +125,14 @@ def _rates(found: Detection) -> list[str]:
 
 def _classes(found: ClassSummary) -> str:
     rows = [["classes of lesions", "lesions", "accuracy", "balanced", "macro F1", "AUC"]]
-    for name, each in (("all of REF", found.of_reference), ("found ones", found.of_detected)):
+    for name, each in (("in the reference", found.of_reference), ("found", found.of_detected)):
         detected = each is found.of_detected
         rows.append([name, str(each.lesions), *_measured(each)])
         rows[-1].append(_number(found.auc if detected else None, 3))
         if each.intervals:
-            spans = [span(each.intervals.get(measure), 2) for measure in MEASURES]
-            last = span(found.auc_interval if detected else None, 2)
-            rows.append(["  95 % interval", "", *spans, last])
+            spans = [_span(each.intervals.get(measure), 2) for measure in MEASURES]
+            last = _span(found.auc_interval if detected else None, 2)
+            rows.append([_INTERVAL, "", *spans, last])
     return aligned(rows)
 
 
@@ -137,10 +141,10 @@ def _measured(found: Classification) -> list[str]:
 
 
 def _confusion(found: ClassSummary) -> str:
-    if len(found.classes) > _CLASSES:
+    width = min(_CLASSES // len(found.classes) - 2, _CLASS[1])
+    if width < _CLASS[0]:
         return ""
-    names = [shortened(name, _CLASS) for name in found.classes]
-    rows = [["REF \\ predicted", *names, "missed"]]
+    rows = [["reference", *(shortened(name, width) for name in found.classes), "missed"]]
     for name, counts, missed in zip(found.classes, found.confusion, found.missed, strict=True):
         rows.append([shortened(name, _LABEL), *map(str, counts), str(missed)])
     rows.append(["only predicted", *map(str, found.spurious), ""])
@@ -164,3 +168,8 @@ def _number(value: float | None, decimals: int) -> str:
 
 def _mean(found: Statistic | None, decimals: int) -> str:
     return _number(None if found is None else found.mean, decimals)
+
+
+def _span(found: Interval | None, decimals: int) -> str:
+    # Numbers of lesions are not negative, so that a hyphen is clear, and shorter than a word.
+    return "-" if found is None else "-".join(f"{value:.{decimals}f}" for value in found)
