@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
         empty if the table has no probabilities.
 
     Raises:
-        DatasetError: A column is missing, or a number is none or is out of range.
+        DatasetError: A column is missing, a number is none or out of range, or a lesion is there
+            twice.
     """
     text = content_of(path).decode("utf-8-sig", errors="replace")
     table = csv.DictReader(io.StringIO(text, newline=""))
@@ -60,8 +62,13 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
         }
         if "volume_ml" in columns and row[columns["volume_ml"]]:
             values[""] = _number(row[columns["volume_ml"]], "volume_ml", where=where)
-        lesion = int(_number(row[columns["lesion"]], "lesion", where=where))
-        found.setdefault(row[columns["case"]] or "", {})[lesion] = values
+        case, lesion = row[columns["case"]] or "", row[columns["lesion"]] or ""
+        if not re.fullmatch("[1-9][0-9]{0,8}", lesion) or int(lesion) in found.get(case, {}):
+            raise DatasetError(
+                f"{where}: lesion is '{lesion}'; expected a whole number from 1, once in a case.",
+                hint=_MEND,
+            )
+        found.setdefault(case, {})[int(lesion)] = values
     return found
 
 
@@ -110,5 +117,5 @@ def _number(text: str | None, column: str, *, most: float = math.inf, where: str
         value = math.nan
     if not 0 <= value <= most or math.isinf(value):
         what = "a number from 0 to 1" if most == 1.0 else "a number of at least 0"
-        raise DatasetError(f"{where}: {column} is '{text}'; expected {what}.", hint=_MEND)
+        raise DatasetError(f"{where}: {column} is '{text or ''}'; expected {what}.", hint=_MEND)
     return value
