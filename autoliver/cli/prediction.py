@@ -20,9 +20,10 @@ from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.comparison import Comparison
+    from autoliver.evaluation.results import Scores
     from autoliver.pipeline.evaluation import EvaluateRequest
     from autoliver.pipeline.folder import Predicted
-    from autoliver.workspace import Workspace
 
 _METRICS = "Metrics"
 
@@ -277,7 +278,10 @@ def evaluate(
     lies beyond the image's edge counts as inside, as in CHAOS; a label that is missing in the
     prediction is as far away as the image's diagonal. Intervals come from resampling patients.
     """
-    from autoliver.errors import OptionError
+    import msgspec
+
+    from autoliver.evaluation.results import Scores
+    from autoliver.pipeline.comparison import evaluate_all
     from autoliver.pipeline.evaluation import EvaluateRequest
     from autoliver.workspace import Workspace
 
@@ -293,62 +297,32 @@ def evaluate(
         overwrite=overwrite,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
-    match prediction:
-        case [only]:
-            _score(Workspace(workspace), only, reference, request, as_json=as_json)
-        case [first, second]:
-            both = (first, second)
-            _compare(Workspace(workspace), both, reference, request, as_json=as_json)
-        case _:
-            raise OptionError(
-                f"--prediction is given {len(prediction)} times; it must be given once or twice.",
-                hint="Give one to score it, or two to compare them.",
-            )
-
-
-def _score(
-    workspace: "Workspace",
-    prediction: Path,
-    reference: Path,
-    request: "EvaluateRequest",
-    *,
-    as_json: bool,
-) -> None:
-    import msgspec
-
-    from autoliver.evaluation.lesion_report import lesion_tables
-    from autoliver.evaluation.tables import interval_table, table
-    from autoliver.pipeline.evaluation import evaluate as score
-
-    scores = score(workspace, prediction, reference, request)
-    for warning in scores.warnings:
-        say(f"Warning: {warning}")
-    files = request.files(prediction)
-    shown = "\n\n".join(
-        filter(None, [table(scores), interval_table(scores), lesion_tables(scores)])
-    )
-    text = f"{shown}\nWritten: {files[0]}\nAll metrics of every case: {files[1]}"
-    if (lesions := request.lesion_file(prediction)).exists():
-        text += f"\nEvery lesion: {lesions}"
-    emit(msgspec.to_builtins(scores), text, as_json=as_json)
-
-
-def _compare(
-    workspace: "Workspace",
-    predictions: tuple[Path, Path],
-    reference: Path,
-    request: "EvaluateRequest",
-    *,
-    as_json: bool,
-) -> None:
-    import msgspec
-
-    from autoliver.evaluation.comparison import comparison_table
-    from autoliver.pipeline.comparison import CSV_FILE, JSON_FILE, compare
-
-    found = compare(workspace, predictions, reference, request)
+    found = evaluate_all(Workspace(workspace), prediction, reference, request)
     for warning in found.warnings:
         say(f"Warning: {warning}")
-    folder = Path(str(request.output))
-    written = f"Written: {folder / JSON_FILE}\nEvery case: {folder / CSV_FILE}"
-    emit(msgspec.to_builtins(found), f"{comparison_table(found)}\n{written}", as_json=as_json)
+    if isinstance(found, Scores):
+        text = _show_scores(found, request, prediction[0])
+    else:
+        text = _show_comparison(found, Path(str(output)))
+    emit(msgspec.to_builtins(found), text, as_json=as_json)
+
+
+def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path) -> str:
+    from autoliver.evaluation.lesion_report import lesion_tables
+    from autoliver.evaluation.tables import interval_table, table
+
+    tables = filter(None, [table(scores), interval_table(scores), lesion_tables(scores)])
+    as_json, as_csv = request.files(prediction)
+    text = "\n\n".join(tables)
+    text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
+    if (lesions := request.lesion_file(prediction)).exists():
+        text += f"\nEvery lesion: {lesions}"
+    return text
+
+
+def _show_comparison(found: "Comparison", output: Path) -> str:
+    from autoliver.evaluation.comparison import comparison_table
+    from autoliver.pipeline.comparison import CSV_FILE, JSON_FILE
+
+    files = f"Written: {output / JSON_FILE}\nEvery case: {output / CSV_FILE}"
+    return f"{comparison_table(found)}\n\n{files}"

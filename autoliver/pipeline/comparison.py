@@ -1,22 +1,50 @@
-"""Compares two folders of predictions case by case."""
+"""Evaluates one folder of predictions, or compares two case by case."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.errors import DatasetError, OptionError
-from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
+from autoliver.pipeline.evaluation import EvaluateRequest, Task, evaluate, score, task_of
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.comparison import Comparison
+    from autoliver.evaluation.results import Scores
 
 JSON_FILE = "comparison.json"
 CSV_FILE = "comparison.csv"
 
 _DEFAULT = ("dice",)
 _SHOWN = 5  # names in one message
+
+
+def evaluate_all(
+    workspace: Workspace, predictions: Sequence[Path], reference: Path, request: EvaluateRequest
+) -> "Scores | Comparison":
+    """Scores one set of predictions, or compares two.
+
+    Args:
+        workspace: The workspace in which the dataset is looked up.
+        predictions: The folders or files of the predictions, one or two.
+        reference: As for `evaluate`.
+        request: As for `evaluate` and `compare`.
+
+    Raises:
+        DatasetError: As for `evaluate` and `compare`.
+        OptionError: As for these; or there are more predictions, or none.
+    """
+    match predictions:
+        case [only]:
+            return evaluate(workspace, only, reference, request)
+        case [first, second]:
+            return compare(workspace, (first, second), reference, request)
+    raise OptionError(
+        f"--prediction is given {len(predictions)} times; it must be given once or twice.",
+        hint="Give one to score it, or two to compare them.",
+    )
 
 
 def compare(

@@ -9,6 +9,7 @@ import pytest
 from commands import run
 from typer.testing import CliRunner
 
+import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation.comparison import Comparison
@@ -37,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 
 def compare(place: Path, *more: object, reference: str = "ref") -> Comparison:
     given = ("-p", place / "a", "-p", place / "b", "-r", place / reference, "-w", place / "ws")
-    run("evaluate", *given, "-o", place / "out", *more)
+    run("evaluate", *given, "-o", place / "out", "--workers", 1, *more)
     return Comparison.load(place / "out/comparison.json")
 
 
@@ -161,3 +162,11 @@ def test_a_comparison_is_not_replaced_by_less(place: Path) -> None:
     given = ("-p", place / "other", "-p", place / "b", "-r", place / "ref", "-w", place / "ws")
     with pytest.raises(OptionError, match="contains a comparison of"):
         run("evaluate", *given, "-o", place / "out", "--metrics", "dice,iou")
+
+
+def test_the_library_compares_two_as_well(place: Path) -> None:
+    folders, more = (place / "a", place / "b"), {"workspace": place / "ws", "workers": 1}
+    found = autoliver.evaluate(folders, place / "ref", output=place / "out", **more)
+    assert found == Comparison.load(place / "out/comparison.json")
+    with pytest.raises(OptionError, match="output is missing"):
+        autoliver.evaluate(folders, place / "ref", **more)
