@@ -5,7 +5,7 @@ in the order of their first voxels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,8 @@ class Overlaps:
     """The lesions of two masks, and the voxels that they have in common.
 
     Attributes:
-        reference: The number of each voxel's lesion in the reference, 0 outside; (z, y, x) or
-            (y, x).
+        reference: The number of the lesion of each voxel of the reference's mask, in the order of
+            these voxels.
         predicted: The same of the prediction.
         reference_voxels: Voxels of each lesion of the reference, the first one at index 0.
         predicted_voxels: The same of the prediction.
@@ -114,12 +114,11 @@ class Overlaps:
     @classmethod
     def of(cls, prediction: Mask, reference: Mask) -> "Overlaps":
         """Finds the lesions of two masks of one shape, (z, y, x) or (y, x)."""
-        (theirs, there), (ours, here) = (_components(mask) for mask in (reference, prediction))
-        both = prediction & reference
-        keys, common = np.unique(
-            (theirs[both].astype(np.int64) - 1) * max(len(here), 1) + ours[both] - 1,
-            return_counts=True,
-        )
+        theirs, there = _components(reference)
+        ours, here = _components(prediction)
+        first = theirs[prediction[reference]].astype(np.int64) - 1
+        second = ours[reference[prediction]] - 1
+        keys, common = np.unique(first * max(len(here), 1) + second, return_counts=True)
         return cls(
             reference=theirs,
             predicted=ours,
@@ -212,17 +211,23 @@ def list_lesions(
 
 
 def commonest(
-    numbers: npt.NDArray[np.int32], masks: dict[str, Mask], *, count: int
+    numbers: npt.NDArray[np.int32],
+    values: npt.NDArray[np.integer],
+    classes: Mapping[str, Sequence[int]],
+    *,
+    count: int,
 ) -> tuple[str, ...]:
     """Returns the class that most voxels of each lesion have; of equally many, the first class.
 
     Args:
-        numbers: The number of each voxel's lesion, 0 outside.
-        masks: Class -> where it is, of the shape of `numbers`.
+        numbers: (n,): the number of each voxel's lesion, as in `Overlaps`.
+        values: (n,): the value of each of these voxels in the label map.
+        classes: Class -> its values.
         count: Number of lesions.
     """
-    names = tuple(masks)
-    votes = np.stack([np.bincount(numbers[masks[n]], minlength=count + 1)[1:] for n in names])
+    names = tuple(classes)
+    voted = [numbers[np.isin(values, classes[name])] for name in names]
+    votes = np.stack([np.bincount(each, minlength=count + 1)[1:] for each in voted])
     return tuple(names[int(best)] for best in votes.argmax(axis=0))
 
 
@@ -234,8 +239,10 @@ def diameter_mm(voxels: int, spacing_mm: tuple[float, ...]) -> float:
 
 
 def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], Counts]:
-    numbers, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    return numbers, np.bincount(numbers[mask], minlength=count + 1)[1:]
+    # Only the numbers of the mask's voxels are kept, since those of the whole image are large.
+    image, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    numbers = image[mask]
+    return numbers, np.bincount(numbers, minlength=count + 1)[1:]
 
 
 def _groups(pairs: Counts) -> list[npt.NDArray[np.intp]]:

@@ -387,19 +387,12 @@ def _named_lesions(
         options: The metrics to compute, and their settings.
     """
     box = bounding_box(lesions[0] | lesions[1])
-    overlaps = Overlaps.of(lesions[0][box], lesions[1][box])
-    sides = (
-        (overlaps.predicted, overlaps.predicted_voxels),
-        (overlaps.reference, overlaps.reference_voxels),
-    )
-    predicted, actual = (
-        commonest(
-            numbers,
-            {name: _mask(array[box], values, numbers > 0) for name, values in classes.items()},
-            count=len(voxels),
-        )
-        for array, (numbers, voxels) in zip(maps, sides, strict=True)
-    )
+    masks, arrays = [mask[box] for mask in lesions], [array[box] for array in maps]
+    overlaps = Overlaps.of(*masks)
+    values = [array[mask] for array, mask in zip(arrays, masks, strict=True)]
+    here, there = len(overlaps.predicted_voxels), len(overlaps.reference_voxels)
+    predicted = commonest(overlaps.predicted, values[0], classes, count=here)
+    actual = commonest(overlaps.reference, values[1], classes, count=there)
     return list_lesions(
         overlaps,
         spacing_mm=spacing_mm,

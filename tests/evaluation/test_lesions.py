@@ -68,9 +68,10 @@ def test_matches_are_the_best_of_all(shape, seed, least):
     found = Overlaps.of(prediction, reference)
     assert found.reference_voxels.tolist() == [len(each) for each in theirs]
     assert found.predicted_voxels.tolist() == [len(each) for each in ours]
-    for numbers, each in ((found.reference, theirs), (found.predicted, ours)):
+    sides = ((found.reference, reference, theirs), (found.predicted, prediction, ours))
+    for numbers, mask, each in sides:
         for number, voxels in enumerate(each, start=1):
-            assert {tuple(v) for v in np.argwhere(numbers == number).tolist()} == voxels
+            assert {tuple(v) for v in np.argwhere(mask)[numbers == number].tolist()} == voxels
     matches = found.matches(min_overlap=least)
     assert len({index for index, _ in matches.values()}) == len(matches)
     for r, (p, common) in matches.items():
@@ -151,11 +152,11 @@ def test_lesions_of_2d_files_have_areas_and_no_volumes():
 
 
 def test_the_class_of_a_lesion_is_that_of_most_voxels():
-    numbers = np.array([[1, 1, 1, 0, 2, 2, 0, 3]], np.int32)
-    values = np.array([[5, 6, 6, 0, 6, 5, 0, 6]])
-    masks = {name: values == value for name, value in (("cyst", 5), ("hemangioma", 6))}
+    numbers = np.array([1, 1, 2, 1, 2, 3], np.int32)
+    values = np.array([5, 6, 6, 7, 5, 7])
+    classes = {"cyst": (5,), "hemangioma": (6, 7)}
     # Of the second one, each class has one voxel: the first class is taken.
-    assert commonest(numbers, masks, count=3) == ("hemangioma", "cyst", "hemangioma")
+    assert commonest(numbers, values, classes, count=3) == ("hemangioma", "cyst", "hemangioma")
 
 
 def test_lesions_are_counted_each_way():
