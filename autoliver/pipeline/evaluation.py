@@ -1,8 +1,8 @@
 """Scores predictions: those of the user, and those of the held-out cases of folds."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from autoliver.values import check_text, check_texts, check_types, first_few, se
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
     from autoliver.evaluation.score import Pairs
 
@@ -155,7 +156,9 @@ def evaluate(
     if not request.overwrite:
         references = {name: pair[1] for name, pair in task.pairs.files.items()}
         _refuse_loss(as_json, references, task.labels, request.options())
-    scores = _with_probabilities(score(task, request), prediction)
+    labels = _labels(task, request)
+    rows = _probabilities(prediction, request.options().lesion_classes(labels))
+    scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
     if task.dataset is not None:
         scores = scores.grouped(groups_of(task.dataset.cases))
     scores.save(as_json)
@@ -221,45 +224,55 @@ def score(task: Task, request: EvaluateRequest) -> "Scores":
         DatasetError: A file cannot be read.
         OptionError: A label whose lesions should be counted does not exist.
     """
-    from autoliver.evaluation.score import discover_labels, score_pairs
+    from autoliver.evaluation.score import score_pairs
 
-    pairs, labels, dataset = task.pairs, task.labels, task.dataset
-    pool = request.machine.pool("evaluate", need=score_need)
-    if labels is None:
-        bar = case_bar("read label values", len(pairs.files))
-        labels = discover_labels(pairs.references, executor=pool, progress=bar)
+    dataset, labels = task.dataset, _labels(task, request)
     scores = score_pairs(
-        pairs,
+        task.pairs,
         labels=labels,
         options=request.options(),
         unscored=_unscored(dataset, labels) if dataset else None,
-        executor=pool,
-        progress=case_bar("evaluate", len(pairs.files)),
+        executor=request.machine.pool("evaluate", need=score_need),
+        progress=case_bar("evaluate", len(task.pairs.files)),
     )
     patients = {case.name: case.patient for case in dataset.cases} if dataset else {}
     scores = scores.by_patient(patients)
     return scores.replace(warnings=(*task.warnings, *scores.warnings))
 
 
-def _with_probabilities(scores: "Scores", prediction: Path) -> "Scores":
-    """Adds the probabilities of a table of lesions beside the predictions, if there is one."""
-    from autoliver.evaluation.probabilities import (
-        LESION_FILE,
-        read_probabilities,
-        with_probabilities,
-    )
+def _labels(task: Task, request: EvaluateRequest) -> Labels:
+    """The labels to score: those of the task, or one for each value of the references."""
+    from autoliver.evaluation.score import discover_labels
+
+    if task.labels is not None:
+        return task.labels
+    references = task.pairs.references
+    pool = request.machine.pool("evaluate", need=score_need)
+    bar = case_bar("read label values", len(references))
+    return discover_labels(references, executor=pool, progress=bar)
+
+
+def _probabilities(prediction: Path, classes: Collection[str]) -> "Rows":
+    """Reads the probabilities of the table of lesions beside predictions; empty without one."""
+    from autoliver.evaluation.probabilities import LESION_FILE, read_probabilities
 
     path = (prediction.parent if prediction.is_file() else prediction) / LESION_FILE
-    if scores.lesion_classes is None or not path.is_file():
+    return read_probabilities(path, tuple(classes)) if classes and path.is_file() else {}
+
+
+def _with_probabilities(scores: "Scores", rows: "Rows") -> "Scores":
+    """Adds the probabilities of lesions to those that the label maps hold."""
+    from autoliver.evaluation.probabilities import LESION_FILE, with_probabilities
+
+    if not rows:
         return scores
-    rows = read_probabilities(path, scores.lesion_classes.classes)
     cases, unlike = with_probabilities(scores.cases, rows)
     scores = scores.with_cases(cases)
     if not unlike:
         return scores
     note = (
-        f"{path}: its lesions are not those of the label maps, so that their probabilities are "
-        f"left out ({len(unlike)}): {first_few(unlike, 5)}."
+        f"{LESION_FILE}: its lesions are not those of the label maps, so that their probabilities "
+        f"are left out ({len(unlike)}): {first_few(unlike, 5)}."
     )
     return scores.replace(warnings=(*scores.warnings, note))
 

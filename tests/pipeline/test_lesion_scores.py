@@ -10,7 +10,7 @@ from commands import run
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
-from autoliver.errors import OptionError
+from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation.results import Scores
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
@@ -147,6 +147,14 @@ def test_probabilities_beside_the_label_maps_give_an_auc(place: Path) -> None:
     scores = evaluate(place)
     assert "lesions.csv: its lesions are not those of the label maps" in scores.warnings[-1]
     assert scores.warnings[-1].endswith("left out (1): a.")
+
+
+def test_a_table_of_other_classes_is_refused_before_anything_is_scored(place: Path) -> None:
+    (place / "pred/lesions.csv").write_text("case,lesion,probability_cyst\na,1,1\n")
+    with pytest.raises(DatasetError, match="no column probability_hemangioma"):
+        evaluate(place)
+    assert not (place / "pred/scores.json").exists()
+    evaluate(place, "--metrics", "dice")
 
 
 @pytest.mark.parametrize(
