@@ -7,7 +7,7 @@ have the names of the commands' options with underscores: `--batch-size 4` is `b
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from autoliver.arguments import (
     as_arguments,
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autoliver.evaluation.comparison import Comparison
     from autoliver.evaluation.results import Scores
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.adoption.adopt import Adopted
     from autoliver.pipeline.clean import Cleaned
-    from autoliver.pipeline.conversion.convert import Converted
+    from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
@@ -352,7 +353,7 @@ def load_model(
         return Predictor(load(files, device=choose_device(device)), how)
 
 
-@checked
+@overload
 def evaluate(
     prediction: str | Path,
     reference: str | Path,
@@ -360,36 +361,60 @@ def evaluate(
     dataset: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
     **options: Any,
-) -> "Scores":
+) -> "Scores": ...
+
+
+@overload
+def evaluate(
+    prediction: tuple[str | Path, str | Path] | list[str] | list[Path],
+    reference: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Comparison": ...
+
+
+@checked
+def evaluate(
+    prediction: str | Path | tuple[str | Path, str | Path] | list[str] | list[Path],
+    reference: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Scores | Comparison":
     """Scores a folder of label maps against reference label maps, like `autoliver evaluate`.
 
     Args:
-        prediction: Folder of predicted label maps.
+        prediction: Folder of predicted label maps; or two of them, to compare them case by case.
         reference: Folder of reference label maps, or the folder or name of a dataset.
         dataset: Dataset that names the labels; None for that of the reference, if it is one, else
             to name them by their values.
         workspace: Folder in which the dataset is looked up.
-        **options: metrics ("dice" or several), chaos, output (folder for the scores), subset,
-            overwrite, workers and memory_gb.
+        **options: metrics ("dice" or several), chaos, lesion_labels ("cyst" or several),
+            lesion_overlap (0 to 1), output (folder for the scores), subset, overwrite, workers and
+            memory_gb.
 
     Returns:
-        The scores, which are also written to the output folder.
+        The scores, which are also written to the output folder; or the comparison of two folders.
 
     Raises:
         AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
+        from autoliver.pipeline.comparison import evaluate_all
         from autoliver.pipeline.evaluation import EvaluateRequest
-        from autoliver.pipeline.evaluation import evaluate as score
 
         names = {name: name for name in ("metrics", "chaos", "output", "subset", "overwrite")}
+        names |= {name: name for name in ("lesion_labels", "lesion_overlap")}
         given = taken(options, names, of=evaluate)
         if given.get("output") is not None:
             given["output"] = path_of("output", given["output"])
         known = None if dataset is None else name_of("--dataset", dataset)
         request = EvaluateRequest(dataset=known, **given)
-        folders = (path_of("prediction", prediction), path_of("reference", reference))
-        return score(workspace_at(workspace), *folders, request)
+        folders, truth = paths_of("prediction", prediction), path_of("reference", reference)
+        return evaluate_all(workspace_at(workspace), folders, truth, request)
 
 
 @checked
@@ -401,14 +426,15 @@ def convert(
     workspace: str | Path = WORKSPACE,
     **options: Any,
 ) -> "Converted":
-    """Makes a dataset of published data by reference, like `autoliver convert`.
+    """Makes a dataset of data in another form by reference, like `autoliver convert`.
 
     Args:
-        kind: "camus" or "brats".
-        source: Folder of the data as they were published.
+        kind: What the data are, such as "camus" or "lld-mmri"; docs/convert.md lists the kinds.
+        source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
-        **options: workers and memory_gb.
+        **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
+            `label`.
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -417,11 +443,18 @@ def convert(
         AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
+        from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        machine = taken(options, {}, of=convert)["machine"]
+        given = taken(options, {n: n for n in ("rater", "classes", "label")}, of=convert)
+        machine = given.pop("machine")
+        if given.get("classes") is not None:
+            given["classes"] = path_of("classes", given["classes"])
+        request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
-        return make_dataset(workspace_at(workspace), kind, folder, place, machine=machine)
+        return make_dataset(
+            *(workspace_at(workspace), kind, folder, place), request=request, machine=machine
+        )
 
 
 @checked

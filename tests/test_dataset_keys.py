@@ -1,4 +1,4 @@
-"""Keys of dataset.json that have no effect yet stop whatever plans or trains, and nothing else."""
+"""Keys of dataset.json that have no effect stop whatever plans or trains, and nothing else."""
 
 import json
 import shutil

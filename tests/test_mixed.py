@@ -10,7 +10,8 @@ from commands import run
 
 from autoliver.datasets.cases import Case, groups_of
 from autoliver.errors import DatasetError
-from autoliver.evaluation.results import Scores, table
+from autoliver.evaluation.results import Scores
+from autoliver.evaluation.tables import table
 from autoliver.inference.record import read_record
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.planning.plan import Plan

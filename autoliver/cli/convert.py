@@ -16,44 +16,115 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, start
-from autoliver.pipeline.conversion.kinds import KINDS
-from autoliver.values import counted, first_few
+from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
+from autoliver.values import counted, first_few, spelled
 
 if TYPE_CHECKING:
-    from autoliver.pipeline.conversion.convert import Converted
+    from autoliver.pipeline.conversion.lesion_classes import LesionTable
+    from autoliver.pipeline.conversion.result import Converted
 
+_KINDS = (*KINDS, LESION_CLASSES)
+_PUBLISHED, _LESIONS = "Published data", "Lesion classes"
 _WIDTH = 80
 _SHOWN = 3
 
 
+# Longer than 60 lines, because every option of the command is a parameter with its help.
 def convert(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help=f"What the data are: {', '.join(KINDS)}.")
+        str, typer.Argument(metavar="KIND", help=f"What the data are: {', '.join(_KINDS)}.")
     ],
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of the data as they were published.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of the data as they were published; of a dataset for lesion-classes.",
+        ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new.")
-    ],
+        Path | None,
+        typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new."),
+    ] = None,
+    rater: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Whose label maps are taken of liverhccseg: 1 or 2. [default: 1]",
+            rich_help_panel=_PUBLISHED,
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="The classes of the lesions: case, lesion (its number, or * for all), class. "
+            "[default: lesion_classes of dataset.json]",
+            rich_help_panel=_LESIONS,
+        ),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="Write a table of all lesions to be filled in, and no dataset.",
+            rich_help_panel=_LESIONS,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The label of the lesions. [default: the one with the name of lesions]",
+            rich_help_panel=_LESIONS,
+        ),
+    ] = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, such as CAMUS and BraTS.
+    """Make a dataset of published data, or of lesions with classes.
 
     No image is copied, and nothing in SOURCE is changed. Label maps are written anew only where the
-    values of labels change.
+    values of labels change, or several masks become one label map.
     """
+    from autoliver.pipeline.conversion.convert import ConvertRequest
     from autoliver.pipeline.conversion.convert import convert as make_dataset
+    from autoliver.pipeline.conversion.lesion_classes import tabulate_lesions
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
+    place = Workspace(workspace)
     machine = machine_of(workers=workers, memory_gb=memory_gb)
-    done = make_dataset(Workspace(workspace), kind, source, output, machine=machine)
+    if template is not None:
+        if (
+            spelled(kind, [LESION_CLASSES]) != LESION_CLASSES
+            or output is not None
+            or classes is not None
+        ):
+            raise typer.BadParameter(
+                f"it is for {LESION_CLASSES}, without OUT and --classes.", param_hint="--template"
+            )
+        table = tabulate_lesions(place, source, template, label=label, machine=machine)
+        emit(table.facts, _show_table(table), as_json=as_json)
+        return
+    if output is None:
+        raise typer.BadParameter("Name the folder of the new dataset.", param_hint="OUT")
+    request = ConvertRequest(rater=rater, classes=classes, label=label)
+    done = make_dataset(place, kind, source, output, request=request, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
+
+
+def _show_table(table: "LesionTable") -> str:
+    return "\n".join(
+        [
+            f"{counted(table.lesions, 'lesion')} of {counted(table.cases, 'case')}.",
+            f"Written: {table.file}",
+            "Fill in the column class (* in place of a number: every lesion of the case).",
+            f"Next: {table.next_command}",
+        ]
+    )
 
 
 def _show(done: "Converted") -> str:
@@ -62,6 +133,9 @@ def _show(done: "Converted") -> str:
         f"{done.kind}: {counted(done.cases, 'case')} of {counted(done.patients, 'patient')}.",
         f"Values of the labels: {', '.join(labels)}.",
     ]
+    if done.lesions:
+        counts = [f"{counted(number, 'lesion')} {name}" for name, number in done.lesions.items()]
+        said.append(f"Classes: {', '.join(counts)}.")
     if done.rewritten:
         said.append(f"Written anew with other values: {counted(done.rewritten, 'label map')}.")
     if done.unlabelled:

@@ -20,6 +20,9 @@ from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.comparison import Comparison
+    from autoliver.evaluation.results import Scores
+    from autoliver.pipeline.evaluation import EvaluateRequest
     from autoliver.pipeline.folder import Predicted
 
 _METRICS = "Metrics"
@@ -174,12 +177,13 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
 # Longer than 60 lines, because every option of the command is a parameter with its help.
 def evaluate(
     prediction: Annotated[
-        Path,
+        list[Path],
         typer.Option(
             "--prediction",
             "-p",
             metavar="PRED",
-            help="Folder of predicted label maps, or one file.",
+            help="Folder of predicted label maps, or one file. Given twice, the two are compared "
+            "case by case, by the Dice or by --metrics.",
         ),
     ],
     reference: Annotated[
@@ -218,6 +222,24 @@ def evaluate(
             rich_help_panel=_METRICS,
         ),
     ] = False,
+    lesion_labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Label whose connected components are lesions. Give several as cyst,hemangioma: "
+            "they are taken for classes of lesions. [default: labels named like lesions]",
+            rich_help_panel=_METRICS,
+        ),
+    ] = None,
+    lesion_overlap: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="A lesion is found if more than this share of its voxels is covered.",
+            rich_help_panel=_METRICS,
+        ),
+    ] = 0.0,
     subset: Annotated[
         bool,
         typer.Option(
@@ -232,7 +254,8 @@ def evaluate(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for scores.json and scores.csv. [default: PRED; for one file "
+            help="Folder for scores.json and scores.csv, and for lesion_scores.csv if there are "
+            "lesions; for a comparison, comparison.json and .csv. [default: PRED; for one file "
             "CASE_scores.json and CASE_scores.csv beside it]",
         ),
     ] = None,
@@ -250,31 +273,57 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score predictions per case and label.
+    """Score predictions per case and label, or compare two of them.
 
     The metrics are overlap, surface distances, volumes and detected lesions. For distances, what
     lies beyond the image's edge counts as inside, as in CHAOS; a label that is missing in the
-    prediction is as far away as the image's diagonal.
+    prediction is as far away as the image's diagonal. Intervals come from resampling patients.
     """
     import msgspec
 
-    from autoliver.evaluation.results import table
-    from autoliver.pipeline import evaluation
+    from autoliver.evaluation.results import Scores
+    from autoliver.pipeline.comparison import evaluate_all
+    from autoliver.pipeline.evaluation import EvaluateRequest
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    request = evaluation.EvaluateRequest(
+    request = EvaluateRequest(
         dataset=dataset,
         metrics=tuple(metrics or ()),
         chaos=chaos,
+        lesion_labels=tuple(lesion_labels or ()),
+        lesion_overlap=lesion_overlap,
         output=output,
         subset=subset,
         overwrite=overwrite,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
-    scores = evaluation.evaluate(Workspace(workspace), prediction, reference, request)
-    for warning in scores.warnings:
+    found = evaluate_all(Workspace(workspace), prediction, reference, request)
+    for warning in found.warnings:
         say(f"Warning: {warning}")
-    as_json_file, as_csv_file = request.files(prediction)
-    text = f"{table(scores)}\nWritten: {as_json_file}\nAll metrics of every case: {as_csv_file}"
-    emit(msgspec.to_builtins(scores), text, as_json=as_json)
+    if isinstance(found, Scores):
+        text = _show_scores(found, request, prediction[0])
+    else:
+        text = _show_comparison(found, Path(str(output)))
+    emit(msgspec.to_builtins(found), text, as_json=as_json)
+
+
+def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path) -> str:
+    from autoliver.evaluation.lesion_report import lesion_tables
+    from autoliver.evaluation.tables import interval_table, table
+
+    tables = filter(None, [table(scores), interval_table(scores), lesion_tables(scores)])
+    as_json, as_csv = request.files(prediction)
+    text = "\n\n".join(tables)
+    text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
+    if (lesions := request.lesion_file(prediction)).exists():
+        text += f"\nEvery lesion: {lesions}"
+    return text
+
+
+def _show_comparison(found: "Comparison", output: Path) -> str:
+    from autoliver.evaluation.comparison import comparison_table
+    from autoliver.pipeline.comparison import CSV_FILE, JSON_FILE
+
+    files = f"Written: {output / JSON_FILE}\nEvery case: {output / CSV_FILE}"
+    return f"{comparison_table(found)}\n\n{files}"

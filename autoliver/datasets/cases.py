@@ -260,6 +260,7 @@ class Dataset(Artifact, frozen=True, kw_only=True):
         labels: Label names and values.
         file_ending: The ending of the images, e.g. ".nii.gz".
         cases: The cases, sorted by name.
+        lesion_class_names: The classes that lesions may have; None if dataset.json lists none.
         from_workspace: The folder's path relative to the workspace, by which it is found again if
             both were moved together; empty if it is not known.
     """
@@ -273,6 +274,7 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     labels: Labels
     file_ending: str = ".nii.gz"
     cases: tuple[Case, ...]
+    lesion_class_names: tuple[str, ...] | None = None
     from_workspace: str = ""
 
     def digest(self) -> str:
@@ -368,6 +370,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         labels=labels_for(labels, cases),
         file_ending=ending or commonest_ending(p for images, _ in files.values() for p in images),
         cases=cases,
+        lesion_class_names=description.lesion_class_names,
     )
 
 

@@ -7,7 +7,7 @@ from autoliver.values import counted
 
 _SHOWN = 3  # number of differences, or of cases, that are named in one message
 _ABOUT_A_CASE = ("patient", "modality", "origin", "annotated", "lesion_classes", "source")
-_ABOUT_A_DATASET = ("channel_names", "layout", "file_ending")
+_ABOUT_A_DATASET = ("channel_names", "layout", "file_ending", "lesion_class_names")
 
 
 def describe_changes(before: Dataset, now: Dataset, *, then: str = "when planned") -> str:

@@ -13,11 +13,13 @@ from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
+from autoliver.values import meant
 
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes", "sources"),
+    "lesion_class_names",
 )
 _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
@@ -58,6 +60,7 @@ class Description(Record, frozen=True, kw_only=True):
         origin: Case -> how the image was produced.
         annotated: Case -> label -> state of its annotation.
         lesion_classes: Case -> lesion -> class of the lesion.
+        lesion_class_names: The classes that lesions may have; None if they are not listed.
         sources: Case -> the collection that it comes from.
         modality: The modality of the dataset, or case -> modality.
         painting: What is wrong with `regions_class_order` in a trained model; otherwise empty.
@@ -75,6 +78,7 @@ class Description(Record, frozen=True, kw_only=True):
     origin: dict[str, str] = msgspec.field(default_factory=dict)
     annotated: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
+    lesion_class_names: tuple[str, ...] | None = None
     sources: dict[str, str] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
     painting: str = ""
@@ -107,19 +111,34 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
         "table": raw.get("dataset", {}),
         "training": raw.get("training", []) if decathlon else [],
         "modality": {} if decathlon or modality is None else modality,
+        "lesion_class_names": raw.get("lesion_class_names"),
         **{key: raw[key] for key in _BY_CASE if key in raw},
     }
     for key, names in (("labels", labels.values), ("channel_names", fields["channel_names"])):
         for name in names:
             check_printable(f"{where}: {key}: {name}")
     try:
-        return msgspec.convert(fields, Description)
+        found = msgspec.convert(fields, Description)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         raise DatasetError(
             f"{where}: {place.strip('`').removeprefix('$.')}: {what}.",
             hint=_MEND,
         ) from None
+    _check_classes(where, found.lesion_class_names or (), labels)
+    return found
+
+
+def _check_classes(where: Path, names: Sequence[str], labels: LabelValues) -> None:
+    """Refuses names of classes of which some are labels and others are not."""
+    _check_names(where, "lesion_class_names", names)
+    lacking = [name for name in names if name not in labels.values]
+    if 0 < len(lacking) < len(names):
+        raise DatasetError(
+            f"{where}: lesion_class_names: there is no label '{lacking[0]}', but other classes are "
+            f"labels; the labels are {', '.join(labels.values)}.",
+            hint=meant(lacking[0], labels.values) or "List labels alone, or add it to the labels.",
+        )
 
 
 def guess_description(folder: Path) -> Description:

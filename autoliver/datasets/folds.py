@@ -10,6 +10,7 @@ import numpy as np
 
 from autoliver.artifacts import Artifact, Record, read_json_by_hand
 from autoliver.datasets.cases import Case
+from autoliver.datasets.stratify import stratified
 from autoliver.errors import DatasetError, WrongValue
 from autoliver.values import counted, natural
 
@@ -120,24 +121,35 @@ class Folds(Artifact, frozen=True, kw_only=True):
 
 
 class _OwnSplit(msgspec.Struct):
-    """One fold in the user's splits_final.json; other keys are ignored."""
+    """One fold in the user's splits_final.json; other keys are ignored.
+
+    Attributes:
+        train: Names of the training cases.
+        val: Names of the validation cases.
+        shared_patients: Whether cases of a patient may be on both sides.
+    """
 
     train: list[str]
     val: list[str]
+    shared_patients: bool = False
 
 
-def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
+def make_folds(
+    cases: Sequence[Case], classes: Mapping[str, Collection[str]] | None = None
+) -> tuple[Split, ...]:
     """Divides cases into five folds as nnU-Net does, but by patient.
 
     Fewer than five patients give one fold per patient (leave one out). If every case is of another
     patient, the folds equal those of scikit-learn's `KFold(5, shuffle=True, random_state=12345)` on
-    the sorted names.
+    the sorted names. If patients have different classes of lesions, the folds are alike in the
+    number of patients with each class instead.
 
     Cases that are not real are held out in no fold. They train in the folds that hold out no case
     of their patient.
 
     Args:
         cases: The labelled cases.
+        classes: Case -> classes of its lesions; None if the dataset has no classes.
 
     Returns:
         One split per fold; empty for a single patient with real cases.
@@ -146,18 +158,33 @@ def make_folds(cases: Sequence[Case]) -> tuple[Split, ...]:
     for case in cases:
         if case.origin == "real":
             groups.setdefault(case.patient, []).append(case.name)
-    patients = sorted(groups)
-    if len(patients) < 2:
+    if len(groups) < 2:
         return ()
+    told = classes or {}
+    held = {
+        patient: frozenset(name for case in groups[patient] for name in told.get(case, ()))
+        for patient in sorted(groups)
+    }
+    if len(groups) > _FOLDS and len(set(held.values())) > 1:
+        folds = stratified(held, folds=_FOLDS, seed=_SEED)
+    else:
+        folds = _shuffled(list(held))
+    return tuple(_split(cases, groups, fold) for fold in folds)
+
+
+def _shuffled(patients: Sequence[str]) -> list[set[str]]:
     order = np.arange(len(patients))
     if len(patients) >= _FOLDS:
         np.random.RandomState(_SEED).shuffle(order)
-    held_back = np.array_split(order, min(_FOLDS, len(patients)))
-    return tuple(_split(cases, groups, {patients[i] for i in fold}) for fold in held_back)
+    parts = np.array_split(order, min(_FOLDS, len(patients)))
+    return [{patients[index] for index in part} for part in parts]
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     """Reads and checks the user's `splits_final.json`, a list of {"train": [...], "val": [...]}.
+
+    A fold with `"shared_patients": true` may have cases of a patient on both sides; it is warned
+    of. nnU-Net ignores this key.
 
     Args:
         path: The file.
@@ -165,8 +192,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
 
     Raises:
         DatasetError: The file has the wrong form, names an unknown case, has a fold without
-            training cases, lists a case both for training and for validation, or holds out a case
-            that is not real.
+            training cases, lists a case both for training and for validation, holds out a case that
+            is not real, or has cases of a patient on both sides.
     """
     try:
         raw = msgspec.convert(read_json_by_hand(path), list[_OwnSplit])
@@ -193,9 +220,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
                 hint="List each labelled case at most once per fold, and at least one in 'train'.",
             )
     _refuse_made_cases(raw, cases, where=path)
-    splits = tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
-    _warn_of_shared_patients(splits, cases, where=path)
-    return splits
+    _check_patients(raw, cases, where=path)
+    return tuple(Split(train=tuple(s.train), validation=tuple(s.val)) for s in raw)
 
 
 def _refuse_made_cases(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, where: Path) -> None:
@@ -210,17 +236,26 @@ def _refuse_made_cases(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, wh
                 )
 
 
-def _warn_of_shared_patients(
-    splits: Sequence[Split], cases: Sequence[Case], *, where: Path
-) -> None:
+def _check_patients(splits: Sequence[_OwnSplit], cases: Sequence[Case], *, where: Path) -> None:
+    """Refuses folds with cases of a patient on both sides, or warns of those that ask for it."""
     patients = {case.name: case.patient for case in cases}
     for number, split in enumerate(splits):
-        shared = {patients[n] for n in split.train} & {patients[n] for n in split.validation}
-        if shared:
-            _log.warning(
-                "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
-                *(where, number, sorted(shared)[0]),
+        learnt = {patients[name]: name for name in reversed(split.train)}
+        shared = [name for name in split.val if patients[name] in learnt]
+        if not shared:
+            continue
+        patient, held = patients[shared[0]], shared[0]
+        if not split.shared_patients:
+            raise DatasetError(
+                f"{where}: fold {number}: patient {patient} is on both sides: {learnt[patient]} is "
+                f"in 'train', {held} in 'val'. Its scores would be too good.",
+                hint="Put all cases of a patient on one side, or correct 'patients' in "
+                'dataset.json. To keep the fold as it is, add "shared_patients": true to it.',
             )
+        _log.warning(
+            "%s: fold %d: cases of patient %s are on both sides: its scores will be too good.",
+            *(where, number, patient),
+        )
 
 
 def _split(

@@ -1,4 +1,4 @@
-"""Reports keys of dataset.json that have no effect yet, before anything is trained.
+"""Reports keys of dataset.json that have no effect, before anything is trained.
 
 The first table lists keys of single cases that would change what a network learns: they are
 refused by `refuse_ignored`. The second table lists keys that users may expect to have an effect,
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.description import read_raw
+from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import DatasetError
 from autoliver.io.header import split_ending
 
@@ -31,15 +33,26 @@ def _lesion_classes(case: Case) -> str:
     return next((f"lesion {k!r} is {v!r}" for k, v in case.lesion_classes.items()), "")
 
 
+def _classes_as_labels(dataset: Dataset) -> str:
+    if lesion_classes(dataset.labels.foreground, dataset.lesion_class_names):
+        return "The label maps hold classes of lesions: leave 'lesion_classes' out of dataset.json."
+    convert = command("convert", "lesion-classes", dataset.folder, "OUT")
+    return f"Make a dataset whose label maps hold the classes: {convert}"
+
+
 # Key -> (a function that returns the value of a case that has no effect, "" for none; what happens
-# instead).
-_REFUSED: dict[str, tuple[Callable[[Case], str], str]] = {
-    "lesion_classes": (_lesion_classes, "no network of this version learns the class of a lesion"),
+# instead; a function that returns what to do).
+_REFUSED: dict[str, tuple[Callable[[Case], str], str, Callable[[Dataset], str]]] = {
+    "lesion_classes": (
+        _lesion_classes,
+        "classes are learnt from label maps that hold them",
+        _classes_as_labels,
+    ),
 }
 
 
 def refuse_ignored(dataset: Dataset) -> None:
-    """Refuses keys that have no effect yet but should change training; warns of harmless ones.
+    """Refuses keys that have no effect but should change training; warns of harmless ones.
 
     Raises:
         DatasetError: There are such keys. The error names each of them, with the first case and
@@ -47,12 +60,9 @@ def refuse_ignored(dataset: Dataset) -> None:
     """
     found = [text for key in _REFUSED if (text := _refused(dataset, key))]
     if found:
-        keys = [key for key, (says, _) in _REFUSED.items() if any(map(says, dataset.cases))]
-        raise DatasetError(
-            f"{_where(dataset)}: {' '.join(found)}",
-            hint=f"Leave {_either(keys)} out of dataset.json to train without it, or leave those "
-            "cases out of the dataset.",
-        )
+        rows = [row for row in _REFUSED.values() if any(map(row[0], dataset.cases))]
+        hints = " ".join(hint(dataset) for _, _, hint in rows)
+        raise DatasetError(f"{_where(dataset)}: {' '.join(found)}", hint=hints)
     for warning in ignored_keys(dataset):
         _log.warning("%s: %s", _where(dataset), warning)
 
@@ -67,21 +77,17 @@ def ignored_keys(dataset: Dataset) -> Iterator[str]:
 
 
 def _refused(dataset: Dataset, key: str) -> str:
-    says, instead = _REFUSED[key]
+    says, instead, _ = _REFUSED[key]
     cases = [(case.name, text) for case in dataset.cases if (text := says(case))]
     if not cases:
         return ""
     name, text = cases[0]
     more = f" (and {len(cases) - 1} more cases)" if len(cases) > 1 else ""
-    return f"{key}: {name}: {text}{more}, which has no effect yet: {instead}."
+    return f"{key}: {name}: {text}{more}, which has no effect here: {instead}."
 
 
 def _where(dataset: Dataset) -> Path:
     return Path(dataset.folder) / "dataset.json"
-
-
-def _either(keys: Iterable[str]) -> str:
-    return " and ".join(f"'{key}'" for key in keys)
 
 
 def _modality(dataset: Dataset, raw: Raw) -> str:

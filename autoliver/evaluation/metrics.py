@@ -1,4 +1,4 @@
-"""Compares two binary masks: overlap, surface distances, lesions.
+"""Compares two binary masks: overlap, surface distances, volumes.
 
 Masks are boolean arrays (z, y, x) or (y, x). An undefined number is NaN; the distance to a surface
 that does not exist is infinite. `score` decides what is reported in such cases.
@@ -9,10 +9,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from autoliver.artifacts import Record
 from autoliver.io.volume import has_no_thickness
 from autoliver.planning.nonzero import bounding_box
 
@@ -36,32 +34,6 @@ class SurfaceDistances:
     def both_ways_mm(self) -> npt.NDArray[np.float64]:
         """The distances of both directions, concatenated."""
         return np.concatenate([self.to_reference_mm, self.to_prediction_mm])
-
-
-class LesionCounts(Record, frozen=True, kw_only=True):
-    """Numbers of lesions in the reference and in the prediction.
-
-    Attributes:
-        reference: Lesions of the reference.
-        detected: Lesions of the reference that the prediction covers.
-        predicted: Lesions of the prediction.
-        confirmed: Lesions of the prediction that the reference covers.
-    """
-
-    reference: int
-    detected: int
-    predicted: int
-    confirmed: int
-
-    @property
-    def recall(self) -> float:
-        """Share of the reference's lesions that were detected; NaN if it has none."""
-        return self.detected / self.reference if self.reference else np.nan
-
-    @property
-    def precision(self) -> float:
-        """Share of the predicted lesions that are confirmed; NaN if none was predicted."""
-        return self.confirmed / self.predicted if self.predicted else np.nan
 
 
 def dice(prediction: Mask, reference: Mask) -> float:
@@ -190,22 +162,6 @@ def chaos_score(*, dice: float, ravd_percent: float, assd_mm: float, mssd_mm: fl
     return sum(points) / 4
 
 
-def match_lesions(prediction: Mask, reference: Mask, *, min_overlap: float = 0.0) -> LesionCounts:
-    """Counts the lesions (26-connected components; in 2D 8) of each mask that the other covers.
-
-    Args:
-        prediction: (z, y, x) or (y, x).
-        reference: Of the same shape as the prediction.
-        min_overlap: A lesion counts as covered if more than this share of its voxels is covered.
-    """
-    prediction, reference = crop_to_union(prediction, reference)
-    in_reference, detected = _covered(reference, prediction, min_overlap)
-    in_prediction, confirmed = _covered(prediction, reference, min_overlap)
-    return LesionCounts(
-        reference=in_reference, detected=detected, predicted=in_prediction, confirmed=confirmed
-    )
-
-
 def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
     """Crops both masks to the box that holds both, with a margin of one voxel within the image.
 
@@ -259,10 +215,3 @@ def _nearest(
     # since only surfaces are searched. On a grid, balancing the tree costs far more than it saves.
     tree = cKDTree(targets_mm, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(points_mm)[0], dtype=np.float64)
-
-
-def _covered(mask: Mask, by: Mask, min_overlap: float) -> tuple[int, int]:
-    components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    size = np.bincount(components[mask], minlength=count + 1)[1:]
-    common = np.bincount(components[mask & by], minlength=count + 1)[1:]
-    return int(count), int(np.count_nonzero(common > min_overlap * size))

@@ -1,4 +1,4 @@
-"""Defines scores and metric options, summarises scores over cases, and formats them."""
+"""Defines scores and metric options, and summarises scores over cases."""
 
 import csv
 import io
@@ -11,10 +11,14 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record, text_cell, write_bytes
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.lesions import is_tumour
+from autoliver.datasets.lesions import is_lesion, is_tumour
 from autoliver.errors import WrongValue
-from autoliver.evaluation.metrics import Connectivity, LesionCounts
-from autoliver.values import check_number, check_types, meant, set_field, shortened
+from autoliver.evaluation.bootstrap import Statistic, resampled, statistic
+from autoliver.evaluation.classification import ClassSummary, summarize_classes
+from autoliver.evaluation.detection import LesionSummary, summarize_lesions
+from autoliver.evaluation.lesions import Lesion, LesionCounts
+from autoliver.evaluation.metrics import Connectivity
+from autoliver.values import check_number, check_types, meant, set_field
 
 OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
 SURFACE_METRICS = ("assd", "mad", "mssd", "hd95", "nsd")
@@ -32,13 +36,6 @@ class _Column(NamedTuple):
     decimals: int
 
 
-_WIDTH = 80  # characters of a line of the table
-_SHOWN = 3  # metrics in the table; the CSV file has all of them
-# The fields for the table, most telling first; those that no case defines are passed over.
-_TELLING = (
-    *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
-    *("iou", "ravd_percent", "lesion_recall", "lesion_precision"),
-)
 # Volumes of different organs have no meaningful mean.
 _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
 
@@ -57,6 +54,10 @@ COLUMNS = {
     "volume_difference_ml": _Column("volume", "volume difference ml", 1),
     "lesion_recall": _Column("lesions", "lesion recall", 3),
     "lesion_precision": _Column("lesions", "lesion precision", 3),
+    "matched_recall": _Column("lesions", "matched recall", 3),
+    "matched_precision": _Column("lesions", "matched precision", 3),
+    "matched_f1": _Column("lesions", "matched F1", 3),
+    "matched_dice": _Column("lesions", "matched Dice", 3),
     "chaos": _Column("chaos", "CHAOS", 1),
 }
 
@@ -75,7 +76,8 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             undefined.
         lesion_labels: Labels whose components are counted as lesions; None: labels whose name
             contains tumour, tumor, lesion, cancer or metasta.
-        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered.
+        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered;
+            two lesions match if more than this share of each is common to both.
         chaos: Whether to add the score of the CHAOS challenge.
     """
 
@@ -119,6 +121,24 @@ class MetricOptions(Record, frozen=True, kw_only=True):
             return label in self.lesion_labels
         return is_tumour(label)
 
+    def lesion_classes(self, labels: Labels) -> dict[str, tuple[int, ...]]:
+        """Name -> values of the labels that are classes of lesions; empty if there are not several.
+
+        These are the `lesion_labels`, or else labels named as lesions are (cysts and haemangiomas
+        among them), without those that hold all values of another one.
+        """
+        named = {
+            name: values
+            for name, values in labels.foreground.items()
+            if (name in self.lesion_labels if self.lesion_labels is not None else is_lesion(name))
+        }
+        inner = {
+            name: values
+            for name, values in named.items()
+            if not any(set(other) < set(values) for other in named.values())
+        }
+        return inner if len(inner) > 1 and "lesions" in self.wanted else {}
+
 
 class Score(Record, frozen=True, kw_only=True):
     """The scores of one label of one case; None for a metric that is undefined or not requested.
@@ -145,6 +165,11 @@ class Score(Record, frozen=True, kw_only=True):
         lesions: The counts from which the lesion-wise recall and precision are computed.
         lesion_recall: Share of the reference's lesions that were found.
         lesion_precision: Share of the predicted lesions that the reference confirms.
+        matched_recall: Share of the reference's lesions that are matched one to one.
+        matched_precision: Share of the predicted lesions that are matched.
+        matched_f1: 2 matched / (lesions of the reference + predicted lesions).
+        matched_dice: Mean Dice of the matched pairs.
+        lesion_list: Each lesion, with its match; None if lesions are not counted.
         chaos: Score of the CHAOS challenge, 0 to 100.
     """
 
@@ -164,6 +189,11 @@ class Score(Record, frozen=True, kw_only=True):
     lesions: LesionCounts | None = None
     lesion_recall: float | None = None
     lesion_precision: float | None = None
+    matched_recall: float | None = None
+    matched_precision: float | None = None
+    matched_f1: float | None = None
+    matched_dice: float | None = None
+    lesion_list: tuple[Lesion, ...] | None = None
     chaos: float | None = None
 
 
@@ -176,6 +206,9 @@ class CaseScores(Record, frozen=True, kw_only=True):
         reference: Path of the file it was compared with; empty for arrays.
         labels: Label name -> score; labels that are not annotated by people have none.
         warnings: Suspicious findings, one sentence each.
+        patient: The patient's identifier; empty if it is not known.
+        lesions: Each lesion of any class, with its match; None if the labels are not several
+            classes of lesions, or one of these is not scored in the case.
     """
 
     name: str
@@ -183,20 +216,8 @@ class CaseScores(Record, frozen=True, kw_only=True):
     reference: str = ""
     labels: dict[str, Score]
     warnings: tuple[str, ...] = ()
-
-
-class Statistic(Record, frozen=True, kw_only=True):
-    """The mean of a metric over cases.
-
-    Attributes:
-        mean: Mean over the cases that define the metric.
-        sd: Sample standard deviation over these cases; None if there is only one.
-        n: Number of these cases.
-    """
-
-    mean: float
-    sd: float | None
-    n: int
+    patient: str = ""
+    lesions: tuple[Lesion, ...] | None = None
 
 
 class LabelSummary(Record, frozen=True, kw_only=True):
@@ -209,6 +230,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
         n_false_positive: Cases with the label in the prediction only.
         n_missed: Cases with the label in the reference only.
         metrics: Field of `Score` -> statistic; a metric that no case defines is left out.
+        lesions: Its lesions, matched one to one; None if they are not counted.
     """
 
     cases: int
@@ -216,6 +238,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
     n_false_positive: int
     n_missed: int
     metrics: dict[str, Statistic]
+    lesions: LesionSummary | None = None
 
 
 class Scores(Artifact, frozen=True, kw_only=True):
@@ -231,6 +254,9 @@ class Scores(Artifact, frozen=True, kw_only=True):
         warnings: Suspicious findings, one sentence each.
         groups: Name of a group of cases, a modality or a source -> the summary of its cases; empty
             if there is only one group.
+        lesions: The lesions of all classes together, matched one to one whatever their class; None
+            if the labels are not several classes of lesions.
+        lesion_classes: How well these lesions were named.
     """
 
     KIND: ClassVar[str] = "scores"
@@ -242,6 +268,47 @@ class Scores(Artifact, frozen=True, kw_only=True):
     mean: dict[str, float]
     warnings: tuple[str, ...] = ()
     groups: dict[str, dict[str, LabelSummary]] = msgspec.field(default_factory=dict)
+    lesions: LesionSummary | None = None
+    lesion_classes: ClassSummary | None = None
+
+    @classmethod
+    def of(cls, cases: Sequence[CaseScores], *, labels: Labels, options: MetricOptions) -> "Scores":
+        """Summarises the scores of cases, with intervals if the patients of all cases are known."""
+        summary = summarize(cases, labels.foreground)
+        scores = cls(
+            labels=labels,
+            options=options,
+            cases=tuple(cases),
+            summary=summary,
+            mean=mean_over_labels(summary),
+        )
+        known = [case for case in cases if case.lesions is not None]
+        if not known:
+            return scores
+        lesions, patients = [case.lesions or () for case in known], [c.patient for c in known]
+        weights, classes = resampled(patients), tuple(options.lesion_classes(labels))
+        return scores.replace(
+            lesions=summarize_lesions(lesions, patients=patients, weights=weights),
+            lesion_classes=summarize_classes(lesions, classes, weights=weights),
+        )
+
+    def with_cases(self, cases: Sequence[CaseScores]) -> "Scores":
+        """Returns the scores with other facts about the same cases, summarised anew.
+
+        Groups have to be added again.
+        """
+        scores = Scores.of(cases, labels=self.labels, options=self.options)
+        return scores.replace(warnings=self.warnings, made_from=self.made_from)
+
+    def by_patient(self, patients: Mapping[str, str]) -> "Scores":
+        """Returns the scores with intervals, and with a summary of each patient's lesions.
+
+        Args:
+            patients: Case name -> patient; a case that is not in it is a patient of its own.
+        """
+        return self.with_cases(
+            [case.replace(patient=patients.get(case.name, case.name)) for case in self.cases]
+        )
 
     def grouped(self, groups: Mapping[str, Collection[str]]) -> "Scores":
         """Returns the scores with a summary of each group of cases.
@@ -271,10 +338,7 @@ def summarize(cases: Sequence[CaseScores], labels: Iterable[str] = ()) -> dict[s
         labels: Labels that come first in the summary, even if no case has a score of them.
     """
     names = list(dict.fromkeys([*labels, *(label for case in cases for label in case.labels)]))
-    return {
-        name: _summary([case.labels[name] for case in cases if name in case.labels])
-        for name in names
-    }
+    return {name: _summary(name, [case for case in cases if name in case.labels]) for name in names}
 
 
 def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
@@ -284,10 +348,10 @@ def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
     """
     means: dict[str, list[float]] = {}
     for label in summary.values():
-        for field, statistic in label.metrics.items():
+        for field, found in label.metrics.items():
             if field in _NOT_AVERAGED:
                 continue
-            means.setdefault(field, []).append(statistic.mean)
+            means.setdefault(field, []).append(found.mean)
     return {field: statistics.fmean(values) for field, values in means.items()}
 
 
@@ -310,74 +374,25 @@ def write_csv(scores: Scores, path: Path) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def table(scores: Scores) -> str:
-    """Formats a table of labels by metrics, mean +- SD over cases, for lines of 80 characters.
-
-    It shows the three most telling metrics that some case defines; the CSV file has all of them.
-    Labels that are too long for the line are shortened.
-    """
-    found = {field for summary in scores.summary.values() for field in summary.metrics}
-    fields = [field for field in _TELLING if field in found][:_SHOWN]
-    empty = any(summary.n_empty for summary in scores.summary.values())
-    rows = [
-        ["label", "cases", *(["empty"] if empty else []), *(COLUMNS[f].heading for f in fields)]
-    ]
-    rows += _rows(scores.summary, fields, empty=empty)
-    if len(scores.summary) > 1:
-        cells = ["-" if f not in scores.mean else _mean(scores.mean[f], f) for f in fields]
-        rows.append(["mean", "", *([""] if empty else []), *cells])
-    for group, found_there in scores.groups.items():
-        rows += _rows(found_there, fields, empty=empty, prefix=f"{group}: ")
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], max(12, _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    lines = (
-        "  ".join(_fit(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines)
-
-
-def _rows(
-    summary: Mapping[str, LabelSummary], fields: Sequence[str], *, empty: bool, prefix: str = ""
-) -> list[list[str]]:
-    """The rows of the table, one for each label."""
-    rows = []
-    for label, found in summary.items():
-        cells = [_cell(found.metrics.get(f), COLUMNS[f].decimals) for f in fields]
-        if not found.cases:
-            cells = ["n/a"] * len(fields)
-        counts = [str(found.cases), *([str(found.n_empty)] if empty else [])]
-        rows.append([f"{prefix}{label}", *counts, *cells])
-    return rows
-
-
-def _fit(text: str, width: int) -> str:
-    return shortened(text, width).ljust(width)
-
-
-def _mean(value: float, field: str) -> str:
-    return f"{value:.{COLUMNS[field].decimals}f}"
-
-
-def _summary(scores: Sequence[Score]) -> LabelSummary:
+def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
+    scores, patients = [case.labels[label] for case in cases], [case.patient for case in cases]
+    weights = resampled(patients)
     found = {}
     for field in COLUMNS:
-        values = [v for score in scores if (v := getattr(score, field)) is not None]
-        if values:
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            found[field] = Statistic(mean=statistics.fmean(values), sd=sd, n=len(values))
+        values = [() if (v := getattr(score, field)) is None else (v,) for score in scores]
+        if (mean := statistic(values, weights)) is not None:
+            found[field] = mean
     present = [(score.voxels > 0, score.reference_voxels > 0) for score in scores]
+    lesions = [score.lesion_list for score in scores]
     return LabelSummary(
         cases=len(scores),
         n_empty=present.count((False, False)),
         n_false_positive=present.count((True, False)),
         n_missed=present.count((False, True)),
         metrics=found,
+        lesions=None
+        if not lesions or None in lesions
+        else summarize_lesions(
+            [each or () for each in lesions], patients=patients, weights=weights
+        ),
     )
-
-
-def _cell(statistic: Statistic | None, decimals: int) -> str:
-    if statistic is None:
-        return "-"
-    mean = f"{statistic.mean:z.{decimals}f}"
-    return mean if statistic.sd is None else f"{mean} +- {statistic.sd:.{decimals}f}"

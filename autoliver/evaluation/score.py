@@ -14,6 +14,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.datasets.layouts import label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
+from autoliver.evaluation.lesions import Lesion, Overlaps, commonest, list_lesions
 from autoliver.evaluation.results import (
     COLUMNS,
     SURFACE_METRICS,
@@ -21,8 +22,6 @@ from autoliver.evaluation.results import (
     MetricOptions,
     Score,
     Scores,
-    mean_over_labels,
-    summarize,
 )
 from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
@@ -30,6 +29,7 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
+from autoliver.planning.nonzero import bounding_box
 from autoliver.values import counted, first_few
 
 _MOST_VALUES = 200  # files with more values that no label has are hardly label maps
@@ -102,7 +102,13 @@ def score_case(
         for side, odd in unknown.items()
         if odd
     ]
-    return CaseScores(name=name, labels=scores, warnings=tuple(warnings))
+    classes = options.lesion_classes(labels)
+    lesions = None
+    if classes and not classes.keys() & set(unscored):
+        pair = [_mask(array, _union(classes), counted) for array in (predicted, actual)]
+        maps, spacing_mm = (predicted, actual), reference.geometry.spacing_mm
+        lesions = _named_lesions(maps, pair, classes, spacing_mm=spacing_mm, options=options)
+    return CaseScores(name=name, labels=scores, warnings=tuple(warnings), lesions=lesions)
 
 
 def score_folder(
@@ -218,21 +224,14 @@ def score_files(
     unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
     if unknown:
         raise OptionError(
-            f"lesion_labels: there is no label '{unknown[0]}'.",
+            f"--lesion-labels: there is no label '{unknown[0]}'.",
             hint=f"Choose from {', '.join(labels.foreground)}.",
         )
     work = functools.partial(_score_pair, labels=labels, options=options, unscored=unscored or {})
     results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
     cases = tuple(progress(results) if progress else results)
-    summary = summarize(cases, labels.foreground)
-    return Scores(
-        labels=labels,
-        options=options,
-        cases=cases,
-        summary=summary,
-        mean=mean_over_labels(summary),
-        warnings=tuple(text for case in cases for text in case.warnings),
-    )
+    scores = Scores.of(cases, labels=labels, options=options)
+    return scores.replace(warnings=tuple(text for case in cases for text in case.warnings))
 
 
 def find_pairs(
@@ -339,10 +338,13 @@ def _score(
     if options.chaos and (prediction.any() or reference.any()):
         needs = ("dice", "ravd_percent", "assd_mm", "mssd_mm")
         found["chaos"] = metrics.chaos_score(**{field: found[field] for field in needs})
-    lesions = None
+    lesions = listed = None
     if "lesions" in wanted and options.counts_lesions(label):
-        lesions = metrics.match_lesions(prediction, reference, min_overlap=options.lesion_overlap)
+        overlaps, least = Overlaps.of(prediction, reference), options.lesion_overlap
+        lesions = overlaps.counts(min_overlap=least)
+        listed = list_lesions(overlaps, spacing_mm=geometry.spacing_mm, min_overlap=least)
         found |= {"lesion_recall": lesions.recall, "lesion_precision": lesions.precision}
+        found |= _matched_values(listed)
     values: dict[str, Any] = {
         field: _defined(value) for field, value in found.items() if COLUMNS[field].metric in wanted
     }
@@ -350,8 +352,57 @@ def _score(
         voxels=int(np.count_nonzero(prediction)),
         reference_voxels=int(np.count_nonzero(reference)),
         lesions=lesions,
+        lesion_list=listed,
         **values,
     )
+
+
+def _matched_values(lesions: Sequence[Lesion]) -> dict[str, float]:
+    dice = [lesion.dice for lesion in lesions if lesion.dice is not None]
+    theirs = sum(lesion.reference is not None for lesion in lesions)
+    ours = sum(lesion.predicted is not None for lesion in lesions)
+    return {
+        "matched_recall": len(dice) / theirs if theirs else math.nan,
+        "matched_precision": len(dice) / ours if ours else math.nan,
+        "matched_f1": 2 * len(dice) / (theirs + ours) if lesions else math.nan,
+        "matched_dice": math.fsum(dice) / len(dice) if dice else math.nan,
+    }
+
+
+def _named_lesions(
+    maps: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    lesions: Sequence[metrics.Mask],
+    classes: Mapping[str, tuple[int, ...]],
+    *,
+    spacing_mm: tuple[float, ...],
+    options: MetricOptions,
+) -> tuple[Lesion, ...]:
+    """Lists the lesions of all classes together, each with its commonest class.
+
+    Args:
+        maps: The predicted and the reference's label map (z, y, x).
+        lesions: Where they have lesions.
+        classes: Name -> values of each class.
+        spacing_mm: Spacing (z, y, x).
+        options: The metrics to compute, and their settings.
+    """
+    box = bounding_box(lesions[0] | lesions[1])
+    masks, arrays = [mask[box] for mask in lesions], [array[box] for array in maps]
+    overlaps = Overlaps.of(*masks)
+    values = [array[mask] for array, mask in zip(arrays, masks, strict=True)]
+    here, there = len(overlaps.predicted_voxels), len(overlaps.reference_voxels)
+    predicted = commonest(overlaps.predicted, values[0], classes, count=here)
+    actual = commonest(overlaps.reference, values[1], classes, count=there)
+    return list_lesions(
+        overlaps,
+        spacing_mm=spacing_mm,
+        min_overlap=options.lesion_overlap,
+        classes=(actual, predicted),
+    )
+
+
+def _union(labels: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({value for values in labels.values() for value in values}))
 
 
 def _overlap_values(

@@ -15,6 +15,7 @@ from autoliver.datasets.folds import Folds, make_folds, read_splits
 from autoliver.datasets.ignored import refuse_ignored
 from autoliver.datasets.known import added_to_members
 from autoliver.datasets.layouts import image_files
+from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need, refuse_over_budget
@@ -467,10 +468,27 @@ def current_folds(folder: DatasetFolder, dataset: Dataset) -> Folds:
     own = Path(dataset.folder) / SPLITS_FILE
     if not own.exists():
         _warn_of_other_splits(folder, dataset)
-    splits = read_splits(own, dataset.labelled) if own.exists() else make_folds(dataset.labelled)
+    if own.exists():
+        splits = read_splits(own, dataset.labelled)
+    else:
+        splits = make_folds(dataset.labelled, _classes_of_cases(folder, dataset))
     folds = Folds(made_from={"dataset": dataset.digest()}, splits=splits)
     folds.save(folder.folds)
     return folds
+
+
+def _classes_of_cases(folder: DatasetFolder, dataset: Dataset) -> dict[str, list[str]]:
+    """Case -> classes of its lesions; empty if the dataset has no classes, or they are not known.
+
+    They are not known where the fingerprint was made by a version that did not look at them.
+    """
+    classes = lesion_classes(dataset.labels.foreground, dataset.lesion_class_names)
+    if not classes or not _is_of(folder.fingerprint, dataset):
+        return {}
+    return {
+        case.name: [name for name, value in classes.items() if value in case.label_values]
+        for case in Fingerprint.load(folder.fingerprint).cases
+    }
 
 
 def _warn_of_other_splits(folder: DatasetFolder, dataset: Dataset) -> None:
@@ -509,8 +527,11 @@ def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -
     if folder.fingerprint.exists():
         mend = remove(folder.fingerprint)
         found = Fingerprint.load(folder.fingerprint, mend=mend)
-        # Those made before orders of axes were looked at lack them, as do all images of 2D files.
+        # Those made before orders of axes were looked at lack them, as do all images of 2D files;
+        # and likewise the values in the label maps, by which folds are made.
         known = any(case.axis_codes or 1 in case.shape for case in found.cases)
+        if lesion_classes(dataset.labels.foreground, dataset.lesion_class_names):
+            known &= any(case.label_values for case in found.cases)
         if known and found.made_from == {"dataset": dataset.digest()}:
             return found
     pool = machine.pool("fingerprint", need=read_need, light=True)

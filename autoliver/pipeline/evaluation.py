@@ -1,8 +1,8 @@
 """Scores predictions: those of the user, and those of the held-out cases of folds."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,13 @@ from autoliver.models.files import SCORES_FILE, FoldFolder
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
-from autoliver.values import check_text, check_texts, check_types, set_field
+from autoliver.values import check_text, check_texts, check_types, first_few, set_field
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
+    from autoliver.evaluation.score import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class EvaluateRequest:
         dataset: The dataset that names the labels; None to name the labels by their values.
         metrics: The metrics to compute; empty for all. A single one may be given as a text.
         chaos: Whether to add the CHAOS score.
+        lesion_labels: Labels whose components are lesions; empty for those that are named like
+            lesions. A single one may be given as a text.
+        lesion_overlap: A lesion is found if more than this share (0 to 1) of its voxels is covered.
         output: Folder for the scores; None for the folder of the predictions.
         subset: Whether references without a prediction are left out rather than refused.
         overwrite: Whether to replace existing scores even if the new ones lack some of their
@@ -53,6 +58,8 @@ class EvaluateRequest:
     dataset: str | None = None
     metrics: tuple[str, ...] = ()
     chaos: bool = False
+    lesion_labels: tuple[str, ...] = ()
+    lesion_overlap: float = 0.0
     output: Path | None = None
     subset: bool = False
     overwrite: bool = False
@@ -65,6 +72,9 @@ class EvaluateRequest:
             OptionError: A value is invalid; the message names the option and the value.
         """
         set_field(self, "metrics", check_texts("--metrics", self.metrics))
+        labels = check_texts("--lesion-labels", self.lesion_labels)
+        parts = (part.strip() for label in labels for part in label.split(","))
+        set_field(self, "lesion_labels", tuple(dict.fromkeys(filter(None, parts))))
         check_types(self)
         if self.dataset is not None:
             check_text("--dataset", self.dataset, "a folder or the name of a planned dataset")
@@ -81,17 +91,47 @@ class EvaluateRequest:
             start, folder = f"{split_ending(prediction.name)[0]}_", prediction.parent
         return folder / f"{start}{SCORES_FILE}", folder / f"{start}scores.csv"
 
+    def lesion_file(self, prediction: Path) -> Path:
+        """The CSV file for the lesions of these predictions; it lies beside the scores."""
+        as_csv = self.files(prediction)[1]
+        return as_csv.with_name(as_csv.name.replace("scores.csv", "lesion_scores.csv"))
+
     def options(self) -> "MetricOptions":
         """Returns the metrics to compute, with their settings."""
         from autoliver.evaluation.results import ALL_METRICS, MetricOptions
 
-        return MetricOptions(metrics=self.metrics or ALL_METRICS, chaos=self.chaos)
+        return MetricOptions(
+            metrics=self.metrics or ALL_METRICS,
+            chaos=self.chaos,
+            lesion_labels=self.lesion_labels or None,
+            lesion_overlap=self.lesion_overlap,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What there is to score.
+
+    Attributes:
+        pairs: The predicted label maps with their references.
+        labels: The labels to score; None to name them by the values of the references.
+        dataset: The dataset that says of each case what is scored, and whose it is; None without
+            one.
+        warnings: Suspicious findings, one sentence each.
+    """
+
+    pairs: "Pairs"
+    labels: Labels | None
+    dataset: Dataset | None
+    warnings: tuple[str, ...]
 
 
 def evaluate(
     workspace: Workspace, prediction: Path, reference: Path, request: EvaluateRequest
 ) -> "Scores":
     """Scores label maps and writes the scores as JSON and CSV (`EvaluateRequest.files`).
+
+    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`).
 
     Args:
         workspace: The workspace in which the dataset is looked up.
@@ -108,14 +148,53 @@ def evaluate(
             them is a folder of images or labels of a dataset; or a label has other values in the
             reference, or in the model that predicted.
     """
+    from autoliver.evaluation.lesion_report import write_lesions
     from autoliver.evaluation.results import write_csv
-    from autoliver.evaluation.score import discover_labels, find_pairs, score_pairs
+
+    as_json, as_csv = request.files(prediction)
+    task = task_of(workspace, prediction, reference, request, output=as_json.parent)
+    if not request.overwrite:
+        references = {name: pair[1] for name, pair in task.pairs.files.items()}
+        _refuse_loss(as_json, references, task.labels, request.options())
+    labels = _labels(task, request)
+    rows = _probabilities(prediction, request.options().lesion_classes(labels))
+    scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
+    if task.dataset is not None:
+        scores = scores.grouped(groups_of(task.dataset.cases))
+    scores.save(as_json)
+    write_csv(scores, as_csv)
+    write_lesions(scores, request.lesion_file(prediction))
+    return scores
+
+
+def task_of(
+    workspace: Workspace,
+    prediction: Path,
+    reference: Path,
+    request: EvaluateRequest,
+    *,
+    output: Path,
+) -> Task:
+    """Finds what there is to score, and what the values of the label maps mean.
+
+    Args:
+        workspace: As for `evaluate`.
+        prediction: As for `evaluate`.
+        reference: As for `evaluate`.
+        request: As for `evaluate`.
+        output: The folder for the result.
+
+    Raises:
+        DatasetError: The folders do not fit together.
+        OptionError: A label has other values in the reference, or in the model that predicted; or
+            the result would lie in a folder of a dataset.
+    """
+    from autoliver.evaluation.score import find_pairs
     from autoliver.inference.record import refuse_other_labels
 
     referred = _dataset_at(workspace, reference)
     named = workspace.read(request.dataset) if request.dataset else referred
     labels = named.labels if named else None
-    dataset = referred or named  # its label maps are scored, unless a folder holds others
     renamed: tuple[str, ...] = ()
     if labels is not None:
         whose = f"-d {request.dataset}" if request.dataset else f"-r {reference}"
@@ -128,31 +207,74 @@ def evaluate(
             stated, folder = around
             hint = f"{reference} belongs to {folder}: give it with -d."
             renamed = _compare(stated, folder.name, labels, whose=whose, hint=hint)
-    as_json, as_csv = request.files(prediction)
-    _refuse_dataset(as_json.parent)
+    _refuse_dataset(output)
     files = referred and {case.name: Path(str(case.label)) for case in referred.labelled}
-    pairs = find_pairs(prediction, files or reference, subset=request.subset)
-    if not request.overwrite:
-        references = {name: pair[1] for name, pair in pairs.files.items()}
-        _refuse_loss(as_json, references, labels, request.options())
-    pool = request.machine.pool("evaluate", need=score_need)
-    if labels is None:
-        bar = case_bar("read label values", len(pairs.files))
-        labels = discover_labels(pairs.references, executor=pool, progress=bar)
+    return Task(
+        pairs=find_pairs(prediction, files or reference, subset=request.subset),
+        labels=labels,
+        dataset=referred or named,  # its label maps are scored, unless a folder holds others
+        warnings=renamed,
+    )
+
+
+def score(task: Task, request: EvaluateRequest) -> "Scores":
+    """Scores label maps, with intervals by patient.
+
+    Raises:
+        DatasetError: A file cannot be read.
+        OptionError: A label whose lesions should be counted does not exist.
+    """
+    from autoliver.evaluation.score import score_pairs
+
+    dataset, labels = task.dataset, _labels(task, request)
     scores = score_pairs(
-        pairs,
+        task.pairs,
         labels=labels,
         options=request.options(),
         unscored=_unscored(dataset, labels) if dataset else None,
-        executor=pool,
-        progress=case_bar("evaluate", len(pairs.files)),
+        executor=request.machine.pool("evaluate", need=score_need),
+        progress=case_bar("evaluate", len(task.pairs.files)),
     )
-    if dataset is not None:
-        scores = scores.grouped(groups_of(dataset.cases))
-    scores = scores.replace(warnings=(*renamed, *scores.warnings))
-    scores.save(as_json)
-    write_csv(scores, as_csv)
-    return scores
+    patients = {case.name: case.patient for case in dataset.cases} if dataset else {}
+    scores = scores.by_patient(patients)
+    return scores.replace(warnings=(*task.warnings, *scores.warnings))
+
+
+def _labels(task: Task, request: EvaluateRequest) -> Labels:
+    """The labels to score: those of the task, or one for each value of the references."""
+    from autoliver.evaluation.score import discover_labels
+
+    if task.labels is not None:
+        return task.labels
+    references = task.pairs.references
+    pool = request.machine.pool("evaluate", need=score_need)
+    bar = case_bar("read label values", len(references))
+    return discover_labels(references, executor=pool, progress=bar)
+
+
+def _probabilities(prediction: Path, classes: Collection[str]) -> "Rows":
+    """Reads the probabilities of the table of lesions beside predictions; empty without one."""
+    from autoliver.evaluation.probabilities import LESION_FILE, read_probabilities
+
+    path = (prediction.parent if prediction.is_file() else prediction) / LESION_FILE
+    return read_probabilities(path, tuple(classes)) if classes and path.is_file() else {}
+
+
+def _with_probabilities(scores: "Scores", rows: "Rows") -> "Scores":
+    """Adds the probabilities of lesions to those that the label maps hold."""
+    from autoliver.evaluation.probabilities import LESION_FILE, with_probabilities
+
+    if not rows:
+        return scores
+    cases, unlike = with_probabilities(scores.cases, rows)
+    scores = scores.with_cases(cases)
+    if not unlike:
+        return scores
+    note = (
+        f"{LESION_FILE}: its lesions are not those of the label maps, so that their probabilities "
+        f"are left out ({len(unlike)}): {first_few(unlike, 5)}."
+    )
+    return scores.replace(warnings=(*scores.warnings, note))
 
 
 def _dataset_at(workspace: Workspace, reference: Path) -> Dataset | None:

@@ -186,7 +186,9 @@ def _read_case(case: Case, *, draws: int, most_values: int, labels: Labels) -> C
         draws=draws,
         most_values=most_values,
     )
-    grid = summary.grid.replace(axis_codes=axis_codes(image.geometry))
+    grid = summary.grid.replace(
+        axis_codes=axis_codes(image.geometry), label_values=tuple(np.unique(label.array).tolist())
+    )
     return replace(summary, grid=grid)
 
 

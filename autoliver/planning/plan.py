@@ -50,13 +50,17 @@ class CaseFingerprint(Record, frozen=True, kw_only=True):
         shape: Size of the image in voxels.
         shape_after_crop: Size in voxels after cropping to the non-zero region.
         axis_codes: Anatomical order of the image axes, x first, such as "LPS"; "" if unknown.
+        label_values: The values in the label map, in ascending order; empty if unknown.
     """
+
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"label_values"})
 
     name: str
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
     shape_after_crop: tuple[int, int, int]
     axis_codes: str = ""
+    label_values: tuple[int, ...] = ()
 
 
 class Fingerprint(Artifact, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from autoliver.commands import DATASET, command
 from autoliver.datasets.cases import Case, Dataset, Labels, is_described
 from autoliver.datasets.description import modality_of, read_description
 from autoliver.datasets.layouts import image_files, transparency
+from autoliver.datasets.lesions import lesion_classes, mixed_lesions
 from autoliver.errors import DatasetError, MachineError
 from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
 from autoliver.io.grids import compare_grids
@@ -50,8 +51,9 @@ class Finding(Record, frozen=True, kw_only=True):
             refused (by the system, perhaps not the next time),
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_absent, label_unused, duplicate_image,
-            duplicate_channel, direction, header, axes, num_training; about CT or MR: channel_name,
-            modality; and for a case that is unlike the others: spacing, size, intensities.
+            duplicate_channel, direction, header, axes, num_training; lesion_classes, for several
+            in one lesion; about CT or MR: channel_name, modality; and for a case that is unlike
+            the others: spacing, size, intensities.
         problem: What was found and what was expected.
         hint: What the user can do about it; empty for nothing.
     """
@@ -130,6 +132,7 @@ def verify(
         labels=dataset.labels,
         channels=len(dataset.channel_names),
         described=is_described(dataset),
+        classes=lesion_classes(dataset.labels.foreground, dataset.lesion_class_names),
     )
     results = executor.map(check, dataset.cases) if executor else map(check, dataset.cases)
     checks = list(progress(results) if progress else results)
@@ -193,7 +196,14 @@ def raise_on_errors(verification: Verification, *, listed: bool = False) -> None
     raise DatasetError("\n".join(lines), hint=hint)
 
 
-def check_case(case: Case, *, labels: Labels, channels: int, described: bool = True) -> CaseCheck:
+def check_case(
+    case: Case,
+    *,
+    labels: Labels,
+    channels: int,
+    described: bool = True,
+    classes: Mapping[str, int] | None = None,
+) -> CaseCheck:
     """Checks one case.
 
     Args:
@@ -201,6 +211,7 @@ def check_case(case: Case, *, labels: Labels, channels: int, described: bool = T
         labels: The labels of the dataset, whose values the label file may hold.
         channels: The expected number of channels of all its images together.
         described: Whether there is a dataset.json that names the channels.
+        classes: Classes of lesions -> their values; None for none.
     """
     found = _Findings(case.name)
     headers = {path: found.header(Path(path)) for path in case.images}
@@ -224,7 +235,9 @@ def check_case(case: Case, *, labels: Labels, channels: int, described: bool = T
     same = [c for n, c in enumerate(contents) if c and c in contents[:n]]
     if same:
         found.add("warning", "duplicate_channel", "two of its channels hold the same image", "")
-    values = _check_label(found, case, labels) if label_header is not None else ()
+    values: tuple[int, ...] = ()
+    if label_header is not None:
+        values = _check_label(found, case, labels, classes or {})
     readable = len(contents) == len(headers) and all(contents)
     seen = tuple(channel for one in voxels for channel in one.channels)
     ranges = None
@@ -341,11 +354,15 @@ def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
     return None if array is None else foreground_mask(array, labels.ignore)
 
 
-def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...]:
+def _check_label(
+    found: _Findings, case: Case, labels: Labels, classes: Mapping[str, int]
+) -> tuple[int, ...]:
     path = Path(str(case.label))
     counts: dict[int, int] = {}
     with found.gathering(path):
-        counts = _count_values(read_label(path).array)
+        array = read_label(path).array
+        counts = _count_values(array)
+        _check_classes(found, path, array[0], classes)
     if not counts:
         return ()
     odd = [f"{v} ({n} voxels)" for v, n in counts.items() if v not in labels.allowed]
@@ -376,6 +393,25 @@ def _check_label(found: _Findings, case: Case, labels: Labels) -> tuple[int, ...
                 "Correct the label file, or the state in 'annotated'.",
             )
     return tuple(counts)
+
+
+def _check_classes(
+    found: _Findings, path: Path, array: npt.NDArray[Any], classes: Mapping[str, int]
+) -> None:
+    """Warns of connected lesions with voxels of several classes."""
+    mixed = mixed_lesions(array, classes.values()) if classes else []
+    if not mixed:
+        return
+    named = {value: name for name, value in classes.items()}
+    first = mixed[0]
+    held = " and ".join(f"{counted(n, 'voxel')} of {named[v]}" for v, n in first.voxels.items())
+    found.add(
+        "warning",
+        "lesion_classes",
+        f"{path.name}: {counted(len(mixed), 'connected lesion')} with several classes: that around "
+        f"voxel {first.centre[::-1]} (x, y, z, from 0) has {held}.",
+        "Fine if lesions of different classes touch; otherwise give the lesion one class.",
+    )
 
 
 def _count_values(array: npt.NDArray[Any]) -> dict[int, int]:

@@ -224,6 +224,13 @@ def test_modality(channels: list[str], modality: str | None, expected: str, tmp_
         ({"numTraining": "two"}, "num_training: Expected `int | null`"),
         ({"patients": {"A": "b"}}, "patients: there is no case 'A'"),
         ({"annotated": {"a": {"tumor": "none"}}}, "no label 'tumor'"),
+        (
+            {"lesion_class_names": ["liver", "HCC"]},
+            "lesion_class_names: there is no label 'HCC', but other classes are labels",
+        ),
+        ({"lesion_class_names": ["HCC", "hcc"]}, "lesion_class_names: 'HCC' and 'hcc' differ in"),
+        ({"lesion_class_names": ["HCC", " "]}, "lesion_class_names: a name is empty"),
+        ({"lesion_class_names": "HCC"}, "lesion_class_names: Expected"),
         ({"lesion_classes": {"A": {"1": "HCC"}}}, "lesion_classes: there is no case 'A'"),
         (
             {"annotated": {"a": {"tumour": "maybe"}}},

@@ -61,8 +61,16 @@ def test_keys_without_effect_are_refused_by_name(
         refuse_ignored(read_dataset(folder))
     assert words in caught.value.problem
     assert caught.value.problem.startswith(f"{folder / 'dataset.json'}: ")
-    assert f"Leave '{next(iter(keys))}' out" in caught.value.hint
-    assert "leave those cases out" in caught.value.hint
+    assert caught.value.hint.endswith(f": autoliver convert lesion-classes {folder} OUT")
+
+
+def test_classes_beside_label_maps_that_hold_them_are_refused_as_needless(folder: Path) -> None:
+    labels = {"background": 0, "liver": 1, "cyst": 2, "type B": 3}
+    keys = {"lesion_classes": {"b": {"1": "HCC"}}, "lesion_class_names": ["cyst", "type B"]}
+    describe(folder, NNUNET, labels=labels, **keys)
+    with pytest.raises(DatasetError) as caught:
+        refuse_ignored(read_dataset(folder))
+    assert "The label maps hold classes of lesions" in caught.value.hint
 
 
 @pytest.mark.parametrize("keys", HEEDED, ids=str)

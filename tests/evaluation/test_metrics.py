@@ -196,29 +196,6 @@ def test_chaos_score_by_hand():
     assert metrics.chaos_score(dice=0, ravd_percent=math.nan, assd_mm=math.inf, mssd_mm=30) == 12.5
 
 
-def test_lesions_are_counted_each_way():
-    shape = (5, 20, 20)
-    reference = box(shape, (1, 3), (1, 5), (1, 5)) | box(shape, (1, 3), (10, 12), (10, 12))
-    reference |= box(
-        shape, (3, 4), (12, 13), (12, 13)
-    )  # touches the second at a corner: one lesion
-    prediction = box(shape, (1, 3), (4, 9), (4, 9)) | box(shape, (4, 5), (0, 2), (15, 18))
-    touched = metrics.match_lesions(prediction, reference)
-    assert (touched.reference, touched.detected) == (2, 1)
-    assert (touched.predicted, touched.confirmed) == (2, 1)
-    assert touched.recall == touched.precision == 0.5
-    strict = metrics.match_lesions(prediction, reference, min_overlap=0.5)
-    assert (strict.detected, strict.confirmed) == (0, 0)
-
-
-def test_without_lesions_recall_and_precision_are_undefined():
-    empty = np.zeros((3, 4, 5), dtype=bool)
-    counts = metrics.match_lesions(empty, empty)
-    assert counts.reference == counts.predicted == 0
-    assert math.isnan(counts.recall)
-    assert math.isnan(counts.precision)
-
-
 def test_the_official_chaos_example():
     nibabel = pytest.importorskip("nibabel")
     if not GOLDEN.is_dir():

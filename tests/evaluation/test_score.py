@@ -10,7 +10,7 @@ import pytest
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
-from autoliver.evaluation import metrics, results, score
+from autoliver.evaluation import metrics, results, score, tables
 from autoliver.evaluation.results import ALL_METRICS, COLUMNS
 from autoliver.io import files
 from autoliver.io.volume import Geometry, Volume
@@ -334,7 +334,7 @@ def test_csv_has_a_row_per_case_and_label(folders, tmp_path):
 
 
 def test_the_table_has_three_metrics_and_no_mean_of_volumes(folders):
-    lines = results.table(score.score_folder(*folders, labels=LABELS)).splitlines()
+    lines = tables.table(score.score_folder(*folders, labels=LABELS)).splitlines()
     assert (
         "  ".join(lines[0].split()) == "label  cases  empty  Dice  HD95  mm  volume  difference  ml"
     )
@@ -352,14 +352,14 @@ def test_the_table_fits_80_columns_whatever_the_labels_and_metrics(folders, metr
     names = {"background": (0,), "a" * 90: (1,), "left hepatic vein, segment VIII": (2,)}
     options = results.MetricOptions(metrics=metrics)
     scores = score.score_folder(*folders, labels=Labels(values=names), options=options)
-    lines = results.table(scores).splitlines()
+    lines = tables.table(scores).splitlines()
     assert max(map(len, lines)) <= 80
     assert all(line.split()[-1] not in ("label", "cases") for line in lines)
 
 
 def test_a_label_that_is_nowhere_is_counted_as_empty(folders):
     names = {"background": (0,), "liver": (1,), "spleen": (7,)}
-    lines = results.table(score.score_folder(*folders, labels=Labels(values=names))).splitlines()
+    lines = tables.table(score.score_folder(*folders, labels=Labels(values=names))).splitlines()
     assert lines[0].split()[:4] == ["label", "cases", "empty", "Dice"]
     assert lines[2].split() == ["spleen", "3", "3", "-", "-", "0.0", "+-", "0.0"]
 
@@ -457,8 +457,8 @@ def test_labels_that_nobody_marked_are_not_scored(folders):
     assert liver.metrics["dice"].mean == pytest.approx((2 * 12 / 36 + 0.0) / 2)
     assert (liver.cases, tumour.cases, tumour.metrics) == (2, 0, {})
     assert scores.foreground_mean("dice") == liver.metrics["dice"].mean
-    row = next(line for line in results.table(scores).splitlines() if line.startswith("tumour"))
-    assert row.split() == ["tumour", "0", *["0"] * ("empty" in results.table(scores)), *["n/a"] * 3]
+    row = next(line for line in tables.table(scores).splitlines() if line.startswith("tumour"))
+    assert row.split() == ["tumour", "0", *["0"] * ("empty" in tables.table(scores)), *["n/a"] * 3]
     assert (
         "tumour is not scored in 3 cases, where it is not annotated"
         in scores.warnings[0] + (scores.warnings[1])

@@ -40,9 +40,18 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def evaluate(place: Path, reference: object, *more: object) -> Scores:
-    """Scores the dataset's own label maps."""
-    given = ("-p", place / "data" / NAME / "labelsTr", "-o", place / "scores", "-w", place / "ws")
+def evaluate(
+    place: Path, reference: object, *more: object, prediction: Path | None = None
+) -> Scores:
+    """Scores the dataset's own label maps, or one of them."""
+    given = (
+        "-p",
+        prediction or place / "data" / NAME / "labelsTr",
+        "-o",
+        place / "scores",
+        "-w",
+        place / "ws",
+    )
     run("evaluate", *given, "-r", reference, *more)
     return Scores.load(place / "scores/scores.json")
 
@@ -110,13 +119,13 @@ def test_what_values_mean_is_compared_with_the_dataset_of_the_reference(
 ) -> None:
     other = make(place / "data" / "Dataset902_Other", labels)
     given = place / reference.format(f"data/{NAME}/labelsTr")
-    prediction = ("-p", given) if given.is_file() else ()
+    prediction = given if given.is_file() else None
     if problem:
         with pytest.raises(OptionError, match=problem) as caught:
-            evaluate(place, given, "-d", other, *prediction)
+            evaluate(place, given, "-d", other, prediction=prediction)
         assert "-d" in caught.value.hint
         return
-    told = evaluate(place, given, "-d", other, *prediction).warnings
+    told = evaluate(place, given, "-d", other, prediction=prediction).warnings
     assert [each for each in told if "scored as" in each] == (
         [f"-d {other}: of {NAME}, {warning}."] if warning else []
     )

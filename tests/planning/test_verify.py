@@ -348,3 +348,19 @@ def test_a_label_map_of_unknown_labels_may_be_empty(folder: Path) -> None:
     write_label(folder / "labelsTr/c.nii.gz", np.zeros(GRID.shape_zyx, np.uint8), GRID)
     describe(folder, annotated={"c": {"liver": "absent", "tumour": "none"}})
     assert verify(read_dataset(folder)).findings == ()
+
+
+def test_a_connected_lesion_with_several_classes_is_warned_of(folder: Path) -> None:
+    array = label()
+    array[3, 3, 4:6] = 3
+    array[5, 7, 9] = 3
+    write_label(folder / "labelsTr/b.nii.gz", array, GRID)
+    labels = {"background": 0, "liver": 1, "tumour": 2, "late": 3}
+    describe(folder, labels=labels)
+    assert verify(read_dataset(folder)).findings == ()  # perhaps parts of one lesion
+    describe(folder, labels=labels, lesion_class_names=["tumour", "late"])
+    words = ("b.nii.gz: 1 connected lesion", "1 voxel of tumour and 2 voxels of late", "(4, 3, 3)")
+    expect(only(folder), "b", "warning", "lesion_classes", *words)
+    array[3, 3, 4:6] = 1
+    write_label(folder / "labelsTr/b.nii.gz", array, GRID)
+    assert verify(read_dataset(folder)).findings == ()

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoliver.datasets.layouts import by_stem, image_files
 from autoliver.errors import DatasetError
 from autoliver.io.header import split_ending
-from autoliver.pipeline.conversion.kind import Found, Kind, folders_in
+from autoliver.pipeline.conversion.kind import Found, Kind, Layer, folders_in
 from autoliver.values import first_few
 
 _CHANNELS = ("T1", "T1ce", "T2", "FLAIR")
@@ -54,9 +54,8 @@ def _found(folder: Path, name: str, sign: str, files: Mapping[str, Path]) -> Fou
     return Found(
         name=name,
         images=tuple(str(files[what]) for what in _NAMES[sign]),
-        label=None if label is None else str(label),
+        layers=() if label is None else (Layer(path=str(label), values=_VALUES[sign]),),
         patient=visit[1] if visit else name,
-        values=_VALUES[sign],
     )
 
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoliver.datasets.layouts import by_stem, image_files
-from autoliver.errors import DatasetError
 from autoliver.io.header import split_ending
-from autoliver.pipeline.conversion.kind import Found, Kind, folders_in
+from autoliver.pipeline.conversion.kind import Found, Kind, Layer, folders_in, without_image
 
 # Sequences of frames, and their label maps, have other names and are left out.
 _FRAME = re.compile(r"(patient\d+)_(?:2CH|4CH)_(?:ED|ES)", re.IGNORECASE)
 _LABEL = "_gt"
+_VALUES = {value: value for value in range(4)}
 
 
 def _find(source: Path) -> Iterator[Found]:
@@ -21,18 +21,15 @@ def _find(source: Path) -> Iterator[Found]:
         for stem, path in frames.items():
             name = stem.removesuffix(_LABEL)
             if name not in frames:
-                raise DatasetError(
-                    f"{name}: {path} is a label map without an image.",
-                    hint=f"Put the image beside it, as {name}{split_ending(path.name)[1]}.",
-                )
+                wanted = f"{name}{split_ending(path.name)[1]} beside it"
+                raise without_image(name, path, wanted)
             if name == stem:
                 label = frames.get(name + _LABEL)
                 yield Found(
                     name=name,
                     images=(str(path),),
-                    label=None if label is None else str(label),
+                    layers=() if label is None else (Layer(path=str(label), values=_VALUES),),
                     patient=name.partition("_")[0].lower(),
-                    values={value: value for value in range(4)},
                 )
 
 

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
+from autoliver.artifacts import Record, as_json, replacing, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import read_new
 from autoliver.datasets.layouts import commonest_ending
@@ -20,56 +20,35 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import score_need
 from autoliver.parallel import Need, case_bar
 from autoliver.pipeline.conversion.kind import Found, Kind, passed_over
-from autoliver.pipeline.conversion.kinds import KINDS
+from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
+from autoliver.pipeline.conversion.lesion_classes import convert_lesions
+from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.system import entries
-from autoliver.values import check_choice, first_few, hints_of
+from autoliver.values import check_choice, check_types, check_whole
 from autoliver.workspace import Workspace
 
-_SHOWN = 3
+_RATERS = 2  # of any data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converted:
-    """The result of `convert`.
+class ConvertRequest:
+    """What is asked for besides a kind.
 
     Attributes:
-        folder: The new dataset.
-        kind: What was converted.
-        cases: Number of cases.
-        patients: Number of patients.
-        unlabelled: Names of the cases that were left out, since they have no label map.
-        passed_over: Folders of the source without any case.
-        rewritten: Number of label maps that were written anew, since their values changed.
-        labels: Name of each label -> its value or values.
-        next_command: The command that makes sense next.
+        rater: Whose label maps are taken, where the data have several raters; None for the first.
+        classes: For `LESION_CLASSES`: CSV file with the columns case, lesion, class; None for
+            `lesion_classes` of dataset.json.
+        label: For `LESION_CLASSES`: the label of the lesions; None for the only one named so.
     """
 
-    folder: Path
-    kind: str
-    cases: int
-    patients: int
-    unlabelled: tuple[str, ...]
-    passed_over: tuple[Path, ...]
-    rewritten: int
-    labels: dict[str, int | list[int]]
-    next_command: str
+    rater: int | None = None
+    classes: Path | None = None
+    label: str | None = None
 
-    @property
-    def facts(self) -> dict[str, object]:
-        """The result as plain values, for --json."""
-        return {
-            "dataset": str(self.folder),
-            "kind": self.kind,
-            "cases": self.cases,
-            "patients": self.patients,
-            "unlabelled": list(self.unlabelled),
-            "passed_over": list(map(str, self.passed_over)),
-            "rewritten": self.rewritten,
-            "labels": self.labels,
-            "next": self.next_command,
-        }
-
-    __repr__ = brief
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.rater is not None:
+            check_whole("--rater", self.rater, least=1, most=_RATERS)
 
 
 class _Task(Record, frozen=True, kw_only=True):
@@ -77,12 +56,10 @@ class _Task(Record, frozen=True, kw_only=True):
 
     Attributes:
         case: The case.
-        label: Its label map.
-        folder: Folder for the label map if its values have to be changed.
+        folder: Folder for the label map if it has to be written anew.
     """
 
     case: Found
-    label: Path
     folder: Path
 
 
@@ -91,13 +68,11 @@ class _Made(Record, frozen=True, kw_only=True):
 
     Attributes:
         label: Path of its label map: relative if it was written, else that in the source.
-        problem: What is wrong with its files; empty if nothing is.
-        hint: What to do about it.
+        failed: What is wrong with its files; None if nothing is.
     """
 
     label: str = ""
-    problem: str = ""
-    hint: str = "Correct these files, or move the cases out of the folder."
+    failed: Failed | None = None
 
 
 def convert(
@@ -106,37 +81,49 @@ def convert(
     source: Path,
     output: Path,
     *,
+    request: ConvertRequest | None = None,
     machine: Machine = WHOLE_MACHINE,
 ) -> Converted:
-    """Makes a dataset of published data; images are referred to, and nothing of it is changed.
+    """Makes a dataset of data in another form; images are referred to, and no file is changed.
 
     Label maps are referred to as well, and written anew only where values of labels change.
 
     Args:
         workspace: The workspace, for the next command.
-        kind: A name in `KINDS`.
+        kind: A name in `KINDS`, or `LESION_CLASSES` for a dataset whose lesions have classes.
         source: The folder of the data.
         output: Folder of the new dataset.
+        request: What is asked for besides; None for nothing.
         machine: The processes and memory that may be used.
 
     Raises:
         DatasetError: The folder does not hold such data, or files of a case do not fit together.
-        OptionError: There is no such kind, or the output exists already.
+        OptionError: There is no such kind or rater, or the output exists already.
         MachineError: The output cannot be written.
     """
-    kind = check_choice("kind", kind, tuple(KINDS))
-    row = KINDS[kind]()
+    asked = request or ConvertRequest()
+    kind = check_choice("kind", kind, (*KINDS, LESION_CLASSES))
+    if kind == LESION_CLASSES:
+        _check_unused({"--rater": asked.rater}, "published data")
+        return convert_lesions(
+            *(workspace, source, output),
+            classes=asked.classes,
+            label=asked.label,
+            machine=machine,
+        )
+    _check_unused({"--classes": asked.classes, "--label": asked.label}, LESION_CLASSES)
+    row = _rated(KINDS[kind](), asked.rater)
     source, output = source.absolute(), output.absolute()
-    _check_output(source, output)
+    check_output(source, output)
     found = _cases(row, source)
-    cases = [case for case in found if case.label is not None]
+    cases = [case for case in found if case.layers]
     with replacing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         folder = beside / "labelsTr"
-        tasks = [_Task(case=c, label=Path(str(c.label)), folder=folder) for c in cases]
+        tasks = [_Task(case=case, folder=folder) for case in cases]
         stage = machine.pool("convert", need=_need, light=True)
         made = list(case_bar("convert", len(tasks))(stage.map(_make, tasks)))
-        _refuse({case.name: new for case, new in zip(cases, made, strict=True) if new.problem})
+        refuse({c.name: new.failed for c, new in zip(cases, made, strict=True) if new.failed})
         description = _description(kind, row, cases, [each.label for each in made])
         write_bytes(beside / "dataset.json", as_json(description))
         read_new(beside, output)
@@ -145,23 +132,32 @@ def convert(
         kind=row.title,
         cases=len(cases),
         patients=len({case.patient for case in cases}),
-        unlabelled=tuple(case.name for case in found if case.label is None),
+        unlabelled=tuple(case.name for case in found if not case.layers),
         passed_over=tuple(passed_over(source, found)),
-        rewritten=sum(new.label != old.label for old, new in zip(cases, made, strict=True)),
+        rewritten=sum(not Path(new.label).is_absolute() for new in made),
         labels=dict(row.description["labels"]),
         next_command=command("plan", str(output), workspace=workspace.root),
     )
 
 
-def _check_output(source: Path, output: Path) -> None:
-    """Refuses outputs that exist already or lie in the source."""
-    if output.is_symlink() or output.is_file() or entries(output):
-        raise OptionError(f"{output}: it exists already.", hint="Choose a new folder.")
-    if output.resolve().is_relative_to(source.resolve()):
+def _check_unused(given: Mapping[str, object], of: str) -> None:
+    """Refuses options that are for another kind."""
+    for option, value in given.items():
+        if value is not None:
+            raise OptionError(f"{option} is for {of}.", hint="Leave it out.")
+
+
+def _rated(kind: Kind, rater: int | None) -> Kind:
+    """Returns a kind with the label maps of a rater."""
+    if rater is None:
+        return kind
+    if not kind.raters:
+        several = [name for name, row in KINDS.items() if row().raters]
         raise OptionError(
-            f"{output}: it lies in the folder that is to be converted, which is left as it is.",
-            hint="Choose a folder elsewhere.",
+            f"--rater is for data with several raters: {', '.join(several)}.",
+            hint="Leave it out.",
         )
+    return replace(kind, find=kind.raters[rater])
 
 
 def _cases(kind: Kind, source: Path) -> list[Found]:
@@ -185,7 +181,7 @@ def _cases(kind: Kind, source: Path) -> list[Found]:
             f"{name}: it is there twice: {' and '.join(places)}.",
             hint="Move one of them out of the folder.",
         )
-    if all(case.label is None for case in cases):
+    if not any(case.layers for case in cases):
         raise DatasetError(
             f"{source}: none of the {len(cases)} cases has a label map.",
             hint="Give the folder of the training cases. Images alone need not be converted: give "
@@ -202,7 +198,7 @@ def _holds(kind: Kind, folder: Path) -> bool:
 
 
 def _need(task: _Task) -> Need:
-    return score_need(task.label)
+    return score_need(Path(task.case.layers[0].path))
 
 
 def _make(task: _Task) -> _Made:
@@ -211,45 +207,45 @@ def _make(task: _Task) -> _Made:
         return _checked(task)
     except DatasetError as error:  # a file that cannot be read, or is no label map
         problem = f"{task.case.name}: {error.problem.removesuffix('.')}"
-        return _Made(problem=problem, hint=error.hint)
+        return _Made(failed=Failed(problem=problem, hint=error.hint))
 
 
 def _checked(task: _Task) -> _Made:
-    """Checks the files of a case, and changes the values of its label map if necessary."""
+    """Checks the files of a case, and writes its label map anew if necessary."""
     case = task.case
     first = Path(case.images[0])
     grid = read_header(first).geometry
-    for other in (*map(Path, case.images[1:]), task.label):
+    for other in map(Path, (*case.images[1:], *(layer.path for layer in case.layers))):
         for difference in compare_grids(grid, read_header(other).geometry):
             if not difference.rounding:
                 values = difference.values()
-                return _Made(
-                    problem=f"{case.name}: {first.name} and {other.name} have different grids: "
+                return _failed(
+                    f"{case.name}: {first.name} and {other.name} have different grids: "
                     f"{difference.what} {values[0]} and {values[1]}"
                 )
-    label = read_label(task.label)
-    there = np.unique(label.array).tolist()
-    if unknown := [value for value in there if value not in case.values]:
-        known = ", ".join(map(str, case.values))
-        return _Made(
-            problem=f"{case.name}: {task.label} holds the value {unknown[0]}, expected {known}"
-        )
-    if all(case.values[value] == value for value in there):
-        return _Made(label=str(task.label))
-    table = np.zeros(max(there) + 1, dtype=np.uint8)
-    table[there] = [case.values[value] for value in there]
+    labels = [read_label(layer.path) for layer in case.layers]
+    painted = np.zeros(labels[0].array.shape[1:], np.uint8)
+    same = len(labels) == 1
+    for layer, label in zip(case.layers, labels, strict=True):
+        for value in np.unique(label.array).tolist():
+            if value not in layer.values:
+                known = ", ".join(map(str, layer.values))
+                return _failed(
+                    f"{case.name}: {layer.path} holds the value {value}, expected {known}"
+                )
+            new = layer.values[value]
+            same &= new == value
+            if new:
+                painted[label.array[0] == value] = new
+    if same:
+        return _Made(label=case.layers[0].path)
     path = f"labelsTr/{case.name}.nii.gz"
-    write_label(task.folder / Path(path).name, table[label.array[0]], label.geometry)
+    write_label(task.folder / Path(path).name, painted, labels[0].geometry)
     return _Made(label=path)
 
 
-def _refuse(failed: Mapping[str, _Made]) -> None:
-    if failed:
-        problems = [made.problem for made in failed.values()]
-        hints = [(name, made.hint) for name, made in failed.items()]
-        raise DatasetError(
-            f"Nothing was written: {first_few(problems, _SHOWN)}.", hint=hints_of(hints, _SHOWN)
-        )
+def _failed(problem: str) -> _Made:
+    return _Made(failed=Failed(problem=problem))
 
 
 def _description(

@@ -20,7 +20,44 @@ def _brats() -> "Kind":
     return BRATS
 
 
+def _lld_mmri() -> "Kind":
+    from autoliver.pipeline.conversion.lld_mmri import LLD_MMRI
+
+    return LLD_MMRI
+
+
+def _mct_ltdiag() -> "Kind":
+    from autoliver.pipeline.conversion.mct_ltdiag import MCT_LTDIAG
+
+    return MCT_LTDIAG
+
+
+def _atlas() -> "Kind":
+    from autoliver.pipeline.conversion.atlas import ATLAS
+
+    return ATLAS
+
+
+def _liverhccseg() -> "Kind":
+    from autoliver.pipeline.conversion.liverhccseg import LIVERHCCSEG
+
+    return LIVERHCCSEG
+
+
+def _cirrmri() -> "Kind":
+    from autoliver.pipeline.conversion.cirrmri import CIRRMRI
+
+    return CIRRMRI
+
+
+# The kind of a dataset whose lesions get their classes; it is no published data.
+LESION_CLASSES = "lesion-classes"
 KINDS: "dict[str, Callable[[], Kind]]" = {
     "camus": _camus,
     "brats": _brats,
+    "lld-mmri": _lld_mmri,
+    "mct-ltdiag": _mct_ltdiag,
+    "atlas": _atlas,
+    "liverhccseg": _liverhccseg,
+    "cirrmri": _cirrmri,
 }

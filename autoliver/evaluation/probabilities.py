@@ -1,0 +1,121 @@
+"""Probabilities of lesions from the lesions.csv that lies beside predicted label maps."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from autoliver.artifacts import content_of, text_cell
+from autoliver.errors import DatasetError
+from autoliver.evaluation.lesions import Lesion
+from autoliver.evaluation.results import CaseScores
+from autoliver.values import first_few
+
+LESION_FILE = "lesions.csv"
+
+_PREFIX = "probability_"
+# Volumes in a table are rounded; others are those of other lesions.
+_ML_RELATIVE, _ML_ABSOLUTE = 0.02, 0.002
+_MEND = "Predict the cases again, or remove the file to score the label maps alone."
+
+Rows = dict[str, dict[int, dict[str, float]]]
+
+
+def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
+    """Reads the probability of each class of predicted lesions.
+
+    Args:
+        path: A table with the columns case, lesion (its number, from 1 in the order of the lesions'
+            first voxels) and probability_<class> for every class; volume_ml is read too if it is
+            there, and other columns are not.
+        classes: Names of the classes, in any case.
+
+    Returns:
+        Case, as a cell -> number of a lesion -> class -> probability, and "" -> its volume in ml;
+        empty if the table has no probabilities.
+
+    Raises:
+        DatasetError: A column is missing, a number is none or out of range, or a lesion is there
+            twice.
+    """
+    text = content_of(path).decode("utf-8-sig", errors="replace")
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    columns = {name.strip().casefold(): name for name in table.fieldnames or ()}
+    if not any(name.startswith(_PREFIX) for name in columns):
+        return {}
+    wanted = {each: f"{_PREFIX}{each}".casefold() for each in classes}
+    missing = [n for n in ("case", "lesion", *wanted.values()) if n not in columns]
+    if missing:
+        raise DatasetError(
+            f"{path}: there is no column {first_few(missing, 5)}; it has "
+            f"{first_few(list(table.fieldnames or ()), 9)}.",
+            hint=_MEND,
+        )
+    found: Rows = {}
+    for number, row in enumerate(table, start=2):
+        where = f"{path}: row {number}"
+        values = {
+            name: _number(row[columns[column]], column, most=1.0, where=where)
+            for name, column in wanted.items()
+        }
+        if "volume_ml" in columns and row[columns["volume_ml"]]:
+            values[""] = _number(row[columns["volume_ml"]], "volume_ml", where=where)
+        case, lesion = row[columns["case"]] or "", row[columns["lesion"]] or ""
+        if not re.fullmatch("[1-9][0-9]{0,8}", lesion) or int(lesion) in found.get(case, {}):
+            raise DatasetError(
+                f"{where}: lesion is '{lesion}'; expected a whole number from 1, once in a case.",
+                hint=_MEND,
+            )
+        found.setdefault(case, {})[int(lesion)] = values
+    return found
+
+
+def with_probabilities(
+    cases: Iterable[CaseScores], rows: Mapping[str, Mapping[int, Mapping[str, float]]]
+) -> tuple[list[CaseScores], list[str]]:
+    """Adds probabilities to the predicted lesions of cases.
+
+    Returns:
+        The cases; and the names of those whose lesions are not those of the table, by number or
+        volume, which stay without probabilities.
+    """
+    added, unlike = [], []
+    for case in cases:
+        there = rows.get(text_cell(case.name), {})
+        lesions = case.lesions or ()
+        ours = {each.predicted: each.predicted_ml for each in lesions if each.predicted is not None}
+        if not there or case.lesions is None:
+            added.append(case)
+        elif ours.keys() != there.keys() or not all(
+            _alike(volume, there[number].get("")) for number, volume in ours.items()
+        ):
+            added.append(case)
+            unlike.append(case.name)
+        else:
+            added.append(case.replace(lesions=tuple(_with(each, there) for each in lesions)))
+    return added, unlike
+
+
+def _with(lesion: Lesion, rows: Mapping[int, Mapping[str, float]]) -> Lesion:
+    if lesion.predicted is None:
+        return lesion
+    return lesion.replace(probabilities={n: p for n, p in rows[lesion.predicted].items() if n})
+
+
+def _alike(ours: float | None, theirs: float | None) -> bool:
+    if ours is None or theirs is None:
+        return True
+    return math.isclose(ours, theirs, rel_tol=_ML_RELATIVE, abs_tol=_ML_ABSOLUTE)
+
+
+def _number(text: str | None, column: str, *, most: float = math.inf, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most or math.isinf(value):
+        what = "a number from 0 to 1" if most == 1.0 else "a number of at least 0"
+        raise DatasetError(f"{where}: {column} is '{text or ''}'; expected {what}.", hint=_MEND)
+    return value
