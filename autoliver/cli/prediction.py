@@ -119,6 +119,15 @@ def predict(
             "own mean and deviation]",
         ),
     ] = False,
+    lesions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with a label map of each case, whose lesions are told apart: each "
+            "connected one gets a class, and no other lesion is looked for. [default: find "
+            "lesions; needed by models of --task classify]",
+        ),
+    ] = None,
     exact: Annotated[
         bool,
         typer.Option(
@@ -153,6 +162,7 @@ def predict(
         modality=modality,
         exact=exact,
         match=match,
+        lesions=lesions,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:

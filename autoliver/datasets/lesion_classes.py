@@ -1,9 +1,9 @@
 """Labels that are classes of lesions: which they are, and all of them taken as one label."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.lesions import is_lesion
+from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import OptionError
 from autoliver.values import meant
 
@@ -13,13 +13,19 @@ _LEAST = 2
 
 
 def find_lesion_classes(
-    labels: Labels, asked: Sequence[str] = (), *, where: str, wanted_by: str
+    labels: Labels,
+    asked: Sequence[str] = (),
+    *,
+    named: Collection[str] | None = None,
+    where: str,
+    wanted_by: str,
 ) -> tuple[str, ...]:
     """Finds the labels that are alternative classes of a lesion.
 
     Args:
         labels: The labels of a dataset.
-        asked: Their names; empty for the labels whose names say that they are lesions.
+        asked: Their names; empty to find them.
+        named: The `lesion_class_names` of dataset.json; None to find them by their names.
         where: The dataset's name, for messages.
         wanted_by: The option that needs them, for messages.
 
@@ -42,13 +48,12 @@ def find_lesion_classes(
             "that a voxel may belong to several of them; classes of lesions exclude each other.",
             hint="Give every class of lesions a value of its own, and annotate all labels.",
         )
-    names = set(asked) if asked else set(filter(is_lesion, known))
+    names = asked or lesion_classes(known, named)
     found = tuple(sorted(names, key=lambda name: known[name]))
     if len(found) < _LEAST:
-        told = f"only {found[0]}" if found else "none"
         raise OptionError(
-            f"{wanted_by} needs at least two classes of lesions; of the labels of {where} "
-            f"({', '.join(known)}), {told} is one by its name.",
+            f"{wanted_by} needs at least two classes of lesions, such as cyst and metastasis; the "
+            f"labels of {where} are {', '.join(known)}.",
             hint="Name them with --lesion-classes A,B, or write the classes into the label maps "
             "with: autoliver convert lesion-classes FOLDER OUT",
         )

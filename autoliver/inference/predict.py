@@ -24,6 +24,7 @@ from autoliver.inference.ensemble import (
     mean_probabilities,
     uncertainty,
 )
+from autoliver.inference.lesions.given import given_lesions, only_given
 from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
@@ -56,12 +57,14 @@ class PredictJob:
         images: The image files, in the order of the channels.
         output: The file that its label map is written to.
         modality: Its modality, if that is known; a model of both CT and MR then need not find out.
+        lesions: A label map of its lesions, if they are given and only their class is predicted.
     """
 
     name: str
     images: tuple[Path, ...]
     output: Path
     modality: Modality | None = None
+    lesions: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -150,6 +153,7 @@ def make_jobs(
     output: Path,
     *,
     modalities: Mapping[str, Modality] | None = None,
+    lesions: Mapping[str, Path] | None = None,
 ) -> list[PredictJob]:
     """Makes one job for each case.
 
@@ -157,6 +161,7 @@ def make_jobs(
         cases: Maps the name of each case to its image files.
         output: The folder for label maps; each one gets the file ending of its image.
         modalities: Maps cases to their modality where that is known.
+        lesions: Maps cases to label maps of their lesions where these are given.
 
     Raises:
         AutoliverError: A label map would replace an image.
@@ -167,6 +172,7 @@ def make_jobs(
             images=tuple(images),
             output=output / label_name(name, images[0]),
             modality=(modalities or {}).get(name),
+            lesions=(lesions or {}).get(name),
         )
         for name, images in cases.items()
     ]
@@ -254,9 +260,22 @@ def _outputs(
 
 
 def _labels(
-    model: Model, found: Sequence[Output], geometry: Geometry, name: str
+    model: Model,
+    found: Sequence[Output],
+    geometry: Geometry,
+    name: str,
+    *,
+    lesions: Path | None = None,
 ) -> tuple[LabelArray, int]:
-    """Returns the label map of a case, and how many lesions were removed for want of an organ."""
+    """Returns the label map of a case, and how many lesions were removed for want of an organ.
+
+    Args:
+        model: The model.
+        found: The outputs of its members.
+        geometry: The grid of the image.
+        name: The name of the case.
+        lesions: A label map of the lesions, if these are given.
+    """
     labels = model.plan.labels
     if len(found) == 1:
         only = found[0]
@@ -268,6 +287,10 @@ def _labels(
     removed = 0
     if len(model.lesion_classes) >= _SEVERAL:
         options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
+        if lesions is not None:
+            given = given_lesions(lesions, geometry, options.classes)
+            segmentation = only_given(segmentation, given, options)
+            options = options.replace(needs_organ=False)
         means = functools.partial(component_means, found, labels=labels)
         voted = vote(segmentation, options, means)
         segmentation, removed = voted.segmentation, voted.removed
@@ -403,7 +426,7 @@ def _export(
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
-        predicted, removed = _labels(model, found, geometry, job.name)
+        predicted, removed = _labels(model, found, geometry, job.name, lesions=job.lesions)
         which = lesion_labels(model)
         if listener.on_lesions is not None and which.names:
             means = functools.partial(component_means, found, labels=labels)

@@ -96,6 +96,7 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
         modality: The modality by which each case is normalised; None to normalise as planned.
         exact: Whether the networks run unchanged in float32, with nothing chosen by timing.
         match: Whether cases of another modality were matched to the training images.
+        lesions: Folder of the label maps whose lesions got a class; None if lesions were found.
     """
 
     step: float
@@ -105,6 +106,7 @@ class DecidingOptions(Record, frozen=True, kw_only=True):
     modality: ModalityChoice | None
     exact: bool
     match: bool = False
+    lesions: str | None = None
 
 
 class Prediction(Artifact, frozen=True, kw_only=True):
@@ -171,7 +173,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             )
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
-        for name in ("step", "mirror", "modality", "exact", "match"):
+        for name in ("step", "mirror", "modality", "exact", "match", "lesions"):
             then, now = (_flag(name, getattr(each.options, name)) for each in (self, other))
             if then != now:
                 found.append(f"{then}, not {now}")
@@ -228,7 +230,12 @@ class Prediction(Artifact, frozen=True, kw_only=True):
 
 
 def describe(
-    files: ModelFiles, options: PredictOptions, *, folds: str | None, roi: str | None
+    files: ModelFiles,
+    options: PredictOptions,
+    *,
+    folds: str | None,
+    roi: str | None,
+    lesions: Path | None = None,
 ) -> Prediction:
     """Makes the record of a prediction that is about to begin; it names no label maps yet.
 
@@ -237,6 +244,7 @@ def describe(
         options: How the model predicts.
         folds: The folds that were requested; None for all finished or selected ones.
         roi: "auto" or the model that finds the region to predict in; None to predict everywhere.
+        lesions: Folder of the label maps whose lesions get a class; None to find lesions.
 
     Raises:
         ArtifactError: A model.json is missing or damaged.
@@ -261,6 +269,7 @@ def describe(
             modality=options.modality,
             exact=options.exact,
             match=options.match,
+            lesions=None if lesions is None else str(lesions.resolve()),
         ),
     )
 
@@ -558,8 +567,10 @@ def _union(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
 def _flag(name: str, value: object) -> str:
     if name == "exact":
         return "--exact" if value else "the fastest way"
+    if name in ("match", "lesions") and not value:
+        return f"no --{name}"
     if name == "match":
-        return "--match" if value else "no --match"
+        return "--match"
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name} {value}"

@@ -92,6 +92,12 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         """The decisions of its plan for its configuration."""
         return self.plan.configurations[self.configuration]
 
+    @property
+    def needs_lesions(self) -> bool:
+        """Whether it only tells the class of lesions, so that it has to be told where they are."""
+        head = self.decisions.network.class_head
+        return head is not None and head.alone
+
 
 class Place(Readable, Protocol):
     """A file or folder of a model: a path on disk, or a place in an archive."""

@@ -1,5 +1,6 @@
 """Scores predictions: those of the user, and those of the held-out cases of folds."""
 
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.models.files import SCORES_FILE, FoldFolder
+from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
     from autoliver.evaluation.score import Pairs
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,7 +451,15 @@ def predict_held_out(
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
     folder = FoldFolder(run.fold(fold)).validation
-    written = predict(files, images, folder, request, modalities=kinds)
+    lesions: dict[str, Path] = {}
+    if FoldModel.load(FoldFolder(run.fold(fold)).model).needs_lesions:
+        lesions = {case.name: Path(case.label) for case in cases if case.label}
+        _log.warning(
+            "%s: a classifier is told where lesions are, here by the reference: of its scores, "
+            "only the classes mean anything.",
+            run.name,
+        )
+    written = predict(files, images, folder, request, modalities=kinds, lesions=lesions)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
 
 

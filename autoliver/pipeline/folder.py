@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import brief
 from autoliver.datasets.cases import find_case_images
 from autoliver.datasets.folds import folds_text
-from autoliver.datasets.layouts import image_files
+from autoliver.datasets.layouts import image_files, label_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality
 from autoliver.inference.record import RECORD_FILE, REPLACED
+from autoliver.io.header import split_ending
 from autoliver.locks import only_one_kind
 from autoliver.pipeline.prediction import (
     PredictRequest,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Model
     from autoliver.inference.predict import LabelArray, PredictJob
     from autoliver.inference.record import InputFile, Prediction
-    from autoliver.models.files import ModelFiles
+    from autoliver.models.files import FoldModel, ModelFiles
     from autoliver.pipeline.targets import Standing, Targets
 
 _log = logging.getLogger(__name__)
@@ -167,15 +168,25 @@ def predict_folder(
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
-    plan = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE).plan
+    first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
+    check_lesions(chosen.name, first, request.lesions)
+    plan = first.plan
     cases = find_cases(sources, len(plan.channel_names), failures)
     _name_folders_left_out(sources, output)
     places = workspace.names
-    targets = find_targets(sources, cases, output, overwrite=request.overwrite, taken=places)
+    lesions = find_lesions(request.lesions, cases, failures)
+    targets = find_targets(
+        sources, cases, output, overwrite=request.overwrite, taken=places, lesions=lesions
+    )
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
-    now = describe(chosen, request.options(), folds=folds_text(folds), roi=request.roi)
+    now = describe(
+        *(chosen, request.options()),
+        folds=folds_text(folds),
+        roi=request.roi,
+        lesions=request.lesions,
+    )
     with _claimed(targets, now) if todo else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
@@ -230,6 +241,53 @@ def find_cases(
             place[name] = source
         found |= cases
     return found
+
+
+def check_lesions(model: str, first: "FoldModel", folder: Path | None) -> None:
+    """Refuses lesions that a model has no use for, and a classifier without lesions.
+
+    Raises:
+        OptionError: One of both.
+    """
+    if folder is None and first.needs_lesions:
+        raise OptionError(
+            f"{model} only tells the class of lesions (--task classify): it has to be told where "
+            "they are.",
+            hint="Give a folder with a label map of each case: --lesions FOLDER",
+        )
+    if folder is not None and not first.lesion_classes:
+        raise OptionError(
+            f"--lesions: {model} does not tell classes of lesions apart.",
+            hint="Leave it out, or predict with a model of --task joint, ynet or classify.",
+        )
+
+
+def find_lesions(
+    folder: Path | None, cases: dict[str, tuple[Path, ...]], failures: list[Failure]
+) -> dict[str, Path]:
+    """Finds the label maps of the lesions of all cases.
+
+    Args:
+        folder: The folder of the label maps; None if lesions are not given.
+        cases: The cases; those without a label map are taken out.
+        failures: Takes the cases without a label map.
+
+    Raises:
+        OptionError: There is no such folder.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise OptionError(
+            f"--lesions {folder}: there is no such folder.",
+            hint="Name a folder with a label map of each case, such as labelsTr.",
+        )
+    known = {split_ending(path.name)[0]: path for path in label_files(folder)}
+    for name in [name for name in cases if name not in known]:
+        problem = f"{name}: {folder} has no label map of its lesions."
+        failures.append(Failure(case=name, problem=problem, hint=f"Add {name}.nii.gz to it."))
+        del cases[name]
+    return {name: known[name] for name in cases}
 
 
 def _name_folders_left_out(sources: Sequence[Path], output: Path) -> None:

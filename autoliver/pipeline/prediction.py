@@ -47,6 +47,8 @@ class PredictRequest:
             timing.
         match: Whether the grey values of cases of another modality than the model's are matched to
             those of its training images.
+        lesions: Folder with a label map of each case, whose lesions alone get a class; None to find
+            lesions.
         machine: The device and memory that may be used.
     """
 
@@ -59,6 +61,7 @@ class PredictRequest:
     modality: ModalityChoice | None = "auto"
     exact: bool = False
     match: bool = False
+    lesions: Path | None = None
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ def predict(
     request: PredictRequest,
     *,
     modalities: "Mapping[str, Modality] | None" = None,
+    lesions: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
@@ -102,6 +106,7 @@ def predict(
         output: Folder for the label maps.
         request: How to predict.
         modalities: Maps cases to their modality where that is known.
+        lesions: Maps cases to label maps of their lesions where these are given.
 
     Returns:
         Maps each case, finished ones included, to its label map.
@@ -110,7 +115,7 @@ def predict(
     from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
-    jobs = make_jobs(cases, output, modalities=modalities)
+    jobs = make_jobs(cases, output, modalities=modalities, lesions=lesions)
     todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))

@@ -7,7 +7,7 @@ unasked.
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,7 @@ def find_targets(
     *,
     overwrite: bool,
     taken: Sequence[Path] = (),
+    lesions: Mapping[str, Path] | None = None,
 ) -> Targets:
     """Decides which files to write.
 
@@ -111,6 +112,7 @@ def find_targets(
         output: Folder for the label maps; or a file, for the label map of a single case.
         overwrite: Whether label maps that are there may be replaced.
         taken: Folders of the workspace, which hold other things.
+        lesions: Maps cases to label maps of their lesions, if these are given.
 
     Raises:
         OptionError: The output cannot take the label maps, or they would replace files that were
@@ -140,7 +142,9 @@ def find_targets(
     if to_a_file:
         _check_ending(output)
     if not to_a_file:
-        targets = Targets(jobs=make_jobs(cases, output), record=output / RECORD_FILE)
+        targets = Targets(
+            jobs=make_jobs(cases, output, lesions=lesions), record=output / RECORD_FILE
+        )
         folder = output
     else:
         if len(cases) != 1 or any(source.is_dir() for source in sources):
@@ -149,7 +153,8 @@ def find_targets(
                 hint="Name a folder with -o.",
             )
         ((name, images),) = cases.items()
-        targets = _one_target(name, images, output)
+        job = PredictJob(name=name, images=images, output=output, lesions=(lesions or {}).get(name))
+        targets = _one_target(job)
         folder = output.parent
     _refuse_foreign(targets, folder, output, overwrite=overwrite)
     return targets
@@ -176,12 +181,13 @@ def _refuse_workspace(output: Path, taken: Sequence[Path]) -> None:
             )
 
 
-def _one_target(name: str, images: tuple[Path, ...], output: Path) -> Targets:
+def _one_target(job: PredictJob) -> Targets:
     """Returns a case with the file that is named for its label map, and that of the record.
 
     Raises:
         OptionError: The file cannot take the label map.
     """
+    output, images = job.output, job.images
     stem, ending = split_ending(output.name)
     like_image = label_ending(split_ending(images[0].name)[1])
     # Pictures do not say where in the body they are.
@@ -196,7 +202,7 @@ def _one_target(name: str, images: tuple[Path, ...], output: Path) -> Targets:
         raise OptionError(
             f"-o {output}: this is the image itself.", hint="Choose another file with -o."
         )
-    jobs = [PredictJob(name=name, images=images, output=output)]
+    jobs = [job]
     shared = output.with_name(RECORD_FILE)  # of a folder that this case was predicted in before
     known = read_record(shared)
     if known is not None and output.name in known.label_maps:

@@ -9,6 +9,7 @@ Classification via Transfer Learning, MIDL 2020:
 - joint: each class is a label of the segmentation, and each connected lesion gets one class.
 """
 
+from collections.abc import Collection
 from typing import Literal, Protocol
 
 from autoliver.artifacts import Record
@@ -47,12 +48,15 @@ class Learnt(Record, frozen=True, kw_only=True):
     lesion_classes: tuple[str, ...] = ()
 
 
-def learnt(labels: Labels, options: Options, *, where: str) -> Learnt:
+def learnt(
+    labels: Labels, options: Options, *, named: Collection[str] | None, where: str
+) -> Learnt:
     """Decides what a training learns of the labels of a dataset.
 
     Args:
         labels: The labels of the dataset.
         options: The options of the training.
+        named: The `lesion_class_names` of dataset.json; None if it has none.
         where: The dataset's name, for messages.
 
     Raises:
@@ -61,7 +65,10 @@ def learnt(labels: Labels, options: Options, *, where: str) -> Learnt:
     if options.task is None:
         return Learnt(labels=labels)
     classes = find_lesion_classes(
-        labels, options.lesion_classes, where=where, wanted_by=f"--task {options.task}"
+        *(labels, options.lesion_classes),
+        named=named,
+        where=where,
+        wanted_by=f"--task {options.task}",
     )
     if options.task == "segment":
         return Learnt(labels=with_one_lesion(labels, classes))

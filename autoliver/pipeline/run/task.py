@@ -21,6 +21,9 @@ def for_task(planned: Planned, name: ConfigurationName, options: TrainingOptions
     """
     if options.task is None:
         return planned
-    found = learnt(planned.plan.labels, options, where=planned.dataset.name)
+    dataset = planned.dataset
+    found = learnt(
+        planned.plan.labels, options, named=dataset.lesion_class_names, where=dataset.name
+    )
     plan = plan_for(planned.plan, name, found, options.task)
     return replace(planned, plan=plan, lesion_classes=found.lesion_classes)

@@ -1,0 +1,59 @@
+"""Lesions that are given by a label map, so that only their class is predicted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.errors import DatasetError
+from autoliver.inference.clean import mask_of
+from autoliver.inference.lesions.vote import LabelArray, VoteOptions
+from autoliver.io.files import read_label
+from autoliver.io.grids import compare_grids
+from autoliver.io.volume import Geometry
+
+Mask = npt.NDArray[np.bool_]
+
+
+def given_lesions(path: Path, image: Geometry, classes: Mapping[str, int]) -> Mask:
+    """Reads where the lesions of a case are.
+
+    Args:
+        path: A label map; lesions are the voxels with the value of any class.
+        image: The grid of the case's image.
+        classes: Class -> value.
+
+    Returns:
+        A mask (z, y, x).
+
+    Raises:
+        DatasetError: The file cannot be read or lies on another grid.
+    """
+    found = read_label(path)
+    differences = [each for each in compare_grids(image, found.geometry) if not each.rounding]
+    if differences:
+        own, theirs = differences[0].values()
+        raise DatasetError(
+            f"{path}: the lesions are on another grid than the image: {differences[0].what} "
+            f"{theirs}, where the image has {own}.",
+            hint="Give a label map on the image's own grid, as predict writes it.",
+        )
+    return mask_of(found.array[0], list(classes.values()))
+
+
+def only_given(segmentation: LabelArray, given: Mask, options: VoteOptions) -> LabelArray:
+    """The label map with lesions where they are given, and nowhere else.
+
+    Voxels of lesions that are not given become background; given ones get the first class, until
+    the vote decides.
+
+    Args:
+        segmentation: (z, y, x); it is not changed.
+        given: Where lesions are.
+        options: The classes of lesions.
+    """
+    values = list(options.classes.values())
+    result = np.where(mask_of(segmentation, values), 0, segmentation).astype(segmentation.dtype)
+    result[given] = values[0]
+    return result
