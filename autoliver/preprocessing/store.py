@@ -9,7 +9,7 @@ import contextlib
 import io
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -257,6 +257,11 @@ def known_places(case: StoredCase, labels: Labels) -> StoredCase:
     unknown = unknown_values(case.facts, labels)
     locations = {value: found for value, found in case.locations.items() if value not in unknown}
     return replace(case, locations=locations) if unknown else case
+
+
+def only_places(case: StoredCase, values: Collection[int]) -> StoredCase:
+    """Returns a case whose patches on foreground are centred on some label values alone."""
+    return replace(case, locations={v: c for v, c in case.locations.items() if v in values})
 
 
 def finished_cases(folder: Path) -> dict[str, str]:

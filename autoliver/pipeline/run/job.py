@@ -32,7 +32,7 @@ from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
 from autoliver.preprocessing.previous import with_previous
-from autoliver.preprocessing.store import StoredCase, known_places, read_case
+from autoliver.preprocessing.store import StoredCase, known_places, only_places, read_case
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.replay import with_ignored
 from autoliver.training.progress import add_to_log
@@ -313,6 +313,10 @@ class RunJob:
         facts = {case.name: case.facts for case in self.planned.dataset.cases}
         labels = self.planned.plan.labels
         cases = [known_places(read_case(self.store, n, facts[n]), labels) for n in names]
+        head = self.configuration.network.class_head
+        if head is not None and head.alone:  # patches without a lesion have no class
+            values = {v for name in self.planned.lesion_classes for v in labels.values[name]}
+            cases = [only_places(case, values) for case in cases]
         if self.previous is None:
             return cases
         return [with_previous(case, self.previous) for case in cases]
