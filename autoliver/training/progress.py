@@ -106,15 +106,23 @@ def epoch_line(log: EpochLog, names: Sequence[str], *, epochs: int) -> str:
     parts = [
         f"epoch {log.epoch + 1}/{epochs}",
         f"training loss {_number(log.train_loss, 4)}",
-        f"training Dice {_number(log.train_dice)}",
     ]
-    if log.validation_dice is not None:
+    further = log.scores if isinstance(log.scores, FurtherScores) else None
+    if names:
+        parts.append(f"training Dice {_number(log.train_dice)}")
+    if further is not None:
+        parts += [f"training {name} {_number(value)}" for name, value in further.train.items()]
+    if log.validation_dice is not None and not names:
+        parts.append(f"held-out loss {_number(log.validation_loss, 4)}")
+    elif log.validation_dice is not None:
         labels = (
             f"{' '.join(name.split())} {_number(dice)}"
             for name, dice in zip(names, log.validation_dice, strict=False)
         )
         parts.append(f"held-out loss {_number(log.validation_loss, 4)}")
         parts.append(f"pseudo Dice {', '.join(labels)}")
+    if further is not None and further.validation is not None:
+        parts += [f"held-out {name} {_number(v)}" for name, v in further.validation.items()]
     parts.append(f"learning rate {log.learning_rate:.3g}")
     parts.append(f"{log.seconds:.1f} s")
     return "; ".join(parts)
