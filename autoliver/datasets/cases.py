@@ -423,8 +423,10 @@ def describe_plain(dataset: Dataset) -> dict[str, Any]:
 
 def describe_labels(labels: Labels) -> dict[str, Any]:
     """Returns the part of a dataset.json that is about labels."""
+    # A class of several values is written as the first of them.
     values: dict[str, Any] = {
-        name: group[0] if len(group) == 1 else list(group) for name, group in labels.values.items()
+        name: min(group) if len(group) == 1 or labels.exclusive else list(group)
+        for name, group in labels.values.items()
     }
     if labels.ignore is not None:
         values["ignore"] = labels.ignore

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
 from autoliver.inference.clean import Components
+from autoliver.inference.lesions.union import with_union
 from autoliver.io.orientation import Reorientation
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Average
@@ -57,7 +58,9 @@ class Output:
     average: Average = "logits"
 
 
-def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.integer]:
+def mean_labels(
+    outputs: Sequence[Output], *, labels: Labels, classes: Sequence[int] = ()
+) -> npt.NDArray[np.integer]:
     """Computes the label map of the mean probabilities.
 
     Args:
@@ -65,16 +68,22 @@ def mean_labels(outputs: Sequence[Output], *, labels: Labels) -> npt.NDArray[np.
         labels: The labels that the k rows stand for. Among classes the most probable one wins.
             Regions with a probability above 0.5 are painted one over the other in
             `regions_class_order`.
+        classes: The rows that are classes of lesions, if any: a voxel is a lesion where their sum
+            is the most probable.
 
     Returns:
         The label map (z, y, x) on the input's grid, in the smallest unsigned integer type that
         holds the labels.
     """
-    return group_labels(outputs, [range(len(outputs))], labels=labels)[0]
+    return group_labels(outputs, [range(len(outputs))], labels=labels, classes=classes)[0]
 
 
 def group_labels(
-    outputs: Sequence[Output], groups: Sequence[Sequence[int]], *, labels: Labels
+    outputs: Sequence[Output],
+    groups: Sequence[Sequence[int]],
+    *,
+    labels: Labels,
+    classes: Sequence[int] = (),
 ) -> list[npt.NDArray[np.integer]]:
     """Computes one label map per group of members, as `mean_labels` does for a single group.
 
@@ -84,6 +93,7 @@ def group_labels(
         outputs: The members' outputs for one case.
         groups: Each group is a list of indices into `outputs`.
         labels: As in `mean_labels`.
+        classes: As in `mean_labels`.
     """
     values = written_values(labels)
     parts = [_Part.of(output, regions=labels.has_regions) for output in outputs]
@@ -97,6 +107,8 @@ def group_labels(
                 for probability, value in zip(mean, values, strict=True):
                     target[probability > 0.5] = value
             else:
+                if classes:
+                    mean[list(classes)] = with_union(mean, classes, logits=False)
                 target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
     return [_back(whole, outputs) for whole in wholes]
 

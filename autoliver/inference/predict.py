@@ -26,6 +26,7 @@ from autoliver.inference.ensemble import (
 )
 from autoliver.inference.lesions.given import given_lesions, only_given
 from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
+from autoliver.inference.lesions.union import raised
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
@@ -276,17 +277,19 @@ def _labels(
         name: The name of the case.
         lesions: A label map of the lesions, if these are given.
     """
-    labels = model.plan.labels
+    labels, removed = model.plan.labels, 0
+    options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
+    # Regions do not share the probability of a lesion.
+    shared = () if labels.has_regions else tuple(options.rows.values())
     if len(found) == 1:
         only = found[0]
-        segmentation = backward_logits(
-            only.logits, only.properties, labels=labels, within=only.within
-        )
+        with raised(only.logits, shared):
+            segmentation = backward_logits(
+                only.logits, only.properties, labels=labels, within=only.within
+            )
     else:
-        segmentation = mean_labels(found, labels=labels)
-    removed = 0
+        segmentation = mean_labels(found, labels=labels, classes=shared)
     if len(model.lesion_classes) >= _SEVERAL:
-        options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
         if lesions is not None:
             given = given_lesions(lesions, geometry, options.classes)
             segmentation = only_given(segmentation, given, options)

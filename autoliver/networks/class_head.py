@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
 def classifier(spec: NetworkContract, features: int) -> Classifier | None:
     """The classifier that a spec asks for on that many features; None if it asks for none."""
-    return None if spec.class_head is None else Classifier(features, len(spec.class_head.rows))
+    return None if spec.classifier is None else Classifier(features, len(spec.classifier.rows))
 
 
 def joined(logits: Tensor, classes: Tensor, head: ClassHead) -> Tensor:
@@ -84,13 +84,13 @@ def with_classes(
     Returns:
         A list of all outputs, that of the class head last; or (b, out_channels, *shape).
     """
-    if spec.class_head is None or classes is None:
+    if spec.classifier is None or classes is None:
         return logits if every else logits[0]
     if every:
         return [*logits, classes]
-    if spec.class_head.alone:
+    if spec.classifier.alone:
         return everywhere(classes, spec, image)
-    return joined(logits[0], classes, spec.class_head)
+    return joined(logits[0], classes, spec.classifier)
 
 
 def everywhere(classes: Tensor, spec: NetworkContract, image: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def everywhere(classes: Tensor, spec: NetworkContract, image: Tensor) -> Tensor:
     Returns:
         (b, out_channels, *shape).
     """
-    head = spec.class_head
+    head = spec.classifier
     if head is None:
         raise ValueError("the network has no head that tells classes")
     result = classes.new_full((len(image), spec.out_channels), _NEVER)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import UNSET, UnsetType
+
 from autoliver.artifacts import Record
 from autoliver.errors import ModelError
 
@@ -47,7 +49,7 @@ class WeightRole:
         part: The part that the weight is frozen with; None if it belongs to no part and is always
             trained.
         head: Whether it belongs to a segmentation head, whose output channels stand for labels.
-        idle: Whether it belongs to a head that does not contribute to the loss, so that it gets no
+        idle: Whether it belongs to a part that does not contribute to the loss, so that it gets no
             gradient.
         transposed: Whether it belongs to a transposed convolution whose kernel size equals its
             stride.
@@ -109,22 +111,28 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         in_channels: Number of image channels, plus the one-hot channels of a previous stage if
             there is one.
         out_channels: Number of output channels: classes including the background, or regions.
-        class_head: The head that tells the class of lesions; None without one. With one, the
-            segmentation heads have a single channel for lesions of all classes.
+        class_head: The head that tells the class of lesions, if there is one; the segmentation
+            heads then have a single channel for lesions of all classes.
     """
 
     TAKES_CLASS_HEAD: ClassVar[bool] = False
 
     in_channels: int
     out_channels: int
-    class_head: ClassHead | None = None
+    # Networks without one keep their form in files.
+    class_head: ClassHead | UnsetType = UNSET
+
+    @property
+    def classifier(self) -> ClassHead | None:
+        """The head that tells the class of lesions; None without one."""
+        return self.class_head if isinstance(self.class_head, ClassHead) else None
 
     @property
     def head_channels(self) -> int:
         """The number of channels of each segmentation head; 0 if nothing is segmented."""
-        if self.class_head is None:
+        if self.classifier is None:
             return self.out_channels
-        return 0 if self.class_head.alone else self.out_channels - len(self.class_head.rows) + 1
+        return 0 if self.classifier.alone else self.out_channels - len(self.classifier.rows) + 1
 
     @property
     def kind(self) -> str:
@@ -234,7 +242,7 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         Raises:
             ModelError: As for `check`.
         """
-        head = self.class_head
+        head = self.classifier
         if head is None:
             return
         if not self.TAKES_CLASS_HEAD:

@@ -134,6 +134,8 @@ class EncoderUNetSpec(
     def role(self, name: str) -> WeightRole:
         """Returns the role of a weight, or of a statistic of a norm.
 
+        The front of a classifier of patches is idle unless the encoder is applied to its features.
+
         Raises:
             ValueError: The network has no weight of this name.
         """
@@ -141,7 +143,8 @@ class EncoderUNetSpec(
             case ["encoder", *_]:
                 return WeightRole(part=(ENCODER, self._level(name)))
             case ["front", *_]:
-                return WeightRole(part=(_FRONT, 0))
+                unused = not self.head_channels and self.feed == "image"
+                return WeightRole(part=(_FRONT, 0), idle=unused)
             case ["up", level, *_]:
                 return WeightRole(part=(_DECODER, int(level)), transposed=True)
             case ["decoder", level, *_]:

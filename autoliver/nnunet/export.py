@@ -156,6 +156,13 @@ def _check(plan: Plan, configuration: Configuration) -> None:
             f"its network sees {configuration.slices} neighbouring slices as channels, which "
             "nnU-Net does not have"
         )
+    elif network.classifier is not None:
+        problem = "a head of its own tells the class of lesions, which nnU-Net does not have"
+    elif plan.labels.exclusive:
+        problem = (
+            "one of its labels stands for several values (--task segment), which nnU-Net takes for "
+            "regions"
+        )
     elif (network.in_channels, network.out_channels) != expected:
         problem = (
             f"the network has {network.in_channels} input and {network.out_channels} output "

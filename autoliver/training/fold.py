@@ -141,7 +141,7 @@ def patch_stream(
 
 def _classifies(configuration: Configuration) -> bool:
     """Whether the network tells nothing but the class of a patch, so that each must have one."""
-    head = configuration.network.class_head
+    head = configuration.network.classifier
     return head is not None and head.alone
 
 

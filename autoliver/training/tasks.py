@@ -112,7 +112,7 @@ def _configuration(configuration: Configuration, found: Learnt, task: Task) -> C
 
 def head_labels(labels: Labels, configuration: Configuration) -> Labels:
     """The labels that the rows of the segmentation heads of a network stand for."""
-    head = configuration.network.class_head
+    head = configuration.network.classifier
     if head is None:
         return labels
     names = sorted(labels.values, key=lambda name: labels.values[name])

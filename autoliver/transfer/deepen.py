@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from msgspec import UNSET
+
 from autoliver.networks.spec import DSNetSpec, EncoderUNetSpec, MedFormerSpec, NetworkSpec
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.plan import Configuration, Plan
@@ -90,7 +92,7 @@ def _with_encoder(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
     return flat.replace(
         in_channels=planned.in_channels,
         out_channels=planned.out_channels,
-        class_head=None,
+        class_head=UNSET,
         strides=planned.strides,
         thin_levels=planned.thin_levels,
     )

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from autoliver.artifacts import digest
 from autoliver.commands import command
 from autoliver.errors import OptionError
@@ -75,12 +77,16 @@ def like_digest(source: Plan, name: ConfigurationName) -> str:
     A 3D configuration that the source lacks takes from its 2D network.
     """
     configuration = source.configurations[name if name in source.configurations else "2d"]
+    network = configuration.network.replace(class_head=UNSET)
+    if source.labels.exclusive:  # as it is without the task that made one label of several
+        values = sum(len(group) for group in source.labels.values.values())
+        network = network.replace(out_channels=values)
     return digest(
         {
             "transpose": source.transpose_forward,
             **({"axis_codes": source.axis_codes} if source.axis_codes else {}),
             "spacing_mm": configuration.spacing_mm,
-            "network": configuration.network,
+            "network": network,
             "window": source.intensities if source.modality == "CT" else None,
         }
     )
@@ -156,7 +162,7 @@ def _configuration(
         network=theirs.network.replace(
             in_channels=len(own.channel_names) * theirs.slices + further,
             out_channels=own.labels.out_channels,
-            class_head=None,
+            class_head=UNSET,
         ),
         reasons={
             **{what: _as(source, why) for what, why in theirs.reasons.items()},

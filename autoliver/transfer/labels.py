@@ -1,8 +1,9 @@
 """Matches the labels of two datasets by name and derives how the rows of a head are transferred."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,10 +40,12 @@ class RowMap:
         names: Target label (foreground) -> source label; "" if it has no counterpart.
         rows: For each target row, source row -> factor: the target row is the weighted sum. An
             empty mapping gives zeros; None keeps the initial weights.
+        shares: Target row -> number of rows among which the source's probability is divided.
     """
 
     names: dict[str, str]
     rows: tuple[Mapping[int, float] | None, ...]
+    shares: Mapping[int, int] = field(default_factory=dict)
 
     def apply(self, found: Tensor, drawn: Tensor) -> Tensor:
         """Computes the target's rows.
@@ -56,14 +59,17 @@ class RowMap:
             if parts is not None:
                 zero = torch.zeros_like(result[row])
                 result[row] = sum((found[i] * factor for i, factor in parts.items()), zero)
+        if found.ndim == 1:  # the logits move with the bias
+            for row, number in self.shares.items():
+                result[row] -= math.log(number)
         return result
 
 
 def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> RowMap:
     """Matches labels by name and determines the initial value of each row of the target.
 
-    Classes of lesions that the source does not know begin as its lesion, if it has a single one.
-    The union of the classes is then labelled as the source would label its lesion.
+    Classes of lesions that the source does not know begin as its lesion, if it has a single one,
+    with equal shares of its probability. Their union is then labelled as the source labels it.
 
     Logits are converted between classes (softmax, with a row for the background) and regions
     (sigmoid, without one): a region's logit is the class's minus the background's, and a class's
@@ -76,8 +82,8 @@ def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> 
     """
     names = match_labels(source, target)
     lesions = list(filter(is_lesion, source.foreground))
-    if len(lesions) == 1:
-        names |= {name: lesions[0] for name in classes if not names[name]}
+    new = [name for name in classes if not names[name]] if len(lesions) == 1 else []
+    names |= dict.fromkeys(new, "".join(lesions))
     index = {name: i for i, name in enumerate(head_rows(source))}
     rows: list[Mapping[int, float] | None] = []
     for name in head_rows(target):
@@ -91,7 +97,8 @@ def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> 
             rows.append({index[names[name]]: 1.0})
     if not any(names.values()):
         rows = [None] * len(rows)
-    return RowMap(names, tuple(rows))
+    shares = {i: len(new) for i, name in enumerate(head_rows(target)) if name in new}
+    return RowMap(names, tuple(rows), shares)
 
 
 def head_rows(labels: Labels) -> tuple[str, ...]:

@@ -86,6 +86,17 @@ def test_the_mean_of_probabilities_decides():
     assert set(np.unique(result)) == {0, 1, 5}
 
 
+def test_classes_of_lesions_decide_together():
+    members = made(3)
+    both = np.mean([slow(m, m.logits, lambda a: softmax(a, axis=0)) for m in members], axis=0)
+    expected = np.where(both[1] + both[2] > both[0], np.where(both[1] >= both[2], 1, 5), 0)
+    found = mean_labels(members, labels=LABELS, classes=(1, 2))
+    near = np.abs(both[1] + both[2] - both[0]) < 1e-4
+    inside = tuple(slice(*side) for side in BOX)
+    np.testing.assert_array_equal(found[inside][~near[inside]], expected[inside][~near[inside]])
+    assert (found != mean_labels(members, labels=LABELS)).any()
+
+
 def test_regions_are_averaged_and_painted_in_order():
     members = made(2)
     liver, tumour = np.mean([slow(m, m.logits, expit) for m in members], axis=0)

@@ -99,7 +99,7 @@ def measure(
         means: Computes the mean probabilities of components; None: they are not known.
 
     Returns:
-        The lesions, the largest first.
+        The lesions, numbered from 1 in the order of their first voxels in the label map.
     """
     found = []
     for name in which.names:
@@ -109,7 +109,7 @@ def measure(
             continue
         chances = None if means is None else _chances(means(every), which)
         found += _measured(every, geometry, name, [] if chances is None else which.names, chances)
-    found.sort(key=lambda item: -item[0])  # stable
+    found.sort(key=lambda item: item[0])
     return tuple(lesion.replace(lesion=number) for number, (_, lesion) in enumerate(found, start=1))
 
 
@@ -125,8 +125,8 @@ def _measured(
     name: str,
     classes: Sequence[str],
     chances: Array | None,
-) -> list[tuple[int, Lesion]]:
-    """Measures components; returns each with its number of voxels."""
+) -> list[tuple[tuple[int, ...], Lesion]]:
+    """Measures components; returns each with its first voxel (z, y, x)."""
     from scipy.ndimage import find_objects
 
     axis, flat = axial_axis(geometry), is_flat(geometry)
@@ -137,7 +137,7 @@ def _measured(
         mask = every.numbers[box] == number
         first = starts + [part.start for part in box]
         size = diameters(mask, geometry.spacing_mm, axis=axis)
-        voxels = int(every.voxels[number])
+        voxels, places = int(every.voxels[number]), np.argwhere(mask) + first
         rows = () if chances is None else chances[number - 1]
         lesion = Lesion(
             lesion=number,
@@ -146,13 +146,13 @@ def _measured(
                 each: round(float(row), _SHARE) for each, row in zip(classes, rows, strict=True)
             },
             volume_ml=None if flat else round(voxels * voxel_ml, _ML),
-            centroid_lps_mm=_place(np.argwhere(mask).mean(axis=0) + first, geometry),
+            centroid_lps_mm=_place(places.mean(axis=0), geometry),
             longest_mm=round(size.longest_mm, _MM),
             perpendicular_mm=round(size.perpendicular_mm, _MM),
             slice=int(first[axis]) + size.slice,
             slice_axis=2 - axis,
         )
-        found.append((voxels, lesion))
+        found.append((tuple(map(int, places[0])), lesion))
     return found
 
 

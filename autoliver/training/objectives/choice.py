@@ -65,7 +65,7 @@ def make_objective(
         configuration: The configuration that is trained.
         options: The options of the training; `loss` is a name in `OBJECTIVES`.
     """
-    if configuration.network.class_head is not None:
+    if configuration.network.classifier is not None:
         from autoliver.training.objectives.lesions import lesion_objective
 
         return lesion_objective(labels, configuration, options, OBJECTIVES[options.loss])

@@ -112,8 +112,7 @@ class LesionObjective:
         return found.replace(further={**found.further, **accuracy})
 
     def _relabelled(self, batch: Shown) -> Relabelled:
-        # Index -1 is the last entry: what lies outside of the image stays there.
-        table = torch.tensor([*self.merged, -1], dtype=torch.int16, device=batch.target.device)
+        table = torch.tensor(self.merged, dtype=torch.int16, device=batch.target.device)
         return Relabelled(
             image=batch.image,
             target=table[batch.target.long()],
@@ -136,12 +135,12 @@ def lesion_objective(
         options: The options of the training.
         make: Makes the objective of the segmentation heads.
     """
-    head = configuration.network.class_head
+    head = configuration.network.classifier
     if head is None:
         raise ValueError("the network has no class head")
     merged = head_labels(labels, configuration)
     to_merged, to_class = class_table(merged), class_table(labels)
-    # Both tables begin with what lies outside of the image; value 0 is at 1.
+    # Both tables begin with what lies outside of the image, which no batch shows.
     pairs = {int(c): int(m) for c, m in zip(to_class[1:], to_merged[1:], strict=True)}
     segmentation = None if head.alone else make(merged, configuration, options)
     return LesionObjective(

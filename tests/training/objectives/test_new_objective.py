@@ -43,6 +43,10 @@ class Eager:
     watched: str = "share"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return self.segmentation.names
+
+    @property
     def lengths(self) -> Mapping[str, int]:
         return {**self.segmentation.lengths, "foreground": 1, "voxels": 1}
 

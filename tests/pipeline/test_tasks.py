@@ -1,0 +1,284 @@
+"""Lesions with classes from training to tables: the four values of `train --task`."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+from scipy import ndimage
+
+import autoliver
+from autoliver.errors import AutoliverError, ModelError, OptionError
+from autoliver.io.files import read_label, write_image, write_label
+from autoliver.io.volume import Geometry
+from autoliver.models.files import FoldModel
+
+GRID = Geometry(shape_zyx=(6, 48, 48), spacing_mm=(5.0, 2.0, 2.0))
+NAMED, PLAIN = "Dataset921_Classes", "Dataset922_Plain"
+CLASSES = ("cyst", "hemangioma", "metastasis")
+HU = {2: 10, 3: 170, 4: 60}
+TASKS = ("joint", "segment", "ynet", "classify")
+SHORT = {"epochs": 1, "iterations": 3, "batch_size": 2, "patch": (32, 32), "device": "cpu"}
+
+
+def write_case(folder: Path, name: str, number: int, *, classes: bool) -> None:
+    """A liver with two lesions of different classes."""
+    rng = np.random.default_rng(number)
+    label = np.zeros(GRID.shape_zyx, np.uint8)
+    label[:, 6:42, 6:42] = 1
+    for corner, value in (((1, 10, 10), 2 + number % 3), ((2, 26, 24), 2 + (number + 1) % 3)):
+        z, y, x = corner
+        label[z : z + 2, y : y + 8, x : x + 8] = value
+    image = np.select([label == v for v in (0, 1, *HU)], [-80, 110, *HU.values()])
+    image = image + rng.normal(size=image.shape) * 8
+    write_image(folder / f"imagesTr/{name}_0000.nii.gz", image[None].astype(np.int16), GRID)
+    write_label(folder / f"labelsTr/{name}.nii.gz", label if classes else label.clip(max=2), GRID)
+
+
+def write_dataset(folder: Path, *, classes: bool) -> Path:
+    for number in range(5):
+        write_case(folder, f"case_{number}", number + 10 * classes, classes=classes)
+    lesions = CLASSES if classes else ("lesion",)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, **{n: i for i, n in enumerate(lesions, 2)}},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both datasets planned; each task trained for some steps, with one held-out fold."""
+    root = tmp_path_factory.mktemp("tasks")
+    for name in (NAMED, PLAIN):
+        folder = write_dataset(root / name, classes=name == NAMED)
+        autoliver.plan(folder, preset="tiny", workspace=root / "ws")
+    for task in TASKS:
+        train(root, NAMED, task=task, tag=task, folds=(0,))
+    return root
+
+
+def train(root: Path, dataset: str, **options: object) -> Path:
+    given = {**SHORT, "workspace": root / "ws", "folds": ("all",), **options}
+    return autoliver.train(root / dataset, "2d", **given)[0].folder
+
+
+def model(place: Path, task: str) -> FoldModel:
+    return FoldModel.load(place / "ws" / NAMED / "runs" / f"2d+{task}" / "fold_0/model.json")
+
+
+def predict(place: Path, out: Path, task: str, **options: object) -> Path:
+    given = {"models": [f"{NAMED}/2d+{task}"], "workspace": place / "ws", "device": "cpu"}
+    autoliver.predict(place / NAMED / "imagesTr", out, **{**given, **options})
+    return out
+
+
+def lesions_of(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    array = read_label(path).array[0]
+    numbers, count = ndimage.label(array >= 2, np.ones((3, 3, 3)))
+    return array, numbers, count
+
+
+def test_what_models_say_of_themselves(place):
+    assert model(place, "joint").lesion_classes == CLASSES
+    assert model(place, "joint").plan.labels.values == {
+        **{"background": (0,), "liver": (1,), "cyst": (2,)},
+        **{"hemangioma": (3,), "metastasis": (4,)},
+    }
+    assert model(place, "segment").lesion_classes == ()
+    assert model(place, "segment").plan.labels.values == {
+        **{"background": (0,), "liver": (1,), "lesion": (2, 3, 4)},
+    }
+    for task in TASKS:
+        network = model(place, task).decisions.network
+        assert network.out_channels == (3 if task == "segment" else 5)
+        assert (network.classifier is not None) == (task in ("ynet", "classify"))
+    assert [task for task in TASKS if model(place, task).needs_lesions] == ["classify"]
+
+
+def test_all_tasks_share_one_store(place):
+    assert len(list((place / "ws" / NAMED / "store").iterdir())) == 1
+
+
+@pytest.mark.parametrize("task", ["joint", "ynet"])
+def test_each_connected_lesion_has_one_class_and_a_row(place, tmp_path, task):
+    out = predict(place, tmp_path, task)
+    rows = list(csv.DictReader((out / "lesions.csv").read_text().splitlines()))
+    found = 0
+    for path in sorted(out.glob("*.nii.gz")):
+        array, numbers, count = lesions_of(path)
+        own = [row for row in rows if f"{row['case']}.nii.gz" == path.name]
+        assert [row["lesion"] for row in own] == [str(n + 1) for n in range(count)]
+        for number, row in enumerate(own, start=1):
+            (value,) = np.unique(array[numbers == number])
+            assert row["class"] == CLASSES[value - 2]
+            chances = {name: float(row[f"probability_{name}"]) for name in CLASSES}
+            assert sum(chances.values()) == pytest.approx(1, abs=1e-3)
+            assert max(chances, key=chances.__getitem__) == row["class"]
+        found += count
+    if task == "joint":  # an untrained network finds something
+        assert found
+
+
+def test_one_label_for_lesions_of_all_classes(place, tmp_path):
+    out = predict(place, tmp_path, "segment")
+    values = {int(v) for path in out.glob("*.nii.gz") for v in np.unique(read_label(path).array)}
+    assert values <= {0, 1, 2}
+    scores = json.loads(
+        (place / "ws" / NAMED / "runs/2d+segment/fold_0/validation/scores.json").read_text()
+    )
+    assert set(scores["summary"]) == {"liver", "lesion"}
+
+
+@pytest.mark.parametrize("task", ["classify", "joint", "ynet"])
+def test_given_lesions_get_a_class_and_no_other_is_found(place, tmp_path, task):
+    out = predict(place, tmp_path / "out", task, lesions=place / NAMED / "labelsTr")
+    for path in out.glob("*.nii.gz"):
+        array, _, count = lesions_of(path)
+        given, numbers, expected = lesions_of(place / NAMED / "labelsTr" / path.name)
+        assert count == expected == 2
+        np.testing.assert_array_equal(array >= 2, given >= 2)
+        for number in (1, 2):
+            assert len(np.unique(array[numbers == number])) == 1
+
+
+def test_a_classifier_has_to_be_told_where_lesions_are(place, tmp_path):
+    with pytest.raises(OptionError, match="only tells the class of lesions") as raised:
+        predict(place, tmp_path, "classify")
+    assert "lesions FOLDER" in raised.value.hint
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_lesions_are_another_way_of_prediction(place, tmp_path):
+    predict(place, tmp_path / "out", "joint", lesions=place / NAMED / "labelsTr")
+    with pytest.raises(OptionError, match="not no lesions"):
+        predict(place, tmp_path / "out", "joint", overwrite=False, models=[f"{NAMED}/2d+joint"])
+
+
+def test_lesions_of_another_grid_and_missing_ones_are_named(place, tmp_path):
+    folder = tmp_path / "lesions"
+    for number in range(4):
+        name = f"case_{number}.nii.gz"
+        array = read_label(place / NAMED / "labelsTr" / name).array[0]
+        far = GRID.replace(origin_xyz=(40.0, 0.0, 0.0)) if number == 2 else GRID
+        write_label(folder / name, array, far)
+    with pytest.raises(AutoliverError) as raised:
+        predict(place, tmp_path / "out", "classify", lesions=folder)
+    assert "case_4" in raised.value.problem
+    assert "has no label map of its lesions" in raised.value.problem
+    assert "another grid" in raised.value.problem
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == [
+        f"case_{n}.nii.gz" for n in (0, 1, 3)
+    ]
+
+
+def test_lesions_for_a_model_without_classes_are_refused(place, tmp_path):
+    with pytest.raises(OptionError, match="does not tell classes of lesions apart"):
+        predict(place, tmp_path, "segment", lesions=place / NAMED / "labelsTr")
+    with pytest.raises(OptionError, match="there is no such folder"):
+        predict(place, tmp_path, "joint", lesions=tmp_path / "none")
+
+
+@pytest.mark.parametrize("source", ["plain", "segment"])
+def test_classes_begin_as_the_lesion_of_the_source(place, tmp_path, source):
+    """The union of the classes is labelled as the source labels its lesion."""
+    if source == "plain":
+        trained = train(place, PLAIN, tag="source", iterations=20)
+    else:
+        trained = place / "ws" / NAMED / "runs/2d+segment/fold_0"
+    begun = train(place, NAMED, task="joint", tag=f"of-{source}", epochs=0, pretrained=trained)
+    images = place / NAMED / "imagesTr"
+    maps = {}
+    for name, folder in (("source", trained), ("begun", begun)):
+        out = tmp_path / name
+        autoliver.predict(images, out, models=[folder.parent], folds=folder.name[5:], device="cpu")
+        maps[name] = [read_label(path).array for path in sorted(out.glob("*.nii.gz"))]
+    for one, other in zip(maps["source"], maps["begun"], strict=True):
+        np.testing.assert_array_equal(one >= 2, other >= 2)
+        np.testing.assert_array_equal(one == 1, other == 1)
+
+
+@pytest.mark.parametrize("task", ["ynet", "classify"])
+def test_a_u_net_begins_networks_with_a_class_head(place, task):
+    trained = place / "ws" / NAMED / "runs/2d+joint/fold_0"
+    folder = train(place, NAMED, task=task, tag=f"{task}-begun", epochs=0, pretrained=trained)
+    table = json.loads((folder.parent / "transfer.json").read_text())["table"]
+    told = {each["name"]: each["action"] for each in table["weights"]}
+    assert {a for n, a in told.items() if n.startswith("encoder")} == {"loaded"}
+    assert {a for n, a in told.items() if n.startswith("classifier")} == {"reset"}
+    again = train(place, NAMED, task=task, tag=f"{task}-again", epochs=0, pretrained=folder)
+    table = json.loads((again.parent / "transfer.json").read_text())["table"]
+    assert {each["action"] for each in table["weights"]} == {"loaded"}
+
+
+def test_a_dataset_follows_the_network_but_not_the_task_of_its_source(place):
+    trained = place / "ws" / NAMED / "runs/2d+ynet/fold_0"
+    folder = train(place, PLAIN, tag="of-ynet", epochs=0, pretrained=trained)
+    network = FoldModel.load(folder / "model.json").decisions.network
+    assert network.classifier is None
+    assert network.out_channels == 3
+
+
+def test_a_run_goes_on_with_its_task(place):
+    run_folder = place / "ws" / NAMED / "runs/2d+ynet"
+    before = (run_folder / "fold_0/model.json").read_bytes()
+    train(place, NAMED, task="ynet", tag="ynet", folds=(0,))
+    assert (run_folder / "fold_0/model.json").read_bytes() == before
+    with pytest.raises(OptionError, match="started with task ynet"):
+        train(place, NAMED, task="joint", tag="ynet", folds=(0,))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "problem"),
+    [
+        (PLAIN, {"task": "joint"}, "at least two classes of lesions"),
+        (NAMED, {"task": "joint", "lesion_classes": "cyst,hemangiom"}, "no label 'hemangiom'"),
+        (NAMED, {"task": "joint", "lesion_classes": "cyst,cyst"}, "different labels"),
+        (NAMED, {"lesion_classes": "cyst,hemangioma"}, "no task is given"),
+        (NAMED, {"task": "joint", "cls_weight": 0.3}, "cls.weight"),
+        (NAMED, {"task": "ynet", "cls_weight": 0.0}, "cls.weight"),
+        (NAMED, {"task": "both"}, "task"),
+    ],
+)
+def test_options_that_make_no_sense(place, dataset, options, problem):
+    with pytest.raises(AutoliverError, match=problem):
+        train(place, dataset, tag="wrong", **options)
+    assert not (place / "ws" / dataset / "runs/2d+wrong").exists()
+
+
+def test_named_classes_are_told_apart_and_others_are_labels(place):
+    folder = train(place, NAMED, task="ynet", tag="two", epochs=1, lesion_classes="metastasis,cyst")
+    found = FoldModel.load(folder / "model.json")
+    assert found.lesion_classes == ("cyst", "metastasis")
+    assert found.decisions.network.classifier.rows == (2, 4)
+
+
+@pytest.mark.parametrize("task", ["segment", "ynet", "classify"])
+def test_nnunet_has_no_such_models(place, tmp_path, task):
+    with pytest.raises(ModelError, match="nnU-Net"):
+        autoliver.export(
+            f"{NAMED}/2d+{task}", tmp_path / "out", format="nnunet", workspace=place / "ws"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_model_still_votes(place, tmp_path):
+    file = tmp_path / "joint.zip"
+    autoliver.export(f"{NAMED}/2d+joint", file, workspace=place / "ws")
+    own, other = predict(place, tmp_path / "a", "joint"), tmp_path / "b"
+    predict(place, other, "joint", models=[file])
+    assert (own / "lesions.csv").read_text() == (other / "lesions.csv").read_text()
+
+
+def test_the_command_line(place):
+    words = ("train", NAMED, "2d", "--task", "ynet", "--cls-weight", 0.5, "--tag", "ynet")
+    found = run(
+        *(*words, "--fold", 0, "--epochs", 1, "--iterations", 3, "--batch-size", 2),
+        *("--patch", "32,32", "--device", "cpu", "-w", place / "ws"),
+    )
+    assert found
