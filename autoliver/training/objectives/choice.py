@@ -65,11 +65,23 @@ def make_objective(
         configuration: The configuration that is trained.
         options: The options of the training; `loss` is a name in `OBJECTIVES`.
     """
-    if configuration.network.classifier is not None:
-        from autoliver.training.objectives.lesions import lesion_objective
+    make, head = OBJECTIVES[options.loss], configuration.network.classifier
+    if head is None:
+        return make(labels, configuration, options)
+    from autoliver.training.objectives.lesions import LesionObjective
+    from autoliver.training.objectives.target import class_table
+    from autoliver.training.tasks import head_labels
 
-        return lesion_objective(labels, configuration, options, OBJECTIVES[options.loss])
-    return OBJECTIVES[options.loss](labels, configuration, options)
+    merged = head_labels(labels, configuration)
+    # Both tables begin with what lies outside of the image, which no batch shows.
+    pairs = zip(class_table(labels)[1:], class_table(merged)[1:], strict=True)
+    becomes = {int(own): int(other) for own, other in pairs}
+    return LesionObjective(
+        segmentation=None if head.alone else make(merged, configuration, options),
+        rows=head.rows,
+        merged=tuple(becomes.get(row, 0) for row in range(max(becomes) + 1)),
+        weight=1.0 if head.alone else options.cls_weight,
+    )
 
 
 def check_objective(name: object) -> str:

@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoliver.datasets.cases import CaseFacts, Labels
-from autoliver.planning.plan import Configuration
+from autoliver.datasets.cases import CaseFacts
 from autoliver.training.distributed import Group
-from autoliver.training.objectives.choice import Make, Options
 from autoliver.training.objectives.objective import Objective, Scores, Shown, Tally, tally_of
 from autoliver.training.objectives.segmentation import mean_of
-from autoliver.training.objectives.target import class_table
-from autoliver.training.tasks import head_labels
 
 ACCURACY = "lesion class accuracy"
 _COUNTS = ("classes_right", "classes_told")
@@ -119,36 +115,6 @@ class LesionObjective:
             cases=batch.cases,
             outside=batch.outside,
         )
-
-
-def lesion_objective(
-    labels: Labels,
-    configuration: Configuration,
-    options: Options,
-    make: Make,
-) -> LesionObjective:
-    """Makes the objective of a network with a class head.
-
-    Args:
-        labels: The labels of the dataset, each class of lesions a label of its own.
-        configuration: The configuration that is trained.
-        options: The options of the training.
-        make: Makes the objective of the segmentation heads.
-    """
-    head = configuration.network.classifier
-    if head is None:
-        raise ValueError("the network has no class head")
-    merged = head_labels(labels, configuration)
-    to_merged, to_class = class_table(merged), class_table(labels)
-    # Both tables begin with what lies outside of the image, which no batch shows.
-    pairs = {int(c): int(m) for c, m in zip(to_class[1:], to_merged[1:], strict=True)}
-    segmentation = None if head.alone else make(merged, configuration, options)
-    return LesionObjective(
-        segmentation=segmentation,
-        rows=head.rows,
-        merged=tuple(pairs.get(c, 0) for c in range(max(pairs) + 1)),
-        weight=1.0 if head.alone else options.cls_weight,
-    )
 
 
 def patch_classes(target: Tensor, rows: tuple[int, ...]) -> Tensor:
