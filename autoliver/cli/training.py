@@ -25,6 +25,7 @@ from autoliver.cli.training_options import (
     TRANSFER,
     Augment,
     BatchSize,
+    ClassWeights,
     Deterministic,
     Ema,
     EncoderFactor,
@@ -56,6 +57,7 @@ from autoliver.cli.training_options import (
     Unfreeze,
     kept_share,
     sizes,
+    weights,
 )
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
@@ -180,6 +182,7 @@ def train(
     lr: LearningRate = None,
     ema: Ema = None,
     loss: Loss = None,
+    class_weights: ClassWeights = None,
     pseudo_weight: PseudoWeight = None,
     outside_negative: OutsideNegative = None,
     augment: Augment = None,
@@ -232,6 +235,7 @@ def train(
         **{"batch_size": batch_size, "ema": ema},
         **{"sampler": sampler, "pseudo_weight": pseudo_weight},
         **{"outside_negative": outside_negative},
+        **{"class_weights": class_weights and weights(class_weights)},
         **{"patch": patch and sizes(patch), "seed": seed, "deterministic": deterministic},
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
         **{"heads": "reset" if reset_heads else None, "inflate": inflate},

@@ -27,6 +27,14 @@ def sizes(text: str) -> tuple[int, ...]:
         return patch_sizes(text)
 
 
+def weights(text: str) -> tuple[float, ...] | str:
+    """The weights in a text, the value of `--class-weights`; "balanced" stays as it is."""
+    from autoliver.training.objectives.choice import weights_of_classes
+
+    with misuse("--class-weights"):
+        return weights_of_classes(text)
+
+
 def kept_share(text: str) -> float | str:
     """The share in a text, the value of `--keep-source`; "auto" stays as it is."""
     from autoliver.errors import OptionError
@@ -215,7 +223,18 @@ Loss = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(OBJECTIVES),
-        help=f"Loss: Dice plus this kind of cross-entropy. [default: {DEFAULT_OBJECTIVE}]",
+        help="Loss: Dice plus this kind of cross-entropy, or the focal Tversky loss alone. "
+        f"[default: {DEFAULT_OBJECTIVE}]",
+        rich_help_panel=LEARNING,
+    ),
+]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="balanced|W,W,...",
+        help="Weight of each class in the cross-entropy, background first; balanced: the rarer its "
+        "voxels in the training cases, the higher, up to 100 times the lowest. [default: all "
+        "alike]",
         rich_help_panel=LEARNING,
     ),
 ]

@@ -26,6 +26,7 @@ from autoliver.training.fold import FoldTask, TrainedFold, open_patches
 from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.objectives.target import ignored_class
+from autoliver.training.objectives.weights import class_weights, describe_weights
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import TrainingBatch
 from autoliver.training.progress import (
@@ -91,7 +92,9 @@ class _Loop:
         self.board = Board(task.files.tensorboard, tuple(task.labels.foreground))
         self.group = task.group
         self.train, self.held_out = open_patches(task)
-        self.objective = make_objective(task.labels, task.configuration, task.options)
+        self.weights = class_weights(task.options, task.labels, task.train)
+        options = task.options.replace(class_weights=self.weights)
+        self.objective = make_objective(task.labels, task.configuration, options)
         self.since = time.monotonic()
         if task.files.resume.exists():
             self._begin(self._saved_state())
@@ -305,9 +308,9 @@ class _Loop:
 
     def _beginning(self) -> str:
         if self.state.step == 0:
-            return (
-                f"{self.task.title}: begins on {self.task.device}, {counted(self._epochs, 'epoch')}"
-            )
+            length = counted(self._epochs, "epoch")
+            begins = f"{self.task.title}: begins on {self.task.device}, {length}"
+            return begins + describe_weights(self.weights, self.task.labels)
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
     def _warn_if_long(self, seconds: float, last: int) -> None:

@@ -10,7 +10,12 @@ from autoliver.artifacts import Artifact, Readable
 from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import as_stored, parse_augment
-from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
+from autoliver.training.objectives.choice import (
+    DEFAULT_OBJECTIVE,
+    check_class_weights,
+    check_objective,
+    weights_of_classes,
+)
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
 from autoliver.transfer.table import IMAGENET, Heads, Inflation
 from autoliver.values import (
@@ -55,6 +60,9 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         sampler: How cases of several sources or modalities are drawn for patches
             (`training/patches/sampling.py`).
         loss: Name of the objective (`training/objectives/choice.py`).
+        class_weights: Weight of each class in the cross-entropy, background first; "balanced": by
+            how rare its voxels are in the training cases (`objectives/weights.py`); None: all
+            alike.
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
         outside_negative: Distance in mm from a label beyond which the labels that lie in it are
             learnt as absent where nobody has annotated them; None: they are not learnt there.
@@ -100,6 +108,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     foreground: float = 0.33
     sampler: SamplerKind = "proportional"
     loss: str = DEFAULT_OBJECTIVE
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
     pseudo_weight: float = 0.5
     outside_negative: float | None = None
     lr: float | None = None
@@ -364,7 +373,8 @@ def typed_options(given: Mapping[str, object]) -> dict[str, Any]:
     """
     kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
     check_known(given, kinds, of="train")
-    plain = {**given, **({"patch": patch_sizes(given["patch"])} if given.get("patch") else {})}
+    read = {"patch": patch_sizes, "class_weights": weights_of_classes}
+    plain = {n: read[n](value) if value and n in read else value for n, value in given.items()}
     return {name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()}
 
 
@@ -429,6 +439,7 @@ def _check_from_scratch(options: TrainingOptions) -> None:
 def _check_together(options: TrainingOptions) -> None:
     """Refuses options that contradict each other."""
     parse_augment(options.augment)
+    check_class_weights(options)
     share = options.replay_share
     if not 0 < share < 1:
         raise WrongValue(

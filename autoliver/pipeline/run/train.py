@@ -46,6 +46,7 @@ from autoliver.system import in_words
 from autoliver.training.augment.choice import parse_augment, spelled_out
 from autoliver.training.board import check_tensorboard
 from autoliver.training.freezing import freezing
+from autoliver.training.objectives.choice import check_classes
 from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
@@ -230,6 +231,7 @@ def _check_options_of_data(
     if options.keep_source == "auto":
         for fold, split in splits.items():
             check_held_out(fold, len(split.validation))
+    check_classes(options, planned.plan.labels)
     if options.outside_negative is not None:
         check_outside(options.outside_negative, planned, replay)
 
