@@ -256,6 +256,43 @@ OutsideNegative = Annotated[
         rich_help_panel=LEARNING,
     ),
 ]
+RoiLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--roi",
+        metavar="LABEL",
+        help="Train on the region around this label, such as liver, that --roi-from finds; the "
+        "model then predicts nothing outside of it. [default: whole scans]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="With --roi: the trained model that finds the label, in training and whenever this "
+        "model predicts. [default: none]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiMargin = Annotated[
+    float | None,
+    typer.Option(
+        "--roi-margin-mm",
+        metavar="MM",
+        help="With --roi: how far the region reaches beyond the label. [default: 10]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiTruth = Annotated[
+    bool,
+    typer.Option(
+        "--roi-truth",
+        help="With --roi: take the region from the reference labels, also for the scores of "
+        "held-out cases, which are then too good. [default: --roi-from]",
+        rich_help_panel=PATCHES,
+    ),
+]
 Augment = Annotated[
     str | None,
     typer.Option(

@@ -24,7 +24,7 @@ from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.models.files import SCORES_FILE, FoldFolder
+from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
@@ -33,6 +33,13 @@ from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import MetricOptions, Scores
+
+
+# Of folds that were trained with --roi-truth.
+OF_TRUTH = (
+    "The regions of held-out cases came from their reference labels (--roi-truth): the scores are "
+    "too good."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +333,8 @@ def predict_held_out(
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
     folder = FoldFolder(run.fold(fold)).validation
-    written = predict(files, images, folder, request, modalities=kinds)
+    drawn = {case.name: Path(case.label) for case in cases if case.label}
+    written = predict(files, images, folder, request, modalities=kinds, references=drawn)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
 
 
@@ -344,5 +352,8 @@ def score_held_out(
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
     scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
     scores = scores.grouped(groups_of(cases))
+    roi = FoldModel.load(FoldFolder(run.fold(fold)).model).roi
+    if roi is not None and roi.truth:
+        scores = scores.replace(warnings=(OF_TRUTH, *scores.warnings))
     scores.save(path)
     return scores

@@ -13,8 +13,14 @@ from autoliver.datasets.cases import Case, Labels, unscored_labels
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
-from autoliver.workspace import DatasetFolder, RunFolder
+from autoliver.pipeline.prediction import (
+    PredictRequest,
+    locate,
+    model_need,
+    predict_as_asked,
+)
+from autoliver.pipeline.region import find_finders
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
@@ -90,11 +96,15 @@ class FoldPairs:
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)
         files = ModelFiles(name=f"{self.folder.name} fold {self.fold}", members=members)
+        home = Workspace(self.folder.path.parent)
+        finders = find_finders(home, files, None, referred=True)
+        drawn = {case.name: Path(case.label) for case in self.cases if case.label}
         model = load_model(files, device=choose_device(self.request.machine.device))
         for part, some in self._fitting(model, pairs):
             missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
             export = _Writer(some, self.labels)
-            predict_as_asked(part, list(missing.values()), self.request, export=export)
+            jobs = locate(finders, list(missing.values()), self.request, references=drawn)
+            predict_as_asked(part, jobs, self.request, export=export)
 
     def _fitting(
         self, model: "Model", pairs: "Sequence[_Pair]"

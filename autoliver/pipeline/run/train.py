@@ -29,6 +29,13 @@ from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.keep import check_held_out
 from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.outside import check_outside, outside_notes
+from autoliver.pipeline.run.region import (
+    RunRegion,
+    find_regions,
+    note_seen_by,
+    refuse_region,
+    region_for,
+)
 from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
@@ -272,6 +279,7 @@ def _run_job(
     stage = None
     if configuration.previous_stage is not None:
         stage = first_stage(planned, configuration.previous_stage, request)
+        refuse_region(stage)
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
@@ -279,7 +287,8 @@ def _run_job(
     cases = max(len(split.train) for split in splits.values())
     asked = request.replace(changes=_changes(workspace, request, source))
     replay = replay_for(workspace, planned, asked, run, list(splits))
-    made_from = _made_from(planned, folds, stage, source, replay)
+    region = region_for(workspace, planned, configuration, asked, run, list(splits))
+    made_from = _made_from(planned, folds, stage, source, replay, region)
     begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
     _check_options_of_data(options, splits, planned, replay)
@@ -294,7 +303,7 @@ def _run_job(
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
-        _notify(notify, planned, options, cases, replay)
+        _notify(notify, planned, options, cases, replay, region)
     stores = preprocess(planned, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
@@ -313,7 +322,19 @@ def _run_job(
     if replay is not None:
         names = {case.name for fold in splits for case in job.replayed(fold)}
         prepare_replay(workspace, replay, names, machine=request.machine)
+    if region is not None:
+        return _on_region(job, region, notify)
     return job if stage is None else _cascade(job, stage)
+
+
+def _on_region(job: RunJob, region: RunRegion, notify: Notify) -> RunJob:
+    """Finds the region of each case, and returns the job that draws its patches there."""
+    train = {name for split in job.splits.values() for name in split.train}
+    names = train | {name for split in job.splits.values() for name in split.validation}
+    boxes = find_regions(
+        region, job.planned, sorted(names), sorted(train), machine=job.machine, notify=notify
+    )
+    return replace(job, region=region, boxes=boxes)
 
 
 def _cascade(job: RunJob, stage: FirstStage) -> RunJob:
@@ -342,6 +363,7 @@ def _made_from(
     stage: FirstStage | None,
     source: Source | None,
     replay: Replay | None,
+    region: RunRegion | None,
 ) -> dict[str, str]:
     """Returns digests of the inputs of a run, besides its options."""
     return {
@@ -351,6 +373,7 @@ def _made_from(
         **({"first stage": stage.digest} if stage is not None else {}),
         **({"source": source.digest} if source is not None else {}),
         **(replay.made_from if replay is not None else {}),
+        **(region.made_from if region is not None else {}),
     }
 
 
@@ -360,6 +383,7 @@ def _notify(
     options: TrainingOptions,
     cases: int,
     replay: Replay | None,
+    region: RunRegion | None,
 ) -> None:
     """Tells the user what decides the training, and of a window unsuited to MR."""
     notify(why_schedule(options, cases))
@@ -373,6 +397,9 @@ def _notify(
         )
     if replay is not None:
         notify(replay.describe(planned.plan, options.replay_share))
+    if region is not None:
+        notify(region.describe())
+        note_seen_by(region, planned, notify)
 
 
 def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
@@ -383,6 +410,8 @@ def _changes(workspace: Workspace, request: TrainRequest, source: Source | None)
         changes["augment"] = spelled_out(changes["augment"])
     if changes.get("replay") is not None:
         changes["replay"] = replayed_name(workspace, changes["replay"])
+    if changes.get("roi_from") is not None and Path(changes["roi_from"]).exists():
+        changes["roi_from"] = str(Path(changes["roi_from"]).resolve())
     return changes
 
 
