@@ -48,6 +48,7 @@ class PatchBox:
 
 def start_in(
     bounds: Bounds,
+    shape_zyx: Sequence[int],
     patch_shape: Sequence[int],
     margin: Sequence[int],
     voxel: npt.NDArray[np.int32] | None,
@@ -55,10 +56,12 @@ def start_in(
 ) -> tuple[int, int, int]:
     """Draws the first voxel of a patch that lies on a box; in 2D the first value is the slice.
 
-    Along each axis the network's patch is inside the box; a patch that is longer is centred on it.
+    Along each axis the network's patch is inside the box. A patch that is longer is centred on it,
+    but does not leave the image for that: windows of a prediction do not leave it either.
 
     Args:
         bounds: The box.
+        shape_zyx: Shape of the image.
         patch_shape: 2 or 3 sizes of the patch that is cut out.
         margin: How much larger than the network's patch it is.
         voxel: A voxel (z, y, x) of the box that the patch is centred on as far as the box allows;
@@ -72,7 +75,8 @@ def start_in(
     for axis, (size, more) in enumerate(zip(patch_shape, margin, strict=True), start=len(start)):
         (low, high), patch = bounds[axis], size - more
         if patch >= high - low:
-            first = (low + high - patch) // 2
+            room = shape_zyx[axis] - patch
+            first = min(max((low + high - patch) // 2, min(0, room)), max(0, room))
         elif voxel is None:
             first = int(rng.integers(low, high - patch + 1))
         else:

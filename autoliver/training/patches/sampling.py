@@ -284,7 +284,7 @@ class PatchSampler:
         if box is not None:
             bounds = box.drawn(rng, shape)
             voxel = _voxel_to_show(case, rng, on_foreground=on_foreground, bounds=bounds)
-            return start_in(bounds, self.patch_shape, self.margin, voxel, rng)
+            return start_in(bounds, shape, self.patch_shape, self.margin, voxel, rng)
         voxel = _voxel_to_show(case, rng, on_foreground=on_foreground)
         plane = shape[3 - len(self.patch_shape) :]
         start = []

@@ -66,6 +66,18 @@ def test_large_patches_are_centred(margin):
                 assert abs((low + high) - (first + last)) <= 1
 
 
+# An image of 40 voxels; a box of its first or its last 12.
+@pytest.mark.parametrize(
+    ("size", "near", "far"), [(20, 0, 20), (30, 0, 10), (40, 0, 0), (44, -4, 0), (60, -20, 0)]
+)
+def test_large_patches_do_not_leave_the_image_in_order_to_be_centred(size, near, far):
+    case = make_case("a", (40, 40, 40), [(1, 1, 1)])
+    box = PatchBox(bounds=((0, 12), (28, 40), (28, 40)), jitter=(0.0, 0.0, 0.0))
+    draws = replace(sampler([case], (size,) * 3, (0,) * 3, 0.33), boxes=[box])
+    for place in draws.places(np.random.default_rng(1)):
+        assert place.start == (near, far, far)
+
+
 def test_slices_of_a_2d_training_are_those_of_the_box():
     draws = boxed((10, 10), (0, 0))
     slices = {p.start[0] for seed in range(100) for p in draws.places(np.random.default_rng(seed))}
