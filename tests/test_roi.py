@@ -11,15 +11,21 @@ import pytest
 from commands import run, told
 
 import autoliver
+from autoliver.datasets.cases import Dataset
 from autoliver.datasets.folds import Folds
 from autoliver.errors import ArtifactError, AutoliverError, ModelError, OptionError
 from autoliver.evaluation.results import Scores
 from autoliver.models.files import FoldModel, model_digest
 from autoliver.networks.checkpoint import load_weights
+from autoliver.pipeline.data import Planned
+from autoliver.pipeline.run.cascade import FirstStage
+from autoliver.pipeline.run.region import refuse_region, region_for
+from autoliver.pipeline.run.request import TrainRequest
+from autoliver.planning.plan import Plan
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
-from autoliver.workspace import RunFolder, Workspace
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
-NAME, OTHER = "Dataset001_Phantom", "Dataset002_PhantomMR"
+NAME = "Dataset001_Phantom"
 SHORT = ("--fold", 0, "--epochs", 1, "--iterations", 2)
 ROI = ("--roi", "liver", "--roi-from", f"{NAME}/2d")
 TRUTH = ("--roi", "liver", "--roi-truth")
@@ -349,6 +355,68 @@ def test_runs_with_and_without_a_region_predict_together(own: Place, tmp_path: P
     )
     assert len(list(out.glob("*.nii.gz"))) == 5
     run("select", NAME, "-w", own.workspace)
+
+
+@pytest.mark.parametrize("kind", ["file", "run", "dataset"])
+def test_a_finder_may_be_given_by_its_path(
+    own: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file, run_folder = tmp_path / "finder.autoliver", own.fold("2d").parent
+    run("export", f"{NAME}/2d", file, "-w", own.workspace)
+    named = {"file": file, "run": run_folder, "dataset": f"{NAME}/2d"}[kind]
+    # A name is not taken for a folder of raw data beside.
+    monkeypatch.chdir(own.data)
+    given = ("--roi", "liver", "--roi-from", named, "--tag", "x", "-w", own.workspace)
+    run("train", NAME, "2d", *SHORT, *given)
+    expected = "finder" if kind == "file" else f"{NAME}/2d"
+    assert own.model("2d+x").roi.model == expected
+    run(
+        "predict",
+        "-i",
+        own.data / NAME / "imagesTr",
+        "-o",
+        tmp_path / "out",
+        "-m",
+        f"{NAME}/2d+x",
+        "-w",
+        own.workspace,
+    )
+    if kind == "file":  # the same model under another name goes on
+        run(
+            "predict",
+            "-i",
+            own.data / NAME / "imagesTr",
+            "-o",
+            tmp_path / "out",
+            "-m",
+            f"{NAME}/2d+x",
+            "--roi-from",
+            f"{NAME}/2d",
+            "-w",
+            own.workspace,
+        )
+
+
+def test_cascades_are_refused(place: Place) -> None:
+    plan = Plan.load(place.workspace / NAME / "plan.json")
+    configuration = plan.configurations["3d_fullres"].replace(previous_stage="3d_lowres")
+    request = TrainRequest(
+        configuration="3d_cascade", changes={"roi": "liver", "roi_from": f"{NAME}/2d"}
+    )
+    folder = DatasetFolder(place.workspace / NAME)
+    planned = Planned(dataset=Dataset.load(folder.dataset), folder=folder, plan=plan)
+    with pytest.raises(OptionError, match="a cascade sees what its first stage finds"):
+        region_for(
+            Workspace(place.workspace),
+            planned,
+            configuration,
+            request,
+            RunFolder(folder.path / "runs/3d_cascade"),
+            [0],
+        )
+    low = RunFolder(place.fold("2d+roi").parent)
+    with pytest.raises(OptionError, match="has to see whole scans"):
+        refuse_region(FirstStage(run=low, found={}, digest=""))
 
 
 def test_in_3d(own: Place, tmp_path: Path) -> None:

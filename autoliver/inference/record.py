@@ -161,7 +161,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         """A digest of all that `differences` compares, as hex digits."""
         options = self.options.replace(folds=None)
         weights = [self._weights(region=False), self._weights(region=True)]
-        return digest([weights, self.cleaning, options, *([self.finders] if self.finders else [])])
+        return digest([weights, self.cleaning, options, *self._finders])
 
     def differences(self, other: "Prediction") -> list[str]:
         """Describes in words what the other prediction does differently; empty if nothing.
@@ -181,7 +181,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             found.append(
                 "other weights for --roi" if then == now else f"--roi {then}, not --roi {now}"
             )
-        if self.finders != other.finders:
+        if self._finders != other._finders:
             found.append(f"--roi-from {' and '.join(self.finders) or 'nothing'}, as it was then")
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
@@ -238,6 +238,11 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             and files[0].size == label_map.stat().st_size
             and files[0].hash == file_sha256(label_map)
         )
+
+    @property
+    def _finders(self) -> list[str]:
+        """What decides the regions, whatever the models are called; empty without regions."""
+        return sorted(self.finders.values())
 
     def _weights(self, *, region: bool) -> list[tuple[str, str]]:
         wanted = (each for each in self.networks if (each.part == "region") == region)

@@ -12,7 +12,7 @@ from autoliver.models.archive import ENDING
 from autoliver.models.files import MODEL_FILE, FoldModel, ModelFiles, Roi, load_infos, model_digest
 from autoliver.training.options import TrainingOptions
 from autoliver.transfer.labels import match_labels
-from autoliver.workspace import MODELS, RunFolder, Workspace
+from autoliver.workspace import MODELS, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.planning.plan import Plan
@@ -43,7 +43,20 @@ def region_name(text: str) -> str:
     Args:
         text: The model as it was given: a name, or the path of a file or folder.
     """
-    return Path(text).name.removesuffix(ENDING) if Path(text).is_file() else text
+    path = Path(text)
+    if path.is_file():
+        return path.name.removesuffix(ENDING)
+    if not is_place(text):
+        return text
+    run = RunFolder(path.resolve())
+    return run.name if run.finished else run.path.name
+
+
+def is_place(text: str) -> bool:
+    """Whether a model is given by the path of a file or folder rather than by its name."""
+    path = Path(text)
+    folder = path.resolve()  # so that "." has a name
+    return path.is_file() or bool(RunFolder(folder).finished or ModelFolder(folder).runs)
 
 
 def region_values(labels: Labels, label: str) -> tuple[int, ...]:

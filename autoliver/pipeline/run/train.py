@@ -20,6 +20,7 @@ from autoliver.pipeline.data import (
     remind,
     to_train,
 )
+from autoliver.pipeline.region import is_place
 from autoliver.pipeline.run.batch import check_batch
 from autoliver.pipeline.run.begin import Beginning, decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
@@ -410,7 +411,7 @@ def _changes(workspace: Workspace, request: TrainRequest, source: Source | None)
         changes["augment"] = spelled_out(changes["augment"])
     if changes.get("replay") is not None:
         changes["replay"] = replayed_name(workspace, changes["replay"])
-    if changes.get("roi_from") is not None and Path(changes["roi_from"]).exists():
+    if changes.get("roi_from") is not None and is_place(changes["roi_from"]):
         changes["roi_from"] = str(Path(changes["roi_from"]).resolve())
     return changes
 
