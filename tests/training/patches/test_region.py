@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_trainings import ArrayCase
+import torch
+from small_trainings import PATCH, ArrayCase, make_task, stop_after, timeless
 
 from autoliver.datasets.cases import CaseFacts
+from autoliver.training.augment.batch import augmentation
+from autoliver.training.fold import patch_stream
+from autoliver.training.loop import train_fold
 from autoliver.training.patches.region import PatchBox
 from autoliver.training.patches.sampling import PatchSampler, PatchStream
 
@@ -124,3 +128,40 @@ def test_cases_without_a_box_are_drawn_as_ever():
     without = replace(plain, boxes=[None])
     places = [s.places(np.random.default_rng(4)) for s in (plain, without)]
     assert places[0] == places[1]
+
+
+def boxed_task(folder, **options):
+    """All cases but the first have a box, in slices 1 to 3."""
+    task = make_task(folder, schedule="nnunet", **options)
+    box = PatchBox(bounds=((1, 4), (2, 18), (4, 22)), jitter=(1.0, 3.0, 3.0))
+    names = [case.facts.name for case in (*task.train, *task.validation)]
+    return replace(task, boxes=dict.fromkeys(names[1:], box))
+
+
+def test_boxes_of_held_out_cases_are_not_moved(tmp_path):
+    task = boxed_task(tmp_path)
+    spec = augmentation(task.configuration, "default", mirror=True)
+    moved = patch_stream(task, task.train, spec, number=0)
+    exact = patch_stream(task, task.validation, None, number=1)
+
+    def slices(stream, cases):
+        places = [place for number in range(150) for place in stream.places(number)]
+        return {place.start[0] for place in places if place.case in cases}
+
+    assert slices(moved, {1, 2, 3}) == {0, 1, 2, 3, 4}
+    assert slices(moved, {0}) == set(range(6))
+    assert slices(exact, {0}) == {1, 2, 3}
+    columns = {place.start[2] for number in range(150) for place in exact.places(number)}
+    assert columns == set(range(4, 22 - PATCH[1] + 1))
+
+
+def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+    given = {"epochs": 2, "iterations": 3, "deterministic": True}
+    whole = train_fold(boxed_task(tmp_path / "whole", **given))
+    part = boxed_task(tmp_path / "part", **given)
+    assert not train_fold(part, stop=stop_after(4)).finished
+    resumed = train_fold(part)
+    assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
+    assert timeless(resumed.logs) == timeless(whole.logs)
+    other = train_fold(boxed_task(tmp_path / "other", **given, seed=1))
+    assert any(not torch.equal(other.weights[name], whole.weights[name]) for name in whole.weights)
