@@ -222,8 +222,8 @@ def find_regions(
         raise OptionError(
             f"--roi {region.roi.label}: {region.finder.name} finds none in any of "
             f"{counted(len(train), 'training case')}.",
-            hint="Look at what it predicts (autoliver predict), and name a model that finds the "
-            "label in these images.",
+            hint="Look at what it predicts (autoliver predict -i IN -o OUT -m MODEL), and name a "
+            "model that finds the label in these images.",
         )
     if missing:
         notify(
