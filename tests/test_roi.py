@@ -187,6 +187,12 @@ def test_every_output_says_that_regions_were_those_of_the_reference(
     )
     box = [[a, b] for a, b in zip(spots.min(0), spots.max(0) + 1, strict=True)]
     assert not found[~grown(box, 10.0, found.shape)].any()
+    run("select", NAME, "-w", own.workspace)
+    pairs = list((own.workspace / NAME / "selection").rglob("scores.json"))
+    assert len(pairs) == 3
+    for path in pairs:
+        warned = any("--roi-truth" in each for each in Scores.load(path).warnings)
+        assert warned == ("truth" in str(path))
     # New cases have no reference.
     given = (
         "predict",
@@ -238,9 +244,13 @@ def test_a_training_case_without_liver_is_shown_whole_and_none_at_all_is_refused
         run("train", NAME, "2d", *SHORT, *ROI, "--tag", "y", "-w", own.workspace)
 
 
-def test_an_exported_model_needs_its_finder(own: Place, tmp_path: Path) -> None:
+def test_an_exported_model_needs_its_finder(
+    own: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file, other = tmp_path / "roi.autoliver", tmp_path / "other"
     run("export", f"{NAME}/2d+roi", file, "-w", own.workspace)
+    said = f"near the liver that {NAME}/2d finds, which the file does not hold"
+    assert said in caplog.text
     given = ("-i", own.data / NAME / "imagesTr", "-m", file, "-w", other)
     with pytest.raises(ModelError, match="an exported file does not hold it") as caught:
         run("predict", "-o", tmp_path / "a", *given)
@@ -267,7 +277,7 @@ def test_an_exported_model_needs_its_finder(own: Place, tmp_path: Path) -> None:
 
 def test_a_finder_that_was_trained_again_is_another_one(own: Place, tmp_path: Path) -> None:
     run("train", NAME, "2d", *SHORT, "--fresh", "-w", own.workspace)
-    with pytest.raises(ModelError, match="has other weights by now"):
+    with pytest.raises(ModelError, match="has other weights or cleaning rules by now"):
         run(
             "predict",
             "-i",

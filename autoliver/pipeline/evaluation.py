@@ -28,18 +28,12 @@ from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.region import OF_TRUTH
 from autoliver.values import check_text, check_texts, check_types, set_field
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import MetricOptions, Scores
-
-
-# Of folds that were trained with --roi-truth.
-OF_TRUTH = (
-    "The regions of held-out cases came from their reference labels (--roi-truth): the scores are "
-    "too good."
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from autoliver.pipeline.prediction import (
     model_need,
     predict_as_asked,
 )
-from autoliver.pipeline.region import find_finders
+from autoliver.pipeline.region import OF_TRUTH, find_finders, regions_of
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -151,6 +151,9 @@ class _Pair:
         if len(known.cases) == len(self.jobs):
             return known
         machine = fold.request.machine
+        runs = [fold.folder.path / "runs" / name for name in self.names]
+        parts = [RunFolder(run).files(str(fold.fold)) for run in runs]
+        truth = any(roi.truth for part in parts for roi in regions_of(part))
         scores = score_files(
             self.files(fold),
             labels=fold.labels,
@@ -159,6 +162,8 @@ class _Pair:
             executor=machine.pool("score", need=score_need, light=True),
             progress=case_bar(f"score {' + '.join(self.names)} fold {fold.fold}", len(self.jobs)),
         ).replace(made_from=known.made_from)
+        if truth:
+            scores = scores.replace(warnings=(OF_TRUTH, *scores.warnings))
         scores.save(path)
         return scores
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from autoliver.planning.plan import Plan
 
 
+# Of folds that were trained with --roi-truth.
+OF_TRUTH = (
+    "The regions of held-out cases came from their reference labels (--roi-truth): the scores are "
+    "too good."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finder:
     """What finds a region in a case.
@@ -189,6 +196,12 @@ def home_of(files: ModelFiles) -> Workspace | None:
     return None
 
 
+def regions_of(files: ModelFiles) -> tuple[Roi, ...]:
+    """Returns the regions that the members of a model predict in, each once."""
+    infos = (FoldModel.load(member.folds[0] / MODEL_FILE) for member in files.members)
+    return tuple(dict.fromkeys(info.roi for info in infos if info.roi is not None))
+
+
 def truth_notes(files: ModelFiles) -> tuple[str, ...]:
     """Says which members were trained on the regions of reference labels."""
     infos = [(m, FoldModel.load(m.folds[0] / MODEL_FILE)) for m in files.members]
@@ -220,7 +233,11 @@ def _trained_with(workspace: Workspace, fold: object, name: str, roi: Roi, plan:
         if finder.digest == roi.digest:
             return finder
         changed = True
-    why = "has other weights by now" if changed else f"is not in {workspace.root.absolute()}"
+    why = (
+        "has other weights or cleaning rules by now"
+        if changed
+        else f"is not in {workspace.root.absolute()}"
+    )
     raise ModelError(
         f"{name} predicts near the {roi.label} alone. The model that finds it, {roi.model}, {why}; "
         "an exported file does not hold it.",
