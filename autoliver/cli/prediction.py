@@ -97,6 +97,14 @@ def predict(
         ),
     ] = 0.5,
     roi: Roi = "off",
+    roi_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="For a model that was trained on a region (train --roi): the model that finds it. "
+            "[default: the one it was trained with]",
+        ),
+    ] = None,
     modality: Modality = "auto",
     probabilities: Annotated[
         bool,
@@ -159,6 +167,7 @@ def predict(
         probabilities=probabilities,
         uncertainty=uncertainty,
         roi=None if roi == "off" else roi,
+        roi_from=roi_from,
         modality=modality,
         exact=exact,
         match=match,

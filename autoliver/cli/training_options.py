@@ -28,6 +28,14 @@ def sizes(text: str) -> tuple[int, ...]:
         return patch_sizes(text)
 
 
+def weights(text: str) -> tuple[float, ...] | str:
+    """The weights in a text, the value of `--class-weights`; "balanced" stays as it is."""
+    from autoliver.training.objectives.choice import weights_of_classes
+
+    with misuse("--class-weights"):
+        return weights_of_classes(text)
+
+
 def kept_share(text: str) -> float | str:
     """The share in a text, the value of `--keep-source`; "auto" stays as it is."""
     from autoliver.errors import OptionError
@@ -216,7 +224,18 @@ Loss = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(OBJECTIVES),
-        help=f"Loss: Dice plus this kind of cross-entropy. [default: {DEFAULT_OBJECTIVE}]",
+        help="Loss: Dice plus this kind of cross-entropy, or the focal Tversky loss alone. "
+        f"[default: {DEFAULT_OBJECTIVE}]",
+        rich_help_panel=LEARNING,
+    ),
+]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="balanced|W,W,...",
+        help="Weight of each class in the cross-entropy, background first; balanced: the rarer its "
+        "voxels in the training cases, the higher, up to 100 times the lowest. [default: all "
+        "alike]",
         rich_help_panel=LEARNING,
     ),
 ]
@@ -264,6 +283,43 @@ OutsideNegative = Annotated[
         help="Learn that a tumour is absent further than this from the liver, in cases in which "
         "nobody has annotated tumours. [default: nothing is learnt of it there]",
         rich_help_panel=LEARNING,
+    ),
+]
+RoiLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--roi",
+        metavar="LABEL",
+        help="Train on the region around this label, such as liver, that --roi-from finds; the "
+        "model then predicts nothing outside of it. [default: whole scans]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="With --roi: the trained model that finds the label, in training and whenever this "
+        "model predicts. [default: none]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiMargin = Annotated[
+    float | None,
+    typer.Option(
+        "--roi-margin-mm",
+        metavar="MM",
+        help="With --roi: how far the region reaches beyond the label. [default: 10]",
+        rich_help_panel=PATCHES,
+    ),
+]
+RoiTruth = Annotated[
+    bool,
+    typer.Option(
+        "--roi-truth",
+        help="With --roi: take the region from the reference labels, also for the scores of "
+        "held-out cases, which are then too good. [default: --roi-from]",
+        rich_help_panel=PATCHES,
     ),
 ]
 Augment = Annotated[

@@ -11,9 +11,11 @@ from autoliver.models.files import (
     WEIGHTS_FILE,
     ModelFiles,
     Place,
+    Roi,
     check_members,
     check_previous,
     load_infos,
+    shared_roi,
 )
 from autoliver.models.selection import CleaningRule
 from autoliver.planning.plan import Configuration, Plan
@@ -47,6 +49,7 @@ class Member:
             that is not known.
         next_stage_cleaning: Rules applied to its label map before a cascade takes it as input.
         lesion_classes: Labels that are classes of lesions to every fold; empty if there are none.
+        roi: The region that it predicts in; None: whole scans.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Member:
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     lesion_classes: tuple[str, ...] = ()
+    roi: Roi | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
         histograms=mean_histograms(histograms) if all(histograms) else (),
         cross_modal=all(info.augment not in _OWN_MODALITY_ALONE for info in infos),
         lesion_classes=_shared([info.lesion_classes for info in infos]),
+        roi=shared_roi(infos, name=name),
     )
 
 

@@ -38,6 +38,21 @@ class UsedModality(Record, frozen=True, kw_only=True):
     how: str = "normalised as planned"
 
 
+class UsedRegion(Record, frozen=True, kw_only=True):
+    """The region of a case that a model predicts in.
+
+    Attributes:
+        label: The label that it is around.
+        finder: Name of the model that found it, or "the reference label".
+        box: First and last-plus-one voxel of the label per axis of the array (z, y, x), without the
+            margin; None if it was not found, so that the whole scan was predicted.
+    """
+
+    label: str
+    finder: str
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+
+
 class PredictOptions(Record, frozen=True, kw_only=True):
     """The options of prediction.
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.datasets.cases import Modality
+from autoliver.errors import ModelError
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
-from autoliver.inference.roi import Region, Window, find_region, near_windows
+from autoliver.inference.roi import BoxRegion, Region, Window, find_region, near_windows
 from autoliver.inference.window import (
     Scan,
     box_of,
@@ -26,9 +27,12 @@ from autoliver.inference.window import (
 )
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
+from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Configuration, Normalization
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
+from autoliver.preprocessing.crop import Bounds
 from autoliver.preprocessing.histogram import match_volume
+from autoliver.preprocessing.region import grown_ends, inner_box
 from autoliver.training.determinism import same_bits
 
 OnWindows = Callable[[str, int], Callable[[], object]]
@@ -48,6 +52,8 @@ class PreparedCase:
         coarse: The case on the finder's grid; None if the model has no finder.
         modality: The modality by which the case is normalised; None to normalise it as planned.
         match: Whether its values are matched to the histograms of each member instead.
+        boxes: `Roi.key` -> the box of the region that members with this region predict in, on the
+            image's grid; None: nothing was found, so that they predict the whole image.
     """
 
     name: str
@@ -56,6 +62,7 @@ class PreparedCase:
     coarse: Preprocessed | None = None
     modality: Modality | None = None
     match: bool = False
+    boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -66,6 +73,7 @@ class PreparedCase:
         *,
         modality: Modality | None = None,
         match: bool = False,
+        boxes: Mapping[str, Bounds | None] | None = None,
     ) -> "PreparedCase":
         """Preprocesses an image for every member of a model."""
 
@@ -87,6 +95,7 @@ class PreparedCase:
             coarse=None if model.finder is None else prepare(model.finder),
             modality=modality,
             match=match,
+            boxes=boxes or {},
         )
 
 
@@ -149,8 +158,31 @@ def outputs(
                 name=case.name,
                 modality=case.modality,
             )
-        results.append(_output(member, prepared, options, region, on_windows))
+        box = _region_box(member, case, prepared)
+        results.append(_output(member, prepared, options, region, on_windows, box))
     return tuple(results)
+
+
+def _region_box(member: Member, case: PreparedCase, prepared: Preprocessed) -> Box | None:
+    """Returns the part of the network's grid that a member predicts in; None for all of it.
+
+    Raises:
+        ModelError: The member predicts in a region, and nobody has said where it is.
+    """
+    roi = member.roi
+    if roi is None:
+        return None
+    if roi.key not in case.boxes:
+        raise ModelError(
+            f"{member.name} predicts near the {roi.label} alone, and it is not known where that "
+            "is.",
+            hint="Predict files: autoliver predict -i IN -o OUT -m MODEL --roi-from MODEL",
+        )
+    found = case.boxes[roi.key]
+    if found is None:
+        return None
+    ends = grown_ends(found, roi.margin_mm, prepared.properties)
+    return inner_box(ends, prepared.image.shape[1:])
 
 
 def _find(
@@ -186,11 +218,12 @@ def _output(
     options: PredictOptions,
     region: "_Found | None",
     on_windows: OnWindows | None,
+    box: Box | None = None,
 ) -> Output:
     name = case.properties.name
     average = member.configuration.average
     passes = _passes(member, options)
-    windows = _windows(member, case, options, region)
+    windows = _windows(member, case, options, region, box)
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
         tick = on_windows(name, len(windows) * len(passes))
@@ -212,7 +245,7 @@ def _output(
                 windows=windows,
                 on_window=tick,
             )
-            if region is not None:
+            if region is not None or box is not None:
                 background, others = certain_background(average, regions=regions)
                 _fill_gaps(whole, background, others)
             found: npt.NDArray[np.float32] = whole.cpu().numpy()
@@ -229,11 +262,22 @@ def _output(
     if spread is not None:
         spread /= len(passes)
     within = None
-    if region is not None:
+    if region is not None or box is not None:
         within = box_of(windows, case.image.shape[1:], member.configuration.patch_shape)
-    return Output(
+    output = Output(
         logits=logits, properties=case.properties, spread=spread, within=within, average=average
     )
+    return output if box is None or within is None else _only(output, within, box)
+
+
+def _only(found: Output, within: Box, box: Box) -> Output:
+    """Returns the part of an output in a box of the network's grid, which it covers."""
+    kept = tuple(
+        slice(own.start - there.start, own.stop - there.start)
+        for own, there in zip(box, within, strict=True)
+    )
+    spread = None if found.spread is None else found.spread[:, *kept]
+    return replace(found, logits=found.logits[:, *kept], spread=spread, within=box)
 
 
 def _passes(member: Member, options: PredictOptions) -> list[tuple[nn.Module, ...]]:
@@ -245,10 +289,19 @@ def _passes(member: Member, options: PredictOptions) -> list[tuple[nn.Module, ..
 
 
 def _windows(
-    member: Member, case: Preprocessed, options: PredictOptions, found: "_Found | None"
+    member: Member,
+    case: Preprocessed,
+    options: PredictOptions,
+    found: "_Found | None",
+    box: Box | None,
 ) -> list[Window]:
     shape, patch = case.image.shape[1:], member.configuration.patch_shape
     windows = windows_of(shape, patch, options.step)
+    if box is not None:
+        padded = padded_shape(shape, patch)
+        before = [(wide - size) // 2 for wide, size in zip(padded, shape, strict=True)]
+        own = BoxRegion.of(box, padded, before=before)
+        return near_windows(windows, padded, own, step=options.step)
     if found is None:
         return windows
     turn = found.reorientation.inverse.then(case.properties.reorientation)

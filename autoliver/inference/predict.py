@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from autoliver.io.volume import Geometry, Volume
 from autoliver.memory import running_out
 from autoliver.planning.ranges import SeenImages, channel_range
 from autoliver.preprocessing.case import backward_logits
+from autoliver.preprocessing.crop import Bounds
 from autoliver.values import counted
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
@@ -59,6 +60,8 @@ class PredictJob:
         output: The file that its label map is written to.
         modality: Its modality, if that is known; a model of both CT and MR then need not find out.
         lesions: A label map of its lesions, if they are given and only their class is predicted.
+        boxes: `Roi.key` -> the box of the region that members with this region predict in, on the
+            image's grid; None: nothing was found, so that they predict the whole image.
     """
 
     name: str
@@ -66,6 +69,7 @@ class PredictJob:
     output: Path
     modality: Modality | None = None
     lesions: Path | None = None
+    boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -246,6 +250,11 @@ def predict_volume(
     return _labels(model, found, image.geometry, name)[0]
 
 
+def label_map(model: Model, found: Sequence[Output], name: str) -> LabelArray:
+    """Returns the label map (z, y, x) of the members' outputs, for callers that write none."""
+    return _labels(model, found, found[0].properties.geometry, name)[0]
+
+
 def lesion_labels(model: Model) -> LesionLabels:
     """Returns which labels of a model are lesions; none for most models."""
     labels, classes = model.plan.labels, model.lesion_classes
@@ -357,7 +366,7 @@ def _prepare(
     with _naming(job.name):
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)
-        decided, case = _prepared(model, _read(job), options, job.name)
+        decided, case = _prepared(model, _read(job), options, job.name, job.boxes)
     listener.on_modality(job, decided)
     return case
 
@@ -371,7 +380,11 @@ def _read(job: PredictJob) -> Volume:
 
 
 def _prepared(
-    model: Model, image: Volume, options: PredictOptions, name: str
+    model: Model,
+    image: Volume,
+    options: PredictOptions,
+    name: str,
+    boxes: Mapping[str, Bounds | None] | None = None,
 ) -> tuple[UsedModality, PreparedCase]:
     """Checks that a case fits all networks and preprocesses it for them."""
     check_image(model, image, name=name)
@@ -384,7 +397,8 @@ def _prepared(
     match = options.match and model.plan.is_foreign(modality)
     if options.match:
         check_histograms(model)
-    return decided, PreparedCase.of(model, image, name, modality=modality, match=match)
+    case = PreparedCase.of(model, image, name, modality=modality, match=match, boxes=boxes)
+    return decided, case
 
 
 def _compare_with_training(

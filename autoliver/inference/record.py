@@ -18,7 +18,13 @@ from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.inference.options import AS_IT_IS, ModalityChoice, PredictOptions, UsedModality
+from autoliver.inference.options import (
+    AS_IT_IS,
+    ModalityChoice,
+    PredictOptions,
+    UsedModality,
+    UsedRegion,
+)
 from autoliver.io.detached import data_files
 from autoliver.io.header import split_ending
 from autoliver.locks import one_at_a_time
@@ -126,6 +132,9 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         written: Maps them to the files that were written: the label map and, if asked for, the
             probabilities and the map of uncertainty.
         modalities: Maps them to the modality by which their images were normalised.
+        finders: For a model that predicts in regions, the models that find them: name -> digest.
+        regions: Maps label maps to the regions that they were predicted in; empty without them.
+        notes: What whoever reads the label maps should know of the model, in sentences.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -140,6 +149,9 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     voxels: dict[str, str] = msgspec.field(default_factory=dict)
     written: dict[str, tuple[WrittenFile, ...]] = msgspec.field(default_factory=dict)
     modalities: dict[str, UsedModality] = msgspec.field(default_factory=dict)
+    finders: dict[str, str] = msgspec.field(default_factory=dict)
+    regions: dict[str, tuple[UsedRegion, ...]] = msgspec.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def folds(self) -> str:
@@ -151,7 +163,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         """A digest of all that `differences` compares, as hex digits."""
         options = self.options.replace(folds=None)
         weights = [self._weights(region=False), self._weights(region=True)]
-        return digest([weights, self.cleaning, options])
+        return digest([weights, self.cleaning, options, *self._finders])
 
     def differences(self, other: "Prediction") -> list[str]:
         """Describes in words what the other prediction does differently; empty if nothing.
@@ -171,6 +183,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             found.append(
                 "other weights for --roi" if then == now else f"--roi {then}, not --roi {now}"
             )
+        if self._finders != other._finders:
+            found.append(f"--roi-from {' and '.join(self.finders) or 'nothing'}, as it was then")
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
         for name in ("step", "mirror", "modality", "exact", "match", "lesions"):
@@ -195,6 +209,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         predicted: str,
         files: Sequence[Path],
         modality: UsedModality,
+        regions: tuple[UsedRegion, ...] = (),
     ) -> "Prediction":
         """Adds a label map that is finished.
 
@@ -204,6 +219,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             predicted: The `voxel_hash` of its labels.
             files: The files that were written for the case, the label map first.
             modality: The modality by which the images were normalised.
+            regions: The regions that it was predicted in.
         """
         written = [WrittenFile(name=path.name, size=path.stat().st_size) for path in files]
         written[0] = written[0].replace(hash=file_sha256(files[0]))
@@ -212,6 +228,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             voxels={**self.voxels, name: predicted},
             written={**self.written, name: tuple(written)},
             modalities={**self.modalities, name: modality},
+            regions={**self.regions, **({name: regions} if regions else {})},
         )
 
     def is_as_written(self, label_map: Path) -> bool:
@@ -223,6 +240,11 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             and files[0].size == label_map.stat().st_size
             and files[0].hash == file_sha256(label_map)
         )
+
+    @property
+    def _finders(self) -> list[str]:
+        """What decides the regions, whatever the models are called; empty without regions."""
+        return sorted(self.finders.values())
 
     def _weights(self, *, region: bool) -> list[tuple[str, str]]:
         wanted = (each for each in self.networks if (each.part == "region") == region)
@@ -519,6 +541,7 @@ def save_record(path: Path, record: Prediction) -> None:
                     voxels={**there.voxels, **record.voxels},
                     written={**there.written, **record.written},
                     modalities={**there.modalities, **record.modalities},
+                    regions={**there.regions, **record.regions},
                 )
             if there == record:
                 return

@@ -1,4 +1,4 @@
-"""Limits prediction to the windows of a fine grid that are near the foreground of a coarse model.
+"""Limits prediction to the windows that are near the foreground of a coarse model, or in a box.
 
 Positions and lengths are shares of the image's axes, so they apply to any grid over the image.
 """
@@ -72,6 +72,40 @@ class Region:
         return inside > 0
 
 
+@dataclass(frozen=True, slots=True)
+class BoxRegion:
+    """A box as a region.
+
+    Attributes:
+        ends: Its first and last point along each axis, as shares of the axis.
+    """
+
+    ends: Sequence[tuple[float, float]]
+
+    @classmethod
+    def of(cls, box: Box, shape_zyx: Sequence[int], *, before: Sequence[int]) -> "BoxRegion":
+        """Makes the region of a box of an image on the padded grid of its windows.
+
+        Args:
+            box: The box of the image.
+            shape_zyx: Shape of the padded grid.
+            before: How many voxels are padded before the image, per axis.
+        """
+        return cls(
+            [
+                ((part.start + more) / size, (part.stop + more) / size)
+                for part, size, more in zip(box, shape_zyx, before, strict=True)
+            ]
+        )
+
+    def touches(self, shares: Sequence[tuple[float, float]]) -> bool:
+        """Whether another box, given as in `Region.touches`, shares a part with this one."""
+        return all(
+            low < stop and high > start
+            for (low, high), (start, stop) in zip(shares, self.ends, strict=True)
+        )
+
+
 def find_region(
     mask: npt.NDArray[np.bool_], spacing_mm: Sequence[float], *, margin_mm: float = MARGIN_MM
 ) -> Region | None:
@@ -96,7 +130,11 @@ def find_region(
 
 
 def near_windows(
-    windows: Iterable[Window], shape_zyx: Sequence[int], region: Region, *, step: float
+    windows: Iterable[Window],
+    shape_zyx: Sequence[int],
+    region: Region | BoxRegion,
+    *,
+    step: float,
 ) -> list[Window]:
     """Returns the windows whose middle touches the region.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from autoliver.artifacts import Artifact, Readable, file_sha256
+from autoliver.artifacts import Artifact, Readable, Record, digest, file_sha256
 from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
@@ -27,6 +27,29 @@ SCORES_FILE = "scores.json"
 
 
 _MEND = "autoliver train DATASET CONFIG --fold N --fresh"
+
+
+class Roi(Record, frozen=True, kw_only=True):
+    """The region of interest that a model was trained on, and predicts in.
+
+    Attributes:
+        label: The label whose box the region is.
+        margin_mm: By how much the box is grown on each side.
+        model: Name of the model that finds the label; empty with `truth`.
+        digest: `model_digest` of this model; empty with `truth`.
+        truth: Whether the region came from reference labels.
+    """
+
+    label: str
+    margin_mm: float
+    model: str = ""
+    digest: str = ""
+    truth: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells regions of different labels or models apart, whatever their margin."""
+        return digest([self.label, self.digest, self.truth])
 
 
 class FoldModel(Artifact, frozen=True, kw_only=True):
@@ -62,6 +85,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
             as in nnU-Net v1; those for the final label map are the model's.
         lesion_classes: Labels that are classes of lesions; with two or more, every connected lesion
             of its label maps gets one of them. Empty for models that were not trained to do so.
+        roi: The region that it was trained on; None: whole scans.
     """
 
     KIND: ClassVar[str] = "model"
@@ -86,6 +110,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     next_stage_cleaning: tuple[CleaningRule, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     lesion_classes: tuple[str, ...] = ()
+    roi: Roi | None = None
 
     @property
     def decisions(self) -> Configuration:
@@ -267,6 +292,17 @@ def together(models: Sequence[ModelFiles]) -> ModelFiles:
     )
 
 
+def model_digest(files: ModelFiles) -> str:
+    """Returns a digest of all that decides a model's label maps: its weights and cleaning rules.
+
+    Raises:
+        ArtifactError: A model.json is missing or damaged.
+    """
+    folds = [fold for member in files.members for fold in (*member.folds, *member.previous)]
+    weights = [FoldModel.load(fold / MODEL_FILE, mend=_MEND).weights_sha256 for fold in folds]
+    return digest([weights, files.cleaning])
+
+
 def save_fold(folder: Path, weights: "dict[str, Tensor]", info: FoldModel) -> None:
     """Writes the weights and then model.json, whose presence marks the fold as finished.
 
@@ -303,6 +339,23 @@ def load_infos(folders: Sequence[Place], *, name: str) -> list[FoldModel]:
                 hint="Predict with one of them (--folds), or train the others again.",
             )
     return infos
+
+
+def shared_roi(infos: Sequence[FoldModel], *, name: str) -> Roi | None:
+    """Returns the region that all folds of a run were trained on; None: whole scans.
+
+    Raises:
+        ModelError: They were trained on different ones.
+    """
+    first = infos[0]
+    for info in infos[1:]:
+        if info.roi != first.roi:
+            raise ModelError(
+                f"{name}: folds {first.fold} and {info.fold} were trained on different regions "
+                "(--roi).",
+                hint="Predict with one of them (--folds), or train the others again.",
+            )
+    return first.roi
 
 
 def check_previous(

@@ -116,6 +116,12 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
 
 
 def _check_fold(info: FoldModel) -> None:
+    if info.roi is not None:
+        raise ModelError(
+            f"{info.plan.dataset}: the model predicts in a region that another one finds (--roi), "
+            "which nnU-Net cannot do.",
+            hint="Export it for autoliver: leave out --format nnunet",
+        )
     if info.fold != "all" and not (info.fold.isascii() and info.fold.isdigit()):
         raise ModelError(
             f"{info.plan.dataset}: a fold is named {info.fold!r}; expected a number or 'all'.",

@@ -28,7 +28,8 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.prediction import PredictRequest, Told, predict
+from autoliver.pipeline.region import OF_TRUTH
 from autoliver.values import check_text, check_texts, check_types, first_few, set_field
 from autoliver.workspace import RunFolder, Workspace
 
@@ -451,15 +452,17 @@ def predict_held_out(
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
     folder = FoldFolder(run.fold(fold)).validation
+    drawn = {case.name: Path(case.label) for case in cases if case.label}
     lesions: dict[str, Path] = {}
     if FoldModel.load(FoldFolder(run.fold(fold)).model).needs_lesions:
-        lesions = {case.name: Path(case.label) for case in cases if case.label}
+        lesions = drawn
         _log.warning(
             "%s: a classifier is told where lesions are, here by the reference: of its scores, "
             "only the classes mean anything.",
             run.name,
         )
-    written = predict(files, images, folder, request, modalities=kinds, lesions=lesions)
+    told = Told(modalities=kinds, references=drawn, lesions=lesions)
+    written = predict(files, images, folder, request, told=told)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
 
 
@@ -477,5 +480,8 @@ def score_held_out(
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
     scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
     scores = scores.grouped(groups_of(cases))
+    roi = FoldModel.load(FoldFolder(run.fold(fold)).model).roi
+    if roi is not None and roi.truth:
+        scores = scores.replace(warnings=(OF_TRUTH, *scores.warnings))
     scores.save(path)
     return scores

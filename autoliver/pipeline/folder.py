@@ -15,16 +15,18 @@ from autoliver.datasets.folds import folds_text
 from autoliver.datasets.layouts import image_files, label_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
-from autoliver.inference.options import UsedModality
+from autoliver.inference.options import UsedModality, UsedRegion
 from autoliver.inference.record import RECORD_FILE, REPLACED
 from autoliver.io.header import split_ending
 from autoliver.locks import only_one_kind
 from autoliver.pipeline.prediction import (
     PredictRequest,
     find_finder,
+    locate,
     predict_as_asked,
     too_large,
 )
+from autoliver.pipeline.region import Finder, find_finders, truth_notes
 from autoliver.system import entries, in_words
 from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
@@ -166,6 +168,13 @@ def predict_folder(
         raise OptionError("-i names no images.", hint="Give a folder of images, or images.")
     failures: list[Failure] = []
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
+    finders = find_finders(workspace, chosen, request.roi_from)
+    if request.roi is not None and finders:
+        raise OptionError(
+            f"--roi {request.roi}: {chosen.name} predicts in a region as it is, near the "
+            f"{finders[0].roi.label}.",
+            hint="Leave --roi out; --roi-from MODEL names another model that finds the region.",
+        )
     if request.roi is not None:
         chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
@@ -187,10 +196,15 @@ def predict_folder(
         roi=request.roi,
         lesions=request.lesions,
     )
+    now = now.replace(
+        finders={finder.name: finder.digest for finder in finders}, notes=truth_notes(chosen)
+    )
+    for sentence in now.notes if todo else ():
+        _log.warning("%s", sentence)
     with _claimed(targets, now) if todo else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
-            work = _Recording(targets.record, record, request, failures)
+            work = _Recording(targets.record, record, request, failures, finders)
             work.predict(chosen, standing)
     failed = {failure.case for failure in failures}
     done = Predicted(
@@ -352,6 +366,7 @@ class _Recording:
         record: The record so far.
         request: How to predict.
         failures: Takes the cases that fail.
+        finders: What finds the regions that the model predicts in.
         modalities: File names of label maps -> the modality that their images are normalised by.
     """
 
@@ -359,6 +374,7 @@ class _Recording:
     record: "Prediction"
     request: PredictRequest
     failures: list[Failure]
+    finders: tuple[Finder, ...]
     modalities: dict[str, UsedModality] = field(default_factory=dict)
 
     @property
@@ -416,6 +432,7 @@ class _Recording:
         listener = Listener(
             on_modality=decided, on_lesions=measured, on_case=note, on_failure=self._fail
         )
+        todo = locate(self.finders, todo, self.request, listener=listener)
         if todo:
             predict_as_asked(model, todo, self.request, listener=listener)
 
@@ -429,7 +446,13 @@ class _Recording:
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         files = [job.output, *further]
-        self.record = record.with_case(name, made_from, predicted, files, self.modalities[name])
+        regions = tuple(
+            UsedRegion(label=f.roi.label, finder=f.name, box=job.boxes[f.roi.key])
+            for f in self.finders
+        )
+        self.record = record.with_case(
+            name, made_from, predicted, files, self.modalities[name], regions
+        )
         save_record(self.path, self.record)
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:

@@ -1,6 +1,7 @@
 """Exports models to files and imports models from files or folders."""
 
 import fnmatch
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from autoliver.models.archive import (
 from autoliver.models.archive_zip import is_archive
 from autoliver.models.files import ModelFiles, fold_of
 from autoliver.nnunet.exchange import export_for_nnunet, save_imported
+from autoliver.pipeline.region import regions_of
 from autoliver.planning.names import ConfigurationName
 from autoliver.values import check_types, set_field
 from autoliver.workspace import MODELS, ModelFolder, Workspace
+
+_log = logging.getLogger(__name__)
 
 Format = Literal["autoliver", "nnunet"]
 # The checkpoints of nnU-Net v2 and v1.
@@ -160,6 +164,11 @@ def export_model(
     request = request or ExportRequest()
     files = workspace.model_to_predict(model, folds=request.folds)
     name = _WRITERS[request.format](files, target, request)
+    for roi in regions_of(files):
+        _log.warning(
+            "%s predicts near the %s that %s finds, which the file does not hold.",
+            *(name, roi.label, roi.model or "a model (--roi-from)"),
+        )
     return Moved(name=name, path=target, facts=model_facts(files))
 
 

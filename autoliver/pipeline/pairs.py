@@ -13,8 +13,14 @@ from autoliver.datasets.cases import Case, Labels, unscored_labels
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.prediction import PredictRequest, model_need, predict_as_asked
-from autoliver.workspace import DatasetFolder, RunFolder
+from autoliver.pipeline.prediction import (
+    PredictRequest,
+    locate,
+    model_need,
+    predict_as_asked,
+)
+from autoliver.pipeline.region import OF_TRUTH, find_finders, regions_of
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.evaluation.results import Scores
@@ -90,11 +96,15 @@ class FoldPairs:
 
         members = tuple(run.member(str(self.fold)) for run in self.runs)
         files = ModelFiles(name=f"{self.folder.name} fold {self.fold}", members=members)
+        home = Workspace(self.folder.path.parent)
+        finders = find_finders(home, files, None, referred=True)
+        drawn = {case.name: Path(case.label) for case in self.cases if case.label}
         model = load_model(files, device=choose_device(self.request.machine.device))
         for part, some in self._fitting(model, pairs):
             missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
             export = _Writer(some, self.labels)
-            predict_as_asked(part, list(missing.values()), self.request, export=export)
+            jobs = locate(finders, list(missing.values()), self.request, references=drawn)
+            predict_as_asked(part, jobs, self.request, export=export)
 
     def _fitting(
         self, model: "Model", pairs: "Sequence[_Pair]"
@@ -141,6 +151,9 @@ class _Pair:
         if len(known.cases) == len(self.jobs):
             return known
         machine = fold.request.machine
+        runs = [fold.folder.path / "runs" / name for name in self.names]
+        parts = [RunFolder(run).files(str(fold.fold)) for run in runs]
+        truth = any(roi.truth for part in parts for roi in regions_of(part))
         scores = score_files(
             self.files(fold),
             labels=fold.labels,
@@ -149,6 +162,8 @@ class _Pair:
             executor=machine.pool("score", need=score_need, light=True),
             progress=case_bar(f"score {' + '.join(self.names)} fold {fold.fold}", len(self.jobs)),
         ).replace(made_from=known.made_from)
+        if truth:
+            scores = scores.replace(warnings=(OF_TRUTH, *scores.warnings))
         scores.save(path)
         return scores
 

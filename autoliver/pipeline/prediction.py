@@ -1,16 +1,18 @@
 """Prediction of a folder of cases with a trained model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.commands import command
+from autoliver.commands import DEFAULT_WORKSPACE, command
 from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, window_bars
+from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.values import check_text, check_types
@@ -18,11 +20,15 @@ from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
     from autoliver.datasets.cases import Modality
+    from autoliver.inference.ensemble import Output
     from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, Listener, PredictJob
     from autoliver.models.files import MemberFiles, ModelFiles
+    from autoliver.preprocessing.crop import Bounds
 
 _LOW: ConfigurationName = "3d_lowres"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class PredictRequest:
         roi: "auto" predicts only near the foreground that the low-resolution run of the same
             dataset finds; the name of a model, near the foreground that it finds; None predicts
             everywhere.
+        roi_from: The model that finds the region which the model predicts in; None for the one that
+            it was trained with, or for a model of whole scans.
         modality: The modality by which each case is normalised: "CT", "MR", or "auto" for what the
             case looks like. None normalises as the model was planned, which is right for cases of
             its own dataset.
@@ -58,6 +66,7 @@ class PredictRequest:
     probabilities: bool = False
     uncertainty: bool = False
     roi: str | None = None
+    roi_from: str | None = None
     modality: ModalityChoice | None = "auto"
     exact: bool = False
     match: bool = False
@@ -74,6 +83,8 @@ class PredictRequest:
         self.options()
         if self.roi is not None:
             check_text("--roi", self.roi, "auto, off or the name of a model")
+        if self.roi_from is not None:
+            check_text("--roi-from", self.roi_from, "the name of a model")
 
     def options(self, *, overlap: bool = True) -> PredictOptions:
         """Returns the options of prediction, with or without work on several cases at a time."""
@@ -89,14 +100,29 @@ class PredictRequest:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is told of cases besides their images, by the name of the case.
+
+    Attributes:
+        modalities: Their modality, where that is known.
+        lesions: Label maps of their lesions, where these are given.
+        references: Their reference label maps, in which a model trained with --roi-truth looks for
+            its region; None if they are not to be read.
+    """
+
+    modalities: "Mapping[str, Modality]" = field(default_factory=dict)
+    lesions: Mapping[str, Path] = field(default_factory=dict)
+    references: Mapping[str, Path] | None = None
+
+
 def predict(
     files: "ModelFiles",
     cases: Mapping[str, Sequence[Path]],
     output: Path,
     request: PredictRequest,
     *,
-    modalities: "Mapping[str, Modality] | None" = None,
-    lesions: Mapping[str, Path] | None = None,
+    told: Told | None = None,
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
@@ -105,8 +131,7 @@ def predict(
         cases: Maps each case to its image files.
         output: Folder for the label maps.
         request: How to predict.
-        modalities: Maps cases to their modality where that is known.
-        lesions: Maps cases to label maps of their lesions where these are given.
+        told: What is told of the cases besides their images; None for nothing.
 
     Returns:
         Maps each case, finished ones included, to its label map.
@@ -115,9 +140,13 @@ def predict(
     from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
-    jobs = make_jobs(cases, output, modalities=modalities, lesions=lesions)
+    told = told or Told()
+    jobs = make_jobs(cases, output, modalities=told.modalities, lesions=told.lesions)
     todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
     if todo:
+        home = home_of(files) or Workspace(DEFAULT_WORKSPACE)
+        finders = find_finders(home, files, request.roi_from, referred=told.references is not None)
+        todo = locate(finders, todo, request, references=told.references)
         model = load_model(files, device=choose_device(request.machine.device))
         for error in too_large(model, todo, request).values():
             raise error
@@ -149,6 +178,101 @@ def predict_as_asked(
     with window_bars(len(jobs), parts=len(model.parts)) as bar:
         heard = (listener or Listener()).shown(bar.start, bar.drop)
         predict_jobs(model, jobs, options, listener=heard, export=export)
+
+
+def locate(
+    finders: "Sequence[Finder]",
+    jobs: "Sequence[PredictJob]",
+    request: PredictRequest,
+    *,
+    references: Mapping[str, Path] | None = None,
+    listener: "Listener | None" = None,
+) -> "list[PredictJob]":
+    """Finds the regions of cases, which a model then predicts in.
+
+    Args:
+        finders: What finds the regions that the model needs.
+        jobs: The cases.
+        request: How to predict.
+        references: Maps cases to their reference label maps, where these are the finder.
+        listener: Takes the cases that fail.
+
+    Returns:
+        The cases with their regions; without those that failed and were taken.
+    """
+    for finder in finders:
+        if finder.files is None:
+            found = {job.name: _drawn(finder, (references or {})[job.name]) for job in jobs}
+        else:
+            found = find_boxes(finder, jobs, request, listener=listener)
+        jobs = [
+            replace(job, boxes={**job.boxes, finder.roi.key: found[job.name]})
+            for job in jobs
+            if job.name in found
+        ]
+        for name in (name for name, box in found.items() if box is None):
+            _log.warning(
+                "%s: %s shows no %s, so the whole scan is predicted.",
+                *(name, finder.name, finder.roi.label),
+            )
+    return list(jobs)
+
+
+def find_boxes(
+    finder: "Finder",
+    jobs: "Sequence[PredictJob]",
+    request: PredictRequest,
+    *,
+    listener: "Listener | None" = None,
+    on_box: "Callable[[str, Bounds | None], object]" = lambda _, __: None,
+) -> "dict[str, Bounds | None]":
+    """Predicts cases with the model that finds a region. A rough outline is enough: no flips.
+
+    Args:
+        finder: The finder; it has a model.
+        jobs: The cases; no label maps are written.
+        request: How to predict.
+        listener: Takes the cases that fail.
+        on_box: Called with the name of each case and its box.
+
+    Returns:
+        Case -> the box of the label on the image's grid; None if it is not found. Cases that failed
+        and were taken are missing.
+    """
+    import numpy as np
+
+    from autoliver.inference.model import load_model
+    from autoliver.inference.predict import label_map
+    from autoliver.networks.device import choose_device
+    from autoliver.preprocessing.region import organ_box
+
+    if finder.files is None:
+        raise ValueError("there is no model to predict with")
+    if not jobs:
+        return {}
+    model = load_model(finder.files, device=choose_device(request.machine.device))
+    found: dict[str, Bounds | None] = {}
+
+    def take(job: "PredictJob", outputs: "Sequence[Output]") -> None:
+        labels = label_map(model, outputs, job.name)
+        found[job.name] = organ_box(np.isin(labels, finder.values))
+        on_box(job.name, found[job.name])
+
+    rough = PredictRequest(
+        mirror=False, modality=request.modality, exact=request.exact, machine=request.machine
+    )
+    predict_as_asked(model, jobs, rough, export=take, listener=listener)
+    return found
+
+
+def _drawn(finder: "Finder", reference: Path) -> "Bounds | None":
+    """The box of the region in a reference label map."""
+    import numpy as np
+
+    from autoliver.io.files import read_label
+    from autoliver.preprocessing.region import organ_box
+
+    return organ_box(np.isin(read_label(reference).array[0], finder.values))
 
 
 def is_complete(job: "PredictJob", request: PredictRequest) -> bool:

@@ -1,7 +1,7 @@
 """The inputs and the result of training one fold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from autoliver.training.patches.cache import (
     measure_room,
 )
 from autoliver.training.patches.outside import outside_map
+from autoliver.training.patches.region import PatchBox
 from autoliver.training.patches.sampling import PatchSampler, PatchStream, TrainingCase
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
@@ -49,6 +50,8 @@ class FoldTask:
         smaller: The command that plans a smaller network; empty if there is none.
         start: Initial weights, the complete state dict of the configuration's network; None:
             random initialisation.
+        boxes: Names of the training and held-out cases -> the box that their patches lie on; cases
+            without one are shown whole.
         replay: Cases of another dataset that `options.replay_share` of the patches come from, with
             the values of `labels` (`patches/replay.py`); may be empty.
     """
@@ -66,6 +69,7 @@ class FoldTask:
     group: Group = ALONE
     smaller: str = ""
     start: Mapping[str, Tensor] | None = None
+    boxes: Mapping[str, PatchBox] = field(default_factory=dict)
     replay: Sequence[TrainingCase] = ()
 
     @property
@@ -131,6 +135,7 @@ def patch_stream(
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
         outside=None if far is None else [outside_map(c, task.labels, far) for c in shown],
+        boxes=_boxes(task, cases, len(replay), exact=spec is None),
         replayed=len(replay),
         replay_share=task.options.replay_share,
         kind=kind,
@@ -143,6 +148,18 @@ def _classifies(configuration: Configuration) -> bool:
     """Whether the network tells nothing but the class of a patch, so that each must have one."""
     head = configuration.network.classifier
     return head is not None and head.alone
+
+
+def _boxes(
+    task: FoldTask, cases: Sequence[TrainingCase], replayed: int, *, exact: bool
+) -> list[PatchBox | None] | None:
+    """The box of each case, or None without any; exact ones are not moved at random."""
+    if not task.boxes:
+        return None
+    found = [task.boxes.get(case.facts.name) for case in cases]
+    if exact:
+        found = [box and replace(box, jitter=(0.0, 0.0, 0.0)) for box in found]
+    return [*found, *[None] * replayed]
 
 
 def open_patches(task: FoldTask) -> tuple[Patches, Patches]:

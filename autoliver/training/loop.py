@@ -26,6 +26,7 @@ from autoliver.training.fold import FoldTask, TrainedFold, open_patches
 from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.objectives.target import ignored_class
+from autoliver.training.objectives.weights import class_weights, describe_weights
 from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import TrainingBatch
 from autoliver.training.progress import (
@@ -38,6 +39,7 @@ from autoliver.training.progress import (
 from autoliver.training.recipes import Recipe
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
+from autoliver.training.tasks import head_labels
 from autoliver.values import counted, first_few
 
 _VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
@@ -88,7 +90,10 @@ class _Loop:
 
     def __init__(self, task: FoldTask) -> None:
         self.task = task
-        self.objective = make_objective(task.labels, task.configuration, task.options)
+        self.learnt = head_labels(task.labels, task.configuration)
+        self.weights = class_weights(task.options, self.learnt, task.train)
+        options = task.options.replace(class_weights=self.weights)
+        self.objective = make_objective(task.labels, task.configuration, options)
         self.board = Board(task.files.tensorboard, self.objective.names)
         self.group = task.group
         self.train, self.held_out = open_patches(task)
@@ -305,9 +310,9 @@ class _Loop:
 
     def _beginning(self) -> str:
         if self.state.step == 0:
-            return (
-                f"{self.task.title}: begins on {self.task.device}, {counted(self._epochs, 'epoch')}"
-            )
+            length = counted(self._epochs, "epoch")
+            begins = f"{self.task.title}: begins on {self.task.device}, {length}"
+            return begins + describe_weights(self.weights, self.learnt)
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
     def _warn_if_long(self, seconds: float, last: int) -> None:

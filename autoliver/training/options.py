@@ -10,7 +10,12 @@ from autoliver.artifacts import Artifact, Readable
 from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import as_stored, parse_augment
-from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, check_objective
+from autoliver.training.objectives.choice import (
+    DEFAULT_OBJECTIVE,
+    check_class_weights,
+    check_objective,
+    weights_of_classes,
+)
 from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
 from autoliver.training.tasks import Task
 from autoliver.transfer.table import IMAGENET, Heads, Inflation
@@ -36,6 +41,8 @@ FEW_CASES = 30
 _OMNIA_EPOCHS = 100
 # The largest seed that PyTorch's generators accept.
 _MOST_SEED = 2**63 - 1
+# Larger than what is between an organ and the end of most scans.
+_MOST_MARGIN_MM = 200.0
 _OPTIMISERS: dict[Optimiser, str] = {"sgd": "SGD", "adamw": "AdamW", "nadam": "Nadam"}
 
 
@@ -60,6 +67,13 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             they are.
         lesion_classes: The labels that are classes of lesions; empty: those whose names say so.
         cls_weight: Weight of the class of lesions in the loss of the task "ynet".
+        class_weights: Weight of each class in the cross-entropy, background first; "balanced": by
+            how rare its voxels are in the training cases (`objectives/weights.py`); None: all
+            alike.
+        roi: The label on whose box patches lie (`patches/region.py`); None: anywhere.
+        roi_from: The model that finds this label; None: `roi_truth`.
+        roi_truth: Whether the boxes come from the reference labels instead.
+        roi_margin_mm: By how much the boxes are grown on each side.
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1; drawn labels have 1.
         outside_negative: Distance in mm from a label beyond which the labels that lie in it are
             learnt as absent where nobody has annotated them; None: they are not learnt there.
@@ -108,6 +122,11 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     task: Task | None = None
     lesion_classes: tuple[str, ...] = ()
     cls_weight: float = 0.5
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    roi: str | None = None
+    roi_from: str | None = None
+    roi_truth: bool = False
+    roi_margin_mm: float = 10.0
     pseudo_weight: float = 0.5
     outside_negative: float | None = None
     lr: float | None = None
@@ -308,6 +327,9 @@ _WITHOUT_FLAG: dict[str, dict[object, str]] = {
     "unfreeze": {None: "nothing to thaw"},
     "replay": {None: "no replayed cases"},
     "keep_source": {None: "the tuned weights alone"},
+    "roi": {None: "whole scans"},
+    "roi_from": {None: "no model that finds the region"},
+    "roi_truth": {False: "regions that a model finds"},
 }
 
 
@@ -392,9 +414,12 @@ def typed_options(given: Mapping[str, object]) -> dict[str, Any]:
     """
     kinds = {field.name: field.type for field in msgspec.structs.fields(TrainingOptions)}
     check_known(given, kinds, of="train")
-    plain = {**given, **({"patch": patch_sizes(given["patch"])} if given.get("patch") else {})}
-    if plain.get("lesion_classes"):
-        plain["lesion_classes"] = label_names(plain["lesion_classes"])
+    read = {
+        "patch": patch_sizes,
+        "class_weights": weights_of_classes,
+        "lesion_classes": label_names,
+    }
+    plain = {n: read[n](value) if value and n in read else value for n, value in given.items()}
     return {name: check_type(flag_of(name), value, kinds[name]) for name, value in plain.items()}
 
 
@@ -441,6 +466,11 @@ def _check_task(options: TrainingOptions) -> None:
             "--lesion-classes says which labels a --task tells apart, but no task is given.",
             hint="Add --task joint, or leave it out.",
         )
+    if options.task == "classify" and options.class_weights is not None:
+        raise OptionError(
+            "--class-weights weighs the classes of voxels, which --task classify does not learn.",
+            hint="Leave it out.",
+        )
     if options.task != "ynet" and options.cls_weight != default.cls_weight:
         raise OptionError(
             "--cls-weight weighs the class against the segmentation, which --task ynet alone has.",
@@ -473,9 +503,44 @@ def _check_from_scratch(options: TrainingOptions) -> None:
             )
 
 
+def _check_roi(options: TrainingOptions) -> None:
+    """Refuses a region of interest that nothing says how to find, and the reverse."""
+    default = TrainingOptions()
+    margin = check_number("--roi-margin-mm", options.roi_margin_mm, least=0)
+    if margin > _MOST_MARGIN_MM:
+        raise WrongValue(
+            f"--roi-margin-mm {margin:g}: at most {_MOST_MARGIN_MM:g}, beyond which the region "
+            "would be the whole scan.",
+            hint="10 is usual; leave out --roi to train on whole scans.",
+        )
+    if options.roi is None:
+        for name in ("roi_from", "roi_truth", "roi_margin_mm"):
+            value = getattr(options, name)
+            if value != getattr(default, name):
+                raise OptionError(
+                    f"{flag(name, value)} says where the region of --roi comes from or ends, but "
+                    "--roi is not given.",
+                    hint="Name the label with --roi, such as --roi liver, or leave it out.",
+                )
+    elif options.roi_from is None and not options.roi_truth:
+        raise OptionError(
+            f"--roi {options.roi} does not say what finds this label.",
+            hint="Name a trained model with --roi-from MODEL, which later predictions need as "
+            "well. --roi-truth takes the reference labels, which new cases do not have.",
+        )
+    elif options.roi_from is not None and options.roi_truth:
+        raise OptionError(
+            "--roi-from and --roi-truth contradict each other: a region comes from a model or from "
+            "the reference labels.",
+            hint="Leave one of them out.",
+        )
+
+
 def _check_together(options: TrainingOptions) -> None:
     """Refuses options that contradict each other."""
     parse_augment(options.augment)
+    check_class_weights(options)
+    _check_roi(options)
     share = options.replay_share
     if not 0 < share < 1:
         raise WrongValue(

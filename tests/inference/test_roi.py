@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import maximum_filter
 
-from autoliver.inference.roi import find_region, near_windows, spanned_box
+from autoliver.inference.roi import BoxRegion, find_region, near_windows, spanned_box
 from autoliver.inference.window import Scan, box_of, padded_shape, sliding_window, windows_of
 
 SPACING = (3.0, 2.0, 2.0)
@@ -117,3 +117,29 @@ def test_the_box_spans_windows_of_slices_and_of_volumes():
         slice(0, 8),
         slice(0, 6),
     )
+
+
+@pytest.mark.parametrize("patch", [(6, 8, 8), (20, 24, 20), (8, 8)])
+@pytest.mark.parametrize("step", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("box", [(slice(3, 6), slice(0, 4), slice(9, 10)), (slice(0, 1),) * 3])
+def test_windows_near_a_box_cover_it_each_voxel_by_its_most_central_one(patch, step, box):
+    shape = (14, 20, 17)
+    windows, padded = windows_of(shape, patch, step), padded_shape(shape, patch)
+    before = [(wide - size) // 2 for wide, size in zip(padded, shape, strict=True)]
+    near = near_windows(windows, padded, BoxRegion.of(box, padded, before=before), step=step)
+    place = tuple(
+        slice(part.start + more, part.stop + more) for part, more in zip(box, before, strict=True)
+    )
+    assert all_of(near, padded)[place].all()
+
+    def distance(window, voxel):
+        return max(
+            abs(v + 0.5 - (w.start + w.stop) / 2) / (w.stop - w.start)
+            for w, v in zip(window, voxel, strict=True)
+            if isinstance(w, slice)
+        )
+
+    for voxel in np.argwhere(all_of([place], padded)):
+        holding = [w for w in windows if all_of([w], padded)[tuple(voxel)]]
+        best = min(distance(w, voxel) for w in holding)
+        assert min(distance(w, voxel) for w in near if w in holding) == pytest.approx(best)

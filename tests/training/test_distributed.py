@@ -51,6 +51,9 @@ SETTINGS: dict[str, tuple[tuple[int, ...], int, bool, Labels, LossKind]] = {
     "three_ignore": ((16, 16), 3, False, IGNORE, "dice-ce"),
     "topk": ((16, 16), 2, False, PLAIN, "dice-topk"),
     "regions": ((16, 16), 3, True, UNIONS, "dice-focal"),
+    "tversky": ((16, 16), 3, True, IGNORE, "focal-tversky"),
+    "weights": ((16, 16), 3, False, IGNORE, "dice-ce"),
+    "weights_topk": ((16, 16), 3, False, IGNORE, "dice-topk"),
     "partial": ((16, 16), 3, False, UNIONS, "dice-ce"),
     "partial_batch_dice": ((16, 16), 3, True, UNIONS, "dice-topk"),
     "regions_ignore": ((16, 16), 3, False, UNIONS.replace(ignore=3), "dice-topk"),
@@ -121,6 +124,8 @@ def make_task(setting: str, folder: Path, **changes: object) -> FoldTask:
         cases = [replace(case, annotated=s) for case, s in zip(cases, STATES, strict=True)]
         changes["options"] = {"sampler": "balanced"}
     options = {"epochs": 3, "iterations": 2, "schedule": "nnunet", "loss": loss}
+    if setting.startswith("weights"):
+        options["class_weights"] = (0.2, 1.0, 3.0)
     options |= changes.pop("options", {})  # type: ignore[arg-type]
     folder.mkdir(exist_ok=True)
     fields = {

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,14 @@ from autoliver.pipeline.evaluation import score_held_out
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import being_trained, is_trained
 from autoliver.pipeline.run.keep import choose_share, try_shares
+from autoliver.pipeline.run.region import RunRegion
 from autoliver.pipeline.run.replay import Replay
 from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import SMALLEST
-from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.preprocessing.crop import OUTSIDE, Bounds
 from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, known_places, only_places, read_case
@@ -101,6 +102,8 @@ class RunJob:
         splits: Maps the requested folds to their cases.
         machine: The devices, processes and memory that may be used.
         replay: The dataset whose cases are replayed; None if none is.
+        region: The region that patches are drawn on; None for whole scans.
+        boxes: With a region, the box of each case on its image's grid; None: not found.
     """
 
     planned: Planned
@@ -115,6 +118,8 @@ class RunJob:
     splits: Mapping[Fold, Split]
     machine: Machine
     replay: Replay | None = None
+    region: RunRegion | None = None
+    boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
 
     def folder(self, fold: Fold) -> FoldFolder:
         """Returns the folder of a fold."""
@@ -187,11 +192,14 @@ class RunJob:
         labels = plan.labels
         if self.replay is not None:
             labels = with_ignored(labels, self.replay.values)
+        train, held_out = self._cases(split.train), self._cases(split.validation)
+        boxes = self.region and self.region.patch_boxes([*train, *held_out], self.boxes)
         return FoldTask(
             configuration=self.configuration,
             labels=labels,
-            train=self._cases(split.train),
-            validation=self._cases(split.validation),
+            train=train,
+            validation=held_out,
+            boxes=boxes or {},
             options=self.options,
             folder=self.run.fold(fold),
             device=device,
@@ -289,6 +297,7 @@ class RunJob:
             outside_negative=options.outside_negative,
             histograms=self._histograms(fold),
             lesion_classes=self.planned.lesion_classes,
+            roi=None if self.region is None else self.region.roi,
         )
 
     def _histograms(self, fold: Fold) -> tuple[Histogram, ...]:
@@ -339,5 +348,6 @@ class RunJob:
         return PredictRequest(
             modality=None,
             exact=self.options.deterministic,
+            roi_from=self.options.roi_from,
             machine=self.machine.replace(device=str(device)),
         )

@@ -118,6 +118,12 @@ def score_source(
     names = _names(found, model.plan)
     if not cases or not names:
         return None
+    if model.roi is not None and model.roi.truth:
+        notify(
+            f"Cases of {found.dataset.short_name} are not scored: with --roi-truth nothing finds "
+            f"the {model.roi.label} there."
+        )
+        return None
     made_from = {"weights": model.weights_sha256[:12], "dataset": found.dataset.digest()}
     path = fold.on_source / SCORES_FILE
     if path.exists():
@@ -125,7 +131,9 @@ def score_source(
         if kept.made_from == made_from and kept.cases.keys() == {case.name for case in cases}:
             return kept
         shutil.rmtree(fold.on_source)
-    request = PredictRequest(exact=options.deterministic, machine=machine)
+    request = PredictRequest(
+        exact=options.deterministic, roi_from=options.roi_from, machine=machine
+    )
     written = _predict(fold, model, cases, request)
     tables = {n: (model.plan.labels.values[n], found.labels.values[s]) for n, s in names.items()}
     bar = case_bar(f"score {found.dataset.short_name}", len(cases))

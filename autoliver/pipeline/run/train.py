@@ -20,6 +20,7 @@ from autoliver.pipeline.data import (
     remind,
     to_train,
 )
+from autoliver.pipeline.region import is_place
 from autoliver.pipeline.run.batch import check_batch
 from autoliver.pipeline.run.begin import Beginning, decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
@@ -29,6 +30,13 @@ from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.keep import check_held_out
 from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.outside import check_outside, outside_notes
+from autoliver.pipeline.run.region import (
+    RunRegion,
+    find_regions,
+    note_seen_by,
+    refuse_region,
+    region_for,
+)
 from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
@@ -47,6 +55,7 @@ from autoliver.system import in_words
 from autoliver.training.augment.choice import parse_augment, spelled_out
 from autoliver.training.board import check_tensorboard
 from autoliver.training.freezing import freezing
+from autoliver.training.objectives.choice import check_classes
 from autoliver.training.options import (
     TrainingOptions,
     changed_configuration,
@@ -56,6 +65,7 @@ from autoliver.training.options import (
     why_schedule,
 )
 from autoliver.training.stop import Stopped
+from autoliver.training.tasks import head_labels
 from autoliver.values import check_choice, check_flag, check_text, check_whole, counted, flag_of
 from autoliver.workspace import Workspace, check_tag
 
@@ -271,6 +281,7 @@ def _run_job(
     stage = None
     if configuration.previous_stage is not None:
         stage = first_stage(planned, configuration.previous_stage, request)
+        refuse_region(stage)
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
@@ -278,13 +289,15 @@ def _run_job(
     cases = max(len(split.train) for split in splits.values())
     asked = request.replace(changes=_changes(workspace, request, source))
     replay = replay_for(workspace, planned, asked, run, list(splits))
-    made_from = _made_from(planned, folds, stage, source, replay)
+    region = region_for(workspace, planned, configuration, asked, run, list(splits))
+    made_from = _made_from(planned, folds, stage, source, replay, region)
     begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
     options = begun.options
     _check_options_of_data(options, splits, planned, replay)
     whole, planned = planned, for_task(planned, request.configuration, options)
     configuration = planned.plan.configurations[request.configuration]
     configuration = changed_configuration(configuration, options)
+    check_classes(options, head_labels(planned.plan.labels, configuration))
     freezing(options, configuration.network)
     group.part(configuration.batch_size)  # raises if there are more processes than samples
     check_batch(begun, configuration, request, list(splits), group)
@@ -295,7 +308,7 @@ def _run_job(
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:
-        _notify(notify, planned, options, cases, replay)
+        _notify(notify, planned, options, cases, replay, region)
     stores = preprocess(whole, [request.configuration], machine=request.machine)
     job = RunJob(
         planned=planned,
@@ -314,7 +327,19 @@ def _run_job(
     if replay is not None:
         names = {case.name for fold in splits for case in job.replayed(fold)}
         prepare_replay(workspace, replay, names, machine=request.machine)
+    if region is not None:
+        return _on_region(job, region, notify)
     return job if stage is None else _cascade(job, stage)
+
+
+def _on_region(job: RunJob, region: RunRegion, notify: Notify) -> RunJob:
+    """Finds the region of each case, and returns the job that draws its patches there."""
+    train = {name for split in job.splits.values() for name in split.train}
+    names = train | {name for split in job.splits.values() for name in split.validation}
+    boxes = find_regions(
+        region, job.planned, sorted(names), sorted(train), machine=job.machine, notify=notify
+    )
+    return replace(job, region=region, boxes=boxes)
 
 
 def _cascade(job: RunJob, stage: FirstStage) -> RunJob:
@@ -343,6 +368,7 @@ def _made_from(
     stage: FirstStage | None,
     source: Source | None,
     replay: Replay | None,
+    region: RunRegion | None,
 ) -> dict[str, str]:
     """Returns digests of the inputs of a run, besides its options."""
     return {
@@ -352,6 +378,7 @@ def _made_from(
         **({"first stage": stage.digest} if stage is not None else {}),
         **({"source": source.digest} if source is not None else {}),
         **(replay.made_from if replay is not None else {}),
+        **(region.made_from if region is not None else {}),
     }
 
 
@@ -361,6 +388,7 @@ def _notify(
     options: TrainingOptions,
     cases: int,
     replay: Replay | None,
+    region: RunRegion | None,
 ) -> None:
     """Tells the user what decides the training, and of a window unsuited to MR."""
     notify(why_schedule(options, cases))
@@ -374,6 +402,9 @@ def _notify(
         )
     if replay is not None:
         notify(replay.describe(planned.plan, options.replay_share))
+    if region is not None:
+        notify(region.describe())
+        note_seen_by(region, planned, notify)
 
 
 def _changes(workspace: Workspace, request: TrainRequest, source: Source | None) -> dict[str, Any]:
@@ -384,6 +415,8 @@ def _changes(workspace: Workspace, request: TrainRequest, source: Source | None)
         changes["augment"] = spelled_out(changes["augment"])
     if changes.get("replay") is not None:
         changes["replay"] = replayed_name(workspace, changes["replay"])
+    if changes.get("roi_from") is not None and is_place(changes["roi_from"]):
+        changes["roi_from"] = str(Path(changes["roi_from"]).resolve())
     return changes
 
 

@@ -1,9 +1,10 @@
 """The values of `--loss`: the objectives of a training, and how each of them is made."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from autoliver.values import check_choice
+from autoliver.errors import OptionError, WrongValue
+from autoliver.values import check_choice, check_number
 
 if TYPE_CHECKING:
     from autoliver.datasets.cases import Labels
@@ -24,6 +25,13 @@ class Options(Protocol):
         """The name of the objective."""
 
     @property
+    def class_weights(self) -> "tuple[float, ...] | Literal['balanced'] | None":
+        """Weight of each class in the cross-entropy, background first; None: all alike.
+
+        "balanced" has been replaced by numbers where an objective is made (`weights.py`).
+        """
+
+    @property
     def pseudo_weight(self) -> float:
         """Weight of pseudo-labels in the loss, 0 to 1."""
 
@@ -39,6 +47,8 @@ def _segmentation(kind: "LossKind") -> Make:
 
         loss = loss_options(labels, batch_dice=configuration.batch_dice, kind=kind)
         loss = loss.replace(lowest_weight=configuration.network.lowest_weight)
+        if options.class_weights is not None and options.class_weights != "balanced":
+            loss = loss.replace(class_weights=options.class_weights)
         return SegmentationObjective(
             options=loss, names=tuple(labels.foreground), pseudo_weight=options.pseudo_weight
         )
@@ -51,8 +61,11 @@ OBJECTIVES: dict[str, Make] = {
     "dice-topk": _segmentation("dice-topk"),
     "dice-focal": _segmentation("dice-focal"),
     "dice-bce": _segmentation("dice-bce"),
+    "focal-tversky": _segmentation("focal-tversky"),
 }
 DEFAULT_OBJECTIVE = "dice-ce"
+# Without a cross-entropy, in which classes could be weighted.
+_NO_ENTROPY = frozenset({"focal-tversky"})
 
 
 def make_objective(
@@ -92,3 +105,69 @@ def check_objective(name: object) -> str:
             one with a similar name.
     """
     return check_choice("--loss", name, tuple(OBJECTIVES))
+
+
+def weights_of_classes(value: object) -> "tuple[float, ...] | Literal['balanced']":
+    """Reads the weights of classes.
+
+    Args:
+        value: "balanced", text such as "0.1,1,1", or a list or tuple of numbers.
+
+    Raises:
+        OptionError: The value is neither.
+    """
+    if isinstance(value, str) and value.strip().casefold() == "balanced":
+        return "balanced"
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        if isinstance(parts, list | tuple) and parts:
+            return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        pass
+    raise WrongValue(
+        f"--class-weights: {value!r} is neither balanced nor a list of weights such as 0.1,1,1.",
+        hint="Give one weight for each class, background first.",
+    )
+
+
+def check_class_weights(options: Options) -> None:
+    """Refuses weights of classes that are not above 0, or that the loss does not use.
+
+    Raises:
+        OptionError: They are not, or the loss has no cross-entropy.
+    """
+    weights = options.class_weights
+    if weights is None:
+        return
+    if options.loss in _NO_ENTROPY:
+        raise OptionError(
+            f"--class-weights weighs the cross-entropy, which --loss {options.loss} does not have.",
+            hint=f"Leave it out, or take --loss {DEFAULT_OBJECTIVE}.",
+        )
+    for weight in () if weights == "balanced" else weights:
+        check_number("--class-weights", weight, above=0)
+
+
+def check_classes(options: Options, labels: "Labels") -> None:
+    """Refuses weights of classes that do not fit the labels of a dataset.
+
+    Raises:
+        OptionError: Their number differs, or the labels are regions, which have no classes.
+    """
+    weights = options.class_weights
+    if weights is None:
+        return
+    if labels.has_regions:
+        raise OptionError(
+            "--class-weights needs classes that exclude one another; the labels of this dataset "
+            f"are trained as regions: {', '.join(labels.foreground)}.",
+            hint="Leave it out.",
+        )
+    names = list(labels.values)
+    if weights != "balanced" and len(weights) != len(names):
+        given = ",".join(f"{weight:g}" for weight in weights)
+        raise OptionError(
+            f"--class-weights {given} has {len(weights)} weights; there are {len(names)} classes: "
+            f"{', '.join(names)}.",
+            hint="Give one weight for each class, in this order, or balanced.",
+        )

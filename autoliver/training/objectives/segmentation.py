@@ -10,6 +10,13 @@ already good ("dice-focal"; Lin et al., ICCV 2017).
 "dice-bce" takes the binary cross-entropy of each class in place of the cross-entropy. Classes
 remain a softmax, so that prediction is the same for all losses; regions have it in any case.
 
+"focal-tversky" takes the Tversky index of each class in place of the Dice, raised to a power, and
+no cross-entropy (Abraham & Khan, ISBI 2019, arXiv:1810.07842). Voxels that are missed count more
+than voxels that are found in vain. A perfect prediction has a loss of 0.
+
+The cross-entropy may have a weight for each class: a voxel then counts by the weight of its true
+class, divided by the mean weight of all voxels that count in the batch.
+
 Where annotations are partial, each pair of a sample and a label has a weight. A pair of weight 0 is
 unknown: it counts nowhere and its row has no gradient. The loss is the weighted sum over the other
 pairs divided by their number. A label that is known to be absent in a part of a patch, far from the
@@ -30,11 +37,18 @@ from autoliver.datasets.cases import Annotation, CaseFacts, known_around
 from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
 
-LossKind = Literal["dice-ce", "dice-topk", "dice-focal", "dice-bce"]
+LossKind = Literal["dice-ce", "dice-topk", "dice-focal", "dice-bce", "focal-tversky"]
 
 COUNTS = ("true_positive", "false_positive", "false_negative")
 TOP_PART = 10  # one voxel in ten counts, as in nnU-Net
 FOCAL_POWER = 2
+# Of Abraham & Khan: the weight of voxels that are missed (those found in vain have the rest), and
+# the power, which they write as 1 / (4 / 3).
+MISSED_WEIGHT = 0.7
+TVERSKY_POWER = 0.75
+TVERSKY_SMOOTH = 1.0
+# Where the index is 1, the slope of the power would be infinite.
+_LEAST_ERROR = 1e-7
 # The weight of Ouyang et al. for an element-wise mean, which is small.
 CONSISTENCY_WEIGHT = 10.0
 
@@ -47,12 +61,15 @@ class LossOptions(Record, frozen=True, kw_only=True):
         kind: How the cross-entropy is averaged: over all voxels ("dice-ce"), over its highest
             tenth ("dice-topk"), or with the weights (1 - p)^2 ("dice-focal"), where p is the
             predicted probability of the true label; "dice-bce": the mean over voxels and classes
-            of the binary cross-entropy.
+            of the binary cross-entropy. "focal-tversky": no cross-entropy, and the Tversky index
+            in place of Dice.
         regions: The label values of each output row; rows are then independent (sigmoid). None:
             rows are the label values 0, 1, ... (softmax).
         ignore: The label value of voxels that do not count; None: all voxels count.
         dice_weight: Factor of the Dice part.
         entropy_weight: Factor of the cross-entropy part.
+        class_weights: Weight of each class in the cross-entropy, above 0, background first; only
+            their ratios matter. None: all alike. Not with regions.
         smooth: Constant added to the numerator and the denominator of Dice.
         lowest_weight: Deep-supervision weight of the lowest resolution before normalisation.
     """
@@ -63,6 +80,7 @@ class LossOptions(Record, frozen=True, kw_only=True):
     ignore: int | None = None
     dice_weight: float = 1.0
     entropy_weight: float = 1.0
+    class_weights: tuple[float, ...] | None = None
     smooth: float = 1e-5
     lowest_weight: float = 0.0
 
@@ -403,14 +421,30 @@ def _softmax_loss(
         onehot = onehot & valid
         probability = probability * valid
     dice = _soft_dice(probability[:, 1:], onehot[:, 1:], options, group)
+    if options.kind == "focal-tversky":
+        return -options.dice_weight * dice
 
+    index = (torch.where(valid, target, 0) if valid is not None else target).long()
     if options.kind == "dice-bce":
         each = _binary_entropy(log_probability, onehot)
     else:
-        index = torch.where(valid, target, 0) if valid is not None else target
-        each = -log_probability.gather(1, index.long())
-    entropy = _entropy(each, valid, options, group)
+        each = -log_probability.gather(1, index)
+    weights = None
+    if options.class_weights is not None:
+        weights = _class_weights(options.class_weights, index, valid, group)
+    entropy = _entropy(each, valid, options, group, weights)
     return options.entropy_weight * entropy - options.dice_weight * dice
+
+
+def _class_weights(
+    weights: tuple[float, ...], index: Tensor, valid: Tensor | None, group: Group
+) -> Tensor:
+    """The weight of each voxel (b, 1, *shape) by its class; their mean over the batch is 1."""
+    each = torch.tensor(weights, device=index.device)[index]
+    counted = each if valid is None else each * valid
+    count = each.numel() if valid is None else valid.sum()
+    mean = mean_of(counted.sum(), count, group)
+    return each / torch.where(mean > 0, mean, 1.0)  # 0 if all voxels are ignored
 
 
 def _binary_entropy(log_probability: Tensor, onehot: Tensor) -> Tensor:
@@ -426,12 +460,14 @@ def _region_loss(
     logits: Tensor, target: Tensor, valid: Tensor | None, options: LossOptions, group: Group
 ) -> Tensor:
     wanted, probability, each = _by_region(logits, target, options)
-    if options.kind == "dice-bce":
-        each = each.mean(1, keepdim=True)
-    entropy = _entropy(each, valid, options, group)
     if valid is not None:
         probability, wanted = probability * valid, wanted & valid
     dice = _soft_dice(probability, wanted, options, group)
+    if options.kind == "focal-tversky":
+        return -options.dice_weight * dice
+    if options.kind == "dice-bce":
+        each = each.mean(1, keepdim=True)
+    entropy = _entropy(each, valid, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
@@ -459,6 +495,9 @@ def _partial_loss(
     if valid is not None:
         known = known & valid
         probability, wanted = probability * valid, wanted & valid
+    dice = _weighted_dice(probability, wanted, weights, options, group)
+    if options.kind == "focal-tversky":
+        return -options.dice_weight * dice
     if options.kind == "dice-focal":
         each = (-torch.expm1(-each)) ** FOCAL_POWER * each
     each = each * _over_voxels(weights, logits)
@@ -469,20 +508,27 @@ def _partial_loss(
         # A sum over regions, as in `_entropy`.
         if options.ignore is not None and options.kind != "dice-bce":
             entropy = entropy * logits.shape[1]
-    dice = _weighted_dice(probability, wanted, weights, options, group)
     return options.entropy_weight * entropy - options.dice_weight * dice
 
 
-def _entropy(each: Tensor, valid: Tensor | None, options: LossOptions, group: Group) -> Tensor:
+def _entropy(
+    each: Tensor,
+    valid: Tensor | None,
+    options: LossOptions,
+    group: Group,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Averages the cross-entropies (b, rows, *shape); with softmax there is one row."""
-    if options.kind == "dice-topk":
-        return _highest(each, valid, group)
     if options.kind == "dice-focal":
         # exp(-entropy) is the predicted probability of the true label.
         each = (-torch.expm1(-each)) ** FOCAL_POWER * each
+    if weights is not None:
+        each = each * weights
+    if options.kind == "dice-topk":
+        return _highest(each, valid, group)
     if valid is None:
         return mean_of(each.sum(), each.numel(), group)
-    # `_mean` avoids 0 / 0 if all voxels are ignored. As in nnU-Net, the result is a sum over
+    # `mean_of` avoids 0 / 0 if all voxels are ignored. As in nnU-Net, the result is a sum over
     # regions here (the mask has one channel), but a mean over regions without ignored voxels.
     return mean_of((each * valid).sum(), valid.sum(), group)
 
@@ -522,15 +568,15 @@ def _highest_of_all(values: Tensor, group: Group) -> Tensor:
 
 
 def _soft_dice(probability: Tensor, wanted: Tensor, options: LossOptions, group: Group) -> Tensor:
+    """The mean Dice (or what `_agreement` gives in its place) over rows, and over samples."""
     axes = tuple(range(2, probability.ndim))
     if options.batch_dice:
         axes = (0, *axes)
-    overlap = (probability * wanted).sum(axes)
-    size = probability.sum(axes) + wanted.sum(axes)
+    sums = _sums(probability, wanted, axes, options)
     if options.batch_dice:
-        overlap, size = _total(torch.stack([overlap, size]), group).unbind()
-    dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
-    return dice.mean() if options.batch_dice else mean_of(dice.sum(), dice.numel(), group)
+        return _agreement(_total(sums, group), options).mean()
+    dice = _agreement(sums, options)
+    return mean_of(dice.sum(), dice.numel(), group)
 
 
 def _weighted_dice(
@@ -541,18 +587,40 @@ def _weighted_dice(
     Batch Dice has one value per region. There a sample's voxels count by its weight, and the weight
     of a region is the mean over the samples in which it is known.
     """
-    axes = tuple(range(2, probability.ndim))
-    overlap = (probability * wanted).sum(axes)
-    size = probability.sum(axes) + wanted.sum(axes)
+    sums = _sums(probability, wanted, tuple(range(2, probability.ndim)), options)
     known = (weights > 0).to(weights)
     if options.batch_dice:
-        sums = torch.stack([overlap * weights, size * weights, weights, known]).sum(1)
-        overlap, size, weights, samples = _total(sums, group).unbind()
+        every = torch.cat([sums * weights, torch.stack([weights, known])]).sum(1)
+        *parts, weights, samples = _total(every, group).unbind()
+        sums = torch.stack(parts)
         weights, known = weights / samples.clamp_min(1), (samples > 0).to(weights)
-    dice = (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
+    dice = _agreement(sums, options)
     if options.batch_dice:
         return (weights * dice).sum() / known.sum().clamp_min(1)
     return mean_of((weights * dice).sum(), known.sum(), group)
+
+
+def _sums(
+    probability: Tensor, wanted: Tensor, axes: tuple[int, ...], options: LossOptions
+) -> Tensor:
+    """The sums over voxels that `_agreement` compares, along a new first axis."""
+    overlap = (probability * wanted).sum(axes)
+    if options.kind == "focal-tversky":
+        # Differences of large sums would round off the voxels that the loss is about.
+        missed = ((1 - probability) * wanted).sum(axes)
+        return torch.stack([overlap, missed, (probability * ~wanted).sum(axes)])
+    return torch.stack([overlap, probability.sum(axes) + wanted.sum(axes)])
+
+
+def _agreement(sums: Tensor, options: LossOptions) -> Tensor:
+    """The Dice from sums; for "focal-tversky" minus the power of 1 - the Tversky index."""
+    if options.kind == "focal-tversky":
+        overlap, missed, vain = sums.unbind()
+        wrong = MISSED_WEIGHT * missed + (1 - MISSED_WEIGHT) * vain
+        error = wrong / (overlap + wrong + TVERSKY_SMOOTH)
+        return -(error.clamp_min(_LEAST_ERROR) ** TVERSKY_POWER)
+    overlap, size = sums.unbind()
+    return (2 * overlap + options.smooth) / (size + options.smooth).clamp_min(1e-8)
 
 
 def _over_voxels(pairs: Tensor, logits: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from autoliver.datasets.cases import CaseFacts
 from autoliver.planning.plan import neighbours
 from autoliver.preprocessing.case import ANNOTATED
-from autoliver.preprocessing.crop import OUTSIDE
+from autoliver.preprocessing.crop import OUTSIDE, Bounds
+from autoliver.training.patches.region import PatchBox, inside, start_in
 from autoliver.training.recipes import SamplerKind
 from autoliver.training.share import Part
 
@@ -107,6 +108,7 @@ class PatchSampler:
             beyond the first and last slice of a case these are repeated.
         outside: For each case, where its unknown labels are known to be absent (`outside.py`):
             (1, z, y, x), 1 there and 0 elsewhere; None: nowhere.
+        boxes: For each case, the box that its patches lie on; None: anywhere in the case.
         replayed: How many of the cases are replayed.
         kind: How the training's own cases are drawn: "proportional": uniformly, so that sources
             are drawn by their numbers of cases; "sqrt": sources by the square roots of these
@@ -125,6 +127,7 @@ class PatchSampler:
     previous: npt.NDArray[np.int16] | None = None
     slices: int = 1
     outside: Sequence[Sliceable] | None = None
+    boxes: Sequence[PatchBox | None] | None = None
     replayed: int = 0
     replay_share: float = 0.0
     kind: SamplerKind = "proportional"
@@ -177,7 +180,7 @@ class PatchSampler:
                 case = int(rng.integers(own))
             else:
                 case = self._from_group(rng, number, index)
-            start = self._start(self.cases[case], rng, on_foreground=index >= first_forced)
+            start = self._start(case, rng, on_foreground=index >= first_forced)
             places.append(PatchPlace(case, start))
         return places
 
@@ -272,10 +275,16 @@ class PatchSampler:
         return frozenset(rng.permutation(self.batch_size)[:count].tolist())
 
     def _start(
-        self, case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
+        self, index: int, rng: np.random.Generator, *, on_foreground: bool
     ) -> tuple[int, int, int]:
-        """Draws the first voxel of a patch; in 2D the first value is the slice."""
+        """Draws the first voxel of a patch of a case; in 2D the first value is the slice."""
+        case = self.cases[index]
         shape = case.image.shape[1:]
+        box = None if self.boxes is None else self.boxes[index]
+        if box is not None:
+            bounds = box.drawn(rng, shape)
+            voxel = _voxel_to_show(case, rng, on_foreground=on_foreground, bounds=bounds)
+            return start_in(bounds, shape, self.patch_shape, self.margin, voxel, rng)
         voxel = _voxel_to_show(case, rng, on_foreground=on_foreground)
         plane = shape[3 - len(self.patch_shape) :]
         start = []
@@ -345,15 +354,23 @@ def _range_of_starts(size: int, patch: int, margin: int) -> tuple[int, int]:
 
 
 def _voxel_to_show(
-    case: TrainingCase, rng: np.random.Generator, *, on_foreground: bool
+    case: TrainingCase,
+    rng: np.random.Generator,
+    *,
+    on_foreground: bool,
+    bounds: Bounds | None = None,
 ) -> npt.NDArray[np.int32] | None:
     """Draws a voxel that the patch must contain; None if any patch will do.
 
-    With an ignore label, every patch must show an annotated voxel (locations of value -1).
+    With an ignore label, every patch must show an annotated voxel (locations of value -1). With
+    bounds, only voxels within them are drawn.
     """
-    present = sorted(v for v, voxels in case.locations.items() if v > 0 and len(voxels))
+    locations = case.locations
+    if bounds is not None:
+        locations = {value: inside(voxels, bounds) for value, voxels in locations.items()}
+    present = sorted(v for v, voxels in locations.items() if v > 0 and len(voxels))
     if on_foreground and present:
-        voxels = case.locations[present[int(rng.integers(len(present)))]]
+        voxels = locations[present[int(rng.integers(len(present)))]]
     else:
-        voxels = case.locations.get(ANNOTATED, np.empty((0, 3), np.int32))
+        voxels = locations.get(ANNOTATED, np.empty((0, 3), np.int32))
     return np.asarray(voxels[int(rng.integers(len(voxels)))]) if len(voxels) else None

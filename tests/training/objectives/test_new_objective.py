@@ -154,7 +154,7 @@ def test_it_trains_by_the_command(tmp_path: Path) -> None:
     work = tmp_path / "work"
     run("plan", source, "--preset", "tiny", "-w", work)
     given = ("--epochs", 1, "--iterations", 2, "--fold", 0, "-w", work)
-    with pytest.raises(OptionError, match=r"--loss is 'eagre'.*dice-bce, eager") as caught:
+    with pytest.raises(OptionError, match=r"--loss is 'eagre'.*focal-tversky, eager") as caught:
         run("train", name, "2d", "--loss", "eagre", *given)
     assert caught.value.hint == "Did you mean eager?"
     assert not (work / name / "runs/2d").exists()

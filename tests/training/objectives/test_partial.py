@@ -18,7 +18,7 @@ from autoliver.training.objectives.segmentation import (
 )
 from autoliver.training.patches.stream import TrainingBatch
 
-KINDS = ("dice-ce", "dice-topk", "dice-focal")
+KINDS = ("dice-ce", "dice-topk", "dice-focal", "focal-tversky")
 REGIONS = ((1, 2), (2,))
 NAMES = ("liver", "tumour")
 NONE, PSEUDO = {"tumour": "none"}, {"liver": "pseudo", "tumour": "absent"}
@@ -61,11 +61,11 @@ def loss_of(states, chosen, *, views=1, ignored=False, pseudo_weight=0.5):
 
 def by_hand(logits, target, weights, chosen):
     """The loss, voxel by voxel in double precision, from its definition."""
-    entropies, top, dice = [], [], {}
+    entropies, top, dice, errors = [], [], {}, {}
     for (sample, row), weight in weights.items():
         if weight == 0:
             continue
-        overlap = size = total = 0.0
+        overlap = size = total = missed = vain = 0.0
         voxels = 0
         for y, x in itertools.product(range(SHAPE[0]), range(SHAPE[1])):
             value = int(target[sample, 0, y, x])
@@ -79,15 +79,33 @@ def by_hand(logits, target, weights, chosen):
                 entropy *= (1 - right) ** 2
             voxels, total = voxels + 1, total + entropy
             overlap, size = overlap + p * wanted, size + p + wanted
+            missed, vain = missed + (1 - p) * wanted, vain + p * (not wanted)
             top.append(weight * entropy)
         entropies.append((weight, total / voxels))
         dice[sample, row] = (weight, overlap, size)
+        errors[sample, row] = (weight, overlap, 0.7 * missed + 0.3 * vain)
+    if chosen.kind == "focal-tversky":
+        return tversky_by_hand(errors, chosen)
     entropy = sum(w * e for w, e in entropies) / len(entropies)
     if chosen.kind == "dice-topk":
         entropy = sum(sorted(top)[-(len(top) // 10) :]) / (len(top) // 10)
     elif chosen.ignore is not None:
         entropy *= len(REGIONS)
     return entropy - dice_by_hand(dice, chosen)
+
+
+def tversky_by_hand(sums, chosen):
+    """The focal Tversky loss from (sample, row) -> weight, overlap and weighted errors."""
+    if not chosen.batch_dice:
+        each = [w * (1 - (o + 1) / (o + e + 1)) ** 0.75 for w, o, e in sums.values()]
+        return sum(each) / len(each)
+    each = []
+    for row in range(len(REGIONS)):
+        own = [value for (_, r), value in sums.items() if r == row]
+        if own:
+            o, e = (sum(v[0] * v[i] for v in own) for i in (1, 2))
+            each.append(sum(v[0] for v in own) / len(own) * (1 - (o + 1) / (o + e + 1)) ** 0.75)
+    return sum(each) / len(each)
 
 
 def dice_by_hand(sums, chosen):

@@ -198,7 +198,9 @@ def test_a_perfect_prediction_has_a_loss_of_minus_one():
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
 @pytest.mark.parametrize("value", [0, 9])
-@pytest.mark.parametrize("kind", ["dice-ce", "dice-topk", "dice-focal", "dice-bce"])
+@pytest.mark.parametrize(
+    "kind", ["dice-ce", "dice-topk", "dice-focal", "dice-bce", "focal-tversky"]
+)
 def test_gradient_is_finite_without_foreground_and_without_anything_to_learn_from(
     regions, value, kind
 ):
