@@ -219,8 +219,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
-            "lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
+            help="Metric to compute: dice, iou, recall, precision, ravd, volume, assd, mad, mssd, "
+            "hd95, nsd or lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,

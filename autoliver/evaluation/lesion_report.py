@@ -22,13 +22,14 @@ _INTERVAL = "  95 %"
 _LEAST = 10  # characters that a label keeps in any case: those of a size class
 _CLASSES = 60  # characters for the classes of a confusion matrix, with two blanks after each
 _CLASS = (5, 9)  # characters of one of them at least and at most; JSON has matrices of any size
+_HEADINGS = {"dice": "Dice", "recall": "recall", "precision": "precision"}  # of voxels
 _RATES = ("recall", "precision", "f1")
 _FIELDS = tuple(name for name in Lesion.__struct_fields__ if name not in ("reference", "predicted"))
 
 
 def lesion_tables(scores: Scores) -> str:
     """Formats what is known of the lesions, for lines of 80 characters; empty if nothing is."""
-    parts = [_detections(scores)]
+    parts = [_detections(scores), _voxels(scores.lesions)]
     if scores.lesion_classes is not None:
         parts += [_classes(scores.lesion_classes), _confusion(scores.lesion_classes)]
     return "\n\n".join(part for part in parts if part)
@@ -99,6 +100,18 @@ def _detections(scores: Scores) -> str:
     return "\n".join(
         [aligned(rows, least=_LEAST), *(line for note in notes for line in _folded(note))]
     )
+
+
+def _voxels(found: LesionSummary | None) -> str:
+    """The table of voxels of all classes together."""
+    if found is None or not found.voxels:
+        return ""
+    rows = [["voxels of lesions", *_HEADINGS.values()]]
+    rows.append([_ALL_CLASSES, *(_mean(found.voxels.get(name), 3) for name in _HEADINGS)])
+    spans = [_span(s.interval if (s := found.voxels.get(n)) else None, 2) for n in _HEADINGS]
+    if any(each != "-" for each in spans):
+        rows.append([_INTERVAL, *spans])
+    return aligned(rows)
 
 
 def _rows(name: str, summary: LesionSummary) -> list[list[str]]:

@@ -120,6 +120,27 @@ def test_classes_are_judged_over_all_and_over_found_lesions(place: Path) -> None
     assert found.auc is None
 
 
+def test_voxels_of_all_classes_are_compared_with_the_rest(place: Path) -> None:
+    scores = evaluate(place)
+    assert scores.lesions is not None
+    # a: 96 voxels, 64 predicted, 24 + 24 common; b: 64, 96, 32 + 18; =c: none, 32.
+    counts = [case.lesion_voxels for case in scores.cases]
+    assert [(c.reference, c.predicted, c.common) for c in counts if c] == [
+        (0, 32, 0),
+        (96, 64, 48),
+        (64, 96, 50),
+    ]
+    found = {name: each.mean for name, each in scores.lesions.voxels.items()}
+    assert found["dice"] == pytest.approx((0 + 96 / 160 + 100 / 160) / 3)
+    assert found["recall"] == pytest.approx((48 / 96 + 50 / 64) / 2)
+    assert found["precision"] == pytest.approx((0 + 48 / 64 + 50 / 96) / 3)
+    # Of the single labels, as of all metrics.
+    metastasis = {case.name: case.labels["metastasis"] for case in scores.cases}
+    assert (metastasis["a"].recall, metastasis["a"].precision) == (0.0, 0.0)
+    assert (metastasis["b"].recall, metastasis["b"].precision) == (0.5, 1.0)
+    assert (metastasis["=c"].recall, metastasis["=c"].precision) == (None, None)
+
+
 def test_patients_are_those_of_the_dataset(place: Path) -> None:
     scores = evaluate(place)
     assert [case.patient for case in scores.cases] == ["=c", "p1", "p1"]
@@ -224,7 +245,12 @@ def test_what_is_shown_fits_80_columns(place: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", *map(str, given)])
     shown = result.stdout.partition("Written: ")[0]
     assert max(map(len, shown.splitlines())) <= 80
-    for words in ("all classes  5     6", "lesions found in 1 of 1 patient", "hemangioma      0"):
+    for words in (
+        "all classes  5     6",
+        "voxels of lesions  Dice",
+        "lesions found in 1 of 1 patient",
+        "hemangioma      0",
+    ):
         assert words in shown, shown
 
 
@@ -238,11 +264,11 @@ def test_scores_of_earlier_versions_are_read(place: Path) -> None:
         for statistic in summary["metrics"].values():
             del statistic["interval"]
     for case in raw["cases"]:
-        del case["patient"], case["lesions"]
+        del case["patient"], case["lesions"], case["lesion_voxels"]
         for score in case["labels"].values():
             for key in ("recall", "precision", "f1", "dice"):
                 del score[f"matched_{key}"]
-            del score["lesion_list"]
+            del score["lesion_list"], score["recall"], score["precision"]
     (place / "old.json").write_text(json.dumps(raw))
     assert Scores.load(place / "old.json").summary["liver"].metrics["dice"].interval is None
 
