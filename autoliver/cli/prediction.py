@@ -328,6 +328,8 @@ def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path)
     text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
     if (lesions := request.lesion_file(prediction)).exists():
         text += f"\nEvery lesion: {lesions}"
+    if (picture := request.reliability_file(prediction)).exists():
+        text += f"\nHow often classes are right: {picture}"
     return text
 
 

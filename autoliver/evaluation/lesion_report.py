@@ -7,11 +7,17 @@ from pathlib import Path
 
 from autoliver.artifacts import text_cell, write_bytes
 from autoliver.evaluation.bootstrap import Interval, Statistic
-from autoliver.evaluation.classification import MEASURES, Classification, ClassSummary
+from autoliver.evaluation.classification import (
+    MEASURES,
+    Classification,
+    ClassSummary,
+    matched_probabilities,
+)
 from autoliver.evaluation.detection import Detection, LesionSummary
 from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
+from autoliver.inference.lesions.calibration import draw_reliability, reliability
 from autoliver.values import counted, shortened
 
 _ALL_CLASSES = "all classes"
@@ -58,6 +64,22 @@ def write_lesions(scores: Scores, path: Path) -> bool:
     writer.writerow([*head, *(f"probability_{name}" for name in classes)])
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+    return True
+
+
+def draw_lesions(scores: Scores, path: Path) -> bool:
+    """Draws how often the classes of lesions are right, as a PNG; returns whether that is known.
+
+    A picture of earlier scores is removed if it is not known now.
+    """
+    found = scores.lesion_classes
+    if found is None or found.calibration_error is None:
+        path.unlink(missing_ok=True)
+        return False
+    lesions = [case.lesions or () for case in scores.cases]
+    bins = reliability(*matched_probabilities(lesions, found.classes))
+    title = f"{counted(found.auc_lesions, 'lesion')}, error {found.calibration_error:.3f}"
+    draw_reliability(path, {title: bins})
     return True
 
 
@@ -146,7 +168,13 @@ def _classes(found: ClassSummary) -> str:
             spans = [_span(each.intervals.get(measure), 2) for measure in MEASURES]
             last = _span(found.auc_interval if detected else None, 2)
             rows.append([_INTERVAL, "", *spans, last])
-    return aligned(rows)
+    if found.calibration_error is None:
+        return aligned(rows)
+    lesions = counted(found.auc_lesions, "found lesion")
+    return (
+        f"{aligned(rows)}\nCalibration error of the probabilities of {lesions}: "
+        f"{found.calibration_error:.3f}"
+    )
 
 
 def _measured(found: Classification) -> list[str]:

@@ -99,6 +99,11 @@ class EvaluateRequest:
         as_csv = self.files(prediction)[1]
         return as_csv.with_name(as_csv.name.replace("scores.csv", "lesion_scores.csv"))
 
+    def reliability_file(self, prediction: Path) -> Path:
+        """The picture of how often the classes of lesions are right; it lies beside the scores."""
+        as_csv = self.files(prediction)[1]
+        return as_csv.with_name(as_csv.name.replace("scores.csv", "reliability.png"))
+
     def options(self) -> "MetricOptions":
         """Returns the metrics to compute, with their settings."""
         from autoliver.evaluation.results import ALL_METRICS, MetricOptions
@@ -134,7 +139,9 @@ def evaluate(
 ) -> "Scores":
     """Scores label maps and writes the scores as JSON and CSV (`EvaluateRequest.files`).
 
-    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`).
+    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`). If
+    the probabilities of their classes are known, a picture shows how often these are right
+    (`EvaluateRequest.reliability_file`).
 
     Args:
         workspace: The workspace in which the dataset is looked up.
@@ -151,7 +158,7 @@ def evaluate(
             them is a folder of images or labels of a dataset; or a label has other values in the
             reference, or in the model that predicted.
     """
-    from autoliver.evaluation.lesion_report import write_lesions
+    from autoliver.evaluation.lesion_report import draw_lesions, write_lesions
     from autoliver.evaluation.results import write_csv
 
     as_json, as_csv = request.files(prediction)
@@ -167,6 +174,7 @@ def evaluate(
     scores.save(as_json)
     write_csv(scores, as_csv)
     write_lesions(scores, request.lesion_file(prediction))
+    draw_lesions(scores, request.reliability_file(prediction))
     return scores
 
 

@@ -164,10 +164,19 @@ def test_probabilities_beside_the_label_maps_give_an_auc(place: Path) -> None:
     expected = {"cyst": 1.0, "hemangioma": 2 / 3, "metastasis": 0.75}
     assert scores.lesion_classes.auc_by_class == pytest.approx(expected)
     assert scores.lesion_classes.auc_lesions == 4
+    # Found lesions with 0.8 (right), 0.7 (wrong), 0.8 (right) and 0.6 (wrong).
+    error = (2 * abs(0.8 - 1) + 0.7 + 0.6) / 4
+    assert scores.lesion_classes.calibration_error == pytest.approx(error)
+    assert (place / "pred/reliability.png").read_bytes()[:4] == b"\x89PNG"
     (place / "pred/lesions.csv").write_text(f"{text}'=c,1,cyst,1,0,0\na,3,cyst,1,0,0\n")
     scores = evaluate(place)
     assert "lesions.csv: its lesions are not those of the label maps" in scores.warnings[-1]
     assert scores.warnings[-1].endswith("left out (1): a.")
+    (place / "pred/lesions.csv").unlink()
+    scores = evaluate(place)
+    assert scores.lesion_classes is not None
+    assert scores.lesion_classes.calibration_error is None
+    assert not (place / "pred/reliability.png").exists()
 
 
 def test_a_table_of_other_classes_is_refused_before_anything_is_scored(place: Path) -> None:

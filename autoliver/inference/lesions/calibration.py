@@ -4,14 +4,18 @@ One temperature is learnt on lesions of cases that the networks were not trained
 p^(1/T), scaled to add up to 1 (Guo et al. 2017). It changes no lesion's most probable class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = npt.NDArray[np.float64]
 
@@ -157,21 +161,28 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
     return sum(gaps) / total
 
 
-def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], *, title: str) -> None:
+def draw_reliability(path: Path, panels: Mapping[str, Sequence[ReliabilityBin]]) -> None:
     """Draws accuracy against confidence, with the number of lesions of each bin, as a PNG.
 
     Args:
         path: The PNG.
-        bins: From `reliability`.
-        title: Title of the picture.
+        panels: Title -> bins from `reliability`, drawn side by side.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_INCHES, _INCHES), layout="constrained", dpi=_DOTS_PER_INCH)
+    size = (_INCHES * len(panels), _INCHES)
+    figure = Figure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
     FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    axis.set_title(title, fontsize="medium")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, bins) in zip(axes, panels.items(), strict=True):
+        axis.set_title(title, fontsize="medium")
+        _draw_bins(axis, bins)
+    with replacing(path) as beside:
+        figure.savefig(beside)
+
+
+def _draw_bins(axis: "Axes", bins: Sequence[ReliabilityBin]) -> None:
     axis.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
     for each in bins:
         if each.accuracy is None:
@@ -181,8 +192,6 @@ def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], *, title: str) 
         middle = each.low + width / 2
         axis.text(middle, each.accuracy, str(each.lesions), ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, 1), ylim=(0, 1.06), xlabel="probability", ylabel="share that is right")
-    with replacing(path) as beside:
-        figure.savefig(beside)
 
 
 def _nll(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
