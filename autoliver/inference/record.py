@@ -126,6 +126,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         written: Maps them to the files that were written: the label map and, if asked for, the
             probabilities and the map of uncertainty.
         modalities: Maps them to the modality by which their images were normalised.
+        temperature: Temperature of the probabilities of lesions' classes, in the table of lesions.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -140,6 +141,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     voxels: dict[str, str] = msgspec.field(default_factory=dict)
     written: dict[str, tuple[WrittenFile, ...]] = msgspec.field(default_factory=dict)
     modalities: dict[str, UsedModality] = msgspec.field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def folds(self) -> str:
@@ -151,7 +153,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         """A digest of all that `differences` compares, as hex digits."""
         options = self.options.replace(folds=None)
         weights = [self._weights(region=False), self._weights(region=True)]
-        return digest([weights, self.cleaning, options])
+        heat = [] if self.temperature == 1.0 else [self.temperature]
+        return digest([weights, self.cleaning, options, *heat])
 
     def differences(self, other: "Prediction") -> list[str]:
         """Describes in words what the other prediction does differently; empty if nothing.
@@ -173,6 +176,9 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             )
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
+        if self.temperature != other.temperature:
+            then, now = (f"{each.temperature:g}" for each in (self, other))
+            found.append(f"temperature {then} for classes of lesions, not {now}")
         for name in ("step", "mirror", "modality", "exact", "match", "lesions"):
             then, now = (_flag(name, getattr(each.options, name)) for each in (self, other))
             if then != now:
@@ -261,6 +267,7 @@ def describe(
         labels=FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels,
         networks=tuple(networks),
         cleaning=files.cleaning,
+        temperature=files.temperature,
         options=DecidingOptions(
             step=options.step,
             mirror=options.mirror,

@@ -28,7 +28,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.prediction import PredictRequest, predict
+from autoliver.pipeline.prediction import PredictRequest, predict_unfinished
 from autoliver.values import check_text, check_texts, check_types, first_few, set_field
 from autoliver.workspace import RunFolder, Workspace
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
     from autoliver.evaluation.score import Pairs
+    from autoliver.inference.predict import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -453,22 +454,54 @@ def predict_held_out(
 ) -> dict[str, tuple[Path, Path]]:
     """Predicts the held-out cases of a fold; finished ones are skipped.
 
+    A model that tells classes of lesions apart also writes a table of lesions
+    (`FoldFolder.lesions`); cases that it lacks are predicted again.
+
     Returns:
         Maps each labelled case to its predicted and its true label map.
     """
+    from autoliver.inference.predict import make_jobs
+
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
-    folder = FoldFolder(run.fold(fold)).validation
+    place = FoldFolder(run.fold(fold))
+    info = FoldModel.load(place.model)
     lesions: dict[str, Path] = {}
-    if FoldModel.load(FoldFolder(run.fold(fold)).model).needs_lesions:
+    if info.needs_lesions:
         lesions = {case.name: Path(case.label) for case in cases if case.label}
         _log.warning(
             "%s: a classifier is told where lesions are, here by the reference: of its scores, "
             "only the classes mean anything.",
             run.name,
         )
-    written = predict(files, images, folder, request, modalities=kinds, lesions=lesions)
+    again, listener = _lesion_table(place, info, images)
+    jobs = make_jobs(images, place.validation, modalities=kinds, lesions=lesions)
+    written = predict_unfinished(files, jobs, request, again=again, listener=listener)
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
+
+
+def _lesion_table(
+    place: FoldFolder, info: FoldModel, names: Collection[str]
+) -> "tuple[list[str], Listener | None]":
+    """Begins the table of lesions of held-out cases, if a model tells classes of them apart.
+
+    Returns:
+        The cases that it lacks, and what adds those that are predicted.
+    """
+    from autoliver.inference.lesions.table import LesionFiles, LesionTable
+    from autoliver.inference.predict import Listener
+
+    if len(info.lesion_classes) < 2:
+        return [], None
+    tables = LesionFiles(json=place.lesions, csv=place.lesions.with_suffix(".csv"))
+    table = LesionTable(made_from={"model": info.digest()}, classes=info.lesion_classes, voted=True)
+    lacking = tables.missing(table, names)
+    if lacking:
+        place.validation.mkdir(parents=True, exist_ok=True)
+        for file in tables.foreign():
+            file.unlink()
+        tables.begin(table, lacking)
+    return lacking, Listener(on_lesions=lambda job, found: tables.add(job.name, found))
 
 
 def score_held_out(

@@ -1,6 +1,6 @@
 """Prediction of a folder of cases with a trained model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ from autoliver.values import check_text, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.datasets.cases import Modality
     from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, Listener, PredictJob
     from autoliver.models.files import MemberFiles, ModelFiles
@@ -94,9 +93,6 @@ def predict(
     cases: Mapping[str, Sequence[Path]],
     output: Path,
     request: PredictRequest,
-    *,
-    modalities: "Mapping[str, Modality] | None" = None,
-    lesions: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
@@ -105,23 +101,45 @@ def predict(
         cases: Maps each case to its image files.
         output: Folder for the label maps.
         request: How to predict.
-        modalities: Maps cases to their modality where that is known.
-        lesions: Maps cases to label maps of their lesions where these are given.
+
+    Returns:
+        Maps each case, finished ones included, to its label map.
+    """
+    from autoliver.inference.predict import make_jobs
+
+    return predict_unfinished(files, make_jobs(cases, output), request)
+
+
+def predict_unfinished(
+    files: "ModelFiles",
+    jobs: "Sequence[PredictJob]",
+    request: PredictRequest,
+    *,
+    again: Collection[str] = (),
+    listener: "Listener | None" = None,
+) -> dict[str, Path]:
+    """Predicts cases with a model; finished cases are skipped.
+
+    Args:
+        files: The model.
+        jobs: The cases to predict.
+        request: How to predict.
+        again: Cases that are predicted even if they are finished.
+        listener: As in `predict_jobs`.
 
     Returns:
         Maps each case, finished ones included, to its label map.
     """
     from autoliver.inference.model import load_model
-    from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
-    jobs = make_jobs(cases, output, modalities=modalities, lesions=lesions)
-    todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
+    wanted = {job.name for job in jobs} if request.overwrite else set(again)
+    todo = [job for job in jobs if job.name in wanted or not is_complete(job, request)]
     if todo:
         model = load_model(files, device=choose_device(request.machine.device))
         for error in too_large(model, todo, request).values():
             raise error
-        predict_as_asked(model, todo, request)
+        predict_as_asked(model, todo, request, listener=listener)
     return {job.name: job.output for job in jobs}
 
 

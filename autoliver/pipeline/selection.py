@@ -15,6 +15,7 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import fold_of
+from autoliver.models.selection import Temperature
 from autoliver.needs import clean_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.data import as_planned, current_folds
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import CaseScores
     from autoliver.evaluation.select import Candidate, Choice
     from autoliver.models.selection import Selection
+    from autoliver.pipeline.temperature import Learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Selected:
         trials: The cleaning rules that were tried.
         left_out: Sentences that name the runs and folds that could not be compared, each with the
             reason.
+        reliability: A picture of how often classes of lesions are right; None if that is not known.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Selected:
     candidates: "tuple[Candidate, ...]"
     trials: "tuple[Trial, ...]"
     left_out: tuple[str, ...]
+    reliability: Path | None = None
 
     __repr__ = brief
 
@@ -104,6 +108,7 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
     from autoliver.models.selection import Chosen, Selection
+    from autoliver.pipeline.temperature import PICTURE_FILE
 
     candidates = contest.candidates()
     choice = choose(candidates)
@@ -115,15 +120,22 @@ def _select(contest: "_Contest") -> Selected:
         )
     winners = [run for run in contest.runs if run.path.name in choice.candidate.runs]
     trials = contest.learn(winners)
+    learnt = contest.temperature(winners)
+    classes = (str(learnt.temperature),) if learnt is not None else ()
     selection = Selection(
         made_from=contest.made_from(),
         dataset=contest.folder.name,
         members=tuple(Chosen(run=run.path.name, folds=_numbered(run)) for run in winners),
         cleaning=tuple(trial.rule for trial in trials if trial.kept),
         scores={c.name: c.dice for c in candidates if c.dice is not None},
-        why=(*contest.left_out, contest.basis, *choice.why, *_why(choice, trials)),
+        why=(*contest.left_out, contest.basis, *choice.why, *_why(choice, trials), *classes),
+        temperature=None if learnt is None else learnt.temperature,
     )
     path = contest.folder.trained.selection
+    picture = path.with_name(PICTURE_FILE)
+    if learnt is None:
+        picture.unlink(missing_ok=True)
+    drawn = None if learnt is None else learnt.draw(picture)
     selection.save(path)
     return Selected(
         path=path,
@@ -131,6 +143,7 @@ def _select(contest: "_Contest") -> Selected:
         candidates=candidates,
         trials=trials,
         left_out=contest.left_out,
+        reliability=drawn,
     )
 
 
@@ -215,6 +228,21 @@ class _Contest:
                 for pair, scores in self._pairs(fold).scores().items():
                     cases.setdefault(pair, []).extend(scores.cases)
         return tuple(make_candidate(runs, found) for runs, found in cases.items())
+
+    def temperature(self, winners: Sequence[RunFolder]) -> "Learnt | None":
+        """Learns the temperature of lesions' classes; None if the winners tell none apart."""
+        from autoliver.pipeline.temperature import Learnt, classes_of, learn_temperature
+
+        if not classes_of(winners, self.folds):
+            return None
+        if len(winners) > 1:
+            why = "a pair of runs is not calibrated"
+            return Learnt(temperature=Temperature(why=why), panels={})
+        folds = {fold: self.held_out(fold) for fold in self.folds}
+        pairs: dict[str, tuple[Path, Path]] = {}
+        for fold, cases in folds.items():
+            pairs |= predict_held_out(winners[0], fold, cases, self._as_trained(winners[0]))
+        return learn_temperature(winners[0], folds, pairs, machine=self.request.machine)
 
     def learn(self, winners: Sequence[RunFolder]) -> "tuple[Trial, ...]":
         """Tries cleaning rules on the out-of-fold label maps of the winning run or pair."""

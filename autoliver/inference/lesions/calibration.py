@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record, replacing
+from autoliver.models.selection import Temperature
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,24 +27,6 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 _TINY = 1e-7  # stands for a probability of 0
 _INCHES, _DOTS_PER_INCH = 4.0, 100
 _COLOUR = "#56b4e9"
-
-
-class Temperature(Record, frozen=True, kw_only=True):
-    """A temperature and what it was learnt from.
-
-    Attributes:
-        value: The temperature; 1 changes nothing, above 1 makes probabilities less certain.
-        lesions: Number of lesions.
-        nll_before: Mean negative logarithm of the probability of the true class, as it was.
-        nll_after: The same with the temperature.
-        why: Why it is 1 or at an end of its range; empty otherwise.
-    """
-
-    value: float = 1.0
-    lesions: int = 0
-    nll_before: float | None = None
-    nll_after: float | None = None
-    why: str = ""
 
 
 class ReliabilityBin(Record, frozen=True, kw_only=True):
@@ -82,11 +65,18 @@ def fit_temperature(
     lesions = len(truth)
     _check(probabilities, truth)
     if lesions < least:
-        return Temperature(lesions=lesions, why=f"{lesions} lesions are fewer than {least}")
-    before = _nll(probabilities, truth)
+        return Temperature(lesions=lesions, why=f"it takes {least} lesions, found {lesions}")
+    before, error = _nll(probabilities, truth), _error(probabilities, truth)
     if len(np.unique(truth)) < 2:
         why = "all lesions are of one class"
-        return Temperature(lesions=lesions, nll_before=before, nll_after=before, why=why)
+        return Temperature(
+            lesions=lesions,
+            nll_before=before,
+            nll_after=before,
+            error_before=error,
+            error_after=error,
+            why=why,
+        )
     # In 1/T the likelihood is convex, so that there is one minimum.
     found = minimize_scalar(
         lambda log: _nll(calibrated(probabilities, float(np.exp(log))), truth),
@@ -103,6 +93,8 @@ def fit_temperature(
         lesions=lesions,
         nll_before=before,
         nll_after=after,
+        error_before=error,
+        error_after=_error(calibrated(probabilities, value), truth),
         why=f"it may be {_LOWEST:g} to {_HIGHEST:g}" if at_end else "",
     )
 
@@ -197,6 +189,10 @@ def _draw_bins(axis: "Axes", bins: Sequence[ReliabilityBin]) -> None:
 def _nll(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
     own = probabilities[np.arange(len(truth)), truth]
     return float(-np.log(np.clip(own, _TINY, None)).mean())
+
+
+def _error(probabilities: Array, truth: npt.NDArray[np.integer]) -> float | None:
+    return expected_calibration_error(reliability(probabilities, truth))
 
 
 def _check(probabilities: Array, truth: npt.NDArray[np.integer]) -> None:

@@ -74,8 +74,8 @@ def test_what_is_always_right_ends_at_the_lowest_temperature_and_says_so() -> No
 @pytest.mark.parametrize(
     ("count", "truth", "why"),
     [
-        (19, [0, 1], "19 lesions are fewer than 20"),
-        (0, [0, 1], "0 lesions are fewer than 20"),
+        (19, [0, 1], "it takes 20 lesions, found 19"),
+        (0, [0, 1], "it takes 20 lesions, found 0"),
         (40, [1], "all lesions are of one class"),
     ],
 )
