@@ -14,8 +14,7 @@ from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.models.files import fold_of
-from autoliver.models.selection import Temperature
+from autoliver.models.files import FoldFolder, FoldModel, fold_of
 from autoliver.needs import clean_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.data import as_planned, current_folds
@@ -231,30 +230,28 @@ class _Contest:
 
     def temperature(self, winners: Sequence[RunFolder]) -> "Learnt | None":
         """Learns the temperature of lesions' classes; None if the winners tell none apart."""
-        from autoliver.pipeline.temperature import Learnt, classes_of, learn_temperature
+        from autoliver.pipeline.temperature import classes_of, learn_temperature
 
         if not classes_of(winners, self.folds):
             return None
-        if len(winners) > 1:
-            why = "a pair of runs is not calibrated"
-            return Learnt(temperature=Temperature(why=why), panels={})
-        folds = {fold: self.held_out(fold) for fold in self.folds}
-        pairs: dict[str, tuple[Path, Path]] = {}
-        for fold, cases in folds.items():
-            pairs |= predict_held_out(winners[0], fold, cases, self._as_trained(winners[0]))
-        return learn_temperature(winners[0], folds, pairs, machine=self.request.machine)
+        first, names = FoldFolder(winners[0].fold(self.folds[0])), [r.path.name for r in winners]
+        if len(winners) == 1:
+            tables = [FoldFolder(winners[0].fold(fold)).lesions for fold in self.folds]
+        else:
+            tables = [self._pairs(fold).lesions(names) for fold in self.folds]
+        return learn_temperature(
+            FoldModel.load(first.model),
+            [case for fold in self.folds for case in self.held_out(fold)],
+            tables,
+            self._label_maps(winners),
+            machine=self.request.machine,
+        )
 
     def learn(self, winners: Sequence[RunFolder]) -> "tuple[Trial, ...]":
         """Tries cleaning rules on the out-of-fold label maps of the winning run or pair."""
         from autoliver.evaluation.cleaning import learn_rules
 
-        pairs: dict[str, tuple[Path, Path]] = {}
-        for fold in self.folds:
-            if len(winners) == 1:
-                request = self._as_trained(winners[0])
-                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
-            else:
-                pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
+        pairs = self._label_maps(winners)
         machine = self.request.machine
         return learn_rules(
             pairs,
@@ -263,6 +260,17 @@ class _Contest:
             executor=machine.pool("try rules", need=clean_need, light=True),
             progress=case_bar("try cleaning rules", len(pairs)),
         )
+
+    def _label_maps(self, winners: Sequence[RunFolder]) -> dict[str, tuple[Path, Path]]:
+        """Maps each held-out case to the label map of the winning run or pair, and the true one."""
+        pairs: dict[str, tuple[Path, Path]] = {}
+        for fold in self.folds:
+            if len(winners) == 1:
+                request = self._as_trained(winners[0])
+                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
+            else:
+                pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
+        return pairs
 
     def _as_trained(self, *runs: RunFolder) -> PredictRequest:
         """Returns how to predict with runs: exactly if one was trained with --deterministic."""
@@ -364,8 +372,6 @@ def _scored_folds(
 
 def _seen(run: RunFolder, fold: int, dataset: Dataset, splits: Folds) -> list[str]:
     """Returns the held-out cases of a fold that the weights it started from had seen."""
-    from autoliver.models.files import FoldFolder, FoldModel
-
     before = FoldModel.load(FoldFolder(run.fold(fold)).model).seen_before
     return sorted(seen_cases(dataset, before) & set(splits.splits[fold].validation))
 

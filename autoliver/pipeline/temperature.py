@@ -57,19 +57,21 @@ def classes_of(runs: Sequence[RunFolder], folds: Sequence[int]) -> tuple[str, ..
 
 
 def learn_temperature(
-    run: RunFolder,
-    folds: Mapping[int, Sequence[Case]],
+    model: FoldModel,
+    cases: Sequence[Case],
+    tables: Sequence[Path],
     pairs: Mapping[str, tuple[Path, Path]],
     *,
     machine: Machine,
 ) -> Learnt:
-    """Learns the temperature of a run that tells classes of lesions apart.
+    """Learns the temperature of a run or pair of runs that tells classes of lesions apart.
 
     Predicted lesions are matched one to one to those of the reference, whatever their class.
 
     Args:
-        run: The run.
-        folds: Fold -> its held-out cases, which `evaluation.predict_held_out` has predicted.
+        model: One of the folds, which all have the same labels and classes.
+        cases: The held-out cases of all folds, which are predicted.
+        tables: The lesions.json of each fold.
         pairs: Case -> its predicted and its true label map.
         machine: The processes and memory that may be used.
     """
@@ -79,45 +81,43 @@ def learn_temperature(
     from autoliver.evaluation.score import score_files
     from autoliver.inference.lesions.calibration import calibrated, fit_temperature, reliability
 
-    model = FoldModel.load(FoldFolder(run.fold(next(iter(folds)))).model)
     classes = model.lesion_classes
     scores = score_files(
         pairs,
         labels=model.plan.labels,
         options=MetricOptions(metrics=("lesions",), lesion_labels=classes),
-        unscored=unscored_labels([case for cases in folds.values() for case in cases]),
+        unscored=unscored_labels(cases),
         executor=machine.pool("match lesions", need=score_need, light=True),
         progress=case_bar("match lesions", len(pairs)),
     )
-    cases, unlike = with_probabilities(scores.cases, _rows(run, folds))
+    found, unlike = with_probabilities(scores.cases, _rows(tables))
     if unlike:
         _log.warning(
             "%s: the lesions in lesions.json are not those of the label maps, so that these cases "
             "teach no temperature (%d): %s.",
-            *(run.name, len(unlike), first_few(unlike, 5)),
+            *(model.plan.dataset, len(unlike), first_few(unlike, 5)),
         )
-    probabilities, truth = matched_probabilities([case.lesions or () for case in cases], classes)
-    found = fit_temperature(probabilities, truth)
+    probabilities, truth = matched_probabilities([case.lesions or () for case in found], classes)
+    fitted = fit_temperature(probabilities, truth)
     if not len(truth):
-        return Learnt(temperature=found, panels={})
-    after = calibrated(probabilities, found.value)
-    title = f"after (temperature {found.value:.2f})"
+        return Learnt(temperature=fitted, panels={})
+    after = calibrated(probabilities, fitted.value)
+    title = f"after (temperature {fitted.value:.2f})"
     panels = {"before": reliability(probabilities, truth), title: reliability(after, truth)}
-    return Learnt(temperature=found, panels=panels)
+    return Learnt(temperature=fitted, panels=panels)
 
 
-def _rows(run: RunFolder, folds: Mapping[int, Sequence[Case]]) -> "Rows":
+def _rows(tables: Sequence[Path]) -> "Rows":
     """Reads the lesions of held-out cases, as rows of a table that `predict` writes."""
     from autoliver.artifacts import text_cell
     from autoliver.evaluation.probabilities import Row
     from autoliver.inference.lesions.table import LesionTable
 
     return {
-        text_cell(case.name): {
+        text_cell(case): {
             each.lesion: Row(each.probabilities, each.volume_ml, text_cell(each.label))
-            for each in table.cases[case.name].lesions
+            for each in lesions.lesions
         }
-        for fold, cases in folds.items()
-        for table in [LesionTable.load(FoldFolder(run.fold(fold)).lesions)]
-        for case in cases
+        for path in tables
+        for case, lesions in LesionTable.load(path).cases.items()
     }

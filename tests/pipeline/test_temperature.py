@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from commands import run
 from typer.testing import CliRunner
 
 from autoliver.cli.main import app
+from autoliver.datasets.cases import Labels
+from autoliver.evaluation.results import Scores
 from autoliver.inference.lesions.calibration import calibrated
 from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
 from autoliver.inference.lesions.table import LesionTable
@@ -71,20 +73,36 @@ def folds(root: Path) -> list[FoldFolder]:
     return [FoldFolder(path) for path in sorted((root / "w" / NAME).glob("runs/*/fold_*"))]
 
 
-def overconfident(root: Path, *, only: int = len(CASES)) -> Path:
-    """Replaces what the folds predicted on held-out cases; further cases have no lesions."""
-    left = only
+def biased(root: Path) -> Path:
+    """Lets all folds predict lesions."""
     for fold in folds(root):
-        fold.scores.unlink(missing_ok=True)
-        table = LesionTable.load(fold.lesions)
-        labels = FoldModel.load(fold.model).plan.labels
-        which = LesionLabels(labels=labels, names=table.classes, voted=True)
+        network = load_network(fold.weights, device=torch.device("cpu"))
+        bias = torch.tensor([0.0, 1.0, 3.0, 2.5])
+        weights = {
+            name: bias.clone() if name.endswith("bias") and tensor.shape == (4,) else tensor
+            for name, tensor in network.state_dict().items()
+        }
+        save_fold(fold.path, weights, FoldModel.load(fold.model))
+    return root
+
+
+def overconfident(folders: Iterable[Path], *, only: int = len(CASES)) -> None:
+    """Replaces what was predicted on held-out cases; further cases have no lesions."""
+    left = only
+    for folder in folders:
+        scores = Scores.load(folder / "scores.json")
+        scores.replace(cases=(), summary={}, mean={}).save(folder / "scores.json")
+        if folder.name == "validation":
+            (folder / "scores.json").unlink()
+        table = LesionTable.load(folder / "lesions.json")
+        values = Labels(values={name: (value,) for name, value in LABELS.items()})
+        which = LesionLabels(labels=values, names=table.classes, voted=True)
         found = {}
         for case in table.cases:
             predicted = label_map(case, predicted=True)
             predicted = predicted if left > 0 else np.minimum(predicted, 1)
             left -= 1
-            write_label(fold.validation / f"{case}.nii.gz", predicted, GRID)
+            write_label(folder / f"{case}.nii.gz", predicted, GRID)
             measured = measure(predicted, GRID, which)
             chances = [
                 {name: SURE if name == each.label else 1 - SURE for name in NAMES}
@@ -96,8 +114,11 @@ def overconfident(root: Path, *, only: int = len(CASES)) -> Path:
                     for each, own in zip(measured, chances, strict=True)
                 )
             )
-        table.replace(cases=found).save(fold.lesions)
-    return root
+        table.replace(cases=found).save(folder / "lesions.json")
+
+
+def validation(root: Path) -> list[Path]:
+    return [fold.validation for fold in folds(root)]
 
 
 @pytest.fixture
@@ -118,7 +139,7 @@ def test_a_fold_keeps_the_lesions_of_its_held_out_cases(trained: Path) -> None:
 
 
 def test_the_temperature_of_overconfident_probabilities_is_learnt(own: Path) -> None:
-    overconfident(own)
+    overconfident(validation(own))
     found = run("select", NAME, "-w", own / "w")
     cases = [case for fold in folds(own) for case in LesionTable.load(fold.lesions).cases]
     right = np.mean([true == ours for case in cases for _, _, true, ours in lesions_of(case)])
@@ -142,12 +163,12 @@ def test_the_temperature_of_overconfident_probabilities_is_learnt(own: Path) -> 
 
 
 def test_too_few_lesions_teach_no_temperature_and_that_is_said(own: Path) -> None:
-    overconfident(own, only=1)
+    overconfident(validation(own), only=1)
     found = run("select", NAME, "-w", own / "w")
     learnt = found["temperature"]
     assert (learnt["value"], learnt["lesions"]) == (1.0, 9)
     assert found["why"][-1] == "Lesion classes: temperature 1, since it takes 20 lesions, found 9."
-    overconfident(own, only=0)
+    overconfident(validation(own), only=0)
     found = run("select", NAME, "-w", own / "w")
     assert found["temperature"]["lesions"] == 0
     assert found["reliability"] is None
@@ -166,19 +187,8 @@ def test_held_out_cases_of_earlier_versions_are_predicted_again(own: Path) -> No
 
 
 def test_predict_applies_the_temperature_to_probabilities_alone(own: Path) -> None:
-    for fold in folds(own):  # which predicts lesions everywhere
-        info = FoldModel.load(fold.model)
-        network = load_network(fold.weights, device=torch.device("cpu"))
-        bias = torch.tensor([0.0, 1.0, 3.0, 2.5])
-        weights = {
-            name: bias.clone() if name.endswith("bias") and tensor.shape == (4,) else tensor
-            for name, tensor in network.state_dict().items()
-        }
-        save_fold(fold.path, weights, info)
-        table = LesionTable.load(fold.lesions)
-        made_from = {"model": FoldModel.load(fold.model).digest()}
-        table.replace(made_from=made_from).save(fold.lesions)
-    overconfident(own)
+    run("select", NAME, "-w", biased(own) / "w")
+    overconfident(validation(own))
     run("select", NAME, "-w", own / "w")
     temperature = Selection.load(own / "w" / NAME / "model.json").temperature
     assert temperature is not None
@@ -213,3 +223,24 @@ def test_predict_applies_the_temperature_to_probabilities_alone(own: Path) -> No
             np.testing.assert_allclose(after, expected, atol=2e-5)
             found += 1
     assert found
+
+
+def test_a_pair_names_lesions_as_predict_does_and_learns_a_temperature(own: Path) -> None:
+    short = ("--epochs", 1, "--iterations", 1, "--task", "joint", "-w", own / "w")
+    run("train", NAME, "2d", "--tag", "b", "--fold", 0, "--seed", 1, *short)
+    found = run("select", NAME, "-w", biased(own) / "w")
+    pair = own / "w" / NAME / "selection" / ",".join(found["candidates"][2]["runs"]) / "fold_0"
+    table = LesionTable.load(pair / "lesions.json")
+    models = [part for name in found["candidates"][2]["runs"] for part in ("-m", f"{NAME}/{name}")]
+    for case in table.cases:
+        image = own / NAME / f"imagesTr/{case}_0000.nii.gz"
+        run("predict", "-i", image, "-o", own / "out", *models, "--folds", 0, "-w", own / "w")
+        maps = [read_label(folder / f"{case}.nii.gz").array for folder in (own / "out", pair)]
+        np.testing.assert_array_equal(*maps)
+    assert LesionTable.load(own / "out/lesions.json").cases == table.cases
+    assert any(each.lesions for each in table.cases.values())
+    # A pair that is better than both of its runs.
+    overconfident([pair])
+    found = run("select", NAME, "-w", own / "w")
+    assert len(found["members"]) == 2
+    assert found["temperature"]["lesions"] == 9 * len(table.cases)
