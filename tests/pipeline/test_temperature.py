@@ -19,7 +19,7 @@ from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measu
 from autoliver.inference.lesions.table import LesionTable
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.volume import Geometry
-from autoliver.models.files import FoldFolder, FoldModel, save_fold
+from autoliver.models.files import FoldFolder, FoldModel, ModelFiles, save_fold
 from autoliver.models.selection import Selection
 from autoliver.networks.checkpoint import load_network
 
@@ -244,3 +244,16 @@ def test_a_pair_names_lesions_as_predict_does_and_learns_a_temperature(own: Path
     found = run("select", NAME, "-w", own / "w")
     assert len(found["members"]) == 2
     assert found["temperature"]["lesions"] == 9 * len(table.cases)
+
+
+def test_files_of_earlier_versions_have_no_temperature(tmp_path: Path) -> None:
+    selection = Selection(dataset="Toy", members=())
+    table = LesionTable(classes=NAMES, voted=True, temperature=1.5)
+    for what in (selection, table):
+        raw = json.loads(what.to_bytes())
+        del raw["temperature"]
+        (tmp_path / f"{what.KIND}.json").write_text(json.dumps(raw))
+    read = Selection.load(tmp_path / "selection.json")
+    assert ModelFiles(name="Toy", members=(), selection=read).temperature == 1.0
+    assert ModelFiles(name="Toy", members=()).temperature == 1.0
+    assert LesionTable.load(tmp_path / "lesions.json").temperature == 1.0
