@@ -228,8 +228,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Metric to compute: dice, iou, ravd, volume, assd, mad, mssd, hd95, nsd or "
-            "lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
+            help="Metric to compute: dice, iou, recall, precision, ravd, volume, assd, mad, mssd, "
+            "hd95, nsd or lesions. mssd may be called hd. Give several as dice,hd. [default: all]",
             rich_help_panel=_METRICS,
         ),
     ] = None,
@@ -337,6 +337,8 @@ def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path)
     text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
     if (lesions := request.lesion_file(prediction)).exists():
         text += f"\nEvery lesion: {lesions}"
+    if (picture := request.reliability_file(prediction)).exists():
+        text += f"\nHow often classes are right: {picture}"
     return text
 
 

@@ -76,6 +76,8 @@ def _result(selected: "Selected") -> dict[str, Any]:
         ],
         "left_out": selected.left_out,
         "why": made.why,
+        "temperature": msgspec.to_builtins(made.temperature),
+        "reliability": None if selected.reliability is None else str(selected.reliability),
     }
 
 
@@ -99,9 +101,12 @@ def _show(selected: "Selected") -> str:
     )
     workspace = selected.path.parent.parent
     members = " + ".join(f"{m.run} ({', '.join(m.folds)})" for m in made.members)
+    shown = selected.reliability
+    picture = "" if shown is None else f"How often classes are right: {shown}\n"
     parts.append(
         f"Chosen: {members}, {counted(len(made.cleaning), 'cleaning rule')}\n"
         f"Written: {selected.path}\n"
+        f"{picture}"
         "Next: "
         + command(
             "predict", options=["-i", "IN", "-o", "OUT", "-m", made.dataset], workspace=workspace

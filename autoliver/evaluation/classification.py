@@ -9,6 +9,8 @@ import numpy.typing as npt
 from autoliver.artifacts import Record
 from autoliver.evaluation.bootstrap import Interval, Values, Weights, interval, ratio
 from autoliver.evaluation.lesions import Lesion
+from autoliver.inference.lesions.calibration import expected_calibration_error, reliability
+from autoliver.inference.lesions.vote import normalised
 
 Confusion = npt.NDArray[np.float64]
 MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -48,6 +50,9 @@ class ClassSummary(Record, frozen=True, kw_only=True):
         auc_by_class: The area of each class that has lesions and is not the only one.
         auc_lesions: Number of matched lesions with known probabilities.
         auc_interval: 95 % interval of `auc` by resampling patients.
+        calibration_error: Expected calibration error over the lesions of `auc_lesions`: the mean
+            difference, in ten bins, between the probability of the most probable class and how
+            often it is right; None if there are none.
     """
 
     classes: tuple[str, ...]
@@ -60,6 +65,7 @@ class ClassSummary(Record, frozen=True, kw_only=True):
     auc_by_class: dict[str, float] = msgspec.field(default_factory=dict)
     auc_lesions: int = 0
     auc_interval: Interval | None = None
+    calibration_error: float | None = None
 
 
 def summarize_classes(
@@ -74,7 +80,8 @@ def summarize_classes(
     """
     confusion, spurious = _confusion(cases, classes)
     total = confusion.sum(axis=0).astype(int)
-    probable = [[each for each in case if each.matched and each.probabilities] for case in cases]
+    probable = [[each for each in case if _probable(each)] for case in cases]
+    bins = reliability(*matched_probabilities(cases, classes))
     by_class, drawn = _areas(probable, classes, weights)
     return ClassSummary(
         classes=tuple(classes),
@@ -87,7 +94,32 @@ def summarize_classes(
         auc_by_class=by_class,
         auc_lesions=sum(map(len, probable)),
         auc_interval=None if drawn is None else interval(drawn),
+        calibration_error=expected_calibration_error(bins),
     )
+
+
+def matched_probabilities(
+    cases: Sequence[Sequence[Lesion]], classes: Sequence[str]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Returns what is known of the matched lesions with known probabilities.
+
+    Args:
+        cases: The lesions of each case.
+        classes: Names of the classes.
+
+    Returns:
+        Probabilities (lesions, classes), scaled to add up to 1; and the index of the class that
+        each lesion has in the reference.
+    """
+    found = [each for case in cases for each in case if _probable(each)]
+    rows = [[each.probabilities[name] for name in classes] for each in found]
+    index = {name: i for i, name in enumerate(classes)}
+    truth = np.array([index[each.reference_class] for each in found], np.intp)
+    return normalised(np.array(rows, np.float64).reshape(-1, len(classes))), truth
+
+
+def _probable(lesion: Lesion) -> bool:
+    return lesion.matched and bool(lesion.probabilities)
 
 
 def measures(confusion: Confusion) -> dict[str, Values]:

@@ -17,7 +17,7 @@ from autoliver.evaluation.bootstrap import (
     ratio,
     statistic,
 )
-from autoliver.evaluation.lesions import Lesion
+from autoliver.evaluation.lesions import Lesion, VoxelOverlap
 
 
 class _Size(NamedTuple):
@@ -116,6 +116,8 @@ class LesionSummary(Record, frozen=True, kw_only=True):
         volume_error_ml: The absolute value of the same.
         volume_error_percent: The same in percent of the reference's volume.
         by_patient: What was found patient by patient; None if patients are not known.
+        voxels: dice, recall and precision of the voxels of lesions against all others, over the
+            cases that define them; empty for a single label, which has them as metrics.
     """
 
     detection: Detection
@@ -125,10 +127,15 @@ class LesionSummary(Record, frozen=True, kw_only=True):
     volume_error_ml: Statistic | None
     volume_error_percent: Statistic | None
     by_patient: PatientDetection | None = None
+    voxels: dict[str, Statistic] = msgspec.field(default_factory=dict)
 
 
 def summarize_lesions(
-    cases: Sequence[Sequence[Lesion]], *, patients: Sequence[str], weights: Weights | None
+    cases: Sequence[Sequence[Lesion]],
+    *,
+    patients: Sequence[str],
+    weights: Weights | None,
+    voxels: Sequence[VoxelOverlap | None] = (),
 ) -> LesionSummary:
     """Summarises the lesions of cases.
 
@@ -136,6 +143,7 @@ def summarize_lesions(
         cases: The lesions of each case.
         patients: The patient of each case; empty if it is not known.
         weights: As from `bootstrap.resampled`; None: without intervals.
+        voxels: The voxels of lesions in each case, where they are known; empty if in none.
     """
     pairs = [[lesion for lesion in case if lesion.matched] for case in cases]
     ml = [[d for each in case if (d := each.volume_difference_ml) is not None] for case in pairs]
@@ -152,7 +160,20 @@ def summarize_lesions(
         volume_error_ml=statistic([map(abs, case) for case in ml], weights),
         volume_error_percent=statistic(percent, weights),
         by_patient=None if "" in patients else _by_patient(cases, patients),
+        voxels=_voxel_rates(voxels, weights),
     )
+
+
+def _voxel_rates(
+    voxels: Sequence[VoxelOverlap | None], weights: Weights | None
+) -> dict[str, Statistic]:
+    each = [overlap.rates() if overlap is not None else {} for overlap in voxels]
+    names = ("dice", "recall", "precision") if voxels else ()
+    found = {
+        name: statistic([[rates[name]] if name in rates else [] for rates in each], weights)
+        for name in names
+    }
+    return {name: mean for name, mean in found.items() if mean is not None}
 
 
 def _detection(

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from autoliver.artifacts import text_cell, write_bytes
 from autoliver.evaluation.bootstrap import Interval, Statistic
-from autoliver.evaluation.classification import MEASURES, Classification, ClassSummary
+from autoliver.evaluation.classification import (
+    MEASURES,
+    Classification,
+    ClassSummary,
+    matched_probabilities,
+)
 from autoliver.evaluation.detection import Detection, LesionSummary
 from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
+from autoliver.inference.lesions.calibration import draw_reliability, reliability
 from autoliver.values import counted, shortened
 
 _ALL_CLASSES = "all classes"
@@ -22,13 +28,14 @@ _INTERVAL = "  95 %"
 _LEAST = 10  # characters that a label keeps in any case: those of a size class
 _CLASSES = 60  # characters for the classes of a confusion matrix, with two blanks after each
 _CLASS = (5, 9)  # characters of one of them at least and at most; JSON has matrices of any size
+_HEADINGS = {"dice": "Dice", "recall": "recall", "precision": "precision"}  # of voxels
 _RATES = ("recall", "precision", "f1")
 _FIELDS = tuple(name for name in Lesion.__struct_fields__ if name not in ("reference", "predicted"))
 
 
 def lesion_tables(scores: Scores) -> str:
     """Formats what is known of the lesions, for lines of 80 characters; empty if nothing is."""
-    parts = [_detections(scores)]
+    parts = [_detections(scores), _voxels(scores.lesions)]
     if scores.lesion_classes is not None:
         parts += [_classes(scores.lesion_classes), _confusion(scores.lesion_classes)]
     return "\n\n".join(part for part in parts if part)
@@ -57,6 +64,22 @@ def write_lesions(scores: Scores, path: Path) -> bool:
     writer.writerow([*head, *(f"probability_{name}" for name in classes)])
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+    return True
+
+
+def draw_lesions(scores: Scores, path: Path) -> bool:
+    """Draws how often the classes of lesions are right, as a PNG; returns whether that is known.
+
+    A picture of earlier scores is removed if it is not known now.
+    """
+    found = scores.lesion_classes
+    if found is None or found.calibration_error is None:
+        path.unlink(missing_ok=True)
+        return False
+    lesions = [case.lesions or () for case in scores.cases]
+    bins = reliability(*matched_probabilities(lesions, found.classes))
+    title = f"{counted(found.auc_lesions, 'lesion')}, error {found.calibration_error:.3f}"
+    draw_reliability(path, {title: bins})
     return True
 
 
@@ -101,6 +124,18 @@ def _detections(scores: Scores) -> str:
     )
 
 
+def _voxels(found: LesionSummary | None) -> str:
+    """The table of voxels of all classes together."""
+    if found is None or not found.voxels:
+        return ""
+    rows = [["voxels of lesions", *_HEADINGS.values()]]
+    rows.append([_ALL_CLASSES, *(_mean(found.voxels.get(name), 3) for name in _HEADINGS)])
+    spans = [_span(s.interval if (s := found.voxels.get(n)) else None, 2) for n in _HEADINGS]
+    if any(each != "-" for each in spans):
+        rows.append([_INTERVAL, *spans])
+    return aligned(rows)
+
+
 def _rows(name: str, summary: LesionSummary) -> list[list[str]]:
     detection = summary.detection
     means = [_mean(summary.dice, 3), _mean(summary.volume_error_ml, 2)]
@@ -133,7 +168,13 @@ def _classes(found: ClassSummary) -> str:
             spans = [_span(each.intervals.get(measure), 2) for measure in MEASURES]
             last = _span(found.auc_interval if detected else None, 2)
             rows.append([_INTERVAL, "", *spans, last])
-    return aligned(rows)
+    if found.calibration_error is None:
+        return aligned(rows)
+    lesions = counted(found.auc_lesions, "found lesion")
+    return (
+        f"{aligned(rows)}\nCalibration error of the probabilities of {lesions}: "
+        f"{found.calibration_error:.3f}"
+    )
 
 
 def _measured(found: Classification) -> list[str]:

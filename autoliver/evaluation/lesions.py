@@ -50,6 +50,36 @@ class LesionCounts(Record, frozen=True, kw_only=True):
         return self.confirmed / self.predicted if self.predicted else np.nan
 
 
+class VoxelOverlap(Record, frozen=True, kw_only=True):
+    """Numbers of voxels of lesions, whatever their class.
+
+    Attributes:
+        reference: Voxels of the reference.
+        predicted: Voxels of the prediction.
+        common: Voxels of both.
+    """
+
+    reference: int
+    predicted: int
+    common: int
+
+    @classmethod
+    def of(cls, prediction: Mask, reference: Mask) -> "VoxelOverlap":
+        """Counts the voxels of two masks of one shape."""
+        counts = (np.count_nonzero(m) for m in (reference, prediction, prediction & reference))
+        theirs, ours, common = map(int, counts)
+        return cls(reference=theirs, predicted=ours, common=common)
+
+    def rates(self) -> dict[str, float]:
+        """Returns the Dice, recall and precision that are defined."""
+        shares = {
+            "dice": (2 * self.common, self.predicted + self.reference),
+            "recall": (self.common, self.reference),
+            "precision": (self.common, self.predicted),
+        }
+        return {name: part / whole for name, (part, whole) in shares.items() if whole}
+
+
 class Lesion(Record, frozen=True, kw_only=True):
     """One lesion: of the reference, with the predicted one that is matched to it, or of one alone.
 

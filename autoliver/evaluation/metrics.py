@@ -48,6 +48,17 @@ def iou(prediction: Mask, reference: Mask) -> float:
     return np.count_nonzero(prediction & reference) / union if union else np.nan
 
 
+def recall(prediction: Mask, reference: Mask) -> float:
+    """Returns the common voxels over those of the reference (sensitivity); NaN if it is empty."""
+    volume = np.count_nonzero(reference)
+    return np.count_nonzero(prediction & reference) / volume if volume else np.nan
+
+
+def precision(prediction: Mask, reference: Mask) -> float:
+    """Returns the common voxels over those of the prediction; NaN if it is empty."""
+    return recall(reference, prediction)
+
+
 def ravd_percent(prediction: Mask, reference: Mask) -> float:
     """Returns the absolute volume difference in percent of the reference; NaN if it is empty."""
     volume = np.count_nonzero(reference)

@@ -4,8 +4,10 @@ import csv
 import io
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from autoliver.artifacts import content_of, text_cell
 from autoliver.errors import DatasetError
@@ -20,21 +22,40 @@ _PREFIX = "probability_"
 _ML_RELATIVE, _ML_ABSOLUTE = 0.02, 0.002
 _MEND = "Predict the cases again, or remove the file to score the label maps alone."
 
-Rows = dict[str, dict[int, dict[str, float]]]
+# Only tables that `predict` wrote have it; they number lesions by size.
+_OF_PREDICT = "longest_mm"
+
+
+class Row(NamedTuple):
+    """A predicted lesion.
+
+    Attributes:
+        probabilities: Class -> probability.
+        volume_ml: Its volume; None if it is not known.
+        label: Its class, if lesions are numbered by size, the largest first, as `predict` does;
+            empty if they are numbered in the order of their first voxels.
+    """
+
+    probabilities: dict[str, float]
+    volume_ml: float | None = None
+    label: str = ""
+
+
+Rows = dict[str, dict[int, Row]]
 
 
 def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     """Reads the probability of each class of predicted lesions.
 
     Args:
-        path: A table with the columns case, lesion (its number, from 1 in the order of the lesions'
-            first voxels) and probability_<class> for every class; volume_ml is read too if it is
-            there, and other columns are not.
+        path: A table of `predict`; or one with the columns case, lesion (its number, from 1 in the
+            order of the lesions' first voxels) and probability_<class> for every class, of which
+            volume_ml is read too if it is there, and other columns are not.
         classes: Names of the classes, in any case.
 
     Returns:
-        Case, as a cell -> number of a lesion -> class -> probability, and "" -> its volume in ml;
-        empty if the table has no probabilities.
+        Case, as a cell -> number of a lesion -> the lesion; empty if the table has no
+        probabilities.
 
     Raises:
         DatasetError: A column is missing, a number is none or out of range, or a lesion is there
@@ -46,7 +67,9 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     if not any(name.startswith(_PREFIX) for name in columns):
         return {}
     wanted = {each: f"{_PREFIX}{each}".casefold() for each in classes}
-    missing = [n for n in ("case", "lesion", *wanted.values()) if n not in columns]
+    by_size = _OF_PREDICT in columns
+    needed = ("case", "lesion", *(["class"] if by_size else []), *wanted.values())
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise DatasetError(
             f"{path}: there is no column {first_few(missing, 5)}; it has "
@@ -56,40 +79,44 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     found: Rows = {}
     for number, row in enumerate(table, start=2):
         where = f"{path}: row {number}"
-        values = {
+        chances = {
             name: _number(row[columns[column]], column, most=1.0, where=where)
             for name, column in wanted.items()
         }
+        volume = None
         if "volume_ml" in columns and row[columns["volume_ml"]]:
-            values[""] = _number(row[columns["volume_ml"]], "volume_ml", where=where)
+            volume = _number(row[columns["volume_ml"]], "volume_ml", where=where)
         case, lesion = row[columns["case"]] or "", row[columns["lesion"]] or ""
         if not re.fullmatch("[1-9][0-9]{0,8}", lesion) or int(lesion) in found.get(case, {}):
             raise DatasetError(
                 f"{where}: lesion is '{lesion}'; expected a whole number from 1, once in a case.",
                 hint=_MEND,
             )
-        found.setdefault(case, {})[int(lesion)] = values
+        label = row[columns["class"]] or "" if by_size else ""
+        found.setdefault(case, {})[int(lesion)] = Row(chances, volume, label)
     return found
 
 
 def with_probabilities(
-    cases: Iterable[CaseScores], rows: Mapping[str, Mapping[int, Mapping[str, float]]]
+    cases: Iterable[CaseScores], rows: Mapping[str, Mapping[int, Row]]
 ) -> tuple[list[CaseScores], list[str]]:
     """Adds probabilities to the predicted lesions of cases.
 
     Returns:
-        The cases; and the names of those whose lesions are not those of the table, by number or
-        volume, which stay without probabilities.
+        The cases; and the names of those whose lesions are not those of the table, by number,
+        class or volume, which stay without probabilities.
     """
     added, unlike = [], []
     for case in cases:
         there = rows.get(text_cell(case.name), {})
         lesions = case.lesions or ()
-        ours = {each.predicted: each.predicted_ml for each in lesions if each.predicted is not None}
         if not there or case.lesions is None:
             added.append(case)
-        elif ours.keys() != there.keys() or not all(
-            _alike(volume, there[number].get("")) for number, volume in ours.items()
+            continue
+        ours = {each.predicted: each for each in lesions if each.predicted is not None}
+        there = _renumbered(ours, there)
+        if ours.keys() != there.keys() or not all(
+            _alike(lesion.predicted_ml, there[number].volume_ml) for number, lesion in ours.items()
         ):
             added.append(case)
             unlike.append(case.name)
@@ -98,10 +125,31 @@ def with_probabilities(
     return added, unlike
 
 
-def _with(lesion: Lesion, rows: Mapping[int, Mapping[str, float]]) -> Lesion:
+def _renumbered(ours: Mapping[int, Lesion], rows: Mapping[int, Row]) -> Mapping[int, Row]:
+    """Numbers the lesions of `predict` as the predicted ones are; empty if they are others.
+
+    Within a class both tables have the larger ones first, and equal ones by their first voxels.
+    """
+    if not all(row.label for row in rows.values()):
+        return rows
+    theirs, numbers = defaultdict(list), defaultdict(list)
+    for number in sorted(rows):
+        theirs[rows[number].label.casefold()].append(rows[number])
+    for number in sorted(ours, key=lambda each: (-(ours[each].predicted_mm or 0.0), each)):
+        numbers[text_cell(ours[number].predicted_class).casefold()].append(number)
+    if {n: len(each) for n, each in theirs.items()} != {n: len(e) for n, e in numbers.items()}:
+        return {}
+    return {
+        number: row
+        for label, each in numbers.items()
+        for number, row in zip(each, theirs[label], strict=True)
+    }
+
+
+def _with(lesion: Lesion, rows: Mapping[int, Row]) -> Lesion:
     if lesion.predicted is None:
         return lesion
-    return lesion.replace(probabilities={n: p for n, p in rows[lesion.predicted].items() if n})
+    return lesion.replace(probabilities=rows[lesion.predicted].probabilities)
 
 
 def _alike(ours: float | None, theirs: float | None) -> bool:

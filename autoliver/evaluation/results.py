@@ -16,11 +16,11 @@ from autoliver.errors import WrongValue
 from autoliver.evaluation.bootstrap import Statistic, resampled, statistic
 from autoliver.evaluation.classification import ClassSummary, summarize_classes
 from autoliver.evaluation.detection import LesionSummary, summarize_lesions
-from autoliver.evaluation.lesions import Lesion, LesionCounts
+from autoliver.evaluation.lesions import Lesion, LesionCounts, VoxelOverlap
 from autoliver.evaluation.metrics import Connectivity
 from autoliver.values import check_number, check_types, meant, set_field
 
-OVERLAP_METRICS = ("dice", "iou", "ravd", "volume")
+OVERLAP_METRICS = ("dice", "iou", "recall", "precision", "ravd", "volume")
 SURFACE_METRICS = ("assd", "mad", "mssd", "hd95", "nsd")
 ALL_METRICS = (*OVERLAP_METRICS, *SURFACE_METRICS, "lesions")
 
@@ -43,6 +43,8 @@ _NOT_AVERAGED = {"volume_ml", "reference_volume_ml", "volume_difference_ml"}
 COLUMNS = {
     "dice": _Column("dice", "Dice", 3),
     "iou": _Column("iou", "IoU", 3),
+    "recall": _Column("recall", "recall", 3),
+    "precision": _Column("precision", "precision", 3),
     "ravd_percent": _Column("ravd", "RAVD %", 1),
     "assd_mm": _Column("assd", "ASSD mm", 2),
     "mad_mm": _Column("mad", "MAD mm", 2),
@@ -144,15 +146,17 @@ class Score(Record, frozen=True, kw_only=True):
     """The scores of one label of one case; None for a metric that is undefined or not requested.
 
     If both masks are empty, only the volumes are defined; in a 2D file volumes are undefined as
-    well. If only the reference is empty, Dice, IoU and NSD are 0 and distances are undefined. If
-    only the prediction is empty, Dice, IoU and NSD are 0 and `MetricOptions.missing_distance`
-    determines the distances.
+    well. If only the reference is empty, Dice, IoU, precision and NSD are 0; recall and distances
+    are undefined. If only the prediction is empty, Dice, IoU, recall and NSD are 0, precision is
+    undefined and `MetricOptions.missing_distance` determines the distances.
 
     Attributes:
         voxels: Number of voxels in the prediction.
         reference_voxels: Number of voxels in the reference.
         dice: 2 |P and R| / (|P| + |R|).
         iou: |P and R| / |P or R|.
+        recall: |P and R| / |R|.
+        precision: |P and R| / |P|.
         ravd_percent: 100 * | |P| - |R| | / |R|.
         assd_mm: Average symmetric surface distance, both surfaces pooled.
         mad_mm: Mean absolute distance of the contours, the mean of both directed means.
@@ -177,6 +181,8 @@ class Score(Record, frozen=True, kw_only=True):
     reference_voxels: int
     dice: float | None = None
     iou: float | None = None
+    recall: float | None = None
+    precision: float | None = None
     ravd_percent: float | None = None
     assd_mm: float | None = None
     mad_mm: float | None = None
@@ -209,6 +215,8 @@ class CaseScores(Record, frozen=True, kw_only=True):
         patient: The patient's identifier; empty if it is not known.
         lesions: Each lesion of any class, with its match; None if the labels are not several
             classes of lesions, or one of these is not scored in the case.
+        lesion_voxels: The voxels of lesions of any class; None where `lesions` is, and in scores of
+            earlier versions.
     """
 
     name: str
@@ -218,6 +226,7 @@ class CaseScores(Record, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     patient: str = ""
     lesions: tuple[Lesion, ...] | None = None
+    lesion_voxels: VoxelOverlap | None = None
 
 
 class LabelSummary(Record, frozen=True, kw_only=True):
@@ -288,7 +297,12 @@ class Scores(Artifact, frozen=True, kw_only=True):
         lesions, patients = [case.lesions or () for case in known], [c.patient for c in known]
         weights, classes = resampled(patients), tuple(options.lesion_classes(labels))
         return scores.replace(
-            lesions=summarize_lesions(lesions, patients=patients, weights=weights),
+            lesions=summarize_lesions(
+                lesions,
+                patients=patients,
+                weights=weights,
+                voxels=[case.lesion_voxels for case in known],
+            ),
             lesion_classes=summarize_classes(lesions, classes, weights=weights),
         )
 

@@ -14,7 +14,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.datasets.layouts import label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
-from autoliver.evaluation.lesions import Lesion, Overlaps, commonest, list_lesions
+from autoliver.evaluation.lesions import Lesion, Overlaps, VoxelOverlap, commonest, list_lesions
 from autoliver.evaluation.results import (
     COLUMNS,
     SURFACE_METRICS,
@@ -103,12 +103,19 @@ def score_case(
         if odd
     ]
     classes = options.lesion_classes(labels)
-    lesions = None
+    lesions = voxels = None
     if classes and not classes.keys() & set(unscored):
         pair = [_mask(array, _union(classes), counted) for array in (predicted, actual)]
         maps, spacing_mm = (predicted, actual), reference.geometry.spacing_mm
         lesions = _named_lesions(maps, pair, classes, spacing_mm=spacing_mm, options=options)
-    return CaseScores(name=name, labels=scores, warnings=tuple(warnings), lesions=lesions)
+        voxels = VoxelOverlap.of(*pair)
+    return CaseScores(
+        name=name,
+        labels=scores,
+        warnings=tuple(warnings),
+        lesions=lesions,
+        lesion_voxels=voxels,
+    )
 
 
 def score_folder(
@@ -412,6 +419,8 @@ def _overlap_values(
     return {
         "dice": metrics.dice(prediction, reference),
         "iou": metrics.iou(prediction, reference),
+        "recall": metrics.recall(prediction, reference),
+        "precision": metrics.precision(prediction, reference),
         "ravd_percent": metrics.ravd_percent(prediction, reference),
         "volume_ml": volumes[0],
         "reference_volume_ml": volumes[1],

@@ -11,7 +11,7 @@ _SHOWN = 3  # metrics in the table; the CSV file has all of them
 # The fields for the table, most telling first; those that no case defines are passed over.
 _TELLING = (
     *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
-    *("iou", "ravd_percent", "lesion_recall", "lesion_precision"),
+    *("iou", "recall", "precision", "ravd_percent", "lesion_recall", "lesion_precision"),
 )
 
 

@@ -76,12 +76,14 @@ class Model:
         cleaning: Cleaning rules that are applied to the label map.
         finder: A coarse member that runs first; the others then predict only near the foreground it
             finds. None to predict everywhere.
+        temperature: Temperature of the probabilities of lesions' classes.
     """
 
     name: str
     members: tuple[Member, ...]
     cleaning: tuple[CleaningRule, ...] = ()
     finder: Member | None = None
+    temperature: float = 1.0
 
     @property
     def plan(self) -> Plan:
@@ -128,7 +130,13 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
         # A model in an exported file may have no name other than its run's.
         name = f"{run.parent.parent.name}/{run.name}".lstrip("/")
         finder = load_member(files.finder.folds, name=name, device=device)
-    model = Model(name=files.name, members=tuple(members), cleaning=files.cleaning, finder=finder)
+    model = Model(
+        name=files.name,
+        members=tuple(members),
+        cleaning=files.cleaning,
+        finder=finder,
+        temperature=files.temperature,
+    )
     VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
     return model
 

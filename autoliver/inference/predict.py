@@ -259,7 +259,9 @@ def lesion_labels(model: Model) -> LesionLabels:
     """Returns which labels of a model are lesions; none for most models."""
     labels, classes = model.plan.labels, model.lesion_classes
     names = lesion_names(labels, classes)
-    return LesionLabels(labels=labels, names=names, voted=len(classes) >= _SEVERAL)
+    voted = len(classes) >= _SEVERAL
+    temperature = model.temperature if voted else 1.0
+    return LesionLabels(labels=labels, names=names, voted=voted, temperature=temperature)
 
 
 def _outputs(

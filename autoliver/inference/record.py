@@ -135,6 +135,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         finders: For a model that predicts in regions, the models that find them: name -> digest.
         regions: Maps label maps to the regions that they were predicted in; empty without them.
         notes: What whoever reads the label maps should know of the model, in sentences.
+        temperature: Temperature of the probabilities of lesions' classes, in the table of lesions.
     """
 
     KIND: ClassVar[str] = "prediction"
@@ -152,6 +153,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     finders: dict[str, str] = msgspec.field(default_factory=dict)
     regions: dict[str, tuple[UsedRegion, ...]] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     @property
     def folds(self) -> str:
@@ -163,7 +165,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
         """A digest of all that `differences` compares, as hex digits."""
         options = self.options.replace(folds=None)
         weights = [self._weights(region=False), self._weights(region=True)]
-        return digest([weights, self.cleaning, options, *self._finders])
+        heat = [] if self.temperature == 1.0 else [self.temperature]
+        return digest([weights, self.cleaning, options, *self._finders, *heat])
 
     def differences(self, other: "Prediction") -> list[str]:
         """Describes in words what the other prediction does differently; empty if nothing.
@@ -187,6 +190,9 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             found.append(f"--roi-from {' and '.join(self.finders) or 'nothing'}, as it was then")
         if self.cleaning != other.cleaning:
             found.append("other cleaning rules")
+        if self.temperature != other.temperature:
+            then, now = (f"{each.temperature:g}" for each in (self, other))
+            found.append(f"temperature {then} for classes of lesions, not {now}")
         for name in ("step", "mirror", "modality", "exact", "match", "lesions"):
             then, now = (_flag(name, getattr(each.options, name)) for each in (self, other))
             if then != now:
@@ -283,6 +289,7 @@ def describe(
         labels=FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels,
         networks=tuple(networks),
         cleaning=files.cleaning,
+        temperature=files.temperature,
         options=DecidingOptions(
             step=options.step,
             mirror=options.mirror,

@@ -203,6 +203,11 @@ class FoldFolder:
         return self.validation / SCORES_FILE
 
     @property
+    def lesions(self) -> Path:
+        """The lesions of the held-out cases, if the model tells classes of them apart."""
+        return self.validation / "lesions.json"
+
+    @property
     def on_source(self) -> Path:
         """The folder of predicted label maps of cases of the dataset that the weights come from."""
         return self.path / "source"
@@ -244,6 +249,12 @@ class ModelFiles:
     cleaning: tuple[CleaningRule, ...] = ()
     finder: MemberFiles | None = None
     selection: Selection | None = None
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the probabilities of lesions' classes; 1 if none was learnt."""
+        learnt = self.selection.temperature if self.selection is not None else None
+        return 1.0 if learnt is None else learnt.value
 
 
 def fold_folder_name(fold: Fold | str) -> str:

@@ -37,6 +37,38 @@ class CleaningRule(Record, frozen=True, kw_only=True):
         return f"{what}: components below {self.least_ml:g} ml removed"
 
 
+class Temperature(Record, frozen=True, kw_only=True):
+    """A temperature of the probabilities of lesions' classes, and what it was learnt from.
+
+    Attributes:
+        value: The temperature; 1 changes nothing, above 1 makes probabilities less certain.
+        lesions: Number of lesions, of cases that were held out in training.
+        nll_before: Mean negative logarithm of the probability of the true class, as it was.
+        nll_after: The same with the temperature.
+        error_before: Expected calibration error, as it was.
+        error_after: The same with the temperature.
+        why: Why it is 1 or at an end of its range; empty otherwise.
+    """
+
+    value: float = 1.0
+    lesions: int = 0
+    nll_before: float | None = None
+    nll_after: float | None = None
+    error_before: float | None = None
+    error_after: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        """Describes the temperature in a sentence."""
+        if self.error_before is None or self.error_after is None:
+            return f"Lesion classes: temperature {self.value:g}, since {self.why}."
+        return (
+            f"Lesion classes: temperature {self.value:.2f} from {self.lesions} out-of-fold "
+            f"lesions, calibration error {self.error_before:.2f} -> {self.error_after:.2f}"
+            f"{f' ({self.why})' if self.why else ''}."
+        )
+
+
 class Chosen(Record, frozen=True, kw_only=True):
     """A run and those of its folds that predict.
 
@@ -58,6 +90,8 @@ class Selection(Artifact, frozen=True, kw_only=True):
         cleaning: Rules applied to the label maps, in this order.
         scores: Candidate -> mean out-of-fold Dice, for the candidates that were compared.
         why: Reasons for the choice, one sentence each.
+        temperature: The temperature of the probabilities of lesions' classes; None if the members
+            tell no classes apart, or it was not learnt.
     """
 
     KIND: ClassVar[str] = "selection"
@@ -67,6 +101,7 @@ class Selection(Artifact, frozen=True, kw_only=True):
     cleaning: tuple[CleaningRule, ...] = ()
     scores: dict[str, float] = msgspec.field(default_factory=dict)
     why: tuple[str, ...] = ()
+    temperature: Temperature | None = None
 
 
 def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
-from autoliver.pipeline.prediction import PredictRequest, Told, predict
+from autoliver.pipeline.prediction import PredictRequest, predict_unfinished
 from autoliver.pipeline.region import OF_TRUTH
 from autoliver.values import check_text, check_texts, check_types, first_few, set_field
 from autoliver.workspace import RunFolder, Workspace
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
     from autoliver.evaluation.score import Pairs
+    from autoliver.inference.predict import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ class EvaluateRequest:
         as_csv = self.files(prediction)[1]
         return as_csv.with_name(as_csv.name.replace("scores.csv", "lesion_scores.csv"))
 
+    def reliability_file(self, prediction: Path) -> Path:
+        """The picture of how often the classes of lesions are right; it lies beside the scores."""
+        as_csv = self.files(prediction)[1]
+        return as_csv.with_name(as_csv.name.replace("scores.csv", "reliability.png"))
+
     def options(self) -> "MetricOptions":
         """Returns the metrics to compute, with their settings."""
         from autoliver.evaluation.results import ALL_METRICS, MetricOptions
@@ -135,7 +141,9 @@ def evaluate(
 ) -> "Scores":
     """Scores label maps and writes the scores as JSON and CSV (`EvaluateRequest.files`).
 
-    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`).
+    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`). If
+    the probabilities of their classes are known, a picture shows how often these are right
+    (`EvaluateRequest.reliability_file`).
 
     Args:
         workspace: The workspace in which the dataset is looked up.
@@ -152,7 +160,7 @@ def evaluate(
             them is a folder of images or labels of a dataset; or a label has other values in the
             reference, or in the model that predicted.
     """
-    from autoliver.evaluation.lesion_report import write_lesions
+    from autoliver.evaluation.lesion_report import draw_lesions, write_lesions
     from autoliver.evaluation.results import write_csv
 
     as_json, as_csv = request.files(prediction)
@@ -168,6 +176,7 @@ def evaluate(
     scores.save(as_json)
     write_csv(scores, as_csv)
     write_lesions(scores, request.lesion_file(prediction))
+    draw_lesions(scores, request.reliability_file(prediction))
     return scores
 
 
@@ -446,24 +455,56 @@ def predict_held_out(
 ) -> dict[str, tuple[Path, Path]]:
     """Predicts the held-out cases of a fold; finished ones are skipped.
 
+    A model that tells classes of lesions apart also writes a table of lesions
+    (`FoldFolder.lesions`); cases that it lacks are predicted again.
+
     Returns:
         Maps each labelled case to its predicted and its true label map.
     """
+    from autoliver.inference.predict import make_jobs
+
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     files, kinds = run.files(str(fold)), {case.name: case.modality for case in cases}
-    folder = FoldFolder(run.fold(fold)).validation
+    place = FoldFolder(run.fold(fold))
     drawn = {case.name: Path(case.label) for case in cases if case.label}
-    lesions: dict[str, Path] = {}
-    if FoldModel.load(FoldFolder(run.fold(fold)).model).needs_lesions:
-        lesions = drawn
+    info = FoldModel.load(place.model)
+    if info.needs_lesions:
         _log.warning(
             "%s: a classifier is told where lesions are, here by the reference: of its scores, "
             "only the classes mean anything.",
             run.name,
         )
-    told = Told(modalities=kinds, references=drawn, lesions=lesions)
-    written = predict(files, images, folder, request, told=told)
+    again, listener = _lesion_table(place, info, images)
+    lesions = drawn if info.needs_lesions else {}
+    jobs = make_jobs(images, place.validation, modalities=kinds, lesions=lesions)
+    written = predict_unfinished(
+        files, jobs, request, again=again, listener=listener, references=drawn
+    )
     return {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
+
+
+def _lesion_table(
+    place: FoldFolder, info: FoldModel, names: Collection[str]
+) -> "tuple[list[str], Listener | None]":
+    """Begins the table of lesions of held-out cases, if a model tells classes of them apart.
+
+    Returns:
+        The cases that it lacks, and what adds those that are predicted.
+    """
+    from autoliver.inference.lesions.table import LesionFiles, LesionTable
+    from autoliver.inference.predict import Listener
+
+    if len(info.lesion_classes) < 2:
+        return [], None
+    tables = LesionFiles(json=place.lesions, csv=place.lesions.with_suffix(".csv"))
+    table = LesionTable(made_from={"model": info.digest()}, classes=info.lesion_classes, voted=True)
+    lacking = tables.missing(table, names)
+    if lacking:
+        place.validation.mkdir(parents=True, exist_ok=True)
+        for file in tables.foreign():
+            file.unlink()
+        tables.begin(table, lacking)
+    return lacking, Listener(on_lesions=lambda job, found: tables.add(job.name, found))
 
 
 def score_held_out(

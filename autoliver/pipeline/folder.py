@@ -416,7 +416,12 @@ class _Recording:
         if todo and which.names:
             set_aside(self.lesions.foreign())
             made_from = {"prediction": self.record.way}
-            table = LesionTable(made_from=made_from, classes=which.names, voted=which.voted)
+            table = LesionTable(
+                made_from=made_from,
+                classes=which.names,
+                voted=which.voted,
+                temperature=which.temperature,
+            )
             self.lesions.begin(table, again={job.name for job in todo})
 
         def note(job: "PredictJob", predicted: "LabelArray") -> None:

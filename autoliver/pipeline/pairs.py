@@ -1,5 +1,6 @@
 """Predicts and scores the held-out cases of a fold with every pair of runs; can be resumed."""
 
+import functools
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 from autoliver.artifacts import digest
 from autoliver.commands import remove
 from autoliver.datasets.cases import Case, Labels, unscored_labels
+from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
+from autoliver.inference.lesions.table import LesionFiles, LesionTable
+from autoliver.inference.lesions.vote import LabelArray, VoteOptions, vote
 from autoliver.models.files import SCORES_FILE
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
@@ -20,6 +24,7 @@ from autoliver.pipeline.prediction import (
     predict_as_asked,
 )
 from autoliver.pipeline.region import OF_TRUTH, find_finders, regions_of
+from autoliver.pipeline.temperature import classes_of
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -61,7 +66,7 @@ class FoldPairs:
             AutoliverError: A model or a case cannot be used.
         """
         pairs = self._pairs()
-        lacking = [pair for pair in pairs if any(not job.finished for job in pair.jobs)]
+        lacking = [pair for pair in pairs if pair.lacking]
         if lacking:
             self._predict(lacking)
         return {pair.names: pair.score(self) for pair in pairs}
@@ -70,6 +75,11 @@ class FoldPairs:
         """Maps each case to the predicted and the true label map of one pair, which is scored."""
         (pair,) = (pair for pair in self._pairs() if pair.names == tuple(names))
         return pair.files(self)
+
+    def lesions(self, names: Sequence[str]) -> Path:
+        """The table of lesions of one pair, which is scored and tells classes of them apart."""
+        (pair,) = (pair for pair in self._pairs() if pair.names == tuple(names))
+        return pair.tables.json
 
     def _pairs(self) -> "list[_Pair]":
         from autoliver.inference.predict import make_jobs
@@ -82,10 +92,15 @@ class FoldPairs:
             folder = self.folder.ensemble(names, self.fold)
             made_from = {"dataset": self.dataset}
             made_from |= {names[0]: digests[one], names[1]: digests[other]}
+            if classes := classes_of((self.runs[one], self.runs[other]), [self.fold]):
+                made_from["lesions"] = digest(classes)
             _open(folder, made_from, self.labels)
             kinds = {case.name: case.modality for case in self.cases}
             jobs = make_jobs(images, folder, modalities=kinds)
-            pairs.append(_Pair(names=names, indices=(one, other), folder=folder, jobs=tuple(jobs)))
+            table = LesionTable(made_from=made_from, classes=classes, voted=True)
+            pair = _Pair(names, (one, other), folder, tuple(jobs), table)
+            pair.begin()
+            pairs.append(pair)
         return pairs
 
     def _predict(self, pairs: "Sequence[_Pair]") -> None:
@@ -101,7 +116,7 @@ class FoldPairs:
         drawn = {case.name: Path(case.label) for case in self.cases if case.label}
         model = load_model(files, device=choose_device(self.request.machine.device))
         for part, some in self._fitting(model, pairs):
-            missing = {j.name: j for pair in some for j in pair.jobs if not j.finished}
+            missing = {job.name: job for pair in some for job in pair.lacking}
             export = _Writer(some, self.labels)
             jobs = locate(finders, list(missing.values()), self.request, references=drawn)
             predict_as_asked(part, jobs, self.request, export=export)
@@ -122,7 +137,7 @@ class FoldPairs:
             yield replace(model, members=members), [replace(pair, indices=(0, 1))]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Pair:
     """Two runs in one fold.
 
@@ -131,12 +146,34 @@ class _Pair:
         indices: Positions of the two runs among the members of the model.
         folder: Folder for the label maps and scores.
         jobs: The cases to predict.
+        table: The table of lesions without cases, as it begins; its classes are empty if the runs
+            tell no classes of lesions apart.
     """
 
     names: tuple[str, str]
     indices: tuple[int, int]
     folder: Path
     jobs: "tuple[PredictJob, ...]"
+    table: LesionTable
+
+    @property
+    def tables(self) -> LesionFiles:
+        """The files of the table of lesions."""
+        return LesionFiles(self.folder / "lesions.json", self.folder / "lesions.csv")
+
+    @property
+    def lacking(self) -> "list[PredictJob]":
+        """The cases that are not finished, or whose lesions are not in the table."""
+        names = [job.name for job in self.jobs]
+        missing = self.tables.missing(self.table, names) if self.table.classes else ()
+        return [job for job in self.jobs if not job.finished or job.name in missing]
+
+    def begin(self) -> None:
+        """Begins or continues the table of lesions."""
+        if self.table.classes:
+            for file in self.tables.foreign():
+                file.unlink()
+            self.tables.begin(self.table, ())
 
     def files(self, fold: FoldPairs) -> dict[str, tuple[Path, Path]]:
         labels = {case.name: Path(case.label) for case in fold.cases if case.label}
@@ -182,7 +219,25 @@ class _Writer:
         geometry = found[0].properties.geometry
         maps = group_labels(found, [pair.indices for pair in self.pairs], labels=self.labels)
         for pair, array in zip(self.pairs, maps, strict=True):
+            if pair.table.classes:
+                members = [found[index] for index in pair.indices]
+                array, lesions = self._named(array, members, pair)
+                pair.tables.add(job.name, lesions)
             write_label(pair.folder / job.output.name, array, geometry)
+
+    def _named(
+        self, array: LabelArray, members: "Sequence[Output]", pair: _Pair
+    ) -> tuple[LabelArray, CaseLesions]:
+        """Gives every lesion one class, as `predict` does, and measures it."""
+        from autoliver.inference.ensemble import component_means
+
+        classes, model = pair.table.classes, " + ".join(pair.names)
+        means = functools.partial(component_means, members, labels=self.labels)
+        voted = vote(array, VoteOptions.of(self.labels, classes, model=model), means)
+        which = LesionLabels(labels=self.labels, names=classes, voted=True)
+        geometry = members[0].properties.geometry
+        lesions = measure(voted.segmentation, geometry, which, means)
+        return voted.segmentation, CaseLesions(lesions=lesions, removed_without_organ=voted.removed)
 
 
 def run_digest(run: RunFolder, folds: Sequence[int]) -> str:

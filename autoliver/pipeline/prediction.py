@@ -1,8 +1,8 @@
 """Prediction of a folder of cases with a trained model."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from autoliver.values import check_text, check_types
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.datasets.cases import Modality
     from autoliver.inference.ensemble import Output
     from autoliver.inference.model import Model
     from autoliver.inference.predict import Export, Listener, PredictJob
@@ -100,29 +99,13 @@ class PredictRequest:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What is told of cases besides their images, by the name of the case.
-
-    Attributes:
-        modalities: Their modality, where that is known.
-        lesions: Label maps of their lesions, where these are given.
-        references: Their reference label maps, in which a model trained with --roi-truth looks for
-            its region; None if they are not to be read.
-    """
-
-    modalities: "Mapping[str, Modality]" = field(default_factory=dict)
-    lesions: Mapping[str, Path] = field(default_factory=dict)
-    references: Mapping[str, Path] | None = None
-
-
 def predict(
     files: "ModelFiles",
     cases: Mapping[str, Sequence[Path]],
     output: Path,
     request: PredictRequest,
     *,
-    told: Told | None = None,
+    references: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
     """Predicts cases with a model; finished cases are skipped.
 
@@ -131,26 +114,52 @@ def predict(
         cases: Maps each case to its image files.
         output: Folder for the label maps.
         request: How to predict.
-        told: What is told of the cases besides their images; None for nothing.
+        references: Maps cases to their reference label maps, in which a model trained with
+            --roi-truth looks for its region; None if they are not to be read.
+
+    Returns:
+        Maps each case, finished ones included, to its label map.
+    """
+    from autoliver.inference.predict import make_jobs
+
+    return predict_unfinished(files, make_jobs(cases, output), request, references=references)
+
+
+def predict_unfinished(
+    files: "ModelFiles",
+    jobs: "Sequence[PredictJob]",
+    request: PredictRequest,
+    *,
+    again: Collection[str] = (),
+    listener: "Listener | None" = None,
+    references: Mapping[str, Path] | None = None,
+) -> dict[str, Path]:
+    """Predicts cases with a model; finished cases are skipped.
+
+    Args:
+        files: The model.
+        jobs: The cases to predict.
+        request: How to predict.
+        again: Cases that are predicted even if they are finished.
+        listener: As in `predict_jobs`.
+        references: As for `predict`.
 
     Returns:
         Maps each case, finished ones included, to its label map.
     """
     from autoliver.inference.model import load_model
-    from autoliver.inference.predict import make_jobs
     from autoliver.networks.device import choose_device
 
-    told = told or Told()
-    jobs = make_jobs(cases, output, modalities=told.modalities, lesions=told.lesions)
-    todo = [job for job in jobs if request.overwrite or not is_complete(job, request)]
+    wanted = {job.name for job in jobs} if request.overwrite else set(again)
+    todo = [job for job in jobs if job.name in wanted or not is_complete(job, request)]
     if todo:
         home = home_of(files) or Workspace(DEFAULT_WORKSPACE)
-        finders = find_finders(home, files, request.roi_from, referred=told.references is not None)
-        todo = locate(finders, todo, request, references=told.references)
+        finders = find_finders(home, files, request.roi_from, referred=references is not None)
+        todo = locate(finders, todo, request, references=references)
         model = load_model(files, device=choose_device(request.machine.device))
         for error in too_large(model, todo, request).values():
             raise error
-        predict_as_asked(model, todo, request)
+        predict_as_asked(model, todo, request, listener=listener)
     return {job.name: job.output for job in jobs}
 
 

@@ -14,7 +14,7 @@ from autoliver.datasets.folds import Folds
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.models.files import fold_of
+from autoliver.models.files import FoldFolder, FoldModel, fold_of
 from autoliver.needs import clean_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.data import as_planned, current_folds
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from autoliver.evaluation.results import CaseScores
     from autoliver.evaluation.select import Candidate, Choice
     from autoliver.models.selection import Selection
+    from autoliver.pipeline.temperature import Learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Selected:
         trials: The cleaning rules that were tried.
         left_out: Sentences that name the runs and folds that could not be compared, each with the
             reason.
+        reliability: A picture of how often classes of lesions are right; None if that is not known.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Selected:
     candidates: "tuple[Candidate, ...]"
     trials: "tuple[Trial, ...]"
     left_out: tuple[str, ...]
+    reliability: Path | None = None
 
     __repr__ = brief
 
@@ -104,6 +107,7 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
     from autoliver.models.selection import Chosen, Selection
+    from autoliver.pipeline.temperature import PICTURE_FILE
 
     candidates = contest.candidates()
     choice = choose(candidates)
@@ -115,15 +119,22 @@ def _select(contest: "_Contest") -> Selected:
         )
     winners = [run for run in contest.runs if run.path.name in choice.candidate.runs]
     trials = contest.learn(winners)
+    learnt = contest.temperature(winners)
+    classes = (str(learnt.temperature),) if learnt is not None else ()
     selection = Selection(
         made_from=contest.made_from(),
         dataset=contest.folder.name,
         members=tuple(Chosen(run=run.path.name, folds=_numbered(run)) for run in winners),
         cleaning=tuple(trial.rule for trial in trials if trial.kept),
         scores={c.name: c.dice for c in candidates if c.dice is not None},
-        why=(*contest.left_out, contest.basis, *choice.why, *_why(choice, trials)),
+        why=(*contest.left_out, contest.basis, *choice.why, *_why(choice, trials), *classes),
+        temperature=None if learnt is None else learnt.temperature,
     )
     path = contest.folder.trained.selection
+    picture = path.with_name(PICTURE_FILE)
+    if learnt is None:
+        picture.unlink(missing_ok=True)
+    drawn = None if learnt is None else learnt.draw(picture)
     selection.save(path)
     return Selected(
         path=path,
@@ -131,6 +142,7 @@ def _select(contest: "_Contest") -> Selected:
         candidates=candidates,
         trials=trials,
         left_out=contest.left_out,
+        reliability=drawn,
     )
 
 
@@ -216,17 +228,30 @@ class _Contest:
                     cases.setdefault(pair, []).extend(scores.cases)
         return tuple(make_candidate(runs, found) for runs, found in cases.items())
 
+    def temperature(self, winners: Sequence[RunFolder]) -> "Learnt | None":
+        """Learns the temperature of lesions' classes; None if the winners tell none apart."""
+        from autoliver.pipeline.temperature import classes_of, learn_temperature
+
+        if not classes_of(winners, self.folds):
+            return None
+        first, names = FoldFolder(winners[0].fold(self.folds[0])), [r.path.name for r in winners]
+        if len(winners) == 1:
+            tables = [FoldFolder(winners[0].fold(fold)).lesions for fold in self.folds]
+        else:
+            tables = [self._pairs(fold).lesions(names) for fold in self.folds]
+        return learn_temperature(
+            FoldModel.load(first.model),
+            [case for fold in self.folds for case in self.held_out(fold)],
+            tables,
+            self._label_maps(winners),
+            machine=self.request.machine,
+        )
+
     def learn(self, winners: Sequence[RunFolder]) -> "tuple[Trial, ...]":
         """Tries cleaning rules on the out-of-fold label maps of the winning run or pair."""
         from autoliver.evaluation.cleaning import learn_rules
 
-        pairs: dict[str, tuple[Path, Path]] = {}
-        for fold in self.folds:
-            if len(winners) == 1:
-                request = self._as_trained(winners[0])
-                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
-            else:
-                pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
+        pairs = self._label_maps(winners)
         machine = self.request.machine
         return learn_rules(
             pairs,
@@ -235,6 +260,17 @@ class _Contest:
             executor=machine.pool("try rules", need=clean_need, light=True),
             progress=case_bar("try cleaning rules", len(pairs)),
         )
+
+    def _label_maps(self, winners: Sequence[RunFolder]) -> dict[str, tuple[Path, Path]]:
+        """Maps each held-out case to the label map of the winning run or pair, and the true one."""
+        pairs: dict[str, tuple[Path, Path]] = {}
+        for fold in self.folds:
+            if len(winners) == 1:
+                request = self._as_trained(winners[0])
+                pairs |= predict_held_out(winners[0], fold, self.held_out(fold), request)
+            else:
+                pairs |= self._pairs(fold).label_maps([run.path.name for run in winners])
+        return pairs
 
     def _as_trained(self, *runs: RunFolder) -> PredictRequest:
         """Returns how to predict with runs: exactly if one was trained with --deterministic."""
@@ -336,8 +372,6 @@ def _scored_folds(
 
 def _seen(run: RunFolder, fold: int, dataset: Dataset, splits: Folds) -> list[str]:
     """Returns the held-out cases of a fold that the weights it started from had seen."""
-    from autoliver.models.files import FoldFolder, FoldModel
-
     before = FoldModel.load(FoldFolder(run.fold(fold)).model).seen_before
     return sorted(seen_cases(dataset, before) & set(splits.splits[fold].validation))
 

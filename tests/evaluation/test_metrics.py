@@ -103,6 +103,25 @@ def test_ravd_is_a_share_of_the_reference():
     assert metrics.ravd_percent(large, small) == 100.0
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "recall", "precision"),
+    [
+        ("##..", "##..", 1.0, 1.0),
+        ("###.", "#...", 1.0, 1 / 3),
+        (".###", "####", 3 / 4, 1.0),
+        ("##..", ".###", 1 / 3, 1 / 2),
+        ("##..", "..##", 0.0, 0.0),
+        ("....", "..##", 0.0, math.nan),
+        ("##..", "....", math.nan, 0.0),
+        ("....", "....", math.nan, math.nan),
+    ],
+)
+def test_recall_and_precision_by_hand(ours, theirs, recall, precision):
+    masks = [np.array([[[c == "#" for c in text]]]) for text in (ours, theirs)]
+    found = (metrics.recall(*masks), metrics.precision(*masks))
+    assert found == pytest.approx((recall, precision), nan_ok=True)
+
+
 def test_contour_distances_of_an_image_are_scipys():
     y, x = np.mgrid[:60, :50]
     shapes = [

@@ -22,7 +22,7 @@ from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.volume import Geometry, Volume
 from autoliver.machine import Machine
 from autoliver.models.files import FoldModel
-from autoliver.models.selection import Chosen, CleaningRule, Selection
+from autoliver.models.selection import Chosen, CleaningRule, Selection, Temperature
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.workspace import Workspace
@@ -298,6 +298,9 @@ def test_other_cleaning_rules_and_folds_of_a_selection_are_told(
     rule = CleaningRule(labels=("liver",), keep="largest")
     selection.replace(cleaning=(rule,)).save(model / "model.json")
     with pytest.raises(OptionError, match="other cleaning rules"):
+        predict(images, tmp_path / "out", model)
+    selection.replace(temperature=Temperature(value=1.5)).save(model / "model.json")
+    with pytest.raises(OptionError, match=r"temperature 1 for classes of lesions, not 1\.5"):
         predict(images, tmp_path / "out", model)
 
 

@@ -120,6 +120,27 @@ def test_classes_are_judged_over_all_and_over_found_lesions(place: Path) -> None
     assert found.auc is None
 
 
+def test_voxels_of_all_classes_are_compared_with_the_rest(place: Path) -> None:
+    scores = evaluate(place)
+    assert scores.lesions is not None
+    # a: 96 voxels, 64 predicted, 24 + 24 common; b: 64, 96, 32 + 18; =c: none, 32.
+    counts = [case.lesion_voxels for case in scores.cases]
+    assert [(c.reference, c.predicted, c.common) for c in counts if c] == [
+        (0, 32, 0),
+        (96, 64, 48),
+        (64, 96, 50),
+    ]
+    found = {name: each.mean for name, each in scores.lesions.voxels.items()}
+    assert found["dice"] == pytest.approx((0 + 96 / 160 + 100 / 160) / 3)
+    assert found["recall"] == pytest.approx((48 / 96 + 50 / 64) / 2)
+    assert found["precision"] == pytest.approx((0 + 48 / 64 + 50 / 96) / 3)
+    # Of the single labels, as of all metrics.
+    metastasis = {case.name: case.labels["metastasis"] for case in scores.cases}
+    assert (metastasis["a"].recall, metastasis["a"].precision) == (0.0, 0.0)
+    assert (metastasis["b"].recall, metastasis["b"].precision) == (0.5, 1.0)
+    assert (metastasis["=c"].recall, metastasis["=c"].precision) == (None, None)
+
+
 def test_patients_are_those_of_the_dataset(place: Path) -> None:
     scores = evaluate(place)
     assert [case.patient for case in scores.cases] == ["=c", "p1", "p1"]
@@ -143,10 +164,19 @@ def test_probabilities_beside_the_label_maps_give_an_auc(place: Path) -> None:
     expected = {"cyst": 1.0, "hemangioma": 2 / 3, "metastasis": 0.75}
     assert scores.lesion_classes.auc_by_class == pytest.approx(expected)
     assert scores.lesion_classes.auc_lesions == 4
+    # Found lesions with 0.8 (right), 0.7 (wrong), 0.8 (right) and 0.6 (wrong).
+    error = (2 * abs(0.8 - 1) + 0.7 + 0.6) / 4
+    assert scores.lesion_classes.calibration_error == pytest.approx(error)
+    assert (place / "pred/reliability.png").read_bytes()[:4] == b"\x89PNG"
     (place / "pred/lesions.csv").write_text(f"{text}'=c,1,cyst,1,0,0\na,3,cyst,1,0,0\n")
     scores = evaluate(place)
     assert "lesions.csv: its lesions are not those of the label maps" in scores.warnings[-1]
     assert scores.warnings[-1].endswith("left out (1): a.")
+    (place / "pred/lesions.csv").unlink()
+    scores = evaluate(place)
+    assert scores.lesion_classes is not None
+    assert scores.lesion_classes.calibration_error is None
+    assert not (place / "pred/reliability.png").exists()
 
 
 def test_a_table_of_other_classes_is_refused_before_anything_is_scored(place: Path) -> None:
@@ -224,7 +254,12 @@ def test_what_is_shown_fits_80_columns(place: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", *map(str, given)])
     shown = result.stdout.partition("Written: ")[0]
     assert max(map(len, shown.splitlines())) <= 80
-    for words in ("all classes  5     6", "lesions found in 1 of 1 patient", "hemangioma      0"):
+    for words in (
+        "all classes  5     6",
+        "voxels of lesions  Dice",
+        "lesions found in 1 of 1 patient",
+        "hemangioma      0",
+    ):
         assert words in shown, shown
 
 
@@ -238,11 +273,11 @@ def test_scores_of_earlier_versions_are_read(place: Path) -> None:
         for statistic in summary["metrics"].values():
             del statistic["interval"]
     for case in raw["cases"]:
-        del case["patient"], case["lesions"]
+        del case["patient"], case["lesions"], case["lesion_voxels"]
         for score in case["labels"].values():
             for key in ("recall", "precision", "f1", "dice"):
                 del score[f"matched_{key}"]
-            del score["lesion_list"]
+            del score["lesion_list"], score["recall"], score["precision"]
     (place / "old.json").write_text(json.dumps(raw))
     assert Scores.load(place / "old.json").summary["liver"].metrics["dice"].interval is None
 

@@ -4,14 +4,19 @@ One temperature is learnt on lesions of cases that the networks were not trained
 p^(1/T), scaled to add up to 1 (Guo et al. 2017). It changes no lesion's most probable class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record, replacing
+from autoliver.models.selection import Temperature
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = npt.NDArray[np.float64]
 
@@ -22,24 +27,6 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 _TINY = 1e-7  # stands for a probability of 0
 _INCHES, _DOTS_PER_INCH = 4.0, 100
 _COLOUR = "#56b4e9"
-
-
-class Temperature(Record, frozen=True, kw_only=True):
-    """A temperature and what it was learnt from.
-
-    Attributes:
-        value: The temperature; 1 changes nothing, above 1 makes probabilities less certain.
-        lesions: Number of lesions.
-        nll_before: Mean negative logarithm of the probability of the true class, as it was.
-        nll_after: The same with the temperature.
-        why: Why it is 1 or at an end of its range; empty otherwise.
-    """
-
-    value: float = 1.0
-    lesions: int = 0
-    nll_before: float | None = None
-    nll_after: float | None = None
-    why: str = ""
 
 
 class ReliabilityBin(Record, frozen=True, kw_only=True):
@@ -78,11 +65,18 @@ def fit_temperature(
     lesions = len(truth)
     _check(probabilities, truth)
     if lesions < least:
-        return Temperature(lesions=lesions, why=f"{lesions} lesions are fewer than {least}")
-    before = _nll(probabilities, truth)
+        return Temperature(lesions=lesions, why=f"it takes {least} lesions, found {lesions}")
+    before, error = _nll(probabilities, truth), _error(probabilities, truth)
     if len(np.unique(truth)) < 2:
         why = "all lesions are of one class"
-        return Temperature(lesions=lesions, nll_before=before, nll_after=before, why=why)
+        return Temperature(
+            lesions=lesions,
+            nll_before=before,
+            nll_after=before,
+            error_before=error,
+            error_after=error,
+            why=why,
+        )
     # In 1/T the likelihood is convex, so that there is one minimum.
     found = minimize_scalar(
         lambda log: _nll(calibrated(probabilities, float(np.exp(log))), truth),
@@ -99,6 +93,8 @@ def fit_temperature(
         lesions=lesions,
         nll_before=before,
         nll_after=after,
+        error_before=error,
+        error_after=_error(calibrated(probabilities, value), truth),
         why=f"it may be {_LOWEST:g} to {_HIGHEST:g}" if at_end else "",
     )
 
@@ -157,21 +153,28 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
     return sum(gaps) / total
 
 
-def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], *, title: str) -> None:
+def draw_reliability(path: Path, panels: Mapping[str, Sequence[ReliabilityBin]]) -> None:
     """Draws accuracy against confidence, with the number of lesions of each bin, as a PNG.
 
     Args:
         path: The PNG.
-        bins: From `reliability`.
-        title: Title of the picture.
+        panels: Title -> bins from `reliability`, drawn side by side.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_INCHES, _INCHES), layout="constrained", dpi=_DOTS_PER_INCH)
+    size = (_INCHES * len(panels), _INCHES)
+    figure = Figure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
     FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    axis.set_title(title, fontsize="medium")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, bins) in zip(axes, panels.items(), strict=True):
+        axis.set_title(title, fontsize="medium")
+        _draw_bins(axis, bins)
+    with replacing(path) as beside:
+        figure.savefig(beside)
+
+
+def _draw_bins(axis: "Axes", bins: Sequence[ReliabilityBin]) -> None:
     axis.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
     for each in bins:
         if each.accuracy is None:
@@ -181,13 +184,15 @@ def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], *, title: str) 
         middle = each.low + width / 2
         axis.text(middle, each.accuracy, str(each.lesions), ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, 1), ylim=(0, 1.06), xlabel="probability", ylabel="share that is right")
-    with replacing(path) as beside:
-        figure.savefig(beside)
 
 
 def _nll(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
     own = probabilities[np.arange(len(truth)), truth]
     return float(-np.log(np.clip(own, _TINY, None)).mean())
+
+
+def _error(probabilities: Array, truth: npt.NDArray[np.integer]) -> float | None:
+    return expected_calibration_error(reliability(probabilities, truth))
 
 
 def _check(probabilities: Array, truth: npt.NDArray[np.integer]) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
 from autoliver.inference.clean import Components, components, mask_of
+from autoliver.inference.lesions.calibration import calibrated
 from autoliver.inference.lesions.diameters import axial_axis, diameters
 from autoliver.inference.lesions.vote import Array, LabelArray, MeansOf, normalised, row_of
 from autoliver.io.volume import Geometry, is_flat
@@ -75,11 +76,13 @@ class LesionLabels:
         labels: All labels of the label map.
         names: Those that are lesions.
         voted: Whether each lesion has one class of these, so that their probabilities add up to 1.
+        temperature: Temperature that is applied to these probabilities.
     """
 
     labels: Labels
     names: tuple[str, ...]
     voted: bool = False
+    temperature: float = 1.0
 
 
 def measure(
@@ -116,7 +119,7 @@ def measure(
 def _chances(means: Array, which: LesionLabels) -> Array:
     """The probabilities (lesions, classes) of the classes alone."""
     own = means[:, [row_of(which.labels, name) for name in which.names]]
-    return normalised(own) if which.voted else own
+    return calibrated(normalised(own), which.temperature) if which.voted else own
 
 
 def _measured(

@@ -27,6 +27,7 @@ class LesionTable(Artifact, frozen=True, kw_only=True):
     Attributes:
         classes: The labels that are lesions.
         voted: Whether every connected lesion was given one class of these.
+        temperature: Temperature that was applied to the probabilities of these classes; 1 for none.
         cases: Case -> its lesions; cases without any are there as well.
     """
 
@@ -34,6 +35,7 @@ class LesionTable(Artifact, frozen=True, kw_only=True):
 
     classes: tuple[str, ...]
     voted: bool
+    temperature: float = 1.0
     cases: dict[str, CaseLesions] = msgspec.field(default_factory=dict)
 
     def to_csv(self) -> bytes:
@@ -104,6 +106,13 @@ class LesionFiles:
         if not self.foreign():
             for file in (self.csv, self.json):
                 file.unlink(missing_ok=True)
+
+    def missing(self, table: LesionTable, cases: Collection[str]) -> list[str]:
+        """Returns the cases whose lesions are not there, or of another model than the table's."""
+        there = None if self.foreign() else self._read()
+        if there is None or there.replace(cases={}) != table:
+            return list(cases)
+        return [case for case in cases if case not in there.cases]
 
     def begin(self, table: LesionTable, again: Collection[str]) -> None:
         """Begins or continues a table.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from autoliver.datasets.cases import unscored_labels
 from autoliver.errors import OptionError
 from autoliver.models.files import FoldFolder, FoldModel, MemberFiles, ModelFiles, save_fold
-from autoliver.pipeline.prediction import PredictRequest, Told, predict
+from autoliver.pipeline.prediction import PredictRequest, predict
 from autoliver.workspace import RunFolder
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _dice(
     images = {case.name: [Path(path) for path in case.images] for case in cases}
     drawn = {case.name: Path(case.label) for case in cases if case.label}
     there = FoldFolder(folder).validation
-    written = predict(model, images, there, request, told=Told(references=drawn))
+    written = predict(model, images, there, request, references=drawn)
     pairs = {case.name: (written[case.name], Path(case.label)) for case in cases if case.label}
     options = MetricOptions(metrics=("dice",))
     left_out = unscored_labels(cases)

@@ -74,8 +74,8 @@ def test_what_is_always_right_ends_at_the_lowest_temperature_and_says_so() -> No
 @pytest.mark.parametrize(
     ("count", "truth", "why"),
     [
-        (19, [0, 1], "19 lesions are fewer than 20"),
-        (0, [0, 1], "0 lesions are fewer than 20"),
+        (19, [0, 1], "it takes 20 lesions, found 19"),
+        (0, [0, 1], "it takes 20 lesions, found 0"),
         (40, [1], "all lesions are of one class"),
     ],
 )
@@ -100,7 +100,8 @@ def test_reliability_and_its_error_by_hand() -> None:
 def test_the_plot_is_a_small_picture(tmp_path: Path) -> None:
     probabilities, truth = drawn(100, sharpened=2.0)
     path = tmp_path / "reliability.png"
-    draw_reliability(path, reliability(probabilities, truth), title="Lesions")
+    bins = reliability(probabilities, truth)
+    draw_reliability(path, {"before": bins, "after": bins})
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert path.stat().st_size < 60_000
     assert [file.name for file in tmp_path.iterdir()] == ["reliability.png"]
