@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +21,6 @@ _PREFIX = "probability_"
 _ML_RELATIVE, _ML_ABSOLUTE = 0.02, 0.002
 _MEND = "Predict the cases again, or remove the file to score the label maps alone."
 
-# Only tables that `predict` wrote have it; they number lesions by size.
-_OF_PREDICT = "longest_mm"
-
 
 class Row(NamedTuple):
     """A predicted lesion.
@@ -32,13 +28,10 @@ class Row(NamedTuple):
     Attributes:
         probabilities: Class -> probability.
         volume_ml: Its volume; None if it is not known.
-        label: Its class, if lesions are numbered by size, the largest first, as `predict` does;
-            empty if they are numbered in the order of their first voxels.
     """
 
     probabilities: dict[str, float]
     volume_ml: float | None = None
-    label: str = ""
 
 
 Rows = dict[str, dict[int, Row]]
@@ -48,9 +41,9 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     """Reads the probability of each class of predicted lesions.
 
     Args:
-        path: A table of `predict`; or one with the columns case, lesion (its number, from 1 in the
-            order of the lesions' first voxels) and probability_<class> for every class, of which
-            volume_ml is read too if it is there, and other columns are not.
+        path: A table with the columns case, lesion (its number, from 1 in the order of the lesions'
+            first voxels) and probability_<class> for every class, as `predict` writes it. The
+            column volume_ml is read too if it is there, other columns are not.
         classes: Names of the classes, in any case.
 
     Returns:
@@ -67,8 +60,7 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     if not any(name.startswith(_PREFIX) for name in columns):
         return {}
     wanted = {each: f"{_PREFIX}{each}".casefold() for each in classes}
-    by_size = _OF_PREDICT in columns
-    needed = ("case", "lesion", *(["class"] if by_size else []), *wanted.values())
+    needed = ("case", "lesion", *wanted.values())
     missing = [name for name in needed if name not in columns]
     if missing:
         raise DatasetError(
@@ -92,8 +84,7 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
                 f"{where}: lesion is '{lesion}'; expected a whole number from 1, once in a case.",
                 hint=_MEND,
             )
-        label = row[columns["class"]] or "" if by_size else ""
-        found.setdefault(case, {})[int(lesion)] = Row(chances, volume, label)
+        found.setdefault(case, {})[int(lesion)] = Row(chances, volume)
     return found
 
 
@@ -103,8 +94,8 @@ def with_probabilities(
     """Adds probabilities to the predicted lesions of cases.
 
     Returns:
-        The cases; and the names of those whose lesions are not those of the table, by number,
-        class or volume, which stay without probabilities.
+        The cases; and the names of those whose lesions are not those of the table, by number or
+        volume, which stay without probabilities.
     """
     added, unlike = [], []
     for case in cases:
@@ -114,7 +105,6 @@ def with_probabilities(
             added.append(case)
             continue
         ours = {each.predicted: each for each in lesions if each.predicted is not None}
-        there = _renumbered(ours, there)
         if ours.keys() != there.keys() or not all(
             _alike(lesion.predicted_ml, there[number].volume_ml) for number, lesion in ours.items()
         ):
@@ -123,27 +113,6 @@ def with_probabilities(
         else:
             added.append(case.replace(lesions=tuple(_with(each, there) for each in lesions)))
     return added, unlike
-
-
-def _renumbered(ours: Mapping[int, Lesion], rows: Mapping[int, Row]) -> Mapping[int, Row]:
-    """Numbers the lesions of `predict` as the predicted ones are; empty if they are others.
-
-    Within a class both tables have the larger ones first, and equal ones by their first voxels.
-    """
-    if not all(row.label for row in rows.values()):
-        return rows
-    theirs, numbers = defaultdict(list), defaultdict(list)
-    for number in sorted(rows):
-        theirs[rows[number].label.casefold()].append(rows[number])
-    for number in sorted(ours, key=lambda each: (-(ours[each].predicted_mm or 0.0), each)):
-        numbers[text_cell(ours[number].predicted_class).casefold()].append(number)
-    if {n: len(each) for n, each in theirs.items()} != {n: len(e) for n, e in numbers.items()}:
-        return {}
-    return {
-        number: row
-        for label, each in numbers.items()
-        for number, row in zip(each, theirs[label], strict=True)
-    }
 
 
 def _with(lesion: Lesion, rows: Mapping[int, Row]) -> Lesion:

@@ -75,7 +75,7 @@ def mean_labels(
         The label map (z, y, x) on the input's grid, in the smallest unsigned integer type that
         holds the labels.
     """
-    return group_labels(outputs, [range(len(outputs))], labels=labels, classes=classes)[0]
+    return group_labels(outputs, [range(len(outputs))], labels=labels, classes=[classes])[0]
 
 
 def group_labels(
@@ -83,7 +83,7 @@ def group_labels(
     groups: Sequence[Sequence[int]],
     *,
     labels: Labels,
-    classes: Sequence[int] = (),
+    classes: Sequence[Sequence[int]] = (),
 ) -> list[npt.NDArray[np.integer]]:
     """Computes one label map per group of members, as `mean_labels` does for a single group.
 
@@ -93,7 +93,7 @@ def group_labels(
         outputs: The members' outputs for one case.
         groups: Each group is a list of indices into `outputs`.
         labels: As in `mean_labels`.
-        classes: As in `mean_labels`.
+        classes: For each group as in `mean_labels`; empty: no group has any.
     """
     values = written_values(labels)
     parts = [_Part.of(output, regions=labels.has_regions) for output in outputs]
@@ -101,14 +101,14 @@ def group_labels(
     dtype = np.min_scalar_type(max(values))
     wholes: list[npt.NDArray[np.integer]] = [np.zeros(_shape(outputs), dtype) for _ in groups]
     for rows, means in pieces:
-        for whole, mean in zip(wholes, means, strict=True):
+        for whole, mean, shared in zip(wholes, means, classes or [()] * len(groups), strict=True):
             target = whole[box][rows]
             if labels.has_regions:
                 for probability, value in zip(mean, values, strict=True):
                     target[probability > 0.5] = value
             else:
-                if classes:
-                    mean[list(classes)] = with_union(mean, classes, logits=False)
+                if shared:
+                    mean[list(shared)] = with_union(mean, shared, logits=False)
                 target[:] = np.asarray(values, dtype)[mean.argmax(axis=0)]
     return [_back(whole, outputs) for whole in wholes]
 

@@ -290,16 +290,14 @@ def _labels(
     """
     labels, removed = model.plan.labels, 0
     options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
-    # Regions do not share the probability of a lesion.
-    shared = () if labels.has_regions else tuple(options.rows.values())
     if len(found) == 1:
         only = found[0]
-        with raised(only.logits, shared):
+        with raised(only.logits, options.shared):
             segmentation = backward_logits(
                 only.logits, only.properties, labels=labels, within=only.within
             )
     else:
-        segmentation = mean_labels(found, labels=labels, classes=shared)
+        segmentation = mean_labels(found, labels=labels, classes=options.shared)
     if len(model.lesion_classes) >= _SEVERAL:
         if lesions is not None:
             given = given_lesions(lesions, geometry, options.classes)

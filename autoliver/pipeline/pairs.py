@@ -217,7 +217,12 @@ class _Writer:
         from autoliver.io.files import write_label
 
         geometry = found[0].properties.geometry
-        maps = group_labels(found, [pair.indices for pair in self.pairs], labels=self.labels)
+        maps = group_labels(
+            found,
+            [pair.indices for pair in self.pairs],
+            labels=self.labels,
+            classes=[self._votes(pair).shared for pair in self.pairs],
+        )
         for pair, array in zip(self.pairs, maps, strict=True):
             if pair.table.classes:
                 members = [found[index] for index in pair.indices]
@@ -225,15 +230,18 @@ class _Writer:
                 pair.tables.add(job.name, lesions)
             write_label(pair.folder / job.output.name, array, geometry)
 
+    def _votes(self, pair: _Pair) -> VoteOptions:
+        return VoteOptions.of(self.labels, pair.table.classes, model=" + ".join(pair.names))
+
     def _named(
         self, array: LabelArray, members: "Sequence[Output]", pair: _Pair
     ) -> tuple[LabelArray, CaseLesions]:
         """Gives every lesion one class, as `predict` does, and measures it."""
         from autoliver.inference.ensemble import component_means
 
-        classes, model = pair.table.classes, " + ".join(pair.names)
+        classes = pair.table.classes
         means = functools.partial(component_means, members, labels=self.labels)
-        voted = vote(array, VoteOptions.of(self.labels, classes, model=model), means)
+        voted = vote(array, self._votes(pair), means)
         which = LesionLabels(labels=self.labels, names=classes, voted=True)
         geometry = members[0].properties.geometry
         lesions = measure(voted.segmentation, geometry, which, means)

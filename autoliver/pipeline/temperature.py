@@ -115,8 +115,7 @@ def _rows(tables: Sequence[Path]) -> "Rows":
 
     return {
         text_cell(case): {
-            each.lesion: Row(each.probabilities, each.volume_ml, text_cell(each.label))
-            for each in lesions.lesions
+            each.lesion: Row(each.probabilities, each.volume_ml) for each in lesions.lesions
         }
         for path in tables
         for case, lesions in LesionTable.load(path).cases.items()

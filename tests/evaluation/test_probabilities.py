@@ -50,41 +50,6 @@ def test_a_table_of_other_lesions_is_not_used(volumes: tuple[float, ...], tmp_pa
     assert all(not each.probabilities for each in cases[0].lesions or ())
 
 
-OWN = "case,lesion,class,probability,probability_cyst,probability_hcc,volume_ml,longest_mm\n"
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_a_table_of_predict_numbers_lesions_by_size(flat: bool, tmp_path: Path) -> None:
-    # In the order of their first voxels: an HCC, a small cyst, a large one, one as small, an HCC.
-    given = [("HCC", 2.0), ("cyst", 1.0), ("cyst", 1.01), ("cyst", 1.0), ("HCC", 1.0)]
-    by_size = [1, 3, 2, 4, 5]
-    text = OWN
-    for number, place in enumerate(by_size, start=1):
-        name, volume = given[place - 1]
-        ml = "" if flat else volume
-        text += f"a,{number},{name},0,{place / 10},{1 - place / 10},{ml},9\n"
-    lesions = tuple(
-        Lesion(
-            predicted=place,
-            predicted_class=name,
-            predicted_ml=None if flat else ml,
-            predicted_mm=ml ** (1 / 3),
-        )
-        for place, (name, ml) in enumerate(given, start=1)
-    )
-    table = read_probabilities(write(tmp_path, text), CLASSES)
-    cases = [CaseScores(name="a", labels={}, lesions=lesions)]
-    found, unlike = with_probabilities(cases, table)
-    assert unlike == []
-    chances = [each.probabilities["cyst"] for each in found[0].lesions or ()]
-    assert chances == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-    # Another class, one less, and another size.
-    odd = (lesions[0].replace(predicted_class="cyst"), *lesions[1:])
-    for other in (odd, lesions[1:], *([] if flat else [(lesions[0], *lesions[2:], odd[0])])):
-        cases = [CaseScores(name="a", labels={}, lesions=other)]
-        assert with_probabilities(cases, table)[1] == ["a"]
-
-
 def test_a_table_without_probabilities_has_none(tmp_path: Path) -> None:
     assert read_probabilities(write(tmp_path, "case,lesion,class\na,1,cyst\n"), CLASSES) == {}
     assert read_probabilities(write(tmp_path, ""), CLASSES) == {}
@@ -95,7 +60,6 @@ def test_a_table_without_probabilities_has_none(tmp_path: Path) -> None:
     [
         ("case,lesion,probability_cyst\na,1,0.5\n", "no column probability_hcc; it has case"),
         ("lesion,probability_cyst,probability_hcc\n1,0,1\n", "no column case"),
-        ("case,lesion,longest_mm,probability_cyst,probability_hcc\n", "no column class"),
         (f"{HEAD}a,1,cyst,0.5,high,1\n", "row 2: probability_hcc is 'high'; expected a number"),
         (f"{HEAD}a,1,cyst,0.5,1.5,1\n", "probability_hcc is '1.5'; expected a number from 0 to 1"),
         (f"{HEAD}a,1,cyst,0.5,,1\n", "probability_hcc is ''"),

@@ -189,7 +189,7 @@ def test_the_record_says_what_predicted_and_how(images: Path, run: Path, tmp_pat
     assert written["model"] == "Dataset009_Toy/3d_fullres (fold_0, fold_1)"
     assert written["options"] == {
         **{"step": 0.7, "mirror": False, "folds": None, "roi": None},
-        **{"modality": "MR", "exact": True, "match": False},
+        **{"modality": "MR", "exact": True, "match": False, "lesions": None},
     }
     assert written["label_maps"] == ["case_0.nii.gz", "case_1.nii.gz"]
     sums = [FoldModel.load(run / f"fold_{n}/model.json").weights_sha256 for n in range(2)]

@@ -29,6 +29,8 @@ class VoteOptions(Record, frozen=True, kw_only=True):
         rows: Class -> the row of the network's output that is its probability.
         organ: Values of the organ that the lesions lie in, without those of lesions; empty if the
             labels have none.
+        exclusive: Whether a voxel has one label, so that its classes share the probability of a
+            lesion; not if labels are regions.
         needs_organ: Whether all lesions are removed from a case without a voxel of the organ. They
             are then nearly always wrong: the scan shows another part of the body. Whoever removes
             them says so.
@@ -37,7 +39,13 @@ class VoteOptions(Record, frozen=True, kw_only=True):
     classes: dict[str, int]
     rows: dict[str, int]
     organ: tuple[int, ...] = ()
+    exclusive: bool = True
     needs_organ: bool = True
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The rows that decide together whether a voxel is a lesion (`union.py`)."""
+        return tuple(self.rows.values()) if self.exclusive else ()
 
     @classmethod
     def of(cls, labels: Labels, classes: tuple[str, ...], *, model: str) -> "VoteOptions":
@@ -70,7 +78,12 @@ class VoteOptions(Record, frozen=True, kw_only=True):
         organs = {name for name in labels.foreground if _ORGAN in name.casefold()} - lesions
         organ = _values(labels, organs) - _values(labels, lesions)
         rows = {name: row_of(labels, name) for name in classes}
-        return cls(classes=values, rows=rows, organ=tuple(sorted(organ)))
+        return cls(
+            classes=values,
+            rows=rows,
+            organ=tuple(sorted(organ)),
+            exclusive=not labels.has_regions,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
