@@ -175,7 +175,9 @@ class _Contest:
         if request.accept_changes:
             dataset = as_planned(folder, dataset)
         splits = current_folds(folder, dataset)
-        scored, left_out = _scored_folds(_wanted(folder, request.runs), dataset, splits)
+        wanted, others = _alike(_wanted(folder, request.runs), folder)
+        scored, left_out = _scored_folds(wanted, dataset, splits)
+        left_out += others
         if not scored:
             raise ModelError(
                 " ".join([f"{dataset.name}: no run can be scored.", *left_out]),
@@ -368,6 +370,22 @@ def _scored_folds(
                 "cases to be scored on."
             )
     return scored, left_out
+
+
+def _alike(runs: Sequence[RunFolder], folder: DatasetFolder) -> tuple[list[RunFolder], list[str]]:
+    """The runs that learn the same labels, as can be compared, and sentences about the others."""
+    tasks = {run: TrainingOptions.load(run.options, mend=run.mend).task for run in runs}
+    # All other tasks learn the labels of the dataset.
+    kinds = {run: task if task in ("segment", "classify") else None for run, task in tasks.items()}
+    kept = None if None in kinds.values() else next(iter(kinds.values()), None)
+    others = [
+        f"{run.path.name} is left out: with --task {tasks[run]} its results are of another kind. "
+        "By itself: "
+        + command("select", folder.name, run.path.name, options=[], workspace=folder.path.parent)
+        for run, kind in kinds.items()
+        if kind != kept
+    ]
+    return [run for run, kind in kinds.items() if kind == kept], others
 
 
 def _seen(run: RunFolder, fold: int, dataset: Dataset, splits: Folds) -> list[str]:

@@ -258,6 +258,16 @@ def test_named_classes_are_told_apart_and_others_are_labels(place):
     assert found.decisions.network.classifier.rows == (2, 4)
 
 
+def test_select_compares_what_learns_the_same_labels(place):
+    found = autoliver.select(NAMED, runs=[f"2d+{task}" for task in TASKS], workspace=place / "ws")
+    assert {run for each in found.candidates for run in each.runs} == {"2d+joint", "2d+ynet"}
+    for task in ("segment", "classify"):
+        (told,) = (each for each in found.left_out if f"--task {task}" in each)
+        assert f"autoliver select {NAMED} 2d+{task} -w" in told
+    alone = autoliver.select(NAMED, runs=["2d+segment"], workspace=place / "ws")
+    assert [each.runs for each in alone.candidates] == [("2d+segment",)]
+
+
 @pytest.mark.parametrize("task", ["segment", "ynet", "classify"])
 def test_nnunet_has_no_such_models(place, tmp_path, task):
     with pytest.raises(ModelError, match="nnU-Net"):
