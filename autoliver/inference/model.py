@@ -96,6 +96,12 @@ class Model:
         return _shared([member.lesion_classes for member in self.members])
 
     @property
+    def needs_lesions(self) -> bool:
+        """Whether a member only tells the class of lesions, and has to be told where they are."""
+        heads = (member.configuration.network.classifier for member in self.members)
+        return any(head is not None and head.alone for head in heads)
+
+    @property
     def parts(self) -> tuple[Member, ...]:
         """Everything that is run on the image: members, first stages of cascades, the finder."""
         previous = (member.previous for member in self.members)

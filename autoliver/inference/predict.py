@@ -24,7 +24,7 @@ from autoliver.inference.ensemble import (
     mean_probabilities,
     uncertainty,
 )
-from autoliver.inference.lesions.given import given_lesions, only_given
+from autoliver.inference.lesions.given import given_lesions, only_given, without_lesions
 from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
 from autoliver.inference.lesions.union import raised
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
@@ -244,7 +244,10 @@ def predict_volume(
 
     Raises:
         DatasetError: The image's channels or intensities do not fit the model.
+        OptionError: The model only tells the class of lesions.
     """
+    if model.needs_lesions:
+        raise without_lesions(model.name)
     _, case = _prepared(model, image, options, name)
     found = _outputs(model, case, options, on_windows)
     return _labels(model, found, image.geometry, name)[0]
@@ -363,6 +366,8 @@ def _predict_overlapped(
 def _prepare(
     model: Model, job: PredictJob, options: PredictOptions, listener: Listener
 ) -> PreparedCase:
+    if model.needs_lesions and job.lesions is None:
+        raise without_lesions(model.name)
     with _naming(job.name):
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)

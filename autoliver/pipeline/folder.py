@@ -264,11 +264,9 @@ def check_lesions(model: str, first: "FoldModel", folder: Path | None) -> None:
         OptionError: One of both.
     """
     if folder is None and first.needs_lesions:
-        raise OptionError(
-            f"{model} only tells the class of lesions (--task classify): it has to be told where "
-            "they are.",
-            hint="Give a folder with a label map of each case: --lesions FOLDER",
-        )
+        from autoliver.inference.lesions.given import without_lesions
+
+        raise without_lesions(model)
     if folder is not None and not first.lesion_classes:
         raise OptionError(
             f"--lesions: {model} does not tell classes of lesions apart.",

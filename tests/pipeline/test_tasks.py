@@ -152,6 +152,12 @@ def test_a_classifier_has_to_be_told_where_lesions_are(place, tmp_path):
         predict(place, tmp_path, "classify")
     assert "lesions FOLDER" in raised.value.hint
     assert not any(tmp_path.iterdir())
+    loaded = autoliver.load_model(f"{NAMED}/2d+classify", workspace=place / "ws", device="cpu")
+    with pytest.raises(OptionError, match="only tells the class of lesions"):
+        loaded(np.zeros((6, 48, 48), np.float32), (5.0, 2.0, 2.0))
+    both = [f"{NAMED}/2d+joint", f"{NAMED}/2d+classify"]
+    with pytest.raises(OptionError, match="only tells the class of lesions"):
+        predict(place, tmp_path / "both", "joint", models=both)
 
 
 def test_other_lesions_are_another_way_of_prediction(place, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.clean import mask_of
 from autoliver.inference.lesions.vote import LabelArray, VoteOptions
 from autoliver.io.files import read_label
@@ -40,6 +40,15 @@ def given_lesions(path: Path, image: Geometry, classes: Mapping[str, int]) -> Ma
             hint="Give a label map on the image's own grid, as predict writes it.",
         )
     return mask_of(found.array[0], list(classes.values()))
+
+
+def without_lesions(model: str) -> OptionError:
+    """Returns the error of a classifier that is not told where lesions are."""
+    return OptionError(
+        f"{model} only tells the class of lesions (--task classify): it has to be told where they "
+        "are.",
+        hint="Give a folder with a label map of each case: autoliver predict --lesions FOLDER",
+    )
 
 
 def only_given(segmentation: LabelArray, given: Mask, options: VoteOptions) -> LabelArray:
