@@ -75,6 +75,7 @@ RUNGS = {
     **{piece: Rung(augment=piece) for piece in PIECES},
     "palette": Rung(augment="palette"),
     "gin 0.6, palette 0.3": Rung(augment="gin:0.6,palette:0.3"),
+    "gin 0.6, cells 0.3": Rung(augment="gin:0.6,regions-labels-cells:0.3"),
     "cross-modality": Rung(augment="cross-modality"),
     "gin, without fat": Rung(window_hu=None),
     "gin, 3 slices": Rung(slices=3),
