@@ -298,3 +298,15 @@ def test_the_command_line(place):
         *("--patch", "32,32", "--device", "cpu", "-w", place / "ws"),
     )
     assert found
+
+
+@pytest.mark.parametrize("task", ["joint", "ynet", "classify"])
+def test_tasks_in_3d(place, tmp_path, task):
+    given = {**SHORT, "patch": (8, 32, 32), "workspace": place / "ws", "folds": (0,)}
+    autoliver.train(place / NAMED, "3d_fullres", task=task, tag=task, **given)
+    lesions = place / NAMED / "labelsTr"
+    out = predict(place, tmp_path, task, models=[f"{NAMED}/3d_fullres+{task}"], lesions=lesions)
+    for path in out.glob("*.nii.gz"):
+        array, numbers, count = lesions_of(path)
+        assert count == 2
+        assert all(len(np.unique(array[numbers == n])) == 1 for n in (1, 2))
