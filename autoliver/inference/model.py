@@ -65,6 +65,12 @@ class Member:
     lesion_classes: tuple[str, ...] = ()
     roi: Roi | None = None
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it only tells the class of lesions."""
+        head = self.configuration.network.classifier
+        return head is not None and head.alone
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -98,8 +104,7 @@ class Model:
     @property
     def needs_lesions(self) -> bool:
         """Whether a member only tells the class of lesions, and has to be told where they are."""
-        heads = (member.configuration.network.classifier for member in self.members)
-        return any(head is not None and head.alone for head in heads)
+        return any(member.classifies for member in self.members)
 
     @property
     def parts(self) -> tuple[Member, ...]:

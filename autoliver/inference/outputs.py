@@ -15,6 +15,7 @@ from autoliver.errors import ModelError
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
+from autoliver.inference.lesions.centred import windows_on
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import BoxRegion, Region, Window, find_region, near_windows
@@ -54,6 +55,7 @@ class PreparedCase:
         match: Whether its values are matched to the histograms of each member instead.
         boxes: `Roi.key` -> the box of the region that members with this region predict in, on the
             image's grid; None: nothing was found, so that they predict the whole image.
+        lesions: (z, y, x) on the image's grid, where lesions are; None if they are not given.
     """
 
     name: str
@@ -63,6 +65,7 @@ class PreparedCase:
     modality: Modality | None = None
     match: bool = False
     boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
+    lesions: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def of(
@@ -120,6 +123,17 @@ class _Found:
     reorientation: Reorientation
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The lesions to look at, (z, y, x) on the image's grid."""
+
+    lesions: npt.NDArray[np.bool_]
+
+
+# Where a member looks: near what a finder has found, in a box of the network's grid, or at lesions.
+Where = _Found | Box | _Given
+
+
 def outputs(
     model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
 ) -> tuple[Output, ...]:
@@ -131,7 +145,7 @@ def outputs(
         options: How to predict.
         on_windows: See `predict_jobs`.
     """
-    region = None
+    region: Where | None = None
     if model.finder is not None and case.coarse is not None:
         region = _find(model.finder, case.coarse, options, on_windows)
     results = []
@@ -158,8 +172,10 @@ def outputs(
                 name=case.name,
                 modality=case.modality,
             )
-        box = _region_box(member, case, prepared)
-        results.append(_output(member, prepared, options, region, on_windows, box))
+        where = _region_box(member, case, prepared) or region
+        if where is None and member.classifies and case.lesions is not None:
+            where = _Given(case.lesions)
+        results.append(_output(member, prepared, options, where, on_windows))
     return tuple(results)
 
 
@@ -216,14 +232,13 @@ def _output(
     member: Member,
     case: Preprocessed,
     options: PredictOptions,
-    region: "_Found | None",
+    where: Where | None,
     on_windows: OnWindows | None,
-    box: Box | None = None,
 ) -> Output:
     name = case.properties.name
     average = member.configuration.average
     passes = _passes(member, options)
-    windows = _windows(member, case, options, region, box)
+    windows = _windows(member, case, options, where)
     tick: Callable[[], object] = lambda: None  # noqa: E731
     if on_windows is not None:
         tick = on_windows(name, len(windows) * len(passes))
@@ -245,7 +260,7 @@ def _output(
                 windows=windows,
                 on_window=tick,
             )
-            if region is not None or box is not None:
+            if where is not None:
                 background, others = certain_background(average, regions=regions)
                 _fill_gaps(whole, background, others)
             found: npt.NDArray[np.float32] = whole.cpu().numpy()
@@ -262,12 +277,12 @@ def _output(
     if spread is not None:
         spread /= len(passes)
     within = None
-    if region is not None or box is not None:
+    if where is not None:
         within = box_of(windows, case.image.shape[1:], member.configuration.patch_shape)
     output = Output(
         logits=logits, properties=case.properties, spread=spread, within=within, average=average
     )
-    return output if box is None or within is None else _only(output, within, box)
+    return _only(output, within, where) if isinstance(where, tuple) and within else output
 
 
 def _only(found: Output, within: Box, box: Box) -> Output:
@@ -292,21 +307,23 @@ def _windows(
     member: Member,
     case: Preprocessed,
     options: PredictOptions,
-    found: "_Found | None",
-    box: Box | None,
+    where: Where | None,
 ) -> list[Window]:
     shape, patch = case.image.shape[1:], member.configuration.patch_shape
     windows = windows_of(shape, patch, options.step)
-    if box is not None:
-        padded = padded_shape(shape, patch)
-        before = [(wide - size) // 2 for wide, size in zip(padded, shape, strict=True)]
-        own = BoxRegion.of(box, padded, before=before)
-        return near_windows(windows, padded, own, step=options.step)
-    if found is None:
+    if where is None:
         return windows
-    turn = found.reorientation.inverse.then(case.properties.reorientation)
-    turned = found.region.turned(turn).transposed(case.properties.transpose_forward)
-    near = near_windows(windows, padded_shape(shape, patch), turned, step=options.step)
+    padded = padded_shape(shape, patch)
+    if isinstance(where, _Given):
+        # Without a lesion any window will do.
+        return windows_on(where.lesions, case.properties, patch, padded) or windows[:1]
+    if isinstance(where, tuple):
+        before = [(wide - size) // 2 for wide, size in zip(padded, shape, strict=True)]
+        own = BoxRegion.of(where, padded, before=before)
+        return near_windows(windows, padded, own, step=options.step)
+    turn = where.reorientation.inverse.then(case.properties.reorientation)
+    turned = where.region.turned(turn).transposed(case.properties.transpose_forward)
+    near = near_windows(windows, padded, turned, step=options.step)
     _log.info(
         "%s: %d of %d windows are near the foreground that was found.",
         *(case.properties.name, len(near), len(windows)),

@@ -371,7 +371,12 @@ def _prepare(
     with _naming(job.name):
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)
-        decided, case = _prepared(model, _read(job), options, job.name, job.boxes)
+        image = _read(job)
+        decided, case = _prepared(model, image, options, job.name, job.boxes)
+        if job.lesions is not None:
+            classes = VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
+            mask = given_lesions(job.lesions, image.geometry, classes.classes)
+            case = dataclasses.replace(case, lesions=mask)
     listener.on_modality(job, decided)
     return case
 
