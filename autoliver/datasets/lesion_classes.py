@@ -57,6 +57,12 @@ def find_lesion_classes(
             hint="Name them with --lesion-classes A,B, or write the classes into the label maps "
             "with: autoliver convert lesion-classes FOLDER OUT",
         )
+    if LESION in known and LESION not in found:
+        raise OptionError(
+            f"{wanted_by}: {where} has a label '{LESION}' beside the classes of lesions; that is "
+            "the name of all classes together.",
+            hint="Name it among --lesion-classes, or give it another name in dataset.json.",
+        )
     return found
 
 

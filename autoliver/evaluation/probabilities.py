@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from autoliver.errors import DatasetError
 from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import CaseScores
 from autoliver.values import first_few
+
+_log = logging.getLogger(__name__)
 
 LESION_FILE = "lesions.csv"
 
@@ -60,8 +63,12 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     if not any(name.startswith(_PREFIX) for name in columns):
         return {}
     wanted = {each: f"{_PREFIX}{each}".casefold() for each in classes}
-    needed = ("case", "lesion", *wanted.values())
-    missing = [name for name in needed if name not in columns]
+    if lacking := [name for name in wanted.values() if name not in columns]:
+        _log.warning(
+            "%s: without a column %s the probabilities are left out.", path, first_few(lacking, 5)
+        )
+        return {}
+    missing = [name for name in ("case", "lesion") if name not in columns]
     if missing:
         raise DatasetError(
             f"{path}: there is no column {first_few(missing, 5)}; it has "

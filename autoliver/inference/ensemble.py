@@ -165,7 +165,8 @@ def component_means(
 
     Args:
         outputs: The members' outputs for one case.
-        found: The components; they lie within the crop, as all that is predicted.
+        found: The components. What lies outside of the crop, where given lesions may, counts as
+            certain background.
         labels: The labels that the k rows stand for.
 
     Returns:
@@ -181,14 +182,27 @@ def component_means(
     bounds = turn.bounds((z, y, x), turn.inverse.values(_shape(outputs)))
     numbers = turn.array(found.numbers)
     for part in (_Part.of(output, regions=regions) for output in outputs):
-        member = _Ordered.of(part.array, part.properties, turn).within(bounds)
-        for rows in slabs(numbers.shape):
-            inside = numbers[rows] > 0
+        whole = _Ordered.of(part.array, part.properties, turn)
+        kept = [
+            (max(low, crop.start), min(high, crop.stop))
+            for (low, high), crop in zip(bounds, whole.box, strict=True)
+        ]
+        if any(low >= high for low, high in kept):
+            continue
+        member = whole.within(kept)
+        cut = numbers[
+            tuple(
+                slice(low - start, high - start)
+                for (low, high), (start, _) in zip(kept, bounds, strict=True)
+            )
+        ]
+        for rows in slabs(cut.shape):
+            inside = cut[rows] > 0
             values = member.rows(rows)[:, inside]
             if part.average == "logits":
                 probabilities(values, regions=regions)
             for total, row in zip(totals, values, strict=True):
-                total += np.bincount(numbers[rows][inside], weights=row, minlength=count)
+                total += np.bincount(cut[rows][inside], weights=row, minlength=count)
     return totals.T[1:] / (len(outputs) * found.voxels[1:, None])
 
 

@@ -104,7 +104,7 @@ class Model:
     @property
     def needs_lesions(self) -> bool:
         """Whether a member only tells the class of lesions, and has to be told where they are."""
-        return any(member.classifies for member in self.members)
+        return any(part.classifies for part in self.parts)
 
     @property
     def parts(self) -> tuple[Member, ...]:

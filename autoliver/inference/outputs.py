@@ -1,6 +1,7 @@
 """Computes the output of each member of a model for a case, on the member's network grid."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.lesions.centred import windows_on
+from autoliver.inference.lesions.union import raised
+from autoliver.inference.lesions.vote import VoteOptions, vote
 from autoliver.inference.model import Member, Model
 from autoliver.inference.options import PredictOptions as PredictOptions
 from autoliver.inference.roi import BoxRegion, Region, Window, find_region, near_windows
@@ -152,9 +155,7 @@ def outputs(
     for member, prepared in zip(model.members, case.prepared, strict=True):
         if member.previous is not None and case.image is not None:
             low = _output(member.previous, prepared, options, region, on_windows)
-            found = backward_logits(
-                low.logits, low.properties, labels=model.plan.labels, within=low.within
-            )
+            found = _first_stage_labels(member.previous, low)
             found = clean(
                 found,
                 member.previous.next_stage_cleaning,
@@ -179,6 +180,19 @@ def outputs(
     return tuple(results)
 
 
+def _first_stage_labels(stage: Member, low: Output) -> npt.NDArray[np.integer]:
+    """Returns the label map of a first stage, decided as those that the second was trained with."""
+    from autoliver.inference.ensemble import component_means
+
+    labels = stage.plan.labels
+    votes = VoteOptions.of(labels, stage.lesion_classes, model=stage.name)
+    with raised(low.logits, votes.shared, logits=low.average == "logits"):
+        found = backward_logits(low.logits, low.properties, labels=labels, within=low.within)
+    if not votes.classes:
+        return found
+    return vote(found, votes, functools.partial(component_means, [low], labels=labels)).segmentation
+
+
 def _region_box(member: Member, case: PreparedCase, prepared: Preprocessed) -> Box | None:
     """Returns the part of the network's grid that a member predicts in; None for all of it.
 
@@ -186,7 +200,8 @@ def _region_box(member: Member, case: PreparedCase, prepared: Preprocessed) -> B
         ModelError: The member predicts in a region, and nobody has said where it is.
     """
     roi = member.roi
-    if roi is None:
+    # Given lesions are told apart wherever they are.
+    if roi is None or case.lesions is not None:
         return None
     if roi.key not in case.boxes:
         raise ModelError(

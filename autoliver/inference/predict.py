@@ -72,6 +72,11 @@ class PredictJob:
     boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """All files that its label map is made from."""
+        return self.images if self.lesions is None else (*self.images, self.lesions)
+
+    @property
     def finished(self) -> bool:
         """Whether the label map exists; files are written whole or not at all."""
         return self.output.is_file()
@@ -295,7 +300,7 @@ def _labels(
     options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
     if len(found) == 1:
         only = found[0]
-        with raised(only.logits, options.shared):
+        with raised(only.logits, options.shared, logits=only.average == "logits"):
             segmentation = backward_logits(
                 only.logits, only.properties, labels=labels, within=only.within
             )
@@ -309,6 +314,11 @@ def _labels(
         means = functools.partial(component_means, found, labels=labels)
         voted = vote(segmentation, options, means)
         segmentation, removed = voted.segmentation, voted.removed
+        if voted.unseen:
+            _log.warning(
+                "%s: %s where the image is empty; nothing is known of the class.",
+                *(name, counted(voted.unseen, "given lesion lies", "given lesions lie")),
+            )
     if removed:
         _log.warning(
             "%s: no liver was found, so %s removed.",

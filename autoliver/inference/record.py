@@ -363,6 +363,12 @@ def refuse_other_labels(predictions: Path, labels: Labels, *, whose: str) -> Non
                     f"{_numbers(record.labels.values[name])}.",
                     hint="Name a dataset or model with the labels of the one that predicted.",
                 )
+            if record.labels.exclusive and record.labels.values != labels.values:
+                raise OptionError(
+                    f"{whose}: {place} says that {record.model} predicted lesions of all classes "
+                    f"as one label; the labels to score are {', '.join(labels.foreground)}.",
+                    hint="Name the model for its labels, with -d.",
+                )
             return
 
 

@@ -169,6 +169,7 @@ def evaluate(
         references = {name: pair[1] for name, pair in task.pairs.files.items()}
         _refuse_loss(as_json, references, task.labels, request.options())
     labels = _labels(task, request)
+    request = _with_named(request, task.dataset, labels)
     rows = _probabilities(prediction, request.options().lesion_classes(labels))
     scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
     if task.dataset is not None:
@@ -268,8 +269,13 @@ def _labels(task: Task, request: EvaluateRequest) -> Labels:
 def _probabilities(prediction: Path, classes: Collection[str]) -> "Rows":
     """Reads the probabilities of the table of lesions beside predictions; empty without one."""
     from autoliver.evaluation.probabilities import LESION_FILE, read_probabilities
+    from autoliver.inference.lesions.table import LesionFiles
+    from autoliver.inference.record import RECORD_FILE, own_record
 
-    path = (prediction.parent if prediction.is_file() else prediction) / LESION_FILE
+    path = prediction / LESION_FILE
+    if prediction.is_file():
+        alone = LesionFiles.beside(own_record(prediction), RECORD_FILE).csv
+        path = alone if alone.is_file() else prediction.with_name(LESION_FILE)
     return read_probabilities(path, tuple(classes)) if classes and path.is_file() else {}
 
 
@@ -288,6 +294,15 @@ def _with_probabilities(scores: "Scores", rows: "Rows") -> "Scores":
         f"are left out ({len(unlike)}): {first_few(unlike, 5)}."
     )
     return scores.replace(warnings=(*scores.warnings, note))
+
+
+def _with_named(
+    request: EvaluateRequest, dataset: Dataset | None, labels: Labels
+) -> EvaluateRequest:
+    """The request with the classes of lesions that dataset.json names, unless it names some."""
+    named = dataset.lesion_class_names if dataset is not None else None
+    known = tuple(name for name in named or () if name in labels.foreground)
+    return request if request.lesion_labels or not known else replace(request, lesion_labels=known)
 
 
 def _dataset_at(workspace: Workspace, reference: Path) -> Dataset | None:

@@ -409,7 +409,7 @@ class _Recording:
         for own in own_records(todo, self.path):
             own.unlink()
             LesionFiles.beside(own, RECORD_FILE).remove()
-        before = {job.name: input_files(job.images) for job in todo}
+        before = {job.name: input_files(job.inputs) for job in todo}
         which = lesion_labels(model)
         if todo and which.names:
             set_aside(self.lesions.foreign())
@@ -423,7 +423,7 @@ class _Recording:
             self.lesions.begin(table, again={job.name for job in todo})
 
         def note(job: "PredictJob", predicted: "LabelArray") -> None:
-            made_from = with_hashes(before[job.name], job.images)
+            made_from = with_hashes(before[job.name], job.inputs)
             self._note(model, job, made_from, voxel_hash(predicted))
 
         def decided(job: "PredictJob", found: UsedModality) -> None:

@@ -268,7 +268,11 @@ def find_boxes(
         on_box(job.name, found[job.name])
 
     rough = PredictRequest(
-        mirror=False, modality=request.modality, exact=request.exact, machine=request.machine
+        mirror=False,
+        modality=request.modality,
+        exact=request.exact,
+        match=request.match,
+        machine=request.machine,
     )
     predict_as_asked(model, jobs, rough, export=take, listener=listener)
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import brief
 from autoliver.commands import command
-from autoliver.datasets.cases import Case, Dataset, unscored_labels
+from autoliver.datasets.cases import Case, Dataset, Labels, unscored_labels
 from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
@@ -198,6 +198,17 @@ class _Contest:
         return tuple(case for case in self.dataset.labelled if case.name in names)
 
     @property
+    def labels(self) -> Labels:
+        """The labels of all runs."""
+        first = FoldModel.load(FoldFolder(self.runs[0].fold(self.folds[0])).model).plan.labels
+        return first if first.exclusive else self.dataset.labels
+
+    @property
+    def _given(self) -> bool:
+        """Whether the runs only tell the class of given lesions, which pairs of them do not get."""
+        return TrainingOptions.load(self.runs[0].options, mend=self.runs[0].mend).task == "classify"
+
+    @property
     def basis(self) -> str:
         cases = sum(len(self.held_out(fold)) for fold in self.folds)
         by_all = ", which all runs have finished" if len(self.runs) > 1 else ""
@@ -220,11 +231,11 @@ class _Contest:
                     run,
                     fold,
                     self.held_out(fold),
-                    labels=self.dataset.labels,
+                    labels=self.labels,
                     request=self._as_trained(run),
                 )
                 cases.setdefault((run.path.name,), []).extend(scores.cases)
-        if len(self.runs) > 1:
+        if len(self.runs) > 1 and not self._given:
             for fold in self.folds:
                 for pair, scores in self._pairs(fold).scores().items():
                     cases.setdefault(pair, []).extend(scores.cases)
@@ -257,7 +268,7 @@ class _Contest:
         machine = self.request.machine
         return learn_rules(
             pairs,
-            labels=self.dataset.labels,
+            labels=self.labels,
             unscored=unscored_labels(self.dataset.cases),
             executor=machine.pool("try rules", need=clean_need, light=True),
             progress=case_bar("try cleaning rules", len(pairs)),
@@ -286,7 +297,7 @@ class _Contest:
             runs=self.runs,
             fold=fold,
             cases=self.held_out(fold),
-            labels=self.dataset.labels,
+            labels=self.labels,
             request=self._as_trained(*self.runs),
         )
 
@@ -374,9 +385,15 @@ def _scored_folds(
 
 def _alike(runs: Sequence[RunFolder], folder: DatasetFolder) -> tuple[list[RunFolder], list[str]]:
     """The runs that learn the same labels, as can be compared, and sentences about the others."""
-    tasks = {run: TrainingOptions.load(run.options, mend=run.mend).task for run in runs}
+    begun = {run: TrainingOptions.load(run.options, mend=run.mend) for run in runs}
+    tasks = {run: options.task for run, options in begun.items()}
     # All other tasks learn the labels of the dataset.
-    kinds = {run: task if task in ("segment", "classify") else None for run, task in tasks.items()}
+    kinds = {
+        run: (options.task, options.lesion_classes)
+        if options.task in ("segment", "classify")
+        else None
+        for run, options in begun.items()
+    }
     kept = None if None in kinds.values() else next(iter(kinds.values()), None)
     others = [
         f"{run.path.name} is left out: with --task {tasks[run]} its results are of another kind. "

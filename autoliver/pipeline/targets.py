@@ -242,7 +242,7 @@ def _refuse_foreign(targets: Targets, folder: Path, output: Path, *, overwrite: 
         )
     for job in (job for job in targets.jobs if job.finished):
         made_from = [file.name for file in known[job.output.name].inputs.get(job.output.name, ())]
-        if made_from and not {image.name for image in job.images} <= set(made_from):
+        if made_from and not {file.name for file in job.inputs} <= set(made_from):
             raise OptionError(
                 f"{job.output}: this is the label map of {made_from[0]}, not of "
                 f"{job.images[0].name}.",
@@ -371,7 +371,7 @@ def _judge(
 
 def _has_another_image(job: PredictJob, record: Prediction) -> bool:
     made_from = record.inputs.get(job.output.name)
-    return made_from is not None and is_changed(made_from, job.images)
+    return made_from is not None and is_changed(made_from, job.inputs)
 
 
 def _is_as_predicted(job: PredictJob, record: Prediction) -> bool:

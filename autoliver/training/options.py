@@ -466,6 +466,12 @@ def _check_task(options: TrainingOptions) -> None:
             "--lesion-classes says which labels a --task tells apart, but no task is given.",
             hint="Add --task joint, or leave it out.",
         )
+    if options.task == "classify" and options.keep_source == "auto":
+        raise OptionError(
+            "--keep-source auto chooses by the Dice of held-out cases, which means nothing for "
+            "--task classify.",
+            hint="Give a share such as --keep-source 0.7, or leave it out.",
+        )
     if options.task == "classify" and options.class_weights is not None:
         raise OptionError(
             "--class-weights weighs the classes of voxels, which --task classify does not learn.",

@@ -93,17 +93,17 @@ def plan_for(plan: Plan, name: ConfigurationName, found: Learnt, task: Task) -> 
 
 def _configuration(configuration: Configuration, found: Learnt, task: Task) -> Configuration:
     network = configuration.network.replace(out_channels=found.labels.out_channels)
+    if configuration.previous_stage is not None and task != "joint":
+        raise OptionError(
+            f"--task {task} cannot be trained as a cascade: its first stage has other outputs.",
+            hint="Train 3d_fullres or 2d, or use --task joint.",
+        )
     if task in ("ynet", "classify"):
         if not network.TAKES_CLASS_HEAD:
             raise OptionError(
                 f"--task {task}: {network.summary} has no deepest features that a head for the "
                 "class could be put on.",
                 hint="Plan a U-Net (autoliver plan DATASET --preset default), or use --task joint.",
-            )
-        if configuration.previous_stage is not None:
-            raise OptionError(
-                f"--task {task} cannot be trained as a cascade: its first stage has other outputs.",
-                hint="Train 3d_fullres or 2d, or use --task joint.",
             )
         rows = class_rows(found.labels, found.lesion_classes)
         network = network.replace(class_head=ClassHead(rows=rows, alone=task == "classify"))

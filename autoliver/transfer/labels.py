@@ -68,7 +68,7 @@ class RowMap:
 def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> RowMap:
     """Matches labels by name and determines the initial value of each row of the target.
 
-    Classes of lesions that the source does not know begin as its lesion, if it has a single one,
+    Classes of lesions of which the source knows none begin as its lesion, if it has a single one,
     with equal shares of its probability. Their union is then labelled as the source labels it.
 
     Logits are converted between classes (softmax, with a row for the background) and regions
@@ -82,7 +82,8 @@ def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> 
     """
     names = match_labels(source, target)
     lesions = list(filter(is_lesion, source.foreground))
-    new = [name for name in classes if not names[name]] if len(lesions) == 1 else []
+    known = any(names[name] for name in classes)
+    new = list(classes) if len(lesions) == 1 and not known else []
     names |= dict.fromkeys(new, "".join(lesions))
     index = {name: i for i, name in enumerate(head_rows(source))}
     rows: list[Mapping[int, float] | None] = []

@@ -50,6 +50,14 @@ def test_a_table_of_other_lesions_is_not_used(volumes: tuple[float, ...], tmp_pa
     assert all(not each.probabilities for each in cases[0].lesions or ())
 
 
+def test_a_table_without_a_class_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "case,lesion,probability_cyst\na,1,0.5\n"
+    assert read_probabilities(write(tmp_path, text), CLASSES) == {}
+    assert "without a column probability_hcc" in caplog.text
+
+
 def test_a_table_without_probabilities_has_none(tmp_path: Path) -> None:
     assert read_probabilities(write(tmp_path, "case,lesion,class\na,1,cyst\n"), CLASSES) == {}
     assert read_probabilities(write(tmp_path, ""), CLASSES) == {}
@@ -58,7 +66,6 @@ def test_a_table_without_probabilities_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("case,lesion,probability_cyst\na,1,0.5\n", "no column probability_hcc; it has case"),
         ("lesion,probability_cyst,probability_hcc\n1,0,1\n", "no column case"),
         (f"{HEAD}a,1,cyst,0.5,high,1\n", "row 2: probability_hcc is 'high'; expected a number"),
         (f"{HEAD}a,1,cyst,0.5,1.5,1\n", "probability_hcc is '1.5'; expected a number from 0 to 1"),

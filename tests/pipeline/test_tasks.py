@@ -10,6 +10,8 @@ from commands import run
 from scipy import ndimage
 
 import autoliver
+from autoliver.datasets.cases import Labels
+from autoliver.datasets.lesion_classes import find_lesion_classes
 from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.volume import Geometry
@@ -160,10 +162,69 @@ def test_a_classifier_has_to_be_told_where_lesions_are(place, tmp_path):
         predict(place, tmp_path / "both", "joint", models=both)
 
 
-def test_other_lesions_are_another_way_of_prediction(place, tmp_path):
+def test_corrected_lesions_are_told_apart_again(place, tmp_path):
+    given, out = tmp_path / "lesions", tmp_path / "out"
+    for path in (place / NAMED / "labelsTr").iterdir():
+        write_label(given / path.name, read_label(path).array[0], GRID)
+    predict(place, out, "classify", lesions=given)
+    array = read_label(given / "case_2.nii.gz").array[0].copy()
+    array[2:] = np.minimum(array[2:], 1)
+    write_label(given / "case_2.nii.gz", array, GRID)
+    predict(place, out, "classify", lesions=given)
+    found = lesions_of(out / "case_2.nii.gz")[0]
+    np.testing.assert_array_equal(found >= 2, array >= 2)
+
+
+def test_given_lesions_where_the_image_is_empty(place, tmp_path, caplog):
+    images, given = tmp_path / "images", tmp_path / "lesions"
+    image = np.zeros((1, *GRID.shape_zyx), np.int16)
+    image[:, :, :, 24:] = 100
+    write_image(images / "half_0000.nii.gz", image, GRID)
+    label = np.zeros(GRID.shape_zyx, np.uint8)
+    label[2, 4:8, 2:6] = label[2, 20:24, 20:28] = label[3, 40:44, 40:44] = 2
+    write_label(given / "half.nii.gz", label, GRID)
+    options = {"models": [f"{NAMED}/2d+joint"], "workspace": place / "ws", "device": "cpu"}
+    autoliver.predict(images, tmp_path / "out", lesions=given, modality="CT", **options)
+    np.testing.assert_array_equal(lesions_of(tmp_path / "out" / "half.nii.gz")[0] >= 2, label >= 2)
+    assert "half: 1 given lesion lies where the image is empty" in caplog.text
+
+
+def test_segmented_lesions_are_not_scored_as_the_first_class(place, tmp_path):
+    out = predict(place, tmp_path, "segment")
+    with pytest.raises(OptionError, match="lesions of all classes as one label"):
+        autoliver.evaluate(out, place / NAMED / "labelsTr", dataset=NAMED, workspace=place / "ws")
+
+
+def test_a_label_named_lesion_beside_the_classes_is_refused():
+    labels = Labels(
+        values={"background": (0,), "lesion": (2,), "cyst": (3,), "hemangioma": (4,), "x": (1,)}
+    )
+    with pytest.raises(OptionError, match="has a label 'lesion' beside"):
+        find_lesion_classes(labels, ("cyst", "hemangioma"), where="D", wanted_by="--task ynet")
+
+
+def test_select_of_segmented_lesions_scores_one_label(place):
+    for tag in ("segment-a", "segment-b"):
+        train(place, NAMED, task="segment", tag=tag, folds=(0,), seed=len(tag) + ord(tag[-1]))
+    runs = ["2d+segment-a", "2d+segment-b"]
+    found = autoliver.select(NAMED, runs=runs, workspace=place / "ws")
+    assert {each.runs for each in found.candidates} == {(runs[0],), (runs[1],), tuple(runs)}
+    assert all(set(each.labels) == {"liver", "lesion"} for each in found.candidates)
+
+
+def test_select_of_classifiers_has_no_pairs(place):
+    train(place, NAMED, task="classify", tag="classify-b", folds=(0,), seed=5)
+    runs = ["2d+classify", "2d+classify-b"]
+    found = autoliver.select(NAMED, runs=runs, workspace=place / "ws")
+    assert {each.runs for each in found.candidates} == {(runs[0],), (runs[1],)}
+
+
+def test_without_given_lesions_the_cases_are_predicted_again(place, tmp_path):
     predict(place, tmp_path / "out", "joint", lesions=place / NAMED / "labelsTr")
-    with pytest.raises(OptionError, match="not no lesions"):
-        predict(place, tmp_path / "out", "joint", overwrite=False, models=[f"{NAMED}/2d+joint"])
+    again, plain = (predict(place, tmp_path / name, "joint") for name in ("out", "plain"))
+    for path in plain.glob("*.nii.gz"):
+        found = read_label(again / path.name).array
+        np.testing.assert_array_equal(found, read_label(path).array)
 
 
 def test_lesions_of_another_grid_and_missing_ones_are_named(place, tmp_path):
@@ -249,6 +310,7 @@ def test_a_run_goes_on_with_its_task(place):
         (NAMED, {"task": "joint", "cls_weight": 0.3}, "cls.weight"),
         (NAMED, {"task": "ynet", "cls_weight": 0.0}, "cls.weight"),
         (NAMED, {"task": "both"}, "task"),
+        (NAMED, {"task": "classify", "class_weights": "balanced"}, "class.weights"),
     ],
 )
 def test_options_that_make_no_sense(place, dataset, options, problem):

@@ -15,22 +15,23 @@ Array = npt.NDArray[np.floating]
 
 
 @contextlib.contextmanager
-def raised(logits: Array, rows: Sequence[int]) -> Iterator[None]:
+def raised(scores: Array, rows: Sequence[int], *, logits: bool = True) -> Iterator[None]:
     """A block in which the rows of classes are raised as by `with_union`, in place.
 
     Args:
-        logits: (k, ...); as before after the block.
+        scores: (k, ...); as before after the block.
         rows: The rows of the classes; empty for none.
+        logits: As for `with_union`.
     """
     if not rows:
         yield
         return
-    before = logits[list(rows)]
-    logits[list(rows)] = with_union(logits, rows, logits=True)
+    before = scores[list(rows)]
+    scores[list(rows)] = with_union(scores, rows, logits=logits)
     try:
         yield
     finally:
-        logits[list(rows)] = before
+        scores[list(rows)] = before
 
 
 def with_union(scores: Array, rows: Sequence[int], *, logits: bool) -> Array:

@@ -97,6 +97,8 @@ class Voted:
         probabilities: (lesions, classes), each row adds up to 1; shares of voxels where no
             probabilities were given.
         removed: Number of lesions that were removed because the case has no organ.
+        unseen: Number of lesions of which the probabilities say nothing, since the network has not
+            seen them; they have the class of most of their voxels.
     """
 
     segmentation: LabelArray
@@ -104,6 +106,7 @@ class Voted:
     classes: tuple[str, ...]
     probabilities: Array
     removed: int = 0
+    unseen: int = 0
 
 
 def vote(segmentation: LabelArray, options: VoteOptions, means: MeansOf | None = None) -> Voted:
@@ -155,8 +158,10 @@ def _voted(
 ) -> Voted:
     """Decides, given the voxels and mean probabilities (lesions, classes)."""
     values = np.array(list(options.classes.values()))
-    if means is None or not means.any():
-        means = voxels.astype(float)
+    unseen: npt.NDArray[np.bool_] = np.zeros(len(voxels), bool)
+    if means is not None:
+        unseen = ~np.any(means, axis=1)
+    means = voxels.astype(float) if means is None else np.where(unseen[:, None], voxels, means)
     # The last key counts first.
     keys = [(-values[None]).repeat(len(voxels), axis=0), voxels, means]
     best = np.array([np.lexsort([key[n] for key in keys])[-1] for n in range(len(voxels))], int)
@@ -171,6 +176,7 @@ def _voted(
         classes=tuple(names[n] for n in best),
         probabilities=normalised(means),
         removed=removed,
+        unseen=int(unseen.sum()),
     )
 
 

@@ -56,6 +56,12 @@ def first_stage(planned: Planned, name: ConfigurationName, request: TrainRequest
     infos = {fold: FoldModel.load(FoldFolder(fold).model) for fold in folds}
     found: dict[str, Path] = {}
     for fold, info in infos.items():
+        if info.needs_lesions:
+            raise ModelError(
+                f"{run.name} only tells the class of given lesions (--task classify): it cannot be "
+                "the first stage of a cascade.",
+                hint=f"Train another first stage: {mend} --task joint --tag NAME",
+            )
         if info.plan.labels != planned.plan.labels:
             raise ModelError(
                 f"{run.name}: {fold.name} has other labels than the plan of "

@@ -118,6 +118,12 @@ def score_source(
     names = _names(found, model.plan)
     if not cases or not names:
         return None
+    if model.needs_lesions:
+        notify(
+            f"Cases of {found.dataset.short_name} are not scored: a classifier has to be told "
+            "where lesions are."
+        )
+        return None
     if model.roi is not None and model.roi.truth:
         notify(
             f"Cases of {found.dataset.short_name} are not scored: with --roi-truth nothing finds "
