@@ -44,7 +44,7 @@ class FoldPairs:
         runs: At least two runs, in all of which this fold is finished.
         fold: Number of the fold.
         cases: The labelled cases that the fold holds out.
-        labels: The labels of the dataset and of all runs.
+        labels: The labels of all runs.
         request: How to predict.
     """
 

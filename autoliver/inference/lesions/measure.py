@@ -24,7 +24,7 @@ class Lesion(Record, frozen=True, kw_only=True):
     """One lesion.
 
     Attributes:
-        lesion: Its number in the case, from 1; the largest comes first.
+        lesion: Its number in the case, from 1 in the order of first voxels.
         label: Its class, the name of a label.
         probabilities: Class -> mean probability over the lesion's voxels; empty if it is unknown.
             They add up to 1 if the classes were voted on.
