@@ -47,7 +47,8 @@ def without_lesions(model: str) -> OptionError:
     return OptionError(
         f"{model} only tells the class of lesions (--task classify): it has to be told where they "
         "are.",
-        hint="Give a folder with a label map of each case: autoliver predict --lesions FOLDER",
+        hint="Give a folder with a label map of each case: "
+        "autoliver predict -i IN -o OUT --lesions FOLDER",
     )
 
 
