@@ -1,5 +1,6 @@
 """The models that find the regions of interest that other models predict in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def is_place(text: str) -> bool:
     return path.is_file() or bool(RunFolder(folder).finished or ModelFolder(folder).runs)
 
 
-def region_values(labels: Labels, label: str) -> tuple[int, ...]:
+def region_values(labels: Labels, label: str, *, classes: Sequence[str] = ()) -> tuple[int, ...]:
     """Returns the values of the label that a region is around; empty if there is no such label.
 
     Names are matched as in a transfer. Lesions count as part of an organ: one at its rim is not to
@@ -75,12 +76,14 @@ def region_values(labels: Labels, label: str) -> tuple[int, ...]:
     Args:
         labels: The labels of the model that finds it, or of the reference.
         label: The label that is wanted.
+        classes: Further labels that are lesions.
     """
     wanted = Labels(values={"background": (0,), label: (1,)})
     found = match_labels(labels, wanted)[label]
     if not found:
         return ()
-    names = [found] if is_lesion(found) else [found, *filter(is_lesion, labels.foreground)]
+    lesions = {*filter(is_lesion, labels.foreground), *classes}
+    names = {found} if found in lesions else {found, *lesions}
     return tuple(sorted({value for name in names for value in labels.values[name]}))
 
 
@@ -100,7 +103,7 @@ def find_finder_of(workspace: Workspace, text: str, roi: Roi, plan: "Plan") -> F
     files = workspace.model_to_predict(text)
     info = _first(files)
     said = f"--roi-from {text}"
-    values = region_values(info.plan.labels, roi.label)
+    values = region_values(info.plan.labels, roi.label, classes=info.lesion_classes)
     if not values:
         raise ModelError(
             f"{said}: it has no label {roi.label}; its labels are "

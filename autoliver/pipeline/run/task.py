@@ -2,10 +2,26 @@
 
 from dataclasses import replace
 
+from autoliver.datasets.lesion_classes import LESION
 from autoliver.pipeline.data import Planned
 from autoliver.planning.names import ConfigurationName
 from autoliver.training.options import TrainingOptions
-from autoliver.training.tasks import learnt, plan_for
+from autoliver.training.tasks import Task, learnt, plan_for
+
+
+def describe_task(planned: Planned, task: Task) -> str:
+    """Says in one sentence which labels a run takes for classes of a lesion.
+
+    Args:
+        planned: The dataset with the plan of the run.
+        task: The task.
+    """
+    if task == "segment":
+        values = planned.plan.labels.values[LESION]
+        theirs = planned.dataset.labels.foreground
+        names = [name for name, own in theirs.items() if set(own) <= set(values)]
+        return f"--task {task}: {' and '.join(names)} are learnt as one label, {LESION}."
+    return f"--task {task}: {', '.join(planned.lesion_classes)} are the classes of a lesion."
 
 
 def for_task(planned: Planned, name: ConfigurationName, options: TrainingOptions) -> Planned:

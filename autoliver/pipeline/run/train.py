@@ -47,7 +47,7 @@ from autoliver.pipeline.run.start import (
     kept_start,
     note_seen,
 )
-from autoliver.pipeline.run.task import for_task
+from autoliver.pipeline.run.task import describe_task, for_task
 from autoliver.planning.names import Preset
 from autoliver.planning.plan import Configuration, Plan, PlanOptions
 from autoliver.preprocessing.normalize import hides_fat
@@ -392,6 +392,8 @@ def _notify(
 ) -> None:
     """Tells the user what decides the training, and of a window unsuited to MR."""
     notify(why_schedule(options, cases))
+    if options.task is not None:
+        notify(describe_task(planned, options.task))
     if options.outside_negative is not None:
         for note in outside_notes(options.outside_negative, planned, replay):
             notify(note)
