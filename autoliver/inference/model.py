@@ -68,8 +68,7 @@ class Member:
     @property
     def classifies(self) -> bool:
         """Whether it only tells the class of lesions."""
-        head = self.configuration.network.classifier
-        return head is not None and head.alone
+        return self.configuration.network.classifies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,8 +120,7 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     @property
     def needs_lesions(self) -> bool:
         """Whether it only tells the class of lesions, so that it has to be told where they are."""
-        head = self.decisions.network.classifier
-        return head is not None and head.alone
+        return self.decisions.network.classifies
 
 
 class Place(Readable, Protocol):

@@ -128,6 +128,11 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         return self.class_head if isinstance(self.class_head, ClassHead) else None
 
     @property
+    def classifies(self) -> bool:
+        """Whether it only tells the class of patches, and segments nothing."""
+        return self.classifier is not None and self.classifier.alone
+
+    @property
     def head_channels(self) -> int:
         """The number of channels of each segmentation head; 0 if nothing is segmented."""
         if self.classifier is None:

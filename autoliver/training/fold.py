@@ -131,7 +131,8 @@ def patch_stream(
         margin=tuple(d - p for d, p in zip(drawn, patch, strict=True))[-axes:],
         slices=configuration.slices,
         batch_size=configuration.batch_size,
-        foreground=1.0 if _classifies(configuration) else task.options.foreground,
+        # Each patch must have a class.
+        foreground=1.0 if configuration.network.classifies else task.options.foreground,
         classes=None if consecutive else classes,
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
         outside=None if far is None else [outside_map(c, task.labels, far) for c in shown],
@@ -142,12 +143,6 @@ def patch_stream(
     )
     part = task.group.part(configuration.batch_size)
     return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
-
-
-def _classifies(configuration: Configuration) -> bool:
-    """Whether the network tells nothing but the class of a patch, so that each must have one."""
-    head = configuration.network.classifier
-    return head is not None and head.alone
 
 
 def _boxes(

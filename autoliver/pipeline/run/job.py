@@ -322,8 +322,7 @@ class RunJob:
         facts = {case.name: case.facts for case in self.planned.dataset.cases}
         labels = self.planned.plan.labels
         cases = [known_places(read_case(self.store, n, facts[n]), labels) for n in names]
-        head = self.configuration.network.classifier
-        if head is not None and head.alone:  # patches without a lesion have no class
+        if self.configuration.network.classifies:  # patches without a lesion have no class
             values = {v for name in self.planned.lesion_classes for v in labels.values[name]}
             cases = [only_places(case, values) for case in cases]
         if self.previous is None:
