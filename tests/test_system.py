@@ -26,7 +26,8 @@ from autoliver.models.archive_zip import StoredFile
 from autoliver.networks.checkpoint import load_training_state, load_weights
 from autoliver.nnunet.checkpoint import read_checkpoint
 from autoliver.parallel import CasePool, Limits, Need
-from autoliver.planning.verify import REFUSED, verify
+from autoliver.planning.findings import REFUSED
+from autoliver.planning.verify import verify
 from autoliver.preprocessing.store import open_array
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.system import entries, in_words, is_damage, system_error

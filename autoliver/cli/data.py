@@ -37,8 +37,9 @@ from autoliver.values import counted
 
 if TYPE_CHECKING:
     from autoliver.pipeline.replan import Replanned
+    from autoliver.planning.findings import Finding
     from autoliver.planning.plan import Plan
-    from autoliver.planning.verify import Finding, Verification
+    from autoliver.planning.verify import Verification
 
 DatasetArgument = Annotated[
     str | None,

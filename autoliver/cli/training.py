@@ -66,20 +66,18 @@ from autoliver.cli.training_options import (
     sizes,
     weights,
 )
+from autoliver.cli.transfer_tables import LABEL, run_of, show_gain, show_source
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
-from autoliver.values import counted, shortened
+from autoliver.values import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from autoliver.datasets.folds import Fold
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.run.request import TrainRequest
-    from autoliver.workspace import RunFolder, Workspace
+    from autoliver.workspace import Workspace
 
 _FOLDS_IN_A_ROW = 5  # folds in one part of the table, so that it fits 80 characters
-_LABEL = 20  # characters of a label's name in the table
 
 ConfigurationArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="2d, 3d_lowres, 3d_fullres or 3d_cascade.")
@@ -321,16 +319,16 @@ def _train_and_show(
             result = {**_summary(results), "scratch": _summary(both.scratch)["folds"]}
             parts = [("Transferred", results), ("From scratch", both.scratch)]
             text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
-            text += f"\n\n{_show_gain(results, both.scratch)}{_show_source(results, both.scratch)}"
+            text += f"\n\n{show_gain(results, both.scratch)}{show_source(results, both.scratch)}"
         else:
             results = train(workspace, dataset, request, notify=_notify)
-            result, text = _summary(results), _show(results) + _show_source(results)
+            result, text = _summary(results), _show(results) + show_source(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:
             typer.echo(_show(failed.results))
         raise
     if launched().leads:  # only one of the processes that torchrun has started prints
-        following = next_command(outcome_of(_run(results)), request, compare=compare)
+        following = next_command(outcome_of(run_of(results)), request, compare=compare)
         emit({**result, "next": following}, f"{text}\n\nNext: {following}", as_json=as_json)
 
 
@@ -377,17 +375,11 @@ def _of_labels(result: "FoldResult") -> dict[str, float | None]:
     return {label: dice.mean if dice else None for label, dice in found.items()}
 
 
-def _run(results: "list[FoldResult]") -> "RunFolder":
-    from autoliver.workspace import RunFolder
-
-    return RunFolder(results[0].folder.parent)
-
-
 def _show(results: "list[FoldResult]") -> str:
     """The Dice of each label in each finished fold of the run, and what the folds mean."""
     from autoliver.pipeline.run.outcome import mean_of, outcome_of
 
-    run = _run(results)
+    run = run_of(results)
     outcome = outcome_of(run)
     folds = list(outcome.scores)
     parts = [f"Folds: {run.path}"]
@@ -399,7 +391,7 @@ def _show(results: "list[FoldResult]") -> str:
         last = shown[-1] == folds[-1]
         rows = [
             [
-                shortened(label, _LABEL),
+                shortened(label, LABEL),
                 *(number(of[fold]) for fold in shown),
                 number(outcome.mean_dice[label]),
             ]
@@ -425,47 +417,3 @@ def _kept(results: "list[FoldResult]") -> list[str]:
     known = [f"fold {fold} {share:.3g}" for fold, share in shares.items() if share is not None]
     said = f"Share of the tuned weights, the rest is the source's: {', '.join(known)}"
     return [said] if known else []
-
-
-def _show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = ()) -> str:
-    """The Dice of each label on unseen cases of the source, before and after the training."""
-    from autoliver.pipeline.run.outcome import mean_of
-
-    scored = [r.source for r in results if r.source]
-    if not scored:
-        return ""
-    twins = [r.source for r in scratch if r.source]
-    columns = {
-        **({"source": [s.mean_before for s in scored]} if scored[0].before else {}),
-        "now": [s.mean for s in scored],
-        **({"from scratch": [s.mean for s in twins]} if twins else {}),
-    }
-    labels = dict.fromkeys(label for each in scored for label in each.mean)
-    rows = [
-        [
-            shortened(label, _LABEL),
-            *(number(mean_of([of.get(label) for of in folds])) for folds in columns.values()),
-        ]
-        for label in labels
-    ]
-    means = [mean_of([mean_of(list(of.values())) for of in folds]) for folds in columns.values()]
-    rows.append(["mean", *map(number, means)])
-    cases = counted(len({case for each in scored for case in each.cases}), "unseen case")
-    title = f"{cases} of {scored[0].dataset}:"
-    return f"\n\n{title}\n{table(('Dice', *columns), rows)}"
-
-
-def _show_gain(transferred: "list[FoldResult]", scratch: "list[FoldResult]") -> str:
-    """The Dice of each label with and without transfer, and the difference."""
-    from autoliver.pipeline.run.outcome import outcome_of
-
-    with_, without = (outcome_of(_run(results)) for results in (transferred, scratch))
-    if not with_.scores:
-        return "No case was held out: compare both runs on other cases with predict and evaluate."
-    rows = []
-    for label, gained in with_.mean_dice.items():
-        before = without.mean_dice.get(label)
-        gain = None if gained is None or before is None else gained - before
-        signed = "-" if gain is None else f"{gain:+.3f}"
-        rows.append([shortened(label, _LABEL), number(gained), number(before), signed])
-    return table(("Dice", "transferred", "from scratch", "difference"), rows)

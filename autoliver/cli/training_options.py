@@ -9,7 +9,7 @@ from autoliver.training import recipes
 from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
 from autoliver.training.objectives.choice import DEFAULT_OBJECTIVE, OBJECTIVES
-from autoliver.training.tasks import Task
+from autoliver.training.recipes import Task
 from autoliver.transfer import table
 
 # Groups of options on the help page.

@@ -21,20 +21,14 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need, refuse_over_budget
 from autoliver.parallel import case_bar
 from autoliver.pipeline.describe import by_all_cases, by_first_case, describe, finding, told
+from autoliver.planning.findings import REFUSED, Finding
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
 from autoliver.planning.planner import doubts, make_plan
 from autoliver.planning.ranges import seen_images
-from autoliver.planning.verify import (
-    REFUSED,
-    Finding,
-    Verification,
-    placeless,
-    raise_on_errors,
-    verify,
-)
+from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
 from autoliver.values import counted, first_few

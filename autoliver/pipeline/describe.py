@@ -13,10 +13,10 @@ from autoliver.datasets.description import CHANNEL_OF, modality_in
 from autoliver.errors import AutoliverError, DatasetError, MachineError, OptionError
 from autoliver.io.files import read_stored
 from autoliver.io.header import PICTURES
+from autoliver.planning.findings import Finding
 from autoliver.planning.modality import Judgement, judge, looks_like
 from autoliver.planning.names import ModalityName
 from autoliver.planning.ranges import CaseRange, channel_range
-from autoliver.planning.verify import Finding
 from autoliver.planning.verify_values import to_float32
 
 _log = logging.getLogger(__name__)

@@ -168,15 +168,7 @@ def predict_folder(
         raise OptionError("-i names no images.", hint="Give a folder of images, or images.")
     failures: list[Failure] = []
     chosen = together([workspace.model_to_predict(m, folds=folds) for m in names or (None,)])
-    finders = find_finders(workspace, chosen, request.roi_from)
-    if request.roi is not None and finders:
-        raise OptionError(
-            f"--roi {request.roi}: {chosen.name} predicts in a region as it is, near the "
-            f"{finders[0].roi.label}.",
-            hint="Leave --roi out; --roi-from MODEL names another model that finds the region.",
-        )
-    if request.roi is not None:
-        chosen = dataclasses.replace(chosen, finder=find_finder(workspace, chosen, request.roi))
+    chosen, finders = _with_finders(workspace, chosen, request)
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
     check_lesions(chosen.name, first, request.lesions)
     plan = first.plan
@@ -190,15 +182,9 @@ def predict_folder(
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
-    now = describe(
-        *(chosen, request.options()),
-        folds=folds_text(folds),
-        roi=request.roi,
-        lesions=request.lesions,
-    )
-    now = now.replace(
-        finders={finder.name: finder.digest for finder in finders}, notes=truth_notes(chosen)
-    )
+    ways = {"folds": folds_text(folds), "roi": request.roi}
+    now = describe(chosen, request.options(), **ways, lesions=request.lesions)
+    now = now.replace(finders={f.name: f.digest for f in finders}, notes=truth_notes(chosen))
     for sentence in now.notes if todo else ():
         _log.warning("%s", sentence)
     with _claimed(targets, now) if todo else contextlib.nullcontext():
@@ -221,6 +207,27 @@ def predict_folder(
     if failures:
         raise CasesFailed.of(done)
     return done
+
+
+def _with_finders(
+    workspace: Workspace, model: "ModelFiles", request: PredictRequest
+) -> "tuple[ModelFiles, tuple[Finder, ...]]":
+    """Returns a model with what finds the region that it predicts in, and the finders of its own.
+
+    Raises:
+        OptionError: It has its own, and another region is asked for.
+        ModelError: There is no model that finds the region.
+    """
+    finders = find_finders(workspace, model, request.roi_from)
+    if request.roi is None:
+        return model, finders
+    if finders:
+        raise OptionError(
+            f"--roi {request.roi}: {model.name} predicts in a region as it is, near the "
+            f"{finders[0].roi.label}.",
+            hint="Leave --roi out; --roi-from MODEL names another model that finds the region.",
+        )
+    return dataclasses.replace(model, finder=find_finder(workspace, model, request.roi)), finders
 
 
 def find_cases(

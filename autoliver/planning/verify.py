@@ -1,13 +1,12 @@
 """Checks the files, grids and values of a dataset, and suggests how to fix each defect."""
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,50 +18,19 @@ from autoliver.datasets.description import modality_of, read_description
 from autoliver.datasets.layouts import image_files, transparency
 from autoliver.datasets.lesions import lesion_classes, mixed_lesions
 from autoliver.errors import DatasetError, MachineError
-from autoliver.io.files import NotWholeNumbers, read_header, read_label, read_stored
-from autoliver.io.grids import compare_grids
-from autoliver.io.header import Header
+from autoliver.io.files import read_label, read_stored
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.compare import compare_cases
+from autoliver.planning.findings import Finding, Findings
 from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
 from autoliver.planning.verify_values import check_values, to_float32
 from autoliver.values import counted, first_few, hints_of
 
-Severity = Literal["error", "warning", "note"]
-
-_RESAMPLE = "Export both on one grid, or take the case out of the dataset."
-_HEADER = "Find out which values are right, and write them into the file's header."
-# The code of findings that may be gone the next time although the dataset is the same.
-REFUSED = "refused"
 _LOWEST_AIR_HU = -1200.0  # below the -1024 of air, with some room for noise
 _SHOWN = 3  # number of errors, files or values that are listed in one message
-
-
-class Finding(Record, frozen=True, kw_only=True):
-    """One defect of a dataset.
-
-    Attributes:
-        case: The case's name; None for a defect of the dataset as a whole.
-        severity: An error stops planning; a warning should be looked at; a note is for information.
-        code: The kind of defect, for programs: missing_file, missing_label, extra_file, unreadable,
-            refused (by the system, perhaps not the next time),
-            channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
-            label_values, label_fractions, label_empty, label_absent, label_unused, duplicate_image,
-            duplicate_channel, direction, header, axes, num_training; lesion_classes, for several
-            in one lesion; about CT or MR: channel_name, modality; and for a case that is unlike
-            the others: spacing, size, intensities.
-        problem: What was found and what was expected.
-        hint: What the user can do about it; empty for nothing.
-    """
-
-    case: str | None
-    severity: Severity
-    code: str
-    problem: str
-    hint: str = ""
 
 
 class Verification(Artifact, frozen=True, kw_only=True):
@@ -213,7 +181,7 @@ def check_case(
         described: Whether there is a dataset.json that names the channels.
         classes: Classes of lesions -> their values; None for none.
     """
-    found = _Findings(case.name)
+    found = Findings(case.name)
     headers = {path: found.header(Path(path)) for path in case.images}
     label_header = found.header(Path(case.label)) if case.label is not None else None
     whole = [(path, header) for path, header in headers.items() if header is not None]
@@ -256,57 +224,6 @@ def check_case(
     )
 
 
-class _Findings:
-    """Gathers the findings of one case."""
-
-    def __init__(self, case: str) -> None:
-        self.case = case
-        self.all: list[Finding] = []
-
-    def add(self, severity: Severity, code: str, problem: str, hint: str) -> None:
-        self.all.append(
-            Finding(case=self.case, severity=severity, code=code, problem=problem, hint=hint)
-        )
-
-    def header(self, path: Path) -> Header | None:
-        with self.gathering(path):
-            header = read_header(path)
-            self._note(path, header)
-            return header
-        return None
-
-    @contextlib.contextmanager
-    def gathering(self, path: Path) -> Iterator[None]:
-        """Adds the error that a file in the block cannot be read, and goes on after the block."""
-        try:
-            yield
-        except NotWholeNumbers as error:
-            self.add("error", "label_fractions", error.problem, error.hint)
-        except DatasetError as error:
-            gone = not path.exists()
-            self.add("error", "missing_file" if gone else "unreadable", error.problem, error.hint)
-        except MachineError as error:
-            self.add("error", REFUSED, error.problem, error.hint)
-
-    def _note(self, path: Path, header: Header) -> None:
-        if header.note:
-            if header.doubtful:
-                self.add("warning", "header", f"{path}: {header.note}.", _HEADER)
-            else:
-                self.add("note", "direction", f"{path}: {header.note}.", "")
-
-    def grids(self, first: tuple[str, Header], second: tuple[str, Header], *, code: str) -> None:
-        for difference in compare_grids(first[1].geometry, second[1].geometry):
-            one, two = difference.values()
-            files = f"{Path(first[0]).name} {one}, {Path(second[0]).name} {two}"
-            who = "image and label" if code == "label_grid" else "two channels"
-            if difference.rounding:
-                problem = f"{who} differ in {difference.what} by rounding: {files}."
-                self.add("note", code, problem, "")
-            else:
-                self.add("error", code, f"{who} differ in {difference.what}: {files}.", _RESAMPLE)
-
-
 def _channels_hint(case: Case, labels: Labels, held: int, channels: int, *, described: bool) -> str:
     alpha = transparency(case.images, held=held, channels=channels)
     if alpha or described:
@@ -327,7 +244,7 @@ class _Voxels(NamedTuple):
     channels: tuple[ChannelRange, ...] = ()
 
 
-def _check_voxels(found: _Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
+def _check_voxels(found: Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
     stored = None
     with found.gathering(path):
         stored = read_stored(path)
@@ -355,7 +272,7 @@ def _labelled(case: Case, labels: Labels) -> npt.NDArray[np.bool_] | None:
 
 
 def _check_label(
-    found: _Findings, case: Case, labels: Labels, classes: Mapping[str, int]
+    found: Findings, case: Case, labels: Labels, classes: Mapping[str, int]
 ) -> tuple[int, ...]:
     path = Path(str(case.label))
     counts: dict[int, int] = {}
@@ -396,7 +313,7 @@ def _check_label(
 
 
 def _check_classes(
-    found: _Findings, path: Path, array: npt.NDArray[Any], classes: Mapping[str, int]
+    found: Findings, path: Path, array: npt.NDArray[Any], classes: Mapping[str, int]
 ) -> None:
     """Warns of connected lesions with voxels of several classes."""
     mixed = mixed_lesions(array, classes.values()) if classes else []

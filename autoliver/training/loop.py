@@ -292,10 +292,8 @@ class _Loop:
 
     def _draw(self) -> None:
         if self.group.leads:
-            names = self.objective.names
-            draw_progress(
-                self.task.files.picture, self.state.logs, title=self.task.title, names=names
-            )
+            files, names = self.task.files, self.objective.names
+            draw_progress(files.picture, self.state.logs, title=self.task.title, names=names)
 
     @property
     def _epochs(self) -> int:

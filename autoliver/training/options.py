@@ -16,8 +16,7 @@ from autoliver.training.objectives.choice import (
     check_objective,
     weights_of_classes,
 )
-from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule
-from autoliver.training.tasks import Task
+from autoliver.training.recipes import RECIPES, Optimiser, Recipe, SamplerKind, Schedule, Task
 from autoliver.transfer.table import IMAGENET, Heads, Inflation
 from autoliver.values import (
     MOST,

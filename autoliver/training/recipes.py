@@ -11,6 +11,8 @@ Schedule = Literal["auto", "nnunet", "scratch", "finetune", "short", "adamw", "o
 
 # How the cases of patches are drawn (`patches/sampling.py`).
 SamplerKind = Literal["proportional", "sqrt", "balanced", "modality-balanced"]
+# What is learnt of lesions with classes (`training/tasks.py`).
+Task = Literal["segment", "classify", "ynet", "joint"]
 
 
 class Recipe(Record, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ Classification via Transfer Learning, MIDL 2020:
 """
 
 from collections.abc import Collection
-from typing import Literal, Protocol
+from typing import Protocol
 
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
@@ -19,8 +19,7 @@ from autoliver.errors import OptionError
 from autoliver.networks.contract import ClassHead
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
-
-Task = Literal["segment", "classify", "ynet", "joint"]
+from autoliver.training.recipes import Task
 
 
 class Options(Protocol):

@@ -14,14 +14,8 @@ from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.errors import DatasetError
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
-from autoliver.planning.verify import (
-    CaseCheck,
-    Finding,
-    Verification,
-    placeless,
-    raise_on_errors,
-    verify,
-)
+from autoliver.planning.findings import Finding
+from autoliver.planning.verify import CaseCheck, Verification, placeless, raise_on_errors, verify
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 GRID = Geometry(shape_zyx=(6, 8, 10), spacing_mm=(3.0, 0.7, 0.7), origin_xyz=(-5.0, 9.5, 100.0))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from autoliver.datasets.cases import read_dataset
+from autoliver.planning.findings import Finding
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.outliers import find_outliers, without_impossible
-from autoliver.planning.verify import Finding, verify
+from autoliver.planning.verify import verify
 from autoliver.preprocessing.crop import crop_to_nonzero
 
 SHAPE = (12, 14, 16)

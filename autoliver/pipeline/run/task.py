@@ -6,7 +6,8 @@ from autoliver.datasets.lesion_classes import LESION
 from autoliver.pipeline.data import Planned
 from autoliver.planning.names import ConfigurationName
 from autoliver.training.options import TrainingOptions
-from autoliver.training.tasks import Task, learnt, plan_for
+from autoliver.training.recipes import Task
+from autoliver.training.tasks import learnt, plan_for
 
 
 def describe_task(planned: Planned, task: Task) -> str:

@@ -278,10 +278,7 @@ def _run_job(
     """
     planned, source = find_start(workspace, name, request, notify=notify)
     configuration = planned_configuration(planned, request.configuration)
-    stage = None
-    if configuration.previous_stage is not None:
-        stage = first_stage(planned, configuration.previous_stage, request)
-        refuse_region(stage)
+    stage = _stage_of(planned, configuration, request)
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
@@ -330,6 +327,17 @@ def _run_job(
     if region is not None:
         return _on_region(job, region, notify)
     return job if stage is None else _cascade(job, stage)
+
+
+def _stage_of(
+    planned: Planned, configuration: Configuration, request: TrainRequest
+) -> FirstStage | None:
+    """The first stage of a cascade; None for other configurations."""
+    if configuration.previous_stage is None:
+        return None
+    stage = first_stage(planned, configuration.previous_stage, request)
+    refuse_region(stage)
+    return stage
 
 
 def _on_region(job: RunJob, region: RunRegion, notify: Notify) -> RunJob:
