@@ -23,6 +23,7 @@ from autoliver.evaluation.results import (
     Score,
     Scores,
 )
+from autoliver.inference.lesions.calibration import RELIABILITY_FILE
 from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
@@ -277,7 +278,7 @@ def find_pairs(
         extra=tuple(
             name
             for name in sorted(predictions.keys() - references.keys())
-            if not is_uncertainty(name, predictions)
+            if not is_uncertainty(name, predictions) and predictions[name].name != RELIABILITY_FILE
         ),
         missing=tuple(missing),
     )

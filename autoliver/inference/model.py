@@ -147,6 +147,13 @@ def load_model(files: ModelFiles, *, device: "torch.device") -> Model:
         finder=finder,
         temperature=files.temperature,
     )
+    several = {member.lesion_classes for member in members if member.lesion_classes}
+    if len(several) > 1:
+        told = "; ".join(f"{m.name} has {', '.join(m.lesion_classes)}" for m in members)
+        raise ModelError(
+            f"{files.name}: its members tell other classes of lesions apart: {told}.",
+            hint="Predict with each of them alone.",
+        )
     VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
     return model
 

@@ -103,6 +103,11 @@ def find_finder_of(workspace: Workspace, text: str, roi: Roi, plan: "Plan") -> F
     files = workspace.model_to_predict(text)
     info = _first(files)
     said = f"--roi-from {text}"
+    if info.needs_lesions:
+        raise ModelError(
+            f"{said}: it only tells the class of given lesions, and finds no {roi.label}.",
+            hint="Name a model that segments it.",
+        )
     values = region_values(info.plan.labels, roi.label, classes=info.lesion_classes)
     if not values:
         raise ModelError(

@@ -106,8 +106,8 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
+    from autoliver.inference.lesions.calibration import RELIABILITY_FILE
     from autoliver.models.selection import Chosen, Selection
-    from autoliver.pipeline.temperature import PICTURE_FILE
 
     candidates = contest.candidates()
     choice = choose(candidates)
@@ -131,7 +131,7 @@ def _select(contest: "_Contest") -> Selected:
         temperature=None if learnt is None else learnt.temperature,
     )
     path = contest.folder.trained.selection
-    picture = path.with_name(PICTURE_FILE)
+    picture = path.with_name(RELIABILITY_FILE)
     if learnt is None:
         picture.unlink(missing_ok=True)
     drawn = None if learnt is None else learnt.draw(picture)
@@ -264,6 +264,8 @@ class _Contest:
         """Tries cleaning rules on the out-of-fold label maps of the winning run or pair."""
         from autoliver.evaluation.cleaning import learn_rules
 
+        if self._given:  # a rule would remove what was given
+            return ()
         pairs = self._label_maps(winners)
         machine = self.request.machine
         return learn_rules(

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PICTURE_FILE = "reliability.png"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Learnt:

@@ -471,6 +471,11 @@ def _check_task(options: TrainingOptions) -> None:
             "--task classify.",
             hint="Give a share such as --keep-source 0.7, or leave it out.",
         )
+    if options.task == "classify" and options.loss != DEFAULT_OBJECTIVE:
+        raise OptionError(
+            f"--loss {options.loss} is one of segmentation, which --task classify does not learn.",
+            hint="Leave it out: the class has the cross-entropy.",
+        )
     if options.task == "classify" and options.class_weights is not None:
         raise OptionError(
             "--class-weights weighs the classes of voxels, which --task classify does not learn.",

@@ -219,6 +219,37 @@ def test_select_of_classifiers_has_no_pairs(place):
     assert {each.runs for each in found.candidates} == {(runs[0],), (runs[1],)}
 
 
+def test_masks_without_the_values_of_classes_are_told(place, tmp_path, caplog):
+    given = tmp_path / "lesions"
+    for path in (place / NAMED / "labelsTr").iterdir():
+        array = read_label(path).array[0]
+        write_label(given / path.name, (array > 1).astype(np.uint8), GRID)
+    out = predict(place, tmp_path / "out", "classify", lesions=given)
+    assert not any((read_label(path).array > 1).any() for path in out.glob("*.nii.gz"))
+    assert "its values are 0, 1, those of lesions 2 (cyst), 3 (hemangioma)" in caplog.text
+
+
+def test_members_that_tell_other_classes_apart_are_refused(place, tmp_path):
+    train(place, NAMED, task="joint", tag="pair", folds=(0,), lesion_classes="cyst,hemangioma")
+    both = [f"{NAMED}/2d+joint", f"{NAMED}/2d+pair"]
+    with pytest.raises(ModelError, match="other classes of lesions"):
+        predict(place, tmp_path, "joint", models=both)
+
+
+def test_classes_without_lesions_are_told(tmp_path, caplog):
+    folder = write_dataset(tmp_path / "Dataset923_Few", classes=True)
+    for path in (folder / "labelsTr").iterdir():
+        array = read_label(path).array[0]
+        write_label(path, np.where(array == 4, 1, array).astype(np.uint8), GRID)
+    given = {**SHORT, "workspace": tmp_path / "ws", "folds": ("all",), "task": "classify"}
+    autoliver.train(folder, "2d", preset="tiny", **given)
+    assert "no training case has a lesion of the class metastasis" in caplog.text
+    for path in (folder / "labelsTr").iterdir():
+        write_label(path, read_label(path).array[0].clip(max=1), GRID)
+    with pytest.raises(AutoliverError, match="has a lesion"):
+        autoliver.train(folder, "2d", preset="tiny", **{**given, "workspace": tmp_path / "w2"})
+
+
 def test_without_given_lesions_the_cases_are_predicted_again(place, tmp_path):
     predict(place, tmp_path / "out", "joint", lesions=place / NAMED / "labelsTr")
     again, plain = (predict(place, tmp_path / name, "joint") for name in ("out", "plain"))
@@ -311,6 +342,8 @@ def test_a_run_goes_on_with_its_task(place):
         (NAMED, {"task": "ynet", "cls_weight": 0.0}, "cls.weight"),
         (NAMED, {"task": "both"}, "task"),
         (NAMED, {"task": "classify", "class_weights": "balanced"}, "class.weights"),
+        (NAMED, {"task": "classify", "loss": "focal-tversky"}, "one of segmentation"),
+        (NAMED, {"roi": "liver", "roi_from": f"{NAMED}/2d+classify"}, "finds no liver"),
     ],
 )
 def test_options_that_make_no_sense(place, dataset, options, problem):

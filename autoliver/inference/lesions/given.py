@@ -1,5 +1,6 @@
 """Lesions that are given by a label map, so that only their class is predicted."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.volume import Geometry
 
 Mask = npt.NDArray[np.bool_]
+
+_log = logging.getLogger(__name__)
+_SHOWN = 6  # values that are listed in a message
 
 
 def given_lesions(path: Path, image: Geometry, classes: Mapping[str, int]) -> Mask:
@@ -39,7 +43,14 @@ def given_lesions(path: Path, image: Geometry, classes: Mapping[str, int]) -> Ma
             f"{theirs}, where the image has {own}.",
             hint="Give a label map on the image's own grid, as predict writes it.",
         )
-    return mask_of(found.array[0], list(classes.values()))
+    mask = mask_of(found.array[0], list(classes.values()))
+    if not mask.any() and found.array.any():
+        held = ", ".join(str(value) for value in np.unique(found.array)[:_SHOWN])
+        wanted = ", ".join(f"{value} ({name})" for name, value in classes.items())
+        _log.warning(
+            "%s: it holds no lesion: its values are %s, those of lesions %s.", path, held, wanted
+        )
+    return mask
 
 
 def without_lesions(model: str) -> OptionError:

@@ -26,6 +26,7 @@ from autoliver.pipeline.run.keep import choose_share, try_shares
 from autoliver.pipeline.run.region import RunRegion
 from autoliver.pipeline.run.replay import Replay
 from autoliver.pipeline.run.source_scores import SourceScores
+from autoliver.pipeline.run.task import check_lesions
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
@@ -193,6 +194,7 @@ class RunJob:
         if self.replay is not None:
             labels = with_ignored(labels, self.replay.values)
         train, held_out = self._cases(split.train), self._cases(split.validation)
+        check_lesions(self.planned, train)
         boxes = self.region and self.region.patch_boxes([*train, *held_out], self.boxes)
         return FoldTask(
             configuration=self.configuration,
