@@ -109,6 +109,7 @@ def test_scores_by_the_names_of_labels_stay(
         """A dataset that names the labels."""
 
         cases = ()
+        lesion_class_names = None
 
     Named.labels = labels  # type: ignore[attr-defined]
     monkeypatch.setattr(Workspace, "read", lambda *_: Named)

@@ -179,12 +179,21 @@ def test_probabilities_beside_the_label_maps_give_an_auc(place: Path) -> None:
     assert not (place / "pred/reliability.png").exists()
 
 
-def test_a_table_of_other_classes_is_refused_before_anything_is_scored(place: Path) -> None:
-    (place / "pred/lesions.csv").write_text("case,lesion,probability_cyst\na,1,1\n")
-    with pytest.raises(DatasetError, match="no column probability_hemangioma"):
+def test_a_damaged_table_is_refused_before_anything_is_scored(place: Path) -> None:
+    names = ",".join(f"probability_{name}" for name in ("cyst", "hemangioma", "metastasis"))
+    (place / "pred/lesions.csv").write_text(f"case,lesion,{names}\na,x,1,0,0\n")
+    with pytest.raises(DatasetError, match="lesion is 'x'"):
         evaluate(place)
     assert not (place / "pred/scores.json").exists()
     evaluate(place, "--metrics", "dice")
+
+
+def test_the_probabilities_of_other_classes_are_left_out(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place / "pred/lesions.csv").write_text("case,lesion,probability_cyst\na,1,1\n")
+    assert evaluate(place).lesion_classes is not None
+    assert "without a column probability_hemangioma" in caplog.text
 
 
 @pytest.mark.parametrize(
