@@ -186,6 +186,13 @@ class Labels(Record, frozen=True, kw_only=True):
         return frozenset(values | ({self.ignore} if self.ignore is not None else set()))
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """The label that each row of a network's output stands for; a background comes first."""
+        if self.has_regions:
+            return tuple(self.foreground)
+        return tuple(sorted(self.values, key=lambda name: self.values[name]))
+
+    @property
     def out_channels(self) -> int:
         """Channels of the segmentation heads: classes with background, or regions without it."""
         return len(self.foreground) if self.has_regions else len(self.values)

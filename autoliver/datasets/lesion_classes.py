@@ -77,5 +77,4 @@ def with_one_lesion(labels: Labels, classes: Sequence[str]) -> Labels:
 
 def class_rows(labels: Labels, classes: Sequence[str]) -> tuple[int, ...]:
     """The output channel of each class of a softmax, in ascending order."""
-    names = sorted(labels.values, key=lambda name: labels.values[name])
-    return tuple(sorted(names.index(name) for name in classes))
+    return tuple(sorted(labels.rows.index(name) for name in classes))

@@ -114,5 +114,4 @@ def head_labels(labels: Labels, configuration: Configuration) -> Labels:
     head = configuration.network.classifier
     if head is None:
         return labels
-    names = sorted(labels.values, key=lambda name: labels.values[name])
-    return with_one_lesion(labels, [names[row] for row in head.rows])
+    return with_one_lesion(labels, [labels.rows[row] for row in head.rows])

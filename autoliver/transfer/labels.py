@@ -85,9 +85,9 @@ def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> 
     known = any(names[name] for name in classes)
     new = list(classes) if len(lesions) == 1 and not known else []
     names |= dict.fromkeys(new, "".join(lesions))
-    index = {name: i for i, name in enumerate(head_rows(source))}
+    index = {name: i for i, name in enumerate(source.rows)}
     rows: list[Mapping[int, float] | None] = []
-    for name in head_rows(target):
+    for name in target.rows:
         if name not in names:  # the background of a softmax
             rows.append({} if source.has_regions else {0: 1.0})
         elif not names[name]:
@@ -98,15 +98,8 @@ def map_rows(source: Labels, target: Labels, *, classes: Sequence[str] = ()) -> 
             rows.append({index[names[name]]: 1.0})
     if not any(names.values()):
         rows = [None] * len(rows)
-    shares = {i: len(new) for i, name in enumerate(head_rows(target)) if name in new}
+    shares = {i: len(new) for i, name in enumerate(target.rows) if name in new}
     return RowMap(names, tuple(rows), shares)
-
-
-def head_rows(labels: Labels) -> tuple[str, ...]:
-    """Lists the label that each row of a head stands for; the background, if any, comes first."""
-    if labels.has_regions:
-        return tuple(labels.foreground)
-    return tuple(sorted(labels.values, key=lambda name: labels.values[name]))
 
 
 def match_labels(source: Labels, target: Labels) -> dict[str, str]:

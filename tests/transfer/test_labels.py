@@ -1,7 +1,7 @@
 import pytest
 
 from autoliver.datasets.cases import Labels
-from autoliver.transfer.labels import head_rows, map_rows, map_values, match_labels
+from autoliver.transfer.labels import map_rows, map_values, match_labels
 
 
 def labels(*names, **regions):
@@ -35,8 +35,8 @@ def test_labels_are_matched_by_what_they_mean(source, target, expected):
 
 def test_rows_come_in_the_order_of_the_head():
     backwards = Labels(values={"background": (0,), "tumor": (2,), "liver": (1,)})
-    assert head_rows(backwards) == ("background", "liver", "tumor")
-    assert head_rows(labels(liver=(1, 2), tumor=(2,))) == ("liver", "tumor")
+    assert backwards.rows == ("background", "liver", "tumor")
+    assert labels(liver=(1, 2), tumor=(2,)).rows == ("liver", "tumor")
     rows = map_rows(backwards, labels("tumor", "cyst", "liver")).rows
     assert rows == ({0: 1.0}, {2: 1.0}, None, {1: 1.0})
 

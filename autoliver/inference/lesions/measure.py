@@ -13,7 +13,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.inference.clean import Components, components, mask_of
 from autoliver.inference.lesions.calibration import calibrated
 from autoliver.inference.lesions.diameters import axial_axis, diameters
-from autoliver.inference.lesions.vote import Array, LabelArray, MeansOf, normalised, row_of
+from autoliver.inference.lesions.vote import Array, LabelArray, MeansOf, normalised
 from autoliver.io.volume import Geometry, is_flat
 
 # Decimals that are kept: a thousandth of a mm, of a cubic mm, and of a percent.
@@ -118,7 +118,7 @@ def measure(
 
 def _chances(means: Array, which: LesionLabels) -> Array:
     """The probabilities (lesions, classes) of the classes alone."""
-    own = means[:, [row_of(which.labels, name) for name in which.names]]
+    own = means[:, [which.labels.rows.index(name) for name in which.names]]
     return calibrated(normalised(own), which.temperature) if which.voted else own
 
 

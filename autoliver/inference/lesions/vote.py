@@ -77,7 +77,7 @@ class VoteOptions(Record, frozen=True, kw_only=True):
         lesions = {*classes, *filter(is_lesion, labels.foreground)}
         organs = {name for name in labels.foreground if _ORGAN in name.casefold()} - lesions
         organ = _values(labels, organs) - _values(labels, lesions)
-        rows = {name: row_of(labels, name) for name in classes}
+        rows = {name: labels.rows.index(name) for name in classes}
         return cls(
             classes=values,
             rows=rows,
@@ -202,13 +202,6 @@ def means_of(probabilities: npt.NDArray[np.floating]) -> MeansOf:
         return result
 
     return means
-
-
-def row_of(labels: Labels, name: str) -> int:
-    """Returns the row of a network's output that stands for a label."""
-    if labels.has_regions:
-        return list(labels.foreground).index(name)
-    return sorted(labels.values, key=lambda each: labels.values[each]).index(name)
 
 
 def lesion_names(labels: Labels, classes: tuple[str, ...]) -> tuple[str, ...]:

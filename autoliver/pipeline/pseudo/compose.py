@@ -11,7 +11,6 @@ from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
 from autoliver.evaluation.metrics import volume_ml
 from autoliver.inference.clean import components
-from autoliver.transfer.labels import head_rows
 
 Floats = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -52,7 +51,7 @@ def probability_of(
         labels: The model's labels.
         names: The labels that count, of which classes exclude one another and regions may overlap.
     """
-    rows = [head_rows(labels).index(name) for name in names]
+    rows = [labels.rows.index(name) for name in names]
     picked = probabilities[rows]
     joined = picked.max(axis=0) if labels.has_regions else picked.sum(axis=0)
     found: npt.NDArray[np.float32] = joined.astype(np.float32)

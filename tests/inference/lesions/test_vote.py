@@ -5,7 +5,7 @@ import pytest
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
-from autoliver.inference.lesions.vote import VoteOptions, means_of, row_of, vote
+from autoliver.inference.lesions.vote import VoteOptions, means_of, vote
 
 LABELS = Labels(
     values={
@@ -146,4 +146,4 @@ def test_classes_without_a_value_of_their_own_are_refused(classes, words) -> Non
 
 def test_rows_of_the_output_are_in_the_order_of_values() -> None:
     labels = Labels(values={"background": (0,), "b": (2,), "a": (1,)})
-    assert [row_of(labels, name) for name in ("background", "a", "b")] == [0, 1, 2]
+    assert [labels.rows.index(name) for name in ("background", "a", "b")] == [0, 1, 2]
