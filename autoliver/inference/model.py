@@ -66,6 +66,11 @@ class Member:
     roi: Roi | None = None
 
     @property
+    def votes(self) -> bool:
+        """Whether each lesion gets one of several classes."""
+        return len(self.lesion_classes) > 1
+
+    @property
     def classifies(self) -> bool:
         """Whether it only tells the class of lesions."""
         return self.configuration.network.classifies
@@ -99,6 +104,11 @@ class Model:
     def lesion_classes(self) -> tuple[str, ...]:
         """Labels that are classes of lesions to every member; empty if members differ."""
         return _shared([member.lesion_classes for member in self.members])
+
+    @property
+    def votes(self) -> bool:
+        """Whether each lesion gets one of several classes."""
+        return len(self.lesion_classes) > 1
 
     @property
     def needs_lesions(self) -> bool:

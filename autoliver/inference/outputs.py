@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from autoliver.datasets.cases import Modality
+from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ModelError
 from autoliver.inference.clean import clean
 from autoliver.inference.ensemble import Output, certain_background, probabilities
@@ -180,15 +180,26 @@ def outputs(
     return tuple(results)
 
 
+def decided(found: Output, labels: Labels, votes: VoteOptions) -> npt.NDArray[np.integer]:
+    """Returns the label map (z, y, x) of one member, in which classes decide together on lesions.
+
+    Args:
+        found: The output of the member.
+        labels: The labels of its rows.
+        votes: Its classes of lesions, of which each lesion gets one afterwards.
+    """
+    with raised(found.logits, votes.shared, logits=found.average == "logits"):
+        return backward_logits(found.logits, found.properties, labels=labels, within=found.within)
+
+
 def _first_stage_labels(stage: Member, low: Output) -> npt.NDArray[np.integer]:
     """Returns the label map of a first stage, decided as those that the second was trained with."""
     from autoliver.inference.ensemble import component_means
 
     labels = stage.plan.labels
     votes = VoteOptions.of(labels, stage.lesion_classes, model=stage.name)
-    with raised(low.logits, votes.shared, logits=low.average == "logits"):
-        found = backward_logits(low.logits, low.properties, labels=labels, within=low.within)
-    if not votes.classes:
+    found = decided(low, labels, votes)
+    if not stage.votes:
         return found
     return vote(found, votes, functools.partial(component_means, [low], labels=labels)).segmentation
 

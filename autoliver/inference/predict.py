@@ -24,28 +24,25 @@ from autoliver.inference.ensemble import (
     mean_probabilities,
     uncertainty,
 )
-from autoliver.inference.lesions.given import given_lesions, only_given, without_lesions
+from autoliver.inference.lesions.given import Mask, given_lesions, only_given, without_lesions
 from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measure
-from autoliver.inference.lesions.union import raised
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
 from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModality
-from autoliver.inference.outputs import OnWindows, PreparedCase, outputs
+from autoliver.inference.outputs import OnWindows, PreparedCase, decided, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
 from autoliver.io.header import fraction_ending, label_name, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.memory import running_out
 from autoliver.planning.ranges import SeenImages, channel_range
-from autoliver.preprocessing.case import backward_logits
 from autoliver.preprocessing.crop import Bounds
 from autoliver.values import counted
 
 Export = Callable[["PredictJob", Sequence[Output]], None]
 LabelArray = npt.NDArray[np.integer]
-# From so many classes on, one is chosen for each lesion.
-_SEVERAL = 2
+_Finish = Callable[["PredictJob", Sequence[Output], Mask | None], None]
 
 _log = logging.getLogger(__name__)
 
@@ -221,9 +218,9 @@ def predict_jobs(
     """
     listener = listener or Listener()
 
-    def finish(job: PredictJob, found: Sequence[Output]) -> None:
+    def finish(job: PredictJob, found: Sequence[Output], lesions: Mask | None) -> None:
         if export is None:
-            listener.on_case(job, _export(model, job, found, options, listener))
+            listener.on_case(job, _export(model, job, found, options, listener, lesions))
         else:
             with _naming(job.name):
                 export(job, found)
@@ -234,7 +231,7 @@ def predict_jobs(
     for job in jobs:
         with listener.taking(job):
             case = _prepare(model, job, options, listener)
-            finish(job, _outputs(model, case, options, listener.on_windows))
+            finish(job, _outputs(model, case, options, listener.on_windows), case.lesions)
 
 
 def predict_volume(
@@ -267,9 +264,8 @@ def lesion_labels(model: Model) -> LesionLabels:
     """Returns which labels of a model are lesions; none for most models."""
     labels, classes = model.plan.labels, model.lesion_classes
     names = lesion_names(labels, classes)
-    voted = len(classes) >= _SEVERAL
-    temperature = model.temperature if voted else 1.0
-    return LesionLabels(labels=labels, names=names, voted=voted, temperature=temperature)
+    temperature = model.temperature if model.votes else 1.0
+    return LesionLabels(labels=labels, names=names, voted=model.votes, temperature=temperature)
 
 
 def _outputs(
@@ -285,7 +281,7 @@ def _labels(
     geometry: Geometry,
     name: str,
     *,
-    lesions: Path | None = None,
+    lesions: Mask | None = None,
 ) -> tuple[LabelArray, int]:
     """Returns the label map of a case, and how many lesions were removed for want of an organ.
 
@@ -294,22 +290,17 @@ def _labels(
         found: The outputs of its members.
         geometry: The grid of the image.
         name: The name of the case.
-        lesions: A label map of the lesions, if these are given.
+        lesions: (z, y, x), where lesions are, if these are given.
     """
     labels, removed = model.plan.labels, 0
     options = VoteOptions.of(labels, model.lesion_classes, model=model.name)
     if len(found) == 1:
-        only = found[0]
-        with raised(only.logits, options.shared, logits=only.average == "logits"):
-            segmentation = backward_logits(
-                only.logits, only.properties, labels=labels, within=only.within
-            )
+        segmentation = decided(found[0], labels, options)
     else:
         segmentation = mean_labels(found, labels=labels, classes=options.shared)
-    if len(model.lesion_classes) >= _SEVERAL:
+    if model.votes:
         if lesions is not None:
-            given = given_lesions(lesions, geometry, options.classes)
-            segmentation = only_given(segmentation, given, options)
+            segmentation = only_given(segmentation, lesions, options)
             options = options.replace(needs_organ=False)
         means = functools.partial(component_means, found, labels=labels)
         voted = vote(segmentation, options, means)
@@ -334,7 +325,7 @@ def _predict_overlapped(
     jobs: Iterable[PredictJob],
     options: PredictOptions,
     listener: "Listener",
-    finish: Export,
+    finish: _Finish,
 ) -> None:
     todo = iter(jobs)
     # Leaving the block waits for both threads, so an error loses no case that was predicted before.
@@ -362,7 +353,7 @@ def _predict_overlapped(
                 before, written = written, None
                 if before is not None:
                     wait([before[1]])
-                written = job, writer.submit(finish, job, found)
+                written = job, writer.submit(finish, job, found, case.lesions)
                 del found  # else it would stay in memory together with that of the next case
                 if before is not None:
                     with listener.taking(before[0]):
@@ -449,6 +440,7 @@ def _export(
     found: Sequence[Output],
     options: PredictOptions,
     listener: Listener,
+    given: Mask | None,
 ) -> LabelArray:
     """Writes the requested files of a case, and returns its label map.
 
@@ -463,7 +455,7 @@ def _export(
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
-        predicted, removed = _labels(model, found, geometry, job.name, lesions=job.lesions)
+        predicted, removed = _labels(model, found, geometry, job.name, lesions=given)
         which = lesion_labels(model)
         if listener.on_lesions is not None and which.names:
             means = functools.partial(component_means, found, labels=labels)

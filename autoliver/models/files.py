@@ -118,6 +118,11 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
         return self.plan.configurations[self.configuration]
 
     @property
+    def votes(self) -> bool:
+        """Whether each lesion gets one of several classes."""
+        return len(self.lesion_classes) > 1
+
+    @property
     def needs_lesions(self) -> bool:
         """Whether it only tells the class of lesions, so that it has to be told where they are."""
         return self.decisions.network.classifies

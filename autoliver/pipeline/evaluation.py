@@ -509,7 +509,7 @@ def _lesion_table(
     from autoliver.inference.lesions.table import LesionFiles, LesionTable
     from autoliver.inference.predict import Listener
 
-    if len(info.lesion_classes) < 2:
+    if not info.votes:
         return [], None
     tables = LesionFiles(json=place.lesions, csv=place.lesions.with_suffix(".csv"))
     table = LesionTable(made_from={"model": info.digest()}, classes=info.lesion_classes, voted=True)

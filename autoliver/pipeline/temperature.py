@@ -49,9 +49,8 @@ class Learnt:
 def classes_of(runs: Sequence[RunFolder], folds: Sequence[int]) -> tuple[str, ...]:
     """Returns the classes of lesions that all folds of runs tell apart; empty without several."""
     models = [FoldModel.load(FoldFolder(run.fold(fold)).model) for run in runs for fold in folds]
-    classes = {model.lesion_classes for model in models}
-    (first, *others) = classes
-    return () if others or len(first) < 2 else first
+    alike = len({model.lesion_classes for model in models}) == 1
+    return models[0].lesion_classes if alike and models[0].votes else ()
 
 
 def learn_temperature(
