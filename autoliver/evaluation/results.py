@@ -306,6 +306,11 @@ class Scores(Artifact, frozen=True, kw_only=True):
             lesion_classes=summarize_classes(lesions, classes, weights=weights),
         )
 
+    @property
+    def lesion_accuracy(self) -> float | None:
+        """Share of the lesions that were found and have the right class; None without classes."""
+        return None if self.lesion_classes is None else self.lesion_classes.of_reference.accuracy
+
     def with_cases(self, cases: Sequence[CaseScores]) -> "Scores":
         """Returns the scores with other facts about the same cases, summarised anew.
 

@@ -526,18 +526,24 @@ def score_held_out(
     run: RunFolder, fold: Fold, cases: Sequence[Case], *, labels: Labels, request: PredictRequest
 ) -> "Scores":
     """Predicts and scores the held-out cases of a fold, unless they are already scored."""
-    from autoliver.evaluation.results import Scores
+    from autoliver.evaluation.results import MetricOptions, Scores
     from autoliver.evaluation.score import score_files
 
     path = FoldFolder(run.fold(fold)).scores
     if path.exists():
         return Scores.load(path)
     pairs = predict_held_out(run, fold, cases, request)
+    model = FoldModel.load(FoldFolder(run.fold(fold)).model)
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
-    scores = score_files(pairs, labels=labels, unscored=unscored_labels(cases), progress=bar)
+    scores = score_files(
+        pairs,
+        labels=labels,
+        options=MetricOptions(lesion_labels=model.lesion_classes or None),
+        unscored=unscored_labels(cases),
+        progress=bar,
+    )
     scores = scores.grouped(groups_of(cases))
-    roi = FoldModel.load(FoldFolder(run.fold(fold)).model).roi
-    if roi is not None and roi.truth:
+    if model.roi is not None and model.roi.truth:
         scores = scores.replace(warnings=(OF_TRUTH, *scores.warnings))
     scores.save(path)
     return scores

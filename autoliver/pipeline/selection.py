@@ -223,6 +223,7 @@ class _Contest:
     def candidates(self) -> "tuple[Candidate, ...]":
         """Scores every run and every pair of runs."""
         from autoliver.evaluation.select import make_candidate
+        from autoliver.pipeline.temperature import classes_of
 
         cases: dict[tuple[str, ...], list[CaseScores]] = {}
         for run in self.runs:
@@ -239,7 +240,8 @@ class _Contest:
             for fold in self.folds:
                 for pair, scores in self._pairs(fold).scores().items():
                     cases.setdefault(pair, []).extend(scores.cases)
-        return tuple(make_candidate(runs, found) for runs, found in cases.items())
+        classes = classes_of(self.runs, self.folds)
+        return tuple(make_candidate(runs, found, classes) for runs, found in cases.items())
 
     def temperature(self, winners: Sequence[RunFolder]) -> "Learnt | None":
         """Learns the temperature of lesions' classes; None if the winners tell none apart."""

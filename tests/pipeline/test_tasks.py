@@ -359,6 +359,22 @@ def test_named_classes_are_told_apart_and_others_are_labels(place):
     assert found.decisions.network.classifier.rows == (2, 4)
 
 
+def test_classes_of_any_name_are_scored_as_lesions(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset924_Any", classes=True)
+    path = folder / "dataset.json"
+    text = path.read_text()
+    for number, name in enumerate(CLASSES):
+        text = text.replace(name, f"grade {number}")
+    path.write_text(text)
+    names = tuple(f"grade {number}" for number in range(len(CLASSES)))
+    given = {"task": "joint", "lesion_classes": ",".join(names), "preset": "tiny"}
+    options = {**SHORT, **given, "workspace": tmp_path / "ws", "folds": (0,)}
+    (result,) = autoliver.train(folder, "2d", **options)
+    assert result.scores is not None
+    assert result.scores.lesion_classes.classes == names
+    assert result.scores.lesion_classes.of_reference.lesions == 2
+
+
 def test_select_compares_what_learns_the_same_labels(place):
     found = autoliver.select(NAMED, runs=[f"2d+{task}" for task in TASKS], workspace=place / "ws")
     assert {run for each in found.candidates for run in each.runs} == {"2d+joint", "2d+ynet"}
