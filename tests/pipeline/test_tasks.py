@@ -375,6 +375,21 @@ def test_classes_of_any_name_are_scored_as_lesions(tmp_path):
     assert result.scores.lesion_classes.of_reference.lesions == 2
 
 
+def test_lesions_of_all_classes_are_replayed_as_one_label(place, caplog):
+    caplog.set_level("INFO")
+    autoliver.train(
+        place / PLAIN,
+        "2d",
+        replay=NAMED,
+        tag="replays",
+        folds=("all",),
+        workspace=place / "ws",
+        **{**SHORT, "iterations": 1},
+    )
+    assert "Replays Classes in 50 % of the patches (liver, lesion)." in caplog.text
+    assert "do not count" not in caplog.text
+
+
 def test_select_compares_what_learns_the_same_labels(place):
     found = autoliver.select(NAMED, runs=[f"2d+{task}" for task in TASKS], workspace=place / "ws")
     assert {run for each in found.candidates for run in each.runs} == {"2d+joint", "2d+ynet"}
