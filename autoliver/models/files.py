@@ -51,6 +51,12 @@ class Roi(Record, frozen=True, kw_only=True):
         """What tells regions of different labels or models apart, whatever their margin."""
         return digest([self.label, self.digest, self.truth])
 
+    @property
+    def text(self) -> str:
+        """The region in words."""
+        finder = "reference labels show" if self.truth else f"{self.model} finds"
+        return f"what lies within {self.margin_mm:g} mm of the {self.label} that {finder}"
+
 
 class FoldModel(Artifact, frozen=True, kw_only=True):
     """The description of a trained fold: all that it needs to predict besides its weights.

@@ -400,6 +400,14 @@ def test_select_compares_what_learns_the_same_labels(place):
     assert [each.runs for each in alone.candidates] == [("2d+segment",)]
 
 
+def test_export_says_what_a_model_tells_of_lesions(place, tmp_path):
+    for task in ("classify", "segment"):
+        file = tmp_path / f"{task}.autoliver"
+        facts = autoliver.export(f"{NAMED}/2d+{task}", file, workspace=place / "ws").facts
+        assert facts.lesion_classes == (CLASSES if task == "classify" else ())
+        assert facts.needs_lesions == (task == "classify")
+
+
 @pytest.mark.parametrize("task", ["segment", "ynet", "classify"])
 def test_nnunet_has_no_such_models(place, tmp_path, task):
     with pytest.raises(ModelError, match="nnU-Net"):
