@@ -161,18 +161,6 @@ def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     return float(np.mean(pooled <= tolerance_mm)) if pooled.size else np.nan
 
 
-def chaos_score(*, dice: float, ravd_percent: float, assd_mm: float, mssd_mm: float) -> float:
-    """Returns the score of the CHAOS challenge, 0 to 100.
-
-    It is the mean of four metrics, each scaled to its own threshold, as in the challenge's metrics
-    document (Kavur et al. 2021). An undefined metric scores zero.
-    """
-    points = [100 * dice if dice >= 0.8 else 0.0]
-    for value, limit in ((ravd_percent, 5), (assd_mm, 15), (mssd_mm, 60)):
-        points.append(100 - 100 / limit * value if value <= limit else 0.0)
-    return sum(points) / 4
-
-
 def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
     """Crops both masks to the box that holds both, with a margin of one voxel within the image.
 

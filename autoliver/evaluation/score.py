@@ -15,6 +15,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.datasets.layouts import label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
+from autoliver.evaluation.chaos import POINTS, check_organs, organ_of, points
 from autoliver.evaluation.lesions import Lesion, Overlaps, VoxelOverlap, commonest, list_lesions
 from autoliver.evaluation.results import (
     COLUMNS,
@@ -24,7 +25,6 @@ from autoliver.evaluation.results import (
     Score,
     Scores,
 )
-from autoliver.inference.lesions.calibration import RELIABILITY_FILE
 from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
@@ -227,7 +227,8 @@ def score_files(
 
     Raises:
         DatasetError: As in `score_case`, or a file cannot be read.
-        OptionError: A label whose lesions should be counted does not exist.
+        OptionError: A label whose lesions should be counted does not exist; or no label is an organ
+            that the CHAOS challenge scores.
     """
     options = options or MetricOptions()
     unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
@@ -236,6 +237,8 @@ def score_files(
             f"--lesion-labels: there is no label '{unknown[0]}'.",
             hint=f"Choose from {', '.join(labels.foreground)}.",
         )
+    if options.chaos:
+        check_organs(labels.foreground)
     work = functools.partial(_score_pair, labels=labels, options=options, unscored=unscored or {})
     results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
     cases = tuple(progress(results) if progress else results)
@@ -279,7 +282,7 @@ def find_pairs(
         extra=tuple(
             name
             for name in sorted(predictions.keys() - references.keys())
-            if not is_uncertainty(name, predictions) and predictions[name].name != RELIABILITY_FILE
+            if not is_uncertainty(name, predictions)
         ),
         missing=tuple(missing),
     )
@@ -344,9 +347,8 @@ def _score(
     found = _overlap_values(prediction, reference, geometry)
     if wanted.intersection(SURFACE_METRICS):
         found |= _surface_values(prediction, reference, geometry=geometry, options=options)
-    if options.chaos and (prediction.any() or reference.any()):
-        needs = ("dice", "ravd_percent", "assd_mm", "mssd_mm")
-        found["chaos"] = metrics.chaos_score(**{field: found[field] for field in needs})
+    if options.chaos and organ_of(label):
+        found |= _chaos_points(found, prediction, reference)
     lesions = listed = None
     if "lesions" in wanted and options.counts_lesions(label):
         overlaps, least = Overlaps.of(prediction, reference), options.lesion_overlap
@@ -364,6 +366,16 @@ def _score(
         lesion_list=listed,
         **values,
     )
+
+
+def _chaos_points(
+    found: Mapping[str, float], prediction: metrics.Mask, reference: metrics.Mask
+) -> dict[str, float]:
+    """The points of an organ; none if one side lacks it, nothing to score if both do."""
+    here, there = prediction.any(), reference.any()
+    if here and there:
+        return points(found)
+    return dict.fromkeys((*POINTS, "chaos"), 0.0 if here or there else math.nan)
 
 
 def _matched_values(lesions: Sequence[Lesion]) -> dict[str, float]:

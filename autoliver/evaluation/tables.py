@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 from autoliver.evaluation.bootstrap import Interval, Statistic
-from autoliver.evaluation.results import COLUMNS, LabelSummary, Scores
+from autoliver.evaluation.chaos import POINTS, organ_of
+from autoliver.evaluation.results import COLUMNS, LabelSummary, Score, Scores
 from autoliver.values import shortened
 
 _WIDTH = 80  # characters of a line of the table
 _SHOWN = 3  # metrics in the table; the CSV file has all of them
+_CASES = 40  # as many as the challenge has; of more, only the means are listed
+# As the challenge prints them: DICE=0.978 RAVD=0.665 ASSD=0.734 MSSD=14.000.
+_CHAOS = {"DICE": "dice", "RAVD": "ravd_percent", "ASSD": "assd_mm", "MSSD": "mssd_mm"}
 # The fields for the table, most telling first; those that no case defines are passed over.
 _TELLING = (
     *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
@@ -48,6 +52,34 @@ def interval_table(scores: Scores) -> str:
     return aligned(rows)
 
 
+def chaos_table(scores: Scores) -> str:
+    """Formats metrics and points of the CHAOS challenge by organ and case, for 80 characters.
+
+    Empty if no organ has points.
+    """
+    parts, rows = [], []
+    for label, summary in scores.summary.items():
+        if organ_of(label) is None or "chaos" not in summary.metrics:
+            continue
+        rows = [[f"CHAOS: {label}", *_CHAOS, "score"]]
+        known = [(c.name, s) for c in scores.cases if (s := c.labels.get(label)) is not None]
+        for name, score in known if len(known) <= _CASES else []:
+            if score.chaos is not None:
+                rows.append([name, *_points(score), f"{score.chaos:.2f}"])
+        means = {field: found.mean for field, found in summary.metrics.items()}
+        shown = [
+            f"{means[value]:.3f} ({means[points]:.1f})"
+            for value, points in zip(_CHAOS.values(), POINTS, strict=True)
+            if value in means
+        ]
+        rows.append(["mean", *(shown or ["-"] * len(_CHAOS)), f"{means['chaos']:.2f}"])
+        parts.append(aligned(rows))
+    if not parts:
+        return ""
+    found = [f"CHAOS score (tasks {name}): {value:.2f}" for name, value in scores.chaos.items()]
+    return "\n\n".join([*parts, "\n".join(["In brackets: points of 100.", *found])])
+
+
 def aligned(rows: Sequence[Sequence[str]], *, least: int = 12) -> str:
     """Joins cells to lines of 80 characters; the first column is shortened to fit.
 
@@ -69,6 +101,16 @@ def span(interval: Interval | None, decimals: int) -> str:
     if interval is None:
         return "-"
     return " to ".join(f"{value:z.{decimals}f}" for value in interval)
+
+
+def _points(score: Score) -> list[str]:
+    """Metrics with their points; a mask without the organ has no distances."""
+    cells = []
+    for value, points in zip(_CHAOS.values(), POINTS, strict=True):
+        number, earned = getattr(score, value), getattr(score, points)
+        apart = value.endswith("_mm") and not score.voxels
+        cells.append(f"{'-' if number is None or apart else f'{number:.3f}'} ({earned:.1f})")
+    return cells
 
 
 def _fields(scores: Scores) -> list[str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
+from autoliver.datasets.layouts import RECORD_FILE as RECORD_FILE
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference.options import (
     AS_IT_IS,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
     from autoliver.inference.predict import PredictJob
 
-RECORD_FILE = "predict.json"
 # Folder, beside the label maps, of those that were not as predicted when they had to give way.
 REPLACED = "replaced"
 
