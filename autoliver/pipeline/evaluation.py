@@ -177,7 +177,7 @@ def evaluate(
         references = {name: pair[1] for name, pair in task.pairs.files.items()}
         _refuse_loss(as_json, references, task.labels, request.options())
     labels = _labels(task, request)
-    request = _with_named(request, task.dataset, labels)
+    request = with_named(request, task.dataset, labels)
     rows = _probabilities(prediction, request.options().lesion_classes(labels))
     scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
     if task.dataset is not None:
@@ -307,10 +307,16 @@ def _with_probabilities(scores: "Scores", rows: "Rows") -> "Scores":
     return scores.replace(warnings=(*scores.warnings, note))
 
 
-def _with_named(
+def with_named(
     request: EvaluateRequest, dataset: Dataset | None, labels: Labels
 ) -> EvaluateRequest:
-    """The request with the classes of lesions that dataset.json names, unless it names some."""
+    """Returns the request with the classes of lesions that dataset.json names, unless it has some.
+
+    Args:
+        request: The request.
+        dataset: The dataset; None without one.
+        labels: The labels that are scored.
+    """
     named = dataset.lesion_class_names if dataset is not None else None
     known = tuple(name for name in named or () if name in labels.foreground)
     return request if request.lesion_labels or not known else replace(request, lesion_labels=known)
