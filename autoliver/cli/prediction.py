@@ -118,6 +118,14 @@ def predict(
             "Beside a .png it is a .tif.",
         ),
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Also draw CASE_preview.png: three planes through the organ with outlines and "
+            "volumes. Finished cases are drawn without predicting them again.",
+        ),
+    ] = False,
     match: Annotated[
         bool,
         typer.Option(
@@ -166,6 +174,7 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        preview=preview,
         roi=None if roi == "off" else roi,
         roi_from=roi_from,
         modality=modality,
@@ -190,7 +199,10 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     done = f", {skipped} skipped as finished" if skipped else ""
     kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
     table = f"\nLesions: {written.lesions}" if written.lesions else ""
-    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}"
+    drawn = f"\nPreviews: {written.previews[0]}" if written.previews else ""
+    if len(written.previews) > 1:
+        drawn += f" and {len(written.previews) - 1} more"
+    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}{drawn}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.
