@@ -1,5 +1,6 @@
 """Scores as tables for a terminal of 80 characters."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from autoliver.evaluation.bootstrap import Interval, Statistic
@@ -57,27 +58,26 @@ def chaos_table(scores: Scores) -> str:
 
     Empty if no organ has points.
     """
-    parts, rows = [], []
+    parts = []
     for label, summary in scores.summary.items():
         if organ_of(label) is None or "chaos" not in summary.metrics:
             continue
-        rows = [[f"CHAOS: {label}", *_CHAOS, "score"]]
-        known = [(c.name, s) for c in scores.cases if (s := c.labels.get(label)) is not None]
-        for name, score in known if len(known) <= _CASES else []:
-            if score.chaos is not None:
-                rows.append([name, *_points(score), f"{score.chaos:.2f}"])
-        means = {field: found.mean for field, found in summary.metrics.items()}
-        shown = [
-            f"{means[value]:.3f} ({means[points]:.1f})"
-            for value, points in zip(_CHAOS.values(), POINTS, strict=True)
-            if value in means
+        known = [
+            (case.name, score)
+            for case in scores.cases
+            if (score := case.labels.get(label)) is not None and score.chaos is not None
         ]
-        rows.append(["mean", *(shown or ["-"] * len(_CHAOS)), f"{means['chaos']:.2f}"])
+        rows = [[label, *_CHAOS, "score"]]
+        if len(known) <= _CASES:
+            rows += [[name, *_points([score]), f"{score.chaos:.2f}"] for name, score in known]
+        each = [score for _, score in known]
+        rows.append(["mean", *_points(each), f"{summary.metrics['chaos'].mean:.2f}"])
         parts.append(aligned(rows))
     if not parts:
         return ""
     found = [f"CHAOS score (tasks {name}): {value:.2f}" for name, value in scores.chaos.items()]
-    return "\n\n".join([*parts, "\n".join(["In brackets: points of 100.", *found])])
+    head = "CHAOS challenge, in brackets the points of 100"
+    return "\n\n".join([f"{head}\n{parts[0]}", *parts[1:], "\n".join(found)]).rstrip()
 
 
 def aligned(rows: Sequence[Sequence[str]], *, least: int = 12) -> str:
@@ -103,13 +103,19 @@ def span(interval: Interval | None, decimals: int) -> str:
     return " to ".join(f"{value:z.{decimals}f}" for value in interval)
 
 
-def _points(score: Score) -> list[str]:
-    """Metrics with their points; a mask without the organ has no distances."""
+def _points(scores: Sequence[Score]) -> list[str]:
+    """Means of metrics and of their points; a mask without the organ has no distances."""
     cells = []
     for value, points in zip(_CHAOS.values(), POINTS, strict=True):
-        number, earned = getattr(score, value), getattr(score, points)
-        apart = value.endswith("_mm") and not score.voxels
-        cells.append(f"{'-' if number is None or apart else f'{number:.3f}'} ({earned:.1f})")
+        apart = value.endswith("_mm")
+        numbers = [
+            number
+            for score in scores
+            if (number := getattr(score, value)) is not None and (score.voxels or not apart)
+        ]
+        shown = f"{statistics.fmean(numbers):.3f}" if numbers else "-"
+        earned = statistics.fmean(getattr(score, points) for score in scores)
+        cells.append(f"{shown} ({earned:.1f})")
     return cells
 
 

@@ -129,9 +129,13 @@ def test_it_is_printed_by_organ_with_metrics_and_points() -> None:
     text = chaos_table(scores(case(whole, whole, "a"), case(cuboids(1, move=1), whole, "b")))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["CHAOS:", "liver", "DICE", "RAVD", "ASSD", "MSSD", "score"]
+    assert lines[1].split() == ["liver", "DICE", "RAVD", "ASSD", "MSSD", "score"]
     first = "a 1.000 (100.0) 0.000 (100.0) 0.000 (100.0) 0.000 (100.0) 100.00"
-    assert lines[1].split() == first.split()
+    assert lines[2].split() == first.split()
+    spleen = next(i for i, line in enumerate(lines) if line.startswith("spleen"))
+    # Of distances the mean of those that there are, of points that of all cases.
+    mean = "mean 0.500 (50.0) 50.000 (50.0) 0.000 (50.0) 0.000 (50.0) 50.00"
+    assert lines[spleen + 3].split() == mean.split()
     assert "- (0.0)" in text  # the spleen of b has no distances
     assert lines[-2].startswith("CHAOS score (tasks 1, 2, 3): ")
     assert lines[-1].startswith("CHAOS score (tasks 4, 5): ")
