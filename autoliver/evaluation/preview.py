@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import replacing
-from autoliver.evaluation.metrics import volume_ml
 from autoliver.evaluation.picture import draw_outline
 from autoliver.io.orientation import USUAL, axis_codes, reorientation_to
 from autoliver.io.volume import Volume, has_no_thickness
@@ -98,15 +97,16 @@ def draw_preview(
     if turn is not None:
         grey, values, spacing = turn.array(grey), turn.array(values), turn.values(spacing)
     known = image.oriented and bool(axis_codes(image.geometry))
-    masks = {name: mask for name, v in labels.items() if (mask := np.isin(values, v)).any()}
-    largest = max(masks.values(), key=np.count_nonzero, default=None)
+    voxels = _voxels(values, labels)
+    found = max(voxels, key=voxels.__getitem__, default=None)
+    largest = None if found is None else np.isin(values, labels[found])
     planes = [p for p in _PLANES if min(_sides(values.shape, p)) > 1] or list(_PLANES[:1])
     lines = -(-min(len(labels), _MOST_LISTED + 1) // _LEGEND_COLUMNS)
     size = (max(2, len(planes)) * _PANEL_INCHES, _PANEL_INCHES + 1 + lines * _LINE_INCHES)
     figure = Figure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     note = "" if known else "\norientation unknown: as stored"
-    heading = f"{shortened(title, _TITLE)}{'' if masks else ': nothing was found'}{note}"
+    heading = f"{shortened(title, _TITLE)}{'' if voxels else ': nothing was found'}{note}"
     figure.suptitle(heading, fontsize="medium", parse_math=False)
     for axis, plane in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes, strict=True):
         index = _largest_slice(largest, plane.axis, values.shape)
@@ -115,14 +115,25 @@ def draw_preview(
         height, width = _sides(spacing, plane)
         aspect = 1.0 if has_no_thickness((height, width, width)) else height / width
         axis.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=aspect)
+        below = plane.of(values, index)
         for number, name in enumerate(labels):
-            if name in masks:
-                draw_outline(axis, plane.of(masks[name], index), *_look(number))
+            if name in voxels:
+                draw_outline(axis, np.isin(below, labels[name]), *_look(number))
         tall = shown.shape[0] * height > _LEAST_TALL * shown.shape[1] * width
         _mark(axis, plane if known else None, index, values.shape, tall=bool(tall))
-    _add_legend(figure, labels, masks, spacing)
+    _add_legend(figure, labels, voxels, spacing)
     with replacing(path) as beside:
         figure.savefig(beside)
+
+
+def _voxels(
+    values: npt.NDArray[np.generic], labels: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+    """Counts the voxels of the labels that are there."""
+    there, counts = np.unique(values, return_counts=True)
+    each = dict(zip(there.tolist(), counts.tolist(), strict=True))
+    found = {name: sum(each.get(value, 0) for value in v) for name, v in labels.items()}
+    return {name: count for name, count in found.items() if count}
 
 
 def _look(number: int) -> tuple[str, Literal["solid", "dashed", "dotted", "dashdot"]]:
@@ -170,7 +181,7 @@ def _mark(
 def _add_legend(
     figure: "Figure",
     labels: Mapping[str, tuple[int, ...]],
-    masks: Mapping[str, Mask],
+    voxels: Mapping[str, int],
     spacing_mm: tuple[float, ...],
 ) -> None:
     from matplotlib.lines import Line2D
@@ -180,12 +191,12 @@ def _add_legend(
         colour, style = _look(number)
         # A legend leaves out what begins with an underscore.
         space = " " if name.startswith("_") else ""
-        text = f"{space}{shortened(name, _NAME)}: {_size(masks.get(name), spacing_mm)}"
+        text = f"{space}{shortened(name, _NAME)}: {_size(voxels.get(name), spacing_mm)}"
         line = Line2D([], [], color=colour, linestyle=style, label=text)
-        line.set_alpha(None if name in masks else 0.0)
+        line.set_alpha(None if name in voxels else 0.0)
         handles.append(line)
     # The labels that are there come first, in their own order.
-    order = sorted(range(len(handles)), key=lambda i: list(labels)[i] not in masks)
+    order = sorted(range(len(handles)), key=lambda i: list(labels)[i] not in voxels)
     listed = [handles[i] for i in order[:_MOST_LISTED]]
     if left := len(handles) - len(listed):
         text = f"and {counted(left, 'more label')}"
@@ -202,10 +213,10 @@ def _add_legend(
             entry.set_parse_math(False)
 
 
-def _size(mask: Mask | None, spacing_mm: tuple[float, ...]) -> str:
-    if mask is None:
+def _size(voxels: int | None, spacing_mm: tuple[float, ...]) -> str:
+    if voxels is None:
         return "not found"
-    volume = volume_ml(mask, spacing_mm)
-    if np.isnan(volume):  # a 2D file
-        return counted(int(np.count_nonzero(mask)), "pixel")
+    if has_no_thickness(spacing_mm):  # a 2D file
+        return counted(voxels, "pixel")
+    volume = voxels * float(np.prod(spacing_mm)) / 1000
     return f"{volume:.1f} ml" if volume >= 1 else f"{volume:.2g} ml"

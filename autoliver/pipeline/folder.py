@@ -465,7 +465,9 @@ class _Recording:
         from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
-        job.preview.unlink(missing_ok=True)  # that of an earlier label map
+        # That of an earlier label map; its name may be longer than the disk takes.
+        with contextlib.suppress(OSError):
+            job.preview.unlink()
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         files = [job.output, *further]

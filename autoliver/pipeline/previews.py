@@ -14,6 +14,7 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.volume import Volume
 from autoliver.parallel import case_bar
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
+from autoliver.system import in_words
 
 _AIR_HU = -500.0  # what is darker is air in CT; values of MR are hardly negative
 
@@ -38,7 +39,8 @@ def write_previews(jobs: Sequence[PredictJob], labels: Labels, record: Path) -> 
         MachineError: A picture cannot be written.
     """
     finished = [job for job in jobs if job.finished]
-    todo = [job for job in finished if not _is_current(job)]
+    with in_words(record.parent, verb="read"):
+        todo = [job for job in finished if not _is_current(job)]
     known = read_record(record)
     for job in case_bar("preview", len(todo))(todo):
         try:
