@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,7 @@ class Predicted:
             predicted; they stay.
         failures: The cases that were not predicted.
         lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
+        previews: The pictures of the label maps; empty unless they were asked for.
     """
 
     model: str
@@ -79,6 +80,7 @@ class Predicted:
     corrected: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     lesions: Path | None = None
+    previews: tuple[Path, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -91,6 +93,7 @@ class Predicted:
             "files": [str(path) for path in self.files],
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
             "lesions": None if self.lesions is None else str(self.lesions),
+            "previews": [str(path) for path in self.previews],
         }
 
     __repr__ = brief
@@ -201,6 +204,7 @@ def predict_folder(
         corrected=tuple(standing.corrected),
         failures=tuple(failures),
         lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
+        previews=_previews(targets, first, failed) if request.preview else (),
     )
     if failures and len(failures) + len(done.files) == 1:
         raise DatasetError(failures[0].problem, hint=failures[0].hint)
@@ -324,6 +328,14 @@ def _name_folders_left_out(sources: Sequence[Path], output: Path) -> None:
                 "%s: folders inside it are not predicted: %s. Name each with an -i of its own.",
                 *(source, first_few(left, 3)),
             )
+
+
+def _previews(targets: "Targets", first: "FoldModel", failed: Collection[str]) -> tuple[Path, ...]:
+    """Draws the label maps of the cases that did not fail."""
+    from autoliver.pipeline.previews import write_previews
+
+    jobs = [job for job in targets.jobs if job.name not in failed]
+    return tuple(write_previews(jobs, first.plan.labels, targets.record))
 
 
 def _stays(name: str, reason: str) -> Failure:
@@ -453,6 +465,9 @@ class _Recording:
         from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
+        # That of an earlier label map; its name may be longer than the disk takes.
+        with contextlib.suppress(OSError):
+            job.preview.unlink()
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         files = [job.output, *further]

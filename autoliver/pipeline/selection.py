@@ -11,6 +11,7 @@ from autoliver.datasets.cases import Case, Dataset, Labels, unscored_labels
 from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
+from autoliver.datasets.layouts import RELIABILITY_FILE
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -106,7 +107,6 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
-    from autoliver.inference.lesions.calibration import RELIABILITY_FILE
     from autoliver.models.selection import Chosen, Selection
 
     candidates = contest.candidates()
