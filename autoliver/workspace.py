@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 # What the cascade is called in nnU-Net, and what people who know it may write.
 _CASCADES = ("3d_cascade_fullres", "3d_cascade_lowres", "cascade")
 
+# The lock of each process that works on a run.
+_USER = ".used-by-{}.lock"
+
 # Name of the workspace folder that holds imported models.
 MODELS = "models"
 
@@ -90,6 +93,15 @@ class RunFolder:
     def lock(self, fold: Fold | str) -> Path:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
+
+    def user(self, process: str) -> Path:
+        """Returns the lock of a process that works on the run, whatever it does there."""
+        return self.path / _USER.format(process)
+
+    @property
+    def users(self) -> tuple[Path, ...]:
+        """The locks of all processes that work on the run."""
+        return tuple(entries(self.path, _USER.format("*")))
 
     @property
     def mend(self) -> str:
@@ -292,6 +304,11 @@ class DatasetFolder:
         check_tag(tag)
         name = configuration + (f"@{source}" if source else "") + (f"+{tag}" if tag else "")
         return RunFolder(self.path / "runs" / name)
+
+    @property
+    def comparing(self) -> Path:
+        """The lock of the process that compares the dataset's runs."""
+        return self.path / ".select.lock"
 
     def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
         """Returns the folder of the out-of-fold label maps and scores of averaged runs.
