@@ -137,7 +137,7 @@ def _cells(fold: "FoldStatus") -> tuple[str, ...]:
         f"{fold.epoch}/{'?' if fold.epochs is None else fold.epochs}",
         number(fold.dice),
         number(fold.best),
-        "-" if rate is None else f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}",  # noqa: PLR2004
+        "-" if rate is None else f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}",
         last,
     )
 
