@@ -705,10 +705,10 @@ def doctor(
         from autoliver.pipeline.checkup.doctor import doctor as examine
         from autoliver.values import check_flag
 
-        machine = taken(options, {}, of=doctor)["machine"]
+        on = taken(options, {"device": "device"}, of=doctor, machine=None).get("device", "auto")
         name = None if dataset is None else dataset_name(dataset)
         timed = check_flag("--probe", probe)
-        return examine(workspace_at(workspace), name, probe=timed, device=machine.device)
+        return examine(workspace_at(workspace), name, probe=timed, device=on)
 
 
 @checked

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 80  # where the terminal's is not known
 _LEAST_TEXT = 30
+_WORST = ("will fail", "worth changing", "ok")
 _FAILS = 1  # the exit code if commands will fail here
 
 
@@ -68,34 +70,35 @@ def _show(found: "Checkup") -> str:
     lines = [_findings(found.findings, width)]
     if found.estimates:
         lines += ["", _times(found.estimates), *_remarks(found.estimates, width)]
-    number = dict.fromkeys(("worth changing", "will fail"), 0)
-    for each in found.findings:
-        if each.level in number:
-            number[each.level] += 1
-    told = ", ".join(f"{count} {level}" for level, count in number.items() if count)
+    levels = Counter(each.level for each in found.findings if each.level != "ok")
+    told = ", ".join(f"{levels[level]} {level}" for level in _WORST if levels[level])
     return "\n".join([*lines, "", f"{told}." if told else "All is well."])
 
 
 def _findings(findings: "tuple[Finding, ...]", width: int) -> str:
-    """A row for each finding; what is not ok is followed by why it matters and what to do."""
-    first = max(len(each.topic) for each in findings)
-    second = max(len(each.level) for each in findings)
-    room = max(_LEAST_TEXT, width - first - second - 4)
+    """A row for each finding, the worst first, with why it matters and what to do."""
+    first = max(len(each.level) for each in findings)
+    room = max(_LEAST_TEXT, width - first - 2)
     lines = []
-    for each in findings:
-        texts = [each.found]
-        texts += [f"why: {each.why}"] if each.why else []
-        texts += [f"do: {each.todo}"] if each.todo else []
+    for each in sorted(findings, key=lambda each: _WORST.index(each.level)):
+        texts = [f"{each.topic}: {each.found}"]
+        texts += [f"  why: {each.why}"] if each.why else []
+        texts += [f"  do: {each.todo}"] if each.todo else []
         cells = [piece for text in texts for piece in _filled(text, room)]
-        for number, cell in enumerate(cells):
-            topic, level = (each.topic, each.level) if number == 0 else ("", "")
-            lines.append(f"{topic:<{first}}  {level:<{second}}  {cell}".rstrip())
+        rows = zip([each.level, *[""] * (len(cells) - 1)], cells, strict=True)
+        lines += [f"{level:<{first}}  {cell}" for level, cell in rows]
     return "\n".join(lines)
 
 
 def _filled(text: str, room: int) -> list[str]:
-    pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-    return [pieces[0], *(f"  {piece}" for piece in pieces[1:])] if pieces else [""]
+    indent = len(text) - len(text.lstrip()) + 2
+    return textwrap.wrap(
+        text,
+        room,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _times(estimates: "tuple[Estimate, ...]") -> str:

@@ -152,7 +152,7 @@ def _words_of(kind: Any) -> tuple[str, ...]:
 def _with_values(given: list[str]) -> list[str]:
     """Gives its usual value to an option that may stand without one."""
     words = []
-    for word, after in zip(given, [*given[1:], ""], strict=True):
+    for word, after in zip(given, [*given, ""][1:], strict=True):
         words.append(word)
         if word in _USUAL and re.fullmatch(r"-?[\d.]+", after) is None:
             words.append(_USUAL[word])
