@@ -691,7 +691,8 @@ def doctor(
     Args:
         dataset: Folder, or name of a planned dataset, to estimate the time that its trainings take;
             None for the machine alone.
-        probe: Whether to time training steps and the disk, for about ten seconds.
+        probe: Whether to time training steps, for about ten seconds with each network, and the
+            disk.
         workspace: The workspace folder.
         **options: device.
 

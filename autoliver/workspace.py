@@ -414,6 +414,25 @@ class Workspace:
             + command("plan", "PATH", workspace=self.root),
         )
 
+    def planned(self, name: str) -> DatasetFolder:
+        """Returns the workspace folder of a planned dataset that a path or a name means.
+
+        Args:
+            name: The dataset's folder, or as for `folder`.
+
+        Raises:
+            DatasetError: No such dataset was planned, or the name fits several.
+        """
+        if not Path(name).is_dir():
+            return self.folder(name)
+        known = Path(name).resolve().name
+        if not self._fitting(known):
+            raise DatasetError(
+                f"{name} has not been planned in the workspace {self.root.absolute()}.",
+                hint="Plan it first: " + command("plan", name, workspace=self.root),
+            )
+        return self.folder(known)
+
     def knows(self, name: str) -> bool:
         """Whether a name or path means a dataset, or may mean several."""
         return Path(name).is_dir() or bool(self._fitting(name)) or beside(name) is not None

@@ -34,7 +34,8 @@ def doctor(
         bool,
         typer.Option(
             "--probe/--no-probe",
-            help="Take training steps for about ten seconds, and time the disk of the workspace.",
+            help="Take training steps, for about ten seconds with each network, and time the "
+            "disk of the workspace.",
         ),
     ] = True,
     device: Device = "auto",
@@ -42,7 +43,9 @@ def doctor(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what this machine can do, what to change, and how long trainings take.
+    """Say what this machine can do, and what to change.
+
+    For a planned dataset, it also says how long trainings and predictions take here.
 
     It looks at GPU, driver, build of torch, memory, cores, disk and limits, those of a container
     too. The exit code is 1 if something will fail, else 0.
@@ -70,7 +73,7 @@ def _show(found: "Checkup") -> str:
     lines = [_findings(found.findings, width)]
     if found.estimates:
         lines += ["", _times(found.estimates), *_remarks(found.estimates, width)]
-    levels = Counter(each.level for each in found.findings if each.level != "ok")
+    levels = Counter[str](each.level for each in found.findings if each.level != "ok")
     told = ", ".join(f"{levels[level]} {level}" for level in _WORST if levels[level])
     return "\n".join([*lines, "", f"{told}." if told else "All is well."])
 

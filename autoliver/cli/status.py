@@ -45,7 +45,7 @@ def status(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show all runs of the workspace: epoch, Dice, time left, who trains them.
+    """Show all runs: epoch, Dice, time left, and who trains them.
 
     Nothing is locked or written, so it may be used at any time. Dice is that of patches of held-out
     cases, of the last and of the best epoch; finished folds show that of whole held-out cases too.
@@ -109,8 +109,9 @@ def _show(found: "WorkspaceStatus", workspace: "Path") -> str:
     parts = []
     for dataset in dict.fromkeys(fold.dataset for fold in found.folds):
         folds = [fold for fold in found.folds if fold.dataset == dataset]
-        lines = [dataset, _table(folds), *(note for fold in folds if (note := _note(fold)))]
-        parts.append("\n".join(lines))
+        parts.append(f"{dataset}\n{_table(folds)}")
+        notes = [note for fold in folds if (note := _note(fold))]
+        parts += ["\n".join(notes)] if notes else []
     parts += [f"{work.dataset}: {work.what} by {work.holder}." for work in found.other]
     if not found.folds:
         parts.append(f"There are no runs in {workspace.absolute()}.\nNext: {found.next}")
@@ -146,8 +147,7 @@ def _note(fold: "FoldStatus") -> str:
     """What a row has no room for: who works on a fold, or why nobody does and what to do."""
     name = f"{fold.run} fold {fold.fold}"
     if fold.at_work:
-        what = "waits for" if fold.state == "queued" else f"{fold.state} by"
-        return f"{name}: {what} {fold.holder}"
+        return f"{name}: {fold.state} by {fold.holder}"
     if fold.state == "failed":
         return f"{name} failed: {fold.problem} Again with: {fold.command}"
     if fold.state == "interrupted":

@@ -147,11 +147,7 @@ def read_status(workspace: Workspace, name: str | None = None) -> WorkspaceStatu
     Raises:
         DatasetError: No such dataset was planned.
     """
-    if name is None:
-        folders = list(workspace.datasets)
-    else:
-        known = Path(name).resolve().name if Path(name).is_dir() else name
-        folders = [workspace.folder(known)]
+    folders = list(workspace.datasets) if name is None else [workspace.planned(name)]
     damaged: list[str] = []
     folds = [fold for folder in folders for fold in _folds(folder, damaged)]
     return WorkspaceStatus(

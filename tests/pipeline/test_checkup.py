@@ -109,6 +109,9 @@ WORTH, FAIL = "worth changing", "will fail"
         (but(gpus=gpu(capability=(8, 6))), {}),  # code for 8.0 runs on 8.6
         (but(gpus=gpu(capability=(12, 0))), {}),  # by PTX for 9.0
         (but(gpus=gpu(free_gb=1.5)), {"GPU 0": WORTH}),
+        (but(gpus=gpu(problem="CUDA error: out of memory")), {"GPU 0": FAIL}),
+        (but(gpus=gpu() + gpu(capability=(6, 1))), {"GPU 1": WORTH}),  # GPU 0 is taken
+        (but(gpus=gpu(capability=(9, 0)), kinds=("gfx90a",), cuda=None), {}),
         (but(free_gb=4.0), {"memory": WORTH}),
         (but(free_gb=0.5), {"memory": FAIL}),
         (but(quota=2.0), {"cores": WORTH, "threads": WORTH}),

@@ -195,11 +195,21 @@ def test_an_empty_workspace_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["status", "clean", "doctor"])
+def test_a_folder_that_was_not_planned_is_told(command: str, place: RunFolder) -> None:
+    other = place.path.parents[3] / "Dataset002_Other"
+    other.mkdir()
+    words = [command, str(other), "-w", str(place.path.parents[2])]
+    done = CliRunner().invoke(app, words)
+    assert f"{other} has not been planned" in str(done.exception)
+    assert f"autoliver plan {other}" in str(done.exception)
+
+
 def test_rows_fit_eighty_columns_and_long_names_keep_their_end(place: RunFolder) -> None:
     longer = place.path.with_name("3d_fullres@AnotherDataset+a-rather-long-tag")
     place.path.rename(longer)
     shown = CliRunner().invoke(app, ["status", "-w", str(longer.parents[2])]).stdout
-    _, header, rule, row, note = shown.splitlines()
+    _, header, rule, row, _, note = shown.splitlines()
     assert max(map(len, (header, rule, row))) <= 80
     assert "…" in row
     assert "long-tag" in row

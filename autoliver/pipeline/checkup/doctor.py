@@ -70,7 +70,8 @@ def doctor(
     Args:
         workspace: The workspace.
         name: Path or name of a planned dataset; None for the machine alone.
-        probe: Whether to time training steps, for about ten seconds, and the disk.
+        probe: Whether to time training steps, for about ten seconds with each network, and the
+            disk.
         device: The device to train on, by its name.
 
     Raises:
@@ -112,10 +113,7 @@ def _device(name: str) -> "torch.device":
 
 
 def _patient(workspace: Workspace, name: str) -> _Patient:
-    from pathlib import Path
-
-    known = Path(name).resolve().name if Path(name).is_dir() else name
-    folder = workspace.folder(known)
+    folder = workspace.planned(name)
     splits = Folds.load(folder.folds).splits if folder.folds.exists() else ()
     return _Patient(
         folder=folder,
@@ -198,7 +196,7 @@ def _times(
                     plan.labels,
                     channels=len(plan.channel_names),
                     device=device,
-                    seconds=PROBE_S / len(plan.configurations),
+                    seconds=PROBE_S,
                     room_gb=_room_gb(here, device),
                 )
         except AutoliverError as error:

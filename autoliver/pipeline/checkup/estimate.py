@@ -180,8 +180,8 @@ def judge_batch(name: str, least_gb: float, room_gb: float, *, dataset: str) -> 
         found=found,
         level="will fail" if least_gb > room_gb else "worth changing",
         why="the training runs out of memory",
-        todo=f"autoliver plan {dataset} --vram {max(1, math.floor(room_gb))}, or a smaller "
-        "--batch-size",
+        todo="a smaller --batch-size, or plan for less: "
+        f"autoliver plan {dataset} --vram {max(1, math.floor(room_gb))}",
     )
 
 

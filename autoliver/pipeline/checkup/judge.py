@@ -104,7 +104,8 @@ def judge(here: Surroundings) -> list[Finding]:
 
 def _device(here: Surroundings) -> Finding:
     torch, topic = here.torch, "device"
-    build = f"torch {torch.version} " + (f"(CUDA {torch.cuda})" if torch.cuda else "(CPU build)")
+    of = f"CUDA {torch.cuda}" if torch.cuda else "ROCm" if torch.gpus else "CPU build"
+    build = f"torch {torch.version} ({of})"
     if torch.gpus:
         return Finding(topic=topic, found=f"{counted(len(torch.gpus), 'GPU')}, {build}")
     if torch.mps:
@@ -115,8 +116,8 @@ def _device(here: Surroundings) -> Finding:
             found=f"CPU, {build}",
             level="worth changing",
             why="there is no GPU, and networks in 3D train for days or weeks without one",
-            todo="use a machine with a GPU, or a small network: autoliver plan DATASET --preset "
-            "tiny, and 2d",
+            todo="use a machine with a GPU, or 2d and a small network: autoliver plan DATASET "
+            "--preset tiny",
         )
     driver = f"NVIDIA driver {here.nvidia or 'of unknown version'}"
     if torch.cuda is None:
@@ -164,11 +165,21 @@ def _gpus(here: Surroundings) -> Iterator[Finding]:
             f"{major}.{minor}"
         )
         topic = f"GPU {number}"
-        if not _has_code(here.torch.kinds, gpu.capability):
+        # The first one is what commands take unless another one is named.
+        failing: Level = "worth changing" if number else "will fail"
+        if gpu.problem:
+            yield Finding(
+                topic=topic,
+                found=f"{gpu.name}: {gpu.problem}",
+                level=failing,
+                why="it cannot be used now",
+                todo="see what else runs there (nvidia-smi), restart it, or use --device cpu",
+            )
+        elif not _has_code(here.torch.kinds, gpu.capability):
             yield Finding(
                 topic=topic,
                 found=found,
-                level="will fail",
+                level=failing,
                 why=f"torch {here.torch.version} holds no code for it "
                 f"({', '.join(here.torch.kinds)})",
                 todo=f"{_install(here.nvidia or '')} (or an older torch for an old GPU), or use "
@@ -198,7 +209,7 @@ def _has_code(kinds: tuple[str, ...], capability: tuple[int, int]) -> bool:
         of = (int(digits[:-1]), int(digits[-1]))
         if of <= capability and (name == "compute" or of[0] == capability[0]):
             return True
-    return name == "gfx" or any(kind.startswith("gfx") for kind in kinds)  # AMD's
+    return any(kind.startswith("gfx") for kind in kinds)  # AMD's
 
 
 def _memory(here: Surroundings) -> Finding:
@@ -343,7 +354,7 @@ def _libraries(here: Surroundings) -> Iterator[Finding]:
             topic="libraries",
             found="; ".join(here.lacking),
             level="will fail",
-            why="they are older than what autoliver was made for, or missing",
+            why="older than what this version was made for, or missing",
             todo="pip install --upgrade autoliver",
         )
     elif not bad:

@@ -29,12 +29,14 @@ class Gpu:
         capability: Its compute capability; (0, 0) for none.
         free_gb: Memory that is free.
         total_gb: Its memory.
+        problem: Why it cannot be used; empty if it can.
     """
 
     name: str
     capability: tuple[int, int]
     free_gb: float
     total_gb: float
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,12 +152,17 @@ def look_at_torch() -> Torch:
     gpus = []
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(number)
+            free, total, problem = 0, 0, ""
+            try:
+                free, total = torch.cuda.mem_get_info(number)
+            except RuntimeError as error:  # another process has it alone, or it is broken
+                problem = str(error).splitlines()[0]
             gpu = Gpu(
                 name=torch.cuda.get_device_name(number),
                 capability=torch.cuda.get_device_capability(number),
                 free_gb=free / GB,
                 total_gb=total / GB,
+                problem=problem,
             )
             gpus.append(gpu)
     return Torch(
