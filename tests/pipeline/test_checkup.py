@@ -117,6 +117,7 @@ WORTH, FAIL = "worth changing", "will fail"
         (but(quota=2.0), {"cores": WORTH, "threads": WORTH}),
         (but(quota=2.0, threads=2), {"cores": WORTH}),
         (but(load=7.9), {"cores": WORTH}),
+        (but(**CPU, nvidia=None, load=7.9, threads=1), {"device": WORTH, "cores": WORTH}),
         (but(threads=16), {"threads": WORTH}),
         (but(threads=1), {}),  # the work is the GPU's
         (but(**CPU, nvidia=None, threads=1), {"device": WORTH, "threads": WORTH}),

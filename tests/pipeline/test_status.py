@@ -148,6 +148,9 @@ def test_validating_and_finished(place: RunFolder) -> None:
     assert read(place).state == "interrupted"  # its held-out cases are not scored
     files.progress.write_text(json.dumps({"epoch": 0, "train_dice": 0.7}) + "\n")  # fold all
     assert (read(place).state, read(place).dice) == ("finished", 0.7)
+    files.validation.mkdir()
+    files.scores.write_text(json.dumps({"mean": {"dice": 0.8}}))
+    assert read(place).held_out_dice == 0.8
     place.options.write_text(json.dumps({"epochs": 10, "extensions": [5]}))
     assert (read(place).state, read(place).epochs) == ("interrupted", 15)
 
@@ -230,6 +233,10 @@ def test_watching_more_often_than_can_be_is_refused(place: RunFolder) -> None:
 
 
 def test_status_loads_no_torch(place: RunFolder) -> None:
+    files = FoldFolder(place.fold(0))
+    files.model.write_text("{}")
+    files.validation.mkdir()
+    files.scores.write_text(json.dumps({"mean": {"dice": 0.8}}))
     heavy = ("torch", "SimpleITK", "scipy", "matplotlib", "skimage", "blosc2")
     script = (
         "import sys; from pathlib import Path; from autoliver.cli.status import status\n"

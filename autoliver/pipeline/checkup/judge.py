@@ -242,16 +242,20 @@ def _cores(here: Surroundings) -> Finding:
             why="processes and threads for all cores are held up by the control group's quota",
             todo=f"give --workers {workers}, and set OMP_NUM_THREADS={workers}",
         )
-    if here.load is not None and here.load > _BUSY * here.cores:
+    if _is_busy(here):
         return Finding(
             topic="cores",
-            found=f"{found}; programs want {here.load:.1f} of them",
+            found=f"{found}; programs want {here.load or 0.0:.1f} of them",
             level="worth changing",
             why="other work takes part of the machine, and threads that wait for each other "
             "suffer most: times below are too long for a free machine",
             todo="wait for it, or train with OMP_NUM_THREADS=1",
         )
     return Finding(topic="cores", found=found)
+
+
+def _is_busy(here: Surroundings) -> bool:
+    return here.load is not None and here.load > _BUSY * here.cores
 
 
 def _threads(here: Surroundings) -> Finding:
@@ -265,7 +269,7 @@ def _threads(here: Surroundings) -> Finding:
             why=f"more threads than {counted(room, 'core')} wait for each other",
             todo=f"set OMP_NUM_THREADS={room}, and MKL_NUM_THREADS if you have set it",
         )
-    if threads < room and not (here.torch.gpus or here.torch.mps):
+    if threads < room and not (here.torch.gpus or here.torch.mps or _is_busy(here)):
         return Finding(
             topic="threads",
             found=f"{found}, {counted(room, 'core')}",
