@@ -5,6 +5,7 @@ from autoliver.api import (
     adopt,
     clean,
     convert,
+    doctor,
     evaluate,
     export,
     import_model,
@@ -14,6 +15,7 @@ from autoliver.api import (
     predict,
     pseudolabel,
     select,
+    status,
     train,
     verify,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "adopt",
     "clean",
     "convert",
+    "doctor",
     "evaluate",
     "export",
     "import_model",
@@ -34,6 +37,7 @@ __all__ = [
     "predict",
     "pseudolabel",
     "select",
+    "status",
     "train",
     "verify",
 ]

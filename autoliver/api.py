@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.adoption.adopt import Adopted
+    from autoliver.pipeline.checkup.findings import Checkup
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
+    from autoliver.pipeline.status import WorkspaceStatus
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
 
@@ -674,3 +676,65 @@ def clean(
         taken(options, {}, of=clean, machine=None)
         name = None if dataset is None else dataset_name(dataset)
         return clean_up(workspace_at(workspace), name, yes=check_flag("--yes", yes))
+
+
+@checked
+def doctor(
+    dataset: str | Path | None = None,
+    *,
+    probe: bool = True,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Checkup":
+    """Says what this machine can do and what to change, like `autoliver doctor`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset, to estimate the time that its trainings take;
+            None for the machine alone.
+        probe: Whether to time training steps, for about ten seconds with each network, and the
+            disk.
+        workspace: The workspace folder.
+        **options: device.
+
+    Returns:
+        What was found, and estimates of times; `.will_fail` says whether anything will fail.
+
+    Raises:
+        AutoliverError: The command would end without looking, with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.checkup.doctor import doctor as examine
+        from autoliver.values import check_flag
+
+        on = taken(options, {"device": "device"}, of=doctor, machine=None).get("device", "auto")
+        name = None if dataset is None else dataset_name(dataset)
+        timed = check_flag("--probe", probe)
+        return examine(workspace_at(workspace), name, probe=timed, device=on)
+
+
+@checked
+def status(
+    dataset: str | Path | None = None,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "WorkspaceStatus":
+    """Says what the runs of a workspace are doing, like `autoliver status`; it may be called often.
+
+    Args:
+        dataset: Folder, or name of a planned dataset; None for the whole workspace.
+        workspace: The workspace folder.
+        **options: None so far; others than those above are refused.
+
+    Returns:
+        The folds of all runs; `.at_work` says whether any process works on them.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.status import read_status
+
+        taken(options, {}, of=status, machine=None)
+        name = None if dataset is None else dataset_name(dataset)
+        return read_status(workspace_at(workspace), name)

@@ -395,6 +395,7 @@ REQUIRED = {
     "import": COMMANDS["import_model"],
     "demo": ["demo"],
     "clean": ["clean", "Nothing"],
+    "status": ["status"],
 }
 
 

@@ -17,11 +17,13 @@ from autoliver.cli import (
     convert,
     data,
     demo,
+    doctor,
     models,
     pool,
     prediction,
     pseudolabel,
     selection,
+    status,
     training,
 )
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
@@ -60,12 +62,14 @@ def help_(
 
 
 _add("demo", demo.demo, "autoliver demo -o /tmp/demo")
+_add("doctor", doctor.doctor, "autoliver doctor LiTS")
 _add("convert", convert.convert, "autoliver convert camus /data/CAMUS /data/Dataset040_CAMUS")
 _add("verify", data.verify, "autoliver verify /data/Dataset003_LiTS")
 _add("plan", data.plan, "autoliver plan /data/Dataset003_LiTS --preset M")
 _add("preprocess", data.preprocess, "autoliver preprocess LiTS 2d 3d_fullres")
 _add("train", training.train, "autoliver train LiTS 3d_fullres --fold 0 --epochs 250")
 _add("train-queued", training.train_queued, hidden=True)
+_add("status", status.status, "autoliver status LiTS --watch")
 _add("select", selection.select, "autoliver select LiTS")
 _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")

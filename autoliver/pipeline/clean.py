@@ -79,8 +79,7 @@ def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Clean
         folders = list(workspace.datasets)
         places = [workspace.root / MODELS]
     else:
-        known = Path(name).resolve().name if Path(name).is_dir() else name
-        folders, places = [workspace.folder(known)], []
+        folders, places = [workspace.planned(name)], []
     folders = [folder for folder in folders if _is_ours(folder)]
     places += [folder.path for folder in folders]
     kept: list[str] = []

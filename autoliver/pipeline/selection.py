@@ -101,7 +101,7 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
         AutoliverError: Another process compares the runs of this dataset.
     """
     contest = _Contest.of(workspace, name, request)
-    with only_one(contest.folder.path / ".select.lock", "its runs are being compared"):
+    with only_one(contest.folder.comparing, "its runs are being compared"):
         return _select(contest)
 
 
