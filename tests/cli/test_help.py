@@ -1,5 +1,6 @@
 """The help pages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -65,3 +66,12 @@ def test_shells_can_complete() -> None:
     )
     assert "--install-completion" in shown("--help")
     assert done.returncode == 0 or "shell" in done.stderr.lower()
+
+
+def test_no_summary_is_cut_on_a_terminal_of_80_columns() -> None:
+    """The runner of the other tests gives pages another width than a terminal."""
+    words = [sys.executable, "-m", "autoliver", "--help"]
+    wide = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(words, capture_output=True, text=True, env=wide, check=True)
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert "  plan  " in done.stdout
