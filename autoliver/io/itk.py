@@ -254,6 +254,23 @@ def _check_gipl(path: Path, reader: Any) -> None:
         raise unreadable(path, f"it has {path.stat().st_size} bytes, too few for its header")
 
 
+def gdcm_voxels(path: Path) -> Array:
+    """Decodes the voxels of a DICOM file with GDCM, which ITK contains.
+
+    Returns:
+        The voxels (frames, rows, columns), rescaled as one header for all of them says.
+
+    Raises:
+        RuntimeError: GDCM cannot decode them.
+    """
+    reader = _sitk().ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    with _quiet(path, always=True):
+        array: Array = _sitk().GetArrayFromImage(reader.Execute())
+    return array
+
+
 def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
     """Writes an image with ITK; see `io.files.write_image` for arguments and errors."""
     check_printable(path)
