@@ -271,7 +271,9 @@ def gdcm_voxels(path: Path) -> Array:
     return array
 
 
-def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
+def write_file(
+    path: Path, array_czyx: Array, geometry: Geometry, *, compressed: bool = True
+) -> None:
     """Writes an image with ITK; see `io.files.write_image` for arguments and errors."""
     check_printable(path)
     ending = file_type(path)
@@ -286,7 +288,7 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
         beside.touch()
         try:
             with _quiet(path):
-                _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
+                _sitk().WriteImage(image, str(beside), compressed and ending not in _FLAT_ONLY)
             if ending in _NIFTI and geometry.forms is not None:
                 write_forms(beside, geometry.forms)
             # ITK does not notice a full disk when it writes these two formats.
