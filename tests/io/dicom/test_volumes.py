@@ -294,5 +294,3 @@ def test_a_file_without_preamble_is_known(tmp_path):
     del data.file_meta
     data.save_as(tmp_path / "bare", implicit_vr=True, little_endian=True)
     assert len(found(tmp_path).series) == 1
-
-
