@@ -82,6 +82,16 @@ def test_what_is_finished_is_skipped_until_its_slices_change(tmp_path: Path, run
     assert predict(tmp_path / "in", tmp_path / "out", run).new == 1
 
 
+def test_the_header_says_the_modality_and_the_option_overrules_it(
+    tmp_path: Path, run: Path
+) -> None:
+    """The values look like those of MR; the model was trained on MR."""
+    put(tmp_path / "in", 2, "venous", Modality="CT")
+    with pytest.raises(DatasetError, match=r"is CT \(by its header; .*trained on MR"):
+        predict(tmp_path / "in", tmp_path / "out", run)
+    assert predict(tmp_path / "in", tmp_path / "out", run, modality="MR").new == 1
+
+
 def test_one_file_stands_for_its_series(tmp_path: Path, run: Path) -> None:
     put(tmp_path / "in", 2, "venous")
     put(tmp_path / "in", 3, "arterial")
