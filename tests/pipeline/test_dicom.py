@@ -92,6 +92,13 @@ def test_the_header_says_the_modality_and_the_option_overrules_it(
     assert predict(tmp_path / "in", tmp_path / "out", run, modality="MR").new == 1
 
 
+def test_previews_are_drawn_of_series(tmp_path: Path, run: Path) -> None:
+    put(tmp_path / "in", 2, "venous")
+    done = predict(tmp_path / "in", tmp_path / "out", run, preview=True)
+    assert [path.name for path in done.previews] == ["in_preview.png"]
+    assert not (tmp_path / "w" / "dicom").exists()
+
+
 def test_one_file_stands_for_its_series(tmp_path: Path, run: Path) -> None:
     put(tmp_path / "in", 2, "venous")
     put(tmp_path / "in", 3, "arterial")
