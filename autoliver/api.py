@@ -433,8 +433,8 @@ def convert(
         source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
-        **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
-            `label`.
+        **options: workers and memory_gb; rater; part; for "lesion-classes" the CSV file of
+            `classes`, and `label`.
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -446,7 +446,7 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        given = taken(options, {n: n for n in ("rater", "classes", "label")}, of=convert)
+        given = taken(options, {n: n for n in ("rater", "part", "classes", "label")}, of=convert)
         machine = given.pop("machine")
         if given.get("classes") is not None:
             given["classes"] = path_of("classes", given["classes"])

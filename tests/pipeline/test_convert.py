@@ -321,7 +321,7 @@ def test_the_command_and_the_function_tell_the_same(tmp_path: Path) -> None:
     words = ["convert", "brats", str(source), str(tmp_path / "one"), "-w", str(tmp_path / "ws")]
     shown = CliRunner().invoke(app, words).stdout
     assert "BraTS: 1 case of 1 patient." in shown
-    assert "Written anew with other values: 1 label map." in shown
+    assert "Written anew: 1 label map." in shown
     assert "BraTS-GLI-00000-000" in shown
     assert f"Next: autoliver plan {tmp_path}/one" in shown
     done = autoliver.convert("brats", source, tmp_path / "two", workspace=tmp_path / "ws")
