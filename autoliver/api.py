@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
+    from autoliver.pipeline.mending.mend import Repaired
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
@@ -67,6 +68,42 @@ def verify(
 
         machine = taken(options, {}, of=verify)["machine"]
         return verify_dataset(workspace_at(workspace), dataset_name(dataset), machine=machine)[2]
+
+
+@checked
+def mend(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Repaired":
+    """Writes a dataset with repaired copies of files with errors, like `autoliver verify --fix`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        output: Folder of the new dataset; it must be new.
+        workspace: The workspace folder.
+        **options: workers and memory_gb; `values`, what values in label files mean, such as
+            ["7=0"]; `leave_out=True` leaves out the cases that cannot be repaired.
+
+    Returns:
+        What was repaired, file by file; its `folder` is None if there was no error.
+
+    Raises:
+        AutoliverError: The dataset cannot be read, or some of its errors cannot be repaired.
+    """
+    with as_arguments():
+        from autoliver.pipeline.mending.mend import MendRequest
+        from autoliver.pipeline.mending.mend import mend as mend_dataset
+
+        given = taken(options, {n: n for n in ("values", "leave_out")}, of=mend)
+        machine = given.pop("machine")
+        return mend_dataset(
+            *(workspace_at(workspace), dataset_name(dataset), path_of("output", output)),
+            request=MendRequest(**given),
+            machine=machine,
+        )
 
 
 @checked

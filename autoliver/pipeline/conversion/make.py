@@ -16,9 +16,9 @@ from autoliver.io.volume import Geometry
 from autoliver.memory import GB
 from autoliver.needs import score_need
 from autoliver.parallel import Need
-from autoliver.pipeline.conversion.fitting import fitting_turn, in_words
 from autoliver.pipeline.conversion.kind import Found, Layer
 from autoliver.pipeline.conversion.result import Failed
+from autoliver.pipeline.fitting import fitting_turn, in_words
 from autoliver.values import first_few
 
 Array = npt.NDArray[Any]
