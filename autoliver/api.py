@@ -471,7 +471,8 @@ def convert(
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
         **options: workers and memory_gb; rater; part; for "lesion-classes" the CSV file of
-            `classes`, and `label`.
+            `classes`, and `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous",
+            or several).
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -483,10 +484,12 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        given = taken(options, {n: n for n in ("rater", "part", "classes", "label")}, of=convert)
+        names = ("rater", "part", "classes", "label", "labels", "series")
+        given = taken(options, {name: name for name in names}, of=convert)
         machine = given.pop("machine")
-        if given.get("classes") is not None:
-            given["classes"] = path_of("classes", given["classes"])
+        for name in ("classes", "labels"):
+            if given.get(name) is not None:
+                given[name] = path_of(name, given[name])
         request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
         return make_dataset(

@@ -9,7 +9,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.header import unreadable
 from autoliver.system import in_words
 
-_FOLDER = "Convert a folder of DICOM slices to one NIfTI file first."
+_FOLDER = "Convert a folder of DICOM slices first: autoliver convert dicom FOLDER OUT"
 
 
 def check_path(path: Path) -> None:

@@ -9,75 +9,57 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.errors import DatasetError
+from autoliver.io.dicom.planes import BAD_VALUE, Instance, damaged_file, open_dataset, read_instance
+from autoliver.io.dicom.read import read_series
+from autoliver.io.dicom.series import Series, Slice
+from autoliver.io.dicom.stack import SAME_PLACE_MM, NoStack, are_alike, make_stack, places
+from autoliver.io.dicom.walk import is_dicom
 from autoliver.io.files import read_label
-from autoliver.io.grids import geometry_from_xyz
 from autoliver.io.volume import Geometry
-from autoliver.system import entries, in_words
+from autoliver.system import entries
 from autoliver.values import counted
 
 Array = npt.NDArray[Any]
 
-DICOM = (".dcm", ".dicom", ".ima", "")
-# Largest deviation of the distance of two slices from that of the others, as a share of it.
-_UNEVEN = 0.02
-# Largest difference of direction cosines within a series.
-_TURNED = 1e-3
-_INSTANCE, _POSITION, _ORIENTATION = "0020|0013", "0020|0032", "0020|0037"
-_SPACING, _THICKNESS = "0028|0030", "0018|0050"
+_COMPLETE = "Complete the series, or take out what does not belong to it."
 
 
-class Stack(NamedTuple):
-    """A DICOM series.
+class FolderSeries(NamedTuple):
+    """A folder that is one DICOM series.
 
     Attributes:
         array: (z, y, x), in the unit of the modality.
         geometry: Its grid.
-        places: For each file in the order of the series (InstanceNumber, else its name): its z.
+        order: For each file in the order of the series (InstanceNumber, else its name): its z.
     """
 
     array: Array
     geometry: Geometry
-    places: tuple[int, ...]
-
-
-class _Slice(NamedTuple):
-    path: Path
-    instance: int | None
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing: tuple[float, ...]
-    thickness: float
-    size: tuple[int, ...]
+    order: tuple[int, ...]
 
 
 def dicom_files(folder: Path) -> list[Path]:
     """Lists the DICOM files of a folder by their names, numbers in them by value."""
-    return _named(folder, DICOM)
+    return sorted(filter(is_dicom, _visible(folder)), key=_by_numbers)
 
 
 def slice_files(folder: Path) -> list[Path]:
     """Lists the slices of a label map, PNG or DICOM, by their names, numbers in them by value."""
-    return _named(folder, (".png",)) or dicom_files(folder)
+    pictures = [path for path in _visible(folder) if path.suffix.lower() == ".png"]
+    return sorted(pictures, key=_by_numbers) or dicom_files(folder)
 
 
-def _named(folder: Path, endings: Sequence[str]) -> list[Path]:
-    found = [
-        path
-        for path in entries(folder)
-        if path.suffix.lower() in endings
-        and path.is_file()
-        and not path.name.startswith(".")
-        and path.name.upper() != "DICOMDIR"
-    ]
-    return sorted(found, key=lambda path: (_numbers(path.stem), path.name))
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in entries(folder) if path.is_file() and not path.name.startswith(".")]
 
 
-def _numbers(name: str) -> tuple[int, ...]:
-    """The numbers in a name, the last one first."""
-    return tuple(int(text) for text in reversed(re.findall(r"\d+", name)))
+def _by_numbers(path: Path) -> tuple[tuple[int, ...], str]:
+    """The numbers in a name, the last one first, and the name."""
+    numbers = (int(text) for text in reversed(re.findall(r"\d+", path.stem)))
+    return tuple(numbers), path.name
 
 
-def read_stack(folder: Path) -> Stack:
+def read_folder(folder: Path) -> FolderSeries:
     """Reads all DICOM files of a folder as the slices of one volume.
 
     UIDs are not looked at, since anonymised data have a series for each slice.
@@ -86,33 +68,49 @@ def read_stack(folder: Path) -> Stack:
         DatasetError: A file cannot be read, or the slices are not those of one volume: places that
             are missing or there twice, uneven distances, several orientations or sizes.
     """
-    return _stacked(folder, [_header(path) for path in dicom_files(folder)])
-
-
-def _stacked(folder: Path, slices: list[_Slice]) -> Stack:
-    if not slices:
+    files = dicom_files(folder)
+    strange = [path for path in _visible(folder) if path.suffix.lower() in (".dcm", ".dicom")]
+    if damaged := sorted(set(strange) - set(files)):
+        raise damaged_file(damaged[0], "it does not begin as DICOM files do")
+    if not files:
         raise DatasetError(f"{folder}: there is no DICOM file.", hint="Give the whole data.")
-    direction = _direction(folder, slices)
-    depths = [float(np.dot(each.position, direction[2])) for each in slices]
-    order = np.argsort(depths, kind="stable").tolist()
-    step = _step(folder, [depths[i] for i in order], [slices[i] for i in order])
-    first = slices[order[0]]
-    geometry = geometry_from_xyz(
-        (*first.size[:2], len(slices)),
-        (first.spacing[1], first.spacing[0], step),
-        first.position,
-        direction.T,
-    )
-    array = _pixels([slices[i].path for i in order])
-    by_number = _by_number(slices)
-    return Stack(array, geometry, tuple(order.index(i) for i in by_number))
+    return _one_series(folder, [_only_slice(path) for path in files])
 
 
-def read_slices(folder: Path) -> Array | Stack:
+def _one_series(folder: Path, instances: Sequence[Instance]) -> FolderSeries:
+    planes = [instance.planes[0] for instance in instances]
+    first = planes[0]
+    for plane in planes:
+        problem = ""
+        if plane.fault:
+            problem = f"{plane.file.name}: {plane.fault}"
+        elif not are_alike(first, plane):
+            problem = (
+                f"{first.file.name} and {plane.file.name} differ in orientation, spacing or size"
+            )
+        if problem:
+            raise DatasetError(f"{folder}: {problem}.", hint=_COMPLETE)
+    along = places(planes)
+    for one, other in zip(order := np.argsort(along, kind="stable"), order[1:], strict=False):
+        if along[other] - along[one] < SAME_PLACE_MM:
+            names = f"{planes[one].file.name} and {planes[other].file.name}"
+            raise DatasetError(f"{folder}: {names} lie at one place.", hint=_COMPLETE)
+    try:
+        stack = make_stack(planes)
+    except NoStack as error:
+        raise DatasetError(f"{folder}: {error}.", hint=_COMPLETE) from None
+    files = tuple(plane.file for plane in stack.planes)
+    array = _voxels(files, stack.geometry, modality=instances[0].modality)
+    where = {plane.file: z for z, plane in enumerate(stack.planes)}
+    numbered = _by_instance([plane.file for plane in planes])
+    return FolderSeries(array, stack.geometry, tuple(where[path] for path in numbered))
+
+
+def read_slices(folder: Path) -> Array | FolderSeries:
     """Reads a label map of one file for each slice.
 
     Returns:
-        The slices in the order of their names, (n, y, x); a stack, where they are DICOM files that
+        The slices in the order of their names, (n, y, x); a series, where they are DICOM files that
         say their places.
 
     Raises:
@@ -124,13 +122,14 @@ def read_slices(folder: Path) -> Array | Stack:
             f"{folder}: there is no slice of a label map, expected PNG or DICOM files.",
             hint="Give the whole data.",
         )
-    if files[0].suffix.lower() != ".png":
-        headers = [_header(path, placed=False) for path in files]
-        if all(each.position for each in headers):
-            return _stacked(folder, headers)
-        arrays = [_pixels([path])[0] for path in files]
-    else:
+    if files[0].suffix.lower() == ".png":
         arrays = [read_label(path).array[0, 0] for path in files]
+    else:
+        instances = [found for path in files if (found := read_instance(path))]
+        placed = [one for one in instances if len(one.planes) == 1 and not one.planes[0].fault]
+        if len(placed) == len(files):
+            return _one_series(folder, placed)
+        arrays = [_unplaced(path) for path in files]
     sizes = {array.shape: path for array, path in zip(arrays, files, strict=True)}
     if len(sizes) > 1:
         said = ", ".join(f"{path.name} {size[1]}x{size[0]}" for size, path in sizes.items())
@@ -140,108 +139,53 @@ def read_slices(folder: Path) -> Array | Stack:
     return np.stack(arrays)
 
 
-def _by_number(slices: Sequence[_Slice]) -> list[int]:
-    """Indices of slices in the order of their instance numbers, if these tell them apart."""
-    numbers = {each.instance for each in slices}
-    if None in numbers or len(numbers) < len(slices):
-        return list(range(len(slices)))
-    return sorted(range(len(slices)), key=lambda i: slices[i].instance or 0)
-
-
-def _direction(folder: Path, slices: Sequence[_Slice]) -> npt.NDArray[np.float64]:
-    """Rows: the directions of x, y and z."""
-    first = slices[0]
-    for other in slices[1:]:
-        turned = np.abs(np.subtract(first.orientation, other.orientation)).max() > _TURNED
-        if turned or other.size != first.size or other.spacing != first.spacing:
-            what = "orientation" if turned else "size or spacing"
-            raise DatasetError(
-                f"{folder}: {first.path.name} and {other.path.name} differ in {what}.",
-                hint="Put each series into a folder of its own.",
-            )
-    x, y = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-    return np.stack([x, y, np.cross(x, y)])
-
-
-def _step(folder: Path, depths: Sequence[float], slices: Sequence[_Slice]) -> float:
-    """The distance of neighbouring slices in mm; they are sorted."""
-    if len(depths) == 1:
-        return slices[0].thickness or 1.0
-    steps = np.diff(depths)
-    usual = float(np.median(steps))
-    odd = np.abs(steps - usual) > _UNEVEN * max(usual, 1e-6)
-    if usual <= 0 or odd.any():
-        at = int(np.argmax(np.abs(steps - usual))) if usual > 0 else 0
+def _only_slice(path: Path) -> Instance:
+    """A file of one slice."""
+    instance = read_instance(path)
+    held = len(instance.planes) if instance else 0
+    if instance is None or held != 1:
+        what = instance.kind if instance else "a directory of a disc"
         raise DatasetError(
-            f"{folder}: {slices[at].path.name} and {slices[at + 1].path.name} are "
-            f"{steps[at]:.3g} mm apart, most neighbours {usual:.3g} mm: slices are missing or "
-            "there twice.",
-            hint="Complete the series, or take out what is there twice.",
+            f"{path}: {what} with {counted(held, 'slice')}, expected an image of one slice.",
+            hint="Export the series with one file for each slice.",
         )
-    return float(depths[-1] - depths[0]) / (len(depths) - 1)
+    return instance
 
 
-def _header(path: Path, *, placed: bool = True) -> _Slice:
-    import SimpleITK as sitk
+def _unplaced(path: Path) -> Array:
+    """The voxels of a slice that says no place, (y, x)."""
+    data = open_dataset(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+    try:
+        size = int(data.Rows), int(data.Columns)
+    except BAD_VALUE:
+        raise damaged_file(path, "it says no number of rows and columns") from None
+    plane: Array = _voxels([path], Geometry(shape_zyx=(1, *size), spacing_mm=(1.0, 1.0, 1.0)))[0]
+    return plane
 
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    with in_words(path, verb="read"):
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            raise _unreadable(path) from None
-    keys = set(reader.GetMetaDataKeys())
 
-    def numbers(key: str) -> tuple[float, ...]:
-        text = reader.GetMetaData(key) if key in keys else ""
-        return tuple(float(part) for part in text.split("\\") if part.strip())
+def _voxels(files: Sequence[Path], grid: Geometry, *, modality: str = "") -> Array:
+    """The voxels of files of one slice each, (z, y, x)."""
+    series = Series(
+        uid="",
+        study_uid="",
+        modality=modality,
+        description="",
+        number=None,
+        slices=tuple(Slice(path) for path in files),
+        geometry=grid,
+    )
+    array: Array = read_series(series).array[0]
+    return array
 
-    position, orientation = numbers(_POSITION), numbers(_ORIENTATION)
-    if placed and (len(position) != 3 or len(orientation) != 6):
-        raise DatasetError(
-            f"{path}: it does not say where the slice lies (ImagePositionPatient and "
-            "ImageOrientationPatient are missing).",
-            hint="Export the series again from where it comes from.",
+
+def _by_instance(files: Sequence[Path]) -> Sequence[Path]:
+    """Files in the order of their instance numbers, if these tell them apart, else as given."""
+    numbers = [
+        open_dataset(path, stop_before_pixels=True, specific_tags=["InstanceNumber"]).get(
+            "InstanceNumber"
         )
-    instance, thickness = numbers(_INSTANCE), numbers(_THICKNESS)
-    return _Slice(
-        path=path,
-        instance=int(instance[0]) if instance else None,
-        position=position if len(orientation) == 6 else (),
-        orientation=orientation,
-        spacing=numbers(_SPACING) or (1.0, 1.0),
-        thickness=thickness[0] if thickness else 0.0,
-        size=tuple(reader.GetSize()),
-    )
-
-
-def _pixels(files: Sequence[Path]) -> Array:
-    """The voxels of files in this order, (n, y, x)."""
-    import SimpleITK as sitk
-
-    planes = []
-    for path in files:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(path))
-        with in_words(path, verb="read"):
-            try:
-                plane = sitk.GetArrayFromImage(reader.Execute())
-            except RuntimeError:
-                raise _unreadable(path) from None
-        if plane.ndim != 3 or plane.shape[0] != 1:
-            raise DatasetError(
-                f"{path}: {counted(plane.shape[0], 'frame')} or several colours, expected one "
-                "grey slice.",
-                hint="Export the series with one file for each slice.",
-            )
-        planes.append(plane[0])
-    return np.stack(planes)
-
-
-def _unreadable(path: Path) -> DatasetError:
-    return DatasetError(
-        f"{path}: it is no DICOM file, or damaged.", hint="Get it again from where it comes from."
-    )
+        for path in files
+    ]
+    if None in numbers or len(set(numbers)) < len(files):
+        return files
+    return [path for _, path in sorted(zip(map(int, numbers), files, strict=True))]

@@ -299,9 +299,14 @@ def elsewhere(source: Path) -> None:
 REFUSALS: dict[str, tuple[str, Callable[[Path], Path], Callable[[Path], None], list[str]]] = {
     "png missing": ("chaos", write_chaos_ct, remove("liver_GT_003.png"), ["CT_1", "6", "7"]),
     "slice missing": ("chaos", write_chaos_ct, remove("i0003*"), ["CT_1", "6 mm", "3 mm"]),
-    "slice twice": ("chaos", write_chaos_ct, twice, ["CT_5", "0 mm", "there twice"]),
-    "damaged slice": ("chaos", write_chaos_ct, damaged, ["CT_1", "i0002,0000b.dcm", "no DICOM"]),
-    "no place": ("chaos", write_chaos_ct, unplaced, ["CT_1", "i0002", "ImagePositionPatient"]),
+    "slice twice": ("chaos", write_chaos_ct, twice, ["CT_5", "i0002", "i0099", "at one place"]),
+    "damaged slice": (
+        "chaos",
+        write_chaos_ct,
+        damaged,
+        ["CT_1", "i0002,0000b.dcm", "cannot be read"],
+    ),
+    "no place": ("chaos", write_chaos_ct, unplaced, ["CT_1", "i0002", "osition"]),
     "unknown values": ("chaos", write_chaos_mr, odd_value, ["T2_2", "90, 210", "55 to 70"]),
     "size": ("chaos", write_chaos_ct, other_size, ["CT_5", "9x9", "24x20"]),
     "sizes": ("chaos", write_chaos_ct, one_of_another_size, ["CT_5", "9x9", "24x20"]),

@@ -11,7 +11,7 @@ from autoliver.artifacts import Record
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
-from autoliver.io.slices import Stack, read_slices, read_stack
+from autoliver.io.slices import FolderSeries, read_folder, read_slices
 from autoliver.io.volume import Geometry
 from autoliver.memory import GB
 from autoliver.needs import score_need
@@ -66,7 +66,7 @@ class Made(Record, frozen=True, kw_only=True):
 class _Image(NamedTuple):
     path: Path
     geometry: Geometry
-    stack: Stack | None
+    series: FolderSeries | None
 
 
 class _Label(NamedTuple):
@@ -119,11 +119,11 @@ def _made(task: Task) -> Made:
 def _written(task: Task, images: Iterable[_Image]) -> Iterator[str]:
     """Writes series as one file each; other images are referred to."""
     for channel, image in enumerate(images):
-        if image.stack is None:
+        if image.series is None:
             yield str(image.path)
             continue
         path = f"imagesTr/{task.case.name}_{channel:04d}.nii.gz"
-        write_image(task.output / path, _compact(image.stack.array)[None], image.geometry)
+        write_image(task.output / path, _compact(image.series.array)[None], image.geometry)
         yield path
 
 
@@ -136,8 +136,8 @@ def _compact(array: Array) -> Array:
 
 def _image(path: Path) -> _Image:
     if path.is_dir():
-        stack = read_stack(path)
-        return _Image(path, stack.geometry, stack)
+        series = read_folder(path)
+        return _Image(path, series.geometry, series)
     return _Image(path, read_header(path).geometry, None)
 
 
@@ -167,15 +167,15 @@ def _from_slices(image: _Image, layer: Layer) -> _Label:
     Raises:
         DatasetError: It does not fit.
     """
-    stack, folder = image.stack, Path(layer.path)
-    if stack is None:
+    series, folder = image.series, Path(layer.path)
+    if series is None:
         raise TypeError(f"{image.path}: slices of labels belong to a series")
     read = read_slices(folder)
-    if isinstance(read, Stack):
+    if isinstance(read, FolderSeries):
         _check_grid(image, folder, read.geometry)
         return _Label(_labels(folder, read.array))
     named = _labels(folder, read)
-    places = list(stack.places)
+    places = list(series.order)
     if len(named) != len(places):
         raise _Unfit(f"{len(named)} slices in {folder}, expected {len(places)} as in {image.path}")
     if named.shape[1:] != image.geometry.shape_zyx[1:]:
@@ -186,7 +186,7 @@ def _from_slices(image: _Image, layer: Layer) -> _Label:
     array = np.zeros_like(named)
     array[places] = named
     # Values tell nothing here but where labels are.
-    turn = fitting_turn(stack.array, _known(array, layer), _SLICES)
+    turn = fitting_turn(series.array, _known(array, layer), _SLICES)
     if not turn:
         return _Label(array)
     told = f"{in_words(turn)} of the label map reversed, since only so it fits the image"
