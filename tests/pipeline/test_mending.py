@@ -146,7 +146,7 @@ MENDED = {
     "label_grid, finer": Defect(finer_label, "resampled onto the image (100% of the volume)"),
     "label_grid, shifted": Defect(shifted_label, "resampled onto the image, which it fits so"),
     "channel_grid": Defect(moved_channel(0.5), "header of the first channel", channels=2),
-    "not_finite": Defect(not_finite, "7 voxels that are no numbers set to "),
+    "not_finite": Defect(not_finite, "7 voxels without a number set to "),
     "label_values, scaled": Defect(all_labels(lambda a: a * 100), "values 100 to 1, 200 to 2"),
     "label_values, 8 bit": Defect(
         all_labels(lambda a: np.array([0, 127, 255], np.uint8)[a]), "values 127 to 1, 255 to 2"

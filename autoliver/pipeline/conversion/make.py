@@ -84,7 +84,9 @@ def make_need(task: Task) -> Need:
     """Estimates the memory for a case."""
     path, image = Path(task.case.layers[0].path), Path(task.case.images[0])
     if not path.is_dir():
-        return score_need(path)
+        need = score_need(path)
+        # The image is read as well, where headers differ.
+        return Need(name=task.case.name, gb=need.gb * (3 if task.by_voxel else 1))
     sizes = sum(file.stat().st_size for file in image.iterdir())
     return Need(name=task.case.name, gb=_UNPACKED * sizes / GB)
 

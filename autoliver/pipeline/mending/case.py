@@ -151,7 +151,7 @@ def _finite(stored: Array) -> tuple[Array, str]:
         lows.append(channel[~wrong].min())
         channel[wrong] = lows[-1]
     lowest = " and ".join(f"{low:g}" for low in dict.fromkeys(lows))
-    return array, f"{counted(int(bad.sum()), 'voxel')} that are no numbers set to {lowest}"
+    return array, f"{counted(int(bad.sum()), 'voxel')} without a number set to {lowest}"
 
 
 def _labelled(task: MendTask, grid: Geometry, image: Array) -> tuple[_Label, str]:
