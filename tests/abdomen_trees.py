@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -92,6 +93,15 @@ def write_pngs(folder: Path, array: npt.NDArray[np.uint8], names: Sequence[str])
     folder.mkdir(parents=True, exist_ok=True)
     for plane, name in zip(array, names, strict=True):
         sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(plane)), str(folder / name))
+
+
+def as_one_bit(source: Path) -> Path:
+    """Saves the PNG files of a tree with one bit for each pixel."""
+    for path in source.rglob("*.png"):
+        with Image.open(path) as picture:
+            one_bit = picture.point(bool, mode="1")
+        one_bit.save(path)
+    return source
 
 
 def write_chaos_ct(

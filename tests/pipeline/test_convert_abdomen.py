@@ -16,6 +16,7 @@ from abdomen_trees import (
     OBLIQUE,
     SHAPE,
     TILTED,
+    as_one_bit,
     organs,
     write_amos,
     write_btcv,
@@ -58,6 +59,12 @@ class Tree:
 
 CT, MR = {"CT_1": "CT", "CT_5": "CT"}, {"T1_1": "MR", "T1_2": "MR"}
 DLDS = {"0001_1": "MR", "0002_3": "MR"}
+
+
+def one_bit(source: Path) -> Path:
+    return as_one_bit(write_chaos_ct(source))
+
+
 T2 = {"T2_1": "MR", "T2_2": "MR"}
 AMOS = {"amos_0001": "CT", "amos_0040": "CT", "amos_0507": "MR"}
 FIVE = (1, 2, 3, 4, 5)
@@ -72,6 +79,7 @@ turned_dlds = partial(write_dlds, orientation=OBLIQUE, downwards=True, placed=Tr
 TREES = {
     "chaos ct": Tree("chaos", write_chaos_ct, CT, labels=(1,)),
     "chaos ct, values 1": Tree("chaos", partial(write_chaos_ct, value=1), CT, "ct", (1,)),
+    "chaos ct, one bit": Tree("chaos", one_bit, CT, labels=(1,)),
     "chaos ct, upwards": Tree("chaos", upwards, CT, labels=(1,)),
     "chaos ct, names not padded": Tree("chaos", short_names, CT, labels=(1,)),
     "chaos ct, tilted": Tree("chaos", tilted, CT, labels=(1,)),
