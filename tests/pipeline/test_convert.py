@@ -305,7 +305,7 @@ def test_folders_are_cases_in_any_spelling_and_others_are_named(tmp_path: Path) 
 def test_outputs_that_are_there_or_in_the_source_are_refused(tmp_path: Path) -> None:
     source = write_camus(tmp_path / "CAMUS")
     before = contents(tmp_path)
-    with pytest.raises(OptionError, match="lies in the folder"):
+    with pytest.raises(OptionError, match="lies in the source"):
         converted("camus", source, source / "out")
     with pytest.raises(OptionError, match="exists already"):
         converted("camus", source, source)

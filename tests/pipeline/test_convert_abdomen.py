@@ -320,7 +320,12 @@ REFUSALS: dict[str, tuple[str, Callable[[Path], Path], Callable[[Path], None], l
     "sizes": ("chaos", write_chaos_ct, one_of_another_size, ["CT_5", "9x9", "24x20"]),
     "no label maps": ("chaos", partial(write_chaos_ct, patients=[1]), remove("Ground"), ["none"]),
     "no image": ("chaos", write_chaos_ct, remove("DICOM_anon"), ["CT_1", "DICOM_anon"]),
-    "nothing": ("chaos", write_chaos_ct, elsewhere, ["no case of CHAOS", "Train_Sets/CT/1"]),
+    "nothing": (
+        "chaos",
+        write_chaos_ct,
+        elsewhere,
+        ["no case of CHAOS", "Train_Sets/CT/1", "found a."],
+    ),
     "lits orphan": ("lits", write_lits, remove("volume-28.nii"), ["volume-28", "segmentation-28"]),
     "lits twice": ("lits", write_lits, both_batches, ["volume-0", "twice", "batch1", "batch2"]),
     "dlds orphan": ("dlds", write_dlds, remove("images"), ["0001_1", "masks"]),

@@ -22,10 +22,11 @@ from autoliver.pipeline.conversion.make import Made, Task, make_case, make_need
 from autoliver.pipeline.conversion.result import Converted, check_output, refuse
 from autoliver.pipeline.dicom.cases import series_words
 from autoliver.system import entries
-from autoliver.values import check_choice, check_types, check_whole, set_field
+from autoliver.values import check_choice, check_types, check_whole, first_few, set_field
 from autoliver.workspace import Workspace
 
 _RATERS = 2  # of any data
+_SHOWN = 3  # names of files and folders that are listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,8 @@ def _cases(kind: Kind, source: Path) -> list[Found]:
     if not cases:
         near = [f for f in (source.parent, *entries(source)) if f.is_dir() and _holds(kind, f)]
         raise DatasetError(
-            f"{source}: there is no case of {kind.title}; expected {kind.layout}.",
+            f"{source}: there is no case of {kind.title}; expected {kind.layout}; found "
+            f"{first_few([path.name for path in entries(source)], _SHOWN) or 'nothing'}.",
             hint=f"Did you mean {near[0]}?" if near else "Give the folder that holds the cases.",
         )
     plain = Counter(case.name.casefold() for case in cases)

@@ -90,7 +90,7 @@ def check_output(source: Path, output: Path) -> None:
         raise OptionError(f"{output}: it exists already.", hint="Choose a new folder.")
     if output.resolve().is_relative_to(source.resolve()):
         raise OptionError(
-            f"{output}: it lies in the folder that is to be converted, which is left as it is.",
+            f"{output}: it lies in the source, which is left as it is.",
             hint="Choose a folder elsewhere.",
         )
 
