@@ -192,6 +192,8 @@ def predict_folder(
             files={**found.files, **{name: (image,) for name, image in images.items()}},
             dicom={name: modality_of(found.series[name]) for name in images},
         )
+        if not inputs.files and len(failures) == 1:
+            raise DatasetError(failures[0].problem, hint=failures[0].hint)
         return _predict_inputs(asked, inputs, output, failures)
 
 
