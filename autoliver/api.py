@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
+    from autoliver.pipeline.mending.mend import Repaired
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
@@ -69,6 +70,42 @@ def verify(
 
         machine = taken(options, {}, of=verify)["machine"]
         return verify_dataset(workspace_at(workspace), dataset_name(dataset), machine=machine)[2]
+
+
+@checked
+def mend(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Repaired":
+    """Writes a dataset with repaired copies of files with errors, like `autoliver verify --fix`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        output: Folder of the new dataset; it must be new.
+        workspace: The workspace folder.
+        **options: workers and memory_gb; `values`, what values in label files mean, such as
+            ["7=0"]; `leave_out=True` leaves out the cases that cannot be repaired.
+
+    Returns:
+        What was repaired, file by file; its `folder` is None if there was no error.
+
+    Raises:
+        AutoliverError: The dataset cannot be read, or some of its errors cannot be repaired.
+    """
+    with as_arguments():
+        from autoliver.pipeline.mending.mend import MendRequest
+        from autoliver.pipeline.mending.mend import mend as mend_dataset
+
+        given = taken(options, {n: n for n in ("values", "leave_out")}, of=mend)
+        machine = given.pop("machine")
+        return mend_dataset(
+            *(workspace_at(workspace), dataset_name(dataset), path_of("output", output)),
+            request=MendRequest(**given),
+            machine=machine,
+        )
 
 
 @checked
@@ -435,8 +472,9 @@ def convert(
         source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
-        **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
-            `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous", or several).
+        **options: workers and memory_gb; rater; part; for "lesion-classes" the CSV file of
+            `classes`, and `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous",
+            or several).
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -448,9 +486,8 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        given = taken(
-            options, {n: n for n in ("rater", "classes", "label", "labels", "series")}, of=convert
-        )
+        names = ("rater", "part", "classes", "label", "labels", "series")
+        given = taken(options, {name: name for name in names}, of=convert)
         machine = given.pop("machine")
         for name in ("classes", "labels"):
             if given.get(name) is not None:

@@ -184,6 +184,11 @@ CALLS = [
     bad("convert", "kind", None),
     bad("convert", "source", ""),
     bad("convert", "output", 3),
+    bad("convert", "part", 3),
+    # mend
+    both("mend", "values", ["x"], "--value", "x"),
+    bad("mend", "leave_out", "yes"),
+    bad("mend", "output", ""),
     # adopt
     both("adopt", "modality", "PET", "--modality", "PET", words="CT, MR, other"),
     both("adopt", "like", "", "--like", ""),
@@ -243,6 +248,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "import_model": {"source": "nothing.autoliver"},
     "clean": {},
     "verify": {"dataset": "Nothing"},
+    "mend": {"dataset": "Nothing", "output": "out"},
 }
 COMMANDS: dict[str, list[str]] = {
     "plan": ["plan", "Nothing"],
@@ -257,6 +263,7 @@ COMMANDS: dict[str, list[str]] = {
     "export": ["export", "Nothing", "out.autoliver"],
     "import_model": ["import", "nothing.autoliver"],
     "verify": ["verify", "Nothing"],
+    "mend": ["verify", "Nothing", "--fix", "out"],
 }
 
 

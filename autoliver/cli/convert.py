@@ -56,6 +56,15 @@ def convert(
             rich_help_panel=_PUBLISHED,
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which part becomes the dataset, of chaos: ct, t1-dual or t2-spir; of amos: ct or "
+            "mr. [default: the only one that is there; both of amos]",
+            rich_help_panel=_PUBLISHED,
+        ),
+    ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -97,11 +106,10 @@ def convert(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, of lesions with classes, or images of DICOM series.
+    """Make a dataset of published data, lesion classes or DICOM.
 
-    Nothing in SOURCE is changed, and no image is copied, except that DICOM series are written as
-    images. Label maps are written anew only where the values of labels change, or several masks
-    become one label map.
+    Nothing in SOURCE is changed. Images are referred to and not copied, except DICOM series, of
+    which each becomes one file. Label maps are written anew only where something in them changes.
     """
     from autoliver.pipeline.conversion.convert import ConvertRequest
     from autoliver.pipeline.conversion.convert import convert as make_dataset
@@ -126,7 +134,12 @@ def convert(
     if output is None:
         raise typer.BadParameter("Name the folder of the new dataset.", param_hint="OUT")
     request = ConvertRequest(
-        rater=rater, classes=classes, label=label, labels=labels, series=tuple(series or ())
+        rater=rater,
+        part=part,
+        classes=classes,
+        label=label,
+        labels=labels,
+        series=tuple(series or ()),
     )
     done = make_dataset(place, kind, source, output, request=request, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
@@ -152,8 +165,13 @@ def _show(done: "Converted") -> str:
     if done.lesions:
         counts = [f"{counted(number, 'lesion')} {name}" for name, number in done.lesions.items()]
         said.append(f"Classes: {', '.join(counts)}.")
+    if done.series:
+        said.append(f"Made of DICOM series: {counted(done.series, 'image')}.")
     if done.rewritten:
-        said.append(f"Written anew with other values: {counted(done.rewritten, 'label map')}.")
+        said.append(f"Written anew: {counted(done.rewritten, 'label map')}.")
+    for told in sorted(set(done.told.values())):
+        cases = [case for case, what in done.told.items() if what == told]
+        said.append(f"Look at {counted(len(cases), 'case')}: {first_few(cases, _SHOWN)}: {told}.")
     if done.unlabelled:
         said.append(
             f"Left out, since without a label map: {counted(len(done.unlabelled), 'case')}: "
@@ -165,6 +183,8 @@ def _show(done: "Converted") -> str:
             f"Passed over, since without a case: {counted(len(folders), 'folder')}: "
             f"{first_few(folders, _SHOWN)}."
         )
+    if done.note:
+        said.append(done.note)
     return "\n".join(
         [
             *(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in said),
