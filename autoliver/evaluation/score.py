@@ -12,11 +12,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.layouts import dicom_hint, label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.chaos import POINTS, check_organs, organ_of, points
 from autoliver.evaluation.lesions import Lesion, Overlaps, VoxelOverlap, commonest, list_lesions
+from autoliver.evaluation.pairs import Pairs, find_pairs
 from autoliver.evaluation.results import (
     COLUMNS,
     SURFACE_METRICS,
@@ -25,10 +25,8 @@ from autoliver.evaluation.results import (
     Score,
     Scores,
 )
-from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
-from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
 from autoliver.planning.nonzero import Box, bounding_box
@@ -37,26 +35,6 @@ from autoliver.values import counted, first_few
 _MOST_VALUES = 200  # files with more values that no label has are hardly label maps
 _SHOWN = 5  # names or values in one message
 _MOST_SEARCHED = 65_535  # the search for values takes memory for each up to the highest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Predictions with their references.
-
-    Attributes:
-        files: Case name -> (prediction, reference), sorted by name.
-        extra: Names of predictions without a reference.
-        missing: Names of references without a prediction; empty unless a subset was asked for.
-    """
-
-    files: dict[str, tuple[Path, Path]]
-    extra: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def references(self) -> list[Path]:
-        """The reference of each pair."""
-        return [reference for _, reference in self.files.values()]
 
 
 def score_case(
@@ -244,48 +222,6 @@ def score_files(
     cases = tuple(progress(results) if progress else results)
     scores = Scores.of(cases, labels=labels, options=options)
     return scores.replace(warnings=tuple(text for case in cases for text in case.warnings))
-
-
-def find_pairs(
-    prediction_folder: Path, reference: Path | Mapping[str, Path], *, subset: bool = False
-) -> Pairs:
-    """Pairs the files of two folders by their names without endings, or pairs two single files.
-
-    Maps of uncertainty that lie beside the predictions are left out, unless a reference has their
-    name.
-
-    Args:
-        prediction_folder: Folder of predicted label maps, or one file.
-        reference: Folder of reference label maps, or one file; or the file of each case.
-        subset: Whether references without a prediction are left out rather than refused.
-
-    Raises:
-        DatasetError: A folder is missing or holds no label files, two files have one name, or a
-            reference has no prediction (for a subset: none of them has one).
-    """
-    predictions = _label_files(prediction_folder)
-    references = _label_files(reference) if isinstance(reference, Path) else dict(reference)
-    if prediction_folder.is_file() and isinstance(reference, Path) and reference.is_file():
-        predictions = dict(zip(references, predictions.values(), strict=True))
-    missing = sorted(references.keys() - predictions.keys())
-    if len(missing) == len(references) or (missing and not subset):
-        raise DatasetError(
-            f"{prediction_folder}: {len(missing)} of {counted(len(references), 'reference')} "
-            f"without a prediction: {first_few(missing, _SHOWN)}.",
-            hint="Predict them first, or score those that are there with --subset."
-            if len(missing) < len(references)
-            else "Give predictions whose names are those of the references.",
-        )
-    shared = sorted(references.keys() & predictions.keys())
-    return Pairs(
-        files={name: (predictions[name], references[name]) for name in shared},
-        extra=tuple(
-            name
-            for name in sorted(predictions.keys() - references.keys())
-            if not is_uncertainty(name, predictions)
-        ),
-        missing=tuple(missing),
-    )
 
 
 def discover_labels(
@@ -578,26 +514,3 @@ def _refuse_image(values: frozenset[int], what: str) -> None:
 
 def _values_of_file(path: Path) -> frozenset[int]:
     return _values(read_label(path).array)
-
-
-def _label_files(folder: Path) -> dict[str, Path]:
-    if folder.is_file():
-        return {split_ending(folder.name)[0]: folder}
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
-    found: dict[str, Path] = {}
-    for path in label_files(folder):
-        stem = split_ending(path.name)[0]
-        other = found.setdefault(stem, path)
-        if other != path:
-            raise DatasetError(
-                f"{folder}: {other.name} and {path.name} both belong to case '{stem}'.",
-                hint="Keep one of them.",
-            )
-    if not found:
-        raise DatasetError(
-            f"{folder}: there are no label files; expected names that end with one of "
-            f"{', '.join(ENDINGS)}.",
-            hint=dicom_hint(folder) or "Give the folder that holds the files themselves.",
-        )
-    return found

@@ -34,9 +34,9 @@ from autoliver.values import check_text, check_texts, check_types, first_few, se
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.pairs import Pairs
     from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
-    from autoliver.evaluation.score import Pairs
     from autoliver.inference.predict import Listener
 
 _log = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def task_of(
         OptionError: A label has other values in the reference, or in the model that predicted; or
             the result would lie in a folder of a dataset.
     """
-    from autoliver.evaluation.score import find_pairs
+    from autoliver.evaluation.pairs import find_pairs
     from autoliver.inference.record import refuse_other_labels
 
     referred = _dataset_at(workspace, reference)

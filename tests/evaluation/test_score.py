@@ -12,6 +12,7 @@ from scipy import ndimage
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics, results, score, tables
+from autoliver.evaluation.pairs import find_pairs
 from autoliver.evaluation.results import ALL_METRICS, COLUMNS
 from autoliver.io import files
 from autoliver.io.volume import Geometry, Volume
@@ -255,7 +256,7 @@ def test_many_missing_predictions_are_counted(tmp_path):
     references = write_folder(tmp_path / "r", {f"case_{i}": label_map() for i in range(9)})
     predictions = write_folder(tmp_path / "p", {"case_0": label_map()})
     with pytest.raises(DatasetError, match=r"8 of 9 .* case_1, .* case_5 and 3 more\."):
-        score.find_pairs(predictions, references)
+        find_pairs(predictions, references)
 
 
 def test_extra_predictions_are_a_warning(folders):
@@ -270,26 +271,26 @@ def test_extra_predictions_are_a_warning(folders):
 def test_a_subset_leaves_out_references_without_a_prediction(folders):
     predictions, references = folders
     (predictions / "b.nrrd").unlink()
-    pairs = score.find_pairs(predictions, references, subset=True)
+    pairs = find_pairs(predictions, references, subset=True)
     scores = score.score_pairs(pairs, labels=LABELS)
     assert [case.name for case in scores.cases] == ["a", "c.1"]
     assert scores.warnings == ("1 of 3 references without a prediction were left out: b.",)
     for path in predictions.iterdir():
         path.rename(predictions / f"other_{path.name}")
     with pytest.raises(DatasetError, match="3 of 3 references without a prediction"):
-        score.find_pairs(predictions, references, subset=True)
+        find_pairs(predictions, references, subset=True)
 
 
 def test_folder_problems_are_told(folders, tmp_path):
     predictions, references = folders
     with pytest.raises(DatasetError, match="no such folder"):
-        score.find_pairs(tmp_path / "nowhere", references)
+        find_pairs(tmp_path / "nowhere", references)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no label files"):
-        score.find_pairs(tmp_path / "empty", references)
+        find_pairs(tmp_path / "empty", references)
     files.write_label(predictions / "a.nii.gz", label_map(), GEOMETRY)
     with pytest.raises(DatasetError, match=r"a\.nii\.gz and a\.nrrd both belong to case 'a'"):
-        score.find_pairs(predictions, references)
+        find_pairs(predictions, references)
 
 
 def test_two_single_files_are_a_pair(folders):
@@ -444,7 +445,7 @@ def test_the_official_chaos_example_from_its_files():
 
 
 def test_labels_that_nobody_marked_are_not_scored(folders):
-    pairs = score.find_pairs(*folders)
+    pairs = find_pairs(*folders)
     left_out = {"a": {"tumour"}, "b": {"liver", "tumour"}, "c.1": {"tumour"}}
     scores = score.score_pairs(pairs, labels=LABELS, unscored=left_out)
     whole = score.score_pairs(pairs, labels=LABELS)
