@@ -40,6 +40,8 @@ _CASCADES = ("3d_cascade_fullres", "3d_cascade_lowres", "cascade")
 
 # Name of the workspace folder that holds imported models.
 MODELS = "models"
+# Name of the workspace folder that holds DICOM series as image files while they are used.
+STAGED = "dicom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +322,9 @@ class Workspace:
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
         folders = (path for path in entries(self.root) if (path / "dataset.json").exists())
-        return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
+        return tuple(
+            DatasetFolder(path) for path in folders if path.name.casefold() not in (MODELS, STAGED)
+        )
 
     def source(self, dataset: str | None) -> Dataset:
         """Reads the dataset that a path or a name means, and hashes its files.
@@ -370,7 +374,7 @@ class Workspace:
                 workspace is in the same place as the dataset.
             AutoliverError: The workspace cannot be written.
         """
-        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS]))
+        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS, STAGED]))
 
     def folder(self, name: str) -> DatasetFolder:
         """Returns the workspace folder of a planned dataset.

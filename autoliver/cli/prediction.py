@@ -10,6 +10,7 @@ from autoliver.cli.options import (
     AsJson,
     Device,
     MemoryGb,
+    Series,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -62,7 +63,7 @@ def predict(
             "--input",
             "-i",
             metavar="IN",
-            help="Folder of images, or one image. The option may be repeated.",
+            help="Folder of images or of DICOM series, or one image. The option may be repeated.",
         ),
     ],
     output: Annotated[
@@ -136,6 +137,7 @@ def predict(
             "lesions; needed by models of --task classify]",
         ),
     ] = None,
+    series: Series = None,
     exact: Annotated[
         bool,
         typer.Option(
@@ -154,7 +156,10 @@ def predict(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
+    """Predict label maps on each image's own grid, in its file type. Finished cases are skipped.
+
+    Every DICOM series in a folder or below it is a case; its label map is a .nii.gz file.
+    """
     from autoliver.pipeline.folder import CasesFailed, predict_folder
     from autoliver.pipeline.prediction import PredictRequest
     from autoliver.workspace import Workspace
@@ -172,6 +177,7 @@ def predict(
         exact=exact,
         match=match,
         lesions=lesions,
+        series=tuple(series or ()),
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:

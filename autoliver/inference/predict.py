@@ -55,7 +55,7 @@ class PredictJob:
         name: Name of the case.
         images: The image files, in the order of the channels.
         output: The file that its label map is written to.
-        modality: Its modality, if that is known; a model of both CT and MR then need not find out.
+        modality: Its modality, if that is known, so that it need not be found by its values.
         lesions: A label map of its lesions, if they are given and only their class is predicted.
         boxes: `Roi.key` -> the box of the region that members with this region predict in, on the
             image's grid; None: nothing was found, so that they predict the whole image.
@@ -161,6 +161,7 @@ def make_jobs(
     *,
     modalities: Mapping[str, Modality] | None = None,
     lesions: Mapping[str, Path] | None = None,
+    endings: Mapping[str, str] | None = None,
 ) -> list[PredictJob]:
     """Makes one job for each case.
 
@@ -169,15 +170,18 @@ def make_jobs(
         output: The folder for label maps; each one gets the file ending of its image.
         modalities: Maps cases to their modality where that is known.
         lesions: Maps cases to label maps of their lesions where these are given.
+        endings: Maps cases to the ending of their label map where it is not that of the image.
 
     Raises:
         AutoliverError: A label map would replace an image.
     """
+    endings = endings or {}
     jobs = [
         PredictJob(
             name=name,
             images=tuple(images),
-            output=output / label_name(name, images[0]),
+            output=output
+            / (f"{name}{endings[name]}" if name in endings else label_name(name, images[0])),
             modality=(modalities or {}).get(name),
             lesions=(lesions or {}).get(name),
         )
@@ -250,7 +254,8 @@ def predict_volume(
     """
     if model.needs_lesions:
         raise without_lesions(model.name)
-    _, case = _prepared(model, image, options, name)
+    job = PredictJob(name=name, images=(), output=Path())
+    _, case = _prepared(model, image, options, job)
     found = _outputs(model, case, options, on_windows)
     return _labels(model, found, image.geometry, name)[0]
 
@@ -373,7 +378,7 @@ def _prepare(
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)
         image = _read(job)
-        decided, case = _prepared(model, image, options, job.name, job.boxes)
+        decided, case = _prepared(model, image, options, job)
         if job.lesions is not None:
             classes = VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
             mask = given_lesions(job.lesions, image.geometry, classes.classes)
@@ -394,21 +399,22 @@ def _prepared(
     model: Model,
     image: Volume,
     options: PredictOptions,
-    name: str,
-    boxes: Mapping[str, Bounds | None] | None = None,
+    job: PredictJob,
 ) -> tuple[UsedModality, PreparedCase]:
     """Checks that a case fits all networks and preprocesses it for them."""
+    name = job.name
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
     check_axes(model, image, name=name)
-    decided = decide_modality(model, image.array, options.modality, name=name)
+    stated = job.modality
+    decided = decide_modality(model, image.array, options.modality, name=name, stated=stated)
     modality = decided.modality
     _compare_with_training(model, image, modality, name)
     match = options.match and model.plan.is_foreign(modality)
     if options.match:
         check_histograms(model)
-    case = PreparedCase.of(model, image, name, modality=modality, match=match, boxes=boxes)
+    case = PreparedCase.of(model, image, name, modality=modality, match=match, boxes=job.boxes)
     return decided, case
 
 

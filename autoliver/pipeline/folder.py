@@ -17,8 +17,17 @@ from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality, UsedRegion
 from autoliver.inference.record import RECORD_FILE, REPLACED
+from autoliver.io.dicom.series import Series
 from autoliver.io.header import split_ending
 from autoliver.locks import only_one_kind
+from autoliver.pipeline.dicom.cases import (
+    REFUSED,
+    find_dicom,
+    images_beside,
+    modality_of,
+    several_channels,
+)
+from autoliver.pipeline.dicom.staging import discard, staged
 from autoliver.pipeline.prediction import (
     PredictRequest,
     find_finder,
@@ -27,6 +36,7 @@ from autoliver.pipeline.prediction import (
     too_large,
 )
 from autoliver.pipeline.region import Finder, find_finders, truth_notes
+from autoliver.pipeline.targets import Inputs
 from autoliver.system import entries, in_words
 from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
@@ -158,9 +168,7 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import describe
     from autoliver.models.files import MODEL_FILE, FoldModel, together
-    from autoliver.pipeline.targets import find_standing, find_targets
 
     names = check_texts("--model", models)
     sources = (source,) if isinstance(source, Path) else tuple(source)
@@ -171,26 +179,67 @@ def predict_folder(
     chosen, finders = _with_finders(workspace, chosen, request)
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
     check_lesions(chosen.name, first, request.lesions)
-    plan = first.plan
-    cases = find_cases(sources, len(plan.channel_names), failures)
-    _name_folders_left_out(sources, output)
-    places = workspace.names
-    lesions = find_lesions(request.lesions, cases, failures)
+    found = find_sources(sources, first.plan.channel_names, failures, request.series)
+    _name_folders_left_out(found.plain, output)
+    asked = _Asked(workspace=workspace, model=chosen, finders=finders, request=request, folds=folds)
+
+    def note(name: str, error: DatasetError) -> None:
+        failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
+
+    with staged(workspace, found.series, output, note) as images:
+        inputs = Inputs(
+            sources=sources,
+            files={**found.files, **{name: (image,) for name, image in images.items()}},
+            dicom={name: modality_of(found.series[name]) for name in images},
+        )
+        return _predict_inputs(asked, inputs, output, failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What predicts, and how.
+
+    Attributes:
+        workspace: The workspace.
+        model: The model.
+        finders: What finds the regions that it predicts in.
+        request: How to predict.
+        folds: As in `predict_folder`.
+    """
+
+    workspace: Workspace
+    model: "ModelFiles"
+    finders: tuple[Finder, ...]
+    request: PredictRequest
+    folds: str | None
+
+
+def _predict_inputs(
+    asked: _Asked, inputs: Inputs, output: Path, failures: list[Failure]
+) -> Predicted:
+    """Predicts cases whose images are files; `failures` takes those that fail."""
+    from autoliver.inference.record import describe
+    from autoliver.pipeline.targets import find_standing, find_targets
+
+    chosen, request = asked.model, asked.request
+    lesions = find_lesions(request.lesions, inputs.files, failures)
+    places = asked.workspace.names
     targets = find_targets(
-        sources, cases, output, overwrite=request.overwrite, taken=places, lesions=lesions
+        inputs, output, overwrite=request.overwrite, taken=places, lesions=lesions
     )
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
-    ways = {"folds": folds_text(folds), "roi": request.roi}
+    ways = {"folds": folds_text(asked.folds), "roi": request.roi}
     now = describe(chosen, request.options(), **ways, lesions=request.lesions)
-    now = now.replace(finders={f.name: f.digest for f in finders}, notes=truth_notes(chosen))
+    now = now.replace(finders={f.name: f.digest for f in asked.finders}, notes=truth_notes(chosen))
     for sentence in now.notes if todo else ():
         _log.warning("%s", sentence)
     with _claimed(targets, now) if todo else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
-            work = _Recording(targets.record, record, request, failures, finders)
+            dicom = frozenset(inputs.dicom)
+            work = _Recording(targets.record, record, request, failures, asked.finders, dicom)
             work.predict(chosen, standing)
     failed = {failure.case for failure in failures}
     done = Predicted(
@@ -255,13 +304,74 @@ def find_cases(
         cases = find_case_images(source, channels=channels, file_ending=None, on_problem=note)
         for name in (*cases, *(failure.case for failure in failures[before:])):
             if name in place:
-                raise OptionError(
-                    f"-i: the case {name} is in {place[name]} and in {source}.",
-                    hint="Predict them into two folders, or rename one of them.",
-                )
+                raise _twice(name, place[name], source)
             place[name] = source
         found |= cases
     return found
+
+
+def _twice(name: str, first: Path, second: Path) -> OptionError:
+    return OptionError(
+        f"-i: the case {name} is in {first} and in {second}.",
+        hint="Predict them into two folders, or rename one of them.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What -i names.
+
+    Attributes:
+        plain: The folders and files without DICOM.
+        files: Case -> its image files, in any folder.
+        series: Case -> its DICOM series.
+    """
+
+    plain: tuple[Path, ...]
+    files: dict[str, tuple[Path, ...]]
+    series: dict[str, Series]
+
+
+def find_sources(
+    sources: Sequence[Path],
+    channels: Sequence[str],
+    failures: list[Failure],
+    wanted: Sequence[str] = (),
+) -> Sources:
+    """Finds the cases of all sources, image files and DICOM series.
+
+    Args:
+        sources: Folders of cases, folders with DICOM series, or files.
+        channels: Names of the channels of a case.
+        failures: Takes the cases that cannot be predicted.
+        wanted: Which DICOM series are taken, as for `find_dicom`.
+
+    Raises:
+        DatasetError: A source has no images, or the model needs several channels.
+        OptionError: Two sources have a case of the same name, or there is no series as is wanted.
+    """
+    found = {source: cases for source in sources if (cases := find_dicom(source, wanted))}
+    if wanted and not found:
+        raise OptionError(
+            f"--series is for DICOM, and -i {sources[0]} holds none.", hint="Leave it out."
+        )
+    plain = tuple(source for source in sources if source not in found)
+    files = find_cases(plain, len(channels), failures)
+    series: dict[str, Series] = {}
+    place = dict.fromkeys(files, plain[0]) if plain else {}
+    for source, cases in found.items():
+        if len(channels) > 1:
+            raise several_channels(source, channels)
+        beside = {} if wanted else images_beside(source)
+        for name in (*cases.series, *cases.refused, *beside):
+            if name in place:
+                raise _twice(name, place[name], source)
+            place[name] = source
+        files |= beside
+        series |= cases.series
+        for name, no in cases.refused.items():
+            failures.append(Failure(case=name, problem=f"{name}: {no.problem}.", hint=REFUSED))
+    return Sources(plain=plain, files=files, series=series)
 
 
 def check_lesions(model: str, first: "FoldModel", folder: Path | None) -> None:
@@ -372,6 +482,7 @@ class _Recording:
         request: How to predict.
         failures: Takes the cases that fail.
         finders: What finds the regions that the model predicts in.
+        dicom: Names of cases whose image was made of a DICOM series, for this prediction.
         modalities: File names of label maps -> the modality that their images are normalised by.
     """
 
@@ -380,6 +491,7 @@ class _Recording:
     request: PredictRequest
     failures: list[Failure]
     finders: tuple[Finder, ...]
+    dicom: frozenset[str] = frozenset()
     modalities: dict[str, UsedModality] = field(default_factory=dict)
 
     @property
@@ -464,6 +576,8 @@ class _Recording:
             name, made_from, predicted, files, self.modalities[name], regions
         )
         save_record(self.path, self.record)
+        if job.name in self.dicom:
+            discard(job.images[0])
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:
         _log.warning("Failed: %s", error.problem)

@@ -12,10 +12,11 @@ from autoliver.inference.options import ModalityChoice, PredictOptions
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, window_bars
+from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
-from autoliver.values import check_text, check_types
+from autoliver.values import check_text, check_types, set_field
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class PredictRequest:
             those of its training images.
         lesions: Folder with a label map of each case, whose lesions alone get a class; None to find
             lesions.
+        series: Numbers, descriptions or case names of the DICOM series to predict; empty for all.
         machine: The device and memory that may be used.
     """
 
@@ -70,6 +72,7 @@ class PredictRequest:
     exact: bool = False
     match: bool = False
     lesions: Path | None = None
+    series: tuple[str, ...] = ()
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -78,6 +81,7 @@ class PredictRequest:
         Raises:
             OptionError: A value is invalid; the message names the option and the value.
         """
+        set_field(self, "series", series_words(self.series))
         check_types(self)
         self.options()
         if self.roi is not None:

@@ -37,7 +37,9 @@ class Series:
         number: SeriesNumber; None if there is none.
         slices: Where each slice is stored, in the order of the volume's z.
         geometry: The grid of the volume.
-        notes: What was noticed and had no consequence for the voxels, a sentence each.
+        notes: What was noticed, a sentence each.
+        part: Which part of a series that holds several volumes, such as "echo2"; empty if it is the
+            whole series.
     """
 
     uid: str
@@ -48,6 +50,7 @@ class Series:
     slices: tuple[Slice, ...]
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    part: str = ""
 
 
 class _File(Record, frozen=True, kw_only=True):
@@ -70,6 +73,7 @@ class SeriesFile(Artifact, frozen=True, kw_only=True):
         slices: As in `Series`; paths are absolute.
         geometry: As in `Series`.
         notes: As in `Series`.
+        part: As in `Series`.
     """
 
     KIND: ClassVar[str] = "dicom series"
@@ -82,6 +86,7 @@ class SeriesFile(Artifact, frozen=True, kw_only=True):
     slices: tuple[_File, ...]
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    part: str = ""
 
 
 def save_series(path: Path, series: Series, made_from: dict[str, str]) -> None:
@@ -102,6 +107,7 @@ def save_series(path: Path, series: Series, made_from: dict[str, str]) -> None:
         slices=tuple(_File(file=str(s.file.absolute()), frame=s.frame) for s in series.slices),
         geometry=series.geometry,
         notes=series.notes,
+        part=series.part,
     ).save(path)
 
 
@@ -121,4 +127,5 @@ def load_series(path: Path) -> Series:
         slices=tuple(Slice(Path(each.file), each.frame) for each in stored.slices),
         geometry=stored.geometry,
         notes=stored.notes,
+        part=stored.part,
     )
