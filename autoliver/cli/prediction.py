@@ -17,7 +17,8 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, say, start
-from autoliver.inference.options import ModalityChoice
+from autoliver.inference.options import ModalityChoice, OutputFormat
+from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
@@ -138,6 +139,21 @@ def predict(
         ),
     ] = None,
     series: Series = None,
+    format_: Annotated[
+        OutputFormat,
+        typer.Option(
+            "--format",
+            help="dicom-seg writes a DICOM segmentation (CASE.dcm) beside each label map as well, "
+            "for a viewer or a PACS; -i must name DICOM series.",
+        ),
+    ] = "nifti",
+    seg_type: Annotated[
+        SegType,
+        typer.Option(
+            help="binary segmentations have a mask for each label; labelmap ones (DICOM 2024c) are "
+            "smaller, and few viewers read them."
+        ),
+    ] = "binary",
     exact: Annotated[
         bool,
         typer.Option(
@@ -178,6 +194,8 @@ def predict(
         match=match,
         lesions=lesions,
         series=tuple(series or ()),
+        format=format_,
+        seg_type=seg_type,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:
@@ -196,6 +214,8 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     done = f", {skipped} skipped as finished" if skipped else ""
     kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
     table = f"\nLesions: {written.lesions}" if written.lesions else ""
+    segs = counted(len(written.segmentations), "DICOM segmentation")
+    table += f"\nBeside them: {segs}" if written.segmentations else ""
     return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}"
 
 

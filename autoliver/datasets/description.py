@@ -141,7 +141,7 @@ def _check_codes(where: Path, codes: Mapping[str, SegmentCodes], labels: LabelVa
             raise DatasetError(
                 f"{where}: codes: there is no label '{name}'; the labels are "
                 f"{', '.join(_foreground(labels.values))}.",
-                hint=meant(name, labels.values) or "Give codes for labels alone.",
+                hint=meant(name, _foreground(labels.values)) or "Give codes for labels alone.",
             )
         if problem := code_problem(given):
             raise DatasetError(

@@ -5,11 +5,13 @@ Most codes are those of SNOMED CT in the lists of the DICOM standard (PS3.16, CI
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from autoliver.artifacts import Record
 
 Colour = tuple[int, int, int]
+# How a segmentation stores its segments: a mask for each, or one label map of all.
+SegType = Literal["binary", "labelmap"]
 
 
 class Concept(NamedTuple):
@@ -206,13 +208,11 @@ def code_labels(
     only = next(iter(organs.values())) if len(organs) == 1 else None
     coded, others = {}, 0
     for name in names:
-        found = _structure(name) or _lesion(name, only)
-        if found is None:
-            found = Coding(UNKNOWN, _OTHER[others % len(_OTHER)], known=False)
+        coding = _structure(name) or _lesion(name, only)
+        if coding is None:
+            coding = Coding(UNKNOWN, _OTHER[others % len(_OTHER)], known=False)
             others += 1
-        if name in given:
-            found = Coding(given[name], found.rgb)
-        coded[name] = found
+        coded[name] = Coding(given[name], coding.rgb) if name in given else coding
     return coded
 
 

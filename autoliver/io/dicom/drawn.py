@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.errors import DatasetError
+from autoliver.io.dicom.planes import damaged_file, open_dataset
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import Plane, affine_of, plane_of
 from autoliver.io.volume import Geometry, Volume
@@ -69,16 +70,10 @@ def labels_of(series: Series, candidates: Sequence[Path]) -> DrawnLabels | None:
     Raises:
         DatasetError: A file cannot be read, or is drawn on another grid.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
     uids = _instances(series)
     found: dict[str, Mask] = {}
     for path in candidates:
-        try:
-            dataset = dcmread(path)
-        except (OSError, InvalidDicomError) as error:
-            raise DatasetError(f"{path}: {error}.", hint="Export the file again.") from error
+        dataset = _open(path)
         if not _is_about(dataset, series, uids):
             continue
         for name, mask in _drawn(path, dataset, series.geometry):
@@ -102,19 +97,19 @@ def read_seg(path: Path, geometry: Geometry) -> list[Drawn]:
     Raises:
         DatasetError: The file cannot be read, or its pixels do not lie on the grid.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        dataset = dcmread(path)
-    except (OSError, InvalidDicomError) as error:
-        raise DatasetError(f"{path}: {error}.", hint="Export the file again.") from error
-    return _segments(path, dataset, geometry)
+    return _segments(path, _open(path), geometry)
 
 
 def is_drawn(sop_class_uid: str) -> bool:
     """Whether files of a class are segmentations or structure sets."""
     return sop_class_uid in (*SEG_CLASSES, RTSTRUCT_CLASS)
+
+
+def _open(path: Path) -> "Dataset":
+    dataset = open_dataset(path)
+    if not dataset.get("SOPClassUID"):
+        raise damaged_file(path, "it does not say what it is")
+    return dataset
 
 
 def _drawn(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
@@ -126,12 +121,10 @@ def _drawn(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
 
 def _instances(series: Series) -> set[str]:
     """The SOPInstanceUIDs of the files of a series."""
-    from pydicom import dcmread
-
     files = {one.file for one in series.slices}
     tags = ["SOPInstanceUID"]
     return {
-        str(dcmread(file, stop_before_pixels=True, specific_tags=tags).SOPInstanceUID)
+        str(open_dataset(file, stop_before_pixels=True, specific_tags=tags).SOPInstanceUID)
         for file in files
     }
 
@@ -217,7 +210,8 @@ def _place(
             f"{path}: it is drawn on another grid than the series that it refers to.",
             hint="Export the segmentation on the grid of the series.",
         )
-    return voxels[::-1].astype(np.intp)
+    placed: npt.NDArray[np.intp] = voxels[::-1].astype(np.intp)
+    return placed
 
 
 def _put(mask: Mask, place: npt.NDArray[np.intp], image: Mask) -> None:
@@ -228,7 +222,7 @@ def _put(mask: Mask, place: npt.NDArray[np.intp], image: Mask) -> None:
 
 
 def _contours(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
-    """The regions of a structure set; a contour inside another one is a hole, as RTSTRUCT has it."""
+    """The regions of a structure set; a contour inside another one is a hole."""
     names = {int(r.ROINumber): str(r.ROIName).strip() for r in dataset.StructureSetROISequence}
     found = []
     for region in dataset.get("ROIContourSequence") or []:

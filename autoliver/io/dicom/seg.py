@@ -8,7 +8,7 @@ import importlib.util
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError, OptionError
-from autoliver.io.dicom.codes import Coding, SegmentCodes, code_labels
+from autoliver.io.dicom.codes import Coding, SegmentCodes, SegType, code_labels
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import source_images
 from autoliver.values import counted, first_few
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom import Dataset
 
-SegType = Literal["binary", "labelmap"]
 Kind = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 Array = npt.NDArray[Any]
 
 # Bytes of a short text (LO). DICOM counts letters, but some readers count bytes.
 _LONGEST = 64
 _MOST_SEGMENTS = 65535
+MANUFACTURER = "autoliver"
+# What of an image may have a date, the last first.
+_DATED = ("Content", "Acquisition", "Series", "Study")
 _MOST_BYTES = 2**32 - 2
 # Added to the number of the series, so that viewers list segmentations behind images.
 _SERIES_NUMBER = 5000
@@ -54,6 +56,24 @@ class Algorithm:
     name: str
     version: str
     kind: Kind = "AUTOMATIC"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegOptions:
+    """What a segmentation says besides its voxels.
+
+    Attributes:
+        labels: Name -> values of the labels. Labels that share values overlap; "labelmap" cannot
+            hold that, so there each voxel belongs to the label with the fewest values.
+        algorithm: Who has drawn it.
+        codes: Codes of labels, where their names do not say them.
+        seg_type: "binary" has a mask for each segment, "labelmap" (DICOM 2024c) one map for all.
+    """
+
+    labels: Mapping[str, Sequence[int]]
+    algorithm: Algorithm
+    codes: Mapping[str, SegmentCodes] = field(default_factory=dict)
+    seg_type: SegType = "binary"
 
 
 class _Segment(NamedTuple):
@@ -81,16 +101,7 @@ def needs_highdicom(what: str) -> None:
         )
 
 
-def write_seg(
-    path: Path,
-    array_zyx: Array,
-    series: Series,
-    labels: Mapping[str, Sequence[int]],
-    *,
-    algorithm: Algorithm,
-    codes: Mapping[str, SegmentCodes] | None = None,
-    seg_type: SegType = "binary",
-) -> bool:
+def write_seg(path: Path, array_zyx: Array, series: Series, options: SegOptions) -> bool:
     """Writes a label map as one DICOM-SEG file, atomically.
 
     Each label with a voxel becomes a segment; all its slices are stored, empty ones too. Labels
@@ -100,11 +111,7 @@ def write_seg(
         path: The file; its folder is created if it is missing.
         array_zyx: The label map (z, y, x) on the grid of the series.
         series: The series; its files are read again, without their pixels.
-        labels: Name -> values of the labels. Labels that share values overlap; "labelmap" cannot
-            hold that, so there each voxel belongs to the label with the fewest values.
-        algorithm: Who has drawn it.
-        codes: Codes of labels, where their names do not say them.
-        seg_type: "binary" has a mask for each segment, "labelmap" (DICOM 2024c) one map for all.
+        options: What it says besides.
 
     Returns:
         Whether a file was written: nothing is written for a label map without a label, since
@@ -121,14 +128,14 @@ def write_seg(
             f"{_size(series.geometry.shape_zyx)}.",
             hint="Give the series that the label map was drawn on.",
         )
-    segments = _segments(path, array_zyx, labels, code_labels(labels, codes))
+    segments = _segments(path, array_zyx, options)
     if not segments:
         return False
-    _check_size(path, array_zyx, len(segments), seg_type)
+    _check_size(path, array_zyx, len(segments), options.seg_type)
     with warnings.catch_warnings():
         # highdicom warns of names of patients and the like, which are as in the images.
         warnings.simplefilter("ignore")
-        seg = _segmentation(array_zyx, series, segments, algorithm, seg_type)
+        seg = _segmentation(array_zyx, series, segments, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         seg.save_as(beside)
@@ -149,14 +156,14 @@ def uncoded(
     )
 
 
-def _segments(
-    path: Path, array: Array, labels: Mapping[str, Sequence[int]], codings: Mapping[str, Coding]
-) -> list[_Segment]:
+def _segments(path: Path, array: Array, options: SegOptions) -> list[_Segment]:
     """The labels that a label map holds.
 
     Raises:
         DatasetError: It holds other values.
     """
+    labels = options.labels
+    codings = code_labels(labels, options.codes)
     held = {int(value) for value in np.unique(array)} - {0}
     known = {value for values in labels.values() for value in values}
     if held - known:
@@ -197,14 +204,14 @@ def _segmentation(
     array: Array,
     series: Series,
     segments: Sequence[_Segment],
-    algorithm: Algorithm,
-    seg_type: SegType,
+    options: SegOptions,
 ) -> "Segmentation":
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
+    algorithm, seg_type = options.algorithm, options.seg_type
     source = source_images(series)
-    voxels = blake2b(np.ascontiguousarray(array, "<i4")).hexdigest()
+    voxels = blake2b(array.astype("<i4").tobytes()).hexdigest()
     content = repr([source.uids, voxels, segments, algorithm, seg_type, version("autoliver")])
     description = f"{algorithm.name}: {series.description}" if series.description else ""
     seg = highdicom.seg.Segmentation(
@@ -216,8 +223,8 @@ def _segmentation(
         series_number=_SERIES_NUMBER + max(series.number or 0, 0),
         sop_instance_uid=_uid("instance", content),
         instance_number=1,
-        manufacturer="autoliver",
-        manufacturer_model_name="autoliver",
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
         software_versions=version("autoliver"),
         device_serial_number=_short(algorithm.version),
         transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -237,11 +244,9 @@ def _fix(seg: "Dataset", source: "Dataset", content: str) -> None:
 
     The standard wants a date of the content. It is that of the images.
     """
-    moments = (("ContentDate", "ContentTime"), ("AcquisitionDate", "AcquisitionTime"))
-    moments += (("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime"))
-    found = ((source.get(day), source.get(time)) for day, time in moments if source.get(day))
-    day, time = next(found, ("19000101", None))
-    seg.ContentDate, seg.ContentTime = day, time or "000000"
+    dated = [what for what in _DATED if source.get(f"{what}Date")]
+    seg.ContentDate = source.get(f"{dated[0]}Date") if dated else "19000101"
+    seg.ContentTime = (source.get(f"{dated[0]}Time") if dated else None) or "000000"
     del seg.InstanceCreationDate, seg.InstanceCreationTime
     for equipment in seg.get("ContributingEquipmentSequence") or []:
         if "ContributionDateTime" in equipment:
@@ -253,7 +258,7 @@ def _fix(seg: "Dataset", source: "Dataset", content: str) -> None:
 
 
 def _painted(array: Array, segments: Sequence[_Segment], seg_type: SegType) -> Array:
-    """The label map with the numbers of segments, or a mask for each if they overlap (z, y, x, s)."""
+    """The numbers of the segments (z, y, x), or a mask for each if they overlap (z, y, x, s)."""
     values = [value for segment in segments for value in segment.values]
     if seg_type == "binary" and len(set(values)) < len(values):
         return np.stack([np.isin(array, segment.values) for segment in segments], axis=-1)
@@ -279,7 +284,7 @@ def _descriptions(
         name=_short(algorithm.name),
         family=standard.cid7162.ArtificialIntelligence,
         version=_short(algorithm.version),
-        source="autoliver",
+        source=MANUFACTURER,
     )
     found = []
     for number, (segment, label) in enumerate(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.errors import DatasetError
+from autoliver.errors import AutoliverError, DatasetError
+from autoliver.io.dicom.planes import open_dataset
 from autoliver.io.dicom.series import Series
 from autoliver.io.volume import Geometry
 
@@ -46,16 +47,15 @@ def source_images(series: Series) -> Sources:
         DatasetError: A file is missing or damaged, or a slice no longer lies where the series has
             it.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
     read: dict[str, Dataset] = {}
     for one in series.slices:
         if str(one.file) not in read:
             try:
-                dataset = dcmread(one.file, stop_before_pixels=True)
-            except (OSError, InvalidDicomError) as error:
-                raise _changed(series, f"{one.file}: {error}") from error
+                dataset = open_dataset(one.file, stop_before_pixels=True)
+            except AutoliverError as error:
+                raise _changed(series, error.problem) from error
+            if not dataset.get("SOPInstanceUID"):
+                raise _changed(series, f"{one.file} is no DICOM image")
             read[str(one.file)] = dataset
     datasets = list(read.values())
     _complete(datasets, series)
@@ -141,7 +141,7 @@ def _is_at(plane: Plane, geometry: Geometry, index: int) -> bool:
 def _changed(series: Series, problem: str) -> DatasetError:
     name = series.description or series.uid
     return DatasetError(
-        f"the DICOM series {name} is not as it was read: {problem}.",
+        f"the DICOM series {name} is not as it was read: {problem.rstrip('.')}.",
         hint="Put its files back, or predict it again with --overwrite.",
     )
 

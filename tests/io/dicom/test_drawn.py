@@ -12,12 +12,16 @@ from pydicom.sr.codedict import codes
 
 from autoliver.errors import DatasetError
 from autoliver.io.dicom.drawn import labels_of, read_seg
-from autoliver.io.dicom.seg import Algorithm, write_seg
+from autoliver.io.dicom.seg import Algorithm, SegOptions, write_seg
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import affine_of
 
 LABELS = {"liver": (1,), "tumour": (2,)}
 MODEL = Algorithm(name="LiTS", version="0.1.0")
+
+
+def how(labels: dict[str, tuple[int, ...]], **options: object) -> SegOptions:
+    return SegOptions(labels=labels, algorithm=MODEL, **options)
 
 
 def label_map() -> np.ndarray:
@@ -74,9 +78,7 @@ def test_a_segmentation_with_empty_frames_left_out(tmp_path: Path, orientation: 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_frames_across_the_slices(
-    tmp_path: Path, axes: tuple[int, int, int], flip: bool
-) -> None:
+def test_frames_across_the_slices(tmp_path: Path, axes: tuple[int, int, int], flip: bool) -> None:
     series = series_in(tmp_path / "ct", cosines=ORIENTATIONS["oblique"])
     mask = label_map() > 0
     turned = volume(mask.astype(np.uint8), series).permute_spatial_axes(axes)
@@ -111,9 +113,7 @@ def test_another_grid_is_refused(tmp_path: Path) -> None:
 def test_the_label_map_of_a_series(tmp_path: Path, seg_type: str) -> None:
     series = series_in(tmp_path / "ct")
     drawn = label_map()
-    write_seg(
-        tmp_path / "s.dcm", drawn, series, LABELS, algorithm=MODEL, seg_type=seg_type
-    )  # fmt: skip
+    write_seg(tmp_path / "s.dcm", drawn, series, how(LABELS, seg_type=seg_type))
     found = labels_of(series, [tmp_path / "s.dcm"])
     assert found is not None
     assert found.values == {"liver": 1, "tumour": 2}
@@ -125,7 +125,7 @@ def test_the_label_map_of_a_series(tmp_path: Path, seg_type: str) -> None:
 def test_where_labels_overlap_the_smaller_one_stays(tmp_path: Path) -> None:
     series = series_in(tmp_path / "ct")
     regions = {"tumour": (2,), "liver": (1, 2)}
-    write_seg(tmp_path / "s.dcm", label_map(), series, regions, algorithm=MODEL)
+    write_seg(tmp_path / "s.dcm", label_map(), series, how(regions))
     found = labels_of(series, [tmp_path / "s.dcm"])
     assert found is not None
     assert found.values == {"tumour": 1, "liver": 2}
@@ -136,7 +136,7 @@ def test_where_labels_overlap_the_smaller_one_stays(tmp_path: Path) -> None:
 
 def test_files_about_other_series_are_passed_over(tmp_path: Path) -> None:
     series = series_in(tmp_path / "ct")
-    write_seg(tmp_path / "s.dcm", label_map(), series, LABELS, algorithm=MODEL)
+    write_seg(tmp_path / "s.dcm", label_map(), series, how(LABELS))
     other = pydicom.dcmread(tmp_path / "s.dcm")
     for place in (other.ReferencedSeriesSequence[0],):
         place.SeriesInstanceUID = f"{ROOT}.99"
