@@ -434,7 +434,7 @@ def convert(
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
         **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
-            `label`.
+            `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous", or several).
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -446,10 +446,13 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        given = taken(options, {n: n for n in ("rater", "classes", "label")}, of=convert)
+        given = taken(
+            options, {n: n for n in ("rater", "classes", "label", "labels", "series")}, of=convert
+        )
         machine = given.pop("machine")
-        if given.get("classes") is not None:
-            given["classes"] = path_of("classes", given["classes"])
+        for name in ("classes", "labels"):
+            if given.get(name) is not None:
+                given[name] = path_of(name, given[name])
         request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
         return make_dataset(

@@ -10,21 +10,23 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     MemoryGb,
+    Series,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
 )
 from autoliver.cli.output import emit, start
-from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
+from autoliver.pipeline.conversion.kinds import DICOM, KINDS, LESION_CLASSES
 from autoliver.values import counted, first_few, spelled
 
 if TYPE_CHECKING:
     from autoliver.pipeline.conversion.lesion_classes import LesionTable
     from autoliver.pipeline.conversion.result import Converted
 
-_KINDS = (*KINDS, LESION_CLASSES)
+_KINDS = (*KINDS, LESION_CLASSES, DICOM)
 _PUBLISHED, _LESIONS = "Published data", "Lesion classes"
+_SERIES = "DICOM"
 _WIDTH = 80
 _SHOWN = 3
 
@@ -38,7 +40,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of the data as they were published; of a dataset for lesion-classes.",
+            help="Folder of the data as they were published; of a dataset for lesion-classes; of "
+            "series for dicom.",
         ),
     ],
     output: Annotated[
@@ -78,16 +81,27 @@ def convert(
             rich_help_panel=_LESIONS,
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with a label map of each case, named like the case: makes a dataset to "
+            "plan. [default: only images]",
+            rich_help_panel=_SERIES,
+        ),
+    ] = None,
+    series: Series = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, or of lesions with classes.
+    """Make a dataset of published data, of lesions with classes, or images of DICOM series.
 
-    No image is copied, and nothing in SOURCE is changed. Label maps are written anew only where the
-    values of labels change, or several masks become one label map.
+    Nothing in SOURCE is changed, and no image is copied, except that DICOM series are written as
+    images. Label maps are written anew only where the values of labels change, or several masks
+    become one label map.
     """
     from autoliver.pipeline.conversion.convert import ConvertRequest
     from autoliver.pipeline.conversion.convert import convert as make_dataset
@@ -111,7 +125,9 @@ def convert(
         return
     if output is None:
         raise typer.BadParameter("Name the folder of the new dataset.", param_hint="OUT")
-    request = ConvertRequest(rater=rater, classes=classes, label=label)
+    request = ConvertRequest(
+        rater=rater, classes=classes, label=label, labels=labels, series=tuple(series or ())
+    )
     done = make_dataset(place, kind, source, output, request=request, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
 
@@ -129,10 +145,10 @@ def _show_table(table: "LesionTable") -> str:
 
 def _show(done: "Converted") -> str:
     labels = [f"{name} {_values(value)}" for name, value in done.labels.items() if value != 0]
-    said = [
-        f"{done.kind}: {counted(done.cases, 'case')} of {counted(done.patients, 'patient')}.",
-        f"Values of the labels: {', '.join(labels)}.",
-    ]
+    of = "" if done.kind == "DICOM" else f" of {counted(done.patients, 'patient')}"
+    said = [f"{done.kind}: {counted(done.cases, 'case')}{of}."]
+    if labels:
+        said.append(f"Values of the labels: {', '.join(labels)}.")
     if done.lesions:
         counts = [f"{counted(number, 'lesion')} {name}" for name, number in done.lesions.items()]
         said.append(f"Classes: {', '.join(counts)}.")

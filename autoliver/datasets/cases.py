@@ -21,6 +21,7 @@ from autoliver.datasets.layouts import (
     Files,
     check_spelling,
     commonest_ending,
+    dicom_hint,
     listed_files,
     paired_files,
     table_files,
@@ -359,7 +360,8 @@ def read_dataset(folder: str | Path) -> Dataset:
         description = guess_description(folder)
     else:
         check_spelling(folder)
-        raise missing_description(folder)
+        missing = missing_description(folder)
+        raise DatasetError(missing.problem, hint=dicom_hint(folder) or missing.hint)
     plain = plain and not description.table and not description.training
     try:
         files = _files(folder, description, plain=plain)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoliver.commands import command
 from autoliver.errors import DatasetError
+from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
@@ -127,7 +129,8 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
     if not found:
         raise DatasetError(
             f"{images}: no images" + ("." if images.is_dir() else ", there is no such folder."),
-            hint=f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
+            hint=dicom_hint(images)
+            or f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
         )
     label_of = by_stem(label_files(labels), prefer=ending)
     chosen = _chosen(found, ending, wanted=label_of)
@@ -496,7 +499,20 @@ def _endings_found(folder: Path) -> str:
     return f"found {shown}" if names else "the folder is empty"
 
 
+def dicom_hint(folder: Path) -> str:
+    """Says how to make images of a folder with DICOM series; empty if it holds none."""
+    if not holds_dicom(folder):
+        return ""
+    convert = command("convert", "dicom", str(folder), "OUT", options=["--labels", "LABELS"])
+    return (
+        f"This folder holds DICOM. Make image files of its series: {convert} (OUT is a new folder; "
+        "LABELS holds a label map of each case, without --labels images alone are made)."
+    )
+
+
 def _where_images_are(folder: Path) -> str:
+    if hint := dicom_hint(folder):
+        return hint
     for name in ("imagesTs", "imagesTr", "images"):
         if image_files(folder / name):
             return f"Did you mean {folder / name}?"

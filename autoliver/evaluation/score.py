@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.layouts import label_files
+from autoliver.datasets.layouts import dicom_hint, label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.lesions import Lesion, Overlaps, VoxelOverlap, commonest, list_lesions
@@ -527,6 +527,6 @@ def _label_files(folder: Path) -> dict[str, Path]:
         raise DatasetError(
             f"{folder}: there are no label files; expected names that end with one of "
             f"{', '.join(ENDINGS)}.",
-            hint="Give the folder that holds the files themselves.",
+            hint=dicom_hint(folder) or "Give the folder that holds the files themselves.",
         )
     return found

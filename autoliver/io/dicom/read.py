@@ -51,13 +51,15 @@ def read_series(series: Series) -> Volume:
         MachineError: The system refuses to read a file.
     """
     shape = series.geometry.shape_zyx
-    array = np.empty(shape, np.float32)
+    array = np.empty(0, np.float32)
     padded: list[tuple[int, Array]] = []
     whole, inverted = True, 0
     for file, indices in _by_file(series).items():
         data = open_dataset(file)
         with quiet():
             frames = _stored(file, data)
+            if not array.size:  # not before a file is known to hold what its header declares
+                array = np.empty(shape, np.float32)
             for index in indices:
                 stored = _frame(file, frames, series.slices[index].frame, shape[1:])
                 padding = _padding(data, stored)

@@ -19,12 +19,14 @@ from autoliver.io.paths import check_printable
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import score_need
 from autoliver.parallel import Need, case_bar
+from autoliver.pipeline.conversion.dicom import convert_dicom
 from autoliver.pipeline.conversion.kind import Found, Kind, passed_over
-from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
+from autoliver.pipeline.conversion.kinds import DICOM, KINDS, LESION_CLASSES
 from autoliver.pipeline.conversion.lesion_classes import convert_lesions
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
+from autoliver.pipeline.dicom.cases import series_words
 from autoliver.system import entries
-from autoliver.values import check_choice, check_types, check_whole
+from autoliver.values import check_choice, check_types, check_whole, set_field
 from autoliver.workspace import Workspace
 
 _RATERS = 2  # of any data
@@ -39,13 +41,18 @@ class ConvertRequest:
         classes: For `LESION_CLASSES`: CSV file with the columns case, lesion, class; None for
             `lesion_classes` of dataset.json.
         label: For `LESION_CLASSES`: the label of the lesions; None for the only one named so.
+        labels: For `DICOM`: folder with a label map of each case; None to make images alone.
+        series: For `DICOM`: numbers, descriptions or case names of the series; empty for all.
     """
 
     rater: int | None = None
     classes: Path | None = None
     label: str | None = None
+    labels: Path | None = None
+    series: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        set_field(self, "series", series_words(self.series))
         check_types(self)
         if self.rater is not None:
             check_whole("--rater", self.rater, least=1, most=_RATERS)
@@ -90,7 +97,8 @@ def convert(
 
     Args:
         workspace: The workspace, for the next command.
-        kind: A name in `KINDS`, or `LESION_CLASSES` for a dataset whose lesions have classes.
+        kind: A name in `KINDS`; `LESION_CLASSES` for a dataset whose lesions have classes; or
+            `DICOM` for series, of which images are made.
         source: The folder of the data.
         output: Folder of the new dataset.
         request: What is asked for besides; None for nothing.
@@ -102,7 +110,13 @@ def convert(
         MachineError: The output cannot be written.
     """
     asked = request or ConvertRequest()
-    kind = check_choice("kind", kind, (*KINDS, LESION_CLASSES))
+    kind = check_choice("kind", kind, (*KINDS, LESION_CLASSES, DICOM))
+    own = {"--labels": asked.labels, "--series": asked.series or None}
+    if kind == DICOM:
+        others = {"--rater": asked.rater, "--classes": asked.classes, "--label": asked.label}
+        _check_unused(others, "other kinds")
+        return convert_dicom(workspace, source, output, labels=asked.labels, wanted=asked.series)
+    _check_unused(own, DICOM)
     if kind == LESION_CLASSES:
         _check_unused({"--rater": asked.rater}, "published data")
         return convert_lesions(

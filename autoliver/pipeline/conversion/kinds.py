@@ -52,6 +52,8 @@ def _cirrmri() -> "Kind":
 
 # The kind of a dataset whose lesions get their classes; it is no published data.
 LESION_CLASSES = "lesion-classes"
+# The kind of DICOM series, of which images are made.
+DICOM = "dicom"
 KINDS: "dict[str, Callable[[], Kind]]" = {
     "camus": _camus,
     "brats": _brats,

@@ -228,11 +228,16 @@ def _chosen(source: Path, cases: DicomCases, wanted: Sequence[str], found: Found
         names = [name for name, item in every.items() if _is_meant(word, name, item)]
         if not names:
             _refuse_localizer(word, found)
-            known = [f"{item.number} ({item.description})" for item in every.values()]
+            known = [
+                " ".join(filter(None, [str(item.number or ""), item.description])) or name
+                for name, item in every.items()
+            ]
             words = [item.description for item in every.values() if item.description]
+            words.sort(key=lambda text: word.casefold() not in text.casefold())
+            near = word.casefold() in words[0].casefold() if words else False
             raise OptionError(
                 f"--series {word}: {source} has no such series; found {first_few(known, _SHOWN)}.",
-                hint=meant(word, [*words, *every])
+                hint=meant(words[0] if near else word, [*words, *every])
                 or "Give the number or the description of a series.",
             )
         taken.update(names)
