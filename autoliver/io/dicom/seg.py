@@ -85,18 +85,17 @@ class _Segment(NamedTuple):
 
 
 def needs_highdicom(what: str) -> None:
-    """Refuses what cannot be done without the packages that write DICOM.
+    """Refuses what cannot be done without the package that writes DICOM.
 
     Args:
-        what: The option that needs them, for the message.
+        what: The option that needs it, for the message.
 
     Raises:
-        OptionError: pydicom or highdicom is missing.
+        OptionError: highdicom is missing.
     """
-    missing = [name for name in ("pydicom", "highdicom") if importlib.util.find_spec(name) is None]
-    if missing:
+    if importlib.util.find_spec("highdicom") is None:
         raise OptionError(
-            f"{what} needs the package {' and the package '.join(missing)}.",
+            f"{what} needs the package highdicom.",
             hint="Install it with: pip install 'autoliver[dicom]'",
         )
 
