@@ -246,6 +246,7 @@ def _fix(seg: "Dataset", source: "Dataset", content: str) -> None:
     dated = [what for what in _DATED if source.get(f"{what}Date")]
     seg.ContentDate = source.get(f"{dated[0]}Date") if dated else "19000101"
     seg.ContentTime = (source.get(f"{dated[0]}Time") if dated else None) or "000000"
+    seg.ContentCreatorName = ""  # may be empty, but not missing
     del seg.InstanceCreationDate, seg.InstanceCreationTime
     for equipment in seg.get("ContributingEquipmentSequence") or []:
         if "ContributionDateTime" in equipment:
