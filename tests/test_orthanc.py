@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from small_models import SaveFold, plan, save
 
-from autoliver.io.dicom.drawn import read_seg
+from autoliver.io.dicom.drawn import read_drawn
 from autoliver.io.files import read_label
 from autoliver.planning.plan import Plan
 
@@ -125,9 +125,7 @@ def ct_model(save: SaveFold, plan: Plan) -> Path:
     return save("fold_0", **changes).parent
 
 
-def test_from_a_pacs_and_back(
-    server: Server, tmp_path: Path, save: SaveFold, plan: Plan
-) -> None:
+def test_from_a_pacs_and_back(server: Server, tmp_path: Path, save: SaveFold, plan: Plan) -> None:
     source = sorted(REAL.glob("*.dcm"))
     study = pydicom.dcmread(source[0], stop_before_pixels=True).StudyInstanceUID
     server.push(*source)
@@ -154,5 +152,5 @@ def test_from_a_pacs_and_back(
     (label_map,) = map(Path, done["files"])
     labels = read_label(label_map)
     values = {"liver": 1, "tumour": 2}
-    for drawn in read_seg(back, labels.geometry):
+    for drawn in read_drawn(back, labels.geometry):
         assert (drawn.mask == (labels.array[0] == values[drawn.name])).all()

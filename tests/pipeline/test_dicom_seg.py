@@ -14,7 +14,7 @@ from three_images import ASKED, images, run
 
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.dicom.codes import Concept, SegmentCodes
-from autoliver.io.dicom.drawn import read_seg
+from autoliver.io.dicom.drawn import read_drawn
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label, write_label
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
@@ -39,7 +39,7 @@ def predict(source: Path, output: Path, run: Path, **asked: object) -> Predicted
 def check(seg: Path, series: Series) -> None:
     """The segmentation shows the label map beside it."""
     labels = read_label(seg.with_name(f"{seg.stem}.nii.gz")).array[0]
-    found = {drawn.name: drawn.mask for drawn in read_seg(seg, series.geometry)}
+    found = {drawn.name: drawn.mask for drawn in read_drawn(seg, series.geometry)}
     values = {"liver": 1, "tumour": 2}
     assert found.keys() == {name for name, value in values.items() if (labels == value).any()}
     for name, mask in found.items():
@@ -118,7 +118,7 @@ def test_a_corrected_label_map_on_another_grid_is_named(tmp_path: Path, run: Pat
     label = read_label(done.files[0])
     moved = label.geometry.replace(origin_xyz=(0.0, 0.0, 0.0))
     write_label(done.files[0], 1 - np.minimum(label.array[0], 1), moved)
-    with pytest.raises(DatasetError, match="its origin is .*, that of the series"):
+    with pytest.raises(DatasetError, match=r"its origin is .*, that of the series"):
         predict(tmp_path / "in", tmp_path / "out", run)
 
 

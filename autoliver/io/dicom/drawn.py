@@ -1,15 +1,15 @@
 """Reads what is drawn on a DICOM series: segmentations (SEG) and structure sets (RTSTRUCT)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.errors import DatasetError
-from autoliver.io.dicom.planes import damaged_file, open_dataset
+from autoliver.io.dicom.planes import BAD_VALUE, damaged_file, open_dataset, quiet
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import Plane, affine_of, plane_of
 from autoliver.io.volume import Geometry, Volume
@@ -70,34 +70,78 @@ def labels_of(series: Series, candidates: Sequence[Path]) -> DrawnLabels | None:
     Raises:
         DatasetError: A file cannot be read, or is drawn on another grid.
     """
-    uids = _instances(series)
     found: dict[str, Mask] = {}
-    for path in candidates:
-        dataset = _open(path)
-        if not _is_about(dataset, series, uids):
-            continue
-        for name, mask in _drawn(path, dataset, series.geometry):
+    for path in files_about(series, {path: references(path) for path in candidates}):
+        for name, mask in read_drawn(path, series.geometry):
             found[name] = found[name] | mask if name in found else mask
     if not found:
         return None
     return _label_map(found, series.geometry)
 
 
-def read_seg(path: Path, geometry: Geometry) -> list[Drawn]:
-    """Reads the segments of a DICOM-SEG file.
+def references(path: Path) -> frozenset[str]:
+    """Returns the identifiers of series and images that a SEG or RTSTRUCT file refers to.
+
+    Raises:
+        DatasetError: It is damaged.
+    """
+    dataset = _open(path, stop_before_pixels=True)
+    found: set[str] = set()
+    if is_drawn(str(dataset.SOPClassUID)):
+        _collect(dataset, found)
+        found.discard(str(dataset.get("SeriesInstanceUID")))
+    return frozenset(found)
+
+
+def files_about(series: Series, referring: Mapping[Path, frozenset[str]]) -> list[Path]:
+    """Returns the files that refer to a series or to one of its images.
+
+    Args:
+        series: The series.
+        referring: File -> its `references`.
+    """
+    tags = ["SOPInstanceUID"]
+    files = {one.file for one in series.slices} if any(referring.values()) else set()
+    images = (open_dataset(f, stop_before_pixels=True, specific_tags=tags) for f in files)
+    uids = {series.uid, *(str(image.get("SOPInstanceUID")) for image in images)} - {""}
+    return [path for path, found in referring.items() if found & uids]
+
+
+def _collect(dataset: "Dataset", found: set[str]) -> None:
+    """Adds the identifiers in a data set and in all that it holds."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                _collect(item, found)
+        elif element.keyword in ("SeriesInstanceUID", "ReferencedSOPInstanceUID"):
+            found.add(str(element.value))
+
+
+def read_drawn(path: Path, geometry: Geometry) -> list[Drawn]:
+    """Reads the segments of a SEG file, or the regions of an RTSTRUCT file.
 
     Args:
         path: The file.
-        geometry: The grid to put them on. Frames may lie in any order and be flipped or turned by
-            right angles against it.
+        geometry: The grid to put them on. Frames of a SEG may lie in any order and be flipped or
+            turned by right angles against it.
 
     Returns:
-        The segments in the order of their numbers.
+        The segments in the order of their numbers, or the regions in that of the file; nothing for
+        files of other kinds.
 
     Raises:
-        DatasetError: The file cannot be read, or its pixels do not lie on the grid.
+        DatasetError: The file is damaged, or its pixels or contours do not lie on the grid.
+        MachineError: The system refuses to read it.
     """
-    return _segments(path, _open(path), geometry)
+    dataset = _open(path)
+    kind = dataset.SOPClassUID
+    try:
+        with quiet():
+            if kind in SEG_CLASSES:
+                return _segments(path, dataset, geometry)
+            return _contours(path, dataset, geometry) if kind == RTSTRUCT_CLASS else []
+    except (*BAD_VALUE, EOFError, LookupError) as error:
+        raise damaged_file(path, f"{type(error).__name__}: {error}") from None
 
 
 def is_drawn(sop_class_uid: str) -> bool:
@@ -105,44 +149,11 @@ def is_drawn(sop_class_uid: str) -> bool:
     return sop_class_uid in (*SEG_CLASSES, RTSTRUCT_CLASS)
 
 
-def _open(path: Path) -> "Dataset":
-    dataset = open_dataset(path)
+def _open(path: Path, **how: object) -> "Dataset":
+    dataset = open_dataset(path, **how)
     if not dataset.get("SOPClassUID"):
         raise damaged_file(path, "it does not say what it is")
     return dataset
-
-
-def _drawn(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
-    kind = dataset.get("SOPClassUID")
-    if kind in SEG_CLASSES:
-        return _segments(path, dataset, geometry)
-    return _contours(path, dataset, geometry) if kind == RTSTRUCT_CLASS else []
-
-
-def _instances(series: Series) -> set[str]:
-    """The SOPInstanceUIDs of the files of a series."""
-    files = {one.file for one in series.slices}
-    tags = ["SOPInstanceUID"]
-    return {
-        str(open_dataset(file, stop_before_pixels=True, specific_tags=tags).SOPInstanceUID)
-        for file in files
-    }
-
-
-def _is_about(dataset: "Dataset", series: Series, uids: set[str]) -> bool:
-    """Whether a file refers to a series or to one of its images."""
-    wanted = uids | ({series.uid} if series.uid else set())
-    keys = ("SeriesInstanceUID", "ReferencedSOPInstanceUID")
-
-    def refers(item: Any) -> bool:
-        for element in item:
-            if element.VR == "SQ" and any(map(refers, element.value)):
-                return True
-            if element.keyword in keys and item is not dataset and str(element.value) in wanted:
-                return True
-        return False
-
-    return refers(dataset)
 
 
 def _label_map(found: dict[str, Mask], geometry: Geometry) -> DrawnLabels:

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from autoliver.errors import DatasetError
-from autoliver.io.dicom.drawn import labels_of, read_seg
+from autoliver.io.dicom.drawn import labels_of, read_drawn
 from autoliver.io.dicom.seg import Algorithm, SegOptions, write_seg
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import affine_of
@@ -71,7 +71,7 @@ def test_a_segmentation_with_empty_frames_left_out(tmp_path: Path, orientation: 
     series = series_in(tmp_path / "ct", cosines=ORIENTATIONS[orientation])
     mask = label_map() > 0
     by_highdicom(tmp_path / "seg.dcm", mask.astype(np.uint8), series)
-    (leber,) = read_seg(tmp_path / "seg.dcm", series.geometry)
+    (leber,) = read_drawn(tmp_path / "seg.dcm", series.geometry)
     assert leber.name == "Leber"
     np.testing.assert_array_equal(leber.mask, mask)
 
@@ -85,7 +85,7 @@ def test_frames_across_the_slices(tmp_path: Path, axes: tuple[int, int, int], fl
     if flip:
         turned = turned.flip_spatial([0, 2])
     by_highdicom(tmp_path / "seg.dcm", turned, series)
-    (leber,) = read_seg(tmp_path / "seg.dcm", series.geometry)
+    (leber,) = read_drawn(tmp_path / "seg.dcm", series.geometry)
     np.testing.assert_array_equal(leber.mask, mask)
 
 
@@ -94,7 +94,7 @@ def test_a_fractional_segmentation_is_cut_at_one_half(tmp_path: Path) -> None:
     shares = np.zeros((4, 12, 16), np.float32)
     shares[1, 2, 3:8] = [0.1, 0.4, 0.6, 0.9, 1.0]
     by_highdicom(tmp_path / "seg.dcm", shares, series, segmentation_type="FRACTIONAL")
-    (leber,) = read_seg(tmp_path / "seg.dcm", series.geometry)
+    (leber,) = read_drawn(tmp_path / "seg.dcm", series.geometry)
     np.testing.assert_array_equal(leber.mask, shares > 0.5)
 
 
@@ -106,7 +106,7 @@ def test_another_grid_is_refused(tmp_path: Path) -> None:
     moved = highdicom.Volume(shifted.array, affine, "PATIENT", f"{ROOT}.4")
     by_highdicom(tmp_path / "seg.dcm", moved, series)
     with pytest.raises(DatasetError, match="drawn on another grid"):
-        read_seg(tmp_path / "seg.dcm", series.geometry)
+        read_drawn(tmp_path / "seg.dcm", series.geometry)
 
 
 @pytest.mark.parametrize("seg_type", ["binary", "labelmap"])

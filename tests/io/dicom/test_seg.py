@@ -13,7 +13,7 @@ from dicom_sources import ORIENTATIONS, header, save, write_multi_frame, write_s
 
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.dicom.codes import Concept, SegmentCodes, SegType
-from autoliver.io.dicom.drawn import read_seg
+from autoliver.io.dicom.drawn import read_drawn
 from autoliver.io.dicom.seg import Algorithm, SegOptions, uncoded, write_seg
 from autoliver.io.dicom.series import Series, Slice
 from autoliver.io.dicom.source import affine_of, plane_of
@@ -114,7 +114,7 @@ def check_readers(path: Path, labels: np.ndarray, series: Series) -> None:
         with_pydicom(path, series.geometry),
         with_highdicom(path, series.geometry),
         with_itk(path, series.geometry, 3),
-        {i: drawn.mask for i, drawn in enumerate(read_seg(path, series.geometry), start=1)},
+        {i: drawn.mask for i, drawn in enumerate(read_drawn(path, series.geometry), start=1)},
     ):
         assert masks.keys() == expected.keys()
         for value, mask in expected.items():
@@ -304,7 +304,7 @@ def test_a_labelmap_has_each_voxel_in_one_segment(
     assert seg.NumberOfFrames == 5
     for masks in (
         with_highdicom(tmp_path / "seg.dcm", series.geometry),
-        {i: d.mask for i, d in enumerate(read_seg(tmp_path / "seg.dcm", series.geometry), 1)},
+        {i: d.mask for i, d in enumerate(read_drawn(tmp_path / "seg.dcm", series.geometry), 1)},
     ):
         np.testing.assert_array_equal(masks[1], np.isin(drawn, list(liver)))
         np.testing.assert_array_equal(masks[2], drawn == 2)
@@ -377,7 +377,7 @@ def test_any_name_of_a_label(tmp_path: Path, name: str) -> None:
     seg = write(tmp_path / "seg.dcm", labels, series, labels={**LABELS, "liver": (9,), name: (1,)})
     assert NAMES[name] in [s.SegmentLabel for s in seg.SegmentSequence]
     assert seg.PatientName == "Müller^Jürg"
-    assert name in [drawn.name for drawn in read_seg(tmp_path / "seg.dcm", series.geometry)]
+    assert name in [drawn.name for drawn in read_drawn(tmp_path / "seg.dcm", series.geometry)]
     no_errors(tmp_path / "seg.dcm")
 
 
@@ -434,7 +434,7 @@ def test_many_labels(tmp_path: Path, count: int) -> None:
     named = {f"label {value}": (value,) for value in range(1, count + 1)}
     seg = write(tmp_path / "seg.dcm", labels, series, labels=named, seg_type="labelmap")
     assert seg.BitsAllocated == (8 if count < 256 else 16)
-    found = read_seg(tmp_path / "seg.dcm", series.geometry)
+    found = read_drawn(tmp_path / "seg.dcm", series.geometry)
     for drawn in found[:: count // 5]:
         np.testing.assert_array_equal(drawn.mask, labels == named[drawn.name][0])
 
