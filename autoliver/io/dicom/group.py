@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ from autoliver.values import counted
 _FEW = 0.25
 _TURNED = 0.98  # cosine of the angle above which a direction is another one
 _MOST_KEYS = 2
+# How localizers are called, which many scanners do not mark.
+_LOCALIZER = re.compile(
+    r"locali[sz]er|scout|survey|surview|topogram|scanogram|\bloc\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +148,7 @@ def _volumes(group: Sequence[Instance]) -> tuple[list[Series], NoSeries | None]:
             modality=first.modality,
             images=len(every),
             problem=str(error),
-            localizer=not planes,
+            localizer=not planes or bool(_LOCALIZER.search(first.description)),
         )
     if len(planes) < len(every):
         notes.append(f"Left out: {counted(len(every) - len(planes), 'localizer')}.")

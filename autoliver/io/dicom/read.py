@@ -127,7 +127,7 @@ def _stored(file: Path, data: "Dataset") -> Array:
             raise DatasetError(
                 f"{file}: {name} cannot be decoded; expected JPEG, JPEG-LS, JPEG 2000, RLE or no "
                 "compression.",
-                hint="Decompress the series, e.g. with dcmdjpeg or gdcmconv --raw.",
+                hint="Decompress the series, e.g. with GDCM's gdcmconv.",
             )
         values = _native(file, data, layout, frames)
     else:

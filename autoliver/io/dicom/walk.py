@@ -1,9 +1,10 @@
 """DICOM files in folders: any depth, any name, with other files between them."""
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from autoliver.errors import MachineError
+from autoliver.io.header import split_ending
 from autoliver.system import in_words
 
 _PREAMBLE = 128
@@ -19,16 +20,21 @@ def is_dicom(path: Path) -> bool:
     """Whether a path is a file that begins as DICOM files do; it is False for pipes and devices.
 
     Raises:
-        MachineError: The system refuses to read it.
+        MachineError: The system refuses to read it, and it does not have the name of another type
+            of image, whose reader then says so.
     """
-    with in_words(path, verb="read"):
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                return False
-        except (FileNotFoundError, NotADirectoryError):
+    try:
+        with in_words(path, verb="read"):
+            return path.is_file() and _begins_as_dicom(path)
+    except MachineError:
+        if split_ending(path.name)[1]:
             return False
-        with path.open("rb") as file:
-            head = file.read(_PREAMBLE + len(_MARK))
+        raise
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(_PREAMBLE + len(_MARK))
     return head[_PREAMBLE:] == _MARK or head.startswith(_BARE)
 
 
@@ -54,7 +60,7 @@ def dicom_files(folder: Path) -> Iterator[Path]:
         for path in paths:
             if path.is_dir():
                 todo.append(path)
-            elif path.exists() and is_dicom(path):  # links may lead to nothing or to themselves
+            elif is_dicom(path):
                 yield path
 
 

@@ -185,3 +185,13 @@ def test_pipes_are_passed_over(tmp_path):
     save(tmp_path, slices(voxels()))
     os.mkfifo(tmp_path / "pipe")
     assert len(find_series(dicom_files(tmp_path)).series) == 1
+
+
+@pytest.mark.parametrize("name", ["3-plane LOC", "Localizer", "SURVEY", "t2_haste"])
+def test_what_is_called_a_localizer_is_none_that_is_missed(tmp_path: Path, name: str) -> None:
+    made = turned()
+    for data in made:
+        data.SeriesDescription = name
+    save(tmp_path, made)
+    (no,) = find_series(dicom_files(tmp_path)).refused
+    assert no.localizer == (name != "t2_haste")
