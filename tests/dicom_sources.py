@@ -52,7 +52,8 @@ def write_series(
     files = []
     for index, plane in enumerate(array_zyx):
         dataset = header(tags.get("Modality", "CT"))
-        dataset.SOPInstanceUID = f"{ROOT}.3.{index + 1}"
+        own = tags.get("SeriesInstanceUID") or f"{ROOT}.3"
+        dataset.SOPInstanceUID = f"{own}.{index + 1}"
         dataset.InstanceNumber = len(array_zyx) - index if reverse else index + 1
         position = np.array(origin) + normal * spacing_mm[0] * index
         dataset.ImagePositionPatient = [f"{v:.10g}" for v in position]

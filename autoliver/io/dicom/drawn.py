@@ -79,42 +79,62 @@ def labels_of(series: Series, candidates: Sequence[Path]) -> DrawnLabels | None:
     return _label_map(found, series.geometry)
 
 
-def references(path: Path) -> frozenset[str]:
-    """Returns the identifiers of series and images that a SEG or RTSTRUCT file refers to.
+class References(NamedTuple):
+    """What a SEG or RTSTRUCT file refers to.
+
+    Attributes:
+        series: SeriesInstanceUIDs.
+        images: SOPInstanceUIDs.
+    """
+
+    series: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+
+
+def references(path: Path) -> References:
+    """Returns what a SEG or RTSTRUCT file refers to; nothing for files of other kinds.
 
     Raises:
         DatasetError: It is damaged.
     """
     dataset = _open(path, stop_before_pixels=True)
-    found: set[str] = set()
-    if is_drawn(str(dataset.SOPClassUID)):
+    if not is_drawn(str(dataset.SOPClassUID)):
+        return References()
+    found: dict[str, set[str]] = {"SeriesInstanceUID": set(), "ReferencedSOPInstanceUID": set()}
+    with quiet():
         _collect(dataset, found)
-        found.discard(str(dataset.get("SeriesInstanceUID")))
-    return frozenset(found)
+    series, images = found.values()
+    return References(frozenset(series - {dataset.get("SeriesInstanceUID")}), frozenset(images))
 
 
-def files_about(series: Series, referring: Mapping[Path, frozenset[str]]) -> list[Path]:
-    """Returns the files that refer to a series or to one of its images.
+def files_about(series: Series, referring: Mapping[Path, References]) -> list[Path]:
+    """Returns the files that refer to images of a series, or to none and to the series.
+
+    A series may hold several volumes, so that its images decide.
 
     Args:
         series: The series.
-        referring: File -> its `references`.
+        referring: File -> what it refers to.
     """
     tags = ["SOPInstanceUID"]
-    files = {one.file for one in series.slices} if any(referring.values()) else set()
+    files = {one.file for one in series.slices} if referring else set()
     images = (open_dataset(f, stop_before_pixels=True, specific_tags=tags) for f in files)
-    uids = {series.uid, *(str(image.get("SOPInstanceUID")) for image in images)} - {""}
-    return [path for path, found in referring.items() if found & uids]
+    uids = {str(image.get("SOPInstanceUID")) for image in images}
+    return [
+        path
+        for path, found in referring.items()
+        if found.images & uids or (not found.images and series.uid in found.series)
+    ]
 
 
-def _collect(dataset: "Dataset", found: set[str]) -> None:
+def _collect(dataset: "Dataset", found: dict[str, set[str]]) -> None:
     """Adds the identifiers in a data set and in all that it holds."""
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:
                 _collect(item, found)
-        elif element.keyword in ("SeriesInstanceUID", "ReferencedSOPInstanceUID"):
-            found.add(str(element.value))
+        elif element.keyword in found:
+            found[element.keyword].add(str(element.value))
 
 
 def read_drawn(path: Path, geometry: Geometry) -> list[Drawn]:

@@ -232,3 +232,16 @@ def test_contours_beyond_the_series_are_left_out(tmp_path: Path) -> None:
     expected[2, 10:, 10:] = 1
     assert found is not None
     np.testing.assert_array_equal(found.volume.array[0], expected)
+
+
+def test_the_images_of_a_series_decide(tmp_path: Path) -> None:
+    """Of a series with two echoes, a segmentation is about the one whose images it names."""
+    echoes = [series_in(tmp_path / "one"), series_in(tmp_path / "two")]
+    for slice_ in echoes[1].slices:
+        dataset = pydicom.dcmread(slice_.file)
+        dataset.SOPInstanceUID += ".2"
+        save(dataset, slice_.file)
+    assert echoes[0].uid == echoes[1].uid
+    write_seg(tmp_path / "s.dcm", label_map(), echoes[1], how(LABELS))
+    assert labels_of(echoes[0], [tmp_path / "s.dcm"]) is None
+    assert labels_of(echoes[1], [tmp_path / "s.dcm"]) is not None
