@@ -65,7 +65,7 @@ class Server:
         folder.mkdir(parents=True)
         run(
             *("movescu", "+xv", "-S", "-aet", "HERE", "-aem", "HERE", "-aec", "ORTHANC"),
-            *("--port", str(self.back), "-od", str(folder), "-k", "0008,0052=STUDY"),
+            *("+P", str(self.back), "-od", str(folder), "-k", "0008,0052=STUDY"),
             *("-k", f"0020,000D={study}", "127.0.0.1", str(self.dicom)),
         )
 
