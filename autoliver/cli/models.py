@@ -133,6 +133,11 @@ def _show(facts: "ModelFacts") -> str:
         ("trained on", f"{facts.dataset}, {facts.modality}: {', '.join(facts.channels)}"),
         ("labels", "; ".join(labels)),
     ]
+    if facts.lesion_classes:
+        given = "; it has to be told where lesions are (--lesions)" if facts.needs_lesions else ""
+        rows.append(("a lesion is one of", ", ".join(facts.lesion_classes) + given))
+    if facts.region:
+        rows.append(("looks at", facts.region))
     for run in facts.runs:
         what = "first stage" if run.previous else "member"
         epochs = " or ".join(counted(number, "epoch") for number in sorted(set(run.epochs)))

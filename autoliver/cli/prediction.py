@@ -120,6 +120,14 @@ def predict(
             "Beside a .png it is a .tif.",
         ),
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Also draw CASE_preview.png: three planes through the organ with outlines and "
+            "volumes. Finished cases are drawn without predicting them again.",
+        ),
+    ] = False,
     match: Annotated[
         bool,
         typer.Option(
@@ -187,6 +195,7 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        preview=preview,
         roi=None if roi == "off" else roi,
         roi_from=roi_from,
         modality=modality,
@@ -216,7 +225,10 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     table = f"\nLesions: {written.lesions}" if written.lesions else ""
     segs = counted(len(written.segmentations), "DICOM segmentation")
     table += f"\nBeside them: {segs}" if written.segmentations else ""
-    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}"
+    drawn = f"\nPreviews: {written.previews[0]}" if written.previews else ""
+    if len(written.previews) > 1:
+        drawn += f" and {len(written.previews) - 1} more"
+    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}{drawn}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.
@@ -263,7 +275,8 @@ def evaluate(
         bool,
         typer.Option(
             "--chaos",
-            help="Also compute the score of the CHAOS challenge.",
+            help="Also compute the score of the CHAOS challenge: of liver, kidneys and spleen, by "
+            "the names of the labels.",
             rich_help_panel=_METRICS,
         ),
     ] = False,
@@ -299,9 +312,9 @@ def evaluate(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for scores.json and scores.csv, and for lesion_scores.csv if there are "
-            "lesions; for a comparison, comparison.json and .csv. [default: PRED; for one file "
-            "CASE_scores.json and CASE_scores.csv beside it]",
+            help="Folder for scores.json and scores.csv, for volumes.csv and .png, and for "
+            "lesion_scores.csv if there are lesions; for a comparison, comparison.json and .csv. "
+            "[default: PRED; for one file CASE_scores.json and CASE_scores.csv beside it]",
         ),
     ] = None,
     overwrite: Annotated[
@@ -354,15 +367,19 @@ def evaluate(
 
 
 def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path) -> str:
+    from autoliver.evaluation.agreement_report import agreement_table
     from autoliver.evaluation.lesion_report import lesion_tables
-    from autoliver.evaluation.tables import interval_table, table
+    from autoliver.evaluation.tables import chaos_table, interval_table, table
 
-    tables = filter(None, [table(scores), interval_table(scores), lesion_tables(scores)])
+    shown = (table, interval_table, agreement_table, chaos_table, lesion_tables)
+    tables = filter(None, (each(scores) for each in shown))
     as_json, as_csv = request.files(prediction)
     text = "\n\n".join(tables)
     text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
     if (lesions := request.lesion_file(prediction)).exists():
         text += f"\nEvery lesion: {lesions}"
+    if (volumes := request.volume_files(prediction)[1]).exists():
+        text += f"\nHow volumes agree: {volumes}"
     if (picture := request.reliability_file(prediction)).exists():
         text += f"\nHow often classes are right: {picture}"
     return text

@@ -18,6 +18,7 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, number, start, table
+from autoliver.cli.transfer_tables import NAMED
 from autoliver.commands import command
 from autoliver.values import counted
 
@@ -68,7 +69,13 @@ def _result(selected: "Selected") -> dict[str, Any]:
         "model": str(selected.path),
         "members": msgspec.to_builtins(made.members),
         "candidates": [
-            {"name": c.name, "runs": c.runs, "dice": c.dice, "labels": c.labels}
+            {
+                "name": c.name,
+                "runs": c.runs,
+                "dice": c.dice,
+                "labels": c.labels,
+                "lesion_accuracy": c.lesion_accuracy,
+            }
             for c in selected.candidates
         ],
         "rules": [
@@ -85,15 +92,19 @@ def _show(selected: "Selected") -> str:
     made = selected.selection
     chosen = [member.run for member in made.members]
     labels = list(selected.candidates[0].labels)
+    named = any(candidate.lesion_accuracy is not None for candidate in selected.candidates)
     rows = [
         (
             "*" if list(candidate.runs) == chosen else "",
             candidate.name,
-            *(number(value, _DIGITS) for value in (candidate.dice, *candidate.labels.values())),
+            number(candidate.dice, _DIGITS),
+            *([number(candidate.lesion_accuracy, _DIGITS)] if named else []),
+            *(number(value, _DIGITS) for value in candidate.labels.values()),
         )
         for candidate in selected.candidates
     ]
-    parts = [table(("", "candidate", "mean Dice", *labels), rows)]
+    classes = [NAMED] if named else []
+    parts = [table(("", "candidate", "mean Dice", *classes, *labels), rows)]
     if selected.trials:
         parts.append(_show_rules(selected))
     parts.append(

@@ -66,7 +66,7 @@ from autoliver.cli.training_options import (
     sizes,
     weights,
 )
-from autoliver.cli.transfer_tables import LABEL, run_of, show_gain, show_source
+from autoliver.cli.transfer_tables import LABEL, NAMED, run_of, show_gain, show_source
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
 from autoliver.values import shortened
@@ -361,6 +361,7 @@ def _summary(results: "list[FoldResult]") -> dict[str, object]:
                 "folder": str(r.folder),
                 "dice": r.scores.foreground_mean("dice") if r.scores else None,
                 "labels": _of_labels(r),
+                "lesion_accuracy": r.scores.lesion_accuracy if r.scores else None,
                 "source": r.source and {"dataset": r.source.dataset, "labels": r.source.mean},
             }
             for r in results
@@ -400,6 +401,10 @@ def _show(results: "list[FoldResult]") -> str:
         means = [outcome.scores[fold].foreground_mean("dice") for fold in folds]
         own = [number(mean) for mean in means[first : first + _FOLDS_IN_A_ROW]]
         rows.append(["mean", *own, number(mean_of(means))])
+        right = [outcome.scores[fold].lesion_accuracy for fold in folds]
+        if any(share is not None for share in right):
+            own = [number(share) for share in right[first : first + _FOLDS_IN_A_ROW]]
+            rows.append([NAMED, *own, number(mean_of(right))])
         cases = [len(outcome.scores[fold].cases) for fold in folds]
         own = [str(n) for n in cases[first : first + _FOLDS_IN_A_ROW]]
         rows.append(["held-out cases", *own, str(sum(cases))])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autoliver.workspace import RunFolder
 
 LABEL = 20  # characters of a label's name in the table
+NAMED = "lesion accuracy"  # lesions that were found and have the right class
 
 
 def run_of(results: "list[FoldResult]") -> "RunFolder":

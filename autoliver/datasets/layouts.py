@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 
 # Takes the name of a case and what is wrong with its files.
 OnProblem = Callable[[str, DatasetError], object]
+
+# Pictures that lie beside the label maps of a prediction, and are none.
+PREVIEW = "_preview.png"
+RELIABILITY_FILE, VOLUMES_FILE = "reliability.png", "volumes.png"
+# Beside them lies what was written with them, also with the name of a single case before it.
+RECORD_FILE, SCORES_FILE = "predict.json", "scores.json"
 
 # The folders of images and labels.
 _FOLDERS = ("images", "labels", "imagesTr", "labelsTr")
@@ -265,6 +271,8 @@ def image_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
 def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Path]:
     """Returns what a folder holds under the name of an image or a segmentation, sorted.
 
+    Pictures that were drawn of label maps or scores in the folder are left out.
+
     Args:
         folder: The folder.
         on_problem: As for `find_case_images`.
@@ -274,8 +282,11 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
     """
     if not folder.is_dir():
         return []
+    there = {path.name: path for path in folder.iterdir()}
     files = sorted(
-        p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1]
+        path
+        for name, path in there.items()
+        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(name, there)
     )
     shown = []
     for path in files:
@@ -286,6 +297,18 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         else:
             shown.append(path)
     return shown
+
+
+def _is_drawn(name: str, there: Container[str]) -> bool:
+    """Whether a file is a picture that `predict` or `evaluate` drew, among those of a folder."""
+    if name.endswith(PREVIEW):
+        case = name.removesuffix(PREVIEW)
+        return RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there
+    return any(
+        name == picture or name.endswith(f"_{picture}")
+        for picture in (RELIABILITY_FILE, VOLUMES_FILE)
+        if f"{name.removesuffix(picture)}{SCORES_FILE}" in there
+    )
 
 
 def _is_segmentation(path: Path) -> bool:

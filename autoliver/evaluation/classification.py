@@ -98,6 +98,21 @@ def summarize_classes(
     )
 
 
+def lesion_accuracy(cases: Sequence[Sequence[Lesion]], classes: Sequence[str]) -> float | None:
+    """Returns the share of the reference's lesions that were found and have the right class.
+
+    Args:
+        cases: The lesions of each case.
+        classes: Names of the classes.
+
+    Returns:
+        None without classes or lesions.
+    """
+    if not classes:
+        return None
+    return summarize_classes(cases, classes, weights=None).of_reference.accuracy
+
+
 def matched_probabilities(
     cases: Sequence[Sequence[Lesion]], classes: Sequence[str]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:

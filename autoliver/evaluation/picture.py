@@ -102,6 +102,31 @@ def draw_outlines(
         figure.savefig(beside)
 
 
+def draw_outline(axis: "Axes", region: npt.NDArray[np.bool_], colour: str, style: str) -> None:
+    """Draws the outline of a region; where it ends with the slice, along the slice's edge.
+
+    Args:
+        axis: Where the slice is drawn, with voxel centres at whole numbers.
+        region: (y, x), of any size.
+        colour: Of the line.
+        style: "solid", "dashed", "dotted" or "dashdot".
+    """
+    if not region.any():
+        return
+    height, width = region.shape
+    axis.contour(
+        np.arange(-1, width + 1),
+        np.arange(-1, height + 1),
+        np.pad(region, 1).astype(np.float32),
+        levels=[0.5],
+        colors=[colour],
+        linestyles=[style],
+        linewidths=1.2,
+    )
+    # Not wider than the slice, whose first rows are on top.
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
 def _draw_panel(
     axis: "Axes",
     panel: Panel,
@@ -116,13 +141,7 @@ def _draw_panel(
             _LINES, (panel.reference, panel.prediction), strict=True
         ):
             region = np.isin(label, values)
-            if region.any() and not region.all():
-                axis.contour(
-                    region.astype(np.float32),
-                    levels=[0.5],
-                    colors=[colour],
-                    linestyles=[style],
-                    linewidths=1.2,
-                )
+            if not region.all():
+                draw_outline(axis, region, colour, style)
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(panel.caption, fontsize="small")

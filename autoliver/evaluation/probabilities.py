@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 LESION_FILE = "lesions.csv"
 
 _PREFIX = "probability_"
+_FEWEST = 2  # columns of a table that commas divide
+_SHOWN = 40  # characters of a cell in a message
 # Volumes in a table are rounded; others are those of other lesions.
 _ML_RELATIVE, _ML_ABSOLUTE = 0.02, 0.002
 _MEND = "Predict the cases again, or remove the file to score the label maps alone."
@@ -60,6 +62,12 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     text = content_of(path).decode("utf-8-sig", errors="replace")
     table = csv.DictReader(io.StringIO(text, newline=""))
     columns = {name.strip().casefold(): name for name in table.fieldnames or ()}
+    if len(columns) < _FEWEST and any(_PREFIX in name for name in columns):
+        raise DatasetError(
+            f"{path}: one column '{next(iter(columns))[:_SHOWN]}'; expected columns with commas "
+            "between them, as predict writes them.",
+            hint=_MEND,
+        )
     if not any(name.startswith(_PREFIX) for name in columns):
         return {}
     wanted = {each: f"{_PREFIX}{each}".casefold() for each in classes}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoliver.artifacts import Record
+from autoliver.evaluation.classification import lesion_accuracy
 from autoliver.evaluation.results import CaseScores, mean_over_labels, summarize
 
 # A pair takes twice the time of a single run, so its mean Dice must be higher by more than this.
@@ -17,11 +18,14 @@ class Candidate(Record, frozen=True, kw_only=True):
         runs: Names of the runs.
         dice: Mean of the defined values of `labels`; None if there are none.
         labels: Label -> mean Dice over the cases that define it; None if no case does.
+        lesion_accuracy: Share of the lesions that were found and have the right class; None if
+            classes of lesions are not told apart.
     """
 
     runs: tuple[str, ...]
     dice: float | None
     labels: dict[str, float | None]
+    lesion_accuracy: float | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +46,9 @@ class Choice:
     why: tuple[str, ...]
 
 
-def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidate:
+def make_candidate(
+    runs: Sequence[str], cases: Sequence[CaseScores], classes: Sequence[str] = ()
+) -> Candidate:
     """Summarises the held-out cases of all compared folds, pooled as in nnU-Net.
 
     A case with a label in neither prediction nor reference is left out of that label's mean.
@@ -50,6 +56,7 @@ def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidat
     Args:
         runs: Names of the runs.
         cases: Scores of the held-out cases.
+        classes: The classes of lesions that the runs tell apart.
     """
     summary = summarize(cases)
     means = {label: found.metrics.get("dice") for label, found in summary.items()}
@@ -57,6 +64,7 @@ def make_candidate(runs: Sequence[str], cases: Sequence[CaseScores]) -> Candidat
         runs=tuple(runs),
         dice=mean_over_labels(summary).get("dice"),
         labels={label: found.mean if found else None for label, found in means.items()},
+        lesion_accuracy=lesion_accuracy([case.lesions or () for case in cases], classes),
     )
 
 

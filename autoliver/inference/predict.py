@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
+from autoliver.datasets.layouts import PREVIEW
 from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
@@ -90,9 +91,14 @@ class PredictJob:
         return self.output.with_name(f"{stem}{UNCERTAINTY}{fraction_ending(ending)}")
 
     @property
-    def files(self) -> tuple[Path, Path, Path]:
+    def preview(self) -> Path:
+        """The picture of the label map, if it is requested."""
+        return self.output.with_name(f"{split_ending(self.output.name)[0]}{PREVIEW}")
+
+    @property
+    def files(self) -> tuple[Path, Path, Path, Path]:
         """All files that may be written for the case."""
-        return self.output, self.probabilities, self.uncertainty
+        return self.output, self.probabilities, self.uncertainty, self.preview
 
     def further(self, *, probabilities: bool, uncertainty: bool) -> list[Path]:
         """The files that are requested besides the label map."""

@@ -9,6 +9,7 @@ from autoliver.artifacts import Artifact, Readable, Record, digest, file_sha256
 from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.layouts import SCORES_FILE as SCORES_FILE
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.names import ConfigurationName
@@ -23,7 +24,6 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 MODEL_FILE = "model.json"
-SCORES_FILE = "scores.json"
 
 
 _MEND = "autoliver train DATASET CONFIG --fold N --fresh"
@@ -50,6 +50,12 @@ class Roi(Record, frozen=True, kw_only=True):
     def key(self) -> str:
         """What tells regions of different labels or models apart, whatever their margin."""
         return digest([self.label, self.digest, self.truth])
+
+    @property
+    def text(self) -> str:
+        """The region in words."""
+        finder = "reference labels show" if self.truth else f"{self.model} finds"
+        return f"what lies within {self.margin_mm:g} mm of the {self.label} that {finder}"
 
 
 class FoldModel(Artifact, frozen=True, kw_only=True):

@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import brief
-from autoliver.datasets.cases import find_case_images
+from autoliver.datasets.cases import Labels, find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.layouts import image_files, label_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
@@ -88,6 +88,7 @@ class Predicted:
         failures: The cases that were not predicted.
         lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
         segmentations: DICOM segmentations of finished cases, if they are asked for.
+        previews: The pictures of the label maps; empty unless they were asked for.
     """
 
     model: str
@@ -98,6 +99,7 @@ class Predicted:
     failures: tuple[Failure, ...] = ()
     lesions: Path | None = None
     segmentations: tuple[Path, ...] = ()
+    previews: tuple[Path, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -111,6 +113,7 @@ class Predicted:
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
             "lesions": None if self.lesions is None else str(self.lesions),
             "segmentations": [str(path) for path in self.segmentations],
+            "previews": [str(path) for path in self.previews],
         }
 
     __repr__ = brief
@@ -196,7 +199,7 @@ def predict_folder(
     if request.format == "dicom-seg":
         refuse_files(found.files)
     _name_folders_left_out(found.plain, output)
-    asked = _Asked(workspace=workspace, model=chosen, finders=finders, request=request, folds=folds)
+    asked = _Asked(workspace, chosen, finders, first.plan.labels, request, folds)
 
     def note(name: str, error: DatasetError) -> None:
         failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
@@ -208,10 +211,12 @@ def predict_folder(
             dicom={name: modality_of(found.series[name]) for name in images},
             series=found.series,
         )
+        if not inputs.files and len(failures) == 1:
+            raise DatasetError(failures[0].problem, hint=failures[0].hint)
         return _predict_inputs(asked, inputs, output, failures)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Asked:
     """What predicts, and how.
 
@@ -219,6 +224,7 @@ class _Asked:
         workspace: The workspace.
         model: The model.
         finders: What finds the regions that it predicts in.
+        labels: The labels of the model.
         request: How to predict.
         folds: As in `predict_folder`.
     """
@@ -226,6 +232,7 @@ class _Asked:
     workspace: Workspace
     model: "ModelFiles"
     finders: tuple[Finder, ...]
+    labels: Labels
     request: PredictRequest
     folds: str | None
 
@@ -256,7 +263,8 @@ def _predict_inputs(
     with _claimed(targets, now) if todo else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
-            dicom = frozenset(inputs.dicom)
+            # Pictures are drawn of the images in the end.
+            dicom = frozenset() if request.preview else frozenset(inputs.dicom)
             work = _Recording(targets.record, record, request, failures, asked.finders, dicom)
             work.predict(chosen, standing)
     segmentations = _segmented(asked, inputs, targets, now, standing, failures)
@@ -270,6 +278,7 @@ def _predict_inputs(
         failures=tuple(failures),
         lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
         segmentations=segmentations,
+        previews=_previews(targets, asked.labels, failed) if request.preview else (),
     )
     if failures and len(failures) + len(done.files) == 1:
         raise DatasetError(failures[0].problem, hint=failures[0].hint)
@@ -483,6 +492,14 @@ def _name_folders_left_out(sources: Sequence[Path], output: Path) -> None:
             )
 
 
+def _previews(targets: "Targets", labels: Labels, failed: Collection[str]) -> tuple[Path, ...]:
+    """Draws the label maps of the cases that did not fail."""
+    from autoliver.pipeline.previews import write_previews
+
+    jobs = [job for job in targets.jobs if job.name not in failed]
+    return tuple(write_previews(jobs, labels, targets.record))
+
+
 def _stays(name: str, reason: str) -> Failure:
     hint = "Predict it into another folder with -o, or replace it with --overwrite."
     return Failure(case=name, problem=reason, hint=hint)
@@ -529,7 +546,7 @@ class _Recording:
         request: How to predict.
         failures: Takes the cases that fail.
         finders: What finds the regions that the model predicts in.
-        dicom: Names of cases whose image was made of a DICOM series, for this prediction.
+        dicom: Names of cases whose image is removed when they are predicted: DICOM series.
         modalities: File names of label maps -> the modality that their images are normalised by.
     """
 
@@ -612,6 +629,9 @@ class _Recording:
         from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
+        # That of an earlier label map; its name may be longer than the disk takes.
+        with contextlib.suppress(OSError):
+            job.preview.unlink()
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         files = [job.output, *further]

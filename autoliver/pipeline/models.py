@@ -117,6 +117,9 @@ class ModelFacts:
         modality: The modality of its images.
         channels: Names of the image channels.
         labels: The labels that it predicts.
+        lesion_classes: Its labels that are classes of a lesion, of which each lesion has one.
+        needs_lesions: Whether it only tells the class of lesions that are given.
+        region: The region that it looks at, in words; "" for whole scans.
         runs: The runs that it uses.
         cleaning: Its cleaning rules, in words.
     """
@@ -125,6 +128,9 @@ class ModelFacts:
     modality: Modality
     channels: tuple[str, ...]
     labels: Labels
+    lesion_classes: tuple[str, ...]
+    needs_lesions: bool
+    region: str
     runs: tuple[RunFacts, ...]
     cleaning: tuple[str, ...]
 
@@ -263,7 +269,8 @@ def model_facts(files: ModelFiles) -> ModelFacts:
         AutoliverError: A model.json is missing or damaged, or the parts do not fit together.
     """
     infos = check_parts(files)
-    first = next(iter(infos.values())).plan
+    info = next(iter(infos.values()))
+    first = info.plan
     runs = []
     for part in files.members:
         for folds, previous in ((part.folds, False), (part.previous, True)):
@@ -282,6 +289,9 @@ def model_facts(files: ModelFiles) -> ModelFacts:
         modality=first.modality,
         channels=first.channel_names,
         labels=first.labels,
+        lesion_classes=info.lesion_classes,
+        needs_lesions=info.needs_lesions,
+        region="" if info.roi is None else info.roi.text,
         runs=tuple(runs),
         cleaning=tuple(str(rule) for rule in files.cleaning),
     )

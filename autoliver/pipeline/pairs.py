@@ -94,7 +94,7 @@ class FoldPairs:
             made_from |= {names[0]: digests[one], names[1]: digests[other]}
             if classes := classes_of((self.runs[one], self.runs[other]), [self.fold]):
                 made_from["lesions"] = digest(classes)
-            _open(folder, made_from, self.labels)
+            _open(folder, made_from, self.labels, classes)
             kinds = {case.name: case.modality for case in self.cases}
             jobs = make_jobs(images, folder, modalities=kinds)
             table = LesionTable(made_from=made_from, classes=classes, voted=True)
@@ -257,7 +257,9 @@ def run_digest(run: RunFolder, folds: Sequence[int]) -> str:
     return digest([FoldModel.load(path / MODEL_FILE).digest() for path in folders])
 
 
-def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
+def _open(
+    folder: Path, made_from: dict[str, str], labels: Labels, classes: tuple[str, ...]
+) -> None:
     """Writes what the label maps will be made from, and removes outdated ones.
 
     This happens before the first label map is written, as scores without cases.
@@ -271,6 +273,8 @@ def _open(folder: Path, made_from: dict[str, str], labels: Labels) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     options = MetricOptions(metrics=("dice",))
+    if classes:
+        options = MetricOptions(metrics=("dice", "lesions"), lesion_labels=classes)
     empty = Scores(
         made_from=made_from, labels=labels, options=options, cases=(), summary={}, mean={}
     )

@@ -44,6 +44,8 @@ class PredictRequest:
             predicted again.
         uncertainty: Whether to write a map of the uncertainty as well; a finished case without it
             is predicted again.
+        preview: Whether to draw a picture of each label map as well; finished cases are drawn
+            without predicting them again.
         roi: "auto" predicts only near the foreground that the low-resolution run of the same
             dataset finds; the name of a model, near the foreground that it finds; None predicts
             everywhere.
@@ -70,6 +72,7 @@ class PredictRequest:
     overwrite: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    preview: bool = False
     roi: str | None = None
     roi_from: str | None = None
     modality: ModalityChoice | None = "auto"

@@ -11,6 +11,7 @@ from autoliver.datasets.cases import Case, Dataset, Labels, unscored_labels
 from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
+from autoliver.datasets.layouts import RELIABILITY_FILE
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -106,7 +107,6 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
 
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
-    from autoliver.inference.lesions.calibration import RELIABILITY_FILE
     from autoliver.models.selection import Chosen, Selection
 
     candidates = contest.candidates()
@@ -223,6 +223,7 @@ class _Contest:
     def candidates(self) -> "tuple[Candidate, ...]":
         """Scores every run and every pair of runs."""
         from autoliver.evaluation.select import make_candidate
+        from autoliver.pipeline.temperature import classes_of
 
         cases: dict[tuple[str, ...], list[CaseScores]] = {}
         for run in self.runs:
@@ -239,7 +240,8 @@ class _Contest:
             for fold in self.folds:
                 for pair, scores in self._pairs(fold).scores().items():
                     cases.setdefault(pair, []).extend(scores.cases)
-        return tuple(make_candidate(runs, found) for runs, found in cases.items())
+        classes = classes_of(self.runs, self.folds)
+        return tuple(make_candidate(runs, found, classes) for runs, found in cases.items())
 
     def temperature(self, winners: Sequence[RunFolder]) -> "Learnt | None":
         """Learns the temperature of lesions' classes; None if the winners tell none apart."""

@@ -67,6 +67,7 @@ def test_a_table_without_probabilities_has_none(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("lesion,probability_cyst,probability_hcc\n1,0,1\n", "no column case"),
+        ("case;lesion;probability_cyst\na;1;0.5\n", "one column 'case;lesion;prob.*commas"),
         (f"{HEAD}a,1,cyst,0.5,high,1\n", "row 2: probability_hcc is 'high'; expected a number"),
         (f"{HEAD}a,1,cyst,0.5,1.5,1\n", "probability_hcc is '1.5'; expected a number from 0 to 1"),
         (f"{HEAD}a,1,cyst,0.5,,1\n", "probability_hcc is ''"),

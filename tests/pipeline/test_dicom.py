@@ -82,12 +82,38 @@ def test_what_is_finished_is_skipped_until_its_slices_change(tmp_path: Path, run
     assert predict(tmp_path / "in", tmp_path / "out", run).new == 1
 
 
+def test_the_header_says_the_modality_and_the_option_overrules_it(
+    tmp_path: Path, run: Path
+) -> None:
+    """The values look like those of MR; the model was trained on MR."""
+    put(tmp_path / "in", 2, "venous", Modality="CT")
+    with pytest.raises(DatasetError, match=r"is CT \(by its header; .*trained on MR"):
+        predict(tmp_path / "in", tmp_path / "out", run)
+    assert predict(tmp_path / "in", tmp_path / "out", run, modality="MR").new == 1
+
+
+def test_previews_are_drawn_of_series(tmp_path: Path, run: Path) -> None:
+    put(tmp_path / "in", 2, "venous")
+    done = predict(tmp_path / "in", tmp_path / "out", run, preview=True)
+    assert [path.name for path in done.previews] == ["in_preview.png"]
+    assert not (tmp_path / "w" / "dicom").exists()
+
+
 def test_one_file_stands_for_its_series(tmp_path: Path, run: Path) -> None:
     put(tmp_path / "in", 2, "venous")
     put(tmp_path / "in", 3, "arterial")
     done = predict(tmp_path / "in" / "3-4", tmp_path / "liver.nii.gz", run)
     assert done.new == 1
+    record = json.loads((tmp_path / "liver_predict.json").read_text())
+    assert [each["name"] for each in record["inputs"]["liver.nii.gz"]] == ["in_3.mha"]
     assert read_header(tmp_path / "liver.nii.gz").geometry.shape_zyx == (9, 8, 8)
+
+
+def test_one_file_of_a_series_that_makes_no_volume(tmp_path: Path, run: Path) -> None:
+    put(tmp_path / "in", 2, "venous")
+    put(tmp_path / "in", 3, "arterial")[5].unlink()
+    with pytest.raises(DatasetError, match="in_3: slices are missing"):
+        predict(tmp_path / "in" / "3-4", tmp_path / "liver.nii.gz", run)
 
 
 def test_a_folder_with_one_series_may_go_to_one_file(tmp_path: Path, run: Path) -> None:

@@ -359,6 +359,37 @@ def test_named_classes_are_told_apart_and_others_are_labels(place):
     assert found.decisions.network.classifier.rows == (2, 4)
 
 
+def test_classes_of_any_name_are_scored_as_lesions(tmp_path):
+    folder = write_dataset(tmp_path / "Dataset924_Any", classes=True)
+    path = folder / "dataset.json"
+    text = path.read_text()
+    for number, name in enumerate(CLASSES):
+        text = text.replace(name, f"grade {number}")
+    path.write_text(text)
+    names = tuple(f"grade {number}" for number in range(len(CLASSES)))
+    given = {"task": "joint", "lesion_classes": ",".join(names), "preset": "tiny"}
+    options = {**SHORT, **given, "workspace": tmp_path / "ws", "folds": (0,)}
+    (result,) = autoliver.train(folder, "2d", **options)
+    assert result.scores is not None
+    assert result.scores.lesion_classes.classes == names
+    assert result.scores.lesion_classes.of_reference.lesions == 2
+
+
+def test_lesions_of_all_classes_are_replayed_as_one_label(place, caplog):
+    caplog.set_level("INFO")
+    autoliver.train(
+        place / PLAIN,
+        "2d",
+        replay=NAMED,
+        tag="replays",
+        folds=("all",),
+        workspace=place / "ws",
+        **{**SHORT, "iterations": 1},
+    )
+    assert "Replays Classes in 50 % of the patches (liver, lesion)." in caplog.text
+    assert "do not count" not in caplog.text
+
+
 def test_select_compares_what_learns_the_same_labels(place):
     found = autoliver.select(NAMED, runs=[f"2d+{task}" for task in TASKS], workspace=place / "ws")
     assert {run for each in found.candidates for run in each.runs} == {"2d+joint", "2d+ynet"}
@@ -367,6 +398,14 @@ def test_select_compares_what_learns_the_same_labels(place):
         assert f"autoliver select {NAMED} 2d+{task} -w" in told
     alone = autoliver.select(NAMED, runs=["2d+segment"], workspace=place / "ws")
     assert [each.runs for each in alone.candidates] == [("2d+segment",)]
+
+
+def test_export_says_what_a_model_tells_of_lesions(place, tmp_path):
+    for task in ("classify", "segment"):
+        file = tmp_path / f"{task}.autoliver"
+        facts = autoliver.export(f"{NAMED}/2d+{task}", file, workspace=place / "ws").facts
+        assert facts.lesion_classes == (CLASSES if task == "classify" else ())
+        assert facts.needs_lesions == (task == "classify")
 
 
 @pytest.mark.parametrize("task", ["segment", "ynet", "classify"])

@@ -156,10 +156,13 @@ def test_the_temperature_of_overconfident_probabilities_is_learnt(own: Path) -> 
         f"calibration error {SURE - right:.2f} -> 0.00."
     )
     assert found["why"][-1] == said
+    assert found["candidates"][0]["lesion_accuracy"] == pytest.approx(right)
     assert Path(found["reliability"]).read_bytes()[:4] == b"\x89PNG"
     shown = CliRunner().invoke(app, ["select", NAME, "-w", str(own / "w")]).stdout
     assert said in " ".join(shown.split())
     assert "reliability.png" in shown
+    assert "lesion accuracy" in shown
+    assert f"{right:.4f}" in shown
 
 
 def test_too_few_lesions_teach_no_temperature_and_that_is_said(own: Path) -> None:
@@ -170,6 +173,7 @@ def test_too_few_lesions_teach_no_temperature_and_that_is_said(own: Path) -> Non
     assert found["why"][-1] == "Lesion classes: temperature 1, since it takes 20 lesions, found 9."
     overconfident(validation(own), only=0)
     found = run("select", NAME, "-w", own / "w")
+    assert found["candidates"][0]["lesion_accuracy"] == 0
     assert found["temperature"]["lesions"] == 0
     assert found["reliability"] is None
     assert not (own / "w" / NAME / "reliability.png").exists()

@@ -41,7 +41,7 @@ class NoSeries:
     """Files that make no volume.
 
     Attributes:
-        folder: The folder that holds them.
+        files: The files.
         number: SeriesNumber; None if there is none.
         description: SeriesDescription, or the file name.
         modality: The tag Modality.
@@ -50,13 +50,18 @@ class NoSeries:
         localizer: Whether they are a localizer, which nobody expects to be a volume.
     """
 
-    folder: Path
+    files: tuple[Path, ...]
     number: int | None
     description: str
     modality: str
     images: int
     problem: str
     localizer: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds them."""
+        return folder_of(self.files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +111,7 @@ def find_series(files: Iterable[Path]) -> Found:
 
 def _damaged(file: Path, problem: str) -> NoSeries:
     return NoSeries(
-        folder=file.parent,
+        files=(file,),
         number=None,
         description=file.name,
         modality="",
@@ -142,7 +147,7 @@ def _volumes(group: Sequence[Instance]) -> tuple[list[Series], NoSeries | None]:
         stacks = _stacks(planes, notes)
     except NoStack as error:
         return [], NoSeries(
-            folder=folder_of(instance.file for instance in group),
+            files=tuple(instance.file for instance in group),
             number=first.number,
             description=first.description,
             modality=first.modality,

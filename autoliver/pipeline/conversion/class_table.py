@@ -8,7 +8,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,11 +89,9 @@ def rows_of_file(path: Path) -> list[Row]:
     """
     text = _text(path)
     separator, places = _columns(path, text.partition("\n")[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    next(reader)
     rows = []
-    for cells in reader:
-        where = f"{path}, line {reader.line_num}"
+    for line, cells in _lines(path, text, separator):
+        where = f"{path}, line {line}"
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) <= max(places):
@@ -108,6 +106,24 @@ def rows_of_file(path: Path) -> list[Row]:
             )
         rows.append(Row(case, _number(lesion, f"{where}: {case}"), name, where))
     return rows
+
+
+def _lines(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the cells of each row below the first, with the number of the line it begins in."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    next(reader)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DatasetError(
+                f"{path}, line {line}: no row of cells ({error}).",
+                hint="Close the quotation marks that are opened there.",
+            ) from None
+        yield line, cells
 
 
 def _text(path: Path) -> str:

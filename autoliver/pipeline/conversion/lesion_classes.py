@@ -296,6 +296,13 @@ def _class_names(dataset: Dataset, lesion: str, rows: Sequence[Row]) -> list[str
                 f"{', '.join(allowed)}.",
                 hint=meant(name, allowed) or "Correct it, or add the class to lesion_class_names.",
             )
+        if "," in name or not name.isprintable():
+            raise DatasetError(
+                f"{row.where}: {row.what}: the class {name!r} holds "
+                f"{'a comma' if name.isprintable() else 'line breaks or other control characters'}"
+                ", which the name of a label cannot.",
+                hint="Choose another name for the class.",
+            )
         if _plain(name) in map(_plain, others) or not _plain(name):
             raise DatasetError(
                 f"{row.where}: {row.what}: the class {name!r} is no name of its own: the dataset "
@@ -322,8 +329,8 @@ def _plain(name: str) -> str:
 
 
 def _doubtful(one: str, other: str) -> bool:
-    """Whether two classes differ in capitals and blanks alone, or in few letters of many."""
-    first, second = _plain(one), _plain(other)
+    """Whether classes differ in capitals, blanks or a plural alone, or in few letters of many."""
+    first, second = _plain(one).removesuffix("s"), _plain(other).removesuffix("s")
     near = difflib.SequenceMatcher(None, first, second).ratio() >= _ALIKE
     return first == second or (near and min(len(first), len(second)) >= _LONG)
 

@@ -77,29 +77,47 @@ def find_dicom(source: Path, wanted: Sequence[str] = ()) -> DicomCases | None:
         OptionError: There is no such series as is wanted.
         MachineError: The system refuses to read a file.
     """
-    if source.is_dir():
-        found = find_series(files) if (files := list(dicom_files(source))) else None
-    elif source.is_file() and is_dicom(source):
-        same = [path for path in sorted(source.parent.iterdir()) if is_dicom(path)]
-        found = _with_file(find_series(same), source)
-    else:
+    if source.is_file() and is_dicom(source):
+        return _of_file(source)
+    files = list(dicom_files(source)) if source.is_dir() else []
+    if not files:
         return None
-    if found is None:
-        return None
+    found = find_series(files)
     cases = _named(found, source)
-    left_out = _left_out(found)
     if not cases.series and not cases.refused:
         raise DatasetError(
-            f"{source}: no DICOM series that is an image of slices; found {left_out or 'nothing'}.",
+            f"{source}: no DICOM series that is an image of slices; found {cases.left_out}.",
             hint="Give a folder with a series of CT or MR.",
         )
-    if len(cases.series) + len(cases.refused) > 1 or left_out or wanted:
-        _log.warning("%s", _table(source, cases, left_out))
-    chosen = _chosen(source, cases, wanted, found)
-    for name, series in chosen.series.items():
+    if len(cases.series) + len(cases.refused) > 1 or cases.left_out or wanted:
+        _log.warning("%s", _table(source, cases))
+    return _told(_chosen(source, cases, wanted, found))
+
+
+def _of_file(file: Path) -> DicomCases:
+    """The series of a file, with the name that it has among those of the file's folder."""
+    same = [path for path in sorted(file.parent.iterdir()) if is_dicom(path)]
+    cases = _named(find_series(same), file.parent)
+    series = {
+        name: each
+        for name, each in cases.series.items()
+        if any(one.file == file for one in each.slices)
+    }
+    refused = {name: each for name, each in cases.refused.items() if file in each.files}
+    if not series and not refused:
+        raise DatasetError(
+            f"{file}: this DICOM file is no slice of a series that makes a volume.",
+            hint=f"Give the folder of a series, such as {file.parent}",
+        )
+    return _told(DicomCases(series=series, refused=refused, left_out=""))
+
+
+def _told(cases: DicomCases) -> DicomCases:
+    """The same cases, after the notes on them were logged."""
+    for name, series in cases.series.items():
         for note in series.notes:
             _log.warning("%s: %s", name, note)
-    return chosen
+    return cases
 
 
 def images_beside(source: Path) -> dict[str, tuple[Path, ...]]:
@@ -127,19 +145,6 @@ def several_channels(source: Path, channels: Sequence[str]) -> DatasetError:
         hint=f"Make image files of the series with {convert} (OUT is a new folder), name those of "
         "one case CASE_0000, CASE_0001 and so on in the order of the channels, and predict them.",
     )
-
-
-def _with_file(found: Found, file: Path) -> Found:
-    """What was found, without series that do not hold a file."""
-    series = [s for s in found.series if any(each.file == file for each in s.slices)]
-    if series:
-        return Found(series=tuple(series), refused=(), others={})
-    if found.series:
-        raise DatasetError(
-            f"{file}: this DICOM file is no slice of a series that makes a volume.",
-            hint=f"Give its folder: -i {file.parent}",
-        )
-    return found
 
 
 def _named(found: Found, source: Path) -> DicomCases:
@@ -263,7 +268,7 @@ def _refuse_localizer(word: str, found: Found) -> None:
             )
 
 
-def _table(source: Path, cases: DicomCases, left_out: str) -> str:
+def _table(source: Path, cases: DicomCases) -> str:
     """What was found, for a terminal of 80 columns."""
     rows = [("case", "series", "slices", "mm (z, y, x)", "description")]
     rows += [
@@ -298,7 +303,7 @@ def _table(source: Path, cases: DicomCases, left_out: str) -> str:
         for row in rows
     ]
     said = [f"{source}: {counted(len(rows) - 1, 'DICOM series', 'DICOM series')}.", *lines]
-    return "\n".join([*said, *([f"No cases: {left_out}."] if left_out else [])])
+    return "\n".join([*said, *([f"No cases: {cases.left_out}."] if cases.left_out else [])])
 
 
 def _cut(text: str, width: int) -> str:

@@ -9,6 +9,8 @@ from autoliver.commands import command
 from autoliver.datasets.cases import Case, CaseFacts, Dataset, Labels
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.folds import Fold, Folds
+from autoliver.datasets.lesion_classes import LESION, with_one_lesion
+from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import DatasetError, OptionError
 from autoliver.machine import Machine
 from autoliver.pipeline.data import (
@@ -289,6 +291,7 @@ def find_replay(
             hint=f"Plan it first: {command('plan', name, workspace=workspace.root)}",
         )
     theirs, dataset = Plan.load(folder.plan), Dataset.load(folder.dataset)
+    theirs = theirs.replace(labels=_alike(dataset, theirs.labels, run.plan.labels))
     decided = run.plan.configurations[wanted]
     _check_fits(theirs, run.plan, decided)
     values = map_values(theirs.labels, run.plan.labels)
@@ -311,6 +314,14 @@ def find_replay(
         fold=fold_named(pretrained, dataset),
         values=values,
     )
+
+
+def _alike(dataset: Dataset, theirs: Labels, run: Labels) -> Labels:
+    """A dataset's labels, with its classes of lesions as one label if the run knows only that."""
+    classes = lesion_classes(theirs.foreground, dataset.lesion_class_names)
+    if not classes or LESION not in run.foreground or theirs.has_regions or LESION in theirs.values:
+        return theirs
+    return theirs if classes.keys() & run.foreground.keys() else with_one_lesion(theirs, [*classes])
 
 
 def prepare_replay(
