@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError, OptionError
-from autoliver.io.dicom.codes import Coding, SegmentCodes, SegType, code_labels
+from autoliver.io.dicom.codes import Coding, Colour, SegmentCodes, SegType, code_labels
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.source import source_images
 from autoliver.values import counted, first_few
@@ -301,7 +301,7 @@ def _descriptions(
             tracking_id=segment.name,
             tracking_uid=_uid("tracking", series_uid, segment.name),
             anatomic_regions=[codes["region"]] if "region" in codes else None,
-            display_color=CIELabColor.from_rgb(*segment.coding.rgb),
+            display_color=CIELabColor(*_lab(segment.coding.rgb)),
         )
         description.SegmentDescription = segment.name
         if "modifier" in codes:
@@ -312,6 +312,14 @@ def _descriptions(
             region.AnatomicRegionModifierSequence = [codes["region_modifier"]]
         found.append(description)
     return found
+
+
+def _lab(rgb: Colour) -> tuple[float, float, float]:
+    """A colour, 0 to 255, as L*, a* and b*."""
+    from skimage.color import rgb2lab
+
+    lightness, a, b = (float(v) for v in rgb2lab(np.array(rgb, np.float64) / 255))
+    return lightness, a, b
 
 
 def _short_labels(names: Sequence[str]) -> list[str]:
