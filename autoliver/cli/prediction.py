@@ -17,7 +17,8 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, say, start
-from autoliver.inference.options import ModalityChoice
+from autoliver.inference.options import ModalityChoice, OutputFormat
+from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
@@ -146,6 +147,21 @@ def predict(
         ),
     ] = None,
     series: Series = None,
+    format_: Annotated[
+        OutputFormat,
+        typer.Option(
+            "--format",
+            help="dicom-seg writes a DICOM segmentation (CASE.dcm) beside each label map as well, "
+            "for a viewer or a PACS; -i must name DICOM series.",
+        ),
+    ] = "nifti",
+    seg_type: Annotated[
+        SegType,
+        typer.Option(
+            help="binary segmentations have a mask for each label; labelmap ones (DICOM 2024c) are "
+            "smaller, and few viewers read them."
+        ),
+    ] = "binary",
     exact: Annotated[
         bool,
         typer.Option(
@@ -187,6 +203,8 @@ def predict(
         match=match,
         lesions=lesions,
         series=tuple(series or ()),
+        format=format_,
+        seg_type=seg_type,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:
@@ -205,6 +223,8 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     done = f", {skipped} skipped as finished" if skipped else ""
     kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
     table = f"\nLesions: {written.lesions}" if written.lesions else ""
+    segs = counted(len(written.segmentations), "DICOM segmentation")
+    table += f"\nBeside them: {segs}" if written.segmentations else ""
     drawn = f"\nPreviews: {written.previews[0]}" if written.previews else ""
     if len(written.previews) > 1:
         drawn += f" and {len(written.previews) - 1} more"

@@ -17,6 +17,7 @@ from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality, UsedRegion
 from autoliver.inference.record import RECORD_FILE, REPLACED
+from autoliver.io.dicom.seg import needs_highdicom
 from autoliver.io.dicom.series import Series
 from autoliver.io.header import split_ending
 from autoliver.locks import only_one_kind
@@ -26,6 +27,12 @@ from autoliver.pipeline.dicom.cases import (
     images_beside,
     modality_of,
     several_channels,
+)
+from autoliver.pipeline.dicom.segmentations import (
+    label_map_of,
+    refuse_files,
+    refuse_foreign,
+    write_segmentations,
 )
 from autoliver.pipeline.dicom.staging import discard, staged
 from autoliver.pipeline.prediction import (
@@ -80,6 +87,7 @@ class Predicted:
             predicted; they stay.
         failures: The cases that were not predicted.
         lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
+        segmentations: DICOM segmentations of finished cases, if they are asked for.
         previews: The pictures of the label maps; empty unless they were asked for.
     """
 
@@ -90,6 +98,7 @@ class Predicted:
     corrected: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     lesions: Path | None = None
+    segmentations: tuple[Path, ...] = ()
     previews: tuple[Path, ...] = ()
 
     @property
@@ -103,6 +112,7 @@ class Predicted:
             "files": [str(path) for path in self.files],
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
             "lesions": None if self.lesions is None else str(self.lesions),
+            "segmentations": [str(path) for path in self.segmentations],
             "previews": [str(path) for path in self.previews],
         }
 
@@ -182,7 +192,12 @@ def predict_folder(
     chosen, finders = _with_finders(workspace, chosen, request)
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
     check_lesions(chosen.name, first, request.lesions)
+    if request.format == "dicom-seg":
+        needs_highdicom("--format dicom-seg")
+        output = label_map_of(output)
     found = find_sources(sources, first.plan.channel_names, failures, request.series)
+    if request.format == "dicom-seg":
+        refuse_files(found.files)
     _name_folders_left_out(found.plain, output)
     asked = _Asked(workspace, chosen, finders, first.plan.labels, request, folds)
 
@@ -194,6 +209,7 @@ def predict_folder(
             sources=sources,
             files={**found.files, **{name: (image,) for name, image in images.items()}},
             dicom={name: modality_of(found.series[name]) for name in images},
+            series=found.series,
         )
         if not inputs.files and len(failures) == 1:
             raise DatasetError(failures[0].problem, hint=failures[0].hint)
@@ -234,6 +250,8 @@ def _predict_inputs(
     targets = find_targets(
         inputs, output, overwrite=request.overwrite, taken=places, lesions=lesions
     )
+    if request.format == "dicom-seg":
+        refuse_foreign(targets.jobs)
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
@@ -249,6 +267,7 @@ def _predict_inputs(
             dicom = frozenset() if request.preview else frozenset(inputs.dicom)
             work = _Recording(targets.record, record, request, failures, asked.finders, dicom)
             work.predict(chosen, standing)
+    segmentations = _segmented(asked, inputs, targets, now, standing, failures)
     failed = {failure.case for failure in failures}
     done = Predicted(
         model=chosen.name,
@@ -258,6 +277,7 @@ def _predict_inputs(
         corrected=tuple(standing.corrected),
         failures=tuple(failures),
         lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
+        segmentations=segmentations,
         previews=_previews(targets, asked.labels, failed) if request.preview else (),
     )
     if failures and len(failures) + len(done.files) == 1:
@@ -265,6 +285,33 @@ def _predict_inputs(
     if failures:
         raise CasesFailed.of(done)
     return done
+
+
+def _segmented(
+    asked: _Asked,
+    inputs: Inputs,
+    targets: "Targets",
+    now: "Prediction",
+    standing: "Standing",
+    failures: list[Failure],
+) -> tuple[Path, ...]:
+    """Writes DICOM segmentations, if they are asked for; `failures` takes cases without one."""
+    from autoliver.models.files import MODEL_FILE, FoldModel
+
+    if asked.request.format != "dicom-seg":
+        return ()
+    failed = {failure.case for failure in failures}
+    written, without = write_segmentations(
+        [job for job in targets.jobs if job.name not in failed],
+        inputs.series,
+        now,
+        codes=FoldModel.load(asked.model.members[0].folds[0] / MODEL_FILE).plan.codes,
+        corrected=standing.corrected,
+        seg_type=asked.request.seg_type,
+    )
+    for name, error in without.items():
+        failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
+    return written
 
 
 def _with_finders(

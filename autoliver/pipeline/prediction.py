@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from autoliver.commands import DEFAULT_WORKSPACE, command
 from autoliver.errors import ModelError, OptionError
-from autoliver.inference.options import ModalityChoice, PredictOptions
+from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
+from autoliver.io.dicom.codes import SegType
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, window_bars
@@ -60,6 +61,9 @@ class PredictRequest:
         lesions: Folder with a label map of each case, whose lesions alone get a class; None to find
             lesions.
         series: Numbers, descriptions or case names of the DICOM series to predict; empty for all.
+        format: "dicom-seg" writes a DICOM segmentation beside each label map as well, for cases
+            that are DICOM series; "nifti" writes label maps alone.
+        seg_type: "binary" segmentations have a mask for each label, "labelmap" one map for all.
         machine: The device and memory that may be used.
     """
 
@@ -76,6 +80,8 @@ class PredictRequest:
     match: bool = False
     lesions: Path | None = None
     series: tuple[str, ...] = ()
+    format: OutputFormat = "nifti"
+    seg_type: SegType = "binary"
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:

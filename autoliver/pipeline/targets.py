@@ -26,6 +26,7 @@ from autoliver.inference.record import (
     read_record,
     voxel_hash,
 )
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header, read_label
 from autoliver.io.header import UnreadableImage, label_ending, split_ending
 from autoliver.pipeline.dicom.staging import LABELS
@@ -49,11 +50,13 @@ class Inputs:
         files: Maps each case to its image files.
         dicom: Maps the cases that are DICOM series to the modality that they state; their image
             files are made of the series.
+        series: Maps these cases to their series.
     """
 
     sources: Sequence[Path]
     files: dict[str, tuple[Path, ...]]
     dicom: Mapping[str, Modality | None] = field(default_factory=dict)
+    series: Mapping[str, Series] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

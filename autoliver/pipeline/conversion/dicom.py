@@ -19,6 +19,7 @@ from autoliver.io.grids import compare_grids
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of
+from autoliver.pipeline.dicom.drawings import find_drawings
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
@@ -42,7 +43,8 @@ def convert_dicom(
         source: The folder of the series.
         output: The new folder.
         labels: Folder with a label map of each case, named like the case; series without one are
-            left out. None: images alone are written, without a dataset.json.
+            left out. None: label maps are made of the SEG and RTSTRUCT files in the source; if
+            there are none, images alone are written, without a dataset.json.
         wanted: Which series are taken, as for `find_dicom`.
 
     Raises:
@@ -65,15 +67,21 @@ def convert_dicom(
         {n: Failed(problem=f"{n}: {no.problem}", hint=REFUSED) for n, no in found.refused.items()}
     )
     masks = None if labels is None else _masks(labels, found.series)
-    cases = {n: each for n, each in found.series.items() if masks is None or n in masks}
+    drawings = find_drawings(source, found.series if labels is None else {})
+    known = drawings.files if masks is None else masks
+    cases = {n: each for n, each in found.series.items() if n in known or not known}
     values: set[int] = set()
     with replacing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
             _write_image(beside, name, series)
             if masks is not None:
                 values |= _write_label(beside, name, series, masks[name])
+            elif known:
+                drawings.write(beside / "labelsTr" / f"{name}.nii.gz", name, series)
         names = {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}
-        if masks is not None:
+        if masks is None:
+            names = drawings.values
+        if known:
             _describe(beside, output, cases, names)
     _log_renaming(output, names, labels)
     return Converted(
@@ -85,12 +93,12 @@ def convert_dicom(
         passed_over=(),
         rewritten=0,
         labels=names,  # type: ignore[arg-type]
-        next_command=_next(output, labels, workspace),
+        next_command=_next(output, bool(known), workspace),
     )
 
 
-def _next(output: Path, labels: Path | None, workspace: Workspace) -> str:
-    if labels is not None:
+def _next(output: Path, labelled: bool, workspace: Workspace) -> str:
+    if labelled:
         return command("plan", str(output), workspace=workspace.root)
     options = ["-i", str(output / "imagesTr"), "-o", "OUT"]
     return command("predict", options=options, workspace=workspace.root)
