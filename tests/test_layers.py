@@ -27,6 +27,7 @@ ORDER = [
     "training",
     "inference",
     "evaluation",
+    "report",
     "synthesis",
     "needs",
     "workspace",
