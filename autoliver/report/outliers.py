@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoliver.evaluation.results import COLUMNS, CaseScores
+from autoliver.values import first_few
 
 MOST = 12
 _LEAST = 3  # the worst ones that are named even if none is unusual
@@ -42,10 +43,14 @@ def by_dice(cases: Sequence[CaseScores]) -> tuple[Outlier, ...]:
             break
         if name not in chosen:
             chosen.append(name)
+    missed = {case.name: _missed(case) for case in cases}
     return tuple(
         Outlier(
             case=name,
-            reasons=found.get(name) or (f"One of the lowest mean Dice: {means[name]:.3f}.",),
+            reasons=(
+                *(found.get(name) or (f"One of the lowest mean Dice: {means[name]:.3f}.",)),
+                *missed[name],
+            ),
         )
         for name in sorted(chosen, key=order.index)
     )
@@ -98,6 +103,11 @@ def by_difference(
 
 def _dice(case: CaseScores) -> dict[str, float]:
     return {name: s.dice for name, s in case.labels.items() if s.dice is not None}
+
+
+def _missed(case: CaseScores) -> tuple[str, ...]:
+    names = [n for n, s in case.labels.items() if s.reference_voxels and not s.voxels]
+    return (f"Missed: {first_few(names, _LEAST)}.",) if names else ()
 
 
 def _unusual_by_label(

@@ -45,6 +45,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     folded: bool = False
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The columns that hold numbers."""
+        columns = enumerate(zip(*self.rows, strict=True)) if self.rows else ()
+        return frozenset(
+            index for index, cells in columns if any(cell.value is not None for cell in cells)
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:

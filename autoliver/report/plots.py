@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 8.0  # inches
+_WIDTH = 6.2  # inches
 _LABEL = 26  # characters of a name
 _POINTS = 200  # of a curve; of more, means over neighbours are drawn
 _MARKERS = "osD^vP*X"
@@ -27,7 +27,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 11.0,
+    "font.size": 10.0,
     "text.parse_math": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -67,8 +67,8 @@ def learning_curves(folds: Mapping[str, Sequence[EpochLog]], *, title: str) -> s
             _curve(dice, epochs, shown, number, name)
             _curve(loss, epochs, [log.train_loss for log in logs], number, f"{fold}, training")
             _curve(loss, epochs, [log.validation_loss for log in logs], number, "", faint=True)
-        dice.set(ylabel="mean Dice of held-out patches", ylim=(0, 1))
-        loss.set(ylabel="loss (pale: held-out patches)")
+        dice.set(ylabel="Dice of held-out patches", ylim=(0, 1))
+        loss.set(ylabel="loss (pale: held-out)")
         for axis in (dice, loss):
             axis.set(xlabel="epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))

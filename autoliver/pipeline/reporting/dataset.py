@@ -1,4 +1,4 @@
-"""What a page says of a dataset or of an imported model: facts, plan, runs and how to repeat them."""
+"""What a page says of a dataset or of an imported model: facts, plan, runs, provenance."""
 
 import contextlib
 from collections.abc import Sequence
@@ -36,8 +36,7 @@ from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Fingerprint, Plan
 from autoliver.planning.verify import Verification
 from autoliver.report.outliers import Outlier, by_dice
-from autoliver.report.page import Commands, Part, Section
-from autoliver.report.page import Table as PageTable
+from autoliver.report.page import Commands, Part, Section, Table
 from autoliver.report.tables import facts_table, findings_table, numbers_of, plan_tables, texts
 from autoliver.system import entries
 from autoliver.values import counted, first_few
@@ -248,7 +247,7 @@ def _pool(place: str) -> list[Part]:
     cases = {name: sum(case.member == name for case in pool.cases) for name in pool.members}
     rows = tuple(texts(name, str(cases[name]), folder) for name, folder in pool.members.items())
     head = ("dataset", "cases", "folder")
-    return [PageTable(caption="The pool's members", head=head, rows=rows)]
+    return [Table(caption="The pool's members", head=head, rows=rows)]
 
 
 def _plans(known: _Known, runs: Sequence[Run]) -> list[Section]:
@@ -289,7 +288,7 @@ def _provenance(workspace: Workspace, known: _Known, runs: Sequence[Run]) -> Sec
     ]
     if rows:
         head = ("file", "written by autoliver")
-        parts.append(PageTable(caption="Versions", head=head, rows=tuple(rows), folded=True))
+        parts.append(Table(caption="Versions", head=head, rows=tuple(rows), folded=True))
     if known.dataset is not None and known.plan is not None:
         lines = [
             command(

@@ -85,8 +85,17 @@ class _Folder:
         """Whether a case is CT; None if the record does not say so."""
         if self.record is None:
             return None
-        used = self.record.modalities.get(self.maps[case].name)
+        used = self.record.modalities.get(self.maps[case].name) if case in self.maps else None
         return None if used is None or used.modality is None else used.modality == "CT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What all cases that are shown share: their folder, their images and the labels."""
+
+    folder: _Folder
+    images: Mapping[str, Path]
+    labels: Labels
 
 
 def predictions_chapter(workspace: Workspace, sources: PredictionSources) -> Chapter:
@@ -180,16 +189,10 @@ def _one(
     cases = {case.name: case for case in scores.cases}
     found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="predicted")
     links, labels = anchors_of(found), list(scores.labels.foreground)
+    of = _Sources(folder=folder, images=images, labels=scores.labels)
     shown = tuple(
-        _show(
-            *item,
-            folder=folder,
-            images=images,
-            table=numbers_of(cases[item[0]]),
-            maps=_pair(cases[item[0]]),
-            labels=scores.labels,
-        )
-        for item in found.items()
+        _show(name, how, _pair(cases[name]), of=of, table=numbers_of(cases[name]))
+        for name, how in found.items()
     )
     named = {"": scores}
     section = Section(
@@ -209,12 +212,10 @@ def _one(
 def _show(
     name: str,
     chosen_as: tuple[str, tuple[str, ...]],
-    *,
-    folder: _Folder,
-    images: Mapping[str, Path],
-    table: Table | None,
     maps: tuple[MapFile, ...],
-    labels: Labels,
+    *,
+    of: _Sources,
+    table: Table | None = None,
 ) -> Shown:
     anchor, reasons = chosen_as
     return Shown(
@@ -222,10 +223,10 @@ def _show(
         name=name,
         reasons=reasons,
         table=table,
-        images=(images[name],) if name in images else (),
+        images=(of.images[name],) if name in of.images else (),
         maps=maps,
-        labels=labels,
-        is_ct=folder.modality(name) if name in folder.maps else None,
+        labels=of.labels,
+        is_ct=of.folder.modality(name),
     )
 
 
@@ -344,16 +345,15 @@ def _unscored(folder: _Folder, images: Mapping[str, Path]) -> Chapter:
     outliers = [Outlier(case=name, reasons=unlike[name]) for name in order]
     found_cases = chosen(outliers, list(folder.maps), prefix="predicted")
     links = anchors_of(found_cases)
+    of = _Sources(folder=folder, images=images, labels=labels)
     shown = tuple(
         _show(
-            *item,
-            folder=folder,
-            images=images,
-            table=None,
-            maps=(MapFile(title="prediction", style="prediction", path=folder.maps[item[0]]),),
-            labels=labels,
+            name,
+            how,
+            (MapFile(title="prediction", style="prediction", path=folder.maps[name]),),
+            of=of,
         )
-        for item in found_cases.items()
+        for name, how in found_cases.items()
     )
     section = Section(
         anchor="volumes",
@@ -438,34 +438,29 @@ def _two(
     first, second = folders
     made = (_made(first, "A"), _made(second, "B"))
     if sources.reference is None:
-        section, found, numbers, labels = _agreement(workspace, folders, sources)
+        section, found, numbers, labels = _agreement(folders, sources)
     else:
         section, found, numbers, labels = _differences(workspace, folders, sources)
     references = _references(sources, dataset)
-    styles: tuple[tuple[str, Style, _Folder], ...] = (
-        ("A", "prediction", first),
-        ("B", "second", second),
+    of = _Sources(folder=first, images=images, labels=labels)
+    styles: tuple[tuple[str, Style, Mapping[str, Path]], ...] = (
+        ("reference", "reference", references),
+        ("A", "prediction", first.maps),
+        ("B", "second", second.maps),
     )
     shown = tuple(
         _show(
-            *item,
-            folder=first,
-            images=images,
-            table=numbers.get(item[0]),
-            maps=(
-                *(
-                    [MapFile(title="reference", style="reference", path=references[item[0]])]
-                    if item[0] in references
-                    else []
-                ),
-                *(
-                    MapFile(title=title, style=style, path=folder.maps[item[0]])
-                    for title, style, folder in styles
-                ),
+            name,
+            how,
+            tuple(
+                MapFile(title=title, style=style, path=files[name])
+                for title, style, files in styles
+                if name in files
             ),
-            labels=labels,
+            of=of,
+            table=numbers.get(name),
         )
-        for item in found.items()
+        for name, how in found.items()
     )
     return Chapter(sections=(*made, section), shown=shown)
 
@@ -521,9 +516,7 @@ def _differences(
     return section, chosen_cases, tables, found.labels
 
 
-def _agreement(
-    workspace: Workspace, folders: tuple[_Folder, _Folder], sources: PredictionSources
-) -> _Found:
+def _agreement(folders: tuple[_Folder, _Folder], sources: PredictionSources) -> _Found:
     """How much A and B have in common, where there is no reference."""
     first, second = folders
     labels = _labels(folders)

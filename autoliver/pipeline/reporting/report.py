@@ -1,5 +1,6 @@
 """report: one page of HTML about a dataset, or about predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from autoliver.errors import OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.reporting.dataset import dataset_chapter, folder_of
 from autoliver.pipeline.reporting.predictions import PredictionSources, predictions_chapter
-from autoliver.pipeline.reporting.shown import Chapter, fitted
-from autoliver.report.page import Page, check_size
+from autoliver.pipeline.reporting.shown import Chapter, Shown, fitted
+from autoliver.report.page import Cell, Page, Section, Table, check_size
 from autoliver.values import check_types
 from autoliver.workspace import Workspace
 
@@ -114,7 +115,10 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
     page = Page(
         title=f"Report on {' and '.join(titles)}",
         notes=tuple(note for chapter in chapters for note in chapter.notes),
-        sections=tuple(section for chapter in chapters for section in chapter.sections),
+        sections=(
+            *_first(shown),
+            *(section for chapter in chapters for section in chapter.sections),
+        ),
         last=tuple(section for chapter in chapters for section in chapter.last),
     )
     content = fitted(page, shown)
@@ -126,3 +130,16 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
         outliers=tuple(each.name for each in shown if each.reasons),
         cases=len(shown),
     )
+
+
+def _first(shown: Sequence[Shown]) -> list[Section]:
+    """The outliers, each a click away from its slices; nothing where there are none."""
+    rows = tuple(
+        (Cell(each.name, link=each.anchor), Cell(" ".join(each.reasons)))
+        for each in shown
+        if each.reasons
+    )
+    if not rows:
+        return []
+    table = Table(caption="Unlike the others, or worst", head=("case", "why"), rows=rows)
+    return [Section(anchor="first", title="Look first at", parts=(table,))]
