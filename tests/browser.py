@@ -51,8 +51,10 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.devtools("Emulation.setEmulatedMedia", features=scheme)
+        wishes = {"prefers-color-scheme": "dark" if dark else "light"}
+        wishes["prefers-reduced-motion"] = "reduce"  # clicks miss what is still moving
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self.devtools("Emulation.setEmulatedMedia", features=features)
         self.ask("POST", "/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str) -> Any:

@@ -27,7 +27,6 @@ ORDER = [
     "training",
     "inference",
     "evaluation",
-    "report",
     "synthesis",
     "needs",
     "workspace",

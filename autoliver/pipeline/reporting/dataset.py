@@ -8,10 +8,19 @@ from typing import TypeVar
 
 from autoliver.artifacts import Artifact, read_json
 from autoliver.commands import command
-from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset, name_inside
 from autoliver.datasets.known import read_planned
 from autoliver.datasets.pool import Pool, read_pool
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError
+from autoliver.evaluation.report.outliers import Outlier, by_dice
+from autoliver.evaluation.report.page import Commands, Part, Section, Table
+from autoliver.evaluation.report.tables import (
+    facts_table,
+    findings_table,
+    numbers_of,
+    plan_tables,
+    texts,
+)
 from autoliver.models.files import FoldFolder
 from autoliver.models.selection import SELECTION_FILE
 from autoliver.pipeline.reporting.runs import (
@@ -35,9 +44,6 @@ from autoliver.pipeline.reporting.shown import (
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Fingerprint, Plan
 from autoliver.planning.verify import Verification
-from autoliver.report.outliers import Outlier, by_dice
-from autoliver.report.page import Commands, Part, Section, Table
-from autoliver.report.tables import facts_table, findings_table, numbers_of, plan_tables, texts
 from autoliver.system import entries
 from autoliver.values import counted, first_few
 from autoliver.workspace import DatasetFolder, Workspace
@@ -130,6 +136,7 @@ def _known(workspace: Workspace, folder: DatasetFolder) -> _Known:
         try:
             now = read_planned(workspace.root, folder.dataset)
             place = now.folder
+            cases = {name: _moved(case, dataset.folder, place) for name, case in cases.items()}
             cases |= {case.name: case for case in now.cases if case.name in cases}
         except AutoliverError as error:
             problems.append(error.problem)
@@ -143,6 +150,12 @@ def _known(workspace: Workspace, folder: DatasetFolder) -> _Known:
         plan=load(Plan, folder.plan),
         problems=tuple(problems),
     )
+
+
+def _moved(case: Case, before: str, now: str) -> Case:
+    """A case that is not in the dataset's folder any more, with the paths that it should have."""
+    paths = [str(Path(now) / name_inside(Path(before), path)) for path in case.images]
+    return case.replace(images=tuple(paths))
 
 
 def _shown(known: _Known, runs: Sequence[Run]) -> tuple[Shown, ...]:

@@ -12,6 +12,20 @@ from autoliver.datasets.cases import Dataset, Labels, groups_of
 from autoliver.datasets.layouts import by_stem, image_files, label_files
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.comparison import compare_scores
+from autoliver.evaluation.report.outliers import MOST, Outlier, by_dice, by_difference, by_values
+from autoliver.evaluation.report.page import Cell, Figure, Part, Section, Table
+from autoliver.evaluation.report.plots import Point, strips
+from autoliver.evaluation.report.sprites import Style
+from autoliver.evaluation.report.tables import (
+    case_table,
+    comparison_table,
+    lesion_parts,
+    number,
+    numbers_of,
+    strip_figures,
+    summary_table,
+    texts,
+)
 from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
 from autoliver.evaluation.score import discover_labels, find_pairs
 from autoliver.inference.lesions.calibration import RELIABILITY_FILE
@@ -32,20 +46,6 @@ from autoliver.pipeline.reporting.shown import (
     anchors_of,
     chosen,
     order_of,
-)
-from autoliver.report.outliers import MOST, Outlier, by_dice, by_difference, by_values
-from autoliver.report.page import Cell, Figure, Part, Section, Table
-from autoliver.report.plots import Point, strips
-from autoliver.report.sprites import Style
-from autoliver.report.tables import (
-    case_table,
-    comparison_table,
-    lesion_parts,
-    number,
-    numbers_of,
-    strip_figures,
-    summary_table,
-    texts,
 )
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace

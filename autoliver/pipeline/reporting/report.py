@@ -6,15 +6,16 @@ from pathlib import Path
 
 from autoliver.artifacts import brief, write_bytes
 from autoliver.errors import OptionError
+from autoliver.evaluation.report.page import Cell, Page, Section, Table, check_size
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.reporting.dataset import dataset_chapter, folder_of
 from autoliver.pipeline.reporting.predictions import PredictionSources, predictions_chapter
 from autoliver.pipeline.reporting.shown import Chapter, Shown, fitted
-from autoliver.report.page import Cell, Page, Section, Table, check_size
-from autoliver.values import check_types
+from autoliver.values import check_types, shortened
 from autoliver.workspace import Workspace
 
 REPORT_FILE = "report.html"
+_NAME = 40  # characters of a folder in the title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,8 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
         AutoliverError: The page would be too large even without slices.
     """
     chapters: list[Chapter] = []
-    titles, output = [], request.output
+    titles: list[str] = []
+    output = request.output
     if request.dataset is not None or not request.predictions:
         folder = folder_of(workspace, request.dataset)
         chapters.append(dataset_chapter(workspace, folder))
@@ -103,7 +105,8 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
             machine=request.machine,
         )
         chapters.append(predictions_chapter(workspace, sources))
-        titles.append(" against ".join(path.name for path in request.predictions))
+        names = (shortened(path.resolve().name, _NAME) for path in request.predictions)
+        titles = titles or [" against ".join(names)]
         if output is None and len(request.predictions) == 1:
             output = request.predictions[0] / REPORT_FILE
     if output is None:
@@ -111,9 +114,11 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
             "--output is missing: a comparison belongs to neither of the two predictions.",
             hint=f"Name the file with --output, e.g. --output {REPORT_FILE}",
         )
-    shown = [each for chapter in chapters for each in chapter.shown]
+    # Outliers first, whichever chapter they belong to.
+    every = (each for chapter in chapters for each in chapter.shown)
+    shown = sorted(every, key=lambda each: not each.reasons)
     page = Page(
-        title=f"Report on {' and '.join(titles)}",
+        title=f"Report on {titles[0]}",
         notes=tuple(note for chapter in chapters for note in chapter.notes),
         sections=(
             *_first(shown),

@@ -9,15 +9,9 @@ from typing import TypeVar
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import ArtifactError, AutoliverError
-from autoliver.evaluation.results import Scores
-from autoliver.locks import is_held
-from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
-from autoliver.models.selection import Selection
-from autoliver.pipeline.run.outcome import mean_of
-from autoliver.pipeline.run.source_scores import SourceScores
-from autoliver.report.page import Cell, Figure, Section, Table
-from autoliver.report.plots import learning_curves
-from autoliver.report.tables import (
+from autoliver.evaluation.report.page import Cell, Figure, Section, Table
+from autoliver.evaluation.report.plots import learning_curves
+from autoliver.evaluation.report.tables import (
     case_table,
     fold_tables,
     lesion_parts,
@@ -27,6 +21,12 @@ from autoliver.report.tables import (
     transfer_tables,
     whole,
 )
+from autoliver.evaluation.results import Scores
+from autoliver.locks import is_held
+from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
+from autoliver.models.selection import Selection
+from autoliver.pipeline.run.outcome import mean_of
+from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.system import entries
 from autoliver.training.options import TrainingOptions, flag
 from autoliver.training.progress import EpochLog, read_progress
@@ -384,7 +384,7 @@ def _gain(run: Run, scratch: Run | None) -> Table:
         signed = Cell("-") if gain is None else Cell(f"{gain:+.3f}", gain)
         rows.append((Cell(label), number(gained, 3), number(before, 3), signed))
     return Table(
-        caption="Dice of held-out cases, mean over folds",
+        caption="Dice of held-out cases with and without transfer, mean over folds",
         head=("label", "transferred", "from scratch", "difference"),
         rows=tuple(rows),
     )

@@ -7,13 +7,9 @@ from pathlib import Path
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.evaluation.results import CaseScores
-from autoliver.io.files import read_image, read_label
-from autoliver.io.volume import Volume
-from autoliver.parallel import case_bar
-from autoliver.report.outliers import Outlier
-from autoliver.report.page import MOST_BYTES, CaseView, Page, Section, Table, render
-from autoliver.report.sprites import (
+from autoliver.evaluation.report.outliers import Outlier
+from autoliver.evaluation.report.page import MOST_BYTES, CaseView, Page, Section, Table, render
+from autoliver.evaluation.report.sprites import (
     FEW_SLICES,
     MOST_SLICES,
     LabelMap,
@@ -21,6 +17,10 @@ from autoliver.report.sprites import (
     Style,
     make_sprite,
 )
+from autoliver.evaluation.results import CaseScores
+from autoliver.io.files import read_image, read_label
+from autoliver.io.volume import Volume
+from autoliver.parallel import case_bar
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def order_of(cases: Sequence[CaseScores]) -> list[str]:
     return [case.name for case in sorted(cases, key=mean)]
 
 
-def fitted(page: Page, shown: Sequence[Shown]) -> bytes:
+def fitted(page: Page, shown: Sequence[Shown], *, most_bytes: int = MOST_BYTES) -> bytes:
     """Returns a page with the slices of cases, as many as it may hold, as HTML.
 
     Cases come in order. Each has an equal share of what is left, and fewer slices if it needs more;
@@ -130,9 +130,10 @@ def fitted(page: Page, shown: Sequence[Shown]) -> bytes:
     Args:
         page: The page without cases.
         shown: The cases.
+        most_bytes: The size that the page may have.
     """
     views = [_view(each, lacking=_FULL) for each in shown]
-    left = MOST_BYTES - _SPARE - len(render(replace(page, cases=tuple(views))))
+    left = most_bytes - _SPARE - len(render(replace(page, cases=tuple(views))))
     for number, each in enumerate(case_bar("slices", len(shown))(shown)):
         views[number], taken = _with_slices(each, left // (len(shown) - number), left)
         left -= taken

@@ -1,5 +1,6 @@
 """Plots as SVG that stands in a page of HTML, readable on light and on dark ground."""
 
+import hashlib
 import html
 import io
 import re
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WIDTH = 6.2  # inches
 _LABEL = 26  # characters of a name
 _POINTS = 200  # of a curve; of more, means over neighbours are drawn
+_MOST_POINTS = 1500  # as elements of SVG; more are drawn as one picture in it
 _MARKERS = "osD^vP*X"
 _LINES = ("solid", "dashed", "dotted", "dashdot", (0, (5, 1, 1, 1, 1, 1)))
 # Okabe and Ito without yellow and black: told apart by any eye, and on light and dark ground.
@@ -30,6 +32,7 @@ _SETTINGS: dict[Any, Any] = {
     "font.size": 10.0,
     "text.parse_math": False,
     "axes.spines.top": False,
+    "legend.frameon": False,
     "axes.spines.right": False,
 }
 
@@ -67,7 +70,7 @@ def learning_curves(folds: Mapping[str, Sequence[EpochLog]], *, title: str) -> s
             _curve(dice, epochs, shown, number, name)
             _curve(loss, epochs, [log.train_loss for log in logs], number, f"{fold}, training")
             _curve(loss, epochs, [log.validation_loss for log in logs], number, "", faint=True)
-        dice.set(ylabel="Dice of held-out patches", ylim=(0, 1))
+        dice.set(ylabel="mean Dice of patches", ylim=(0, 1))
         loss.set(ylabel="loss (pale: held-out)")
         for axis in (dice, loss):
             axis.set(xlabel="epoch")
@@ -95,10 +98,11 @@ def strips(
         title: Title of the plot, for those who do not see it.
         limits: Ends of the axis of values; None: as wide as the values need.
     """
-    with _figure(1.1 + 0.42 * len(rows), title, linked=True) as (figure, svg):
+    many = sum(map(len, rows.values())) > _MOST_POINTS
+    with _figure(1.1 + 0.42 * len(rows), title, linked=not many) as (figure, svg):
         axis = figure.subplots()
         for row, points in enumerate(rows.values()):
-            _strip(axis, row, points)
+            _strip(axis, row, points, as_picture=many)
             if points:
                 median = float(np.median([point.value for point in points]))
                 axis.plot([median] * 2, [row - 0.36, row + 0.36], color="black", linewidth=2)
@@ -164,7 +168,7 @@ def _figure(
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, svg
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(file, format="svg", transparent=True, dpi=150, metadata={"Date": None})
     svg.append(_for_page(file.getvalue(), title, linked=linked))
 
 
@@ -173,6 +177,10 @@ def _for_page(svg: str, title: str, *, linked: bool) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    # Several plots of a page define marks of the same name.
+    own = hashlib.sha256(title.encode()).hexdigest()[:8]
+    for name in dict.fromkeys(re.findall(r'\bid="([^"]*)"', body)):
+        body = re.sub(rf'(\bid="|#){re.escape(name)}(?=["\)])', rf"\g<1>p{own}-{name}", body)
     # Points lead to their cases for the mouse; the tables do so for the keyboard.
     body = body.replace("<a xlink:href=", '<a tabindex="-1" xlink:href=')
     body = re.sub(r"#000000|(?<=: )black", "currentColor", body)
@@ -225,7 +233,7 @@ def _thinned(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)
 
 
-def _strip(axis: "Axes", row: int, points: Sequence[Point]) -> None:
+def _strip(axis: "Axes", row: int, points: Sequence[Point], *, as_picture: bool) -> None:
     """The points of a row, spread across it so that equal ones are seen beside each other."""
     spread = _spread([point.value for point in points])
     for group in sorted({point.group for point in points}):
@@ -233,6 +241,7 @@ def _strip(axis: "Axes", row: int, points: Sequence[Point]) -> None:
         marks = axis.scatter(
             [points[n].value for n in those], [row + spread[n] for n in those], **_mark(group)
         )
+        marks.set_rasterized(as_picture)
         marks.set_urls([f"#{points[n].link}" if points[n].link else None for n in those])
 
 

@@ -8,13 +8,13 @@ from autoliver.evaluation.bootstrap import Statistic
 from autoliver.evaluation.classification import MEASURES, ClassSummary, matched_probabilities
 from autoliver.evaluation.comparison import Comparison
 from autoliver.evaluation.detection import Detection
+from autoliver.evaluation.report.page import Cell, Figure, Part, Table
+from autoliver.evaluation.report.plots import Point, reliability_bars, strips
 from autoliver.evaluation.results import COLUMNS, CaseScores, LabelSummary, Scores
 from autoliver.inference.lesions.calibration import reliability
 from autoliver.planning.changes import decisions
 from autoliver.planning.findings import Finding
 from autoliver.planning.plan import Fingerprint, Plan
-from autoliver.report.page import Cell, Figure, Part, Table
-from autoliver.report.plots import Point, reliability_bars, strips
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted
 

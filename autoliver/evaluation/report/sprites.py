@@ -208,7 +208,9 @@ def _window(volume: Array) -> tuple[float, float]:
     if not inside.size:
         return 0.0, 1.0
     low, high = np.percentile(inside.astype(np.float64), _PERCENTILES)
-    return float(low), float(high if high > low else low + 1)
+    if high <= low:  # all tissue alike
+        low = values.min()
+    return float(low), float(high)
 
 
 def _tile_size(
@@ -275,12 +277,37 @@ def _outlines(
 
 def _outline(mask: npt.NDArray[np.bool_], scale: tuple[float, float]) -> str:
     """The outline of a mask (y, x) as a path of SVG: closed, with relative whole numbers."""
-    from skimage.measure import approximate_polygon, find_contours
+    from skimage.measure import find_contours
 
-    contours = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
+    ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    inner = mask[ends[0][0] : ends[0][1] + 1, ends[1][0] : ends[1][1] + 1]
     # Centres of voxels are at halves, and the frame has added one voxel.
-    polygons = (approximate_polygon((each - 0.5) * scale, _TOLERANCE) for each in contours)
+    first = np.array([ends[0][0], ends[1][0]]) - 0.5
+    contours = find_contours(np.pad(inner, 1).astype(np.float32), 0.5)
+    polygons = (_simplified((each + first) * scale) for each in contours)
     return "".join(_closed(np.rint(each * _STEPS).astype(int)) for each in polygons)
+
+
+def _simplified(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A line (n, 2) with the points alone that it needs to keep its shape (Douglas and Peucker)."""
+    kept = np.zeros(len(points), bool)
+    kept[[0, -1]] = True
+    parts = [(0, len(points) - 1)]
+    while parts:
+        start, stop = parts.pop()
+        if stop - start < 2:
+            continue
+        way, chord = points[start + 1 : stop] - points[start], points[stop] - points[start]
+        length = float(np.hypot(*chord))
+        if length:
+            far = np.abs(way[:, 0] * chord[1] - way[:, 1] * chord[0]) / length
+        else:  # a closed line
+            far = np.hypot(way[:, 0], way[:, 1])
+        middle = int(np.argmax(far))
+        if far[middle] > _TOLERANCE:
+            kept[start + 1 + middle] = True
+            parts += [(start, start + 1 + middle), (start + 1 + middle, stop)]
+    return points[kept]
 
 
 def _closed(corners: npt.NDArray[np.int_]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from autoliver.errors import AutoliverError
 from autoliver.evaluation.picture import PREDICTION_COLOUR, REFERENCE_COLOUR
-from autoliver.report.sprites import SECOND_COLOUR, Sprite
+from autoliver.evaluation.report.sprites import SECOND_COLOUR, Sprite
 
 # Larger pages are slow to open, and mail servers refuse them.
 MOST_BYTES = 5_000_000
@@ -153,7 +153,7 @@ def render(page: Page) -> bytes:
     import jinja2
     from markupsafe import Markup
 
-    sources = files("autoliver.report") / "templates"
+    sources = files("autoliver.evaluation.report") / "templates"
     css = (sources / "report.css").read_text(encoding="utf-8")
     for name, colour in _COLOURS.items():
         css = css.replace(name, colour)
