@@ -72,7 +72,7 @@ def report(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a dataset and its runs, or predictions, as one page of HTML.
+    """Show a dataset with its runs, or predictions, in a browser.
 
     Plan, learning curves, scores, and slices of the cases to look at first: all in one file of at
     most 5 MB that a browser opens without a network. Cases that are unlike the others come first.

@@ -206,6 +206,7 @@ def _shown_references(known: _Known) -> tuple[Shown, ...]:
         Shown(
             anchor=anchor,
             name=name,
+            of="reference alone",
             reasons=reasons,
             images=tuple(map(Path, labelled[name].images)),
             maps=(
