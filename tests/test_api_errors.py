@@ -243,7 +243,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "adopt": {"images": "in", "corrected": "corrected", "output": "out"},
     "pseudolabel": {"dataset": "Nothing", "output": "out", "model": "M"},
     "pool": {"output": "out", "add": ["A", "B"]},
-    "report": {"dataset": "Nothing"},
+    "report": {},
     "export": {"model": "Nothing", "target": "out.autoliver"},
     "import_model": {"source": "nothing.autoliver"},
     "clean": {},

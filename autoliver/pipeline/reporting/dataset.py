@@ -326,7 +326,7 @@ def _provenance(workspace: Workspace, known: _Known, runs: Sequence[Run]) -> Sec
 
 
 def _version(path: Path) -> str:
-    """The version of autoliver that wrote an artefact; empty if it is not known."""
+    """Which version wrote an artefact; empty if that is not known."""
     with contextlib.suppress(AutoliverError):
         raw = read_json(path) if path.exists() else None
         if isinstance(raw, dict):
