@@ -2,12 +2,14 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import Page as Read
 from PIL import Image
 
+from autoliver.datasets.cases import Labels
 from autoliver.evaluation.report.outliers import by_dice, by_values
 from autoliver.evaluation.report.page import (
     CaseView,
@@ -21,7 +23,10 @@ from autoliver.evaluation.report.page import (
 )
 from autoliver.evaluation.report.plots import Point, learning_curves, strips
 from autoliver.evaluation.report.sprites import LabelMap, Sprite, make_sprite
-from autoliver.evaluation.results import CaseScores, Score
+from autoliver.evaluation.report.tables import lesion_parts
+from autoliver.evaluation.results import CaseScores, MetricOptions, Score
+from autoliver.evaluation.score import score_files
+from autoliver.io.files import write_label
 from autoliver.io.volume import Geometry
 
 EVIL = "</script><script>alert('x')</script> \"q\" & <b>é\n\u202e"
@@ -197,3 +202,42 @@ def test_plots_are_in_the_colour_of_the_text_and_lead_to_cases() -> None:
     assert re.findall(r'href="#(case[^"]*)"', svg) == ["case-1"]
     many = strips({"x": [Point(n / 2000) for n in range(2000)]}, groups=(), label="v", title="t")
     assert len(many) < 60_000
+
+
+def test_lesions_are_told_as_the_scores_say(tmp_path: Path) -> None:
+    grid = Geometry(shape_zyx=(6, 30, 30), spacing_mm=(2.0, 1.0, 1.0))
+    pairs = {}
+    for number in range(3):
+        truth = np.ones(grid.shape_zyx, np.uint8)
+        truth[1:4, 3:9, 3:9], truth[1:4, 15:21, 15:21] = 2, 3
+        found = truth.copy()
+        found[found == 3] = 2 if number else 1  # taken for the other class, or missed
+        paths = (tmp_path / f"p{number}.nii.gz", tmp_path / f"r{number}.nii.gz")
+        for path, array in zip(paths, (found, truth), strict=True):
+            write_label(path, array, grid)
+        pairs[f"c{number}"] = paths
+    labels = Labels(values={"background": (0,), "liver": (1,), "hcc": (2,), "cyst": (3,)})
+    options = MetricOptions(lesion_labels=("hcc", "cyst"))
+    scores = score_files(pairs, labels=labels, options=options)
+    assert scores.lesion_classes is not None
+    tables = {
+        part.caption: part for part in lesion_parts({"fold 0": scores}) if isinstance(part, Table)
+    }
+    found_there = tables["Lesions, matched one to one"]
+    detection = scores.summary["hcc"].lesions
+    assert detection is not None
+    row = next(row for row in found_there.rows if row[0].text == "hcc")
+    assert [cell.value for cell in row[2:6]] == [
+        detection.detection.reference,
+        detection.detection.predicted,
+        detection.detection.recall,
+        detection.detection.precision,
+    ]
+    confusion = tables["Confusion of classes (fold 0): a row for each class of the reference"]
+    assert [[cell.value for cell in row[1:]] for row in confusion.rows[:2]] == [
+        [*counts, missed]
+        for counts, missed in zip(
+            scores.lesion_classes.confusion, scores.lesion_classes.missed, strict=True
+        )
+    ]
+    assert [[c.value for c in row[1:]] for row in confusion.rows[:2]] == [[3, 0, 0], [2, 0, 1]]

@@ -20,12 +20,13 @@ from autoliver.evaluation.report.page import Page as Values
 from autoliver.evaluation.results import Scores
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
+from autoliver.locks import only_one
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.reporting.dataset import dataset_chapter
 from autoliver.pipeline.reporting.shown import fitted
 from autoliver.training.options import TrainingOptions
 from autoliver.transfer.table import Transfer, Transferred, TransferTable
-from autoliver.workspace import DatasetFolder, Workspace
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,14 @@ def test_regions_are_told(tmp_path: Path) -> None:
     more = {"regions_class_order": [1, 2]}
     _data, folder = planned(tmp_path, cases=2, labels=labels, more=more)
     assert "regions, which may overlap" in page_of(folder).text
+
+
+def test_a_fold_that_is_being_trained_is_said_to_be(copy: tuple[Path, DatasetFolder]) -> None:
+    run = RunFolder(copy[1].path / "runs" / "2d")
+    (run.fold(1) / "model.json").unlink()
+    with only_one(run.lock(1), "fold 1 is being trained"):
+        states = {row[0][0]: row[1][0] for row in page_of(copy[1]).tables["Runs"][1:]}
+    assert states == {"2d, fold 0": "trained", "2d, fold 1": "in progress"}
 
 
 def test_a_transfer_is_told_weight_by_weight(copy: tuple[Path, DatasetFolder]) -> None:
