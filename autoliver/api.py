@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
+    from autoliver.pipeline.reporting.report import Reported
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
     from autoliver.pipeline.status import WorkspaceStatus
@@ -454,6 +455,52 @@ def evaluate(
         request = EvaluateRequest(dataset=known, **given)
         folders, truth = paths_of("prediction", prediction), path_of("reference", reference)
         return evaluate_all(workspace_at(workspace), folders, truth, request)
+
+
+@checked
+def report(
+    dataset: str | Path | None = None,
+    *,
+    prediction: str | Path | Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path] = (),
+    reference: str | Path | None = None,
+    output: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Reported":
+    """Writes a page of HTML about a dataset and its runs, or predictions, like `autoliver report`.
+
+    Args:
+        dataset: Folder or name of a planned dataset, or name of an imported model; None for the
+            only dataset, or for none if there are predictions.
+        prediction: Folder of predicted label maps, or two of them, to compare.
+        images: Folder of their images, or several.
+        reference: Folder of reference label maps, or the folder or name of a dataset.
+        output: The page; None for report.html in the workspace's folder of the dataset, or in the
+            folder of predictions.
+        workspace: Folder in which the dataset is looked up.
+        **options: workers and memory_gb.
+
+    Returns:
+        The page's path, and the cases to look at first.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.reporting.report import ReportRequest
+        from autoliver.pipeline.reporting.report import report as make_page
+
+        machine = taken(options, {}, of=report)["machine"]
+        request = ReportRequest(
+            dataset=None if dataset is None else dataset_name(dataset),
+            predictions=tuple(paths_of("prediction", prediction)),
+            images=tuple(paths_of("images", images)),
+            reference=None if reference is None else path_of("reference", reference),
+            output=None if output is None else path_of("output", output),
+            machine=machine,
+        )
+        return make_page(workspace_at(workspace), request)
 
 
 @checked

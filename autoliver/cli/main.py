@@ -23,6 +23,7 @@ from autoliver.cli import (
     pool,
     prediction,
     pseudolabel,
+    report,
     selection,
     status,
     training,
@@ -78,6 +79,7 @@ _add("status", status.status, "autoliver status LiTS --watch")
 _add("select", selection.select, "autoliver select LiTS")
 _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
+_add("report", report.report, "autoliver report LiTS")
 _add("adopt", adopt.adopt, "autoliver adopt -i /data/mr -p /data/corrected /data/Dataset020_OurMR")
 _add("pool", pool.pool, "autoliver pool /data/Both --add LiTS --add CHAOS:liver=real,tumour=absent")
 _add(

@@ -78,7 +78,7 @@ def compare(
     request = replace(request, metrics=request.metrics or _DEFAULT)
     some = replace(request, subset=True)
     tasks = [task_of(workspace, path, reference, some, output=output) for path in predictions]
-    tasks = _shared(tasks, predictions, subset=request.subset)
+    tasks = shared(tasks, predictions, subset=request.subset)
     first, second = (score(task, _with_classes(request, task)) for task in tasks)
     found = compare_scores(
         first,
@@ -118,8 +118,13 @@ def _output(predictions: tuple[Path, Path], request: EvaluateRequest) -> Path:
     return request.output
 
 
-def _shared(tasks: list[Task], predictions: tuple[Path, Path], *, subset: bool) -> list[Task]:
-    """Returns the tasks with the cases that both predictions have.
+def shared(tasks: list[Task], predictions: tuple[Path, Path], *, subset: bool) -> list[Task]:
+    """Returns the tasks of two predictions with the cases that both have.
+
+    Args:
+        tasks: What there is to score of each of the two.
+        predictions: The folders or files of both, for messages.
+        subset: Whether cases that one of them lacks are left out rather than refused.
 
     Raises:
         DatasetError: They have no case in common, or, unless a subset was asked for, one of them
