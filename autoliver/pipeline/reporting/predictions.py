@@ -12,6 +12,7 @@ from autoliver.datasets.cases import Dataset, Labels, groups_of
 from autoliver.datasets.layouts import by_stem, image_files, label_files
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.comparison import compare_scores
+from autoliver.evaluation.pairs import find_pairs
 from autoliver.evaluation.report.outliers import MOST, Outlier, by_dice, by_difference, by_values
 from autoliver.evaluation.report.page import Cell, Figure, Part, Section, Table
 from autoliver.evaluation.report.plots import Point, strips
@@ -27,8 +28,7 @@ from autoliver.evaluation.report.tables import (
     texts,
 )
 from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
-from autoliver.evaluation.score import discover_labels, find_pairs
-from autoliver.inference.lesions.calibration import RELIABILITY_FILE
+from autoliver.evaluation.score import discover_labels
 from autoliver.inference.options import UNCERTAINTY, is_uncertainty
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
 from autoliver.io.files import read_image, read_label
@@ -52,7 +52,6 @@ from autoliver.workspace import Workspace
 
 _METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
 _FEW = 5  # names in one sentence
-_PREVIEW = "_preview"  # of pictures that predict writes beside label maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +138,7 @@ def _folder(path: Path) -> _Folder:
         maps = {split_ending(file.name)[0]: file for file in sorted(files)}
     else:
         maps = by_stem(label_files(path), prefer=None)
-        maps = {
-            name: file
-            for name, file in maps.items()
-            if not is_uncertainty(name, maps)
-            and not (name.endswith(_PREVIEW) and name.removesuffix(_PREVIEW) in maps)
-            and file.name != RELIABILITY_FILE
-        }
+        maps = {name: file for name, file in maps.items() if not is_uncertainty(name, maps)}
     if not maps:
         raise DatasetError(f"{path}: no label maps.", hint="Give the folder that predict wrote.")
     return _Folder(path=path, maps=maps, record=record)
