@@ -11,6 +11,8 @@ from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.networks.medformer import MedFormer
 from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.spec import NetworkSpec
+from autoliver.networks.translator import Translator
+from autoliver.networks.translator_spec import TranslatorSpec
 from autoliver.networks.unet import UNet
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
@@ -69,6 +71,8 @@ def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
             return EncoderUNet(spec, deep_supervision=deep_supervision)
         case DSNetSpec():
             return DSNet(spec, deep_supervision=deep_supervision)
+        case TranslatorSpec():
+            return Translator(spec, deep_supervision=deep_supervision)
 
 
 @torch.no_grad()
