@@ -16,7 +16,7 @@ from autoliver.networks.translator_spec import TranslatorSpec
 from autoliver.networks.unet import UNet
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
-_CONVOLUTIONS = (
+CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
@@ -89,7 +89,7 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
         generator: The random generator for the weights; None for torch's global one.
     """
     for module in network.modules():
-        if isinstance(module, _CONVOLUTIONS):
+        if isinstance(module, CONVOLUTIONS):
             nn.init.kaiming_normal_(module.weight, a=LEAK, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -23,7 +23,7 @@ class _Block(nn.Module):
         self.pad = _REFLECT[dimension](_around(kernel))
         self.conv = CONV[dimension](before, after, kernel)
         self.norm = INSTANCE_NORM[dimension](after)
-        self.activation = nn.ReLU(inplace=True)
+        self.activation: nn.Module = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, before, *shape) -> (b, after, *shape)."""
@@ -42,7 +42,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, features, *shape) -> the same."""
-        return x + self.second(self.first(x))
+        y: torch.Tensor = x + self.second(self.first(x))
+        return y
 
 
 class _Down(nn.Module):
@@ -99,7 +100,9 @@ class Translator(nn.Module):
             for before, after, stride in zip(features, features[1:], spec.strides, strict=False)
         ]
         self.encoder = nn.ModuleList([_Block(spec.in_channels, features[0], kernel=wide), *down])
-        self.blocks = nn.ModuleList(_Residual(features[-1], kernel=three) for _ in range(spec.blocks))
+        self.blocks = nn.ModuleList(
+            _Residual(features[-1], kernel=three) for _ in range(spec.blocks)
+        )
         self.decoder = nn.ModuleList(
             _Up(after, before, stride=stride)
             for before, after, stride in zip(features, features[1:], spec.strides, strict=False)
@@ -152,7 +155,7 @@ class PatchDiscriminator(nn.Module):
             kernel = tuple(1 if flat else 4 for flat in thin)
             padding = tuple(0 if flat else 1 for flat in thin)
             layers.append(CONV[axes](before, after, kernel, stride=stride, padding=padding))
-            if 0 < level and not last:
+            if level > 0 and not last:
                 layers.append(INSTANCE_NORM[axes](after))
             if not last:
                 layers.append(nn.LeakyReLU(_LEAK, inplace=True))

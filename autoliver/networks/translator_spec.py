@@ -112,7 +112,8 @@ class TranslatorSpec(
         maps = voxels_of(self.every_stride, patch_shape)
         ways = [self.features * 2**level * voxels for level, voxels in enumerate(maps)]
         blocks = 2 * self.blocks * ways[-1]
-        return sum(ways) + blocks + sum(ways[:-1]) + self.out_channels * maps[0]
+        total: int = sum(ways) + blocks + sum(ways[:-1]) + self.out_channels * maps[0]
+        return total
 
     def describe(self, patch_shape: Sequence[int], *, axes: str) -> str:
         """Describes how often each axis is halved and how many blocks there are."""

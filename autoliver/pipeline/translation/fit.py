@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from autoliver.artifacts import Artifact, Record
-from autoliver.commands import command
 from autoliver.datasets.cases import Case, Labels
 from autoliver.datasets.contents import image_key
 from autoliver.errors import DatasetError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
+from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.training.stop import Stopped, stop_on_sigterm
-from autoliver.values import counted, first_few
+from autoliver.values import counted
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CONFIGURATION = "2d"
+CONFIGURATION: ConfigurationName = "2d"
 _MULTIPLE = 4  # of patch sizes
 _LARGEST = 256
 
@@ -144,7 +144,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
     ours, theirs = as_target(source, target.plan), target
     cases = _stored(ours, source.dataset.labelled, request.machine)
     imitated = _stored(theirs, seen, request.machine)
-    options = request.options.replace(patch=_patch(request.options, target, [*cases, *imitated]))
+    options = request.options.replace(patch=_patch(request.options, [*cases, *imitated]))
     domains = [
         Domain(
             name=each.dataset.short_name,
@@ -228,9 +228,7 @@ def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[S
     return [read_case(store, case.name, case.facts) for case in cases]
 
 
-def _patch(
-    options: TranslationOptions, target: Planned, cases: Sequence[StoredCase]
-) -> tuple[int, int]:
+def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
     """The size of the patches: as asked, or what fits into nearly all slices, up to 256."""
     if options.patch is not None:
         wrong = [size for size in options.patch if size % _MULTIPLE]

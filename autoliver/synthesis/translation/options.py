@@ -3,7 +3,7 @@
 from typing import Literal
 
 from autoliver.artifacts import Record
-from autoliver.values import check_whole, check_number, check_types
+from autoliver.values import check_number, check_types, check_whole
 
 TranslationModel = Literal["essnet", "cyclegan"]
 # Beyond this many features a discriminator has no more than eight times as many.

@@ -7,7 +7,7 @@ that are seeded with its number, so that a resumed training goes on as if it had
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from autoliver.artifacts import Record, write_bytes
 from autoliver.errors import AutoliverError
-from autoliver.networks.build import build_network
+from autoliver.networks.build import CONVOLUTIONS, build_network
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.networks.translator import PatchDiscriminator
 from autoliver.networks.translator_spec import TranslatorSpec
@@ -122,14 +122,16 @@ class Pool:
     images: list[Tensor] = field(default_factory=list)
 
     def exchange(self, batch: Tensor, rng: np.random.Generator) -> Tensor:
-        """Returns a batch in which about half of the images are earlier ones; keeps the new ones."""
+        """Returns a batch in which about half of the images are earlier ones; keeps new ones."""
         shown = []
         for image in batch.detach():
             if len(self.images) < self.size:
                 self.images.append(image)
             elif self.size and rng.random() < 0.5:
                 index = int(rng.integers(self.size))
-                image, self.images[index] = self.images[index], image  # noqa: PLW2901
+                shown.append(self.images[index])
+                self.images[index] = image
+                continue
             shown.append(image)
         return torch.stack(shown)
 
@@ -154,9 +156,7 @@ class Translation:
             network = build_network(task.configuration.network, deep_supervision=True)
             networks["segmentor"] = network
         for name in ("judge of source", "judge of target"):
-            networks[name] = PatchDiscriminator(
-                1, features=options.features, strides=((2, 2),) * 3
-            )
+            networks[name] = PatchDiscriminator(1, features=options.features, strides=((2, 2),) * 3)
         for network in networks.values():
             _initialise(network, generator)
         self.networks = nn.ModuleDict(networks).to(task.device)
@@ -321,14 +321,12 @@ def learn_translation(
 
 def _pairs(
     task: TranslationTask, numbers: range
-) -> Iterator[tuple[TrainingBatch, TrainingBatch]]:
+) -> Generator[tuple[TrainingBatch, TrainingBatch], None, None]:
     """Batches of both domains, which are drawn independently of each other."""
     patch, options = task.configuration.drawn_shape, task.options
     sides = []
     for index, domain in enumerate((task.source, task.target)):
-        stream = domain.stream(
-            patch, batch_size=options.batch_size, seed=(options.seed, index)
-        )
+        stream = domain.stream(patch, batch_size=options.batch_size, seed=(options.seed, index))
         patches = Patches(stream, task.cache, task.device)
         sides.append(patches.batches(numbers, patch_shape=patch, spec=None))
     with closing(sides[0]), closing(sides[1]):
@@ -363,7 +361,7 @@ def _real(judged: Tensor) -> Tensor:
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Draws the weights of convolutions from a narrow normal distribution, as CycleGAN does."""
     for module in network.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001
+        if isinstance(module, CONVOLUTIONS):
             nn.init.normal_(module.weight, std=_STD, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
