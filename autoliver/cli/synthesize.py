@@ -174,7 +174,7 @@ def fit(
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     folder = learn(Workspace(workspace), request)
-    following = command("synthesize apply", name, "OUT", workspace=workspace)
+    following = command("synthesize", "apply", name, "OUT", workspace=workspace)
     segmentor = str(folder.segmentor.parent) if folder.segmentor.exists() else None
     lines = [f"Learnt: {folder.path}"]
     if segmentor is not None:

@@ -230,7 +230,18 @@ def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[S
 
 def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
     """The size of the patches: as asked, or what fits into nearly all slices, up to 256."""
+    height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
+    size = [
+        max(_MULTIPLE, min(side, _LARGEST) // _MULTIPLE * _MULTIPLE) for side in (height, width)
+    ]
     if options.patch is not None:
+        if options.patch[0] > height or options.patch[1] > width:
+            raise OptionError(
+                f"--patch {options.patch[0]} {options.patch[1]}: the smallest image has "
+                f"{height} x {width} pixels at the spacing of the target; around it there would be "
+                "nothing to translate.",
+                hint=f"Take at most --patch {size[0]} {size[1]}.",
+            )
         wrong = [size for size in options.patch if size % _MULTIPLE]
         if wrong:
             raise OptionError(
@@ -239,8 +250,6 @@ def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[in
                 hint=f"Try {[size // _MULTIPLE * _MULTIPLE for size in options.patch]}.",
             )
         return options.patch
-    height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
-    size = [max(16, min(side, _LARGEST) // _MULTIPLE * _MULTIPLE) for side in (height, width)]
     return size[0], size[1]
 
 
