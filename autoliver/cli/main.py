@@ -81,7 +81,7 @@ _add(
 )
 _synthesize = typer.Typer(
     cls=HelpfulGroup,
-    help="Make images of another modality, with the labels of their sources.",
+    help="Make labelled images of another modality.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

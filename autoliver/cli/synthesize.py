@@ -214,7 +214,7 @@ def apply(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of translated images with the labels of their sources.
+    """Make a dataset of translated images with their labels.
 
     fidelity.csv and fidelity.png in it say how well the labels fit.
     """

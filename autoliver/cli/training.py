@@ -20,6 +20,13 @@ from autoliver.cli.options import (
     misuse,
 )
 from autoliver.cli.output import emit, number, say, start, table
+from autoliver.cli.replay_options import (
+    Replay,
+    ReplayShare,
+    Synthetic,
+    SyntheticRatio,
+    SyntheticWarmup,
+)
 from autoliver.cli.training_options import (
     RUN,
     TRANSFER,
@@ -50,8 +57,6 @@ from autoliver.cli.training_options import (
     Patch,
     Patience,
     PseudoWeight,
-    Replay,
-    ReplayShare,
     ResetHeads,
     RoiFrom,
     RoiLabel,
@@ -60,9 +65,6 @@ from autoliver.cli.training_options import (
     Sampler,
     Schedule,
     Seed,
-    Synthetic,
-    SyntheticRatio,
-    SyntheticWarmup,
     TensorBoard,
     Unfreeze,
     kept_share,

@@ -115,9 +115,7 @@ def properties(shape, network_shape, network_mm: float, box) -> CaseProperties:
 
 def test_an_image_comes_back_to_the_grid_it_was_taken_from():
     """A linear ramp is the same ramp on any grid."""
-    case = properties(
-        (4, 30, 44), (3.0, 1.0, 1.0), (4, 12, 20), (3.0, 2.0, 2.0), ((0, 4), (2, 26), (0, 40))
-    )
+    case = properties((4, 30, 44), (4, 12, 20), 2.0, ((0, 4), (2, 26), (0, 40)))
     y, x = np.mgrid[:12, :20] * 2.0 + 0.5  # centres of the coarse voxels, in fine ones
     image = np.broadcast_to(y + 10 * x, (1, 4, 12, 20)).astype(np.float32)
     back = backward_image(image, case, fill=-5.0)
@@ -131,9 +129,7 @@ def test_an_image_comes_back_to_the_grid_it_was_taken_from():
 
 
 def test_slices_of_any_size_are_translated():
-    case = properties(
-        (9, 10, 7), (3.0, 1.0, 1.0), (9, 10, 7), (3.0, 1.0, 1.0), ((0, 9), (0, 10), (0, 7))
-    )
+    case = properties((9, 10, 7), (9, 10, 7), 1.0, ((0, 9), (0, 10), (0, 7)))
     rng = np.random.default_rng(0)
     base = rng.normal(size=(1, 1, 10, 7)).astype(np.float32)
     image = np.repeat(base, 9, axis=1)

@@ -117,7 +117,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
         images = _translate_all(folder, info, dataset, beside / "imagesTr", request)
-        labels, pairs = _common(workspace, judge, info)
+        pairs = _common(workspace, judge, info)
         predicted = beside / "judged"
         how = PredictRequest(modality=None, machine=request.machine)
         predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
@@ -134,14 +134,14 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
                 f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the "
                 f"best mean Dice is {max(each.mean for each in found):.2f}, expected at least "
                 f"{request.min_dice:g}.",
-                hint="Learn the translation longer, or keep more with --min-dice.",
+                hint="Learn the translation longer, or keep more with --qc-min-dice.",
             )
         ignored = sum(
-            _write_label(beside, each, maps[each.case][1], labels, request.min_dice)
+            _write_label(beside, each, maps[each.case][1], info.labels, request.min_dice)
             for each in kept
         )
         _clean(beside, predicted, {each.case for each in found} - {each.case for each in kept})
-        description = _description(info, dataset, labels, [each.case for each in kept])
+        description = _description(info, dataset, [each.case for each in kept])
         write_bytes(beside / "dataset.json", as_json(description))
         read_new(beside, output)
     return Synthesized(
@@ -166,13 +166,13 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
         there = sorted(path.parent.name for path in workspace.root.glob("synthesis/*/*.json"))
         raise ModelError(
             f"{name}: there is no such translation; there is {first_few(there, 5) or 'none'}.",
-            hint="Learn one with: autoliver synthesize fit",
+            hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
         )
     info = Synthesizer.load(folder.info)
     if not info.epochs or not folder.generator.exists():
         raise ModelError(
             f"{name}: this translation is not finished.",
-            hint="Give the same command to synthesize fit again.",
+            hint="Give the command that began it again.",
         )
     return folder, info
 
@@ -191,8 +191,8 @@ def _judge(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) ->
 
 def _common(
     workspace: Workspace, judge: str, info: Synthesizer
-) -> tuple[Labels, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """The labels of the new dataset, and those that both the source and the judge have."""
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The labels that both the source and the judge have, with their values."""
     from autoliver.models.files import MODEL_FILE, FoldModel
 
     files = workspace.model_to_predict(judge)
@@ -208,7 +208,7 @@ def _common(
             f"--judge {judge}: it has none of the labels {', '.join(info.labels.foreground)}.",
             hint="Name a model that finds them.",
         )
-    return info.labels, pairs
+    return pairs
 
 
 def _translate_all(
@@ -273,9 +273,8 @@ def ignored_value(labels: Labels) -> int:
     return labels.ignore if labels.ignore is not None else max(labels.allowed) + 1
 
 
-def _description(
-    info: Synthesizer, dataset: Dataset, labels: Labels, kept: Sequence[str]
-) -> dict[str, Any]:
+def _description(info: Synthesizer, dataset: Dataset, kept: Sequence[str]) -> dict[str, Any]:
+    labels = info.labels
     stated = labels if labels.ignore is not None else labels.replace(ignore=ignored_value(labels))
     facts = {case.name: case for case in dataset.cases}
     return {

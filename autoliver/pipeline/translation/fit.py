@@ -126,14 +126,7 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
 
 
 def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> SynthesisFolder:
-    from autoliver.networks.device import choose_device
-    from autoliver.synthesis.translation.domains import Domain, range_of
-    from autoliver.synthesis.translation.training import (
-        TranslationTask,
-        learn_translation,
-        segmentor_spec,
-    )
-    from autoliver.training.patches.cache import choose_cache, measure_need, measure_room
+    from autoliver.synthesis.translation.training import learn_translation
 
     target = planned_dataset(workspace, request.target, machine=request.machine)
     source = planned_dataset(workspace, request.source, machine=request.machine)
@@ -141,50 +134,23 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
     seen = [case for case in target.dataset.cases if case.name not in request.held_out]
     if len(seen) == 0:
         raise OptionError("--held-out names all cases of the target.", hint="Leave some of them.")
-    ours, theirs = as_target(source, target.plan), target
-    cases = _stored(ours, source.dataset.labelled, request.machine)
-    imitated = _stored(theirs, seen, request.machine)
-    options = request.options.replace(patch=_patch(request.options, [*cases, *imitated]))
-    domains = [
-        Domain(
-            name=each.dataset.short_name,
-            cases=tuple(some),
-            labels=each.plan.labels,
-            range=range_of(some, where=each.dataset.name),
-        )
-        for each, some in ((ours, cases), (theirs, imitated))
-    ]
-    segmentor = segmentor_spec(options, ours.plan.labels.out_channels)
-    configuration = planned_configuration(target, CONFIGURATION).replace(
-        network=segmentor, patch_shape=options.patch, batch_size=options.batch_size
-    )
+    ours = as_target(source, target.plan)
+    task = _task(ours, target, seen, request, folder)
     info = Synthesizer(
         name=request.name,
         source=source.dataset.name,
         target=target.dataset.name,
-        plan=ours.plan.replace(configurations={CONFIGURATION: configuration}),
+        plan=ours.plan.replace(configurations={CONFIGURATION: task.configuration}),
         labels=ours.plan.labels,
-        source_range=_pair(domains[0].range),
-        target_range=_pair(domains[1].range),
-        options=options,
+        source_range=_pair(task.source.range),
+        target_range=_pair(task.target.range),
+        options=task.options,
         seen=tuple(image_key(case) for case in seen),
-    )
-    device = choose_device(request.machine.device)
-    room = measure_room(request.machine, device)
-    task = TranslationTask(
-        title=request.name,
-        source=domains[0],
-        target=domains[1],
-        configuration=configuration,
-        options=options,
-        device=device,
-        cache=choose_cache(request.machine.cache, measure_need([*cases, *imitated]), room),
-        folder=folder.path,
     )
     _begin(task, folder, info, fresh=request.fresh)
     with stop_on_sigterm() as stop:
         state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
-    if state.step < options.steps:
+    if state.step < task.options.steps:
         raise Stopped(
             f"{request.name}: stopped after {counted(len(state.logs), 'epoch')}; the state is "
             "saved.",
@@ -192,6 +158,58 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         )
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])
     return folder
+
+
+def _task(
+    source: Planned,
+    target: Planned,
+    seen: Sequence[Case],
+    request: FitRequest,
+    folder: SynthesisFolder,
+) -> "TranslationTask":
+    """Preprocesses both sides alike, and says how the translation is learnt.
+
+    Args:
+        source: The dataset with labels, planned as the target.
+        target: The dataset that is imitated.
+        seen: Its cases that are seen.
+        request: What to learn.
+        folder: The folder of the translation.
+    """
+    from autoliver.networks.device import choose_device
+    from autoliver.synthesis.translation.domains import Domain, range_of
+    from autoliver.synthesis.translation.training import TranslationTask, segmentor_spec
+    from autoliver.training.patches.cache import choose_cache, measure_need, measure_room
+
+    cases = _stored(source, source.dataset.labelled, request.machine)
+    imitated = _stored(target, seen, request.machine)
+    patch = _patch(request.options, [*cases, *imitated])
+    options = request.options.replace(patch=patch)
+    domains = [
+        Domain(
+            name=each.dataset.short_name,
+            cases=tuple(some),
+            labels=each.plan.labels,
+            range=range_of(some, where=each.dataset.name),
+        )
+        for each, some in ((source, cases), (target, imitated))
+    ]
+    device = choose_device(request.machine.device)
+    room = measure_room(request.machine, device)
+    return TranslationTask(
+        title=request.name,
+        source=domains[0],
+        target=domains[1],
+        configuration=planned_configuration(target, CONFIGURATION).replace(
+            network=segmentor_spec(options, source.plan.labels.out_channels),
+            patch_shape=patch,
+            batch_size=options.batch_size,
+        ),
+        options=options,
+        device=device,
+        cache=choose_cache(request.machine.cache, measure_need([*cases, *imitated]), room),
+        folder=folder.path,
+    )
 
 
 def as_target(source: Planned, plan: Plan) -> Planned:
