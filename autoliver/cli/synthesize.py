@@ -36,8 +36,8 @@ def fit(
         typer.Option(
             "--to",
             metavar="DATASET",
-            help="The dataset whose images are imitated, such as MR. Its labels are not used, but "
-            "for the slices that show the organ.",
+            help="The dataset whose images are imitated, such as MR. Its labels only tell which "
+            "slices show organs; cases without labels count as well.",
         ),
     ],
     name: Annotated[

@@ -16,7 +16,7 @@ from autoliver.training.patches.sampling import PatchSampler, PatchStream
 
 # Values beyond these percentiles are cut off, so that a few bright voxels do not darken the rest.
 _PERCENTILES = (0.5, 99.5)
-# How much is kept of the slices beyond the organ, as a share of its extent.
+# How much is kept of the slices beyond the labels, as a share of their extent.
 _BEYOND = 0.1
 
 
@@ -60,9 +60,9 @@ class Domain:
     def stream(
         self, patch: tuple[int, ...], *, batch_size: int, seed: tuple[int, ...]
     ) -> PatchStream:
-        """Numbered batches of patches from the slices that show the organ, and some around it.
+        """Numbered batches of patches from the slices that show a label, and some around them.
 
-        Slices far from it would teach a translation to draw or to erase organs, where only one of
+        Slices far from these would teach a translation to draw or to erase organs, where only one of
         the domains has such slices.
 
         Args:
@@ -105,9 +105,9 @@ def range_of(cases: Sequence[StoredCase], *, where: str) -> Range:
 
 
 def _box(case: StoredCase, labels: Labels) -> PatchBox | None:
-    """The slices that show the first label of a case; None without it: all slices."""
-    first = next(iter(labels.foreground.values()))
-    places = [case.locations[v] for v in first if len(case.locations.get(v, ()))]
+    """The slices that show a label of a case, and some around them; None without any: all."""
+    values = {value for group in labels.foreground.values() for value in group}
+    places = [case.locations[v] for v in values if len(case.locations.get(v, ()))]
     if not places:
         return None
     z = np.concatenate(places)[:, 0]
