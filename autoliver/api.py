@@ -33,14 +33,18 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Model
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.adoption.adopt import Adopted
+    from autoliver.pipeline.checkup.findings import Checkup
     from autoliver.pipeline.clean import Cleaned
     from autoliver.pipeline.conversion.result import Converted
     from autoliver.pipeline.folder import Predicted
+    from autoliver.pipeline.mending.mend import Repaired
     from autoliver.pipeline.models import Moved
     from autoliver.pipeline.pooling.pool import Pooled
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
+    from autoliver.pipeline.reporting.report import Reported
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
+    from autoliver.pipeline.status import WorkspaceStatus
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
 
@@ -67,6 +71,42 @@ def verify(
 
         machine = taken(options, {}, of=verify)["machine"]
         return verify_dataset(workspace_at(workspace), dataset_name(dataset), machine=machine)[2]
+
+
+@checked
+def mend(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Repaired":
+    """Writes a dataset with repaired copies of files with errors, like `autoliver verify --fix`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        output: Folder of the new dataset; it must be new.
+        workspace: The workspace folder.
+        **options: workers and memory_gb; `values`, what values in label files mean, such as
+            ["7=0"]; `leave_out=True` leaves out the cases that cannot be repaired.
+
+    Returns:
+        What was repaired, file by file; its `folder` is None if there was no error.
+
+    Raises:
+        AutoliverError: The dataset cannot be read, or some of its errors cannot be repaired.
+    """
+    with as_arguments():
+        from autoliver.pipeline.mending.mend import MendRequest
+        from autoliver.pipeline.mending.mend import mend as mend_dataset
+
+        given = taken(options, {n: n for n in ("values", "leave_out")}, of=mend)
+        machine = given.pop("machine")
+        return mend_dataset(
+            *(workspace_at(workspace), dataset_name(dataset), path_of("output", output)),
+            request=MendRequest(**given),
+            machine=machine,
+        )
 
 
 @checked
@@ -418,6 +458,52 @@ def evaluate(
 
 
 @checked
+def report(
+    dataset: str | Path | None = None,
+    *,
+    prediction: str | Path | Sequence[str | Path] = (),
+    images: str | Path | Sequence[str | Path] = (),
+    reference: str | Path | None = None,
+    output: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Reported":
+    """Writes a page of HTML about a dataset and its runs, or predictions, like `autoliver report`.
+
+    Args:
+        dataset: Folder or name of a planned dataset, or name of an imported model; None for the
+            only dataset, or for none if there are predictions.
+        prediction: Folder of predicted label maps, or two of them, to compare.
+        images: Folder of their images, or several.
+        reference: Folder of reference label maps, or the folder or name of a dataset.
+        output: The page; None for report.html in the workspace's folder of the dataset, or in the
+            folder of predictions.
+        workspace: Folder in which the dataset is looked up.
+        **options: workers and memory_gb.
+
+    Returns:
+        The page's path, and the cases to look at first.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.reporting.report import ReportRequest
+        from autoliver.pipeline.reporting.report import report as make_page
+
+        machine = taken(options, {}, of=report)["machine"]
+        request = ReportRequest(
+            dataset=None if dataset is None else dataset_name(dataset),
+            predictions=tuple(paths_of("prediction", prediction)),
+            images=tuple(paths_of("images", images)),
+            reference=None if reference is None else path_of("reference", reference),
+            output=None if output is None else path_of("output", output),
+            machine=machine,
+        )
+        return make_page(workspace_at(workspace), request)
+
+
+@checked
 def convert(
     kind: str,
     source: str | Path,
@@ -433,8 +519,9 @@ def convert(
         source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
         workspace: The workspace, for the next command.
-        **options: workers and memory_gb; rater; for "lesion-classes" the CSV file of `classes`, and
-            `label`.
+        **options: workers and memory_gb; rater; part; for "lesion-classes" the CSV file of
+            `classes`, and `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous",
+            or several).
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -446,10 +533,12 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        given = taken(options, {n: n for n in ("rater", "classes", "label")}, of=convert)
+        names = ("rater", "part", "classes", "label", "labels", "series")
+        given = taken(options, {name: name for name in names}, of=convert)
         machine = given.pop("machine")
-        if given.get("classes") is not None:
-            given["classes"] = path_of("classes", given["classes"])
+        for name in ("classes", "labels"):
+            if given.get(name) is not None:
+                given[name] = path_of(name, given[name])
         request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
         return make_dataset(
@@ -674,3 +763,65 @@ def clean(
         taken(options, {}, of=clean, machine=None)
         name = None if dataset is None else dataset_name(dataset)
         return clean_up(workspace_at(workspace), name, yes=check_flag("--yes", yes))
+
+
+@checked
+def doctor(
+    dataset: str | Path | None = None,
+    *,
+    probe: bool = True,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "Checkup":
+    """Says what this machine can do and what to change, like `autoliver doctor`.
+
+    Args:
+        dataset: Folder, or name of a planned dataset, to estimate the time that its trainings take;
+            None for the machine alone.
+        probe: Whether to time training steps, for about ten seconds with each network, and the
+            disk.
+        workspace: The workspace folder.
+        **options: device.
+
+    Returns:
+        What was found, and estimates of times; `.will_fail` says whether anything will fail.
+
+    Raises:
+        AutoliverError: The command would end without looking, with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.checkup.doctor import doctor as examine
+        from autoliver.values import check_flag
+
+        on = taken(options, {"device": "device"}, of=doctor, machine=None).get("device", "auto")
+        name = None if dataset is None else dataset_name(dataset)
+        timed = check_flag("--probe", probe)
+        return examine(workspace_at(workspace), name, probe=timed, device=on)
+
+
+@checked
+def status(
+    dataset: str | Path | None = None,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> "WorkspaceStatus":
+    """Says what the runs of a workspace are doing, like `autoliver status`; it may be called often.
+
+    Args:
+        dataset: Folder, or name of a planned dataset; None for the whole workspace.
+        workspace: The workspace folder.
+        **options: None so far; others than those above are refused.
+
+    Returns:
+        The folds of all runs; `.at_work` says whether any process works on them.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.status import read_status
+
+        taken(options, {}, of=status, machine=None)
+        name = None if dataset is None else dataset_name(dataset)
+        return read_status(workspace_at(workspace), name)

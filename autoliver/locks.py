@@ -18,11 +18,17 @@ from typing import ClassVar
 import filelock
 
 from autoliver.artifacts import Artifact
-from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.errors import AutoliverError
 from autoliver.system import entries, in_words
 
 # A younger lock may be one that its process has made and is about to hold.
 _STALE_SECONDS = 60.0
+_TIME = "%Y-%m-%d %H:%M:%S"
+_PROC = Path("/proc")
+# Fields of /proc/PID/stat behind the name of the program: its state, and when it began.
+_STATE, _BEGUN = 0, 19
+# By so much the clock may have been set since.
+_CLOCK_SECONDS = 60.0
 _KINDS = re.compile(r"\.(?P<name>.+)\.(?P<kind>[^.]+)\.[^.]+\.lock")
 
 
@@ -33,6 +39,7 @@ class Holder(Artifact, frozen=True, kw_only=True):
         host: Name of the machine.
         process: Number of the process there.
         since: When it began, local time.
+        parts: What it will do one after another, such as the folds of a run.
     """
 
     KIND: ClassVar[str] = "lock"
@@ -40,18 +47,50 @@ class Holder(Artifact, frozen=True, kw_only=True):
     host: str
     process: int
     since: str
+    parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.since}"
 
+    def is_alive(self, proc: Path = _PROC) -> bool | None:
+        """Whether its process still runs; None if that cannot be told from here.
+
+        Nothing is touched, so unlike `is_held` it cannot get into the way of a process that is
+        about to take the lock.
+
+        Args:
+            proc: Where the system shows its processes.
+        """
+        if self.host != socket.gethostname() or sys.platform == "win32":
+            return None
+        try:
+            # Without /proc, as on macOS: signal 0 is not sent, only asked for.
+            if not (proc / "self").exists():
+                os.kill(self.process, 0)
+                return True
+            fields = (proc / str(self.process) / "stat").read_text().rpartition(")")[2].split()
+            boot = re.search(r"^btime (\d+)", (proc / "stat").read_text(), re.MULTILINE)
+        except PermissionError:  # it is another user's
+            return True
+        except OSError:
+            return False
+        if fields[_STATE] in ("Z", "X"):  # it has ended, and its parent has not noticed yet
+            return False
+        if boot is None:
+            return True
+        begun = int(boot[1]) + int(fields[_BEGUN]) / os.sysconf("SC_CLK_TCK")
+        # A younger process has got the number of one that has ended.
+        return begun < time.mktime(time.strptime(self.since, _TIME)) + _CLOCK_SECONDS
+
 
 @contextlib.contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
+def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[None]:
     """Holds a lock while the block runs.
 
     Args:
         path: The lock's file; its folder is created if it is missing.
         what: What is done by whoever holds the lock, for the message: "fold 0 is being trained".
+        parts: As in `Holder`.
 
     Raises:
         AutoliverError: Another process holds the lock; the message says which.
@@ -69,7 +108,8 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         Holder(
             host=socket.gethostname(),
             process=os.getpid(),
-            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            since=time.strftime(_TIME),
+            parts=tuple(parts),
         ).save(_holder(path))
         yield
     finally:
@@ -166,15 +206,21 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def holder_of(path: Path) -> Holder | None:
+    """Who holds a lock, or has held it until killed; None if nobody does or it is not known."""
+    try:
+        return Holder.load(_holder(path))
+    except AutoliverError:  # it has not been written yet, or not any more
+        return None
+
+
 def _holder(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
 def _taken(path: Path, what: str) -> AutoliverError:
-    try:
-        who = f" by {Holder.load(_holder(path))}"
-    except ArtifactError:  # it has not been written yet, or not any more
-        who = " by another process"
+    holder = holder_of(path)
+    who = " by another process" if holder is None else f" by {holder}"
     return AutoliverError(
         f"{path.parent}: {what}{who}.",
         hint="Wait until it has ended, or stop it.",

@@ -1,6 +1,7 @@
 """How much memory this process may use, given the machine and the limits of its control groups."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +20,37 @@ _TOO_LARGE = (
 )
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 
-_CGROUPS = Path("/sys/fs/cgroup")
+# Where the system's own files are; tests have some of their own.
+ROOT = Path("/")
+_CGROUPS = "sys/fs/cgroup"
 # Files of cgroup versions 2 and 1: the limit, the usage, and the line of memory.stat that counts
 # the cache that can be dropped.
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def free_gb() -> float:
+def free_gb(root: Path = ROOT) -> float:
     """Returns the memory that is free in GB: the minimum over the machine and control groups."""
-    membership = Path("/proc/self/cgroup")
-    groups = membership.read_text() if membership.exists() else ""
-    return min([_machine_bytes(), *cgroup_bytes(groups, _CGROUPS)]) / GB
+    free = cgroup_bytes(own_groups(root), root / _CGROUPS)
+    return min([_machine_bytes(root, "MemAvailable"), *free]) / GB
+
+
+def total_gb(root: Path = ROOT) -> float:
+    """Returns the memory of the machine in GB, whatever is free of it."""
+    return _machine_bytes(root, "MemTotal") / GB
+
+
+def limit_gb(root: Path = ROOT) -> float | None:
+    """Returns the lowest limit of the control groups in GB; None if none is below the machine's."""
+    limits = [stated for stated, _ in _groups(own_groups(root), root / _CGROUPS)]
+    least = min(limits, default=math.inf) / GB
+    return least if least < total_gb(root) else None
+
+
+def own_groups(root: Path = ROOT) -> str:
+    """Returns the content of /proc/self/cgroup; empty where there is no such file."""
+    membership = root / "proc/self/cgroup"
+    return membership.read_text() if membership.exists() else ""
 
 
 def default_memory_gb() -> float:
@@ -84,6 +104,12 @@ def cgroup_bytes(groups: str, root: Path) -> Iterator[int]:
         groups: The content of /proc/self/cgroup.
         root: The folder where control groups are mounted.
     """
+    for stated, taken in _groups(groups, root):
+        yield max(0, stated - taken)
+
+
+def _groups(groups: str, root: Path) -> Iterator[tuple[int, int]]:
+    """Yields the limit of every control group that has one, and what it cannot give back of it."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -96,12 +122,12 @@ def cgroup_bytes(groups: str, root: Path) -> Iterator[int]:
         # In a container, the path may be that of the host, which is not mounted. The top folder is
         # then the group of this process.
         for folder in (group, *group.parents):
-            free = _group_bytes(top / folder, names)
-            if free is not None:
-                yield free
+            found = _group_bytes(top / folder, names)
+            if found is not None:
+                yield found
 
 
-def _group_bytes(folder: Path, names: tuple[str, str, str]) -> int | None:
+def _group_bytes(folder: Path, names: tuple[str, str, str]) -> tuple[int, int] | None:
     limit, use, cache = names
     try:
         stated = (folder / limit).read_text().strip()
@@ -113,13 +139,13 @@ def _group_bytes(folder: Path, names: tuple[str, str, str]) -> int | None:
         )
     except OSError:
         return None
-    return max(0, int(stated) - used + int(statistics.get(cache, 0)))
+    return int(stated), used - int(statistics.get(cache, 0))
 
 
-def _machine_bytes() -> int:
-    table = Path("/proc/meminfo")
+def _machine_bytes(root: Path, entry: str) -> int:
+    table = root / "proc/meminfo"
     if table.exists():
         for line in table.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+            if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -18,7 +18,7 @@ from autoliver.io.header import Header
 from autoliver.io.orientation import reorientation_to
 from autoliver.memory import GB
 from autoliver.parallel import Limits, Need
-from autoliver.planning.plan import Configuration, Plan
+from autoliver.planning.plan import CaseFingerprint, Configuration, Plan
 from autoliver.preprocessing.case import network_spacing, resampled_shape
 from autoliver.preprocessing.prepare import PrepareTask
 
@@ -44,6 +44,23 @@ def prepare_need(task: PrepareTask) -> Need:
     """Estimates the memory for preprocessing a case."""
     before, after = _sizes_gb(task.case.images, task.plan, task.configuration)
     return Need(name=task.case.name, gb=_PREPARE_IN * before + _PREPARE_OUT * after)
+
+
+def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> Need:
+    """Estimates the memory for preprocessing a case whose grid is all that is known of it."""
+    channels = len(plan.channel_names) * _FLOAT32 / GB
+    before = math.prod(case.shape) * channels
+    after = math.prod(network_shape(case, plan, configuration)) * channels
+    return Need(name=case.name, gb=_PREPARE_IN * before + _PREPARE_OUT * after)
+
+
+def network_shape(
+    case: CaseFingerprint, plan: Plan, configuration: Configuration
+) -> tuple[int, int, int]:
+    """Returns the size of a preprocessed case in voxels, transposed."""
+    shape = tuple(case.shape_after_crop[axis] for axis in plan.transpose_forward)
+    z, y, x = (case.spacing_mm[axis] for axis in plan.transpose_forward)
+    return resampled_shape(shape, (z, y, x), network_spacing(configuration, (z, y, x)))
 
 
 def score_need(item: Path | tuple[str, tuple[Path, Path]]) -> Need:

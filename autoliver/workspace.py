@@ -38,8 +38,13 @@ _log = logging.getLogger(__name__)
 # What the cascade is called in nnU-Net, and what people who know it may write.
 _CASCADES = ("3d_cascade_fullres", "3d_cascade_lowres", "cascade")
 
+# The lock of each process that works on a run.
+_USER = ".used-by-{}.lock"
+
 # Name of the workspace folder that holds imported models.
 MODELS = "models"
+# Name of the workspace folder that holds DICOM series as image files while they are used.
+STAGED = "dicom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,15 @@ class RunFolder:
     def lock(self, fold: Fold | str) -> Path:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
+
+    def user(self, process: str) -> Path:
+        """Returns the lock of a process that works on the run, whatever it does there."""
+        return self.path / _USER.format(process)
+
+    @property
+    def users(self) -> tuple[Path, ...]:
+        """The locks of all processes that work on the run."""
+        return tuple(entries(self.path, _USER.format("*")))
 
     @property
     def mend(self) -> str:
@@ -293,6 +307,11 @@ class DatasetFolder:
         name = configuration + (f"@{source}" if source else "") + (f"+{tag}" if tag else "")
         return RunFolder(self.path / "runs" / name)
 
+    @property
+    def comparing(self) -> Path:
+        """The lock of the process that compares the dataset's runs."""
+        return self.path / ".select.lock"
+
     def ensemble(self, runs: Sequence[str], fold: Fold) -> Path:
         """Returns the folder of the out-of-fold label maps and scores of averaged runs.
 
@@ -320,7 +339,9 @@ class Workspace:
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
         folders = (path for path in entries(self.root) if (path / "dataset.json").exists())
-        return tuple(DatasetFolder(path) for path in folders if path.name.casefold() != MODELS)
+        return tuple(
+            DatasetFolder(path) for path in folders if path.name.casefold() not in (MODELS, STAGED)
+        )
 
     def source(self, dataset: str | None) -> Dataset:
         """Reads the dataset that a path or a name means, and hashes its files.
@@ -370,7 +391,7 @@ class Workspace:
                 workspace is in the same place as the dataset.
             AutoliverError: The workspace cannot be written.
         """
-        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS]))
+        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS, STAGED]))
 
     def folder(self, name: str) -> DatasetFolder:
         """Returns the workspace folder of a planned dataset.
@@ -396,6 +417,25 @@ class Workspace:
             or "Give the path of the dataset's folder: "
             + command("plan", "PATH", workspace=self.root),
         )
+
+    def planned(self, name: str) -> DatasetFolder:
+        """Returns the workspace folder of a planned dataset that a path or a name means.
+
+        Args:
+            name: The dataset's folder, or as for `folder`.
+
+        Raises:
+            DatasetError: No such dataset was planned, or the name fits several.
+        """
+        if not Path(name).is_dir():
+            return self.folder(name)
+        known = Path(name).resolve().name
+        if not self._fitting(known):
+            raise DatasetError(
+                f"{name} has not been planned in the workspace {self.root.absolute()}.",
+                hint="Plan it first: " + command("plan", name, workspace=self.root),
+            )
+        return self.folder(known)
 
     def knows(self, name: str) -> bool:
         """Whether a name or path means a dataset, or may mean several."""

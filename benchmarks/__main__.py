@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "preprocess-mr": rows_datasets.preprocess_mr,
     "augmentation": rows_arrays.augmentation,
     "export": rows_arrays.export,
+    "scores": rows_arrays.scores,
     "predict": rows_datasets.predict,
     "roi": rows_roi.roi,
     "help": rows_datasets.help_command,

@@ -114,6 +114,36 @@ def plan(bench: Bench) -> Row:
     )
 
 
+def scores(bench: Bench) -> Row:
+    """All metrics of five labels of a phantom CT; predicted outlines are off by a few voxels.
+
+    One core is enough: a case is scored by one process. Reading the files is part of it.
+    """
+    from autoliver.io.files import write_label
+    from autoliver.io.volume import Geometry
+    from autoliver.synthesis.phantom_anatomy import paint_anatomy, sample_anatomy
+    from autoliver.synthesis.phantom_solids import Grid
+
+    shape = (40, 64, 64) if bench.quick else (400, 512, 512)
+    step_mm = (400 / shape[0], 380 / shape[1], 380 / shape[2])  # (z, y, x), of an adult's abdomen
+    matrix = np.diag(step_mm[::-1])[:, ::-1].copy()
+    grid = Grid(shape_zyx=shape, matrix=matrix, origin_mm=-matrix @ ((np.array(shape) - 1) / 2))
+    rng = np.random.default_rng(_SEED)
+    _, reference = paint_anatomy(sample_anatomy(rng, lesions=(2, 4)), grid)
+    moved = np.roll(reference, (1, 2, -2), axis=(0, 1, 2))
+    where = _blobs(shape, 4 * _GRAIN) > 0
+    folder, geometry = _folder(bench, "scores"), Geometry(shape_zyx=shape, spacing_mm=step_mm)
+    for side, array in (("pred", np.where(where, moved, reference)), ("ref", reference)):
+        write_label(folder / side / "case.nii.gz", array, geometry)
+    words = ("evaluate", "-p", folder / "pred", "-r", folder / "ref", "--overwrite")
+    return Row(
+        work=f"{len(np.unique(reference)) - 1} labels {shape}, all metrics, from files",
+        ours=bench.our_command(*words, "-o", folder / "out", "--workers", 1),
+        peer=None,
+        targets=(Target("seconds", 10),),
+    )
+
+
 def _cubic(
     bench: Bench,
     name: str,

@@ -184,6 +184,11 @@ CALLS = [
     bad("convert", "kind", None),
     bad("convert", "source", ""),
     bad("convert", "output", 3),
+    bad("convert", "part", 3),
+    # mend
+    both("mend", "values", ["x"], "--value", "x"),
+    bad("mend", "leave_out", "yes"),
+    bad("mend", "output", ""),
     # adopt
     both("adopt", "modality", "PET", "--modality", "PET", words="CT, MR, other"),
     both("adopt", "like", "", "--like", ""),
@@ -200,6 +205,10 @@ CALLS = [
     bad("pool", "drop_duplicates", "yes"),
     bad("pool", "inside", "tumour"),
     bad("pool", "output", ""),
+    both("report", "output", "", "--output", ""),
+    bad("report", "dataset", 3),
+    bad("report", "images", "in", "prediction"),
+    bad("report", "workers", -1),
     bad("adopt", "images", None),
     bad("adopt", "corrected", 3),
     bad("adopt", "output", ""),
@@ -239,10 +248,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "adopt": {"images": "in", "corrected": "corrected", "output": "out"},
     "pseudolabel": {"dataset": "Nothing", "output": "out", "model": "M"},
     "pool": {"output": "out", "add": ["A", "B"]},
+    "report": {},
     "export": {"model": "Nothing", "target": "out.autoliver"},
     "import_model": {"source": "nothing.autoliver"},
     "clean": {},
     "verify": {"dataset": "Nothing"},
+    "mend": {"dataset": "Nothing", "output": "out"},
 }
 COMMANDS: dict[str, list[str]] = {
     "plan": ["plan", "Nothing"],
@@ -254,9 +265,11 @@ COMMANDS: dict[str, list[str]] = {
     "adopt": ["adopt", "-i", "in", "-p", "corrected", "out"],
     "pseudolabel": ["pseudolabel", "Nothing", "out", "-m", "M"],
     "pool": ["pool", "out", "--add", "A", "--add", "B"],
+    "report": ["report", "Nothing"],
     "export": ["export", "Nothing", "out.autoliver"],
     "import_model": ["import", "nothing.autoliver"],
     "verify": ["verify", "Nothing"],
+    "mend": ["verify", "Nothing", "--fix", "out"],
 }
 
 
@@ -395,6 +408,7 @@ REQUIRED = {
     "import": COMMANDS["import_model"],
     "demo": ["demo"],
     "clean": ["clean", "Nothing"],
+    "status": ["status"],
 }
 
 

@@ -55,11 +55,11 @@ def test_what_fits_is_accepted(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Repair it with: autoliver verify DATASET --fix", "verify has no option --fix"),
-        ("`verify --fix` repairs it", "verify has no option --fix"),
-        ("Use verify --fix.", "verify has no option --fix"),
-        ("Leave out --fix.", "no command has an option --fix"),
-        ("Give `--extend N` or `--fix N`.", "no command has an option --fix"),
+        ("Repair it with: autoliver verify DATASET --mend", "verify has no option --mend"),
+        ("`verify --mend` repairs it", "verify has no option --mend"),
+        ("Use verify --mend.", "verify has no option --mend"),
+        ("Leave out --mend.", "no command has an option --mend"),
+        ("Give `--extend N` or `--mend N`.", "no command has an option --mend"),
         ("autoliver repair DATASET", "no command 'autoliver repair'"),
         ("`autoliver repair`", "no command 'autoliver repair'"),
         ("Train it: autoliver train DATASET", "Missing parameter"),
@@ -88,20 +88,20 @@ def f(name, more):
     raise Error(
         f"{name}: bad.",
         hint="Repair it with: autoliver verify "
-        f"{name} --fix" + (f" --loud {more or '--inner'}" if more else ""),
+        f"{name} --mend" + (f" --loud {more or '--inner'}" if more else ""),
     )
 """
     found = [text.text for text in texts_of_python(source, where="x")]
     assert found == [
         "As `autoliver verify`.",
         f"{HOLE}: bad.",
-        f"Repair it with: autoliver verify {HOLE} --fix {DOTS} ",
+        f"Repair it with: autoliver verify {HOLE} --mend {DOTS} ",
         f" --loud {HOLE}",
         "--inner",
         "",
     ]
     wrong = [problem for text in found for problem in problems(text)]
-    assert [problem.split()[-1] for problem in wrong] == ["--fix", "--fix", "--loud", "--inner"]
+    assert [problem.split()[-1] for problem in wrong] == ["--mend", "--mend", "--loud", "--inner"]
 
 
 def test_code_and_backticks_of_a_document_are_read() -> None:

@@ -1,14 +1,17 @@
 """Locks of a folder for one kind of work, and of a moment's work."""
 
+import os
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from autoliver.errors import AutoliverError
-from autoliver.locks import one_at_a_time, only_one_kind
+from autoliver.locks import Holder, one_at_a_time, only_one_kind
 
 WHAT = "others are at work"
 
@@ -81,3 +84,32 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "400"
     with one_at_a_time(tmp_path):
         pass
+
+
+BOOT = 1_700_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such numbers of processes")
+@pytest.mark.parametrize(
+    ("state", "begun_s", "alive"),
+    [
+        ("S", 100.0, True),
+        ("R", 100.0, True),
+        ("Z", 100.0, False),  # it has ended
+        ("S", 5000.0, False),  # another process has got its number since
+    ],
+)
+def test_whether_a_holder_lives_is_read_from_the_table_of_processes(
+    state: str, begun_s: float, alive: bool, tmp_path: Path
+) -> None:
+    ticks = int(begun_s * os.sysconf("SC_CLK_TCK"))
+    fields = [state, *["0"] * 18, str(ticks), "0"]
+    (tmp_path / "self").mkdir()
+    (tmp_path / "77").mkdir()
+    (tmp_path / "77" / "stat").write_text(f"77 (a ) name) {' '.join(fields)}\n")
+    (tmp_path / "stat").write_text(f"cpu 1 2 3\nbtime {BOOT}\n")
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(BOOT + 1000))
+    here = Holder(host=socket.gethostname(), process=77, since=since)
+    assert here.is_alive(tmp_path) is alive
+    assert here.replace(process=78).is_alive(tmp_path) is False
+    assert here.replace(host="elsewhere").is_alive(tmp_path) is None

@@ -46,7 +46,7 @@ def test_other_errors_stay(error: Exception) -> None:
 
 
 def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_machine_bytes", lambda: 3 * memory.GB)
+    monkeypatch.setattr(memory, "_machine_bytes", lambda *_: 3 * memory.GB)
     check_room(2.5, case="c", what="it has 5 voxels")
     with pytest.raises(
         DatasetError, match=r"c: it has 5 voxels, which takes 3\.5 GB of memory; 3\.0 GB"
@@ -63,7 +63,7 @@ def test_a_case_that_is_too_large_fails_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "_machine_bytes", lambda: memory.GB // 2)
+    monkeypatch.setattr(memory, "_machine_bytes", lambda *_: memory.GB // 2)
     write_image(images / "case_1.nii.gz", image(1), GRID.replace(spacing_mm=spacing))
     out = tmp_path / "out"
     with pytest.raises(CasesFailed, match=r"1 of 3 cases failed:\ncase_1: .* GB") as caught:

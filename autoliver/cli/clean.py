@@ -31,8 +31,8 @@ def clean(
     """List files in the workspace that nothing uses, or remove them.
 
     These are preprocessed cases that no plan needs any more, first-stage label maps of cascades
-    whose first stage was trained again, and files of interrupted commands. Runs, models and
-    datasets are never touched.
+    whose first stage was trained again, and files of interrupted commands, such as the images of
+    DICOM series. Runs, models and datasets are never touched.
     """
     from autoliver.pipeline import clean as pipeline
     from autoliver.workspace import Workspace

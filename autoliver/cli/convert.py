@@ -10,21 +10,23 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     MemoryGb,
+    Series,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
 )
 from autoliver.cli.output import emit, start
-from autoliver.pipeline.conversion.kinds import KINDS, LESION_CLASSES
+from autoliver.pipeline.conversion.kinds import DICOM, KINDS, LESION_CLASSES
 from autoliver.values import counted, first_few, spelled
 
 if TYPE_CHECKING:
     from autoliver.pipeline.conversion.lesion_classes import LesionTable
     from autoliver.pipeline.conversion.result import Converted
 
-_KINDS = (*KINDS, LESION_CLASSES)
+_KINDS = (*KINDS, LESION_CLASSES, DICOM)
 _PUBLISHED, _LESIONS = "Published data", "Lesion classes"
+_SERIES = "DICOM"
 _WIDTH = 80
 _SHOWN = 3
 
@@ -38,7 +40,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of the data as they were published; of a dataset for lesion-classes.",
+            help="Folder of the data as they were published; of a dataset for lesion-classes; of "
+            "series for dicom.",
         ),
     ],
     output: Annotated[
@@ -50,6 +53,15 @@ def convert(
         typer.Option(
             metavar="N",
             help="Whose label maps are taken of liverhccseg: 1 or 2. [default: 1]",
+            rich_help_panel=_PUBLISHED,
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which part becomes the dataset, of chaos: ct, t1-dual or t2-spir; of amos: ct or "
+            "mr. [default: the only one that is there; both of amos]",
             rich_help_panel=_PUBLISHED,
         ),
     ] = None,
@@ -78,16 +90,26 @@ def convert(
             rich_help_panel=_LESIONS,
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with a label map of each case, named like the case: makes a dataset to "
+            "plan. [default: only images]",
+            rich_help_panel=_SERIES,
+        ),
+    ] = None,
+    series: Series = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, or of lesions with classes.
+    """Make a dataset of published data, lesion classes or DICOM.
 
-    No image is copied, and nothing in SOURCE is changed. Label maps are written anew only where the
-    values of labels change, or several masks become one label map.
+    Nothing in SOURCE is changed. Images are referred to and not copied, except DICOM series, of
+    which each becomes one file. Label maps are written anew only where something in them changes.
     """
     from autoliver.pipeline.conversion.convert import ConvertRequest
     from autoliver.pipeline.conversion.convert import convert as make_dataset
@@ -111,7 +133,14 @@ def convert(
         return
     if output is None:
         raise typer.BadParameter("Name the folder of the new dataset.", param_hint="OUT")
-    request = ConvertRequest(rater=rater, classes=classes, label=label)
+    request = ConvertRequest(
+        rater=rater,
+        part=part,
+        classes=classes,
+        label=label,
+        labels=labels,
+        series=tuple(series or ()),
+    )
     done = make_dataset(place, kind, source, output, request=request, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
 
@@ -129,15 +158,20 @@ def _show_table(table: "LesionTable") -> str:
 
 def _show(done: "Converted") -> str:
     labels = [f"{name} {_values(value)}" for name, value in done.labels.items() if value != 0]
-    said = [
-        f"{done.kind}: {counted(done.cases, 'case')} of {counted(done.patients, 'patient')}.",
-        f"Values of the labels: {', '.join(labels)}.",
-    ]
+    of = "" if done.kind == "DICOM" else f" of {counted(done.patients, 'patient')}"
+    said = [f"{done.kind}: {counted(done.cases, 'case')}{of}."]
+    if labels:
+        said.append(f"Values of the labels: {', '.join(labels)}.")
     if done.lesions:
         counts = [f"{counted(number, 'lesion')} {name}" for name, number in done.lesions.items()]
         said.append(f"Classes: {', '.join(counts)}.")
+    if done.series:
+        said.append(f"Made of DICOM series: {counted(done.series, 'image')}.")
     if done.rewritten:
-        said.append(f"Written anew with other values: {counted(done.rewritten, 'label map')}.")
+        said.append(f"Written anew: {counted(done.rewritten, 'label map')}.")
+    for told in sorted(set(done.told.values())):
+        cases = [case for case, what in done.told.items() if what == told]
+        said.append(f"Look at {counted(len(cases), 'case')}: {first_few(cases, _SHOWN)}: {told}.")
     if done.unlabelled:
         said.append(
             f"Left out, since without a label map: {counted(len(done.unlabelled), 'case')}: "
@@ -149,6 +183,8 @@ def _show(done: "Converted") -> str:
             f"Passed over, since without a case: {counted(len(folders), 'folder')}: "
             f"{first_few(folders, _SHOWN)}."
         )
+    if done.note:
+        said.append(done.note)
     return "\n".join(
         [
             *(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in said),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,10 +37,13 @@ from autoliver.commands import command
 from autoliver.values import counted
 
 if TYPE_CHECKING:
+    from autoliver.pipeline.mending.mend import Repaired
     from autoliver.pipeline.replan import Replanned
     from autoliver.planning.findings import Finding
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
+
+_REPAIR = "Repair"
 
 DatasetArgument = Annotated[
     str | None,
@@ -50,26 +54,67 @@ DatasetArgument = Annotated[
     ),
 ]
 
+FixedCopy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT",
+        help="Write a dataset with repaired copies of the files in which there are errors into "
+        "this new folder, with a picture for each repaired case.",
+        rich_help_panel=_REPAIR,
+    ),
+]
+ValueMeaning = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW",
+        help="What a value in label files means, such as 7=0 or nan=0. The option may be repeated.",
+        rich_help_panel=_REPAIR,
+    ),
+]
+LeaveOut = Annotated[
+    bool,
+    typer.Option(
+        "--leave-out",
+        help="Leave out the cases that cannot be repaired; else nothing is written if there are "
+        "any.",
+        rich_help_panel=_REPAIR,
+    ),
+]
+
 
 def verify(
     dataset: DatasetArgument = None,
+    fix: FixedCopy = None,
+    value: ValueMeaning = None,
+    leave_out: LeaveOut = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check a dataset: files, geometry, values, labels, duplicates."""
+    """Check a dataset: files, geometry, values, labels, duplicates.
+
+    With --fix OUT, errors are mended in copies; the files of the dataset stay as they are.
+    """
     from autoliver.pipeline import data
     from autoliver.planning.verify import raise_on_errors
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
-    folder, source, found = data.verify_dataset(
-        Workspace(workspace),
-        dataset,
-        machine=machine_of(workers=workers, memory_gb=memory_gb),
-    )
+    machine = machine_of(workers=workers, memory_gb=memory_gb)
+    place = Workspace(workspace)
+    if fix is not None:
+        from autoliver.pipeline.mending.mend import MendRequest, mend
+
+        request = MendRequest(values=tuple(value or ()), leave_out=leave_out)
+        done = mend(place, dataset, fix, request=request, machine=machine)
+        emit(done.facts, _show_repaired(done), as_json=as_json)
+        return
+    for option, given in (("--value", value), ("--leave-out", leave_out)):
+        if given:
+            raise typer.BadParameter("It belongs to --fix OUT.", param_hint=option)
+    folder, source, found = data.verify_dataset(place, dataset, machine=machine)
     result = {
         "dataset": source.name,
         "cases": len(source.cases),
@@ -238,6 +283,21 @@ def _findings(found: "Verification") -> str:
         return "No problems found."
     rows = [(f.severity, f.case or "(all)", f.problem) for f in found.findings]
     return table(("severity", "case", "problem"), rows, wrap=_width())
+
+
+def _show_repaired(done: "Repaired") -> str:
+    if done.folder is None:
+        return f"No error that needs a repair; nothing was written.\nNext: {done.next_command}"
+    rows = [(fix.case, fix.file, fix.done) for fix in done.fixes]
+    parts = [table(("case", "repaired file", "what was done"), rows, wrap=_width())]
+    if done.left_out:
+        parts.append(table(("left out", "because"), list(done.left_out.items()), wrap=_width()))
+    pictures = f"Pictures, before and after: {done.folder}/pictures"
+    parts.append(
+        f"{counted(done.cases, 'case')}, {counted(len(done.fixes), 'file')} repaired. Look at each "
+        f"of them.\n{pictures}\nWritten: {done.folder}\nNext: {done.next_command}"
+    )
+    return "\n\n".join(parts)
 
 
 def _show_plan(plan: "Plan") -> str:

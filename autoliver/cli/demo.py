@@ -20,7 +20,7 @@ def demo(
     """Try the whole pipeline on phantom scans in under 5 minutes.
 
     It makes phantom scans, trains on CT, transfers the model to a few MR scans, and compares the
-    results in a table and a picture.
+    results in a table, a picture and a page of HTML.
     """
     from autoliver.pipeline.demo import FULL_DEMO, run_demo
 
@@ -34,11 +34,13 @@ def demo(
     ]
     text = f"Dice of {FULL_DEMO.test_cases} unseen scans each\n{table(('', *labels), rows)}"
     where = f"Scans, models and predictions: {output}\nOutlines: {result.picture}"
+    where += f"\nReport on the transfer, for a browser: {result.report}"
     emit(
         {
             "dice": result.dice,
             "folder": str(output.resolve()),
             "picture": str(result.picture.resolve()),
+            "report": str(result.report.resolve()),
         },
         f"{text}\n\nDone in {minutes:.1f} minutes. {where}",
         as_json=as_json,

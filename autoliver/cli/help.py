@@ -38,7 +38,7 @@ class HelpfulCommand(TyperCommand):
         self._refuse_empty(given)
         choices = self._choices()
         try:
-            return list(super().parse_args(ctx, _spelled_out(given, choices)))
+            return list(super().parse_args(ctx, _spelled_out(_with_values(given), choices)))
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
             known = choices.get(max(getattr(error.param, "opts", None) or [""], key=len), ())
@@ -147,6 +147,20 @@ def _words_of(kind: Any) -> tuple[str, ...]:
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(word for part in get_args(kind) for word in _words_of(part))
+
+
+def _with_values(given: list[str]) -> list[str]:
+    """Gives its usual value to an option that may stand without one."""
+    words = []
+    for word, after in zip(given, [*given, ""][1:], strict=True):
+        words.append(word)
+        if word in _USUAL and re.fullmatch(r"-?[\d.]+", after) is None:
+            words.append(_USUAL[word])
+    return words
+
+
+# Option -> its value where none follows; such values are numbers.
+_USUAL = {"--watch": "5"}
 
 
 def _spelled_out(given: list[str], choices: Mapping[str, Sequence[str]]) -> list[str]:

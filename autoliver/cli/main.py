@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -17,11 +18,14 @@ from autoliver.cli import (
     convert,
     data,
     demo,
+    doctor,
     models,
     pool,
     prediction,
     pseudolabel,
+    report,
     selection,
+    status,
     synthesize,
     training,
 )
@@ -41,7 +45,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # Otherwise pages are two columns narrower, and summaries of commands are cut.
+        "terminal_width": min(80, shutil.get_terminal_size().columns),
+    },
 )
 
 
@@ -63,15 +71,18 @@ def help_(
 
 
 _add("demo", demo.demo, "autoliver demo -o /tmp/demo")
+_add("doctor", doctor.doctor, "autoliver doctor LiTS")
 _add("convert", convert.convert, "autoliver convert camus /data/CAMUS /data/Dataset040_CAMUS")
 _add("verify", data.verify, "autoliver verify /data/Dataset003_LiTS")
 _add("plan", data.plan, "autoliver plan /data/Dataset003_LiTS --preset M")
 _add("preprocess", data.preprocess, "autoliver preprocess LiTS 2d 3d_fullres")
 _add("train", training.train, "autoliver train LiTS 3d_fullres --fold 0 --epochs 250")
 _add("train-queued", training.train_queued, hidden=True)
+_add("status", status.status, "autoliver status LiTS --watch")
 _add("select", selection.select, "autoliver select LiTS")
 _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")
 _add("evaluate", prediction.evaluate, "autoliver evaluate -p /data/out -r /data/truth -d LiTS")
+_add("report", report.report, "autoliver report LiTS")
 _add("adopt", adopt.adopt, "autoliver adopt -i /data/mr -p /data/corrected /data/Dataset020_OurMR")
 _add("pool", pool.pool, "autoliver pool /data/Both --add LiTS --add CHAOS:liver=real,tumour=absent")
 _add(

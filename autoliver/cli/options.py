@@ -44,6 +44,15 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=GENERAL),
 ]
+Series = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--series",
+        metavar="N|TEXT",
+        help="For DICOM: the number or the description of a series to take. The option may be "
+        "repeated. [default: all but localizers]",
+    ),
+]
 Verbose = Annotated[
     bool,
     typer.Option(

@@ -10,13 +10,15 @@ from autoliver.cli.options import (
     AsJson,
     Device,
     MemoryGb,
+    Series,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
 )
 from autoliver.cli.output import emit, say, start
-from autoliver.inference.options import ModalityChoice
+from autoliver.inference.options import ModalityChoice, OutputFormat
+from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def predict(
             "--input",
             "-i",
             metavar="IN",
-            help="Folder of images, or one image. The option may be repeated.",
+            help="Folder of images or of DICOM series, or one image. The option may be repeated.",
         ),
     ],
     output: Annotated[
@@ -118,6 +120,14 @@ def predict(
             "Beside a .png it is a .tif.",
         ),
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Also draw CASE_preview.png: three planes through the organ with outlines and "
+            "volumes. Finished cases are drawn without predicting them again.",
+        ),
+    ] = False,
     match: Annotated[
         bool,
         typer.Option(
@@ -136,6 +146,22 @@ def predict(
             "lesions; needed by models of --task classify]",
         ),
     ] = None,
+    series: Series = None,
+    format_: Annotated[
+        OutputFormat,
+        typer.Option(
+            "--format",
+            help="dicom-seg writes a DICOM segmentation (CASE.dcm) beside each label map as well, "
+            "for a viewer or a PACS; -i must name DICOM series.",
+        ),
+    ] = "nifti",
+    seg_type: Annotated[
+        SegType,
+        typer.Option(
+            help="binary segmentations have a mask for each label; labelmap ones (DICOM 2024c) are "
+            "smaller, and few viewers read them."
+        ),
+    ] = "binary",
     exact: Annotated[
         bool,
         typer.Option(
@@ -154,7 +180,10 @@ def predict(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Predict label maps on each image's own grid, in its file type. Finished cases are skipped."""
+    """Predict label maps on each image's own grid, in its file type. Finished cases are skipped.
+
+    Every DICOM series in a folder or below it is a case; its label map is a .nii.gz file.
+    """
     from autoliver.pipeline.folder import CasesFailed, predict_folder
     from autoliver.pipeline.prediction import PredictRequest
     from autoliver.workspace import Workspace
@@ -166,12 +195,16 @@ def predict(
         overwrite=overwrite,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        preview=preview,
         roi=None if roi == "off" else roi,
         roi_from=roi_from,
         modality=modality,
         exact=exact,
         match=match,
         lesions=lesions,
+        series=tuple(series or ()),
+        format=format_,
+        seg_type=seg_type,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     try:
@@ -190,7 +223,12 @@ def _show_predicted(written: "Predicted", output: Path) -> str:
     done = f", {skipped} skipped as finished" if skipped else ""
     kept = f" Corrected, and kept: {first_few(written.corrected, 5)}." if written.corrected else ""
     table = f"\nLesions: {written.lesions}" if written.lesions else ""
-    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}"
+    segs = counted(len(written.segmentations), "DICOM segmentation")
+    table += f"\nBeside them: {segs}" if written.segmentations else ""
+    drawn = f"\nPreviews: {written.previews[0]}" if written.previews else ""
+    if len(written.previews) > 1:
+        drawn += f" and {len(written.previews) - 1} more"
+    return f"{written.model}: {new} predicted{done}.{kept}\nWritten: {output}{table}{drawn}"
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.
@@ -237,7 +275,8 @@ def evaluate(
         bool,
         typer.Option(
             "--chaos",
-            help="Also compute the score of the CHAOS challenge.",
+            help="Also compute the score of the CHAOS challenge: of liver, kidneys and spleen, by "
+            "the names of the labels.",
             rich_help_panel=_METRICS,
         ),
     ] = False,
@@ -273,9 +312,9 @@ def evaluate(
             "--output",
             "-o",
             metavar="DIR",
-            help="Folder for scores.json and scores.csv, and for lesion_scores.csv if there are "
-            "lesions; for a comparison, comparison.json and .csv. [default: PRED; for one file "
-            "CASE_scores.json and CASE_scores.csv beside it]",
+            help="Folder for scores.json and scores.csv, for volumes.csv and .png, and for "
+            "lesion_scores.csv if there are lesions; for a comparison, comparison.json and .csv. "
+            "[default: PRED; for one file CASE_scores.json and CASE_scores.csv beside it]",
         ),
     ] = None,
     overwrite: Annotated[
@@ -328,15 +367,19 @@ def evaluate(
 
 
 def _show_scores(scores: "Scores", request: "EvaluateRequest", prediction: Path) -> str:
+    from autoliver.evaluation.agreement_report import agreement_table
     from autoliver.evaluation.lesion_report import lesion_tables
-    from autoliver.evaluation.tables import interval_table, table
+    from autoliver.evaluation.tables import chaos_table, interval_table, table
 
-    tables = filter(None, [table(scores), interval_table(scores), lesion_tables(scores)])
+    shown = (table, interval_table, agreement_table, chaos_table, lesion_tables)
+    tables = filter(None, (each(scores) for each in shown))
     as_json, as_csv = request.files(prediction)
     text = "\n\n".join(tables)
     text += f"\nWritten: {as_json}\nAll metrics of every case: {as_csv}"
     if (lesions := request.lesion_file(prediction)).exists():
         text += f"\nEvery lesion: {lesions}"
+    if (volumes := request.volume_files(prediction)[1]).exists():
+        text += f"\nHow volumes agree: {volumes}"
     if (picture := request.reliability_file(prediction)).exists():
         text += f"\nHow often classes are right: {picture}"
     return text

@@ -21,6 +21,7 @@ from autoliver.datasets.layouts import (
     Files,
     check_spelling,
     commonest_ending,
+    dicom_hint,
     listed_files,
     paired_files,
     table_files,
@@ -28,6 +29,7 @@ from autoliver.datasets.layouts import (
 from autoliver.datasets.layouts import find_case_images as find_case_images
 from autoliver.datasets.pool import check_members, read_pool
 from autoliver.errors import DatasetError
+from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.io.files import read_label
 from autoliver.io.paths import check_printable
 from autoliver.values import meant
@@ -268,11 +270,14 @@ class Dataset(Artifact, frozen=True, kw_only=True):
         file_ending: The ending of the images, e.g. ".nii.gz".
         cases: The cases, sorted by name.
         lesion_class_names: The classes that lesions may have; None if dataset.json lists none.
+        codes: Label -> its codes for DICOM, where its name does not say them. They are left out of
+            digests, since nothing is learnt from them.
         from_workspace: The folder's path relative to the workspace, by which it is found again if
             both were moved together; empty if it is not known.
     """
 
     KIND: ClassVar[str] = "dataset"
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"codes"})
 
     name: str
     folder: str
@@ -282,6 +287,7 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     file_ending: str = ".nii.gz"
     cases: tuple[Case, ...]
     lesion_class_names: tuple[str, ...] | None = None
+    codes: dict[str, SegmentCodes] = msgspec.field(default_factory=dict)
     from_workspace: str = ""
 
     def digest(self) -> str:
@@ -354,7 +360,8 @@ def read_dataset(folder: str | Path) -> Dataset:
         description = guess_description(folder)
     else:
         check_spelling(folder)
-        raise missing_description(folder)
+        missing = missing_description(folder)
+        raise DatasetError(missing.problem, hint=dicom_hint(folder) or missing.hint)
     plain = plain and not description.table and not description.training
     try:
         files = _files(folder, description, plain=plain)
@@ -378,6 +385,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         file_ending=ending or commonest_ending(p for images, _ in files.values() for p in images),
         cases=cases,
         lesion_class_names=description.lesion_class_names,
+        codes=description.codes,
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from autoliver.artifacts import Record, read_json_by_hand
 from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
+from autoliver.io.dicom.codes import SegmentCodes, code_problem
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
 from autoliver.values import meant
@@ -19,7 +20,7 @@ from autoliver.values import meant
 _KEYS = (
     *("channel_names", "labels", "file_ending", "numTraining", "regions_class_order", "dataset"),
     *("modality", "training", "patients", "annotated", "origin", "lesion_classes", "sources"),
-    "lesion_class_names",
+    *("lesion_class_names", "codes"),
 )
 _HARMLESS = (
     *("name", "description", "reference", "licence", "license", "release", "tensorImageSize"),
@@ -62,6 +63,7 @@ class Description(Record, frozen=True, kw_only=True):
         lesion_classes: Case -> lesion -> class of the lesion.
         lesion_class_names: The classes that lesions may have; None if they are not listed.
         sources: Case -> the collection that it comes from.
+        codes: Label -> its codes for DICOM, where its name does not say them.
         modality: The modality of the dataset, or case -> modality.
         painting: What is wrong with `regions_class_order` in a trained model; otherwise empty.
     """
@@ -80,6 +82,7 @@ class Description(Record, frozen=True, kw_only=True):
     lesion_classes: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
     lesion_class_names: tuple[str, ...] | None = None
     sources: dict[str, str] = msgspec.field(default_factory=dict)
+    codes: dict[str, SegmentCodes] = msgspec.field(default_factory=dict)
     modality: str | dict[str, str] = msgspec.field(default_factory=dict)
     painting: str = ""
 
@@ -112,6 +115,7 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
         "training": raw.get("training", []) if decathlon else [],
         "modality": {} if decathlon or modality is None else modality,
         "lesion_class_names": raw.get("lesion_class_names"),
+        "codes": raw.get("codes", {}),
         **{key: raw[key] for key in _BY_CASE if key in raw},
     }
     for key, names in (("labels", labels.values), ("channel_names", fields["channel_names"])):
@@ -126,7 +130,24 @@ def read_description(folder: Path, *, trained: bool = False) -> Description:
             hint=_MEND,
         ) from None
     _check_classes(where, found.lesion_class_names or (), labels)
+    _check_codes(where, found.codes, labels)
     return found
+
+
+def _check_codes(where: Path, codes: Mapping[str, SegmentCodes], labels: LabelValues) -> None:
+    """Refuses codes of what is no label, and codes that DICOM cannot hold."""
+    for name, given in codes.items():
+        if name not in _foreground(labels.values):
+            raise DatasetError(
+                f"{where}: codes: there is no label '{name}'; the labels are "
+                f"{', '.join(_foreground(labels.values))}.",
+                hint=meant(name, _foreground(labels.values)) or "Give codes for labels alone.",
+            )
+        if problem := code_problem(given):
+            raise DatasetError(
+                f"{where}: codes: {name}: {problem}.",
+                hint='Write e.g. "type": ["10200004", "SCT", "Liver"].',
+            )
 
 
 def _check_classes(where: Path, names: Sequence[str], labels: LabelValues) -> None:

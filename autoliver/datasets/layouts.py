@@ -5,11 +5,13 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoliver.commands import command
 from autoliver.errors import DatasetError
+from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
@@ -21,6 +23,12 @@ Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 
 # Takes the name of a case and what is wrong with its files.
 OnProblem = Callable[[str, DatasetError], object]
+
+# Pictures that lie beside the label maps of a prediction, and are none.
+PREVIEW = "_preview.png"
+RELIABILITY_FILE, VOLUMES_FILE = "reliability.png", "volumes.png"
+# Beside them lies what was written with them, also with the name of a single case before it.
+RECORD_FILE, SCORES_FILE = "predict.json", "scores.json"
 
 # The folders of images and labels.
 _FOLDERS = ("images", "labels", "imagesTr", "labelsTr")
@@ -127,7 +135,8 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
     if not found:
         raise DatasetError(
             f"{images}: no images" + ("." if images.is_dir() else ", there is no such folder."),
-            hint=f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
+            hint=dicom_hint(images)
+            or f"Put the training images there, e.g. case_001_0000{ending or '.nii.gz'}.",
         )
     label_of = by_stem(label_files(labels), prefer=ending)
     chosen = _chosen(found, ending, wanted=label_of)
@@ -262,6 +271,8 @@ def image_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
 def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Path]:
     """Returns what a folder holds under the name of an image or a segmentation, sorted.
 
+    Pictures that were drawn of label maps or scores in the folder are left out.
+
     Args:
         folder: The folder.
         on_problem: As for `find_case_images`.
@@ -271,8 +282,11 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
     """
     if not folder.is_dir():
         return []
+    there = {path.name: path for path in folder.iterdir()}
     files = sorted(
-        p for p in folder.iterdir() if not p.name.startswith(".") and split_ending(p.name)[1]
+        path
+        for name, path in there.items()
+        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(name, there)
     )
     shown = []
     for path in files:
@@ -283,6 +297,18 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         else:
             shown.append(path)
     return shown
+
+
+def _is_drawn(name: str, there: Container[str]) -> bool:
+    """Whether a file is a picture that `predict` or `evaluate` drew, among those of a folder."""
+    if name.endswith(PREVIEW):
+        case = name.removesuffix(PREVIEW)
+        return RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there
+    return any(
+        name == picture or name.endswith(f"_{picture}")
+        for picture in (RELIABILITY_FILE, VOLUMES_FILE)
+        if f"{name.removesuffix(picture)}{SCORES_FILE}" in there
+    )
 
 
 def _is_segmentation(path: Path) -> bool:
@@ -496,7 +522,20 @@ def _endings_found(folder: Path) -> str:
     return f"found {shown}" if names else "the folder is empty"
 
 
+def dicom_hint(folder: Path) -> str:
+    """Says how to make images of a folder with DICOM series; empty if it holds none."""
+    if not holds_dicom(folder):
+        return ""
+    convert = command("convert", "dicom", str(folder), "OUT", options=["--labels", "LABELS"])
+    return (
+        f"This folder holds DICOM. Make image files of its series: {convert} (OUT is a new folder; "
+        "LABELS holds a label map of each case, without --labels images alone are made)."
+    )
+
+
 def _where_images_are(folder: Path) -> str:
+    if hint := dicom_hint(folder):
+        return hint
     for name in ("imagesTs", "imagesTr", "images"):
         if image_files(folder / name):
             return f"Did you mean {folder / name}?"

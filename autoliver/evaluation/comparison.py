@@ -25,6 +25,10 @@ from autoliver.evaluation.tables import aligned, span
 # With fewer differences no signed-rank test can be significant: 2 / 2 ** 5 > 0.05.
 LEAST_PATIENTS = 6
 
+# The label and the metric of the classes of all lesions together.
+ALL_CLASSES, CLASS_ACCURACY = "all classes", "class_accuracy"
+
+_CLASS_COLUMN = ("right classes", 3)  # heading and decimals
 _LABEL = 8  # the least characters of a label
 _LOWER_IS_BETTER = {
     *("ravd_percent", "assd_mm", "mad_mm", "mssd_mm", "hd95_mm", "volume_difference_ml"),
@@ -39,8 +43,10 @@ class CaseDifference(Record, frozen=True, kw_only=True):
     Attributes:
         case: The case's name.
         patient: The patient's identifier.
-        label: The label.
-        metric: Field of `Score`; volume differences are compared by their absolute value.
+        label: The label; `ALL_CLASSES` for the classes of lesions.
+        metric: Field of `Score`; volume differences are compared by their absolute value. For the
+            classes of lesions `CLASS_ACCURACY`: the share of the reference's lesions that have the
+            right class, of which a missed one is wrong.
         a: The value of the first prediction; None if undefined.
         b: The value of the second prediction.
         difference: b - a; None if one of them is undefined.
@@ -93,7 +99,8 @@ class Comparison(Artifact, frozen=True, kw_only=True):
         labels: The labels that were scored.
         options: The metrics that were computed, and their settings.
         cases: Each case, label and metric.
-        summary: Label -> field of `Score` -> the difference over all cases.
+        summary: Label -> field of `Score` -> the difference over all cases. The classes of lesions
+            are under `ALL_CLASSES` and `CLASS_ACCURACY`.
         warnings: Suspicious findings, one sentence each.
     """
 
@@ -109,7 +116,12 @@ class Comparison(Artifact, frozen=True, kw_only=True):
 
 
 def compare_scores(
-    first: Scores, second: Scores, *, predictions: tuple[str, str], reference: str
+    first: Scores,
+    second: Scores,
+    *,
+    predictions: tuple[str, str],
+    reference: str,
+    options: MetricOptions | None = None,
 ) -> Comparison:
     """Compares the scores of two predictions of the same cases, whose patients are known.
 
@@ -118,8 +130,11 @@ def compare_scores(
         second: Scores of the second one, with the same labels, metrics and cases.
         predictions: The paths of both.
         reference: What both were compared with.
+        options: The metrics to compare; None: all that the scores have. Classes of lesions are
+            compared where both have them.
     """
-    wanted = first.options.wanted
+    options = options or first.options
+    wanted = options.wanted
     fields = [f for f, c in COLUMNS.items() if c.metric in wanted and f not in _NO_QUALITY]
     rows = []
     for case, other in zip(first.cases, second.cases, strict=True):
@@ -127,17 +142,20 @@ def compare_scores(
             a, b = (_value(each.labels[label], field) for each in (case, other))
             if a is not None or b is not None:
                 rows.append(_row(case, label, field, a, b))
+        a, b = (_class_accuracy(each) for each in (case, other))
+        if a is not None and b is not None:
+            rows.append(_row(case, ALL_CLASSES, CLASS_ACCURACY, a, b))
     summary: dict[str, dict[str, Difference]] = {}
-    for label in first.labels.foreground:
-        for field in fields:
-            same = [row for row in rows if (row.label, row.metric) == (label, field)]
-            if (found := _summary(same, field)) is not None:
-                summary.setdefault(label, {})[field] = found
+    compared = [*itertools.product(first.labels.foreground, fields), (ALL_CLASSES, CLASS_ACCURACY)]
+    for label, field in compared:
+        same = [row for row in rows if (row.label, row.metric) == (label, field)]
+        if (found := _summary(same, field)) is not None:
+            summary.setdefault(label, {})[field] = found
     return Comparison(
         predictions=predictions,
         reference=reference,
         labels=first.labels,
-        options=first.options,
+        options=options,
         cases=tuple(rows),
         summary=summary,
         warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings))),
@@ -161,12 +179,12 @@ def comparison_table(found: Comparison) -> str:
     parts = [f"A  {found.predictions[0]}\nB  {found.predictions[1]}"]
     few = False
     for field in dict.fromkeys(field for label in found.summary.values() for field in label):
-        column = COLUMNS[field]
-        head = [column.heading, "cases", "A", "B", "B - A", "95 % interval", "p", "A:B wins"]
+        heading, decimals = COLUMNS[field][1:] if field in COLUMNS else _CLASS_COLUMN
+        head = [heading, "cases", "A", "B", "B - A", "95 % interval", "p", "A:B wins"]
         rows = [head]
         for label, fields in found.summary.items():
             if (each := fields.get(field)) is not None:
-                rows.append([label, *_cells(each, column.decimals)])
+                rows.append([label, *_cells(each, decimals)])
                 few = few or each.p is None
         parts.append(aligned(rows, least=_LABEL))
     if few:
@@ -190,6 +208,13 @@ def write_comparison(found: Comparison, path: Path) -> None:
 def _value(score: Score, field: str) -> float | None:
     value: float | None = getattr(score, field)
     return abs(value) if value is not None and field == "volume_difference_ml" else value
+
+
+def _class_accuracy(case: CaseScores) -> float | None:
+    """The share of the lesions of the reference with the right class; None without any."""
+    there = [each for each in case.lesions or () if each.reference is not None]
+    right = [each for each in there if each.predicted_class == each.reference_class]
+    return len(right) / len(there) if there else None
 
 
 def _row(

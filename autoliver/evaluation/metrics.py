@@ -101,10 +101,10 @@ def surface_distances(
         The distances; those towards an empty mask are infinite.
     """
     prediction, reference = crop_to_union(prediction, reference)
-    ours = _points_mm(border(prediction, connectivity), spacing_mm)
-    theirs = _points_mm(border(reference, connectivity), spacing_mm)
+    ours, theirs = border(prediction, connectivity), border(reference, connectivity)
     return SurfaceDistances(
-        to_reference_mm=_nearest(ours, theirs), to_prediction_mm=_nearest(theirs, ours)
+        to_reference_mm=_nearest(ours, theirs, spacing_mm),
+        to_prediction_mm=_nearest(theirs, ours, spacing_mm),
     )
 
 
@@ -161,18 +161,6 @@ def nsd(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     return float(np.mean(pooled <= tolerance_mm)) if pooled.size else np.nan
 
 
-def chaos_score(*, dice: float, ravd_percent: float, assd_mm: float, mssd_mm: float) -> float:
-    """Returns the score of the CHAOS challenge, 0 to 100.
-
-    It is the mean of four metrics, each scaled to its own threshold, as in the challenge's metrics
-    document (Kavur et al. 2021). An undefined metric scores zero.
-    """
-    points = [100 * dice if dice >= 0.8 else 0.0]
-    for value, limit in ((ravd_percent, 5), (assd_mm, 15), (mssd_mm, 60)):
-        points.append(100 - 100 / limit * value if value <= limit else 0.0)
-    return sum(points) / 4
-
-
 def crop_to_union(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
     """Crops both masks to the box that holds both, with a margin of one voxel within the image.
 
@@ -213,16 +201,16 @@ def _faces(shape: tuple[int, ...]) -> Mask:
     return faces
 
 
-def _points_mm(mask: Mask, spacing_mm: tuple[float, ...]) -> npt.NDArray[np.float64]:
-    return np.argwhere(mask).astype(np.float64) * np.asarray(spacing_mm, dtype=np.float64)
-
-
-def _nearest(
-    points_mm: npt.NDArray[np.float64], targets_mm: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    if not len(points_mm) or not len(targets_mm):
-        return np.full(len(points_mm), np.inf)
+def _nearest(surface: Mask, target: Mask, spacing_mm: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """The distance of each voxel of a surface to the nearest voxel of another one."""
+    points, targets = np.argwhere(surface), np.argwhere(target)
+    if not len(points) or not len(targets):
+        return np.full(len(points), np.inf)
+    step = np.asarray(spacing_mm, dtype=np.float64)
     # Bit for bit equal to a distance transform, and 7 to 14 times as fast on pairs of liver masks,
     # since only surfaces are searched. On a grid, balancing the tree costs far more than it saves.
-    tree = cKDTree(targets_mm, balanced_tree=False, compact_nodes=False)
-    return np.asarray(tree.query(points_mm)[0], dtype=np.float64)
+    tree = cKDTree(targets * step, balanced_tree=False, compact_nodes=False)
+    found = np.zeros(len(points))
+    apart = ~target[surface]  # in the order of `argwhere`; common voxels need no search
+    found[apart] = tree.query(points[apart] * step)[0]
+    return found

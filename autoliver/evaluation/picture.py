@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 # A pair that people with any colour vision tell apart (Okabe and Ito), on grey as well; the style
 # of the line tells them apart once more.
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#56b4e9", "#e69f00"
-_LINES: tuple[tuple[str, str, Literal["solid", "dashed"]], ...] = (
-    ("reference", REFERENCE_COLOUR, "solid"),
-    ("prediction", PREDICTION_COLOUR, "dashed"),
+_LINES: tuple[tuple[str, Literal["solid", "dashed"]], ...] = (
+    (REFERENCE_COLOUR, "solid"),
+    (PREDICTION_COLOUR, "dashed"),
 )
 _PANEL_INCHES = 3.4
 _DOTS_PER_INCH = 100
@@ -69,7 +69,12 @@ def slice_with_most(label: npt.NDArray[np.integer], value: int) -> int:
 
 
 def draw_outlines(
-    path: Path, rows: Sequence[Row], *, outlined: Sequence[tuple[int, ...]], title: str
+    path: Path,
+    rows: Sequence[Row],
+    *,
+    outlined: Sequence[tuple[int, ...]],
+    title: str,
+    names: tuple[str, str] = ("reference", "prediction"),
 ) -> None:
     """Draws the outlines of references, solid, and predictions, dashed, and saves a PNG.
 
@@ -78,6 +83,7 @@ def draw_outlines(
         rows: The rows, from the top; at least one.
         outlined: Each entry is outlined as one region, the union of its label values.
         title: Title of the picture.
+        names: What the solid and the dashed outlines are called.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,10 +102,38 @@ def draw_outlines(
             _draw_panel(axis, panel, row.window, outlined)
         for axis in axes[len(row.panels) :]:
             axis.set_axis_off()
-    lines = [Line2D([], [], color=c, linestyle=s, label=name) for name, c, s in _LINES]
+    lines = [
+        Line2D([], [], color=colour, linestyle=style, label=name)
+        for name, (colour, style) in zip(names, _LINES, strict=True)
+    ]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     with replacing(path) as beside:
         figure.savefig(beside)
+
+
+def draw_outline(axis: "Axes", region: npt.NDArray[np.bool_], colour: str, style: str) -> None:
+    """Draws the outline of a region; where it ends with the slice, along the slice's edge.
+
+    Args:
+        axis: Where the slice is drawn, with voxel centres at whole numbers.
+        region: (y, x), of any size.
+        colour: Of the line.
+        style: "solid", "dashed", "dotted" or "dashdot".
+    """
+    if not region.any():
+        return
+    height, width = region.shape
+    axis.contour(
+        np.arange(-1, width + 1),
+        np.arange(-1, height + 1),
+        np.pad(region, 1).astype(np.float32),
+        levels=[0.5],
+        colors=[colour],
+        linestyles=[style],
+        linewidths=1.2,
+    )
+    # Not wider than the slice, whose first rows are on top.
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def _draw_panel(
@@ -112,17 +146,9 @@ def _draw_panel(
     height, width = panel.spacing_mm
     axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=height / width)
     for values in outlined:
-        for (_, colour, style), label in zip(
-            _LINES, (panel.reference, panel.prediction), strict=True
-        ):
+        for (colour, style), label in zip(_LINES, (panel.reference, panel.prediction), strict=True):
             region = np.isin(label, values)
-            if region.any() and not region.all():
-                axis.contour(
-                    region.astype(np.float32),
-                    levels=[0.5],
-                    colors=[colour],
-                    linestyles=[style],
-                    linewidths=1.2,
-                )
+            if not region.all():
+                draw_outline(axis, region, colour, style)
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(panel.caption, fontsize="small")

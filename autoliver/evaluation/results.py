@@ -13,7 +13,9 @@ from autoliver.artifacts import Artifact, Record, text_cell, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.lesions import is_lesion, is_tumour
 from autoliver.errors import WrongValue
+from autoliver.evaluation.agreement import Agreement, agreement
 from autoliver.evaluation.bootstrap import Statistic, resampled, statistic
+from autoliver.evaluation.chaos import task_scores
 from autoliver.evaluation.classification import ClassSummary, summarize_classes
 from autoliver.evaluation.detection import LesionSummary, summarize_lesions
 from autoliver.evaluation.lesions import Lesion, LesionCounts, VoxelOverlap
@@ -60,6 +62,10 @@ COLUMNS = {
     "matched_precision": _Column("lesions", "matched precision", 3),
     "matched_f1": _Column("lesions", "matched F1", 3),
     "matched_dice": _Column("lesions", "matched Dice", 3),
+    "chaos_dice": _Column("chaos", "CHAOS Dice", 1),
+    "chaos_ravd": _Column("chaos", "CHAOS RAVD", 1),
+    "chaos_assd": _Column("chaos", "CHAOS ASSD", 1),
+    "chaos_mssd": _Column("chaos", "CHAOS MSSD", 1),
     "chaos": _Column("chaos", "CHAOS", 1),
 }
 
@@ -174,7 +180,12 @@ class Score(Record, frozen=True, kw_only=True):
         matched_f1: 2 matched / (lesions of the reference + predicted lesions).
         matched_dice: Mean Dice of the matched pairs.
         lesion_list: Each lesion, with its match; None if lesions are not counted.
-        chaos: Score of the CHAOS challenge, 0 to 100.
+        chaos_dice: Points of the CHAOS challenge for the Dice, 0 to 100; only organs that it scores
+            have points. An organ that one of the masks lacks has 0.
+        chaos_ravd: The same for the RAVD.
+        chaos_assd: The same for the ASSD.
+        chaos_mssd: The same for the MSSD.
+        chaos: Score of the CHAOS challenge, the mean of these four.
     """
 
     voxels: int
@@ -200,6 +211,10 @@ class Score(Record, frozen=True, kw_only=True):
     matched_f1: float | None = None
     matched_dice: float | None = None
     lesion_list: tuple[Lesion, ...] | None = None
+    chaos_dice: float | None = None
+    chaos_ravd: float | None = None
+    chaos_assd: float | None = None
+    chaos_mssd: float | None = None
     chaos: float | None = None
 
 
@@ -240,6 +255,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
         n_missed: Cases with the label in the reference only.
         metrics: Field of `Score` -> statistic; a metric that no case defines is left out.
         lesions: Its lesions, matched one to one; None if they are not counted.
+        volumes: How well the volumes agree; None if volumes are not measured, or unknown.
     """
 
     cases: int
@@ -248,6 +264,7 @@ class LabelSummary(Record, frozen=True, kw_only=True):
     n_missed: int
     metrics: dict[str, Statistic]
     lesions: LesionSummary | None = None
+    volumes: Agreement | None = None
 
 
 class Scores(Artifact, frozen=True, kw_only=True):
@@ -266,6 +283,8 @@ class Scores(Artifact, frozen=True, kw_only=True):
         lesions: The lesions of all classes together, matched one to one whatever their class; None
             if the labels are not several classes of lesions.
         lesion_classes: How well these lesions were named.
+        chaos: Score of each task of the CHAOS challenge whose organs are all labels, by the numbers
+            of the tasks: "1, 2, 3" for the liver, "4, 5" for four organs.
     """
 
     KIND: ClassVar[str] = "scores"
@@ -279,6 +298,7 @@ class Scores(Artifact, frozen=True, kw_only=True):
     groups: dict[str, dict[str, LabelSummary]] = msgspec.field(default_factory=dict)
     lesions: LesionSummary | None = None
     lesion_classes: ClassSummary | None = None
+    chaos: dict[str, float] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, cases: Sequence[CaseScores], *, labels: Labels, options: MetricOptions) -> "Scores":
@@ -290,6 +310,13 @@ class Scores(Artifact, frozen=True, kw_only=True):
             cases=tuple(cases),
             summary=summary,
             mean=mean_over_labels(summary),
+            chaos=task_scores(
+                {
+                    name: s.metrics["chaos"].mean
+                    for name, s in summary.items()
+                    if "chaos" in s.metrics
+                }
+            ),
         )
         known = [case for case in cases if case.lesions is not None]
         if not known:
@@ -414,4 +441,5 @@ def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
         else summarize_lesions(
             [each or () for each in lesions], patients=patients, weights=weights
         ),
+        volumes=agreement([(s.volume_ml, s.reference_volume_ml) for s in scores]),
     )

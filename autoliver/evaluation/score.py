@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from autoliver.datasets.cases import Labels
-from autoliver.datasets.layouts import label_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
+from autoliver.evaluation.chaos import POINTS, check_organs, organ_of, points
 from autoliver.evaluation.lesions import Lesion, Overlaps, VoxelOverlap, commonest, list_lesions
+from autoliver.evaluation.pairs import Pairs, find_pairs
 from autoliver.evaluation.results import (
     COLUMNS,
     SURFACE_METRICS,
@@ -23,38 +25,16 @@ from autoliver.evaluation.results import (
     Score,
     Scores,
 )
-from autoliver.inference.lesions.calibration import RELIABILITY_FILE
-from autoliver.inference.options import is_uncertainty
 from autoliver.io.files import read_label
 from autoliver.io.grids import compare_grids
-from autoliver.io.header import ENDINGS, split_ending
 from autoliver.io.volume import Geometry, Volume
 from autoliver.parallel import CaseMapper
-from autoliver.planning.nonzero import bounding_box
+from autoliver.planning.nonzero import Box, bounding_box
 from autoliver.values import counted, first_few
 
 _MOST_VALUES = 200  # files with more values that no label has are hardly label maps
 _SHOWN = 5  # names or values in one message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """Predictions with their references.
-
-    Attributes:
-        files: Case name -> (prediction, reference), sorted by name.
-        extra: Names of predictions without a reference.
-        missing: Names of references without a prediction; empty unless a subset was asked for.
-    """
-
-    files: dict[str, tuple[Path, Path]]
-    extra: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def references(self) -> list[Path]:
-        """The reference of each pair."""
-        return [reference for _, reference in self.files.values()]
+_MOST_SEARCHED = 65_535  # the search for values takes memory for each up to the highest
 
 
 def score_case(
@@ -89,14 +69,13 @@ def score_case(
     }
     for side, odd in unknown.items():
         _refuse_image(odd, f"{name}: the {side}")
-    counted = None if labels.ignore is None else actual != labels.ignore
+    pairs = _Pairs.of(predicted, actual, labels)
     scores = {}
     for label, values in labels.foreground.items():
         if label in unscored:
             continue
-        pair = [_mask(array, values, counted) for array in (predicted, actual)]
         scores[label] = _score(
-            pair[0], pair[1], label=label, geometry=reference.geometry, options=options
+            *pairs.masks(values), label=label, geometry=reference.geometry, options=options
         )
     warnings = [
         f"{name}: the {side} holds values that no label has: {first_few(sorted(odd), _SHOWN)}."
@@ -106,8 +85,8 @@ def score_case(
     classes = options.lesion_classes(labels)
     lesions = voxels = None
     if classes and not classes.keys() & set(unscored):
-        pair = [_mask(array, _union(classes), counted) for array in (predicted, actual)]
-        maps, spacing_mm = (predicted, actual), reference.geometry.spacing_mm
+        values, spacing_mm = _union(classes), reference.geometry.spacing_mm
+        maps, pair = pairs.maps(values), pairs.masks(values)
         lesions = _named_lesions(maps, pair, classes, spacing_mm=spacing_mm, options=options)
         voxels = VoxelOverlap.of(*pair)
     return CaseScores(
@@ -226,7 +205,8 @@ def score_files(
 
     Raises:
         DatasetError: As in `score_case`, or a file cannot be read.
-        OptionError: A label whose lesions should be counted does not exist.
+        OptionError: A label whose lesions should be counted does not exist; or no label is an organ
+            that the CHAOS challenge scores.
     """
     options = options or MetricOptions()
     unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
@@ -235,53 +215,13 @@ def score_files(
             f"--lesion-labels: there is no label '{unknown[0]}'.",
             hint=f"Choose from {', '.join(labels.foreground)}.",
         )
+    if options.chaos:
+        check_organs(labels.foreground)
     work = functools.partial(_score_pair, labels=labels, options=options, unscored=unscored or {})
     results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
     cases = tuple(progress(results) if progress else results)
     scores = Scores.of(cases, labels=labels, options=options)
     return scores.replace(warnings=tuple(text for case in cases for text in case.warnings))
-
-
-def find_pairs(
-    prediction_folder: Path, reference: Path | Mapping[str, Path], *, subset: bool = False
-) -> Pairs:
-    """Pairs the files of two folders by their names without endings, or pairs two single files.
-
-    Maps of uncertainty that lie beside the predictions are left out, unless a reference has their
-    name.
-
-    Args:
-        prediction_folder: Folder of predicted label maps, or one file.
-        reference: Folder of reference label maps, or one file; or the file of each case.
-        subset: Whether references without a prediction are left out rather than refused.
-
-    Raises:
-        DatasetError: A folder is missing or holds no label files, two files have one name, or a
-            reference has no prediction (for a subset: none of them has one).
-    """
-    predictions = _label_files(prediction_folder)
-    references = _label_files(reference) if isinstance(reference, Path) else dict(reference)
-    if prediction_folder.is_file() and isinstance(reference, Path) and reference.is_file():
-        predictions = dict(zip(references, predictions.values(), strict=True))
-    missing = sorted(references.keys() - predictions.keys())
-    if len(missing) == len(references) or (missing and not subset):
-        raise DatasetError(
-            f"{prediction_folder}: {len(missing)} of {counted(len(references), 'reference')} "
-            f"without a prediction: {first_few(missing, _SHOWN)}.",
-            hint="Predict them first, or score those that are there with --subset."
-            if len(missing) < len(references)
-            else "Give predictions whose names are those of the references.",
-        )
-    shared = sorted(references.keys() & predictions.keys())
-    return Pairs(
-        files={name: (predictions[name], references[name]) for name in shared},
-        extra=tuple(
-            name
-            for name in sorted(predictions.keys() - references.keys())
-            if not is_uncertainty(name, predictions) and predictions[name].name != RELIABILITY_FILE
-        ),
-        missing=tuple(missing),
-    )
 
 
 def discover_labels(
@@ -343,9 +283,8 @@ def _score(
     found = _overlap_values(prediction, reference, geometry)
     if wanted.intersection(SURFACE_METRICS):
         found |= _surface_values(prediction, reference, geometry=geometry, options=options)
-    if options.chaos and (prediction.any() or reference.any()):
-        needs = ("dice", "ravd_percent", "assd_mm", "mssd_mm")
-        found["chaos"] = metrics.chaos_score(**{field: found[field] for field in needs})
+    if options.chaos and organ_of(label):
+        found |= _chaos_points(found, prediction, reference)
     lesions = listed = None
     if "lesions" in wanted and options.counts_lesions(label):
         overlaps, least = Overlaps.of(prediction, reference), options.lesion_overlap
@@ -363,6 +302,16 @@ def _score(
         lesion_list=listed,
         **values,
     )
+
+
+def _chaos_points(
+    found: Mapping[str, float], prediction: metrics.Mask, reference: metrics.Mask
+) -> dict[str, float]:
+    """The points of an organ; none if one side lacks it, nothing to score if both do."""
+    here, there = prediction.any(), reference.any()
+    if here and there:
+        return points(found)
+    return dict.fromkeys((*POINTS, "chaos"), 0.0 if here or there else math.nan)
 
 
 def _matched_values(lesions: Sequence[Lesion]) -> dict[str, float]:
@@ -474,13 +423,71 @@ def _check_grids(prediction: Geometry, reference: Geometry, name: str) -> None:
             )
 
 
-def _mask(
-    array: npt.NDArray[Any], values: tuple[int, ...], counted: metrics.Mask | None
-) -> metrics.Mask:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pairs:
+    """Two label maps, of which each label is looked at where it is.
+
+    Attributes:
+        predicted: The predicted label map (z, y, x).
+        actual: The reference's.
+        boxes: Value -> the box around its voxels in both; a value that none of them has is missing.
+        ignore: The value whose voxels in the reference do not count; None: all do.
+    """
+
+    predicted: npt.NDArray[Any]
+    actual: npt.NDArray[Any]
+    boxes: dict[int, Box]
+    ignore: int | None
+
+    @classmethod
+    def of(cls, predicted: npt.NDArray[Any], actual: npt.NDArray[Any], labels: Labels) -> "_Pairs":
+        """Finds all labels in one pass over each label map."""
+        values = sorted({value for each in labels.foreground.values() for value in each})
+        if values and 0 < values[0] <= values[-1] <= _MOST_SEARCHED:
+            found = [
+                ndimage.find_objects(each, max_label=values[-1]) for each in (predicted, actual)
+            ]
+            boxes = {v: [each[v - 1] for each in found if each[v - 1]] for v in values}
+        else:
+            boxes = {v: [tuple(slice(0, size) for size in actual.shape)] for v in values}
+        joined = {value: _around(each) for value, each in boxes.items() if each}
+        return cls(predicted=predicted, actual=actual, boxes=joined, ignore=labels.ignore)
+
+    def maps(self, values: Iterable[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Returns views of both label maps: the box of some values, and a margin in the image.
+
+        By the margin, a side of the box that is no edge of the image shows background.
+        """
+        inner = [self.boxes[value] for value in values if value in self.boxes]
+        if not inner:
+            return self.predicted[:0], self.actual[:0]
+        box = tuple(slice(max(each.start - 1, 0), each.stop + 1) for each in _around(inner))
+        return self.predicted[box], self.actual[box]
+
+    def masks(self, values: tuple[int, ...]) -> tuple[metrics.Mask, metrics.Mask]:
+        """Returns where both label maps have one of some values, in the box of `maps`."""
+        predicted, actual = self.maps(values)
+        found = _mask(predicted, values), _mask(actual, values)
+        if self.ignore is not None:
+            counted = actual != self.ignore
+            found = found[0] & counted, found[1] & counted
+        return found
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The box around boxes; there is at least one."""
+    z, y, x = (
+        slice(min(each.start for each in axis), max(each.stop for each in axis))
+        for axis in zip(*boxes, strict=True)
+    )
+    return z, y, x
+
+
+def _mask(array: npt.NDArray[Any], values: tuple[int, ...]) -> metrics.Mask:
     mask: metrics.Mask = array == values[0]
     for value in values[1:]:
         mask |= array == value
-    return mask if counted is None else mask & counted
+    return mask
 
 
 def _values(array: npt.NDArray[Any]) -> frozenset[int]:
@@ -507,26 +514,3 @@ def _refuse_image(values: frozenset[int], what: str) -> None:
 
 def _values_of_file(path: Path) -> frozenset[int]:
     return _values(read_label(path).array)
-
-
-def _label_files(folder: Path) -> dict[str, Path]:
-    if folder.is_file():
-        return {split_ending(folder.name)[0]: folder}
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder.", hint="Check the path.")
-    found: dict[str, Path] = {}
-    for path in label_files(folder):
-        stem = split_ending(path.name)[0]
-        other = found.setdefault(stem, path)
-        if other != path:
-            raise DatasetError(
-                f"{folder}: {other.name} and {path.name} both belong to case '{stem}'.",
-                hint="Keep one of them.",
-            )
-    if not found:
-        raise DatasetError(
-            f"{folder}: there are no label files; expected names that end with one of "
-            f"{', '.join(ENDINGS)}.",
-            hint="Give the folder that holds the files themselves.",
-        )
-    return found

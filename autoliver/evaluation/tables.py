@@ -1,13 +1,18 @@
 """Scores as tables for a terminal of 80 characters."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from autoliver.evaluation.bootstrap import Interval, Statistic
-from autoliver.evaluation.results import COLUMNS, LabelSummary, Scores
+from autoliver.evaluation.chaos import POINTS, organ_of
+from autoliver.evaluation.results import COLUMNS, LabelSummary, Score, Scores
 from autoliver.values import shortened
 
 _WIDTH = 80  # characters of a line of the table
 _SHOWN = 3  # metrics in the table; the CSV file has all of them
+_CASES = 40  # as many as the challenge has; of more, only the means are listed
+# As the challenge prints them: DICE=0.978 RAVD=0.665 ASSD=0.734 MSSD=14.000.
+_CHAOS = {"DICE": "dice", "RAVD": "ravd_percent", "ASSD": "assd_mm", "MSSD": "mssd_mm"}
 # The fields for the table, most telling first; those that no case defines are passed over.
 _TELLING = (
     *("chaos", "dice", "hd95_mm", "volume_difference_ml", "nsd", "assd_mm", "mad_mm", "mssd_mm"),
@@ -48,6 +53,33 @@ def interval_table(scores: Scores) -> str:
     return aligned(rows)
 
 
+def chaos_table(scores: Scores) -> str:
+    """Formats metrics and points of the CHAOS challenge by organ and case, for 80 characters.
+
+    Empty if no organ has points.
+    """
+    parts = []
+    for label, summary in scores.summary.items():
+        if organ_of(label) is None or "chaos" not in summary.metrics:
+            continue
+        known = [
+            (case.name, score)
+            for case in scores.cases
+            if (score := case.labels.get(label)) is not None and score.chaos is not None
+        ]
+        rows = [[label, *_CHAOS, "score"]]
+        if len(known) <= _CASES:
+            rows += [[name, *_points([score]), f"{score.chaos:.2f}"] for name, score in known]
+        each = [score for _, score in known]
+        rows.append(["mean", *_points(each), f"{summary.metrics['chaos'].mean:.2f}"])
+        parts.append(aligned(rows))
+    if not parts:
+        return ""
+    found = [f"CHAOS score (tasks {name}): {value:.2f}" for name, value in scores.chaos.items()]
+    head = "CHAOS challenge, in brackets the points of 100"
+    return "\n\n".join([f"{head}\n{parts[0]}", *parts[1:], "\n".join(found)]).rstrip()
+
+
 def aligned(rows: Sequence[Sequence[str]], *, least: int = 12) -> str:
     """Joins cells to lines of 80 characters; the first column is shortened to fit.
 
@@ -69,6 +101,22 @@ def span(interval: Interval | None, decimals: int) -> str:
     if interval is None:
         return "-"
     return " to ".join(f"{value:z.{decimals}f}" for value in interval)
+
+
+def _points(scores: Sequence[Score]) -> list[str]:
+    """Means of metrics and of their points; a mask without the organ has no distances."""
+    cells = []
+    for value, points in zip(_CHAOS.values(), POINTS, strict=True):
+        apart = value.endswith("_mm")
+        numbers = [
+            number
+            for score in scores
+            if (number := getattr(score, value)) is not None and (score.voxels or not apart)
+        ]
+        shown = f"{statistics.fmean(numbers):.3f}" if numbers else "-"
+        earned = statistics.fmean(getattr(score, points) for score in scores)
+        cells.append(f"{shown} ({earned:.1f})")
+    return cells
 
 
 def _fields(scores: Scores) -> list[str]:

@@ -27,7 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 def decide_modality(
-    model: Model, image: npt.NDArray[np.generic], choice: ModalityChoice | None, *, name: str
+    model: Model,
+    image: npt.NDArray[np.generic],
+    choice: ModalityChoice | None,
+    *,
+    name: str,
+    stated: Modality | None = None,
 ) -> UsedModality:
     """Chooses the modality by which a case is normalised for all networks, and logs the choice.
 
@@ -37,6 +42,8 @@ def decide_modality(
         choice: "CT" or "MR" is used as given; "auto" decides by the image; None normalises the
             image for each network as its plan says.
         name: Name of the case.
+        stated: The modality that the image's own header states, as DICOM does; with "auto" it holds
+            whatever the image looks like. None: it states none.
 
     Raises:
         DatasetError: The image looks like another modality than some network was trained on, and
@@ -55,6 +62,10 @@ def decide_modality(
         return UsedModality(why="the model knows no modality")
     seen, why = seen_modality(image, deciding.plan, deciding.configuration)
     empty = all(channel.min() == channel.max() for channel in image)
+    looks, said = seen, "looks like"
+    if stated is not None and choice == "auto":
+        seen, said = stated, "is"
+        why = "by its header" if looks in (None, stated) else f"by its header; {why}"
     if choice == "auto" and seen is None and deciding.plan.mixed and not empty:
         raise DatasetError(
             f"{name}: {why}. {deciding.name} was trained on both CT and MR, which it normalises in "
@@ -68,7 +79,7 @@ def decide_modality(
     if deciding.plan.mixed and not parts:
         how = f"{how} for {modality}"  # MR cases are normalised in another way
     if choice == "auto":
-        taken = f"looks like {modality}" if seen else f"taken for {modality}"
+        taken = f"{said} {modality}" if seen else f"taken for {modality}"
         _check_prepared(foreign, modality, f"{name}: {taken} ({why})")
         level = logging.WARNING if foreign or empty else logging.INFO
         _log.log(level, "%s: %s (%s): %s.", name, taken, why, how)

@@ -8,6 +8,8 @@ from autoliver.planning.names import ModalityName
 from autoliver.values import check_number, check_types
 
 ModalityChoice = Literal["auto", "CT", "MR"]
+# What is written for a case: a label map, or a DICOM segmentation as well.
+OutputFormat = Literal["nifti", "dicom-seg"]
 
 # Windows closer together than a tenth of the patch are nearly the same; if they were further apart
 # than one patch, there would be gaps.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
+from autoliver.datasets.layouts import PREVIEW
 from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
@@ -55,7 +56,7 @@ class PredictJob:
         name: Name of the case.
         images: The image files, in the order of the channels.
         output: The file that its label map is written to.
-        modality: Its modality, if that is known; a model of both CT and MR then need not find out.
+        modality: Its modality, if that is known, so that it need not be found by its values.
         lesions: A label map of its lesions, if they are given and only their class is predicted.
         boxes: `Roi.key` -> the box of the region that members with this region predict in, on the
             image's grid; None: nothing was found, so that they predict the whole image.
@@ -90,9 +91,14 @@ class PredictJob:
         return self.output.with_name(f"{stem}{UNCERTAINTY}{fraction_ending(ending)}")
 
     @property
-    def files(self) -> tuple[Path, Path, Path]:
+    def preview(self) -> Path:
+        """The picture of the label map, if it is requested."""
+        return self.output.with_name(f"{split_ending(self.output.name)[0]}{PREVIEW}")
+
+    @property
+    def files(self) -> tuple[Path, Path, Path, Path]:
         """All files that may be written for the case."""
-        return self.output, self.probabilities, self.uncertainty
+        return self.output, self.probabilities, self.uncertainty, self.preview
 
     def further(self, *, probabilities: bool, uncertainty: bool) -> list[Path]:
         """The files that are requested besides the label map."""
@@ -161,6 +167,7 @@ def make_jobs(
     *,
     modalities: Mapping[str, Modality] | None = None,
     lesions: Mapping[str, Path] | None = None,
+    endings: Mapping[str, str] | None = None,
 ) -> list[PredictJob]:
     """Makes one job for each case.
 
@@ -169,15 +176,18 @@ def make_jobs(
         output: The folder for label maps; each one gets the file ending of its image.
         modalities: Maps cases to their modality where that is known.
         lesions: Maps cases to label maps of their lesions where these are given.
+        endings: Maps cases to the ending of their label map where it is not that of the image.
 
     Raises:
         AutoliverError: A label map would replace an image.
     """
+    endings = endings or {}
     jobs = [
         PredictJob(
             name=name,
             images=tuple(images),
-            output=output / label_name(name, images[0]),
+            output=output
+            / (f"{name}{endings[name]}" if name in endings else label_name(name, images[0])),
             modality=(modalities or {}).get(name),
             lesions=(lesions or {}).get(name),
         )
@@ -250,7 +260,8 @@ def predict_volume(
     """
     if model.needs_lesions:
         raise without_lesions(model.name)
-    _, case = _prepared(model, image, options, name)
+    job = PredictJob(name=name, images=(), output=Path())
+    _, case = _prepared(model, image, options, job)
     found = _outputs(model, case, options, on_windows)
     return _labels(model, found, image.geometry, name)[0]
 
@@ -373,7 +384,7 @@ def _prepare(
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)
         image = _read(job)
-        decided, case = _prepared(model, image, options, job.name, job.boxes)
+        decided, case = _prepared(model, image, options, job)
         if job.lesions is not None:
             classes = VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
             mask = given_lesions(job.lesions, image.geometry, classes.classes)
@@ -394,21 +405,22 @@ def _prepared(
     model: Model,
     image: Volume,
     options: PredictOptions,
-    name: str,
-    boxes: Mapping[str, Bounds | None] | None = None,
+    job: PredictJob,
 ) -> tuple[UsedModality, PreparedCase]:
     """Checks that a case fits all networks and preprocesses it for them."""
+    name = job.name
     check_image(model, image, name=name)
     if model.finder is not None:
         check_image(model.finder, image, name=name)
     check_axes(model, image, name=name)
-    decided = decide_modality(model, image.array, options.modality, name=name)
+    stated = job.modality
+    decided = decide_modality(model, image.array, options.modality, name=name, stated=stated)
     modality = decided.modality
     _compare_with_training(model, image, modality, name)
     match = options.match and model.plan.is_foreign(modality)
     if options.match:
         check_histograms(model)
-    case = PreparedCase.of(model, image, name, modality=modality, match=match, boxes=boxes)
+    case = PreparedCase.of(model, image, name, modality=modality, match=match, boxes=job.boxes)
     return decided, case
 
 

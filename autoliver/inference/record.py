@@ -17,6 +17,7 @@ import numpy.typing as npt
 from autoliver.artifacts import Artifact, Record, digest, file_sha256
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
+from autoliver.datasets.layouts import RECORD_FILE as RECORD_FILE
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference.options import (
     AS_IT_IS,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
     from autoliver.inference.predict import PredictJob
 
-RECORD_FILE = "predict.json"
 # Folder, beside the label maps, of those that were not as predicted when they had to give way.
 REPLACED = "replaced"
 
@@ -130,7 +130,7 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             earlier versions are missing.
         voxels: Maps them to the `voxel_hash` of what was predicted, by which a correction is told.
         written: Maps them to the files that were written: the label map and, if asked for, the
-            probabilities and the map of uncertainty.
+            probabilities, the map of uncertainty and the preview.
         modalities: Maps them to the modality by which their images were normalised.
         finders: For a model that predicts in regions, the models that find them: name -> digest.
         regions: Maps label maps to the regions that they were predicted in; empty without them.
@@ -236,6 +236,19 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             modalities={**self.modalities, name: modality},
             regions={**self.regions, **({name: regions} if regions else {})},
         )
+
+    def with_further(self, name: str, file: Path) -> "Prediction":
+        """Adds a file that was written for a finished label map, or replaces what is known of it.
+
+        Args:
+            name: The file name of the label map; nothing is known of one that is not recorded.
+            file: The file.
+        """
+        if name not in self.written:
+            return self
+        kept = [each for each in self.written[name] if each.name != file.name]
+        new = WrittenFile(name=file.name, size=file.stat().st_size)
+        return self.replace(written={**self.written, name: (*kept, new)})
 
     def is_as_written(self, label_map: Path) -> bool:
         """Whether a label map is the file that was written; False if that is not recorded."""

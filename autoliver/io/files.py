@@ -153,7 +153,9 @@ def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
     write_file(path, array_zyx.astype(smallest)[None], geometry)
 
 
-def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None:
+def write_image(
+    path: str | Path, array_czyx: Array, geometry: Geometry, *, compressed: bool = True
+) -> None:
     """Writes an image atomically; the file ending decides on the file type.
 
     Args:
@@ -161,11 +163,12 @@ def write_image(path: str | Path, array_czyx: Array, geometry: Geometry) -> None
         array_czyx: The image (c, z, y, x) in the data type to write; several channels are written
             as a 4D file.
         geometry: The grid of one channel.
+        compressed: Whether the voxels are compressed, if the file type can be either way.
 
     Raises:
         AutoliverError: This file type cannot hold the image, or the file cannot be written.
     """
-    write_file(Path(path), array_czyx, geometry)
+    write_file(Path(path), array_czyx, geometry, compressed=compressed)
 
 
 def _open(path: Path) -> OpenedFile:

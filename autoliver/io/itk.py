@@ -254,7 +254,26 @@ def _check_gipl(path: Path, reader: Any) -> None:
         raise unreadable(path, f"it has {path.stat().st_size} bytes, too few for its header")
 
 
-def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
+def gdcm_voxels(path: Path) -> Array:
+    """Decodes the voxels of a DICOM file with GDCM, which ITK contains.
+
+    Returns:
+        The voxels (frames, rows, columns), rescaled as one header for all of them says.
+
+    Raises:
+        RuntimeError: GDCM cannot decode them.
+    """
+    reader = _sitk().ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    with _quiet(path, always=True):
+        array: Array = _sitk().GetArrayFromImage(reader.Execute())
+    return array
+
+
+def write_file(
+    path: Path, array_czyx: Array, geometry: Geometry, *, compressed: bool = True
+) -> None:
     """Writes an image with ITK; see `io.files.write_image` for arguments and errors."""
     check_printable(path)
     ending = file_type(path)
@@ -269,7 +288,7 @@ def write_file(path: Path, array_czyx: Array, geometry: Geometry) -> None:
         beside.touch()
         try:
             with _quiet(path):
-                _sitk().WriteImage(image, str(beside), ending not in _FLAT_ONLY)
+                _sitk().WriteImage(image, str(beside), compressed and ending not in _FLAT_ONLY)
             if ending in _NIFTI and geometry.forms is not None:
                 write_forms(beside, geometry.forms)
             # ITK does not notice a full disk when it writes these two formats.

@@ -5,11 +5,10 @@ import stat
 import unicodedata
 from pathlib import Path
 
+from autoliver.commands import command
 from autoliver.errors import DatasetError
 from autoliver.io.header import unreadable
 from autoliver.system import in_words
-
-_FOLDER = "Convert a folder of DICOM slices to one NIfTI file first."
 
 
 def check_path(path: Path) -> None:
@@ -27,7 +26,11 @@ def check_path(path: Path) -> None:
         except (FileNotFoundError, NotADirectoryError):
             raise missing_file(path) from None
         if stat.S_ISDIR(state.st_mode):
-            raise DatasetError(f"{path}: found a folder, expected an image file.", hint=_FOLDER)
+            convert = command("convert", "dicom", str(path), "OUT")
+            raise DatasetError(
+                f"{path}: found a folder, expected an image file.",
+                hint=f"If it holds DICOM series, make image files of them: {convert}",
+            )
         if not stat.S_ISREG(state.st_mode):
             raise DatasetError(
                 f"{path}: found a device or a pipe, expected an image file.",

@@ -9,6 +9,7 @@ from autoliver.artifacts import Artifact, Readable, Record, digest, file_sha256
 from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
+from autoliver.datasets.layouts import SCORES_FILE as SCORES_FILE
 from autoliver.errors import ModelError, OptionError
 from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.names import ConfigurationName
@@ -23,7 +24,6 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 MODEL_FILE = "model.json"
-SCORES_FILE = "scores.json"
 
 
 _MEND = "autoliver train DATASET CONFIG --fold N --fresh"

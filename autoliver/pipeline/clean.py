@@ -15,7 +15,7 @@ from autoliver.models.files import FoldFolder
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
 from autoliver.system import entries
-from autoliver.workspace import MODELS, DatasetFolder, RunFolder, Workspace
+from autoliver.workspace import MODELS, STAGED, DatasetFolder, RunFolder, Workspace
 
 # What was written within this time may belong to a command that is still running.
 _RECENT_S = 3600.0
@@ -27,14 +27,15 @@ class Leftover:
 
     Attributes:
         path: Its path.
-        kind: "store": preprocessed cases; "first stage": label maps for a cascade; "partial": what
-            an interrupted command has not finished writing.
+        kind: "store": preprocessed cases; "first stage": label maps for a cascade; "DICOM": a
+            series as an image file; "partial": what an interrupted command has not finished
+            writing.
         why: Why nothing uses it.
         size: Its size on disk in bytes.
     """
 
     path: Path
-    kind: Literal["store", "first stage", "partial"]
+    kind: Literal["store", "first stage", "DICOM", "partial"]
     why: str
     size: int
 
@@ -77,14 +78,14 @@ def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Clean
     """
     if name is None:
         folders = list(workspace.datasets)
-        places = [workspace.root / MODELS]
+        places = [workspace.root / MODELS, workspace.root / STAGED]
     else:
-        known = Path(name).resolve().name if Path(name).is_dir() else name
-        folders, places = [workspace.folder(known)], []
+        folders, places = [workspace.planned(name)], []
     folders = [folder for folder in folders if _is_ours(folder)]
     places += [folder.path for folder in folders]
     kept: list[str] = []
     found = [each for folder in folders for each in _of_dataset(folder, kept)]
+    found += [] if name else _staged(workspace, kept)
     gone = [each.path for each in found]
     found += [each for each in _partials(places, kept) if not _is_inside(each.path, gone)]
     if yes:
@@ -148,6 +149,19 @@ def _maps(run: RunFolder) -> Iterator[Leftover]:
                 why=f"{run.path.name} uses a newer first stage",
                 size=_size(path),
             )
+
+
+def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
+    """Images of DICOM series that an interrupted prediction has left."""
+    young = 0
+    for path in _folders(workspace.root / STAGED):
+        if time.time() - _latest(path) < _RECENT_S:
+            young += 1
+            continue
+        why = "its prediction was interrupted"
+        yield Leftover(path=path, kind="DICOM", why=why, size=_size(path))
+    if young:
+        kept.append(f"DICOM series of the last hour, which may still be predicted: {young}.")
 
 
 def _replayed(workspace: Path) -> set[str]:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.errors import DatasetError, OptionError
-from autoliver.pipeline.evaluation import EvaluateRequest, Task, evaluate, score, task_of
+from autoliver.pipeline.evaluation import (
+    EvaluateRequest,
+    Task,
+    evaluate,
+    score,
+    task_of,
+    with_named,
+)
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
@@ -56,8 +63,9 @@ def compare(
         workspace: The workspace in which the dataset is looked up.
         predictions: Two folders of predicted label maps, or two files.
         reference: As for `evaluate`.
-        request: What to compute, and where to write it; without metrics only the Dice. With
-            `subset`, cases that one of the two lacks are left out rather than refused.
+        request: What to compute, and where to write it; without metrics only the Dice. Where
+            several labels are classes of lesions, these are compared as well. With `subset`, cases
+            that one of the two lacks are left out rather than refused.
 
     Raises:
         DatasetError: As for `evaluate`, or a case is in one of the two alone.
@@ -70,19 +78,29 @@ def compare(
     request = replace(request, metrics=request.metrics or _DEFAULT)
     some = replace(request, subset=True)
     tasks = [task_of(workspace, path, reference, some, output=output) for path in predictions]
-    tasks = _shared(tasks, predictions, subset=request.subset)
-    first, second = (score(task, request) for task in tasks)
+    tasks = shared(tasks, predictions, subset=request.subset)
+    first, second = (score(task, _with_classes(request, task)) for task in tasks)
     found = compare_scores(
         first,
         second,
         predictions=(str(predictions[0]), str(predictions[1])),
         reference=str(reference),
+        options=request.options(),
     )
     if not request.overwrite:
         _refuse_loss(output / JSON_FILE, found)
     found.save(output / JSON_FILE)
     write_comparison(found, output / CSV_FILE)
     return found
+
+
+def _with_classes(request: EvaluateRequest, task: Task) -> EvaluateRequest:
+    """The request with the lesions to name, if several labels are classes of lesions."""
+    if task.labels is None:
+        return request
+    named = with_named(request, task.dataset, task.labels)
+    named = replace(named, metrics=(*named.metrics, "lesions"))
+    return named if named.options().lesion_classes(task.labels) else request
 
 
 def _output(predictions: tuple[Path, Path], request: EvaluateRequest) -> Path:
@@ -100,8 +118,13 @@ def _output(predictions: tuple[Path, Path], request: EvaluateRequest) -> Path:
     return request.output
 
 
-def _shared(tasks: list[Task], predictions: tuple[Path, Path], *, subset: bool) -> list[Task]:
-    """Returns the tasks with the cases that both predictions have.
+def shared(tasks: list[Task], predictions: tuple[Path, Path], *, subset: bool) -> list[Task]:
+    """Returns the tasks of two predictions with the cases that both have.
+
+    Args:
+        tasks: What there is to score of each of the two.
+        predictions: The folders or files of both, for messages.
+        subset: Whether cases that one of them lacks are left out rather than refused.
 
     Raises:
         DatasetError: They have no case in common, or, unless a subset was asked for, one of them

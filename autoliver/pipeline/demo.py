@@ -1,4 +1,4 @@
-"""demo: the whole pipeline on phantom scans, from CT to MR, with a table and a picture."""
+"""demo: the whole pipeline on phantom scans, from CT to MR, with a table, pictures and a report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from autoliver.pipeline.data import plan_dataset
 from autoliver.pipeline.evaluation import EvaluateRequest, evaluate
 from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
+from autoliver.pipeline.reporting.report import REPORT_FILE, ReportRequest, report
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.train import train
 from autoliver.pipeline.run.twin import train_both
@@ -68,10 +69,12 @@ class DemoResult:
     Attributes:
         dice: Row of the table -> label -> mean Dice of the unseen scans; None where it has none.
         picture: PNG with the outlines of reference and prediction, row by row.
+        report: Page of HTML about the transfer to MR, against the training from scratch.
     """
 
     dice: dict[str, dict[str, float | None]]
     picture: Path
+    report: Path
 
 
 # Tumours fill a few thousandths of a scan, and are not learnt in so few steps unless half of the
@@ -83,7 +86,7 @@ FULL_DEMO = DemoOptions(
 
 
 def run_demo(output: Path, options: DemoOptions, *, notify: Notify) -> DemoResult:
-    """Makes phantoms, trains on CT, transfers to MR, scores all models, and draws a picture.
+    """Makes phantoms, trains on CT, transfers to MR, scores all models, and reports on them.
 
     What an earlier demo in the folder has finished is kept.
 
@@ -97,10 +100,10 @@ def run_demo(output: Path, options: DemoOptions, *, notify: Notify) -> DemoResul
     _phantoms(data, _MR, "T2", options)
     plan_dataset(workspace, str(data / _CT), PlanOptions(preset="tiny", window_hu=SOFT_TISSUE_HU))
     seed = {"seed": options.seed}
-    request = TrainRequest(configuration="2d", folds=("all",))
-    on_ct = request.replace(changes=seed | options.ct_training)
+    training = TrainRequest(configuration="2d", folds=("all",))
+    on_ct = training.replace(changes=seed | options.ct_training)
     train(workspace, str(data / _CT), on_ct, notify=notify)
-    on_mr = request.replace(changes=seed | options.mr_training, pretrained=_SOURCE)
+    on_mr = training.replace(changes=seed | options.mr_training, pretrained=_SOURCE)
     train_both(workspace, str(data / _MR), on_mr, notify=notify)
     parts = {
         f"CT, trained on {options.ct_cases} CT scans": _Part(_CT, f"{_CT}/2d"),
@@ -108,15 +111,24 @@ def run_demo(output: Path, options: DemoOptions, *, notify: Notify) -> DemoResul
         f"MR, from scratch on {options.mr_cases} scans": _Part(_MR, f"{_MR}/2d@{_SOURCE}+scratch"),
         f"MR, transferred to {options.mr_cases} scans": _Part(_MR, f"{_MR}/2d@{_SOURCE}"),
     }
-    dice, rows = {}, []
+    dice, rows, folders = {}, [], []
     for title, part in parts.items():
         folder = output / "predictions" / f"{part.dataset} by {part.model.replace('/', ' ')}"
+        folders.append(folder)
         scores = _score(workspace, data / part.dataset, folder, part)
         dice[title] = {label: _mean_dice(scores, label) for label in scores.summary}
         rows.append(_row(title, dice[title], data / part.dataset, folder))
     picture = output / "outlines.png"
     draw_outlines(picture, rows, outlined=_OUTLINED, title=_TITLE)
-    return DemoResult(dice=dice, picture=picture)
+    request = ReportRequest(
+        dataset=_MR,
+        predictions=tuple(folders[-2:]),
+        images=(data / _MR / "imagesTs",),
+        reference=data / _MR / "labelsTs",
+        output=output / REPORT_FILE,
+    )
+    made = report(workspace, request)
+    return DemoResult(dice=dice, picture=picture, report=made.path)
 
 
 class _Part(NamedTuple):

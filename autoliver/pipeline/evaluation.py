@@ -20,7 +20,7 @@ from autoliver.datasets.cases import (
 )
 from autoliver.datasets.description import read_description
 from autoliver.datasets.folds import Fold
-from autoliver.datasets.layouts import label_files
+from autoliver.datasets.layouts import RELIABILITY_FILE, VOLUMES_FILE, label_files
 from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.header import split_ending
@@ -34,9 +34,9 @@ from autoliver.values import check_text, check_texts, check_types, first_few, se
 from autoliver.workspace import RunFolder, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.evaluation.pairs import Pairs
     from autoliver.evaluation.probabilities import Rows
     from autoliver.evaluation.results import MetricOptions, Scores
-    from autoliver.evaluation.score import Pairs
     from autoliver.inference.predict import Listener
 
 _log = logging.getLogger(__name__)
@@ -98,13 +98,19 @@ class EvaluateRequest:
 
     def lesion_file(self, prediction: Path) -> Path:
         """The CSV file for the lesions of these predictions; it lies beside the scores."""
-        as_csv = self.files(prediction)[1]
-        return as_csv.with_name(as_csv.name.replace("scores.csv", "lesion_scores.csv"))
+        return self._beside(prediction, "lesion_scores.csv")
 
     def reliability_file(self, prediction: Path) -> Path:
         """The picture of how often the classes of lesions are right; it lies beside the scores."""
+        return self._beside(prediction, RELIABILITY_FILE)
+
+    def volume_files(self, prediction: Path) -> tuple[Path, Path]:
+        """The CSV file and the picture of how well volumes agree; they lie beside the scores."""
+        return self._beside(prediction, "volumes.csv"), self._beside(prediction, VOLUMES_FILE)
+
+    def _beside(self, prediction: Path, name: str) -> Path:
         as_csv = self.files(prediction)[1]
-        return as_csv.with_name(as_csv.name.replace("scores.csv", "reliability.png"))
+        return as_csv.with_name(as_csv.name.replace("scores.csv", name))
 
     def options(self) -> "MetricOptions":
         """Returns the metrics to compute, with their settings."""
@@ -141,7 +147,8 @@ def evaluate(
 ) -> "Scores":
     """Scores label maps and writes the scores as JSON and CSV (`EvaluateRequest.files`).
 
-    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`). If
+    If labels are lesions, a second CSV file lists each of them (`EvaluateRequest.lesion_file`). How
+    well volumes agree is in a file and a picture of their own (`EvaluateRequest.volume_files`). If
     the probabilities of their classes are known, a picture shows how often these are right
     (`EvaluateRequest.reliability_file`).
 
@@ -160,6 +167,7 @@ def evaluate(
             them is a folder of images or labels of a dataset; or a label has other values in the
             reference, or in the model that predicted.
     """
+    from autoliver.evaluation.agreement_report import draw_agreement, write_agreement
     from autoliver.evaluation.lesion_report import draw_lesions, write_lesions
     from autoliver.evaluation.results import write_csv
 
@@ -169,7 +177,7 @@ def evaluate(
         references = {name: pair[1] for name, pair in task.pairs.files.items()}
         _refuse_loss(as_json, references, task.labels, request.options())
     labels = _labels(task, request)
-    request = _with_named(request, task.dataset, labels)
+    request = with_named(request, task.dataset, labels)
     rows = _probabilities(prediction, request.options().lesion_classes(labels))
     scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
     if task.dataset is not None:
@@ -178,6 +186,9 @@ def evaluate(
     write_csv(scores, as_csv)
     write_lesions(scores, request.lesion_file(prediction))
     draw_lesions(scores, request.reliability_file(prediction))
+    volumes, picture = request.volume_files(prediction)
+    write_agreement(scores, volumes)
+    draw_agreement(scores, picture)
     return scores
 
 
@@ -203,7 +214,7 @@ def task_of(
         OptionError: A label has other values in the reference, or in the model that predicted; or
             the result would lie in a folder of a dataset.
     """
-    from autoliver.evaluation.score import find_pairs
+    from autoliver.evaluation.pairs import find_pairs
     from autoliver.inference.record import refuse_other_labels
 
     referred = _dataset_at(workspace, reference)
@@ -296,10 +307,16 @@ def _with_probabilities(scores: "Scores", rows: "Rows") -> "Scores":
     return scores.replace(warnings=(*scores.warnings, note))
 
 
-def _with_named(
+def with_named(
     request: EvaluateRequest, dataset: Dataset | None, labels: Labels
 ) -> EvaluateRequest:
-    """The request with the classes of lesions that dataset.json names, unless it names some."""
+    """Returns the request with the classes of lesions that dataset.json names, unless it has some.
+
+    Args:
+        request: The request.
+        dataset: The dataset; None without one.
+        labels: The labels that are scored.
+    """
     named = dataset.lesion_class_names if dataset is not None else None
     known = tuple(name for name in named or () if name in labels.foreground)
     return request if request.lesion_labels or not known else replace(request, lesion_labels=known)

@@ -4,21 +4,37 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import brief
-from autoliver.datasets.cases import find_case_images
+from autoliver.datasets.cases import Labels, find_case_images
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.layouts import image_files, label_files
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality, UsedRegion
 from autoliver.inference.record import RECORD_FILE, REPLACED
+from autoliver.io.dicom.seg import needs_highdicom
+from autoliver.io.dicom.series import Series
 from autoliver.io.header import split_ending
 from autoliver.locks import only_one_kind
+from autoliver.pipeline.dicom.cases import (
+    REFUSED,
+    find_dicom,
+    images_beside,
+    modality_of,
+    several_channels,
+)
+from autoliver.pipeline.dicom.segmentations import (
+    label_map_of,
+    refuse_files,
+    refuse_foreign,
+    write_segmentations,
+)
+from autoliver.pipeline.dicom.staging import discard, staged
 from autoliver.pipeline.prediction import (
     PredictRequest,
     find_finder,
@@ -27,6 +43,7 @@ from autoliver.pipeline.prediction import (
     too_large,
 )
 from autoliver.pipeline.region import Finder, find_finders, truth_notes
+from autoliver.pipeline.targets import Inputs
 from autoliver.system import entries, in_words
 from autoliver.values import check_texts, counted, first_few, hints_of
 from autoliver.workspace import Workspace
@@ -70,6 +87,8 @@ class Predicted:
             predicted; they stay.
         failures: The cases that were not predicted.
         lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
+        segmentations: DICOM segmentations of finished cases, if they are asked for.
+        previews: The pictures of the label maps; empty unless they were asked for.
     """
 
     model: str
@@ -79,6 +98,8 @@ class Predicted:
     corrected: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     lesions: Path | None = None
+    segmentations: tuple[Path, ...] = ()
+    previews: tuple[Path, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -91,6 +112,8 @@ class Predicted:
             "files": [str(path) for path in self.files],
             "failed": [dataclasses.asdict(failure) for failure in self.failures],
             "lesions": None if self.lesions is None else str(self.lesions),
+            "segmentations": [str(path) for path in self.segmentations],
+            "previews": [str(path) for path in self.previews],
         }
 
     __repr__ = brief
@@ -158,9 +181,7 @@ def predict_folder(
             options, or the output cannot take the label maps.
         MachineError: The output cannot be written.
     """
-    from autoliver.inference.record import describe
     from autoliver.models.files import MODEL_FILE, FoldModel, together
-    from autoliver.pipeline.targets import find_standing, find_targets
 
     names = check_texts("--model", models)
     sources = (source,) if isinstance(source, Path) else tuple(source)
@@ -171,27 +192,82 @@ def predict_folder(
     chosen, finders = _with_finders(workspace, chosen, request)
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
     check_lesions(chosen.name, first, request.lesions)
-    plan = first.plan
-    cases = find_cases(sources, len(plan.channel_names), failures)
-    _name_folders_left_out(sources, output)
-    places = workspace.names
-    lesions = find_lesions(request.lesions, cases, failures)
+    if request.format == "dicom-seg":
+        needs_highdicom("--format dicom-seg")
+        output = label_map_of(output)
+    found = find_sources(sources, first.plan.channel_names, failures, request.series)
+    if request.format == "dicom-seg":
+        refuse_files(found.files)
+    _name_folders_left_out(found.plain, output)
+    asked = _Asked(workspace, chosen, finders, first.plan.labels, request, folds)
+
+    def note(name: str, error: DatasetError) -> None:
+        failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
+
+    with staged(workspace, found.series, output, note) as images:
+        inputs = Inputs(
+            sources=sources,
+            files={**found.files, **{name: (image,) for name, image in images.items()}},
+            dicom={name: modality_of(found.series[name]) for name in images},
+            series=found.series,
+        )
+        if not inputs.files and len(failures) == 1:
+            raise DatasetError(failures[0].problem, hint=failures[0].hint)
+        return _predict_inputs(asked, inputs, output, failures)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What predicts, and how.
+
+    Attributes:
+        workspace: The workspace.
+        model: The model.
+        finders: What finds the regions that it predicts in.
+        labels: The labels of the model.
+        request: How to predict.
+        folds: As in `predict_folder`.
+    """
+
+    workspace: Workspace
+    model: "ModelFiles"
+    finders: tuple[Finder, ...]
+    labels: Labels
+    request: PredictRequest
+    folds: str | None
+
+
+def _predict_inputs(
+    asked: _Asked, inputs: Inputs, output: Path, failures: list[Failure]
+) -> Predicted:
+    """Predicts cases whose images are files; `failures` takes those that fail."""
+    from autoliver.inference.record import describe
+    from autoliver.pipeline.targets import find_standing, find_targets
+
+    chosen, request = asked.model, asked.request
+    lesions = find_lesions(request.lesions, inputs.files, failures)
+    places = asked.workspace.names
     targets = find_targets(
-        sources, cases, output, overwrite=request.overwrite, taken=places, lesions=lesions
+        inputs, output, overwrite=request.overwrite, taken=places, lesions=lesions
     )
+    if request.format == "dicom-seg":
+        refuse_foreign(targets.jobs)
     standing = find_standing(targets, request)
     jobs, todo = targets.jobs, standing.todo
     failures += [_stays(name, reason) for name, reason in standing.kept.items()]
-    ways = {"folds": folds_text(folds), "roi": request.roi}
+    ways = {"folds": folds_text(asked.folds), "roi": request.roi}
     now = describe(chosen, request.options(), **ways, lesions=request.lesions)
-    now = now.replace(finders={f.name: f.digest for f in finders}, notes=truth_notes(chosen))
+    now = now.replace(finders={f.name: f.digest for f in asked.finders}, notes=truth_notes(chosen))
     for sentence in now.notes if todo else ():
         _log.warning("%s", sentence)
     with _claimed(targets, now) if todo else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
-            work = _Recording(targets.record, record, request, failures, finders)
+            # Pictures are drawn of the images in the end.
+            dicom = frozenset() if request.preview else frozenset(inputs.dicom)
+            work = _Recording(targets.record, record, request, failures, asked.finders, dicom)
             work.predict(chosen, standing)
+    segmentations = _segmented(asked, inputs, targets, now, standing, failures)
     failed = {failure.case for failure in failures}
     done = Predicted(
         model=chosen.name,
@@ -201,12 +277,41 @@ def predict_folder(
         corrected=tuple(standing.corrected),
         failures=tuple(failures),
         lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
+        segmentations=segmentations,
+        previews=_previews(targets, asked.labels, failed) if request.preview else (),
     )
     if failures and len(failures) + len(done.files) == 1:
         raise DatasetError(failures[0].problem, hint=failures[0].hint)
     if failures:
         raise CasesFailed.of(done)
     return done
+
+
+def _segmented(
+    asked: _Asked,
+    inputs: Inputs,
+    targets: "Targets",
+    now: "Prediction",
+    standing: "Standing",
+    failures: list[Failure],
+) -> tuple[Path, ...]:
+    """Writes DICOM segmentations, if they are asked for; `failures` takes cases without one."""
+    from autoliver.models.files import MODEL_FILE, FoldModel
+
+    if asked.request.format != "dicom-seg":
+        return ()
+    failed = {failure.case for failure in failures}
+    written, without = write_segmentations(
+        [job for job in targets.jobs if job.name not in failed],
+        inputs.series,
+        now,
+        codes=FoldModel.load(asked.model.members[0].folds[0] / MODEL_FILE).plan.codes,
+        corrected=standing.corrected,
+        seg_type=asked.request.seg_type,
+    )
+    for name, error in without.items():
+        failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
+    return written
 
 
 def _with_finders(
@@ -255,13 +360,74 @@ def find_cases(
         cases = find_case_images(source, channels=channels, file_ending=None, on_problem=note)
         for name in (*cases, *(failure.case for failure in failures[before:])):
             if name in place:
-                raise OptionError(
-                    f"-i: the case {name} is in {place[name]} and in {source}.",
-                    hint="Predict them into two folders, or rename one of them.",
-                )
+                raise _twice(name, place[name], source)
             place[name] = source
         found |= cases
     return found
+
+
+def _twice(name: str, first: Path, second: Path) -> OptionError:
+    return OptionError(
+        f"-i: the case {name} is in {first} and in {second}.",
+        hint="Predict them into two folders, or rename one of them.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What -i names.
+
+    Attributes:
+        plain: The folders and files without DICOM.
+        files: Case -> its image files, in any folder.
+        series: Case -> its DICOM series.
+    """
+
+    plain: tuple[Path, ...]
+    files: dict[str, tuple[Path, ...]]
+    series: dict[str, Series]
+
+
+def find_sources(
+    sources: Sequence[Path],
+    channels: Sequence[str],
+    failures: list[Failure],
+    wanted: Sequence[str] = (),
+) -> Sources:
+    """Finds the cases of all sources, image files and DICOM series.
+
+    Args:
+        sources: Folders of cases, folders with DICOM series, or files.
+        channels: Names of the channels of a case.
+        failures: Takes the cases that cannot be predicted.
+        wanted: Which DICOM series are taken, as for `find_dicom`.
+
+    Raises:
+        DatasetError: A source has no images, or the model needs several channels.
+        OptionError: Two sources have a case of the same name, or there is no series as is wanted.
+    """
+    found = {source: cases for source in sources if (cases := find_dicom(source, wanted))}
+    if wanted and not found:
+        raise OptionError(
+            f"--series is for DICOM, and -i {sources[0]} holds none.", hint="Leave it out."
+        )
+    plain = tuple(source for source in sources if source not in found)
+    files = find_cases(plain, len(channels), failures)
+    series: dict[str, Series] = {}
+    place = dict.fromkeys(files, plain[0]) if plain else {}
+    for source, cases in found.items():
+        if len(channels) > 1:
+            raise several_channels(source, channels)
+        beside = {} if wanted else images_beside(source)
+        for name in (*cases.series, *cases.refused, *beside):
+            if name in place:
+                raise _twice(name, place[name], source)
+            place[name] = source
+        files |= beside
+        series |= cases.series
+        for name, no in cases.refused.items():
+            failures.append(Failure(case=name, problem=f"{name}: {no.problem}.", hint=REFUSED))
+    return Sources(plain=plain, files=files, series=series)
 
 
 def check_lesions(model: str, first: "FoldModel", folder: Path | None) -> None:
@@ -326,6 +492,14 @@ def _name_folders_left_out(sources: Sequence[Path], output: Path) -> None:
             )
 
 
+def _previews(targets: "Targets", labels: Labels, failed: Collection[str]) -> tuple[Path, ...]:
+    """Draws the label maps of the cases that did not fail."""
+    from autoliver.pipeline.previews import write_previews
+
+    jobs = [job for job in targets.jobs if job.name not in failed]
+    return tuple(write_previews(jobs, labels, targets.record))
+
+
 def _stays(name: str, reason: str) -> Failure:
     hint = "Predict it into another folder with -o, or replace it with --overwrite."
     return Failure(case=name, problem=reason, hint=hint)
@@ -372,6 +546,7 @@ class _Recording:
         request: How to predict.
         failures: Takes the cases that fail.
         finders: What finds the regions that the model predicts in.
+        dicom: Names of cases whose image is removed when they are predicted: DICOM series.
         modalities: File names of label maps -> the modality that their images are normalised by.
     """
 
@@ -380,6 +555,7 @@ class _Recording:
     request: PredictRequest
     failures: list[Failure]
     finders: tuple[Finder, ...]
+    dicom: frozenset[str] = frozenset()
     modalities: dict[str, UsedModality] = field(default_factory=dict)
 
     @property
@@ -453,6 +629,9 @@ class _Recording:
         from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
+        # That of an earlier label map; its name may be longer than the disk takes.
+        with contextlib.suppress(OSError):
+            job.preview.unlink()
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
         files = [job.output, *further]
@@ -464,6 +643,8 @@ class _Recording:
             name, made_from, predicted, files, self.modalities[name], regions
         )
         save_record(self.path, self.record)
+        if job.name in self.dicom:
+            discard(job.images[0])
 
     def _fail(self, job: "PredictJob", error: AutoliverError) -> None:
         _log.warning("Failed: %s", error.problem)

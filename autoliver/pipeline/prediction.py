@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from autoliver.commands import DEFAULT_WORKSPACE, command
 from autoliver.errors import ModelError, OptionError
-from autoliver.inference.options import ModalityChoice, PredictOptions
+from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
+from autoliver.io.dicom.codes import SegType
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, window_bars
+from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
-from autoliver.values import check_text, check_types
+from autoliver.values import check_text, check_types, set_field
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class PredictRequest:
             predicted again.
         uncertainty: Whether to write a map of the uncertainty as well; a finished case without it
             is predicted again.
+        preview: Whether to draw a picture of each label map as well; finished cases are drawn
+            without predicting them again.
         roi: "auto" predicts only near the foreground that the low-resolution run of the same
             dataset finds; the name of a model, near the foreground that it finds; None predicts
             everywhere.
@@ -56,6 +60,10 @@ class PredictRequest:
             those of its training images.
         lesions: Folder with a label map of each case, whose lesions alone get a class; None to find
             lesions.
+        series: Numbers, descriptions or case names of the DICOM series to predict; empty for all.
+        format: "dicom-seg" writes a DICOM segmentation beside each label map as well, for cases
+            that are DICOM series; "nifti" writes label maps alone.
+        seg_type: "binary" segmentations have a mask for each label, "labelmap" one map for all.
         machine: The device and memory that may be used.
     """
 
@@ -64,12 +72,16 @@ class PredictRequest:
     overwrite: bool = False
     probabilities: bool = False
     uncertainty: bool = False
+    preview: bool = False
     roi: str | None = None
     roi_from: str | None = None
     modality: ModalityChoice | None = "auto"
     exact: bool = False
     match: bool = False
     lesions: Path | None = None
+    series: tuple[str, ...] = ()
+    format: OutputFormat = "nifti"
+    seg_type: SegType = "binary"
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -78,6 +90,7 @@ class PredictRequest:
         Raises:
             OptionError: A value is invalid; the message names the option and the value.
         """
+        set_field(self, "series", series_words(self.series))
         check_types(self)
         self.options()
         if self.roi is not None:

@@ -11,6 +11,7 @@ from autoliver.datasets.cases import Case, Dataset, Labels, unscored_labels
 from autoliver.datasets.changes import without_added
 from autoliver.datasets.contents import seen_cases
 from autoliver.datasets.folds import Folds
+from autoliver.datasets.layouts import RELIABILITY_FILE
 from autoliver.errors import ModelError, OptionError
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -100,13 +101,12 @@ def select(workspace: Workspace, name: str | None, request: SelectRequest) -> Se
         AutoliverError: Another process compares the runs of this dataset.
     """
     contest = _Contest.of(workspace, name, request)
-    with only_one(contest.folder.path / ".select.lock", "its runs are being compared"):
+    with only_one(contest.folder.comparing, "its runs are being compared"):
         return _select(contest)
 
 
 def _select(contest: "_Contest") -> Selected:
     from autoliver.evaluation.select import choose
-    from autoliver.inference.lesions.calibration import RELIABILITY_FILE
     from autoliver.models.selection import Chosen, Selection
 
     candidates = contest.candidates()

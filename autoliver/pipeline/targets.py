@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from autoliver.datasets.cases import Modality
 from autoliver.datasets.names import dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
@@ -25,8 +26,10 @@ from autoliver.inference.record import (
     read_record,
     voxel_hash,
 )
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header, read_label
 from autoliver.io.header import UnreadableImage, label_ending, split_ending
+from autoliver.pipeline.dicom.staging import LABELS
 from autoliver.pipeline.evaluation import EvaluateRequest
 from autoliver.pipeline.prediction import PredictRequest, is_complete
 from autoliver.system import entries, in_words, refuse_special
@@ -36,6 +39,24 @@ _log = logging.getLogger(__name__)
 # Endings of files that nobody gives to a folder.
 _NO_FOLDER = (".json", ".csv", ".txt", ".npz", ".npy", ".dcm", ".zip", ".gz", ".html", ".pdf")
 _WITH_GRID = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The cases that -i names.
+
+    Attributes:
+        sources: The folders of cases or files that it names.
+        files: Maps each case to its image files.
+        dicom: Maps the cases that are DICOM series to the modality that they state; their image
+            files are made of the series.
+        series: Maps these cases to their series.
+    """
+
+    sources: Sequence[Path]
+    files: dict[str, tuple[Path, ...]]
+    dicom: Mapping[str, Modality | None] = field(default_factory=dict)
+    series: Mapping[str, Series] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +117,7 @@ class Standing:
 
 
 def find_targets(
-    sources: Sequence[Path],
-    cases: dict[str, tuple[Path, ...]],
+    inputs: Inputs,
     output: Path,
     *,
     overwrite: bool,
@@ -107,8 +127,7 @@ def find_targets(
     """Decides which files to write.
 
     Args:
-        sources: The folders of cases or files that -i names.
-        cases: Maps each case to its image files.
+        inputs: The cases.
         output: Folder for the label maps; or a file, for the label map of a single case.
         overwrite: Whether label maps that are there may be replaced.
         taken: Folders of the workspace, which hold other things.
@@ -119,6 +138,8 @@ def find_targets(
             not predicted there.
         ArtifactError: A record is damaged.
     """
+    sources, cases, dicom = inputs.sources, inputs.files, inputs.dicom
+    modalities = {name: found for name, found in dicom.items() if found is not None}
     _refuse_workspace(output, taken)
     if is_dataset(output):
         raise OptionError(
@@ -143,17 +164,30 @@ def find_targets(
         _check_ending(output)
     if not to_a_file:
         targets = Targets(
-            jobs=make_jobs(cases, output, lesions=lesions), record=output / RECORD_FILE
+            jobs=make_jobs(
+                cases,
+                output,
+                modalities=modalities,
+                lesions=lesions,
+                endings=dict.fromkeys(dicom, LABELS),
+            ),
+            record=output / RECORD_FILE,
         )
         folder = output
     else:
-        if len(cases) != 1 or any(source.is_dir() for source in sources):
+        if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
             raise OptionError(
                 f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
                 hint="Name a folder with -o.",
             )
         ((name, images),) = cases.items()
-        job = PredictJob(name=name, images=images, output=output, lesions=(lesions or {}).get(name))
+        job = PredictJob(
+            name=name,
+            images=images,
+            output=output,
+            modality=modalities.get(name),
+            lesions=(lesions or {}).get(name),
+        )
         targets = _one_target(job)
         folder = output.parent
     _refuse_foreign(targets, folder, output, overwrite=overwrite)

@@ -16,6 +16,41 @@ _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
 Severity = Literal["error", "warning", "note"]
 # The code of findings that may be gone the next time although the dataset is the same.
 REFUSED = "refused"
+# How `verify --fix` mends: a header or a grid, voxels that are no numbers, values of labels.
+Repair = Literal["grid", "finite", "values"]
+# Code of a finding -> how it is mended; None: by nobody but the user.
+REPAIRS: dict[str, Repair | None] = {
+    "missing_file": None,
+    "missing_label": None,
+    "extra_file": None,
+    "unreadable": None,
+    REFUSED: None,
+    "channels": None,
+    "channel_grid": "grid",
+    "label_grid": "grid",
+    "not_finite": "finite",
+    "constant": None,
+    "outliers": None,
+    "padding": None,
+    "precision": None,
+    "label_values": "values",
+    "label_fractions": "values",
+    "label_empty": None,
+    "label_absent": None,
+    "label_unused": None,
+    "duplicate_image": None,
+    "duplicate_channel": None,
+    "direction": None,
+    "header": None,
+    "axes": None,
+    "num_training": None,
+    "lesion_classes": None,
+    "channel_name": None,
+    "modality": None,
+    "spacing": None,
+    "size": None,
+    "intensities": None,
+}
 
 
 class Finding(Record, frozen=True, kw_only=True):
@@ -24,8 +59,8 @@ class Finding(Record, frozen=True, kw_only=True):
     Attributes:
         case: The case's name; None for a defect of the dataset as a whole.
         severity: An error stops planning; a warning should be looked at; a note is for information.
-        code: The kind of defect, for programs: missing_file, missing_label, extra_file, unreadable,
-            refused (by the system, perhaps not the next time),
+        code: The kind of defect, for programs, a key of `REPAIRS`: missing_file, missing_label,
+            extra_file, unreadable, refused (by the system, perhaps not the next time),
             channels, channel_grid, label_grid, not_finite, constant, outliers, padding, precision,
             label_values, label_fractions, label_empty, label_absent, label_unused, duplicate_image,
             duplicate_channel, direction, header, axes, num_training; lesion_classes, for several
@@ -40,6 +75,11 @@ class Finding(Record, frozen=True, kw_only=True):
     code: str
     problem: str
     hint: str = ""
+
+    @property
+    def repair(self) -> Repair | None:
+        """How `verify --fix` mends it; None if it does not."""
+        return REPAIRS[self.code]
 
 
 class Findings:

@@ -10,6 +10,7 @@ import msgspec
 from autoliver.artifacts import Artifact, Record
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import OptionError, WrongValue
+from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.names import (
     ENCODER_OF,
@@ -319,6 +320,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
         mixed: Whether the dataset holds both CT and MR. Each case is then normalised by its own
             modality: CT as planned, MR by its own mean and deviation.
         labels: Names and values of the labels.
+        codes: Label -> its codes for DICOM, where its name does not say them; no decision, and
+            left out of the digest.
         file_ending: The ending of the dataset's images.
         axis_codes: Anatomical order of axes that every case is brought to, x first, such as "LPS";
             "" if cases keep their own: with `keep_axes`, in plans of nnU-Net and in plans made
@@ -344,7 +347,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     """
 
     KIND: ClassVar[str] = "plan"
-    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked", "seen", "seen_axes"})
+    NOT_COUNTED: ClassVar[frozenset[str]] = frozenset({"asked", "seen", "seen_axes", "codes"})
 
     dataset: str
     preset: Preset
@@ -364,6 +367,7 @@ class Plan(Artifact, frozen=True, kw_only=True):
     axis_codes: str = ""
     seen_axes: tuple[str, ...] = ()
     mixed: bool = False
+    codes: dict[str, SegmentCodes] = msgspec.field(default_factory=dict)
     arch: Architecture = "unet"
     encoder: EncoderName | None = None
     z_strides: ZStrides = "auto"

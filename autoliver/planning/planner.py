@@ -76,6 +76,7 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) 
         modality=_modality(dataset, planner.schemes),
         mixed=is_mixed(dataset) and "ct" in planner.schemes,
         labels=dataset.labels,
+        codes=dataset.codes,
         file_ending=dataset.file_ending,
         axis_codes=planner.axis_codes,
         seen_axes=planner.seen_axes if options.keep_axes else (),

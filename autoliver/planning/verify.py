@@ -155,6 +155,9 @@ def raise_on_errors(verification: Verification, *, listed: bool = False) -> None
         ),
         _SHOWN,
     )
+    if any(error.repair for error in errors):
+        fix = command("verify", DATASET, options=["--fix", "OUT"])
+        hint = f"{hint}\nTo have them mended in copies, where that is possible: {fix}".strip()
     if not listed:
         shown = [e for n, e in enumerate(errors) if n < _SHOWN or e is first[e.code]]
         lines += [f"{e.case}: {e.problem}" if e.case else e.problem for e in shown]

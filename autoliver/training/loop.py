@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 
 from autoliver.errors import AutoliverError
+from autoliver.memory import running_out
 from autoliver.networks.checkpoint import load_training_state, save_training_state
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
@@ -45,6 +47,8 @@ from autoliver.values import counted, first_few
 _VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
+_MOST_TIMED = 200  # steps that are timed
+_TIMED_HELD_OUT = 2
 _NAMED = 4  # held-out cases that an error names
 _LONG_ON_CPU = 3600.0  # seconds from which a training on a CPU is announced as long
 _HELD_OUT_TIME = 1.1  # held-out patches add about a tenth to the time of the steps
@@ -83,6 +87,51 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
             hint="Try --cache ram, a smaller --batch-size or --patch, or --device cpu. Or plan for "
             "less memory: autoliver plan DATASET --vram GB",
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimes:
+    """How long steps take.
+
+    Attributes:
+        train_s: Mean seconds of a training step, patches and augmentations included.
+        held_out_s: The same of a step on held-out patches.
+    """
+
+    train_s: float
+    held_out_s: float
+
+
+def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
+    """Times real training steps of a new network; nothing is saved.
+
+    Args:
+        task: The fold; it needs held-out cases.
+        seconds: About how long it may take; there are at least two steps of each kind.
+
+    Raises:
+        AutoliverError: As for `train_fold`.
+    """
+    with running_out(task.title):
+        loop = _Loop(task)
+        with closing(loop.board), closing(loop.batches(0, _MOST_TIMED)) as batches:
+            begun = time.monotonic()
+            for batch in batches:
+                loop.stepper.take(batch)
+                now = time.monotonic()
+                if batch.number == 0:  # not timed: the first step also allocates memory
+                    first = now
+                elif now - begun > seconds:
+                    break
+            train_s = (now - first) / batch.number
+        begun = time.monotonic()
+        loop.score_held_out(range(_TIMED_HELD_OUT))
+        return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
+
+
+def held_out_steps(steps: int) -> int:
+    """Returns the number of batches of held-out patches after an epoch of so many steps."""
+    return max(1, steps // _VALIDATION_SHARE)
 
 
 class _Loop:
@@ -144,7 +193,7 @@ class _Loop:
         last = self.state.step if self._done() >= 1.0 else last
         self._tell(self._beginning())
         begun, first = time.monotonic(), self.state.step
-        with bar, closing(self._batches(self.state.step, last)) as batches:
+        with bar, closing(self.batches(self.state.step, last)) as batches:
             for batch in batches:
                 self.stepper.take(batch)
                 self._note_time()
@@ -198,7 +247,8 @@ class _Loop:
         state = self.state
         return state.course.done(self.task.options, step=state.step, elapsed_s=state.elapsed)
 
-    def _batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
+    def batches(self, first: int, last: int) -> Generator[TrainingBatch, None, None]:
+        """Yields the augmented batches of steps."""
         return self.train.batches(
             range(first, last),
             patch_shape=self.task.configuration.drawn_shape,
@@ -244,7 +294,10 @@ class _Loop:
             return None
         # A time budget may have ended the first epoch long before its last step.
         steps = min(self.task.options.iterations, self.state.step)
-        numbers = range(max(1, steps // _VALIDATION_SHARE))
+        return self.score_held_out(range(held_out_steps(steps)))
+
+    def score_held_out(self, numbers: range) -> HeldOut:
+        """Scores batches of the held-out cases."""
         self.group.share_buffers(self.state.result)
         shape = self.task.configuration.drawn_shape
         batches = self.held_out.batches(numbers, patch_shape=shape, spec=None)
@@ -276,7 +329,7 @@ class _Loop:
     def _affordable_steps(self, hours: float) -> int:
         """Estimates the steps that fit into a time budget by timing a few on a new network."""
         start = time.monotonic()
-        for batch in self._batches(0, _PROBE_STEPS):
+        for batch in self.batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
             if batch.number == 0:  # not timed: the first step also allocates memory
                 start = time.monotonic()

@@ -15,6 +15,9 @@ from autoliver.artifacts import Record, replacing, write_bytes
 from autoliver.training.objectives.objective import Scores
 from autoliver.values import shortened
 
+# Begins the line of train.log that says why the training failed.
+FAILED = "failed: "
+
 _SMOOTHED = 20  # a thick line is the mean over this part of the epochs
 _MARKED = 20  # with fewer epochs than this, each is marked by a point
 _LEGEND = 24  # characters of a label's name in the legend

@@ -65,3 +65,11 @@ def test_shells_can_complete() -> None:
     )
     assert "--install-completion" in shown("--help")
     assert done.returncode == 0 or "shell" in done.stderr.lower()
+
+
+def test_no_summary_is_cut_on_a_terminal_of_80_columns() -> None:
+    """The runner of the other tests gives pages another width than a terminal."""
+    words = ["env", "COLUMNS=80", sys.executable, "-m", "autoliver", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert "  plan  " in done.stdout

@@ -268,7 +268,7 @@ def test_ctrl_c_is_answered_while_modules_are_imported(as_json: bool, tmp_path: 
 
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
-    heavy = ("torch", "SimpleITK", "numpy", "scipy", "matplotlib", "skimage", "blosc2")
+    heavy = ("torch", "SimpleITK", "numpy", "scipy", "matplotlib", "skimage", "blosc2", "jinja2")
     script = (
         "import sys, autoliver.cli.main; "
         f"print([name for name in {heavy!r} if name in sys.modules])"

@@ -1,6 +1,7 @@
 """Reading dataset.json."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,42 @@ def test_a_key_that_is_there_twice(text: str, key: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=f"the key '{key}' is there twice") as caught:
         read_raw(path)
     assert "only the last would count" in caught.value.hint
+
+
+def described(folder: Path, codes: object) -> Path:
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "fold": 2},
+        "file_ending": ".nii.gz",
+        "codes": codes,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_codes_of_labels(tmp_path: Path) -> None:
+    fold = {"type": ["A1", "99LAB", "Fold"], "region": ["10200004", "SCT", "Liver"]}
+    codes = read_description(described(tmp_path, {"fold": fold})).codes["fold"]
+    assert codes.type == ("A1", "99LAB", "Fold")
+    assert codes.region is not None
+    assert codes.region.meaning == "Liver"
+    assert codes.category.meaning == "Anatomical Structure"
+
+
+@pytest.mark.parametrize(
+    ("codes", "problem", "hint"),
+    [
+        ({"folds": {"type": ["A1", "99LAB", "Fold"]}}, "there is no label 'folds'", "mean fold"),
+        ({"spleen": {"type": ["A1", "99LAB", "x"]}}, "there is no label", "Give codes"),
+        ({"fold": {"type": ["", "99LAB", "Fold"]}}, "the value must have 1 to 64", '"type": \\['),
+        ({"fold": {"type": ["A1", "Fold"]}}, "Expected `array`", "text editor"),
+        ({"fold": {"region": ["A1", "99LAB", "Fold"]}}, "missing required field `type`", "text"),
+        ({"fold": {"typ": ["A1", "99LAB", "Fold"]}}, "unknown field `typ`", "text"),
+        ({"fold": ["A1", "99LAB", "Fold"]}, "Expected `object`, got `array`", "text editor"),
+        (["fold"], "Expected `object`, got `array`", "text editor"),
+    ],
+)
+def test_codes_that_cannot_be_used(codes: object, problem: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=problem) as caught:
+        read_description(described(tmp_path, codes))
+    assert re.search(hint, caught.value.hint)

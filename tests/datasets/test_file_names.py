@@ -14,7 +14,7 @@ from commands import run
 
 from autoliver.datasets.cases import Dataset, find_case_images, read_dataset
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.evaluation.score import find_pairs
+from autoliver.evaluation.pairs import find_pairs
 from autoliver.io.files import read_image, read_label
 from autoliver.planning.verify import verify
 from autoliver.preprocessing.store import finished_cases, open_store

@@ -11,12 +11,15 @@ from scipy.stats import rankdata
 
 from autoliver.datasets.cases import Labels
 from autoliver.evaluation.comparison import (
+    ALL_CLASSES,
+    CLASS_ACCURACY,
     Comparison,
     compare_scores,
     comparison_table,
     signed_rank_p,
     write_comparison,
 )
+from autoliver.evaluation.lesions import Lesion
 from autoliver.evaluation.results import CaseScores, MetricOptions, Score, Scores
 
 LABELS = Labels(values={"background": (0,), "liver": (1,)})
@@ -137,3 +140,68 @@ def test_the_csv_has_every_case_and_no_formula(tmp_path: Path) -> None:
         ["'=x0", "p0", "liver", "dice", "0.5", "0.75", "0.25"],
         ["'=x1", "p1", "liver", "dice", "", "0.5", ""],
     ]
+
+
+CLASSES = Labels(values={"background": (0,), "cyst": (1,), "hcc": (2,)})
+
+
+def named(*cases: tuple[str, Sequence[tuple[str, str]]]) -> Scores:
+    """Scores of cases, each a patient with lesions; "" is the class of one that is not there."""
+    return Scores.of(
+        [
+            CaseScores(
+                name=f"c{i}",
+                patient=patient,
+                labels={"cyst": Score(voxels=1, reference_voxels=1, dice=0.5)},
+                lesions=tuple(
+                    Lesion(
+                        reference=n if there else None,
+                        predicted=n if here else None,
+                        reference_class=there,
+                        predicted_class=here,
+                    )
+                    for n, (there, here) in enumerate(lesions, 1)
+                ),
+            )
+            for i, (patient, lesions) in enumerate(cases)
+        ],
+        labels=CLASSES,
+        options=MetricOptions(metrics=("dice", "lesions"), lesion_labels=("cyst", "hcc")),
+    )
+
+
+def test_classes_of_lesions_are_compared_over_those_of_the_reference() -> None:
+    # Right are 1 of 2 and 1 of 1 in the first, 2 of 2 and 0 of 1 in the second; a missed lesion is
+    # wrong, one that is only predicted counts for nothing, and p2 has no lesion.
+    first = named(
+        ("p0", [("cyst", "cyst"), ("hcc", "")]), ("p1", [("hcc", "hcc")]), ("p2", [("", "hcc")])
+    )
+    second = named(
+        ("p0", [("cyst", "cyst"), ("hcc", "hcc"), ("", "cyst")]),
+        ("p1", [("hcc", "cyst")]),
+        ("p2", []),
+    )
+    found = compare_scores(
+        first,
+        second,
+        predictions=("one", "two"),
+        reference="ref",
+        options=MetricOptions(metrics=("dice",)),
+    )
+    rows = [row for row in found.cases if row.metric == CLASS_ACCURACY]
+    assert [(row.case, row.label, row.a, row.b, row.difference) for row in rows] == [
+        ("c0", ALL_CLASSES, 0.5, 1.0, 0.5),
+        ("c1", ALL_CLASSES, 1.0, 0.0, -1.0),
+    ]
+    summary = found.summary[ALL_CLASSES][CLASS_ACCURACY]
+    assert (summary.cases, summary.patients) == (2, 2)
+    assert (summary.mean_a, summary.mean_b, summary.mean) == (0.75, 0.5, -0.25)
+    assert (summary.a_better, summary.b_better, summary.p) == (1, 1, None)
+    assert set(found.summary["cyst"]) == {"dice"}
+    lines = comparison_table(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:2] == ["right", "classes"] for line in lines)
+
+
+def test_without_classes_nothing_is_said_of_them() -> None:
+    assert ALL_CLASSES not in compare(scores([0.5] * 3), scores([0.6] * 3)).summary

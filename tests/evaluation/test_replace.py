@@ -49,13 +49,33 @@ def test_the_same_again_is_rewritten(folders: tuple[Path, Path]) -> None:
     assert files(folders[0]) == before
 
 
+def test_scores_with_points_of_the_challenge_are_not_replaced_by_some_without(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset = tmp_path / "Named"
+    shutil.copytree(folders[1], dataset / "labelsTr")
+    for path in folders[1].iterdir():
+        name = path.name.replace(".nii.gz", "_0000.nii.gz")
+        write_image(dataset / "imagesTr" / name, np.ones((1, *GEOMETRY.shape_zyx)), GEOMETRY)
+    labels = {"background": 0, "liver": 1, "tumour": 2}
+    about = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 2}
+    (dataset / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    named = (folders[0], dataset)
+    text = evaluate(named, "--chaos")
+    assert set(text["chaos"]) == {"1, 2, 3"}
+    for fewer in ((), ("--metrics", "dice")):
+        with pytest.raises(OptionError, match=r"the metrics .*chaos"):
+            evaluate(named, *fewer)
+    evaluate(named, "--chaos")
+
+
 def test_fuller_scores_replace_others_and_are_not_replaced_by_them(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     evaluate(folders, "--metrics", "dice")
     evaluate(folders)
     before = files(folders[0])
-    for fewer in (("--metrics", "dice"), ("--metrics", "iou", "--chaos")):
+    for fewer in (("--metrics", "dice"), ("--metrics", "iou")):
         with pytest.raises(
             OptionError, match=r"contains the metrics .*hd95.*new scores would not"
         ) as e:
@@ -66,9 +86,6 @@ def test_fuller_scores_replace_others_and_are_not_replaced_by_them(
     evaluate(folders, "--metrics", "dice", "--output", tmp_path / "other")
     assert Scores.load(tmp_path / "other/scores.json").options.metrics == ("dice",)
     assert files(folders[0]) == before
-    evaluate(folders, "--chaos")
-    with pytest.raises(OptionError, match="the metrics chaos"):
-        evaluate(folders)
     evaluate(folders, "--metrics", "dice", "--overwrite")
     assert Scores.load(folders[0] / "scores.json").options.metrics == ("dice",)
     assert "iou" in (folders[0] / "scores.csv").read_text().splitlines()[0]

@@ -170,3 +170,30 @@ def test_the_library_compares_two_as_well(place: Path) -> None:
     assert found == Comparison.load(place / "out/comparison.json")
     with pytest.raises(OptionError, match="output is missing"):
         autoliver.evaluate(folders, place / "ref", **more)
+
+
+@pytest.mark.parametrize("names", [("cyst", "hcc"), ("one", "two")])
+def test_classes_of_lesions_are_compared_by_patient(place: Path, names: tuple[str, str]) -> None:
+    """Each case has a cyst and an HCC; A misses the HCC in three cases, B names all right."""
+    dataset = place / "data"
+    for case in range(7):
+        array = np.zeros(GRID.shape_zyx, np.uint8)
+        array[1, 2:4, 2:4], array[1, 6:8, 10:14] = 1, 2
+        write_label(dataset / f"labelsTr/c{case}.nii.gz", array, GRID)
+        write_label(place / f"b/c{case}.nii.gz", array, GRID)
+        array[1, 6:8, 10:14] = 0 if case < 3 else 2
+        write_label(place / f"a/c{case}.nii.gz", array, GRID)
+        write_image(dataset / f"imagesTr/c{case}_0000.nii.gz", np.ones((1, 3, 10, 20)), GRID)
+    labels = {"background": 0, **{name: value for value, name in enumerate(names, 1)}}
+    about = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 7}
+    (dataset / "dataset.json").write_text(json.dumps({**about, "file_ending": ".nii.gz"}))
+    more = ("--lesion-labels", "one,two") if names == ("one", "two") else ()
+    found = compare(place, *more, reference="data")
+    assert set(found.summary) == {*names, "all classes"}
+    each = found.summary["all classes"]["class_accuracy"]
+    assert (each.cases, each.patients, each.a_better, each.b_better) == (7, 7, 0, 3)
+    assert (each.mean_a, each.mean_b) == (pytest.approx((3 * 0.5 + 4) / 7), 1.0)
+    assert all(set(fields) == {"dice"} for label, fields in found.summary.items() if label in names)
+    with (place / "out/comparison.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] == "all classes"]
+    assert [row["difference"] for row in rows] == ["0.5"] * 3 + ["0.0"] * 4

@@ -305,7 +305,7 @@ def test_folders_are_cases_in_any_spelling_and_others_are_named(tmp_path: Path) 
 def test_outputs_that_are_there_or_in_the_source_are_refused(tmp_path: Path) -> None:
     source = write_camus(tmp_path / "CAMUS")
     before = contents(tmp_path)
-    with pytest.raises(OptionError, match="lies in the folder"):
+    with pytest.raises(OptionError, match="lies in the source"):
         converted("camus", source, source / "out")
     with pytest.raises(OptionError, match="exists already"):
         converted("camus", source, source)
@@ -321,7 +321,7 @@ def test_the_command_and_the_function_tell_the_same(tmp_path: Path) -> None:
     words = ["convert", "brats", str(source), str(tmp_path / "one"), "-w", str(tmp_path / "ws")]
     shown = CliRunner().invoke(app, words).stdout
     assert "BraTS: 1 case of 1 patient." in shown
-    assert "Written anew with other values: 1 label map." in shown
+    assert "Written anew: 1 label map." in shown
     assert "BraTS-GLI-00000-000" in shown
     assert f"Next: autoliver plan {tmp_path}/one" in shown
     done = autoliver.convert("brats", source, tmp_path / "two", workspace=tmp_path / "ws")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from pages import Page
 
 from autoliver.pipeline.demo import FULL_DEMO, DemoResult, run_demo
 
@@ -40,6 +41,20 @@ def test_a_demo_draws_a_row_for_each_model(found: tuple[Path, DemoResult]) -> No
     assert result.picture == folder / "outlines.png"
     height, width = imread(result.picture).shape[:2]
     assert height == 4 * width  # one unseen scan of each kind
+
+
+def test_a_demo_ends_with_a_report_on_the_transfer(found: tuple[Path, DemoResult]) -> None:
+    folder, result = found
+    assert result.report == folder / "report.html"
+    page = Page(result.report.read_bytes())
+    differences = page.numbers("Dice of every case, B - A")
+    titles = list(result.dice)
+    for label in ("liver", "spleen"):
+        dice = [result.dice[title][label] for title in titles[2:]]
+        if None not in dice:
+            (row,) = differences.values()  # of the only unseen scan
+            assert row[label] == pytest.approx(dice[1] - dice[0], abs=1e-9)  # type: ignore[operator]
+    assert "Every weight" in page.tables
 
 
 def test_a_demo_again_keeps_what_is_there(found: tuple[Path, DemoResult]) -> None:

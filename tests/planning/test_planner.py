@@ -2,6 +2,7 @@ import pytest
 
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.errors import DatasetError, OptionError
+from autoliver.io.dicom.codes import Concept, SegmentCodes
 from autoliver.planning.plan import CaseFingerprint, Fingerprint, IntensityStats, Plan, PlanOptions
 from autoliver.planning.planner import make_plan
 
@@ -279,3 +280,12 @@ def test_a_window_replaces_the_percentiles_of_ct_alone():
         plan_of(SMALL, window_hu=(-150.0, 250.0))
     with pytest.raises(OptionError, match="--window 5 5"):
         make_plan(both, fingerprint, PlanOptions(window_hu=(5.0, 5.0)))
+
+
+def test_codes_of_labels_go_with_the_plan_and_decide_nothing():
+    codes = {"liver": SegmentCodes(type=Concept("A1", "99LAB", "Our liver"))}
+    plain, coded = dataset_of(), dataset_of().replace(codes=codes)
+    plan = plan_of(LARGE, dataset=coded)
+    assert plan.codes == codes
+    assert coded.digest() == plain.digest()
+    assert plan.digest() == plan_of(LARGE, dataset=plain).digest()

@@ -293,7 +293,8 @@ def test_each_kind_of_error_shows_its_hint_once(folder: Path, listed: bool) -> N
     assert hints[0].startswith("a, b, c: Correct the label file")
     assert hints[1].startswith("c: Replace them by the value of air")
     assert ("To see every finding" in error.value.hint) is not listed
-    assert len(hints) == (2 if listed else 3)
+    assert "verify DATASET --fix OUT" in hints[2]
+    assert len(hints) == (3 if listed else 4)
     # All problems stand in the table of `verify` already; elsewhere each kind is shown.
     assert ("c: " in error.value.problem and "NaN" in error.value.problem) is not listed
 

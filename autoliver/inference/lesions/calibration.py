@@ -22,8 +22,6 @@ Array = npt.NDArray[np.float64]
 
 # With fewer lesions than this a temperature says more of chance than of the network.
 LEAST_LESIONS = 20
-# The picture that `evaluate` and `select` draw.
-RELIABILITY_FILE = "reliability.png"
 # Beyond these, probabilities are all nearly 1 or all nearly equal.
 _LOWEST, _HIGHEST = 0.05, 20.0
 _TINY = 1e-7  # stands for a probability of 0

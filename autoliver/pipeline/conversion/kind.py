@@ -16,7 +16,8 @@ class Layer(Record, frozen=True, kw_only=True):
     """A file with labels of a case.
 
     Attributes:
-        path: Path of the file.
+        path: Path of the file; or a folder of slices, PNG or DICOM, that belong to those of the
+            image one by one.
         values: Value in the file -> value in the dataset; others are refused.
     """
 
@@ -29,16 +30,18 @@ class Found(Record, frozen=True, kw_only=True):
 
     Attributes:
         name: Its name in the dataset.
-        images: Paths in channel order.
+        images: Paths in channel order; a folder is a DICOM series.
         layers: The files of its label map, each painted over those before it where it has a label;
             empty if there is no label map.
         patient: The patient; cases of one patient are never split between folds.
+        modality: CT or MR, where the data hold both; empty if the channels say it.
     """
 
     name: str
     images: tuple[str, ...]
     layers: tuple[Layer, ...]
     patient: str
+    modality: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,12 @@ class Kind:
             names a case of which an image is missing.
         raters: Number of a rater -> what finds the cases with that one's label maps, where the data
             have several; the first one's are those of `find`.
+        parts: Name -> a part of the data that is a dataset of its own. If only one of them is
+            there, it is taken. All of them are one dataset where there is a `description`.
+        describe: Reads of the source what `description` does not say; None for nothing.
+        by_voxel: Whether label maps belong to their images voxel by voxel although the headers of
+            some say otherwise. Whether they do is checked by the intensities.
+        note: A sentence about such data for whoever converts them; empty for none.
     """
 
     title: str
@@ -60,6 +69,10 @@ class Kind:
     description: Mapping[str, Any]
     find: Finder
     raters: Mapping[int, Finder] = field(default_factory=dict)
+    parts: "Mapping[str, Kind]" = field(default_factory=dict)
+    describe: Callable[[Path], Mapping[str, Any]] | None = None
+    by_voxel: bool = False
+    note: str = ""
 
 
 def mask(path: Path, value: int) -> Layer:
@@ -83,6 +96,20 @@ def without_image(case: str, label: Path, wanted: str) -> DatasetError:
     return DatasetError(
         f"{case}: {label} is a label map without an image.", hint=f"Add the image {wanted}."
     )
+
+
+def there_twice(files: dict[str, Path], case: str, path: Path) -> None:
+    """Adds a file of a case to those found.
+
+    Raises:
+        DatasetError: There is one of this case already.
+    """
+    if case in files:
+        raise DatasetError(
+            f"{case}: it is there twice: {files[case]} and {path}.",
+            hint="Move one of them out of the folder.",
+        )
+    files[case] = path
 
 
 def folders_in(source: Path, *, depth: int = 2) -> list[Path]:

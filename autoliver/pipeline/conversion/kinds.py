@@ -50,8 +50,46 @@ def _cirrmri() -> "Kind":
     return CIRRMRI
 
 
+def _chaos() -> "Kind":
+    from autoliver.pipeline.conversion.chaos import CHAOS
+
+    return CHAOS
+
+
+def _lits() -> "Kind":
+    from autoliver.pipeline.conversion.lits import LITS
+
+    return LITS
+
+
+def _msd() -> "Kind":
+    from autoliver.pipeline.conversion.msd import MSD
+
+    return MSD
+
+
+def _dlds() -> "Kind":
+    from autoliver.pipeline.conversion.dlds import DLDS
+
+    return DLDS
+
+
+def _btcv() -> "Kind":
+    from autoliver.pipeline.conversion.btcv import BTCV
+
+    return BTCV
+
+
+def _amos() -> "Kind":
+    from autoliver.pipeline.conversion.btcv import AMOS
+
+    return AMOS
+
+
 # The kind of a dataset whose lesions get their classes; it is no published data.
 LESION_CLASSES = "lesion-classes"
+# The kind of DICOM series, of which images are made.
+DICOM = "dicom"
 KINDS: "dict[str, Callable[[], Kind]]" = {
     "camus": _camus,
     "brats": _brats,
@@ -60,4 +98,10 @@ KINDS: "dict[str, Callable[[], Kind]]" = {
     "atlas": _atlas,
     "liverhccseg": _liverhccseg,
     "cirrmri": _cirrmri,
+    "chaos": _chaos,
+    "lits": _lits,
+    "msd": _msd,
+    "dlds": _dlds,
+    "btcv": _btcv,
+    "amos": _amos,
 }

@@ -24,6 +24,9 @@ class Converted:
         unlabelled: Names of the cases that were left out, since they have no label map.
         passed_over: Folders of the source without any case.
         rewritten: Number of label maps that were written anew, since their values changed.
+        series: Number of images that were made of DICOM series.
+        told: Case -> what was done to its label map besides other values.
+        note: A sentence about such data; empty for none.
         labels: Name of each label -> its value or values.
         lesions: Class of lesions -> their number, where lesions got their classes.
         next_command: The command that makes sense next.
@@ -39,6 +42,9 @@ class Converted:
     labels: dict[str, int | list[int]]
     next_command: str
     lesions: dict[str, int] = field(default_factory=dict)
+    series: int = 0
+    told: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -51,6 +57,9 @@ class Converted:
             "unlabelled": list(self.unlabelled),
             "passed_over": list(map(str, self.passed_over)),
             "rewritten": self.rewritten,
+            "series": self.series,
+            "told": self.told,
+            "note": self.note,
             "labels": self.labels,
             **({"lesions": self.lesions} if self.lesions else {}),
             "next": self.next_command,
@@ -81,7 +90,7 @@ def check_output(source: Path, output: Path) -> None:
         raise OptionError(f"{output}: it exists already.", hint="Choose a new folder.")
     if output.resolve().is_relative_to(source.resolve()):
         raise OptionError(
-            f"{output}: it lies in the folder that is to be converted, which is left as it is.",
+            f"{output}: it lies in the source, which is left as it is.",
             hint="Choose a folder elsewhere.",
         )
 

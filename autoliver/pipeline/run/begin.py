@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,6 @@ from autoliver.training.options import (
 )
 from autoliver.values import another, check_whole, counted
 from autoliver.workspace import RunFolder
-
-# The name of the lock of each process that works on a run.
-_USED = ".used-by-{}.lock"
 
 _log = logging.getLogger(__name__)
 
@@ -162,16 +159,16 @@ def _is_bound(run: RunFolder) -> bool:
         return False
     if run.has_stepped:
         return True
-    return any(is_held(path) for path in run.path.glob(_USED.format("*")) if path != _own(run))
+    return any(is_held(path) for path in run.users if path != _own(run))
 
 
-def in_use(run: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """Returns a block in which other processes see that this one works on a run."""
-    return only_one(_own(run), f"{run.name} is being trained")
+def in_use(run: RunFolder, folds: Iterable[Fold]) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which other processes see that this one works on folds of a run."""
+    return only_one(_own(run), f"{run.name} is being trained", parts=tuple(map(str, folds)))
 
 
 def _own(run: RunFolder) -> Path:
-    return run.path / _USED.format(f"{socket.gethostname()}-{os.getpid()}")
+    return run.user(f"{socket.gethostname()}-{os.getpid()}")
 
 
 def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:

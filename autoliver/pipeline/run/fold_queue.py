@@ -30,7 +30,7 @@ from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
-from autoliver.training.progress import dice_of, read_progress
+from autoliver.training.progress import FAILED, add_to_log, dice_of, read_progress
 from autoliver.training.stop import Stopped, stop_on_sigterm
 
 # The command that processes of the queue run; its argument is the path of a request.
@@ -182,6 +182,9 @@ class _Child:
         if self.process.returncode == 0:
             return None
         problem, hint = self._reason(self.process.returncode)
+        if self.process.returncode < 0:  # it could not write that itself
+            with contextlib.suppress(OSError):
+                add_to_log(self.folder.log, f"{FAILED}{problem}")
         return FoldResult(fold=self.fold, folder=self.folder.path, problem=problem, hint=hint)
 
     def _reason(self, code: int) -> tuple[str, str]:

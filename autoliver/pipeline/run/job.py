@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +35,10 @@ from autoliver.preprocessing.crop import OUTSIDE, Bounds
 from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, known_places, only_places, read_case
+from autoliver.system import in_words
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.replay import with_ignored
-from autoliver.training.progress import add_to_log
+from autoliver.training.progress import FAILED, add_to_log
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted
@@ -161,6 +162,8 @@ class RunJob:
         """
         with contextlib.ExitStack() as held:
             group.lead_does(lambda: held.enter_context(self.only_here(fold)))
+            if group.leads:
+                held.enter_context(_failure_in(self.folder(fold).log))
             if not group.lead_does(lambda: self.trained(fold)):
                 self._train(fold, device, group)
             if self.splits[fold].validation:
@@ -354,3 +357,17 @@ class RunJob:
             roi_from=self.options.roi_from,
             machine=self.machine.replace(device=str(device)),
         )
+
+
+@contextlib.contextmanager
+def _failure_in(log: Path) -> Iterator[None]:
+    """Writes why the block failed to the log of a fold, for whoever looks at it later."""
+    try:
+        with in_words():
+            yield
+    except Stopped:
+        raise
+    except AutoliverError as error:
+        with contextlib.suppress(OSError):  # it may be the reason
+            add_to_log(log, f"{FAILED}{error.problem}")
+        raise

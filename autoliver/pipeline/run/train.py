@@ -282,7 +282,7 @@ def _run_job(
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
-    held.enter_context(in_use(run))
+    held.enter_context(in_use(run, splits))
     cases = max(len(split.train) for split in splits.values())
     asked = request.replace(changes=_changes(workspace, request, source))
     replay = replay_for(workspace, planned, asked, run, list(splits))

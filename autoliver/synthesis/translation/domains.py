@@ -62,8 +62,8 @@ class Domain:
     ) -> PatchStream:
         """Numbered batches of patches from the slices that show a label, and some around them.
 
-        Slices far from these would teach a translation to draw or to erase organs, where only one of
-        the domains has such slices.
+        Slices far from these would teach a translation to draw or to erase organs, where only one
+        of the domains has such slices.
 
         Args:
             patch: Size of the patches.

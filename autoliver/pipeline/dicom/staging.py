@@ -1,0 +1,109 @@
+"""Staged series: each is written once as an image file in the workspace, and removed when used."""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from autoliver.artifacts import digest
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, MachineError
+from autoliver.io.dicom.read import read_series
+from autoliver.io.dicom.series import Series, SeriesFile, save_series
+from autoliver.io.files import write_image
+from autoliver.io.header import split_ending
+from autoliver.parallel import case_bar
+from autoliver.system import in_words
+from autoliver.workspace import STAGED, Workspace
+
+_log = logging.getLogger(__name__)
+
+# The ending of staged images, and that of the label maps of DICOM series.
+_ENDING = ".mha"
+LABELS = ".nii.gz"
+
+
+@contextlib.contextmanager
+def staged(
+    workspace: Workspace,
+    cases: Mapping[str, Series],
+    output: Path,
+    on_problem: Callable[[str, DatasetError], object],
+) -> Iterator[dict[str, Path]]:
+    """Writes the image of each series to the workspace, for the time of the block.
+
+    Images stay if the block is interrupted or the machine refuses something, and are used by the
+    next command with the same output as long as the source files are the same.
+
+    Args:
+        workspace: The workspace.
+        cases: Case -> its series.
+        output: Where the cases are predicted to; each output has staged images of its own.
+        on_problem: Takes a case that cannot be read, and why.
+
+    Yields:
+        Case -> its image file.
+    """
+    images: dict[str, Path] = {}
+    for name, series in case_bar("read DICOM", len(cases))(cases.items()):
+        places = [(str(each.file.absolute()), each.frame) for each in series.slices]
+        key = digest([str(output.resolve()), name, places])
+        image = workspace.root / STAGED / key / f"{name}{_ENDING}"
+        try:
+            _stage(image, series)
+        except DatasetError as error:
+            on_problem(name, error)
+        else:
+            images[name] = image
+    try:
+        yield images
+    except MachineError:
+        raise
+    except AutoliverError:
+        _discard_all(images)
+        raise
+    _discard_all(images)
+
+
+def sidecar(image: Path) -> Path:
+    """Returns the JSON file beside a staged image, which `load_series` reads."""
+    return image.with_name(f"{image.name.removesuffix(_ENDING)}.json")
+
+
+def discard(image: Path) -> None:
+    """Removes a staged image with its JSON file, and the folder of such images if it is empty."""
+    with in_words(image, verb="written"):
+        shutil.rmtree(image.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are there
+            image.parent.parent.rmdir()
+
+
+def _discard_all(images: Mapping[str, Path]) -> None:
+    for image in images.values():
+        discard(image)
+
+
+def _stage(image: Path, series: Series) -> None:
+    """Writes the image of a series, unless it is there and the source files are the same."""
+    made_from = {"source files": digest(_states(series))}
+    note = sidecar(image)
+    with contextlib.suppress(ArtifactError):
+        if image.exists() and SeriesFile.load(note).made_from == made_from:
+            return
+    volume = read_series(series)
+    for said in volume.notes[len(series.notes) :]:
+        _log.warning("%s: %s", split_ending(image.name)[0], said)
+    note.unlink(missing_ok=True)
+    write_image(image, volume.array, volume.geometry, compressed=False)
+    save_series(note, dataclasses.replace(series, notes=volume.notes), made_from)
+
+
+def _states(series: Series) -> list[object]:
+    """What says whether source files have changed: names, sizes and times."""
+    found: list[object] = []
+    for file in dict.fromkeys(each.file for each in series.slices):
+        with in_words(file, verb="read"):
+            state = file.stat()
+        found.append([str(file.absolute()), state.st_size, state.st_mtime_ns])
+    return [*found, [each.frame for each in series.slices], list(series.geometry.spacing_mm)]

@@ -1,0 +1,1 @@
+"""The command `report`: artefacts and images of a dataset or of predictions -> one page."""

@@ -1,0 +1,570 @@
+"""What a page says of a folder of predictions, with or without a reference, or of two of them."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from autoliver.commands import command
+from autoliver.datasets.cases import Dataset, Labels, groups_of
+from autoliver.datasets.layouts import by_stem, image_files, label_files
+from autoliver.errors import ArtifactError, DatasetError, OptionError
+from autoliver.evaluation.comparison import compare_scores
+from autoliver.evaluation.report.outliers import MOST, Outlier, by_dice, by_difference, by_values
+from autoliver.evaluation.report.page import Cell, Figure, Part, Section, Table
+from autoliver.evaluation.report.plots import Point, strips
+from autoliver.evaluation.report.sprites import Style
+from autoliver.evaluation.report.tables import (
+    case_table,
+    comparison_table,
+    lesion_parts,
+    number,
+    numbers_of,
+    strip_figures,
+    summary_table,
+    texts,
+)
+from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
+from autoliver.evaluation.score import discover_labels, find_pairs
+from autoliver.inference.lesions.calibration import RELIABILITY_FILE
+from autoliver.inference.options import UNCERTAINTY, is_uncertainty
+from autoliver.inference.record import RECORD_FILE, Prediction, read_record
+from autoliver.io.files import read_image, read_label
+from autoliver.io.header import split_ending
+from autoliver.io.volume import is_flat
+from autoliver.machine import Machine
+from autoliver.models.files import SCORES_FILE
+from autoliver.parallel import case_bar
+from autoliver.pipeline.comparison import shared
+from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
+from autoliver.pipeline.reporting.shown import (
+    Chapter,
+    MapFile,
+    Shown,
+    anchors_of,
+    chosen,
+    order_of,
+)
+from autoliver.values import counted, first_few
+from autoliver.workspace import Workspace
+
+_METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
+_FEW = 5  # names in one sentence
+_PREVIEW = "_preview"  # of pictures that predict writes beside label maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSources:
+    """Where predictions and what belongs to them are.
+
+    Attributes:
+        folders: One or two folders of predicted label maps.
+        images: Folders of their images; empty if these are not given.
+        reference: Folder of reference label maps, or the folder or name of a dataset; None for no
+            reference.
+        machine: The processes and memory that may be used.
+    """
+
+    folders: tuple[Path, ...]
+    images: tuple[Path, ...]
+    reference: Path | None
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """A folder of predictions: its label maps by case, and the record of how they were made."""
+
+    path: Path
+    maps: dict[str, Path]
+    record: Prediction | None
+
+    def modality(self, case: str) -> bool | None:
+        """Whether a case is CT; None if the record does not say so."""
+        if self.record is None:
+            return None
+        used = self.record.modalities.get(self.maps[case].name) if case in self.maps else None
+        return None if used is None or used.modality is None else used.modality == "CT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What all cases that are shown share: their folder, their images and the labels."""
+
+    folder: _Folder
+    images: Mapping[str, Path]
+    labels: Labels
+
+
+def predictions_chapter(workspace: Workspace, sources: PredictionSources) -> Chapter:
+    """Returns what a page says of one folder of predictions, or of two that it compares.
+
+    Nothing is written. Scores are those of scores.json in the folder, if it was evaluated with the
+    same reference; otherwise they are computed as `evaluate` does.
+
+    Raises:
+        DatasetError: A folder has no label maps, or a file cannot be read.
+        OptionError: More than two folders are given, or one twice.
+    """
+    folders = [_folder(path) for path in sources.folders]
+    dataset = _dataset(workspace, sources.reference)
+    images = _images(sources.images, dataset)
+    match folders:
+        case [only]:
+            return _one(workspace, only, sources, images, dataset)
+        case [first, second]:
+            if first.path.resolve() == second.path.resolve():
+                raise OptionError(
+                    f"--prediction: {first.path} is given twice.", hint="Give two that differ."
+                )
+            return _two(workspace, (first, second), sources, images, dataset)
+    raise OptionError(
+        f"--prediction is given {len(folders)} times; it may be given once or twice.",
+        hint="Give one folder, or two to compare them.",
+    )
+
+
+def _folder(path: Path) -> _Folder:
+    if not path.is_dir():
+        raise DatasetError(
+            f"{path}: there is no such folder.", hint="Give a folder of predicted label maps."
+        )
+    record: Prediction | None = None
+    with contextlib.suppress(ArtifactError):  # label maps may be shown without it
+        record = read_record(path / RECORD_FILE)
+    if record is not None:
+        files = [path / name for name in record.label_maps if (path / name).exists()]
+        maps = {split_ending(file.name)[0]: file for file in sorted(files)}
+    else:
+        maps = by_stem(label_files(path), prefer=None)
+        maps = {
+            name: file
+            for name, file in maps.items()
+            if not is_uncertainty(name, maps)
+            and not (name.endswith(_PREVIEW) and name.removesuffix(_PREVIEW) in maps)
+            and file.name != RELIABILITY_FILE
+        }
+    if not maps:
+        raise DatasetError(f"{path}: no label maps.", hint="Give the folder that predict wrote.")
+    return _Folder(path=path, maps=maps, record=record)
+
+
+def _dataset(workspace: Workspace, reference: Path | None) -> Dataset | None:
+    """The dataset that the reference is; None if it is a folder of label maps, or none."""
+    if reference is None or (reference.is_dir() and label_files(reference)):
+        return None
+    return workspace.read(str(reference))
+
+
+def _images(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Path]:
+    """The first image file of each case; of several channels the first."""
+    found: dict[str, Path] = {}
+    if dataset is not None:
+        found = {case.name: Path(case.images[0]) for case in dataset.cases}
+    for folder in folders:
+        files = image_files(folder) if folder.is_dir() else [folder]
+        if not files:
+            raise DatasetError(
+                f"{folder}: no images.", hint="Give the folder of the images with -i."
+            )
+        for stem, file in by_stem(files, prefer=None).items():
+            found[stem] = file
+            if stem.endswith("_0000"):
+                found.setdefault(stem.removesuffix("_0000"), file)
+    return found
+
+
+def _one(
+    workspace: Workspace,
+    folder: _Folder,
+    sources: PredictionSources,
+    images: Mapping[str, Path],
+    dataset: Dataset | None,
+) -> Chapter:
+    scores, note = _scores(workspace, folder, sources, dataset)
+    if scores is None:
+        return _unscored(folder, images)
+    cases = {case.name: case for case in scores.cases}
+    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="predicted")
+    links, labels = anchors_of(found), list(scores.labels.foreground)
+    of = _Sources(folder=folder, images=images, labels=scores.labels)
+    shown = tuple(
+        _show(name, how, _pair(cases[name]), of=of, table=numbers_of(cases[name]))
+        for name, how in found.items()
+    )
+    named = {"": scores}
+    section = Section(
+        anchor="scores",
+        title=f"Scores of {folder.path.name}",
+        notes=(note, *scores.warnings),
+        parts=(
+            summary_table(scores),
+            *strip_figures(scores.cases, links, {}, labels=labels, of=folder.path.name),
+            case_table(scores.cases, links, {}, labels=labels),
+            *lesion_parts(named),
+        ),
+    )
+    return Chapter(sections=(_made(folder), section), shown=shown)
+
+
+def _show(
+    name: str,
+    chosen_as: tuple[str, tuple[str, ...]],
+    maps: tuple[MapFile, ...],
+    *,
+    of: _Sources,
+    table: Table | None = None,
+) -> Shown:
+    anchor, reasons = chosen_as
+    return Shown(
+        anchor=anchor,
+        name=name,
+        reasons=reasons,
+        table=table,
+        images=(of.images[name],) if name in of.images else (),
+        maps=maps,
+        labels=of.labels,
+        is_ct=of.folder.modality(name),
+    )
+
+
+def _pair(case: CaseScores) -> tuple[MapFile, ...]:
+    return (
+        MapFile(title="reference", style="reference", path=Path(case.reference)),
+        MapFile(title="prediction", style="prediction", path=Path(case.prediction)),
+    )
+
+
+def _scores(
+    workspace: Workspace, folder: _Folder, sources: PredictionSources, dataset: Dataset | None
+) -> tuple[Scores | None, str]:
+    """The scores of a folder, and where they are from; None without any."""
+    kept = folder.path / SCORES_FILE
+    if kept.exists():
+        scores = Scores.load(kept)
+        if sources.reference is None or _is_of(scores, sources.reference, dataset):
+            return scores, f"From {SCORES_FILE} of {folder.path}."
+    if sources.reference is None:
+        return None, ""
+    request = EvaluateRequest(metrics=_METRICS, subset=True, machine=sources.machine)
+    task = task_of(workspace, folder.path, sources.reference, request, output=folder.path)
+    scores = score(_named(task, folder), request)
+    if task.dataset is not None:
+        scores = scores.grouped(groups_of(task.dataset.cases))
+    keep = command("evaluate", options=["-p", str(folder.path), "-r", str(sources.reference)])
+    return scores, f"Computed for this page. To keep them as {SCORES_FILE}: {keep}"
+
+
+def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
+    """Whether scores were computed with these references."""
+    if dataset is not None:
+        files = {str(Path(case.label).resolve()) for case in dataset.labelled if case.label}
+        return all(str(Path(case.reference).resolve()) in files for case in scores.cases)
+    place = reference.resolve()
+    return all(Path(case.reference).resolve().parent == place for case in scores.cases)
+
+
+def _named(task: Task, folder: _Folder) -> Task:
+    """The task with the labels of the model, unless a dataset names them."""
+    record = folder.record
+    if task.labels is not None or record is None or record.labels is None:
+        return task
+    return replace(task, labels=record.labels)
+
+
+def _made(folder: _Folder, what: str = "") -> Section:
+    """How the label maps of a folder were made, as its predict.json says."""
+    record = folder.record
+    title = f"Predictions {what}".strip()
+    lead = f"{counted(len(folder.maps), 'label map')} in {folder.path}."
+    anchor = f"made{what}"
+    if record is None:
+        note = f"There is no {RECORD_FILE}, which would say how they were made."
+        return Section(anchor=anchor, title=title, notes=(lead, note))
+    options = record.options
+    rows = {
+        "model": record.model,
+        "folds": record.folds,
+        "cleaning": "; ".join(map(str, record.cleaning)) or "none",
+        "step": f"{options.step:g}",
+        "mirrored": "yes" if options.mirror else "no",
+        "exact": "yes" if options.exact else "no",
+        "region": options.roi or "whole scans",
+        "normalised as": ", ".join(
+            sorted({used.modality or "planned" for used in record.modalities.values()})
+        ),
+    }
+    networks = tuple(
+        texts(f"{used.run}, fold {used.fold}", used.part, used.weights_sha256[:12])
+        for used in record.networks
+    )
+    missing = [name for name in record.label_maps if not (folder.path / name).exists()]
+    warnings = (
+        (f"{counted(len(missing), 'case')} not predicted yet: {first_few(missing, _FEW)}.",)
+        if missing
+        else ()
+    )
+    return Section(
+        anchor=anchor,
+        title=title,
+        notes=(lead, *record.notes),
+        warnings=warnings,
+        parts=(
+            Table(
+                caption=f"From {RECORD_FILE}",
+                head=("what", "value"),
+                rows=tuple(texts(*row) for row in rows.items() if row[1]),
+            ),
+            Table(caption="Networks", head=("network", "part", "weights"), rows=networks),
+        ),
+    )
+
+
+def _unscored(folder: _Folder, images: Mapping[str, Path]) -> Chapter:
+    """Volumes and uncertainty, and the cases in which they are unlike those of the others."""
+    labels = _labels([folder])
+    volumes = {
+        name: _volumes(path, labels)
+        for name, path in case_bar("volumes", len(folder.maps))(folder.maps.items())
+    }
+    spread = {
+        name: {"all labels": value}
+        for name, path in folder.maps.items()
+        if (value := _uncertainty(path)) is not None
+    }
+    unlike: dict[str, tuple[str, ...]] = {}
+    for found in (
+        by_values(volumes, "volume", unit=" ml", decimals=1),
+        by_values(spread, "mean uncertainty", unit="", decimals=3, low=False),
+    ):
+        for name, reasons in found.items():
+            unlike[name] = (*unlike.get(name, ()), *reasons)
+    order = sorted(unlike, key=lambda name: (-len(unlike[name]), name))[:MOST]
+    outliers = [Outlier(case=name, reasons=unlike[name]) for name in order]
+    found_cases = chosen(outliers, list(folder.maps), prefix="predicted")
+    links = anchors_of(found_cases)
+    of = _Sources(folder=folder, images=images, labels=labels)
+    shown = tuple(
+        _show(
+            name,
+            how,
+            (MapFile(title="prediction", style="prediction", path=folder.maps[name]),),
+            of=of,
+        )
+        for name, how in found_cases.items()
+    )
+    section = Section(
+        anchor="volumes",
+        title="Volumes",
+        notes=(f"Unlike the others: {first_few(order, MOST)}.",) if order else (),
+        parts=(_volume_table(volumes, spread, links), *_volume_strips(volumes, links)),
+    )
+    return Chapter(sections=(_made(folder), section), shown=shown)
+
+
+def _labels(folders: Sequence[_Folder]) -> Labels:
+    """The labels of the model that predicted, or one for each value of the label maps."""
+    for folder in folders:
+        if folder.record is not None and folder.record.labels is not None:
+            return folder.record.labels
+    return discover_labels([file for folder in folders for file in folder.maps.values()])
+
+
+def _volumes(path: Path, labels: Labels) -> dict[str, float]:
+    """Label -> volume in ml; in a 2D file, which has none, in thousands of pixels."""
+    label = read_label(path)
+    spacing = label.geometry.spacing_mm
+    voxel_ml = 1e-3 if is_flat(label.geometry) else float(np.prod(spacing)) / 1000
+    counts = np.bincount(label.array.ravel().astype(np.int64))
+    return {
+        name: float(sum(counts[v] for v in values if v < len(counts))) * voxel_ml
+        for name, values in labels.foreground.items()
+    }
+
+
+def _uncertainty(path: Path) -> float | None:
+    """The mean uncertainty of the voxels that are labelled; None without a map of it."""
+    stem, ending = split_ending(path.name)
+    beside = path.with_name(f"{stem}{UNCERTAINTY}{ending}")
+    if not beside.exists():
+        return None
+    label, values = read_label(path).array[0] > 0, read_image([beside]).array[0]
+    if label.shape != values.shape or not label.any():
+        return None
+    return float(values[label].mean(dtype=np.float64))
+
+
+def _volume_table(
+    volumes: Mapping[str, Mapping[str, float]],
+    spread: Mapping[str, Mapping[str, float]],
+    links: Mapping[str, str],
+) -> Table:
+    labels = list(dict.fromkeys(label for of in volumes.values() for label in of))
+    rows = tuple(
+        (
+            Cell(name, link=links.get(name, "")),
+            *([number(spread.get(name, {}).get("all labels"), 3)] if spread else []),
+            *(number(of.get(label), 1) for label in labels),
+        )
+        for name, of in volumes.items()
+    )
+    head = ("case", *(["mean uncertainty"] if spread else []), *(f"{label} ml" for label in labels))
+    return Table(caption="Volume of every case", head=head, rows=rows, folded=len(rows) > 30)
+
+
+def _volume_strips(
+    volumes: Mapping[str, Mapping[str, float]], links: Mapping[str, str]
+) -> list[Figure]:
+    labels = list(dict.fromkeys(label for of in volumes.values() for label in of))
+    rows = {
+        label: [
+            Point(of[label], 0, links.get(name, "")) for name, of in volumes.items() if label in of
+        ]
+        for label in labels
+    }
+    svg = strips(rows, groups=(), label="volume ml", title="Volumes by label and case")
+    return [Figure(svg=svg, caption="Volumes by label and case. A point leads to its case.")]
+
+
+def _two(
+    workspace: Workspace,
+    folders: tuple[_Folder, _Folder],
+    sources: PredictionSources,
+    images: Mapping[str, Path],
+    dataset: Dataset | None,
+) -> Chapter:
+    first, second = folders
+    made = (_made(first, "A"), _made(second, "B"))
+    if sources.reference is None:
+        section, found, numbers, labels = _agreement(folders, sources)
+    else:
+        section, found, numbers, labels = _differences(workspace, folders, sources)
+    references = _references(sources, dataset)
+    of = _Sources(folder=first, images=images, labels=labels)
+    styles: tuple[tuple[str, Style, Mapping[str, Path]], ...] = (
+        ("reference", "reference", references),
+        ("A", "prediction", first.maps),
+        ("B", "second", second.maps),
+    )
+    shown = tuple(
+        _show(
+            name,
+            how,
+            tuple(
+                MapFile(title=title, style=style, path=files[name])
+                for title, style, files in styles
+                if name in files
+            ),
+            of=of,
+            table=numbers.get(name),
+        )
+        for name, how in found.items()
+    )
+    return Chapter(sections=(*made, section), shown=shown)
+
+
+_Found = tuple[Section, dict[str, tuple[str, tuple[str, ...]]], dict[str, Table], Labels]
+
+
+def _references(sources: PredictionSources, dataset: Dataset | None) -> dict[str, Path]:
+    if dataset is not None:
+        return {case.name: Path(case.label) for case in dataset.labelled if case.label}
+    if sources.reference is None:
+        return {}
+    return by_stem(label_files(sources.reference), prefer=None)
+
+
+def _differences(
+    workspace: Workspace, folders: tuple[_Folder, _Folder], sources: PredictionSources
+) -> _Found:
+    """Both against the reference, case by case, as `evaluate` compares them."""
+    reference = Path(str(sources.reference))
+    paths = (folders[0].path, folders[1].path)
+    request = EvaluateRequest(metrics=_METRICS, subset=True, machine=sources.machine)
+    tasks = [task_of(workspace, path, reference, request, output=path) for path in paths]
+    tasks = [_named(task, folder) for task, folder in zip(tasks, folders, strict=True)]
+    tasks = shared(tasks, paths, subset=True)
+    scores = [score(replace(task, labels=tasks[0].labels), request) for task in tasks]
+    found = compare_scores(
+        *scores, predictions=(str(paths[0]), str(paths[1])), reference=str(reference)
+    )
+    dice: dict[str, dict[str, float]] = {}
+    numbers: dict[str, list[tuple[Cell, ...]]] = {}
+    for row in found.cases:
+        decimals = COLUMNS[row.metric].decimals
+        if row.metric == "dice" and row.difference is not None:
+            dice.setdefault(row.case, {})[row.label] = row.difference
+        if row.metric in ("dice", "hd95_mm"):
+            cells = (number(value, decimals) for value in (row.a, row.b, row.difference))
+            what = f"{row.label}, {COLUMNS[row.metric].heading}"
+            numbers.setdefault(row.case, []).append((Cell(what), *cells))
+    chosen_cases = chosen(by_difference(dice), list(dice), prefix="compared")
+    links = anchors_of(chosen_cases)
+    section = Section(
+        anchor="compared",
+        title="A against B",
+        notes=(f"Both were compared with {reference}.", *found.warnings),
+        parts=(comparison_table(found), *_difference_parts(dice, links)),
+    )
+    head = ("label, metric", "A", "B", "B - A")
+    tables = {
+        name: Table(caption="A and B in this case", head=head, rows=tuple(rows))
+        for name, rows in numbers.items()
+    }
+    return section, chosen_cases, tables, found.labels
+
+
+def _agreement(folders: tuple[_Folder, _Folder], sources: PredictionSources) -> _Found:
+    """How much A and B have in common, where there is no reference."""
+    first, second = folders
+    labels = _labels(folders)
+    pairs = find_pairs(second.path, first.maps, subset=True)
+    task = Task(pairs=pairs, labels=labels, dataset=None, warnings=())
+    request = EvaluateRequest(metrics=("dice", "volume"), machine=sources.machine)
+    scores = score(task, request)
+    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="compared")
+    links = anchors_of(found)
+    section = Section(
+        anchor="compared",
+        title="A against B",
+        notes=(
+            "There is no reference: A stands in its place, so that the Dice is what both share.",
+        ),
+        parts=(
+            summary_table(scores),
+            *strip_figures(scores.cases, links, {}, labels=list(labels.foreground), of="A and B"),
+            case_table(scores.cases, links, {}, labels=list(labels.foreground)),
+        ),
+    )
+    return section, found, {case.name: numbers_of(case) for case in scores.cases}, labels
+
+
+def _difference_parts(
+    dice: Mapping[str, Mapping[str, float]], links: Mapping[str, str]
+) -> list[Part]:
+    """Every case's difference of the Dice, as a plot and as a table."""
+    labels = list(dict.fromkeys(label for of in dice.values() for label in of))
+    points = {
+        label: [Point(of[label], 0, links.get(n, "")) for n, of in dice.items() if label in of]
+        for label in labels
+    }
+    svg = strips(points, groups=(), label="Dice, B - A", title="Differences by label and case")
+    rows = tuple(
+        (
+            Cell(name, link=links.get(name, "")),
+            *(
+                Cell("-") if (v := of.get(label)) is None else Cell(f"{v:+.3f}", v)
+                for label in labels
+            ),
+        )
+        for name, of in dice.items()
+    )
+    caption = "Dice of every case, B - A"
+    return [
+        Figure(
+            svg=svg, caption="Differences of the Dice by label and case. A point leads to its case."
+        ),
+        Table(caption=caption, head=("case", *labels), rows=rows, folded=len(rows) > 30),
+    ]

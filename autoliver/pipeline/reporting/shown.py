@@ -1,0 +1,203 @@
+"""The cases that a page shows with slices, and as many of their slices as it may hold."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autoliver.datasets.cases import Labels
+from autoliver.errors import AutoliverError, DatasetError
+from autoliver.evaluation.report.outliers import Outlier
+from autoliver.evaluation.report.page import MOST_BYTES, CaseView, Page, Section, Table, render
+from autoliver.evaluation.report.sprites import (
+    FEW_SLICES,
+    MOST_SLICES,
+    LabelMap,
+    Sprite,
+    Style,
+    make_sprite,
+)
+from autoliver.evaluation.results import CaseScores
+from autoliver.io.files import read_image, read_label
+from autoliver.io.volume import Volume
+from autoliver.parallel import case_bar
+
+_log = logging.getLogger(__name__)
+
+MOST_CASES = 16  # with slices, outliers included
+_TRIES = (MOST_SLICES, MOST_SLICES // 2, FEW_SLICES)
+_SPARE = 20_000  # bytes for what is told of slices that are left out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapFile:
+    """A label map to outline.
+
+    Attributes:
+        title: What it is, for the legend.
+        style: How its outlines are drawn.
+        path: Its file.
+    """
+
+    title: str
+    style: Style
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A case to show.
+
+    Attributes:
+        anchor: Anchor of its part of the page.
+        name: Its name.
+        of: What its prediction is of, such as a run; empty if that is clear.
+        reasons: Why it is an outlier; empty if it is none.
+        table: Its numbers; None if there are none.
+        images: Its images; empty if they are not known.
+        maps: Its label maps, the reference first.
+        labels: Names and values of the labels.
+        is_ct: Whether the image is CT; None to go by its values.
+    """
+
+    anchor: str
+    name: str
+    of: str = ""
+    reasons: tuple[str, ...] = ()
+    table: Table | None = None
+    images: tuple[Path, ...] = ()
+    maps: tuple[MapFile, ...] = ()
+    labels: Labels
+    is_ct: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chapter:
+    """What a dataset or a folder of predictions adds to a page.
+
+    Attributes:
+        sections: Parts before the cases.
+        shown: The cases to show, outliers first.
+        last: Parts behind the cases.
+        notes: Sentences below the title.
+    """
+
+    sections: tuple[Section, ...] = ()
+    shown: tuple[Shown, ...] = ()
+    last: tuple[Section, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def chosen(
+    outliers: Sequence[Outlier], others: Sequence[str], *, prefix: str
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Chooses the cases to show.
+
+    Args:
+        outliers: The cases to look at first; all of them are shown.
+        others: All cases, in the order in which they are added as long as there is room.
+        prefix: Begins the anchors, and tells chapters of a page apart.
+
+    Returns:
+        Case -> its anchor, and the reasons why it is an outlier.
+    """
+    reasons = {each.case: each.reasons for each in outliers}
+    names = list(dict.fromkeys([*reasons, *others]))[: max(MOST_CASES, len(reasons))]
+    return {name: (f"{prefix}-{n}", reasons.get(name, ())) for n, name in enumerate(names)}
+
+
+def anchors_of(found: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
+    """Case -> anchor, of what `chosen` returns."""
+    return {name: anchor for name, (anchor, _) in found.items()}
+
+
+def order_of(cases: Sequence[CaseScores]) -> list[str]:
+    """The names of cases, the lowest mean Dice first; those without one last."""
+
+    def mean(case: CaseScores) -> tuple[float, str]:
+        known = [s.dice for s in case.labels.values() if s.dice is not None]
+        return (sum(known) / len(known) if known else 2.0, case.name)
+
+    return [case.name for case in sorted(cases, key=mean)]
+
+
+def fitted(page: Page, shown: Sequence[Shown], *, most_bytes: int = MOST_BYTES) -> bytes:
+    """Returns a page with the slices of cases, as many as it may hold, as HTML.
+
+    Cases come in order. Each has an equal share of what is left, and fewer slices if it needs more;
+    cases for which too little is left have none, and the page says so.
+
+    Args:
+        page: The page without cases.
+        shown: The cases.
+        most_bytes: The size that the page may have.
+    """
+    views = [_view(each, lacking=_FULL) for each in shown]
+    left = most_bytes - _SPARE - len(render(replace(page, cases=tuple(views))))
+    for number, each in enumerate(case_bar("slices", len(shown))(shown)):
+        views[number], taken = _with_slices(each, left // (len(shown) - number), left)
+        left -= taken
+    return render(replace(page, cases=tuple(views)))
+
+
+_FULL = f"with them, the page would be larger than {MOST_BYTES // 1_000_000} MB."
+
+
+def _view(shown: Shown, *, sprite: Sprite | None = None, lacking: str = "") -> CaseView:
+    return CaseView(
+        anchor=shown.anchor,
+        name=shown.name,
+        of=shown.of,
+        reasons=shown.reasons,
+        table=shown.table,
+        sprite=sprite,
+        lacking=lacking,
+    )
+
+
+def _with_slices(shown: Shown, share: int, left: int) -> tuple[CaseView, int]:
+    """The case with as many slices as fit, and the bytes that they take."""
+    if left < _SPARE:
+        return _view(shown, lacking=_FULL), 0
+    try:
+        image, maps = _read(shown)
+    except AutoliverError as error:
+        _log.info("%s: no slices: %s", shown.name, error.problem)
+        return _view(shown, lacking=error.problem), 0
+    taken = 0
+    view = _view(shown, lacking=_FULL)
+    for most in _TRIES:
+        sprite = make_sprite(
+            image.array[0],
+            maps,
+            image.geometry,
+            labels=shown.labels.foreground,
+            is_ct=shown.is_ct,
+            most_slices=most,
+        )
+        view = _view(shown, sprite=sprite)
+        taken = _bytes_of(view)
+        if taken <= share:
+            return view, taken
+    return (view, taken) if taken <= left else (_view(shown, lacking=_FULL), 0)
+
+
+def _bytes_of(view: CaseView) -> int:
+    bare = Page(title="", notes=(), sections=())
+    return len(render(replace(bare, cases=(view,)))) - len(render(bare))
+
+
+def _read(shown: Shown) -> tuple[Volume, list[LabelMap]]:
+    """The image and the label maps of a case."""
+    if not shown.images:
+        raise DatasetError("its image is not known.")
+    image = read_image(shown.images)
+    maps = []
+    for each in shown.maps:
+        array = read_label(each.path).array[0]
+        if array.shape != image.geometry.shape_zyx:
+            raise DatasetError(
+                f"{each.path}: it has {array.shape} voxels, its image {image.geometry.shape_zyx}."
+            )
+        maps.append(LabelMap(title=each.title, style=each.style, array=array))
+    return image, maps

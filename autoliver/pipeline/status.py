@@ -1,0 +1,369 @@
+"""What the runs of a workspace are doing, read from their files; nothing is locked or written."""
+
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from autoliver.artifacts import brief, read_json
+from autoliver.commands import command
+from autoliver.errors import AutoliverError
+from autoliver.locks import Holder, holder_of
+from autoliver.models.files import FoldFolder, fold_of
+from autoliver.system import entries, in_words, read_whole
+from autoliver.training.progress import FAILED
+from autoliver.transfer.table import IMAGENET
+from autoliver.values import counted
+from autoliver.workspace import DatasetFolder, RunFolder, Workspace
+
+State = Literal["queued", "training", "validating", "interrupted", "failed", "finished"]
+
+# States in which a process works on the fold, or will.
+_AT_WORK = ("queued", "training", "validating")
+# The rate is the mean of so many epochs: the last ones, since other work on the machine changes.
+_RECENT_EPOCHS = 5
+# A process on another machine counts as stopped after this time without a sign of life, or after
+# so many epochs.
+_SILENT_S = 3600.0
+_SILENT_EPOCHS = 5.0
+_LOG_END = 1 << 16  # bytes at the end of train.log that are read
+_TIME = "%Y-%m-%d %H:%M:%S"
+
+
+class _Epoch(msgspec.Struct):
+    """What is read of a line of progress.jsonl, whatever version has written it."""
+
+    epoch: int
+    seconds: float = 0.0
+    train_dice: float | None = None
+    validation_dice: tuple[float | None, ...] | None = None
+
+    @property
+    def dice(self) -> float | None:
+        """Of held-out patches, or of training patches without these; None: no label occurs."""
+        if self.validation_dice is None:
+            return self.train_dice
+        known = [dice for dice in self.validation_dice if dice is not None]
+        return statistics.fmean(known) if known else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldStatus:
+    """A fold of a run.
+
+    Attributes:
+        dataset: The dataset's name.
+        run: The run's name.
+        fold: "0" to "4", or "all".
+        state: "queued": a process will train it after others; "training"; "validating": its
+            held-out cases are predicted; "interrupted": nobody works on it; "failed"; "finished".
+        epoch: Number of finished epochs.
+        epochs: Number of epochs at the end; None if the options of the run cannot be read.
+        dice: Dice of the last epoch on patches of held-out cases, or of training cases where none
+            are held out; None without one.
+        best: The highest Dice of an epoch.
+        seconds_per_epoch: Mean of the last epochs; None before the first.
+        seconds_left: Estimate of what is left of its epochs; None unless it is being trained.
+        held_out_dice: For a finished fold, the mean Dice of its whole held-out cases.
+        holder: The process that works on it; None for none.
+        since: When that began, or when the fold was last written to; local time.
+        problem: Why it failed, or what else is to be known; empty for nothing.
+        command: The command that goes on with it; empty if it is being trained or finished.
+    """
+
+    dataset: str
+    run: str
+    fold: str
+    state: State
+    epoch: int
+    epochs: int | None
+    dice: float | None
+    best: float | None
+    seconds_per_epoch: float | None
+    seconds_left: float | None
+    held_out_dice: float | None
+    holder: Holder | None
+    since: str
+    problem: str
+    command: str
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process works on it, or will."""
+        return self.state in _AT_WORK
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherWork:
+    """Other work on a dataset that only one process may do at a time.
+
+    Attributes:
+        dataset: The dataset's name.
+        what: What is done.
+        holder: The process that does it.
+    """
+
+    dataset: str
+    what: str
+    holder: Holder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkspaceStatus:
+    """All runs of a workspace, or of one of its datasets.
+
+    Attributes:
+        folds: The folds, by dataset and run.
+        other: Other work that is being done.
+        damaged: Files that could not be read, in sentences.
+        next: What to do where there is no run yet: a command; empty if there are runs.
+    """
+
+    folds: tuple[FoldStatus, ...]
+    other: tuple[OtherWork, ...]
+    damaged: tuple[str, ...]
+    next: str
+
+    __repr__ = brief
+
+    @property
+    def at_work(self) -> bool:
+        """Whether any process works on what it shows."""
+        return bool(self.other) or any(fold.at_work for fold in self.folds)
+
+
+def read_status(workspace: Workspace, name: str | None = None) -> WorkspaceStatus:
+    """Reads what the runs of a workspace are doing.
+
+    Args:
+        workspace: The workspace.
+        name: Path or name of a planned dataset; None for all.
+
+    Raises:
+        DatasetError: No such dataset was planned.
+    """
+    folders = list(workspace.datasets) if name is None else [workspace.planned(name)]
+    damaged: list[str] = []
+    folds = [fold for folder in folders for fold in _folds(folder, damaged)]
+    return WorkspaceStatus(
+        folds=tuple(folds),
+        other=tuple(work for folder in folders for work in _other(folder)),
+        damaged=tuple(damaged),
+        next="" if folds else _first_command(workspace, folders),
+    )
+
+
+def _first_command(workspace: Workspace, folders: Sequence[DatasetFolder]) -> str:
+    if not folders:
+        return command("plan", "PATH/TO/DATASET", workspace=workspace.root)
+    return command("train", folders[0].name, "3d_fullres", workspace=workspace.root)
+
+
+def _other(folder: DatasetFolder) -> Iterator[OtherWork]:
+    holder = holder_of(folder.comparing)
+    if holder is not None and holder.is_alive():
+        yield OtherWork(dataset=folder.name, what="its runs are being compared", holder=holder)
+
+
+def _folds(folder: DatasetFolder, damaged: list[str]) -> Iterator[FoldStatus]:
+    for path in _listed(folder.path / "runs", damaged):
+        if not path.is_dir():
+            continue
+        look = _Look(run=RunFolder(path), damaged=damaged)
+        folds = {fold_of(each) for each in _listed(path, damaged, "fold_*")}
+        for fold in sorted(folds | look.queued.keys()):
+            yield look.at(fold)
+
+
+def _listed(folder: Path, damaged: list[str], pattern: str = "*") -> list[Path]:
+    try:
+        return entries(folder, pattern)
+    except AutoliverError as error:
+        damaged.append(error.problem)
+        return []
+
+
+@dataclass(kw_only=True)
+class _Look:
+    """A look at a run.
+
+    Attributes:
+        run: The run.
+        damaged: Takes what cannot be read.
+        options: Its options, as JSON; empty if they cannot be read.
+        queued: Fold -> the living process that has it on its list.
+    """
+
+    run: RunFolder
+    damaged: list[str]
+    options: dict[str, Any] = field(init=False)
+    queued: dict[str, Holder] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.options = self._json(self.run.options)
+        users = map(holder_of, _listed(self.run.path, self.damaged, self.run.user("*").name))
+        alive = [user for user in users if user is not None and user.is_alive()]
+        self.queued = {fold: user for user in alive for fold in user.parts}
+
+    def at(self, fold: str) -> FoldStatus:
+        """Returns the status of a fold."""
+        files = FoldFolder(self.run.fold(fold))
+        epochs, written = self._epochs(files.progress), _latest(files)
+        recent = [epoch.seconds for epoch in epochs[-_RECENT_EPOCHS:]]
+        rate = statistics.fmean(recent) if recent else None
+        trained = self._is_trained(files)
+        scored = files.scores.exists() or (trained and not _holds_out(epochs))
+        holder = self._holder(fold, written, rate)
+        problem = "" if trained and scored else _failure(files.log)
+        state: State = "interrupted"
+        if holder is not None:
+            state = "validating" if trained else "training"
+        elif trained and scored:
+            state = "finished"
+        elif fold in self.queued and not (problem and written > _began(self.queued[fold])):
+            holder, state, problem = self.queued[fold], "queued", ""
+        elif problem:
+            state = "failed"
+        dice = [epoch.dice for epoch in epochs if epoch.dice is not None]
+        return FoldStatus(
+            dataset=self.run.path.parents[1].name,
+            run=self.run.path.name,
+            fold=fold,
+            state=state,
+            epoch=len(epochs),
+            epochs=self._number_of_epochs(),
+            dice=epochs[-1].dice if epochs else None,
+            best=max(dice, default=None),
+            seconds_per_epoch=rate,
+            seconds_left=self._left(epochs, rate, written) if state == "training" else None,
+            held_out_dice=self._held_out_dice(files) if state == "finished" else None,
+            holder=holder,
+            since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
+            problem="" if state in ("training", "validating") else problem,
+            command=self._command(fold) if state in ("interrupted", "failed") else "",
+        )
+
+    def _holder(self, fold: str, written: float, rate: float | None) -> Holder | None:
+        """The process that trains a fold, unless it has ended."""
+        holder = holder_of(self.run.lock(fold))
+        alive = None if holder is None else holder.is_alive()
+        if holder is not None and alive is None:  # on another machine
+            silent = max(_SILENT_S, _SILENT_EPOCHS * (rate or 0.0))
+            alive = time.time() - max(written, _began(holder)) < silent
+        return holder if alive else None
+
+    def _is_trained(self, files: FoldFolder) -> bool:
+        """Whether a fold has a model, with all extensions of its run."""
+        if not files.model.exists():
+            return False
+        extended = self._json(files.model).get("extended", 0)
+        return not isinstance(extended, int) or extended >= len(self._extensions())
+
+    def _extensions(self) -> list[int]:
+        found = self.options.get("extensions", [])
+        return [n for n in found if isinstance(n, int)] if isinstance(found, list) else []
+
+    def _number_of_epochs(self) -> int | None:
+        epochs = self.options.get("epochs")
+        return epochs + sum(self._extensions()) if isinstance(epochs, int) else None
+
+    def _left(self, epochs: Sequence[_Epoch], rate: float | None, written: float) -> float | None:
+        """Seconds until the last epoch is done, by the clock or by the number of epochs."""
+        total, hours = self._number_of_epochs(), self.options.get("hours")
+        if rate is None or total is None:
+            return None
+        begun = min(max(0.0, time.time() - written), rate)
+        left = max(0.0, (total - len(epochs)) * rate - begun)
+        if isinstance(hours, int | float) and not self._extensions():
+            spent = sum(epoch.seconds for epoch in epochs) + begun
+            left = min(left, max(0.0, hours * 3600.0 - spent))
+        return left
+
+    def _held_out_dice(self, files: FoldFolder) -> float | None:
+        """The mean Dice of scores.json; read as it stands, since its type takes scipy to load."""
+        mean = self._json(files.scores).get("mean")
+        dice = mean.get("dice") if isinstance(mean, dict) else None
+        return dice if isinstance(dice, float) else None
+
+    def _command(self, fold: str) -> str:
+        run, options = self.run, ["--fold", fold]
+        source, weights = run.source, self.options.get("pretrained")
+        options += ["--tag", run.tag] if run.tag else []
+        if isinstance(weights, str):
+            options += ["--pretrained", weights]
+            options += [] if source or weights == IMAGENET else ["--own-plan"]
+        elif source:
+            options += ["--like", source]
+        dataset, workspace = run.path.parents[1].name, run.path.parents[2]
+        named = ("train", dataset, run.configuration)
+        return command(*named, options=options, workspace=workspace)
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        """A JSON object of a file; empty if there is none, and if it is damaged, which is told."""
+        try:
+            found = read_json(path) if path.exists() else {}
+        except AutoliverError as error:
+            self.damaged.append(error.problem)
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _epochs(self, path: Path) -> list[_Epoch]:
+        """The epochs of progress.jsonl; an unfinished last line is one that is being written."""
+        try:
+            with in_words(path, verb="read"):
+                lines = read_whole(path).splitlines(keepends=True) if path.exists() else []
+        except AutoliverError as error:
+            self.damaged.append(error.problem)
+            return []
+        epochs, wrong = [], 0
+        for line in lines:
+            try:
+                epochs.append(msgspec.json.decode(line, type=_Epoch))
+            except msgspec.DecodeError:
+                wrong += line.endswith(b"\n")
+        if wrong:
+            self.damaged.append(f"{path}: {counted(wrong, 'line')} cannot be read.")
+        return epochs
+
+
+def _began(holder: Holder) -> float:
+    """When a process began its work, in seconds like time.time; 0 if that is not told."""
+    try:
+        return time.mktime(time.strptime(holder.since, _TIME))
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _holds_out(epochs: Sequence[_Epoch]) -> bool:
+    """Whether a fold has held-out cases, which are then scored at its end."""
+    return bool(epochs) and epochs[-1].validation_dice is not None
+
+
+def _latest(files: FoldFolder) -> float:
+    """When a fold was last written to; 0 if it was not."""
+    times = [0.0]
+    for path in (files.progress, files.resume, files.log, files.model, files.validation):
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:
+            continue
+    return max(times)
+
+
+def _failure(log: Path) -> str:
+    """Why a training failed, if that is the last that its log says; else an empty text."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LOG_END))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    told = [line for line in lines if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)]
+    said = told[-1].split(" ", 2)[2] if told else ""
+    return said.removeprefix(FAILED) if said.startswith(FAILED) else ""

@@ -1,0 +1,73 @@
+"""`convert dicom` makes label maps of the segmentations that lie beside series."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_sources import ORIENTATIONS, write_series
+
+from autoliver.errors import DatasetError
+from autoliver.io.dicom.seg import Algorithm, SegOptions, write_seg
+from autoliver.io.files import read_image, read_label
+from autoliver.pipeline.conversion.convert import convert
+from autoliver.pipeline.conversion.result import Converted
+from autoliver.workspace import Workspace
+
+MODEL = Algorithm(name="m", version="1")
+
+
+def label_map(*values: int) -> np.ndarray:
+    found = np.zeros((4, 12, 16), np.uint8)
+    for number, value in enumerate(values):
+        found[1:, 2:9, 3 + 2 * number : 5 + 2 * number] = value
+    return found
+
+
+def put(folder: Path, name: str, drawn: np.ndarray, labels: dict[str, tuple[int, ...]]) -> None:
+    series = write_series(
+        folder / name,
+        label_map(1).astype(np.int16) * 50,
+        cosines=ORIENTATIONS["oblique"],
+        SeriesInstanceUID=f"1.2.3.{len(name)}",
+        StudyInstanceUID=f"1.2.4.{len(name)}",
+    )
+    if labels:
+        options = SegOptions(labels=labels, algorithm=MODEL)
+        write_seg(folder / "results" / f"{name}.dcm", drawn, series, options)
+
+
+def converted(tmp_path: Path) -> Converted:
+    return convert(Workspace(tmp_path / "w"), "dicom", tmp_path / "in", tmp_path / "out")
+
+
+def test_segmentations_become_label_maps(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a", label_map(1, 2), {"Liver": (1,), "cyst": (2,)})
+    put(tmp_path / "in", "bb", label_map(3, 4), {"tumour": (3,), "liver": (4,)})
+    put(tmp_path / "in", "ccc", label_map(), {})
+    found = converted(tmp_path)
+    assert found.labels == {"background": 0, "Liver": 1, "cyst": 2, "tumour": 3}
+    assert found.unlabelled == ("ccc",)
+    assert found.next_command.startswith("autoliver plan")
+    description = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert description["labels"] == found.labels
+    for name, expected in (("a", label_map(1, 2)), ("bb", label_map(3, 1))):
+        label = read_label(tmp_path / "out" / "labelsTr" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(label.array[0], expected)
+        image = read_image([tmp_path / "out" / "imagesTr" / f"{name}_0000.nii.gz"])
+        assert label.geometry.shape_zyx == image.geometry.shape_zyx
+
+
+def test_without_segmentations_there_are_images_alone(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a", label_map(), {})
+    found = converted(tmp_path)
+    assert found.unlabelled == ()
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_damaged_segmentation_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a", label_map(1), {"liver": (1,)})
+    seg = tmp_path / "in" / "results" / "a.dcm"
+    seg.write_bytes(seg.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match=r"a\.dcm"):
+        converted(tmp_path)
