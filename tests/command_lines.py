@@ -36,7 +36,13 @@ FOREIGN_TOOL = re.compile(r"(nnUNetv2_|torchrun|pip |python|pytest|bash|ruff|ten
 
 UsageError = typer.BadParameter.__mro__[1]
 GROUP: Any = typer.main.get_command(app)
-COMMANDS: dict[str, Any] = GROUP.commands
+# Name -> command; those of a group are called by two words.
+COMMANDS: dict[str, Any] = {
+    f"{name} {inner}".strip(): command
+    for name, each in GROUP.commands.items()
+    for inner, command in getattr(each, "commands", {"": each}).items()
+}
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 
 _COMMAND = re.compile(r"\bautoliver +([a-z][a-z_-]*)")
 _END = re.compile(r"[`';)\n]| \(|[,:](?= |$)|\.(?= |$)| && | \|")
@@ -189,11 +195,17 @@ def _commands(text: str) -> Iterator[str]:
     """
     for match in _COMMAND.finditer(text):
         name, end = match[1], _END.search(text, match.end())
-        if name not in COMMANDS:
+        if name not in COMMANDS and name not in GROUPS:
             if name not in PROSE:
                 yield f"there is no command 'autoliver {name}'"
             continue
         words = shlex.split(text[match.end() : end.start() if end else len(text)])
+        if name in GROUPS:
+            name = " ".join([name, *words[:1]])
+            words = words[1:]
+            if name not in COMMANDS:
+                yield f"there is no command 'autoliver {name}'"
+                continue
         quoted = text[: match.start()].endswith(("`", "'"))
         if words and not quoted and end and end[0] in _GLUED:
             yield f"autoliver {shlex.join([name, *words])}: '{end[0]}' would be pasted with it"
@@ -217,6 +229,8 @@ def _spans(text: str) -> Iterator[str]:
     """Problems of `COMMAND ...` and `--option VALUE`, where words may be left out."""
     for span in _SPAN.findall(text):
         words = span.split()
+        if " ".join(words[:2]) in COMMANDS:
+            words = [" ".join(words[:2]), *words[2:]]
         names = [words[0]] if words and words[0] in COMMANDS else []
         if words and re.match(r"--?[a-zA-Z]", words[0]):
             names = [name for name, each in COMMANDS.items() if words[0] in _options(each)]

@@ -12,6 +12,7 @@ MOST = {ast.FunctionDef: 60, ast.AsyncFunctionDef: 60, ast.ClassDef: 200, ast.Mo
 COMMANDS = {
     *("cli/prediction.py predict", "cli/prediction.py evaluate", "cli/training.py train"),
     *("cli/adopt.py adopt", "cli/convert.py convert", "cli/pseudolabel.py pseudolabel"),
+    "cli/synthesize.py fit",
 }
 
 

@@ -26,6 +26,7 @@ from autoliver.cli import (
     report,
     selection,
     status,
+    synthesize,
     training,
 )
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
@@ -52,8 +53,10 @@ app = typer.Typer(
 )
 
 
-def _add(name: str, function: Any, example: str = "", *, hidden: bool = False) -> None:
-    app.command(name, cls=HelpfulCommand, epilog=example, hidden=hidden)(function)
+def _add(
+    name: str, function: Any, example: str = "", *, hidden: bool = False, group: Any = app
+) -> None:
+    group.command(name, cls=HelpfulCommand, epilog=example, hidden=hidden)(function)
 
 
 def help_(
@@ -86,6 +89,25 @@ _add(
     "pseudolabel",
     pseudolabel.pseudolabel,
     "autoliver pseudolabel /data/Dataset008_MSD /data/MSD_labelled -m LiTS",
+)
+_synthesize = typer.Typer(
+    cls=HelpfulGroup,
+    help="Make labelled images of another modality.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(_synthesize, name="synthesize")
+_add(
+    "fit",
+    synthesize.fit,
+    "autoliver synthesize fit --from LiTS --to OurMR -o LiTS-as-MR",
+    group=_synthesize,
+)
+_add(
+    "apply",
+    synthesize.apply,
+    "autoliver synthesize apply LiTS-as-MR /data/Dataset030_SyntheticMR",
+    group=_synthesize,
 )
 _add("export", models.export, "autoliver export LiTS liver.autoliver")
 _add("import", models.import_, "autoliver import liver.autoliver --name OurLiver")

@@ -20,6 +20,13 @@ from autoliver.cli.options import (
     misuse,
 )
 from autoliver.cli.output import emit, number, say, start, table
+from autoliver.cli.replay_options import (
+    Replay,
+    ReplayShare,
+    Synthetic,
+    SyntheticRatio,
+    SyntheticWarmup,
+)
 from autoliver.cli.training_options import (
     RUN,
     TRANSFER,
@@ -50,8 +57,6 @@ from autoliver.cli.training_options import (
     Patch,
     Patience,
     PseudoWeight,
-    Replay,
-    ReplayShare,
     ResetHeads,
     RoiFrom,
     RoiLabel,
@@ -67,6 +72,7 @@ from autoliver.cli.training_options import (
     weights,
 )
 from autoliver.cli.transfer_tables import LABEL, NAMED, run_of, show_gain, show_source
+from autoliver.errors import OptionError
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
 from autoliver.values import shortened
@@ -173,6 +179,9 @@ def train(
     inflate: Inflate = None,
     replay: Replay = None,
     replay_share: ReplayShare = None,
+    synthetic: Synthetic = None,
+    synthetic_ratio: SyntheticRatio = None,
+    synthetic_warmup: SyntheticWarmup = None,
     keep_source: KeepSource = None,
     compare_scratch: CompareScratch = False,
     twin: Twin = False,
@@ -255,7 +264,8 @@ def train(
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
         **{"heads": "reset" if reset_heads else None, "inflate": inflate},
         **{"layer_decay": layer_decay},
-        **{"replay": replay, "replay_share": replay_share},
+        **_replayed(replay, replay_share, synthetic, synthetic_ratio),
+        **{"replay_warmup": synthetic_warmup},
         **{"keep_source": keep_source and kept_share(keep_source)},
     }
     request = TrainRequest(
@@ -337,6 +347,21 @@ def _folds(text: str) -> "tuple[Fold, ...]":
 
     with misuse("--fold"):
         return check_folds(text)
+
+
+def _replayed(
+    replay: str | None, share: float | None, synthetic: str | None, ratio: float | None
+) -> dict[str, object]:
+    """Whose cases are drawn beside those of the dataset, and how often."""
+    if synthetic is None and ratio is None:
+        return {"replay": replay, "replay_share": share}
+    if replay is not None or share is not None:
+        with misuse("--synthetic"):
+            raise OptionError(
+                "--replay and --synthetic cannot be given together.",
+                hint="Make one dataset of both with: autoliver pool OUT --add A --add B",
+            )
+    return {"replay": synthetic, "replay_share": ratio}
 
 
 def _gpus(text: str) -> tuple[int, ...]:

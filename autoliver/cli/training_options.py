@@ -173,24 +173,6 @@ EncoderWeights = Annotated[
         rich_help_panel=TRANSFER,
     ),
 ]
-Replay = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATASET",
-        help="Draw part of the patches from the cases of another dataset of the workspace, such as "
-        "the one that --pretrained comes from, so that what was learnt there is kept. [default: "
-        "none]",
-        rich_help_panel=TRANSFER,
-    ),
-]
-ReplayShare = Annotated[
-    float | None,
-    typer.Option(
-        metavar="F",
-        help="Share of the patches from --replay, above 0 and below 1. [default: 0.5]",
-        rich_help_panel=TRANSFER,
-    ),
-]
 KeepSource = Annotated[
     str | None,
     typer.Option(

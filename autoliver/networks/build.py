@@ -11,10 +11,12 @@ from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.networks.medformer import MedFormer
 from autoliver.networks.medformer_spec import MedFormerSpec
 from autoliver.networks.spec import NetworkSpec
+from autoliver.networks.translator import Translator
+from autoliver.networks.translator_spec import TranslatorSpec
 from autoliver.networks.unet import UNet
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
-_CONVOLUTIONS = (
+CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
@@ -69,6 +71,8 @@ def _module(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Module:
             return EncoderUNet(spec, deep_supervision=deep_supervision)
         case DSNetSpec():
             return DSNet(spec, deep_supervision=deep_supervision)
+        case TranslatorSpec():
+            return Translator(spec, deep_supervision=deep_supervision)
 
 
 @torch.no_grad()
@@ -85,7 +89,7 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
         generator: The random generator for the weights; None for torch's global one.
     """
     for module in network.modules():
-        if isinstance(module, _CONVOLUTIONS):
+        if isinstance(module, CONVOLUTIONS):
             nn.init.kaiming_normal_(module.weight, a=LEAK, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

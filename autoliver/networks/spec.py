@@ -6,6 +6,7 @@ from autoliver.artifacts import to_record
 from autoliver.networks.ds_net_spec import DSNetSpec
 from autoliver.networks.encoder_unet_spec import EncoderUNetSpec
 from autoliver.networks.medformer_spec import MedFormerSpec
+from autoliver.networks.translator_spec import TranslatorSpec
 from autoliver.networks.unet_spec import ResidualUNetSpec, UNetSpec
 
 __all__ = [
@@ -14,12 +15,15 @@ __all__ = [
     "MedFormerSpec",
     "NetworkSpec",
     "ResidualUNetSpec",
+    "TranslatorSpec",
     "UNetSpec",
     "read_spec",
 ]
 
 # In files, the key "kind" identifies the member. The interface of all members is in contract.py.
-NetworkSpec = UNetSpec | ResidualUNetSpec | MedFormerSpec | EncoderUNetSpec | DSNetSpec
+NetworkSpec = (
+    UNetSpec | ResidualUNetSpec | MedFormerSpec | EncoderUNetSpec | DSNetSpec | TranslatorSpec
+)
 
 
 def read_spec(fields: object, *, where: str) -> NetworkSpec:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoliver.artifacts import Artifact, digest, read_json
 from autoliver.commands import command, remove
-from autoliver.datasets.cases import Dataset, is_described, with_channel
+from autoliver.datasets.cases import Case, Dataset, is_described, with_channel
 from autoliver.datasets.changes import describe_changes, without_added
 from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.folds import Folds, make_folds, read_splits
@@ -401,13 +401,15 @@ def preprocess(
     planned: Planned,
     configurations: Sequence[ConfigurationName] = (),
     *,
+    cases: Sequence[Case] | None = None,
     machine: Machine = WHOLE_MACHINE,
 ) -> dict[ConfigurationName, Path]:
-    """Preprocesses the labelled cases for some configurations; finished cases are kept.
+    """Preprocesses cases for some configurations; finished cases are kept.
 
     Args:
         planned: The dataset and its plan.
         configurations: The configurations; empty for all configurations of the plan.
+        cases: The cases; None for the labelled ones.
         machine: The processes and memory that may be used.
 
     Returns:
@@ -426,7 +428,7 @@ def preprocess(
         done = finished_cases(store)
         todo = [
             PrepareTask(case=case, plan=planned.plan, configuration=configuration, folder=store)
-            for case in planned.dataset.labelled
+            for case in (planned.dataset.labelled if cases is None else cases)
             if done.get(case.name) != case.files
         ]
         refuse_over_budget([prepare_need(task) for task in todo], machine.limits, "preprocess")

@@ -349,6 +349,27 @@ def backward_logits(
     return _uncrop(cropped, properties).squeeze(0)
 
 
+def backward_image(
+    image: npt.NDArray[np.floating], properties: CaseProperties, *, fill: float
+) -> npt.NDArray[np.float32]:
+    """Brings an image from the network's grid to the input grid, by linear interpolation.
+
+    Args:
+        image: (c, z, y, x) on the network's grid.
+        properties: The case's properties.
+        fill: The value of voxels that were cropped away.
+
+    Returns:
+        (c, z, y, x) on the input grid.
+    """
+    _, *shape = image.shape
+    separate = _separate_backward(properties)
+    operators = linear_operators(shape, properties.shape_after_crop, separate_axis=separate)
+    rows = slice(0, properties.shape_after_crop[0])
+    cropped = [apply_operators(channel - fill, operators, rows=rows) for channel in image]
+    return _uncrop(np.stack(cropped).astype(np.float32), properties) + np.float32(fill)
+
+
 def class_locations(
     label: npt.NDArray[np.integer],
     labels: Labels,

@@ -139,6 +139,7 @@ def patch_stream(
         boxes=_boxes(task, cases, len(replay), exact=spec is None),
         replayed=len(replay),
         replay_share=task.options.replay_share,
+        replay_first=task.options.replay_warmup * task.options.iterations,
         kind=kind,
     )
     part = task.group.part(configuration.batch_size)

@@ -101,6 +101,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
             None: chosen by the spacing, or not needed.
         replay: The dataset whose cases are replayed; None: none is.
         replay_share: Share of the patches that are drawn from its cases, above 0 and below 1.
+        replay_warmup: Number of epochs at the beginning in which all patches are drawn from them.
         keep_source: Share of the tuned weights in the final ones, 0 to 1; the rest is the source's.
             "auto" chooses it by the held-out cases; None: the final weights are the tuned ones.
         ema: Decay of the running mean of the weights, at least 0 and below 1; 0: no running mean;
@@ -145,6 +146,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     inflate: Inflation | None = None
     replay: str | None = None
     replay_share: float = 0.5
+    replay_warmup: int = 0
     keep_source: float | Literal["auto"] | None = None
     ema: float | None = None
 
@@ -562,6 +564,13 @@ def _check_together(options: TrainingOptions) -> None:
             f"--replay-share {share:g} is the share of the patches from replayed cases, but none "
             "are replayed.",
             hint="Name their dataset with --replay, or leave the option out.",
+        )
+    check_whole("--synthetic-warmup", options.replay_warmup, least=0)
+    if options.replay is None and options.replay_warmup:
+        raise OptionError(
+            f"--synthetic-warmup {options.replay_warmup}: there are no synthetic cases to begin "
+            "with.",
+            hint="Name their dataset with --synthetic, or leave the option out.",
         )
     if options.keep_source not in (None, "auto"):
         check_number("--keep-source", options.keep_source, least=0, most=1)

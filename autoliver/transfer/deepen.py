@@ -4,7 +4,13 @@ from dataclasses import replace
 
 from msgspec import UNSET
 
-from autoliver.networks.spec import DSNetSpec, EncoderUNetSpec, MedFormerSpec, NetworkSpec
+from autoliver.networks.spec import (
+    DSNetSpec,
+    EncoderUNetSpec,
+    MedFormerSpec,
+    NetworkSpec,
+    TranslatorSpec,
+)
 from autoliver.planning.fit import Budget, Fit, fit_patch
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.planning.presets import PresetRow, preset_row
@@ -68,9 +74,9 @@ class _Deepened:
         """Returns the network with the strides of a 3D topology."""
         flat = self.flat
         planned = self.row.network(topology, in_channels=in_channels, out_channels=out_channels)
-        with_encoder = (EncoderUNetSpec, DSNetSpec)
-        if isinstance(flat, with_encoder) or isinstance(planned, with_encoder):
-            return _with_encoder(flat, planned)
+        others = (EncoderUNetSpec, DSNetSpec, TranslatorSpec)
+        if isinstance(flat, others) or isinstance(planned, others):
+            return _otherwise(flat, planned)
         levels = min(len(flat.features), len(planned.features))
         kernels = zip(planned.kernels, flat.kernels, strict=False)
         made: NetworkSpec = flat.replace(
@@ -85,7 +91,7 @@ class _Deepened:
         return made.replace(heads=made.heads[:levels]) if isinstance(made, MedFormerSpec) else made
 
 
-def _with_encoder(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
+def _otherwise(flat: NetworkSpec, planned: NetworkSpec) -> NetworkSpec:
     """Returns the planned network with what the 2D one has, if both are of the same kind."""
     if not isinstance(flat, EncoderUNetSpec) or not isinstance(planned, EncoderUNetSpec):
         return planned

@@ -149,9 +149,16 @@ class Study:
         }
 
 
-def read_study(description: str, arguments: Sequence[str] | None = None) -> Study:
+def read_study(description: str, words: Sequence[str] | None = None) -> Study:
     """The study that the command line asks for."""
-    parser = argparse.ArgumentParser(description=description)
+    return read(arguments(description).parse_args(words))
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every study can be asked for."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path, help="Folder for everything that is made.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--preset", default="tiny")
@@ -162,7 +169,11 @@ def read_study(description: str, arguments: Sequence[str] | None = None) -> Stud
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--configuration", default=CONFIGURATION)
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def read(given: argparse.Namespace) -> Study:
+    """The study of parsed arguments, with CT planned."""
     study = Study(
         data=given.data.resolve(),
         work=given.work.resolve(),

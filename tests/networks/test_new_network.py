@@ -26,8 +26,8 @@ EDITS = {
             "from autoliver.networks.toy_spec import ToySpec\nfrom autoliver.networks.unet_spec",
         ),
         (
-            "NetworkSpec = UNetSpec | ResidualUNetSpec |",
-            "NetworkSpec = ToySpec | UNetSpec | ResidualUNetSpec |",
+            "    UNetSpec | ResidualUNetSpec |",
+            "    ToySpec | UNetSpec | ResidualUNetSpec |",
         ),
     ],
     "networks/build.py": [

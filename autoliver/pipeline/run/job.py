@@ -231,7 +231,9 @@ class RunJob:
         """Returns the cases that a fold replays."""
         if self.replay is None:
             return []
-        return self.replay.cases(fold, self._keys(self.splits[fold].validation))
+        names = set(self.splits[fold].validation)
+        patients = {case.patient for case in self.planned.dataset.cases if case.name in names}
+        return self.replay.cases(fold, self._keys(self.splits[fold].validation), patients)
 
     def _save(self, fold: Fold, trained: "TrainedFold", device: "torch.device") -> None:
         """Writes the model of a trained fold, mixed with its source if that is asked for."""

@@ -78,7 +78,9 @@ class Replay:
         own = self.planned.plan
         return own.intensities if own.modality == "CT" and run.modality != "CT" else ()
 
-    def cases(self, fold: Fold, held_out: Collection[str]) -> list[Case]:
+    def cases(
+        self, fold: Fold, held_out: Collection[str], patients: Collection[str] = ()
+    ) -> list[Case]:
         """The cases that a fold of the run replays.
 
         They are the training cases of the dataset's own fold, so that those it holds out stay
@@ -87,11 +89,17 @@ class Replay:
         Args:
             fold: The fold of the run.
             held_out: The `image_key` of each case that the fold of the run holds out.
+            patients: The patients of these cases, whose synthetic images are not replayed either.
         """
         own = source_fold(self.fold if self.fold is not None else fold, self.folds)
         names = set(self.folds.split(own, [c.name for c in self.dataset.labelled]).train)
         cases = [case for case in self.dataset.labelled if case.name in names]
-        return [case for case in cases if image_key(case) not in held_out]
+        return [
+            case
+            for case in cases
+            if image_key(case) not in held_out
+            and not (case.origin == "synthetic" and case.patient in patients)
+        ]
 
     def stored(self, cases: Sequence[Case], labels: Labels) -> list[ReplayedCase]:
         """Opens preprocessed cases, with the values of the run's labels.

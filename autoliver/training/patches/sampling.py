@@ -116,6 +116,7 @@ class PatchSampler:
             modalities in turn, so that each batch has all of them if it is large enough.
         replay_share: Share of the patches that are drawn from them, 0 to 1. Every batch holds this
             share of its patches, rounded up or down at random so that the mean is exact.
+        replay_first: Number of the first batch that is not drawn from them alone.
     """
 
     cases: Sequence[TrainingCase]
@@ -130,6 +131,7 @@ class PatchSampler:
     boxes: Sequence[PatchBox | None] | None = None
     replayed: int = 0
     replay_share: float = 0.0
+    replay_first: int = 0
     kind: SamplerKind = "proportional"
 
     @cached_property
@@ -167,11 +169,12 @@ class PatchSampler:
 
         Args:
             rng: The generator of the batch.
-            number: The number of the batch, by which modalities take turns.
+            number: The number of the batch, by which modalities take turns, and the first of which
+                may show replayed cases alone.
         """
         first_forced = round(self.batch_size * (1.0 - self.foreground))
         own = len(self.cases) - self.replayed
-        replays = self._replays(rng)
+        replays = self._replays(rng, number)
         places = []
         for index in range(self.batch_size):
             if index in replays:
@@ -267,10 +270,12 @@ class PatchSampler:
             group = groups[int(rng.choice(count, p=shares / shares.sum()))]
         return group[int(rng.integers(len(group)))]
 
-    def _replays(self, rng: np.random.Generator) -> frozenset[int]:
+    def _replays(self, rng: np.random.Generator, number: int) -> frozenset[int]:
         """Draws which patches of a batch show replayed cases."""
         if not self.replayed:
             return frozenset()
+        if number < self.replay_first:
+            return frozenset(range(self.batch_size))
         count = int(self.replay_share * self.batch_size + rng.random())
         return frozenset(rng.permutation(self.batch_size)[:count].tolist())
 

@@ -1,0 +1,268 @@
+"""The commands `synthesize fit` and `synthesize apply`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoliver.cli.options import (
+    DEFAULT_WORKSPACE,
+    AsJson,
+    Device,
+    MemoryGb,
+    Verbose,
+    WorkspaceDir,
+    machine_of,
+)
+from autoliver.cli.output import emit, start, table
+from autoliver.commands import command
+from autoliver.synthesis.translation.options import TranslationModel
+from autoliver.values import counted, first_few
+
+if TYPE_CHECKING:
+    from autoliver.pipeline.translation.apply import Synthesized
+
+NETWORKS, LOSSES = "Networks", "Losses"
+_SHOWN = 3
+
+
+# Longer than 60 lines, because every option of the command is a parameter with its help.
+def fit(
+    source: Annotated[
+        str, typer.Option("--from", metavar="DATASET", help="The dataset with labels, such as CT.")
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="DATASET",
+            help="The dataset whose images are imitated, such as MR. Its labels only tell which "
+            "slices show organs; cases without labels count as well.",
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--name", "-o", metavar="NAME", help="Name of the translation.")
+    ],
+    model: Annotated[
+        TranslationModel,
+        typer.Option(
+            help="essnet: the labels must be found in the translated images; cyclegan: nothing "
+            "keeps the anatomy.",
+        ),
+    ] = "essnet",
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CASE",
+            help="A case of the target that it must not see, since a model is tested on it. "
+            "Repeat it. [default: none]",
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of epochs.")] = 200,
+    iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Steps per epoch.")] = 250,
+    decay_start: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Epoch from which the learning rate falls to 0. [default: half of the epochs]",
+        ),
+    ] = None,
+    lr: Annotated[float, typer.Option(metavar="F", help="Learning rate of Adam.")] = 2e-4,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Patches of each dataset in a step.")
+    ] = 4,
+    patch: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="Y X",
+            help="Size of the patches, multiples of 4. [default: up to 256, as the images allow]",
+        ),
+    ] = None,
+    features: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Features of the networks.", rich_help_panel=NETWORKS
+        ),
+    ] = 64,
+    blocks: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Residual blocks of the generators.", rich_help_panel=NETWORKS
+        ),
+    ] = 9,
+    pool: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Translated images that discriminators are shown again.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = 50,
+    cycle: Annotated[
+        float,
+        typer.Option(
+            "--lambda-cyc",
+            min=0.0,
+            metavar="F",
+            help="Weight of the way there and back.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = 10.0,
+    segmentation: Annotated[
+        float,
+        typer.Option(
+            "--lambda-seg",
+            min=0.0,
+            metavar="F",
+            help="Weight of the labels, for essnet.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = 1.0,
+    identity: Annotated[
+        float,
+        typer.Option(
+            "--lambda-id",
+            min=0.0,
+            metavar="F",
+            help="Weight of leaving images of the own kind alone.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all random numbers.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    device: Device = "auto",
+    memory_gb: MemoryGb = None,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Learn to make images of one dataset look like those of another.
+
+    The same command goes on where it was stopped.
+    """
+    from autoliver.pipeline.translation.fit import FitRequest
+    from autoliver.pipeline.translation.fit import fit as learn
+    from autoliver.synthesis.translation.options import TranslationOptions
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    options = TranslationOptions(
+        model=model,
+        features=features,
+        blocks=blocks,
+        patch=patch,
+        batch_size=batch_size,
+        epochs=epochs,
+        iterations=iterations,
+        decay_start=decay_start,
+        lr=lr,
+        cycle=cycle,
+        segmentation=segmentation,
+        identity=identity,
+        pool=pool,
+        seed=seed,
+    )
+    request = FitRequest(
+        source=source,
+        target=target,
+        name=name,
+        options=options,
+        held_out=tuple(held_out or ()),
+        fresh=fresh,
+        machine=machine_of(memory_gb=memory_gb, device=device),
+    )
+    folder = learn(Workspace(workspace), request)
+    following = command("synthesize", "apply", name, "OUT", workspace=workspace)
+    segmentor = str(folder.segmentor.parent) if folder.segmentor.exists() else None
+    lines = [f"Learnt: {folder.path}"]
+    if segmentor is not None:
+        lines.append(f"Its segmentation network: {segmentor}")
+    lines.append(f"Next: {following}")
+    result = {"folder": str(folder.path), "segmentor": segmentor, "next": following}
+    emit(result, "\n".join(lines), as_json=as_json)
+
+
+def apply(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the translation.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new.")
+    ],
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model that finds the labels in real images of the target. [default: the "
+            "segmentation network of essnet]",
+        ),
+    ] = None,
+    min_dice: Annotated[
+        float,
+        typer.Option(
+            "--qc-min-dice",
+            min=0.0,
+            max=1.0,
+            metavar="F",
+            help="Cases in which the judge finds the labels worse are left out, and slices are "
+            "ignored in training.",
+        ),
+    ] = 0.5,
+    device: Device = "auto",
+    memory_gb: MemoryGb = None,
+    workspace: WorkspaceDir = DEFAULT_WORKSPACE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a dataset of translated images with their labels.
+
+    fidelity.csv and fidelity.png in it say how well the labels fit.
+    """
+    from autoliver.pipeline.translation.apply import ApplyRequest
+    from autoliver.pipeline.translation.apply import apply as make
+    from autoliver.workspace import Workspace
+
+    start(verbose=verbose)
+    request = ApplyRequest(
+        judge=judge,
+        min_dice=min_dice,
+        machine=machine_of(memory_gb=memory_gb, device=device),
+    )
+    done = make(Workspace(workspace), name, output, request)
+    emit(_result(done), _show(done), as_json=as_json)
+
+
+def _result(done: "Synthesized") -> dict[str, object]:
+    return {
+        "folder": str(done.folder),
+        "cases": {each.case: each.mean for each in done.cases},
+        "left_out": list(done.left_out),
+        "ignored_slices": done.ignored,
+        "table": str(done.table),
+        "picture": str(done.sheet),
+        "next": done.next_command,
+    }
+
+
+def _show(done: "Synthesized") -> str:
+    names = list(done.cases[0].dice)
+    rows = [
+        (
+            each.case,
+            *("-" if each.dice[n] is None else f"{each.dice[n]:.3f}" for n in names),
+            f"{each.jumps:.3f}",
+            "left out" if each.case in done.left_out else "kept",
+        )
+        for each in done.cases
+    ]
+    kept = counted(len(done.cases) - len(done.left_out), "case")
+    out = f"; left out: {first_few(done.left_out, _SHOWN)}" if done.left_out else ""
+    return "\n".join(
+        [
+            table(("Dice of the judge", *names, "jumps", ""), rows, wrap=80),
+            f"{kept} kept{out}. {counted(done.ignored, 'slice')} of them ignored.",
+            f"Table: {done.table}",
+            f"Picture: {done.sheet}",
+            f"Next: {done.next_command}",
+        ]
+    )

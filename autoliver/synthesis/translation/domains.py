@@ -1,0 +1,117 @@
+"""The two sides of a translation: preprocessed cases of one modality, and how their values lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from autoliver.artifacts import Record
+from autoliver.datasets.cases import Labels
+from autoliver.errors import DatasetError
+from autoliver.preprocessing.store import StoredCase
+from autoliver.training.objectives.target import class_table
+from autoliver.training.patches.region import PatchBox
+from autoliver.training.patches.sampling import PatchSampler, PatchStream
+
+# Values beyond these percentiles are cut off, so that a few bright voxels do not darken the rest.
+_PERCENTILES = (0.5, 99.5)
+# How much is kept of the slices beyond the labels, as a share of their extent.
+_BEYOND = 0.1
+
+
+class Range(Record, frozen=True, kw_only=True):
+    """The normalised values of a domain that are -1 and 1 in a translation.
+
+    Attributes:
+        low: The value that is -1.
+        high: The value that is 1.
+    """
+
+    low: float
+    high: float
+
+    def squeezed(self, image: Tensor) -> Tensor:
+        """Brings normalised values to -1 to 1; what lies beyond is cut off."""
+        scaled = (image - self.low) * (2.0 / (self.high - self.low)) - 1.0
+        return scaled.clamp(-1.0, 1.0)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Brings values from -1 to 1 back to normalised ones."""
+        return (image + 1.0) * ((self.high - self.low) / 2.0) + self.low
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One side of a translation.
+
+    Attributes:
+        name: Name of its dataset.
+        cases: Its preprocessed cases.
+        labels: Its labels.
+        range: How its values lie.
+    """
+
+    name: str
+    cases: tuple[StoredCase, ...]
+    labels: Labels
+    range: Range
+
+    def stream(
+        self, patch: tuple[int, ...], *, batch_size: int, seed: tuple[int, ...]
+    ) -> PatchStream:
+        """Numbered batches of patches from the slices that show a label, and some around them.
+
+        Slices far from these would teach a translation to draw or to erase organs, where only one
+        of the domains has such slices.
+
+        Args:
+            patch: Size of the patches.
+            batch_size: Patches per batch.
+            seed: Seed of the stream.
+        """
+        classes = class_table(self.labels)
+        consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
+        sampler = PatchSampler(
+            cases=self.cases,
+            patch_shape=patch,
+            margin=(0,) * len(patch),
+            batch_size=batch_size,
+            foreground=0.0,
+            classes=None if consecutive else classes,
+            boxes=[_box(case, self.labels) for case in self.cases],
+        )
+        return PatchStream(sampler=sampler, seed=seed)
+
+
+def range_of(cases: Sequence[StoredCase], *, where: str) -> Range:
+    """Measures how the values of a domain lie: the mean of the cases' percentiles.
+
+    Args:
+        cases: The preprocessed cases, each with one channel.
+        where: Name of the dataset, for messages.
+
+    Raises:
+        DatasetError: All images are constant.
+    """
+    found = np.mean([np.percentile(case.image[:, :, :, :], _PERCENTILES) for case in cases], axis=0)
+    low, high = (float(value) for value in found)
+    if not low < high:
+        raise DatasetError(
+            f"{where}: its images are constant, so that there is nothing to translate.",
+            hint=f"Check them with: autoliver verify {where}",
+        )
+    return Range(low=low, high=high)
+
+
+def _box(case: StoredCase, labels: Labels) -> PatchBox | None:
+    """The slices that show a label of a case, and some around them; None without any: all."""
+    values = {value for group in labels.foreground.values() for value in group}
+    places = [case.locations[v] for v in values if len(case.locations.get(v, ()))]
+    if not places:
+        return None
+    z = np.concatenate(places)[:, 0]
+    more = round(_BEYOND * (int(z.max()) + 1 - int(z.min())))
+    size, height, width = case.image.shape[1:]
+    ends = (max(0, int(z.min()) - more), min(size, int(z.max()) + 1 + more))
+    return PatchBox(bounds=(ends, (0, height), (0, width)), jitter=(0.0, 0.0, 0.0))

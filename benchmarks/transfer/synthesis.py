@@ -1,0 +1,155 @@
+"""Few MR cases, with and without synthetic ones made from CT: the experiment of paper 3.
+
+    python -m benchmarks.transfer.synthesis WORK --spacing 5 2.6 2.6 --window -150 250 \
+        [--gan-steps 1500] [--features 12] [--blocks 3] [--seeds 0]
+
+The translation sees the CT cases and the MR cases that may be learnt from, and none of those that
+are tested on. Three of these MR cases have labels. How well labels fit the synthetic images is told
+by a network that has learnt all of them, which the others do not use. Rafiq et al. 2025; METHODS,
+paper 3.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import autoliver
+from autoliver.pipeline.translation.apply import ApplyRequest, apply
+from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
+from autoliver.synthesis.translation.options import TranslationOptions
+from autoliver.workspace import Workspace
+from benchmarks.transfer.study import CT, SOURCE, TARGET, Rows, Study, arguments, read, train_cases
+
+FEW = 3
+_EPOCH = 100  # steps
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--gan-steps", type=int, default=1500)
+    parser.add_argument("--features", type=int, default=12)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--gan-lr", type=float, default=8e-4)
+    parser.add_argument("--models", nargs="+", default=["essnet", "cyclegan"])
+    given = parser.parse_args()
+    study = read(given)
+    rows = Rows(study, "synthesis")
+    for seed in study.seeds:
+        every = study.target(len(train_cases(study.data / TARGET)), 0)
+        few = study.target(FEW, seed)
+        planned(study, every)
+        judge = study.train(every, "judge", steps=study.tune, seed=0, like=CT)
+        rows.add("judge, all MR cases", seed, {"MR": study.dice(judge, TARGET)})
+        rows.add("fidelity of raw CT", seed, {"CT": raw_fidelity(study, judge)})
+        real = study.train(few, f"real-s{seed}", steps=study.tune, seed=seed, like=CT)
+        rows.add(f"{FEW} MR cases", seed, {"MR": study.dice(real, TARGET)})
+        for model in given.models:
+            options = TranslationOptions(
+                model=model,
+                features=given.features,
+                blocks=given.blocks,
+                patch=(96, 96),
+                epochs=max(1, given.gan_steps // _EPOCH),
+                iterations=_EPOCH,
+                lr=given.gan_lr,
+                seed=seed,
+            )
+            translated(study, rows, every, few, judge, options)
+        pretrained = study.train_source("default", seed)
+        tuned = study.train(
+            few, f"tuned-s{seed}", steps=study.tune, seed=seed, pretrained=pretrained
+        )
+        rows.add(f"{FEW} MR cases, from CT", seed, {"MR": study.dice(tuned, TARGET)})
+    rows.show()
+
+
+def planned(study: Study, target: Path) -> None:
+    """Plans the MR set at the spacing of CT."""
+    if not (study.workspace / target.name / "plan.json").exists():
+        autoliver.plan(
+            target,
+            preset=study.preset,
+            spacing_mm=study.spacing_mm,
+            workspace=study.workspace,
+        )
+
+
+def translated(
+    study: Study, rows: Rows, every: Path, few: Path, judge: str, options: TranslationOptions
+) -> None:
+    """Learns a translation, and trains with what it makes."""
+    workspace, seed = Workspace(study.workspace), options.seed
+    name = f"{options.model}-{options.steps}-s{seed}"
+    request = FitRequest(source=CT, target=every.name, name=name, options=options)
+    folder = fit(workspace, request)
+    model = options.model
+    found = made(study, name, seed, 0.0, judge)
+    rows.add(f"fidelity, {model}", seed, {"synthetic": fidelity(found)})
+    if folder.segmentor.exists():
+        dice = study.dice(str(folder.segmentor.parent), TARGET)
+        rows.add(f"segmentor of {model}, no MR label", seed, {"MR": dice})
+    for least in (0.0, 0.5):
+        done = made(study, name, seed, least, judge_of(folder, judge))
+        run = study.train(
+            few,
+            f"{model}-{least:g}-s{seed}",
+            steps=study.tune,
+            seed=seed,
+            like=CT,
+            replay=done.name,
+        )
+        what = "every case" if least == 0 else f"Dice of {least:g}"
+        rows.add(f"{FEW} MR cases + {model}, {what}", seed, {"MR": study.dice(run, TARGET)})
+
+
+def judge_of(folder: SynthesisFolder, judge: str) -> str:
+    """What filters: EssNet's own segmentor; CycleGAN has none."""
+    return str(folder.segmentor.parent) if folder.segmentor.exists() else judge
+
+
+def made(study: Study, name: str, seed: int, least: float, judge: str) -> Path:
+    """The dataset of a translation, planned."""
+    by = "own" if "segmentor" in judge else "judge"
+    model = name.partition("-")[0]
+    number = 500 + 40 * seed + 20 * (model == "cyclegan") + 10 * (by == "own") + round(10 * least)
+    out = study.work / "data" / f"Dataset{number}_{name.replace('-', '')}{by}"
+    if not out.exists():
+        apply(Workspace(study.workspace), name, out, ApplyRequest(judge=judge, min_dice=least))
+    if not (study.workspace / out.name / "plan.json").exists():
+        autoliver.plan(
+            out, preset=study.preset, spacing_mm=study.spacing_mm, workspace=study.workspace
+        )
+    return out
+
+
+def fidelity(folder: Path) -> dict[str, float]:
+    """Label -> mean Dice that the judge found."""
+    rows = list(csv.DictReader((folder / "fidelity.csv").read_text().splitlines()))
+    other = {"case", "mean_dice", "slices", "slices_below", "jumps", "kept"}
+    names = [name for name in rows[0] if name not in other]
+    found = {n: float(np.mean([float(r[n]) for r in rows if r[n]])) for n in names}
+    return {**found, "mean": float(np.mean(list(found.values())))}
+
+
+def raw_fidelity(study: Study, judge: str) -> dict[str, float]:
+    """What the judge finds in CT as it is."""
+    out = study.work / "predictions" / "raw_ct"
+    cases = train_cases(study.data / SOURCE)
+    options: dict[str, Any] = {"workspace": study.workspace, "device": study.device}
+    images = [study.data / SOURCE / "imagesTr" / f"{case}_0000.nii.gz" for case in cases]
+    autoliver.predict(images, out, models=[judge], modality="CT", **options)
+    scores = autoliver.evaluate(
+        *(out, study.data / SOURCE / "labelsTr"),
+        dataset=CT,
+        workspace=study.workspace,
+        metrics=("dice",),
+        subset=True,
+    )
+    dice = {label: each.metrics["dice"].mean for label, each in scores.summary.items()}
+    return {**dice, "mean": float(np.mean(list(dice.values())))}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""synthesize fit and apply, and training with what they make, on phantoms."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+from typer.testing import CliRunner
+
+import autoliver
+from autoliver.cli.main import app
+from autoliver.datasets.cases import read_dataset
+from autoliver.errors import AutoliverError, DatasetError, ModelError, OptionError
+from autoliver.io.files import read_image, read_label
+from autoliver.io.grids import compare_grids
+from autoliver.models.files import FoldModel
+from autoliver.networks.checkpoint import load_training_state
+from autoliver.pipeline.translation.apply import ApplyRequest, apply
+from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.synthesis.translation.options import TranslationOptions
+from autoliver.workspace import Workspace
+
+CT, MR = "Dataset931_CT", "Dataset932_MR"
+SHORT = TranslationOptions(
+    features=4, blocks=1, batch_size=2, epochs=2, iterations=2, patch=(32, 32), lr=1e-3
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CT and MR phantoms, planned, and a translation that has learnt four steps."""
+    root = tmp_path_factory.mktemp("synthesize")
+    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
+        options = PhantomOptions(
+            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
+        )
+        write_phantom_dataset(root, name=name, cases=3, seed=seed, options=(options,))
+        autoliver.plan(root / name, preset="tiny", workspace=root / "ws")
+    learn(root, "toy")
+    return root
+
+
+def learn(
+    root: Path, name: str, *, options: TranslationOptions = SHORT, **given
+) -> SynthesisFolder:
+    request = FitRequest(source=CT, target=MR, name=name, options=options, **given)
+    return fit(Workspace(root / "ws"), request)
+
+
+def weights(root: Path, name: str) -> dict:
+    state = load_training_state(root / "ws/synthesis" / name / "resume.pt")
+    return {**state["networks"], "step": state["step"]}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_the_same_seed_learns_the_same_and_another_does_not(place):
+    learn(place, "again")
+    learn(place, "other", options=SHORT.replace(seed=1))
+    assert equal(weights(place, "toy"), weights(place, "again"))
+    assert not equal(weights(place, "toy"), weights(place, "other"))
+
+
+def test_a_stopped_translation_goes_on_as_if_it_had_not_stopped(place, monkeypatch):
+    from autoliver.pipeline.translation import fit as module
+    from autoliver.training.stop import Stopped
+
+    steps = iter([False, False, True])
+
+    class Stopping:
+        def __enter__(self):
+            return lambda: next(steps)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(module, "stop_on_sigterm", Stopping)
+    with pytest.raises(Stopped, match="1 epoch; the state is saved"):
+        learn(place, "stopped")
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="not finished"):
+        apply(Workspace(place / "ws"), "stopped", place / "no", ApplyRequest())
+    learn(place, "stopped")
+    assert equal(weights(place, "toy"), weights(place, "stopped"))
+
+
+def test_a_diverging_translation_ends_and_keeps_its_last_state(place):
+    with pytest.raises(AutoliverError, match="diverged") as caught:
+        learn(place, "wild", options=SHORT.replace(lr=1e30, epochs=3))
+    assert "--lr" in caught.value.hint
+    assert not (place / "ws/synthesis/wild/generator.safetensors").exists()
+
+
+def test_translated_cases_have_the_grid_and_labels_of_their_sources(place):
+    out = place / "Dataset933_All"
+    found = run("synthesize", "apply", "toy", out, "--qc-min-dice", 0, "-w", place / "ws")
+    source, made = read_dataset(place / CT), read_dataset(out)
+    assert [case.name for case in made.cases] == [case.name for case in source.cases]
+    for before, after in zip(source.cases, made.cases, strict=True):
+        old, new = (read_image([Path(case.images[0])]) for case in (before, after))
+        assert not [d for d in compare_grids(old.geometry, new.geometry) if not d.rounding]
+        assert not np.array_equal(new.array, old.array)
+        assert 0 <= new.array.min() < new.array.max() <= 1000
+        labels = [read_label(Path(str(case.label))).array for case in (before, after)]
+        np.testing.assert_array_equal(*labels)
+        assert (after.origin, after.modality, after.patient) == ("synthetic", "MR", before.patient)
+    rows = list(csv.DictReader((out / "fidelity.csv").read_text().splitlines()))
+    assert {row["case"]: float(row["mean_dice"]) for row in rows} == pytest.approx(
+        found["cases"], abs=1e-4
+    )
+    assert (out / "fidelity.png").read_bytes()[:4] == b"\x89PNG"
+    run("verify", out, "-w", place / "ws")
+
+
+def test_cases_whose_labels_do_not_fit_are_left_out(place):
+    every = apply(Workspace(place / "ws"), "toy", place / "Every", ApplyRequest(min_dice=0.0))
+    means = sorted(each.mean for each in every.cases)
+    assert means[-1] > 0, "the segmentor finds nothing, so that the test shows nothing"
+    between = (means[0] + means[-1]) / 2
+    done = apply(Workspace(place / "ws"), "toy", place / "Some", ApplyRequest(min_dice=between))
+    left = {each.case for each in done.cases if each.mean < between}
+    assert set(done.left_out) == left != set()
+    assert {case.name for case in read_dataset(done.folder).cases} == {
+        each.case for each in done.cases
+    } - left
+    ignore = read_dataset(done.folder).labels.ignore
+    for each in done.cases:
+        if each.case in left:
+            continue
+        label = read_label(done.folder / f"labelsTr/{each.case}.nii.gz").array[0]
+        wrong = [z for z, dice in enumerate(each.slices) if dice is not None and dice < between]
+        assert {z for z in range(len(label)) if (label[z] == ignore).any()} == set(wrong)
+    with pytest.raises(DatasetError, match="fit none of 3"):
+        apply(Workspace(place / "ws"), "toy", place / "None", ApplyRequest(min_dice=1.0))
+    assert not (place / "None").exists()
+
+
+def test_the_segmentor_predicts_as_any_model(place):
+    model = place / "ws/synthesis/toy/segmentor/2d"
+    info = FoldModel.load(model / "fold_all/model.json")
+    assert info.plan.modality == "MR"
+    run(
+        "predict", "-i", place / MR / "imagesTr", "-o", place / "p", "-m", model, "-w", place / "ws"
+    )
+    assert len(list((place / "p").glob("*.nii.gz"))) == 3
+    run("export", model, place / "s.autoliver", "-w", place / "ws")
+    run("import", place / "s.autoliver", "--name", "Seg", "-w", place / "ws")
+
+
+def test_training_with_synthetic_cases(place):
+    out = place / "Dataset934_Syn"
+    run("synthesize", "apply", "toy", out, "--qc-min-dice", 0, "-w", place / "ws")
+    run("plan", out, "-w", place / "ws")
+    given = ("--synthetic", "Syn", "--synthetic-warmup", 1, "--epochs", 2, "--iterations", 1)
+    run("train", MR, "2d", "--fold", 0, "--tag", "syn", *given, "-w", place / "ws")
+    fold = place / "ws" / MR / "runs/2d+syn/fold_0"
+    info = FoldModel.load(fold / "model.json")
+    assert (info.replay, info.replay_share) == ("Dataset934_Syn", 0.5)
+    held_out = {
+        p.name for p in (place / "ws" / MR / "runs/2d+syn/fold_0/validation").glob("*.nii.gz")
+    }
+    assert held_out
+    assert held_out <= {p.name for p in (place / MR / "labelsTr").iterdir()}
+
+
+def test_what_cannot_be_learnt_is_refused(place):
+    for given, problem in (
+        ({"source": MR}, "both name"),
+        ({"options": SHORT.replace(patch=(30, 32))}, "multiples of 4"),
+        ({"options": SHORT.replace(patch=(64, 64))}, "smallest image has 40 x 44"),
+        ({"held_out": tuple(case.name for case in read_dataset(place / MR).cases)}, "names all"),
+    ):
+        values = {"source": CT, "target": MR, "name": "x", "options": SHORT, **given}
+        with pytest.raises(OptionError, match=problem):
+            fit(Workspace(place / "ws"), FitRequest(**values))
+    with pytest.raises(OptionError, match="begun with other data or options"):
+        learn(place, "toy", options=SHORT.replace(seed=7))
+    with pytest.raises(ModelError, match="there is no such translation; there is"):
+        apply(Workspace(place / "ws"), "tox", place / "no", ApplyRequest())
+    learn(place, "cycle", options=SHORT.replace(model="cyclegan"))
+    with pytest.raises(OptionError, match="--judge"):
+        apply(Workspace(place / "ws"), "cycle", place / "no", ApplyRequest())
+
+
+def test_fit_on_the_command_line(place):
+    words = "synthesize fit --from CT --to MR -o cli --features 4 --blocks 1 --epochs 1"
+    more = f"--iterations 1 --batch-size 1 --patch 32 32 -w {place / 'ws'}"
+    done = CliRunner().invoke(app, f"{words} {more}".split())
+    assert done.exit_code == 0, done.output
+    assert "Next: autoliver synthesize apply cli OUT" in done.stdout
