@@ -18,6 +18,8 @@ from autoliver.api import (
     report,
     select,
     status,
+    synthesize_apply,
+    synthesize_fit,
     train,
     verify,
 )
@@ -42,6 +44,8 @@ __all__ = [
     "report",
     "select",
     "status",
+    "synthesize_apply",
+    "synthesize_fit",
     "train",
     "verify",
 ]

@@ -1,0 +1,103 @@
+"""Labelled images of another modality."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoliver.arguments import (
+    as_arguments,
+    checked,
+    dataset_name,
+    name_of,
+    path_of,
+    taken,
+    workspace_at,
+)
+from autoliver.commands import DEFAULT_WORKSPACE as WORKSPACE
+
+if TYPE_CHECKING:
+    from autoliver.pipeline.translation.apply import Synthesized
+
+
+@checked
+def synthesize_fit(
+    source: str | Path,
+    target: str | Path,
+    name: str,
+    *,
+    workspace: str | Path = WORKSPACE,
+    **options: Any,
+) -> Path:
+    """Learns to make images of one dataset look like another's, like `autoliver synthesize fit`.
+
+    Args:
+        source: Folder, or name of a planned dataset, with labels.
+        target: Folder, or name of a planned dataset, whose images are imitated.
+        name: Name of the translation.
+        workspace: The workspace folder.
+        **options: model, held_out (names of cases), epochs, iterations, decay_start, lr,
+            batch_size, patch (y, x), features, blocks, pool, lambda_cyc, lambda_seg, lambda_id,
+            seed, fresh, device and memory_gb.
+
+    Returns:
+        The folder of the translation.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.translation.fit import FitRequest, fit
+        from autoliver.synthesis.translation.options import TranslationOptions
+        from autoliver.values import check_texts
+
+        own = ("model", "epochs", "iterations", "decay_start", "lr", "batch_size", "patch")
+        names = {each: each for each in (*own, "features", "blocks", "pool", "seed")}
+        weights = {"cyc": "cycle", "seg": "segmentation", "id": "identity"}
+        names |= {f"lambda_{short}": field for short, field in weights.items()}
+        names |= {each: each for each in ("held_out", "fresh")}
+        given = taken(options, names, of=synthesize_fit, machine=("device",))
+        if "patch" in given and given["patch"] is not None:
+            given["patch"] = tuple(given["patch"])
+        learnt = {
+            key: given.pop(key) for key in TranslationOptions.__struct_fields__ if key in given
+        }
+        if "held_out" in given:
+            given["held_out"] = check_texts("--held-out", given["held_out"])
+        request = FitRequest(
+            source=dataset_name(source),
+            target=dataset_name(target),
+            name=name_of("--name", name),
+            options=TranslationOptions(**learnt),
+            **given,
+        )
+        return fit(workspace_at(workspace), request).path
+
+
+@checked
+def synthesize_apply(
+    name: str, output: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
+) -> "Synthesized":
+    """Makes a dataset of translated images with their labels, like `autoliver synthesize apply`.
+
+    Args:
+        name: Name of the translation.
+        output: Folder of the new dataset; it must be new.
+        workspace: The workspace folder.
+        **options: judge, qc_min_dice, device and memory_gb.
+
+    Returns:
+        The new dataset, and how well the labels of each case fit.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.translation.apply import ApplyRequest, apply
+
+        names = {"judge": "judge", "qc_min_dice": "min_dice"}
+        given = taken(options, names, of=synthesize_apply, machine=("device",))
+        return apply(
+            workspace_at(workspace),
+            name_of("name", name),
+            path_of("output", output),
+            ApplyRequest(**given),
+        )
