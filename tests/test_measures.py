@@ -13,6 +13,7 @@ COMMANDS = {
     *("cli/prediction.py predict", "cli/prediction.py evaluate", "cli/training.py train"),
     *("cli/adopt.py adopt", "cli/convert.py convert", "cli/pseudolabel.py pseudolabel"),
     "cli/synthesize.py fit",
+    "cli/report.py report",
 }
 
 

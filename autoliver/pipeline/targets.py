@@ -140,13 +140,50 @@ def find_targets(
     """
     sources, cases, dicom = inputs.sources, inputs.files, inputs.dicom
     modalities = {name: found for name, found in dicom.items() if found is not None}
+    to_a_file = bool(split_ending(output.name)[1]) and not output.is_dir()
+    _refuse_place(sources, output, taken, to_a_file=to_a_file)
+    if not to_a_file:
+        jobs = make_jobs(
+            cases,
+            output,
+            modalities=modalities,
+            lesions=lesions,
+            endings=dict.fromkeys(dicom, LABELS),
+        )
+        targets, folder = Targets(jobs=jobs, record=output / RECORD_FILE), output
+    else:
+        if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
+            raise OptionError(
+                f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
+                hint="Name a folder with -o.",
+            )
+        ((name, images),) = cases.items()
+        job = PredictJob(
+            name=name,
+            images=images,
+            output=output,
+            modality=modalities.get(name),
+            lesions=(lesions or {}).get(name),
+        )
+        targets, folder = _one_target(job), output.parent
+    _refuse_foreign(targets, folder, output, overwrite=overwrite)
+    return targets
+
+
+def _refuse_place(
+    sources: Sequence[Path], output: Path, taken: Sequence[Path], *, to_a_file: bool
+) -> None:
+    """Refuses places that hold other things, or that cannot hold label maps.
+
+    Raises:
+        OptionError: The output is such a place.
+    """
     _refuse_workspace(output, taken)
     if is_dataset(output):
         raise OptionError(
             f"-o {output}: this is the folder of a dataset.",
             hint=f"Choose a folder of its own with -o, e.g. {output / 'predictions'}",
         )
-    to_a_file = bool(split_ending(output.name)[1]) and not output.is_dir()
     if output.suffix.lower() in _NO_FOLDER and not to_a_file and not output.is_dir():
         raise OptionError(
             f"-o {output}: {output.suffix} cannot hold label maps, and looks like a file's ending.",
@@ -162,36 +199,6 @@ def find_targets(
             )
     if to_a_file:
         _check_ending(output)
-    if not to_a_file:
-        targets = Targets(
-            jobs=make_jobs(
-                cases,
-                output,
-                modalities=modalities,
-                lesions=lesions,
-                endings=dict.fromkeys(dicom, LABELS),
-            ),
-            record=output / RECORD_FILE,
-        )
-        folder = output
-    else:
-        if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
-            raise OptionError(
-                f"-o {output}: one file, but -i names {counted(len(cases), 'case')}.",
-                hint="Name a folder with -o.",
-            )
-        ((name, images),) = cases.items()
-        job = PredictJob(
-            name=name,
-            images=images,
-            output=output,
-            modality=modalities.get(name),
-            lesions=(lesions or {}).get(name),
-        )
-        targets = _one_target(job)
-        folder = output.parent
-    _refuse_foreign(targets, folder, output, overwrite=overwrite)
-    return targets
 
 
 def _check_ending(output: Path) -> None:

@@ -21,7 +21,8 @@ from autoliver.pipeline.clean import clean
 from autoliver.pipeline.conversion.convert import ConvertRequest, convert
 from autoliver.pipeline.dicom.cases import find_dicom
 from autoliver.pipeline.dicom.staging import sidecar, staged
-from autoliver.pipeline.folder import CasesFailed, Predicted, find_cases, predict_folder
+from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
+from autoliver.pipeline.inputs import find_cases
 from autoliver.workspace import Workspace
 
 __all__ = ["images", "run"]  # fixtures
@@ -266,7 +267,7 @@ def test_clean_knows_staged_images(tmp_path: Path) -> None:
 def test_models_of_several_channels_are_refused(tmp_path: Path, save: SaveFold) -> None:
     del save
     put(tmp_path / "in", 2, "venous")
-    from autoliver.pipeline.folder import find_sources
+    from autoliver.pipeline.inputs import find_sources
 
     with pytest.raises(DatasetError, match="in, out") as error:
         find_sources([tmp_path / "in"], ("in", "out"), [])

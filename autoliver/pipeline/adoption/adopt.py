@@ -32,7 +32,7 @@ from autoliver.pipeline.adoption.source import (
     judge_modality,
 )
 from autoliver.pipeline.adoption.write import adopted_case, image_names, write_dataset
-from autoliver.pipeline.folder import Failure, find_cases
+from autoliver.pipeline.inputs import Failure, find_cases
 from autoliver.planning.modality import Judgement
 from autoliver.planning.names import ModalityName
 from autoliver.system import entries

@@ -1,16 +1,13 @@
 """What a page says of a folder of predictions, with or without a reference, or of two of them."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, Labels, groups_of
-from autoliver.datasets.layouts import by_stem, image_files, label_files
-from autoliver.errors import ArtifactError, DatasetError, OptionError
+from autoliver.datasets.layouts import by_stem, label_files
+from autoliver.errors import OptionError
 from autoliver.evaluation.comparison import compare_scores
 from autoliver.evaluation.pairs import find_pairs
 from autoliver.evaluation.report.outliers import MOST, Outlier, by_dice, by_difference, by_values
@@ -25,20 +22,23 @@ from autoliver.evaluation.report.tables import (
     numbers_of,
     strip_figures,
     summary_table,
-    texts,
 )
 from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
-from autoliver.evaluation.score import discover_labels
-from autoliver.inference.options import UNCERTAINTY, is_uncertainty
-from autoliver.inference.record import RECORD_FILE, Prediction, read_record
-from autoliver.io.files import read_image, read_label
-from autoliver.io.header import split_ending
-from autoliver.io.volume import is_flat
-from autoliver.machine import Machine
 from autoliver.models.files import SCORES_FILE
 from autoliver.parallel import case_bar
 from autoliver.pipeline.comparison import shared
 from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
+from autoliver.pipeline.reporting.folders import (
+    PredictedFolder,
+    PredictionSources,
+    dataset_at,
+    images_of,
+    labels_of,
+    made_section,
+    read_folder,
+    uncertainty_of,
+    volumes_of,
+)
 from autoliver.pipeline.reporting.shown import (
     Chapter,
     MapFile,
@@ -47,7 +47,7 @@ from autoliver.pipeline.reporting.shown import (
     chosen,
     order_of,
 )
-from autoliver.values import counted, first_few
+from autoliver.values import first_few
 from autoliver.workspace import Workspace
 
 _METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
@@ -55,44 +55,10 @@ _FEW = 5  # names in one sentence
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionSources:
-    """Where predictions and what belongs to them are.
-
-    Attributes:
-        folders: One or two folders of predicted label maps.
-        images: Folders of their images; empty if these are not given.
-        reference: Folder of reference label maps, or the folder or name of a dataset; None for no
-            reference.
-        machine: The processes and memory that may be used.
-    """
-
-    folders: tuple[Path, ...]
-    images: tuple[Path, ...]
-    reference: Path | None
-    machine: Machine
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Folder:
-    """A folder of predictions: its label maps by case, and the record of how they were made."""
-
-    path: Path
-    maps: dict[str, Path]
-    record: Prediction | None
-
-    def modality(self, case: str) -> bool | None:
-        """Whether a case is CT; None if the record does not say so."""
-        if self.record is None:
-            return None
-        used = self.record.modalities.get(self.maps[case].name) if case in self.maps else None
-        return None if used is None or used.modality is None else used.modality == "CT"
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Sources:
     """What all cases that are shown share: their folder, their images and the labels."""
 
-    folder: _Folder
+    folder: PredictedFolder
     images: Mapping[str, Path]
     labels: Labels
 
@@ -107,9 +73,9 @@ def predictions_chapter(workspace: Workspace, sources: PredictionSources) -> Cha
         DatasetError: A folder has no label maps, or a file cannot be read.
         OptionError: More than two folders are given, or one twice.
     """
-    folders = [_folder(path) for path in sources.folders]
-    dataset = _dataset(workspace, sources.reference)
-    images = _images(sources.images, dataset)
+    folders = [read_folder(path) for path in sources.folders]
+    dataset = dataset_at(workspace, sources.reference)
+    images = images_of(sources.images, dataset)
     match folders:
         case [only]:
             return _one(workspace, only, sources, images, dataset)
@@ -125,53 +91,9 @@ def predictions_chapter(workspace: Workspace, sources: PredictionSources) -> Cha
     )
 
 
-def _folder(path: Path) -> _Folder:
-    if not path.is_dir():
-        raise DatasetError(
-            f"{path}: there is no such folder.", hint="Give a folder of predicted label maps."
-        )
-    record: Prediction | None = None
-    with contextlib.suppress(ArtifactError):  # label maps may be shown without it
-        record = read_record(path / RECORD_FILE)
-    if record is not None:
-        files = [path / name for name in record.label_maps if (path / name).exists()]
-        maps = {split_ending(file.name)[0]: file for file in sorted(files)}
-    else:
-        maps = by_stem(label_files(path), prefer=None)
-        maps = {name: file for name, file in maps.items() if not is_uncertainty(name, maps)}
-    if not maps:
-        raise DatasetError(f"{path}: no label maps.", hint="Give the folder that predict wrote.")
-    return _Folder(path=path, maps=maps, record=record)
-
-
-def _dataset(workspace: Workspace, reference: Path | None) -> Dataset | None:
-    """The dataset that the reference is; None if it is a folder of label maps, or none."""
-    if reference is None or (reference.is_dir() and label_files(reference)):
-        return None
-    return workspace.read(str(reference))
-
-
-def _images(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Path]:
-    """The first image file of each case; of several channels the first."""
-    found: dict[str, Path] = {}
-    if dataset is not None:
-        found = {case.name: Path(case.images[0]) for case in dataset.cases}
-    for folder in folders:
-        files = image_files(folder) if folder.is_dir() else [folder]
-        if not files:
-            raise DatasetError(
-                f"{folder}: no images.", hint="Give the folder of the images with -i."
-            )
-        for stem, file in by_stem(files, prefer=None).items():
-            found[stem] = file
-            if stem.endswith("_0000"):
-                found.setdefault(stem.removesuffix("_0000"), file)
-    return found
-
-
 def _one(
     workspace: Workspace,
-    folder: _Folder,
+    folder: PredictedFolder,
     sources: PredictionSources,
     images: Mapping[str, Path],
     dataset: Dataset | None,
@@ -199,7 +121,7 @@ def _one(
             *lesion_parts(named),
         ),
     )
-    return Chapter(sections=(_made(folder), section), shown=shown)
+    return Chapter(sections=(made_section(folder), section), shown=shown)
 
 
 def _show(
@@ -231,7 +153,10 @@ def _pair(case: CaseScores) -> tuple[MapFile, ...]:
 
 
 def _scores(
-    workspace: Workspace, folder: _Folder, sources: PredictionSources, dataset: Dataset | None
+    workspace: Workspace,
+    folder: PredictedFolder,
+    sources: PredictionSources,
+    dataset: Dataset | None,
 ) -> tuple[Scores | None, str]:
     """The scores of a folder, and where they are from; None without any."""
     kept = folder.path / SCORES_FILE
@@ -259,7 +184,7 @@ def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
     return all(Path(case.reference).resolve().parent == place for case in scores.cases)
 
 
-def _named(task: Task, folder: _Folder) -> Task:
+def _named(task: Task, folder: PredictedFolder) -> Task:
     """The task with the labels of the model, unless a dataset names them."""
     record = folder.record
     if task.labels is not None or record is None or record.labels is None:
@@ -267,65 +192,17 @@ def _named(task: Task, folder: _Folder) -> Task:
     return replace(task, labels=record.labels)
 
 
-def _made(folder: _Folder, what: str = "") -> Section:
-    """How the label maps of a folder were made, as its predict.json says."""
-    record = folder.record
-    title = f"Predictions {what}".strip()
-    lead = f"{counted(len(folder.maps), 'label map')} in {folder.path}."
-    anchor = f"made{what}"
-    if record is None:
-        note = f"There is no {RECORD_FILE}, which would say how they were made."
-        return Section(anchor=anchor, title=title, notes=(lead, note))
-    options = record.options
-    rows = {
-        "model": record.model,
-        "folds": record.folds,
-        "cleaning": "; ".join(map(str, record.cleaning)) or "none",
-        "step": f"{options.step:g}",
-        "mirrored": "yes" if options.mirror else "no",
-        "exact": "yes" if options.exact else "no",
-        "region": options.roi or "whole scans",
-        "normalised as": ", ".join(
-            sorted({used.modality or "planned" for used in record.modalities.values()})
-        ),
-    }
-    networks = tuple(
-        texts(f"{used.run}, fold {used.fold}", used.part, used.weights_sha256[:12])
-        for used in record.networks
-    )
-    missing = [name for name in record.label_maps if not (folder.path / name).exists()]
-    warnings = (
-        (f"{counted(len(missing), 'case')} not predicted yet: {first_few(missing, _FEW)}.",)
-        if missing
-        else ()
-    )
-    return Section(
-        anchor=anchor,
-        title=title,
-        notes=(lead, *record.notes),
-        warnings=warnings,
-        parts=(
-            Table(
-                caption=f"From {RECORD_FILE}",
-                head=("what", "value"),
-                rows=tuple(texts(*row) for row in rows.items() if row[1]),
-            ),
-            Table(caption="Networks", head=("network", "part", "weights"), rows=networks),
-        ),
-    )
-
-
-def _unscored(folder: _Folder, images: Mapping[str, Path]) -> Chapter:
+def _unscored(folder: PredictedFolder, images: Mapping[str, Path]) -> Chapter:
     """Volumes and uncertainty, and the cases in which they are unlike those of the others."""
-    labels = _labels([folder])
+    labels = labels_of([folder])
     volumes = {
-        name: _volumes(path, labels)
+        name: volumes_of(path, labels)
         for name, path in case_bar("volumes", len(folder.maps))(folder.maps.items())
     }
     spread = {
         name: {"all labels": value}
         for name, path in folder.maps.items()
-        if (value := _uncertainty(path)) is not None
+        if (value := uncertainty_of(path)) is not None
     }
     unlike: dict[str, tuple[str, ...]] = {}
     for found in (
@@ -354,39 +231,7 @@ def _unscored(folder: _Folder, images: Mapping[str, Path]) -> Chapter:
         notes=(f"Unlike the others: {first_few(order, MOST)}.",) if order else (),
         parts=(_volume_table(volumes, spread, links), *_volume_strips(volumes, links)),
     )
-    return Chapter(sections=(_made(folder), section), shown=shown)
-
-
-def _labels(folders: Sequence[_Folder]) -> Labels:
-    """The labels of the model that predicted, or one for each value of the label maps."""
-    for folder in folders:
-        if folder.record is not None and folder.record.labels is not None:
-            return folder.record.labels
-    return discover_labels([file for folder in folders for file in folder.maps.values()])
-
-
-def _volumes(path: Path, labels: Labels) -> dict[str, float]:
-    """Label -> volume in ml; in a 2D file, which has none, in thousands of pixels."""
-    label = read_label(path)
-    spacing = label.geometry.spacing_mm
-    voxel_ml = 1e-3 if is_flat(label.geometry) else float(np.prod(spacing)) / 1000
-    counts = np.bincount(label.array.ravel().astype(np.int64))
-    return {
-        name: float(sum(counts[v] for v in values if v < len(counts))) * voxel_ml
-        for name, values in labels.foreground.items()
-    }
-
-
-def _uncertainty(path: Path) -> float | None:
-    """The mean uncertainty of the voxels that are labelled; None without a map of it."""
-    stem, ending = split_ending(path.name)
-    beside = path.with_name(f"{stem}{UNCERTAINTY}{ending}")
-    if not beside.exists():
-        return None
-    label, values = read_label(path).array[0] > 0, read_image([beside]).array[0]
-    if label.shape != values.shape or not label.any():
-        return None
-    return float(values[label].mean(dtype=np.float64))
+    return Chapter(sections=(made_section(folder), section), shown=shown)
 
 
 def _volume_table(
@@ -423,13 +268,13 @@ def _volume_strips(
 
 def _two(
     workspace: Workspace,
-    folders: tuple[_Folder, _Folder],
+    folders: tuple[PredictedFolder, PredictedFolder],
     sources: PredictionSources,
     images: Mapping[str, Path],
     dataset: Dataset | None,
 ) -> Chapter:
     first, second = folders
-    made = (_made(first, "A"), _made(second, "B"))
+    made = (made_section(first, "A"), made_section(second, "B"))
     if sources.reference is None:
         section, found, numbers, labels = _agreement(folders, sources)
     else:
@@ -459,6 +304,7 @@ def _two(
 
 
 _Found = tuple[Section, dict[str, tuple[str, tuple[str, ...]]], dict[str, Table], Labels]
+_Both = tuple[PredictedFolder, PredictedFolder]
 
 
 def _references(sources: PredictionSources, dataset: Dataset | None) -> dict[str, Path]:
@@ -470,7 +316,9 @@ def _references(sources: PredictionSources, dataset: Dataset | None) -> dict[str
 
 
 def _differences(
-    workspace: Workspace, folders: tuple[_Folder, _Folder], sources: PredictionSources
+    workspace: Workspace,
+    folders: tuple[PredictedFolder, PredictedFolder],
+    sources: PredictionSources,
 ) -> _Found:
     """Both against the reference, case by case, as `evaluate` compares them."""
     reference = Path(str(sources.reference))
@@ -509,10 +357,10 @@ def _differences(
     return section, chosen_cases, tables, found.labels
 
 
-def _agreement(folders: tuple[_Folder, _Folder], sources: PredictionSources) -> _Found:
+def _agreement(folders: _Both, sources: PredictionSources) -> _Found:
     """How much A and B have in common, where there is no reference."""
     first, second = folders
-    labels = _labels(folders)
+    labels = labels_of(folders)
     pairs = find_pairs(second.path, first.maps, subset=True)
     task = Task(pairs=pairs, labels=labels, dataset=None, warnings=())
     request = EvaluateRequest(metrics=("dice", "volume"), machine=sources.machine)

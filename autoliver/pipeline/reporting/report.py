@@ -9,7 +9,8 @@ from autoliver.errors import OptionError
 from autoliver.evaluation.report.page import Cell, Page, Section, Table, check_size
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.pipeline.reporting.dataset import dataset_chapter, folder_of
-from autoliver.pipeline.reporting.predictions import PredictionSources, predictions_chapter
+from autoliver.pipeline.reporting.folders import PredictionSources
+from autoliver.pipeline.reporting.predictions import predictions_chapter
 from autoliver.pipeline.reporting.shown import Chapter, Shown, fitted
 from autoliver.values import check_types, shortened
 from autoliver.workspace import Workspace

@@ -231,9 +231,7 @@ class RunJob:
         """Returns the cases that a fold replays."""
         if self.replay is None:
             return []
-        names = set(self.splits[fold].validation)
-        patients = {case.patient for case in self.planned.dataset.cases if case.name in names}
-        return self.replay.cases(fold, self._keys(self.splits[fold].validation), patients)
+        return self.replay.cases(fold, self._held_out(fold))
 
     def _save(self, fold: Fold, trained: "TrainedFold", device: "torch.device") -> None:
         """Writes the model of a trained fold, mixed with its source if that is asked for."""

@@ -78,9 +78,7 @@ class Replay:
         own = self.planned.plan
         return own.intensities if own.modality == "CT" and run.modality != "CT" else ()
 
-    def cases(
-        self, fold: Fold, held_out: Collection[str], patients: Collection[str] = ()
-    ) -> list[Case]:
+    def cases(self, fold: Fold, held_out: Sequence[Case]) -> list[Case]:
         """The cases that a fold of the run replays.
 
         They are the training cases of the dataset's own fold, so that those it holds out stay
@@ -88,16 +86,18 @@ class Replay:
 
         Args:
             fold: The fold of the run.
-            held_out: The `image_key` of each case that the fold of the run holds out.
-            patients: The patients of these cases, whose synthetic images are not replayed either.
+            held_out: The cases that the fold of the run holds out. Synthetic images of their
+                patients are not replayed either.
         """
         own = source_fold(self.fold if self.fold is not None else fold, self.folds)
         names = set(self.folds.split(own, [c.name for c in self.dataset.labelled]).train)
         cases = [case for case in self.dataset.labelled if case.name in names]
+        keys = {image_key(case) for case in held_out}
+        patients = {case.patient for case in held_out}
         return [
             case
             for case in cases
-            if image_key(case) not in held_out
+            if image_key(case) not in keys
             and not (case.origin == "synthetic" and case.patient in patients)
         ]
 

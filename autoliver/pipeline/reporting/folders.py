@@ -1,0 +1,191 @@
+"""Folders of predictions as they lie on disk: label maps, images, labels, volumes."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoliver.datasets.cases import Dataset, Labels
+from autoliver.datasets.layouts import by_stem, image_files, label_files
+from autoliver.errors import ArtifactError, DatasetError
+from autoliver.evaluation.report.page import Section, Table
+from autoliver.evaluation.report.tables import (
+    texts,
+)
+from autoliver.evaluation.score import discover_labels
+from autoliver.inference.options import UNCERTAINTY, is_uncertainty
+from autoliver.inference.record import RECORD_FILE, Prediction, read_record
+from autoliver.io.files import read_image, read_label
+from autoliver.io.header import split_ending
+from autoliver.io.volume import is_flat
+from autoliver.machine import Machine
+from autoliver.values import counted, first_few
+from autoliver.workspace import Workspace
+
+_METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
+_FEW = 5  # names in one sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSources:
+    """Where predictions and what belongs to them are.
+
+    Attributes:
+        folders: One or two folders of predicted label maps.
+        images: Folders of their images; empty if these are not given.
+        reference: Folder of reference label maps, or the folder or name of a dataset; None for no
+            reference.
+        machine: The processes and memory that may be used.
+    """
+
+    folders: tuple[Path, ...]
+    images: tuple[Path, ...]
+    reference: Path | None
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedFolder:
+    """A folder of predictions: its label maps by case, and the record of how they were made."""
+
+    path: Path
+    maps: dict[str, Path]
+    record: Prediction | None
+
+    def modality(self, case: str) -> bool | None:
+        """Whether a case is CT; None if the record does not say so."""
+        if self.record is None:
+            return None
+        used = self.record.modalities.get(self.maps[case].name) if case in self.maps else None
+        return None if used is None or used.modality is None else used.modality == "CT"
+
+
+def read_folder(path: Path) -> PredictedFolder:
+    """Finds the label maps of a folder, and what it was predicted with.
+
+    Raises:
+        DatasetError: There is no such folder, or no label map in it.
+    """
+    if not path.is_dir():
+        raise DatasetError(
+            f"{path}: there is no such folder.", hint="Give a folder of predicted label maps."
+        )
+    record: Prediction | None = None
+    with contextlib.suppress(ArtifactError):  # label maps may be shown without it
+        record = read_record(path / RECORD_FILE)
+    if record is not None:
+        files = [path / name for name in record.label_maps if (path / name).exists()]
+        maps = {split_ending(file.name)[0]: file for file in sorted(files)}
+    else:
+        maps = by_stem(label_files(path), prefer=None)
+        maps = {name: file for name, file in maps.items() if not is_uncertainty(name, maps)}
+    if not maps:
+        raise DatasetError(f"{path}: no label maps.", hint="Give the folder that predict wrote.")
+    return PredictedFolder(path=path, maps=maps, record=record)
+
+
+def dataset_at(workspace: Workspace, reference: Path | None) -> Dataset | None:
+    """The dataset that the reference is; None if it is a folder of label maps, or none."""
+    if reference is None or (reference.is_dir() and label_files(reference)):
+        return None
+    return workspace.read(str(reference))
+
+
+def images_of(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Path]:
+    """The first image file of each case; of several channels the first."""
+    found: dict[str, Path] = {}
+    if dataset is not None:
+        found = {case.name: Path(case.images[0]) for case in dataset.cases}
+    for folder in folders:
+        files = image_files(folder) if folder.is_dir() else [folder]
+        if not files:
+            raise DatasetError(
+                f"{folder}: no images.", hint="Give the folder of the images with -i."
+            )
+        for stem, file in by_stem(files, prefer=None).items():
+            found[stem] = file
+            if stem.endswith("_0000"):
+                found.setdefault(stem.removesuffix("_0000"), file)
+    return found
+
+
+def labels_of(folders: Sequence[PredictedFolder]) -> Labels:
+    """The labels of the model that predicted, or one for each value of the label maps."""
+    for folder in folders:
+        if folder.record is not None and folder.record.labels is not None:
+            return folder.record.labels
+    return discover_labels([file for folder in folders for file in folder.maps.values()])
+
+
+def volumes_of(path: Path, labels: Labels) -> dict[str, float]:
+    """Label -> volume in ml; in a 2D file, which has none, in thousands of pixels."""
+    label = read_label(path)
+    spacing = label.geometry.spacing_mm
+    voxel_ml = 1e-3 if is_flat(label.geometry) else float(np.prod(spacing)) / 1000
+    counts = np.bincount(label.array.ravel().astype(np.int64))
+    return {
+        name: float(sum(counts[v] for v in values if v < len(counts))) * voxel_ml
+        for name, values in labels.foreground.items()
+    }
+
+
+def uncertainty_of(path: Path) -> float | None:
+    """The mean uncertainty of the voxels that are labelled; None without a map of it."""
+    stem, ending = split_ending(path.name)
+    beside = path.with_name(f"{stem}{UNCERTAINTY}{ending}")
+    if not beside.exists():
+        return None
+    label, values = read_label(path).array[0] > 0, read_image([beside]).array[0]
+    if label.shape != values.shape or not label.any():
+        return None
+    return float(values[label].mean(dtype=np.float64))
+
+
+def made_section(folder: PredictedFolder, what: str = "") -> Section:
+    """How the label maps of a folder were made, as its predict.json says."""
+    record = folder.record
+    title = f"Predictions {what}".strip()
+    lead = f"{counted(len(folder.maps), 'label map')} in {folder.path}."
+    anchor = f"made{what}"
+    if record is None:
+        note = f"There is no {RECORD_FILE}, which would say how they were made."
+        return Section(anchor=anchor, title=title, notes=(lead, note))
+    options = record.options
+    rows = {
+        "model": record.model,
+        "folds": record.folds,
+        "cleaning": "; ".join(map(str, record.cleaning)) or "none",
+        "step": f"{options.step:g}",
+        "mirrored": "yes" if options.mirror else "no",
+        "exact": "yes" if options.exact else "no",
+        "region": options.roi or "whole scans",
+        "normalised as": ", ".join(
+            sorted({used.modality or "planned" for used in record.modalities.values()})
+        ),
+    }
+    networks = tuple(
+        texts(f"{used.run}, fold {used.fold}", used.part, used.weights_sha256[:12])
+        for used in record.networks
+    )
+    missing = [name for name in record.label_maps if not (folder.path / name).exists()]
+    warnings = (
+        (f"{counted(len(missing), 'case')} not predicted yet: {first_few(missing, _FEW)}.",)
+        if missing
+        else ()
+    )
+    return Section(
+        anchor=anchor,
+        title=title,
+        notes=(lead, *record.notes),
+        warnings=warnings,
+        parts=(
+            Table(
+                caption=f"From {RECORD_FILE}",
+                head=("what", "value"),
+                rows=tuple(texts(*row) for row in rows.items() if row[1]),
+            ),
+            Table(caption="Networks", head=("network", "part", "weights"), rows=networks),
+        ),
+    )
