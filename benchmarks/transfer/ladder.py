@@ -72,6 +72,7 @@ RUNGS = {
     "bezier": Rung(augment="bezier"),
     "synthseg": Rung(augment="synthseg"),
     "gin, --match": Rung(predict={"match": True}),
+    "gin-ipa, --match": Rung(augment="gin-ipa", predict={"match": True}),
     **{piece: Rung(augment=piece) for piece in PIECES},
     "palette": Rung(augment="palette"),
     "gin 0.6, palette 0.3": Rung(augment="gin:0.6,palette:0.3"),
