@@ -47,7 +47,7 @@ def fit(
         TranslationModel,
         typer.Option(
             help="essnet: the labels must be found in the translated images; cyclegan: nothing "
-            "keeps the anatomy.",
+            "keeps the anatomy; labels: random grey values for each label, nothing is learnt.",
         ),
     ] = "essnet",
     held_out: Annotated[

@@ -186,6 +186,27 @@ def test_what_cannot_be_learnt_is_refused(place):
         apply(Workspace(place / "ws"), "cycle", place / "no", ApplyRequest())
 
 
+def test_images_are_made_of_labels_alone(place):
+    learn(place, "labels", options=SHORT.replace(model="labels"))
+    assert not (place / "ws/synthesis/labels/generator.safetensors").exists()
+    request = ApplyRequest(judge=str(place / "ws/synthesis/toy/segmentor/2d"), min_dice=0.0)
+    made = [
+        apply(Workspace(place / "ws"), "labels", place / name, request).folder
+        for name in ("Dataset935_One", "Dataset936_Again")
+    ]
+    source = read_dataset(place / CT)
+    for case in source.cases:
+        files = [folder / f"imagesTr/{case.name}_0000.nii.gz" for folder in made]
+        image, again = (read_image([file]).array[0] for file in files)
+        np.testing.assert_array_equal(image, again)
+        label = read_label(Path(str(case.label))).array[0]
+        before = read_image([Path(case.images[0])]).array[0]
+        liver, spleen = image[label == 1], image[label == 3]
+        assert abs(np.corrcoef(image.ravel(), before.ravel())[0, 1]) < 0.95
+        # Each label has grey values of its own.
+        assert abs(liver.mean() - spleen.mean()) > 0.1 * min(liver.std(), spleen.std())
+
+
 def test_fit_on_the_command_line(place):
     words = "synthesize fit --from CT --to MR -o cli --features 4 --blocks 1 --epochs 1"
     more = f"--iterations 1 --batch-size 1 --patch 32 32 -w {place / 'ws'}"

@@ -25,6 +25,7 @@ from autoliver.synthesis.translation.apply import (
     BRIGHTEST,
     Fidelity,
     fidelity_of,
+    from_labels,
     translate,
     whole_numbers,
 )
@@ -35,6 +36,7 @@ from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 FIDELITY_FILE = "fidelity.csv"
 _SHEET = "fidelity.png"
@@ -169,7 +171,7 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
             hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
         )
     info = Synthesizer.load(folder.info)
-    if not info.epochs or not folder.generator.exists():
+    if not info.finished:
         raise ModelError(
             f"{name}: this translation is not finished.",
             hint="Give the command that began it again.",
@@ -222,7 +224,9 @@ def _translate_all(
     from autoliver.networks.device import choose_device
 
     device = choose_device(request.machine.device)
-    network = load_network(folder.generator, device=device).eval()
+    network = None
+    if info.options.learns:
+        network = load_network(folder.generator, device=device).eval()
     written = {}
     cases = dataset.labelled
     for case in case_bar("translate", len(cases))(cases):
@@ -232,19 +236,27 @@ def _translate_all(
 
 
 def _translate_case(
-    network: Any, info: Synthesizer, case: Case, path: Path, device: "torch.device"
+    network: "nn.Module | None",
+    info: Synthesizer,
+    case: Case,
+    path: Path,
+    device: "torch.device",
 ) -> None:
+    """Writes the image that is made of a case; without a network, of its labels."""
     image = read_image([Path(name) for name in case.images])
     done = forward(
         image,
-        None,
+        read_label(Path(str(case.label))) if network is None else None,
         plan=info.plan,
         configuration=info.plan.configurations[CONFIGURATION],
         name=case.name,
         modality=case.modality,
     )
     low, high = info.source_range
-    made = translate(network, done, Range(low=low, high=high), device=device)
+    if network is None:
+        made = from_labels(done, seed=info.options.seed)
+    else:
+        made = translate(network, done, Range(low=low, high=high), device=device)
     back = backward_image(made, done.properties, fill=-1.0)
     write_image(path, whole_numbers(back), image.geometry)
 

@@ -47,6 +47,7 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         options: How it is learnt.
         seen: The `image_key` of each case of the target that it has seen.
         epochs: Number of finished epochs.
+        finished: Whether it can be applied.
     """
 
     KIND: ClassVar[str] = "synthesizer"
@@ -61,6 +62,7 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     options: TranslationOptions
     seen: tuple[str, ...]
     epochs: int = 0
+    finished: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,9 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         seen=tuple(image_key(case) for case in seen),
     )
     _begin(task, folder, info, fresh=request.fresh)
+    if not task.options.learns:
+        info.replace(finished=True).save(folder.info)
+        return folder
     with stop_on_sigterm() as stop:
         state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
     if state.step < task.options.steps:
@@ -284,7 +289,7 @@ def _begin(
             file.unlink(missing_ok=True)
     if folder.info.exists():
         before = Synthesizer.load(folder.info)
-        if before.replace(epochs=0) != info:
+        if before.replace(epochs=0, finished=False) != info:
             raise OptionError(
                 f"{info.name}: a translation of this name was begun with other data or options.",
                 hint="Choose another name with -o, or start over with --fresh.",
@@ -329,4 +334,4 @@ def _save(
         )
         folder.segmentor.mkdir(parents=True, exist_ok=True)
         save_fold(folder.segmentor, networks["segmentor"].state_dict(), model)
-    info.replace(epochs=len(state.logs)).save(folder.info)
+    info.replace(epochs=len(state.logs), finished=True).save(folder.info)

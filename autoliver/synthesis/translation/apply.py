@@ -1,5 +1,6 @@
 """Translates whole scans slice by slice, and judges how well their labels still fit."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional
 from autoliver.artifacts import Record
 from autoliver.preprocessing.case import Preprocessed
 from autoliver.synthesis.translation.domains import Range
+from autoliver.training.augment.synth import synthesise
 
 _MULTIPLE = 4  # of the size of a slice
 _SLICES = 8  # translated at a time
@@ -67,6 +69,29 @@ def translate(
         padded = functional.pad(part, (0, more[0], 0, more[1]), mode="replicate")
         found.append(network(padded)[:, :, :height, :width].float().cpu().numpy())
     return steadied(np.concatenate(found)[None, :, 0])
+
+
+def from_labels(case: Preprocessed, *, seed: int) -> npt.NDArray[np.float32]:
+    """Makes an image of the label map of a case, with random grey values (SynthSeg).
+
+    Args:
+        case: The case, preprocessed with its label map.
+        seed: Together with the case's name it decides on the grey values.
+
+    Returns:
+        (1, z, y, x) from -1 to 1 on the network's grid.
+    """
+    if case.label is None:
+        raise ValueError(f"{case.properties.name} has no label map")
+    values = np.unique(case.label[case.label > 0])
+    classes = np.searchsorted(values, case.label[0]) + 1
+    classes = np.where(case.label[0] > 0, classes, case.label[0])
+    name = int.from_bytes(hashlib.sha256(case.properties.name.encode()).digest()[:4], "big")
+    number = int(np.random.SeedSequence([seed, name]).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(number)
+    image, label = torch.from_numpy(case.image), torch.from_numpy(classes.astype(np.int64))
+    made: npt.NDArray[np.float32] = synthesise(image, label, generator).numpy() * 2 - 1
+    return made.clip(-1.0, 1.0)
 
 
 def steadied(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ from typing import Literal
 from autoliver.artifacts import Record
 from autoliver.values import check_number, check_types, check_whole
 
-TranslationModel = Literal["essnet", "cyclegan"]
+TranslationModel = Literal["essnet", "cyclegan", "labels"]
 # Beyond this many features a discriminator has no more than eight times as many.
 _LEAST_PATCH = 16
 
@@ -15,7 +15,8 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         model: "essnet": a segmentation network must find the labels of the first domain in the
-            translated images; "cyclegan": nothing does.
+            translated images; "cyclegan": nothing does; "labels": nothing is learnt, images get
+            random grey values for each label and each part of the background.
         features: Features of the generators at full resolution; discriminators have as many.
         blocks: Residual blocks of the generators.
         patch: Size of the patches (y, x); None: 256, or what the images and a multiple of 4 allow.
@@ -70,6 +71,11 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
     def segments(self) -> bool:
         """Whether a segmentation network is trained."""
         return self.model == "essnet"
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learnt."""
+        return self.model != "labels"
 
     @property
     def steps(self) -> int:
