@@ -1,6 +1,6 @@
 """Four strategies for lesions with classes, each from three beginnings: the table of paper 4.
 
-    python -m benchmarks.joint WORK [--steps 300] [--seeds 0 1 2] [--tasks joint ynet ...]
+    python -m benchmarks.joint WORK [--source phantom] [--steps 300] [--seeds 0 1 2] [--tasks joint ynet ...]
 
 Phantom lesions in real CT livers (`benchmarks/joint_data.py`), cropped to the box of the drawn
 liver: ten patients for the table, four others for pre-training on lesions without classes. A seed
@@ -23,7 +23,14 @@ from autoliver.evaluation.results import Scores
 from autoliver.io.files import read_label
 from autoliver.models.files import FoldFolder
 from autoliver.synthesis.phantom_lesions import LesionOptions
-from benchmarks.joint_data import SHARED, cropped_to_liver, real_patients, write_joint_data
+from benchmarks.joint_data import (
+    SHARED,
+    Patients,
+    cropped_to_liver,
+    phantom_patients,
+    real_patients,
+    write_joint_data,
+)
 
 TASKS = ("classify", "segment", "ynet", "joint")
 STARTS = ("scratch", "ImageNet", "lesions")
@@ -35,6 +42,7 @@ LESIONS = (1, 6)  # in a case
 VERSIONS = (6, 8)  # cases of a patient, of either dataset
 _LESION = 2  # the first value of lesions, in both datasets
 _EPOCH = 100  # steps
+PHANTOMS = 14  # as many as there are real patients
 
 
 def main() -> None:
@@ -43,6 +51,7 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--source", default="real", choices=("real", "phantom"), help="livers")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--pretraining", type=int, default=600, help="steps on lesions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -52,7 +61,9 @@ def main() -> None:
     given = parser.parse_args()
     results = given.work / "joint.jsonl"
     if not given.show:
-        named, source = prepare(given.work, given.shared, given.pretraining)
+        phantom = given.source == "phantom"
+        patients = phantom_patients(PHANTOMS, seed=0) if phantom else real_patients(given.shared)
+        named, source = prepare(given.work, patients, given.pretraining)
         for seed in given.seeds:
             for start in given.starts:
                 for task in given.tasks:
@@ -65,12 +76,12 @@ def main() -> None:
     show(list(read(results)))
 
 
-def prepare(work: Path, shared: Path, steps: int) -> tuple[Path, str]:
+def prepare(work: Path, patients: Patients, steps: int) -> tuple[Path, str]:
     """The dataset of lesions with classes, and the run that has learnt lesions without."""
     data, workspace = work / "data", work / "workspace"
     named, plain = data / "Dataset201_LesionClasses", data / "Dataset202_Lesions"
     if not (plain / "dataset.json").exists():
-        scans = cropped_to_liver(real_patients(shared))
+        scans = cropped_to_liver(patients)
         options = LesionOptions(count=LESIONS)
         named, plain = write_joint_data(data, scans, number=201, versions=VERSIONS, options=options)
     for dataset in (named, plain):
