@@ -1,6 +1,6 @@
 """Four strategies for lesions with classes, each from three beginnings: the table of paper 4.
 
-    python -m benchmarks.joint WORK [--source phantom] [--steps 300] [--seeds 0 1 2] [--tasks joint ynet ...]
+    python -m benchmarks.joint WORK [--source phantom] [--steps 500] [--seeds 0 1 2] [--tasks joint]
 
 Phantom lesions in real CT livers (`benchmarks/joint_data.py`), cropped to the box of the drawn
 liver: ten patients for the table, four others for pre-training on lesions without classes. A seed
