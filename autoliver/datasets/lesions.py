@@ -16,7 +16,6 @@ _DIAGNOSIS = rf"metasta|hcc|ha?emangioma|carcinoma|adenoma|abscess|nodular hyper
 _TUMOURS = re.compile(_TUMOUR, re.IGNORECASE)
 _DIAGNOSES = re.compile(_DIAGNOSIS, re.IGNORECASE)
 _LESIONS = re.compile(f"{_TUMOUR}|{_DIAGNOSIS}", re.IGNORECASE)
-_NEIGHBOURS = np.ones((3, 3, 3))
 
 
 def is_tumour(label: str) -> bool:
@@ -57,13 +56,14 @@ def connected_lesions(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32
     """Numbers the connected lesions of a mask; voxels are neighbours across corners as well.
 
     Args:
-        mask: Where there are lesions, (z, y, x).
+        mask: Where there are lesions, (z, y, x) or (y, x).
 
     Returns:
         The number of the lesion in each voxel, from 1 in the order of the array, 0 outside, and the
         number of lesions.
     """
-    numbers, count = ndimage.label(mask, structure=_NEIGHBOURS, output=np.int32)
+    neighbours = np.ones((3,) * mask.ndim)
+    numbers, count = ndimage.label(mask, structure=neighbours, output=np.int32)
     return numbers, int(count)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from autoliver.artifacts import Record
+from autoliver.datasets.lesions import connected_lesions
 from autoliver.evaluation.metrics import Mask, crop_to_union
 from autoliver.io.volume import has_no_thickness
 
@@ -270,7 +270,7 @@ def diameter_mm(voxels: int, spacing_mm: tuple[float, ...]) -> float:
 
 def _components(mask: Mask) -> tuple[npt.NDArray[np.int32], Counts]:
     # Only the numbers of the mask's voxels are kept, since those of the whole image are large.
-    image, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    image, count = connected_lesions(mask)
     numbers = image[mask]
     return numbers, np.bincount(numbers, minlength=count + 1)[1:]
 

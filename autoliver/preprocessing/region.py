@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.datasets.lesions import connected_lesions
 from autoliver.planning.nonzero import Box
 from autoliver.preprocessing.case import CaseProperties
 from autoliver.preprocessing.crop import Bounds
@@ -33,7 +34,7 @@ def organ_box(mask: npt.NDArray[np.bool_]) -> Bounds | None:
     if not places:
         return None
     outer = places[0]
-    components, count = ndimage.label(mask[outer], np.ones((3, 3, 3), int))
+    components, count = connected_lesions(mask[outer])
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
     inner = ndimage.find_objects(components)[int(sizes.argmax())]
     z, y, x = (
