@@ -43,7 +43,10 @@ class Failure:
 
 
 def find_cases(
-    sources: Sequence[Path], channels: int, failures: list[Failure]
+    sources: Sequence[Path],
+    channels: int,
+    failures: list[Failure],
+    place: dict[str, Path] | None = None,
 ) -> dict[str, tuple[Path, ...]]:
     """Finds the images of all cases.
 
@@ -51,6 +54,7 @@ def find_cases(
         sources: Folders of cases, or files.
         channels: Number of channels of a case.
         failures: Takes the cases that lack a channel, which are left out.
+        place: Takes the source of each case, of failures as well; None if that is no matter.
 
     Raises:
         DatasetError: A source has no images.
@@ -61,7 +65,7 @@ def find_cases(
         failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
 
     found: dict[str, tuple[Path, ...]] = {}
-    place: dict[str, Path] = {}  # of failures as well
+    place = {} if place is None else place
     for source in sources:
         before = len(failures)
         cases = find_case_images(source, channels=channels, file_ending=None, on_problem=note)
@@ -119,9 +123,9 @@ def find_sources(
             f"--series is for DICOM, and -i {sources[0]} holds none.", hint="Leave it out."
         )
     plain = tuple(source for source in sources if source not in found)
-    files = find_cases(plain, len(channels), failures)
+    place: dict[str, Path] = {}
+    files = find_cases(plain, len(channels), failures, place)
     series: dict[str, Series] = {}
-    place = dict.fromkeys(files, plain[0]) if plain else {}
     for source, cases in found.items():
         if len(channels) > 1:
             raise several_channels(source, channels)

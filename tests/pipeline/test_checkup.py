@@ -100,6 +100,25 @@ WORTH, FAIL = "worth changing", "will fail"
 
 
 @pytest.mark.parametrize(
+    ("device", "busy", "expected"),
+    [
+        ("auto", 0, FAIL),
+        ("cuda", 0, FAIL),
+        ("cuda:0", 0, FAIL),
+        ("cpu", 0, WORTH),
+        ("cuda:1", 0, WORTH),
+        ("cuda:1", 1, FAIL),
+        ("auto", 1, WORTH),
+    ],
+)
+def test_only_the_gpu_that_is_asked_for_can_fail(device: str, busy: int, expected: str) -> None:
+    gpus = [*gpu(), *gpu()]
+    gpus[busy] = gpu(problem="busy")[0]
+    found = judge(but(gpus=tuple(gpus)), device=device)
+    assert {f.topic: f.level for f in found if f.level != "ok"} == {f"GPU {busy}": expected}
+
+
+@pytest.mark.parametrize(
     ("here", "expected"),
     [
         (but(**CPU), {"device": WORTH}),

@@ -82,13 +82,10 @@ def doctor(
     check_device_name(device)
     patient = None if name is None else _patient(workspace, name)
     here = look_around(workspace.root, time_disk=probe)
-    findings = judge(here)
+    findings = judge(here, device=device)
     # Without code for the GPU, nothing can be timed; the finding says so.
-    on = (
-        None
-        if any(f.level == "will fail" and f.topic.startswith("GPU") for f in findings)
-        else (_device(device))
-    )
+    useless = any(f.level == "will fail" and f.topic.startswith("GPU") for f in findings)
+    on = None if useless else _device(device)
     estimates: list[Estimate] = []
     if patient is not None:
         findings += _findings_of(patient, here, on)

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoliver.memory import GB
 from autoliver.needs import grid_need, network_shape
 from autoliver.pipeline.checkup.findings import Estimate, Finding
 from autoliver.pipeline.checkup.probe import Timing
 from autoliver.planning.plan import CaseFingerprint, Configuration, Plan
 
-GB = 2**30
 # Size of preprocessed cases for each byte of float32: 0.77 on 15 MR scans (docs/RESULTS.md).
 _COMPRESSED = 0.8
 _FLOAT32 = 4

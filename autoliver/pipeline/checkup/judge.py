@@ -80,18 +80,19 @@ _KNOWN_BAD = (
 )
 
 
-def judge(here: Surroundings) -> list[Finding]:
+def judge(here: Surroundings, *, device: str = "auto") -> list[Finding]:
     """Judges a machine.
 
     Args:
         here: What was measured.
+        device: The device that is trained on, by its name; only this one can fail.
 
     Returns:
         One finding for each matter, and one more for each library that is known to hurt.
     """
     return [
         _device(here),
-        *_gpus(here),
+        *_gpus(here, device),
         _memory(here),
         _cores(here),
         _threads(here),
@@ -157,7 +158,8 @@ def _install(driver: str) -> str:
     return f"pip install --force-reinstall torch --index-url {_INDEX}/{build}"
 
 
-def _gpus(here: Surroundings) -> Iterator[Finding]:
+def _gpus(here: Surroundings, device: str) -> Iterator[Finding]:
+    asked = None if device == "cpu" else int(device.partition(":")[2] or 0)
     for number, gpu in enumerate(here.torch.gpus):
         major, minor = gpu.capability
         found = (
@@ -165,8 +167,7 @@ def _gpus(here: Surroundings) -> Iterator[Finding]:
             f"{major}.{minor}"
         )
         topic = f"GPU {number}"
-        # The first one is what commands take unless another one is named.
-        failing: Level = "worth changing" if number else "will fail"
+        failing: Level = "will fail" if number == asked else "worth changing"
         if gpu.problem:
             yield Finding(
                 topic=topic,

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from autoliver.memory import ROOT, free_gb, limit_gb, own_groups, total_gb
+from autoliver.memory import GB, ROOT, free_gb, limit_gb, own_groups, total_gb
 from autoliver.parallel import cores
 from autoliver.values import first_few
 
-GB = 2**30
 _DISK_BYTES = 1 << 25  # of the file that is written and read to time the disk
 _BLOCK = bytes(1 << 20)
 
