@@ -50,7 +50,6 @@ def main() -> None:
                 model=model,
                 features=given.features,
                 blocks=given.blocks,
-                patch=(96, 96),
                 epochs=max(1, given.gan_steps // _EPOCH),
                 iterations=_EPOCH,
                 lr=given.gan_lr,
