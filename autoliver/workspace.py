@@ -43,6 +43,8 @@ _USER = ".used-by-{}.lock"
 
 # Name of the workspace folder that holds imported models.
 MODELS = "models"
+# Name of the one that holds translations between modalities.
+SYNTHESIS = "synthesis"
 # Name of the workspace folder that holds DICOM series as image files while they are used.
 STAGED = "dicom"
 
@@ -340,7 +342,9 @@ class Workspace:
         """The planned datasets."""
         folders = (path for path in entries(self.root) if (path / "dataset.json").exists())
         return tuple(
-            DatasetFolder(path) for path in folders if path.name.casefold() not in (MODELS, STAGED)
+            DatasetFolder(path)
+            for path in folders
+            if path.name.casefold() not in (MODELS, STAGED, SYNTHESIS)
         )
 
     def source(self, dataset: str | None) -> Dataset:
@@ -391,7 +395,7 @@ class Workspace:
                 workspace is in the same place as the dataset.
             AutoliverError: The workspace cannot be written.
         """
-        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS, STAGED]))
+        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS, STAGED, SYNTHESIS]))
 
     def folder(self, name: str) -> DatasetFolder:
         """Returns the workspace folder of a planned dataset.

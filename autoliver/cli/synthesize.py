@@ -37,7 +37,7 @@ def fit(
             "--to",
             metavar="DATASET",
             help="The dataset whose images are imitated, such as MR. Its labels only tell which "
-            "slices show organs; cases without labels count as well.",
+            "slices show organs.",
         ),
     ],
     name: Annotated[

@@ -12,10 +12,11 @@ from autoliver.artifacts import PARTIAL, brief, read_json
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.models.files import FoldFolder
+from autoliver.pipeline.translation.fit import SYNTHESIZER_FILE, Synthesizer
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
 from autoliver.system import entries
-from autoliver.workspace import MODELS, STAGED, DatasetFolder, RunFolder, Workspace
+from autoliver.workspace import MODELS, STAGED, SYNTHESIS, DatasetFolder, RunFolder, Workspace
 
 # What was written within this time may belong to a command that is still running.
 _RECENT_S = 3600.0
@@ -78,7 +79,7 @@ def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Clean
     """
     if name is None:
         folders = list(workspace.datasets)
-        places = [workspace.root / MODELS, workspace.root / STAGED]
+        places = [workspace.root / part for part in (MODELS, STAGED, SYNTHESIS)]
     else:
         folders, places = [workspace.planned(name)], []
     folders = [folder for folder in folders if _is_ours(folder)]
@@ -122,7 +123,7 @@ def _stores(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
         kept.append(f"{folder.name}: its stores stay, since a plan is unreadable: {error.problem}")
         return
     used = {store_key(plan, name) for plan in plans for name in plan.configurations}
-    used |= _replayed(folder.path.parent)
+    used |= _replayed(folder.path.parent) | _translated(folder.path.parent)
     for path in _folders(folder.path / "store"):
         if path.name in used:
             continue
@@ -168,6 +169,18 @@ def _replayed(workspace: Path) -> set[str]:
     """Keys of the stores that trainings of any dataset replay."""
     runs = [RunFolder(path) for path in workspace.glob("*/runs/*") if path.is_dir()]
     return {str(_made_from(run).get("replayed store")) for run in runs}
+
+
+def _translated(workspace: Path) -> set[str]:
+    """Keys of the stores that translations learn from."""
+    used = set()
+    for path in (workspace / SYNTHESIS).glob(f"*/{SYNTHESIZER_FILE}"):
+        try:
+            plan = Synthesizer.load(path).plan
+        except AutoliverError:
+            continue
+        used |= {store_key(plan, name) for name in plan.configurations}
+    return used
 
 
 def _made_from(run: RunFolder) -> dict[str, object]:

@@ -1,10 +1,12 @@
 """synthesize fit and apply, and training with what they make, on phantoms."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from commands import run
 from typer.testing import CliRunner
 
@@ -69,7 +71,7 @@ def test_a_stopped_translation_goes_on_as_if_it_had_not_stopped(place, monkeypat
     from autoliver.pipeline.translation import fit as module
     from autoliver.training.stop import Stopped
 
-    steps = iter([False, False, True])
+    steps = iter([False, True])
 
     class Stopping:
         def __enter__(self):
@@ -167,16 +169,76 @@ def test_training_with_synthetic_cases(place):
     assert held_out <= {p.name for p in (place / MR / "labelsTr").iterdir()}
 
 
+def test_held_out_cases_that_a_translation_has_seen_are_named(place, caplog):
+    out = place / "Dataset937_Seen"
+    run("synthesize", "apply", "toy", out, "--qc-min-dice", 0, "-w", place / "ws")
+    run("plan", out, "-w", place / "ws")
+    short = {"epochs": 1, "iterations": 1, "replay": "Seen", "workspace": place / "ws"}
+    caplog.set_level("INFO")
+    (result,) = autoliver.train(place / MR, "2d", folds=(1,), tag="seen", **short)
+    assert "The translation that made Seen has seen 1 case that fold 1 holds out" in caplog.text
+    info = FoldModel.load(result.folder / "model.json")
+    assert len(info.seen_before) == 3
+
+
+def test_slices_lie_along_the_axis_that_was_translated(place):
+    """The same scan, stored with its axes in another order, is judged alike."""
+    turned = place / "Dataset938_Turned"
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (place / CT / folder).iterdir():
+            (turned / folder).mkdir(parents=True, exist_ok=True)
+            image = SimpleITK.ReadImage(str(path))
+            SimpleITK.WriteImage(
+                SimpleITK.PermuteAxes(image, (2, 0, 1)), str(turned / folder / path.name)
+            )
+    shutil.copyfile(place / CT / "dataset.json", turned / "dataset.json")
+    autoliver.plan(turned, preset="tiny", workspace=place / "ws")
+    request = ApplyRequest(judge=str(place / "ws/synthesis/toy/segmentor/2d"), min_dice=0.0)
+    found = []
+    for name, source in (("a", CT), ("b", turned.name)):
+        options = SHORT.replace(model="labels")
+        fit(
+            Workspace(place / "ws"),
+            FitRequest(source=source, target=MR, name=name, options=options),
+        )
+        done = apply(Workspace(place / "ws"), name, place / f"Turned{name}", request)
+        found.append({each.case: len(each.slices) for each in done.cases})
+    assert found[0] == found[1]
+
+
+def test_labels_that_have_changed_since_are_refused(place, tmp_path):
+    root = tmp_path / "moved"
+    shutil.copytree(place, root)
+    text = (root / CT / "dataset.json").read_text()
+    swapped = text.replace('"liver": 1', '"liver": 3').replace('"spleen": 3', '"spleen": 1')
+    assert swapped != text
+    (root / CT / "dataset.json").write_text(swapped)
+    with pytest.raises(AutoliverError):
+        apply(Workspace(root / "ws"), "toy", root / "Out", ApplyRequest(min_dice=0.0))
+    autoliver.plan(root / CT, workspace=root / "ws")
+    with pytest.raises(AutoliverError, match="other cases or labels than when toy was learnt"):
+        apply(Workspace(root / "ws"), "toy", root / "Out", ApplyRequest(min_dice=0.0))
+    with pytest.raises(OptionError, match="begun with other data"):
+        learn(root, "toy")
+    assert not (root / "Out").exists()
+
+
 def test_what_cannot_be_learnt_is_refused(place):
     for given, problem in (
         ({"source": MR}, "both name"),
+        ({"source": MR, "target": CT}, "HU"),
+        ({"held_out": ("MR_00",)}, "MR_00"),
+        ({"name": "../out"}, "cannot be the name"),
+        ({"name": ""}, "cannot be the name"),
         ({"options": SHORT.replace(patch=(30, 32))}, "multiples of 4"),
         ({"options": SHORT.replace(patch=(64, 64))}, "smallest image has 40 x 44"),
         ({"held_out": tuple(case.name for case in read_dataset(place / MR).cases)}, "names all"),
     ):
         values = {"source": CT, "target": MR, "name": "x", "options": SHORT, **given}
-        with pytest.raises(OptionError, match=problem):
+        with pytest.raises(AutoliverError, match=problem):
             fit(Workspace(place / "ws"), FitRequest(**values))
+    with pytest.raises(OptionError, match="at least 24"):
+        SHORT.replace(patch=(16, 16))
     with pytest.raises(OptionError, match="begun with other data or options"):
         learn(place, "toy", options=SHORT.replace(seed=7))
     with pytest.raises(ModelError, match="there is no such translation; there is"):

@@ -140,13 +140,19 @@ def test_slices_of_any_size_are_translated():
 
 def test_the_brightness_of_slices_does_not_jump():
     rng = np.random.default_rng(0)
-    image = 0.1 * rng.normal(size=(1, 30, 16, 16)).astype(np.float32)
-    image += 0.2 * (np.arange(30) % 2).reshape(1, 30, 1, 1)
-    before, after = (
-        np.abs(np.diff(i.mean(axis=(0, 2, 3)))).mean() for i in (image, steadied(image))
-    )
-    assert after < before / 10
+    image = -0.2 + 0.05 * rng.normal(size=(1, 30, 16, 16)).astype(np.float32)
+    image += 0.3 * (np.arange(30) % 2).reshape(1, 30, 1, 1)
+    means = (each.mean(axis=(0, 2, 3)) for each in (image, steadied(image)))
+    before, after = (np.abs(np.diff(mean)).mean() for mean in means)
+    assert after < before / 5
     assert whole_numbers(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 500, 1000, 1000]
+
+
+def test_the_shape_of_the_body_is_not_taken_for_brightness():
+    image = np.full((1, 12, 32, 32), -1.0, np.float32)
+    for z in range(2, 12):  # it begins with air, and the body grows
+        image[0, z, 16 - z : 16 + z, 16 - z : 16 + z] = 0.5
+    np.testing.assert_allclose(steadied(image), image, atol=1e-6)
 
 
 def test_fidelity_is_the_dice_of_labels_slice_by_slice():
@@ -161,6 +167,18 @@ def test_fidelity_is_the_dice_of_labels_slice_by_slice():
     assert judged.slices == (pytest.approx(2 / 3), 1.0, None)
     assert judged.mean == pytest.approx(5 / 6)
     assert judged.jumps == 0
+
+
+def test_labels_that_are_not_there_and_ignored_voxels_do_not_count():
+    label, found = np.zeros((3, 4, 4), int), np.zeros((3, 4, 4), int)
+    label[0] = found[0] = 1
+    found[0, 0, 0], found[1, 0, 0] = 2, 1  # a tumour in a case without any, liver in an empty slice
+    label[2, :2], label[2, 2:], found[2] = 1, 9, 1
+    pairs = {"liver": ((1,), (1,)), "tumour": ((2,), (2,))}
+    judged = fidelity_of("a", np.zeros((3, 4, 4), np.int16), label, found, pairs, ignore=9)
+    assert judged.dice == {"liver": pytest.approx(2 * 23 / (24 + 24)), "tumour": None}
+    assert judged.slices == (pytest.approx(2 * 15 / 31), None, 1.0)
+    assert judged.mean == judged.dice["liver"]
 
 
 def test_a_case_without_labels_has_no_fidelity():

@@ -229,9 +229,11 @@ class RunJob:
 
     def replayed(self, fold: Fold) -> list[Case]:
         """Returns the cases that a fold replays."""
-        if self.replay is None:
-            return []
-        return self.replay.cases(fold, self._held_out(fold))
+        return [] if self.replay is None else self.replay.cases(fold, self._held_out(fold))
+
+    @property
+    def _translation_seen(self) -> tuple[str, ...]:
+        return self.replay.seen if self.replay else ()
 
     def _save(self, fold: Fold, trained: "TrainedFold", device: "torch.device") -> None:
         """Writes the model of a trained fold, mixed with its source if that is asked for."""
@@ -295,7 +297,7 @@ class RunJob:
             extended=len(options.extensions),
             augment=augment,
             trained_on=tuple(dict.fromkeys([*self._keys(self.splits[fold].train), *replayed])),
-            seen_before=() if source is None else source.seen,
+            seen_before=(*(source.seen if source else ()), *self._translation_seen),
             ancestors=() if source is None else source.ancestors,
             replay=self.replay.dataset.name if self.replay else "",
             replay_share=options.replay_share if self.replay else 0.0,

@@ -7,8 +7,8 @@ from pathlib import Path
 from autoliver.artifacts import digest
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, CaseFacts, Dataset, Labels
-from autoliver.datasets.contents import image_key
-from autoliver.datasets.folds import Fold, Folds
+from autoliver.datasets.contents import image_key, seen_cases
+from autoliver.datasets.folds import Fold, Folds, Split
 from autoliver.datasets.lesion_classes import LESION, with_one_lesion
 from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import DatasetError, OptionError
@@ -21,8 +21,9 @@ from autoliver.pipeline.data import (
     preprocess,
 )
 from autoliver.pipeline.run.begin import kept_options
-from autoliver.pipeline.run.request import TrainRequest
+from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import safe
+from autoliver.pipeline.translation.fit import SYNTHESIZER_FILE, Synthesizer
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, IntensityStats, Plan
@@ -45,6 +46,7 @@ class Replay:
         folds: The folds of the dataset.
         fold: The fold whose training cases are replayed; None: the fold of the run's number.
         values: Value of its label maps -> value of the run's; None for voxels that do not count.
+        seen: The `image_key` of each case that the translation has seen which made its images.
     """
 
     planned: Planned
@@ -52,6 +54,7 @@ class Replay:
     folds: Folds
     fold: Fold | None
     values: Mapping[int, int | None]
+    seen: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> Dataset:
@@ -181,6 +184,22 @@ class Replay:
                 f"are annotated, such as {partial[0]}."
             )
         return text
+
+
+def note_seen_by_translation(
+    replay: Replay, planned: Planned, splits: Mapping[Fold, Split], notify: Notify
+) -> None:
+    """Tells of held-out cases that a translation has seen: their scores are too good."""
+    known = seen_cases(planned.dataset, replay.seen)
+    for fold, split in splits.items():
+        seen = sorted(known & set(split.validation))
+        if seen:
+            notify(
+                f"The translation that made {replay.dataset.short_name} has seen "
+                f"{counted(len(seen), 'case')} that fold {fold} holds out "
+                f"({first_few(seen, _SHOWN)}): their scores will be too good. Learn it with "
+                "--held-out for each of them."
+            )
 
 
 def _can_be_learnt(case: CaseFacts, labels: Labels) -> bool:
@@ -321,7 +340,14 @@ def find_replay(
         folds=folds,
         fold=fold_named(pretrained, dataset),
         values=values,
+        seen=_seen_by_translation(dataset),
     )
+
+
+def _seen_by_translation(dataset: Dataset) -> tuple[str, ...]:
+    """The cases that the translation has seen which made a dataset; none if it was not made so."""
+    path = Path(dataset.folder) / SYNTHESIZER_FILE
+    return Synthesizer.load(path).seen if path.is_file() else ()
 
 
 def _alike(dataset: Dataset, theirs: Labels, run: Labels) -> Labels:

@@ -37,7 +37,13 @@ from autoliver.pipeline.run.region import (
     refuse_region,
     region_for,
 )
-from autoliver.pipeline.run.replay import Replay, prepare_replay, replay_for, replayed_name
+from autoliver.pipeline.run.replay import (
+    Replay,
+    note_seen_by_translation,
+    prepare_replay,
+    replay_for,
+    replayed_name,
+)
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
@@ -322,6 +328,7 @@ def _run_job(
         replay=replay,
     )
     if replay is not None:
+        note_seen_by_translation(replay, planned, splits, notify)
         names = {case.name for fold in splits for case in job.replayed(fold)}
         prepare_replay(workspace, replay, names, machine=request.machine)
     if region is not None:

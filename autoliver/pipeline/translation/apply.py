@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,22 @@ import numpy as np
 from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_new
-from autoliver.errors import DatasetError, ModelError, OptionError
+from autoliver.errors import ArtifactError, DatasetError, ModelError, OptionError
 from autoliver.evaluation.picture import Panel, Row, draw_outlines
-from autoliver.io.files import read_image, read_label, write_image, write_label
+from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.parallel import case_bar
+from autoliver.pipeline.conversion.result import check_output
+from autoliver.pipeline.data import planned_dataset
 from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.pipeline.translation.fit import CONFIGURATION, SynthesisFolder, Synthesizer
+from autoliver.pipeline.translation.fit import (
+    CONFIGURATION,
+    SYNTHESIZER_FILE,
+    SynthesisFolder,
+    Synthesizer,
+    digest_of,
+)
 from autoliver.preprocessing.case import backward_image, forward
 from autoliver.synthesis.translation.apply import (
     BRIGHTEST,
@@ -29,10 +38,9 @@ from autoliver.synthesis.translation.apply import (
     translate,
     whole_numbers,
 )
-from autoliver.synthesis.translation.domains import Range
 from autoliver.transfer.labels import match_labels
 from autoliver.values import check_number, check_types, counted, first_few
-from autoliver.workspace import Workspace
+from autoliver.workspace import SYNTHESIS, Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -111,40 +119,49 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     """
     folder, info = find_synthesizer(workspace, name)
     output = output.absolute()
-    if output.exists():
-        raise OptionError(f"{output}: it exists already.", hint="Choose a new folder.")
     judge = _judge(folder, info, request)
-    dataset = workspace.read(info.source)
+    dataset = _unchanged(workspace, info, request)
+    for place in (Path(dataset.folder), workspace.root):
+        check_output(place, output)
     with replacing(output) as beside:
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
-        images = _translate_all(folder, info, dataset, beside / "imagesTr", request)
+        axes = _translate_all(folder, info, dataset, beside / "imagesTr", request)
         pairs = _common(workspace, judge, info)
         predicted = beside / "judged"
         how = PredictRequest(modality=None, machine=request.machine)
         predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
-        maps = {case.name: (images[case.name], Path(str(case.label))) for case in dataset.labelled}
-        found = [
-            _fidelity(case, *files, predicted / f"{case}.nii.gz", pairs)
-            for case, files in maps.items()
-        ]
+        maps = {
+            case.name: _Files(
+                image=image_in(beside, case.name),
+                label=Path(str(case.label)),
+                found=predicted / f"{case.name}.nii.gz",
+                axis=axes[case.name],
+            )
+            for case in dataset.labelled
+        }
+        found = [_fidelity(case, files, pairs, info.labels) for case, files in maps.items()]
         kept = [each for each in found if each.mean >= request.min_dice]
-        _draw(beside / _SHEET, found, maps, predicted, pairs)
+        _draw(beside / _SHEET, found, maps, pairs)
         write_bytes(beside / FIDELITY_FILE, _table(found, kept, request.min_dice).encode())
         if not kept:
+            for name_ in (FIDELITY_FILE, _SHEET):
+                shutil.copyfile(beside / name_, folder.path / name_)
             raise DatasetError(
                 f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the "
                 f"best mean Dice is {max(each.mean for each in found):.2f}, expected at least "
                 f"{request.min_dice:g}.",
-                hint="Learn the translation longer, or keep more with --qc-min-dice.",
+                hint=f"Look at {folder.path / _SHEET} and {folder.path / FIDELITY_FILE}; learn the "
+                "translation longer, or keep more with --qc-min-dice.",
             )
         ignored = sum(
-            _write_label(beside, each, maps[each.case][1], info.labels, request.min_dice)
+            _write_label(beside, each, maps[each.case], info.labels, request.min_dice)
             for each in kept
         )
         _clean(beside, predicted, {each.case for each in found} - {each.case for each in kept})
         description = _description(info, dataset, [each.case for each in kept])
         write_bytes(beside / "dataset.json", as_json(description))
+        info.save(beside / SYNTHESIZER_FILE)
         read_new(beside, output)
     return Synthesized(
         folder=output,
@@ -163,9 +180,11 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
     Raises:
         ModelError: There is none, or it is not finished.
     """
-    folder = SynthesisFolder(path=workspace.root / "synthesis" / name)
+    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / name)
     if not folder.info.exists():
-        there = sorted(path.parent.name for path in workspace.root.glob("synthesis/*/*.json"))
+        there = sorted(
+            path.parent.name for path in workspace.root.glob(f"{SYNTHESIS}/*/{SYNTHESIZER_FILE}")
+        )
         raise ModelError(
             f"{name}: there is no such translation; there is {first_few(there, 5) or 'none'}.",
             hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
@@ -177,6 +196,53 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
             hint="Give the command that began it again.",
         )
     return folder, info
+
+
+def _unchanged(workspace: Workspace, info: Synthesizer, request: ApplyRequest) -> Dataset:
+    """The source of a translation, as it was when the translation was learnt.
+
+    Raises:
+        ArtifactError: It has changed since.
+    """
+    dataset = planned_dataset(workspace, info.source, machine=request.machine).dataset
+    if digest_of(dataset) != info.learnt_from[info.source]:
+        raise ArtifactError(
+            f"{info.source} has other cases or labels than when {info.name} was learnt.",
+            hint="Learn it again: give the command that began it with --fresh.",
+        )
+    return dataset
+
+
+def image_in(folder: Path, case: str) -> Path:
+    """The translated image of a case."""
+    return folder / f"imagesTr/{case}_0000.nii.gz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """The files of a translated case.
+
+    Attributes:
+        image: The translated image.
+        label: The label map of its source.
+        found: What the judge finds.
+        axis: The axis of the files' arrays along which slices were translated.
+    """
+
+    image: Path
+    label: Path
+    found: Path
+    axis: int
+
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """Image, label map and what was found, with the slices along the first axis."""
+        arrays = (
+            read_image([self.image]).array[0],
+            read_label(self.label).array[0],
+            read_label(self.found).array[0],
+        )
+        one, two, three = (np.moveaxis(array, self.axis, 0) for array in arrays)
+        return one, two, three
 
 
 def _judge(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) -> str:
@@ -198,7 +264,14 @@ def _common(
     from autoliver.models.files import MODEL_FILE, FoldModel
 
     files = workspace.model_to_predict(judge)
-    theirs = FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels
+    plan = FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan
+    if plan.is_foreign(info.plan.modality) and not plan.mixed:
+        raise OptionError(
+            f"--judge {judge}: it was trained on {plan.modality}; the images are to look like "
+            f"{info.plan.modality}.",
+            hint=f"Name a model of {info.plan.modality}.",
+        )
+    theirs = plan.labels
     names = match_labels(theirs, info.labels)
     pairs = {
         name: (info.labels.values[name], theirs.values[found])
@@ -219,7 +292,8 @@ def _translate_all(
     dataset: Dataset,
     output: Path,
     request: ApplyRequest,
-) -> dict[str, Path]:
+) -> dict[str, int]:
+    """Writes the images of all cases; returns the axis of each along which slices lie."""
     from autoliver.networks.checkpoint import load_network
     from autoliver.networks.device import choose_device
 
@@ -227,12 +301,12 @@ def _translate_all(
     network = None
     if info.options.learns:
         network = load_network(folder.generator, device=device).eval()
-    written = {}
+    axes = {}
     cases = dataset.labelled
     for case in case_bar("translate", len(cases))(cases):
-        written[case.name] = output / f"{case.name}_0000.nii.gz"
-        _translate_case(network, info, case, written[case.name], device)
-    return written
+        path = output / image_in(Path(), case.name).name
+        axes[case.name] = _translate_case(network, info, case, path, device)
+    return axes
 
 
 def _translate_case(
@@ -241,8 +315,12 @@ def _translate_case(
     case: Case,
     path: Path,
     device: "torch.device",
-) -> None:
-    """Writes the image that is made of a case; without a network, of its labels."""
+) -> int:
+    """Writes the image that is made of a case; without a network, of its labels.
+
+    Returns:
+        The axis of the file's array along which the slices lie.
+    """
     image = read_image([Path(name) for name in case.images])
     done = forward(
         image,
@@ -252,30 +330,27 @@ def _translate_case(
         name=case.name,
         modality=case.modality,
     )
-    low, high = info.source_range
     if network is None:
         made = from_labels(done, seed=info.options.seed)
     else:
-        made = translate(network, done, Range(low=low, high=high), device=device)
+        made = translate(network, done, info.source_range, device=device)
     back = backward_image(made, done.properties, fill=-1.0)
     write_image(path, whole_numbers(back), image.geometry)
+    return done.properties.reorientation.axes[done.properties.transpose_forward[0]]
 
 
-def _fidelity(
-    case: str, image: Path, label: Path, found: Path, pairs: Mapping[str, Any]
-) -> Fidelity:
-    made = read_image([image]).array[0].astype(np.int16)
-    return fidelity_of(case, made, read_label(label).array[0], read_label(found).array[0], pairs)
+def _fidelity(case: str, files: _Files, pairs: Mapping[str, Any], labels: Labels) -> Fidelity:
+    return fidelity_of(case, *files.arrays(), pairs, ignore=labels.ignore)
 
 
 def _write_label(
-    folder: Path, fidelity: Fidelity, source: Path, labels: Labels, least: float
+    folder: Path, fidelity: Fidelity, files: _Files, labels: Labels, least: float
 ) -> int:
     """Writes the label map of a case, without slices that do not fit; returns their number."""
-    label = read_label(source)
+    label = read_label(files.label)
     array = label.array[0].astype(np.int32)
     wrong = [z for z, dice in enumerate(fidelity.slices) if dice is not None and dice < least]
-    array[wrong] = ignored_value(labels)
+    np.moveaxis(array, files.axis, 0)[wrong] = ignored_value(labels)
     write_label(folder / f"labelsTr/{fidelity.case}.nii.gz", array, label.geometry)
     return len(wrong)
 
@@ -325,24 +400,26 @@ def _table(found: Sequence[Fidelity], kept: Sequence[Fidelity], least: float) ->
 def _draw(
     path: Path,
     found: Sequence[Fidelity],
-    maps: Mapping[str, tuple[Path, Path]],
-    predicted: Path,
+    maps: Mapping[str, _Files],
     pairs: Mapping[str, Any],
 ) -> None:
-    """Draws the worst slice of each case, the worst case first."""
+    """Draws the slice in the middle of each case's fidelity, the worst cases first."""
     panels = []
     for each in sorted(found, key=lambda fidelity: fidelity.mean)[:_SHOWN]:
         known = [(dice, z) for z, dice in enumerate(each.slices) if dice is not None]
         if not known:
             continue
         dice, z = sorted(known)[len(known) // 2]
-        image = read_image([maps[each.case][0]])
+        files = maps[each.case]
+        image, label, predicted = files.arrays()
+        spacing = list(read_header(files.image).geometry.spacing_mm)
+        del spacing[files.axis]
         panels.append(
             Panel(
-                image=image.array[0, z],
-                reference=read_label(maps[each.case][1]).array[0, z],
-                prediction=read_label(predicted / f"{each.case}.nii.gz").array[0, z],
-                spacing_mm=image.geometry.spacing_mm[1:],
+                image=image[z],
+                reference=label[z],
+                prediction=predicted[z],
+                spacing_mm=(spacing[0], spacing[1]),
                 caption=f"{each.case}: {each.mean:.2f}; slice {z + 1}: {dice:.2f}",
             )
         )
@@ -357,8 +434,6 @@ def _draw(
 
 
 def _clean(folder: Path, predicted: Path, left_out: set[str]) -> None:
-    import shutil
-
     shutil.rmtree(predicted)
     for name in left_out:
-        (folder / f"imagesTr/{name}_0000.nii.gz").unlink()
+        image_in(folder, name).unlink()

@@ -1,33 +1,33 @@
 """synthesize fit: learns to make images of one dataset look like those of another."""
 
-import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from autoliver.artifacts import Artifact, Record
-from autoliver.datasets.cases import Case, Labels
+from autoliver.artifacts import Artifact, Record, digest
+from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.contents import image_key
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import DatasetError, OptionError, WrongValue
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
-from autoliver.synthesis.translation.options import TranslationOptions
+from autoliver.synthesis.translation.domains import Range
+from autoliver.synthesis.translation.options import LEAST_PATCH, TranslationOptions
 from autoliver.training.stop import Stopped, stop_on_sigterm
-from autoliver.values import counted
-from autoliver.workspace import Workspace
+from autoliver.values import check_choice, check_types, counted
+from autoliver.workspace import SYNTHESIS, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.synthesis.translation.domains import Range
     from autoliver.synthesis.translation.training import Translation, TranslationTask
 
-_log = logging.getLogger(__name__)
-
+SYNTHESIZER_FILE = "synthesizer.json"
 CONFIGURATION: ConfigurationName = "2d"
 _MULTIPLE = 4  # of patch sizes
 _LARGEST = 256
@@ -42,8 +42,9 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         target: Name of the dataset whose images it imitates.
         plan: The plan of the target, by which both are preprocessed.
         labels: The labels of the source.
-        source_range: `Range` of the source: the normalised values that are -1 and 1.
-        target_range: The same of the target.
+        learnt_from: Digests of the cases of both, images and labels.
+        source_range: The normalised values of the source that are -1 and 1.
+        target_range: Those of the target.
         options: How it is learnt.
         seen: The `image_key` of each case of the target that it has seen.
         epochs: Number of finished epochs.
@@ -57,8 +58,9 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     target: str
     plan: Plan
     labels: Labels
-    source_range: tuple[float, float]
-    target_range: tuple[float, float]
+    learnt_from: dict[str, str]
+    source_range: Range
+    target_range: Range
     options: TranslationOptions
     seen: tuple[str, ...]
     epochs: int = 0
@@ -74,12 +76,17 @@ class SynthesisFolder:
     @property
     def info(self) -> Path:
         """What it translates, and how it is learnt."""
-        return self.path / "synthesizer.json"
+        return self.path / SYNTHESIZER_FILE
 
     @property
     def generator(self) -> Path:
         """The weights of the network that translates the source."""
         return self.path / "generator.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One line for each epoch."""
+        return self.path / "train.log"
 
     @property
     def segmentor(self) -> Path:
@@ -108,6 +115,19 @@ class FitRequest(Record, frozen=True, kw_only=True):
     fresh: bool = False
     machine: Machine = WHOLE_MACHINE
 
+    def __post_init__(self) -> None:
+        """Refuses invalid values.
+
+        Raises:
+            OptionError: A value is invalid.
+        """
+        check_types(self)
+        if not fit_for_name(self.name):
+            raise WrongValue(
+                f"--name {self.name!r} cannot be the name of a translation.",
+                hint="Choose letters, digits, '.', '-', '_' and spaces between them.",
+            )
+
 
 def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
     """Learns a translation; goes on after the last finished epoch of one of the same name.
@@ -121,7 +141,7 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
         OptionError: A translation of this name was begun otherwise.
         AutoliverError: The translation diverges.
     """
-    folder = SynthesisFolder(path=workspace.root / "synthesis" / request.name)
+    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(folder.path / ".fit.lock", "it is being learnt"):
         return _fit(workspace, request, folder)
@@ -133,9 +153,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
     target = planned_dataset(workspace, request.target, machine=request.machine)
     source = planned_dataset(workspace, request.source, machine=request.machine)
     _check(source, target)
-    seen = [case for case in target.dataset.cases if case.name not in request.held_out]
-    if len(seen) == 0:
-        raise OptionError("--held-out names all cases of the target.", hint="Leave some of them.")
+    seen = _seen(target.dataset, request.held_out)
     ours = as_target(source, target.plan)
     task = _task(ours, target, seen, request, folder)
     info = Synthesizer(
@@ -144,8 +162,9 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         target=target.dataset.name,
         plan=ours.plan.replace(configurations={CONFIGURATION: task.configuration}),
         labels=ours.plan.labels,
-        source_range=_pair(task.source.range),
-        target_range=_pair(task.target.range),
+        learnt_from={each.name: digest_of(each) for each in (source.dataset, target.dataset)},
+        source_range=task.source.range,
+        target_range=task.target.range,
         options=task.options,
         seen=tuple(image_key(case) for case in seen),
     )
@@ -163,6 +182,21 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         )
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])
     return folder
+
+
+def _seen(dataset: Dataset, held_out: Sequence[str]) -> list[Case]:
+    """The cases of the target that the translation may see.
+
+    Raises:
+        OptionError: A case that is held out does not exist, or all are.
+    """
+    known = [case.name for case in dataset.cases]
+    for name in held_out:
+        check_choice("--held-out", name, known)
+    seen = [case for case in dataset.labelled if case.name not in held_out]
+    if not seen:
+        raise OptionError("--held-out names all cases of the target.", hint="Leave some of them.")
+    return seen
 
 
 def _task(
@@ -209,12 +243,19 @@ def _task(
             network=segmentor_spec(options, source.plan.labels.out_channels),
             patch_shape=patch,
             batch_size=options.batch_size,
+            slices=1,
         ),
         options=options,
         device=device,
         cache=choose_cache(request.machine.cache, measure_need([*cases, *imitated]), room),
         folder=folder.path,
     )
+
+
+def digest_of(dataset: Dataset) -> str:
+    """A digest of the labelled cases of a dataset: their files, and what their labels mean."""
+    files = {case.name: case.files for case in dataset.labelled}
+    return digest([files, dataset.labels.values])
 
 
 def as_target(source: Planned, plan: Plan) -> Planned:
@@ -224,6 +265,12 @@ def as_target(source: Planned, plan: Plan) -> Planned:
 
 
 def _check(source: Planned, target: Planned) -> None:
+    if target.plan.modality == "CT":
+        raise OptionError(
+            f"--to {target.dataset.name}: images of CT have values in HU, which a translation does "
+            "not give.",
+            hint="Translate from CT to MR.",
+        )
     for planned, role in ((source, "--from"), (target, "--to")):
         plan = planned.plan
         if len(plan.channel_names) != 1:
@@ -252,11 +299,17 @@ def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[S
 
 
 def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
-    """The size of the patches: as asked, or what fits into nearly all slices, up to 256."""
+    """The size of the patches: as asked, or what fits into all slices, up to 256."""
     height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
     size = [
         max(_MULTIPLE, min(side, _LARGEST) // _MULTIPLE * _MULTIPLE) for side in (height, width)
     ]
+    if min(height, width) < LEAST_PATCH:
+        raise DatasetError(
+            f"The smallest image has {height} x {width} pixels at the spacing of the target, "
+            f"expected at least {LEAST_PATCH} x {LEAST_PATCH}.",
+            hint="Leave this case out, or plan the target with a finer --spacing.",
+        )
     if options.patch is not None:
         if options.patch[0] > height or options.patch[1] > width:
             raise OptionError(
@@ -276,22 +329,22 @@ def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[in
     return size[0], size[1]
 
 
-def _pair(values: "Range") -> tuple[float, float]:
-    return values.low, values.high
-
-
 def _begin(
     task: "TranslationTask", folder: SynthesisFolder, info: Synthesizer, *, fresh: bool
 ) -> None:
     """Writes what is learnt; refuses to go on with something else under the same name."""
     if fresh:
-        for file in (task.resume, task.progress, folder.info):
+        for file in (task.resume, task.progress, folder.info, folder.generator, folder.log):
             file.unlink(missing_ok=True)
+        shutil.rmtree(folder.segmentor.parent.parent, ignore_errors=True)
     if folder.info.exists():
         before = Synthesizer.load(folder.info)
-        if before.replace(epochs=0, finished=False) != info:
+        before = before.replace(epochs=0, finished=False)
+        if before != info:
+            names = [n for n in info.__struct_fields__ if getattr(before, n) != getattr(info, n)]
             raise OptionError(
-                f"{info.name}: a translation of this name was begun with other data or options.",
+                f"{info.name}: a translation of this name was begun with other data or options "
+                f"({', '.join(name.replace('_', ' ') for name in names)}).",
                 hint="Choose another name with -o, or start over with --fresh.",
             )
         return
@@ -304,7 +357,7 @@ def _tell(task: "TranslationTask", state: "Translation") -> None:
     log = state.logs[-1]
     losses = ", ".join(f"{name} {value:.3f}" for name, value in log.losses.items())
     add_to_log(
-        task.folder / "train.log",
+        SynthesisFolder(path=task.folder).log,
         f"epoch {log.epoch + 1}/{task.options.epochs}; {losses}; {log.seconds:.1f} s",
         also=sys.stderr,
     )
@@ -322,7 +375,7 @@ def _save(
     save_weights(folder.generator, weights, spec=generator_spec(info.options))
     if info.options.segments:
         model = FoldModel(
-            plan=info.plan.replace(modality=info.plan.modality),
+            plan=info.plan,
             configuration=CONFIGURATION,
             fold="all",
             cases=(),

@@ -1,6 +1,7 @@
 """Translates whole scans slice by slice, and judges how well their labels still fit."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,8 @@ _SLICES = 8  # translated at a time
 BRIGHTEST = 1000
 # Slices over which the brightness of a scan is smoothed, as a standard deviation.
 _STEADY = 2.0
+# Voxels brighter than this above the darkest show the body, and the least share that must do so.
+_BODY, _LEAST_BODY = 0.1, 0.01
 
 
 class Fidelity(Record, frozen=True, kw_only=True):
@@ -27,8 +30,9 @@ class Fidelity(Record, frozen=True, kw_only=True):
 
     Attributes:
         case: The case.
-        dice: Label -> Dice of the whole scan; None where neither has it.
-        slices: Mean Dice over the labels of each slice; None for slices without any.
+        dice: Label -> Dice of the whole scan; None where the case does not show it.
+        slices: Dice of each slice, over the voxels of all labels that it shows; None for slices
+            without any.
         jumps: Mean difference of neighbouring slices, in standard deviations of the image.
     """
 
@@ -95,22 +99,36 @@ def from_labels(case: Preprocessed, *, seed: int) -> npt.NDArray[np.float32]:
 
 
 def steadied(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Lets the mean and the deviation of slices change smoothly along a scan.
+    """Lets the brightness change smoothly from slice to slice.
 
-    Each slice is translated by itself, so that its brightness may jump.
+    Each slice is translated by itself, so that its brightness may jump. How much it does is seen
+    where a slice and its neighbour both show the body, so that the shape of the body is no matter;
+    air stays as dark as it is.
 
     Args:
         image: (1, z, y, x) from -1 to 1.
     """
     from scipy.ndimage import gaussian_filter1d
 
-    mean, deviation = image.mean(axis=(0, 2, 3)), image.std(axis=(0, 2, 3))
-    smooth = [gaussian_filter1d(v, _STEADY, mode="nearest") for v in (mean, deviation)]
-    factor = smooth[1] / np.maximum(deviation, 1e-3)
-    shape = (1, -1, 1, 1)
-    changed = (image - mean.reshape(shape)) * factor.reshape(shape) + smooth[0].reshape(shape)
-    steady: npt.NDArray[np.float32] = np.clip(changed, -1.0, 1.0).astype(np.float32)
-    return steady
+    bright = image[0].astype(np.float64) + 1.0
+    steps = [_step(one, other) for one, other in itertools.pairwise(bright)]
+    course = np.cumsum([0.0, *steps])
+    factor = np.exp(gaussian_filter1d(course, _STEADY, mode="nearest") - course)
+    steady: npt.NDArray[np.float32] = np.clip(
+        bright * factor[:, None, None] - 1.0, -1.0, 1.0
+    ).astype(np.float32)
+    return steady[None]
+
+
+def _step(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """The logarithm of how much brighter a slice is than the one before, where both show the body.
+
+    It is 0 if too few voxels do.
+    """
+    both = (one > _BODY) & (other > _BODY)
+    if np.count_nonzero(both) < _LEAST_BODY * both.size:
+        return 0.0
+    return float(np.log(other[both].mean() / one[both].mean()))
 
 
 def whole_numbers(image: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
@@ -126,38 +144,38 @@ def fidelity_of(
     label: npt.NDArray[np.integer],
     found: npt.NDArray[np.integer],
     pairs: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    *,
+    ignore: int | None = None,
 ) -> Fidelity:
     """Judges one case.
 
     Args:
         case: Its name.
-        image: The translated image (z, y, x).
+        image: The translated image (z, y, x); the first axis is that of the translated slices.
         label: Its label map (z, y, x).
         found: What a model finds in the translated image (z, y, x).
         pairs: Label -> its values in the label map, and in what the model finds.
+        ignore: Value of voxels in the label map that do not count; None: there is none.
     """
-    dice: dict[str, float] = {}
-    by_slice = []
+    counted = np.isin(label, [ignore], invert=True) if ignore is not None else None
+    both, common = np.zeros((2, len(label)))
+    dice = {}
     for name, (ours, theirs) in pairs.items():
         one, other = np.isin(label, ours), np.isin(found, theirs)
-        dice[name] = float(_dice(one, other, (0, 1, 2)))
-        by_slice.append(_dice(one, other, (1, 2)))
-    stacked = np.stack(by_slice)
-    known = np.asarray(np.isfinite(stacked).any(axis=0))
-    means = np.full(known.shape, np.nan)
-    means[known] = np.nanmean(stacked[:, known], axis=0)
+        if counted is not None:
+            one, other = one & counted, other & counted
+        sizes, shared = (
+            one.sum(axis=(1, 2)) + other.sum(axis=(1, 2)),
+            (one & other).sum(axis=(1, 2)),
+        )
+        here = one.any(axis=(1, 2))  # labels that a slice does not show say nothing about it
+        both, common = both + sizes * here, common + shared * here
+        dice[name] = 2 * float(shared.sum()) / float(sizes.sum()) if one.any() else None
+    slices = [2 * c / b if b else None for c, b in zip(common, both, strict=True)]
     steps = np.abs(np.diff(image.astype(np.float32), axis=0)).mean() if len(image) > 1 else 0.0
     return Fidelity(
         case=case,
-        dice={name: value if np.isfinite(value) else None for name, value in dice.items()},
-        slices=tuple(float(v) if np.isfinite(v) else None for v in means),
+        dice=dice,
+        slices=tuple(slices),
         jumps=float(steps / max(float(image.std()), 1e-6)),
     )
-
-
-def _dice(
-    one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], axes: tuple[int, ...]
-) -> npt.NDArray[np.float64]:
-    both = one.sum(axis=axes) + other.sum(axis=axes)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(2 * (one & other).sum(axis=axes) / both, np.float64)

@@ -12,7 +12,10 @@ from autoliver.errors import DatasetError
 from autoliver.preprocessing.store import StoredCase
 from autoliver.training.objectives.target import class_table
 from autoliver.training.patches.region import PatchBox
-from autoliver.training.patches.sampling import PatchSampler, PatchStream
+from autoliver.training.patches.sampling import (
+    PatchSampler,
+    PatchStream,
+)
 
 # Values beyond these percentiles are cut off, so that a few bright voxels do not darken the rest.
 _PERCENTILES = (0.5, 99.5)

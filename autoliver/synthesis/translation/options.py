@@ -6,8 +6,8 @@ from autoliver.artifacts import Record
 from autoliver.values import check_number, check_types, check_whole
 
 TranslationModel = Literal["essnet", "cyclegan", "labels"]
-# Beyond this many features a discriminator has no more than eight times as many.
-_LEAST_PATCH = 16
+# The least size of a patch of which a discriminator sees more than one patch.
+LEAST_PATCH = 24
 
 
 class TranslationOptions(Record, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         for name in ("pool", "seed"):
             check_whole(name, getattr(self, name), least=0)
         for size in self.patch or ():
-            check_whole("patch", size, least=_LEAST_PATCH)
+            check_whole("--patch", size, least=LEAST_PATCH)
         for name in ("cycle", "segmentation", "identity"):
             check_number(name, getattr(self, name), least=0.0)
         check_number("lr", self.lr, least=0.0)

@@ -302,7 +302,7 @@ def learn_translation(
             for source, target in pairs:
                 sums.append(learner.take(source, target))
                 on_step()
-                if stop():
+                if state.step < last and stop():
                     return state
         means = {name: float(torch.stack([s[name] for s in sums]).mean()) for name in sums[0]}
         _check_finite(task, state, means)
