@@ -24,7 +24,7 @@ from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.run.begin import being_trained, is_trained
 from autoliver.pipeline.run.keep import choose_share, try_shares
 from autoliver.pipeline.run.region import RunRegion
-from autoliver.pipeline.run.replay import Replay
+from autoliver.pipeline.run.replay import Replay, seen_before
 from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.pipeline.run.task import check_lesions
 from autoliver.planning.fit import memory_gb
@@ -231,10 +231,6 @@ class RunJob:
         """Returns the cases that a fold replays."""
         return [] if self.replay is None else self.replay.cases(fold, self._held_out(fold))
 
-    @property
-    def _translation_seen(self) -> tuple[str, ...]:
-        return self.replay.seen if self.replay else ()
-
     def _save(self, fold: Fold, trained: "TrainedFold", device: "torch.device") -> None:
         """Writes the model of a trained fold, mixed with its source if that is asked for."""
         from autoliver.networks.checkpoint import load_weights
@@ -297,7 +293,7 @@ class RunJob:
             extended=len(options.extensions),
             augment=augment,
             trained_on=tuple(dict.fromkeys([*self._keys(self.splits[fold].train), *replayed])),
-            seen_before=(*(source.seen if source else ()), *self._translation_seen),
+            seen_before=seen_before(source, self.replay),
             ancestors=() if source is None else source.ancestors,
             replay=self.replay.dataset.name if self.replay else "",
             replay_share=options.replay_share if self.replay else 0.0,

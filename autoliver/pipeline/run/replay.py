@@ -29,6 +29,7 @@ from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, IntensityStats, Plan
 from autoliver.preprocessing.store import finished_cases, known_places, read_case, store_key
 from autoliver.training.patches.replay import ReplayedCase, replayed_case
+from autoliver.transfer.table import Transfer
 from autoliver.values import counted, first_few
 from autoliver.workspace import RunFolder, Workspace
 
@@ -184,6 +185,16 @@ class Replay:
                 f"are annotated, such as {partial[0]}."
             )
         return text
+
+
+def seen_before(source: Transfer | None, replay: Replay | None) -> tuple[str, ...]:
+    """The `image_key` of each case that was seen before a training, by weights or a translation.
+
+    Args:
+        source: The weights that it starts from.
+        replay: What it replays.
+    """
+    return (*(source.seen if source else ()), *(replay.seen if replay else ()))
 
 
 def note_seen_by_translation(
