@@ -139,10 +139,26 @@ class Defect(NamedTuple):
     channels: int = 1
 
 
+def in_noise(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The organs are noisier than all around them, so that any other place seems to fit better."""
+
+    def break_it(folder: Path) -> None:
+        label = read_label(label_of(folder)).array[0]
+        noise = np.random.default_rng(0).normal(0, 50, label.shape)
+        image = np.where(label > 0, noise, 0.0).astype(np.float32)[None]
+        write_image(image_of(folder), image, GRID)
+        change(folder)
+
+    return break_it
+
+
 MENDED = {
     "label_grid, origin": Defect(moved_label(origin_xyz=(-5.0, 9.0, 31.5)), "header of the image"),
     "label_grid, sign": Defect(moved_label(direction=TURNED), "header of the image"),
     "label_grid, spacing": Defect(moved_label(spacing_mm=(1.0, 1.0, 1.0)), "header of the image"),
+    "label_grid, spacing in noise": Defect(
+        in_noise(moved_label(spacing_mm=(1.0, 1.0, 1.0))), "header of the image"
+    ),
     "label_grid, finer": Defect(finer_label, "resampled onto the image (100% of the volume)"),
     "label_grid, shifted": Defect(shifted_label, "resampled onto the image, which it fits so"),
     "channel_grid": Defect(moved_channel(0.5), "header of the first channel", channels=2),

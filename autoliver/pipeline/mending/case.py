@@ -28,6 +28,9 @@ Array = npt.NDArray[Any]
 # Share of a label map's volume that has to lie on the image, if its header holds.
 _INSIDE = 0.95
 # Two headers differ little if places of voxels do by at most so many voxels of the image.
+_SAME_SPACING = 1e-3
+# A label map is only moved where intensities fit that clearly better than its voxels as they are.
+_CLEARLY = 0.9
 _LITTLE_VOXELS = 1.0
 _TURNS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
@@ -196,10 +199,13 @@ def _regridded(
             )
         return placed, placed, f"resampled onto the image ({inside:.0%} of the volume)"
     little = _offset_voxels(grid, geometry) <= _LITTLE_VOXELS
-    by_header = inside >= _INSIDE and not little and array.any() and placed.any()
-    if by_header and spread(image, placed) < spread(image, array):
+    # With as many voxels of another size, the header has lost their size.
+    moved = np.allclose(geometry.spacing_mm, grid.spacing_mm, rtol=_SAME_SPACING)
+    by_header = moved and inside >= _INSIDE and not little and array.any() and placed.any()
+    if by_header and spread(image, placed) < _CLEARLY * spread(image, array):
         return placed, placed, "resampled onto the image, which it fits so"
-    turn = fitting_turn(image, array, _TURNS)
+    turned = not np.allclose(geometry.direction, grid.direction, atol=_SAME_SPACING)
+    turn = fitting_turn(image, array, _TURNS) if moved or turned else None
     if turn:
         raise DatasetError(
             f"label map says another place than the image, and fits it only with {in_words(turn)} "

@@ -105,7 +105,8 @@ def with_values(
     if odd:
         raise DatasetError(
             f"label map holds {first_few(odd, _SHOWN)}, and nothing says which labels these are",
-            hint=f"Say what they are, such as --value {odd[0].split()[0]}=0, for each of them.",
+            hint=f"Say which label each of them is: --value {odd[0].split()[0]}=LABEL, with the "
+            "number of the label, or 0 for background.",
         )
     return result, f"values {first_few(done, _SHOWN)}"
 
