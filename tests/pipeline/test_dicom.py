@@ -320,9 +320,8 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path) -> None:
         lambda folder: api.verify(folder, workspace=folder.parent / "w"),
         lambda folder: find_cases([folder], 1, []),  # as adopt does
         lambda folder: api.evaluate(folder, folder),
-        lambda folder: read_header(folder),
     ],
-    ids=["plan", "verify", "adopt", "evaluate", "an image"],
+    ids=["plan", "verify", "adopt", "evaluate"],
 )
 def test_others_name_the_command_that_converts(
     tmp_path: Path, use: Callable[[Path], object]
