@@ -103,7 +103,7 @@ def convert(
     if kind != DICOM_SEG:
         _check_unused({"--like": asked.like, "--seg-type": asked.seg_type}, DICOM_SEG)
     if kind in (DICOM, DICOM_SEG):
-        return _of_series(workspace, kind, source, output, asked)
+        return _of_series(workspace, kind, source, output, asked, machine)
     _check_unused({"--labels": asked.labels, "--series": asked.series or None}, DICOM)
     if kind == LESION_CLASSES:
         _check_unused({"--rater": asked.rater, "--part": asked.part}, "published data")
@@ -146,13 +146,23 @@ def convert(
 
 
 def _of_series(
-    workspace: Workspace, kind: str, source: Path, output: Path, asked: ConvertRequest
+    workspace: Workspace,
+    kind: str,
+    source: Path,
+    output: Path,
+    asked: ConvertRequest,
+    machine: Machine,
 ) -> Converted:
     """Makes images or segmentations of DICOM series."""
     others = {"--rater": asked.rater, "--part": asked.part, "--classes": asked.classes}
     _check_unused({**others, "--label": asked.label}, "other kinds")
     if kind == DICOM:
-        return convert_dicom(workspace, source, output, labels=asked.labels, wanted=asked.series)
+        return convert_dicom(
+            *(workspace, source, output),
+            labels=asked.labels,
+            wanted=asked.series,
+            machine=machine,
+        )
     request = SegmentRequest(
         labels=asked.labels,
         wanted=asked.series,

@@ -16,6 +16,8 @@ from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
+from autoliver.machine import Machine
+from autoliver.needs import refuse_over_budget, series_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of
@@ -35,6 +37,7 @@ def convert_dicom(
     *,
     labels: Path | None,
     wanted: Sequence[str],
+    machine: Machine,
 ) -> Converted:
     """Writes each DICOM series of a folder as imagesTr/CASE_0000.nii.gz.
 
@@ -46,11 +49,13 @@ def convert_dicom(
             left out. None: label maps are made of the SEG and RTSTRUCT files in the source; if
             there are none, images alone are written, without a dataset.json.
         wanted: Which series are taken, as for `find_dicom`.
+        machine: The memory that may be used.
 
     Raises:
         DatasetError: There is no series, one makes no volume or cannot be read, or a label map does
             not fit its image.
-        OptionError: The output exists already, or there is no such series as is wanted.
+        OptionError: The output exists already, there is no such series as is wanted, or one needs
+            far more memory than may be used.
         MachineError: The output cannot be written.
     """
     source, output = source.absolute(), output.absolute()
@@ -60,6 +65,7 @@ def convert_dicom(
     drawings = find_drawings(source, found if labels is None else {})
     known = drawings.files if masks is None else masks
     cases = {n: each for n, each in found.items() if n in known or not known}
+    refuse_over_budget([series_need(*each) for each in cases.items()], machine.limits, "convert")
     values: set[int] = set()
     with replacing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
