@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoliver.datasets.cases import Case
 from autoliver.errors import DatasetError, MachineError, OptionError
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header
 from autoliver.io.header import Header
 from autoliver.io.orientation import reorientation_to
@@ -25,6 +26,7 @@ from autoliver.preprocessing.prepare import PrepareTask
 _log = logging.getLogger(__name__)
 
 _READ = 4.0
+_SERIES = 3.0  # measured 1.5 with one file a slice; a multi-frame file is held as a whole
 _PREPARE_IN = 4.0
 _PREPARE_OUT = 4.0
 _SCORE = 2.0  # in units of one label map if it were float32; measured 1.5
@@ -38,6 +40,11 @@ _OVER_FREE = 8.0
 def read_need(case: Case) -> Need:
     """Estimates the memory for a stage that only reads and examines a case: verify, fingerprint."""
     return Need(name=case.name, gb=_READ * _image_gb(_headers(case.images)))
+
+
+def series_need(name: str, series: Series) -> Need:
+    """Estimates the memory for making an image of a DICOM series."""
+    return Need(name=name, gb=_SERIES * math.prod(series.geometry.shape_zyx) * _FLOAT32 / GB)
 
 
 def prepare_need(task: PrepareTask) -> Need:

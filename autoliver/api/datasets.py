@@ -154,10 +154,10 @@ def convert(
         kind: What the data are, such as "camus" or "lld-mmri"; docs/convert.md lists the kinds.
         source: Folder of the data as they were published; of a dataset for "lesion-classes".
         output: Folder of the new dataset; it must be new.
-        workspace: The workspace, for the next command.
+        workspace: The workspace, for the next command, and in which `like` is looked up.
         **options: workers and memory_gb; rater; part; for "lesion-classes" the CSV file of
-            `classes`, and `label`; for "dicom" the folder of `labels`, and `series` (2 or "venous",
-            or several).
+            `classes`, and `label`; for "dicom" and "dicom-seg" the folder of `labels`, and `series`
+            (2 or "venous", or several); for "dicom-seg" also `like` and `seg_type`.
 
     Returns:
         The new dataset, with the number of its cases and the names of those without a label map.
@@ -169,12 +169,14 @@ def convert(
         from autoliver.pipeline.conversion.convert import ConvertRequest
         from autoliver.pipeline.conversion.convert import convert as make_dataset
 
-        names = ("rater", "part", "classes", "label", "labels", "series")
+        names = ("rater", "part", "classes", "label", "labels", "series", "like", "seg_type")
         given = taken(options, {name: name for name in names}, of=convert)
         machine = given.pop("machine")
         for name in ("classes", "labels"):
             if given.get(name) is not None:
                 given[name] = path_of(name, given[name])
+        if given.get("like") is not None:
+            given["like"] = name_of("--like", given["like"])
         request = ConvertRequest(**given)
         folder, place = path_of("source", source), path_of("output", output)
         return make_dataset(

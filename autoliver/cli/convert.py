@@ -17,14 +17,15 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, start
-from autoliver.pipeline.conversion.kinds import DICOM, KINDS, LESION_CLASSES
+from autoliver.io.dicom.codes import SegType
+from autoliver.pipeline.conversion.kinds import DICOM, DICOM_SEG, KINDS, LESION_CLASSES
 from autoliver.values import counted, first_few, spelled
 
 if TYPE_CHECKING:
     from autoliver.pipeline.conversion.lesion_classes import LesionTable
     from autoliver.pipeline.conversion.result import Converted
 
-_KINDS = (*KINDS, LESION_CLASSES, DICOM)
+_KINDS = (*KINDS, LESION_CLASSES, DICOM, DICOM_SEG)
 _PUBLISHED, _LESIONS = "Published data", "Lesion classes"
 _SERIES = "DICOM"
 _WIDTH = 80
@@ -41,12 +42,15 @@ def convert(
         typer.Argument(
             metavar="SOURCE",
             help="Folder of the data as they were published; of a dataset for lesion-classes; of "
-            "series for dicom.",
+            "series for dicom and dicom-seg.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Argument(metavar="OUT", help="Folder of the new dataset; it must be new."),
+        typer.Argument(
+            metavar="OUT",
+            help="Folder of the new dataset, or for dicom-seg of the segmentations; must be new.",
+        ),
     ] = None,
     rater: Annotated[
         int | None,
@@ -94,19 +98,36 @@ def convert(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder with a label map of each case, named like the case: makes a dataset to "
-            "plan. [default: only images]",
+            help="Folder with a label map of each case, named like the case: dicom makes a dataset "
+            "to plan, and dicom-seg a DICOM segmentation of each. [default for dicom: only images]",
             rich_help_panel=_SERIES,
         ),
     ] = None,
     series: Series = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For dicom-seg: the dataset or model with the same labels, which names them. "
+            "[default: predict.json beside the label maps, or the dataset that they belong to]",
+            rich_help_panel=_SERIES,
+        ),
+    ] = None,
+    seg_type: Annotated[
+        SegType | None,
+        typer.Option(
+            help="For dicom-seg: binary has a mask for each label; labelmap (DICOM 2024c) is "
+            "smaller, and few viewers read it. [default: binary]",
+            rich_help_panel=_SERIES,
+        ),
+    ] = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, lesion classes or DICOM.
+    """Make a dataset of published data, lesion classes or DICOM; or DICOM of label maps.
 
     Nothing in SOURCE is changed. Images are referred to and not copied, except DICOM series, of
     which each becomes one file. Label maps are written anew only where something in them changes.
@@ -140,6 +161,8 @@ def convert(
         label=label,
         labels=labels,
         series=tuple(series or ()),
+        like=like,
+        seg_type=seg_type,
     )
     done = make_dataset(place, kind, source, output, request=request, machine=machine)
     emit(done.facts, _show(done), as_json=as_json)
@@ -158,7 +181,7 @@ def _show_table(table: "LesionTable") -> str:
 
 def _show(done: "Converted") -> str:
     labels = [f"{name} {_values(value)}" for name, value in done.labels.items() if value != 0]
-    of = "" if done.kind == "DICOM" else f" of {counted(done.patients, 'patient')}"
+    of = "" if done.kind.startswith("DICOM") else f" of {counted(done.patients, 'patient')}"
     said = [f"{done.kind}: {counted(done.cases, 'case')}{of}."]
     if labels:
         said.append(f"Values of the labels: {', '.join(labels)}.")
@@ -189,7 +212,7 @@ def _show(done: "Converted") -> str:
         [
             *(textwrap.fill(text, _WIDTH, break_on_hyphens=False) for text in said),
             f"Written: {done.folder}",
-            f"Next: {done.next_command}",
+            *([f"Next: {done.next_command}"] if done.next_command else []),
         ]
     )
 

@@ -436,8 +436,14 @@ def describe_plain(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe_labels(labels: Labels) -> dict[str, Any]:
-    """Returns the part of a dataset.json that is about labels."""
+def describe_labels(labels: Labels, codes: Mapping[str, SegmentCodes]) -> dict[str, Any]:
+    """Returns the part of a dataset.json that is about labels.
+
+    Args:
+        labels: The labels.
+        codes: Codes of labels for DICOM, of which those of other labels are left out. Capitals do
+            not count.
+    """
     # A class of several values is written as the first of them.
     values: dict[str, Any] = {
         name: min(group) if len(group) == 1 or labels.exclusive else list(group)
@@ -445,8 +451,12 @@ def describe_labels(labels: Labels) -> dict[str, Any]:
     }
     if labels.ignore is not None:
         values["ignore"] = labels.ignore
-    order = labels.regions_class_order
-    return {"labels": values} | ({} if order is None else {"regions_class_order": list(order)})
+    found: dict[str, Any] = {"labels": values}
+    if labels.regions_class_order is not None:
+        found["regions_class_order"] = list(labels.regions_class_order)
+    known = {name.casefold(): given.concepts for name, given in codes.items()}
+    kept = {n: known[n.casefold()] for n in labels.foreground if n.casefold() in known}
+    return found | ({"codes": kept} if kept else {})
 
 
 def read_new(beside: Path, output: Path, *, hint: str = "") -> None:

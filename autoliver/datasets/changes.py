@@ -81,8 +81,8 @@ def _of_case(had: Case, has: Case, then: str) -> Iterator[str]:
         if _hashes(old) != _hashes(new):
             yield f"{kind} of {had.name} {_how(old, new)}"
         elif old != new:
-            names = ", ".join(content.name for content in new)
-            old_names = ", ".join(content.name for content in old)
+            names = _first([content.name for content in new], ", ")
+            old_names = _first([content.name for content in old], ", ")
             yield f"{kind} of {had.name}: {names}; {then}: {old_names}"
     for what in _ABOUT_A_CASE:
         if getattr(had, what) != getattr(has, what):

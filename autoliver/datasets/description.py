@@ -12,6 +12,7 @@ from autoliver.artifacts import Record, read_json_by_hand
 from autoliver.datasets.regions import painting_problem
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.dicom.codes import SegmentCodes, code_problem
+from autoliver.io.dicom.folder import modality_of_folder
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
 from autoliver.values import meant
@@ -165,10 +166,13 @@ def _check_classes(where: Path, names: Sequence[str], labels: LabelValues) -> No
 def guess_description(folder: Path) -> Description:
     """Guesses the description of a plain pair of folders without dataset.json, but not its labels.
 
-    The channel is named after the modality in the folder's name. What the images look like is
-    considered where they are read (`autoliver.planning.modality`).
+    The channel is named after the modality in the folder's name, or else in the header of DICOM.
+    What the images look like is considered where they are read (`autoliver.planning.modality`).
     """
-    name = CHANNEL_OF[modality_in(folder.name)]
+    kind = modality_in(folder.name)
+    if kind == "other":
+        kind = modality_of([modality_of_folder(folder / "images")])
+    name = CHANNEL_OF[kind]
     return Description(where=folder / "dataset.json", channel_names=(name,))
 
 

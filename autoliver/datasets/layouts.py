@@ -13,7 +13,7 @@ from autoliver.commands import command
 from autoliver.errors import DatasetError
 from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.files import read_header
-from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, split_ending
+from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, label_ending, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
 from autoliver.system import entries, refuse_special
 from autoliver.values import counted
@@ -122,7 +122,8 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
 
     Args:
         images: The folder of images; they are named `<case>_0000<ending>` and so on, or
-            `<case><ending>` if a file holds all channels.
+            `<case><ending>` if a file holds all channels. A folder with the slices of a DICOM
+            series counts as a file of that name.
         labels: The folder of labels, which are named `<case>` with any ending. It may lack labels
             of some images, and it need not exist.
         ending: The ending of the images; None for any.
@@ -131,7 +132,7 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
     Raises:
         DatasetError: There are no images, a case lacks a channel, or a label has no image.
     """
-    found = image_files(images)
+    found = sorted([*image_files(images), *_series_folders(images)])
     if not found:
         raise DatasetError(
             f"{images}: no images" + ("." if images.is_dir() else ", there is no such folder."),
@@ -176,7 +177,7 @@ def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
                 f"found {entry!r}.",
                 hint="Correct it in a text editor.",
             )
-        images = tuple(_existing(where, name, image) for image in entry["images"])
+        images = tuple(_existing_image(where, name, image) for image in entry["images"])
         if len(images) not in (1, channels):
             raise DatasetError(
                 f"{where}: dataset: {name}: {counted(len(images), 'image')}, expected {channels}.",
@@ -209,21 +210,21 @@ def listed_files(where: Path, entries: Iterable[Any]) -> Files:
         if path.name.startswith("._"):  # macOS adds such files to some archives
             continue
         name = split_ending(path.name)[0]
-        images = _listed_images(path) or (_existing(where, name, image),)
+        images = _listed_images(path) or (_existing_image(where, name, image),)
         label = entry.get("label") if isinstance(entry, dict) else None
         files[name] = (images, None if label is None else _existing(where, name, label))
     return files
 
 
 def _chosen(found: Sequence[Path], ending: str | None, *, wanted: Collection[str]) -> list[Path]:
-    """The images of the stated ending, in capitals as well, and others of cases that lack one.
+    """The images of the stated ending, in capitals as well, series, and others of lacking cases.
 
     Such others are files of another type among the rest. Pictures of cases that are whole, or of
     none that has a label, stay out.
     """
     if ending is None:
         return list(found)
-    chosen = [path for path in found if split_ending(path.name)[1].lower() == ending]
+    chosen = [path for path in found if split_ending(path.name)[1].lower() in (ending, "")]
     if not chosen:
         return []
     stems = {_stem(path) for path in chosen}
@@ -238,6 +239,11 @@ def _chosen(found: Sequence[Path], ending: str | None, *, wanted: Collection[str
         if lacks:
             chosen.append(path)
     return sorted(chosen)
+
+
+def _existing_image(where: Path, name: str, file: object) -> Path:
+    folder = Path(os.path.normpath(where.parent / str(file)))
+    return folder if holds_dicom(folder) else _existing(where, name, file)
 
 
 def _existing(where: Path, name: str, file: object) -> Path:
@@ -297,6 +303,16 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         else:
             shown.append(path)
     return shown
+
+
+def _series_folders(folder: Path) -> list[Path]:
+    """The folders in a folder of images that hold the slices of a DICOM series, at any depth."""
+    return [
+        path
+        for path in entries(folder)
+        if path.is_dir() and not path.name.startswith(".") and not split_ending(path.name)[1]
+        if holds_dicom(path)
+    ]
 
 
 def _is_drawn(name: str, there: Container[str]) -> bool:
@@ -412,8 +428,12 @@ def _files_of(
 
 
 def commonest_ending(files: Iterable[Path]) -> str:
-    """Returns the ending, in small letters, that most of the files have."""
-    counts = Counter(split_ending(path.name)[1].lower() for path in files)
+    """Returns the ending, in small letters, that most of the files have.
+
+    Folders of slices count as files with the ending of their label maps.
+    """
+    endings = (split_ending(path.name)[1].lower() for path in files)
+    counts = Counter(ending or label_ending(ending) for ending in endings)
     return counts.most_common(1)[0][0]
 
 
@@ -527,9 +547,12 @@ def dicom_hint(folder: Path) -> str:
     if not holds_dicom(folder):
         return ""
     convert = command("convert", "dicom", str(folder), "OUT", options=["--labels", "LABELS"])
+    plan = command("plan", "OUT")
     return (
-        f"This folder holds DICOM. Make image files of its series: {convert} (OUT is a new folder; "
-        "LABELS holds a label map of each case, without --labels images alone are made)."
+        "This folder holds DICOM. For a dataset, put the slices of each case into a folder of its "
+        "own, images/CASE/, beside labels/CASE.nii.gz. Or make image files of the series: "
+        f"{convert} && {plan} (OUT is a new folder; LABELS holds a label map of each case, without "
+        "--labels images alone are made)."
     )
 
 

@@ -30,7 +30,7 @@ class PooledCase(Record, frozen=True, kw_only=True):
         name: The case in the pool.
         member: Name of the dataset.
         case: The case there.
-        images: Its images.
+        images: The files of its images.
         label: Its label map there, whose values may differ from the pool's.
     """
 

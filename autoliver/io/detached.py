@@ -1,4 +1,4 @@
-"""Image formats with a separate header file: finds the files that hold the voxels."""
+"""Images of several files, such as a header and its voxels: finds the files that hold them."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoliver.errors import MachineError
+from autoliver.io.dicom.walk import dicom_files
 from autoliver.io.header import file_type, split_ending
 from autoliver.system import open_file
 
@@ -17,8 +18,11 @@ _MOST_HEADER_BYTES = 1 << 20
 def data_files(path: Path) -> tuple[Path, ...]:
     """Returns an image file and, if it is only a header, the files that hold its voxels.
 
-    Numbered slices that a header names by a pattern are not found.
+    Of a folder with a DICOM series, these are its DICOM files. Numbered slices that a header names
+    by a pattern are not found.
     """
+    if path.is_dir():
+        return tuple(dicom_files(path))
     stem = split_ending(path.name)[0]
     match file_type(path):
         case ".hdr":
@@ -35,8 +39,10 @@ def can_be_copied(path: Path) -> bool:
     """Whether an image file stays whole in another folder, with `data_files` beside it.
 
     Headers that name files by a path or by a pattern, or that name an image, cannot be copied byte
-    by byte.
+    by byte; nor can folders.
     """
+    if path.is_dir():
+        return False
     if file_type(path) not in (".mhd", ".nhdr"):
         return True
     names = _names_in_header(path)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.bitmap import open_bitmap
 from autoliver.io.detached import data_files
+from autoliver.io.dicom.folder import open_folder
+from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import (
     LOSSY,
@@ -59,7 +61,8 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     """Reads the channels of one case.
 
     A file may be 3D (one channel), 4D (the channels are its 4th dimension), 2D (one slice, whose
-    spacing is 999 times the in-plane one) or have several components per pixel (RGB).
+    spacing is 999 times the in-plane one) or have several components per pixel (RGB). A folder
+    with the slices of one DICOM series counts as a file.
 
     Args:
         paths: The files in channel order.
@@ -112,6 +115,8 @@ def read_label(path: str | Path) -> Volume:
             values.
     """
     path = Path(path)
+    if path.is_dir():
+        check_path(path)
     if file_type(path) in LOSSY:
         raise DatasetError(
             f"{path}: a label map in a JPEG file, whose compression alters its values.",
@@ -172,6 +177,8 @@ def write_image(
 
 
 def _open(path: Path) -> OpenedFile:
+    if holds_dicom(path):
+        return open_folder(path)
     check_path(path)
     opener = _OPENERS.get(file_type(path), open_itk)
     opened = _whole_or_refused(path, lambda: opener(path))

@@ -22,11 +22,11 @@ ENDINGS: tuple[str, ...] = (
     *(".nii.gz", ".nii", SEGMENTATION, ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr"),
     *PICTURES,
 )
-# Image ending -> ending for predictions, for image types that keep their voxels in a second file,
-# change their values, or do not hold what a label map needs: BMP no value above 255, GIPL no
-# directions of axes.
+# Image ending -> ending for predictions, for folders of slices (which have none), and for image
+# types that keep their voxels in a second file, change their values, or do not hold what a label
+# map needs: BMP no value above 255, GIPL no directions of axes.
 _LABEL_ENDINGS = {
-    **{".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz", ".gipl": ".nii.gz"},
+    **{"": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha", ".hdr": ".nii.gz", ".gipl": ".nii.gz"},
     **{**dict.fromkeys(LOSSY, ".png"), ".bmp": ".png", SEGMENTATION: ".nrrd"},
 }
 

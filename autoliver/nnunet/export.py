@@ -115,7 +115,7 @@ def nnunet_dataset(plan: Plan, *, cases: int) -> dict[str, Any]:
     """
     return {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
-        **describe_labels(plan.labels),
+        **describe_labels(plan.labels, plan.codes),
         "numTraining": cases,
         "file_ending": plan.file_ending,
     }

@@ -127,6 +127,7 @@ def plan_from_nnunet(
         channel_names=description.channel_names,
         modality=_modality(description, settings, stats),
         labels=labels,
+        codes=description.codes,
         file_ending=description.file_ending or ".nii.gz",
         transpose_forward=plans.transpose_forward,
         transpose_backward=plans.transpose_backward,

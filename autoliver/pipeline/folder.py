@@ -186,10 +186,11 @@ def predict_folder(
     name_folders_left_out(found.plain, output)
     asked = _Asked(workspace, chosen, finders, first.plan.labels, request, folds)
 
-    def note(name: str, error: DatasetError) -> None:
+    def note(name: str, error: AutoliverError) -> None:
         failures.append(Failure(case=name, problem=error.problem, hint=error.hint))
 
-    with staged(workspace, found.series, output, note) as images:
+    limits = request.machine.limits
+    with staged(workspace, found.series, output, note, limits) as images:
         inputs = Inputs(
             sources=sources,
             files={**found.files, **{name: (image,) for name, image in images.items()}},

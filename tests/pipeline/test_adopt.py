@@ -16,6 +16,7 @@ import autoliver
 from autoliver.artifacts import file_sha256
 from autoliver.datasets.cases import Labels, read_dataset
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.io.dicom.codes import Concept, SegmentCodes
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.orientation import reorientation_to
@@ -176,6 +177,12 @@ BAD: list[tuple[Callable[[Path], None], str, str]] = [
     (other_name, "Segmentation.nii.gz is a label map without an image", "CASE.nii.gz"),
     (folder, "found a folder", ""),
 ]
+
+
+def test_codes_of_the_model_stay(images: Path, corrected: Path, save: SaveFold) -> None:
+    codes = {"Liver": SegmentCodes(type=Concept("1", "99LAB", "Liver"))}
+    done = adopted(images, corrected, save("fold_0", codes=codes).parent)
+    assert read_dataset(done.folder).codes == {"liver": codes["Liver"]}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from small_models import SaveFold
 from three_images import ASKED, GRID, image, images, run
 
 from autoliver import api
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.io.dicom.series import load_series
 from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
+from autoliver.parallel import Limits
 from autoliver.pipeline.clean import clean
 from autoliver.pipeline.conversion.convert import ConvertRequest, convert
 from autoliver.pipeline.dicom.cases import find_dicom
@@ -231,7 +232,7 @@ def test_staged_images_are_kept_and_used_after_an_interruption(tmp_path: Path) -
     place = Workspace(tmp_path / "w")
 
     def interrupted() -> None:
-        with staged(place, found.series, tmp_path / "out", lambda _, __: None) as made:
+        with staged(place, found.series, tmp_path / "out", lambda _, __: None, Limits()) as made:
             images.append(made["in"])
             raise KeyboardInterrupt
 
@@ -241,9 +242,27 @@ def test_staged_images_are_kept_and_used_after_an_interruption(tmp_path: Path) -
     first, series = images[0].stat(), load_series(sidecar(images[0]))
     np.testing.assert_array_equal(read_image(images).array[0], voxels(9, 8, 8, seed=2))
     assert [each.file.name for each in series.slices] == [f"2-{n}" for n in range(9)]
-    with staged(place, found.series, tmp_path / "out", lambda _, __: None) as made:
+    with staged(place, found.series, tmp_path / "out", lambda _, __: None, Limits()) as made:
         assert made["in"].stat().st_ino == first.st_ino
     assert not (tmp_path / "w" / "dicom").exists()
+
+
+def test_series_beyond_the_memory_are_told_before_they_are_read(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a", 2, "venous")
+    put(tmp_path / "in" / "b", 3, "arterial")
+    found = find_dicom(tmp_path / "in")
+    assert found is not None
+    grid = found.series["a"].geometry.replace(shape_zyx=(1000, 512, 512))
+    series = {**found.series, "a": replace(found.series["a"], geometry=grid)}
+    told: dict[str, str] = {}
+
+    def note(name: str, error: AutoliverError) -> None:
+        told[name] = error.problem
+
+    limits = Limits(memory_gb=1.0)
+    with staged(Workspace(tmp_path / "w"), series, tmp_path / "out", note, limits) as made:
+        assert list(made) == ["b"]
+    assert told == {"a": "a: to read the series it needs about 2.9 GB, --memory-gb allows 1.0 GB."}
 
 
 def test_clean_knows_staged_images(tmp_path: Path) -> None:
@@ -253,7 +272,7 @@ def test_clean_knows_staged_images(tmp_path: Path) -> None:
     place = Workspace(tmp_path / "w")
     with (
         pytest.raises(KeyboardInterrupt),
-        staged(place, found.series, tmp_path / "out", lambda _, __: None) as made,
+        staged(place, found.series, tmp_path / "out", lambda _, __: None, Limits()) as made,
     ):
         raise KeyboardInterrupt
     assert not clean(place, None).leftovers
@@ -320,9 +339,8 @@ def test_labels_on_another_grid_are_refused(tmp_path: Path) -> None:
         lambda folder: api.verify(folder, workspace=folder.parent / "w"),
         lambda folder: find_cases([folder], 1, []),  # as adopt does
         lambda folder: api.evaluate(folder, folder),
-        lambda folder: read_header(folder),
     ],
-    ids=["plan", "verify", "adopt", "evaluate", "an image"],
+    ids=["plan", "verify", "adopt", "evaluate"],
 )
 def test_others_name_the_command_that_converts(
     tmp_path: Path, use: Callable[[Path], object]

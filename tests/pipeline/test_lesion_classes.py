@@ -18,6 +18,7 @@ from autoliver.cli.main import app
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import make_folds
 from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.io.dicom.codes import Concept, SegmentCodes
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.pipeline.conversion.convert import ConvertRequest, convert
@@ -99,6 +100,8 @@ def expected(values: Mapping[str, list[int]]) -> dict[str, npt.NDArray[Any]]:
 
 
 def test_classes_of_dataset_json_take_the_place_of_the_lesions(source: Path) -> None:
+    codes = {name: {"type": ["1", "99LAB", name]} for name in ("liver", "tumour")}
+    describe(source, lesion_classes=TOLD, codes=codes)
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     done = converted(source)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
@@ -107,6 +110,7 @@ def test_classes_of_dataset_json_take_the_place_of_the_lesions(source: Path) -> 
         **{"liver": (1,), "cyst": (2,), "hemangioma": (3,), "metastasis": (4,)}
     }
     assert dataset.lesion_class_names == ("cyst", "hemangioma", "metastasis")
+    assert dataset.codes == {"liver": SegmentCodes(type=Concept("1", "99LAB", "liver"))}
     # Lesions that touch at a corner are one lesion: those of d are.
     wanted = expected({"a": [2, 3, 2], "b": [], "d": [4, 4]})
     for case, array in arrays(dataset).items():

@@ -46,6 +46,7 @@ def write_data(folder: Path, labels: int = 2, channels: int = 1) -> Path:
         "numTraining": len(CASES),
         "file_ending": ".nii.gz",
         "patients": {name: f"patient {name}" for name in CASES},
+        "codes": {"organ_1": {"type": ["1", "99LAB", "First"]}},
     }
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
@@ -233,6 +234,7 @@ def test_what_can_be_mended_is_mended_in_a_copy(name: str, tmp_path: Path) -> No
     found = autoliver.verify(out, workspace=tmp_path / "ws2")
     assert found.errors == ()
     dataset = read_dataset(out)
+    assert dataset.codes == read_dataset(folder).codes != {}
     assert [case.name for case in dataset.cases] == list(CASES)
     assert {case.patient for case in dataset.cases} == {f"patient {name}" for name in CASES}
     for seed, case in enumerate(dataset.cases):

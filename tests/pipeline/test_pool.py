@@ -162,6 +162,20 @@ def test_states_of_members_and_of_cases(place: Path) -> None:
     assert sources == {name: name.split("_")[0] for name in found}
 
 
+def test_codes_are_those_of_the_first_member_that_has_the_label(place: Path) -> None:
+    def codes(**labels: str) -> dict[str, object]:
+        return {n.replace("_", " "): {"type": [code, "99LAB", code]} for n, code in labels.items()}
+
+    made(place, "Dataset001_LiTS", "Dataset003_MSD:liver=real,Tumor=drop")
+    assert "codes" not in json.loads((place / "OUT/dataset.json").read_text())
+    shutil.rmtree(place / "OUT")
+    make(place, "Dataset001_LiTS", LITS, seed=1, codes=codes(liver="A"))
+    make(place, "Dataset003_MSD", MSD, seed=3, codes=codes(liver="B", Tumor="C"))
+    folder = made(place, "Dataset001_LiTS", "Dataset003_MSD:liver=real,tumour+Tumor=real")
+    found = {name: given.type.value for name, given in read_dataset(folder).codes.items()}
+    assert found == {"liver": "A"}  # the pool has no label of the name Tumor
+
+
 def test_inside_is_as_asked_for(place: Path) -> None:
     adds = ("Dataset001_LiTS", "Dataset003_MSD")
     out = made(place, *adds, inside={"tumour": "liver"})

@@ -192,6 +192,9 @@ def call(place: Path, *options: object, out: str = "OUT") -> dict[str, object]:
 
 
 def test_the_new_dataset(place: Path) -> None:
+    described = json.loads((place / "Dataset002_Tumours/dataset.json").read_text())
+    described["codes"] = {"tumour": {"type": ["1", "99LAB", "Tumour"]}}
+    (place / "Dataset002_Tumours/dataset.json").write_text(json.dumps(described))
     before = {p: p.read_bytes() for p in (place / "Dataset002_Tumours").rglob("*") if p.is_file()}
     done = call(place, "--volume", 50, 10000, "--min-confidence", 0.3)
     assert {p: p.read_bytes() for p in before} == before
@@ -199,6 +202,7 @@ def test_the_new_dataset(place: Path) -> None:
     dataset, source = read_dataset(place / "OUT"), read_dataset(place / "Dataset002_Tumours")
     assert dataset.labels.values == {"background": (0,), "liver": (1, 2), "tumour": (2,)}
     assert dataset.labels.ignore == 3
+    assert dataset.codes == source.codes != {}
     assert [case.images for case in dataset.cases] == [case.images for case in source.cases]
     first, *others = dataset.cases
     assert first.annotated == {"liver": "pseudo", "tumour": "none"}

@@ -171,7 +171,7 @@ def adopt(
         linked=request.link,
         cases=tuple(adopted_case(t.case, e) for t, e in zip(tasks, found, strict=True)),
     )
-    write_dataset(output, adoption, labels=source.labels, channel_names=channels)
+    write_dataset(output, adoption, source=source, channel_names=channels)
     empty = [t.case.name for t, e in zip(tasks, found, strict=True) if e.empty]
     left_out = [name for name in cases if name not in masks]
     return Adopted(

@@ -9,6 +9,7 @@ from autoliver.datasets.description import CHANNEL_OF, modality_in, modality_of
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.record import RECORD_FILE, Prediction, refuse_other_labels
 from autoliver.inference.seen import as_trained
+from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.io.header import PICTURES
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.source import find_plan
@@ -26,6 +27,7 @@ class LabelSource:
     Attributes:
         name: What it is called, for messages.
         labels: The labels.
+        codes: Their codes for DICOM, as in `Dataset`.
         channel_names: The name of each channel.
         modality: The modality of its own images.
         seen: What its own images look like; None if that is not known.
@@ -35,6 +37,7 @@ class LabelSource:
 
     name: str
     labels: Labels
+    codes: dict[str, SegmentCodes]
     channel_names: tuple[str, ...]
     modality: Modality
     seen: SeenImages | None = None
@@ -94,6 +97,7 @@ def _named(workspace: Workspace, like: str) -> LabelSource:
     source = LabelSource(
         name=dataset.name,
         labels=dataset.labels,
+        codes=dataset.codes,
         channel_names=dataset.channel_names,
         modality=kinds.pop() if len(kinds) == 1 else "other",
     )
@@ -122,6 +126,7 @@ def _of_plan(name: str, plan: Plan, *, pretrained: str) -> LabelSource:
     return LabelSource(
         name=name,
         labels=plan.labels,
+        codes=plan.codes,
         channel_names=plan.channel_names,
         modality=plan.modality,
         seen=plan.seen,

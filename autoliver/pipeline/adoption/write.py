@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autoliver.artifacts import as_json, replacing, write_bytes
-from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
+from autoliver.datasets.cases import Case, describe_labels, read_new
 from autoliver.datasets.description import modality_of
 from autoliver.datasets.layouts import commonest_ending
 from autoliver.io.detached import data_files
@@ -14,6 +14,7 @@ from autoliver.io.files import read_label, write_label
 from autoliver.io.header import file_type, label_name, split_ending
 from autoliver.pipeline.adoption.corrected import Examined, on_image_grid
 from autoliver.pipeline.adoption.record import ADOPTED_FILE, AdoptedCase, AdoptedFile, Adoption
+from autoliver.pipeline.adoption.source import LabelSource
 from autoliver.system import in_words
 
 
@@ -51,15 +52,15 @@ def adopted_case(case: Case, found: Examined) -> AdoptedCase:
 
 
 def write_dataset(
-    output: Path, adoption: Adoption, *, labels: Labels, channel_names: Sequence[str]
+    output: Path, adoption: Adoption, *, source: LabelSource, channel_names: Sequence[str]
 ) -> None:
-    """Writes the dataset of an adoption.
+    """Writes the dataset of an adoption, whose labels are those of its source.
 
     Raises:
         DatasetError: The dataset could not be read again.
         MachineError: The system refuses to write.
     """
-    description = _description(adoption, labels, channel_names)
+    description = _description(adoption, source, channel_names)
     with replacing(output) as beside:
         with in_words(output, verb="written"):
             for folder in ("imagesTr", "labelsTr"):
@@ -86,14 +87,14 @@ def _write_case(folder: Path, case: AdoptedCase, *, link: bool) -> None:
 
 
 def _description(
-    adoption: Adoption, labels: Labels, channel_names: Sequence[str]
+    adoption: Adoption, source: LabelSource, channel_names: Sequence[str]
 ) -> dict[str, Any]:
     """The dataset.json of an adopted dataset."""
     images = [Path(image.name) for case in adoption.cases for image in case.images]
     images = [image for image in images if split_ending(image.name)[1]]
     found: dict[str, Any] = {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        **describe_labels(labels),
+        **describe_labels(source.labels, source.codes),
         "numTraining": len(adoption.cases),
         "file_ending": commonest_ending(images),
     }

@@ -4,19 +4,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from autoliver.artifacts import as_json, replacing, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import read_new
 from autoliver.datasets.layouts import commonest_ending
 from autoliver.errors import DatasetError, OptionError
+from autoliver.io.dicom.codes import SegType
 from autoliver.io.paths import check_printable
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.dicom import convert_dicom
+from autoliver.pipeline.conversion.dicom_seg import SegmentRequest, segment_series
 from autoliver.pipeline.conversion.kind import Found, Kind, passed_over
-from autoliver.pipeline.conversion.kinds import DICOM, KINDS, LESION_CLASSES
+from autoliver.pipeline.conversion.kinds import DICOM, DICOM_SEG, KINDS, LESION_CLASSES
 from autoliver.pipeline.conversion.lesion_classes import convert_lesions
 from autoliver.pipeline.conversion.make import Made, Task, make_case, make_need
 from autoliver.pipeline.conversion.result import Converted, check_output, refuse
@@ -40,8 +42,12 @@ class ConvertRequest:
         classes: For `LESION_CLASSES`: CSV file with the columns case, lesion, class; None for
             `lesion_classes` of dataset.json.
         label: For `LESION_CLASSES`: the label of the lesions; None for the only one named so.
-        labels: For `DICOM`: folder with a label map of each case; None to make images alone.
-        series: For `DICOM`: numbers, descriptions or case names of the series; empty for all.
+        labels: For `DICOM` and `DICOM_SEG`: folder with a label map of each case; None to make
+            images alone.
+        series: For these: numbers, descriptions or case names of the series; empty for all.
+        like: For `DICOM_SEG`: the model or dataset that says what labels mean; None for what lies
+            beside them.
+        seg_type: For `DICOM_SEG`: how a segmentation is stored; None for "binary".
     """
 
     rater: int | None = None
@@ -50,10 +56,16 @@ class ConvertRequest:
     label: str | None = None
     labels: Path | None = None
     series: tuple[str, ...] = ()
+    like: str | None = None
+    seg_type: SegType | None = None
 
     def __post_init__(self) -> None:
         set_field(self, "series", series_words(self.series))
         check_types(self)
+        if self.seg_type is not None:
+            set_field(
+                self, "seg_type", check_choice("--seg-type", self.seg_type, get_args(SegType))
+            )
         if self.rater is not None:
             check_whole("--rater", self.rater, least=1, most=_RATERS)
 
@@ -73,10 +85,11 @@ def convert(
 
     Args:
         workspace: The workspace, for the next command.
-        kind: A name in `KINDS`; `LESION_CLASSES` for a dataset whose lesions have classes; or
-            `DICOM` for series, of which images are made.
+        kind: A name in `KINDS`; `LESION_CLASSES` for a dataset whose lesions have classes; `DICOM`
+            for series, of which images are made; or `DICOM_SEG` for series whose label maps become
+            DICOM segmentations.
         source: The folder of the data.
-        output: Folder of the new dataset.
+        output: Folder of the new dataset, or of the segmentations.
         request: What is asked for besides; None for nothing.
         machine: The processes and memory that may be used.
 
@@ -86,13 +99,12 @@ def convert(
         MachineError: The output cannot be written.
     """
     asked = request or ConvertRequest()
-    kind = check_choice("kind", kind, (*KINDS, LESION_CLASSES, DICOM))
-    own = {"--labels": asked.labels, "--series": asked.series or None}
-    if kind == DICOM:
-        others = {"--rater": asked.rater, "--part": asked.part, "--classes": asked.classes}
-        _check_unused({**others, "--label": asked.label}, "other kinds")
-        return convert_dicom(workspace, source, output, labels=asked.labels, wanted=asked.series)
-    _check_unused(own, DICOM)
+    kind = check_choice("kind", kind, (*KINDS, LESION_CLASSES, DICOM, DICOM_SEG))
+    if kind != DICOM_SEG:
+        _check_unused({"--like": asked.like, "--seg-type": asked.seg_type}, DICOM_SEG)
+    if kind in (DICOM, DICOM_SEG):
+        return _of_series(workspace, kind, source, output, asked, machine)
+    _check_unused({"--labels": asked.labels, "--series": asked.series or None}, DICOM)
     if kind == LESION_CLASSES:
         _check_unused({"--rater": asked.rater, "--part": asked.part}, "published data")
         return convert_lesions(
@@ -131,6 +143,33 @@ def convert(
         labels=dict(description["labels"]),
         next_command=command("plan", str(output), workspace=workspace.root),
     )
+
+
+def _of_series(
+    workspace: Workspace,
+    kind: str,
+    source: Path,
+    output: Path,
+    asked: ConvertRequest,
+    machine: Machine,
+) -> Converted:
+    """Makes images or segmentations of DICOM series."""
+    others = {"--rater": asked.rater, "--part": asked.part, "--classes": asked.classes}
+    _check_unused({**others, "--label": asked.label}, "other kinds")
+    if kind == DICOM:
+        return convert_dicom(
+            *(workspace, source, output),
+            labels=asked.labels,
+            wanted=asked.series,
+            machine=machine,
+        )
+    request = SegmentRequest(
+        labels=asked.labels,
+        wanted=asked.series,
+        like=asked.like,
+        seg_type=asked.seg_type or "binary",
+    )
+    return segment_series(workspace, source, output, request)
 
 
 def _check_unused(given: Mapping[str, object], of: str) -> None:

@@ -16,6 +16,8 @@ from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
+from autoliver.machine import Machine
+from autoliver.needs import refuse_over_budget, series_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of
@@ -35,6 +37,7 @@ def convert_dicom(
     *,
     labels: Path | None,
     wanted: Sequence[str],
+    machine: Machine,
 ) -> Converted:
     """Writes each DICOM series of a folder as imagesTr/CASE_0000.nii.gz.
 
@@ -46,30 +49,23 @@ def convert_dicom(
             left out. None: label maps are made of the SEG and RTSTRUCT files in the source; if
             there are none, images alone are written, without a dataset.json.
         wanted: Which series are taken, as for `find_dicom`.
+        machine: The memory that may be used.
 
     Raises:
         DatasetError: There is no series, one makes no volume or cannot be read, or a label map does
             not fit its image.
-        OptionError: The output exists already, or there is no such series as is wanted.
+        OptionError: The output exists already, there is no such series as is wanted, or one needs
+            far more memory than may be used.
         MachineError: The output cannot be written.
     """
     source, output = source.absolute(), output.absolute()
     check_output(source, output)
-    if not source.exists():
-        raise DatasetError(f"{source}: there is no such folder.", hint="Check the path.")
-    found = find_dicom(source, wanted)
-    if found is None:
-        raise DatasetError(
-            f"{source}: there is no DICOM file in it or below it.",
-            hint="Give the folder that holds the series.",
-        )
-    refuse(
-        {n: Failed(problem=f"{n}: {no.problem}", hint=REFUSED) for n, no in found.refused.items()}
-    )
-    masks = None if labels is None else _masks(labels, found.series)
-    drawings = find_drawings(source, found.series if labels is None else {})
+    found = find_volumes(source, wanted)
+    masks = None if labels is None else masks_of(labels, found)
+    drawings = find_drawings(source, found if labels is None else {})
     known = drawings.files if masks is None else masks
-    cases = {n: each for n, each in found.series.items() if n in known or not known}
+    cases = {n: each for n, each in found.items() if n in known or not known}
+    refuse_over_budget([series_need(*each) for each in cases.items()], machine.limits, "convert")
     values: set[int] = set()
     with replacing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
@@ -89,12 +85,33 @@ def convert_dicom(
         kind="DICOM",
         cases=len(cases),
         patients=len({each.study_uid or name for name, each in cases.items()}),
-        unlabelled=tuple(name for name in found.series if name not in cases),
+        unlabelled=tuple(name for name in found if name not in cases),
         passed_over=(),
         rewritten=0,
         labels=names,  # type: ignore[arg-type]
         next_command=_next(output, bool(known), workspace),
     )
+
+
+def find_volumes(source: Path, wanted: Sequence[str]) -> dict[str, Series]:
+    """Finds the series of a folder by the names of their cases; all of them must be volumes.
+
+    Raises:
+        DatasetError: There is no folder or no series, or one makes no volume.
+        OptionError: There is no such series as is wanted.
+    """
+    if not source.exists():
+        raise DatasetError(f"{source}: there is no such folder.", hint="Check the path.")
+    found = find_dicom(source, wanted)
+    if found is None:
+        raise DatasetError(
+            f"{source}: there is no DICOM file in it or below it.",
+            hint="Give the folder that holds the series.",
+        )
+    refuse(
+        {n: Failed(problem=f"{n}: {no.problem}", hint=REFUSED) for n, no in found.refused.items()}
+    )
+    return found.series
 
 
 def _next(output: Path, labelled: bool, workspace: Workspace) -> str:
@@ -112,8 +129,13 @@ def _log_renaming(output: Path, names: dict[str, int], labels: Path | None) -> N
         )
 
 
-def _masks(folder: Path, series: dict[str, Series]) -> dict[str, Path]:
-    """Finds the label map of each case."""
+def masks_of(folder: Path, series: dict[str, Series]) -> dict[str, Path]:
+    """Finds the label map of each series in the folder that --labels names.
+
+    Raises:
+        OptionError: There is no such folder.
+        DatasetError: No label map is named like a case.
+    """
     if not folder.is_dir():
         raise OptionError(
             f"--labels {folder}: there is no such folder.",

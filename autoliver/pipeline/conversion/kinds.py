@@ -90,6 +90,8 @@ def _amos() -> "Kind":
 LESION_CLASSES = "lesion-classes"
 # The kind of DICOM series, of which images are made.
 DICOM = "dicom"
+# The kind of label maps of series, of which DICOM segmentations are made.
+DICOM_SEG = "dicom-seg"
 KINDS: "dict[str, Callable[[], Kind]]" = {
     "camus": _camus,
     "brats": _brats,

@@ -473,7 +473,7 @@ def _description(
     cases = dataset.labelled
     result: dict[str, Any] = {
         "channel_names": {str(n): name for n, name in enumerate(dataset.channel_names)},
-        **describe_labels(labels),
+        **describe_labels(labels, dataset.codes),
         "lesion_class_names": list(names),
         "numTraining": len(cases),
         "file_ending": dataset.file_ending,

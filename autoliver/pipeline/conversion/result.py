@@ -17,7 +17,7 @@ class Converted:
     """The result of `convert`.
 
     Attributes:
-        folder: The new dataset.
+        folder: The new dataset; of DICOM segmentations, their folder.
         kind: What was converted.
         cases: Number of cases.
         patients: Number of patients.
@@ -29,7 +29,7 @@ class Converted:
         note: A sentence about such data; empty for none.
         labels: Name of each label -> its value or values.
         lesions: Class of lesions -> their number, where lesions got their classes.
-        next_command: The command that makes sense next.
+        next_command: The command that makes sense next; empty for none.
     """
 
     folder: Path

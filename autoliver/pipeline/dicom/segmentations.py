@@ -114,7 +114,7 @@ def write_segmentations(
         own = series[job.name]
         try:
             current = _is_current(path, job.output, seg_type)
-            if current or write_seg(path, _drawn(job, own), own, how):
+            if current or write_seg(path, drawn_on(job.output, own), own, how):
                 written.append(path)
             else:
                 path.unlink(missing_ok=True)
@@ -124,18 +124,18 @@ def write_segmentations(
     return tuple(written), failed
 
 
-def _drawn(job: "PredictJob", series: Series) -> "npt.NDArray[Any]":
-    """The label map of a case (z, y, x), which may have been saved by another program.
+def drawn_on(label_map: Path, series: Series) -> "npt.NDArray[Any]":
+    """Reads the label map of a series (z, y, x), which may have been saved by another program.
 
     Raises:
-        DatasetError: It is not on the grid of the series.
+        DatasetError: It cannot be read, or is not on the grid of the series.
     """
-    found = read_label(job.output)
+    found = read_label(label_map)
     for difference in compare_grids(found.geometry, series.geometry):
         if not difference.rounding:
             own, expected = difference.values()
             raise DatasetError(
-                f"{job.output}: its {difference.what} is {own}, that of the series {expected}.",
+                f"{label_map}: its {difference.what} is {own}, that of the series {expected}.",
                 hint="Save it on the grid of the series.",
             )
     array: npt.NDArray[Any] = found.array[0]

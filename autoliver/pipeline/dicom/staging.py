@@ -13,7 +13,8 @@ from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series, SeriesFile, save_series
 from autoliver.io.files import write_image
 from autoliver.io.header import split_ending
-from autoliver.parallel import case_bar
+from autoliver.needs import over_budget, series_need
+from autoliver.parallel import Limits, case_bar
 from autoliver.system import in_words
 from autoliver.workspace import STAGED, Workspace
 
@@ -29,7 +30,8 @@ def staged(
     workspace: Workspace,
     cases: Mapping[str, Series],
     output: Path,
-    on_problem: Callable[[str, DatasetError], object],
+    on_problem: Callable[[str, AutoliverError], object],
+    limits: Limits,
 ) -> Iterator[dict[str, Path]]:
     """Writes the image of each series to the workspace, for the time of the block.
 
@@ -40,13 +42,19 @@ def staged(
         workspace: The workspace.
         cases: Case -> its series.
         output: Where the cases are predicted to; each output has staged images of its own.
-        on_problem: Takes a case that cannot be read, and why.
+        on_problem: Takes a case that cannot be read, or needs far more memory than may be used,
+            and why.
+        limits: The memory that may be used.
 
     Yields:
         Case -> its image file.
     """
     images: dict[str, Path] = {}
-    for name, series in case_bar("read DICOM", len(cases))(cases.items()):
+    over = over_budget([series_need(*each) for each in cases.items()], limits, "read the series")
+    for name, error in over.items():
+        on_problem(name, error)
+    fitting = {name: series for name, series in cases.items() if name not in over}
+    for name, series in case_bar("read DICOM", len(fitting))(fitting.items()):
         places = [(str(each.file.absolute()), each.frame) for each in series.slices]
         key = digest([str(output.resolve()), name, places])
         image = workspace.root / STAGED / key / f"{name}{_ENDING}"

@@ -222,7 +222,7 @@ def _description(
 
     result: dict[str, Any] = {
         "channel_names": {str(n): name for n, name in enumerate(dataset.channel_names)},
-        **describe_labels(dataset.labels),
+        **describe_labels(dataset.labels, dataset.codes),
         "numTraining": len(cases),
         "file_ending": dataset.file_ending,
         "converted_by": "autoliver, by verify --fix",

@@ -15,6 +15,7 @@ from autoliver.datasets.contents import file_state
 from autoliver.datasets.description import CHANNEL_OF
 from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
 from autoliver.errors import DatasetError, OptionError, WrongValue
+from autoliver.io.detached import data_files
 from autoliver.io.files import read_label, write_label
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import score_need
@@ -370,7 +371,7 @@ def _make(task: _Task) -> _Made:
             name=task.name,
             member=task.member,
             case=task.case.name,
-            images=tuple(_file(Path(image)) for image in task.case.images),
+            images=tuple(_file(f) for image in task.case.images for f in data_files(Path(image))),
             label=_file(source),
         ),
         label=path,
@@ -395,9 +396,10 @@ def _description(
     """The dataset.json of a pool."""
     by_name = {member.name: member for member in members}
     cases = {task.name: task for task in tasks}
+    codes = {n: given for m in reversed(members) for n, given in m.dataset.codes.items()}
     result: dict[str, Any] = {
         "channel_names": {str(i): name for i, name in enumerate(_channels(members))},
-        **describe_labels(labels),
+        **describe_labels(labels, codes),
         "numTraining": len(tasks),
         "file_ending": ".nii.gz",
         "dataset": {

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import as_json, brief, digest, write_bytes
 from autoliver.commands import command
-from autoliver.datasets.cases import Dataset, Labels, read_dataset
+from autoliver.datasets.cases import Case, Dataset, Labels, read_dataset
 from autoliver.datasets.lesions import is_lesion
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import PredictOptions
+from autoliver.io.detached import data_files
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.pseudo.labelling import Judged, Labelling, missing_in
@@ -23,6 +24,7 @@ from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoliver.models.files import ModelFiles
+    from autoliver.planning.plan import Plan
 
 TABLE_FILE = "pseudolabels.csv"
 _SHOWN = 3
@@ -83,7 +85,8 @@ def pseudolabel(
     """
     dataset = workspace.read(name)
     files = workspace.model_to_predict(model, folds=request.folds)
-    theirs = _labels_of(files)
+    trained = _plan_of(files)
+    theirs = trained.labels
     known = {label.casefold(): label for label in dataset.labels.foreground}
     parts = {
         known.get(label.casefold(), label): _parts(label, theirs, files.name)
@@ -120,7 +123,7 @@ def pseudolabel(
             hint=f"Look at {output / 'pictures'} and {table}; allow more with --min-confidence, "
             "--volume or --max-outside, or choose another model.",
         )
-    description = description_of(dataset, labels, kept, list(parts))
+    description = description_of(dataset, labels, kept, list(parts), trained.codes)
     write_bytes(output / "dataset.json", as_json(description))
     read_dataset(output)
     return Pseudolabelled(
@@ -141,10 +144,10 @@ def _clear(output: Path) -> None:
                 shutil.rmtree(output / name)
 
 
-def _labels_of(files: "ModelFiles") -> Labels:
+def _plan_of(files: "ModelFiles") -> "Plan":
     from autoliver.models.files import MODEL_FILE, FoldModel
 
-    return FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan.labels
+    return FoldModel.load(files.members[0].folds[0] / MODEL_FILE).plan
 
 
 def _parts(label: str, theirs: Labels, model: str) -> tuple[str, ...]:
@@ -180,10 +183,14 @@ def _check_new(output: Path, *, overwrite: bool) -> None:
 def _images_of(dataset: Dataset) -> str:
     """A digest of the names and sizes of all images."""
     sizes = [
-        (case.name, [(Path(image).name, Path(image).stat().st_size) for image in case.images])
+        (case.name, [(file.name, file.stat().st_size) for file in _image_files(case)])
         for case in dataset.cases
     ]
     return digest(sizes)
+
+
+def _image_files(case: Case) -> list[Path]:
+    return [file for image in case.images for file in data_files(Path(image))]
 
 
 def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str]) -> Labels:

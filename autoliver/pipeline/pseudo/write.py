@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from autoliver.datasets.cases import Dataset, Labels, describe_labels
+from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.pipeline.pseudo.compose import Quality
 from autoliver.pipeline.pseudo.labelling import Judged, missing_in
 
@@ -29,9 +30,13 @@ def table_of(judged: Sequence[Judged]) -> str:
 
 
 def description_of(
-    dataset: Dataset, labels: Labels, kept: Collection[str], given: Sequence[str]
+    dataset: Dataset,
+    labels: Labels,
+    kept: Collection[str],
+    given: Sequence[str],
+    codes: Mapping[str, SegmentCodes],
 ) -> dict[str, Any]:
-    """The dataset.json of the new dataset."""
+    """The dataset.json of the new dataset; the codes are those of the model's labels."""
     cases = [case for case in dataset.cases if case.name in kept]
     annotated = {}
     for case in cases:
@@ -41,7 +46,7 @@ def description_of(
         annotated[case.name] = {name: state for name, state in states.items() if state != "real"}
     return {
         "channel_names": {str(i): name for i, name in enumerate(dataset.channel_names)},
-        **describe_labels(labels),
+        **describe_labels(labels, {**codes, **dataset.codes}),
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
         "dataset": {

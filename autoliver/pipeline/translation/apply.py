@@ -366,7 +366,7 @@ def _description(info: Synthesizer, dataset: Dataset, kept: Sequence[str]) -> di
     facts = {case.name: case for case in dataset.cases}
     return {
         "channel_names": {"0": info.plan.channel_names[0]},
-        **describe_labels(stated),
+        **describe_labels(stated, dataset.codes),
         "numTraining": len(kept),
         "file_ending": ".nii.gz",
         "modality": dict.fromkeys(kept, info.plan.modality),
