@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from dicom_sources import ORIENTATIONS, write_series
 
+from autoliver.datasets.cases import read_dataset
 from autoliver.errors import DatasetError
 from autoliver.io.dicom.seg import Algorithm, SegOptions, write_seg
 from autoliver.io.files import read_image, read_label
@@ -24,13 +25,22 @@ def label_map(*values: int) -> np.ndarray:
     return found
 
 
-def put(folder: Path, name: str, drawn: np.ndarray, labels: dict[str, tuple[int, ...]]) -> None:
+def put(
+    folder: Path,
+    name: str,
+    drawn: np.ndarray,
+    labels: dict[str, tuple[int, ...]],
+    **tags: object,
+) -> None:
     series = write_series(
         folder / name,
         label_map(1).astype(np.int16) * 50,
         cosines=ORIENTATIONS["oblique"],
-        SeriesInstanceUID=f"1.2.3.{len(name)}",
-        StudyInstanceUID=f"1.2.4.{len(name)}",
+        **{
+            "SeriesInstanceUID": f"1.2.3.{len(name)}",
+            "StudyInstanceUID": f"1.2.4.{len(name)}",
+            **tags,
+        },
     )
     if labels:
         options = SegOptions(labels=labels, algorithm=MODEL)
@@ -71,3 +81,31 @@ def test_a_damaged_segmentation_is_named(tmp_path: Path) -> None:
     seg.write_bytes(seg.read_bytes()[:-200])
     with pytest.raises(DatasetError, match=r"a\.dcm"):
         converted(tmp_path)
+
+
+# PatientID and study of each series (None: the header says none) -> which are of one patient.
+PATIENTS = {
+    "one patient, two studies": ([("P1", "1"), ("P1", "2"), ("P2", "3")], "aab"),
+    "one study without PatientID": ([(None, "1"), (None, "1"), (None, "2")], "aab"),
+    "PatientID in some series of a study": ([(None, "1"), ("P1", "1"), ("P1", "2")], "aab"),
+    "nothing": ([(None, None), (None, None), (None, "2")], "abc"),
+    "one PatientID for all": ([("ANON", "1"), ("ANON", "1"), ("ANON", "2")], "aab"),
+    "one PatientID for all that have one": ([("ANON", "1"), ("ANON", "2"), (None, "3")], "abc"),
+    "a single study": ([("P1", "1"), ("P1", "1"), ("P1", "1")], "aaa"),
+}
+
+
+@pytest.mark.parametrize("kind", PATIENTS)
+def test_series_of_one_patient_stay_together(tmp_path: Path, kind: str) -> None:
+    told, expected = PATIENTS[kind]
+    names = ["a", "bb", "ccc"]
+    for name, (patient, study) in zip(names, told, strict=True):
+        tags = {"PatientID": patient, "StudyInstanceUID": study and f"1.2.4.{study}"}
+        put(tmp_path / "in", name, label_map(1), {"liver": (1,)}, **tags)
+    done = converted(tmp_path)
+    text = (tmp_path / "out" / "dataset.json").read_text()
+    patient_of = {case.name: case.patient for case in read_dataset(tmp_path / "out").cases}
+    found = [patient_of[name] for name in names]
+    assert [found.index(each) for each in found] == [expected.index(each) for each in expected]
+    assert done.patients == len(set(expected))
+    assert not any(patient and patient in text for patient, _ in told)

@@ -131,8 +131,8 @@ def _key(instance: Instance) -> tuple[object, ...]:
         return (instance.uid,)
     plane = instance.planes[0]
     grid = (plane.size, *(np.round((*plane.axes, *plane.spacing), 2).tolist() or ()))
-    named = instance.study_uid, instance.modality, instance.number, instance.description
-    return (*named, instance.file.parent, grid)
+    named = instance.modality, instance.number, instance.description
+    return (instance.patient, instance.study_uid, *named, instance.file.parent, grid)
 
 
 def _volumes(group: Sequence[Instance]) -> tuple[list[Series], NoSeries | None]:
@@ -171,6 +171,7 @@ def _series(first: Instance, part: str, stack: Stack, notes: Sequence[str]) -> S
         geometry=stack.geometry,
         notes=(*notes, *stack.notes),
         part=part,
+        patient=first.patient,
     )
 
 

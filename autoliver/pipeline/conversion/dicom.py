@@ -18,7 +18,7 @@ from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
-from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of
+from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of, patients_of
 from autoliver.pipeline.dicom.drawings import find_drawings
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
@@ -70,6 +70,7 @@ def convert_dicom(
     drawings = find_drawings(source, found.series if labels is None else {})
     known = drawings.files if masks is None else masks
     cases = {n: each for n, each in found.series.items() if n in known or not known}
+    patients = patients_of(cases)
     values: set[int] = set()
     with replacing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
@@ -82,13 +83,13 @@ def convert_dicom(
         if masks is None:
             names = drawings.values
         if known:
-            _describe(beside, output, cases, names)
+            _describe(beside, output, cases, names, patients)
     _log_renaming(output, names, labels)
     return Converted(
         folder=output,
         kind="DICOM",
         cases=len(cases),
-        patients=len({each.study_uid or name for name, each in cases.items()}),
+        patients=len(set(patients.values())),
         unlabelled=tuple(name for name in found.series if name not in cases),
         passed_over=(),
         rewritten=0,
@@ -158,7 +159,13 @@ def _write_label(folder: Path, name: str, series: Series, mask: Path) -> set[int
     return found
 
 
-def _describe(folder: Path, output: Path, cases: dict[str, Series], names: dict[str, int]) -> None:
+def _describe(
+    folder: Path,
+    output: Path,
+    cases: dict[str, Series],
+    names: dict[str, int],
+    patients: dict[str, str],
+) -> None:
     """Writes the dataset.json."""
     kinds = {name: modality_of(series) or "other" for name, series in cases.items()}
     mixed = len(set(kinds.values())) > 1
@@ -168,6 +175,7 @@ def _describe(folder: Path, output: Path, cases: dict[str, Series], names: dict[
         "labels": names,
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
+        "patients": patients,
         "converted_by": "autoliver, as dicom",
         **({"modality": kinds} if mixed else {}),
     }

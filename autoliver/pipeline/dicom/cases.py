@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from autoliver.datasets.cases import Modality
 from autoliver.datasets.layouts import by_stem, group_channels, image_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.dicom.group import Found, NoSeries, find_series, folder_of
+from autoliver.io.dicom.planes import hash_of
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.walk import dicom_files, is_dicom
 from autoliver.io.header import PICTURES, split_ending
@@ -60,6 +61,39 @@ def series_words(value: object) -> tuple[str, ...]:
 def modality_of(series: Series) -> Modality | None:
     """Returns the modality that the header of a series states; None if it is not CT or MR."""
     return _MODALITIES.get(series.modality)
+
+
+def patients_of(cases: Mapping[str, Series]) -> dict[str, str]:
+    """Says which series are of one patient, so that no fold is tested on patients it has seen.
+
+    Series with the same PatientID are; one without it belongs to the patient of its study. One
+    PatientID for all studies is what anonymised archives have, and tells no patients apart; then
+    each study counts as a patient.
+
+    Args:
+        cases: Case -> its series.
+
+    Returns:
+        Case -> a hash that stands for its patient; the name of the case if the header says
+        neither patient nor study.
+    """
+    known = {each.patient for each in cases.values()} - {""}
+    studies = {each.study_uid for each in cases.values()}
+    if len(studies) > 1 and len(known) == 1:
+        _log.warning(
+            "All series have the same PatientID, so that each study is taken for a patient. "
+            'If they are not, write the "patients" into dataset.json.'
+        )
+        known = set()
+    of_study = {s.study_uid: s.patient for s in cases.values() if s.patient in known}
+    of_study.pop("", None)
+    return {
+        name: (each.patient if each.patient in known else "")
+        or of_study.get(each.study_uid)
+        or hash_of(each.study_uid)
+        or name
+        for name, each in cases.items()
+    }
 
 
 def find_dicom(source: Path, wanted: Sequence[str] = ()) -> DicomCases | None:
