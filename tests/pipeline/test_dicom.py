@@ -302,6 +302,16 @@ def test_convert_with_labels_makes_a_dataset(tmp_path: Path) -> None:
     )
 
 
+def test_label_maps_without_a_label_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a", 2, "venous")
+    found = find_dicom(tmp_path / "in")
+    assert found is not None
+    empty = np.zeros((9, 8, 8), np.uint8)
+    write_label(tmp_path / "labels" / "a.nii.gz", empty, found.series["a"].geometry)
+    with pytest.raises(DatasetError, match=r"labels: all voxels .* are 0"):
+        api.convert("dicom", tmp_path / "in", tmp_path / "out", labels=tmp_path / "labels")
+
+
 def test_labels_on_another_grid_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "in" / "a", 2, "venous")
     write_label(tmp_path / "labels" / "a.nii.gz", np.ones((9, 8, 8), np.uint8), GRID)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_sources import ORIENTATIONS, write_series
 
@@ -109,3 +110,47 @@ def test_series_of_one_patient_stay_together(tmp_path: Path, kind: str) -> None:
     assert [found.index(each) for each in found] == [expected.index(each) for each in expected]
     assert done.patients == len(set(expected))
     assert not any(patient and patient in text for patient, _ in told)
+
+
+# Name of a segment -> that of its label; None: its voxels are background.
+SEGMENTS = {
+    "Background": None,
+    "background": None,
+    "ignore": "ignore (segment)",
+    "Ignore": "Ignore (segment)",
+    "": "unnamed",
+    "  ": "unnamed",
+    "a/b": "a/b",
+    "liver, left": "liver, left",
+    "7": "7",
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_any_name_of_a_segment(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "in", "a", label_map(1, 2), {"x": (1,), "liver": (2,)})
+    rename(tmp_path / "in" / "results" / "a.dcm", name)
+    expected = SEGMENTS[name]
+    found = converted(tmp_path)
+    liver = 1 if expected is None else 2
+    assert found.labels == {"background": 0, **({expected: 1} if expected else {}), "liver": liver}
+    label = read_label(tmp_path / "out" / "labelsTr" / "a.nii.gz").array[0]
+    np.testing.assert_array_equal(label, label_map(0, 1) if expected is None else label_map(1, 2))
+    assert ("a.dcm: its segment" in caplog.text) == (expected != name)
+    assert read_dataset(tmp_path / "out").labels.ignore is None
+
+
+def rename(seg: Path, name: str) -> None:
+    """Gives the first segment of a file another name."""
+    dataset = pydicom.dcmread(seg)
+    segment = dataset.SegmentSequence[0]
+    segment.SegmentLabel = segment.SegmentDescription = name
+    dataset.save_as(seg)
+
+
+def test_a_file_in_which_nothing_is_drawn_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "in", "a", label_map(1), {"x": (1,)})
+    rename(tmp_path / "in" / "results" / "a.dcm", "Background")
+    with pytest.raises(DatasetError, match=r"a\.dcm: no region but the background"):
+        converted(tmp_path)
+    assert not (tmp_path / "out").exists()

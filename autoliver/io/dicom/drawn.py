@@ -72,17 +72,38 @@ def labels_of(series: Series, candidates: Sequence[Path]) -> DrawnLabels | None:
         The label map; None if no file is about the series.
 
     Raises:
-        DatasetError: A file cannot be read, or is drawn on another grid.
+        DatasetError: A file cannot be read, is drawn on another grid, or holds no region.
     """
     found: dict[str, Mask] = {}
     notes: list[str] = []
-    for path in files_about(series, {path: references(path) for path in candidates}):
-        for name, mask, said in read_drawn(path, series.geometry):
-            found[name] = found[name] | mask if name in found else mask
-            notes += said
-    if not found:
-        return None
-    return _label_map(found, series.geometry, notes)
+    about = files_about(series, {path: references(path) for path in candidates})
+    for path in about:
+        for drawn, mask, said in read_drawn(path, series.geometry):
+            name, renamed = _label(drawn, path)
+            notes += [*said, *renamed]
+            if name:
+                found[name] = found[name] | mask if name in found else mask
+    if about and not found:
+        raise DatasetError(
+            f"{', '.join(map(str, about))}: no region but the background is drawn.",
+            hint="Take the file out, or draw the labels.",
+        )
+    return _label_map(found, series.geometry, notes) if about else None
+
+
+def _label(drawn: str, path: Path) -> tuple[str, tuple[str, ...]]:
+    """The label that a segment becomes, empty for the background; and what is said of it.
+
+    Labels must have a name, and two names have a meaning of their own: "background", and "ignore"
+    for voxels that are not trained on.
+    """
+    plain = drawn.casefold()
+    if plain == "background":
+        return "", (f"{path.name}: its segment {drawn} is taken for the background.",)
+    label = "unnamed" if not plain else f"{drawn} (segment)" if plain == "ignore" else drawn
+    if label == drawn:
+        return label, ()
+    return label, (f"{path.name}: its segment {drawn or 'without a name'} is called {label!r}.",)
 
 
 class References(NamedTuple):
@@ -207,7 +228,9 @@ def _label_map(
 
 def _segments(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
     names = {
-        int(item.SegmentNumber): str(item.get("SegmentDescription") or item.SegmentLabel).strip()
+        int(item.SegmentNumber): str(
+            item.get("SegmentDescription") or item.get("SegmentLabel") or ""
+        ).strip()
         for item in dataset.SegmentSequence
         if int(item.SegmentNumber) > 0
     }
@@ -269,7 +292,10 @@ def _put(mask: Mask, place: npt.NDArray[np.intp], image: Mask) -> None:
 
 def _contours(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
     """The regions of a structure set; a contour inside another one of its plane is a hole."""
-    names = {int(r.ROINumber): str(r.ROIName).strip() for r in dataset.StructureSetROISequence}
+    names = {
+        int(r.ROINumber): str(r.get("ROIName") or "").strip()
+        for r in dataset.StructureSetROISequence
+    }
     found = []
     for region in dataset.get("ROIContourSequence") or []:
         name = names[int(region.ReferencedROINumber)]

@@ -79,9 +79,7 @@ def convert_dicom(
                 values |= _write_label(beside, name, series, masks[name])
             elif known:
                 drawings.write(beside / "labelsTr" / f"{name}.nii.gz", name, series)
-        names = {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}
-        if masks is None:
-            names = drawings.values
+        names = drawings.values if masks is None else _numbered(values, labels)
         if known:
             _describe(beside, output, cases, names, patients)
     _log_renaming(output, names, labels)
@@ -96,6 +94,20 @@ def convert_dicom(
         labels=names,  # type: ignore[arg-type]
         next_command=_next(output, bool(known), workspace),
     )
+
+
+def _numbered(values: set[int], labels: Path | None) -> dict[str, int]:
+    """Names of labels of which the values alone are known.
+
+    Raises:
+        DatasetError: There is the background alone.
+    """
+    if not values - {0}:
+        raise DatasetError(
+            f"--labels {labels}: all voxels of its label maps are 0, the background.",
+            hint="Name the folder in which labels are drawn.",
+        )
+    return {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}
 
 
 def _next(output: Path, labelled: bool, workspace: Workspace) -> str:
