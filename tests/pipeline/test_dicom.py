@@ -221,6 +221,11 @@ def test_what_was_found_is_listed_in_80_columns(
     find_dicom(tmp_path / "in")
     table = caplog.records[0].getMessage().split("\n")[1:4]
     assert all(len(line) <= 80 for line in table)
+    assert "description" in table[0]
+    (cut,) = (line for line in table if "arterial" in line)
+    assert cut.split()[0].startswith("longlong")
+    assert "..." in cut.split()[0]
+    assert all(len(line.split()) >= 5 for line in table)
     assert "localizer scout (9 slices)" in caplog.text
 
 

@@ -28,7 +28,7 @@ REFUSED = (
 )
 _LONGEST = 80
 _MODALITIES: dict[str, Modality] = {"CT": "CT", "MR": "MR"}
-_COLUMNS = (24, 6, 8, 15)
+_COLUMNS, _WIDTH = (24, 6, 8, 15), 78
 _SHOWN = 3
 
 
@@ -304,6 +304,8 @@ def _refuse_localizer(word: str, found: Found) -> None:
 
 def _table(source: Path, cases: DicomCases) -> str:
     """What was found, for a terminal of 80 columns."""
+    from autoliver.evaluation.tables import aligned
+
     rows = [("case", "series", "slices", "mm (z, y, x)", "description")]
     rows += [
         (
@@ -325,22 +327,12 @@ def _table(source: Path, cases: DicomCases) -> str:
         )
         for name, each in cases.refused.items()
     ]
-    widths = [min(most, max(len(row[i]) for row in rows)) for i, most in enumerate(_COLUMNS)]
-    room = 78 - sum(widths) - 2 * len(widths)
-    lines = [
-        "  ".join(
-            [
-                *(_cut(c, w).ljust(w) for c, w in zip(row, widths, strict=False)),
-                shortened(row[-1], room),
-            ]
-        ).rstrip()
-        for row in rows
+    columns = [
+        [shortened(cell, most, middle=True) for cell in column]
+        for column, most in zip(zip(*rows, strict=True), _COLUMNS, strict=False)
     ]
-    said = [f"{source}: {counted(len(rows) - 1, 'DICOM series', 'DICOM series')}.", *lines]
+    room = _WIDTH - sum(max(map(len, column)) + 2 for column in columns)
+    columns.append([shortened(row[-1], room) for row in rows])
+    lines = aligned(list(zip(*columns, strict=True)))
+    said = [f"{source}: {counted(len(rows) - 1, 'DICOM series', 'DICOM series')}.", lines]
     return "\n".join([*said, *([f"No cases: {cases.left_out}."] if cases.left_out else [])])
-
-
-def _cut(text: str, width: int) -> str:
-    """A text of at most so many letters, without its middle."""
-    half = width // 2 - 1
-    return text if len(text) <= width else f"{text[:half]}..{text[half + 2 - width :]}"
