@@ -51,8 +51,8 @@ def source_images(series: Series) -> Sources:
     """Reads the files of a series again.
 
     Raises:
-        DatasetError: A file is missing or damaged, or a slice no longer lies where the series has
-            it.
+        DatasetError: A file is missing or damaged, slices have the same identifier, or one no
+            longer lies where the series has it.
     """
     read: dict[str, Dataset] = {}
     for one in series.slices:
@@ -71,6 +71,13 @@ def source_images(series: Series) -> Sources:
         if not _is_at(plane, series.geometry, index):
             raise _changed(series, f"{series.slices[index].file} lies elsewhere")
     uids = [f"{read[str(s.file)].SOPInstanceUID} {s.frame or ''}" for s in series.slices]
+    if len(set(uids)) < len(uids):
+        raise DatasetError(
+            f"{len(uids) - len(set(uids))} slices of the DICOM series "
+            f"{series.description or series.uid} have the SOPInstanceUID of another one, so that "
+            "no segmentation can say which slice it is drawn on.",
+            hint="Export the series again, or write the label map as NIfTI.",
+        )
     if series.slices[0].frame is None:
         _same_orientation(datasets)
         return Sources([read[str(one.file)] for one in series.slices], None, uids)

@@ -493,6 +493,14 @@ def test_headers_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         write_seg(tmp_path / "seg.dcm", labels, dataclasses.replace(series, modality="OT"), how())
 
 
+def test_slices_with_one_identifier_are_refused(tmp_path: Path) -> None:
+    labels = label_map()
+    series = write_series(tmp_path / "ct", image(labels))
+    series = changed(series, each(SOPInstanceUID=lambda n: f"1.2.{n // 2}"))
+    with pytest.raises(DatasetError, match=r"2 slices of the DICOM series .* have the SOPInst"):
+        write_seg(tmp_path / "seg.dcm", labels, series, how())
+
+
 @pytest.mark.parametrize(
     "missing", [[], ["SeriesInstanceUID"], ["StudyInstanceUID", "SeriesInstanceUID"]]
 )
