@@ -85,9 +85,18 @@ def hints_of(hints: Iterable[tuple[str, str]], most: int | None = None) -> str:
     )
 
 
-def shortened(text: str, most: int) -> str:
-    """Returns a text of at most so many characters; one that was cut ends in three dots."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def shortened(text: str, most: int, *, middle: bool = False) -> str:
+    """Returns a text of at most so many characters; where it was cut, there are three dots.
+
+    Args:
+        text: The text.
+        most: Characters that it may have, at least three.
+        middle: Whether its middle is cut, where the ends tell texts apart, rather than its end.
+    """
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 2 if middle else 0
+    return f"{text[: most - 3 - end]}...{text[len(text) - end :]}"
 
 
 def flag_of(field: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from autoliver.cli.options import DEFAULT_WORKSPACE, AsJson, Verbose, WorkspaceDir
 from autoliver.cli.output import emit, number, say, start, table
 from autoliver.errors import WrongValue
+from autoliver.values import shortened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,7 +124,7 @@ def _table(folds: "list[FoldStatus]") -> str:
     rows = [[fold.run, fold.fold, *_cells(fold)] for fold in folds]
     widths = [max(len(row[i]) for row in [_HEADER, *rows]) for i in range(1, len(_HEADER))]
     room = max(_LEAST_NAME, _columns() - sum(widths) - 2 * len(widths))
-    return table(_HEADER, [[_short(row[0], room), *row[1:]] for row in rows])
+    return table(_HEADER, [[shortened(row[0], room, middle=True), *row[1:]] for row in rows])
 
 
 def _cells(fold: "FoldStatus") -> tuple[str, ...]:
@@ -187,11 +188,3 @@ def _fitting(text: str) -> str:
     size = shutil.get_terminal_size((_WIDTH, 24))
     lines = wrapped(text, size.columns).split("\n")
     return "\n".join(lines[: size.lines - 1])
-
-
-def _short(name: str, room: int) -> str:
-    """A name with its middle left out if it is longer than its room; the end tells runs apart."""
-    if len(name) <= room:
-        return name
-    half = (room - 1) // 2
-    return f"{name[: room - 1 - half]}…{name[len(name) - half :]}"

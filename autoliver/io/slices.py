@@ -38,7 +38,7 @@ class FolderSeries(NamedTuple):
     order: tuple[int, ...]
 
 
-def dicom_files(folder: Path) -> list[Path]:
+def series_files(folder: Path) -> list[Path]:
     """Lists the DICOM files of a folder by their names, numbers in them by value."""
     return sorted(filter(is_dicom, _visible(folder)), key=_by_numbers)
 
@@ -46,7 +46,7 @@ def dicom_files(folder: Path) -> list[Path]:
 def slice_files(folder: Path) -> list[Path]:
     """Lists the slices of a label map, PNG or DICOM, by their names, numbers in them by value."""
     pictures = [path for path in _visible(folder) if path.suffix.lower() == ".png"]
-    return sorted(pictures, key=_by_numbers) or dicom_files(folder)
+    return sorted(pictures, key=_by_numbers) or series_files(folder)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> FolderSeries:
         DatasetError: A file cannot be read, or the slices are not those of one volume: places that
             are missing or there twice, uneven distances, several orientations or sizes.
     """
-    files = dicom_files(folder)
+    files = series_files(folder)
     strange = [path for path in _visible(folder) if path.suffix.lower() in (".dcm", ".dicom")]
     if damaged := sorted(set(strange) - set(files)):
         raise damaged_file(damaged[0], "it does not begin as DICOM files do")

@@ -222,6 +222,11 @@ def test_what_was_found_is_listed_in_80_columns(
     find_dicom(tmp_path / "in")
     table = caplog.records[0].getMessage().split("\n")[1:4]
     assert all(len(line) <= 80 for line in table)
+    assert "description" in table[0]
+    (cut,) = (line for line in table if "arterial" in line)
+    assert cut.split()[0].startswith("longlong")
+    assert "..." in cut.split()[0]
+    assert all(len(line.split()) >= 5 for line in table)
     assert "localizer scout (9 slices)" in caplog.text
 
 
@@ -319,6 +324,16 @@ def test_convert_with_labels_makes_a_dataset(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read_label(tmp_path / "out" / "labelsTr" / "a.nii.gz").array[0], label
     )
+
+
+def test_label_maps_without_a_label_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a", 2, "venous")
+    found = find_dicom(tmp_path / "in")
+    assert found is not None
+    empty = np.zeros((9, 8, 8), np.uint8)
+    write_label(tmp_path / "labels" / "a.nii.gz", empty, found.series["a"].geometry)
+    with pytest.raises(DatasetError, match=r"labels: all voxels .* are 0"):
+        api.convert("dicom", tmp_path / "in", tmp_path / "out", labels=tmp_path / "labels")
 
 
 def test_labels_on_another_grid_are_refused(tmp_path: Path) -> None:

@@ -12,11 +12,15 @@ from dicom_sources import write_series
 from small_models import SaveFold
 from three_images import ASKED, images, run
 
+from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.predict import PredictJob
+from autoliver.inference.record import Prediction
 from autoliver.io.dicom.codes import Concept, SegmentCodes
 from autoliver.io.dicom.drawn import read_drawn
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label, write_label
+from autoliver.pipeline.dicom.segmentations import write_segmentations
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
 from autoliver.workspace import Workspace
 
@@ -183,6 +187,73 @@ def test_one_series_that_fails_does_not_stop_the_others(tmp_path: Path, run: Pat
     with pytest.raises(CasesFailed, match="its spacing is"):
         predict(tmp_path / "in", tmp_path / "out", run)
     assert (tmp_path / "out" / "two.dcm").exists()
+
+
+@pytest.mark.parametrize("poor", ["SliceThickness", "FrameOfReferenceUID", "PatientID"])
+def test_a_poor_series_has_its_segmentation_and_so_have_the_others(
+    tmp_path: Path, run: Path, poor: str
+) -> None:
+    series = series_in(tmp_path / "in" / "a")
+    series_in(tmp_path / "in" / "b", SeriesInstanceUID="1.2.3")
+    for one in series.slices[1:]:
+        dataset = pydicom.dcmread(one.file)
+        delattr(dataset, poor)
+        dataset.save_as(one.file)
+    done = predict(tmp_path / "in", tmp_path / "out", run)
+    assert [path.name for path in done.segmentations] == ["a.dcm", "b.dcm"]
+    check(done.segmentations[0], series)
+
+
+def test_a_segmentation_that_is_too_large_does_not_stop_the_others(
+    tmp_path: Path, run: Path
+) -> None:
+    series_in(tmp_path / "in")
+    predict(tmp_path / "in", tmp_path / "out", run)
+    record = Prediction.load(tmp_path / "out" / "predict.json")
+    values = {f"label {value}": (value,) for value in range(1, 66_000)}
+    many = np.arange(66_000, dtype=np.int32).reshape(1, 220, 300)
+    series, jobs = {}, []
+    for name, array in (("a", many), ("b", np.minimum(many, 3))):
+        series[name] = write_series(tmp_path / name, array % 100)
+        label_map = tmp_path / "out" / f"{name}.nii.gz"
+        write_label(label_map, array, series[name].geometry)
+        jobs.append(PredictJob(name=name, images=(), output=label_map))
+    written, failed = write_segmentations(
+        jobs,
+        series,
+        record.replace(labels=Labels(values={"background": (0,), **values})),
+        codes={},
+        corrected=(),
+        seg_type="labelmap",
+    )
+    assert [path.name for path in written] == ["b.dcm"]
+    assert "65999 segments" in failed["a"].problem
+
+
+def test_a_correction_counts_whatever_its_time(tmp_path: Path, run: Path) -> None:
+    series = series_in(tmp_path / "in")
+    (seg,) = predict(tmp_path / "in", tmp_path / "out", run).segmentations
+    label_map = tmp_path / "out" / "in.nii.gz"
+    label = read_label(label_map)
+    write_label(label_map, (label.array[0] == 0).astype(np.uint8), label.geometry)
+    os.utime(label_map, (1, 1))
+    predict(tmp_path / "in", tmp_path / "out", run)
+    check(seg, series)
+
+
+def test_other_codes_give_another_segmentation(tmp_path: Path, run: Path) -> None:
+    series = {"in": series_in(tmp_path / "in")}
+    (seg,) = predict(tmp_path / "in", tmp_path / "out", run).segmentations
+    record = Prediction.load(tmp_path / "out" / "predict.json")
+    jobs = [PredictJob(name="in", images=(), output=tmp_path / "out" / "in.nii.gz")]
+    own = SegmentCodes(type=Concept("A1", "99LAB", "Our liver"))
+    codes = {"liver": own, "tumour": own}
+    write_segmentations(jobs, series, record, codes=codes, corrected=(), seg_type="binary")
+    kinds = [
+        item.SegmentedPropertyTypeCodeSequence[0].CodeMeaning
+        for item in pydicom.dcmread(seg).SegmentSequence
+    ]
+    assert set(kinds) == {"Our liver"}
 
 
 def test_codes_travel_with_the_model(tmp_path: Path, save: SaveFold) -> None:

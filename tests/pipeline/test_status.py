@@ -214,7 +214,7 @@ def test_rows_fit_eighty_columns_and_long_names_keep_their_end(place: RunFolder)
     shown = CliRunner().invoke(app, ["status", "-w", str(longer.parents[2])]).stdout
     _, header, rule, row, _, note = shown.splitlines()
     assert max(map(len, (header, rule, row))) <= 80
-    assert "…" in row
+    assert "..." in row
     assert "long-tag" in row
     assert longer.name in note
 

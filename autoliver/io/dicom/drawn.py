@@ -1,6 +1,7 @@
 """Reads what is drawn on a DICOM series: segmentations (SEG) and structure sets (RTSTRUCT)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,8 +25,9 @@ SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 # Largest distance, in voxels, of a pixel from the grid that it is put on.
 _NEAR = 0.1
-# Largest distance, in slices, of a contour from the slice that it is drawn on.
-_ON_SLICE = 0.5
+# Largest distance, in slices, of the points of a contour from their plane; and of contours that lie
+# in one plane, for what rounding in files makes of it.
+_FLAT, _SAME_PLANE = 0.5, 0.05
 
 
 class Drawn(NamedTuple):
@@ -34,10 +36,12 @@ class Drawn(NamedTuple):
     Attributes:
         name: Its name in the file.
         mask: Where it is, (z, y, x).
+        notes: What had to be decided, a sentence each.
     """
 
     name: str
     mask: Mask
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,15 +72,38 @@ def labels_of(series: Series, candidates: Sequence[Path]) -> DrawnLabels | None:
         The label map; None if no file is about the series.
 
     Raises:
-        DatasetError: A file cannot be read, or is drawn on another grid.
+        DatasetError: A file cannot be read, is drawn on another grid, or holds no region.
     """
     found: dict[str, Mask] = {}
-    for path in files_about(series, {path: references(path) for path in candidates}):
-        for name, mask in read_drawn(path, series.geometry):
-            found[name] = found[name] | mask if name in found else mask
-    if not found:
-        return None
-    return _label_map(found, series.geometry)
+    notes: list[str] = []
+    about = files_about(series, {path: references(path) for path in candidates})
+    for path in about:
+        for drawn, mask, said in read_drawn(path, series.geometry):
+            name, renamed = _label(drawn, path)
+            notes += [*said, *renamed]
+            if name:
+                found[name] = found[name] | mask if name in found else mask
+    if about and not found:
+        raise DatasetError(
+            f"{', '.join(map(str, about))}: no region but the background is drawn.",
+            hint="Take the file out, or draw the labels.",
+        )
+    return _label_map(found, series.geometry, notes) if about else None
+
+
+def _label(drawn: str, path: Path) -> tuple[str, tuple[str, ...]]:
+    """The label that a segment becomes, empty for the background; and what is said of it.
+
+    Labels must have a name, and two names have a meaning of their own: "background", and "ignore"
+    for voxels that are not trained on.
+    """
+    plain = drawn.casefold()
+    if plain == "background":
+        return "", (f"{path.name}: its segment {drawn} is taken for the background.",)
+    label = "unnamed" if not plain else f"{drawn} (segment)" if plain == "ignore" else drawn
+    if label == drawn:
+        return label, ()
+    return label, (f"{path.name}: its segment {drawn or 'without a name'} is called {label!r}.",)
 
 
 class References(NamedTuple):
@@ -101,10 +128,20 @@ def references(path: Path) -> References:
     if not is_drawn(str(dataset.SOPClassUID)):
         return References()
     found: dict[str, set[str]] = {"SeriesInstanceUID": set(), "ReferencedSOPInstanceUID": set()}
-    with quiet():
+    with _in_words(path):
         _collect(dataset, found)
     series, images = found.values()
     return References(frozenset(series - {dataset.get("SeriesInstanceUID")}), frozenset(images))
+
+
+@contextlib.contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Turns what pydicom and its decoders raise for damaged values into a `DatasetError`."""
+    try:
+        with quiet():
+            yield
+    except (*BAD_VALUE, EOFError, LookupError, RuntimeError) as error:
+        raise damaged_file(path, f"{type(error).__name__}: {error}") from None
 
 
 def files_about(series: Series, referring: Mapping[Path, References]) -> list[Path]:
@@ -155,13 +192,10 @@ def read_drawn(path: Path, geometry: Geometry) -> list[Drawn]:
     """
     dataset = _open(path)
     kind = dataset.SOPClassUID
-    try:
-        with quiet():
-            if kind in SEG_CLASSES:
-                return _segments(path, dataset, geometry)
-            return _contours(path, dataset, geometry) if kind == RTSTRUCT_CLASS else []
-    except (*BAD_VALUE, EOFError, LookupError) as error:
-        raise damaged_file(path, f"{type(error).__name__}: {error}") from None
+    with _in_words(path):
+        if kind in SEG_CLASSES:
+            return _segments(path, dataset, geometry)
+        return _contours(path, dataset, geometry) if kind == RTSTRUCT_CLASS else []
 
 
 def is_drawn(sop_class_uid: str) -> bool:
@@ -176,10 +210,12 @@ def _open(path: Path, **how: object) -> "Dataset":
     return dataset
 
 
-def _label_map(found: dict[str, Mask], geometry: Geometry) -> DrawnLabels:
+def _label_map(
+    found: dict[str, Mask], geometry: Geometry, drawn_notes: Sequence[str]
+) -> DrawnLabels:
     values = {name: value for value, name in enumerate(found, start=1)}
     array = np.zeros(geometry.shape_zyx, dtype=np.min_scalar_type(len(found)))
-    notes = []
+    notes = list(drawn_notes)
     for name in sorted(found, key=lambda name: -np.count_nonzero(found[name])):
         covered = int(np.count_nonzero(array[found[name]]))
         if covered:
@@ -192,7 +228,9 @@ def _label_map(found: dict[str, Mask], geometry: Geometry) -> DrawnLabels:
 
 def _segments(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
     names = {
-        int(item.SegmentNumber): str(item.get("SegmentDescription") or item.SegmentLabel).strip()
+        int(item.SegmentNumber): str(
+            item.get("SegmentDescription") or item.get("SegmentLabel") or ""
+        ).strip()
         for item in dataset.SegmentSequence
         if int(item.SegmentNumber) > 0
     }
@@ -253,36 +291,93 @@ def _put(mask: Mask, place: npt.NDArray[np.intp], image: Mask) -> None:
 
 
 def _contours(path: Path, dataset: "Dataset", geometry: Geometry) -> list[Drawn]:
-    """The regions of a structure set; a contour inside another one is a hole."""
-    names = {int(r.ROINumber): str(r.ROIName).strip() for r in dataset.StructureSetROISequence}
+    """The regions of a structure set; a contour inside another one of its plane is a hole."""
+    names = {
+        int(r.ROINumber): str(r.get("ROIName") or "").strip()
+        for r in dataset.StructureSetROISequence
+    }
     found = []
     for region in dataset.get("ROIContourSequence") or []:
-        mask = np.zeros(geometry.shape_zyx, dtype=bool)
-        for contour in region.get("ContourSequence") or []:
-            if contour.get("ContourGeometricType") in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
-                _toggle(path, mask, contour.ContourData, geometry)
-        if mask.any():
-            found.append(Drawn(names[int(region.ReferencedROINumber)], mask))
+        name = names[int(region.ReferencedROINumber)]
+        contours = [
+            _in_voxels(path, contour.ContourData, geometry)
+            for contour in region.get("ContourSequence") or []
+            if contour.get("ContourGeometricType") in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+        ]
+        drawn = _region(name, contours, geometry)
+        if drawn.mask.any():
+            found.append(drawn)
     return found
 
 
-def _toggle(path: Path, mask: Mask, points: Iterable[float], geometry: Geometry) -> None:
-    """Turns what a contour encloses: an outer one sets voxels, one inside it clears them.
+class _Contour(NamedTuple):
+    """A closed line in voxels.
+
+    Attributes:
+        z: Its plane; between slices it is no whole number.
+        points_yx: Its points, (n, 2).
+    """
+
+    z: float
+    points_yx: npt.NDArray[np.float64]
+
+
+def _in_voxels(path: Path, points: Iterable[float], geometry: Geometry) -> _Contour:
+    """Converts a contour from mm (x, y, z; LPS).
 
     Raises:
-        DatasetError: The contour does not lie in a slice.
+        DatasetError: It does not lie in a plane along the slices.
     """
-    from skimage.draw import polygon
-
     affine = affine_of(geometry)
     in_mm = np.array(list(points), dtype=np.float64).reshape(-1, 3)
     x, y, z = np.linalg.solve(affine[:3, :3], (in_mm - affine[:3, 3]).T)
-    index = round(float(z.mean()))
-    if np.abs(z - index).max() > _ON_SLICE:
+    plane = float(z.mean())
+    if np.abs(z - plane).max() > _FLAT:
         raise DatasetError(
             f"{path}: a contour does not lie in a slice of the series that it refers to.",
             hint="Export the structure set for this series.",
         )
-    if 0 <= index < len(mask):
-        rows, columns = polygon(y, x, mask.shape[1:])
-        mask[index, rows, columns] ^= True
+    return _Contour(plane, np.stack([y, x], axis=1))
+
+
+def _region(name: str, contours: Sequence[_Contour], geometry: Geometry) -> Drawn:
+    """Fills contours: each slice takes the nearest plane of those that are nearest to it."""
+    from skimage.draw import polygon
+
+    planes: list[list[_Contour]] = []
+    for contour in sorted(contours, key=lambda contour: contour.z):
+        if planes and contour.z - planes[-1][0].z <= _SAME_PLANE:
+            planes[-1].append(contour)
+        else:
+            planes.append([contour])
+    nearest: dict[int, list[_Contour]] = {}
+    for plane in planes:
+        # Half a slice goes up always, so that planes halfway between slices stay as many.
+        index = int(np.floor(plane[0].z + 0.5 + _SAME_PLANE))
+        held = nearest.get(index, plane)
+        # Of two that are as near, the first: the last digits of a file do not decide.
+        nearest[index] = min(held, plane, key=lambda each: round(abs(each[0].z - index), 3))
+    mask = np.zeros(geometry.shape_zyx, dtype=bool)
+    for index in nearest.keys() & set(range(len(mask))):
+        for contour in nearest[index]:
+            rows, columns = polygon(*contour.points_yx.T, mask.shape[1:])
+            mask[index, rows, columns] ^= True
+    return Drawn(name, mask, tuple(_notes_on(name, planes, nearest)))
+
+
+def _notes_on(
+    name: str, planes: Sequence[Sequence[_Contour]], nearest: Mapping[int, object]
+) -> Iterator[str]:
+    """Says where the planes of contours are not the slices of the series."""
+    left = len(planes) - len(nearest)
+    if left:
+        yield (
+            f"{name}: {counted(left, 'plane')} of contours between slices left out; each slice "
+            "takes the nearest one."
+        )
+    empty = [index for index in nearest if index + 1 not in nearest and index + 2 in nearest]
+    if empty:
+        yield (
+            f"{name}: {counted(len(empty), 'slice')} between contours without a contour, left "
+            "empty."
+        )

@@ -1,5 +1,6 @@
 """Groups DICOM files into series, and series into volumes; says what makes none, and why."""
 
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -16,6 +17,7 @@ from autoliver.io.dicom.planes import SPLITS, Instance, Plane, open_dataset, rea
 from autoliver.io.dicom.series import Series, Slice
 from autoliver.io.dicom.stack import (
     SAME_PLACE_MM,
+    Array,
     NoStack,
     Stack,
     are_alike,
@@ -131,8 +133,8 @@ def _key(instance: Instance) -> tuple[object, ...]:
         return (instance.uid,)
     plane = instance.planes[0]
     grid = (plane.size, *(np.round((*plane.axes, *plane.spacing), 2).tolist() or ()))
-    named = instance.study_uid, instance.modality, instance.number, instance.description
-    return (*named, instance.file.parent, grid)
+    named = instance.modality, instance.number, instance.description
+    return (instance.patient, instance.study_uid, *named, instance.file.parent, grid)
 
 
 def _volumes(group: Sequence[Instance]) -> tuple[list[Series], NoSeries | None]:
@@ -171,6 +173,7 @@ def _series(first: Instance, part: str, stack: Stack, notes: Sequence[str]) -> S
         geometry=stack.geometry,
         notes=(*notes, *stack.notes),
         part=part,
+        patient=first.patient,
     )
 
 
@@ -321,8 +324,31 @@ def _split(planes: Sequence[Plane]) -> list[tuple[str, Stack]]:
                 parts.setdefault(tuple(plane.told_apart[key] for key in keys), []).append(plane)
             if stacks := _whole(list(parts.values())):
                 names = _part_names(keys, list(parts))
-                return sorted(zip(names, stacks, strict=True), key=lambda pair: pair[0])
+                return _compared(sorted(zip(names, stacks, strict=True), key=lambda pair: pair[0]))
     return []
+
+
+def _compared(parts: Sequence[tuple[str, Stack]]) -> list[tuple[str, Stack]]:
+    """The same volumes; those that do not reach as far as the fullest one say so."""
+    fullest, most = max(parts, key=lambda pair: len(pair[1].planes))
+    normal = normal_of(most.planes[0])
+
+    def along(stack: Stack) -> Array:
+        return np.array([plane.position for plane in stack.planes]) @ normal
+
+    found = []
+    for part, stack in parts:
+        apart = np.abs(along(most)[:, None] - along(stack)).min(axis=1)
+        step = max(most.geometry.spacing_mm[0], stack.geometry.spacing_mm[0])
+        missing = int((apart > step / 2 + SAME_PLACE_MM).sum())
+        if missing:
+            note = (
+                f"{counted(missing, 'slice')} of {fullest} (of {len(most.planes)}) beyond the ends "
+                f"of {part} ({len(stack.planes)}), of which slices may be missing."
+            )
+            stack = dataclasses.replace(stack, notes=(*stack.notes, note))
+        found.append((part, stack))
+    return found
 
 
 def _whole(parts: Sequence[list[Plane]]) -> list[Stack]:

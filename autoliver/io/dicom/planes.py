@@ -1,6 +1,7 @@
 """What the headers of DICOM files say of each slice, without their voxels."""
 
 import contextlib
+import hashlib
 import logging
 import math
 import warnings
@@ -39,7 +40,7 @@ _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality"),
     *("SeriesDescription", "ProtocolName", "SeriesNumber", "Rows", "Columns", "NumberOfFrames"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
-    *("SamplesPerPixel", *_GROUPS, *(tag for _, tag, _ in SPLITS)),
+    *("SamplesPerPixel", "PatientID", *_GROUPS, *(tag for _, tag, _ in SPLITS)),
 )
 # What pydicom raises for values that are none of their type.
 BAD_VALUE = (ValueError, TypeError, OverflowError, AttributeError, NotImplementedError, KeyError)
@@ -87,6 +88,7 @@ class Instance:
         is_image: Whether it holds slices of an image.
         uid: SeriesInstanceUID; empty if there is none.
         study_uid: StudyInstanceUID; empty if there is none.
+        patient: A hash of PatientID; empty if there is none.
         modality: The tag Modality.
         description: SeriesDescription, or else ProtocolName.
         number: SeriesNumber; None if there is none.
@@ -98,6 +100,7 @@ class Instance:
     is_image: bool
     uid: str = ""
     study_uid: str = ""
+    patient: str = ""
     modality: str = ""
     description: str = ""
     number: int | None = None
@@ -172,11 +175,17 @@ def read_instance(path: Path) -> Instance | None:
             is_image=is_image,
             uid=_text(data, "SeriesInstanceUID"),
             study_uid=_text(data, "StudyInstanceUID"),
+            patient=hash_of(_text(data, "PatientID")),
             modality=modality,
             description=_text(data, "SeriesDescription") or _text(data, "ProtocolName"),
             number=int(number[0]) if number else None,
             planes=tuple(_planes(path, data)) if is_image else (),
         )
+
+
+def hash_of(identifier: str) -> str:
+    """Returns what stands for an identifier of a patient or a study; empty if that is empty."""
+    return hashlib.sha256(identifier.encode()).hexdigest()[:12] if identifier else ""
 
 
 def _planes(path: Path, data: "Dataset") -> Iterator[Plane]:

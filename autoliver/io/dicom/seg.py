@@ -4,10 +4,11 @@ highdicom writes the file. What is decided here is which segments it has, what i
 its identifiers: these depend on the content alone, so that the same label map gives the same file.
 """
 
+import contextlib
 import importlib.util
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from autoliver.artifacts import replacing
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.io.dicom.codes import Coding, Colour, SegmentCodes, SegType, code_labels
+from autoliver.io.dicom.planes import BAD_VALUE, open_dataset
 from autoliver.io.dicom.series import Series
-from autoliver.io.dicom.source import source_images
+from autoliver.io.dicom.source import Sources, source_images
 from autoliver.values import counted, first_few
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def needs_highdicom(what: str) -> None:
 
 
 def write_seg(path: Path, array_zyx: Array, series: Series, options: SegOptions) -> bool:
-    """Writes a label map as one DICOM-SEG file, atomically.
+    """Writes a label map as one DICOM-SEG file, atomically, unless the same file is there.
 
     Each label with a voxel becomes a segment; all its slices are stored, empty ones too. Labels
     without a voxel are left out.
@@ -113,12 +115,12 @@ def write_seg(path: Path, array_zyx: Array, series: Series, options: SegOptions)
         options: What it says besides.
 
     Returns:
-        Whether a file was written: nothing is written for a label map without a label, since
+        Whether there is a file: nothing is written for a label map without a label, since
         viewers do not open a file without segments.
 
     Raises:
         DatasetError: The label map is not on the grid of the series, or holds values that are no
-            label; or files of the series have changed.
+            label; or files of the series have changed, or say what no segmentation can refer to.
         AutoliverError: There are more segments or voxels than a file can hold.
     """
     if array_zyx.shape != series.geometry.shape_zyx:
@@ -131,14 +133,53 @@ def write_seg(path: Path, array_zyx: Array, series: Series, options: SegOptions)
     if not segments:
         return False
     _check_size(path, array_zyx, len(segments), options.seg_type)
-    with warnings.catch_warnings():
-        # highdicom warns of names of patients and the like, which are as in the images.
-        warnings.simplefilter("ignore")
-        seg = _segmentation(array_zyx, series, segments, options)
+    with _in_words(path, series):
+        source = source_images(series)
+        content = _content(array_zyx, source, segments, options)
+        if _held(path) == _uid("instance", content):
+            return True
+        seg = _segmentation(array_zyx, series, source, segments, options, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         seg.save_as(beside)
     return True
+
+
+@contextlib.contextmanager
+def _in_words(path: Path, series: Series) -> Iterator[None]:
+    """Turns what highdicom raises for headers that it cannot use into a `DatasetError`.
+
+    It also warns of names of patients and the like, which are as in the images.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (*BAD_VALUE, LookupError) as error:
+        raise DatasetError(
+            f"{path.name}: no segmentation can refer to the DICOM series "
+            f"{series.description or series.uid}, whose headers break the standard: "
+            f"{str(error).rstrip('.')} ({type(error).__name__}).",
+            hint="Correct the headers, or write the label map as NIfTI.",
+        ) from error
+
+
+def _content(
+    array: Array, source: Sources, segments: Sequence[_Segment], options: SegOptions
+) -> str:
+    """All that a segmentation says, as a text; its identifiers are made of it."""
+    voxels = blake2b(array.astype("<i4").tobytes()).hexdigest()
+    algorithm, seg_type = options.algorithm, options.seg_type
+    return repr([source.uids, voxels, segments, algorithm, seg_type, version("autoliver")])
+
+
+def _held(path: Path) -> str:
+    """The identifier of the segmentation that a file holds; empty if there is none."""
+    tags = ["SOPInstanceUID"]
+    try:
+        return str(open_dataset(path, stop_before_pixels=True, specific_tags=tags).get(*tags))
+    except AutoliverError:
+        return ""
 
 
 def uncoded(
@@ -202,22 +243,23 @@ def _check_size(path: Path, array: Array, segments: int, seg_type: SegType) -> N
 def _segmentation(
     array: Array,
     series: Series,
+    source: Sources,
     segments: Sequence[_Segment],
     options: SegOptions,
+    content: str,
 ) -> "Segmentation":
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
     algorithm, seg_type = options.algorithm, options.seg_type
-    source = source_images(series)
-    voxels = blake2b(array.astype("<i4").tobytes()).hexdigest()
-    content = repr([source.uids, voxels, segments, algorithm, seg_type, version("autoliver")])
     description = f"{algorithm.name}: {series.description}" if series.description else ""
     seg = highdicom.seg.Segmentation(
         source_images=source.datasets,
         pixel_array=_painted(array, segments, seg_type),
         segmentation_type=seg_type.upper(),
-        segment_descriptions=_descriptions(segments, series.uid, algorithm),
+        segment_descriptions=_descriptions(
+            segments, source.datasets[0].SeriesInstanceUID, algorithm
+        ),
         series_instance_uid=_uid("series", content),
         series_number=_SERIES_NUMBER + max(series.number or 0, 0),
         sop_instance_uid=_uid("instance", content),

@@ -40,6 +40,7 @@ class Series:
         notes: What was noticed, a sentence each.
         part: Which part of a series that holds several volumes, such as "echo2"; empty if it is the
             whole series.
+        patient: A hash of PatientID; empty if the files have none.
     """
 
     uid: str
@@ -51,6 +52,7 @@ class Series:
     geometry: Geometry
     notes: tuple[str, ...] = ()
     part: str = ""
+    patient: str = ""
 
 
 class _File(Record, frozen=True, kw_only=True):
@@ -74,6 +76,7 @@ class SeriesFile(Artifact, frozen=True, kw_only=True):
         geometry: As in `Series`.
         notes: As in `Series`.
         part: As in `Series`.
+        patient: As in `Series`.
     """
 
     KIND: ClassVar[str] = "dicom series"
@@ -87,6 +90,7 @@ class SeriesFile(Artifact, frozen=True, kw_only=True):
     geometry: Geometry
     notes: tuple[str, ...] = ()
     part: str = ""
+    patient: str = ""
 
 
 def save_series(path: Path, series: Series, made_from: dict[str, str]) -> None:
@@ -108,6 +112,7 @@ def save_series(path: Path, series: Series, made_from: dict[str, str]) -> None:
         geometry=series.geometry,
         notes=series.notes,
         part=series.part,
+        patient=series.patient,
     ).save(path)
 
 
@@ -128,4 +133,5 @@ def load_series(path: Path) -> Series:
         geometry=stored.geometry,
         notes=stored.notes,
         part=stored.part,
+        patient=stored.patient,
     )

@@ -1,5 +1,7 @@
 """The files of a DICOM series as highdicom needs them, to write what refers to them."""
 
+import math
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -7,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.errors import AutoliverError, DatasetError
-from autoliver.io.dicom.planes import open_dataset
+from autoliver.io.dicom.planes import BAD_VALUE, open_dataset
 from autoliver.io.dicom.series import Series
 from autoliver.io.volume import Geometry
 
@@ -22,6 +24,11 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
+# Modality -> SOP class of its images, of one slice and of several frames.
+_CLASSES = {
+    modality: tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ends)
+    for modality, ends in {"CT": ("2", "2.1"), "MR": ("4", "4.1"), "PT": ("128", "130")}.items()
+}
 
 
 class Sources(NamedTuple):
@@ -44,8 +51,8 @@ def source_images(series: Series) -> Sources:
     """Reads the files of a series again.
 
     Raises:
-        DatasetError: A file is missing or damaged, or a slice no longer lies where the series has
-            it.
+        DatasetError: A file is missing or damaged, slices have the same identifier, or one no
+            longer lies where the series has it.
     """
     read: dict[str, Dataset] = {}
     for one in series.slices:
@@ -64,6 +71,13 @@ def source_images(series: Series) -> Sources:
         if not _is_at(plane, series.geometry, index):
             raise _changed(series, f"{series.slices[index].file} lies elsewhere")
     uids = [f"{read[str(s.file)].SOPInstanceUID} {s.frame or ''}" for s in series.slices]
+    if len(set(uids)) < len(uids):
+        raise DatasetError(
+            f"{len(uids) - len(set(uids))} slices of the DICOM series "
+            f"{series.description or series.uid} have the SOPInstanceUID of another one, so that "
+            "no segmentation can say which slice it is drawn on.",
+            hint="Export the series again, or write the label map as NIfTI.",
+        )
     if series.slices[0].frame is None:
         _same_orientation(datasets)
         return Sources([read[str(one.file)] for one in series.slices], None, uids)
@@ -148,7 +162,6 @@ def _changed(series: Series, problem: str) -> DatasetError:
 
 def _complete(datasets: "Sequence[Dataset]", series: Series) -> None:
     """Fills in, in memory, what images should have and highdicom expects."""
-    from pydicom.uid import UID
     from pydicom.valuerep import DA, TM
 
     first = datasets[0]
@@ -162,22 +175,39 @@ def _complete(datasets: "Sequence[Dataset]", series: Series) -> None:
             form(first.get(name))
         except ValueError:
             setattr(first, name, "")
-    made = {
-        "StudyInstanceUID": series.study_uid or made_uid("study", series),
-        "SeriesInstanceUID": series.uid or made_uid("series", series),
-        "FrameOfReferenceUID": made_uid("frame of reference", series),
-    }
+    _share(datasets, series)
     for dataset in datasets:
-        for name, uid in made.items():
-            if not dataset.get(name):
-                setattr(dataset, name, UID(uid))
+        frames = "PerFrameFunctionalGroupsSequence" in dataset
+        if not dataset.get("SOPClassUID"):
+            told = dataset.file_meta.get("MediaStorageSOPClassUID")
+            dataset.SOPClassUID = told or _CLASSES[series.modality][frames]
+        if not frames and not _is_length(dataset):
+            dataset.SliceThickness = series.geometry.spacing_mm[0]
 
 
-def made_uid(what: str, series: Series) -> str:
-    """Returns an identifier for a series whose files lack it: the same for the same files."""
-    import uuid
+def _share(datasets: "Sequence[Dataset]", series: Series) -> None:
+    """Gives all images one study, series and frame of reference: those that the first one has."""
+    from pydicom.uid import UID
 
-    text = f"{what} {series.uid} {series.geometry} {[s.file.name for s in series.slices]}"
+    known = {"StudyInstanceUID": series.study_uid, "SeriesInstanceUID": series.uid}
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        held = [known.get(name), *(dataset.get(name) for dataset in datasets)]
+        uid = next(filter(None, held), None) or _made_uid(name, datasets)
+        for dataset in datasets:
+            setattr(dataset, name, UID(uid))
+
+
+def _is_length(dataset: "Dataset") -> bool:
+    """Whether a slice has a thickness."""
+    try:
+        return 0 < float(dataset.get("SliceThickness") or 0) < math.inf
+    except BAD_VALUE:
+        return False
+
+
+def _made_uid(what: str, datasets: "Sequence[Dataset]") -> str:
+    """An identifier for images that lack it: the same for the same images, and for no others."""
+    text = f"{what} {[str(dataset.SOPInstanceUID) for dataset in datasets]}"
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from autoliver.errors import DatasetError
-from autoliver.io.slices import dicom_files, slice_files
+from autoliver.io.slices import series_files, slice_files
 from autoliver.pipeline.conversion.kind import Found, Kind, Layer, folders_in
 
 _DICOM, _GROUND = "DICOM_anon", "Ground"
@@ -55,7 +55,7 @@ def _found(
     name: str, folder: Path, images: tuple[Path, ...], values: dict[int, int], patient: str
 ) -> Found:
     for image in images:
-        if not dicom_files(image):
+        if not series_files(image):
             raise DatasetError(
                 f"{name}: there is no DICOM series: expected files in {image}.",
                 hint="Add the files, or move the case out of the folder.",

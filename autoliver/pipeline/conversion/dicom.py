@@ -20,7 +20,7 @@ from autoliver.machine import Machine
 from autoliver.needs import refuse_over_budget, series_need
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
-from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of
+from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of, patients_of
 from autoliver.pipeline.dicom.drawings import find_drawings
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
@@ -66,6 +66,7 @@ def convert_dicom(
     known = drawings.files if masks is None else masks
     cases = {n: each for n, each in found.items() if n in known or not known}
     refuse_over_budget([series_need(*each) for each in cases.items()], machine.limits, "convert")
+    patients = patients_of(cases)
     values: set[int] = set()
     with replacing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
@@ -74,17 +75,15 @@ def convert_dicom(
                 values |= _write_label(beside, name, series, masks[name])
             elif known:
                 drawings.write(beside / "labelsTr" / f"{name}.nii.gz", name, series)
-        names = {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}
-        if masks is None:
-            names = drawings.values
+        names = drawings.values if masks is None else _numbered(values, labels)
         if known:
-            _describe(beside, output, cases, names)
+            _describe(beside, output, cases, names, patients)
     _log_renaming(output, names, labels)
     return Converted(
         folder=output,
         kind="DICOM",
         cases=len(cases),
-        patients=len({each.study_uid or name for name, each in cases.items()}),
+        patients=len(set(patients.values())),
         unlabelled=tuple(name for name in found if name not in cases),
         passed_over=(),
         rewritten=0,
@@ -112,6 +111,20 @@ def find_volumes(source: Path, wanted: Sequence[str]) -> dict[str, Series]:
         {n: Failed(problem=f"{n}: {no.problem}", hint=REFUSED) for n, no in found.refused.items()}
     )
     return found.series
+
+
+def _numbered(values: set[int], labels: Path | None) -> dict[str, int]:
+    """Names of labels of which the values alone are known.
+
+    Raises:
+        DatasetError: There is the background alone.
+    """
+    if not values - {0}:
+        raise DatasetError(
+            f"--labels {labels}: all voxels of its label maps are 0, the background.",
+            hint="Name the folder in which labels are drawn.",
+        )
+    return {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}
 
 
 def _next(output: Path, labelled: bool, workspace: Workspace) -> str:
@@ -180,7 +193,13 @@ def _write_label(folder: Path, name: str, series: Series, mask: Path) -> set[int
     return found
 
 
-def _describe(folder: Path, output: Path, cases: dict[str, Series], names: dict[str, int]) -> None:
+def _describe(
+    folder: Path,
+    output: Path,
+    cases: dict[str, Series],
+    names: dict[str, int],
+    patients: dict[str, str],
+) -> None:
     """Writes the dataset.json."""
     kinds = {name: modality_of(series) or "other" for name, series in cases.items()}
     mixed = len(set(kinds.values())) > 1
@@ -190,6 +209,7 @@ def _describe(folder: Path, output: Path, cases: dict[str, Series], names: dict[
         "labels": names,
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
+        "patients": patients,
         "converted_by": "autoliver, as dicom",
         **({"modality": kinds} if mixed else {}),
     }

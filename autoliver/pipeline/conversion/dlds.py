@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoliver.errors import DatasetError
-from autoliver.io.slices import dicom_files, slice_files
+from autoliver.io.slices import series_files, slice_files
 from autoliver.pipeline.conversion.kind import Found, Kind, folders_in, mask
 
 _IMAGES, _MASKS = "images", "masks"
@@ -22,7 +22,7 @@ def _find(source: Path) -> Iterator[Found]:
             continue
         name = f"{folder.parent.name}_{folder.name}"
         drawn = bool(slice_files(masks))
-        if not dicom_files(images):
+        if not series_files(images):
             if drawn:
                 raise DatasetError(
                     f"{name}: {masks} is a label map without an image: expected DICOM files in "

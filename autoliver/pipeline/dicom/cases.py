@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from autoliver.datasets.cases import Modality
 from autoliver.datasets.layouts import by_stem, group_channels, image_files
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.dicom.group import Found, NoSeries, find_series, folder_of
+from autoliver.io.dicom.planes import hash_of
 from autoliver.io.dicom.series import Series
 from autoliver.io.dicom.walk import dicom_files, is_dicom
 from autoliver.io.header import PICTURES, split_ending
@@ -27,7 +28,7 @@ REFUSED = (
 )
 _LONGEST = 80
 _MODALITIES: dict[str, Modality] = {"CT": "CT", "MR": "MR"}
-_COLUMNS = (24, 6, 8, 15)
+_COLUMNS, _WIDTH = (24, 6, 8, 15), 78
 _SHOWN = 3
 
 
@@ -60,6 +61,39 @@ def series_words(value: object) -> tuple[str, ...]:
 def modality_of(series: Series) -> Modality | None:
     """Returns the modality that the header of a series states; None if it is not CT or MR."""
     return _MODALITIES.get(series.modality)
+
+
+def patients_of(cases: Mapping[str, Series]) -> dict[str, str]:
+    """Says which series are of one patient, so that no fold is tested on patients it has seen.
+
+    Series with the same PatientID are; one without it belongs to the patient of its study. One
+    PatientID for all studies is what anonymised archives have, and tells no patients apart; then
+    each study counts as a patient.
+
+    Args:
+        cases: Case -> its series.
+
+    Returns:
+        Case -> a hash that stands for its patient; the name of the case if the header says
+        neither patient nor study.
+    """
+    known = {each.patient for each in cases.values()} - {""}
+    studies = {each.study_uid for each in cases.values()}
+    if len(studies) > 1 and len(known) == 1:
+        _log.warning(
+            "All series have the same PatientID, so that each study is taken for a patient. "
+            'If they are not, write the "patients" into dataset.json.'
+        )
+        known = set()
+    of_study = {s.study_uid: s.patient for s in cases.values() if s.patient in known}
+    of_study.pop("", None)
+    return {
+        name: (each.patient if each.patient in known else "")
+        or of_study.get(each.study_uid)
+        or hash_of(each.study_uid)
+        or name
+        for name, each in cases.items()
+    }
 
 
 def find_dicom(source: Path, wanted: Sequence[str] = ()) -> DicomCases | None:
@@ -270,6 +304,8 @@ def _refuse_localizer(word: str, found: Found) -> None:
 
 def _table(source: Path, cases: DicomCases) -> str:
     """What was found, for a terminal of 80 columns."""
+    from autoliver.evaluation.tables import aligned
+
     rows = [("case", "series", "slices", "mm (z, y, x)", "description")]
     rows += [
         (
@@ -291,22 +327,12 @@ def _table(source: Path, cases: DicomCases) -> str:
         )
         for name, each in cases.refused.items()
     ]
-    widths = [min(most, max(len(row[i]) for row in rows)) for i, most in enumerate(_COLUMNS)]
-    room = 78 - sum(widths) - 2 * len(widths)
-    lines = [
-        "  ".join(
-            [
-                *(_cut(c, w).ljust(w) for c, w in zip(row, widths, strict=False)),
-                shortened(row[-1], room),
-            ]
-        ).rstrip()
-        for row in rows
+    columns = [
+        [shortened(cell, most, middle=True) for cell in column]
+        for column, most in zip(zip(*rows, strict=True), _COLUMNS, strict=False)
     ]
-    said = [f"{source}: {counted(len(rows) - 1, 'DICOM series', 'DICOM series')}.", *lines]
+    room = _WIDTH - sum(max(map(len, column)) + 2 for column in columns)
+    columns.append([shortened(row[-1], room) for row in rows])
+    lines = aligned(list(zip(*columns, strict=True)))
+    said = [f"{source}: {counted(len(rows) - 1, 'DICOM series', 'DICOM series')}.", lines]
     return "\n".join([*said, *([f"No cases: {cases.left_out}."] if cases.left_out else [])])
-
-
-def _cut(text: str, width: int) -> str:
-    """A text of at most so many letters, without its middle."""
-    half = width // 2 - 1
-    return text if len(text) <= width else f"{text[:half]}..{text[half + 2 - width :]}"

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoliver.errors import AutoliverError, DatasetError, OptionError
+from autoliver.errors import AutoliverError, DatasetError, MachineError, OptionError
 from autoliver.io.dicom.codes import SegmentCodes, SegType
 from autoliver.io.dicom.planes import open_dataset
 from autoliver.io.dicom.seg import MANUFACTURER, Algorithm, SegOptions, uncoded, write_seg
@@ -113,13 +113,14 @@ def write_segmentations(
         how = SegOptions(labels=labels, algorithm=algorithm, codes=codes, seg_type=seg_type)
         own = series[job.name]
         try:
-            current = _is_current(path, job.output, seg_type)
-            if current or write_seg(path, drawn_on(job.output, own), own, how):
+            if write_seg(path, drawn_on(job.output, own), own, how):
                 written.append(path)
             else:
                 path.unlink(missing_ok=True)
                 _log.warning("%s: no label was found, so there is no segmentation.", job.name)
-        except DatasetError as error:
+        except MachineError:
+            raise
+        except AutoliverError as error:
             failed[job.name] = error
     return tuple(written), failed
 
@@ -140,14 +141,6 @@ def drawn_on(label_map: Path, series: Series) -> "npt.NDArray[Any]":
             )
     array: npt.NDArray[Any] = found.array[0]
     return array
-
-
-def _is_current(path: Path, label_map: Path, seg_type: SegType) -> bool:
-    """Whether a segmentation is there that is not older than its label map."""
-    if not path.exists() or path.stat().st_mtime_ns < label_map.stat().st_mtime_ns:
-        return False
-    found = open_dataset(path, stop_before_pixels=True, specific_tags=["SegmentationType"])
-    return str(found.get("SegmentationType")) == seg_type.upper()
 
 
 def _is_ours(path: Path) -> bool:

@@ -7,14 +7,15 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_sources import ORIENTATIONS, ROOT, header, save, write_series
+from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.codedict import codes
 
 from autoliver.errors import DatasetError
 from autoliver.io.dicom.drawn import labels_of, read_drawn
 from autoliver.io.dicom.seg import Algorithm, SegOptions, write_seg
 from autoliver.io.dicom.series import Series
-from autoliver.io.dicom.source import affine_of
 
 LABELS = {"liver": (1,), "tumour": (2,)}
 MODEL = Algorithm(name="LiTS", version="0.1.0")
@@ -60,9 +61,48 @@ def by_highdicom(path: Path, array: np.ndarray, series: Series, **options: objec
     ).save_as(path)
 
 
+STREAMS = {
+    "JPEG 2000": (uid.JPEG2000Lossless, b"\xff\x4f\xff\x51" + bytes(60)),
+    "JPEG": (uid.JPEGLosslessSV1, b"\xff\xd8\xff\xc3" + bytes(60)),
+    "JPEG-LS": (uid.JPEGLSLossless, b"\xff\xd8\xff\xf7" + bytes(60)),
+    "RLE": (uid.RLELossless, bytes(20)),
+    "nothing": (uid.JPEG2000Lossless, bytes(2)),
+    "cut short": (uid.ExplicitVRLittleEndian, None),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_damaged_stream_is_named(tmp_path: Path, stream: str) -> None:
+    series = series_in(tmp_path / "ct")
+    write_seg(tmp_path / "s.dcm", label_map(), series, how(LABELS, seg_type="labelmap"))
+    dataset = pydicom.dcmread(tmp_path / "s.dcm")
+    syntax, frame = STREAMS[stream]
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if frame is None:
+        dataset.PixelData = dataset.PixelData[:-4]
+    else:
+        dataset.PixelData = encapsulate([frame] * dataset.NumberOfFrames)
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    save(dataset, tmp_path / "s.dcm")
+    with pytest.raises(DatasetError, match=r"s\.dcm: this DICOM file cannot be read"):
+        read_drawn(tmp_path / "s.dcm", series.geometry)
+
+
+def to_mm(series: Series) -> np.ndarray:
+    """The matrix (4, 4) from voxels (x, y, z) to mm, by the headers of the slices alone."""
+    first, second = (pydicom.dcmread(one.file) for one in series.slices[:2])
+    cosines = np.array(first.ImageOrientationPatient, float)
+    rows, columns = map(float, first.PixelSpacing)  # the distance of rows comes first
+    start = np.array(first.ImagePositionPatient, float)
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1] = cosines[:3] * columns, cosines[3:] * rows
+    matrix[:3, 2], matrix[:3, 3] = np.array(second.ImagePositionPatient, float) - start, start
+    return matrix
+
+
 def volume(array: np.ndarray, series: Series) -> highdicom.Volume:
     """An array (z, y, x) on the grid of a series."""
-    affine = affine_of(series.geometry)[:, [2, 1, 0, 3]]
+    affine = to_mm(series)[:, [2, 1, 0, 3]]
     return highdicom.Volume(array, affine, "PATIENT", f"{ROOT}.4")
 
 
@@ -156,8 +196,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def structure_set(path: Path, series: Series, regions: dict[str, list[tuple]]) -> None:
-    """Writes contours, given as (slice, [(x, y), ...]) in voxels."""
-    affine = affine_of(series.geometry)
+    """Writes contours, given as (z, [(x, y), ...]) in voxels; z may lie between slices."""
+    affine = to_mm(series)
     dataset = header("RTSTRUCT")
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
     dataset.SOPInstanceUID = f"{ROOT}.7.1"
@@ -208,6 +248,46 @@ def test_contours_by_hand(tmp_path: Path, orientation: str, reverse: bool) -> No
     diagonal = np.zeros_like(expected, bool)
     diagonal[3, [2, 3, 4, 5], [5, 4, 3, 2]] = True  # on the line: either is right
     np.testing.assert_array_equal(found.volume.array[0][~diagonal], expected[~diagonal])
+
+
+# Where contours lie along z -> voxels of each slice, of squares with sides of 4 + the index of the
+# contour; and what is said.
+PLANES = {
+    "each slice": ([0, 1, 2, 3], [16, 25, 36, 49], []),
+    "half slices": ([0, 0.5, 1, 1.5, 2, 2.5, 3], [16, 36, 64, 100], ["3 planes of contours"]),
+    "0.4 slices": ([0.4 * n for n in range(8)], [16, 36, 81, 121], ["4 planes of contours"]),
+    "halfway": ([0.5, 1.5, 2.5], [0, 16, 25, 36], []),
+    "halfway, rounded": ([0.4999, 1.5, 2.5001], [0, 16, 25, 36], []),
+    "uneven": ([0.1, 0.7, 1.2, 2.9], [16, 36, 0, 49], ["1 plane of", "1 slice between"]),
+    "every second slice": ([0, 2], [16, 0, 25, 0], ["1 slice between contours without"]),
+    "two parts": ([0, 3], [16, 0, 0, 25], []),
+    "rounded in the file": ([0.003, 1, 1.996, 3], [16, 25, 36, 49], []),
+}
+
+
+@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("orientation", ["axial", "oblique"])
+def test_contours_at_any_distance(tmp_path: Path, orientation: str, kind: str) -> None:
+    series = series_in(tmp_path / "ct", cosines=ORIENTATIONS[orientation])
+    planes, expected, words = PLANES[kind]
+    contours = [(z, square(0.5, 4.5 + side)) for side, z in enumerate(planes)]
+    structure_set(tmp_path / "rt.dcm", series, {"Liver": contours})
+    (liver,) = read_drawn(tmp_path / "rt.dcm", series.geometry)
+    assert liver.mask.sum(axis=(1, 2)).tolist() == expected
+    assert len(liver.notes) == len(words)
+    for note, word in zip(liver.notes, words, strict=True):
+        assert note.startswith(f"Liver: {word}")
+    found = labels_of(series, [tmp_path / "rt.dcm"])
+    assert found is not None
+    assert found.notes == liver.notes
+
+
+def test_a_hole_between_slices_stays_one(tmp_path: Path) -> None:
+    series = series_in(tmp_path / "ct")
+    ring = [(1.3, square(0.5, 9.5)), (1.301, square(2.5, 7.5))]
+    structure_set(tmp_path / "rt.dcm", series, {"Liver": ring})
+    (liver,) = read_drawn(tmp_path / "rt.dcm", series.geometry)
+    assert liver.mask.sum(axis=(1, 2)).tolist() == [0, 81 - 25, 0, 0]
 
 
 def test_a_contour_across_slices_is_refused(tmp_path: Path) -> None:

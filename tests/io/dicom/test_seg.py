@@ -1,7 +1,9 @@
 """A DICOM-SEG shows the same voxels to every reader, wherever its series lies in the patient."""
 
+import dataclasses
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -14,6 +16,7 @@ from dicom_sources import ORIENTATIONS, header, save, write_multi_frame, write_s
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.io.dicom.codes import Concept, SegmentCodes, SegType
 from autoliver.io.dicom.drawn import read_drawn
+from autoliver.io.dicom.group import find_series
 from autoliver.io.dicom.seg import Algorithm, SegOptions, uncoded, write_seg
 from autoliver.io.dicom.series import Series, Slice
 from autoliver.io.dicom.source import affine_of, plane_of
@@ -425,6 +428,95 @@ def test_images_that_lack_what_they_should_have(tmp_path: Path, poor: str) -> No
     write(tmp_path / "b.dcm", labels, series)
     assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
     no_errors(tmp_path / "a.dcm")
+
+
+def each(**tags: object) -> Callable[[int, pydicom.Dataset], None]:
+    """A change of all slices: a value, what makes one of the index, or None to leave it out."""
+
+    def change(index: int, dataset: pydicom.Dataset) -> None:
+        for name, value in tags.items():
+            if value is None and name in dataset:
+                delattr(dataset, name)
+            elif value is not None:
+                setattr(dataset, name, value(index) if callable(value) else value)
+
+    return change
+
+
+# What slices lack, or say each in its own way.
+UNEVEN = {
+    "no class": each(SOPClassUID=None),
+    "no thickness": each(SliceThickness=None),
+    "an empty thickness": each(SliceThickness=""),
+    "a thickness of zero": each(SliceThickness=0),
+    "several thicknesses": each(SliceThickness=lambda n: 2.5 + n),
+    "several studies": each(StudyInstanceUID=lambda n: f"1.2.{n}"),
+    "several frames of reference": each(FrameOfReferenceUID=lambda n: f"1.2.{n}"),
+    "a frame of reference in some": each(FrameOfReferenceUID=lambda n: "1.2.3" if n else ""),
+    "no study in the first": each(StudyInstanceUID=lambda n: "1.2.3" if n else ""),
+    "several patients": each(PatientID=lambda n: f"P{n}"),
+    "no series": each(SeriesInstanceUID=None, StudyInstanceUID=None, FrameOfReferenceUID=None),
+}
+
+
+def changed(series: Series, change: Callable[[int, pydicom.Dataset], None]) -> Series:
+    """A series after its files were changed, as it is read again."""
+    for index, one in enumerate(series.slices):
+        dataset = pydicom.dcmread(one.file)
+        change(index, dataset)
+        dataset.save_as(one.file, enforce_file_format=True)
+    (again,) = find_series(one.file for one in series.slices).series
+    return again
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_slices_that_do_not_agree(tmp_path: Path, kind: str) -> None:
+    labels = label_map()
+    series = changed(write_series(tmp_path / "ct", image(labels)), UNEVEN[kind])
+    seg = write(tmp_path / "a.dcm", labels, series)
+    check_readers(tmp_path / "a.dcm", labels, series)
+    assert len(seg.ReferencedSeriesSequence) == 1
+    assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == len(labels)
+    no_errors(tmp_path / "a.dcm")
+
+
+def test_headers_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    labels = label_map()
+    series = write_series(tmp_path / "ct", image(labels))
+    for one in series.slices:
+        dataset = pydicom.dcmread(one.file)
+        del dataset.SOPClassUID
+        del dataset.file_meta.MediaStorageSOPClassUID
+        dataset.Modality = "OT"
+        dataset.save_as(one.file)
+    with pytest.raises(DatasetError, match=r"seg\.dcm: no segmentation can refer to the DICOM"):
+        write_seg(tmp_path / "seg.dcm", labels, dataclasses.replace(series, modality="OT"), how())
+
+
+def test_slices_with_one_identifier_are_refused(tmp_path: Path) -> None:
+    labels = label_map()
+    series = write_series(tmp_path / "ct", image(labels))
+    series = changed(series, each(SOPInstanceUID=lambda n: f"1.2.{n // 2}"))
+    with pytest.raises(DatasetError, match=r"2 slices of the DICOM series .* have the SOPInst"):
+        write_seg(tmp_path / "seg.dcm", labels, series, how())
+
+
+@pytest.mark.parametrize(
+    "missing", [[], ["SeriesInstanceUID"], ["StudyInstanceUID", "SeriesInstanceUID"]]
+)
+def test_tracking_tells_patients_apart(tmp_path: Path, missing: list[str]) -> None:
+    """Two patients whose files have the same names and lie on the same grid."""
+    labels = label_map()
+    found = set()
+    for patient, root in (("one", "1.2.1"), ("two", "1.2.2")):
+        series = write_series(tmp_path / patient, image(labels), SeriesInstanceUID=root)
+        series = changed(series, each(PatientID=patient, **dict.fromkeys(missing)))
+        seg = write(tmp_path / f"{patient}.dcm", labels, series)
+        again = write(tmp_path / f"{patient}-again.dcm", labels, series)
+        tracked = [segment.TrackingUID for segment in seg.SegmentSequence]
+        assert tracked == [segment.TrackingUID for segment in again.SegmentSequence]
+        found |= set(tracked)
+    assert len(found) == 2 * 3
 
 
 @pytest.mark.parametrize("count", [255, 300])

@@ -228,6 +228,40 @@ def test_volumes_of_one_series_are_told_apart(tmp_path, key):
     assert arrays == {(voxels(seed=n) - 1024).tobytes() for n in (1, 2)}
 
 
+# Slices of two phases -> how many of the first are missing in the second.
+PHASES = {
+    "equal": (range(6), range(6), 0),
+    "the last one": (range(6), range(5), 1),
+    "the first two": (range(6), range(2, 6), 2),
+    "both ends": (range(6), range(1, 5), 2),
+    "more of the second": (range(1, 4), range(6), 3),
+    "other places": (range(4), range(2, 6), 2),
+    "thicker slices": (range(7), range(0, 7, 2), 0),
+}
+
+
+@pytest.mark.parametrize("kind", PHASES)
+def test_volumes_of_a_series_that_reach_less_far(tmp_path, kind):
+    *phases, missing = PHASES[kind]
+    made = []
+    for number, kept in enumerate(phases, start=1):
+        both = slices(voxels(7, seed=number), tags={"AcquisitionNumber": number})
+        made += [both[index] for index in kept]
+    for data in made:
+        data.SeriesInstanceUID = made[0].SeriesInstanceUID
+    save(tmp_path, made)
+    seen = found(tmp_path)
+    assert [len(series.slices) for series in seen.series] == [len(kept) for kept in phases]
+    notes = [[note for note in series.notes if "missing" in note] for series in seen.series]
+    short = min((0, 1), key=lambda n: (len(phases[n]), -n))
+    assert len(notes[short]) == (missing > 0)
+    assert not notes[1 - short]
+    if missing:
+        full = f"acquisition{2 - short}"
+        assert notes[short][0].startswith(f"{missing} slice")
+        assert f"of {full} (of {len(phases[1 - short])})" in notes[short][0]
+
+
 def test_without_series_uid_slices_are_grouped_by_geometry(tmp_path):
     made = slices(voxels())
     other = slices(voxels(4, 8, 8), axes=ORIENTATIONS["sagittal"])
