@@ -409,6 +409,8 @@ REQUIRED = {
     "demo": ["demo"],
     "clean": ["clean", "Nothing"],
     "status": ["status"],
+    "synthesize fit": ["synthesize", "fit", "--from", "A", "--to", "B", "-o", "N"],
+    "synthesize apply": ["synthesize", "apply", "N", "OUT"],
 }
 
 

@@ -17,7 +17,11 @@ PAGE = (ROOT / "docs/architecture.md").read_text()
 ROWS = [line.split("|")[1:-1] for line in PAGE.splitlines() if re.match(r"\| an? ", line)]
 
 # How options are spelt that are not called like their field.
-SPELT = {"limits": ("--workers", "--memory-gb"), "heads": ("--reset-heads",)}
+SPELT = {
+    "limits": ("--workers", "--memory-gb"),
+    "heads": ("--reset-heads",),
+    "replay_warmup": ("--synthetic-warmup",),
+}
 # Fields that are no option of a training: what it is made from, and what --extend adds to.
 KEPT = {"made_from", "extensions"}
 

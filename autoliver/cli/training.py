@@ -361,6 +361,16 @@ def _replayed(
                 "--replay and --synthetic cannot be given together.",
                 hint="Make one dataset of both with: autoliver pool OUT --add A --add B",
             )
+    if ratio is not None and not 0 < ratio < 1:
+        raise typer.BadParameter(
+            f"{ratio:g}; expected a number above 0 and below 1.", param_hint="--synthetic-ratio"
+        )
+    if synthetic is None:
+        with misuse("--synthetic-ratio"):
+            raise OptionError(
+                f"{ratio:g} of the patches, but no synthetic cases are named.",
+                hint="Name their dataset with --synthetic.",
+            )
     return {"replay": synthetic, "replay_share": ratio}
 
 

@@ -3,11 +3,13 @@
 from typing import Literal
 
 from autoliver.artifacts import Record
-from autoliver.values import check_number, check_types, check_whole
+from autoliver.values import check_number, check_types, check_whole, flag_of
 
 TranslationModel = Literal["essnet", "cyclegan", "labels"]
 # The least size of a patch of which a discriminator sees more than one patch.
 LEAST_PATCH = 24
+# Field -> its option.
+WEIGHTS = {"cycle": "--lambda-cyc", "segmentation": "--lambda-seg", "identity": "--lambda-id"}
 
 
 class TranslationOptions(Record, frozen=True, kw_only=True):
@@ -56,16 +58,16 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         """
         check_types(self)
         for name in ("features", "blocks", "batch_size", "epochs", "iterations"):
-            check_whole(name, getattr(self, name), least=1)
+            check_whole(flag_of(name), getattr(self, name), least=1)
         for name in ("pool", "seed"):
-            check_whole(name, getattr(self, name), least=0)
+            check_whole(flag_of(name), getattr(self, name), least=0)
         for size in self.patch or ():
             check_whole("--patch", size, least=LEAST_PATCH)
-        for name in ("cycle", "segmentation", "identity"):
-            check_number(name, getattr(self, name), least=0.0)
-        check_number("lr", self.lr, least=0.0)
+        for name, option in WEIGHTS.items():
+            check_number(option, getattr(self, name), least=0.0)
+        check_number("--lr", self.lr, above=0.0)
         if self.decay_start is not None:
-            check_whole("decay_start", self.decay_start, least=0)
+            check_whole("--decay-start", self.decay_start, least=0)
 
     @property
     def segments(self) -> bool:
