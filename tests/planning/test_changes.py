@@ -154,7 +154,15 @@ def test_no_decision_of_a_plan_is_left_out(name):
         "reasons": {"like": "Because."},
         "configurations": {"2d": plan.configurations["2d"]},
     }
-    if name in ("made_from", "dataset", "asked", "seen", "seen_axes", "transpose_backward"):
+    if name in (
+        "made_from",
+        "dataset",
+        "asked",
+        "seen",
+        "seen_axes",
+        "transpose_backward",
+        "codes",
+    ):
         return  # no decisions, or another plan's, or known from another field
     assert plan_changes(plan, plan.replace(**{name: other[name]})), name
 
