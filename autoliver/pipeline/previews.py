@@ -10,7 +10,7 @@ from autoliver.evaluation.preview import draw_preview
 from autoliver.inference.predict import PredictJob
 from autoliver.inference.record import Prediction, read_record, save_record
 from autoliver.io.files import read_image, read_label
-from autoliver.io.grids import compare_grids
+from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Volume
 from autoliver.parallel import case_bar
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
@@ -67,11 +67,7 @@ def _pair(job: PredictJob) -> tuple[Path, Path]:
 
 def _draw(job: PredictJob, labels: Labels, record: Prediction | None) -> None:
     image, label = read_image(job.images), read_label(job.output)
-    if any(not each.rounding for each in compare_grids(label.geometry, image.geometry)):
-        raise DatasetError(
-            f"{job.output} has another grid than {job.images[0]}.",
-            hint="Save the corrected label map on the grid of the image.",
-        )
+    refuse_other_grid(label.geometry, image.geometry, what=str(job.output), of=str(job.images[0]))
     window = SOFT_TISSUE_HU if _is_ct(job, image, record) else None
     draw_preview(job.preview, image, label, labels=labels.foreground, title=job.name, window=window)
 

@@ -19,6 +19,7 @@ from autoliver.evaluation.report.sprites import (
 )
 from autoliver.evaluation.results import CaseScores
 from autoliver.io.files import read_image, read_label
+from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Volume
 from autoliver.parallel import case_bar
 
@@ -194,10 +195,7 @@ def _read(shown: Shown) -> tuple[Volume, list[LabelMap]]:
     image = read_image(shown.images)
     maps = []
     for each in shown.maps:
-        array = read_label(each.path).array[0]
-        if array.shape != image.geometry.shape_zyx:
-            raise DatasetError(
-                f"{each.path}: it has {array.shape} voxels, its image {image.geometry.shape_zyx}."
-            )
-        maps.append(LabelMap(title=each.title, style=each.style, array=array))
+        label = read_label(each.path)
+        refuse_other_grid(label.geometry, image.geometry, what=str(each.path))
+        maps.append(LabelMap(title=each.title, style=each.style, array=label.array[0]))
     return image, maps
