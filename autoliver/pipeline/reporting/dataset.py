@@ -322,7 +322,12 @@ def _provenance(workspace: Workspace, known: _Known, runs: Sequence[Run]) -> Sec
         if known.folder.trained.selection.exists():
             lines.append(command("select", known.folder.name, workspace=workspace.root))
         parts.append(Commands(lines=tuple(lines), caption="To do the same again"))
-    return Section(anchor="repeat", title="What was run, and how to repeat it", parts=tuple(parts))
+    return Section(
+        anchor="repeat",
+        title="What was run, and how to repeat it",
+        parts=tuple(parts),
+        warnings=tuple(problem for run in runs for problem in run.problems),
+    )
 
 
 def _version(path: Path) -> str:

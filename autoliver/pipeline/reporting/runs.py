@@ -1,6 +1,5 @@
 """What a page says of runs: their folds, curves, scores, transfers and which is best."""
 
-import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from autoliver.evaluation.report.tables import (
     whole,
 )
 from autoliver.evaluation.results import Scores
-from autoliver.locks import is_held
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
 from autoliver.models.selection import Selection
 from autoliver.pipeline.run.outcome import mean_of
 from autoliver.pipeline.run.source_scores import SourceScores
+from autoliver.pipeline.status import FoldStatus, run_status
 from autoliver.system import entries
 from autoliver.training.options import TrainingOptions, flag
 from autoliver.training.progress import EpochLog, read_progress
@@ -50,7 +49,7 @@ class RunFold:
         logs: Its epochs.
         scores: Scores of its held-out cases.
         source: Scores of unseen cases of the dataset that its weights come from.
-        state: What it is doing, in words.
+        status: What it is doing.
         problems: What is damaged.
     """
 
@@ -60,7 +59,7 @@ class RunFold:
     logs: tuple[EpochLog, ...]
     scores: Scores | None
     source: SourceScores | None
-    state: str
+    status: FoldStatus
     problems: tuple[str, ...]
 
 
@@ -72,13 +71,15 @@ class Run:
         folder: Its folder.
         options: Its options; None if they are missing or damaged.
         transfer: What became of the weights that it starts from; None without any.
-        folds: Its folds, begun or finished.
+        folds: Its folds: those about to begin, begun or finished.
+        problems: What else is damaged.
     """
 
     folder: RunFolder
     options: TrainingOptions | None
     transfer: Transfer | None
     folds: tuple[RunFold, ...]
+    problems: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -117,16 +118,7 @@ class Best:
 def runs_of(folder: DatasetFolder) -> tuple[Run, ...]:
     """Reads all runs of a dataset that have begun, by name."""
     places = (RunFolder(path) for path in entries(folder.path / "runs") if path.is_dir())
-    return tuple(
-        Run(
-            folder=place,
-            options=_load(TrainingOptions, place.options, []),
-            transfer=_load(Transfer, place.transfer, []),
-            folds=tuple(_fold(place, path) for path in place.begun if path.is_dir()),
-        )
-        for place in places
-        if place.begun or place.options.exists()
-    )
+    return tuple(_run(place) for place in places if place.begun or place.options.exists())
 
 
 def shown_scores(folder: DatasetFolder, runs: Sequence[Run]) -> Best | None:
@@ -284,13 +276,14 @@ def runs_table(runs: Sequence[Run]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         for fold in run.folds:
+            state = ": ".join(filter(None, (fold.status.state, fold.status.problem)))
             hours = sum(log.seconds for log in fold.logs) / 3600
             dice = None if fold.scores is None else fold.scores.mean.get("dice")
             held_out = len(fold.scores.cases) if fold.scores is not None else None
             rows.append(
                 (
                     Cell(f"{run.name}, fold {fold.name}"),
-                    Cell("; ".join([fold.state, *fold.problems])),
+                    Cell("; ".join([state, *fold.problems])),
                     whole(len(fold.logs)),
                     number(hours if fold.logs else None, 2),
                     Cell("-") if held_out is None else whole(held_out),
@@ -324,33 +317,31 @@ def repeat_words(run: Run) -> list[str]:
     return words
 
 
-def _fold(run: RunFolder, path: Path) -> RunFold:
+def _run(place: RunFolder) -> Run:
+    damaged: list[str] = []
+    folds = tuple(_fold(place.fold(each.fold), each) for each in run_status(place, damaged))
+    told = {problem for fold in folds for problem in fold.problems}
+    return Run(
+        folder=place,
+        options=_load(TrainingOptions, place.options, damaged),
+        transfer=_load(Transfer, place.transfer, damaged),
+        folds=folds,
+        problems=tuple(problem for problem in dict.fromkeys(damaged) if problem not in told),
+    )
+
+
+def _fold(path: Path, status: FoldStatus) -> RunFold:
     files, problems = FoldFolder(path), list[str]()
-    model = _load(FoldModel, files.model, problems)
-    logs = tuple(read_progress(files.progress))
-    name = fold_of(path)
     return RunFold(
-        name=name,
+        name=status.fold,
         path=path,
-        model=model,
-        logs=logs,
+        model=_load(FoldModel, files.model, problems),
+        logs=tuple(read_progress(files.progress)),
         scores=_load(Scores, files.scores, problems),
         source=_load(SourceScores, files.on_source / SCORES_FILE, problems),
-        state=_state(run, name, trained=files.model.exists(), log=files.log),
+        status=status,
         problems=tuple(problems),
     )
-
-
-def _state(run: RunFolder, fold: str, *, trained: bool, log: Path) -> str:
-    with contextlib.suppress(OSError):  # of a folder that may only be read
-        if is_held(run.lock(fold)):
-            return "in progress"
-    if trained:
-        return "trained"
-    last = (
-        log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
-    )
-    return f"not finished; {last[0]}" if last else "not finished"
 
 
 def _load(kind: type[A], path: Path, problems: list[str]) -> A | None:
