@@ -18,7 +18,8 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.evaluation.report.page import MOST_BYTES
 from autoliver.evaluation.report.page import Page as Values
-from autoliver.evaluation.results import Scores
+from autoliver.evaluation.report.tables import POOLED
+from autoliver.evaluation.results import COLUMNS, Scores
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.locks import only_one
@@ -73,6 +74,12 @@ def test_the_numbers_are_those_of_the_artefacts(
             each = [s.summary[label].metrics[field].mean for s in scores]
             assert [row["fold 0"], row["fold 1"]] == each
             assert row["mean of folds"] == pytest.approx(np.mean(each), abs=1e-12)
+            every = [getattr(c.labels[label], field) for s in scores for c in s.cases]
+            known = [value for value in every if value is not None]
+            assert row[POOLED] == pytest.approx(np.mean(known), abs=1e-12)
+            deviation = f"± {np.std(known, ddof=1):.{COLUMNS[field].decimals}f}"
+            rows = page.tables[f"{caption} of held-out cases"]
+            assert deviation in next(r[-1][0] for r in rows if r[0][0] == label)
     cases = page.numbers("Dice of every case, the lowest mean first")
     assert len(cases) == 6
     for case in (case for s in scores for case in s.cases):
@@ -305,9 +312,7 @@ def test_a_transfer_is_told_weight_by_weight(copy: tuple[Path, DatasetFolder]) -
         table=table,
     ).save(folder.path / "runs" / "2d@CT" / "transfer.json")
     page = page_of(folder)
-    gain = page.numbers("Dice of held-out cases with and without transfer, mean over folds")[
-        "liver"
-    ]
+    gain = page.numbers(f"Dice of held-out cases with and without transfer; {POOLED}")["liver"]
     assert gain["transferred"] == gain["from scratch"]
     assert gain["difference"] == 0.0
     assert page.numbers("Every weight")["stem"]["from the source"] == 9

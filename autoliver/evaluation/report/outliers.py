@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoliver.evaluation.results import COLUMNS, CaseScores
+from autoliver.evaluation.results import COLUMNS, CaseScores, by_mean_dice
 from autoliver.values import first_few
 
 MOST = 12
@@ -48,8 +48,8 @@ def by_dice(cases: Sequence[CaseScores]) -> tuple[Outlier, ...]:
             for case in (case for case, value in known.items() if value < fence.low):
                 text = fence.told(label, "Dice", known[case], decimals=COLUMNS["dice"].decimals)
                 found.setdefault(case, []).append(text)
-    means = {name: statistics.fmean(each.values()) for name, each in dice.items() if each}
-    order = sorted(means, key=lambda name: (means[name], name))
+    means = {c.name: c.mean_dice for c in by_mean_dice(cases) if c.mean_dice is not None}
+    order = list(means)
     chosen = [name for name in order if name in found][:MOST]
     for name in order:
         if len(chosen) >= _LEAST:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autoliver.datasets.cases import Dataset, Labels
-from autoliver.datasets.layouts import by_stem, image_files, label_files
+from autoliver.datasets.layouts import by_stem, dicom_hint, image_files, label_files
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.evaluation.report.page import Section, Table
 from autoliver.evaluation.report.tables import texts
@@ -111,7 +111,8 @@ def images_of(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Pat
         files = image_files(folder) if folder.is_dir() else [folder]
         if not files:
             raise DatasetError(
-                f"{folder}: no images.", hint="Give the folder of the images with -i."
+                f"{folder}: no images.",
+                hint=dicom_hint(folder) or "Give the folder of the images with -i.",
             )
         for stem, file in by_stem(files, prefer=None).items():
             found[stem] = file

@@ -23,7 +23,7 @@ from autoliver.evaluation.report.tables import (
     strip_figures,
     summary_table,
 )
-from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
+from autoliver.evaluation.results import COLUMNS, CaseScores, Scores, by_mean_dice
 from autoliver.models.files import SCORES_FILE
 from autoliver.parallel import case_bar
 from autoliver.pipeline.comparison import shared
@@ -47,7 +47,6 @@ from autoliver.pipeline.reporting.shown import (
     Shown,
     anchors_of,
     chosen,
-    order_of,
 )
 from autoliver.values import first_few
 from autoliver.workspace import Workspace
@@ -106,7 +105,11 @@ def _one(
     if scores is None:
         return _unscored(folder, images, note)
     cases = {case.name: case for case in scores.cases}
-    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="predicted")
+    found = chosen(
+        by_dice(scores.cases),
+        [case.name for case in by_mean_dice(scores.cases)],
+        prefix="predicted",
+    )
     links, labels = anchors_of(found), list(scores.labels.foreground)
     of = _Sources(folder=folder, images=images, labels=scores.labels)
     shown = tuple(
@@ -384,7 +387,9 @@ def _agreement(folders: _Both, sources: PredictionSources) -> _Found:
     task = Task(pairs=pairs, labels=labels, dataset=None, warnings=())
     request = EvaluateRequest(metrics=("dice", "volume"), machine=sources.machine)
     scores = score(task, request)
-    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="compared")
+    found = chosen(
+        by_dice(scores.cases), [case.name for case in by_mean_dice(scores.cases)], prefix="compared"
+    )
     links = anchors_of(found)
     section = Section(
         anchor="compared",

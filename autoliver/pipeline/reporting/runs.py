@@ -8,13 +8,17 @@ from typing import TypeVar
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.evaluation.bootstrap import Statistic
 from autoliver.evaluation.report.page import Cell, Figure, Section, Table
 from autoliver.evaluation.report.plots import learning_curves
 from autoliver.evaluation.report.tables import (
+    POOLED,
     case_table,
     fold_tables,
     lesion_parts,
     number,
+    pooled_cell,
+    pooled_of,
     strip_figures,
     texts,
     transfer_tables,
@@ -95,6 +99,11 @@ class Run:
     def mean_dice(self) -> dict[str, float | None]:
         """Label -> mean over the folds of their mean Dice, as `train` prints it."""
         return _mean_dice(list(self.scores.values()))
+
+    @property
+    def pooled_dice(self) -> dict[str, Statistic | None]:
+        """Label -> Dice over the held-out cases of all folds; None where no case defines it."""
+        return {label: pooled_of(self.scores, label, "dice") for label in self.mean_dice}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,13 +252,13 @@ def comparison_section(folder: DatasetFolder, runs: Sequence[Run]) -> Section | 
             (
                 Cell(run.name),
                 Cell(", ".join(name.removeprefix("fold ") for name in run.scores)),
-                number(mean_of(list(run.mean_dice.values())), 3),
-                *(number(run.mean_dice.get(label), 3) for label in labels),
+                number(_mean_of_labels(run), 3),
+                *(pooled_cell(run.pooled_dice.get(label), 3) for label in labels),
             )
             for run in scored
         ]
         head = ("run", "folds", "mean of labels", *labels)
-        caption = "Dice of held-out cases, mean over folds"
+        caption = f"Dice of held-out cases; {POOLED}"
         parts.append(Table(caption=caption, head=head, rows=tuple(rows)))
     notes: tuple[str, ...] = ()
     if selection is not None:
@@ -355,6 +364,10 @@ def _load(kind: type[A], path: Path, problems: list[str]) -> A | None:
     return None
 
 
+def _mean_of_labels(run: Run) -> float | None:
+    return mean_of([None if each is None else each.mean for each in run.pooled_dice.values()])
+
+
 def _pair(folder: DatasetFolder, runs: Sequence[str]) -> Best | None:
     """The held-out predictions of averaged runs, as `select` has kept them."""
     place = folder.path / "selection" / ",".join(runs)
@@ -367,15 +380,15 @@ def _pair(folder: DatasetFolder, runs: Sequence[str]) -> Best | None:
 
 
 def _gain(run: Run, scratch: Run | None) -> Table:
-    without = scratch.mean_dice if scratch is not None else {}
+    without = scratch.pooled_dice if scratch is not None else {}
     rows = []
-    for label, gained in run.mean_dice.items():
+    for label, gained in run.pooled_dice.items():
         before = without.get(label)
-        gain = None if gained is None or before is None else gained - before
+        gain = None if gained is None or before is None else gained.mean - before.mean
         signed = Cell("-") if gain is None else Cell(f"{gain:+.3f}", gain)
-        rows.append((Cell(label), number(gained, 3), number(before, 3), signed))
+        rows.append((Cell(label), pooled_cell(gained, 3), pooled_cell(before, 3), signed))
     return Table(
-        caption="Dice of held-out cases with and without transfer, mean over folds",
+        caption=f"Dice of held-out cases with and without transfer; {POOLED}",
         head=("label", "transferred", "from scratch", "difference"),
         rows=tuple(rows),
     )

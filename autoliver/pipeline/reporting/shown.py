@@ -17,7 +17,6 @@ from autoliver.evaluation.report.sprites import (
     Style,
     make_sprite,
 )
-from autoliver.evaluation.results import CaseScores
 from autoliver.io.files import read_image, read_label
 from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Volume
@@ -110,16 +109,6 @@ def chosen(
 def anchors_of(found: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
     """Case -> anchor, of what `chosen` returns."""
     return {name: anchor for name, (anchor, _) in found.items()}
-
-
-def order_of(cases: Sequence[CaseScores]) -> list[str]:
-    """The names of cases, the lowest mean Dice first; those without one last."""
-
-    def mean(case: CaseScores) -> tuple[float, str]:
-        known = [s.dice for s in case.labels.values() if s.dice is not None]
-        return (sum(known) / len(known) if known else 2.0, case.name)
-
-    return [case.name for case in sorted(cases, key=mean)]
 
 
 def fitted(page: Page, shown: Sequence[Shown], *, most_bytes: int = MOST_BYTES) -> bytes:
