@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_series import save, slices, voxels
 from pages import Page
 from report_trees import GRID, label_of
 
@@ -15,6 +16,7 @@ from autoliver.inference.record import DecidingOptions, Prediction
 from autoliver.io.files import write_image, write_label
 from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Geometry
+from autoliver.pipeline.dicom.cases import find_dicom
 
 OPTIONS = DecidingOptions(step=0.5, mirror=False, folds=None, roi=None, modality=None, exact=False)
 FLAT = Geometry(shape_zyx=(1, 20, 30), spacing_mm=(999.0, 1.0, 1.0))
@@ -165,6 +167,24 @@ def test_scores_go_along_with_a_folder_that_is_moved(tmp_path: Path) -> None:
     page = page_of(prediction=tmp_path / "elsewhere", images=tmp_path / "images")
     assert "From scores.json" in page.text
     assert [kind for kind, _ in page.scripts].count("application/json") == 1
+
+
+def test_dicom_series_are_images_as_they_are_for_predict(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(tmp_path / "scans" / name, slices(voxels(5, 20, 24)))
+    found = find_dicom(tmp_path / "scans")
+    assert found is not None
+    for name, series in found.series.items():
+        label = np.zeros(series.geometry.shape_zyx, np.uint8)
+        label[1:4, 4:15, 5:20] = 1
+        write_label(tmp_path / "out" / f"{name}.nii.gz", label, series.geometry)
+    page = page_of(prediction=tmp_path / "out", images=tmp_path / "scans")
+    assert [kind for kind, _ in page.scripts].count("application/json") == 2
+    one = page_of(prediction=tmp_path / "out", images=tmp_path / "scans" / "one")
+    assert "its image is not known" in one.text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no images"):
+        autoliver.report(prediction=tmp_path / "out", images=tmp_path / "empty")
 
 
 def test_a_flat_file_has_an_area_in_pixels(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autoliver.datasets.cases import Dataset, Labels
-from autoliver.datasets.layouts import by_stem, dicom_hint, image_files, label_files
+from autoliver.datasets.layouts import by_stem, image_files, label_files
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.evaluation.report.page import Section, Table
 from autoliver.evaluation.report.tables import texts
@@ -21,16 +21,21 @@ from autoliver.inference.record import (
     read_record,
     refuse_other_labels,
 )
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_image, read_label
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import split_ending
 from autoliver.io.volume import is_flat
 from autoliver.machine import Machine
+from autoliver.pipeline.dicom.cases import find_dicom
 from autoliver.pipeline.evaluation import renamed_labels
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
 _FEW = 5  # names in one sentence
+
+# What an image is read from.
+Source = Path | Series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +107,31 @@ def dataset_at(workspace: Workspace, reference: Path | None) -> Dataset | None:
     return workspace.read(str(reference))
 
 
-def images_of(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Path]:
-    """The first image file of each case; of several channels the first."""
-    found: dict[str, Path] = {}
+def images_of(sources: Sequence[Path], dataset: Dataset | None) -> dict[str, Source]:
+    """Finds the image of each case.
+
+    Args:
+        sources: Folders of images or of DICOM series, or single ones of these.
+        dataset: A dataset, whose cases have images as well; None for none.
+
+    Returns:
+        Case -> its image file, of several channels the first, or its series, named as by `predict`.
+
+    Raises:
+        DatasetError: There is no image.
+    """
+    found: dict[str, Source] = {}
     if dataset is not None:
         found = {case.name: Path(case.images[0]) for case in dataset.cases}
-    for folder in folders:
-        files = image_files(folder) if folder.is_dir() else [folder]
+    for source in sources:
+        files = image_files(source) if source.is_dir() else []
+        if not files and (cases := find_dicom(source)) is not None:
+            found |= cases.series
+            continue
+        files = [source] if source.is_file() else files
         if not files:
             raise DatasetError(
-                f"{folder}: no images.",
-                hint=dicom_hint(folder) or "Give the folder of the images with -i.",
+                f"{source}: no images.", hint="Give the folder of the images with -i."
             )
         for stem, file in by_stem(files, prefer=None).items():
             found[stem] = file

@@ -24,13 +24,16 @@ from autoliver.evaluation.report.tables import (
     summary_table,
 )
 from autoliver.evaluation.results import COLUMNS, CaseScores, Scores, by_mean_dice
+from autoliver.io.dicom.series import Series
 from autoliver.models.files import SCORES_FILE
 from autoliver.parallel import case_bar
 from autoliver.pipeline.comparison import shared
+from autoliver.pipeline.dicom.cases import modality_of
 from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
 from autoliver.pipeline.reporting.folders import (
     PredictedFolder,
     PredictionSources,
+    Source,
     changed_since,
     dataset_at,
     images_of,
@@ -62,7 +65,7 @@ class _Sources:
     """What all cases that are shown share: their folder, their images and the labels."""
 
     folder: PredictedFolder
-    images: Mapping[str, Path]
+    images: Mapping[str, Source]
     labels: Labels
 
 
@@ -98,7 +101,7 @@ def _one(
     workspace: Workspace,
     folder: PredictedFolder,
     sources: PredictionSources,
-    images: Mapping[str, Path],
+    images: Mapping[str, Source],
     dataset: Dataset | None,
 ) -> Chapter:
     scores, note = _scores(workspace, folder, sources, dataset)
@@ -140,15 +143,20 @@ def _show(
     table: Table | None = None,
 ) -> Shown:
     anchor, reasons = chosen_as
+    image, is_ct = of.images.get(name), of.folder.modality(name)
+    series = image if isinstance(image, Series) else None
+    if is_ct is None and series is not None and (modality := modality_of(series)) is not None:
+        is_ct = modality == "CT"
     return Shown(
         anchor=anchor,
         name=name,
         reasons=reasons,
         table=table,
-        images=(of.images[name],) if name in of.images else (),
+        images=(image,) if isinstance(image, Path) else (),
+        series=series,
         maps=maps,
         labels=of.labels,
-        is_ct=of.folder.modality(name),
+        is_ct=is_ct,
     )
 
 
@@ -197,7 +205,7 @@ def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
     return all(Path(case.reference).resolve().parent == place for case in scores.cases)
 
 
-def _unscored(folder: PredictedFolder, images: Mapping[str, Path], note: str) -> Chapter:
+def _unscored(folder: PredictedFolder, images: Mapping[str, Source], note: str) -> Chapter:
     """Volumes and uncertainty, and the cases in which they are unlike those of the others."""
     labels, _ = labels_of([folder])
     sizes: dict[str, dict[str, dict[str, float]]] = {}
@@ -289,7 +297,7 @@ def _two(
     workspace: Workspace,
     folders: tuple[PredictedFolder, PredictedFolder],
     sources: PredictionSources,
-    images: Mapping[str, Path],
+    images: Mapping[str, Source],
     dataset: Dataset | None,
 ) -> Chapter:
     first, second = folders

@@ -17,6 +17,8 @@ from autoliver.evaluation.report.sprites import (
     Style,
     make_sprite,
 )
+from autoliver.io.dicom.read import read_series
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_image, read_label
 from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Volume
@@ -55,6 +57,7 @@ class Shown:
         reasons: Why it is an outlier; empty if it is none.
         table: Its numbers; None if there are none.
         images: Its images; empty if they are not known.
+        series: Its DICOM series, instead of images; None without one.
         maps: Its label maps, the reference first.
         labels: Names and values of the labels.
         is_ct: Whether the image is CT; None to go by its values.
@@ -66,6 +69,7 @@ class Shown:
     reasons: tuple[str, ...] = ()
     table: Table | None = None
     images: tuple[Path, ...] = ()
+    series: Series | None = None
     maps: tuple[MapFile, ...] = ()
     labels: Labels
     is_ct: bool | None = None
@@ -179,9 +183,9 @@ def _bytes_of(view: CaseView) -> int:
 
 def _read(shown: Shown) -> tuple[Volume, list[LabelMap]]:
     """The image and the label maps of a case."""
-    if not shown.images:
+    if not shown.images and shown.series is None:
         raise DatasetError("its image is not known.")
-    image = read_image(shown.images)
+    image = read_image(shown.images) if shown.series is None else read_series(shown.series)
     maps = []
     for each in shown.maps:
         label = read_label(each.path)
