@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.artifacts import replacing, text_cell, write_bytes
 from autoliver.evaluation.agreement import LEAST_CASES, Agreement, Limits
+from autoliver.evaluation.picture import OKABE_ITO
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
 from autoliver.values import shortened
@@ -19,7 +20,7 @@ _COLUMNS = 3  # panels beside each other
 _MOST_PANELS = 30  # more labels than that are not drawn
 _PANEL_INCHES = (4.0, 3.2)
 _DOTS_PER_INCH = 100
-_COLOUR = "#0072b2"  # Okabe and Ito
+_COLOUR = OKABE_ITO["blue"]
 _TITLE = 30  # characters
 
 

@@ -15,9 +15,10 @@ from autoliver.evaluation.classification import (
 )
 from autoliver.evaluation.detection import Detection, LesionSummary
 from autoliver.evaluation.lesions import Lesion
+from autoliver.evaluation.picture import draw_reliability
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
-from autoliver.inference.lesions.calibration import draw_reliability, reliability
+from autoliver.inference.lesions.calibration import reliability
 from autoliver.values import counted, shortened
 
 _ALL_CLASSES = "all classes"

@@ -1,26 +1,43 @@
-"""Outlines of references and predictions on slices of their images, as one picture."""
+"""What pictures share: colours, windows, and outlines on slices of their images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import replacing
+from autoliver.planning.modality import AIR_HU
+from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A pair that people with any colour vision tell apart (Okabe and Ito), on grey as well; the style
-# of the line tells them apart once more.
-REFERENCE_COLOUR, PREDICTION_COLOUR = "#56b4e9", "#e69f00"
+    from autoliver.inference.lesions.calibration import ReliabilityBin
+
+# Okabe and Ito's colours, which people with any colour vision tell apart, on grey as well.
+OKABE_ITO = {
+    "orange": "#e69f00",
+    "sky blue": "#56b4e9",
+    "green": "#009e73",
+    "yellow": "#f0e442",
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "purple": "#cc79a7",
+}
+# The style of the line tells them apart once more.
+REFERENCE_COLOUR, PREDICTION_COLOUR = OKABE_ITO["sky blue"], OKABE_ITO["orange"]
+# Of a second prediction, as far from the other two as they are from each other.
+SECOND_COLOUR = OKABE_ITO["purple"]
 _LINES: tuple[tuple[str, Literal["solid", "dashed"]], ...] = (
     (REFERENCE_COLOUR, "solid"),
     (PREDICTION_COLOUR, "dashed"),
 )
 _PANEL_INCHES = 3.4
+_BARS_INCHES = 4.0
+_PERCENTILES = (0.5, 99.5)  # of what is not background
 _DOTS_PER_INCH = 100
 
 
@@ -50,13 +67,34 @@ class Row:
     Attributes:
         title: What is written above them.
         panels: The slices; at least one.
-        window: The grey values that are shown black and white; None: the lowest and the highest
-            fiftieth of each slice.
+        window: The grey values that are shown black and white; None: the `shown_window` of each
+            slice.
     """
 
     title: str
     panels: tuple[Panel, ...]
     window: tuple[float, float] | None = None
+
+
+def shown_window(image: npt.NDArray[Any], *, is_ct: bool | None) -> tuple[float, float]:
+    """Returns the grey values that are shown black and white.
+
+    Of CT they are those of soft tissue, of other images nearly all that is not background.
+
+    Args:
+        image: Intensities of one channel, of any shape.
+        is_ct: Whether it is CT; None to go by its values, among which are those of air.
+    """
+    if is_ct or (is_ct is None and image.size and image.min() <= AIR_HU):
+        return SOFT_TISSUE_HU
+    values = image[np.isfinite(image)]
+    inside = values[values != values.min()] if values.size else values
+    if not inside.size:
+        return 0.0, 1.0
+    low, high = np.percentile(inside.astype(np.float64), _PERCENTILES)
+    if high <= low:  # all tissue alike
+        low = values.min()
+    return float(low), float(high)
 
 
 def slice_with_most(label: npt.NDArray[np.integer], value: int) -> int:
@@ -136,13 +174,53 @@ def draw_outline(axis: "Axes", region: npt.NDArray[np.bool_], colour: str, style
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
+def draw_reliability(path: Path, panels: Mapping[str, Sequence["ReliabilityBin"]]) -> None:
+    """Draws accuracy against confidence, with the number of lesions of each bin, as a PNG.
+
+    Args:
+        path: The PNG.
+        panels: Title -> bins from `reliability`, drawn side by side.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (_BARS_INCHES * len(panels), _BARS_INCHES)
+    figure = Figure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, bins) in zip(axes, panels.items(), strict=True):
+        axis.set_title(title, fontsize="medium")
+        _draw_bins(axis, bins)
+    with replacing(path) as beside:
+        figure.savefig(beside)
+
+
+def _draw_bins(axis: "Axes", bins: Sequence["ReliabilityBin"]) -> None:
+    axis.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
+    for each in bins:
+        if each.accuracy is None:
+            continue
+        width = each.high - each.low
+        axis.bar(
+            each.low,
+            each.accuracy,
+            width,
+            align="edge",
+            color=OKABE_ITO["sky blue"],
+            edgecolor="white",
+        )
+        middle = each.low + width / 2
+        axis.text(middle, each.accuracy, str(each.lesions), ha="center", va="bottom", fontsize=7)
+    axis.set(xlim=(0, 1), ylim=(0, 1.06), xlabel="probability", ylabel="share that is right")
+
+
 def _draw_panel(
     axis: "Axes",
     panel: Panel,
     window: tuple[float, float] | None,
     outlined: Sequence[tuple[int, ...]],
 ) -> None:
-    low, high = window or np.percentile(panel.image, (2, 98))
+    low, high = window or shown_window(panel.image, is_ct=None)
     height, width = panel.spacing_mm
     axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, aspect=height / width)
     for values in outlined:

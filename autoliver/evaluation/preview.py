@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import replacing
-from autoliver.evaluation.picture import draw_outline
+from autoliver.evaluation.picture import OKABE_ITO, draw_outline
 from autoliver.io.orientation import USUAL, axis_codes, reorientation_to
 from autoliver.io.volume import Volume, has_no_thickness
 from autoliver.values import counted, shortened
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=np.generic)
 
-# Okabe and Ito's colours that show on grey; with the styles, 28 labels differ.
-_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+_COLOURS = tuple(OKABE_ITO.values())  # with the styles, 28 labels differ
 _STYLES: tuple[Literal["solid", "dashed", "dotted", "dashdot"], ...] = (
     "solid",
     "dashed",
@@ -39,7 +38,6 @@ _MOST_LISTED = 24  # labels in the legend
 _NAME, _TITLE = 24, 60  # characters
 _DOTS_PER_INCH = 100
 _LEAST_TALL = 0.15  # height over width; in a flatter panel marks would cover each other
-_PERCENTILES = (1.0, 99.5)  # of what is shown black and white, where no window is given
 
 Mask = npt.NDArray[np.bool_]
 
@@ -76,7 +74,7 @@ def draw_preview(
     *,
     labels: Mapping[str, tuple[int, ...]],
     title: str,
-    window: tuple[float, float] | None = None,
+    window: tuple[float, float],
 ) -> None:
     """Draws the outlines of labels on the slices in which the largest one has most voxels.
 
@@ -86,8 +84,7 @@ def draw_preview(
         label: (1, z, y, x) label values, on the same grid.
         labels: Name -> values of each label; several are outlined as one region.
         title: Title of the picture.
-        window: The grey values that are shown black and white; None: nearly all that the slices
-            have.
+        window: The grey values that are shown black and white.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -111,7 +108,7 @@ def draw_preview(
     for axis, plane in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes, strict=True):
         index = _largest_slice(largest, plane.axis, values.shape)
         shown = plane.of(grey, index).astype(np.float32)
-        low, high = window or np.percentile(shown, _PERCENTILES)
+        low, high = window
         height, width = _sides(spacing, plane)
         aspect = 1.0 if has_no_thickness((height, width, width)) else height / width
         axis.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=aspect)

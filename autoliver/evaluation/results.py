@@ -243,6 +243,12 @@ class CaseScores(Record, frozen=True, kw_only=True):
     lesions: tuple[Lesion, ...] | None = None
     lesion_voxels: VoxelOverlap | None = None
 
+    @property
+    def mean_dice(self) -> float | None:
+        """The mean Dice of the labels that define it; None if there are none."""
+        known = [score.dice for score in self.labels.values() if score.dice is not None]
+        return statistics.fmean(known) if known else None
+
 
 class LabelSummary(Record, frozen=True, kw_only=True):
     """The scores of one label, summarised over all cases.
@@ -387,6 +393,24 @@ def summarize(cases: Sequence[CaseScores], labels: Iterable[str] = ()) -> dict[s
     return {name: _summary(name, [case for case in cases if name in case.labels]) for name in names}
 
 
+def by_mean_dice(cases: Iterable[CaseScores]) -> list[CaseScores]:
+    """Sorts cases, the lowest mean Dice first; those without one last."""
+
+    def place(case: CaseScores) -> tuple[bool, float, str]:
+        mean = case.mean_dice
+        return (mean is None, mean or 0.0, case.name)
+
+    return sorted(cases, key=place)
+
+
+def statistic_of(cases: Sequence[CaseScores], label: str, field: str) -> Statistic | None:
+    """Summarises a field of `Score` over the cases that have the label; None without a value."""
+    held = [case for case in cases if label in case.labels]
+    found = [getattr(case.labels[label], field) for case in held]
+    values = [() if value is None else (value,) for value in found]
+    return statistic(values, resampled([case.patient for case in held]))
+
+
 def mean_over_labels(summary: Mapping[str, LabelSummary]) -> dict[str, float]:
     """Averages each field of `Score` over the labels that define it, with equal weights.
 
@@ -425,8 +449,7 @@ def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:
     weights = resampled(patients)
     found = {}
     for field in COLUMNS:
-        values = [() if (v := getattr(score, field)) is None else (v,) for score in scores]
-        if (mean := statistic(values, weights)) is not None:
+        if (mean := statistic_of(cases, label, field)) is not None:
             found[field] = mean
     present = [(score.voxels > 0, score.reference_voxels > 0) for score in scores]
     lesions = [score.lesion_list for score in scores]

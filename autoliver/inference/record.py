@@ -348,7 +348,13 @@ def read_record(path: Path, *, hint: str = "") -> Prediction | None:
     return Prediction.load(path, hint=hint or again)
 
 
-def refuse_other_labels(predictions: Path, labels: Labels, *, whose: str) -> None:
+def refuse_other_labels(
+    predictions: Path,
+    labels: Labels,
+    *,
+    whose: str,
+    hint: str = "Name a dataset or model with the labels of the one that predicted.",
+) -> None:
     """Refuses to read label maps by labels that have other values than those of their model.
 
     Args:
@@ -356,6 +362,7 @@ def refuse_other_labels(predictions: Path, labels: Labels, *, whose: str) -> Non
             that can be read lies beside it.
         labels: Names and values by which they are to be read.
         whose: Where these come from, for the message: "-d LiTS".
+        hint: What to do then.
 
     Raises:
         OptionError: A label of the same name has another value.
@@ -374,7 +381,7 @@ def refuse_other_labels(predictions: Path, labels: Labels, *, whose: str) -> Non
                     f"{whose}: there {theirs} is {_numbers(labels.values[theirs])}, but "
                     f"{place} says that {record.model} predicted {name} as "
                     f"{_numbers(record.labels.values[name])}.",
-                    hint="Name a dataset or model with the labels of the one that predicted.",
+                    hint=hint,
                 )
             if record.labels.exclusive and record.labels.values != labels.values:
                 raise OptionError(

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record
+from autoliver.errors import DatasetError
 from autoliver.io.volume import Geometry, is_flat
 
 Array = npt.NDArray[Any]
@@ -73,6 +74,30 @@ def compare_grids(first: Geometry, second: Geometry) -> tuple[GridDifference, ..
                 GridDifference(what=what, first=tuple(a), second=tuple(b), rounding=worst <= limit)
             )
     return tuple(differences)
+
+
+def refuse_other_grid(
+    found: Geometry, image: Geometry, *, what: str, of: str = "its image"
+) -> None:
+    """Refuses a label map that does not lie on the grid of an image; rounding is no difference.
+
+    Args:
+        found: The grid of the label map.
+        image: The grid that it should have.
+        what: The label map, for the message: its path.
+        of: What the image is, for the message.
+
+    Raises:
+        DatasetError: The grids differ.
+    """
+    for difference in compare_grids(found, image):
+        if not difference.rounding:
+            own, expected = difference.values()
+            raise DatasetError(
+                f"{what}: it has another grid than {of}: its {difference.what} is {own}, that of "
+                f"{of} is {expected}.",
+                hint="Save the label map on the grid of the image.",
+            )
 
 
 def _stated(first: Geometry, second: Geometry) -> tuple[Sequence[float], Sequence[float]]:

@@ -199,6 +199,7 @@ def task_of(
     request: EvaluateRequest,
     *,
     output: Path,
+    model: Labels | None = None,
 ) -> Task:
     """Finds what there is to score, and what the values of the label maps mean.
 
@@ -208,6 +209,8 @@ def task_of(
         reference: As for `evaluate`.
         request: As for `evaluate`.
         output: The folder for the result.
+        model: Names and values of the labels where no dataset gives them: those of the model that
+            predicted; None: the values of the references.
 
     Raises:
         DatasetError: The folders do not fit together.
@@ -219,10 +222,11 @@ def task_of(
 
     referred = _dataset_at(workspace, reference)
     named = workspace.read(request.dataset) if request.dataset else referred
-    labels = named.labels if named else None
+    labels = named.labels if named else model
     renamed: tuple[str, ...] = ()
     if labels is not None:
-        whose = f"-d {request.dataset}" if request.dataset else f"-r {reference}"
+        whose = f"-r {reference}" if referred else "the model that predicted"
+        whose = f"-d {request.dataset}" if request.dataset else whose
         refuse_other_labels(prediction, labels, whose=whose)
         if referred is not None:
             hint = "Leave -d out: the reference is a dataset, and says what its values mean."
@@ -231,6 +235,8 @@ def task_of(
         elif (around := _dataset_around(reference)) is not None:
             stated, folder = around
             hint = f"{reference} belongs to {folder}: give it with -d."
+            if named is None:
+                hint = f"{reference} belongs to {folder}: check that its labels were predicted."
             renamed = _compare(stated, folder.name, labels, whose=whose, hint=hint)
     _refuse_dataset(output)
     files = referred and {case.name: Path(str(case.label)) for case in referred.labelled}
@@ -374,6 +380,19 @@ def _compare(
         problem = f"there {label} has the value {theirs.ignore}, which {name} ignores"
     if problem:
         raise OptionError(f"{whose}: {problem}.", hint=hint)
+    return renamed_labels(theirs, name, labels, whose=whose)
+
+
+def renamed_labels(theirs: Labels, name: str, labels: Labels, *, whose: str) -> tuple[str, ...]:
+    """Says which labels are read under other names; empty if none is.
+
+    Args:
+        theirs: The labels by which label maps were made.
+        name: Whose label maps they are.
+        labels: The labels by which they are read.
+        whose: Where these come from.
+    """
+    there = {own.casefold() for own in theirs.values}
     renamed = [
         f"{own} is scored as {label}"
         for label, values in labels.foreground.items()

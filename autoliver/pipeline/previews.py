@@ -6,17 +6,14 @@ from pathlib import Path
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
+from autoliver.evaluation.picture import shown_window
 from autoliver.evaluation.preview import draw_preview
 from autoliver.inference.predict import PredictJob
 from autoliver.inference.record import Prediction, read_record, save_record
 from autoliver.io.files import read_image, read_label
-from autoliver.io.grids import compare_grids
-from autoliver.io.volume import Volume
+from autoliver.io.grids import refuse_other_grid
 from autoliver.parallel import case_bar
-from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
 from autoliver.system import in_words
-
-_AIR_HU = -500.0  # what is darker is air in CT; values of MR are hardly negative
 
 _log = logging.getLogger(__name__)
 
@@ -67,17 +64,12 @@ def _pair(job: PredictJob) -> tuple[Path, Path]:
 
 def _draw(job: PredictJob, labels: Labels, record: Prediction | None) -> None:
     image, label = read_image(job.images), read_label(job.output)
-    if any(not each.rounding for each in compare_grids(label.geometry, image.geometry)):
-        raise DatasetError(
-            f"{job.output} has another grid than {job.images[0]}.",
-            hint="Save the corrected label map on the grid of the image.",
-        )
-    window = SOFT_TISSUE_HU if _is_ct(job, image, record) else None
+    refuse_other_grid(label.geometry, image.geometry, what=str(job.output), of=str(job.images[0]))
+    window = shown_window(image.array[0], is_ct=_is_ct(job, record))
     draw_preview(job.preview, image, label, labels=labels.foreground, title=job.name, window=window)
 
 
-def _is_ct(job: PredictJob, image: Volume, record: Prediction | None) -> bool:
+def _is_ct(job: PredictJob, record: Prediction | None) -> bool | None:
+    """Whether a case is CT; None if the record does not say so."""
     used = None if record is None else record.modalities.get(job.output.name)
-    if used is not None and used.modality is not None:
-        return used.modality == "CT"
-    return float(image.array[0].min()) <= _AIR_HU
+    return None if used is None or used.modality is None else used.modality == "CT"

@@ -172,12 +172,21 @@ def _other(folder: DatasetFolder) -> Iterator[OtherWork]:
 
 def _folds(folder: DatasetFolder, damaged: list[str]) -> Iterator[FoldStatus]:
     for path in _listed(folder.path / "runs", damaged):
-        if not path.is_dir():
-            continue
-        look = _Look(run=RunFolder(path), damaged=damaged)
-        folds = {fold_of(each) for each in _listed(path, damaged, "fold_*")}
-        for fold in sorted(folds | look.queued.keys()):
-            yield look.at(fold)
+        if path.is_dir():
+            yield from run_status(RunFolder(path), damaged)
+
+
+def run_status(run: RunFolder, damaged: list[str]) -> Iterator[FoldStatus]:
+    """Reads what the folds of a run are doing, those included that are about to begin.
+
+    Args:
+        run: The run.
+        damaged: Takes what cannot be read, in sentences.
+    """
+    look = _Look(run=run, damaged=damaged)
+    folds = {fold_of(each) for each in _listed(run.path, damaged, "fold_*")}
+    for fold in sorted(folds | look.queued.keys()):
+        yield look.at(fold)
 
 
 def _listed(folder: Path, damaged: list[str], pattern: str = "*") -> list[Path]:

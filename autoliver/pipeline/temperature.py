@@ -37,7 +37,7 @@ class Learnt:
 
     def draw(self, path: Path) -> Path | None:
         """Draws the groups as a PNG; a picture of before is removed if there are none."""
-        from autoliver.inference.lesions.calibration import draw_reliability
+        from autoliver.evaluation.picture import draw_reliability
 
         if not self.panels:
             path.unlink(missing_ok=True)

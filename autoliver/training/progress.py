@@ -1,5 +1,6 @@
 """The log of a training: one JSON line per epoch, and a plot of the epochs."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -160,16 +161,14 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def read_progress(path: Path) -> list[EpochLog]:
-    """Reads the epochs of `progress.jsonl`, up to a line that a killed process left incomplete.
+    """Reads the epochs of `progress.jsonl`, without lines that cannot be read.
 
-    Without the file there are no epochs.
+    A killed process may have left one of these. Without the file there are no epochs.
     """
     logs = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(msgspec.DecodeError):
             logs.append(msgspec.json.decode(line, type=EpochLog))
-        except msgspec.DecodeError:
-            break
     return logs
 
 

@@ -12,8 +12,10 @@ from autoliver.evaluation.picture import (
     Panel,
     Row,
     draw_outlines,
+    shown_window,
     slice_with_most,
 )
+from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
 
 Labels = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.float32]
@@ -109,6 +111,28 @@ def test_a_part_is_outlined_within_the_whole(tmp_path: Path) -> None:
 
     assert in_the_middle(one) == 0
     assert in_the_middle(two) > 0
+
+
+TISSUE = np.linspace(100.0, 300.0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_ct", "window"),
+    [
+        (np.array([-1024.0, 40.0]), None, SOFT_TISSUE_HU),
+        (np.array([-899.0, 40.0]), None, (-899.0, 40.0)),  # MR with ringing
+        (np.array([0.0, 40.0]), True, SOFT_TISSUE_HU),
+        (np.array([-1024.0, *TISSUE]), False, np.percentile(TISSUE, (0.5, 99.5))),
+        (np.array([0.0] * 500 + [*TISSUE]), None, np.percentile(TISSUE, (0.5, 99.5))),
+        (np.array([np.nan, 0.0, *TISSUE]), None, np.percentile(TISSUE, (0.5, 99.5))),
+        (np.zeros(4), None, (0.0, 1.0)),
+        (np.array([0, 5, 5], np.uint8), None, (0.0, 5.0)),
+    ],
+)
+def test_every_picture_shows_the_same_grey_values(
+    values: np.ndarray, is_ct: bool | None, window: tuple[float, float]
+) -> None:
+    assert shown_window(values, is_ct=is_ct) == pytest.approx(tuple(window))
 
 
 def test_rows_of_different_length_and_empty_slices_are_drawn(tmp_path: Path) -> None:

@@ -153,6 +153,46 @@ def test_the_worst_cases_are_named_with_the_reason(
         )
 
 
+@pytest.mark.parametrize(
+    ("dice", "names"),
+    [
+        ([1.0] * 7 + [0.99999], []),
+        ([1.0] * 7 + [0.9], ["c7"]),
+        ([0.9] * 7 + [0.89], ["c7", "c0", "c1"]),  # the lowest, but not unusual
+        ([0.9] * 7 + [0.87], ["c7", "c0", "c1"]),
+        ([1.0, 0.9996], []),
+    ],
+)
+def test_perfect_and_nearly_equal_cases_are_not_unusual(
+    dice: list[float | None], names: list[str]
+) -> None:
+    found = by_dice(cases(dice))
+    assert [each.case for each in found] == names
+    unusual = {each.case for each in found if not each.reasons[0].startswith("One of the lowest")}
+    assert unusual == {"c7"} & set(names) - ({"c7"} if dice[-1] == 0.89 else set())
+
+
+LIVER = [1500.0, 1510.0, 1490.0, 1500.0, 1505.0, 1500.0, 1495.0, 1500.0, 1500.0]
+
+
+@pytest.mark.parametrize(
+    ("volumes", "names"),
+    [
+        ([0.0] * 15 + [5.0, 6.0, 7.0, 8.0, 6.0], []),  # a tumour in five of twenty cases
+        ([0.0] * 15 + [5.0, 6.0, 7.0, 8.0, 90.0], ["c19"]),
+        ([*LIVER, 1400.0], []),  # within a tenth of the median
+        ([*LIVER, 1200.0], ["c9"]),
+        ([*LIVER, 0.0], ["c9"]),  # an organ that nearly all have
+        ([*LIVER, 0.0, 0.0, 0.0], []),  # one that scans may end before
+        ([0.0] * 10, []),
+        ([100.0] * 8 + [100.1], []),
+    ],
+)
+def test_volumes_are_compared_where_a_label_is(volumes: list[float], names: list[str]) -> None:
+    values = {f"c{n}": {"x": volume} for n, volume in enumerate(volumes)}
+    assert list(by_values(values, "v", unit="", decimals=1, where_present=True)) == names
+
+
 def test_values_far_above_count_alone_if_low_ones_are_fine() -> None:
     values = {f"c{n}": {"x": v} for n, v in enumerate([5.0, 5.1, 5.2, 5.3, 0.1, 9.0])}
     assert list(by_values(values, "v", unit="", decimals=1)) == ["c4", "c5"]

@@ -1,8 +1,9 @@
 """What pages say is what the artefacts hold, whatever is missing, and nothing in them runs."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.evaluation.report.page import MOST_BYTES
 from autoliver.evaluation.report.page import Page as Values
-from autoliver.evaluation.results import Scores
+from autoliver.evaluation.report.tables import POOLED
+from autoliver.evaluation.results import COLUMNS, Scores
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.locks import only_one
@@ -25,6 +27,7 @@ from autoliver.models.files import FoldFolder
 from autoliver.pipeline.reporting.dataset import dataset_chapter
 from autoliver.pipeline.reporting.shown import fitted
 from autoliver.training.options import TrainingOptions
+from autoliver.training.progress import FAILED, add_to_log
 from autoliver.transfer.table import Transfer, Transferred, TransferTable
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
@@ -71,6 +74,12 @@ def test_the_numbers_are_those_of_the_artefacts(
             each = [s.summary[label].metrics[field].mean for s in scores]
             assert [row["fold 0"], row["fold 1"]] == each
             assert row["mean of folds"] == pytest.approx(np.mean(each), abs=1e-12)
+            every = [getattr(c.labels[label], field) for s in scores for c in s.cases]
+            known = [value for value in every if value is not None]
+            assert row[POOLED] == pytest.approx(np.mean(known), abs=1e-12)
+            deviation = f"± {np.std(known, ddof=1):.{COLUMNS[field].decimals}f}"
+            rows = page.tables[f"{caption} of held-out cases"]
+            assert deviation in next(r[-1][0] for r in rows if r[0][0] == label)
     cases = page.numbers("Dice of every case, the lowest mean first")
     assert len(cases) == 6
     for case in (case for s in scores for case in s.cases):
@@ -179,7 +188,9 @@ def two_runs(data: Path, folder: DatasetFolder) -> None:
         (remove("runs/2d/options.json"), "2d, fold 1"),
         (remove("runs/2d/fold_1"), "2d, fold 0"),
         (remove("runs/2d/fold_*/progress.jsonl"), "2d, fold 0"),
-        (remove("runs/2d/fold_1/model.json"), "not finished"),
+        (remove("runs/2d/fold_1/model.json"), "interrupted"),
+        (damage("runs/2d/options.json"), "options.json"),
+        (damage("runs/2d/fold_0/progress.jsonl"), "2d, fold 0"),
         (remove("runs/2d/fold_1/validation"), "2d, fold 1"),
         (remove("runs/2d/fold_0/validation/*.nii.gz"), "No slices"),
         (damage("verify.json"), "verify.json"),
@@ -219,12 +230,68 @@ def test_regions_are_told(tmp_path: Path) -> None:
     assert "regions, which may overlap" in page_of(folder).text
 
 
-def test_a_fold_that_is_being_trained_is_said_to_be(copy: tuple[Path, DatasetFolder]) -> None:
-    run = RunFolder(copy[1].path / "runs" / "2d")
+def write_bad_line(run: RunFolder) -> None:
+    path = FoldFolder(run.fold(1)).progress
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([first, '{"epoch": 1, "st', *others[1:], ""]), "utf-8")
+
+
+def fail(run: RunFolder) -> None:
+    (run.fold(1) / "model.json").unlink()
+    add_to_log(FoldFolder(run.fold(1)).log, f"{FAILED}CUDA out of memory <b>")
+
+
+@contextlib.contextmanager
+def training(run: RunFolder) -> Iterator[None]:
     (run.fold(1) / "model.json").unlink()
     with only_one(run.lock(1), "fold 1 is being trained"):
+        yield
+
+
+@contextlib.contextmanager
+def validating(run: RunFolder) -> Iterator[None]:
+    with only_one(run.lock(1), "fold 1 is being trained"):
+        yield
+
+
+@contextlib.contextmanager
+def queued(run: RunFolder) -> Iterator[None]:
+    shutil.rmtree(run.fold(1))
+    with only_one(run.user("me"), "trains", parts=("0", "1")):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (lambda _: None, "finished"),
+        (lambda run: (run.fold(1) / "model.json").unlink(), "interrupted"),
+        (fail, "failed: CUDA out of memory <b>"),
+        (training, "training"),
+        (validating, "validating"),
+        (queued, "queued"),
+    ],
+)
+def test_the_state_of_a_fold_is_that_of_status(
+    copy: tuple[Path, DatasetFolder], change: Callable[[RunFolder], object], state: str
+) -> None:
+    run = RunFolder(copy[1].path / "runs" / "2d")
+    locks = set(run.path.rglob("*.lock"))
+    with contextlib.ExitStack() as stack:
+        if isinstance(made := change(run), contextlib.AbstractContextManager):
+            stack.enter_context(made)
+            locks = set(run.path.rglob("*.lock"))
         states = {row[0][0]: row[1][0] for row in page_of(copy[1]).tables["Runs"][1:]}
-    assert states == {"2d, fold 0": "trained", "2d, fold 1": "in progress"}
+        assert set(run.path.rglob("*.lock")) == locks
+    assert states == {"2d, fold 0": "finished", "2d, fold 1": state}
+
+
+def test_epochs_behind_a_damaged_line_are_told(copy: tuple[Path, DatasetFolder]) -> None:
+    write_bad_line(RunFolder(copy[1].path / "runs" / "2d"))
+    page = page_of(copy[1])
+    runs = page.numbers("Runs")
+    assert [runs[f"2d, fold {n}"]["epochs"] for n in (0, 1)] == [4, 3]
+    assert "1 line cannot be read" in page.text
 
 
 def test_a_transfer_is_told_weight_by_weight(copy: tuple[Path, DatasetFolder]) -> None:
@@ -245,9 +312,7 @@ def test_a_transfer_is_told_weight_by_weight(copy: tuple[Path, DatasetFolder]) -
         table=table,
     ).save(folder.path / "runs" / "2d@CT" / "transfer.json")
     page = page_of(folder)
-    gain = page.numbers("Dice of held-out cases with and without transfer, mean over folds")[
-        "liver"
-    ]
+    gain = page.numbers(f"Dice of held-out cases with and without transfer; {POOLED}")["liver"]
     assert gain["transferred"] == gain["from scratch"]
     assert gain["difference"] == 0.0
     assert page.numbers("Every weight")["stem"]["from the source"] == 9

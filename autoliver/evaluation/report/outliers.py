@@ -1,18 +1,24 @@
 """Which cases to look at first, and why."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from autoliver.evaluation.results import COLUMNS, CaseScores
+from autoliver.evaluation.results import COLUMNS, CaseScores, by_mean_dice
 from autoliver.values import first_few
 
 MOST = 12
 _LEAST = 3  # the worst ones that are named even if none is unusual
 _ENOUGH = 5  # with fewer values nothing is unusual
 _WHISKER = 1.5  # Tukey's fences: so many times the middle half beyond it
+# But at least so far, lest a middle half of nearly equal values makes all others unusual.
+_LEAST_DICE = 0.02
+_LEAST_SHARE = 0.1  # of the median
+# Cases without a label are unusual only if fewer than this share of all cases are without it.
+_FEW_ABSENT = 0.25
+_PERFECT = 0.9995  # the mean Dice that is shown as 1.000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,17 +37,24 @@ class Outlier:
 def by_dice(cases: Sequence[CaseScores]) -> tuple[Outlier, ...]:
     """Returns the cases whose Dice is far below that of the others, the lowest mean Dice first.
 
-    Where fewer than three are, the cases of the lowest mean Dice are named as well.
+    Where fewer than three are, the cases of the lowest mean Dice are named as well, unless they are
+    perfect.
     """
     dice = {case.name: _dice(case) for case in cases}
-    found = _unusual_by_label(dice, "Dice", decimals=COLUMNS["dice"].decimals, high=False)
-    means = {name: statistics.fmean(each.values()) for name, each in dice.items() if each}
-    order = sorted(means, key=lambda name: (means[name], name))
+    found: dict[str, list[str]] = {}
+    for label, known in _by_label(dice).items():
+        fence = _Fence.of(known.values(), least=_LEAST_DICE)
+        if fence is not None:
+            for case in (case for case, value in known.items() if value < fence.low):
+                text = fence.told(label, "Dice", known[case], decimals=COLUMNS["dice"].decimals)
+                found.setdefault(case, []).append(text)
+    means = {c.name: c.mean_dice for c in by_mean_dice(cases) if c.mean_dice is not None}
+    order = list(means)
     chosen = [name for name in order if name in found][:MOST]
     for name in order:
         if len(chosen) >= _LEAST:
             break
-        if name not in chosen:
+        if name not in chosen and means[name] < _PERFECT:
             chosen.append(name)
     missed = {case.name: _missed(case) for case in cases}
     return tuple(
@@ -63,6 +76,7 @@ def by_values(
     unit: str,
     decimals: int,
     low: bool = True,
+    where_present: bool = False,
 ) -> dict[str, tuple[str, ...]]:
     """Returns the cases with an unusual value, each with the reasons.
 
@@ -72,8 +86,22 @@ def by_values(
         unit: Unit behind each number; empty for none.
         decimals: Decimals of the numbers.
         low: Whether values below the others are unusual, and not only those above.
+        where_present: Whether 0 means that a label is absent. What is usual is then taken from the
+            cases that have it, and its absence is unusual only if most cases have it.
     """
-    return _unusual_by_label(values, what, unit=unit, decimals=decimals, low=low)
+    found: dict[str, list[str]] = {}
+    for label, known in _by_label(values).items():
+        held = {case: value for case, value in known.items() if value or not where_present}
+        median = statistics.median(held.values()) if held else 0.0
+        fence = _Fence.of(held.values(), least=_LEAST_SHARE * abs(median))
+        if fence is None:
+            continue
+        judged = known if len(known) - len(held) < _FEW_ABSENT * len(known) else held
+        for case, value in judged.items():
+            if (low and value < fence.low) or value > fence.high:
+                text = fence.told(label, what, value, decimals=decimals, unit=unit)
+                found.setdefault(case, []).append(text)
+    return {case: tuple(reasons) for case, reasons in found.items()}
 
 
 def by_difference(
@@ -110,26 +138,44 @@ def _missed(case: CaseScores) -> tuple[str, ...]:
     return (f"Missed: {first_few(names, _LEAST)}.",) if names else ()
 
 
-def _unusual_by_label(
-    values: Mapping[str, Mapping[str, float]],
-    what: str,
-    *,
-    decimals: int,
-    unit: str = "",
-    low: bool = True,
-    high: bool = True,
-) -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
-    for label in dict.fromkeys(name for of in values.values() for name in of):
-        known = {case: of[label] for case, of in values.items() if label in of}
-        if len(known) < _ENOUGH:
-            continue
-        quarter, three = (float(q) for q in np.percentile(list(known.values()), (25, 75)))
-        reach = _WHISKER * (three - quarter)
-        for case, value in known.items():
-            if (low and value < quarter - reach) or (high and value > three + reach):
-                found.setdefault(case, []).append(
-                    f"{label}: {what} {value:.{decimals}f}{unit}, while half of the cases have "
-                    f"{quarter:.{decimals}f} to {three:.{decimals}f}{unit}."
-                )
-    return {case: tuple(reasons) for case, reasons in found.items()}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fence:
+    """Between which values all is usual.
+
+    Attributes:
+        middle: The ends of the middle half of the values.
+        reach: How far beyond it values are still usual.
+    """
+
+    middle: tuple[float, float]
+    reach: float
+
+    @classmethod
+    def of(cls, values: Collection[float], *, least: float) -> "_Fence | None":
+        """Tukey's fence with a least reach; None for too few values."""
+        if len(values) < _ENOUGH:
+            return None
+        quarter, three = (float(q) for q in np.percentile(list(values), (25, 75)))
+        return cls(middle=(quarter, three), reach=max(_WHISKER * (three - quarter), least))
+
+    @property
+    def low(self) -> float:
+        return self.middle[0] - self.reach
+
+    @property
+    def high(self) -> float:
+        return self.middle[1] + self.reach
+
+    def told(self, label: str, what: str, value: float, *, decimals: int, unit: str = "") -> str:
+        """Says that a value is unusual, and what is usual."""
+        quarter, three = self.middle
+        return (
+            f"{label}: {what} {value:.{decimals}f}{unit}, while half of the cases have "
+            f"{quarter:.{decimals}f} to {three:.{decimals}f}{unit}."
+        )
+
+
+def _by_label(values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Label -> case -> value, of the cases that have one."""
+    names = dict.fromkeys(name for of in values.values() for name in of)
+    return {name: {case: of[name] for case, of in values.items() if name in of} for name in names}

@@ -8,8 +8,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from autoliver.errors import AutoliverError
-from autoliver.evaluation.picture import PREDICTION_COLOUR, REFERENCE_COLOUR
-from autoliver.evaluation.report.sprites import SECOND_COLOUR, Sprite
+from autoliver.evaluation.picture import PREDICTION_COLOUR, REFERENCE_COLOUR, SECOND_COLOUR
+from autoliver.evaluation.report.sprites import Sprite
 
 # Larger pages are slow to open, and mail servers refuse them.
 MOST_BYTES = 5_000_000

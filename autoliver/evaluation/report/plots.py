@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.evaluation.picture import OKABE_ITO
 from autoliver.training.progress import EpochLog
 from autoliver.values import shortened
 
@@ -24,8 +25,9 @@ _POINTS = 200  # of a curve; of more, means over neighbours are drawn
 _MOST_POINTS = 1500  # as elements of SVG; more are drawn as one picture in it
 _MARKERS = "osD^vP*X"
 _LINES = ("solid", "dashed", "dotted", "dashdot", (0, (5, 1, 1, 1, 1, 1)))
-# Okabe and Ito without yellow and black: told apart by any eye, and on light and dark ground.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# All but yellow are seen on light and on dark ground.
+_ORDER = ("blue", "vermilion", "green", "purple", "orange", "sky blue")
+_COLOURS = tuple(OKABE_ITO[name] for name in _ORDER)
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -9,13 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.evaluation.picture import shown_window
 from autoliver.io.orientation import USUAL, axis_codes, reorientation
 from autoliver.io.volume import Geometry, is_flat
-from autoliver.planning.modality import AIR_HU
-from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
-
-# Of a second prediction, as far from the other two as they are from each other (Okabe and Ito).
-SECOND_COLOUR = "#cc79a7"
 
 Style = Literal["reference", "prediction", "second"]
 Array = npt.NDArray[Any]
@@ -28,7 +24,6 @@ _MARGIN = 0.12  # of the image, around what is labelled
 _ENLARGED = 3.0  # most pixels of the picture for one of the image
 _STEPS = 2  # coordinates of outlines are in halves of a pixel
 _TOLERANCE = 0.35  # by how many pixels an outline may be simplified
-_PERCENTILES = (0.5, 99.5)
 _VIEWS = ("axial", "coronal", "sagittal")
 
 
@@ -136,9 +131,7 @@ def make_sprite(
     volume, drawn = arrays[0], arrays[1:]
     shown = _shown_slices(drawn, len(volume), most_slices)
     box = _box(drawn, volume.shape[1:])
-    if is_ct is None:
-        is_ct = bool(volume.min() <= AIR_HU)
-    window = SOFT_TISSUE_HU if is_ct else _window(volume)
+    window = shown_window(volume, is_ct=is_ct)
     tile, scale = _tile_size(box, (in_plane[0], in_plane[1]))
     tiles = [_tile(volume[z][box], window, tile) for z in shown]
     columns = math.ceil(math.sqrt(len(tiles)))
@@ -199,18 +192,6 @@ def _box(maps: Sequence[Array], shape: Sequence[int]) -> tuple[slice, slice]:
         where, margin = np.flatnonzero(held), math.ceil(_MARGIN * size)
         ends.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, size)))
     return ends[0], ends[1]
-
-
-def _window(volume: Array) -> tuple[float, float]:
-    """The values of an image without a scale that are shown black and white."""
-    values = volume[np.isfinite(volume)]
-    inside = values[values != values.min()] if values.size else values
-    if not inside.size:
-        return 0.0, 1.0
-    low, high = np.percentile(inside.astype(np.float64), _PERCENTILES)
-    if high <= low:  # all tissue alike
-        low = values.min()
-    return float(low), float(high)
 
 
 def _tile_size(

@@ -1,5 +1,6 @@
 """Tables of what artefacts hold: plans, scores, lesions, transfers and comparisons."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,7 +11,15 @@ from autoliver.evaluation.comparison import Comparison
 from autoliver.evaluation.detection import Detection
 from autoliver.evaluation.report.page import Cell, Figure, Part, Table
 from autoliver.evaluation.report.plots import Point, reliability_bars, strips
-from autoliver.evaluation.results import COLUMNS, CaseScores, LabelSummary, Scores
+from autoliver.evaluation.results import (
+    COLUMNS,
+    CaseScores,
+    LabelSummary,
+    Scores,
+    by_mean_dice,
+    statistic_of,
+)
+from autoliver.evaluation.tables import span
 from autoliver.inference.lesions.calibration import reliability
 from autoliver.planning.changes import decisions
 from autoliver.planning.findings import Finding
@@ -19,6 +28,8 @@ from autoliver.transfer.table import Transfer
 from autoliver.values import counted
 
 ALL_CLASSES = "all classes"
+# Heading of means over the cases of all folds.
+POOLED = "all cases: mean ± SD (95 % interval)"
 # The fields of scores that are shown, in this order; scores.csv has all of them.
 SHOWN = (
     *("chaos", "dice", "hd95_mm", "assd_mm", "nsd", "volume_difference_ml"),
@@ -134,7 +145,8 @@ def plan_tables(plan: Plan) -> list[Table]:
 def fold_tables(folds: Mapping[str, Scores]) -> list[Table]:
     """Returns the scores of the folds of a run, a table for each metric, a row for each label.
 
-    The last column is the mean over the folds, as `train` prints it.
+    Behind the folds come the mean over them, as `train` prints it, and the mean, standard deviation
+    and 95 % interval over the cases of all folds.
     """
     found = {f for s in folds.values() for each in s.summary.values() for f in each.metrics}
     return [_fold_table(folds, field) for field in _BY_FOLD if field in found]
@@ -154,13 +166,44 @@ def _fold_table(folds: Mapping[str, Scores], field: str) -> Table:
             known = [value for value in values if value is not None]
             mean = [number(statistics.fmean(known) if known else None, column.decimals)]
             name = f"{group}: {label}" if group else label
-            rows.append((Cell(name), whole(cases), *cells, *(mean if several else [])))
-    last = ("mean of folds",) if several else ()
+            pooled = _of_group(summaries, label, field) if group else pooled_of(folds, label, field)
+            last = [*(mean if several else []), pooled_cell(pooled, column.decimals)]
+            rows.append((Cell(name), whole(cases), *cells, *last))
+    heads = (*(("mean of folds",) if several else ()), POOLED)
     return Table(
         caption=f"{column.heading} of held-out cases",
-        head=("label", "cases", *folds, *last),
+        head=("label", "cases", *folds, *heads),
         rows=tuple(rows),
     )
+
+
+def pooled_of(folds: Mapping[str, Scores], label: str, field: str) -> Statistic | None:
+    """Returns the mean of a field of `Score` over the cases of all folds; None without a value."""
+    return statistic_of([case for scores in folds.values() for case in scores.cases], label, field)
+
+
+def _of_group(
+    summaries: Sequence[Mapping[str, LabelSummary]], label: str, field: str
+) -> Statistic | None:
+    """The same for a group of cases, of which only the summary of each fold is known."""
+    found = [s for each in summaries if label in each and (s := each[label].metrics.get(field))]
+    count = sum(each.n for each in found)
+    if not count:
+        return None
+    mean = sum(each.n * each.mean for each in found) / count
+    squares = sum((s.n - 1) * (s.sd or 0.0) ** 2 + s.n * (s.mean - mean) ** 2 for s in found)
+    sd = math.sqrt(squares / (count - 1)) if count > 1 else None
+    return Statistic(mean=mean, sd=sd, n=count)
+
+
+def pooled_cell(found: Statistic | None, decimals: int) -> Cell:
+    """Returns a mean with its standard deviation and interval as a cell, as `POOLED` says."""
+    if found is None:
+        return Cell("-")
+    text = f"{found.mean:z.{decimals}f}"
+    text += "" if found.sd is None else f" ± {found.sd:.{decimals}f}"
+    text += "" if found.interval is None else f" ({span(found.interval, decimals)})"
+    return Cell(text, found.mean)
 
 
 def summary_table(scores: Scores) -> Table:
@@ -200,10 +243,10 @@ def case_table(
         labels: All labels.
     """
     rows = []
-    for case in sorted(cases, key=_order):
+    for case in by_mean_dice(cases):
         dice = {name: score.dice for name, score in case.labels.items()}
         known = {name: value for name, value in dice.items() if value is not None}
-        mean = number(statistics.fmean(known.values()) if known else None, 3)
+        mean = number(case.mean_dice, 3)
         lead = [Cell(case.name, link=links.get(case.name, ""))]
         lead += [Cell(groups[case.name])] if groups else []
         if len(labels) <= _MOST_LABELS:
@@ -404,7 +447,7 @@ def comparison_table(found: Comparison) -> Table:
     for label, fields in found.summary.items():
         for field, each in fields.items():
             decimals = COLUMNS[field].decimals
-            interval = "-" if each.interval is None else _span(each.interval, decimals)
+            interval = span(each.interval, decimals)
             numbers = (number(v, decimals) for v in (each.mean_a, each.mean_b, each.mean))
             wins = f"{each.a_better}:{each.b_better}"
             p = Cell("too few") if each.p is None else number(each.p, 3)
@@ -422,12 +465,8 @@ def _statistic(found: Statistic | None, decimals: int) -> Cell:
         return Cell("-")
     text = f"{found.mean:z.{decimals}f}"
     if found.interval is not None:
-        text += f" ({_span(found.interval, decimals)})"
+        text += f" ({span(found.interval, decimals)})"
     return Cell(text, found.mean)
-
-
-def _span(interval: tuple[float, float], decimals: int) -> str:
-    return " to ".join(f"{value:z.{decimals}f}" for value in interval)
 
 
 def _plain_mean(found: Statistic | None, decimals: int) -> Cell:
@@ -441,8 +480,3 @@ def _mean(summary: LabelSummary | None, field: str) -> float | None:
 
 def _any(case: CaseScores, field: str) -> bool:
     return any(getattr(score, field) is not None for score in case.labels.values())
-
-
-def _order(case: CaseScores) -> tuple[float, str]:
-    known = [score.dice for score in case.labels.values() if score.dice is not None]
-    return (statistics.fmean(known) if known else 2.0, case.name)

@@ -4,19 +4,14 @@ One temperature is learnt on lesions of cases that the networks were not trained
 p^(1/T), scaled to add up to 1 (Guo et al. 2017). It changes no lesion's most probable class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import Record, replacing
+from autoliver.artifacts import Record
 from autoliver.models.selection import Temperature
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Array = npt.NDArray[np.float64]
 
@@ -25,8 +20,6 @@ LEAST_LESIONS = 20
 # Beyond these, probabilities are all nearly 1 or all nearly equal.
 _LOWEST, _HIGHEST = 0.05, 20.0
 _TINY = 1e-7  # stands for a probability of 0
-_INCHES, _DOTS_PER_INCH = 4.0, 100
-_COLOUR = "#56b4e9"
 
 
 class ReliabilityBin(Record, frozen=True, kw_only=True):
@@ -151,39 +144,6 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
         if each.confidence is not None and each.accuracy is not None
     )
     return sum(gaps) / total
-
-
-def draw_reliability(path: Path, panels: Mapping[str, Sequence[ReliabilityBin]]) -> None:
-    """Draws accuracy against confidence, with the number of lesions of each bin, as a PNG.
-
-    Args:
-        path: The PNG.
-        panels: Title -> bins from `reliability`, drawn side by side.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = (_INCHES * len(panels), _INCHES)
-    figure = Figure(figsize=size, layout="constrained", dpi=_DOTS_PER_INCH)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, bins) in zip(axes, panels.items(), strict=True):
-        axis.set_title(title, fontsize="medium")
-        _draw_bins(axis, bins)
-    with replacing(path) as beside:
-        figure.savefig(beside)
-
-
-def _draw_bins(axis: "Axes", bins: Sequence[ReliabilityBin]) -> None:
-    axis.plot([0, 1], [0, 1], color="grey", linestyle="dashed", linewidth=1)
-    for each in bins:
-        if each.accuracy is None:
-            continue
-        width = each.high - each.low
-        axis.bar(each.low, each.accuracy, width, align="edge", color=_COLOUR, edgecolor="white")
-        middle = each.low + width / 2
-        axis.text(middle, each.accuracy, str(each.lesions), ha="center", va="bottom", fontsize=7)
-    axis.set(xlim=(0, 1), ylim=(0, 1.06), xlabel="probability", ylabel="share that is right")
 
 
 def _nll(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:

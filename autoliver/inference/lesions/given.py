@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.errors import DatasetError, OptionError
+from autoliver.errors import OptionError
 from autoliver.inference.clean import mask_of
 from autoliver.inference.lesions.vote import LabelArray, VoteOptions
 from autoliver.io.files import read_label
-from autoliver.io.grids import compare_grids
+from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Geometry
 
 Mask = npt.NDArray[np.bool_]
@@ -35,14 +35,7 @@ def given_lesions(path: Path, image: Geometry, classes: Mapping[str, int]) -> Ma
         DatasetError: The file cannot be read or lies on another grid.
     """
     found = read_label(path)
-    differences = [each for each in compare_grids(image, found.geometry) if not each.rounding]
-    if differences:
-        own, theirs = differences[0].values()
-        raise DatasetError(
-            f"{path}: the lesions are on another grid than the image: {differences[0].what} "
-            f"{theirs}, where the image has {own}.",
-            hint="Give a label map on the image's own grid, as predict writes it.",
-        )
+    refuse_other_grid(found.geometry, image, what=f"{path} with the lesions", of="the image")
     mask = mask_of(found.array[0], list(classes.values()))
     if not mask.any() and found.array.any():
         held = ", ".join(str(value) for value in np.unique(found.array)[:_SHOWN])

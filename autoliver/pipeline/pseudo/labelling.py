@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Case, Labels
-from autoliver.evaluation.picture import Panel, Row, draw_outlines, slice_with_most
+from autoliver.evaluation.picture import Panel, Row, draw_outlines, shown_window, slice_with_most
 from autoliver.io.files import read_image, read_label, write_label
 from autoliver.io.volume import Volume
 from autoliver.pipeline.pseudo.compose import Quality, composed, label_of, probability_of
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
-from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ class Labelling:
             )
             for z in sorted(slices)
         )
-        window = SOFT_TISSUE_HU if case.modality == "CT" else None
+        window = shown_window(image.array[0], is_ct=case.modality == "CT")
         draw_outlines(
             self.output / f"pictures/{case.name}.png",
             [Row(title=case.name, panels=panels, window=window)],

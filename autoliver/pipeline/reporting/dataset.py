@@ -21,6 +21,7 @@ from autoliver.evaluation.report.tables import (
     plan_tables,
     texts,
 )
+from autoliver.evaluation.results import by_mean_dice
 from autoliver.models.files import FoldFolder
 from autoliver.models.selection import SELECTION_FILE
 from autoliver.pipeline.reporting.runs import (
@@ -39,7 +40,6 @@ from autoliver.pipeline.reporting.shown import (
     MapFile,
     Shown,
     chosen,
-    order_of,
 )
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Fingerprint, Plan
@@ -165,7 +165,8 @@ def _shown(known: _Known, runs: Sequence[Run]) -> tuple[Shown, ...]:
         return _shown_references(known)
     cases = {case.name: case for _, scores, _ in best.folds for case in scores.cases}
     places = {case.name: place for _, scores, place in best.folds for case in scores.cases}
-    found = chosen(by_dice(list(cases.values())), order_of(list(cases.values())), prefix="case")
+    order = [case.name for case in by_mean_dice(cases.values())]
+    found = chosen(by_dice(list(cases.values())), order, prefix="case")
     shown = []
     for name, (anchor, reasons) in found.items():
         case, scored = known.cases.get(name), cases[name]
@@ -322,7 +323,12 @@ def _provenance(workspace: Workspace, known: _Known, runs: Sequence[Run]) -> Sec
         if known.folder.trained.selection.exists():
             lines.append(command("select", known.folder.name, workspace=workspace.root))
         parts.append(Commands(lines=tuple(lines), caption="To do the same again"))
-    return Section(anchor="repeat", title="What was run, and how to repeat it", parts=tuple(parts))
+    return Section(
+        anchor="repeat",
+        title="What was run, and how to repeat it",
+        parts=tuple(parts),
+        warnings=tuple(problem for run in runs for problem in run.problems),
+    )
 
 
 def _version(path: Path) -> str:

@@ -11,21 +11,31 @@ from autoliver.datasets.cases import Dataset, Labels
 from autoliver.datasets.layouts import by_stem, image_files, label_files
 from autoliver.errors import ArtifactError, DatasetError
 from autoliver.evaluation.report.page import Section, Table
-from autoliver.evaluation.report.tables import (
-    texts,
-)
+from autoliver.evaluation.report.tables import texts
+from autoliver.evaluation.results import CaseScores, Scores
 from autoliver.evaluation.score import discover_labels
 from autoliver.inference.options import UNCERTAINTY, is_uncertainty
-from autoliver.inference.record import RECORD_FILE, Prediction, read_record
+from autoliver.inference.record import (
+    RECORD_FILE,
+    Prediction,
+    read_record,
+    refuse_other_labels,
+)
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_image, read_label
+from autoliver.io.grids import compare_grids
 from autoliver.io.header import split_ending
 from autoliver.io.volume import is_flat
 from autoliver.machine import Machine
+from autoliver.pipeline.dicom.cases import find_dicom
+from autoliver.pipeline.evaluation import renamed_labels
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
-_METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
 _FEW = 5  # names in one sentence
+
+# What an image is read from.
+Source = Path | Series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,10 @@ class PredictedFolder:
         used = self.record.modalities.get(self.maps[case].name) if case in self.maps else None
         return None if used is None or used.modality is None else used.modality == "CT"
 
+    def scored(self, case: CaseScores) -> Path:
+        """The label map of a scored case, also if the folder was moved since."""
+        return self.path / Path(case.prediction).name
+
 
 def read_folder(path: Path) -> PredictedFolder:
     """Finds the label maps of a folder, and what it was predicted with.
@@ -93,16 +107,31 @@ def dataset_at(workspace: Workspace, reference: Path | None) -> Dataset | None:
     return workspace.read(str(reference))
 
 
-def images_of(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Path]:
-    """The first image file of each case; of several channels the first."""
-    found: dict[str, Path] = {}
+def images_of(sources: Sequence[Path], dataset: Dataset | None) -> dict[str, Source]:
+    """Finds the image of each case.
+
+    Args:
+        sources: Folders of images or of DICOM series, or single ones of these.
+        dataset: A dataset, whose cases have images as well; None for none.
+
+    Returns:
+        Case -> its image file, of several channels the first, or its series, named as by `predict`.
+
+    Raises:
+        DatasetError: There is no image.
+    """
+    found: dict[str, Source] = {}
     if dataset is not None:
         found = {case.name: Path(case.images[0]) for case in dataset.cases}
-    for folder in folders:
-        files = image_files(folder) if folder.is_dir() else [folder]
+    for source in sources:
+        files = image_files(source) if source.is_dir() else []
+        if not files and (cases := find_dicom(source)) is not None:
+            found |= cases.series
+            continue
+        files = [source] if source.is_file() else files
         if not files:
             raise DatasetError(
-                f"{folder}: no images.", hint="Give the folder of the images with -i."
+                f"{source}: no images.", hint="Give the folder of the images with -i."
             )
         for stem, file in by_stem(files, prefer=None).items():
             found[stem] = file
@@ -111,24 +140,79 @@ def images_of(folders: Sequence[Path], dataset: Dataset | None) -> dict[str, Pat
     return found
 
 
-def labels_of(folders: Sequence[PredictedFolder]) -> Labels:
-    """The labels of the model that predicted, or one for each value of the label maps."""
-    for folder in folders:
-        if folder.record is not None and folder.record.labels is not None:
-            return folder.record.labels
-    return discover_labels([file for folder in folders for file in folder.maps.values()])
+def model_labels(folders: Sequence[PredictedFolder]) -> tuple[Labels | None, tuple[str, ...]]:
+    """Returns by which labels all folders are read: those of the first model that is known.
+
+    Returns:
+        The labels, None if no model is known; and notes on labels that are named otherwise in
+        another folder.
+
+    Raises:
+        OptionError: The models gave other values to a label.
+    """
+    known = [
+        (folder.path, folder.record.labels)
+        for folder in folders
+        if folder.record is not None and folder.record.labels is not None
+    ]
+    if not known:
+        return None, ()
+    (first, labels), *others = known
+    notes: tuple[str, ...] = ()
+    for path, theirs in others:
+        hint = "Report on each folder by itself."
+        refuse_other_labels(path, labels, whose=f"-p {first}", hint=hint)
+        notes += renamed_labels(theirs, str(path), labels, whose=f"-p {first}")
+    return labels, notes
 
 
-def volumes_of(path: Path, labels: Labels) -> dict[str, float]:
-    """Label -> volume in ml; in a 2D file, which has none, in thousands of pixels."""
+def labels_of(folders: Sequence[PredictedFolder]) -> tuple[Labels, tuple[str, ...]]:
+    """As `model_labels`, with one label for each value of the label maps if no model is known."""
+    labels, notes = model_labels(folders)
+    files = [file for folder in folders for file in folder.maps.values()]
+    return labels or discover_labels(files), notes
+
+
+def sizes_of(path: Path, labels: Labels) -> tuple[str, dict[str, float]]:
+    """Returns "ml" and label -> volume; of a 2D file, which has none, "pixels" and their number."""
     label = read_label(path)
-    spacing = label.geometry.spacing_mm
-    voxel_ml = 1e-3 if is_flat(label.geometry) else float(np.prod(spacing)) / 1000
+    flat = is_flat(label.geometry)
+    each = 1.0 if flat else float(np.prod(label.geometry.spacing_mm)) / 1000
     counts = np.bincount(label.array.ravel().astype(np.int64))
-    return {
-        name: float(sum(counts[v] for v in values if v < len(counts))) * voxel_ml
+    sizes = {
+        name: float(sum(counts[v] for v in values if v < len(counts))) * each
         for name, values in labels.foreground.items()
     }
+    return "pixels" if flat else "ml", sizes
+
+
+def changed_since(scores: Scores, path: Path, folder: PredictedFolder) -> list[str]:
+    """Names of cases that are not as they were when their scores were written.
+
+    A label map or its reference was written or put there later, or the label map is gone.
+
+    Args:
+        scores: The scores.
+        path: Their file.
+        folder: The label maps.
+    """
+    written = _placed_ns(path)
+    files = {name: [file] for name, file in folder.maps.items()}
+    files |= {case.name: [folder.scored(case), Path(case.reference)] for case in scores.cases}
+    gone = {case.name for case in scores.cases if not folder.scored(case).exists()}
+    return [
+        name
+        for name in sorted(files)
+        if name in gone or max(map(_placed_ns, files[name])) > written
+    ]
+
+
+def _placed_ns(path: Path) -> int:
+    """When a file got its content or its place, in ns; the former alone may be copied along."""
+    if not path.exists():
+        return 0
+    state = path.stat()
+    return max(state.st_mtime_ns, state.st_ctime_ns)
 
 
 def uncertainty_of(path: Path) -> float | None:
@@ -137,10 +221,12 @@ def uncertainty_of(path: Path) -> float | None:
     beside = path.with_name(f"{stem}{UNCERTAINTY}{ending}")
     if not beside.exists():
         return None
-    label, values = read_label(path).array[0] > 0, read_image([beside]).array[0]
-    if label.shape != values.shape or not label.any():
+    label, values = read_label(path), read_image([beside])
+    inside = label.array[0] > 0
+    differences = compare_grids(label.geometry, values.geometry)
+    if not inside.any() or any(not each.rounding for each in differences):
         return None
-    return float(values[label].mean(dtype=np.float64))
+    return float(values.array[0][inside].mean(dtype=np.float64))
 
 
 def made_section(folder: PredictedFolder, what: str = "") -> Section:

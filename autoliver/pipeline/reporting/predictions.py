@@ -23,21 +23,26 @@ from autoliver.evaluation.report.tables import (
     strip_figures,
     summary_table,
 )
-from autoliver.evaluation.results import COLUMNS, CaseScores, Scores
+from autoliver.evaluation.results import COLUMNS, CaseScores, Scores, by_mean_dice
+from autoliver.io.dicom.series import Series
 from autoliver.models.files import SCORES_FILE
 from autoliver.parallel import case_bar
 from autoliver.pipeline.comparison import shared
+from autoliver.pipeline.dicom.cases import modality_of
 from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
 from autoliver.pipeline.reporting.folders import (
     PredictedFolder,
     PredictionSources,
+    Source,
+    changed_since,
     dataset_at,
     images_of,
     labels_of,
     made_section,
+    model_labels,
     read_folder,
+    sizes_of,
     uncertainty_of,
-    volumes_of,
 )
 from autoliver.pipeline.reporting.shown import (
     Chapter,
@@ -45,13 +50,14 @@ from autoliver.pipeline.reporting.shown import (
     Shown,
     anchors_of,
     chosen,
-    order_of,
 )
 from autoliver.values import first_few
 from autoliver.workspace import Workspace
 
-_METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
 _FEW = 5  # names in one sentence
+# What a label has of a unit, and with how many decimals.
+_SIZES, _DECIMALS = {"ml": "volume", "pixels": "area"}, {"ml": 1, "pixels": 0}
+_METRICS = ("dice", "hd95", "nsd", "volume", "recall", "precision", "lesions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ class _Sources:
     """What all cases that are shown share: their folder, their images and the labels."""
 
     folder: PredictedFolder
-    images: Mapping[str, Path]
+    images: Mapping[str, Source]
     labels: Labels
 
 
@@ -95,18 +101,22 @@ def _one(
     workspace: Workspace,
     folder: PredictedFolder,
     sources: PredictionSources,
-    images: Mapping[str, Path],
+    images: Mapping[str, Source],
     dataset: Dataset | None,
 ) -> Chapter:
     scores, note = _scores(workspace, folder, sources, dataset)
     if scores is None:
-        return _unscored(folder, images)
+        return _unscored(folder, images, note)
     cases = {case.name: case for case in scores.cases}
-    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="predicted")
+    found = chosen(
+        by_dice(scores.cases),
+        [case.name for case in by_mean_dice(scores.cases)],
+        prefix="predicted",
+    )
     links, labels = anchors_of(found), list(scores.labels.foreground)
     of = _Sources(folder=folder, images=images, labels=scores.labels)
     shown = tuple(
-        _show(name, how, _pair(cases[name]), of=of, table=numbers_of(cases[name]))
+        _show(name, how, _pair(cases[name], folder), of=of, table=numbers_of(cases[name]))
         for name, how in found.items()
     )
     named = {"": scores}
@@ -133,22 +143,28 @@ def _show(
     table: Table | None = None,
 ) -> Shown:
     anchor, reasons = chosen_as
+    image, is_ct = of.images.get(name), of.folder.modality(name)
+    series = image if isinstance(image, Series) else None
+    if is_ct is None and series is not None and (modality := modality_of(series)) is not None:
+        is_ct = modality == "CT"
     return Shown(
         anchor=anchor,
         name=name,
         reasons=reasons,
         table=table,
-        images=(of.images[name],) if name in of.images else (),
+        images=(image,) if isinstance(image, Path) else (),
+        series=series,
         maps=maps,
         labels=of.labels,
-        is_ct=of.folder.modality(name),
+        is_ct=is_ct,
     )
 
 
-def _pair(case: CaseScores) -> tuple[MapFile, ...]:
+def _pair(case: CaseScores, folder: PredictedFolder) -> tuple[MapFile, ...]:
+    # The folder may have been moved since it was scored.
     return (
         MapFile(title="reference", style="reference", path=Path(case.reference)),
-        MapFile(title="prediction", style="prediction", path=Path(case.prediction)),
+        MapFile(title="prediction", style="prediction", path=folder.scored(case)),
     )
 
 
@@ -158,21 +174,26 @@ def _scores(
     sources: PredictionSources,
     dataset: Dataset | None,
 ) -> tuple[Scores | None, str]:
-    """The scores of a folder, and where they are from; None without any."""
-    kept = folder.path / SCORES_FILE
+    """The scores of a folder, and where they are from; None without any, and why."""
+    kept, old = folder.path / SCORES_FILE, ""
     if kept.exists():
         scores = Scores.load(kept)
         if sources.reference is None or _is_of(scores, sources.reference, dataset):
-            return scores, f"From {SCORES_FILE} of {folder.path}."
+            changed = changed_since(scores, kept, folder)
+            if not changed:
+                return scores, f"From {SCORES_FILE} of {folder.path}."
+            old = f"{SCORES_FILE} of {folder.path} is not of {first_few(changed, _FEW)} as now."
     if sources.reference is None:
-        return None, ""
+        return None, f"{old} So it is left out: give the reference with -r." if old else ""
     request = EvaluateRequest(metrics=_METRICS, subset=True, machine=sources.machine)
-    task = task_of(workspace, folder.path, sources.reference, request, output=folder.path)
-    scores = score(_named(task, folder), request)
+    own, _ = model_labels([folder])
+    path = folder.path
+    task = task_of(workspace, path, sources.reference, request, output=path, model=own)
+    scores = score(task, request)
     if task.dataset is not None:
         scores = scores.grouped(groups_of(task.dataset.cases))
     keep = command("evaluate", options=["-p", str(folder.path), "-r", str(sources.reference)])
-    return scores, f"Computed for this page. To keep them as {SCORES_FILE}: {keep}"
+    return scores, f"{old} Computed for this page. To keep them as {SCORES_FILE}: {keep}".strip()
 
 
 def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
@@ -184,21 +205,13 @@ def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
     return all(Path(case.reference).resolve().parent == place for case in scores.cases)
 
 
-def _named(task: Task, folder: PredictedFolder) -> Task:
-    """The task with the labels of the model, unless a dataset names them."""
-    record = folder.record
-    if task.labels is not None or record is None or record.labels is None:
-        return task
-    return replace(task, labels=record.labels)
-
-
-def _unscored(folder: PredictedFolder, images: Mapping[str, Path]) -> Chapter:
+def _unscored(folder: PredictedFolder, images: Mapping[str, Source], note: str) -> Chapter:
     """Volumes and uncertainty, and the cases in which they are unlike those of the others."""
-    labels = labels_of([folder])
-    volumes = {
-        name: volumes_of(path, labels)
-        for name, path in case_bar("volumes", len(folder.maps))(folder.maps.items())
-    }
+    labels, _ = labels_of([folder])
+    sizes: dict[str, dict[str, dict[str, float]]] = {}
+    for name, path in case_bar("volumes", len(folder.maps))(folder.maps.items()):
+        unit, of_labels = sizes_of(path, labels)
+        sizes.setdefault(unit, {})[name] = of_labels
     spread = {
         name: {"all labels": value}
         for name, path in folder.maps.items()
@@ -206,7 +219,12 @@ def _unscored(folder: PredictedFolder, images: Mapping[str, Path]) -> Chapter:
     }
     unlike: dict[str, tuple[str, ...]] = {}
     for found in (
-        by_values(volumes, "volume", unit=" ml", decimals=1),
+        *(
+            by_values(
+                s, _SIZES[unit], unit=f" {unit}", decimals=_DECIMALS[unit], where_present=True
+            )
+            for unit, s in sizes.items()
+        ),
         by_values(spread, "mean uncertainty", unit="", decimals=3, low=False),
     ):
         for name, reasons in found.items():
@@ -227,34 +245,42 @@ def _unscored(folder: PredictedFolder, images: Mapping[str, Path]) -> Chapter:
     )
     section = Section(
         anchor="volumes",
-        title="Volumes",
+        title=" and ".join(f"{_SIZES[unit].capitalize()}s" for unit in sizes),
         notes=(f"Unlike the others: {first_few(order, MOST)}.",) if order else (),
-        parts=(_volume_table(volumes, spread, links), *_volume_strips(volumes, links)),
+        parts=tuple(
+            part
+            for unit, each in sizes.items()
+            for part in (_size_table(each, spread, links, unit), _size_strips(each, links, unit))
+        ),
+        warnings=(note,) if note else (),
     )
     return Chapter(sections=(made_section(folder), section), shown=shown)
 
 
-def _volume_table(
+def _size_table(
     volumes: Mapping[str, Mapping[str, float]],
     spread: Mapping[str, Mapping[str, float]],
     links: Mapping[str, str],
+    unit: str,
 ) -> Table:
     labels = list(dict.fromkeys(label for of in volumes.values() for label in of))
     rows = tuple(
         (
             Cell(name, link=links.get(name, "")),
             *([number(spread.get(name, {}).get("all labels"), 3)] if spread else []),
-            *(number(of.get(label), 1) for label in labels),
+            *(number(of.get(label), _DECIMALS[unit]) for label in labels),
         )
         for name, of in volumes.items()
     )
-    head = ("case", *(["mean uncertainty"] if spread else []), *(f"{label} ml" for label in labels))
-    return Table(caption="Volume of every case", head=head, rows=rows, folded=len(rows) > 30)
+    sized = (f"{label} {unit}" for label in labels)
+    head = ("case", *(["mean uncertainty"] if spread else []), *sized)
+    caption = f"{_SIZES[unit].capitalize()} of every case"
+    return Table(caption=caption, head=head, rows=rows, folded=len(rows) > 30)
 
 
-def _volume_strips(
-    volumes: Mapping[str, Mapping[str, float]], links: Mapping[str, str]
-) -> list[Figure]:
+def _size_strips(
+    volumes: Mapping[str, Mapping[str, float]], links: Mapping[str, str], unit: str
+) -> Figure:
     labels = list(dict.fromkeys(label for of in volumes.values() for label in of))
     rows = {
         label: [
@@ -262,15 +288,16 @@ def _volume_strips(
         ]
         for label in labels
     }
-    svg = strips(rows, groups=(), label="volume ml", title="Volumes by label and case")
-    return [Figure(svg=svg, caption="Volumes by label and case. A point leads to its case.")]
+    title = f"{_SIZES[unit].capitalize()}s by label and case"
+    svg = strips(rows, groups=(), label=f"{_SIZES[unit]} {unit}", title=title)
+    return Figure(svg=svg, caption=f"{title}. A point leads to its case.")
 
 
 def _two(
     workspace: Workspace,
     folders: tuple[PredictedFolder, PredictedFolder],
     sources: PredictionSources,
-    images: Mapping[str, Path],
+    images: Mapping[str, Source],
     dataset: Dataset | None,
 ) -> Chapter:
     first, second = folders
@@ -278,7 +305,7 @@ def _two(
     if sources.reference is None:
         section, found, numbers, labels = _agreement(folders, sources)
     else:
-        section, found, numbers, labels = _differences(workspace, folders, sources)
+        section, found, numbers, labels = _differences(workspace, folders, sources, dataset)
     references = _references(sources, dataset)
     of = _Sources(folder=first, images=images, labels=labels)
     styles: tuple[tuple[str, Style, Mapping[str, Path]], ...] = (
@@ -319,13 +346,16 @@ def _differences(
     workspace: Workspace,
     folders: tuple[PredictedFolder, PredictedFolder],
     sources: PredictionSources,
+    dataset: Dataset | None,
 ) -> _Found:
     """Both against the reference, case by case, as `evaluate` compares them."""
     reference = Path(str(sources.reference))
     paths = (folders[0].path, folders[1].path)
     request = EvaluateRequest(metrics=_METRICS, subset=True, machine=sources.machine)
-    tasks = [task_of(workspace, path, reference, request, output=path) for path in paths]
-    tasks = [_named(task, folder) for task, folder in zip(tasks, folders, strict=True)]
+    model, notes = (None, ()) if dataset else model_labels(folders)
+    tasks = [
+        task_of(workspace, path, reference, request, output=path, model=model) for path in paths
+    ]
     tasks = shared(tasks, paths, subset=True)
     scores = [score(replace(task, labels=tasks[0].labels), request) for task in tasks]
     found = compare_scores(
@@ -346,7 +376,7 @@ def _differences(
     section = Section(
         anchor="compared",
         title="A against B",
-        notes=(f"Both were compared with {reference}.", *found.warnings),
+        notes=(f"Both were compared with {reference}.", *notes, *found.warnings),
         parts=(comparison_table(found), *_difference_parts(dice, links)),
     )
     head = ("label, metric", "A", "B", "B - A")
@@ -360,18 +390,21 @@ def _differences(
 def _agreement(folders: _Both, sources: PredictionSources) -> _Found:
     """How much A and B have in common, where there is no reference."""
     first, second = folders
-    labels = labels_of(folders)
+    labels, notes = labels_of(folders)
     pairs = find_pairs(second.path, first.maps, subset=True)
     task = Task(pairs=pairs, labels=labels, dataset=None, warnings=())
     request = EvaluateRequest(metrics=("dice", "volume"), machine=sources.machine)
     scores = score(task, request)
-    found = chosen(by_dice(scores.cases), order_of(scores.cases), prefix="compared")
+    found = chosen(
+        by_dice(scores.cases), [case.name for case in by_mean_dice(scores.cases)], prefix="compared"
+    )
     links = anchors_of(found)
     section = Section(
         anchor="compared",
         title="A against B",
         notes=(
             "There is no reference: A stands in its place, so that the Dice is what both share.",
+            *notes,
         ),
         parts=(
             summary_table(scores),

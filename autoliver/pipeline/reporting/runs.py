@@ -1,6 +1,5 @@
 """What a page says of runs: their folds, curves, scores, transfers and which is best."""
 
-import contextlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,24 +8,28 @@ from typing import TypeVar
 
 from autoliver.artifacts import Artifact
 from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.evaluation.bootstrap import Statistic
 from autoliver.evaluation.report.page import Cell, Figure, Section, Table
 from autoliver.evaluation.report.plots import learning_curves
 from autoliver.evaluation.report.tables import (
+    POOLED,
     case_table,
     fold_tables,
     lesion_parts,
     number,
+    pooled_cell,
+    pooled_of,
     strip_figures,
     texts,
     transfer_tables,
     whole,
 )
 from autoliver.evaluation.results import Scores
-from autoliver.locks import is_held
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
 from autoliver.models.selection import Selection
 from autoliver.pipeline.run.outcome import mean_of
 from autoliver.pipeline.run.source_scores import SourceScores
+from autoliver.pipeline.status import FoldStatus, run_status
 from autoliver.system import entries
 from autoliver.training.options import TrainingOptions, flag
 from autoliver.training.progress import EpochLog, read_progress
@@ -50,7 +53,7 @@ class RunFold:
         logs: Its epochs.
         scores: Scores of its held-out cases.
         source: Scores of unseen cases of the dataset that its weights come from.
-        state: What it is doing, in words.
+        status: What it is doing.
         problems: What is damaged.
     """
 
@@ -60,7 +63,7 @@ class RunFold:
     logs: tuple[EpochLog, ...]
     scores: Scores | None
     source: SourceScores | None
-    state: str
+    status: FoldStatus
     problems: tuple[str, ...]
 
 
@@ -72,13 +75,15 @@ class Run:
         folder: Its folder.
         options: Its options; None if they are missing or damaged.
         transfer: What became of the weights that it starts from; None without any.
-        folds: Its folds, begun or finished.
+        folds: Its folds: those about to begin, begun or finished.
+        problems: What else is damaged.
     """
 
     folder: RunFolder
     options: TrainingOptions | None
     transfer: Transfer | None
     folds: tuple[RunFold, ...]
+    problems: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -94,6 +99,11 @@ class Run:
     def mean_dice(self) -> dict[str, float | None]:
         """Label -> mean over the folds of their mean Dice, as `train` prints it."""
         return _mean_dice(list(self.scores.values()))
+
+    @property
+    def pooled_dice(self) -> dict[str, Statistic | None]:
+        """Label -> Dice over the held-out cases of all folds; None where no case defines it."""
+        return {label: pooled_of(self.scores, label, "dice") for label in self.mean_dice}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +127,7 @@ class Best:
 def runs_of(folder: DatasetFolder) -> tuple[Run, ...]:
     """Reads all runs of a dataset that have begun, by name."""
     places = (RunFolder(path) for path in entries(folder.path / "runs") if path.is_dir())
-    return tuple(
-        Run(
-            folder=place,
-            options=_load(TrainingOptions, place.options, []),
-            transfer=_load(Transfer, place.transfer, []),
-            folds=tuple(_fold(place, path) for path in place.begun if path.is_dir()),
-        )
-        for place in places
-        if place.begun or place.options.exists()
-    )
+    return tuple(_run(place) for place in places if place.begun or place.options.exists())
 
 
 def shown_scores(folder: DatasetFolder, runs: Sequence[Run]) -> Best | None:
@@ -251,13 +252,13 @@ def comparison_section(folder: DatasetFolder, runs: Sequence[Run]) -> Section | 
             (
                 Cell(run.name),
                 Cell(", ".join(name.removeprefix("fold ") for name in run.scores)),
-                number(mean_of(list(run.mean_dice.values())), 3),
-                *(number(run.mean_dice.get(label), 3) for label in labels),
+                number(_mean_of_labels(run), 3),
+                *(pooled_cell(run.pooled_dice.get(label), 3) for label in labels),
             )
             for run in scored
         ]
         head = ("run", "folds", "mean of labels", *labels)
-        caption = "Dice of held-out cases, mean over folds"
+        caption = f"Dice of held-out cases; {POOLED}"
         parts.append(Table(caption=caption, head=head, rows=tuple(rows)))
     notes: tuple[str, ...] = ()
     if selection is not None:
@@ -284,13 +285,14 @@ def runs_table(runs: Sequence[Run]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
         for fold in run.folds:
+            state = ": ".join(filter(None, (fold.status.state, fold.status.problem)))
             hours = sum(log.seconds for log in fold.logs) / 3600
             dice = None if fold.scores is None else fold.scores.mean.get("dice")
             held_out = len(fold.scores.cases) if fold.scores is not None else None
             rows.append(
                 (
                     Cell(f"{run.name}, fold {fold.name}"),
-                    Cell("; ".join([fold.state, *fold.problems])),
+                    Cell("; ".join([state, *fold.problems])),
                     whole(len(fold.logs)),
                     number(hours if fold.logs else None, 2),
                     Cell("-") if held_out is None else whole(held_out),
@@ -324,33 +326,31 @@ def repeat_words(run: Run) -> list[str]:
     return words
 
 
-def _fold(run: RunFolder, path: Path) -> RunFold:
+def _run(place: RunFolder) -> Run:
+    damaged: list[str] = []
+    folds = tuple(_fold(place.fold(each.fold), each) for each in run_status(place, damaged))
+    told = {problem for fold in folds for problem in fold.problems}
+    return Run(
+        folder=place,
+        options=_load(TrainingOptions, place.options, damaged),
+        transfer=_load(Transfer, place.transfer, damaged),
+        folds=folds,
+        problems=tuple(problem for problem in dict.fromkeys(damaged) if problem not in told),
+    )
+
+
+def _fold(path: Path, status: FoldStatus) -> RunFold:
     files, problems = FoldFolder(path), list[str]()
-    model = _load(FoldModel, files.model, problems)
-    logs = tuple(read_progress(files.progress))
-    name = fold_of(path)
     return RunFold(
-        name=name,
+        name=status.fold,
         path=path,
-        model=model,
-        logs=logs,
+        model=_load(FoldModel, files.model, problems),
+        logs=tuple(read_progress(files.progress)),
         scores=_load(Scores, files.scores, problems),
         source=_load(SourceScores, files.on_source / SCORES_FILE, problems),
-        state=_state(run, name, trained=files.model.exists(), log=files.log),
+        status=status,
         problems=tuple(problems),
     )
-
-
-def _state(run: RunFolder, fold: str, *, trained: bool, log: Path) -> str:
-    with contextlib.suppress(OSError):  # of a folder that may only be read
-        if is_held(run.lock(fold)):
-            return "in progress"
-    if trained:
-        return "trained"
-    last = (
-        log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
-    )
-    return f"not finished; {last[0]}" if last else "not finished"
 
 
 def _load(kind: type[A], path: Path, problems: list[str]) -> A | None:
@@ -362,6 +362,10 @@ def _load(kind: type[A], path: Path, problems: list[str]) -> A | None:
     except AutoliverError as error:  # of values that an earlier version took
         problems.append(f"{path.name}: {error.problem}")
     return None
+
+
+def _mean_of_labels(run: Run) -> float | None:
+    return mean_of([None if each is None else each.mean for each in run.pooled_dice.values()])
 
 
 def _pair(folder: DatasetFolder, runs: Sequence[str]) -> Best | None:
@@ -376,15 +380,15 @@ def _pair(folder: DatasetFolder, runs: Sequence[str]) -> Best | None:
 
 
 def _gain(run: Run, scratch: Run | None) -> Table:
-    without = scratch.mean_dice if scratch is not None else {}
+    without = scratch.pooled_dice if scratch is not None else {}
     rows = []
-    for label, gained in run.mean_dice.items():
+    for label, gained in run.pooled_dice.items():
         before = without.get(label)
-        gain = None if gained is None or before is None else gained - before
+        gain = None if gained is None or before is None else gained.mean - before.mean
         signed = Cell("-") if gain is None else Cell(f"{gain:+.3f}", gain)
-        rows.append((Cell(label), number(gained, 3), number(before, 3), signed))
+        rows.append((Cell(label), pooled_cell(gained, 3), pooled_cell(before, 3), signed))
     return Table(
-        caption="Dice of held-out cases with and without transfer, mean over folds",
+        caption=f"Dice of held-out cases with and without transfer; {POOLED}",
         head=("label", "transferred", "from scratch", "difference"),
         rows=tuple(rows),
     )

@@ -17,8 +17,10 @@ from autoliver.evaluation.report.sprites import (
     Style,
     make_sprite,
 )
-from autoliver.evaluation.results import CaseScores
+from autoliver.io.dicom.read import read_series
+from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_image, read_label
+from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Volume
 from autoliver.parallel import case_bar
 
@@ -55,6 +57,7 @@ class Shown:
         reasons: Why it is an outlier; empty if it is none.
         table: Its numbers; None if there are none.
         images: Its images; empty if they are not known.
+        series: Its DICOM series, instead of images; None without one.
         maps: Its label maps, the reference first.
         labels: Names and values of the labels.
         is_ct: Whether the image is CT; None to go by its values.
@@ -66,6 +69,7 @@ class Shown:
     reasons: tuple[str, ...] = ()
     table: Table | None = None
     images: tuple[Path, ...] = ()
+    series: Series | None = None
     maps: tuple[MapFile, ...] = ()
     labels: Labels
     is_ct: bool | None = None
@@ -109,16 +113,6 @@ def chosen(
 def anchors_of(found: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, str]:
     """Case -> anchor, of what `chosen` returns."""
     return {name: anchor for name, (anchor, _) in found.items()}
-
-
-def order_of(cases: Sequence[CaseScores]) -> list[str]:
-    """The names of cases, the lowest mean Dice first; those without one last."""
-
-    def mean(case: CaseScores) -> tuple[float, str]:
-        known = [s.dice for s in case.labels.values() if s.dice is not None]
-        return (sum(known) / len(known) if known else 2.0, case.name)
-
-    return [case.name for case in sorted(cases, key=mean)]
 
 
 def fitted(page: Page, shown: Sequence[Shown], *, most_bytes: int = MOST_BYTES) -> bytes:
@@ -189,15 +183,12 @@ def _bytes_of(view: CaseView) -> int:
 
 def _read(shown: Shown) -> tuple[Volume, list[LabelMap]]:
     """The image and the label maps of a case."""
-    if not shown.images:
+    if not shown.images and shown.series is None:
         raise DatasetError("its image is not known.")
-    image = read_image(shown.images)
+    image = read_image(shown.images) if shown.series is None else read_series(shown.series)
     maps = []
     for each in shown.maps:
-        array = read_label(each.path).array[0]
-        if array.shape != image.geometry.shape_zyx:
-            raise DatasetError(
-                f"{each.path}: it has {array.shape} voxels, its image {image.geometry.shape_zyx}."
-            )
-        maps.append(LabelMap(title=each.title, style=each.style, array=array))
+        label = read_label(each.path)
+        refuse_other_grid(label.geometry, image.geometry, what=str(each.path))
+        maps.append(LabelMap(title=each.title, style=each.style, array=label.array[0]))
     return image, maps

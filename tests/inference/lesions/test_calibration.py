@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoliver.evaluation.picture import draw_reliability
 from autoliver.inference.lesions.calibration import (
     calibrated,
-    draw_reliability,
     expected_calibration_error,
     fit_temperature,
     reliability,
