@@ -12,11 +12,14 @@ from report_trees import GRID, label_of
 import autoliver
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
+from autoliver.evaluation.report.sprites import MOST_PIECES, LabelMap, make_sprite
 from autoliver.inference.record import DecidingOptions, Prediction
 from autoliver.io.files import write_image, write_label
 from autoliver.io.grids import refuse_other_grid
 from autoliver.io.volume import Geometry
 from autoliver.pipeline.dicom.cases import find_dicom
+from autoliver.pipeline.reporting.report import ReportRequest, report
+from autoliver.workspace import Workspace
 
 OPTIONS = DecidingOptions(step=0.5, mirror=False, folds=None, roi=None, modality=None, exact=False)
 FLAT = Geometry(shape_zyx=(1, 20, 30), spacing_mm=(999.0, 1.0, 1.0))
@@ -200,3 +203,30 @@ def test_a_flat_file_has_an_area_in_pixels(tmp_path: Path) -> None:
     assert list(page.numbers("Volume of every case")) == ["volume"]
     why = {row[0][0]: row[1][0] for row in page.tables["Unlike the others, or worst"][1:]}
     assert why == {"c5": "label_1: area 200 pixels, while half of the cases have 80 to 80 pixels."}
+
+
+@pytest.mark.parametrize("name", ["notes.json", "mine.html", "labelsTr/p0.nii.gz"])
+def test_only_pages_are_replaced(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(OptionError, match="--output"):
+        report(Workspace(tmp_path / "w"), ReportRequest(predictions=(tmp_path,), output=path))
+    assert path.read_bytes() == b"mine"
+
+
+def test_specks_are_not_outlined() -> None:
+    noise = np.random.default_rng(0).random((1, 256, 256)) > 0.5
+    organ = np.zeros((1, 256, 256), bool)
+    organ[0, 60:120, 60:120] = True
+    label = LabelMap(title="found", style="prediction", array=(noise | organ).astype(np.uint8))
+    geometry = Geometry(shape_zyx=(1, 256, 256), spacing_mm=(5.0, 1.0, 1.0))
+    sprite = make_sprite(
+        np.zeros((1, 256, 256), np.float32),
+        [label],
+        geometry,
+        labels={"liver": (1,)},
+        is_ct=False,
+    )
+    (paths,) = sprite.layers
+    assert paths.paths[0][0].count("M") <= 2 * MOST_PIECES

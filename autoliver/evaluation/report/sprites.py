@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from autoliver.evaluation.picture import shown_window
 from autoliver.io.orientation import USUAL, axis_codes, reorientation
@@ -16,6 +17,8 @@ from autoliver.io.volume import Geometry, is_flat
 Style = Literal["reference", "prediction", "second"]
 Array = npt.NDArray[Any]
 
+# Pieces of a label, and holes in it, that are outlined in a slice.
+MOST_PIECES = 100
 MOST_SLICES = 48
 FEW_SLICES = 12
 _EDGE = 256  # pixels of the longer side of a slice
@@ -260,6 +263,7 @@ def _outline(mask: npt.NDArray[np.bool_], scale: tuple[float, float]) -> str:
     """The outline of a mask (y, x) as a path of SVG: closed, with relative whole numbers."""
     from skimage.measure import find_contours
 
+    mask = _without_specks(mask)
     ends = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0)]
     inner = mask[ends[0][0] : ends[0][1] + 1, ends[1][0] : ends[1][1] + 1]
     # Centres of voxels are at halves, and the frame has added one voxel.
@@ -267,6 +271,26 @@ def _outline(mask: npt.NDArray[np.bool_], scale: tuple[float, float]) -> str:
     contours = find_contours(np.pad(inner, 1).astype(np.float32), 0.5)
     polygons = (_simplified((each + first) * scale) for each in contours)
     return "".join(_closed(np.rint(each * _STEPS).astype(int)) for each in polygons)
+
+
+def _without_specks(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask with its largest pieces and holes alone, where it has more than can be told apart.
+
+    A network that has only begun to learn finds thousands.
+    """
+    mask = _largest(mask)
+    return ~_largest(~np.pad(mask, 1, constant_values=False))[1:-1, 1:-1]
+
+
+def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    numbers, count = ndimage.label(mask)
+    if count <= MOST_PIECES:
+        return mask
+    sizes = np.bincount(numbers.ravel())[1:]
+    kept = np.zeros(count + 1, bool)
+    kept[1 + np.argsort(-sizes, kind="stable")[:MOST_PIECES]] = True
+    largest: npt.NDArray[np.bool_] = kept[numbers]
+    return largest
 
 
 def _simplified(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -17,6 +17,9 @@ from autoliver.workspace import Workspace
 
 REPORT_FILE = "report.html"
 _NAME = 40  # characters of a folder in the title
+_ENDING = ".html"
+# What is in the head of every page, and how far it is looked for.
+_MARK, _HEAD = b'content="autoliver report"', 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,24 @@ class Reported:
     __repr__ = brief
 
 
+def _refuse_place(output: Path) -> None:
+    """Refuses to write a page over anything but a page.
+
+    Raises:
+        OptionError: The file has another ending, or is none that `report` has written.
+    """
+    if output.suffix.lower() != _ENDING:
+        raise OptionError(
+            f"--output {output}: a report is a page of HTML.",
+            hint=f"Name a file that ends with {_ENDING}, e.g. {output.with_suffix(_ENDING)}",
+        )
+    if output.exists() and not (output.is_file() and _MARK in output.read_bytes()[:_HEAD]):
+        raise OptionError(
+            f"--output {output}: there is something else than a report.",
+            hint="Choose another name.",
+        )
+
+
 def report(workspace: Workspace, request: ReportRequest) -> Reported:
     """Writes a page of HTML about a dataset, about predictions, or about both.
 
@@ -90,6 +111,8 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
         OptionError: There is no place for the page.
         AutoliverError: The page would be too large even without slices.
     """
+    if request.output is not None:
+        _refuse_place(request.output)
     chapters: list[Chapter] = []
     titles: list[str] = []
     output = request.output
