@@ -151,7 +151,7 @@ def test_a_file_cut_short_fails_its_case_alone(tmp_path: Path, run: Path) -> Non
     assert not (tmp_path / "w" / "dicom").exists()
 
 
-@pytest.mark.parametrize("word", ["3", "ARTERIAL", "in_3"])
+@pytest.mark.parametrize("word", ["3", "ARTERIAL", "in_3", "RIAL"])
 def test_series_are_chosen(tmp_path: Path, run: Path, word: str) -> None:
     put(tmp_path / "in", 2, "venous")
     put(tmp_path / "in", 3, "arterial")
@@ -161,7 +161,7 @@ def test_series_are_chosen(tmp_path: Path, run: Path, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("arteriel", "Did you mean arterial"), ("7", "3 arterial"), ("scout", "localizer")],
+    [("arteriel", "Did you mean arterial"), ("7", "3 (arterial)"), ("scout", "localizer")],
 )
 def test_wrong_series_are_refused(tmp_path: Path, word: str, words: str) -> None:
     put(tmp_path / "in", 2, "venous")

@@ -267,17 +267,15 @@ def _chosen(source: Path, cases: DicomCases, wanted: Sequence[str], found: Found
         names = [name for name, item in every.items() if _is_meant(word, name, item)]
         if not names:
             _refuse_localizer(word, found)
-            known = [
-                " ".join(filter(None, [str(item.number or ""), item.description])) or name
-                for name, item in every.items()
-            ]
+            names = [name for name, item in every.items() if _is_part(word, item)]
+        if not names:
+            known = [_told_as(name, item) for name, item in every.items()]
             words = [item.description for item in every.values() if item.description]
-            words.sort(key=lambda text: word.casefold() not in text.casefold())
-            near = word.casefold() in words[0].casefold() if words else False
+            number = word.strip().isdigit()
             raise OptionError(
                 f"--series {word}: {source} has no such series; found {first_few(known, _SHOWN)}.",
-                hint=meant(words[0] if near else word, [*words, *every])
-                or "Give the number or the description of a series.",
+                hint=("" if number else meant(word, [*words, *every]))
+                or "Give the number of a series, its description, or a part of it.",
             )
         taken.update(names)
     return DicomCases(
@@ -291,6 +289,18 @@ def _is_meant(word: str, name: str, item: Series | NoSeries) -> bool:
     plain = word.strip().casefold()
     forms = {name.casefold(), item.description.casefold()}
     return plain in forms or (item.number is not None and plain == str(item.number))
+
+
+def _is_part(word: str, item: Series | NoSeries) -> bool:
+    """Whether a word, but not a number, is a part of a series' description."""
+    plain = word.strip().casefold()
+    return not plain.isdigit() and plain != "" and plain in item.description.casefold()
+
+
+def _told_as(name: str, item: Series | NoSeries) -> str:
+    if item.number is None:
+        return item.description or name
+    return f"{item.number} ({item.description})" if item.description else str(item.number)
 
 
 def _refuse_localizer(word: str, found: Found) -> None:
