@@ -250,7 +250,8 @@ def _cores(here: Surroundings) -> Finding:
             level="worth changing",
             why="other work takes part of the machine, and threads that wait for each other "
             "suffer most: times below are too long for a free machine",
-            todo="wait for it, or train with OMP_NUM_THREADS=1",
+            todo="wait for it"
+            + ("" if here.torch.threads == 1 else ", or train with OMP_NUM_THREADS=1"),
         )
     return Finding(topic="cores", found=found)
 
