@@ -26,6 +26,7 @@ from autoliver.cli.replay_options import (
     Synthetic,
     SyntheticRatio,
     SyntheticWarmup,
+    replayed,
 )
 from autoliver.cli.training_options import (
     RUN,
@@ -72,7 +73,6 @@ from autoliver.cli.training_options import (
     weights,
 )
 from autoliver.cli.transfer_tables import LABEL, NAMED, run_of, show_gain, show_source
-from autoliver.errors import OptionError
 from autoliver.machine import CacheChoice
 from autoliver.planning import names
 from autoliver.values import shortened
@@ -245,6 +245,7 @@ def train(
     """
     from autoliver.machine import Machine
     from autoliver.parallel import Limits
+    from autoliver.pipeline.run.replay import check_synthetic
     from autoliver.pipeline.run.request import TrainRequest
     from autoliver.workspace import Workspace, check_configuration
 
@@ -264,7 +265,7 @@ def train(
         **{"freeze": freeze, "unfreeze": unfreeze, "encoder_factor": encoder_factor},
         **{"heads": "reset" if reset_heads else None, "inflate": inflate},
         **{"layer_decay": layer_decay},
-        **_replayed(replay, replay_share, synthetic, synthetic_ratio),
+        **replayed(replay, replay_share, synthetic, synthetic_ratio),
         **{"replay_warmup": synthetic_warmup},
         **{"keep_source": keep_source and kept_share(keep_source)},
     }
@@ -292,6 +293,8 @@ def train(
         ),
     )
     place = Workspace(workspace)
+    if synthetic is not None:
+        check_synthetic(place, synthetic)
     _train_and_show(place, dataset, request, compare=compare_scratch, as_json=as_json)
 
 
@@ -347,31 +350,6 @@ def _folds(text: str) -> "tuple[Fold, ...]":
 
     with misuse("--fold"):
         return check_folds(text)
-
-
-def _replayed(
-    replay: str | None, share: float | None, synthetic: str | None, ratio: float | None
-) -> dict[str, object]:
-    """Whose cases are drawn beside those of the dataset, and how often."""
-    if synthetic is None and ratio is None:
-        return {"replay": replay, "replay_share": share}
-    if replay is not None or share is not None:
-        with misuse("--synthetic"):
-            raise OptionError(
-                "--replay and --synthetic cannot be given together.",
-                hint="Make one dataset of both with: autoliver pool OUT --add A --add B",
-            )
-    if ratio is not None and not 0 < ratio < 1:
-        raise typer.BadParameter(
-            f"{ratio:g}; expected a number above 0 and below 1.", param_hint="--synthetic-ratio"
-        )
-    if synthetic is None:
-        with misuse("--synthetic-ratio"):
-            raise OptionError(
-                f"{ratio:g} of the patches, but no synthetic cases are named.",
-                hint="Name their dataset with --synthetic.",
-            )
-    return {"replay": synthetic, "replay_share": ratio}
 
 
 def _gpus(text: str) -> tuple[int, ...]:

@@ -169,6 +169,14 @@ def test_training_with_synthetic_cases(place):
     assert held_out <= {p.name for p in (place / MR / "labelsTr").iterdir()}
 
 
+@pytest.mark.parametrize(("name", "problem"), [(CT, "3 real cases"), ("Nope", "--synthetic Nope")])
+def test_only_synthetic_cases_are_taken_for_synthetic(place, name, problem):
+    words = ["train", MR, "2d", "--synthetic", name, "--tag", "no", "-w", str(place / "ws")]
+    done = CliRunner().invoke(app, words)
+    assert problem in str(done.exception)
+    assert not (place / "ws" / MR / "runs/2d+no").exists()
+
+
 def test_held_out_cases_that_a_translation_has_seen_are_named(place, caplog):
     out = place / "Dataset937_Seen"
     run("synthesize", "apply", "toy", out, "--qc-min-dice", 0, "-w", place / "ws")

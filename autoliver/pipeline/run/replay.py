@@ -237,8 +237,13 @@ def fold_named(pretrained: str | None, dataset: Dataset) -> Fold | None:
     return int(fold) if fold.isdigit() else "all"
 
 
-def replayed_name(workspace: Workspace, asked: str) -> str:
+def replayed_name(workspace: Workspace, asked: str, *, option: str = "--replay") -> str:
     """Returns the full name of the dataset that `--replay` names.
+
+    Args:
+        workspace: The workspace.
+        asked: The name that was given.
+        option: The option that it was given with.
 
     Raises:
         DatasetError: No such dataset was planned, or several could be meant.
@@ -248,7 +253,7 @@ def replayed_name(workspace: Workspace, asked: str) -> str:
     known = [folder.name for folder in workspace.datasets]
     if path.is_dir() and name not in known:
         raise DatasetError(
-            f"--replay {asked}: this dataset has not been planned.",
+            f"{option} {asked}: this dataset has not been planned.",
             hint=f"Plan it first: {command('plan', asked, workspace=workspace.root)}",
         )
     imported = [model.name for model in workspace.models]
@@ -257,11 +262,30 @@ def replayed_name(workspace: Workspace, asked: str) -> str:
     except DatasetError as error:
         if name.partition("/")[0].casefold() in (model.casefold() for model in imported):
             raise DatasetError(
-                f"--replay {asked}: an imported model has no cases that could be replayed.",
+                f"{option} {asked}: an imported model has no cases that could be replayed.",
                 hint="Plan the dataset that it was trained on (autoliver plan PATH) and name that; "
                 "or keep its weights in part, without cases, with --keep-source auto.",
             ) from None
-        raise DatasetError(f"--replay {asked}: {error.problem}", hint=error.hint) from None
+        raise DatasetError(f"{option} {asked}: {error.problem}", hint=error.hint) from None
+
+
+def check_synthetic(workspace: Workspace, asked: str) -> None:
+    """Refuses a dataset for `--synthetic` whose cases are not synthetic.
+
+    Raises:
+        DatasetError: No such dataset was planned.
+        OptionError: It has real cases.
+    """
+    name = replayed_name(workspace, asked, option="--synthetic")
+    real = [
+        c.name for c in Dataset.load(workspace.folder(name).dataset).cases if c.origin == "real"
+    ]
+    if real:
+        raise OptionError(
+            f"--synthetic {asked}: it has {counted(len(real), 'real case')} "
+            f"({first_few(real, _SHOWN)}).",
+            hint="Name a dataset of translated images, or give --replay for real cases.",
+        )
 
 
 def replay_for(
