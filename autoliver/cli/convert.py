@@ -127,7 +127,7 @@ def convert(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a dataset of published data, of DICOM or of lesion classes.
+    """Make a dataset of published data, DICOM or lesion classes.
 
     Nothing in SOURCE is changed. Images are referred to and not copied, except DICOM series, of
     which each becomes one file. Label maps are written anew only where something in them changes.
