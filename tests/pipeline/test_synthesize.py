@@ -90,6 +90,11 @@ def test_a_stopped_translation_goes_on_as_if_it_had_not_stopped(place, monkeypat
     assert equal(weights(place, "toy"), weights(place, "stopped"))
 
 
+def test_losses_and_samples_are_drawn(place):
+    for name in ("losses.png", "samples.png"):
+        assert (place / "ws/synthesis/toy" / name).read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_diverging_translation_ends_and_keeps_its_last_state(place):
     with pytest.raises(AutoliverError, match="diverged") as caught:
         learn(place, "wild", options=SHORT.replace(lr=1e30, epochs=3))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SYNTHESIZER_FILE = "synthesizer.json"
 CONFIGURATION: ConfigurationName = "2d"
 _MULTIPLE = 4  # of patch sizes
+_PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
 
 
@@ -352,6 +353,7 @@ def _begin(
 
 
 def _tell(task: "TranslationTask", state: "Translation") -> None:
+    from autoliver.synthesis.translation.picture import draw_losses, draw_samples
     from autoliver.training.progress import add_to_log
 
     log = state.logs[-1]
@@ -361,6 +363,11 @@ def _tell(task: "TranslationTask", state: "Translation") -> None:
         f"epoch {log.epoch + 1}/{task.options.epochs}; {losses}; {log.seconds:.1f} s",
         also=sys.stderr,
     )
+    last = log.epoch + 1 == task.options.epochs
+    if last or log.epoch % _PICTURES == 0:
+        title = f"{task.title}, epoch {log.epoch + 1} of {task.options.epochs}"
+        draw_losses(task.folder / "losses.png", state.logs, title=title)
+        draw_samples(task.folder / "samples.png", state, title=title)
 
 
 def _save(

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -172,6 +173,16 @@ class Translation:
         self.logs: list[TranslationLog] = []
         if task.resume.exists():
             self._restore(load_training_state(task.resume))
+
+    @torch.no_grad()
+    def samples(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The first patches of the source, and their translations: (b, *patch) from -1 to 1."""
+        with closing(_pairs(self.task, range(1))) as pairs:
+            source, _ = next(pairs)
+        ours = self.task.source.range.squeezed(source.image)
+        images = (ours, self.networks["there"](ours))
+        before, after = (image[:, 0].float().cpu().numpy() for image in images)
+        return before, after
 
     def _weights(self, names: tuple[str, ...]) -> list[nn.Parameter]:
         return [p for n in names if n in self.networks for p in self.networks[n].parameters()]
