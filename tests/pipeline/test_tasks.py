@@ -121,7 +121,7 @@ def test_each_connected_lesion_has_one_class_and_a_row(place, tmp_path, task):
             assert row["class"] == CLASSES[value - 2]
             chances = {name: float(row[f"probability_{name}"]) for name in CLASSES}
             assert sum(chances.values()) == pytest.approx(1, abs=1e-3)
-            assert max(chances, key=chances.__getitem__) == row["class"]
+            assert chances[row["class"]] == max(chances.values())  # rounded, two may be equal
         found += count
     if task == "joint":  # an untrained network finds something
         assert found
