@@ -286,7 +286,7 @@ def test_a_running_training_is_watched_until_it_is_killed(tmp_path: Path) -> Non
     # Ctrl-C while something runs; the lock is not in the way of the training that goes on.
     with only_one(RunFolder(work / NAME / "runs" / "2d").lock(0), "x"):
         watching = subprocess.Popen(
-            [*program, "status", "--watch", "-w", str(work)],
+            ["env", "--default-signal=INT", *program, "status", "--watch", "-w", str(work)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

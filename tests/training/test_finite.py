@@ -125,7 +125,7 @@ def test_gradients_that_overflow_with_any_loss_scale_end_the_training(
     loop.state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     first = next(loop.state.network.parameters())
     first.register_hook(lambda gradient: gradient * np.nan)
-    batches = loop._batches(0, 12)
+    batches = loop.batches(0, 12)
     expected = pytest.raises(AutoliverError, match="gradients were not finite for 5 batches")
     with expected if ends else nullcontext():
         deque(map(loop.stepper.take, batches), maxlen=0)
