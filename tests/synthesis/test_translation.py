@@ -16,8 +16,7 @@ from autoliver.synthesis.translation.apply import (
     translate,
     whole_numbers,
 )
-from autoliver.synthesis.translation.domains import Range
-from autoliver.synthesis.translation.options import TranslationOptions
+from autoliver.synthesis.translation.options import Range, TranslationOptions
 from autoliver.synthesis.translation.training import Pool, generator_spec, segmentor_spec
 
 

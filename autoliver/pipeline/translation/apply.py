@@ -126,7 +126,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     with replacing(output) as beside:
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
-        axes = _translate_all(folder, info, dataset, beside / "imagesTr", request)
+        axes = _translate_all(folder, info, dataset, beside, request)
         pairs = _common(workspace, judge, info)
         predicted = beside / "judged"
         how = PredictRequest(modality=None, machine=request.machine)
@@ -304,7 +304,7 @@ def _translate_all(
     axes = {}
     cases = dataset.labelled
     for case in case_bar("translate", len(cases))(cases):
-        path = output / image_in(Path(), case.name).name
+        path = image_in(output, case.name)
         axes[case.name] = _translate_case(network, info, case, path, device)
     return axes
 

@@ -18,8 +18,7 @@ from autoliver.pipeline.data import Planned, planned_configuration, planned_data
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
-from autoliver.synthesis.translation.domains import Range
-from autoliver.synthesis.translation.options import LEAST_PATCH, TranslationOptions
+from autoliver.synthesis.translation.options import LEAST_PATCH, Range, TranslationOptions
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.values import check_choice, check_types, counted
 from autoliver.workspace import SYNTHESIS, Workspace

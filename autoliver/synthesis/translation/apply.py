@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from autoliver.artifacts import Record
 from autoliver.preprocessing.case import Preprocessed
-from autoliver.synthesis.translation.domains import Range
+from autoliver.synthesis.translation.options import Range
 from autoliver.training.augment.synth import synthesise
 
 _MULTIPLE = 4  # of the size of a slice
@@ -157,13 +157,11 @@ def fidelity_of(
         pairs: Label -> its values in the label map, and in what the model finds.
         ignore: Value of voxels in the label map that do not count; None: there is none.
     """
-    counted = np.isin(label, [ignore], invert=True) if ignore is not None else None
+    counted = True if ignore is None else label != ignore
     both, common = np.zeros((2, len(label)))
     dice = {}
     for name, (ours, theirs) in pairs.items():
-        one, other = np.isin(label, ours), np.isin(found, theirs)
-        if counted is not None:
-            one, other = one & counted, other & counted
+        one, other = np.isin(label, ours) & counted, np.isin(found, theirs) & counted
         sizes, shared = (
             one.sum(axis=(1, 2)) + other.sum(axis=(1, 2)),
             (one & other).sum(axis=(1, 2)),

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from autoliver.artifacts import Record
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
 from autoliver.preprocessing.store import StoredCase
+from autoliver.synthesis.translation.options import Range
 from autoliver.training.objectives.target import class_table
 from autoliver.training.patches.region import PatchBox
 from autoliver.training.patches.sampling import (
@@ -21,27 +20,6 @@ from autoliver.training.patches.sampling import (
 _PERCENTILES = (0.5, 99.5)
 # How much is kept of the slices beyond the labels, as a share of their extent.
 _BEYOND = 0.1
-
-
-class Range(Record, frozen=True, kw_only=True):
-    """The normalised values of a domain that are -1 and 1 in a translation.
-
-    Attributes:
-        low: The value that is -1.
-        high: The value that is 1.
-    """
-
-    low: float
-    high: float
-
-    def squeezed(self, image: Tensor) -> Tensor:
-        """Brings normalised values to -1 to 1; what lies beyond is cut off."""
-        scaled = (image - self.low) * (2.0 / (self.high - self.low)) - 1.0
-        return scaled.clamp(-1.0, 1.0)
-
-    def normalised(self, image: Tensor) -> Tensor:
-        """Brings values from -1 to 1 back to normalised ones."""
-        return (image + 1.0) * ((self.high - self.low) / 2.0) + self.low
 
 
 @dataclass(frozen=True, kw_only=True)

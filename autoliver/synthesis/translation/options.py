@@ -1,9 +1,12 @@
-"""How a translation between modalities is learnt, as a value."""
+"""How a translation between modalities is learnt, as values without torch."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autoliver.artifacts import Record
 from autoliver.values import check_number, check_types, check_whole, flag_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TranslationModel = Literal["essnet", "cyclegan", "labels"]
 # The least size of a patch of which a discriminator sees more than one patch.
@@ -91,3 +94,24 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         if step < start:
             return self.lr
         return self.lr * (self.steps - step) / max(1, self.steps - start)
+
+
+class Range(Record, frozen=True, kw_only=True):
+    """The normalised values of a domain that are -1 and 1 in a translation.
+
+    Attributes:
+        low: The value that is -1.
+        high: The value that is 1.
+    """
+
+    low: float
+    high: float
+
+    def squeezed(self, image: "Tensor") -> "Tensor":
+        """Brings normalised values to -1 to 1; what lies beyond is cut off."""
+        scaled = (image - self.low) * (2.0 / (self.high - self.low)) - 1.0
+        return scaled.clamp(-1.0, 1.0)
+
+    def normalised(self, image: "Tensor") -> "Tensor":
+        """Brings values from -1 to 1 back to normalised ones."""
+        return (image + 1.0) * ((self.high - self.low) / 2.0) + self.low

@@ -5,7 +5,6 @@ The losses are those of EssNet (Huo et al., SynSeg-Net, TMI 2019), or of CycleGA
 that are seeded with its number, so that a resumed training goes on as if it had not stopped.
 """
 
-import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -34,8 +33,6 @@ from autoliver.training.objectives.choice import make_objective
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import CacheKind
 from autoliver.training.patches.stream import Patches, TrainingBatch
-
-_log = logging.getLogger(__name__)
 
 _STD = 0.02  # of initial weights
 _BETAS = (0.5, 0.999)
@@ -168,6 +165,18 @@ class Translation:
                 ("judges", self._weights(("judge of source", "judge of target"))),
             )
         }
+        self.sides = [
+            Patches(
+                domain.stream(
+                    task.configuration.drawn_shape,
+                    batch_size=options.batch_size,
+                    seed=(options.seed, index),
+                ),
+                task.cache,
+                task.device,
+            )
+            for index, domain in enumerate((task.source, task.target))
+        ]
         self.pools = {name: Pool(options.pool) for name in ("source", "target")}
         self.step = 0
         self.logs: list[TranslationLog] = []
@@ -177,12 +186,19 @@ class Translation:
     @torch.no_grad()
     def samples(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """The first patches of the source, and their translations: (b, *patch) from -1 to 1."""
-        with closing(_pairs(self.task, range(1))) as pairs:
+        with closing(self.batches(range(1))) as pairs:
             source, _ = next(pairs)
         ours = self.task.source.range.squeezed(source.image)
         images = (ours, self.networks["there"](ours))
         before, after = (image[:, 0].float().cpu().numpy() for image in images)
         return before, after
+
+    def batches(self, numbers: range) -> Generator[tuple[TrainingBatch, TrainingBatch], None, None]:
+        """Yields batches of both domains, which are drawn independently of each other."""
+        patch = self.task.configuration.drawn_shape
+        ours, theirs = (s.batches(numbers, patch_shape=patch, spec=None) for s in self.sides)
+        with closing(ours), closing(theirs):
+            yield from zip(ours, theirs, strict=True)
 
     def _weights(self, names: tuple[str, ...]) -> list[nn.Parameter]:
         return [p for n in names if n in self.networks for p in self.networks[n].parameters()]
@@ -285,7 +301,6 @@ def learn_translation(
     task: TranslationTask,
     *,
     stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], object] = lambda: None,
     on_epoch: Callable[[Translation], None] = lambda _: None,
 ) -> Translation:
     """Learns a translation; goes on after the last finished epoch.
@@ -296,7 +311,6 @@ def learn_translation(
         task: The translation.
         stop: Called after every step; once it returns True the training ends, and the next one
             begins with the epoch that was left.
-        on_step: Called after every step.
         on_epoch: Called after every epoch.
 
     Raises:
@@ -309,10 +323,9 @@ def learn_translation(
     while state.step < options.steps:
         start, sums = time.monotonic(), []
         last = (state.step // options.iterations + 1) * options.iterations
-        with closing(_pairs(task, range(state.step, last))) as pairs:
+        with closing(state.batches(range(state.step, last))) as pairs:
             for source, target in pairs:
                 sums.append(learner.take(source, target))
-                on_step()
                 if state.step < last and stop():
                     return state
         means = {name: float(torch.stack([s[name] for s in sums]).mean()) for name in sums[0]}
@@ -328,20 +341,6 @@ def learn_translation(
         _save(task, state)
         on_epoch(state)
     return state
-
-
-def _pairs(
-    task: TranslationTask, numbers: range
-) -> Generator[tuple[TrainingBatch, TrainingBatch], None, None]:
-    """Batches of both domains, which are drawn independently of each other."""
-    patch, options = task.configuration.drawn_shape, task.options
-    sides = []
-    for index, domain in enumerate((task.source, task.target)):
-        stream = domain.stream(patch, batch_size=options.batch_size, seed=(options.seed, index))
-        patches = Patches(stream, task.cache, task.device)
-        sides.append(patches.batches(numbers, patch_shape=patch, spec=None))
-    with closing(sides[0]), closing(sides[1]):
-        yield from zip(*sides, strict=True)
 
 
 def _check_finite(task: TranslationTask, state: Translation, means: dict[str, float]) -> None:
