@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from autoliver.models.files import FoldFolder
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
-from autoliver.training.objectives.target import class_table, previous_table
+from autoliver.training.objectives.target import needed_table, previous_table
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
     check_device,
@@ -121,9 +120,6 @@ def patch_stream(
     configuration = task.configuration
     patch, axes = configuration.drawn_shape, configuration.dimension
     drawn = patch if spec is None else initial_patch_shape(patch, spec)
-    classes = class_table(task.labels)
-    # Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
-    consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
     shown, far = [*cases, *replay], task.options.outside_negative
     sampler = PatchSampler(
         cases=shown,
@@ -133,7 +129,7 @@ def patch_stream(
         batch_size=configuration.batch_size,
         # Each patch must have a class.
         foreground=1.0 if configuration.network.classifies else task.options.foreground,
-        classes=None if consecutive else classes,
+        classes=needed_table(task.labels),
         previous=None if configuration.previous_stage is None else previous_table(task.labels),
         outside=None if far is None else [outside_map(c, task.labels, far) for c in shown],
         boxes=_boxes(task, cases, len(replay), exact=spec is None),

@@ -18,7 +18,12 @@ from autoliver.pipeline.data import Planned, planned_configuration, planned_data
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
-from autoliver.synthesis.translation.options import LEAST_PATCH, Range, TranslationOptions
+from autoliver.synthesis.translation.options import (
+    LEAST_PATCH,
+    MULTIPLE,
+    Range,
+    TranslationOptions,
+)
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.values import check_choice, check_types, counted
 from autoliver.workspace import SYNTHESIS, Workspace
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
 
 SYNTHESIZER_FILE = "synthesizer.json"
 CONFIGURATION: ConfigurationName = "2d"
-_MULTIPLE = 4  # of patch sizes
 _PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
 
@@ -301,9 +305,7 @@ def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[S
 def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
     """The size of the patches: as asked, or what fits into all slices, up to 256."""
     height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
-    size = [
-        max(_MULTIPLE, min(side, _LARGEST) // _MULTIPLE * _MULTIPLE) for side in (height, width)
-    ]
+    size = [max(MULTIPLE, min(side, _LARGEST) // MULTIPLE * MULTIPLE) for side in (height, width)]
     if min(height, width) < LEAST_PATCH:
         raise DatasetError(
             f"The smallest image has {height} x {width} pixels at the spacing of the target, "
@@ -318,12 +320,11 @@ def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[in
                 "nothing to translate.",
                 hint=f"Take at most --patch {size[0]} {size[1]}.",
             )
-        wrong = [size for size in options.patch if size % _MULTIPLE]
+        wrong = [size for size in options.patch if size % MULTIPLE]
         if wrong:
             raise OptionError(
-                f"--patch {options.patch[0]} {options.patch[1]}: expected multiples of "
-                f"{_MULTIPLE}.",
-                hint=f"Try {[size // _MULTIPLE * _MULTIPLE for size in options.patch]}.",
+                f"--patch {options.patch[0]} {options.patch[1]}: expected multiples of {MULTIPLE}.",
+                hint=f"Try {[size // MULTIPLE * MULTIPLE for size in options.patch]}.",
             )
         return options.patch
     return size[0], size[1]

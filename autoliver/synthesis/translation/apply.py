@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from autoliver.artifacts import Record
 from autoliver.preprocessing.case import Preprocessed
-from autoliver.synthesis.translation.options import Range
+from autoliver.synthesis.translation.options import MULTIPLE, Range
 from autoliver.training.augment.synth import synthesise
 
-_MULTIPLE = 4  # of the size of a slice
 _SLICES = 8  # translated at a time
 # Whole numbers of a written image, from dark to bright.
 BRIGHTEST = 1000
@@ -69,7 +68,7 @@ def translate(
         part = torch.from_numpy(case.image[0, first : first + _SLICES, None].copy()).to(device)
         part = source.squeezed(part)
         height, width = part.shape[2:]
-        more = [-size % _MULTIPLE for size in (width, height)]
+        more = [-size % MULTIPLE for size in (width, height)]
         padded = functional.pad(part, (0, more[0], 0, more[1]), mode="replicate")
         found.append(network(padded)[:, :, :height, :width].float().cpu().numpy())
     return steadied(np.concatenate(found)[None, :, 0])

@@ -9,7 +9,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
 from autoliver.preprocessing.store import StoredCase
 from autoliver.synthesis.translation.options import Range
-from autoliver.training.objectives.target import class_table
+from autoliver.training.objectives.target import needed_table
 from autoliver.training.patches.region import PatchBox
 from autoliver.training.patches.sampling import (
     PatchSampler,
@@ -51,15 +51,13 @@ class Domain:
             batch_size: Patches per batch.
             seed: Seed of the stream.
         """
-        classes = class_table(self.labels)
-        consecutive = np.array_equal(classes, np.arange(-1, len(classes) - 1))
         sampler = PatchSampler(
             cases=self.cases,
             patch_shape=patch,
             margin=(0,) * len(patch),
             batch_size=batch_size,
             foreground=0.0,
-            classes=None if consecutive else classes,
+            classes=needed_table(self.labels),
             boxes=[_box(case, self.labels) for case in self.cases],
         )
         return PatchStream(sampler=sampler, seed=seed)

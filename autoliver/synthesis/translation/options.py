@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 TranslationModel = Literal["essnet", "cyclegan", "labels"]
 # The least size of a patch of which a discriminator sees more than one patch.
 LEAST_PATCH = 24
+# Generators halve each axis twice: what the size of a patch or slice is a multiple of.
+MULTIPLE = 4
 # Field -> its option.
 WEIGHTS = {"cycle": "--lambda-cyc", "segmentation": "--lambda-seg", "identity": "--lambda-id"}
 

@@ -25,6 +25,15 @@ def class_table(labels: Labels) -> npt.NDArray[np.int16]:
     return table
 
 
+def needed_table(labels: Labels) -> npt.NDArray[np.int16] | None:
+    """The `class_table` of labels; None if it changes no value.
+
+    Most labels are consecutive already, and mapping a voxel takes longer than cutting it out.
+    """
+    table = class_table(labels)
+    return None if np.array_equal(table, np.arange(-1, len(table) - 1)) else table
+
+
 def ignored_class(labels: Labels) -> int | None:
     """The class that `class_table` maps the ignored value to; None if no value is ignored."""
     if labels.ignore is None or labels.has_regions:
