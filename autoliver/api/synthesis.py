@@ -31,12 +31,13 @@ def synthesize_fit(
 
     Args:
         source: Folder, or name of a planned dataset, with labels.
-        target: Folder, or name of a planned dataset, whose images are imitated.
+        target: Folder, or name of a planned dataset, whose images are imitated; or a folder of
+            images without labels.
         name: Name of the translation.
         workspace: The workspace folder.
-        **options: model, held_out (names of cases), epochs, iterations, decay_start, lr,
-            batch_size, patch (y, x), features, blocks, pool, lambda_cyc, lambda_seg, lambda_id,
-            seed, fresh, device and memory_gb.
+        **options: model, held_out (names of cases), modality, spacing (z, y, x, in mm), epochs,
+            iterations, decay_start, lr, batch_size, patch (y, x), features, blocks, pool,
+            lambda_cyc, lambda_seg, lambda_id, seed, fresh, device and memory_gb.
 
     Returns:
         The folder of the translation.
@@ -53,7 +54,8 @@ def synthesize_fit(
         names = {each: each for each in (*own, "features", "blocks", "pool", "seed")}
         weights = {"cyc": "cycle", "seg": "segmentation", "id": "identity"}
         names |= {f"lambda_{short}": field for short, field in weights.items()}
-        names |= {each: each for each in ("held_out", "fresh")}
+        names |= {each: each for each in ("held_out", "modality", "fresh")}
+        names["spacing"] = "spacing_mm"
         given = taken(options, names, of=synthesize_fit, machine=("device",))
         if "patch" in given and given["patch"] is not None:
             given["patch"] = tuple(given["patch"])

@@ -16,6 +16,7 @@ from autoliver.cli.options import (
 )
 from autoliver.cli.output import emit, start, table
 from autoliver.commands import command
+from autoliver.planning.names import ModalityName
 from autoliver.synthesis.translation.options import TranslationModel
 from autoliver.values import counted, first_few
 
@@ -35,9 +36,9 @@ def fit(
         str,
         typer.Option(
             "--to",
-            metavar="DATASET",
-            help="The dataset whose images are imitated, such as MR. Its labels only tell which "
-            "slices show organs.",
+            metavar="DATASET|IMAGES",
+            help="The dataset whose images are imitated, such as MR, or a folder of images. Labels "
+            "need not be there; they only tell which slices show organs.",
         ),
     ],
     name: Annotated[
@@ -56,6 +57,21 @@ def fit(
             metavar="CASE",
             help="A case of the target that it must not see, since a model is tested on it. "
             "Repeat it. [default: none]",
+        ),
+    ] = None,
+    modality: Annotated[
+        ModalityName | None,
+        typer.Option(
+            case_sensitive=False,
+            help="What a folder of images shows. [default: decided by their values]",
+        ),
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            metavar="Z Y X",
+            help="Spacing in mm to which both are brought, where the target has no labels and so "
+            "no plan. [default: the median of its images]",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Number of epochs.")] = 200,
@@ -170,6 +186,8 @@ def fit(
         name=name,
         options=options,
         held_out=tuple(held_out or ()),
+        modality=modality,
+        spacing_mm=spacing,
         fresh=fresh,
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
@@ -236,8 +254,12 @@ def _result(done: "Synthesized") -> dict[str, object]:
     return {
         "folder": str(done.folder),
         "cases": {each.case: each.mean for each in done.cases},
+        "jumps": {each.case: each.jumps for each in done.cases},
+        "real_jumps": {each.case: each.real_jumps for each in done.cases},
+        "grey": {each.case: each.grey for each in done.cases},
         "left_out": list(done.left_out),
         "ignored_slices": done.ignored,
+        "warning": done.warning,
         "table": str(done.table),
         "picture": str(done.sheet),
         "next": done.next_command,
@@ -250,17 +272,25 @@ def _show(done: "Synthesized") -> str:
         (
             each.case,
             *("-" if each.dice[n] is None else f"{each.dice[n]:.3f}" for n in names),
-            f"{each.jumps:.3f}",
+            f"{each.jumps:.2f}",
+            f"{each.grey:.2f}",
             "left out" if each.case in done.left_out else "kept",
         )
         for each in done.cases
     ]
     kept = counted(len(done.cases) - len(done.left_out), "case")
     out = f"; left out: {first_few(done.left_out, _SHOWN)}" if done.left_out else ""
+    jumps, real, grey = (
+        sum(getattr(each, name) for each in done.cases) / len(done.cases)
+        for name in ("jumps", "real_jumps", "grey")
+    )
     return "\n".join(
         [
-            table(("Dice of the judge", *names, "jumps", ""), rows, wrap=80),
+            table(("Dice of the judge", *names, "jumps", "grey", ""), rows, wrap=80),
             f"{kept} kept{out}. {counted(done.ignored, 'slice')} of them ignored.",
+            f"Jumps between slices: {jumps:.2f} standard deviations; real scans: {real:.2f}.",
+            f"Distance of grey values from real scans: {grey:.2f} standard deviations.",
+            *([f"Warning: {done.warning}"] if done.warning else []),
             f"Table: {done.table}",
             f"Picture: {done.sheet}",
             f"Next: {done.next_command}",

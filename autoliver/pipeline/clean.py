@@ -12,7 +12,7 @@ from autoliver.artifacts import PARTIAL, brief, read_json
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.models.files import FoldFolder
-from autoliver.pipeline.translation.fit import SYNTHESIZER_FILE, Synthesizer
+from autoliver.pipeline.translation.synthesizer import SYNTHESIZER_FILE, Synthesizer
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
 from autoliver.system import entries

@@ -23,7 +23,7 @@ from autoliver.pipeline.data import (
 from autoliver.pipeline.run.begin import kept_options
 from autoliver.pipeline.run.request import Notify, TrainRequest
 from autoliver.pipeline.run.source import safe
-from autoliver.pipeline.translation.fit import SYNTHESIZER_FILE, Synthesizer
+from autoliver.pipeline.translation.synthesizer import SYNTHESIZER_FILE, Synthesizer
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, IntensityStats, Plan

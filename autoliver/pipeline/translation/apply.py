@@ -13,7 +13,7 @@ import numpy as np
 from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_new
-from autoliver.errors import ArtifactError, DatasetError, ModelError, OptionError
+from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.picture import Panel, Row, draw_outlines
 from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -22,25 +22,27 @@ from autoliver.pipeline.conversion.result import check_output
 from autoliver.pipeline.data import planned_dataset
 from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
-from autoliver.pipeline.translation.fit import (
+from autoliver.pipeline.translation.fit import digest_of
+from autoliver.pipeline.translation.synthesizer import (
     CONFIGURATION,
     SYNTHESIZER_FILE,
     SynthesisFolder,
     Synthesizer,
-    digest_of,
+    find_synthesizer,
 )
 from autoliver.preprocessing.case import backward_image, forward
 from autoliver.synthesis.translation.apply import (
     BRIGHTEST,
     Fidelity,
+    beside_real,
     fidelity_of,
     from_labels,
     translate,
     whole_numbers,
 )
 from autoliver.transfer.labels import match_labels
-from autoliver.values import check_number, check_types, counted, first_few
-from autoliver.workspace import SYNTHESIS, Workspace
+from autoliver.values import check_number, check_types, counted
+from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,9 @@ FIDELITY_FILE = "fidelity.csv"
 _SHEET = "fidelity.png"
 _SHOWN = 16  # cases on the contact sheet
 _COLUMNS = 4
+_MEASURES = ("slices", "slices_below", "jumps", "real_jumps", "grey")
+# Jumps between slices so many times those of real images are told.
+_MANY_JUMPS = 1.5
 
 
 class ApplyRequest(Record, frozen=True, kw_only=True):
@@ -85,6 +90,7 @@ class Synthesized:
         cases: How well the labels of each case fit.
         left_out: Names of the cases that are left out.
         ignored: Number of slices whose labels are ignored in the cases that are kept.
+        warning: What is wrong with the images; empty for nothing.
         table: The CSV file with the fidelity of every case.
         sheet: A picture of the cases, the worst first.
         next_command: The command that makes sense next.
@@ -94,6 +100,7 @@ class Synthesized:
     cases: tuple[Fidelity, ...]
     left_out: tuple[str, ...]
     ignored: int
+    warning: str
     table: Path
     sheet: Path
     next_command: str
@@ -140,7 +147,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
             )
             for case in dataset.labelled
         }
-        found = [_fidelity(case, files, pairs, info.labels) for case, files in maps.items()]
+        found = [_fidelity(case, files, pairs, info) for case, files in maps.items()]
         kept = [each for each in found if each.mean >= request.min_dice]
         _draw(beside / _SHEET, found, maps, pairs)
         write_bytes(beside / FIDELITY_FILE, _table(found, kept, request.min_dice).encode())
@@ -168,34 +175,11 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         cases=tuple(found),
         left_out=tuple(each.case for each in found if each not in kept),
         ignored=ignored,
+        warning=_jumping(found),
         table=output / FIDELITY_FILE,
         sheet=output / _SHEET,
         next_command=command("plan", str(output), workspace=workspace.root),
     )
-
-
-def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, Synthesizer]:
-    """Finds a translation that is learnt.
-
-    Raises:
-        ModelError: There is none, or it is not finished.
-    """
-    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / name)
-    if not folder.info.exists():
-        there = sorted(
-            path.parent.name for path in workspace.root.glob(f"{SYNTHESIS}/*/{SYNTHESIZER_FILE}")
-        )
-        raise ModelError(
-            f"{name}: there is no such translation; there is {first_few(there, 5) or 'none'}.",
-            hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
-        )
-    info = Synthesizer.load(folder.info)
-    if not info.finished:
-        raise ModelError(
-            f"{name}: this translation is not finished.",
-            hint="Give the command that began it again.",
-        )
-    return folder, info
 
 
 def _unchanged(workspace: Workspace, info: Synthesizer, request: ApplyRequest) -> Dataset:
@@ -339,8 +323,11 @@ def _translate_case(
     return done.properties.reorientation.axes[done.properties.transpose_forward[0]]
 
 
-def _fidelity(case: str, files: _Files, pairs: Mapping[str, Any], labels: Labels) -> Fidelity:
-    return fidelity_of(case, *files.arrays(), pairs, ignore=labels.ignore)
+def _fidelity(case: str, files: _Files, pairs: Mapping[str, Any], info: Synthesizer) -> Fidelity:
+    image, label, predicted = files.arrays()
+    found = fidelity_of(case, label, predicted, pairs, ignore=info.labels.ignore)
+    spacing_mm = read_header(files.image).geometry.spacing_mm[files.axis]
+    return beside_real(found, image, info.real, spacing_mm=spacing_mm)
 
 
 def _write_label(
@@ -376,11 +363,38 @@ def _description(info: Synthesizer, dataset: Dataset, kept: Sequence[str]) -> di
     }
 
 
+def _jumping(found: Sequence[Fidelity]) -> str:
+    """Says that slices do not fit together; empty if they do so about as well as in real scans."""
+    ours, real = (
+        sum(values) / len(found)
+        for values in ([f.jumps for f in found], [f.real_jumps for f in found])
+    )
+    if not 0 < real * _MANY_JUMPS < ours:
+        return ""
+    return (
+        f"Neighbouring slices differ by {ours:.2f} standard deviations, {ours / real:.1f} times as "
+        f"much as in real scans ({real:.2f}): they do not fit together in 3D. Learn the "
+        "translation longer, or train 2d alone on them."
+    )
+
+
 def _table(found: Sequence[Fidelity], kept: Sequence[Fidelity], least: float) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     names = list(found[0].dice)
-    writer.writerow(["case", "mean_dice", *names, "slices", "slices_below", "jumps", "kept"])
+    writer.writerow(
+        [
+            "case",
+            "mean_dice",
+            *names,
+            "slices",
+            "slices_below",
+            "jumps",
+            "real_jumps",
+            "grey",
+            "kept",
+        ]
+    )
     for each in found:
         known = [value for value in each.slices if value is not None]
         writer.writerow(
@@ -391,6 +405,8 @@ def _table(found: Sequence[Fidelity], kept: Sequence[Fidelity], least: float) ->
                 len(known),
                 sum(value < least for value in known),
                 f"{each.jumps:.4f}",
+                f"{each.real_jumps:.4f}",
+                f"{each.grey:.4f}",
                 each in kept,
             ]
         )

@@ -2,100 +2,53 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from autoliver.artifacts import Artifact, Record, digest
-from autoliver.datasets.cases import Case, Dataset, Labels
+import numpy as np
+import numpy.typing as npt
+
+from autoliver.artifacts import Record, digest
+from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.contents import image_key
+from autoliver.datasets.names import alike
 from autoliver.errors import DatasetError, OptionError, WrongValue
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
-from autoliver.planning.names import ConfigurationName
-from autoliver.planning.plan import Plan
+from autoliver.pipeline.translation.synthesizer import (
+    CONFIGURATION,
+    SynthesisFolder,
+    Synthesizer,
+)
+from autoliver.pipeline.translation.unlabelled import (
+    Target,
+    as_unlabelled,
+    find_target,
+    shown_slices,
+)
+from autoliver.planning.names import ModalityName
+from autoliver.planning.plan import Plan, check_spacing
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
+from autoliver.synthesis.translation.body import RealImages, Slices, body_mask, real_images
 from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
     MULTIPLE,
-    Range,
     TranslationOptions,
 )
 from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.transfer.labels import match_labels
 from autoliver.values import check_choice, check_types, counted
 from autoliver.workspace import SYNTHESIS, Workspace
 
 if TYPE_CHECKING:
+    from autoliver.synthesis.translation.domains import Domain
     from autoliver.synthesis.translation.training import Translation, TranslationTask
 
-SYNTHESIZER_FILE = "synthesizer.json"
-CONFIGURATION: ConfigurationName = "2d"
 _PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
-
-
-class Synthesizer(Artifact, frozen=True, kw_only=True):
-    """A translation that is learnt, or being learnt.
-
-    Attributes:
-        name: Its name.
-        source: Name of the dataset with labels.
-        target: Name of the dataset whose images it imitates.
-        plan: The plan of the target, by which both are preprocessed.
-        labels: The labels of the source.
-        learnt_from: Digests of the cases of both, images and labels.
-        source_range: The normalised values of the source that are -1 and 1.
-        target_range: Those of the target.
-        options: How it is learnt.
-        seen: The `image_key` of each case of the target that it has seen.
-        epochs: Number of finished epochs.
-        finished: Whether it can be applied.
-    """
-
-    KIND: ClassVar[str] = "synthesizer"
-
-    name: str
-    source: str
-    target: str
-    plan: Plan
-    labels: Labels
-    learnt_from: dict[str, str]
-    source_range: Range
-    target_range: Range
-    options: TranslationOptions
-    seen: tuple[str, ...]
-    epochs: int = 0
-    finished: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SynthesisFolder:
-    """The folder of a translation in the workspace."""
-
-    path: Path
-
-    @property
-    def info(self) -> Path:
-        """What it translates, and how it is learnt."""
-        return self.path / SYNTHESIZER_FILE
-
-    @property
-    def generator(self) -> Path:
-        """The weights of the network that translates the source."""
-        return self.path / "generator.safetensors"
-
-    @property
-    def log(self) -> Path:
-        """One line for each epoch."""
-        return self.path / "train.log"
-
-    @property
-    def segmentor(self) -> Path:
-        """The fold of the model that finds the source's labels in the target."""
-        return self.path / "segmentor" / CONFIGURATION / "fold_all"
 
 
 class FitRequest(Record, frozen=True, kw_only=True):
@@ -107,6 +60,8 @@ class FitRequest(Record, frozen=True, kw_only=True):
         name: The name of the translation.
         options: How it is learnt.
         held_out: Names of cases of the target that must not be seen.
+        modality: What the images of a target without labels are; None to decide it by their values.
+        spacing_mm: Spacing (z, y, x) of a target without labels; None for the median of its images.
         fresh: Whether to start over.
         machine: The device, processes and memory that may be used.
     """
@@ -116,6 +71,8 @@ class FitRequest(Record, frozen=True, kw_only=True):
     name: str
     options: TranslationOptions = TranslationOptions()
     held_out: tuple[str, ...] = ()
+    modality: ModalityName | None = None
+    spacing_mm: tuple[float, float, float] | None = None
     fresh: bool = False
     machine: Machine = WHOLE_MACHINE
 
@@ -125,7 +82,9 @@ class FitRequest(Record, frozen=True, kw_only=True):
         Raises:
             OptionError: A value is invalid.
         """
-        check_types(self)
+        check_types(self, flags={"spacing_mm": "--spacing"})
+        if self.spacing_mm is not None:
+            check_spacing(self.spacing_mm)
         if not fit_for_name(self.name):
             raise WrongValue(
                 f"--name {self.name!r} cannot be the name of a translation.",
@@ -147,15 +106,17 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
     """
     folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with only_one(folder.path / ".fit.lock", "it is being learnt"):
+    with only_one(folder.lock, "it is being learnt"):
         return _fit(workspace, request, folder)
 
 
 def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> SynthesisFolder:
     from autoliver.synthesis.translation.training import learn_translation
 
-    target = planned_dataset(workspace, request.target, machine=request.machine)
+    _check_name(workspace, folder, request.name)
     source = planned_dataset(workspace, request.source, machine=request.machine)
+    asked = Target(name=request.target, modality=request.modality, spacing_mm=request.spacing_mm)
+    target = find_target(workspace, asked, source, folder.target, machine=request.machine)
     _check(source, target)
     seen = _seen(target.dataset, request.held_out)
     ours = as_target(source, target.plan)
@@ -164,17 +125,22 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         name=request.name,
         source=source.dataset.name,
         target=target.dataset.name,
-        plan=ours.plan.replace(configurations={CONFIGURATION: task.configuration}),
+        # Runs that start from its segmentation network are named after it.
+        plan=ours.plan.replace(
+            dataset=request.name, configurations={CONFIGURATION: task.configuration}
+        ),
         labels=ours.plan.labels,
-        learnt_from={each.name: digest_of(each) for each in (source.dataset, target.dataset)},
+        learnt_from={
+            source.dataset.name: digest_of(source.dataset),
+            target.dataset.name: digest_of(target.dataset, target.dataset.cases),
+        },
         source_range=task.source.range,
-        target_range=task.target.range,
         options=task.options,
         seen=tuple(image_key(case) for case in seen),
+        real=_look_of(task.target),
     )
     _begin(task, folder, info, fresh=request.fresh)
     if not task.options.learns:
-        info.replace(finished=True).save(folder.info)
         return folder
     with stop_on_sigterm() as stop:
         state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
@@ -197,7 +163,7 @@ def _seen(dataset: Dataset, held_out: Sequence[str]) -> list[Case]:
     known = [case.name for case in dataset.cases]
     for name in held_out:
         check_choice("--held-out", name, known)
-    seen = [case for case in dataset.labelled if case.name not in held_out]
+    seen = [case for case in dataset.cases if case.name not in held_out]
     if not seen:
         raise OptionError("--held-out names all cases of the target.", hint="Leave some of them.")
     return seen
@@ -225,18 +191,20 @@ def _task(
     from autoliver.training.patches.cache import choose_cache, measure_need, measure_room
 
     cases = _stored(source, source.dataset.labelled, request.machine)
-    imitated = _stored(target, seen, request.machine)
+    imitated, shown = _imitated(source, target, cases, seen, request)
     patch = _patch(request.options, [*cases, *imitated])
     options = request.options.replace(patch=patch)
     domains = [
         Domain(
-            name=each.dataset.short_name,
             cases=tuple(some),
             labels=each.plan.labels,
             range=range_of(some, where=each.dataset.name),
+            shown=slices,
         )
-        for each, some in ((source, cases), (target, imitated))
+        for each, some, slices in ((source, cases, {}), (target, imitated, shown))
     ]
+    for domain, each in zip(domains, (source, target), strict=True):
+        _check_enough(domain, each.dataset.name, options.batch_size)
     device = choose_device(request.machine.device)
     room = measure_room(request.machine, device)
     return TranslationTask(
@@ -256,10 +224,71 @@ def _task(
     )
 
 
-def digest_of(dataset: Dataset) -> str:
-    """A digest of the labelled cases of a dataset: their files, and what their labels mean."""
-    files = {case.name: case.files for case in dataset.labelled}
+def _imitated(
+    source: Planned,
+    target: Planned,
+    cases: Sequence[StoredCase],
+    seen: Sequence[Case],
+    request: FitRequest,
+) -> tuple[list[StoredCase], dict[str, Slices]]:
+    """The preprocessed cases of the target, and the slices of those without labels."""
+    without = {case.name for case in seen if case.label is None}
+    stored = [
+        as_unlabelled(case) if case.name in without else case
+        for case in _stored(target, seen, request.machine)
+    ]
+    unlabelled = [case for case in stored if case.name in without]
+    return stored, shown_slices(unlabelled, cases, source.plan.labels)
+
+
+def _check_enough(domain: "Domain", name: str, batch_size: int) -> None:
+    """Refuses a dataset with fewer slices than a batch.
+
+    Raises:
+        DatasetError: It has fewer.
+    """
+    ends = [domain.slices(case) for case in domain.cases]
+    number = sum(end - first for first, end in ends)
+    if number < batch_size:
+        raise DatasetError(
+            f"{name}: {counted(number, 'slice')} to learn from, fewer than the "
+            f"{batch_size} of a batch.",
+            hint=f"Add cases, or take smaller batches: --batch-size {max(1, number)}.",
+        )
+
+
+def _look_of(domain: "Domain") -> RealImages:
+    """What the images of a domain look like, in the slices that are learnt from."""
+    import torch
+
+    def scans() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], float]]:
+        for case in domain.cases:
+            image = domain.range.squeezed(torch.from_numpy(case.image[0])).numpy()
+            first, end = domain.slices(case)
+            yield image[first:end], body_mask(image)[first:end], case.spacing_mm[0]
+
+    return real_images(scans())
+
+
+def digest_of(dataset: Dataset, cases: Sequence[Case] | None = None) -> str:
+    """A digest of cases, of the labelled ones for None: their files, and what their labels mean."""
+    files = {case.name: case.files for case in (dataset.labelled if cases is None else cases)}
     return digest([files, dataset.labels.values])
+
+
+def _check_name(workspace: Workspace, folder: SynthesisFolder, name: str) -> None:
+    """Refuses a new translation that is named as something else that people call by its name.
+
+    Raises:
+        OptionError: A dataset or model has this name.
+    """
+    taken = [path for path in workspace.names if alike(name, path.name)]
+    if taken and not folder.info.exists():
+        raise OptionError(
+            f"--name {name}: {taken[0]} is called that as well. Runs that start from the "
+            "segmentation network of the translation are named after it.",
+            hint=f"Choose another name, such as -o {name}-translated.",
+        )
 
 
 def as_target(source: Planned, plan: Plan) -> Planned:
@@ -287,6 +316,16 @@ def _check(source: Planned, target: Planned) -> None:
         raise OptionError(
             f"--from and --to both name {source.dataset.name}.",
             hint="Name the dataset with labels, and the one whose images are to be imitated.",
+        )
+    names = match_labels(source.plan.labels, target.plan.labels)
+    if not any(names.values()):
+        raise DatasetError(
+            f"--from {source.dataset.name} and --to {target.dataset.name} have no label in common "
+            f"({', '.join(source.plan.labels.foreground)}; "
+            f"{', '.join(target.plan.labels.foreground)}): a translation needs scans of the same "
+            "part of the body.",
+            hint="If they show the same, give the folder of its images alone: --to "
+            f"{target.dataset.folder}/imagesTr",
         )
     if source.plan.labels.has_regions:
         raise DatasetError(
@@ -340,7 +379,7 @@ def _begin(
         shutil.rmtree(folder.segmentor.parent.parent, ignore_errors=True)
     if folder.info.exists():
         before = Synthesizer.load(folder.info)
-        before = before.replace(epochs=0, finished=False)
+        before = before.replace(epochs=0)
         if before != info:
             names = [n for n in info.__struct_fields__ if getattr(before, n) != getattr(info, n)]
             raise OptionError(
@@ -394,4 +433,4 @@ def _save(
         )
         folder.segmentor.mkdir(parents=True, exist_ok=True)
         save_fold(folder.segmentor, networks["segmentor"].state_dict(), model)
-    info.replace(epochs=len(state.logs), finished=True).save(folder.info)
+    info.replace(epochs=len(state.logs)).save(folder.info)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from autoliver.artifacts import Record
 from autoliver.preprocessing.case import Preprocessed
+from autoliver.synthesis.translation.body import RealImages, body_mask, grey_distance, jump
 from autoliver.synthesis.translation.options import MULTIPLE, Range
 from autoliver.training.augment.synth import synthesise
 
@@ -32,13 +33,19 @@ class Fidelity(Record, frozen=True, kw_only=True):
         dice: Label -> Dice of the whole scan; None where the case does not show it.
         slices: Dice of each slice, over the voxels of all labels that it shows; None for slices
             without any.
-        jumps: Mean difference of neighbouring slices, in standard deviations of the image.
+        jumps: Mean difference of neighbouring slices where both show the body, in standard
+            deviations of the body.
+        real_jumps: The same of real images of the target, for slices that far apart.
+        grey: How far the brightness of the body lies from that of real images, in slices that show
+            a label: the 1-D Wasserstein distance, in standard deviations of the real images.
     """
 
     case: str
     dice: dict[str, float | None]
     slices: tuple[float | None, ...]
-    jumps: float
+    jumps: float = 0.0
+    real_jumps: float = 0.0
+    grey: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -139,7 +146,6 @@ def whole_numbers(image: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 
 def fidelity_of(
     case: str,
-    image: npt.NDArray[np.integer],
     label: npt.NDArray[np.integer],
     found: npt.NDArray[np.integer],
     pairs: Mapping[str, tuple[Sequence[int], Sequence[int]]],
@@ -150,8 +156,7 @@ def fidelity_of(
 
     Args:
         case: Its name.
-        image: The translated image (z, y, x); the first axis is that of the translated slices.
-        label: Its label map (z, y, x).
+        label: Its label map (z, y, x); the first axis is that of the translated slices.
         found: What a model finds in the translated image (z, y, x).
         pairs: Label -> its values in the label map, and in what the model finds.
         ignore: Value of voxels in the label map that do not count; None: there is none.
@@ -169,10 +174,30 @@ def fidelity_of(
         both, common = both + sizes * here, common + shared * here
         dice[name] = 2 * float(shared.sum()) / float(sizes.sum()) if one.any() else None
     slices = [2 * c / b if b else None for c, b in zip(common, both, strict=True)]
-    steps = np.abs(np.diff(image.astype(np.float32), axis=0)).mean() if len(image) > 1 else 0.0
-    return Fidelity(
-        case=case,
-        dice=dice,
-        slices=tuple(slices),
-        jumps=float(steps / max(float(image.std()), 1e-6)),
+    return Fidelity(case=case, dice=dice, slices=tuple(slices))
+
+
+def beside_real(
+    fidelity: Fidelity,
+    image: npt.NDArray[np.integer],
+    real: RealImages,
+    *,
+    spacing_mm: float,
+) -> Fidelity:
+    """Adds how steady and how bright a translated image is, beside real images of the target.
+
+    Args:
+        fidelity: The fidelity of the case.
+        image: Its translated image (z, y, x), from 0 to `BRIGHTEST`.
+        real: What the real images look like.
+        spacing_mm: Distance of neighbouring slices.
+    """
+    shown = np.array([dice is not None for dice in fidelity.slices])
+    body = body_mask(image)
+    inside = body & (shown if shown.any() else ~shown)[:, None, None]
+    values = image[inside] if inside.any() else image.ravel()
+    return fidelity.replace(
+        jumps=jump(image, body) or 0.0,
+        real_jumps=real.jump_at(spacing_mm),
+        grey=grey_distance(values * (2.0 / BRIGHTEST) - 1.0, real.grey),
     )

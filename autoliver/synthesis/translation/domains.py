@@ -1,13 +1,14 @@
 """The two sides of a translation: preprocessed cases of one modality, and how their values lie."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
 from autoliver.preprocessing.store import StoredCase
+from autoliver.synthesis.translation.body import Slices
 from autoliver.synthesis.translation.options import Range
 from autoliver.training.objectives.target import needed_table
 from autoliver.training.patches.region import PatchBox
@@ -27,16 +28,21 @@ class Domain:
     """One side of a translation.
 
     Attributes:
-        name: Name of its dataset.
         cases: Its preprocessed cases.
         labels: Its labels.
         range: How its values lie.
+        shown: Name of a case without labels -> its slices that are learnt from.
     """
 
-    name: str
     cases: tuple[StoredCase, ...]
     labels: Labels
     range: Range
+    shown: Mapping[str, Slices] = field(default_factory=dict)
+
+    def slices(self, case: StoredCase) -> Slices:
+        """The slices of a case that are learnt from: the first one, and the one behind the last."""
+        ends = self.shown.get(case.name) or labelled_slices(case, self.labels)
+        return ends or (0, case.image.shape[1])
 
     def stream(
         self, patch: tuple[int, ...], *, batch_size: int, seed: tuple[int, ...]
@@ -58,7 +64,7 @@ class Domain:
             batch_size=batch_size,
             foreground=0.0,
             classes=needed_table(self.labels),
-            boxes=[_box(case, self.labels) for case in self.cases],
+            boxes=[_box(case, self.slices(case)) for case in self.cases],
         )
         return PatchStream(sampler=sampler, seed=seed)
 
@@ -83,14 +89,23 @@ def range_of(cases: Sequence[StoredCase], *, where: str) -> Range:
     return Range(low=low, high=high)
 
 
-def _box(case: StoredCase, labels: Labels) -> PatchBox | None:
-    """The slices that show a label of a case, and some around them; None without any: all."""
+def labelled_slices(case: StoredCase, labels: Labels, *, beyond: float = _BEYOND) -> Slices | None:
+    """The slices that show a label of a case, and some around them; None without any.
+
+    Args:
+        case: The case.
+        labels: Its labels.
+        beyond: How many slices on either side count as well, as a share of those with a label.
+    """
     values = {value for group in labels.foreground.values() for value in group}
     places = [case.locations[v] for v in values if len(case.locations.get(v, ()))]
     if not places:
         return None
     z = np.concatenate(places)[:, 0]
-    more = round(_BEYOND * (int(z.max()) + 1 - int(z.min())))
-    size, height, width = case.image.shape[1:]
-    ends = (max(0, int(z.min()) - more), min(size, int(z.max()) + 1 + more))
+    more = round(beyond * (int(z.max()) + 1 - int(z.min())))
+    return max(0, int(z.min()) - more), min(case.image.shape[1], int(z.max()) + 1 + more)
+
+
+def _box(case: StoredCase, ends: Slices) -> PatchBox:
+    _, height, width = case.image.shape[1:]
     return PatchBox(bounds=(ends, (0, height), (0, width)), jitter=(0.0, 0.0, 0.0))

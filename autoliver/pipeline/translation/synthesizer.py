@@ -1,0 +1,126 @@
+"""What the folder of a translation holds, and finding one that is learnt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from autoliver.artifacts import Artifact
+from autoliver.datasets.cases import Labels
+from autoliver.errors import ModelError
+from autoliver.planning.names import ConfigurationName
+from autoliver.planning.plan import Plan
+from autoliver.synthesis.translation.body import RealImages
+from autoliver.synthesis.translation.options import Range, TranslationOptions
+from autoliver.values import first_few
+from autoliver.workspace import SYNTHESIS, Workspace
+
+SYNTHESIZER_FILE = "synthesizer.json"
+CONFIGURATION: ConfigurationName = "2d"
+
+
+class Synthesizer(Artifact, frozen=True, kw_only=True):
+    """A translation that is learnt, or being learnt.
+
+    Attributes:
+        name: Its name.
+        source: Name of the dataset with labels.
+        target: Name of the dataset whose images it imitates.
+        plan: The plan of the target, by which both are preprocessed.
+        labels: The labels of the source.
+        learnt_from: Digests of the cases of both, images and labels.
+        source_range: The normalised values of the source that are -1 and 1.
+        options: How it is learnt.
+        seen: The `image_key` of each case of the target that it has seen.
+        real: What the images of the target look like.
+        epochs: Number of finished epochs.
+    """
+
+    KIND: ClassVar[str] = "synthesizer"
+
+    name: str
+    source: str
+    target: str
+    plan: Plan
+    labels: Labels
+    learnt_from: dict[str, str]
+    source_range: Range
+    options: TranslationOptions
+    seen: tuple[str, ...]
+    real: RealImages
+    epochs: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it can be applied."""
+        return not self.options.learns or self.epochs >= self.options.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisFolder:
+    """The folder of a translation in the workspace."""
+
+    path: Path
+
+    @property
+    def info(self) -> Path:
+        """What it translates, and how it is learnt."""
+        return self.path / SYNTHESIZER_FILE
+
+    @property
+    def generator(self) -> Path:
+        """The weights of the network that translates the source."""
+        return self.path / "generator.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One line for each epoch."""
+        return self.path / "train.log"
+
+    @property
+    def resume(self) -> Path:
+        """The state of the last finished epoch."""
+        return self.path / "resume.pt"
+
+    @property
+    def progress(self) -> Path:
+        """One line of JSON per finished epoch."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the process that learns it (see `autoliver.locks`)."""
+        return self.path / ".fit.lock"
+
+    @property
+    def target(self) -> Path:
+        """The folder of preprocessed images without labels."""
+        return self.path / "target"
+
+    @property
+    def segmentor(self) -> Path:
+        """The fold of the model that finds the source's labels in the target."""
+        return self.path / "segmentor" / CONFIGURATION / "fold_all"
+
+
+def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, Synthesizer]:
+    """Finds a translation that is learnt.
+
+    Raises:
+        ModelError: There is none, or it is not finished.
+    """
+    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / name)
+    if not folder.info.exists():
+        there = sorted(
+            path.parent.name for path in workspace.root.glob(f"{SYNTHESIS}/*/{SYNTHESIZER_FILE}")
+        )
+        raise ModelError(
+            f"{name}: there is no such translation; there is {first_few(there, 5) or 'none'}.",
+            hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
+        )
+    info = Synthesizer.load(folder.info)
+    if not info.finished:
+        raise ModelError(
+            f"{name}: this translation is not finished.",
+            hint="Give the command that began it again.",
+        )
+    return folder, info
