@@ -13,7 +13,6 @@ Mask = npt.NDArray[np.bool_]
 Slices = tuple[int, int]
 
 _BINS = 256
-_CLOSE = 0.01  # bins
 # A slice shows enough of the body if it shows this share of the median over slices that show any.
 _LEAST_SHARE = 0.5
 # Distances at which slices of real scans are compared, in mm.
@@ -77,19 +76,12 @@ def darkest_of_body(image: Image, low: float, high: float) -> float:
     """
     counts, edges = np.histogram(np.clip(image, low, high), bins=_BINS, range=(low, high))
     values = np.arange(_BINS) + 0.5  # of the bins: as far above the darkest as they are
-    threshold = float((counts * values).sum() / counts.sum())
-    for _ in range(_BINS):
-        above = values > threshold
-        means = [
-            float((counts * values)[part].sum() / max(1, counts[part].sum()))
-            for part in (above, ~above)
-        ]
-        if min(means) <= 0:
-            break
-        before, threshold = threshold, (means[0] - means[1]) / float(np.log(means[0] / means[1]))
-        if abs(threshold - before) < _CLOSE:
-            break
-    return float(np.interp(threshold, np.arange(_BINS + 1), edges))
+    below, darker = np.cumsum(counts), np.cumsum(counts * values)
+    above, brighter = below[-1] - below, darker[-1] - darker
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -darker * np.log(darker / below) - brighter * np.log(brighter / above)
+    entropy[(below == 0) | (above == 0)] = np.inf
+    return float(edges[1 + int(entropy.argmin())])
 
 
 def slices_with_body(body: Mask, *, most: int | None = None) -> Slices | None:
