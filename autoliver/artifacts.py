@@ -359,12 +359,27 @@ def _as_utf8(content: bytes) -> bytes:
     return content
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed commands have left half written in a folder and the folders in it.
+
+    Only for folders that one process at a time writes to: what another one writes is removed too.
+    """
+    for path in folder.rglob(".*"):
+        if PARTIAL.fullmatch(path.name):
+            _remove(path)
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """Replaces a file atomically, and a folder where the system can exchange two.
 
     The block writes to a temporary path in the same folder, which is moved to `path` when the block
     ends. If the block raises, what it wrote is removed and whatever was at `path` stays.
+
+    Args:
+        path: The file or folder.
+        alone: Whether no other process can be replacing it (see `locks.only_writing`): then what
+            one that was killed has left is removed first.
 
     Yields:
         The temporary path.
@@ -376,10 +391,13 @@ def replacing(path: Path) -> Iterator[Path]:
     # The file ending is kept, since image readers and writers choose the format by it, some of them
     # only in lower case; the rest is short, so that every name that fits a disk can be written.
     ending = path.name[-_ENDING:].lower()
-    beside = path.with_name(_PARTIAL_NAME.format(uuid.uuid4().hex[:8], ending))
+    token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]
+    beside = path.with_name(_PARTIAL_NAME.format(token, ending))
     try:
         refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if alone:
+            _remove(beside)
         yield beside
         _flush(beside)
         if not (beside.is_dir() and path.is_dir()):
@@ -395,10 +413,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         # A disk that fails here as well must not hide the first error.
         with contextlib.suppress(OSError):
-            if beside.is_dir():
-                shutil.rmtree(beside, ignore_errors=True)
-            else:
-                beside.unlink(missing_ok=True)
+            _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _named(error: OSError, beside: Path, path: Path) -> str | Path:

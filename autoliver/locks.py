@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import filelock
 
-from autoliver.artifacts import Artifact
+from autoliver.artifacts import Artifact, replacing
 from autoliver.errors import AutoliverError
 from autoliver.system import entries, in_words
 
@@ -121,6 +121,24 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
         if new:  # what was refused leaves nothing behind
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def only_writing(path: Path) -> Iterator[Path]:
+    """Replaces a file or folder like `artifacts.replacing`, one process at a time.
+
+    What an earlier process has left that was killed meanwhile is removed.
+
+    Yields:
+        The temporary path.
+
+    Raises:
+        AutoliverError: Another process writes it; the message says which.
+        MachineError: The system refuses to write.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with only_one(lock, f"{path.name} is being written"), replacing(path, alone=True) as beside:
+        yield beside
 
 
 @contextlib.contextmanager

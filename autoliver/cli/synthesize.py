@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NETWORKS, LOSSES = "Networks", "Losses"
 _SHOWN = 3
+_ROOM = 30  # characters for the names of labels
 
 
 # Longer than 60 lines, because every option of the command is a parameter with its help.
@@ -268,9 +269,12 @@ def _result(done: "Synthesized") -> dict[str, object]:
 
 def _show(done: "Synthesized") -> str:
     names = list(done.cases[0].dice)
+    if sum(len(name) + 2 for name in names) > _ROOM:
+        names = []  # fidelity.csv has them
     rows = [
         (
             each.case,
+            f"{each.mean:.3f}",
             *("-" if each.dice[n] is None else f"{each.dice[n]:.3f}" for n in names),
             f"{each.jumps:.2f}",
             f"{each.grey:.2f}",
@@ -286,7 +290,7 @@ def _show(done: "Synthesized") -> str:
     )
     return "\n".join(
         [
-            table(("Dice of the judge", *names, "jumps", "grey", ""), rows, wrap=80),
+            table(("Dice of the judge", "mean", *names, "jumps", "grey", ""), rows),
             f"{kept} kept{out}. {counted(done.ignored, 'slice')} of them ignored.",
             f"Jumps between slices: {jumps:.2f} standard deviations; real scans: {real:.2f}.",
             f"Distance of grey values from real scans: {grey:.2f} standard deviations.",

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
+from autoliver.artifacts import Record, as_json, brief, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_new
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.picture import Panel, Row, draw_outlines
 from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
+from autoliver.locks import only_writing
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.result import check_output
@@ -130,7 +131,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     dataset = _unchanged(workspace, info, request)
     for place in (Path(dataset.folder), workspace.root):
         check_output(place, output)
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
         axes = _translate_all(folder, info, dataset, beside, request)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import Record, digest
+from autoliver.artifacts import Record, digest, sweep
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.names import alike
@@ -107,6 +107,7 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
     folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(folder.lock, "it is being learnt"):
+        sweep(folder.path)
         return _fit(workspace, request, folder)
 
 
