@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from autoliver.locks import Holder
-    from autoliver.pipeline.status import FoldStatus, WorkspaceStatus
+    from autoliver.pipeline.status import FoldStatus, TranslationStatus, WorkspaceStatus
 
 _LEAST_SECONDS = 0.1
 _WIDTH = 80  # where the terminal's is not known
@@ -46,7 +46,7 @@ def status(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show all runs: epoch, Dice, time left, and who trains them.
+    """Show runs and translations: epoch, Dice, time left, who trains.
 
     Nothing is locked or written, so it may be used at any time. Dice is that of patches of held-out
     cases, of the last and of the best epoch; finished folds show that of whole held-out cases too.
@@ -91,6 +91,14 @@ def _result(found: "WorkspaceStatus") -> dict[str, Any]:
         "folds": [
             {**dataclasses.asdict(each), "holder": _who(each.holder)} for each in found.folds
         ],
+        "translations": [
+            {
+                **dataclasses.asdict(each),
+                "holder": _who(each.holder),
+                "folder": str(each.folder),
+            }
+            for each in found.translations
+        ],
         "other": [
             {**dataclasses.asdict(each), "holder": _who(each.holder)} for each in found.other
         ],
@@ -113,8 +121,12 @@ def _show(found: "WorkspaceStatus", workspace: "Path") -> str:
         parts.append(f"{dataset}\n{_table(folds)}")
         notes = [note for fold in folds if (note := _note(fold))]
         parts += ["\n".join(notes)] if notes else []
+    if found.translations:
+        parts.append(f"Translations\n{_translations(found.translations)}")
+        notes = [_translation_note(each) for each in found.translations]
+        parts.append("\n".join(notes))
     parts += [f"{work.dataset}: {work.what} by {work.holder}." for work in found.other]
-    if not found.folds:
+    if not found.folds and not found.translations:
         parts.append(f"There are no runs in {workspace.absolute()}.\nNext: {found.next}")
     parts += [f"Damaged: {each}" for each in found.damaged]
     return "\n\n".join(parts)
@@ -128,19 +140,16 @@ def _table(folds: "list[FoldStatus]") -> str:
 
 
 def _cells(fold: "FoldStatus") -> tuple[str, ...]:
-    from autoliver.training.bar import duration
-
-    rate, left = fold.seconds_per_epoch, fold.seconds_left
-    last = "-" if left is None else duration(left)
+    rate, left = _pace(fold)
     if fold.held_out_dice is not None:
-        last = f"Dice {fold.held_out_dice:.3f}"
+        left = f"Dice {fold.held_out_dice:.3f}"
     return (
         fold.state,
         f"{fold.epoch}/{'?' if fold.epochs is None else fold.epochs}",
         number(fold.dice),
         number(fold.best),
-        "-" if rate is None else f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}",
-        last,
+        rate,
+        left,
     )
 
 
@@ -156,6 +165,55 @@ def _note(fold: "FoldStatus") -> str:
     return ""
 
 
+def _translations(found: "Sequence[TranslationStatus]") -> str:
+    rows = [
+        [each.name, each.model, each.source, each.target, *_translation_cells(each)]
+        for each in found
+    ]
+    header = ("name", "model", "from", "to", "state", "epoch", "s/epoch", "left")
+    fixed = (1, 4, 5, 6, 7)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in fixed]
+    room = max(3 * _LEAST_NAME, _columns() - sum(widths) - 2 * (len(header) - 1))
+    names = [max(len(row[i]) for row in [header, *rows]) for i in (0, 2, 3)]
+    room = max(names) if sum(names) <= room else room // 3
+    return table(
+        header,
+        [
+            [cell if i in fixed else shortened(cell, room, middle=True) for i, cell in enumerate(r)]
+            for r in rows
+        ],
+    )
+
+
+def _translation_cells(each: "TranslationStatus") -> tuple[str, ...]:
+    return each.state, f"{each.epoch}/{each.epochs}", *_pace(each)
+
+
+def _translation_note(each: "TranslationStatus") -> str:
+    """What a row has no room for: losses, folder, who works on it, or why nobody does."""
+    text = f"{each.name}: {each.folder}"
+    if each.losses:
+        text += "; " + ", ".join(f"{name} {value:.3g}" for name, value in each.losses.items())
+    if each.at_work:
+        return f"{text}; learnt by {each.holder}"
+    if each.state == "failed":
+        return f"{text}; failed: {each.problem}"
+    if each.state == "interrupted":
+        text += f"; interrupted, last written {each.since}; the command that began it goes on"
+    return text
+
+
+def _pace(each: "FoldStatus | TranslationStatus") -> tuple[str, str]:
+    """Seconds for an epoch, and what is left."""
+    from autoliver.training.bar import duration
+
+    rate, left = each.seconds_per_epoch, each.seconds_left
+    return (
+        "-" if rate is None else f"{rate:.3g}" if rate < 1000 else f"{rate:.0f}",
+        "-" if left is None else duration(left),
+    )
+
+
 def _changes(found: "WorkspaceStatus", shown: dict[str, str]) -> Iterator[str]:
     """A line for each fold that is not as it was shown before."""
     for fold in found.folds:
@@ -168,12 +226,20 @@ def _changes(found: "WorkspaceStatus", shown: dict[str, str]) -> Iterator[str]:
         more = f", {rate} s/epoch, {left} left" if left != "-" and fold.at_work else ""
         note = "" if fold.at_work else _note(fold).removeprefix(f"{name} ")
         yield f"{time.strftime('%H:%M:%S')} {what}{more}" + (f"; {note}" if note else "")
+    for each in found.translations:
+        state, epoch, rate, left = _translation_cells(each)
+        losses = "".join(f", {name} {value:.3g}" for name, value in each.losses.items())
+        what = f"{each.name}: {state}, epoch {epoch}{losses}"
+        if shown.get(each.name) != what:
+            shown[each.name] = what
+            more = f", {rate} s/epoch, {left} left" if left != "-" else ""
+            yield f"{time.strftime('%H:%M:%S')} {what}{more}"
     told = [f"{work.dataset}: {work.what} by {work.holder}." for work in found.other]
     for line in [*told, *found.damaged]:
         if line not in shown:
             shown[line] = line
             yield f"{time.strftime('%H:%M:%S')} {line}"
-    if not found.folds and not found.other:
+    if not found.folds and not found.translations and not found.other:
         yield f"There are no runs. Next: {found.next}"
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a workspace are doing, read from their files; nothing is locked or written."""
+"""What runs and translations are doing, read from their files; nothing is locked or written."""
 
 import re
 import statistics
@@ -15,11 +15,12 @@ from autoliver.commands import command
 from autoliver.errors import AutoliverError
 from autoliver.locks import Holder, holder_of
 from autoliver.models.files import FoldFolder, fold_of
+from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
 from autoliver.system import entries, in_words, read_whole
 from autoliver.training.progress import FAILED
 from autoliver.transfer.table import IMAGENET
 from autoliver.values import counted
-from autoliver.workspace import DatasetFolder, RunFolder, Workspace
+from autoliver.workspace import SYNTHESIS, DatasetFolder, RunFolder, Workspace
 
 State = Literal["queued", "training", "validating", "interrupted", "failed", "finished"]
 
@@ -40,6 +41,7 @@ class _Epoch(msgspec.Struct):
 
     epoch: int
     seconds: float = 0.0
+    losses: dict[str, float] = {}
     train_dice: float | None = None
     validation_dice: tuple[float | None, ...] | None = None
 
@@ -114,17 +116,61 @@ class OtherWork:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TranslationStatus:
+    """A translation of `synthesize fit`.
+
+    Attributes:
+        name: Its name.
+        model: How it is learnt.
+        source: Name of the dataset with labels.
+        target: Name of the dataset whose images are imitated.
+        state: "training"; "interrupted": nobody works on it; "failed"; "finished".
+        epoch: Number of finished epochs.
+        epochs: Number of epochs at the end.
+        losses: Name of a loss -> its mean over the last epoch; empty before the first.
+        seconds_per_epoch: Mean of the last epochs; None before the first.
+        seconds_left: Estimate of what is left of its epochs; None unless it is being learnt.
+        holder: The process that learns it; None for none.
+        since: When that began, or when its files were last written to; local time.
+        problem: Why it failed; empty for nothing.
+        folder: Its folder.
+    """
+
+    name: str
+    model: str
+    source: str
+    target: str
+    state: State
+    epoch: int
+    epochs: int
+    losses: dict[str, float]
+    seconds_per_epoch: float | None
+    seconds_left: float | None
+    holder: Holder | None
+    since: str
+    problem: str
+    folder: Path
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process works on it."""
+        return self.state in _AT_WORK
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkspaceStatus:
-    """All runs of a workspace, or of one of its datasets.
+    """All runs and translations of a workspace, or of one of its datasets.
 
     Attributes:
         folds: The folds, by dataset and run.
+        translations: The translations; of one dataset those from it or to it.
         other: Other work that is being done.
         damaged: Files that could not be read, in sentences.
         next: What to do where there is no run yet: a command; empty if there are runs.
     """
 
     folds: tuple[FoldStatus, ...]
+    translations: tuple[TranslationStatus, ...]
     other: tuple[OtherWork, ...]
     damaged: tuple[str, ...]
     next: str
@@ -134,7 +180,8 @@ class WorkspaceStatus:
     @property
     def at_work(self) -> bool:
         """Whether any process works on what it shows."""
-        return bool(self.other) or any(fold.at_work for fold in self.folds)
+        states = {each.state for each in self.folds} | {each.state for each in self.translations}
+        return bool(self.other) or bool(states & set(_AT_WORK))
 
 
 def read_status(workspace: Workspace, name: str | None = None) -> WorkspaceStatus:
@@ -150,11 +197,13 @@ def read_status(workspace: Workspace, name: str | None = None) -> WorkspaceStatu
     folders = list(workspace.datasets) if name is None else [workspace.planned(name)]
     damaged: list[str] = []
     folds = [fold for folder in folders for fold in _folds(folder, damaged)]
+    translations = _translations(workspace, None if name is None else folders[0].name, damaged)
     return WorkspaceStatus(
         folds=tuple(folds),
+        translations=tuple(translations),
         other=tuple(work for folder in folders for work in _other(folder)),
         damaged=tuple(damaged),
-        next="" if folds else _first_command(workspace, folders),
+        next="" if folds or translations else _first_command(workspace, folders),
     )
 
 
@@ -168,6 +217,58 @@ def _other(folder: DatasetFolder) -> Iterator[OtherWork]:
     holder = holder_of(folder.comparing)
     if holder is not None and holder.is_alive():
         yield OtherWork(dataset=folder.name, what="its runs are being compared", holder=holder)
+
+
+def _translations(
+    workspace: Workspace, dataset: str | None, damaged: list[str]
+) -> list[TranslationStatus]:
+    """The translations of a workspace; of one dataset those from it or to it."""
+    found = []
+    for path in _listed(workspace.root / SYNTHESIS, damaged):
+        folder = SynthesisFolder(path=path)
+        if not folder.info.exists():
+            continue
+        try:
+            info = Synthesizer.load(folder.info)
+        except AutoliverError as error:
+            damaged.append(error.problem)
+            continue
+        if dataset in (None, info.source, info.target):
+            found.append(_translation(folder, info, damaged))
+    return found
+
+
+def _translation(
+    folder: SynthesisFolder, info: Synthesizer, damaged: list[str]
+) -> TranslationStatus:
+    epochs = _epochs(folder.progress, damaged)
+    times = [_time_of(each) for each in (folder.info, folder.progress, folder.resume, folder.log)]
+    rate, written = _rate(epochs), max(times)
+    holder = _living(folder.lock, written, rate)
+    problem = "" if info.finished else _failure(folder.log)
+    state: State = "failed" if problem else "interrupted"
+    if holder is not None or info.finished:
+        state = "training" if holder is not None else "finished"
+    total = info.options.epochs if info.options.learns else 0
+    left = None
+    if state == "training" and rate is not None:
+        left = _seconds_left(total - len(epochs), rate, written)
+    return TranslationStatus(
+        name=info.name,
+        model=info.options.model,
+        source=info.source,
+        target=info.target,
+        state=state,
+        epoch=len(epochs),
+        epochs=total,
+        losses=epochs[-1].losses if epochs else {},
+        seconds_per_epoch=rate,
+        seconds_left=left,
+        holder=holder,
+        since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
+        problem="" if state == "training" else problem,
+        folder=folder.path,
+    )
 
 
 def _folds(folder: DatasetFolder, damaged: list[str]) -> Iterator[FoldStatus]:
@@ -222,12 +323,11 @@ class _Look:
     def at(self, fold: str) -> FoldStatus:
         """Returns the status of a fold."""
         files = FoldFolder(self.run.fold(fold))
-        epochs, written = self._epochs(files.progress), _latest(files)
-        recent = [epoch.seconds for epoch in epochs[-_RECENT_EPOCHS:]]
-        rate = statistics.fmean(recent) if recent else None
+        epochs, written = _epochs(files.progress, self.damaged), _latest(files)
+        rate = _rate(epochs)
         trained = self._is_trained(files)
         scored = files.scores.exists() or (trained and not _holds_out(epochs))
-        holder = self._holder(fold, written, rate)
+        holder = _living(self.run.lock(fold), written, rate)
         problem = "" if trained and scored else _failure(files.log)
         state: State = "interrupted"
         if holder is not None:
@@ -257,15 +357,6 @@ class _Look:
             command=self._command(fold) if state in ("interrupted", "failed") else "",
         )
 
-    def _holder(self, fold: str, written: float, rate: float | None) -> Holder | None:
-        """The process that trains a fold, unless it has ended."""
-        holder = holder_of(self.run.lock(fold))
-        alive = None if holder is None else holder.is_alive()
-        if holder is not None and alive is None:  # on another machine
-            silent = max(_SILENT_S, _SILENT_EPOCHS * (rate or 0.0))
-            alive = time.time() - max(written, _began(holder)) < silent
-        return holder if alive else None
-
     def _is_trained(self, files: FoldFolder) -> bool:
         """Whether a fold has a model, with all extensions of its run."""
         if not files.model.exists():
@@ -287,7 +378,7 @@ class _Look:
         if rate is None or total is None:
             return None
         begun = min(max(0.0, time.time() - written), rate)
-        left = max(0.0, (total - len(epochs)) * rate - begun)
+        left = _seconds_left(total - len(epochs), rate, written)
         if isinstance(hours, int | float) and not self._extensions():
             spent = sum(epoch.seconds for epoch in epochs) + begun
             left = min(left, max(0.0, hours * 3600.0 - spent))
@@ -321,23 +412,56 @@ class _Look:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _epochs(self, path: Path) -> list[_Epoch]:
-        """The epochs of progress.jsonl; an unfinished last line is one that is being written."""
+
+def _epochs(path: Path, damaged: list[str]) -> list[_Epoch]:
+    """Reads the lines of progress.jsonl; an unfinished last line is one that is being written.
+
+    Args:
+        path: The file.
+        damaged: Takes what cannot be read, in sentences.
+    """
+    try:
+        with in_words(path, verb="read"):
+            lines = read_whole(path).splitlines(keepends=True) if path.exists() else []
+    except AutoliverError as error:
+        damaged.append(error.problem)
+        return []
+    found, wrong = [], 0
+    for line in lines:
         try:
-            with in_words(path, verb="read"):
-                lines = read_whole(path).splitlines(keepends=True) if path.exists() else []
-        except AutoliverError as error:
-            self.damaged.append(error.problem)
-            return []
-        epochs, wrong = [], 0
-        for line in lines:
-            try:
-                epochs.append(msgspec.json.decode(line, type=_Epoch))
-            except msgspec.DecodeError:
-                wrong += line.endswith(b"\n")
-        if wrong:
-            self.damaged.append(f"{path}: {counted(wrong, 'line')} cannot be read.")
-        return epochs
+            found.append(msgspec.json.decode(line, type=_Epoch))
+        except msgspec.DecodeError:
+            wrong += line.endswith(b"\n")
+    if wrong:
+        damaged.append(f"{path}: {counted(wrong, 'line')} cannot be read.")
+    return found
+
+
+def _living(lock: Path, written: float, rate: float | None) -> Holder | None:
+    """The process that holds a lock, unless it has ended.
+
+    Args:
+        lock: The lock's file.
+        written: When its work was last written to.
+        rate: Seconds per epoch; None if they are not known.
+    """
+    holder = holder_of(lock)
+    alive = None if holder is None else holder.is_alive()
+    if holder is not None and alive is None:  # on another machine
+        silent = max(_SILENT_S, _SILENT_EPOCHS * (rate or 0.0))
+        alive = time.time() - max(written, _began(holder)) < silent
+    return holder if alive else None
+
+
+def _rate(epochs: Sequence[_Epoch]) -> float | None:
+    """Seconds per epoch of the last ones."""
+    recent = [epoch.seconds for epoch in epochs[-_RECENT_EPOCHS:]]
+    return statistics.fmean(recent) if recent else None
+
+
+def _seconds_left(epochs: int, rate: float, written: float) -> float:
+    """Seconds for so many further epochs, of which the first one has begun when it was written."""
+    return max(0.0, epochs * rate - min(max(0.0, time.time() - written), rate))
 
 
 def _began(holder: Holder) -> float:
@@ -355,13 +479,15 @@ def _holds_out(epochs: Sequence[_Epoch]) -> bool:
 
 def _latest(files: FoldFolder) -> float:
     """When a fold was last written to; 0 if it was not."""
-    times = [0.0]
-    for path in (files.progress, files.resume, files.log, files.model, files.validation):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times)
+    paths = (files.progress, files.resume, files.log, files.model, files.validation)
+    return max(map(_time_of, paths))
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _failure(log: Path) -> str:

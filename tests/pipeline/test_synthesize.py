@@ -189,7 +189,7 @@ def test_held_out_cases_that_a_translation_has_seen_are_named(place, caplog):
     short = {"epochs": 1, "iterations": 1, "replay": "Seen", "workspace": place / "ws"}
     caplog.set_level("INFO")
     (result,) = autoliver.train(place / MR, "2d", folds=(1,), tag="seen", **short)
-    assert "The translation that made Seen has seen 1 case that fold 1 holds out" in caplog.text
+    assert "fold 1: the translation that made Seen has seen 1 of the 1 case held out" in caplog.text
     info = FoldModel.load(result.folder / "model.json")
     assert len(info.seen_before) == 3
 

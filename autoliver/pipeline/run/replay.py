@@ -7,8 +7,8 @@ from pathlib import Path
 from autoliver.artifacts import digest
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, CaseFacts, Dataset, Labels
-from autoliver.datasets.contents import image_key, seen_cases
-from autoliver.datasets.folds import Fold, Folds, Split
+from autoliver.datasets.contents import image_key
+from autoliver.datasets.folds import Fold, Folds
 from autoliver.datasets.lesion_classes import LESION, with_one_lesion
 from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import DatasetError, OptionError
@@ -21,7 +21,7 @@ from autoliver.pipeline.data import (
     preprocess,
 )
 from autoliver.pipeline.run.begin import kept_options
-from autoliver.pipeline.run.request import Notify, TrainRequest
+from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.source import safe
 from autoliver.pipeline.translation.synthesizer import SYNTHESIZER_FILE, Synthesizer
 from autoliver.planning.names import ConfigurationName
@@ -195,22 +195,6 @@ def seen_before(source: Transfer | None, replay: Replay | None) -> tuple[str, ..
         replay: What it replays.
     """
     return (*(source.seen if source else ()), *(replay.seen if replay else ()))
-
-
-def note_seen_by_translation(
-    replay: Replay, planned: Planned, splits: Mapping[Fold, Split], notify: Notify
-) -> None:
-    """Tells of held-out cases that a translation has seen: their scores are too good."""
-    known = seen_cases(planned.dataset, replay.seen)
-    for fold, split in splits.items():
-        seen = sorted(known & set(split.validation))
-        if seen:
-            notify(
-                f"The translation that made {replay.dataset.short_name} has seen "
-                f"{counted(len(seen), 'case')} that fold {fold} holds out "
-                f"({first_few(seen, _SHOWN)}): their scores will be too good. Learn it with "
-                "--held-out for each of them."
-            )
 
 
 def _can_be_learnt(case: CaseFacts, labels: Labels) -> bool:

@@ -1,14 +1,11 @@
 """Finds the plan that a training follows, and adapts the weights of a source to start from."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import digest
 from autoliver.datasets.cases import Dataset
-from autoliver.datasets.contents import seen_cases
-from autoliver.datasets.folds import Fold, Split
 from autoliver.errors import AutoliverError, ModelError, OptionError
 from autoliver.networks.contract import ENCODER
 from autoliver.pipeline.data import Planned, planned_dataset
@@ -26,7 +23,6 @@ from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.transfer.follow import far_axes
 from autoliver.transfer.table import Transfer
-from autoliver.values import counted
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
 if TYPE_CHECKING:
@@ -235,34 +231,6 @@ def _follow(own: Planned, followed: Followed, wanted: ConfigurationName, notify:
     for finding in far_axes(only, own.plan):
         notify(f"Note: {finding}")
     return planned
-
-
-def note_seen(
-    source: Source,
-    transfer: Transfer,
-    planned: Planned,
-    splits: Mapping[Fold, Split],
-    *,
-    notify: Notify = _log.info,
-) -> None:
-    """Notifies the user of held-out cases that the source has seen: their scores are too good.
-
-    Cases are compared by the content of their images, with all that the source's own sources have
-    seen. Of a source that does not know it, only its own cases are compared, by name.
-    """
-    known = seen_cases(planned.dataset, transfer.seen)
-    info = source.info
-    if not transfer.seen and info is not None and info.plan.dataset == planned.dataset.name:
-        known = set(info.cases)
-    for fold, split in splits.items():
-        seen = sorted(known & set(split.validation))
-        if seen:
-            notify(
-                f"Note: fold {fold}: {source.fold}, or what it started from, was trained on "
-                f"{len(seen)} of the {counted(len(split.validation), 'case')} held out "
-                f"({', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}): their scores will be "
-                "too good."
-            )
 
 
 @dataclass(frozen=True)

@@ -39,19 +39,18 @@ from autoliver.pipeline.run.region import (
 )
 from autoliver.pipeline.run.replay import (
     Replay,
-    note_seen_by_translation,
     prepare_replay,
     replay_for,
     replayed_name,
 )
 from autoliver.pipeline.run.request import Notify, QueuedRequest, TrainRequest
+from autoliver.pipeline.run.seen import note_seen_by_source, note_seen_by_translation
 from autoliver.pipeline.run.source import Source
 from autoliver.pipeline.run.start import (
     find_start,
     fit_weights,
     keep_start,
     kept_start,
-    note_seen,
 )
 from autoliver.pipeline.run.task import describe_task, for_task
 from autoliver.planning.names import Preset
@@ -263,7 +262,7 @@ def _begin_from(
     start = None if begun.new else kept_start(begun.run, source, begun.options)
     start = start or fit_weights(source, planned, configuration, begun.options)
     begun.write()
-    note_seen(source, start.transfer, planned, splits, notify=notify)
+    note_seen_by_source(source, start.transfer, planned, splits, notify)
     keep_start(begun.run, start, configuration, notify=notify)
 
 

@@ -1,5 +1,6 @@
 """synthesize fit: learns to make images of one dataset look like those of another."""
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from autoliver.artifacts import Record, digest, sweep
 from autoliver.datasets.cases import Case, Dataset
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.names import alike
-from autoliver.errors import DatasetError, OptionError, WrongValue
+from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
 from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
@@ -38,6 +39,7 @@ from autoliver.synthesis.translation.options import (
     MULTIPLE,
     TranslationOptions,
 )
+from autoliver.training.progress import FAILED, add_to_log
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.transfer.labels import match_labels
 from autoliver.values import check_choice, check_types, counted
@@ -144,7 +146,12 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
     if not task.options.learns:
         return folder
     with stop_on_sigterm() as stop:
-        state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
+        try:
+            state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
+        except AutoliverError as error:
+            with contextlib.suppress(OSError, AutoliverError):  # the disk may be the reason
+                add_to_log(folder.log, f"{FAILED}{error.problem}")
+            raise
     if state.step < task.options.steps:
         raise Stopped(
             f"{request.name}: stopped after {counted(len(state.logs), 'epoch')}; the state is "
@@ -394,7 +401,6 @@ def _begin(
 
 def _tell(task: "TranslationTask", state: "Translation") -> None:
     from autoliver.synthesis.translation.picture import draw_losses, draw_samples
-    from autoliver.training.progress import add_to_log
 
     log = state.logs[-1]
     losses = ", ".join(f"{name} {value:.3f}" for name, value in log.losses.items())

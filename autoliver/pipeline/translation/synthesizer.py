@@ -73,7 +73,7 @@ class SynthesisFolder:
 
     @property
     def log(self) -> Path:
-        """One line for each epoch."""
+        """One line for each epoch, and why it failed."""
         return self.path / "train.log"
 
     @property
