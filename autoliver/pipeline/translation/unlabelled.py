@@ -66,14 +66,14 @@ def find_target(
         machine: The processes and memory that may be used.
 
     Returns:
-        The dataset with its plan; or images without labels, planned like a dataset with the labels
-        of the source.
+        The dataset with its plan; or, where cases lack labels, one that is planned for this
+        translation alone. Without any label, the labels are those of the source.
 
     Raises:
         DatasetError: There are no images, or they cannot be used.
         OptionError: An option is for images without labels, and the target has labels.
     """
-    dataset = _without_labels(workspace, target.name)
+    dataset = _lacking_labels(workspace, target.name)
     if dataset is None:
         planned = planned_dataset(workspace, target.name, machine=machine)
         told(planned.dataset, target.modality)
@@ -83,24 +83,27 @@ def find_target(
                 hint="Leave it out, or plan the dataset with another --spacing.",
             )
         return planned
-    dataset = dataset.replace(labels=source.plan.labels)
+    if not dataset.labelled:
+        dataset = dataset.replace(labels=source.plan.labels)
     dataset, _ = identify(told(dataset, target.modality), FileIndex())
     return _planned(dataset, target, DatasetFolder(place), machine=machine)
 
 
-def _without_labels(workspace: Workspace, name: str) -> Dataset | None:
-    """The images without labels that a name or path means; None if it is a dataset with labels."""
+def _lacking_labels(workspace: Workspace, name: str) -> Dataset | None:
+    """The images that a name or path means; None if it is a dataset with a label for each."""
     path = Path(name)
     if not path.exists():
-        dataset = workspace.read(name)
-        return None if dataset.labelled else dataset
+        return _unless_labelled(workspace.read(name))
     if (path / "dataset.json").exists():
-        dataset = read_dataset(path)
-        return None if dataset.labelled else dataset
+        return _unless_labelled(read_dataset(path))
     for images, labels in _FOLDERS:
         if (path / images).is_dir():
             return None if label_files(path / labels) else _of_images(path / images, path)
     return _of_images(path, path.parent if path.name in dict(_FOLDERS) else path)
+
+
+def _unless_labelled(dataset: Dataset) -> Dataset | None:
+    return None if len(dataset.labelled) == len(dataset.cases) else dataset
 
 
 def _of_images(images: Path, named: Path) -> Dataset:
