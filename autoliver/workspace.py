@@ -456,6 +456,13 @@ class Workspace:
         near = nearest(name, [*there, *more]) or near_path(name, is_dataset)
         return _hint("dataset", near, [*there, *more])
 
+    def hint_of_translation(self, name: str) -> str:
+        """Returns a hint for the name of a translation: the model that it has; "" for others."""
+        for run in entries(self.root / SYNTHESIS / name / "segmentor") if "/" not in name else ():
+            if RunFolder(run).finished:
+                return f"{name} is a translation. Its segmentation network: {shlex.quote(str(run))}"
+        return ""
+
     def _fitting(self, name: str) -> list[DatasetFolder]:
         """The planned datasets that a name may mean; the full name comes before all others."""
         fitting = [d for d in self.datasets if known_as(name, d.name)]
@@ -513,7 +520,8 @@ class Workspace:
             near = nearest(model, [*known, *runs]) or near_path(model, is_model) if model else ""
             raise ModelError(
                 f"There is {what} in {self.root.absolute()}.",
-                hint=_hint("model", near, known)
+                hint=(self.hint_of_translation(model) if model else "")
+                or _hint("model", near, known)
                 or "Train one first: " + command("train", DATASET, "3d_fullres"),
             )
         may = f"'{model}' may mean {len(choices)} trained models." if model else ""

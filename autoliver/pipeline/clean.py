@@ -1,5 +1,6 @@
 """What a workspace holds that nothing uses any more, and removing it."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -12,7 +13,11 @@ from autoliver.artifacts import PARTIAL, brief, read_json
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.models.files import FoldFolder
-from autoliver.pipeline.translation.synthesizer import SYNTHESIZER_FILE, Synthesizer
+from autoliver.pipeline.translation.synthesizer import (
+    SYNTHESIZER_FILE,
+    SynthesisFolder,
+    Synthesizer,
+)
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
 from autoliver.system import entries
@@ -86,7 +91,7 @@ def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Clean
     places += [folder.path for folder in folders]
     kept: list[str] = []
     found = [each for folder in folders for each in _of_dataset(folder, kept)]
-    found += [] if name else _staged(workspace, kept)
+    found += [] if name else [*_staged(workspace, kept), *_learnt(workspace)]
     gone = [each.path for each in found]
     found += [each for each in _partials(places, kept) if not _is_inside(each.path, gone)]
     if yes:
@@ -165,6 +170,14 @@ def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
         kept.append(f"DICOM series of the last hour, which may still be predicted: {young}.")
 
 
+def _learnt(workspace: Workspace) -> Iterator[Leftover]:
+    """Preprocessed images without labels of translations that are finished."""
+    for folder, info in _translations(workspace.root):
+        if info.finished and folder.target.is_dir():
+            why = f"the translation {info.name} is finished"
+            yield Leftover(path=folder.target, kind="store", why=why, size=_size(folder.target))
+
+
 def _replayed(workspace: Path) -> set[str]:
     """Keys of the stores that trainings of any dataset replay."""
     runs = [RunFolder(path) for path in workspace.glob("*/runs/*") if path.is_dir()]
@@ -172,15 +185,16 @@ def _replayed(workspace: Path) -> set[str]:
 
 
 def _translated(workspace: Path) -> set[str]:
-    """Keys of the stores that translations learn from."""
-    used = set()
-    for path in (workspace / SYNTHESIS).glob(f"*/{SYNTHESIZER_FILE}"):
-        try:
-            plan = Synthesizer.load(path).plan
-        except AutoliverError:
-            continue
-        used |= {store_key(plan, name) for name in plan.configurations}
-    return used
+    """Keys of the stores that translations learn from; finished ones need them no more."""
+    plans = [info.plan for _, info in _translations(workspace) if not info.finished]
+    return {store_key(plan, name) for plan in plans for name in plan.configurations}
+
+
+def _translations(workspace: Path) -> Iterator[tuple[SynthesisFolder, Synthesizer]]:
+    """The translations of a workspace, without those that cannot be read."""
+    for path in sorted((workspace / SYNTHESIS).glob(f"*/{SYNTHESIZER_FILE}")):
+        with contextlib.suppress(AutoliverError):
+            yield SynthesisFolder(path=path.parent), Synthesizer.load(path)
 
 
 def _made_from(run: RunFolder) -> dict[str, object]:

@@ -283,7 +283,7 @@ def _of_name(workspace: Workspace, name: str, wanted: ConfigurationName, target:
         )
     raise ModelError(
         f"--pretrained {name}: there is no such file, trained dataset or imported model.",
-        hint=_known(workspace, wanted, typed=name),
+        hint=workspace.hint_of_translation(name) or _known(workspace, wanted, typed=name),
     )
 
 

@@ -107,7 +107,6 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
         AutoliverError: The translation diverges.
     """
     folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(folder.lock, "it is being learnt"):
         sweep(folder.path)
         return _fit(workspace, request, folder)
