@@ -126,7 +126,7 @@ def made(study: Study, name: str, seed: int, least: float, judge: str) -> Path:
 def fidelity(folder: Path) -> dict[str, float]:
     """Label -> mean Dice that the judge found."""
     rows = list(csv.DictReader((folder / "fidelity.csv").read_text().splitlines()))
-    other = {"case", "mean_dice", "slices", "slices_below", "jumps", "kept"}
+    other = {"case", "mean_dice", "slices", "slices_below", "jumps", "real_jumps", "grey", "kept"}
     names = [name for name in rows[0] if name not in other]
     found = {n: float(np.mean([float(r[n]) for r in rows if r[n]])) for n in names}
     return {**found, "mean": float(np.mean(list(found.values())))}
