@@ -11,7 +11,7 @@ from commands import run
 import autoliver
 from autoliver.datasets.cases import read_dataset
 from autoliver.errors import AutoliverError
-from autoliver.io.files import read_image, read_label, write_image
+from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.models.files import FoldModel
 from autoliver.pipeline.translation.fit import FitRequest, fit
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
@@ -215,6 +215,28 @@ def test_options_that_do_not_go_with_the_images(
 ) -> None:
     with pytest.raises(AutoliverError, match=problem):
         learn(place, place / target, **{"name": "never", **given})
+
+
+@pytest.mark.parametrize("where", [CT, MR])
+def test_slices_that_are_all_the_same(place: Path, tmp_path: Path, where: str) -> None:
+    """The slices with labels are blank, and something is above them."""
+    for name in (CT, MR):
+        shutil.copytree(place / name, tmp_path / name)
+    case = read_dataset(tmp_path / where).cases[1]
+    image = read_image([Path(case.images[0])])
+    shown = read_label(Path(str(case.label))).array[0].any(axis=(1, 2))
+    array = image.array.copy()
+    array[:, 1:] = array[:, :1].max()
+    label = read_label(Path(str(case.label)))
+    assert shown[2:].any()
+    marked = label.array[0].astype(np.uint8)
+    marked[:3] = 0
+    write_image(Path(case.images[0]), array, image.geometry)
+    write_label(Path(str(case.label)), marked, label.geometry)
+    for name in (CT, MR):
+        autoliver.plan(tmp_path / name, preset="tiny", workspace=tmp_path / "ws")
+    with pytest.raises(AutoliverError, match=rf"{where}: {case.name}: slices .* same value"):
+        learn(tmp_path, MR, "never")
 
 
 def test_sources_without_labels_and_of_other_anatomy(place: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def _task(
         for each, some, slices in ((source, cases, {}), (target, imitated, shown))
     ]
     for domain, each in zip(domains, (source, target), strict=True):
-        _check_enough(domain, each.dataset.name, options.batch_size)
+        _check_slices(domain, each.dataset.name, options.batch_size)
     device = choose_device(request.machine.device)
     room = measure_room(request.machine, device)
     return TranslationTask(
@@ -248,19 +248,28 @@ def _imitated(
     return stored, shown_slices(unlabelled, cases, source.plan.labels)
 
 
-def _check_enough(domain: "Domain", name: str, batch_size: int) -> None:
-    """Refuses a dataset with fewer slices than a batch.
+def _check_slices(domain: "Domain", name: str, batch_size: int) -> None:
+    """Refuses slices that nothing can be learnt from, and a dataset with fewer than a batch.
 
     Raises:
-        DatasetError: It has fewer.
+        DatasetError: The slices of a case are constant, or there are too few of all cases.
     """
-    ends = [domain.slices(case) for case in domain.cases]
-    number = sum(end - first for first, end in ends)
+    number = 0
+    for case in domain.cases:
+        first, end = domain.slices(case)
+        number += end - first
+        values = case.image[:, first:end]
+        if values.min() == values.max():
+            raise DatasetError(
+                f"{name}: {case.name}: slices {first + 1} to {end} have the same value everywhere, "
+                "so that there is nothing to learn.",
+                hint="Take this case out of the dataset, or correct its image.",
+            )
     if number < batch_size:
         raise DatasetError(
-            f"{name}: {counted(number, 'slice')} to learn from, fewer than the "
-            f"{batch_size} of a batch.",
-            hint=f"Add cases, or take smaller batches: --batch-size {max(1, number)}.",
+            f"{name}: {counted(number, 'slice')} to learn from, fewer than the {batch_size} of a "
+            "batch.",
+            hint=f"Add cases, or take smaller batches: --batch-size {number}.",
         )
 
 
