@@ -89,10 +89,18 @@ class Study:
             self.train(CT, tag, steps=self.steps, seed=seed, augment=augment)
         return run
 
-    def train(self, dataset: str | Path, tag: str, *, steps: int, seed: int, **options: Any) -> str:
-        """Trains fold `all`; the folder of the run."""
-        # At most 250 steps an epoch, as few epochs as that takes.
-        epochs = max(1, round(steps / 250)) if steps else 0
+    def train(
+        self,
+        dataset: str | Path,
+        tag: str,
+        *,
+        steps: int,
+        seed: int,
+        epoch: int = 250,
+        **options: Any,
+    ) -> str:
+        """Trains fold `all` with about `epoch` steps an epoch; the folder of the run."""
+        epochs = max(1, round(steps / epoch)) if steps else 0
         results = autoliver.train(
             dataset,
             self.configuration,

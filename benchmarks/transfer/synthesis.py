@@ -1,12 +1,13 @@
 """Few MR cases, with and without synthetic ones made from CT: the experiment of paper 3.
 
     python -m benchmarks.transfer.synthesis WORK --spacing 5 2.6 2.6 --window -150 250 \
-        [--gan-steps 1500] [--features 12] [--blocks 3] [--seeds 0]
+        [--gan-steps 1500] [--features 12] [--blocks 3] [--judge-steps 1500] [--seeds 0]
 
 The translation sees the CT cases and the MR cases that may be learnt from, and none of those that
 are tested on. Three of these MR cases have labels. How well labels fit the synthetic images is told
-by a network that has learnt all of them, which the others do not use. Rafiq et al. 2025; METHODS,
-paper 3.
+by a network that has learnt all of them, which the others do not use. All trainings on MR have the
+same number of steps; synthetic cases are drawn for half of the patches, or for all of them in the
+first half of the training and for a quarter later. Rafiq et al. 2025; METHODS, paper 3.
 """
 
 import csv
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import autoliver
+from autoliver.errors import DatasetError
 from autoliver.pipeline.translation.apply import ApplyRequest, apply
 from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
 from autoliver.synthesis.translation.options import TranslationOptions
@@ -32,7 +34,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=12)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--gan-lr", type=float, default=8e-4)
-    parser.add_argument("--models", nargs="+", default=["essnet", "cyclegan"])
+    parser.add_argument("--models", nargs="+", default=["essnet", "cyclegan", "labels"])
+    parser.add_argument("--judge-steps", type=int, default=1500)
     given = parser.parse_args()
     study = read(given)
     rows = Rows(study, "synthesis")
@@ -40,11 +43,11 @@ def main() -> None:
         every = study.target(len(train_cases(study.data / TARGET)), 0)
         few = study.target(FEW, seed)
         planned(study, every)
-        judge = study.train(every, "judge", steps=study.tune, seed=0, like=CT)
-        rows.add("judge, all MR cases", seed, {"MR": study.dice(judge, TARGET)})
+        judge = study.train(every, "judge", steps=given.judge_steps, seed=0, like=CT)
+        rows.add("judge, all MR cases", seed, scores(study, judge))
         rows.add("fidelity of raw CT", seed, {"CT": raw_fidelity(study, judge)})
         real = study.train(few, f"real-s{seed}", steps=study.tune, seed=seed, like=CT)
-        rows.add(f"{FEW} MR cases", seed, {"MR": study.dice(real, TARGET)})
+        rows.add(f"{FEW} MR cases", seed, scores(study, real))
         for model in given.models:
             options = TranslationOptions(
                 model=model,
@@ -56,12 +59,25 @@ def main() -> None:
                 seed=seed,
             )
             translated(study, rows, every, few, judge, options)
-        pretrained = study.train_source("default", seed)
-        tuned = study.train(
-            few, f"tuned-s{seed}", steps=study.tune, seed=seed, pretrained=pretrained
-        )
-        rows.add(f"{FEW} MR cases, from CT", seed, {"MR": study.dice(tuned, TARGET)})
+        for augment in ("default", "palette"):
+            rows.add(
+                f"CT alone, {augment}",
+                seed,
+                scores(study, source := study.train_source(augment, seed)),
+            )
+            tag = f"tuned-{augment}-s{seed}"
+            tuned = study.train(few, tag, steps=study.tune, seed=seed, pretrained=source)
+            rows.add(f"{FEW} MR cases, from CT with {augment}", seed, scores(study, tuned))
     rows.show()
+
+
+def scores(study: Study, model: str) -> dict[str, dict[str, float]]:
+    """Dice and IoU of the MR cases that are tested on: label, and `mean` -> value."""
+    found = study.means(model, TARGET, ("dice", "iou"))
+    return {
+        column: {**found[metric], "mean": float(np.mean(list(found[metric].values())))}
+        for column, metric in (("MR", "dice"), ("MR IoU", "iou"))
+    }
 
 
 def planned(study: Study, target: Path) -> None:
@@ -87,20 +103,31 @@ def translated(
     found = made(study, name, seed, 0.0, judge)
     rows.add(f"fidelity, {model}", seed, {"synthetic": fidelity(found)})
     if folder.segmentor.exists():
-        dice = study.dice(str(folder.segmentor.parent), TARGET)
-        rows.add(f"segmentor of {model}, no MR label", seed, {"MR": dice})
-    for least in (0.0, 0.5):
-        done = made(study, name, seed, least, judge_of(folder, judge))
-        run = study.train(
-            few,
-            f"{model}-{least:g}-s{seed}",
-            steps=study.tune,
-            seed=seed,
-            like=CT,
-            replay=done.name,
+        rows.add(
+            f"segmentor of {model}, no MR label", seed, scores(study, str(folder.segmentor.parent))
         )
+    for least in (0.0, 0.5):
+        try:
+            done = made(study, name, seed, least, judge_of(folder, judge))
+        except DatasetError as error:  # no case is good enough
+            print(f"{model}, Dice of {least:g}, seed {seed}: {error.problem}")
+            continue
         what = "every case" if least == 0 else f"Dice of {least:g}"
-        rows.add(f"{FEW} MR cases + {model}, {what}", seed, {"MR": study.dice(run, TARGET)})
+        epoch = max(1, study.tune // 12)
+        first = {"replay_share": 0.25, "replay_warmup": round(study.tune / epoch) // 2}
+        ways: dict[str, dict[str, Any]] = {"half": {}, "first": first}
+        for way, how in ways.items():
+            run = study.train(
+                few,
+                f"{model}-{least:g}-{way}-s{seed}",
+                steps=study.tune,
+                seed=seed,
+                epoch=epoch,
+                like=CT,
+                replay=done.name,
+                **how,
+            )
+            rows.add(f"{FEW} MR cases + {model}, {what}, {way}", seed, scores(study, run))
 
 
 def judge_of(folder: SynthesisFolder, judge: str) -> str:
@@ -112,7 +139,8 @@ def made(study: Study, name: str, seed: int, least: float, judge: str) -> Path:
     """The dataset of a translation, planned."""
     by = "own" if "segmentor" in judge else "judge"
     model = name.partition("-")[0]
-    number = 500 + 40 * seed + 20 * (model == "cyclegan") + 10 * (by == "own") + round(10 * least)
+    kind = ("essnet", "cyclegan", "labels", "cut").index(model)
+    number = 400 + 100 * seed + 20 * kind + 10 * (by == "own") + round(10 * least)
     out = study.work / "data" / f"Dataset{number}_{name.replace('-', '')}{by}"
     if not out.exists():
         apply(Workspace(study.workspace), name, out, ApplyRequest(judge=judge, min_dice=least))
