@@ -15,12 +15,13 @@ from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
+from autoliver.pipeline.translation.again import fit_command
 from autoliver.planning.names import ConfigurationName
-from autoliver.planning.plan import Plan
+from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
 from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
-    MULTIPLE,
+    LEAST_SLICES,
     Range,
     TranslationOptions,
 )
@@ -29,10 +30,10 @@ from autoliver.values import check_choice, check_types, counted
 from autoliver.workspace import SYNTHESIS, Workspace
 
 if TYPE_CHECKING:
-    from autoliver.synthesis.translation.training import Translation, TranslationTask
+    from autoliver.synthesis.translation.state import Translation, TranslationTask
 
 SYNTHESIZER_FILE = "synthesizer.json"
-CONFIGURATION: ConfigurationName = "2d"
+LOG = "train.log"
 _PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
 
@@ -51,6 +52,7 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         target_range: Those of the target.
         options: How it is learnt.
         seen: The `image_key` of each case of the target that it has seen.
+        held_out: Names of the cases of the target that it must not see.
         epochs: Number of finished epochs.
         finished: Whether it can be applied.
     """
@@ -67,15 +69,32 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     target_range: Range
     options: TranslationOptions
     seen: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
     epochs: int = 0
     finished: bool = False
+
+    def again(self, workspace: Workspace, *, fresh: bool = False) -> str:
+        """The command that learns it, from where it was left or `fresh`."""
+        ends = (self.source, self.target)
+        return fit_command(
+            *(ends, self.name, self.options),
+            held_out=self.held_out,
+            fresh=fresh,
+            workspace=workspace.root,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisFolder:
-    """The folder of a translation in the workspace."""
+    """The folder of a translation in the workspace.
+
+    Attributes:
+        path: The folder.
+        configuration: That of its segmentor.
+    """
 
     path: Path
+    configuration: ConfigurationName
 
     @property
     def info(self) -> Path:
@@ -90,12 +109,12 @@ class SynthesisFolder:
     @property
     def log(self) -> Path:
         """One line for each epoch."""
-        return self.path / "train.log"
+        return self.path / LOG
 
     @property
     def segmentor(self) -> Path:
         """The fold of the model that finds the source's labels in the target."""
-        return self.path / "segmentor" / CONFIGURATION / "fold_all"
+        return self.path / "segmentor" / self.configuration / "fold_all"
 
 
 class FitRequest(Record, frozen=True, kw_only=True):
@@ -145,10 +164,16 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
         OptionError: A translation of this name was begun otherwise.
         AutoliverError: The translation diverges.
     """
-    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
+    folder = folder_of(workspace, request.name, request.options)
     folder.path.mkdir(parents=True, exist_ok=True)
     with only_one(folder.path / ".fit.lock", "it is being learnt"):
         return _fit(workspace, request, folder)
+
+
+def folder_of(workspace: Workspace, name: str, options: TranslationOptions) -> SynthesisFolder:
+    """The folder of a translation that is learnt with these options."""
+    path = workspace.root / SYNTHESIS / name
+    return SynthesisFolder(path=path, configuration=options.configuration)
 
 
 def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> SynthesisFolder:
@@ -164,14 +189,16 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         name=request.name,
         source=source.dataset.name,
         target=target.dataset.name,
-        plan=ours.plan.replace(configurations={CONFIGURATION: task.configuration}),
+        plan=ours.plan.replace(configurations={folder.configuration: task.configuration}),
         labels=ours.plan.labels,
         learnt_from={each.name: digest_of(each) for each in (source.dataset, target.dataset)},
         source_range=task.source.range,
         target_range=task.target.range,
         options=task.options,
         seen=tuple(image_key(case) for case in seen),
+        held_out=request.held_out,
     )
+    task = replace(task, again=info.again(workspace, fresh=True))
     _begin(task, folder, info, fresh=request.fresh)
     if not task.options.learns:
         info.replace(finished=True).save(folder.info)
@@ -182,7 +209,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         raise Stopped(
             f"{request.name}: stopped after {counted(len(state.logs), 'epoch')}; the state is "
             "saved.",
-            hint="Run the same command again to continue.",
+            hint=f"Continue with: {info.again(workspace)}",
         )
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])
     return folder
@@ -221,13 +248,17 @@ def _task(
     """
     from autoliver.networks.device import choose_device
     from autoliver.synthesis.translation.domains import Domain, range_of
-    from autoliver.synthesis.translation.training import TranslationTask, segmentor_spec
+    from autoliver.synthesis.translation.networks import segmentor_spec
+    from autoliver.synthesis.translation.state import TranslationTask
     from autoliver.training.patches.cache import choose_cache, measure_need, measure_room
+    from autoliver.training.state import amp_dtype
 
-    cases = _stored(source, source.dataset.labelled, request.machine)
-    imitated = _stored(target, seen, request.machine)
-    patch = _patch(request.options, [*cases, *imitated])
-    options = request.options.replace(patch=patch)
+    planned = planned_configuration(target, folder.configuration)
+    cases = _stored(source, source.dataset.labelled, folder, request.machine)
+    imitated = _stored(target, seen, folder, request.machine)
+    patch = _patch(request.options, planned, [*cases, *imitated])
+    options = request.options.settled(patch)
+    network = segmentor_spec(options, source.plan.labels.out_channels, planned.spacing_mm)
     domains = [
         Domain(
             name=each.dataset.short_name,
@@ -243,16 +274,14 @@ def _task(
         title=request.name,
         source=domains[0],
         target=domains[1],
-        configuration=planned_configuration(target, CONFIGURATION).replace(
-            network=segmentor_spec(options, source.plan.labels.out_channels),
-            patch_shape=patch,
-            batch_size=options.batch_size,
-            slices=1,
+        configuration=planned.replace(
+            network=network, patch_shape=patch, batch_size=options.batch_size, slices=1
         ),
         options=options,
         device=device,
         cache=choose_cache(request.machine.cache, measure_need([*cases, *imitated]), room),
         folder=folder.path,
+        half=amp_dtype(device),
     )
 
 
@@ -296,38 +325,55 @@ def _check(source: Planned, target: Planned) -> None:
         )
 
 
-def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[StoredCase]:
-    preprocess(planned, [CONFIGURATION], cases=cases, machine=machine)
-    store = planned.folder.store(store_key(planned.plan, CONFIGURATION))
+def _stored(
+    planned: Planned, cases: Sequence[Case], folder: SynthesisFolder, machine: Machine
+) -> list[StoredCase]:
+    preprocess(planned, [folder.configuration], cases=cases, machine=machine)
+    store = planned.folder.store(store_key(planned.plan, folder.configuration))
     return [read_case(store, case.name, case.facts) for case in cases]
 
 
-def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
+def _patch(
+    options: TranslationOptions, planned: Configuration, cases: Sequence[StoredCase]
+) -> tuple[int, ...]:
     """The size of the patches: as asked, or what fits into all slices, up to 256."""
-    height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
-    size = [max(MULTIPLE, min(side, _LARGEST) // MULTIPLE * MULTIPLE) for side in (height, width)]
-    if min(height, width) < LEAST_PATCH:
+    from autoliver.synthesis.translation.networks import generator_spec
+
+    axes = range(4 - options.dimension, 4)
+    smallest = [min(case.image.shape[axis] for case in cases) for axis in axes]
+    multiples = generator_spec(options, planned.spacing_mm).total_stride
+    largest = [size // step * step for size, step in zip(smallest, multiples, strict=True)]
+    slices = max(LEAST_SLICES, 2 * multiples[0])  # two where they are halved most often
+    least = [slices, LEAST_PATCH, LEAST_PATCH][-options.dimension :]
+    if any(size < few for size, few in zip(smallest, least, strict=True)):
         raise DatasetError(
-            f"The smallest image has {height} x {width} pixels at the spacing of the target, "
-            f"expected at least {LEAST_PATCH} x {LEAST_PATCH}.",
+            f"The smallest image has {_by(smallest)} pixels at the spacing of the target, "
+            f"expected at least {_by(least)}.",
             hint="Leave this case out, or plan the target with a finer --spacing.",
         )
-    if options.patch is not None:
-        if options.patch[0] > height or options.patch[1] > width:
-            raise OptionError(
-                f"--patch {options.patch[0]} {options.patch[1]}: the smallest image has "
-                f"{height} x {width} pixels at the spacing of the target; around it there would be "
-                "nothing to translate.",
-                hint=f"Take at most --patch {size[0]} {size[1]}.",
-            )
-        wrong = [size for size in options.patch if size % MULTIPLE]
-        if wrong:
-            raise OptionError(
-                f"--patch {options.patch[0]} {options.patch[1]}: expected multiples of {MULTIPLE}.",
-                hint=f"Try {[size // MULTIPLE * MULTIPLE for size in options.patch]}.",
-            )
-        return options.patch
-    return size[0], size[1]
+    if options.patch is None:
+        return tuple(min(size, _LARGEST) for size in largest)
+    asked = f"--patch {' '.join(map(str, options.patch))}"
+    if any(size > most for size, most in zip(options.patch, smallest, strict=True)):
+        raise OptionError(
+            f"{asked}: the smallest image has {_by(smallest)} pixels at the spacing of the target; "
+            "around it there would be nothing to translate.",
+            hint=f"Take at most --patch {' '.join(map(str, largest))}.",
+        )
+    fit = [
+        max(few, size // step * step)
+        for size, step, few in zip(options.patch, multiples, least, strict=True)
+    ]
+    if fit != list(options.patch):
+        raise OptionError(
+            f"{asked}: expected multiples of {_by(multiples)} from {_by(least)} on.",
+            hint=f"Try --patch {' '.join(map(str, fit))}.",
+        )
+    return options.patch
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _begin(
@@ -359,7 +405,7 @@ def _tell(task: "TranslationTask", state: "Translation") -> None:
     log = state.logs[-1]
     losses = ", ".join(f"{name} {value:.3f}" for name, value in log.losses.items())
     add_to_log(
-        SynthesisFolder(path=task.folder).log,
+        task.folder / LOG,
         f"epoch {log.epoch + 1}/{task.options.epochs}; {losses}; {log.seconds:.1f} s",
         also=sys.stderr,
     )
@@ -375,15 +421,16 @@ def _save(
 ) -> None:
     from autoliver.models.files import FoldModel, save_fold
     from autoliver.networks.checkpoint import save_weights
-    from autoliver.synthesis.translation.training import generator_spec
+    from autoliver.synthesis.translation.networks import SEGMENTOR, THERE, generator_spec
 
     networks = state.networks
-    weights = networks["there"].state_dict()
-    save_weights(folder.generator, weights, spec=generator_spec(info.options))
+    spacing = info.plan.configurations[folder.configuration].spacing_mm
+    weights = networks[THERE].state_dict()
+    save_weights(folder.generator, weights, spec=generator_spec(info.options, spacing))
     if info.options.segments:
         model = FoldModel(
             plan=info.plan,
-            configuration=CONFIGURATION,
+            configuration=folder.configuration,
             fold="all",
             cases=(),
             epochs=len(state.logs),
@@ -393,5 +440,5 @@ def _save(
             seen_before=info.seen,
         )
         folder.segmentor.mkdir(parents=True, exist_ok=True)
-        save_fold(folder.segmentor, networks["segmentor"].state_dict(), model)
+        save_fold(folder.segmentor, networks[SEGMENTOR].state_dict(), model)
     info.replace(epochs=len(state.logs), finished=True).save(folder.info)
