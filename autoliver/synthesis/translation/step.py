@@ -60,10 +60,13 @@ class Learner:
         for name in JUDGES.values():
             if name in state.networks:
                 state.networks[name].requires_grad_(False)
-        learn = self._contrasted if options.model == "cut" else self._cycled
-        translated, losses = learn(ours, theirs)
+        translated = {"target": self._image_by(THERE)(ours)}
+        if BACK in state.networks:
+            translated["source"] = self._image_by(BACK)(theirs)
         real = [self._seems_real(side, image) for side, image in translated.items()]
-        losses = {"adversarial": torch.stack(real).sum(), **losses}
+        losses = {"adversarial": torch.stack(real).sum()}
+        kept = self._contrasts if options.model == "cut" else self._cycles
+        losses |= kept(ours, theirs, translated)
         if options.segments:
             seen = self.task.target.range.normalised(translated["target"])
             with self._autocast():
@@ -79,10 +82,9 @@ class Learner:
         state.scaler.step(optimizer)
         return translated, {name: loss.detach() for name, loss in losses.items()}
 
-    def _cycled(self, ours: Tensor, theirs: Tensor) -> tuple[_Named, _Named]:
-        """Translations of both sides, and the losses of the way there and back."""
+    def _cycles(self, ours: Tensor, theirs: Tensor, translated: _Named) -> _Named:
+        """The losses of the way there and back, and of images of the own kind."""
         there, back = self._image_by(THERE), self._image_by(BACK)
-        translated = {"target": there(ours), "source": back(theirs)}
         losses = {
             "cycle": functional.l1_loss(back(translated["target"]), ours)
             + functional.l1_loss(there(translated["source"]), theirs)
@@ -90,17 +92,16 @@ class Learner:
         if self.task.options.identity:
             losses["identity"] = functional.l1_loss(there(theirs), theirs)
             losses["identity"] = losses["identity"] + functional.l1_loss(back(ours), ours)
-        return translated, losses
+        return losses
 
-    def _contrasted(self, ours: Tensor, theirs: Tensor) -> tuple[_Named, _Named]:
-        """Translations of the source, and the losses of places that must resemble theirs."""
-        there = self._image_by(THERE)
+    def _contrasts(self, ours: Tensor, theirs: Tensor, translated: _Named) -> _Named:
+        """The losses of places that must resemble those of their source."""
         rng = np.random.default_rng([self.task.options.seed, _COMPARED, self.state.step])
-        translated = {"target": there(ours)}
         losses = {"contrast": self._contrast(ours, translated["target"], rng)}
         if self.task.options.identity:
-            losses["identity"] = self._contrast(theirs, there(theirs), rng)
-        return translated, losses
+            made = self._image_by(THERE)(theirs)
+            losses["identity"] = self._contrast(theirs, made, rng)
+        return losses
 
     def _contrast(self, image: Tensor, made: Tensor, rng: np.random.Generator) -> Tensor:
         generator, heads = self.state.networks[THERE], self.state.networks[HEADS]
