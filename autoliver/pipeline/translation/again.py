@@ -28,12 +28,12 @@ def fit_command(
         workspace: The workspace.
     """
     words = ["--from", ends[0], "--to", ends[1], "-o", name]
-    usual = TranslationOptions(model=options.model)
-    if usual.patch is None and options.patch is not None:
-        usual = usual.settled(options.patch)
+    usual = TranslationOptions(model=options.model).settled(options.patch)
     for field in options.__struct_fields__:
         value = getattr(options, field)
-        if field == "patch" and value is not None:
+        if value is None:
+            continue
+        if field == "patch":
             words += ["--patch", *map(str, value)]
         elif field == "model" or value != getattr(usual, field):
             words += [WEIGHTS.get(field, flag_of(field)), str(value)]

@@ -105,7 +105,7 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         for size in self.patch[:-2]:
             check_whole("--patch", size, least=LEAST_SLICES)
 
-    def settled(self, patch: tuple[int, ...]) -> "TranslationOptions":
+    def settled(self, patch: tuple[int, ...] | None) -> "TranslationOptions":
         """These options with the size of the patches, and the model's own values where none is."""
         own = _OWN[self.model]
         given = {name: getattr(self, name) for name in own}
