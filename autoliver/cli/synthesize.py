@@ -166,7 +166,7 @@ def fit(
         model=model,
         features=features,
         blocks=blocks,
-        patch=patch and sizes(patch),
+        patch=None if patch is None else sizes(patch),
         batch_size=batch_size,
         epochs=epochs,
         iterations=iterations,

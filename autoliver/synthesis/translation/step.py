@@ -128,7 +128,7 @@ class Learner:
             state.networks[JUDGES[side]].requires_grad_(True)
             shown = state.pools[side].exchange(image, rng)
             loss = self._seems_real(side, real[side]) + self._judged(side, shown).square().mean()
-            state.scaler.scale(loss / 2).backward()
+            state.scaler.scale(loss / 2).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() / 2)
         state.scaler.step(optimizer)
         return {"discrimination": torch.stack(losses).sum()}
