@@ -134,13 +134,19 @@ def test_half_precision_gives_finite_losses_and_float32_weights(tmp_path, given,
     assert first != whole.logs[0].losses
 
 
-def test_half_precision_is_resumed_with_its_scale(tmp_path):
-    task = make_task(tmp_path / "a", (24, 24), model="cut")
-    state = learnt(task)
-    saved = state.snapshot()
-    assert saved["scaler"] == {}  # nothing is scaled in float32
-    save_training_state(task.resume, {**saved, "step": 2})
-    assert Translation(task).step == 2
+def test_a_training_with_scaled_losses_goes_on_with_its_scale(tmp_path):
+    """In float16, as on GPUs without bfloat16."""
+    task = replace(make_task(tmp_path / "a", (24, 24), model="cut"), half=torch.float16)
+    whole = learnt(task)
+    scale = whole.scaler.get_scale()
+    assert 1 <= scale <= 2**16
+    assert {w.dtype for w in whole.networks.parameters()} == {torch.float32}
+    half = replace(task, folder=tmp_path / "b")
+    state = learnt(half, stop_after=2)
+    state.scaler.update(4.0)
+    save_training_state(half.resume, state.snapshot())
+    assert Translation(half).scaler.get_scale() == 4.0
+    assert Translation(half).step == 3
 
 
 def test_a_state_of_other_networks_is_refused(tmp_path):

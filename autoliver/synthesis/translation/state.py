@@ -188,7 +188,7 @@ class Translation:
         self.networks.load_state_dict(saved["networks"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
-        if saved["scaler"]:  # empty without loss scaling
+        if saved.get("scaler"):  # empty without loss scaling
             self.scaler.load_state_dict(saved["scaler"])
         device = self.task.device
         for name, pool in self.pools.items():
