@@ -36,8 +36,8 @@ def synthesize_fit(
         name: Name of the translation.
         workspace: The workspace folder.
         **options: model, held_out (names of cases), modality, spacing (z, y, x, in mm), epochs,
-            iterations, decay_start, lr, batch_size, patch (y, x), features, blocks, pool,
-            lambda_cyc, lambda_seg, lambda_id, seed, fresh, device and memory_gb.
+            iterations, decay_start, lr, batch_size, patch (y, x) or (z, y, x), features, blocks,
+            pool, lambda_cyc, lambda_nce, lambda_seg, lambda_id, seed, fresh, device and memory_gb.
 
     Returns:
         The folder of the translation.
@@ -47,18 +47,18 @@ def synthesize_fit(
     """
     with as_arguments():
         from autoliver.pipeline.translation.fit import FitRequest, fit
-        from autoliver.synthesis.translation.options import TranslationOptions
+        from autoliver.synthesis.translation.options import WEIGHTS, TranslationOptions
+        from autoliver.training.options import patch_sizes
         from autoliver.values import check_texts
 
         own = ("model", "epochs", "iterations", "decay_start", "lr", "batch_size", "patch")
         names = {each: each for each in (*own, "features", "blocks", "pool", "seed")}
-        weights = {"cyc": "cycle", "seg": "segmentation", "id": "identity"}
-        names |= {f"lambda_{short}": field for short, field in weights.items()}
+        names |= {option.removeprefix("--").replace("-", "_"): f for f, option in WEIGHTS.items()}
         names |= {each: each for each in ("held_out", "modality", "fresh")}
         names["spacing"] = "spacing_mm"
         given = taken(options, names, of=synthesize_fit, machine=("device",))
-        if "patch" in given and given["patch"] is not None:
-            given["patch"] = tuple(given["patch"])
+        if given.get("patch") is not None:
+            given["patch"] = patch_sizes(given["patch"])
         learnt = {
             key: given.pop(key) for key in TranslationOptions.__struct_fields__ if key in given
         }

@@ -38,7 +38,8 @@ class HelpfulCommand(TyperCommand):
         self._refuse_empty(given)
         choices = self._choices()
         try:
-            return list(super().parse_args(ctx, _spelled_out(_with_values(given), choices)))
+            words = _spelled_out(_with_values(given), choices)
+            return list(super().parse_args(ctx, _with_lists(words, self._lists())))
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
             known = choices.get(max(getattr(error.param, "opts", None) or [""], key=len), ())
@@ -54,6 +55,15 @@ class HelpfulCommand(TyperCommand):
                     "pattern such as *.nii.gz. Give the folder that holds them instead."
                 )
             raise
+
+    def _lists(self) -> set[str]:
+        """The options that take several numbers, such as [Z] Y X."""
+        return {
+            option
+            for each in self.params
+            if " " in (getattr(each, "metavar", None) or "") and each.nargs == 1
+            for option in each.opts
+        }
 
     def _choices(self) -> dict[str, tuple[str, ...]]:
         """Maps each spelling of an option that takes one of some words to these words."""
@@ -161,6 +171,20 @@ def _with_values(given: list[str]) -> list[str]:
 
 # Option -> its value where none follows; such values are numbers.
 _USUAL = {"--watch": "5"}
+
+
+def _with_lists(given: list[str], lists: set[str]) -> list[str]:
+    """Joins the numbers after options that take several of them: 64 96 is 64,96."""
+    words: list[str] = []
+    inside = False
+    for before, word in zip(["", *given], given, strict=False):
+        number = word.isascii() and word.isdigit()
+        if inside and number:
+            words[-1] += f",{word}"
+            continue
+        inside = before in lists and number
+        words.append(word)
+    return words
 
 
 def _spelled_out(given: list[str], choices: Mapping[str, Sequence[str]]) -> list[str]:

@@ -197,9 +197,9 @@ def _translation_note(each: "TranslationStatus") -> str:
     if each.at_work:
         return f"{text}; learnt by {each.holder}"
     if each.state == "failed":
-        return f"{text}; failed: {each.problem}"
+        return f"{text}; failed: {each.problem} Again with: {each.command}"
     if each.state == "interrupted":
-        text += f"; interrupted, last written {each.since}; the command that began it goes on"
+        text += f"; interrupted, last written {each.since}; goes on with: {each.command}"
     return text
 
 

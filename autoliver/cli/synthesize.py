@@ -15,6 +15,7 @@ from autoliver.cli.options import (
     machine_of,
 )
 from autoliver.cli.output import emit, start, table
+from autoliver.cli.training_options import sizes
 from autoliver.commands import command
 from autoliver.planning.names import ModalityName
 from autoliver.synthesis.translation.options import TranslationModel
@@ -49,7 +50,8 @@ def fit(
         TranslationModel,
         typer.Option(
             help="essnet: the labels must be found in the translated images; cyclegan: nothing "
-            "keeps the anatomy; labels: random grey values for each label, nothing is learnt.",
+            "keeps the anatomy; cut: each place must resemble its source, without a way back; "
+            "labels: random grey values for each label, nothing is learnt.",
         ),
     ] = "essnet",
     held_out: Annotated[
@@ -90,10 +92,11 @@ def fit(
         int, typer.Option(min=1, metavar="N", help="Patches of each dataset in a step.")
     ] = 4,
     patch: Annotated[
-        tuple[int, int] | None,
+        str | None,
         typer.Option(
-            metavar="Y X",
-            help="Size of the patches, multiples of 4. [default: up to 256, as the images allow]",
+            metavar="[Z] Y X",
+            help="Size of the patches, multiples of 4; with Z it translates in 3D. [default: 2D, "
+            "up to 256, as the images allow]",
         ),
     ] = None,
     features: Annotated[
@@ -109,14 +112,14 @@ def fit(
         ),
     ] = 9,
     pool: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             metavar="N",
-            help="Translated images that discriminators are shown again.",
+            help="Translated images that discriminators are shown again. [default: 50; cut: 0]",
             rich_help_panel=LOSSES,
         ),
-    ] = 50,
+    ] = None,
     cycle: Annotated[
         float,
         typer.Option(
@@ -127,26 +130,37 @@ def fit(
             rich_help_panel=LOSSES,
         ),
     ] = 10.0,
-    segmentation: Annotated[
+    contrast: Annotated[
         float,
+        typer.Option(
+            "--lambda-nce",
+            min=0.0,
+            metavar="F",
+            help="Weight of resembling the source place by place, for cut.",
+            rich_help_panel=LOSSES,
+        ),
+    ] = 1.0,
+    segmentation: Annotated[
+        float | None,
         typer.Option(
             "--lambda-seg",
             min=0.0,
             metavar="F",
-            help="Weight of the labels, for essnet.",
+            help="Weight of the labels. [default: 1 for essnet; cut: 0, and above 0 it has a "
+            "segmentation network, too]",
             rich_help_panel=LOSSES,
         ),
-    ] = 1.0,
+    ] = None,
     identity: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--lambda-id",
             min=0.0,
             metavar="F",
-            help="Weight of leaving images of the own kind alone.",
+            help="Weight of leaving images of the own kind alone. [default: 0; cut: 1]",
             rich_help_panel=LOSSES,
         ),
-    ] = 0.0,
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all random numbers.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     device: Device = "auto",
@@ -169,13 +183,14 @@ def fit(
         model=model,
         features=features,
         blocks=blocks,
-        patch=patch,
+        patch=None if patch is None else sizes(patch),
         batch_size=batch_size,
         epochs=epochs,
         iterations=iterations,
         decay_start=decay_start,
         lr=lr,
         cycle=cycle,
+        contrast=contrast,
         segmentation=segmentation,
         identity=identity,
         pool=pool,

@@ -39,6 +39,7 @@ _AGAIN = (
     "Copy it again from where it came from, or train it again with: "
     "autoliver train DATASET CONFIG --fresh"
 )
+_START_OVER = "Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh"
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor], *, spec: NetworkSpec) -> None:
@@ -121,6 +122,7 @@ def load_network(
     deep_supervision: bool = False,
     device: torch.device | str = "cpu",
     sha256: str = "",
+    hint: str | None = None,
 ) -> nn.Module:
     """Builds the network of a weights file and loads its weights.
 
@@ -129,14 +131,18 @@ def load_network(
         deep_supervision: Whether the network returns the logits of every level.
         device: The device to put the network on.
         sha256: The checksum of the file that model.json recorded; not checked if empty.
+        hint: What helps if they cannot be loaded; None: what helps for the weights of a run.
 
     Raises:
         ModelError: The weights cannot be loaded, see `load_weights`, or do not fit the spec in the
             same file.
     """
-    state_dict, spec = load_weights(path, sha256=sha256)
-    network = build_without_weights(spec, deep_supervision=deep_supervision)
-    check_fit(state_dict, network, where=str(path))
+    try:
+        state_dict, spec = load_weights(path, sha256=sha256)
+        network = build_without_weights(spec, deep_supervision=deep_supervision)
+        check_fit(state_dict, network, where=str(path))
+    except ModelError as error:
+        raise ModelError(error.problem, hint=error.hint if hint is None else hint) from None
     network.load_state_dict(state_dict, strict=True, assign=True)
     return network.to(device)
 
@@ -190,13 +196,16 @@ def save_training_state(path: Path, state: dict[str, Any]) -> None:
     write_bytes(path, _state_head(payload) + payload)
 
 
-def load_training_state(path: Path) -> dict[str, Any]:
+def load_training_state(path: Path, *, hint: str = _START_OVER) -> dict[str, Any]:
     """Loads the state that `save_training_state` wrote, with tensors on the CPU.
+
+    Args:
+        path: The file.
+        hint: What helps if it cannot be loaded.
 
     Raises:
         ModelError: The file is missing, cut short, damaged, or not a training state.
     """
-    hint = "Start this fold over with: autoliver train DATASET CONFIG --fold N --fresh"
     try:
         content = io.BytesIO(read_whole(path))
         head = content.readline(_MAX_STATE_HEAD_BYTES)

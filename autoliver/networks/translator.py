@@ -60,8 +60,13 @@ class _Down(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, before, *shape) -> (b, after, *shape / stride)."""
-        y: torch.Tensor = self.activation(self.norm(self.conv(x)))
-        return y
+        return self.parts(x)[1]
+
+    def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output of the convolution, and that of the whole layer."""
+        convolved: torch.Tensor = self.conv(x)
+        y: torch.Tensor = self.activation(self.norm(convolved))
+        return convolved, y
 
 
 class _Up(_Down):
@@ -128,6 +133,56 @@ class Translator(nn.Module):
             y = torch.tanh(y) * ((high - low) / 2) + (high + low) / 2
         return [y] if self.deep_supervision else y
 
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What contrastive translation compares between an image and its translation.
+
+        These are the image itself, the output of each strided convolution, and that of the first
+        and the fifth residual block (Park et al., ECCV 2020).
+
+        Args:
+            x: Images (b, in_channels, *shape), as `forward` takes them.
+
+        Returns:
+            For each of the spec's `compared_features` (b, channels, *smaller).
+        """
+        found, (first, *down) = [x], self.encoder
+        x = first(x)
+        for part in down:
+            if isinstance(part, _Down):
+                convolved, x = part.parts(x)
+                found.append(convolved)
+        compared = self.spec.compared_blocks
+        for number, block in enumerate(self.blocks[: compared[-1] + 1]):
+            x = block(x)
+            if number in compared:
+                found.append(x)
+        return found
+
+
+class PatchHeads(nn.Module):
+    """Turns features of places into vectors by which places are compared, one network a layer.
+
+    Each is a perceptron with two layers, as in Park et al. (ECCV 2020).
+
+    Args:
+        channels: The number of channels of each layer that is compared.
+        width: Length of the vectors.
+    """
+
+    def __init__(self, channels: Sequence[int], *, width: int = 256) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(before, width), nn.ReLU(), nn.Linear(width, width))
+            for before in channels
+        )
+
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Layers (b, places, channels) -> (b, places, width), vectors of length 1."""
+        return [
+            nn.functional.normalize(head(layer), dim=-1)
+            for head, layer in zip(self.heads, features, strict=True)
+        ]
+
 
 class PatchDiscriminator(nn.Module):
     """Tells for each of many overlapping patches of an image whether it is real.
@@ -137,8 +192,9 @@ class PatchDiscriminator(nn.Module):
     Args:
         in_channels: Number of image channels.
         features: Number of features of the first layer.
-        strides: The strides of the layers but the last two, per axis; where an axis is not strided
-            its neighbours are not mixed.
+        strides: The strides of the layers but the last two, per axis. Along an axis that is never
+            strided neighbours are not mixed; along one that is not always strided, such as that of
+            thick slices, kernels have 3 voxels in place of 4, and a small patch does not vanish.
     """
 
     def __init__(
@@ -148,12 +204,11 @@ class PatchDiscriminator(nn.Module):
         axes = len(strides[0])
         layers: list[nn.Module] = []
         before = in_channels
+        kernel = tuple(_width([stride[axis] for stride in strides]) for axis in range(axes))
+        padding = tuple(min(1, size - 1) for size in kernel)
         for level, stride in enumerate((*strides, (1,) * axes, (1,) * axes)):
             last = level == len(strides) + 1
             after = 1 if last else features * min(2**level, 8)
-            thin = tuple(all(s[axis] == 1 for s in strides) for axis in range(axes))
-            kernel = tuple(1 if flat else 4 for flat in thin)
-            padding = tuple(0 if flat else 1 for flat in thin)
             layers.append(CONV[axes](before, after, kernel, stride=stride, padding=padding))
             if level > 0 and not last:
                 layers.append(INSTANCE_NORM[axes](after))
@@ -166,6 +221,13 @@ class PatchDiscriminator(nn.Module):
         """(b, in_channels, *shape) -> (b, 1, *smaller), about 1 where the image seems real."""
         y: torch.Tensor = self.layers(x)
         return y
+
+
+def _width(strides: Sequence[int]) -> int:
+    """The width of a discriminator's kernels along an axis with these strides."""
+    if all(stride == 1 for stride in strides):
+        return 1
+    return 3 if 1 in strides else 4
 
 
 def _kernel(size: int, spec: TranslatorSpec) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from autoliver.values import counted
 
 _BLOCKS = "blocks"
 _DECODER = "decoder"
+_SECOND_COMPARED = 4  # the fifth block, or the last of fewer
 
 
 class TranslatorSpec(
@@ -58,6 +59,17 @@ class TranslatorSpec(
     def total_stride(self) -> tuple[int, ...]:
         """The factor by which the network downsamples its input, per axis."""
         return product_of(self.strides)
+
+    @property
+    def compared_blocks(self) -> tuple[int, ...]:
+        """The residual blocks whose features contrastive translation compares: first and fifth."""
+        return tuple(sorted({0, min(_SECOND_COMPARED, self.blocks - 1)}))
+
+    @property
+    def compared_features(self) -> tuple[int, ...]:
+        """The number of channels of each of `Translator.features`."""
+        levels = [self.features * 2**level for level in range(1, len(self.strides) + 1)]
+        return (self.in_channels, *levels, *(levels[-1] for _ in self.compared_blocks))
 
     @property
     def output_levels(self) -> int:

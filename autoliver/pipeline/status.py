@@ -133,6 +133,7 @@ class TranslationStatus:
         holder: The process that learns it; None for none.
         since: When that began, or when its files were last written to; local time.
         problem: Why it failed; empty for nothing.
+        command: The command that goes on with it; empty if it is being learnt or finished.
         folder: Its folder.
     """
 
@@ -149,6 +150,7 @@ class TranslationStatus:
     holder: Holder | None
     since: str
     problem: str
+    command: str
     folder: Path
 
     @property
@@ -234,12 +236,12 @@ def _translations(
             damaged.append(error.problem)
             continue
         if dataset in (None, info.source, info.target):
-            found.append(_translation(folder, info, damaged))
+            found.append(_translation(workspace, folder, info, damaged))
     return found
 
 
 def _translation(
-    folder: SynthesisFolder, info: Synthesizer, damaged: list[str]
+    workspace: Workspace, folder: SynthesisFolder, info: Synthesizer, damaged: list[str]
 ) -> TranslationStatus:
     epochs = _epochs(folder.progress, damaged)
     times = [_time_of(each) for each in (folder.info, folder.progress, folder.resume, folder.log)]
@@ -267,6 +269,7 @@ def _translation(
         holder=holder,
         since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
         problem="" if state == "training" else problem,
+        command=info.again(workspace) if state in ("interrupted", "failed") else "",
         folder=folder.path,
     )
 

@@ -16,8 +16,9 @@ from autoliver.synthesis.translation.apply import (
     translate,
     whole_numbers,
 )
+from autoliver.synthesis.translation.networks import generator_spec, segmentor_spec
 from autoliver.synthesis.translation.options import Range, TranslationOptions
-from autoliver.synthesis.translation.training import Pool, generator_spec, segmentor_spec
+from autoliver.synthesis.translation.state import Pool
 
 
 def count(network: nn.Module) -> int:
@@ -133,7 +134,7 @@ def test_slices_of_any_size_are_translated():
     base = rng.normal(size=(1, 1, 10, 7)).astype(np.float32)
     image = np.repeat(base, 9, axis=1)
     done = Preprocessed(image=image, label=None, properties=case)
-    made = translate(nn.Identity(), done, Range(low=-5.0, high=5.0), device=torch.device("cpu"))
+    made = translate(nn.Identity(), done, Range(low=-5.0, high=5.0))
     np.testing.assert_allclose(made, image / 5, atol=1e-5)
 
 

@@ -25,7 +25,6 @@ from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.translation.fit import digest_of
 from autoliver.pipeline.translation.synthesizer import (
-    CONFIGURATION,
     SYNTHESIZER_FILE,
     SynthesisFolder,
     Synthesizer,
@@ -46,7 +45,6 @@ from autoliver.values import check_number, check_types, counted
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 FIDELITY_FILE = "fidelity.csv"
@@ -134,7 +132,9 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     with only_writing(output) as beside:
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
-        axes = _translate_all(folder, info, dataset, beside, request)
+        hint = f"Learn it again with: {info.again(workspace, fresh=True)}"
+        network = _generator(folder, info, request.machine, hint=hint)
+        axes = _translate_all(network, info, dataset, beside)
         pairs = _common(workspace, judge, info)
         predicted = beside / "judged"
         how = PredictRequest(modality=None, machine=request.machine)
@@ -193,7 +193,7 @@ def _unchanged(workspace: Workspace, info: Synthesizer, request: ApplyRequest) -
     if digest_of(dataset) != info.learnt_from[info.source]:
         raise ArtifactError(
             f"{info.source} has other cases or labels than when {info.name} was learnt.",
-            hint="Learn it again: give the command that began it with --fresh.",
+            hint=f"Learn it again with: {info.again(workspace, fresh=True)}",
         )
     return dataset
 
@@ -271,36 +271,35 @@ def _common(
     return pairs
 
 
-def _translate_all(
-    folder: SynthesisFolder,
-    info: Synthesizer,
-    dataset: Dataset,
-    output: Path,
-    request: ApplyRequest,
-) -> dict[str, int]:
-    """Writes the images of all cases; returns the axis of each along which slices lie."""
+def _generator(
+    folder: SynthesisFolder, info: Synthesizer, machine: Machine, *, hint: str
+) -> "nn.Module | None":
+    """The network that translates; None where nothing is learnt.
+
+    Raises:
+        ModelError: Its weights are missing or damaged; the hint says what helps.
+    """
     from autoliver.networks.checkpoint import load_network
     from autoliver.networks.device import choose_device
 
-    device = choose_device(request.machine.device)
-    network = None
-    if info.options.learns:
-        network = load_network(folder.generator, device=device).eval()
+    if not info.options.learns:
+        return None
+    device = choose_device(machine.device)
+    return load_network(folder.generator, device=device, hint=hint).eval()
+
+
+def _translate_all(
+    network: "nn.Module | None", info: Synthesizer, dataset: Dataset, output: Path
+) -> dict[str, int]:
+    """Writes the images of all cases; returns the axis of each along which slices lie."""
     axes = {}
     cases = dataset.labelled
     for case in case_bar("translate", len(cases))(cases):
-        path = image_in(output, case.name)
-        axes[case.name] = _translate_case(network, info, case, path, device)
+        axes[case.name] = _translate_case(network, info, case, image_in(output, case.name))
     return axes
 
 
-def _translate_case(
-    network: "nn.Module | None",
-    info: Synthesizer,
-    case: Case,
-    path: Path,
-    device: "torch.device",
-) -> int:
+def _translate_case(network: "nn.Module | None", info: Synthesizer, case: Case, path: Path) -> int:
     """Writes the image that is made of a case; without a network, of its labels.
 
     Returns:
@@ -311,14 +310,15 @@ def _translate_case(
         image,
         read_label(Path(str(case.label))) if network is None else None,
         plan=info.plan,
-        configuration=info.plan.configurations[CONFIGURATION],
+        configuration=info.plan.configurations[info.options.configuration],
         name=case.name,
         modality=case.modality,
     )
     if network is None:
         made = from_labels(done, seed=info.options.seed)
     else:
-        made = translate(network, done, info.source_range, device=device)
+        patch = info.options.patch if info.options.dimension == 3 else None
+        made = translate(network, done, info.source_range, patch=patch)
     back = backward_image(made, done.properties, fill=-1.0)
     write_image(path, whole_numbers(back), image.geometry)
     return done.properties.reorientation.axes[done.properties.transpose_forward[0]]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import Record, digest, sweep
-from autoliver.datasets.cases import Case, Dataset
+from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.contents import image_key
 from autoliver.datasets.names import alike
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
@@ -19,35 +19,32 @@ from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
-from autoliver.pipeline.translation.synthesizer import (
-    CONFIGURATION,
-    SynthesisFolder,
-    Synthesizer,
-)
+from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer, folder_of
 from autoliver.pipeline.translation.unlabelled import (
     Target,
     as_unlabelled,
     find_target,
+    lacks_labels,
     shown_slices,
 )
 from autoliver.planning.names import ModalityName
-from autoliver.planning.plan import Plan, check_spacing
+from autoliver.planning.plan import Configuration, Plan, check_spacing
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
 from autoliver.synthesis.translation.body import RealImages, Slices, body_mask, real_images
 from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
-    MULTIPLE,
+    LEAST_SLICES,
     TranslationOptions,
 )
 from autoliver.training.progress import FAILED, add_to_log
 from autoliver.training.stop import Stopped, stop_on_sigterm
 from autoliver.transfer.labels import match_labels
 from autoliver.values import check_choice, check_types, counted
-from autoliver.workspace import SYNTHESIS, Workspace
+from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
     from autoliver.synthesis.translation.domains import Domain
-    from autoliver.synthesis.translation.training import Translation, TranslationTask
+    from autoliver.synthesis.translation.state import Translation, TranslationTask
 
 _PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
@@ -106,7 +103,7 @@ def fit(workspace: Workspace, request: FitRequest) -> SynthesisFolder:
         OptionError: A translation of this name was begun otherwise.
         AutoliverError: The translation diverges.
     """
-    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / request.name)
+    folder = folder_of(workspace, request.name, request.options)
     with only_one(folder.lock, "it is being learnt"):
         sweep(folder.path)
         return _fit(workspace, request, folder)
@@ -129,7 +126,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         target=target.dataset.name,
         # Runs that start from its segmentation network are named after it.
         plan=ours.plan.replace(
-            dataset=request.name, configurations={CONFIGURATION: task.configuration}
+            dataset=request.name, configurations={folder.configuration: task.configuration}
         ),
         labels=ours.plan.labels,
         learnt_from={
@@ -140,7 +137,12 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         options=task.options,
         seen=tuple(image_key(case) for case in seen),
         real=_look_of(task.target),
+        held_out=request.held_out,
+        images=target.dataset.folder if lacks_labels(target.dataset) else "",
+        modality=request.modality,
+        spacing_mm=request.spacing_mm,
     )
+    task = replace(task, again=info.again(workspace, fresh=True))
     _begin(task, folder, info, fresh=request.fresh)
     if not task.options.learns:
         return folder
@@ -155,7 +157,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         raise Stopped(
             f"{request.name}: stopped after {counted(len(state.logs), 'epoch')}; the state is "
             "saved.",
-            hint="Run the same command again to continue.",
+            hint=f"Continue with: {info.again(workspace)}",
         )
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])
     return folder
@@ -194,13 +196,17 @@ def _task(
     """
     from autoliver.networks.device import choose_device
     from autoliver.synthesis.translation.domains import Domain, range_of
-    from autoliver.synthesis.translation.training import TranslationTask, segmentor_spec
+    from autoliver.synthesis.translation.networks import segmentor_spec
+    from autoliver.synthesis.translation.state import TranslationTask
     from autoliver.training.patches.cache import choose_cache, measure_need, measure_room
+    from autoliver.training.state import amp_dtype
 
-    cases = _stored(source, source.dataset.labelled, request.machine)
-    imitated, shown = _imitated(source, target, cases, seen, request)
-    patch = _patch(request.options, [*cases, *imitated])
-    options = request.options.replace(patch=patch)
+    planned = planned_configuration(target, folder.configuration)
+    cases = _stored(source, source.dataset.labelled, folder, request.machine)
+    imitated, shown = _imitated(target, cases, seen, source.plan.labels, folder, request.machine)
+    patch = _patch(request.options, planned, [*cases, *imitated])
+    options = request.options.settled(patch)
+    network = segmentor_spec(options, source.plan.labels.out_channels, planned.spacing_mm)
     domains = [
         Domain(
             cases=tuple(some),
@@ -218,34 +224,42 @@ def _task(
         title=request.name,
         source=domains[0],
         target=domains[1],
-        configuration=planned_configuration(target, CONFIGURATION).replace(
-            network=segmentor_spec(options, source.plan.labels.out_channels),
-            patch_shape=patch,
-            batch_size=options.batch_size,
-            slices=1,
+        configuration=planned.replace(
+            network=network, patch_shape=patch, batch_size=options.batch_size, slices=1
         ),
         options=options,
         device=device,
         cache=choose_cache(request.machine.cache, measure_need([*cases, *imitated]), room),
         folder=folder.path,
+        half=amp_dtype(device),
     )
 
 
 def _imitated(
-    source: Planned,
     target: Planned,
-    cases: Sequence[StoredCase],
+    source: Sequence[StoredCase],
     seen: Sequence[Case],
-    request: FitRequest,
+    labels: Labels,
+    folder: SynthesisFolder,
+    machine: Machine,
 ) -> tuple[list[StoredCase], dict[str, Slices]]:
-    """The preprocessed cases of the target, and the slices of those without labels."""
+    """The preprocessed cases of the target, and the slices of those without labels.
+
+    Args:
+        target: The dataset that is imitated.
+        source: The preprocessed cases of the source.
+        seen: The cases of the target that are seen.
+        labels: The labels of the source.
+        folder: The folder of the translation.
+        machine: The processes and memory that may be used.
+    """
     without = {case.name for case in seen if case.label is None}
     stored = [
         as_unlabelled(case) if case.name in without else case
-        for case in _stored(target, seen, request.machine)
+        for case in _stored(target, seen, folder, machine)
     ]
     unlabelled = [case for case in stored if case.name in without]
-    return stored, shown_slices(unlabelled, cases, source.plan.labels)
+    return stored, shown_slices(unlabelled, source, labels)
 
 
 def _check_slices(domain: "Domain", name: str, batch_size: int) -> None:
@@ -351,38 +365,55 @@ def _check(source: Planned, target: Planned) -> None:
         )
 
 
-def _stored(planned: Planned, cases: Sequence[Case], machine: Machine) -> list[StoredCase]:
-    preprocess(planned, [CONFIGURATION], cases=cases, machine=machine)
-    store = planned.folder.store(store_key(planned.plan, CONFIGURATION))
+def _stored(
+    planned: Planned, cases: Sequence[Case], folder: SynthesisFolder, machine: Machine
+) -> list[StoredCase]:
+    preprocess(planned, [folder.configuration], cases=cases, machine=machine)
+    store = planned.folder.store(store_key(planned.plan, folder.configuration))
     return [read_case(store, case.name, case.facts) for case in cases]
 
 
-def _patch(options: TranslationOptions, cases: Sequence[StoredCase]) -> tuple[int, int]:
+def _patch(
+    options: TranslationOptions, planned: Configuration, cases: Sequence[StoredCase]
+) -> tuple[int, ...]:
     """The size of the patches: as asked, or what fits into all slices, up to 256."""
-    height, width = (min(case.image.shape[axis] for case in cases) for axis in (2, 3))
-    size = [max(MULTIPLE, min(side, _LARGEST) // MULTIPLE * MULTIPLE) for side in (height, width)]
-    if min(height, width) < LEAST_PATCH:
+    from autoliver.synthesis.translation.networks import generator_spec
+
+    axes = range(4 - options.dimension, 4)
+    smallest = [min(case.image.shape[axis] for case in cases) for axis in axes]
+    multiples = generator_spec(options, planned.spacing_mm).total_stride
+    largest = [size // step * step for size, step in zip(smallest, multiples, strict=True)]
+    slices = max(LEAST_SLICES, 2 * multiples[0])  # two where they are halved most often
+    least = [slices, LEAST_PATCH, LEAST_PATCH][-options.dimension :]
+    if any(size < few for size, few in zip(smallest, least, strict=True)):
         raise DatasetError(
-            f"The smallest image has {height} x {width} pixels at the spacing of the target, "
-            f"expected at least {LEAST_PATCH} x {LEAST_PATCH}.",
+            f"The smallest image has {_by(smallest)} pixels at the spacing of the target, "
+            f"expected at least {_by(least)}.",
             hint="Leave this case out, or plan the target with a finer --spacing.",
         )
-    if options.patch is not None:
-        if options.patch[0] > height or options.patch[1] > width:
-            raise OptionError(
-                f"--patch {options.patch[0]} {options.patch[1]}: the smallest image has "
-                f"{height} x {width} pixels at the spacing of the target; around it there would be "
-                "nothing to translate.",
-                hint=f"Take at most --patch {size[0]} {size[1]}.",
-            )
-        wrong = [size for size in options.patch if size % MULTIPLE]
-        if wrong:
-            raise OptionError(
-                f"--patch {options.patch[0]} {options.patch[1]}: expected multiples of {MULTIPLE}.",
-                hint=f"Try {[size // MULTIPLE * MULTIPLE for size in options.patch]}.",
-            )
-        return options.patch
-    return size[0], size[1]
+    if options.patch is None:
+        return tuple(min(size, _LARGEST) for size in largest)
+    asked = f"--patch {' '.join(map(str, options.patch))}"
+    if any(size > most for size, most in zip(options.patch, smallest, strict=True)):
+        raise OptionError(
+            f"{asked}: the smallest image has {_by(smallest)} pixels at the spacing of the target; "
+            "around it there would be nothing to translate.",
+            hint=f"Take at most --patch {' '.join(map(str, largest))}.",
+        )
+    fit = [
+        max(few, size // step * step)
+        for size, step, few in zip(options.patch, multiples, least, strict=True)
+    ]
+    if fit != list(options.patch):
+        raise OptionError(
+            f"{asked}: expected multiples of {_by(multiples)} from {_by(least)} on.",
+            hint=f"Try --patch {' '.join(map(str, fit))}.",
+        )
+    return options.patch
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _begin(
@@ -395,7 +426,7 @@ def _begin(
         shutil.rmtree(folder.segmentor.parent.parent, ignore_errors=True)
     if folder.info.exists():
         before = Synthesizer.load(folder.info)
-        before = before.replace(epochs=0)
+        before = before.replace(epochs=0, images=info.images)
         if before != info:
             names = [n for n in info.__struct_fields__ if getattr(before, n) != getattr(info, n)]
             raise OptionError(
@@ -429,15 +460,16 @@ def _save(
 ) -> None:
     from autoliver.models.files import FoldModel, save_fold
     from autoliver.networks.checkpoint import save_weights
-    from autoliver.synthesis.translation.training import generator_spec
+    from autoliver.synthesis.translation.networks import SEGMENTOR, THERE, generator_spec
 
     networks = state.networks
-    weights = networks["there"].state_dict()
-    save_weights(folder.generator, weights, spec=generator_spec(info.options))
+    spacing = info.plan.configurations[folder.configuration].spacing_mm
+    weights = networks[THERE].state_dict()
+    save_weights(folder.generator, weights, spec=generator_spec(info.options, spacing))
     if info.options.segments:
         model = FoldModel(
             plan=info.plan,
-            configuration=CONFIGURATION,
+            configuration=folder.configuration,
             fold="all",
             cases=(),
             epochs=len(state.logs),
@@ -447,5 +479,5 @@ def _save(
             seen_before=info.seen,
         )
         folder.segmentor.mkdir(parents=True, exist_ok=True)
-        save_fold(folder.segmentor, networks["segmentor"].state_dict(), model)
+        save_fold(folder.segmentor, networks[SEGMENTOR].state_dict(), model)
     info.replace(epochs=len(state.logs)).save(folder.info)

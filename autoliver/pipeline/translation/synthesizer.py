@@ -7,7 +7,8 @@ from typing import ClassVar
 from autoliver.artifacts import Artifact
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
-from autoliver.planning.names import ConfigurationName
+from autoliver.pipeline.translation.again import fit_command
+from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.plan import Plan
 from autoliver.synthesis.translation.body import RealImages
 from autoliver.synthesis.translation.options import Range, TranslationOptions
@@ -15,7 +16,6 @@ from autoliver.values import first_few
 from autoliver.workspace import SYNTHESIS, Workspace
 
 SYNTHESIZER_FILE = "synthesizer.json"
-CONFIGURATION: ConfigurationName = "2d"
 
 
 class Synthesizer(Artifact, frozen=True, kw_only=True):
@@ -32,6 +32,10 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         options: How it is learnt.
         seen: The `image_key` of each case of the target that it has seen.
         real: What the images of the target look like.
+        held_out: Names of the cases of the target that it must not see.
+        images: Path of a target in which cases lack labels; empty for a planned dataset.
+        modality: What such images are, if it was said.
+        spacing_mm: The spacing (z, y, x) that was asked for them; None for none.
         epochs: Number of finished epochs.
     """
 
@@ -47,6 +51,10 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     options: TranslationOptions
     seen: tuple[str, ...]
     real: RealImages
+    held_out: tuple[str, ...] = ()
+    images: str = ""
+    modality: ModalityName | None = None
+    spacing_mm: tuple[float, float, float] | None = None
     epochs: int = 0
 
     @property
@@ -54,12 +62,31 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         """Whether it can be applied."""
         return not self.options.learns or self.epochs >= self.options.epochs
 
+    def again(self, workspace: Workspace, *, fresh: bool = False) -> str:
+        """The command that learns it, from where it was left or `fresh`."""
+        more = [] if self.modality is None else ["--modality", self.modality]
+        if self.spacing_mm is not None:
+            more += ["--spacing", *(f"{mm:g}" for mm in self.spacing_mm)]
+        for case in self.held_out:
+            more += ["--held-out", case]
+        return fit_command(
+            *((self.source, self.images or self.target), self.name, self.options),
+            more=[*more, *(["--fresh"] if fresh else [])],
+            workspace=workspace.root,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisFolder:
-    """The folder of a translation in the workspace."""
+    """The folder of a translation in the workspace.
+
+    Attributes:
+        path: The folder.
+        configuration: That of its segmentor.
+    """
 
     path: Path
+    configuration: ConfigurationName = "2d"
 
     @property
     def info(self) -> Path:
@@ -99,7 +126,13 @@ class SynthesisFolder:
     @property
     def segmentor(self) -> Path:
         """The fold of the model that finds the source's labels in the target."""
-        return self.path / "segmentor" / CONFIGURATION / "fold_all"
+        return self.path / "segmentor" / self.configuration / "fold_all"
+
+
+def folder_of(workspace: Workspace, name: str, options: TranslationOptions) -> SynthesisFolder:
+    """The folder of a translation that is learnt with these options."""
+    path = workspace.root / SYNTHESIS / name
+    return SynthesisFolder(path=path, configuration=options.configuration)
 
 
 def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, Synthesizer]:
@@ -108,8 +141,8 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
     Raises:
         ModelError: There is none, or it is not finished.
     """
-    folder = SynthesisFolder(path=workspace.root / SYNTHESIS / name)
-    if not folder.info.exists():
+    path = workspace.root / SYNTHESIS / name / SYNTHESIZER_FILE
+    if not path.exists():
         there = sorted(
             path.parent.name for path in workspace.root.glob(f"{SYNTHESIS}/*/{SYNTHESIZER_FILE}")
         )
@@ -117,10 +150,10 @@ def find_synthesizer(workspace: Workspace, name: str) -> tuple[SynthesisFolder, 
             f"{name}: there is no such translation; there is {first_few(there, 5) or 'none'}.",
             hint="Learn one with: autoliver synthesize fit --from SOURCE --to TARGET -o NAME",
         )
-    info = Synthesizer.load(folder.info)
+    info = Synthesizer.load(path)
     if not info.finished:
         raise ModelError(
             f"{name}: this translation is not finished.",
-            hint="Give the command that began it again.",
+            hint=f"Go on with: {info.again(workspace)}",
         )
-    return folder, info
+    return folder_of(workspace, name, info.options), info

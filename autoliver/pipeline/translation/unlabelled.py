@@ -103,7 +103,12 @@ def _lacking_labels(workspace: Workspace, name: str) -> Dataset | None:
 
 
 def _unless_labelled(dataset: Dataset) -> Dataset | None:
-    return None if len(dataset.labelled) == len(dataset.cases) else dataset
+    return dataset if lacks_labels(dataset) else None
+
+
+def lacks_labels(dataset: Dataset) -> bool:
+    """Whether any case of a dataset has no label, so that it cannot be planned as it is."""
+    return len(dataset.labelled) < len(dataset.cases)
 
 
 def _of_images(images: Path, named: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""Translates whole scans slice by slice, and judges how well their labels still fit."""
+"""Translates whole scans, and judges how well their labels still fit."""
 
 import hashlib
 import itertools
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from autoliver.artifacts import Record
+from autoliver.inference.window import Scan, sliding_window
 from autoliver.preprocessing.case import Preprocessed
 from autoliver.synthesis.translation.body import RealImages, body_mask, grey_distance, jump
 from autoliver.synthesis.translation.options import MULTIPLE, Range
@@ -56,27 +57,42 @@ class Fidelity(Record, frozen=True, kw_only=True):
 
 @torch.no_grad()
 def translate(
-    network: nn.Module, case: Preprocessed, source: Range, *, device: torch.device
+    network: nn.Module,
+    case: Preprocessed,
+    source: Range,
+    *,
+    patch: tuple[int, ...] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Translates the slices of a case.
+    """Translates a case.
 
     Args:
         network: The generator.
         case: The case, preprocessed as the target is.
         source: The range of its domain.
-        device: Where the network is.
+        patch: The patches (z, y, x) that a generator in 3D was trained with: windows of this size
+            overlap by half, and their Gaussian-weighted mean is taken. None: a generator in 2D,
+            which translates each slice; its brightness is steadied afterwards.
 
     Returns:
-        (1, z, y, x) from -1 to 1 on the network's grid, with a brightness that does not jump
-        between slices.
+        (1, z, y, x) from -1 to 1 on the network's grid.
     """
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    if patch is not None:
+        image = source.squeezed(torch.from_numpy(case.image).to(device))
+        more = [max(0, size - n) for size, n in zip(patch, image.shape[1:], strict=True)]
+        ends = [end for size in reversed(more) for end in (0, size)]
+        padded = functional.pad(image[None], ends, mode="replicate")[0]
+        made = sliding_window(padded, [network], Scan(patch_shape=patch))
+        whole: npt.NDArray[np.float32] = made.float().cpu().numpy()
+        z, y, x = case.image.shape[1:]
+        return whole[:, :z, :y, :x]
     found = []
     for first in range(0, case.image.shape[1], _SLICES):
         part = torch.from_numpy(case.image[0, first : first + _SLICES, None].copy()).to(device)
         part = source.squeezed(part)
         height, width = part.shape[2:]
-        more = [-size % MULTIPLE for size in (width, height)]
-        padded = functional.pad(part, (0, more[0], 0, more[1]), mode="replicate")
+        ends = [0, -width % MULTIPLE, 0, -height % MULTIPLE]
+        padded = functional.pad(part, ends, mode="replicate")
         found.append(network(padded)[:, :, :height, :width].float().cpu().numpy())
     return steadied(np.concatenate(found)[None, :, 0])
 

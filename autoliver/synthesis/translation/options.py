@@ -3,18 +3,34 @@
 from typing import TYPE_CHECKING, Literal
 
 from autoliver.artifacts import Record
-from autoliver.values import check_number, check_types, check_whole, flag_of
+from autoliver.planning.names import ConfigurationName
+from autoliver.values import check_number, check_types, check_whole, flag_of, refused
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TranslationModel = Literal["essnet", "cyclegan", "labels"]
-# The least size of a patch of which a discriminator sees more than one patch.
-LEAST_PATCH = 24
+TranslationModel = Literal["essnet", "cyclegan", "cut", "labels"]
+# The least size of a patch of which a discriminator sees more than one patch, and the least number
+# of slices of a 3D one, whose borders can be mirrored.
+LEAST_PATCH, LEAST_SLICES = 24, 4
 # Generators halve each axis twice: what the size of a patch or slice is a multiple of.
 MULTIPLE = 4
 # Field -> its option.
-WEIGHTS = {"cycle": "--lambda-cyc", "segmentation": "--lambda-seg", "identity": "--lambda-id"}
+WEIGHTS = {
+    "cycle": "--lambda-cyc",
+    "contrast": "--lambda-nce",
+    "segmentation": "--lambda-seg",
+    "identity": "--lambda-id",
+}
+# What each model takes for an option that is not given: Park et al. (ECCV 2020) compare images of
+# the target with their translations as well, and show their discriminator new images alone.
+_CYCLE: dict[str, float] = {"segmentation": 0.0, "identity": 0.0, "pool": 50}
+_OWN: dict[TranslationModel, dict[str, float]] = {
+    "essnet": {**_CYCLE, "segmentation": 1.0},
+    "cyclegan": _CYCLE,
+    "cut": {"segmentation": 0.0, "identity": 1.0, "pool": 0},
+    "labels": _CYCLE,
+}
 
 
 class TranslationOptions(Record, frozen=True, kw_only=True):
@@ -22,37 +38,43 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
 
     Attributes:
         model: "essnet": a segmentation network must find the labels of the first domain in the
-            translated images; "cyclegan": nothing does; "labels": nothing is learnt, images get
-            random grey values for each label and each part of the background.
+            translated images; "cyclegan": nothing does; "cut": each place of a translated image
+            must resemble the same place of its source more than others; "labels": nothing is
+            learnt, images get random grey values for each label and each part of the background.
         features: Features of the generators at full resolution; discriminators have as many.
         blocks: Residual blocks of the generators.
-        patch: Size of the patches (y, x); None: 256, or what the images and a multiple of 4 allow.
+        patch: Size of the patches (y, x), or (z, y, x) for a translation in 3D; None: 256 x 256, or
+            what the images and a multiple of 4 allow.
         batch_size: Patches per domain and step.
         epochs: Number of epochs.
         iterations: Steps per epoch.
         decay_start: Epoch from which the learning rate falls linearly to 0; None: half of them.
         lr: Learning rate of Adam.
         cycle: Weight of the L1 distance between an image and its translation there and back.
-        segmentation: Weight of the loss of the segmentation network, for "essnet".
+        contrast: Weight of the comparison of places, for "cut".
+        segmentation: Weight of the loss of the segmentation network; None: 1 for "essnet", else 0.
+            With a weight above 0 "cut" has a segmentation network as well.
         identity: Weight of the L1 distance between an image and its translation into its own
-            domain.
-        pool: Number of translated images that the discriminators are shown again.
+            domain, or for "cut" of the comparison of their places; None: 1 for "cut", else 0.
+        pool: Number of translated images that the discriminators are shown again; None: 0 for
+            "cut", else 50.
         seed: Seed of all random numbers.
     """
 
     model: TranslationModel = "essnet"
     features: int = 64
     blocks: int = 9
-    patch: tuple[int, int] | None = None
+    patch: tuple[int, ...] | None = None
     batch_size: int = 4
     epochs: int = 200
     iterations: int = 250
     decay_start: int | None = None
     lr: float = 2e-4
     cycle: float = 10.0
-    segmentation: float = 1.0
-    identity: float = 0.0
-    pool: int = 50
+    contrast: float = 1.0
+    segmentation: float | None = None
+    identity: float | None = None
+    pool: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,23 +83,49 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         Raises:
             OptionError: A value is invalid; the message names the option and the value.
         """
-        check_types(self)
+        check_types(self, flags=WEIGHTS)
         for name in ("features", "blocks", "batch_size", "epochs", "iterations"):
             check_whole(flag_of(name), getattr(self, name), least=1)
-        for name in ("pool", "seed"):
-            check_whole(flag_of(name), getattr(self, name), least=0)
-        for size in self.patch or ():
-            check_whole("--patch", size, least=LEAST_PATCH)
+        for name in ("pool", "seed", "decay_start"):
+            if getattr(self, name) is not None:
+                check_whole(flag_of(name), getattr(self, name), least=0)
         for name, option in WEIGHTS.items():
-            check_number(option, getattr(self, name), least=0.0)
+            if getattr(self, name) is not None:
+                check_number(option, getattr(self, name), least=0.0)
+        self._check_patch()
         check_number("--lr", self.lr, above=0.0)
-        if self.decay_start is not None:
-            check_whole("--decay-start", self.decay_start, least=0)
+
+    def _check_patch(self) -> None:
+        if self.patch is None:
+            return
+        if len(self.patch) not in (2, 3):
+            raise refused("--patch", self.patch, "2 or 3 sizes, such as 256 256 or 16 128 128")
+        for size in self.patch[-2:]:
+            check_whole("--patch", size, least=LEAST_PATCH)
+        for size in self.patch[:-2]:
+            check_whole("--patch", size, least=LEAST_SLICES)
+
+    def settled(self, patch: tuple[int, ...] | None) -> "TranslationOptions":
+        """These options with the size of the patches, and the model's own values where none is."""
+        own = _OWN[self.model]
+        given = {name: getattr(self, name) for name in own}
+        chosen = {name: own[name] if value is None else value for name, value in given.items()}
+        return self.replace(patch=patch, **chosen)
 
     @property
     def segments(self) -> bool:
         """Whether a segmentation network is trained."""
-        return self.model == "essnet"
+        return self.model == "essnet" or (self.model == "cut" and bool(self.segmentation))
+
+    @property
+    def dimension(self) -> Literal[2, 3]:
+        """Whether slices or parts of scans are translated."""
+        return 3 if self.patch is not None and len(self.patch) == 3 else 2
+
+    @property
+    def configuration(self) -> ConfigurationName:
+        """The configuration of the target's plan by which both sides are preprocessed."""
+        return "3d_fullres" if self.dimension == 3 else "2d"
 
     @property
     def learns(self) -> bool:

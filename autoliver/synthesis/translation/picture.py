@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.artifacts import replacing
-from autoliver.synthesis.translation.training import Translation, TranslationLog
+from autoliver.synthesis.translation.state import Translation, TranslationLog
 
 _SHOWN = 4  # pairs of slices
 
