@@ -51,9 +51,7 @@ def make_task(folder: Path, patch: tuple[int, ...], **given: object) -> Translat
     sides = []
     for name, bright in (("a", 1.0), ("b", -2.0)):
         cases = tuple(make_case(len(name + str(n)) + n, bright=bright) for n in range(2))
-        sides.append(
-            Domain(name=name, cases=cases, labels=LABELS, range=range_of(cases, where=name))
-        )
+        sides.append(Domain(cases=cases, labels=LABELS, range=range_of(cases, where=name)))
     return TranslationTask(
         title="toy",
         source=sides[0],
