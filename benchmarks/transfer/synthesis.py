@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--gan-lr", type=float, default=8e-4)
     parser.add_argument("--models", nargs="+", default=["essnet", "cyclegan", "labels"])
     parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--sources", nargs="*", default=["default", "palette"], help="Of CT.")
     given = parser.parse_args()
     study = read(given)
     rows = Rows(study, "synthesis")
@@ -46,7 +47,7 @@ def main() -> None:
         judge = study.train(every, "judge", steps=given.judge_steps, seed=0, like=CT)
         rows.add("judge, all MR cases", seed, scores(study, judge))
         rows.add("fidelity of raw CT", seed, {"CT": raw_fidelity(study, judge)})
-        real = study.train(few, f"real-s{seed}", steps=study.tune, seed=seed, like=CT)
+        real = study.train(few, f"real-{study.tune}-s{seed}", steps=study.tune, seed=seed, like=CT)
         rows.add(f"{FEW} MR cases", seed, scores(study, real))
         for model in given.models:
             options = TranslationOptions(
@@ -59,13 +60,13 @@ def main() -> None:
                 seed=seed,
             )
             translated(study, rows, every, few, judge, options)
-        for augment in ("default", "palette"):
+        for augment in given.sources:
             rows.add(
                 f"CT alone, {augment}",
                 seed,
                 scores(study, source := study.train_source(augment, seed)),
             )
-            tag = f"tuned-{augment}-s{seed}"
+            tag = f"tuned-{augment}-{study.tune}-s{seed}"
             tuned = study.train(few, tag, steps=study.tune, seed=seed, pretrained=source)
             rows.add(f"{FEW} MR cases, from CT with {augment}", seed, scores(study, tuned))
     rows.show()
@@ -115,11 +116,13 @@ def translated(
         what = "every case" if least == 0 else f"Dice of {least:g}"
         epoch = max(1, study.tune // 12)
         first = {"replay_share": 0.25, "replay_warmup": round(study.tune / epoch) // 2}
-        ways: dict[str, dict[str, Any]] = {"half": {}, "first": first}
+        ways: dict[str, dict[str, Any]] = {"half": {}}
+        if least > 0:
+            ways["first"] = first
         for way, how in ways.items():
             run = study.train(
                 few,
-                f"{model}-{least:g}-{way}-s{seed}",
+                f"{model}-{least:g}-{way}-{study.tune}-s{seed}",
                 steps=study.tune,
                 seed=seed,
                 epoch=epoch,
