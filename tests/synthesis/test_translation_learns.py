@@ -87,3 +87,4 @@ def test_cut_keeps_the_liver_without_labels(place):
     assert last["contrast"] <= 0.7 * first["contrast"]  # places of air cannot be told apart
     assert last["identity"] <= 0.5 * first["identity"]
     assert fidelity >= raw + 0.08
+    assert fidelity >= 0.7
