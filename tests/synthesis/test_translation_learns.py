@@ -84,5 +84,7 @@ def test_essnet_keeps_the_liver_and_finds_it_in_real_mr(place):
 def test_cut_keeps_the_liver_without_labels(place):
     raw = predicted(place, CT, judge(place))
     first, last, fidelity = learnt(place, "cut")
-    assert last["contrast"] <= 0.4 * first["contrast"]
+    assert last["contrast"] <= 0.7 * first["contrast"]  # places of air cannot be told apart
+    assert last["identity"] <= 0.5 * first["identity"]
     assert fidelity >= raw + 0.08
+    assert fidelity >= 0.7
