@@ -31,6 +31,7 @@ from autoliver.inference.window import (
 )
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
+from autoliver.networks.device import half_precision
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Configuration, Normalization
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
@@ -373,8 +374,8 @@ def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
             NVIDIA GPUs, and with deterministic operations.
     """
     if not exact:
-        # float16 is more precise than bfloat16, and logits do not overflow it.
-        with torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda"):
+        half = half_precision(device, training=False)
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             yield
         return
     with contextlib.ExitStack() as stack:
@@ -385,7 +386,3 @@ def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
                 cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
             )
         yield
-
-
-def _half(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
