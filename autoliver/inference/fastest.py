@@ -117,7 +117,13 @@ class Fastest(nn.Module):
 
 def as_they_are(networks: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
     """Returns the original networks, without any faster way of computing them."""
-    return tuple(each.network if isinstance(each, Fastest) else each for each in networks)
+    return tuple(_as_it_is(each) for each in networks)
+
+
+def _as_it_is(network: nn.Module) -> nn.Module:
+    if isinstance(network, nn.Sequential):  # a network and what its output goes through
+        return nn.Sequential(*(_as_it_is(part) for part in network))
+    return network.network if isinstance(network, Fastest) else network
 
 
 def _trials(device: torch.device) -> tuple[_Trial, ...]:

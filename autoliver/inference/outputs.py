@@ -273,11 +273,13 @@ def _output(
     logits: npt.NDArray[np.float32] | None = None
     spread: npt.NDArray[np.float32] | None = None
     with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
-        image = torch.from_numpy(case.image).to(member.device)
+        image = torch.from_numpy(case.image)
         scan = Scan(
             patch_shape=member.configuration.patch_shape,
             mirror_axes=member.mirror_axes if options.mirror else (),
             slices=member.configuration.slices,
+            title=f"{name}: {member.name}",
+            exact=options.exact,
         )
         for networks in passes:
             whole = sliding_window(
@@ -290,7 +292,7 @@ def _output(
             if where is not None:
                 background, others = certain_background(average, regions=regions)
                 _fill_gaps(whole, background, others)
-            found: npt.NDArray[np.float32] = whole.cpu().numpy()
+            found: npt.NDArray[np.float32] = whole.numpy()
             if options.uncertainty:
                 own = found.copy()
                 if average == "logits":

@@ -39,7 +39,7 @@ def mean_of_strides(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tens
     for axis, step in enumerate(stride, start=2):
         x = x.narrow(axis, 0, x.shape[axis] // step * step)
     for axis in (4, 3, 2):  # from the last, so that the numbers of the others stay
-        x = x.unflatten(axis, (-1, stride[axis - 2]))
+        x = torch.unflatten(x, axis, (-1, stride[axis - 2]))
     return x.mean((3, 5, 7))
 
 
