@@ -26,7 +26,7 @@ from autoliver.inference.sums import (
     sums_bytes,
 )
 from autoliver.memory import GB
-from autoliver.networks.device import free_bytes, out_of_memory
+from autoliver.networks.device import free_bytes, on_gpu, out_of_memory
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import neighbours
 from autoliver.values import counted
@@ -180,7 +180,7 @@ class _Run:
     ) -> None:
         self.networks, self.scan, self.windows = networks, scan, windows
         self.device = _device_of(networks, image)
-        self.limited = _is_limited(self.device)
+        self.limited = on_gpu(self.device)
         self.flips = _flips(scan.mirror_axes)
         self.patch_voxels = math.prod(scan.patch_shape)
         self.most = _BATCH_VOXELS  # voxels that go through a network at a time
@@ -351,11 +351,6 @@ def _device_of(networks: Sequence[nn.Module], image: Tensor) -> torch.device:
     """Returns the device of the networks; that of the image if they have no weights."""
     weights = (weight for network in networks for weight in network.parameters())
     return next((weight.device for weight in weights), image.device)
-
-
-def _is_limited(device: torch.device) -> bool:
-    """Whether a device has memory of its own, so that the host can help out."""
-    return device.type != "cpu"
 
 
 def _free(device: torch.device) -> int | None:

@@ -100,6 +100,11 @@ def own_device(name: str, number: int) -> "torch.device":
     return torch.device("cuda", number)
 
 
+def on_gpu(device: "torch.device") -> bool:
+    """Whether a device is an accelerator, with memory of its own."""
+    return device.type != "cpu"
+
+
 def half_precision(device: "torch.device", *, training: bool) -> "torch.dtype | None":
     """Returns the type in which networks are computed by autocast; None for float32.
 

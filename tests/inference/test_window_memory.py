@@ -42,7 +42,7 @@ class Small(nn.Module):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A pretended GPU: the bytes that are free, and those that PyTorch holds."""
     state = {"free": 80 * GIB, "reserved": 0}
-    monkeypatch.setattr(window, "_is_limited", lambda _: True)
+    monkeypatch.setattr(window, "on_gpu", lambda _: True)
     monkeypatch.setattr(window, "_free", lambda _: state["free"])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: state["reserved"])
@@ -94,7 +94,7 @@ def test_rows_that_are_handed_over_are_those_of_the_whole_scan(
     # A GPU that does not tell what is free: batches, and so the last bits, stay as they are.
     monkeypatch.setattr(window, "_free", lambda _: None)
     rolling = run(image, network, patch, windows)
-    monkeypatch.setattr(window, "_is_limited", lambda _: False)
+    monkeypatch.setattr(window, "on_gpu", lambda _: False)
     whole = run(image, network, patch, windows)
     assert torch.equal(rolling.nan_to_num(9e9), whole.nan_to_num(9e9))
     assert kept[0] == rows_kept(windows) <= kept[1]
@@ -207,7 +207,7 @@ def test_flips_of_windows_go_together_as_memory_allows(
         found = sliding_window(image, [network], scan)
         assert network.sizes[:4] == [2, 2, 2, 2]
         assert max(network.sizes) == largest
-        monkeypatch.setattr(window, "_is_limited", lambda _: False)
+        monkeypatch.setattr(window, "on_gpu", lambda _: False)
         expected = sliding_window(image, [network], scan)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
