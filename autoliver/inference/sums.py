@@ -17,6 +17,7 @@ from autoliver.inference.roi import Window
 from autoliver.planning.nonzero import Box
 
 _FLOAT32 = 4
+_LEAST_VOXELS = 1 << 23  # of the rows that are kept
 
 
 def rows_of(window: Window) -> tuple[int, int]:
@@ -34,13 +35,21 @@ def finished_before(windows: Sequence[Window]) -> list[int]:
     return found[::-1]
 
 
-def rows_kept(windows: Sequence[Window]) -> int:
-    """Returns the number of rows that have to be kept at a time while windows are visited."""
+def rows_kept(windows: Sequence[Window], shape_zyx: Sequence[int]) -> int:
+    """Returns the number of rows that are kept at a time while windows are visited.
+
+    These are at least all that windows to come have in common with past ones.
+
+    Args:
+        windows: The windows in the order in which they are visited.
+        shape_zyx: Shape of the box that they span.
+    """
     reached, most = 0, 0
     for window, first in zip(windows, finished_before(windows), strict=True):
         reached = max(reached, rows_of(window)[1])
         most = max(most, reached - first)
-    return most
+    # Of thin slabs more are kept, as each one that is handed over is waited for.
+    return min(shape_zyx[0], max(most, _LEAST_VOXELS // math.prod(shape_zyx[1:])))
 
 
 def sums_bytes(classes: int, shape_zyx: Sequence[int], rows: int) -> int:
@@ -79,6 +88,11 @@ class WeightedSums:
         self._weights = torch.zeros((1, rows, *shape[1:]), device=device)
         self._first = box[0].start  # the row of the grid that the first kept one is
         self._pinned = Pinned()
+
+    @property
+    def reach(self) -> int:
+        """The row of the grid up to which windows can be added before rows are finished."""
+        return int(self._first + self._logits.shape[1])
 
     def add(self, window: Window, output: Tensor) -> None:
         """Adds the output (k, *patch) of a window, all rows of which are kept."""

@@ -41,9 +41,9 @@ _STEP = 0.5
 # miss PyTorch's fast convolutions: a batch of 8 flips of 40x56x40 takes a quarter of the time that
 # single patches take. Patches of 128^3 are computed one at a time.
 _BATCH_VOXELS = 1 << 20
-# On a GPU with memory to spare, all flips of a patch of 128^3 go through the network together. They
-# take up to this share of what is free.
-_GPU_BATCH_VOXELS = 1 << 24
+# On a GPU with memory to spare, batches hold up to this number of voxels: two patches of 128^3, whose
+# feature maps keep any GPU busy. They take up to this share of what is free.
+_GPU_BATCH_VOXELS = 1 << 22
 _BATCH_SHARE = 0.7
 # Share of the free memory that the image may take, and what is left for copies of a few slices.
 _IMAGE_SHARE = 0.5
@@ -205,7 +205,7 @@ class _Run:
             if self.sums is None:
                 self.sums = self._make_sums(outputs.shape[1])
             for window, output in zip(group, outputs, strict=True):
-                if self.rolling:
+                if self.rolling and rows_of(window)[1] > self.sums.reach:
                     yield from self.sums.finish(finished[at])
                 self._with_room(partial(self.sums.add, window, output))
                 on_window()
@@ -263,8 +263,9 @@ class _Run:
 
     def _make_sums(self, classes: int) -> WeightedSums:
         """Makes the sums where they fit, and batches as large as the memory that is left allows."""
-        box, kept = spanned_box(self.windows), rows_kept(self.windows)
+        box = spanned_box(self.windows)
         shape = [part.stop - part.start for part in box]
+        kept = rows_kept(self.windows, shape)
         weight = gaussian_weight(self.scan.patch_shape)
         if self.limited and not self.sums_moved:
             room = _free(self.device)
