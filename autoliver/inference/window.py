@@ -26,7 +26,7 @@ from autoliver.inference.sums import (
     sums_bytes,
 )
 from autoliver.memory import GB
-from autoliver.networks.device import free_bytes, on_gpu, out_of_memory
+from autoliver.networks.device import MORE_MEMORY, free_bytes, on_gpu, out_of_memory
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import neighbours
 from autoliver.values import counted
@@ -41,8 +41,8 @@ _STEP = 0.5
 # miss PyTorch's fast convolutions: a batch of 8 flips of 40x56x40 takes a quarter of the time that
 # single patches take. Patches of 128^3 are computed one at a time.
 _BATCH_VOXELS = 1 << 20
-# On a GPU with memory to spare, batches hold up to this number of voxels: two patches of 128^3, whose
-# feature maps keep any GPU busy. They take up to this share of what is free.
+# With memory to spare, batches on a GPU hold up to this number of voxels: two patches of 128^3, whose
+# feature maps keep a GPU busy. They take up to this share of what is free.
 _GPU_BATCH_VOXELS = 1 << 22
 _BATCH_SHARE = 0.7
 # Share of the free memory that the image may take, and what is left for copies of a few slices.
@@ -343,8 +343,7 @@ class _Run:
         return MachineError(
             f"{self.scan.title}: the GPU has too little memory{left} for a single patch of "
             f"{shape} voxels.",
-            hint="End what else runs there (nvidia-smi), use another GPU (--device cuda:1), or the "
-            "processor: --device cpu.",
+            hint=MORE_MEMORY,
         )
 
 

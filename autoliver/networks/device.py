@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 # The first NVIDIA GPUs that compute bfloat16 themselves (Ampere). Older ones emulate it, slowly.
 _BFLOAT16_CAPABILITY = (8, 0)
-_OUT_OF_MEMORY = ("out of memory", "alloc_failed")
+# cuDNN finds no engine where none can have the memory that it works in.
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "unable to find an engine")
+
+MORE_MEMORY = (
+    "End what else runs there (nvidia-smi), use another GPU (--device cuda:1), or the processor: "
+    "--device cpu."
+)
 
 
 def choose_device(name: str) -> "torch.device":

@@ -96,6 +96,17 @@ def test_labels_are_those_that_the_host_decides(
     assert len(np.unique(expected)) > 2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_real_gpu_decides_the_same(grid: str) -> None:
+    properties = make_properties(grid, (0, 1, 2))
+    logits = make_logits(3, properties.shape_zyx)
+    expected = backward_logits(logits.copy(), properties, labels=CLASSES)
+    rows = ((first, part.cuda()) for first, part in pieces(logits, 7))
+    found = decide_rows(rows, properties, labels=CLASSES)
+    assert np.mean(found != expected) < 1e-4  # ties to within the last bit
+
+
 def test_missing_rows_are_refused() -> None:
     properties = make_properties("finer", (0, 1, 2))
     logits = make_logits(3, properties.shape_zyx)

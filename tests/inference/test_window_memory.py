@@ -295,3 +295,13 @@ def test_weighted_sums_are_those_of_a_brute_force(gpu: dict[str, int]) -> None:
             norm[place] += weight
     assert gpu["free"]
     np.testing.assert_allclose(found.numpy(), total / norm, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("patch", [PATCH, (12, 10)])
+def test_a_real_gpu_gives_what_the_host_gives(patch: tuple[int, ...]) -> None:
+    image, network = noise(37, 25, 31), Small(len(patch))
+    expected = run(image, network, patch, None)
+    found = run(image, network.cuda(), patch, None)
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # TF32 in convolutions

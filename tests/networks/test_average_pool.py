@@ -79,3 +79,15 @@ def test_networks_pool_so_and_their_weights_have_the_same_names() -> None:
     assert pools
     assert all(isinstance(pool, AveragePool3d) for pool in pools)
     assert not any("pool" in name for name in network.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "stride"), PAIRS)
+def test_a_real_gpu_has_a_deterministic_gradient(
+    shape: tuple[int, ...], stride: tuple[int, int, int]
+) -> None:
+    x = torch.randn(2, 3, *shape, device="cuda").requires_grad_()
+    with same_bits(True):
+        pooled = AVERAGE_POOL[3](stride, stride)(x)
+        pooled.square().sum().backward()
+    torch.testing.assert_close(pooled, nn.AvgPool3d(stride, stride)(x))

@@ -56,6 +56,7 @@ def test_free_memory_counts_what_pytorch_keeps_of_tensors_that_are_gone(
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("size mismatch"), False),
         (ValueError("out of memory"), False),
     ],
