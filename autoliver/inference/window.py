@@ -41,8 +41,8 @@ _STEP = 0.5
 # miss PyTorch's fast convolutions: a batch of 8 flips of 40x56x40 takes a quarter of the time that
 # single patches take. Patches of 128^3 are computed one at a time.
 _BATCH_VOXELS = 1 << 20
-# With memory to spare, batches on a GPU hold up to this number of voxels: two patches of 128^3, whose
-# feature maps keep a GPU busy. They take up to this share of what is free.
+# With memory to spare, batches on a GPU hold up to this number of voxels: two patches of 128^3,
+# whose feature maps keep a GPU busy. They take up to this share of what is free.
 _GPU_BATCH_VOXELS = 1 << 22
 _BATCH_SHARE = 0.7
 # Share of the free memory that the image may take, and what is left for copies of a few slices.
