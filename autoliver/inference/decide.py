@@ -44,7 +44,9 @@ def decide_rows(
         if len(logits) != len(written):
             raise ValueError(f"expected {len(written)} rows of output, got {len(logits)}")
         for part, found in decider.take(first, logits):
-            cropped[0, part] = found.cpu().numpy().astype(dtype)
+            # One byte for each voxel returns, where labels fit into it.
+            small = found.to(torch.uint8) if dtype == np.uint8 else found
+            cropped[0, part] = small.cpu().numpy().astype(dtype, copy=False)
     if decider.decided < cropped.shape[1]:
         raise ValueError(f"rows are missing after {decider.decided} of {cropped.shape[1]}")
     return uncrop(cropped, properties).squeeze(0)
