@@ -32,6 +32,8 @@ class Machine(Record, frozen=True, kw_only=True):
             "auto" takes the first of these that they fit into.
         limits: Limits on the worker processes and the memory of stages that map over cases.
         tensorboard: Whether each epoch is also logged for TensorBoard.
+        sharing: Number of processes that train on `device` at the same time, this one included;
+            set by `share`.
     """
 
     device: str = "auto"
@@ -40,6 +42,7 @@ class Machine(Record, frozen=True, kw_only=True):
     cache: CacheChoice = "auto"
     limits: Limits = NO_LIMITS
     tensorboard: bool = False
+    sharing: int = 1
 
     def __post_init__(self) -> None:
         """Refuses invalid values, and converts GPUs that are given as text, e.g. "0,1".
@@ -74,17 +77,18 @@ class Machine(Record, frozen=True, kw_only=True):
         """
         return CasePool(what=what, limits=self.limits, need=need, light=light)
 
-    def share(self, number: int, *, device: str) -> "Machine":
+    def share(self, number: int, *, device: str, sharing: int = 1) -> "Machine":
         """Returns the share of one of several processes that each train a fold at the same time.
 
         Args:
             number: The number of processes.
             device: The device that the process uses.
+            sharing: How many of these processes use this device.
         """
         workers = self.limits.workers or min(self.loaders, max(1, cores() // number))
         memory_gb = max(_LEAST_GB, round(self.limits.budget_gb / number, 2))
         limits = Limits(workers=workers, memory_gb=memory_gb)
-        return self.replace(device=device, gpus=(), jobs=None, limits=limits)
+        return self.replace(device=device, gpus=(), jobs=None, limits=limits, sharing=sharing)
 
 
 def check_device_name(name: object) -> str:

@@ -22,8 +22,9 @@ SPELT = {
     "heads": ("--reset-heads",),
     "replay_warmup": ("--synthetic-warmup",),
 }
-# Fields that are no option of a training: what it is made from, and what --extend adds to.
-KEPT = {"made_from", "extensions"}
+# Fields that are no option of a training: what it is made from, what --extend adds to, and the
+# number of folds that --gpus puts on the same GPU.
+KEPT = {"made_from", "extensions", "sharing"}
 
 
 def defined(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import run
@@ -19,6 +20,7 @@ from autoliver.errors import AutoliverError, DatasetError, OptionError
 from autoliver.machine import Machine
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.parallel import Limits, cores
+from autoliver.pipeline.run import fold_queue
 from autoliver.pipeline.run.fold_queue import queue_devices
 from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
 from autoliver.pipeline.run.train import FoldsFailed
@@ -243,6 +245,45 @@ def test_as_many_places_as_jobs() -> None:
 @pytest.mark.gpu
 def test_a_gpu_named_twice_takes_two_folds() -> None:
     assert queue_devices(Machine(gpus=(0, 0)), most=5) == ("cuda:0", "cuda:0")
+
+
+class Ended:
+    """A fold that has been trained at once."""
+
+    def __init__(self, place: tuple[int, str]) -> None:
+        self.place, self.folder = place, None
+
+    def ended(self) -> bool:
+        return True
+
+    def failure(self) -> None:
+        return None
+
+    def close(self, line: str) -> None:
+        assert line
+
+
+def test_a_process_knows_how_many_others_use_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Machine] = []
+
+    def start(_job: object, _fold: object, place: tuple[int, str], queued: QueuedRequest) -> Ended:
+        asked.append(queued.request.machine)
+        return Ended(place)
+
+    monkeypatch.setattr(fold_queue, "_start", start)
+    monkeypatch.setattr(fold_queue, "_finished", lambda _: "finished")
+    monkeypatch.setattr(fold_queue, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    job = SimpleNamespace(planned=SimpleNamespace(dataset=SimpleNamespace(folder="/d")))
+    request = TrainRequest(configuration="2d", machine=Machine(gpus=(0, 0, 1)))
+    devices = ("cuda:0", "cuda:0", "cuda:1")
+    fold_queue.run_queue(job, (0, 1, 2), devices, request=request, workspace=tmp_path)
+    assert [(machine.device, machine.sharing) for machine in asked] == [
+        ("cuda:0", 2),
+        ("cuda:0", 2),
+        ("cuda:1", 1),
+    ]
 
 
 def test_own_splits_that_cannot_be_are_told(prepared: Path, tmp_path: Path) -> None:

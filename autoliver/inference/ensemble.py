@@ -49,6 +49,8 @@ class Output:
         within: The box of the network grid that `logits` and `spread` cover; everything outside it
             is background. None if they cover the whole grid.
         average: What `logits` holds, averaged over windows, flips and folds.
+        label_map: The label map (z, y, x) on the input's grid, if it was decided on the GPU;
+            `logits` then have no voxels.
     """
 
     logits: Array
@@ -56,6 +58,7 @@ class Output:
     spread: Array | None = None
     within: Box | None = None
     average: Average = "logits"
+    label_map: npt.NDArray[np.integer] | None = None
 
 
 def mean_labels(

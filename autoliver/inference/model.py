@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoliver.errors import ModelError
+from autoliver.errors import MachineError, ModelError
 from autoliver.inference.lesions.vote import VoteOptions
 from autoliver.models.files import (
     WEIGHTS_FILE,
@@ -20,6 +20,7 @@ from autoliver.models.files import (
 from autoliver.models.selection import CleaningRule
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.histogram import Histogram, mean_histograms
+from autoliver.values import counted
 
 if TYPE_CHECKING:
     import torch
@@ -195,18 +196,28 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
     Raises:
         ArtifactError: A model.json is missing or damaged.
         ModelError: Weights are missing or damaged, or the folds differ in plan or configuration.
+        MachineError: The networks do not fit on the device.
     """
     from autoliver.inference.fastest import Fastest
     from autoliver.networks.checkpoint import load_network
+    from autoliver.networks.device import MORE_MEMORY, out_of_memory
 
     infos = load_infos(folders, name=name)
     first, histograms = infos[0], [info.histograms for info in infos]
-    networks = [
-        Fastest(
-            load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
-        ).eval()
-        for folder, info in zip(folders, infos, strict=True)
-    ]
+    try:
+        networks = [
+            Fastest(
+                load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
+            ).eval()
+            for folder, info in zip(folders, infos, strict=True)
+        ]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise MachineError(
+            f"{name}: the GPU has too little memory for {counted(len(folders), 'network')}.",
+            hint=MORE_MEMORY,
+        ) from error
     return Member(
         name=name,
         plan=first.plan,

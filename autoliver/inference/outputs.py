@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ModelError
 from autoliver.inference.clean import clean
+from autoliver.inference.decide import decide_rows
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.lesions.centred import windows_on
@@ -25,12 +26,14 @@ from autoliver.inference.roi import BoxRegion, Region, Window, find_region, near
 from autoliver.inference.window import (
     Scan,
     box_of,
+    finished_rows,
     padded_shape,
     sliding_window,
     windows_of,
 )
 from autoliver.io.orientation import Reorientation
 from autoliver.io.volume import Volume
+from autoliver.networks.device import half_precision, on_gpu
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import Configuration, Normalization
 from autoliver.preprocessing.case import Preprocessed, backward_logits, forward, forward_cascade
@@ -138,7 +141,12 @@ Where = _Found | Box | _Given
 
 
 def outputs(
-    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None = None
+    model: Model,
+    case: PreparedCase,
+    options: PredictOptions,
+    on_windows: OnWindows | None = None,
+    *,
+    labels_suffice: bool = False,
 ) -> tuple[Output, ...]:
     """Computes the output of each member for a case.
 
@@ -147,14 +155,18 @@ def outputs(
         case: The preprocessed case.
         options: How to predict.
         on_windows: See `predict_jobs`.
+        labels_suffice: Whether only the label map of a model's single member is needed, so that it
+            may be decided on the GPU (`Output.label_map`).
     """
+    labels_suffice = labels_suffice and len(model.members) == 1 and not model.votes
     region: Where | None = None
     if model.finder is not None and case.coarse is not None:
         region = _find(model.finder, case.coarse, options, on_windows)
     results = []
     for member, prepared in zip(model.members, case.prepared, strict=True):
         if member.previous is not None and case.image is not None:
-            low = _output(member.previous, prepared, options, region, on_windows)
+            wanted = _Wanted(options, on_windows, labels_suffice=not member.previous.votes)
+            low = _output(member.previous, prepared, wanted, region)
             found = _first_stage_labels(member.previous, low)
             found = clean(
                 found,
@@ -176,7 +188,8 @@ def outputs(
         where = _region_box(member, case, prepared) or region
         if where is None and member.classifies and case.lesions is not None:
             where = _Given(case.lesions)
-        results.append(_output(member, prepared, options, where, on_windows))
+        wanted = _Wanted(options, on_windows, labels_suffice=labels_suffice)
+        results.append(_output(member, prepared, wanted, where))
     return tuple(results)
 
 
@@ -188,6 +201,8 @@ def decided(found: Output, labels: Labels, votes: VoteOptions) -> npt.NDArray[np
         labels: The labels of its rows.
         votes: Its classes of lesions, of which each lesion gets one afterwards.
     """
+    if found.label_map is not None:
+        return found.label_map
     with raised(found.logits, votes.shared, logits=found.average == "logits"):
         return backward_logits(found.logits, found.properties, labels=labels, within=found.within)
 
@@ -236,7 +251,7 @@ def _find(
     """
     # A rough outline is enough, so flips are left out.
     rough = PredictOptions(mirror=False, exact=options.exact)
-    found = _output(finder, case, rough, None, on_windows)
+    found = _output(finder, case, _Wanted(rough, on_windows), None)
     # Foreground is where some region has a probability above 0.5, or where some class is more
     # probable than the background.
     background = 0 if finder.plan.labels.has_regions else found.logits[0]
@@ -254,61 +269,107 @@ def _find(
     return _Found(region=region, reorientation=case.properties.reorientation)
 
 
-def _output(
-    member: Member,
-    case: Preprocessed,
-    options: PredictOptions,
-    where: Where | None,
-    on_windows: OnWindows | None,
-) -> Output:
-    name = case.properties.name
-    average = member.configuration.average
-    passes = _passes(member, options)
-    windows = _windows(member, case, options, where)
+@dataclass(frozen=True)
+class _Wanted:
+    """How to predict, who is told of it, and whether a label map decided on the GPU will do."""
+
+    options: PredictOptions
+    on_windows: OnWindows | None
+    labels_suffice: bool = False
+
+
+def _output(member: Member, case: Preprocessed, wanted: _Wanted, where: Where | None) -> Output:
+    options = wanted.options
+    passes, windows = _passes(member, options), _windows(member, case, options, where)
     tick: Callable[[], object] = lambda: None  # noqa: E731
-    if on_windows is not None:
-        tick = on_windows(name, len(windows) * len(passes))
-    regions = member.plan.labels.has_regions
-    logits: npt.NDArray[np.float32] | None = None
-    spread: npt.NDArray[np.float32] | None = None
+    if wanted.on_windows is not None:
+        tick = wanted.on_windows(case.properties.name, len(windows) * len(passes))
+    scan = Scan(
+        patch_shape=member.configuration.patch_shape,
+        mirror_axes=member.mirror_axes if options.mirror else (),
+        slices=member.configuration.slices,
+        title=f"{case.properties.name}: {member.name}",
+        exact=options.exact,
+    )
+    visit = _Visit(member, case, where, scan, passes, windows, tick)
     with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
-        image = torch.from_numpy(case.image).to(member.device)
-        scan = Scan(
-            patch_shape=member.configuration.patch_shape,
-            mirror_axes=member.mirror_axes if options.mirror else (),
-            slices=member.configuration.slices,
+        if wanted.labels_suffice and _decides_on_device(member, options, where):
+            return visit.decided()
+        return visit.output(spread=options.uncertainty)
+
+
+def _decides_on_device(member: Member, options: PredictOptions, where: Where | None) -> bool:
+    """Whether a label map is decided on the GPU: of whole scans, unless bits have to be equal."""
+    hindered = options.exact or options.uncertainty or where is not None
+    return on_gpu(member.device) and not hindered and member.configuration.average == "logits"
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """The visit of a member's networks to all windows of a case."""
+
+    member: Member
+    case: Preprocessed
+    where: Where | None
+    scan: Scan
+    passes: Sequence[tuple[nn.Module, ...]]
+    windows: Sequence[Window]
+    tick: Callable[[], object]
+
+    def decided(self) -> Output:
+        """Returns the label map alone, decided where the networks are."""
+        image, labels = torch.from_numpy(self.case.image), self.member.plan.labels
+        rows = finished_rows(
+            image, self.passes[0], self.scan, windows=self.windows, on_window=self.tick
         )
-        for networks in passes:
-            whole = sliding_window(
-                image,
-                networks,
-                scan,
-                windows=windows,
-                on_window=tick,
-            )
-            if where is not None:
-                background, others = certain_background(average, regions=regions)
-                _fill_gaps(whole, background, others)
-            found: npt.NDArray[np.float32] = whole.cpu().numpy()
-            if options.uncertainty:
+        found = decide_rows(rows, self.case.properties, labels=labels)
+        nothing = np.empty((labels.out_channels, 0, 0, 0), np.float32)
+        return Output(logits=nothing, properties=self.case.properties, label_map=found)
+
+    def output(self, *, spread: bool) -> Output:
+        """Returns the logits, and the mean probabilities of the passes if they are wanted."""
+        average = self.member.configuration.average
+        regions = self.member.plan.labels.has_regions
+        total: npt.NDArray[np.float32] | None = None
+        spreads: npt.NDArray[np.float32] | None = None
+        for networks in self.passes:
+            found = self._logits(networks)
+            if spread:
                 own = found.copy()
                 if average == "logits":
                     probabilities(own, regions=regions)
-                spread = own if spread is None else spread + own
-            logits = found if logits is None else logits + found
-    if logits is None:
-        raise ValueError("the member has no networks")
-    if len(passes) > 1:
-        logits /= len(passes)
-    if spread is not None:
-        spread /= len(passes)
-    within = None
-    if where is not None:
-        within = box_of(windows, case.image.shape[1:], member.configuration.patch_shape)
-    output = Output(
-        logits=logits, properties=case.properties, spread=spread, within=within, average=average
-    )
-    return _only(output, within, where) if isinstance(where, tuple) and within else output
+                spreads = own if spreads is None else spreads + own
+            total = found if total is None else total + found
+        if total is None:
+            raise ValueError("the member has no networks")
+        if len(self.passes) > 1:
+            total /= len(self.passes)
+        if spreads is not None:
+            spreads /= len(self.passes)
+        where, within = self.where, None
+        if where is not None:
+            within = box_of(self.windows, self.case.image.shape[1:], self.scan.patch_shape)
+        output = Output(
+            logits=total,
+            properties=self.case.properties,
+            spread=spreads,
+            within=within,
+            average=average,
+        )
+        return _only(output, within, where) if isinstance(where, tuple) and within else output
+
+    def _logits(self, networks: Sequence[nn.Module]) -> npt.NDArray[np.float32]:
+        """Returns the logits of one pass, with certain background where no window was."""
+        image, plan = torch.from_numpy(self.case.image), self.member.plan
+        whole = sliding_window(
+            image, networks, self.scan, windows=self.windows, on_window=self.tick
+        )
+        if self.where is not None:
+            average = self.member.configuration.average
+            background, others = certain_background(average, regions=plan.labels.has_regions)
+            _fill_gaps(whole, background, others)
+        found: npt.NDArray[np.float32] = whole.numpy()
+        return found
 
 
 def _only(found: Output, within: Box, box: Box) -> Output:
@@ -373,8 +434,8 @@ def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
             NVIDIA GPUs, and with deterministic operations.
     """
     if not exact:
-        # float16 is more precise than bfloat16, and logits do not overflow it.
-        with torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda"):
+        half = half_precision(device, training=False)
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             yield
         return
     with contextlib.ExitStack() as stack:
@@ -385,7 +446,3 @@ def arithmetic(device: torch.device, *, exact: bool) -> Iterator[None]:
                 cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
             )
         yield
-
-
-def _half(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16

@@ -228,6 +228,8 @@ def predict_jobs(
     """
     listener = listener or Listener()
 
+    quick = export is None and _labels_suffice(model, options, listener)
+
     def finish(job: PredictJob, found: Sequence[Output], lesions: Mask | None) -> None:
         if export is None:
             listener.on_case(job, _export(model, job, found, options, listener, lesions))
@@ -236,12 +238,20 @@ def predict_jobs(
                 export(job, found)
 
     if options.overlap:
-        _predict_overlapped(model, jobs, options, listener, finish)
+        _predict_overlapped(model, jobs, options, listener, finish, quick=quick)
         return
     for job in jobs:
         with listener.taking(job):
             case = _prepare(model, job, options, listener)
-            finish(job, _outputs(model, case, options, listener.on_windows), case.lesions)
+            found = _outputs(model, case, options, listener.on_windows, labels_suffice=quick)
+            finish(job, found, case.lesions)
+            del found, case
+
+
+def _labels_suffice(model: Model, options: PredictOptions, listener: Listener) -> bool:
+    """Whether nothing but the label map of a case is written or told."""
+    lesions = listener.on_lesions is not None and bool(lesion_labels(model).names)
+    return not (options.probabilities or options.uncertainty or lesions)
 
 
 def predict_volume(
@@ -262,7 +272,7 @@ def predict_volume(
         raise without_lesions(model.name)
     job = PredictJob(name=name, images=(), output=Path())
     _, case = _prepared(model, image, options, job)
-    found = _outputs(model, case, options, on_windows)
+    found = _outputs(model, case, options, on_windows, labels_suffice=True)
     return _labels(model, found, image.geometry, name)[0]
 
 
@@ -280,10 +290,15 @@ def lesion_labels(model: Model) -> LesionLabels:
 
 
 def _outputs(
-    model: Model, case: PreparedCase, options: PredictOptions, on_windows: OnWindows | None
+    model: Model,
+    case: PreparedCase,
+    options: PredictOptions,
+    on_windows: OnWindows | None,
+    *,
+    labels_suffice: bool,
 ) -> tuple[Output, ...]:
     with _naming(case.name):
-        return outputs(model, case, options, on_windows)
+        return outputs(model, case, options, on_windows, labels_suffice=labels_suffice)
 
 
 def _labels(
@@ -337,6 +352,8 @@ def _predict_overlapped(
     options: PredictOptions,
     listener: "Listener",
     finish: _Finish,
+    *,
+    quick: bool,
 ) -> None:
     todo = iter(jobs)
     # Leaving the block waits for both threads, so an error loses no case that was predicted before.
@@ -360,7 +377,7 @@ def _predict_overlapped(
             if case is None:
                 continue
             with listener.taking(job):
-                found = _outputs(model, case, options, listener.on_windows)
+                found = _outputs(model, case, options, listener.on_windows, labels_suffice=quick)
                 before, written = written, None
                 if before is not None:
                     wait([before[1]])

@@ -1,9 +1,12 @@
 """Sliding-window inference as in nnU-Net: patches weighted with a Gaussian, averaged over flips."""
 
 import itertools
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +14,26 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from autoliver.errors import MachineError, ModelError
+from autoliver.inference.fastest import as_they_are
 from autoliver.inference.roi import Window, spanned_box
+from autoliver.inference.sums import (
+    Pinned,
+    WeightedSums,
+    finished_before,
+    rows_kept,
+    rows_of,
+    sums_bytes,
+)
+from autoliver.memory import GB
+from autoliver.networks.device import MORE_MEMORY, free_bytes, on_gpu, out_of_memory
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import neighbours
+from autoliver.values import counted
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _SIGMA = 1.0 / 8.0  # of the patch size
 _STEP = 0.5
@@ -21,6 +41,14 @@ _STEP = 0.5
 # miss PyTorch's fast convolutions: a batch of 8 flips of 40x56x40 takes a quarter of the time that
 # single patches take. Patches of 128^3 are computed one at a time.
 _BATCH_VOXELS = 1 << 20
+# With memory to spare, batches on a GPU hold up to this number of voxels: two patches of 128^3,
+# whose feature maps keep a GPU busy. They take up to this share of what is free.
+_GPU_BATCH_VOXELS = 1 << 22
+_BATCH_SHARE = 0.7
+# Share of the free memory that the image may take, and what is left for copies of a few slices.
+_IMAGE_SHARE = 0.5
+_MARGIN_BYTES = 1 << 28
+_HOST = torch.device("cpu")
 # Number of outputs kept for groups of constant windows, such as air and padding.
 _REMEMBERED = 2
 
@@ -34,11 +62,16 @@ class Scan:
         mirror_axes: Patch axes to flip; the outputs are averaged over all combinations of flips.
             The networks must have been trained with such flips.
         slices: Odd number of neighbouring slices that 2D networks see as channels.
+        title: The case and the model, for messages.
+        exact: Whether batches have the same size whatever memory is free, as the size may change
+            the last bits of the outputs on a GPU.
     """
 
     patch_shape: tuple[int, ...]
     mirror_axes: tuple[int, ...] = ()
     slices: int = 1
+    title: str = "the image"
+    exact: bool = False
 
 
 def sliding_window(
@@ -54,48 +87,275 @@ def sliding_window(
     Windows with the same constant value, such as air, go through the networks only once.
 
     Args:
-        image: (c, z, y, x) on the networks' device. With a 2D patch every z slice is an image of
-            its own.
+        image: (c, z, y, x), best on the host: it is brought to the networks' device if it fits
+            there. With a 2D patch every z slice is an image of its own.
         networks: Networks with one output each (no deep supervision), in eval mode.
         scan: What the networks see of it at a time.
         windows: At least one window from `windows_of`; None for all windows, half a patch apart.
         on_window: Called after every window (for a progress bar).
 
     Returns:
-        Logits (k, *box), float32, on the image's device. The box is `box_of` the windows; without
-        `windows` it is the whole image. Voxels that no window covers are NaN.
+        Logits (k, *box), float32, on the host. The box is `box_of` the windows; without `windows`
+        it is the whole image. Voxels that no window covers are NaN.
+
+    Raises:
+        MachineError: A single window needs more memory than the GPU has left.
+        ModelError: An output is not finite, in float32 too.
     """
-    patch_shape = scan.patch_shape
     if windows is None:
-        windows = windows_of(image.shape[1:], patch_shape, _STEP)
-    pad = _padding(image.shape[1:], patch_shape)
-    padded = pad_nd_image(image, patch_shape)
-    weight = gaussian_weight(patch_shape).to(image.device)
-    box = spanned_box(windows)
+        windows = windows_of(image.shape[1:], scan.patch_shape, _STEP)
+    rows = finished_rows(image, networks, scan, windows=windows, on_window=on_window)
+    box = box_of(windows, image.shape[1:], scan.patch_shape)
     shape = [part.stop - part.start for part in box]
-    total = torch.zeros((1, *shape), device=image.device)
-    logits: Tensor | None = None
-    flips = _flips(scan.mirror_axes)
-    at_once = max(1, _BATCH_VOXELS // (math.prod(patch_shape) * len(flips)))
-    network = _ConstantsOnce(lambda patches: _mean_over_networks(networks, patches, flips))
-    for start in range(0, len(windows), at_once):
-        group = windows[start : start + at_once]
-        outputs = network(torch.stack([_cut(padded, window, scan.slices) for window in group]))
-        if logits is None:
-            logits = torch.zeros((outputs.shape[1], *shape), device=image.device)
-        for window, output in zip(group, outputs, strict=True):
-            place = _within(window, box)
-            logits[:, *place].add_(output * weight)
-            total[:, *place].add_(weight)
-            on_window()
-    if logits is None:
+    whole: Tensor | None = None
+    pinned = Pinned()
+    for first, done in rows:
+        if done.device.type == "cpu" and list(done.shape[1:]) == shape:
+            return done
+        if whole is None:
+            whole = torch.full((len(done), *shape), torch.nan)
+        start = first - box[0].start
+        for target, channel in zip(whole, done, strict=True):
+            target[start : start + len(channel)] = pinned.copy(channel)
+    if whole is None:
         raise ValueError("there are no windows")
-    logits /= total
-    found = box_of(windows, image.shape[1:], patch_shape)
-    for axis, (wanted, p, there) in enumerate(zip(found, pad, box, strict=True), start=1):
-        first = wanted.start + p // 2 - there.start
-        logits = logits.narrow(axis, first, wanted.stop - wanted.start)
-    return logits
+    return whole
+
+
+def finished_rows(
+    image: Tensor,
+    networks: Sequence[nn.Module],
+    scan: Scan,
+    *,
+    windows: Sequence[Window],
+    on_window: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Computes the mean logits of networks, and yields rows of them as soon as they are finished.
+
+    A GPU holds the image, the sums of one slab of windows and what the networks need. For 512 x 512
+    x 900 voxels, one channel and patches of 128 x 128 x 128 voxels, image and sums take 1.6 GB with
+    5 classes and 4.1 GB with 25 (nnU-Net 2.8, which keeps the sums of the whole scan in float16,
+    takes 3.5 and 12.3 GB). What does not fit is kept on the host.
+
+    Args:
+        image: As in `sliding_window`.
+        networks: As in `sliding_window`.
+        scan: As in `sliding_window`.
+        windows: At least one window from `windows_of`.
+        on_window: Called after every window.
+
+    Yields:
+        The first of some rows of the image, and their logits (k, rows, y, x), float32, in `box_of`
+        the windows; on the networks' device, or on the host. They are overwritten afterwards. Rows
+        that no window touches are left out, and voxels that no window covers are NaN.
+
+    Raises:
+        MachineError: A single window needs more memory than the GPU has left.
+        ModelError: An output is not finite, in float32 too.
+    """
+    shape = image.shape[1:]
+    z, y, x = box_of(windows, shape, scan.patch_shape)
+    before = [p // 2 for p in _padding(shape, scan.patch_shape)]
+    spanned = spanned_box(windows)
+    narrow_y, narrow_x = (
+        slice(part.start + more - span.start, part.stop + more - span.start)
+        for part, more, span in zip((y, x), before[1:], spanned[1:], strict=True)
+    )
+    for first, done in _Run(image, networks, scan, windows).rows(on_window):
+        first -= before[0]
+        start, stop = max(first, z.start), min(first + done.shape[1], z.stop)
+        if start < stop:
+            yield start, done[:, start - first : stop - first, narrow_y, narrow_x]
+
+
+class _Run:
+    """Runs networks over windows, in batches that the memory of their device allows.
+
+    Where the memory of a GPU runs out, batches that are larger than usual become smaller, then the
+    sums and the image move to the host, and batches shrink further, down to a single patch.
+    """
+
+    def __init__(
+        self, image: Tensor, networks: Sequence[nn.Module], scan: Scan, windows: Sequence[Window]
+    ) -> None:
+        self.networks, self.scan, self.windows = networks, scan, windows
+        self.device = _device_of(networks, image)
+        self.limited = on_gpu(self.device)
+        self.flips = _flips(scan.mirror_axes)
+        self.patch_voxels = math.prod(scan.patch_shape)
+        self.most = _BATCH_VOXELS  # voxels that go through a network at a time
+        self.image = _padded(image, scan.patch_shape)
+        self.image_moved = self.sums_moved = False  # to the host
+        self.sums: WeightedSums | None = None
+        self.repeated = 0
+        self.first_bytes: int | None = None  # what the networks took for the first windows
+        self.compute = _ConstantsOnce(self._finite)
+        if self.limited:
+            self._place_image()
+
+    def rows(self, on_window: Callable[[], object]) -> Iterator[tuple[int, Tensor]]:
+        """Yields rows of the padded grid that are finished, and the first one's number."""
+        if not self.windows:
+            raise ValueError("there are no windows")
+        at, finished = 0, finished_before(self.windows)
+        while at < len(self.windows):
+            at_once = max(1, self.most // (self.patch_voxels * len(self.flips)))
+            group = self.windows[at : at + at_once]
+            outputs = self.compute(self._with_room(partial(self._cut, group)))
+            if self.sums is None:
+                self.sums = self._make_sums(outputs.shape[1])
+            for window, output in zip(group, outputs, strict=True):
+                if self.rolling and rows_of(window)[1] > self.sums.reach:
+                    yield from self.sums.finish(finished[at])
+                self._with_room(partial(self.sums.add, window, output))
+                on_window()
+                at += 1
+        if self.repeated:
+            _log.warning(
+                "%s: %s exceeded the range of half precision, and went through the networks again "
+                "in float32.",
+                *(self.scan.title, counted(self.repeated, "window")),
+            )
+        if self.sums is not None:  # as there are windows
+            yield from self.sums.finish(max(rows_of(window)[1] for window in self.windows))
+
+    def _cut(self, group: Sequence[Window]) -> Tensor:
+        return torch.stack([_cut(self.image, window, self.scan.slices) for window in group])
+
+    def _finite(self, patches: Tensor) -> Tensor:
+        """Returns the outputs (b, k, *patch) of windows; where they overflow, those in float32."""
+        before = None
+        if self.first_bytes is None and self.limited:
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_reserved(self.device)
+        found = self._computed(self.networks, patches)
+        if before is not None:
+            self.first_bytes = torch.cuda.memory_reserved(self.device) - before
+        wrong = ~torch.isfinite(found).flatten(1).all(1)
+        if not bool(wrong.any()):
+            return found
+        self.repeated += int(wrong.sum())
+        with torch.autocast(self.device.type, enabled=False):
+            again = self._computed(as_they_are(self.networks), patches[wrong])
+        if not bool(torch.isfinite(again).all()):
+            raise ModelError(
+                f"{self.scan.title}: the output of the network is not finite, in float32 too.",
+                hint="Its weights or the values of the image are far from those of its training. "
+                "Check the case (autoliver verify), or predict with another model or fold.",
+            )
+        found[wrong] = again
+        return found
+
+    def _computed(self, networks: Sequence[nn.Module], patches: Tensor) -> Tensor:
+        return self._with_room(
+            lambda: _mean_over_networks(networks, patches.to(self.device), self.flips, self.most)
+        )
+
+    def _place_image(self) -> None:
+        """Brings the image to the GPU, unless it would fill most of it."""
+        free = _free(self.device)
+        if free is not None and self.image.nbytes > _IMAGE_SHARE * free:
+            self.image_moved = True
+            return
+        self.image = self._with_room(
+            lambda: self.image if self.image_moved else self.image.to(self.device)
+        )
+
+    def _make_sums(self, classes: int) -> WeightedSums:
+        """Makes the sums where they fit, and batches as large as the memory that is left allows."""
+        box = spanned_box(self.windows)
+        shape = [part.stop - part.start for part in box]
+        kept = rows_kept(self.windows, shape)
+        weight = gaussian_weight(self.scan.patch_shape)
+        if self.limited and not self.sums_moved:
+            room = _free(self.device)
+            if room is not None:
+                room -= sums_bytes(classes, shape, kept) + _MARGIN_BYTES
+            self.rolling = True
+            if room is None or room >= (self.first_bytes or 0):
+                self._enlarge(room)
+                return self._with_room(
+                    lambda: WeightedSums(
+                        *(classes, box, weight),
+                        rows=kept,
+                        device=_HOST if self.sums_moved else self.device,
+                    )
+                )
+            self.sums_moved = True
+        # Rows that move on would be copied for nothing where the whole result lies anyway.
+        self.rolling = False
+        return WeightedSums(classes, box, weight, rows=shape[0], device=_HOST)
+
+    def _enlarge(self, room: int | None) -> None:
+        """Enlarges batches by what a patch took so far and the bytes that are left."""
+        if room is None or self.scan.exact or self.first_bytes is None:
+            return
+        at_once = max(1, self.most // self.patch_voxels)
+        patch_bytes = max(1, self.first_bytes // at_once)
+        fit = min(int(_BATCH_SHARE * room) // patch_bytes, _GPU_BATCH_VOXELS // self.patch_voxels)
+        # A power of two, as the number of flips is one: no batch is smaller than others.
+        patches = 1 << max(0, fit.bit_length() - 1)
+        self.most = max(self.most, patches * self.patch_voxels)
+
+    def _with_room(self, make: Callable[[], T]) -> T:
+        """Calls a function that changes nothing if it fails, until there is memory enough for it.
+
+        Raises:
+            MachineError: There is too little memory for a single patch.
+        """
+        while True:
+            try:
+                return make()
+            except RuntimeError as error:
+                if not (self.limited and out_of_memory(error)):
+                    raise
+                change = self._less()
+                if change is None:
+                    raise self._too_little() from error
+            # Outside of the block, as the error keeps what the function held.
+            _log.warning("%s: the GPU has too little memory; %s.", self.scan.title, change)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _less(self) -> str | None:
+        """Takes less memory of the GPU from now on, and says how; None if that is not possible."""
+        if self.most > _BATCH_VOXELS:
+            self.most = _BATCH_VOXELS
+            return "batches have their usual size again"
+        if not self.sums_moved:
+            self.sums_moved = True
+            if self.sums is not None:
+                self.sums.move(_HOST)
+            return "outputs are added up in the host's memory"
+        if not self.image_moved:
+            self.image_moved = True
+            self.image = self.image.to(_HOST)
+            return "the image stays in the host's memory"
+        if self.most >= 2 * self.patch_voxels:
+            self.most //= 2
+            return "batches are smaller"
+        return None
+
+    def _too_little(self) -> MachineError:
+        free = _free(self.device)
+        left = "" if free is None else f" ({free / GB:.1f} GB are free)"
+        shape = "x".join(map(str, self.scan.patch_shape))
+        return MachineError(
+            f"{self.scan.title}: the GPU has too little memory{left} for a single patch of "
+            f"{shape} voxels.",
+            hint=MORE_MEMORY,
+        )
+
+
+def _device_of(networks: Sequence[nn.Module], image: Tensor) -> torch.device:
+    """Returns the device of the networks; that of the image if they have no weights."""
+    weights = (weight for network in networks for weight in network.parameters())
+    return next((weight.device for weight in weights), image.device)
+
+
+def _free(device: torch.device) -> int | None:
+    """Returns the bytes that are free on a device; None if it does not tell."""
+    return free_bytes(device) if device.type == "cuda" else None
 
 
 def _cut(padded: Tensor, window: Window, slices: int) -> Tensor:
@@ -130,6 +390,14 @@ def windows_of(shape_zyx: Sequence[int], patch_shape: tuple[int, ...], step: flo
     ]
     slices = [list(range(shape_zyx[0]))] if axes == 2 else []
     return list(itertools.product(*slices, *boxes))
+
+
+def _padded(image: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
+    """Returns an image that is padded where the patch is larger; itself if it is nowhere."""
+    if not any(_padding(image.shape[1:], patch_shape)):
+        return image
+    padded: Tensor = pad_nd_image(image, patch_shape)
+    return padded
 
 
 def padded_shape(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,13 +443,6 @@ def _padding(shape_zyx: Sequence[int], patch_shape: tuple[int, ...]) -> list[int
     return [max(0, p - s) for p, s in zip(patch, shape_zyx, strict=True)]
 
 
-def _within(window: Window, box: Box) -> Window:
-    return tuple(
-        w - b.start if isinstance(w, int) else slice(w.start - b.start, w.stop - b.start)
-        for w, b in zip(window, box, strict=True)
-    )
-
-
 def _flips(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Returns all subsets of these patch axes, as axes of a batch (b, c, *spatial)."""
     spatial = [axis + 2 for axis in axes]
@@ -216,10 +477,23 @@ class _ConstantsOnce:
 
 
 def _mean_over_networks(
-    networks: Sequence[nn.Module], patches: Tensor, flips: Sequence[tuple[int, ...]]
+    networks: Sequence[nn.Module], patches: Tensor, flips: Sequence[tuple[int, ...]], most: int
 ) -> Tensor:
-    """Returns the mean logits (b, k, *patch), float32, of windows (b, c, *patch)."""
-    fit = max(1, _BATCH_VOXELS // patches[:, 0].numel())
+    """Returns the mean logits (b, k, *patch), float32, of windows (b, c, *patch).
+
+    Args:
+        networks: The networks.
+        patches: The windows.
+        flips: Axes to flip, for every pass.
+        most: Voxels that go through a network at a time; at least one patch does.
+    """
+    if not networks:
+        raise ValueError("there is no network to predict with")
+    at_once = max(1, most // patches[0, 0].numel())
+    if len(patches) > at_once:
+        parts = torch.split(patches, at_once)
+        return torch.cat([_mean_over_networks(networks, part, flips, most) for part in parts])
+    fit = max(1, most // patches[:, 0].numel())
     total: Tensor | None = None
     for network in networks:
         for start in range(0, len(flips), fit):
@@ -229,5 +503,5 @@ def _mean_over_networks(
                 output = output.flip(flip)
                 total = output if total is None else total.add_(output)
     if total is None:
-        raise ValueError("there is no network to predict with")
+        raise ValueError("there are no flips")
     return total / (len(networks) * len(flips))

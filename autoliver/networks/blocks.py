@@ -17,7 +17,33 @@ INSTANCE_NORM: dict[int, Layer] = {
 }
 BATCH_NORM: dict[int, Layer] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, Layer] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+class AveragePool3d(nn.AvgPool3d):
+    """Average pooling by a stride, in a deterministic way where that is asked for.
+
+    CUDA's gradient of `AvgPool3d` adds up in no fixed order, so PyTorch refuses it in deterministic
+    trainings. There the same means are taken over axes of their own, of which the gradient is a
+    plain expansion. As in `AvgPool3d`, voxels that fill no whole stride at the end are left out.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, c, *shape) -> (b, c, *shape // stride)."""
+        if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        return mean_of_strides(x, self.stride)  # type: ignore[arg-type]
+
+
+def mean_of_strides(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+    """Averages boxes of the size of a stride, side by side: (b, c, z, y, x) -> (b, c, *shape)."""
+    for axis, step in enumerate(stride, start=2):
+        x = x.narrow(axis, 0, x.shape[axis] // step * step)
+    for axis in (4, 3, 2):  # from the last, so that the numbers of the others stay
+        x = torch.unflatten(x, axis, (-1, stride[axis - 2]))
+    return x.mean((3, 5, 7))
+
+
+AVERAGE_POOL: dict[int, Layer] = {2: nn.AvgPool2d, 3: AveragePool3d}
 
 LEAK = 1e-2  # slope of every LeakyReLU; the initialisation uses the same slope
 NORM_EPS = 1e-5

@@ -1,4 +1,4 @@
-"""Chooses the devices to compute on."""
+"""Chooses the devices to compute on, and says what they can do and what memory they have left."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,6 +8,16 @@ from autoliver.machine import check_device_name
 
 if TYPE_CHECKING:
     import torch
+
+# The first NVIDIA GPUs that compute bfloat16 themselves (Ampere). Older ones emulate it, slowly.
+_BFLOAT16_CAPABILITY = (8, 0)
+# cuDNN finds no engine where none can have the memory that it works in.
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "unable to find an engine")
+
+MORE_MEMORY = (
+    "End what else runs there (nvidia-smi), use another GPU (--device cuda:1), or the processor: "
+    "--device cpu."
+)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -94,3 +104,49 @@ def own_device(name: str, number: int) -> "torch.device":
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def on_gpu(device: "torch.device") -> bool:
+    """Whether a device is an accelerator, with memory of its own."""
+    return device.type != "cpu"
+
+
+def half_precision(device: "torch.device", *, training: bool) -> "torch.dtype | None":
+    """Returns the type in which networks are computed by autocast; None for float32.
+
+    Args:
+        device: The device that they run on, which need not be CUDA's current one.
+        training: Whether gradients are computed. bfloat16 has the range of float32, so that they
+            need no scaling; GPUs that do not compute it themselves train in float16, with a scaler.
+            Prediction takes float16 on every GPU: it is more precise, and outputs that exceed its
+            range are noticed.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    if training and torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY:
+        return torch.bfloat16
+    return torch.float16
+
+
+def free_bytes(device: "torch.device") -> int:
+    """Returns the memory of a CUDA device that this process can have now.
+
+    That is what is free, and what PyTorch keeps of tensors that are gone.
+    """
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an accelerator has too little memory."""
+    import torch
+
+    # cuDNN, cuBLAS and Apple's GPUs tell it in a RuntimeError of their own.
+    text = str(error).casefold()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
+    )

@@ -27,6 +27,7 @@ from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.crop import Bounds, Cropped, crop_to_nonzero
 from autoliver.preprocessing.normalize import normalize_case
 from autoliver.preprocessing.resample import (
+    Operators,
     Shape,
     apply_operators,
     cut_operators,
@@ -296,6 +297,38 @@ def resampled_shape(shape: tuple[int, ...], spacing_mm: Spacing, target_mm: Spac
     return z, y, x
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WayBack:
+    """How a box of the network's grid is resampled to the grid of the crop.
+
+    Attributes:
+        box: The box of the network's grid.
+        operators: The linear resampling from the box, one matrix per axis.
+        place: The box of the crop that depends on the box alone.
+    """
+
+    box: Box
+    operators: Operators
+    place: Box
+
+    @property
+    def shape(self) -> Shape:
+        """Size of `place`."""
+        z, y, x = (part.stop - part.start for part in self.place)
+        return z, y, x
+
+    @classmethod
+    def of(cls, properties: CaseProperties, within: Box | None = None) -> "WayBack":
+        """Returns the way back of a case; without a box, that of its whole network grid."""
+        whole, shape = properties.shape_zyx, properties.shape_after_crop
+        box = within or (slice(0, whole[0]), slice(0, whole[1]), slice(0, whole[2]))
+        separate = _separate_backward(properties)
+        operators, place = cut_operators(
+            linear_operators(whole, shape, separate_axis=separate), box, shape
+        )
+        return cls(box=box, operators=operators, place=place)
+
+
 def backward_logits(
     logits: npt.NDArray[np.floating],
     properties: CaseProperties,
@@ -319,24 +352,18 @@ def backward_logits(
     Returns:
         (z, y, x) on the input grid, in the smallest unsigned type that holds the labels.
     """
-    whole = properties.shape_zyx
-    box = within or (slice(0, whole[0]), slice(0, whole[1]), slice(0, whole[2]))
-    _check_rows(logits, [part.stop - part.start for part in box], labels)
+    back = WayBack.of(properties, within)
+    _check_rows(logits, [part.stop - part.start for part in back.box], labels)
     written = written_values(labels)
     cropped = np.zeros((1, *properties.shape_after_crop), dtype=np.min_scalar_type(max(written)))
-    operators, place = cut_operators(
-        linear_operators(whole, cropped.shape[1:], separate_axis=_separate_backward(properties)),
-        box,
-        cropped.shape[1:],
-    )
-    inside = cropped[0][place]
+    inside = cropped[0][back.place]
     # A box smaller than a voxel of this grid leaves nothing to decide.
     for rows in slabs(inside.shape) if inside.size else ():
         target = inside[rows]
         # A region is painted where its logit is above 0, i.e. its probability above 0.5.
         best = np.zeros(target.shape, dtype=np.float32)
         for index, (row, value) in enumerate(zip(logits, written, strict=True)):
-            score = apply_operators(row, operators, rows=rows)
+            score = apply_operators(row, back.operators, rows=rows)
             if labels.has_regions:
                 target[score > 0] = value
             elif index == 0:
@@ -346,7 +373,7 @@ def backward_logits(
             else:
                 np.copyto(target, value, where=score > best)
                 np.maximum(best, score, out=best)
-    return _uncrop(cropped, properties).squeeze(0)
+    return uncrop(cropped, properties).squeeze(0)
 
 
 def backward_image(
@@ -367,7 +394,7 @@ def backward_image(
     operators = linear_operators(shape, properties.shape_after_crop, separate_axis=separate)
     rows = slice(0, properties.shape_after_crop[0])
     cropped = [apply_operators(channel - fill, operators, rows=rows) for channel in image]
-    return _uncrop(np.stack(cropped).astype(np.float32), properties) + np.float32(fill)
+    return uncrop(np.stack(cropped).astype(np.float32), properties) + np.float32(fill)
 
 
 def class_locations(
@@ -472,8 +499,13 @@ def slabs(shape_zyx: Shape) -> Iterator[slice]:
         yield slice(start, min(start + depth, shape_zyx[0]))
 
 
-def _uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
-    """Pastes a cropped (k, z, y, x) array into zeros and brings it back to the input's order."""
+def uncrop(cropped: npt.NDArray[A], properties: CaseProperties) -> npt.NDArray[A]:
+    """Pastes a cropped (k, z, y, x) array into zeros and brings it back to the input's order.
+
+    Args:
+        cropped: On the grid of the crop.
+        properties: The case's properties.
+    """
     whole = np.zeros((len(cropped), *properties.shape_before_crop), dtype=cropped.dtype)
     z, y, x = (slice(*ends) for ends in properties.box)
     whole[:, z, y, x] = cropped

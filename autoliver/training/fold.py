@@ -1,8 +1,12 @@
 """The inputs and the result of training one fold."""
 
-from collections.abc import Mapping, Sequence
+import gc
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from torch import Tensor
 from autoliver.datasets.cases import Labels
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import FoldFolder
+from autoliver.networks.device import out_of_memory
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
@@ -27,6 +32,10 @@ from autoliver.training.patches.sampling import PatchSampler, PatchStream, Train
 from autoliver.training.patches.stream import Patches
 from autoliver.training.progress import EpochLog
 from autoliver.training.recipes import Recipe, SamplerKind
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +176,10 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     check_device(task.machine.cache, task.device)
     outside = task.options.outside_negative is not None
     need = measure_need([*task.train, *task.replay, *task.validation], outside=outside)
-    room = measure_room(task.machine, task.device, network_gb=task.network_gb)
+    # Each view of a patch goes through the network. Its weights are counted as often, though they
+    # are there once: they are small beside the feature maps.
+    network_gb = task.network_gb * (1 if spec is None else spec.views)
+    room = measure_room(task.machine, task.device, network_gb=network_gb)
     cache = choose_cache(task.machine.cache, need, room)
     workers = task.machine.loaders
     kind = task.options.sampler
@@ -177,3 +189,39 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
         # These batches are few: a thread is enough, whatever the cache.
         Patches(patch_stream(task, task.validation, None, number=1), cache, task.device),
     )
+
+
+def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]], T]) -> T:
+    """Runs a training with its patches, and moves the cases out of a GPU that gets full.
+
+    That is for `--cache auto`, whose estimate of what the training needs may be too low. The second
+    run goes on from the state that the first one saved, with the same result.
+
+    Args:
+        task: The fold.
+        run: Trains the fold with its training and its held-out batches.
+
+    Raises:
+        RuntimeError: There is too little memory without any case on the GPU, too.
+    """
+    patches = None
+    try:
+        patches = open_patches(task)
+        return run(task, patches)
+    except RuntimeError as error:
+        cached = patches is None or patches[0].cache == "gpu"
+        # Of several processes, the others would wait for this one.
+        alone = task.machine.cache == "auto" and task.group.size == 1
+        if not (cached and alone and out_of_memory(error)):
+            raise
+    _log.warning(
+        "%s: the GPU has too little memory for the cases beside the training, which goes on with "
+        "the cases elsewhere. The result is the same.",
+        task.title,
+    )
+    patches = None
+    gc.collect()
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()
+    elsewhere = replace(task, network_gb=math.inf)
+    return run(elsewhere, open_patches(elsewhere))

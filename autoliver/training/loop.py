@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-
-import torch
+from functools import partial
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import running_out
 from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.networks.device import out_of_memory
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.bar import TrainingBar, duration
@@ -24,13 +24,13 @@ from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.epoch import HeldOut, epoch_log, score_held_out
 from autoliver.training.finite import check_end, check_weights, diverged
-from autoliver.training.fold import FoldTask, TrainedFold, open_patches
+from autoliver.training.fold import FoldTask, TrainedFold, open_patches, with_room
 from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.objectives.target import ignored_class
 from autoliver.training.objectives.weights import class_weights, describe_weights
 from autoliver.training.options import choose_recipe
-from autoliver.training.patches.stream import TrainingBatch
+from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.progress import (
     add_to_log,
     draw_progress,
@@ -73,13 +73,10 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     """
     try:
         with same_bits(task.options.deterministic):
-            loop = _Loop(task)
-            with closing(loop.board):
-                trained = loop.run(stop)
-                while trained.finished and loop.begin_extension():
-                    trained = loop.run(stop)
-            return trained
-    except torch.cuda.OutOfMemoryError as error:
+            return with_room(task, partial(_run, stop=stop))
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
             f"{counted(task.configuration.batch_size, 'patch', 'patches')} "
@@ -87,6 +84,17 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
             hint="Try --cache ram, a smaller --batch-size or --patch, or --device cpu. Or plan for "
             "less memory: autoliver plan DATASET --vram GB",
         ) from error
+
+
+def _run(
+    task: FoldTask, patches: tuple[Patches, Patches], *, stop: Callable[[], bool]
+) -> TrainedFold:
+    loop = _Loop(task, patches)
+    with closing(loop.board):
+        trained = loop.run(stop)
+        while trained.finished and loop.begin_extension():
+            trained = loop.run(stop)
+    return trained
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +145,7 @@ def held_out_steps(steps: int) -> int:
 class _Loop:
     """A running training: its task, its batches and its objective, and the state that changes."""
 
-    def __init__(self, task: FoldTask) -> None:
+    def __init__(self, task: FoldTask, patches: tuple[Patches, Patches] | None = None) -> None:
         self.task = task
         self.learnt = head_labels(task.labels, task.configuration)
         self.weights = class_weights(task.options, self.learnt, task.train)
@@ -145,7 +153,7 @@ class _Loop:
         self.objective = make_objective(task.labels, task.configuration, options)
         self.board = Board(task.files.tensorboard, self.objective.names)
         self.group = task.group
-        self.train, self.held_out = open_patches(task)
+        self.train, self.held_out = patches or open_patches(task)
         self.since = time.monotonic()
         if task.files.resume.exists():
             self._begin(self._saved_state())

@@ -13,6 +13,7 @@ from autoliver.artifacts import to_record
 from autoliver.networks.blocks import to_channels_last
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
+from autoliver.networks.device import half_precision
 from autoliver.networks.spec import NetworkSpec
 from autoliver.training.course import Course
 from autoliver.training.objectives.objective import Tally
@@ -202,9 +203,7 @@ def memory_format(spec: NetworkSpec, device: torch.device) -> torch.memory_forma
 
 def amp_dtype(device: torch.device) -> torch.dtype | None:
     """The autocast type of the forward pass: bfloat16 or float16 on CUDA, else None (float32)."""
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return half_precision(device, training=True)
 
 
 def _make_optimizer(

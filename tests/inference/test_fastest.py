@@ -79,7 +79,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def tried(monkeypatch: pytest.MonkeyPatch, *ways: module.Way, seconds: float = 0.0) -> None:
     trials = tuple(
-        module._Trial(name=f"way {i}", calls=3, seconds=seconds, build=lambda _, way=way: way)
+        module._Trial(name=f"way {i}", calls=3, seconds=seconds, build=lambda *_, way=way: way)
         for i, way in enumerate(ways)
     )
     monkeypatch.setattr(module, "_trials", lambda _: trials)
@@ -131,6 +131,45 @@ def test_nothing_is_tried_before_it_is_worth_it(
         assert fast.calls == 0
         network(torch.randn(1, 1, 4, 4, 4))
         assert fast.calls == 1
+
+
+@pytest.mark.parametrize("channels_last_s", [0.5, 2.0])
+def test_on_cuda_what_is_compiled_is_the_fastest_way_so_far(
+    channels_last_s: float, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """PyTorch's norms are slower in channels-last format there, so nothing is taken for granted."""
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda way, **_: (compiled.append(way), way)[1])
+    monkeypatch.setattr(module, "_WORTH_COMPILING_S", 3.0)
+    slow, other = Slow(clock, 1.0), Slow(clock, channels_last_s)
+    monkeypatch.setattr(module, "ChannelsLast", lambda _: other)
+    trials = module._trials(torch.device("cuda"))
+    monkeypatch.setattr(module, "_trials", lambda _: trials)
+    network = Fastest(slow).eval()
+    with torch.inference_mode():
+        for _ in range(8):
+            network(torch.randn(1, 1, 4, 4, 4))
+    assert compiled == [other if channels_last_s < 1 else slow]
+
+
+class OnCuda(Tensor):
+    is_cuda = True
+
+
+def test_on_cuda_few_calls_are_timed(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: waits.append(1))
+    slow, fast = Slow(clock, 1.0), Slow(clock, 0.5)
+    tried(monkeypatch, fast, seconds=30.0)
+    network = Fastest(slow).eval()
+    x = torch.randn(1, 1, 4, 4, 4).as_subclass(OnCuda)
+    with torch.inference_mode():
+        for _ in range(31):
+            network(x)
+        assert len(waits) == 2 * (2 + 1)
+        assert fast.calls == 0
+        network(x)  # 2 + 16 + 16 seconds
+    assert fast.calls == 1
 
 
 def test_single_regions_agree_by_their_sign() -> None:

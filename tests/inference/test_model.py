@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autoliver.datasets.cases import Labels
-from autoliver.errors import ArtifactError, ModelError
+from autoliver.errors import ArtifactError, MachineError, ModelError
 from autoliver.inference.model import load_member, load_model
 from autoliver.models.files import (
     MODEL_FILE,
@@ -40,6 +40,15 @@ def test_a_fold_comes_back_ready_to_predict(save, plan):
     image = torch.randn(1, 1, 8, 8, 8)
     with torch.no_grad():
         assert torch.equal(network(image)[0], made(image)[0])
+
+
+def test_networks_that_do_not_fit_on_a_gpu_end_with_one_error(save, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("autoliver.networks.checkpoint.load_network", full)
+    with pytest.raises(MachineError, match=r"Toy/3d_fullres: .* too little memory for 2 networks"):
+        load(save("fold_0"), save("fold_1"))
 
 
 def test_the_checksum_is_of_the_weights_and_nothing_else_is_left_in_the_folder(save):

@@ -66,7 +66,7 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 class Wrong(nn.Module):
     """Swaps the labels of a network."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, _: object = None) -> None:
         super().__init__()
         self.network = network
 

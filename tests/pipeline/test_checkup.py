@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from autoliver.pipeline.checkup.surroundings import (
     Torch,
     file_system,
     look_at_disk,
+    needed,
     numbers,
     nvidia_driver,
     quota_cores,
@@ -286,6 +288,30 @@ def test_numbers_of_versions() -> None:
     assert numbers("2.10.0+cu126") == (2, 10)
     assert numbers("2.9") < numbers("2.9.1") < numbers("2.10")
     assert numbers("") == ()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "expected"),
+    [
+        ("torch!=2.9.*,>=2.6", ("torch", "2.6")),  # as setuptools writes it
+        ("torch>=2.6,!=2.9.*", ("torch", "2.6")),
+        ("acvl-utils>=0.2.3", ("acvl-utils", "0.2.3")),
+        ('highdicom>=0.28; extra == "dev"', ("", "")),
+    ],
+)
+def test_requirements_are_read_whatever_they_exclude(
+    requirement: str, expected: tuple[str, str]
+) -> None:
+    assert needed(requirement) == expected
+
+
+def test_the_torch_that_is_slow_on_gpus_is_excluded_and_told() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (torch,) = (d for d in project["project"]["dependencies"] if needed(d)[0] == "torch")
+    assert torch.endswith("!=2.9.*")
+    (finding,) = (f for f in judge(but(versions={"torch": "2.9.1"})) if f.topic == "libraries")
+    assert "half precision" in finding.why
+    assert finding.todo == "pip install --upgrade 'torch>=2.10'"
 
 
 # --- arithmetic, by hand

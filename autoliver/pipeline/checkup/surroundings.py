@@ -305,17 +305,29 @@ def _libraries() -> tuple[dict[str, str], tuple[str, ...]]:
     versions, lacking = {}, []
     with contextlib.suppress(PackageNotFoundError):
         for line in requires("autoliver") or ():
-            found = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line.split("#")[0].strip())
-            if found is None:  # of an extra
+            name, least = needed(line)
+            if not least:  # of an extra
                 continue
             try:
-                versions[found[1]] = version(found[1])
+                versions[name] = version(name)
             except PackageNotFoundError:
-                lacking.append(f"{found[1]} (missing, needed: {found[2]})")
+                lacking.append(f"{name} (missing, needed: {least})")
                 continue
-            if numbers(versions[found[1]]) < numbers(found[2]):
-                lacking.append(f"{found[1]} {versions[found[1]]} (needed: {found[2]})")
+            if numbers(versions[name]) < numbers(least):
+                lacking.append(f"{name} {versions[name]} (needed: {least})")
     return versions, (first_few(lacking, 6),) if lacking else ()
+
+
+def needed(requirement: str) -> tuple[str, str]:
+    """Returns the name of a requirement and its oldest version; "" for one of an extra.
+
+    Args:
+        requirement: As in the metadata of a package: "torch!=2.9.*,>=2.6".
+    """
+    text = requirement.split("#")[0].strip()
+    found = re.fullmatch(r"([\w.-]+?)\s*((?:[<>!=~]=?\s*[\d.*]+,?\s*)+)", text)
+    least = re.search(r">=\s*([\d.]+)", found[2]) if found else None
+    return (found[1], least[1]) if found and least else ("", "")
 
 
 def numbers(text: str) -> tuple[int, ...]:

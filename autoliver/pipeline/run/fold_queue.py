@@ -105,7 +105,9 @@ def run_queue(
             while waiting or running:
                 while waiting and free:
                     fold, place = waiting.popleft(), free.popleft()
-                    share = request.machine.share(len(devices), device=place[1])
+                    share = request.machine.share(
+                        len(devices), device=place[1], sharing=devices.count(place[1])
+                    )
                     asked = queued(request=request.for_fold(fold, share))
                     running.append(_start(job, fold, place, asked))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -88,16 +88,18 @@ def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 
     """Measures the memory that is currently left for cases.
 
     Args:
-        machine: Provides the limit of the host's memory.
+        machine: Provides the limit of the host's memory, and the number of folds that share the
+            device. Each gets an equal part of the device, since others may not have begun yet.
         device: Device that the training runs on.
-        network_gb: GPU memory that the training itself needs, in GB.
+        network_gb: GPU memory that the training itself needs, in GB, with all views of its patches.
     """
     gpu_gb = None
     if device.type == "cuda":
         # Memory that PyTorch still caches from an earlier fold is released, to count as free.
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info(device)[0] / GB
-        gpu_gb = max(0.0, free - network_gb - _GPU_RESERVE_GB)
+        free, total = (size / GB for size in torch.cuda.mem_get_info(device))
+        own = min(free, total / machine.sharing)
+        gpu_gb = max(0.0, own - network_gb - _GPU_RESERVE_GB)
     share = _RAM_SHARE_CPU if device.type == "cpu" else _RAM_SHARE
     return Room(gpu_gb=gpu_gb, ram_gb=share * machine.limits.budget_gb)
 

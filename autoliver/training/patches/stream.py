@@ -72,6 +72,7 @@ class Patches:
                 does.
         """
         self.stream = stream
+        self.cache = cache
         self.device = device
         self.workers = workers if cache == "disk" else 0
         self._on_device = DeviceStream(stream, device) if cache == "gpu" else None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autoliver.datasets.cases import CaseFacts, Labels
-from autoliver.errors import OptionError
+from autoliver.errors import AutoliverError, OptionError
 from autoliver.io.volume import Geometry
 from autoliver.machine import CacheChoice, Machine
 from autoliver.networks.spec import UNetSpec
@@ -20,12 +20,14 @@ from autoliver.planning.plan import Configuration
 from autoliver.preprocessing.case import CaseProperties, Preprocessed
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, compress, read_case, write_case
+from autoliver.training import fold
 from autoliver.training.augment.batch import augmentation
-from autoliver.training.fold import FoldTask, patch_stream
+from autoliver.training.fold import FoldTask, open_patches, patch_stream
 from autoliver.training.loop import train_fold
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
     CacheKind,
+    DeviceStream,
     Need,
     Room,
     choose_cache,
@@ -34,6 +36,7 @@ from autoliver.training.patches.cache import (
     measure_room,
 )
 from autoliver.training.patches.stream import Patches, TrainingBatch
+from autoliver.training.step import Stepper
 
 SHAPES = [(9, 30, 26), (14, 20, 40), (10, 33, 33)]
 # Values that are not their classes.
@@ -274,6 +277,149 @@ def test_the_memory_limit_bounds_what_is_kept() -> None:
     room = measure_room(Machine(limits=Limits(memory_gb=8.0)), CPU)
     assert room.gpu_gb is None
     assert room.ram_gb == 4.0
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A pretended GPU, of whose memory as much is free as the list says."""
+    free = [79.0]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0] * 2**30, 80 * 2**30))
+    return free
+
+
+@pytest.mark.parametrize(
+    ("sharing", "free_gb", "expected"),
+    [
+        (1, 79.0, 79.0 - 10.0 - 2.0),
+        (2, 79.0, 40.0 - 10.0 - 2.0),  # the other fold may not have begun yet
+        (2, 30.0, 30.0 - 10.0 - 2.0),  # or it has taken its part and more
+        (4, 79.0, 20.0 - 10.0 - 2.0),
+        (8, 79.0, 0.0),
+    ],
+)
+def test_folds_that_share_a_gpu_share_what_is_left_of_it(
+    sharing: int, free_gb: float, expected: float, gpu_of_80_gb: list[float]
+) -> None:
+    gpu_of_80_gb[0] = free_gb
+    machine = Machine(gpus=(0,) * sharing, limits=Limits(workers=1, memory_gb=8.0))
+    own = machine.share(sharing, device="cuda:0", sharing=sharing)
+    assert measure_room(own, GPU, network_gb=10.0).gpu_gb == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("augment", "views"), [("default", 1), ("gin", 1), ("gin-ipa", 3)])
+def test_every_view_of_a_patch_takes_memory(
+    augment: str,
+    views: int,
+    cases: list[StoredCase],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    asked: list[float] = []
+
+    def room(_machine: Machine, _device: torch.device, *, network_gb: float) -> Room:
+        asked.append(network_gb)
+        return Room(gpu_gb=None, ram_gb=100.0)
+
+    monkeypatch.setattr(fold, "measure_room", room)
+    task = make_task(cases, tmp_path, (16, 16), Machine())
+    options = task.options.replace(augment=augment)
+    open_patches(replace(task, options=options, network_gb=8.0))
+    assert asked == [8.0 * views]
+
+
+class Full:
+    """Runs out of memory, once or whenever the cases lie on the GPU, when a step is taken."""
+
+    def __init__(self, after: int, error: RuntimeError, kinds: tuple[str, ...]) -> None:
+        self.after, self.error, self.kinds = after, error, kinds
+        self.taken: list[tuple[str, int]] = []
+
+    def take(self, stepper: Stepper, batch: TrainingBatch) -> None:
+        kind = stepper.train.cache
+        if kind in self.kinds and batch.number >= self.after:
+            raise self.error
+        self.taken.append((kind, batch.number))
+        _TAKE(stepper, batch)
+
+
+_TAKE = Stepper.take
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended GPU (the CPU) with room for all cases beside any network that is known."""
+
+    def room(_machine: Machine, _device: torch.device, *, network_gb: float) -> Room:
+        return Room(gpu_gb=max(0.0, 80.0 - network_gb), ram_gb=100.0)
+
+    monkeypatch.setattr(fold, "measure_room", room)
+    monkeypatch.setattr(fold, "check_device", lambda *_: None)
+
+
+AUTO = Machine(limits=Limits(workers=1, memory_gb=1.0))
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_gpu_that_is_full_moves_its_cases_to_memory_and_the_result_stays(
+    after: int,
+    cases: list[StoredCase],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    whole = train_fold(make_task(cases, tmp_path / "whole", (16, 16), AUTO))
+    full = Full(after, FULL, ("gpu",))
+    monkeypatch.setattr(Stepper, "take", lambda *args: full.take(*args))
+    moved = train_fold(make_task(cases, tmp_path / "moved", (16, 16), AUTO))
+    # It goes on after the last epoch that was saved; an epoch has two steps.
+    first = after // 2 * 2
+    expected = [("gpu", n) for n in range(after)] + [("ram", n) for n in range(first, 4)]
+    assert full.taken == expected
+    assert caplog.text.count("too little memory for the cases beside the training") == 1
+    assert [log.train_loss for log in moved.logs] == [log.train_loss for log in whole.logs]
+    for name, weights in whole.weights.items():
+        assert torch.equal(weights, moved.weights[name])
+
+
+@pytest.mark.usefixtures("roomy")
+def test_cases_that_do_not_fit_while_they_are_copied_are_kept_in_memory(
+    cases: list[StoredCase], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(DeviceStream, "_upload", full)
+    assert train_fold(make_task(cases, tmp_path, (16, 16), AUTO)).finished
+
+
+@pytest.mark.usefixtures("roomy")
+@pytest.mark.parametrize(
+    ("choice", "kinds", "error", "told"),
+    [
+        ("gpu", ("gpu",), FULL, "the GPU has too little memory for batches of 3 patches"),
+        ("auto", ("gpu", "ram"), FULL, "the GPU has too little memory for batches of 3 patches"),
+        ("auto", ("gpu",), RuntimeError("size mismatch"), "size mismatch"),
+    ],
+)
+def test_what_moving_cases_does_not_help_ends_the_training(
+    choice: CacheChoice,
+    kinds: tuple[str, ...],
+    error: RuntimeError,
+    told: str,
+    cases: list[StoredCase],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    full = Full(0, error, kinds)
+    monkeypatch.setattr(Stepper, "take", lambda *args: full.take(*args))
+    with pytest.raises((AutoliverError, RuntimeError), match=told):
+        train_fold(make_task(cases, tmp_path, (16, 16), AUTO.replace(cache=choice)))
 
 
 @pytest.mark.gpu
