@@ -85,7 +85,7 @@ def report_of(config: str, per: str, counts: Counts, units: int, peak_bytes: int
 
 
 def train(config: str, steps: int) -> Report:
-    """Counts whole steps of `train_fold`: drawing, augmentation, forward, backward, update."""
+    """Counts whole steps of `train_fold`, from drawing to the update; "step": not augmented."""
     import torch
 
     from autoliver.machine import Machine
@@ -115,7 +115,9 @@ def train(config: str, steps: int) -> Report:
             train=cases,
             validation=[],
             # The epoch is longer than the steps that count: its end is not among them.
-            options=TrainingOptions(epochs=1000, iterations=250),
+            options=TrainingOptions(
+                epochs=1000, iterations=250, augment="none" if "step" in config else "default"
+            ),
             folder=Path(folder),
             device=torch.device("cuda", 0),
             title=config,
@@ -186,7 +188,8 @@ _AUGMENTED: dict[str, tuple[tuple[int, ...], int]] = {
     "augment 2d of 366": ((24, 24), 366),
 }
 _RUNS: dict[str, Callable[[str, int], Report]] = {
-    "train tiny 2d": train,
+    "step tiny 2d": train,
+    "step 3d": train,
     "train 3d": train,
     "augment 3d": augment,
     "augment 2d of 366": augment,
@@ -265,7 +268,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", choices=list(_RUNS), metavar="CONFIG")
-    parser.add_argument("--steps", type=int, default=8, help="steps and batches that are counted")
+    parser.add_argument("--steps", type=int, default=8, help="that are counted")
     parser.add_argument("--where", action="store_true", help="lines that wait, operations")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -287,7 +290,7 @@ def main() -> int:
 
 def _reports(configs: list[str], steps: int) -> Iterator[Report]:
     for config in configs:
-        units = 1 if config.startswith("predict") else steps
+        units = 1 if config.startswith("predict") or "366" in config else steps
         yield _RUNS[config](config, units)
 
 

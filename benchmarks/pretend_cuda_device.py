@@ -55,6 +55,8 @@ _WAITING = {
     *("unique_consecutive", "equal", "bincount", "is_nonzero", "histc", "_histogramdd_bin_edges"),
     "repeat_interleave",
 }
+# In place, without looking at what was there.
+_ONLY_WRITE = {"fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 # Views and questions: nothing is launched.
 _FREE = {
     *("detach", "alias", "lift_fresh", "set_", "is_same_size", "_nested_tensor_size"),
@@ -337,7 +339,8 @@ def _count(
         return
     if name in _FREE or _is_view(func):
         return
-    DEVICE.launch(name, tensors, results or _written(func, args))
+    read = [] if name in _ONLY_WRITE else tensors
+    DEVICE.launch(name, read, results or _written(func, args))
 
 
 def _written(func: Any, args: Sequence[Any]) -> list[Tensor]:
