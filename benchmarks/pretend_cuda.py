@@ -23,8 +23,10 @@ from benchmarks.pretend_cuda_device import DEVICE, Counts, begin
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from autoliver.planning.plan import Configuration
+    from autoliver.training.fold import FoldTask
 
 _MB = 1e6
 _SHOWN = 12
@@ -88,13 +90,8 @@ def train(config: str, steps: int) -> Report:
     """Counts whole steps of `train_fold`, from drawing to the update; "step": not augmented."""
     import torch
 
-    from autoliver.machine import Machine
-    from autoliver.training.fold import FoldTask
     from autoliver.training.loop import train_fold
-    from autoliver.training.options import TrainingOptions
 
-    configuration, labels = _configuration(config)
-    cases = [_case(configuration, number) for number in range(4)]
     counted: list[tuple[Counts, int]] = []
     taken = 0
 
@@ -109,22 +106,30 @@ def train(config: str, steps: int) -> Report:
         return taken >= _WARM + steps
 
     with tempfile.TemporaryDirectory() as folder:
-        task = FoldTask(
-            configuration=configuration,
-            labels=labels,
-            train=cases,
-            validation=[],
-            # The epoch is longer than the steps that count: its end is not among them.
-            options=TrainingOptions(
-                epochs=1000, iterations=250, augment="none" if "step" in config else "default"
-            ),
-            folder=Path(folder),
-            device=torch.device("cuda", 0),
-            title=config,
-            machine=Machine(cache="ram"),
-        )
-        train_fold(task, stop=stop)
+        train_fold(made_up_task(config, Path(folder), torch.device("cuda", 0)), stop=stop)
     return report_of(config, "step", counted[0][0], steps, counted[0][1])
+
+
+def made_up_task(config: str, folder: Path, device: "torch.device") -> "FoldTask":
+    """A training on cases of noise; its epoch is longer than any number of steps counted here."""
+    from autoliver.machine import Machine
+    from autoliver.training.fold import FoldTask
+    from autoliver.training.options import TrainingOptions
+
+    configuration, labels = _configuration(config)
+    return FoldTask(
+        configuration=configuration,
+        labels=labels,
+        train=[_case(configuration, number) for number in range(4)],
+        validation=[],
+        options=TrainingOptions(
+            epochs=1000, iterations=250, augment="none" if "step" in config else "default"
+        ),
+        folder=folder,
+        device=device,
+        title=config,
+        machine=Machine(cache="ram"),
+    )
 
 
 def augment(config: str, batches: int) -> Report:
