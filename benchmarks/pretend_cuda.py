@@ -249,7 +249,7 @@ class _Case:
 
 
 def _case(configuration: "Configuration", number: int) -> _Case:
-    """Noise, a quarter larger than a patch, with stripes of every label."""
+    """Stripes of every label, brighter the higher it is, in noise; larger than a patch."""
     import numpy as np
 
     from autoliver.datasets.cases import CaseFacts
@@ -260,7 +260,7 @@ def _case(configuration: "Configuration", number: int) -> _Case:
     label = np.broadcast_to((np.arange(shape[-1]) // 4 % 3).astype(np.int16), (1, *shape)).copy()
     return _Case(
         facts=CaseFacts.named(f"case_{number}"),
-        image=rng.standard_normal((1, *shape), dtype=np.float32),
+        image=rng.standard_normal((1, *shape), dtype=np.float32) + label,
         label=label,
         locations={v: np.argwhere(label[0] == v).astype(np.int32) for v in (1, 2)},
     )

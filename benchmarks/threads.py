@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,13 +35,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", choices=("2d", "3d"), default=["2d", "3d"])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="at most")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each training, at most")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--way", choices=_WAYS, help=argparse.SUPPRESS)  # of a process of ours
     arguments = parser.parse_args()
+    # As Ctrl-C: the other programs are ended, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if arguments.way:
-        print(json.dumps(_train(arguments.only[0], arguments.way, arguments.steps)))
+        limits = (arguments.steps, arguments.seconds)
+        print(json.dumps(_train(arguments.only[0], arguments.way, *limits)))
         return 0
     cores = sorted(os.sched_getaffinity(0))
     print(f"{len(cores)} cores, load before: {os.getloadavg()[0]:.1f}")
@@ -49,20 +54,21 @@ def main() -> int:
     rows = []
     for kind, busy in itertools.product(arguments.only, (False, True)):
         with _others(cores if busy else []):
-            rows += _rows(kind, busy, arguments.steps, arguments.repeats, len(cores))
+            rows += _rows(kind, busy, arguments, len(cores))
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 
-def _rows(kind: str, busy: bool, steps: int, repeats: int, cores: int) -> list[dict[str, Any]]:
+def _rows(kind: str, busy: bool, arguments: argparse.Namespace, cores: int) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in _WAYS}
-    for number in range(repeats):
+    for number in range(arguments.repeats):
         for way in _WAYS if number % 2 == 0 else reversed(_WAYS):
-            words = ("-m", "benchmarks.threads", "--only", kind, "--steps", steps, "--way", way)
+            words = ("-m", "benchmarks.threads", "--only", kind, "--way", way)
+            limits = ("--steps", arguments.steps, "--seconds", arguments.seconds)
             settings = (f"PYTHONPATH={_ROOT}", f"OMP_NUM_THREADS={cores}")
             done = subprocess.run(
-                ["env", *settings, sys.executable, *map(str, words)],
+                ["env", *settings, sys.executable, *map(str, (*words, *limits))],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -94,7 +100,7 @@ def _others(cores: list[int]) -> Iterator[None]:
             process.wait()
 
 
-def _train(kind: str, way: str, steps: int) -> dict[str, Any]:
+def _train(kind: str, way: str, steps: int, seconds: float) -> dict[str, Any]:
     import torch
 
     from autoliver.machine import Machine
@@ -108,7 +114,8 @@ def _train(kind: str, way: str, steps: int) -> dict[str, Any]:
 
     def stop() -> bool:
         times.append(time.perf_counter())
-        return len(times) > steps + _SKIPPED
+        timed = len(times) - _SKIPPED - 1
+        return timed >= steps or (timed > 0 and times[-1] - times[_SKIPPED] > seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         task = made_up_task(f"train {kind}", Path(folder), torch.device("cpu"))

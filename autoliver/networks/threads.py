@@ -173,7 +173,7 @@ def _convolution() -> Times:
         begun = time.perf_counter()
         with torch.enable_grad():
             found = torch.nn.functional.conv3d(image, own, padding=1)
-            torch.nn.functional.leaky_relu(found).mean().backward()
+            torch.nn.functional.leaky_relu(found).mean().backward()  # type: ignore[no-untyped-call]
         return time.perf_counter() - begun
 
     times(1)  # the first call also makes kernels and memory
