@@ -150,15 +150,15 @@ def threads_of(
                 use_threads(asked)
                 yield None
             elif timed and device.type == "cpu" and before > 1:
-                yield Threads(before, _convolution(), say=say)
+                yield Threads(before, convolution(), say=say)
             else:
                 yield None
         finally:
             use_threads(before)
 
 
-def _convolution() -> Times:
-    """Times a convolution, forward and backward, as a training step has many of."""
+def convolution() -> Times:
+    """Returns what times a convolution, forward and backward, as a training step has many of."""
     import torch
 
     side = (_SIDE,) * 3
