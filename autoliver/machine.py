@@ -34,6 +34,9 @@ class Machine(Record, frozen=True, kw_only=True):
         tensorboard: Whether each epoch is also logged for TensorBoard.
         sharing: Number of processes that train on `device` at the same time, this one included;
             set by `share`.
+        threads: Threads of an operation on the CPU, in each process; None: chosen by timing where
+            networks run, and the cores divided by the processes where cases are prepared. It
+            changes the last bits of sums.
     """
 
     device: str = "auto"
@@ -43,6 +46,7 @@ class Machine(Record, frozen=True, kw_only=True):
     limits: Limits = NO_LIMITS
     tensorboard: bool = False
     sharing: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses invalid values, and converts GPUs that are given as text, e.g. "0,1".
@@ -55,6 +59,8 @@ class Machine(Record, frozen=True, kw_only=True):
         check_types(self)
         if self.jobs is not None:
             check_whole("--jobs", self.jobs, least=1)
+        if self.threads is not None:
+            check_whole("--threads", self.threads, least=1)
 
     @property
     def loaders(self) -> int:
@@ -75,7 +81,7 @@ class Machine(Record, frozen=True, kw_only=True):
             need: Estimates the memory that an item takes.
             light: Whether the stage does little more than read its cases.
         """
-        return CasePool(what=what, limits=self.limits, need=need, light=light)
+        return CasePool(what=what, limits=self.limits, need=need, light=light, threads=self.threads)
 
     def share(self, number: int, *, device: str, sharing: int = 1) -> "Machine":
         """Returns the share of one of several processes that each train a fold at the same time.

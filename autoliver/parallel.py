@@ -121,12 +121,14 @@ class CasePool:
         limits: Limits on the processes and the memory.
         need: Estimates the memory that an item takes.
         light: Whether the stage does little more than read its cases.
+        threads: Threads of BLAS in each process; None: the cores divided by the processes.
     """
 
     what: str
     limits: Limits
     need: Callable[[Any], Need]
     light: bool = False
+    threads: int | None = None
 
     def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
         """Yields the function's result for each item, in the order of the items."""
@@ -157,7 +159,8 @@ def map_cases(
         AutoliverError: There is not enough memory for a case even when it runs alone.
     """
     number = _processes(needs, pool)
-    work = _Work(function=function, items=items, needs=needs)
+    threads = pool.threads or max(1, cores() // max(1, number))
+    work = _Work(function=function, items=items, needs=needs, threads=threads)
     return _in_order(work.here() if number == 0 else work.spread(number))
 
 
@@ -199,6 +202,7 @@ class _Work(Generic[A, R]):
     function: Callable[[A], R]
     items: Sequence[A]
     needs: Sequence[Need]
+    threads: int
 
     def here(self, indices: Iterable[int] | None = None) -> Iterator[tuple[int, R]]:
         for index in range(len(self.items)) if indices is None else indices:
@@ -302,7 +306,10 @@ class _PoolRun(Generic[A, R]):
         """Returns a pool without workers yet; None if the system does not allow one."""
         try:
             return ProcessPoolExecutor(
-                self.number, mp_context=_fresh_processes(), initializer=_end_with_parent
+                self.number,
+                mp_context=_fresh_processes(),
+                initializer=_begin_worker,
+                initargs=(self.work.threads,),
             )
         except (OSError, ImportError, NotImplementedError) as error:
             self.refusal = error if isinstance(error, OSError) else OSError(str(error))
@@ -337,6 +344,17 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
     """Ends workers at once: after Ctrl-C or SIGTERM nobody waits for what they still do."""
     for worker in workers:
         worker.kill()
+
+
+def _begin_worker(threads: int) -> None:
+    """Ends this worker with its parent, and keeps the threads of its numerical libraries few.
+
+    Otherwise each worker has as many of them as there are cores.
+    """
+    from threadpoolctl import threadpool_limits
+
+    _end_with_parent()
+    threadpool_limits(limits=threads, user_api="blas")
 
 
 def _end_with_parent() -> None:

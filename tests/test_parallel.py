@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from autoliver.errors import AutoliverError, DatasetError
 from autoliver.memory import cgroup_bytes, default_memory_gb, free_gb
-from autoliver.parallel import CaseMapper, CasePool, Limits, Need
+from autoliver.parallel import CaseMapper, CasePool, Limits, Need, cores
 
 # In a file of its own, since worker processes import it.
 WORK = """
@@ -48,6 +49,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
     yield autoliver_test_work.work
     del sys.modules["autoliver_test_work"]
+
+
+def blas_threads(_: object) -> set[int]:
+    """The threads of numpy's matrix products in this process."""
+    return {each["num_threads"] for each in threadpool_info() if each["internal_api"] == "openblas"}
 
 
 def pool(workers: int = 2, memory_gb: float = 100.0, gb: float = 0.1, **more: Any) -> CasePool:
@@ -184,3 +190,12 @@ def test_control_groups_of_version_1(tmp_path: Path) -> None:
 def test_this_machine_has_memory() -> None:
     assert 0 < free_gb() < 1e5
     assert 0.5 <= default_memory_gb() <= max(0.5, free_gb())
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, max(1, cores() // 2)), (3, 3)])
+def test_workers_share_the_cores_among_the_threads_of_their_libraries(
+    asked: int | None, expected: int
+) -> None:
+    found = list(pool(workers=2, threads=asked).map(blas_threads, [(0,), (1,)]))
+    assert set().union(*found) <= {expected}
+    assert any(found)

@@ -52,7 +52,7 @@ def predict(
         folds: "0,2", "all" or numbers; None for all finished or selected folds.
         workspace: Folder in which models are looked up.
         **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5 or
-            exact=True; memory_gb.
+            exact=True; threads; memory_gb.
 
     Returns:
         The model's name, the label maps, and how many cases were predicted and skipped.
@@ -67,7 +67,7 @@ def predict(
 
         own = {field.name: field.name for field in fields(PredictRequest)} | {"model": "model"}
         del own["machine"]
-        given = taken(options, own, of=predict, machine=("device",))
+        given = taken(options, own, of=predict, machine=("device", "threads"))
         once(("models", "model"), models, given.get("model"))
         named = given.pop("model", models)
         if given.get("roi") == "off":

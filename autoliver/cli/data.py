@@ -11,6 +11,7 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     MemoryGb,
+    Threads,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -199,6 +200,7 @@ def preprocess(
         ),
     ] = None,
     workers: Workers = 0,
+    threads: Threads = None,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
@@ -210,15 +212,10 @@ def preprocess(
 
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
-    planned = data.planned_dataset(
-        Workspace(workspace),
-        dataset,
-        machine=machine_of(workers=workers, memory_gb=memory_gb),
-    )
+    machine = machine_of(workers=workers, memory_gb=memory_gb, threads=threads)
+    planned = data.planned_dataset(Workspace(workspace), dataset, machine=machine)
     data.remind(planned)
-    stores = data.preprocess(
-        planned, names, machine=machine_of(workers=workers, memory_gb=memory_gb)
-    )
+    stores = data.preprocess(planned, names, machine=machine)
     cases = len(planned.dataset.labelled)
     number = counted(cases, "case")
     text = "\n".join(f"{name}: {number} in {folder}" for name, folder in stores.items())

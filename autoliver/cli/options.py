@@ -78,6 +78,17 @@ AcceptChanges = Annotated[
         rich_help_panel="Run",
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads of an operation, in each process. [default: the fastest number, found "
+        "by timing]",
+        rich_help_panel=MACHINE,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -121,10 +132,15 @@ MemoryGb = Annotated[
 
 
 def machine_of(
-    *, workers: int = 0, memory_gb: float | None = None, device: str = "auto"
+    *,
+    workers: int = 0,
+    memory_gb: float | None = None,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> "Machine":
     """The part of the machine that a command may use, made from its options."""
     from autoliver.machine import Machine
     from autoliver.parallel import Limits
 
-    return Machine(device=device, limits=Limits(workers=workers, memory_gb=memory_gb))
+    limits = Limits(workers=workers, memory_gb=memory_gb)
+    return Machine(device=device, limits=limits, threads=threads)

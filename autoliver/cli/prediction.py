@@ -11,6 +11,7 @@ from autoliver.cli.options import (
     Device,
     MemoryGb,
     Series,
+    Threads,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -175,6 +176,7 @@ def predict(
         typer.Option("--overwrite", help="Predict all cases again. [default: skip finished ones]"),
     ] = False,
     device: Device = "auto",
+    threads: Threads = None,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
     as_json: AsJson = False,
@@ -205,7 +207,7 @@ def predict(
         series=tuple(series or ()),
         format=format_,
         seg_type=seg_type,
-        machine=machine_of(memory_gb=memory_gb, device=device),
+        machine=machine_of(memory_gb=memory_gb, device=device, threads=threads),
     )
     try:
         written = predict_folder(

@@ -14,6 +14,7 @@ from autoliver.cli.options import (
     Gpus,
     Jobs,
     MemoryGb,
+    Threads,
     Verbose,
     Workers,
     WorkspaceDir,
@@ -233,6 +234,7 @@ def train(
         ),
     ] = False,
     tensorboard: TensorBoard = False,
+    threads: Threads = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -290,6 +292,7 @@ def train(
             cache=cache,
             limits=Limits(workers=workers, memory_gb=memory_gb),
             tensorboard=tensorboard,
+            threads=threads,
         ),
     )
     place = Workspace(workspace)

@@ -188,6 +188,11 @@ class FoldFolder:
         return self.path / "progress.png"
 
     @property
+    def threads(self) -> Path:
+        """The threads of a training with `--deterministic`."""
+        return self.path / "threads.json"
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of event files for TensorBoard."""
         return self.path / "tensorboard"

@@ -194,10 +194,15 @@ def predict_as_asked(
         listener: As in `predict_jobs`; the windows are shown in the bar.
     """
     from autoliver.inference.predict import Listener, predict_jobs
+    from autoliver.networks.threads import threads_of
 
     needs = [model_need(job.name, job.images, model) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
-    with window_bars(len(jobs), parts=len(model.parts)) as bar:
+    device, asked = model.members[0].device, request.machine.threads
+    with (
+        threads_of(asked, device, timed=not request.exact, say=_log.info),
+        window_bars(len(jobs), parts=len(model.parts)) as bar,
+    ):
         heard = (listener or Listener()).shown(bar.start, bar.drop)
         predict_jobs(model, jobs, options, listener=heard, export=export)
 

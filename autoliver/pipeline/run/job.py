@@ -27,6 +27,7 @@ from autoliver.pipeline.run.region import RunRegion
 from autoliver.pipeline.run.replay import Replay, seen_before
 from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.pipeline.run.task import check_lesions
+from autoliver.pipeline.run.threads import threads_for
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
@@ -178,8 +179,8 @@ class RunJob:
 
         task = self._task(fold, device, group)
         task.folder.mkdir(parents=True, exist_ok=True)
-        with stop_on_sigterm() as stop:
-            trained = train_fold(task, stop=stop)
+        with stop_on_sigterm() as stop, threads_for(task, stop) as asked:
+            trained = train_fold(task, stop=asked)
         if not trained.finished:
             raise Stopped(
                 f"{task.title}: stopped by SIGTERM after {counted(len(trained.logs), 'epoch')}; "
