@@ -39,6 +39,7 @@ from autoliver.training.progress import (
     write_progress,
 )
 from autoliver.training.recipes import Recipe
+from autoliver.training.saving import Saver, copied
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
@@ -59,7 +60,8 @@ _log = logging.getLogger(__name__)
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
     """Trains one fold; continues from `task.folder/resume.pt` if it exists.
 
-    The state is saved after every epoch, and when `stop` ends the training.
+    The state is saved after every epoch, and when `stop` ends the training. A thread writes it while
+    the next steps are taken; at the end it is written.
 
     Args:
         task: The fold to train.
@@ -74,7 +76,7 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     try:
         with same_bits(task.options.deterministic):
             loop = _Loop(task)
-            with closing(loop.board):
+            with closing(loop.board), closing(loop.saver):
                 trained = loop.run(stop)
                 while trained.finished and loop.begin_extension():
                     trained = loop.run(stop)
@@ -114,7 +116,8 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
     """
     with running_out(task.title):
         loop = _Loop(task)
-        with closing(loop.board), closing(loop.batches(0, _MOST_TIMED)) as batches:
+        ends = (closing(loop.board), closing(loop.saver), closing(loop.batches(0, _MOST_TIMED)))
+        with ends[0], ends[1], ends[2] as batches:
             begun = time.monotonic()
             for batch in batches:
                 loop.stepper.take(batch)
@@ -123,7 +126,8 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
                     first = now
                 elif now - begun > seconds:
                     break
-            train_s = (now - first) / batch.number
+            loop.stepper.settle()
+            train_s = (time.monotonic() - first) / batch.number
         begun = time.monotonic()
         loop.score_held_out(range(_TIMED_HELD_OUT))
         return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
@@ -144,6 +148,7 @@ class _Loop:
         options = task.options.replace(class_weights=self.weights)
         self.objective = make_objective(task.labels, task.configuration, options)
         self.board = Board(task.files.tensorboard, self.objective.names)
+        self.saver = Saver()
         self.group = task.group
         self.train, self.held_out = open_patches(task)
         self.since = time.monotonic()
@@ -159,7 +164,9 @@ class _Loop:
         """Continues from a state, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
-        self.stepper = Stepper(self.task, self.objective, self.train, state)
+        self.stepper = Stepper(
+            self.task, self.objective, self.train, state, written=self.saver.wait
+        )
         self.spec = augmentation(
             self.task.configuration,
             self.task.options.augment,
@@ -196,6 +203,7 @@ class _Loop:
         with bar, closing(self.batches(self.state.step, last)) as batches:
             for batch in batches:
                 self.stepper.take(batch)
+                self.saver.check()
                 self._note_time()
                 bar.tell_time(self.state.elapsed, options.hours)
                 bar.update()
@@ -212,6 +220,7 @@ class _Loop:
                         self._draw()
                         drawn = time.monotonic()
                 elif stopping:
+                    self.stepper.settle()
                     check_weights(self.task, self.state)
                     self._save()
                 if self._done() >= 1.0 or stopping:
@@ -221,6 +230,7 @@ class _Loop:
         elif last == 0:
             check_weights(self.task, self.state)
             self._save()  # without steps, the initial weights are the result; can be extended
+        self.saver.wait()
         self.group.wait()  # torchrun could kill the others while they save once one has ended
         return self._trained()
 
@@ -256,8 +266,10 @@ class _Loop:
         )
 
     def _finish_epoch(self) -> None:
+        self.stepper.settle()
         state, start, options = self.state, time.monotonic(), self.task.options
         held_out = self._held_out()
+        self.saver.wait()
         self._check_finite(held_out)
         seconds = time.monotonic() - start
         self._note_time()
@@ -333,20 +345,31 @@ class _Loop:
             self.stepper.take(batch)
             if batch.number == 0:  # not timed: the first step also allocates memory
                 start = time.monotonic()
+        self.stepper.settle()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
         return int(hours * 3600.0 / seconds)
 
     def _save(self) -> None:
+        """Copies the state, which a thread writes; the one before is written first."""
         if not self.group.leads:
             return
-        # The log first: a log that is one epoch ahead is cut when the training is resumed.
-        write_progress(self.task.files.progress, self.state.logs)
-        save_training_state(self.task.files.resume, self.state.snapshot())
+        self.saver.wait()
+        files, logs = self.task.files, tuple(self.state.logs)
+        snapshot, arrived = copied(self.state.snapshot())
+
+        def write() -> None:
+            # The log first: a log that is one epoch ahead is cut when the training is resumed.
+            write_progress(files.progress, logs)
+            arrived()
+            save_training_state(files.resume, snapshot)
+
+        self.saver.begin(write)
 
     def _draw(self) -> None:
         if self.group.leads:
-            files, names = self.task.files, self.objective.names
-            draw_progress(files.picture, self.state.logs, title=self.task.title, names=names)
+            files, title, names = self.task.files, self.task.title, self.objective.names
+            logs = tuple(self.state.logs)
+            self.saver.begin(lambda: draw_progress(files.picture, logs, title=title, names=names))
 
     @property
     def _epochs(self) -> int:

@@ -35,7 +35,7 @@ from torch import Tensor
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Annotation, CaseFacts, known_around
 from autoliver.training.distributed import ALONE, Group
-from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
+from autoliver.training.objectives.objective import Counts, Scores, Shown, Tally, counts_of
 
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal", "dice-bce", "focal-tversky"]
 
@@ -109,7 +109,7 @@ class SegmentationObjective:
         """None: progress is measured by the mean Dice."""
         return None
 
-    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
+    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Counts]:
         """The segmentation loss of the first views plus the disagreement between the views.
 
         Args:
@@ -141,7 +141,7 @@ class SegmentationObjective:
         with torch.no_grad():
             marked = self._by_state(batch, {"pseudo": 0.0, "none": 0.0})
             counts = hard_dice_counts(first[0], target, options=options, weights=marked)
-        return loss, tally_of(dict(zip(COUNTS, counts, strict=True)), group)
+        return loss, counts_of(dict(zip(COUNTS, counts, strict=True)), group)
 
     def _weights(self, batch: Shown, group: Group) -> Tensor | None:
         """The weights (b, rows) of a batch; None if all weights of all processes are 1."""
