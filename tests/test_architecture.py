@@ -22,8 +22,9 @@ SPELT = {
     "heads": ("--reset-heads",),
     "replay_warmup": ("--synthetic-warmup",),
 }
-# Fields that are no option of a training: what it is made from, and what --extend adds to.
-KEPT = {"made_from", "extensions"}
+# Fields that are no option of a training: what it is made from, what --extend adds to, and whether
+# its folds have seeds of their own, which those of earlier versions have not.
+KEPT = {"made_from", "extensions", "fold_seeds"}
 
 
 def defined(path: Path) -> set[str]:

@@ -54,12 +54,10 @@ def flat_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
     Returns:
         (1, b * c, *shape), contiguous; `features_of` gives it the shape of `x` again.
     """
-    count = len(x)
-    weight, bias = (
-        None if value is None else value.repeat(count) for value in (norm.weight, norm.bias)
-    )
-    flat = x.contiguous().view(1, -1, *x.shape[2:])
-    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=float(norm.eps))
+    weights: list[torch.Tensor | None] = [getattr(norm, name) for name in ("weight", "bias")]
+    weight, bias = (None if each is None else each.repeat(len(x)) for each in weights)
+    flat, eps = x.contiguous().view(1, -1, *x.shape[2:]), getattr(norm, "eps", NORM_EPS)
+    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=eps)
 
 
 def features_of(flat: torch.Tensor, count: int) -> torch.Tensor:

@@ -60,8 +60,8 @@ _log = logging.getLogger(__name__)
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
     """Trains one fold; continues from `task.folder/resume.pt` if it exists.
 
-    The state is saved after every epoch, and when `stop` ends the training. A thread writes it while
-    the next steps are taken; at the end it is written.
+    The state is saved after every epoch, and when `stop` ends the training. A thread writes it
+    while the next steps are taken.
 
     Args:
         task: The fold to train.

@@ -33,7 +33,7 @@ class Reading:
         self._arrived = None
         if numbers.device.type == "cuda":
             numbers = numbers.to("cpu", non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
         self._numbers = numbers
 

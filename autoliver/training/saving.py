@@ -51,9 +51,9 @@ def copied(value: Any) -> tuple[Any, Callable[[], None]]:
         The copy, and a function to call before it is read: it waits for the copies.
     """
     found = _copied(value)
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if not torch.cuda.is_available():
         return found, lambda: None
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return found, arrived.synchronize
 

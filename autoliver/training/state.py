@@ -21,7 +21,6 @@ from autoliver.training.progress import EpochLog
 from autoliver.training.rates import rate_factor
 from autoliver.training.recipes import Recipe
 
-
 # Devices on which the optimiser updates all weights in one kernel, which can skip a step by itself.
 # On the CPU it would round otherwise than trainings that were begun with an earlier version.
 FUSED_ON = frozenset({"cuda"})
@@ -78,8 +77,9 @@ class TrainingState:
 
     def __post_init__(self) -> None:
         """Looks up the weights once: by name it takes longer than a small network's update."""
-        self.weights = list(self.network.parameters())
-        self._means = [] if self.averaged is None else list(self.averaged.parameters())
+        self.weights: list[Tensor] = list(self.network.parameters())
+        means = [] if self.averaged is None else self.averaged.parameters()
+        self._means: list[Tensor] = list(means)
 
     @property
     def skips_by_itself(self) -> bool:

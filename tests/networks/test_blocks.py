@@ -9,7 +9,7 @@ from autoliver.networks.blocks import ConvBlock, ResidualBlock, to_channels_last
 
 torch.set_num_threads(1)
 
-# Shapes (b, c, *shape): both dimensions, odd sizes along axes without a stride, one sample, one slice.
+# Shapes (b, c, *shape): both dimensions, odd sizes where there is no stride, one sample, one slice.
 SHAPES = [(2, 3, 7, 8), (1, 3, 9, 4), (3, 3, 5, 6, 8), (1, 3, 1, 4, 6)]
 
 

@@ -1,5 +1,6 @@
-"""Steps whose numbers are read one step late, as on CUDA; torch has fused optimisers on the CPU, too."""
+"""Steps whose numbers are read one step late, as on CUDA: the CPU has fused optimisers, too."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,9 @@ def test_a_training_moves_between_devices(
         monkeypatch.setattr(states, "FUSED_ON", frozenset({device}))
         moved = train_fold(task, stop=stop_after(steps))
     assert moved.finished
-    assert_equal(moved, whole, rtol=1e-3, atol=1e-4)
+    for one, other in zip(moved.logs, whole.logs, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=1e-3)
+        assert one.validation_loss == pytest.approx(other.validation_loss, abs=1e-3)
 
 
 @pytest.mark.usefixtures("fused")
@@ -112,8 +115,7 @@ def test_many_batches_without_a_finite_loss_end_the_training_and_spare_the_weigh
     before = {n: w.clone() for n, w in loop.state.network.state_dict().items()}
     batches = loop.batches(0, 20)
     with pytest.raises(AutoliverError, match=r"not finite for 5 batches in a row.* huge\."):
-        for batch in batches:
-            loop.stepper.take(batch)
+        deque(map(loop.stepper.take, batches), maxlen=0)
     batches.close()
     assert loop.state.step == 5  # the sixth step was begun
     for name, weights in loop.state.network.state_dict().items():
