@@ -10,6 +10,7 @@ from autoliver.parallel import NO_LIMITS, CasePool, Limits, Need, cores
 from autoliver.values import check_types, check_whole, meant, natural, set_field
 
 CacheChoice = Literal["auto", "gpu", "ram", "disk"]
+CompileChoice = Literal["auto", "on", "off"]
 
 # One core is left to the training itself; more workers than this have never been needed.
 _MOST_LOADERS = 8
@@ -32,6 +33,8 @@ class Machine(Record, frozen=True, kw_only=True):
             "auto" takes the first of these that they fit into.
         limits: Limits on the worker processes and the memory of stages that map over cases.
         tensorboard: Whether each epoch is also logged for TensorBoard.
+        compile: Whether the network that is trained is compiled: "on" or "off"; "auto" does so on
+            CUDA.
     """
 
     device: str = "auto"
@@ -40,6 +43,7 @@ class Machine(Record, frozen=True, kw_only=True):
     cache: CacheChoice = "auto"
     limits: Limits = NO_LIMITS
     tensorboard: bool = False
+    compile: CompileChoice = "auto"
 
     def __post_init__(self) -> None:
         """Refuses invalid values, and converts GPUs that are given as text, e.g. "0,1".

@@ -35,6 +35,7 @@ from autoliver.cli.training_options import (
     BatchSize,
     ClassWeights,
     ClsWeight,
+    Compile,
     Deterministic,
     Ema,
     EncoderFactor,
@@ -232,6 +233,7 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = False,
+    compile_: Compile = "auto",
     tensorboard: TensorBoard = False,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
@@ -290,6 +292,7 @@ def train(
             cache=cache,
             limits=Limits(workers=workers, memory_gb=memory_gb),
             tensorboard=tensorboard,
+            compile=compile_,
         ),
     )
     place = Workspace(workspace)

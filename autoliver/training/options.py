@@ -169,7 +169,6 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         """Optimiser steps of the whole training, without extensions."""
         return self.epochs * self.iterations
 
-
     def of_fold(self, fold: Fold) -> Self:
         """The options with the seed of a fold; fold 0 and fold `all` keep the seed as it is."""
         if not self.fold_seeds or fold == "all" or fold == 0:

@@ -1,6 +1,8 @@
 """One training step: forward, loss, backward; batches that are not finite are skipped."""
 
+import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +14,13 @@ from torch import Tensor, nn
 
 from autoliver.datasets.cases import CaseFacts
 from autoliver.errors import AutoliverError
+from autoliver.training.bar import TrainingBar
+from autoliver.training.compiled import (
+    compiled_network,
+    compiled_objective,
+    compiles,
+    may_go_on,
+)
 from autoliver.training.finite import PATIENCE, diverged
 from autoliver.training.fold import FoldTask
 from autoliver.training.freezing import freezing, set_modes
@@ -19,10 +28,14 @@ from autoliver.training.objectives.objective import Counts, Objective, Tally
 from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.reading import Reading
 from autoliver.training.state import TrainingState, amp_dtype, memory_format
+from autoliver.values import shortened
 
 # An enabled scaler halves its scale until the gradients are finite. Below this scale they overflow
 # by themselves.
 _LEAST_SCALE = 1.0
+_REASON = 200  # characters of the reason why a network cannot be compiled
+
+_log = logging.getLogger(__name__)
 
 
 def _mixed(*numbers: int) -> int:
@@ -61,6 +74,8 @@ class Stepper:
         """
         self.task = task
         self.objective = objective
+        self.compiles, self._proven = compiles(task), False
+        self._compute = compiled_objective(objective, task) if self.compiles else objective
         self.train = train
         self.state = state
         self.written = written
@@ -90,8 +105,7 @@ class Stepper:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)
         self._begin_step()
-        loss, counts = self.loss(self.parallel, batch)
-        norm = self._backward(loss)
+        loss, counts, norm = self._computed(batch)
         taken = _Taken(Reading(loss, norm, counts), batch.number, batch.cases)
         if state.skips_by_itself:
             state.update_if_finite(torch.stack([loss.detach(), norm]))
@@ -127,9 +141,43 @@ class Stepper:
 
     def loss(self, network: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tally | Counts]:
         """Runs a network on a batch and returns the objective's loss and counts."""
+        return self._loss(network, batch, self.objective)
+
+    def _loss(
+        self, network: nn.Module, batch: TrainingBatch, objective: Objective
+    ) -> tuple[Tensor, Tally | Counts]:
         with self._autocast():
             outputs = network(batch.image.contiguous(memory_format=self.layout))
-        return self.objective.loss(outputs, batch, self.task.group)
+        return objective.loss(outputs, batch, self.task.group)
+
+    def _computed(self, batch: TrainingBatch) -> tuple[Tensor, Tally | Counts, Tensor]:
+        """Loss, counts and gradient norm of a batch; without compilation if that fails."""
+        buffers = [] if self._proven else [b.clone() for b in self.state.network.buffers()]
+        try:
+            loss, counts = self._loss(self.parallel, batch, self._compute)
+            norm = self._backward(loss)
+        except Exception as error:
+            if not self.compiles or not may_go_on(error, proven=self._proven):
+                raise
+            self._give_up_compiling(error)
+            for buffer, before in zip(self.state.network.buffers(), buffers, strict=False):
+                buffer.copy_(before)
+            self._begin_step()
+            return self._computed(batch)
+        self._proven = True
+        return loss, counts, norm
+
+    def _give_up_compiling(self, error: Exception) -> None:
+        """Goes on without compilation, and says so."""
+        self.compiles, self._compute = False, self.objective
+        self.parallel = self.task.group.parallel(self.state.network)
+        if self.task.group.leads:
+            with TrainingBar.external_write_mode(file=sys.stderr):
+                _log.warning(
+                    "%s: cannot be compiled here and goes on without, more slowly (%s). "
+                    "With --compile off it is not tried.",
+                    *(self.task.title, shortened(" ".join(str(error).split()), _REASON)),
+                )
 
     def _thaw(self) -> None:
         """Unfreezes, before the first step of an epoch, the parts that are trained from it on."""
@@ -141,7 +189,9 @@ class Stepper:
         """Prepares what depends on the parts that are frozen in an epoch."""
         network = self.state.network
         self.still = self.freezing.still(network, epoch)
-        self.parallel = self.task.group.parallel(network)
+        self.parallel = self.task.group.parallel(
+            compiled_network(network) if self.compiles else network
+        )
         set_modes(network, self.still)
 
     def _begin_step(self) -> None:

@@ -24,7 +24,7 @@ organ that it lies in, counts in this part alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,11 +93,13 @@ class SegmentationObjective:
         options: Options of the loss.
         names: The foreground labels, in the order of the rows.
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1.
+        compute: `segmentation_loss`, compiled; None: as it is.
     """
 
     options: LossOptions
     names: tuple[str, ...]
     pseudo_weight: float = 1.0
+    compute: Callable[..., Tensor] | None = None
 
     @property
     def lengths(self) -> Mapping[str, int]:
@@ -124,7 +126,8 @@ class SegmentationObjective:
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
         weights, around = self._weights(batch, group), self._around(batch)
-        loss = segmentation_loss(
+        compute = self.compute or segmentation_loss
+        loss = compute(
             first,
             target,
             options=options,
