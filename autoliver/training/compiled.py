@@ -6,6 +6,7 @@ which would cost another minute.
 """
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,8 +34,8 @@ def compiles(task: FoldTask) -> bool:
 
 def compiled_network(network: nn.Module) -> nn.Module:
     """Compiles a network when it is first called; its weights and their names stay its own."""
-    found: nn.Module = torch.compile(network, backend=BACKEND, dynamic=False)
-    return found
+    found = torch.compile(network, backend=BACKEND, dynamic=False)
+    return cast(nn.Module, found)
 
 
 def compiled_objective(objective: Objective, task: FoldTask) -> Objective:

@@ -16,7 +16,7 @@ import torch
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import running_out
-from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.networks.checkpoint import load_training_state
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.bar import TrainingBar, duration
@@ -33,13 +33,11 @@ from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import TrainingBatch
 from autoliver.training.progress import (
     add_to_log,
-    draw_progress,
     epoch_line,
     read_progress,
-    write_progress,
 )
 from autoliver.training.recipes import Recipe
-from autoliver.training.saving import Saver, copied
+from autoliver.training.saving import Saver
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
@@ -148,7 +146,7 @@ class _Loop:
         options = task.options.replace(class_weights=self.weights)
         self.objective = make_objective(task.labels, task.configuration, options)
         self.board = Board(task.files.tensorboard, self.objective.names)
-        self.saver = Saver()
+        self.saver = Saver(task, self.objective.names)
         self.group = task.group
         self.train, self.held_out = open_patches(task)
         self.since = time.monotonic()
@@ -164,9 +162,7 @@ class _Loop:
         """Continues from a state, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
-        self.stepper = Stepper(
-            self.task, self.objective, self.train, state, written=self.saver.wait
-        )
+        self.stepper = Stepper(self.task, self.objective, self.train, state, self.saver.wait)
         self.spec = augmentation(
             self.task.configuration,
             self.task.options.augment,
@@ -217,19 +213,21 @@ class _Loop:
                     self._finish_epoch()
                     bar.show(self.state.logs[-1])
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
-                        self._draw()
+                        self.saver.draw(self.state)
                         drawn = time.monotonic()
                 elif stopping:
                     self.stepper.settle()
                     check_weights(self.task, self.state)
-                    self._save()
+                    self.saver.save(self.state)
                 if self._done() >= 1.0 or stopping:
                     break
         if self.state.logs:
-            self._draw()
+            self.saver.draw(self.state)
         elif last == 0:
             check_weights(self.task, self.state)
-            self._save()  # without steps, the initial weights are the result; can be extended
+            self.saver.save(
+                self.state
+            )  # without steps, the initial weights are the result; can be extended
         self.saver.wait()
         self.group.wait()  # torchrun could kill the others while they save once one has ended
         return self._trained()
@@ -279,7 +277,7 @@ class _Loop:
         state.logs.append(log)
         state.course = state.course.after(log, options, state.recipe, elapsed_s=state.elapsed)
         state.sums = self._no_sums()
-        self._save()
+        self.saver.save(self.state)
         self._tell(epoch_line(log, self.objective.names, epochs=self._epochs))
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
@@ -348,28 +346,6 @@ class _Loop:
         self.stepper.settle()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
         return int(hours * 3600.0 / seconds)
-
-    def _save(self) -> None:
-        """Copies the state, which a thread writes; the one before is written first."""
-        if not self.group.leads:
-            return
-        self.saver.wait()
-        files, logs = self.task.files, tuple(self.state.logs)
-        snapshot, arrived = copied(self.state.snapshot())
-
-        def write() -> None:
-            # The log first: a log that is one epoch ahead is cut when the training is resumed.
-            write_progress(files.progress, logs)
-            arrived()
-            save_training_state(files.resume, snapshot)
-
-        self.saver.begin(write)
-
-    def _draw(self) -> None:
-        if self.group.leads:
-            files, title, names = self.task.files, self.task.title, self.objective.names
-            logs = tuple(self.state.logs)
-            self.saver.begin(lambda: draw_progress(files.picture, logs, title=title, names=names))
 
     @property
     def _epochs(self) -> int:

@@ -1,19 +1,56 @@
 """Writes files of a training in a thread, while the next steps are taken."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoliver.networks.checkpoint import save_training_state
+from autoliver.training.fold import FoldTask
+from autoliver.training.progress import draw_progress, write_progress
+from autoliver.training.state import TrainingState
+
 
 class Saver:
-    """Runs what writes files one after the other in a thread; errors are raised by its methods."""
+    """Writes one file after the other in a thread; its methods raise the errors of that.
 
-    def __init__(self) -> None:
+    Of several processes that train together, only the lead writes.
+    """
+
+    def __init__(self, task: FoldTask, names: Sequence[str]) -> None:
+        """Prepares to write.
+
+        Args:
+            task: The fold that is trained.
+            names: Names of the foreground labels, for the picture.
+        """
+        self._task, self._names = task, names
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._begun: list[Future[None]] = []
+
+    def save(self, state: TrainingState) -> None:
+        """Copies a state and begins to write it, after the one before is written."""
+        if not self._task.group.leads:
+            return
+        self.wait()
+        files, logs = self._task.files, tuple(state.logs)
+        snapshot, arrived = copied(state.snapshot())
+
+        def write() -> None:
+            # The log first: a log that is one epoch ahead is cut when the training is resumed.
+            write_progress(files.progress, logs)
+            arrived()
+            save_training_state(files.resume, snapshot)
+
+        self.begin(write)
+
+    def draw(self, state: TrainingState) -> None:
+        """Begins to draw the epochs of a state."""
+        path, title, logs = self._task.files.picture, self._task.title, tuple(state.logs)
+        if self._task.group.leads:
+            self.begin(lambda: draw_progress(path, logs, title=title, names=self._names))
 
     def begin(self, work: Callable[[], None]) -> None:
         """Runs work in the thread after all that was begun before."""

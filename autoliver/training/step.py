@@ -60,7 +60,6 @@ class Stepper:
         objective: Objective,
         train: Patches,
         state: TrainingState,
-        *,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares to continue a training from its state.

@@ -11,7 +11,7 @@ from small_trainings import make_task, stop_after
 
 from autoliver.errors import AutoliverError
 from autoliver.networks.checkpoint import load_training_state, save_training_state
-from autoliver.training import loop
+from autoliver.training import saving
 from autoliver.training.loop import train_fold
 from autoliver.training.saving import Saver, copied
 
@@ -33,8 +33,8 @@ def test_a_copy_stays_what_it_was() -> None:
         assert found.stride() == weight.stride()
 
 
-def test_work_is_done_in_order_and_one_at_a_time() -> None:
-    saver, done, running = Saver(), [], []
+def test_work_is_done_in_order_and_one_at_a_time(tmp_path: Path) -> None:
+    saver, done, running = Saver(make_task(tmp_path), ()), [], []
 
     def work(number: int) -> None:
         running.append(number)
@@ -58,7 +58,7 @@ def refused(*_: object, **__: object) -> None:
 def test_a_state_that_cannot_be_written_ends_the_training(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "save_training_state", refused)
+    monkeypatch.setattr(saving, "save_training_state", refused)
     with pytest.raises(AutoliverError, match="no space left") as caught:
         train_fold(make_task(tmp_path, epochs=epochs, iterations=2))
     assert caught.value.hint == "Free some space."
@@ -101,7 +101,7 @@ def test_steps_are_taken_while_a_slow_disk_writes_and_a_good_state_is_kept(
             stepped.set()  # a step was taken while the first state is still being written
         return False
 
-    monkeypatch.setattr(loop, "save_training_state", slow)
+    monkeypatch.setattr(saving, "save_training_state", slow)
     task = make_task(tmp_path, held_out=0, epochs=3, iterations=2)
     trained = train_fold(task, stop=stop)
     assert trained.finished
@@ -133,7 +133,7 @@ def test_what_is_saved_is_the_state_at_the_end_of_the_epoch(
             stepped.set()
         return False
 
-    monkeypatch.setattr(loop, "save_training_state", slow)
+    monkeypatch.setattr(saving, "save_training_state", slow)
     train_fold(make_task(tmp_path / "two", epochs=2, iterations=2), stop=stop)
     expected = load_training_state(reference.files.resume)["network"]
     for name, weights in expected.items():
