@@ -87,21 +87,25 @@ def copied(value: Any) -> tuple[Any, Callable[[], None]]:
     Returns:
         The copy, and a function to call before it is read: it waits for the copies.
     """
-    found = _copied(value)
-    if not torch.cuda.is_available():
+    devices = set[str]()
+    found = _copied(value, devices)
+    if "cuda" not in devices:
         return found, lambda: None
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return found, arrived.synchronize
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, devices: set[str]) -> Any:
+    """Copies a value, and notes the kinds of devices that it lies on."""
     if isinstance(value, Tensor):
-        if value.device.type == "cpu":
+        device = value.device.type
+        devices.add(device)
+        if device == "cpu":
             return value.detach().clone()
-        return value.detach().to("cpu", non_blocking=value.device.type == "cuda")
+        return value.detach().to("cpu", non_blocking=device == "cuda")
     if isinstance(value, dict):
-        return {name: _copied(each) for name, each in value.items()}
+        return {name: _copied(each, devices) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(_copied(each, devices) for each in value)
     return value

@@ -78,8 +78,10 @@ class TrainingState:
     def __post_init__(self) -> None:
         """Looks up the weights once: by name it takes longer than a small network's update."""
         self.weights: list[Tensor] = list(self.network.parameters())
-        means = [] if self.averaged is None else self.averaged.parameters()
-        self._means: list[Tensor] = list(means)
+        self._buffers = list(self.network.buffers())
+        averaged = nn.Module() if self.averaged is None else self.averaged
+        self._means: list[Tensor] = list(averaged.parameters())
+        self._mean_buffers = list(averaged.buffers())
 
     @property
     def skips_by_itself(self) -> bool:
@@ -106,8 +108,8 @@ class TrainingState:
         share = 1.0 - min(self.recipe.average, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._means, self.weights, share)
-            for mean, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
-                mean.copy_(buffer)
+            if self._buffers:
+                torch._foreach_copy_(self._mean_buffers, self._buffers)
 
     def update_if_finite(self, numbers: Tensor) -> None:
         """Updates the weights, without waiting for the device, unless a number is not finite.
