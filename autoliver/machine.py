@@ -10,6 +10,7 @@ from autoliver.parallel import NO_LIMITS, CasePool, Limits, Need, cores
 from autoliver.values import check_types, check_whole, meant, natural, set_field
 
 CacheChoice = Literal["auto", "gpu", "ram", "disk"]
+CompileChoice = Literal["auto", "on", "off"]
 
 # One core is left to the training itself; more workers than this have never been needed.
 _MOST_LOADERS = 8
@@ -37,6 +38,8 @@ class Machine(Record, frozen=True, kw_only=True):
         threads: Threads of an operation on the CPU, in each process; None: chosen by timing where
             networks run, and the cores divided by the processes where cases are prepared. It
             changes the last bits of sums.
+        compile: Whether the network that is trained is compiled: "on" or "off"; "auto" does so on
+            CUDA.
     """
 
     device: str = "auto"
@@ -47,6 +50,7 @@ class Machine(Record, frozen=True, kw_only=True):
     tensorboard: bool = False
     sharing: int = 1
     threads: int | None = None
+    compile: CompileChoice = "auto"
 
     def __post_init__(self) -> None:
         """Refuses invalid values, and converts GPUs that are given as text, e.g. "0,1".

@@ -22,9 +22,10 @@ SPELT = {
     "heads": ("--reset-heads",),
     "replay_warmup": ("--synthetic-warmup",),
 }
-# Fields that are no option of a training: what it is made from, what --extend adds to, and the
-# number of folds that --gpus puts on the same GPU.
-KEPT = {"made_from", "extensions", "sharing"}
+# Fields that are no option of a training: what it is made from, what --extend adds to, whether its
+# folds have seeds of their own, which those of earlier versions have not, and the number of folds
+# that --gpus puts on the same GPU.
+KEPT = {"made_from", "extensions", "fold_seeds", "sharing"}
 
 
 def defined(path: Path) -> set[str]:

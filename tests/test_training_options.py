@@ -190,3 +190,34 @@ def test_a_run_keeps_the_mixture_that_it_began_with(workspace, tmp_path):
     older = tmp_path / "options.json"
     older.write_text(place.read_text().replace('"gin"', '"cross-modality"'))
     assert TrainingOptions.load(older).augment == "gin:0.6,bezier:0.1,synthseg:0.1"
+
+
+def test_folds_begin_with_weights_of_their_own_unless_the_run_is_an_old_one(
+    workspace: Path,
+) -> None:
+    still = ("--epochs", 1, "--iterations", 1, "--lr", 1e-30, "--schedule", "nnunet")
+
+    def weights(*folds: int) -> list[dict[str, np.ndarray]]:
+        for number in folds:
+            run("train", NAME, "2d", "--fold", number, *still, "--tag", "folds", "-w", workspace)
+        return [load_file(fold(workspace, "folds", n) / "weights.safetensors") for n in folds]
+
+    def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+        return all(np.allclose(one[name], other[name], atol=1e-12) for name in one)
+
+    zero, first, second = weights(0, 1, 2)
+    assert not equal(zero, first)
+    assert not equal(first, second)
+    path = fold(workspace, "folds").parent / "options.json"
+    options = TrainingOptions.load(path)
+    assert options.fold_seeds
+    seeds = {options.of_fold(n).seed for n in (0, 1, 2, 3, 4, "all")}
+    assert len(seeds) == 5
+    assert options.of_fold(0) == options.of_fold("all") == options
+    # What an earlier version has written says nothing of it.
+    content = json.loads(path.read_text())
+    del content["fold_seeds"]
+    path.write_text(json.dumps(content))
+    for number in (3, 4):
+        assert equal(zero, weights(number)[0])
+    assert TrainingOptions.load(path).of_fold(3).seed == options.seed

@@ -196,6 +196,7 @@ def test_a_request_reaches_the_process_of_a_fold_whole(tmp_path: Path) -> None:
         cache="disk",
         limits=Limits(workers=0, memory_gb=3.0),
         tensorboard=True,
+        compile="off",
     )
     asked = TrainRequest(
         configuration="3d_cascade",

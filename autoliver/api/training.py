@@ -60,7 +60,8 @@ def train(
 
         of_request = {*TrainRequest.__struct_fields__} - {"configuration", "changes", "machine"}
         of_machine = [name for name in Machine.__struct_fields__ if name != "limits"]
-        of_run = {*TrainingOptions.__struct_fields__} - of_request - {"made_from", "extensions"}
+        kept = {"made_from", "extensions", "fold_seeds"}  # no options of a training
+        of_run = {*TrainingOptions.__struct_fields__} - of_request - kept
         names = {"fold": "folds", "reset_heads": "reset_heads"}
         own = {name: name for name in (*of_request, *of_run)}
         given = taken(options, own | names, of=train, machine=of_machine)

@@ -36,6 +36,7 @@ from autoliver.cli.training_options import (
     BatchSize,
     ClassWeights,
     ClsWeight,
+    Compile,
     Deterministic,
     Ema,
     EncoderFactor,
@@ -233,6 +234,7 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = False,
+    compile_: Compile = "auto",
     tensorboard: TensorBoard = False,
     threads: Threads = None,
     workers: Workers = 0,
@@ -293,6 +295,7 @@ def train(
             limits=Limits(workers=workers, memory_gb=memory_gb),
             tensorboard=tensorboard,
             threads=threads,
+            compile=compile_,
         ),
     )
     place = Workspace(workspace)

@@ -4,7 +4,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from autoliver.cli.options import misuse
+from autoliver.cli.options import MACHINE, misuse
+from autoliver.machine import CompileChoice
 from autoliver.training import recipes
 from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.choice import MIXTURES
@@ -368,6 +369,14 @@ Deterministic = Annotated[
         "--deterministic",
         help="Give identical results on the same machine; slower on a GPU. Not with --hours.",
         rich_help_panel=LEARNING,
+    ),
+]
+Compile = Annotated[
+    CompileChoice,
+    typer.Option(
+        "--compile",
+        help="Compile the network and its loss; auto does so on CUDA.",
+        rich_help_panel=MACHINE,
     ),
 ]
 TensorBoard = Annotated[

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # Layers by dimension. They are typed as callables, since torch's layers of each dimension take
@@ -65,6 +66,31 @@ def activation() -> nn.Module:
     return nn.LeakyReLU(LEAK, inplace=True)
 
 
+def flat_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """Normalises as an instance norm does, without its last view.
+
+    torch normalises all features of all samples as a batch norm of one sample, and returns a view.
+    A change in place of that view costs a copy of the features in the backward pass; here it
+    does not. Values and gradients are those of `norm` bit by bit.
+
+    Args:
+        x: Features (b, c, *shape).
+        norm: An instance norm, of which the weights and the epsilon are used.
+
+    Returns:
+        (1, b * c, *shape), contiguous; `features_of` gives it the shape of `x` again.
+    """
+    weights: list[torch.Tensor | None] = [getattr(norm, name) for name in ("weight", "bias")]
+    weight, bias = (None if each is None else each.repeat(len(x)) for each in weights)
+    flat, eps = x.contiguous().view(1, -1, *x.shape[2:]), getattr(norm, "eps", NORM_EPS)
+    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=eps)
+
+
+def features_of(flat: torch.Tensor, count: int) -> torch.Tensor:
+    """(1, count * c, *shape), from `flat_norm` -> (count, c, *shape)."""
+    return flat.view(count, -1, *flat.shape[2:])
+
+
 class ConvBlock(nn.Module):
     """A convolution and an instance norm, followed by a LeakyReLU unless `activate` is False.
 
@@ -96,8 +122,11 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in_channels, *shape) -> (b, out_channels, *shape / stride)."""
-        y: torch.Tensor = self.activation(self.norm(self.conv(x)))
-        return y
+        return features_of(self.activation(self.flat(x)), len(x))
+
+    def flat(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolves and normalises: (b, in_channels, *shape) -> (1, b * out_channels, ...)."""
+        return flat_norm(self.conv(x), self.norm)
 
 
 class ResidualBlock(nn.Module):
@@ -137,10 +166,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in_channels, *shape) -> (b, out_channels, *shape / stride)."""
-        y: torch.Tensor = self.second(self.first(x))
-        y += self.projection(self.pool(x))
-        out: torch.Tensor = self.activation(y)
-        return out
+        flat = self.second.flat(self.first(x))
+        flat += self.projection(self.pool(x)).reshape(flat.shape)
+        return features_of(self.activation(flat), len(x))
 
 
 def padded_conv(

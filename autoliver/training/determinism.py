@@ -15,10 +15,15 @@ def same_bits(wanted: bool) -> Iterator[None]:
     previous settings are restored at the end of the block.
 
     Args:
-        wanted: Whether to do so; False changes nothing.
+        wanted: Whether to do so; otherwise cuDNN chooses by timing, since all batches have one
+            shape.
     """
     if not wanted:
-        yield
+        timed, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = timed
         return
     # cuBLAS reads it at its first use; without it PyTorch refuses to multiply matrices.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251

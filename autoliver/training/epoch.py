@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from autoliver.training.objectives.objective import Objective, Scores, Tally
 from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.progress import EpochLog, FurtherScores
+from autoliver.training.reading import Reading
 from autoliver.training.state import TrainingState
 from autoliver.training.step import Stepper
 
@@ -48,9 +49,10 @@ def score_held_out(stepper: Stepper, batches: Iterable[TrainingBatch], patches: 
     total = Tally.empty(stepper.objective.lengths)
     with torch.no_grad():
         for batch in batches:
-            loss, tally = stepper.loss(network, batch)
+            found, counts = stepper.loss(network, batch)
+            loss, _, tally = Reading(found, found, counts).values()
             if math.isfinite(loss):
-                losses.append(loss.item())
+                losses.append(loss)
             else:
                 not_finite += stepper.cases_of(batch)
                 stepper.check_images(batch, patches)

@@ -15,7 +15,7 @@ from functools import partial
 
 from autoliver.errors import AutoliverError
 from autoliver.memory import running_out
-from autoliver.networks.checkpoint import load_training_state, save_training_state
+from autoliver.networks.checkpoint import load_training_state
 from autoliver.networks.device import out_of_memory
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
@@ -33,12 +33,11 @@ from autoliver.training.options import choose_recipe
 from autoliver.training.patches.stream import Patches, TrainingBatch
 from autoliver.training.progress import (
     add_to_log,
-    draw_progress,
     epoch_line,
     read_progress,
-    write_progress,
 )
 from autoliver.training.recipes import Recipe
+from autoliver.training.saving import Saver
 from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
 from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
@@ -59,7 +58,8 @@ _log = logging.getLogger(__name__)
 def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> TrainedFold:
     """Trains one fold; continues from `task.folder/resume.pt` if it exists.
 
-    The state is saved after every epoch, and when `stop` ends the training.
+    The state is saved after every epoch, and when `stop` ends the training. A thread writes it
+    while the next steps are taken.
 
     Args:
         task: The fold to train.
@@ -90,7 +90,7 @@ def _run(
     task: FoldTask, patches: tuple[Patches, Patches], *, stop: Callable[[], bool]
 ) -> TrainedFold:
     loop = _Loop(task, patches)
-    with closing(loop.board):
+    with closing(loop.board), closing(loop.saver):
         trained = loop.run(stop)
         while trained.finished and loop.begin_extension():
             trained = loop.run(stop)
@@ -122,7 +122,8 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
     """
     with running_out(task.title):
         loop = _Loop(task)
-        with closing(loop.board), closing(loop.batches(0, _MOST_TIMED)) as batches:
+        ends = (closing(loop.board), closing(loop.saver), closing(loop.batches(0, _MOST_TIMED)))
+        with ends[0], ends[1], ends[2] as batches:
             begun = time.monotonic()
             for batch in batches:
                 loop.stepper.take(batch)
@@ -131,7 +132,8 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
                     first = now
                 elif now - begun > seconds:
                     break
-            train_s = (now - first) / batch.number
+            loop.stepper.settle()
+            train_s = (time.monotonic() - first) / batch.number
         begun = time.monotonic()
         loop.score_held_out(range(_TIMED_HELD_OUT))
         return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
@@ -152,6 +154,7 @@ class _Loop:
         options = task.options.replace(class_weights=self.weights)
         self.objective = make_objective(task.labels, task.configuration, options)
         self.board = Board(task.files.tensorboard, self.objective.names)
+        self.saver = Saver(task, self.objective.names)
         self.group = task.group
         self.train, self.held_out = patches or open_patches(task)
         self.since = time.monotonic()
@@ -167,7 +170,7 @@ class _Loop:
         """Continues from a state, with the augmentations of its recipe."""
         self.group.check_equal("a training after step", state.step)
         self.state = state
-        self.stepper = Stepper(self.task, self.objective, self.train, state)
+        self.stepper = Stepper(self.task, self.objective, self.train, state, self.saver.wait)
         self.spec = augmentation(
             self.task.configuration,
             self.task.options.augment,
@@ -204,6 +207,7 @@ class _Loop:
         with bar, closing(self.batches(self.state.step, last)) as batches:
             for batch in batches:
                 self.stepper.take(batch)
+                self.saver.check()
                 self._note_time()
                 bar.tell_time(self.state.elapsed, options.hours)
                 bar.update()
@@ -217,18 +221,22 @@ class _Loop:
                     self._finish_epoch()
                     bar.show(self.state.logs[-1])
                     if time.monotonic() - drawn > _SECONDS_BETWEEN_PICTURES:
-                        self._draw()
+                        self.saver.draw(self.state)
                         drawn = time.monotonic()
                 elif stopping:
+                    self.stepper.settle()
                     check_weights(self.task, self.state)
-                    self._save()
+                    self.saver.save(self.state)
                 if self._done() >= 1.0 or stopping:
                     break
         if self.state.logs:
-            self._draw()
+            self.saver.draw(self.state)
         elif last == 0:
             check_weights(self.task, self.state)
-            self._save()  # without steps, the initial weights are the result; can be extended
+            self.saver.save(
+                self.state
+            )  # without steps, the initial weights are the result; can be extended
+        self.saver.wait()
         self.group.wait()  # torchrun could kill the others while they save once one has ended
         return self._trained()
 
@@ -264,8 +272,10 @@ class _Loop:
         )
 
     def _finish_epoch(self) -> None:
+        self.stepper.settle()
         state, start, options = self.state, time.monotonic(), self.task.options
         held_out = self._held_out()
+        self.saver.wait()
         self._check_finite(held_out)
         seconds = time.monotonic() - start
         self._note_time()
@@ -275,7 +285,7 @@ class _Loop:
         state.logs.append(log)
         state.course = state.course.after(log, options, state.recipe, elapsed_s=state.elapsed)
         state.sums = self._no_sums()
-        self._save()
+        self.saver.save(self.state)
         self._tell(epoch_line(log, self.objective.names, epochs=self._epochs))
         if self.task.machine.tensorboard and self.group.leads:
             self.board.add(state.logs[-1])
@@ -341,20 +351,9 @@ class _Loop:
             self.stepper.take(batch)
             if batch.number == 0:  # not timed: the first step also allocates memory
                 start = time.monotonic()
+        self.stepper.settle()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
         return int(hours * 3600.0 / seconds)
-
-    def _save(self) -> None:
-        if not self.group.leads:
-            return
-        # The log first: a log that is one epoch ahead is cut when the training is resumed.
-        write_progress(self.task.files.progress, self.state.logs)
-        save_training_state(self.task.files.resume, self.state.snapshot())
-
-    def _draw(self) -> None:
-        if self.group.leads:
-            files, names = self.task.files, self.objective.names
-            draw_progress(files.picture, self.state.logs, title=self.task.title, names=names)
 
     @property
     def _epochs(self) -> int:

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import msgspec
+import numpy as np
 
 from autoliver.artifacts import Artifact, Readable
+from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.choice import as_stored, parse_augment
@@ -58,6 +60,8 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         augment: Augmentations of training patches: "default", "none", or changes of appearance
             besides the default ones (`training/augment/choice.py`).
         seed: Seed of initial weights, patches and augmentations.
+        fold_seeds: Whether each fold has a seed of its own, made from `seed` (`of_fold`). Runs that
+            earlier versions have begun share one seed, and so the initial weights.
         foreground: Share of the patches of a batch that must show foreground, 0 to 1.
         sampler: How cases of several sources or modalities are drawn for patches
             (`training/patches/sampling.py`).
@@ -116,6 +120,7 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     schedule: Schedule = "auto"
     augment: str = "default"
     seed: int = 0
+    fold_seeds: bool = False
     foreground: float = 0.33
     sampler: SamplerKind = "proportional"
     loss: str = DEFAULT_OBJECTIVE
@@ -163,6 +168,14 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
     def steps(self) -> int:
         """Optimiser steps of the whole training, without extensions."""
         return self.epochs * self.iterations
+
+    def of_fold(self, fold: Fold) -> Self:
+        """The options with the seed of a fold; fold 0 and fold `all` keep the seed as it is."""
+        if not self.fold_seeds or fold == "all" or fold == 0:
+            return self
+        # The state has 64 bits; the largest seed has 63.
+        (seed,) = np.random.SeedSequence((self.seed, fold)).generate_state(1, np.uint64)
+        return self.replace(seed=int(seed) & _MOST_SEED)
 
 
 # Recipe and another optimiser -> the recipe that provides the learning rate if --optimiser is

@@ -22,6 +22,10 @@ from autoliver.training.progress import EpochLog
 from autoliver.training.rates import rate_factor
 from autoliver.training.recipes import Recipe
 
+# Devices on which the optimiser updates all weights in one kernel, which can skip a step by itself.
+# On the CPU it would round otherwise than trainings that were begun with an earlier version.
+FUSED_ON = frozenset({"cuda"})
+
 
 @dataclass(kw_only=True)
 class EpochSums:
@@ -72,6 +76,23 @@ class TrainingState:
     failures: int = 0
     course: Course = field(default_factory=Course)
 
+    def __post_init__(self) -> None:
+        """Looks up the weights once: by name it takes longer than a small network's update."""
+        self.weights: list[Tensor] = list(self.network.parameters())
+        self._buffers = list(self.network.buffers())
+        averaged = nn.Module() if self.averaged is None else self.averaged
+        self._means: list[Tensor] = list(averaged.parameters())
+        self._mean_buffers = list(averaged.buffers())
+
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether the optimiser finds on the device that a step is to be skipped.
+
+        With loss scaling the steps are judged by the scaler.
+        """
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        return fused and not self.scaler.is_enabled()
+
     @property
     def result(self) -> nn.Module:
         """The network whose weights are the result: the running mean, if there is one."""
@@ -87,11 +108,25 @@ class TrainingState:
             return
         share = 1.0 - min(self.recipe.average, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.parameters()), list(self.network.parameters()), share
-            )
-            for mean, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
-                mean.copy_(buffer)
+            torch._foreach_lerp_(self._means, self.weights, share)
+            if self._buffers:
+                torch._foreach_copy_(self._mean_buffers, self._buffers)
+
+    def update_if_finite(self, numbers: Tensor) -> None:
+        """Updates the weights, without waiting for the device, unless a number is not finite.
+
+        The running mean moves in any case; a skipped step leaves it among finite weights.
+
+        Args:
+            numbers: Loss and norm of the gradients, on the device.
+        """
+        # What a gradient scaler sets: the fused kernels look at it and leave everything as it is.
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (  # type: ignore[attr-defined]
+            torch.isfinite(numbers).logical_not().any().float()
+        )
+        self.optimizer.step()
+        self.update_average()
 
     def snapshot(self) -> dict[str, Any]:
         """The state without its logs, as tensors and plain values."""
@@ -126,7 +161,7 @@ class TrainingState:
         self.network.load_state_dict(saved["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(saved["averaged"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self._restore_optimizer(saved["optimizer"])
         if saved["scaler"]:  # empty if the training was started without loss scaling
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
@@ -140,6 +175,13 @@ class TrainingState:
             seconds=saved["seconds"],
             waited=saved["waited"],
         )
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        """Restores the optimiser; the device of this training decides whether it is fused."""
+        pairs = zip(saved["param_groups"], self.optimizer.param_groups, strict=False)
+        groups = [{**group, "fused": own.get("fused")} for group, own in pairs]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        _fill_momentum(self.optimizer)
 
 
 def new_state(
@@ -179,7 +221,7 @@ def new_state(
         recipe=recipe,
         network=network,
         averaged=copy.deepcopy(network) if recipe.average else None,
-        optimizer=_make_optimizer(network, spec, recipe, options),
+        optimizer=_make_optimizer(network, spec, recipe, options, device),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16),
         sums=sums,
     )
@@ -207,7 +249,11 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _make_optimizer(
-    network: nn.Module, spec: NetworkSpec, recipe: Recipe, options: TrainingOptions
+    network: nn.Module,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    options: TrainingOptions,
+    device: torch.device,
 ) -> torch.optim.Optimizer:
     """Makes the optimiser; "factor" of a parameter group multiplies its learning rate."""
     # The group of heads comes first because the rate of the first group is logged.
@@ -217,18 +263,38 @@ def _make_optimizer(
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
     if len(by_factor) > 1:
         groups = [{"params": some, "factor": factor} for factor, some in by_factor.items()]
+    fused = True if device.type in FUSED_ON else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
+        made = torch.optim.SGD(
             groups,
             lr=recipe.learning_rate,
             momentum=0.99,
             nesterov=True,
             weight_decay=recipe.weight_decay,
+            fused=fused,
         )
-    if recipe.optimizer == "nadam":
+        _fill_momentum(made)
+        return made
+    if recipe.optimizer == "nadam":  # torch has no fused one
         return torch.optim.NAdam(
             groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
     return torch.optim.AdamW(
-        groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+        groups,
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
     )
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives a fused SGD its momentum, 0, before the first step.
+
+    Otherwise it takes memory as it finds it, and keeps it if its first step is skipped.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and "momentum" in group:
+            for weight in group["params"]:
+                if optimizer.state[weight].get("momentum_buffer") is None:
+                    optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

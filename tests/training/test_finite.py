@@ -139,6 +139,7 @@ def test_a_good_training_with_one_bad_last_batch_ends_as_it_did(tmp_path: Path) 
     loop.state.failures = 1
     loop.state.step = 8
     loop._finish_epoch()
+    loop.saver.wait()
     assert task.files.resume.exists()
 
 

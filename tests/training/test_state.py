@@ -77,6 +77,7 @@ def test_the_average_is_of_weights_alone_and_buffers_are_copied() -> None:
     for network in (state.network, state.averaged):
         assert network is not None
         network.add_module("norm", torch.nn.BatchNorm2d(1))
+    state.__post_init__()
     mean, statistics = torch.tensor([2.5]), torch.tensor(7)
     state.network.norm.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
     state.network.norm.num_batches_tracked.copy_(statistics)  # type: ignore[union-attr, operator]

@@ -39,7 +39,7 @@ from autoliver.workspace import DatasetFolder, RunFolder
 A = TypeVar("A", bound=Artifact)
 
 # Options that the name of the run says, or that no option of `train` sets.
-_NOT_REPEATED = {"made_from", "extensions"}
+_NOT_REPEATED = {"made_from", "extensions", "fold_seeds"}
 
 
 @dataclass(frozen=True, kw_only=True)

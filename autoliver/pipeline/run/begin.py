@@ -100,7 +100,8 @@ def decide_beginning(
         changes = request.changes
         schedule = changes.get("schedule", "auto")
         epochs = default_epochs(changes.get("pretrained"), cases, schedule=schedule)
-        fields = {"made_from": made_from, "epochs": epochs, **request.changes}
+        own = {"made_from": made_from, "epochs": epochs, "fold_seeds": True}
+        fields = {**own, **request.changes}
         options = begun = to_record(fields, TrainingOptions, where="The options of train")
         check_options(options)
     else:

@@ -206,7 +206,7 @@ class RunJob:
             train=train,
             validation=held_out,
             boxes=boxes or {},
-            options=self.options,
+            options=self.options.of_fold(fold),
             folder=self.run.fold(fold),
             device=device,
             title=f"{self.planned.dataset.short_name} {self.run.path.name} fold {fold}",

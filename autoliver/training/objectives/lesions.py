@@ -14,7 +14,14 @@ from torch import Tensor
 
 from autoliver.datasets.cases import CaseFacts
 from autoliver.training.distributed import Group
-from autoliver.training.objectives.objective import Objective, Scores, Shown, Tally, tally_of
+from autoliver.training.objectives.objective import (
+    Counts,
+    Objective,
+    Scores,
+    Shown,
+    Tally,
+    counts_of,
+)
 from autoliver.training.objectives.segmentation import mean_of
 
 ACCURACY = "lesion class accuracy"
@@ -71,7 +78,9 @@ class LesionObjective:
         """The accuracy of a classifier alone; otherwise None, for the mean Dice."""
         return ACCURACY if self.segmentation is None else None
 
-    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
+    def loss(
+        self, outputs: list[Tensor], batch: Shown, group: Group
+    ) -> tuple[Tensor, Tally | Counts]:
         """The loss of segmentation and class, and their counts.
 
         Args:
@@ -91,11 +100,13 @@ class LesionObjective:
         loss = self.weight * mean_of(total, known.sum(), group)
         right = known & (classes.detach().argmax(dim=1) == wanted)
         counts = dict(zip(_COUNTS, (right.sum()[None], known.sum()[None]), strict=True))
-        tally = tally_of(counts, group)
+        told = counts_of(counts, group)
         if self.segmentation is None:
-            return loss, tally
+            return loss, told
         own, found = self.segmentation.loss(maps, self._relabelled(batch), group)
-        return own + loss, Tally(counts={**found.counts, **tally.counts})
+        if isinstance(found, Tally):
+            return own + loss, Tally(counts={**found.counts, **told.counts})
+        return own + loss, found.beside(told)
 
     def scores(self, tally: Tally) -> Scores:
         """The Dice of the segmentation, and the share of patches whose class was told right."""

@@ -6,6 +6,7 @@ keeps them in resume.pt, and writes the scores into its log.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -71,6 +72,45 @@ class Tally(Record, frozen=True, kw_only=True):
         return Tally(counts=found)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """The counts of a batch that still lie on the device, where reading them would wait.
+
+    Attributes:
+        total: The numbers of all names in their order, (n,), int64.
+        lengths: Name -> how many of these numbers are its own.
+    """
+
+    total: "Tensor"
+    lengths: Mapping[str, int]
+
+    @property
+    def counts(self) -> dict[str, tuple[int, ...]]:
+        """Name -> numbers, as in `Tally`; waits for the device."""
+        return self.read(self.total.tolist()).counts
+
+    def __eq__(self, other: object) -> bool:
+        """Whether other counts have the same names and numbers."""
+        return isinstance(other, Counts | Tally) and self.counts == other.counts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def read(self, numbers: Sequence[int]) -> Tally:
+        """The tally of the numbers in `total`, which were read before."""
+        found, start = {}, 0
+        for name, length in self.lengths.items():
+            found[name] = tuple(numbers[start : start + length])
+            start += length
+        return Tally(counts=found)
+
+    def beside(self, other: "Counts") -> "Counts":
+        """These counts followed by others of other names."""
+        import torch
+
+        lengths = {**self.lengths, **other.lengths}
+        return Counts(torch.cat([self.total, other.total]), lengths)
+
+
 class Scores(Record, frozen=True, kw_only=True):
     """The scores computed from a tally.
 
@@ -131,7 +171,9 @@ class Objective(Protocol):
         The name is a key of `Scores.further`.
         """
 
-    def loss(self, outputs: "list[Tensor]", batch: Shown, group: Group) -> "tuple[Tensor, Tally]":
+    def loss(
+        self, outputs: "list[Tensor]", batch: Shown, group: Group
+    ) -> "tuple[Tensor, Tally | Counts]":
         """The loss of a batch and its counts, both over all processes.
 
         Args:
@@ -141,15 +183,16 @@ class Objective(Protocol):
             group: Processes that each hold a part of the batch.
 
         Returns:
-            The loss, a float32 scalar, and the counts, which carry no gradient.
+            The loss, a float32 scalar, and the counts, which carry no gradient. As long as they
+            are tensors (`counts_of`), no step waits for them.
         """
 
     def scores(self, tally: Tally) -> Scores:
         """Computes the scores from counts."""
 
 
-def tally_of(counts: "Mapping[str, Tensor]", group: Group) -> Tally:
-    """The tally of a whole batch: the counts summed over the processes.
+def counts_of(counts: "Mapping[str, Tensor]", group: Group) -> Counts:
+    """The counts of a whole batch: summed over the processes, and not read yet.
 
     Args:
         counts: Name -> counts (n,) of this process's part, int64, on the training's device.
@@ -157,12 +200,13 @@ def tally_of(counts: "Mapping[str, Tensor]", group: Group) -> Tally:
     """
     import torch
 
-    total = group.sum_(torch.cat(list(counts.values()))).tolist()
-    found, start = {}, 0
-    for name, numbers in counts.items():
-        found[name] = tuple(total[start : start + len(numbers)])
-        start += len(numbers)
-    return Tally(counts=found)
+    lengths = {name: len(numbers) for name, numbers in counts.items()}
+    return Counts(group.sum_(torch.cat(list(counts.values()))), lengths)
+
+
+def tally_of(counts: "Mapping[str, Tensor]", group: Group) -> Tally:
+    """The tally of a whole batch, read from the device; arguments as for `counts_of`."""
+    return Tally(counts=counts_of(counts, group).counts)
 
 
 def _lengths(counts: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -24,7 +24,7 @@ organ that it lies in, counts in this part alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from autoliver.artifacts import Record
 from autoliver.datasets.cases import Annotation, CaseFacts, known_around
 from autoliver.training.distributed import ALONE, Group
-from autoliver.training.objectives.objective import Scores, Shown, Tally, tally_of
+from autoliver.training.objectives.objective import Counts, Scores, Shown, Tally, counts_of
 
 LossKind = Literal["dice-ce", "dice-topk", "dice-focal", "dice-bce", "focal-tversky"]
 
@@ -93,11 +93,13 @@ class SegmentationObjective:
         options: Options of the loss.
         names: The foreground labels, in the order of the rows.
         pseudo_weight: Weight of pseudo-labels in the loss, 0 to 1.
+        compute: `segmentation_loss`, compiled; None: as it is.
     """
 
     options: LossOptions
     names: tuple[str, ...]
     pseudo_weight: float = 1.0
+    compute: Callable[..., Tensor] | None = None
 
     @property
     def lengths(self) -> Mapping[str, int]:
@@ -109,7 +111,7 @@ class SegmentationObjective:
         """None: progress is measured by the mean Dice."""
         return None
 
-    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Tally]:
+    def loss(self, outputs: list[Tensor], batch: Shown, group: Group) -> tuple[Tensor, Counts]:
         """The segmentation loss of the first views plus the disagreement between the views.
 
         Args:
@@ -124,7 +126,8 @@ class SegmentationObjective:
         target, options = batch.target, self.options
         first = [output[: len(target)] for output in outputs]
         weights, around = self._weights(batch, group), self._around(batch)
-        loss = segmentation_loss(
+        compute = self.compute or segmentation_loss
+        loss = compute(
             first,
             target,
             options=options,
@@ -141,7 +144,7 @@ class SegmentationObjective:
         with torch.no_grad():
             marked = self._by_state(batch, {"pseudo": 0.0, "none": 0.0})
             counts = hard_dice_counts(first[0], target, options=options, weights=marked)
-        return loss, tally_of(dict(zip(COUNTS, counts, strict=True)), group)
+        return loss, counts_of(dict(zip(COUNTS, counts, strict=True)), group)
 
     def _weights(self, batch: Shown, group: Group) -> Tensor | None:
         """The weights (b, rows) of a batch; None if all weights of all processes are 1."""
