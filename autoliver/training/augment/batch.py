@@ -17,8 +17,8 @@ from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.change import apply_appearance, sample_appearance
 from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
+from autoliver.training.augment.placement import SpatialSpec
 from autoliver.training.augment.spatial import (
-    SpatialSpec,
     apply_mirror,
     apply_spatial,
     sample_mirror,
@@ -170,6 +170,25 @@ def augment_batch(
     part = part or Part(start=0, stop=len(image), whole=len(image))
     placements = sample_spatial(part.whole, spec.spatial, generator)[part.start : part.stop]
     image, label = apply_spatial(image, label, patch_shape=patch_shape, placements=placements)
+    return change_patches(image, label, spec=spec, generator=generator, part=part)
+
+
+@torch.no_grad()
+def change_patches(
+    image: Tensor, label: Tensor, *, spec: AugmentSpec, generator: Generator, part: Part
+) -> tuple[Tensor, Tensor]:
+    """Does what follows rotation and scaling: appearance, intensities, mirroring; in place.
+
+    Args:
+        image: (b, c, *patch), float32.
+        label: (b, k, *patch), int16.
+        spec: The augmentations that may be applied.
+        generator: Random generator on the CPU, after the draws of `sample_spatial`.
+        part: Which samples of a larger batch these are.
+
+    Returns:
+        Image and label as by `augment_batch`.
+    """
     image = _with_appearance(image, label[:, 0], spec, generator, part)
     views = torch.split(image, len(label))
     for view in views:
