@@ -5,6 +5,7 @@ interpolation and borders are those of nnU-Net 2.8.1.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -185,69 +186,118 @@ def _resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
     No step depends on which labels there are, so that the CPU need not wait for a GPU.
     """
     count = grid.shape[-1]
-    planes = labels.flatten(1, -count - 1)
-    around, weights, nearest = _corners(planes, grid)
-    if _on_cpu(labels):
-        # Labels are weighed only where the corners differ.
-        first = around[:, :, 0]
-        apart = (around != first[:, :, None]).any(2).flatten().nonzero().flatten()
-        winners = first.flatten()
-        own = [
-            each.expand(*first.shape[:2], -1, -1).movedim(2, 0).flatten(1).index_select(1, apart)
-            for each in (around, weights, nearest)
-        ]
-        winners[apart] = _winners(*(each[None, None] for each in own)).flatten()
-    else:
-        winners = _winners(around, weights, nearest)
+    lattice = _Lattice.of(labels.flatten(1, -count - 1), count)
+    points = lattice.points(grid.flatten(1, -2))
+    winners = _where_needed(lattice, points) if _on_cpu(labels) else lattice.winners(points)
     return winners.view(*labels.shape[:-count], *grid.shape[1:-1])
 
 
-def _corners(planes: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The corners of the cells in which m positions lie, 4 or 8 for each.
+def _where_needed(lattice: "_Lattice", points: Tensor) -> Tensor:
+    """The labels as by `_Lattice.winners`, weighed only where the corners differ; for a CPU."""
+    values, wanted = lattice.values, lattice.first(points)[:, None]
+    low = high = values
+    # A plane is treated as one line. The end of a row has no cell that is used.
+    for step in lattice.strides.flatten().tolist():
+        low = torch.minimum(low[..., :-step], low[..., step:])
+        high = torch.maximum(high[..., :-step], high[..., step:])
+    mixed = torch.iinfo(values.dtype).max
+    alike = torch.where(low == high, low, mixed)
+    winners = alike.gather(2, wanted.expand(-1, values.shape[1], -1))
+    flat = winners.view(-1)
+    apart = (flat == mixed).nonzero().flatten()
+    plane = apart.div(points.shape[2], rounding_mode="floor")
+    place = apart - plane * points.shape[2]
+    sample = plane.div(values.shape[1], rounding_mode="floor")
+    own = points[sample, :, place].T.contiguous()[None]
+    one = replace(lattice, values=values.view(1, 1, -1), starts=plane * values.shape[2])
+    flat[apart] = one.winners(own).flatten()
+    return winners
 
-    Args:
-        planes: (n, p, *spatial), the last 2 or 3 axes.
-        grid: (n, *patch, axes).
 
-    Returns:
-        The labels at the corners (n, p, corners, m), the weights of the corners in linear
-        interpolation (n, 1, corners, m), and the number of the nearest corner (n, 1, 1, m).
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """The labels of several samples at the corners of cells.
+
+    Attributes:
+        values: Flat planes (n, p, voxels) with a border of `OUTSIDE`.
+        size: Size of the planes without the border, (axes, 1), float32.
+        strides: Steps of the flat planes, (axes, 1), int64.
+        corners: Where the corners of a cell are from the first one, (4 or 8, 1), int64.
+        bits: The place of each axis in the number of a corner, (axes, 1), int64.
+        starts: Where the planes of the positions begin; 0 where they have planes of their own.
     """
-    device, axes, sizes = planes.device, grid.shape[-1], np.array(planes.shape[2:])
-    # A border of one voxel, where all positions outside end.
-    padded = F.pad(planes, [1, 1] * axes, value=OUTSIDE).flatten(2)
-    strides = np.append(np.cumprod(sizes[:0:-1] + 2)[::-1], 1)
-    bits = 2 ** np.arange(axes)[::-1]
-    offsets = np.array(list(product((0, 1), repeat=axes))) @ strides
-    size = to_device(sizes.astype(np.float32)[:, None], device)
-    line, bit, offset = to_device(np.concatenate([strides, bits, offsets])[:, None], device).split(
-        [axes, axes, len(offsets)]
-    )
-    # As grid_sample counts: the last coordinate belongs to the first axis.
-    point = grid.flatten(1, -2).flip(2).mT.contiguous()
-    point.add_(1.0).mul_(size * 0.5).sub_(0.5).clamp_min_(-1.0)
-    torch.minimum(point, size, out=point)
-    floor = torch.minimum(point.floor(), size - 1)
-    nearest = point.round().sub_(floor).long().mul_(bit).sum(1)[:, None, None]
-    share = point.sub_(floor)
-    shares = torch.stack([1 - share, share], 2)
-    weights = shares[:, 0]
-    for axis in range(1, axes):
-        weights = (weights[:, :, None] * shares[:, axis, None]).flatten(1, 2)
-    place = floor.long().add_(1).mul_(line).sum(1)[:, None] + offset
-    wanted = place.flatten(1)[:, None].expand(-1, planes.shape[1], -1)
-    around = padded.gather(2, wanted).view(*planes.shape[:2], len(offsets), -1)
-    return around, weights[:, None], nearest
+
+    values: Tensor
+    size: Tensor
+    strides: Tensor
+    corners: Tensor
+    bits: Tensor
+    starts: Tensor | int = 0
+
+    @classmethod
+    def of(cls, planes: Tensor, axes: int) -> "_Lattice":
+        """Makes it of planes (n, p, *spatial)."""
+        sizes = np.array(planes.shape[2:])
+        strides = np.append(np.cumprod(sizes[:0:-1] + 2)[::-1], 1)
+        corners = np.array(list(product((0, 1), repeat=axes))) @ strides
+        numbers = np.concatenate([strides, 2 ** np.arange(axes)[::-1], corners])
+        sent = to_device(numbers[:, None], planes.device).split([axes, axes, len(corners)])
+        return cls(
+            values=F.pad(planes, [1, 1] * axes, value=OUTSIDE).flatten(2),
+            size=to_device(sizes.astype(np.float32)[:, None], planes.device),
+            strides=sent[0],
+            bits=sent[1],
+            corners=sent[2],
+        )
+
+    def points(self, grid: Tensor) -> Tensor:
+        """The positions (n, axes, m) of a grid (n, m, axes); those outside end in the border."""
+        # As grid_sample counts: the last coordinate belongs to the first axis.
+        points = torch.stack(grid.unbind(2)[::-1], 1)
+        points.add_(1.0).mul_(self.size * 0.5).sub_(0.5).clamp_min_(-1.0)
+        return torch.minimum(points, self.size, out=points)
+
+    def first(self, points: Tensor) -> Tensor:
+        """The place (n, m) of the first corner of the cell of each position."""
+        return self._floor(points).long().add_(1).mul_(self.strides).sum(1)
+
+    def winners(self, points: Tensor) -> Tensor:
+        """The labels (n, p, m) with the largest shares; of equals the nearest or smallest."""
+        floor = self._floor(points)
+        nearest = points.round().sub_(floor).long().mul_(self.bits).sum(1)[:, None, None]
+        share = points - floor
+        shares = torch.stack([1 - share, share], 2)
+        weights = shares[:, 0]
+        for axis in range(1, points.shape[1]):
+            weights = (weights[:, :, None] * shares[:, axis, None]).flatten(1, 2)
+        place = (self.first(points) + self.starts)[:, None] + self.corners
+        wanted = place.flatten(1)[:, None].expand(-1, self.values.shape[1], -1)
+        around = self.values.gather(2, wanted)
+        around = around.view(*around.shape[:2], len(self.corners), -1)
+        return _winners(around, weights[:, None], nearest)
+
+    def _floor(self, points: Tensor) -> Tensor:
+        floor = points.floor()
+        return torch.minimum(floor, self.size - 1, out=floor)
 
 
 def _winners(around: Tensor, weights: Tensor, nearest: Tensor) -> Tensor:
-    """The labels (n, p, m) with the largest sums of weights; of equals the nearest or smallest."""
+    """Decides between corners.
+
+    Args:
+        around: The labels at the corners, (n, p, corners, m).
+        weights: The weights of the corners in linear interpolation, (n, 1, corners, m).
+        nearest: The number of the nearest corner, (n, 1, 1, m).
+
+    Returns:
+        The labels (n, p, m).
+    """
     scores = torch.stack(
         [((around == own) * weights).sum(2) for own in around.split(1, dim=2)], dim=2
     )
     scores = scores.mul_(_SCORE).half()
     best = scores == scores.amax(2, keepdim=True)
     closest = around.gather(2, nearest.expand(*around.shape[:2], -1, -1))
-    smallest = around.masked_fill(~best, torch.iinfo(around.dtype).max).amin(2)
+    smallest = torch.where(best, around, torch.iinfo(around.dtype).max).amin(2)
     wins = best.logical_and_(around == closest).any(2)
     return torch.where(wins, closest[:, :, 0], smallest)
