@@ -187,7 +187,7 @@ def apply_low_resolution(image: Tensor, draws: Sequence[Draw]) -> None:
     """Downsamples by nearest neighbour and upsamples linearly."""
 
     def change(picked: Tensor, own: Sequence[Draw]) -> None:
-        scales = np.array([draw.values for draw in own]).T
+        scales = list(np.array([draw.values for draw in own]).T)
         picked.copy_(coarsened(picked, scales))
 
     _change(image, draws, change)

@@ -1,6 +1,6 @@
 """Changes of arrays line by line along their axes, as products with matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ def blur_matrices(sigmas: npt.NDArray[np.float64], size: int, device: torch.devi
     return _scattered(place[None], weights[:, None], size, device)
 
 
-def coarsened(arrays: Tensor, scales: Sequence[npt.NDArray[np.float64]]) -> Tensor:
+def coarsened(arrays: Tensor, scales: Iterable[npt.NDArray[np.float64]]) -> Tensor:
     """Reduces the resolution of arrays by nearest neighbour and restores it linearly.
 
     The voxels are those of torch's interpolation, "nearest-exact" and then "linear".

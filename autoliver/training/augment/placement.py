@@ -100,7 +100,8 @@ def first_draws(seed: int, batch: int, spec: SpatialSpec) -> Floats:
     generator = np.random.RandomState(seed & 0xFFFFFFFF)
     high, low = generator.randint(0, 2**32, (count, 2), np.uint32).astype(np.uint64).T
     bits = (high << np.uint64(32) | low) & np.uint64(2**_BITS - 1)
-    return bits.reshape(batch, spec.draws).astype(np.float64) * 2.0**-_BITS
+    drawn: Floats = bits.reshape(batch, spec.draws).astype(np.float64) * 2.0**-_BITS
+    return drawn
 
 
 def needed_shape(

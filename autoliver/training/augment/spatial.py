@@ -6,6 +6,7 @@ interpolation and borders are those of nnU-Net 2.8.1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -58,8 +59,8 @@ def apply_spatial(
         raise ValueError(f"patch {tuple(patch_shape)} does not fit into {tuple(source)}")
     starts = [size // 2 - patch // 2 for size, patch in zip(source, patch_shape, strict=True)]
     centre = tuple(slice(s, s + patch) for s, patch in zip(starts, patch_shape, strict=True))
-    new_image = image[(..., *centre)].to(torch.float32, copy=True).contiguous()
-    new_label = label[(..., *centre)].clone(memory_format=torch.contiguous_format)
+    new_image = image[:, :, *centre].to(torch.float32, copy=True).contiguous()
+    new_label = label[:, :, *centre].clone(memory_format=torch.contiguous_format)
     turned = [sample for sample, placement in enumerate(placements) if placement is not None]
     if turned:
         place_turned(
@@ -107,10 +108,10 @@ def place_turned(
     together = rows_at_once(into[1][0].numel(), image.device)
     for start in range(0, len(rows), together):
         part = slice(start, start + together)
-        index = to_device(np.array(rows[part]), image.device)
+        places = to_device(np.array(rows[part]), image.device)
         grid = _grid(matrices[part], patch, image.shape[2:], image.device)
-        into[0].index_copy_(0, index, _interpolate(image[part].float(), grid))
-        into[1].index_copy_(0, index, _resample_labels(label[part], grid))
+        into[0].index_copy_(0, places, _interpolate(image[part].float(), grid))
+        into[1].index_copy_(0, places, _resample_labels(label[part], grid))
 
 
 def sample_mirror(
@@ -127,8 +128,11 @@ def apply_mirror(batch: Tensor, flips: Sequence[Sequence[int]]) -> None:
     """Flips each sample of (b, c, *spatial), in place, along its spatial axes in `flips`."""
     for axes in sorted({tuple(each) for each in flips if each}):
         rows = [sample for sample, each in enumerate(flips) if tuple(each) == axes]
-        dims = [axis + 2 for axis in axes]
-        change_rows(batch, rows, lambda picked, _, dims=dims: picked.copy_(picked.flip(dims)))
+        change_rows(batch, rows, partial(_flip, dims=[axis + 2 for axis in axes]))
+
+
+def _flip(picked: Tensor, _: slice, *, dims: Sequence[int]) -> None:
+    picked.copy_(picked.flip(dims))
 
 
 def _on_cpu(batch: Tensor) -> bool:
@@ -160,7 +164,7 @@ def _grid(
     terms = [line[:, None] * scaled[:, None, :, axis] for axis, line in enumerate(lines)]
     sent = to_device(np.concatenate(terms, axis=1).astype(np.float32), device)
     grid: Tensor | None = None
-    for axis, term in enumerate(sent.split([len(line) for line in lines], dim=1)):
+    for axis, term in enumerate(torch.split(sent, [len(line) for line in lines], dim=1)):
         shape = [1] * count
         shape[axis] = term.shape[1]
         further = term.view(len(term), *shape, count)
@@ -241,7 +245,7 @@ class _Lattice:
         strides = np.append(np.cumprod(sizes[:0:-1] + 2)[::-1], 1)
         corners = np.array(list(product((0, 1), repeat=axes))) @ strides
         numbers = np.concatenate([strides, 2 ** np.arange(axes)[::-1], corners])
-        sent = to_device(numbers[:, None], planes.device).split([axes, axes, len(corners)])
+        sent = torch.split(to_device(numbers[:, None], planes.device), [axes, axes, len(corners)])
         return cls(
             values=F.pad(planes, [1, 1] * axes, value=OUTSIDE).flatten(2),
             size=to_device(sizes.astype(np.float32)[:, None], planes.device),
@@ -293,7 +297,7 @@ def _winners(around: Tensor, weights: Tensor, nearest: Tensor) -> Tensor:
         The labels (n, p, m).
     """
     scores = torch.stack(
-        [((around == own) * weights).sum(2) for own in around.split(1, dim=2)], dim=2
+        [((around == own) * weights).sum(2) for own in torch.split(around, 1, dim=2)], dim=2
     )
     scores = scores.mul_(_SCORE).half()
     best = scores == scores.amax(2, keepdim=True)

@@ -58,12 +58,12 @@ def timed(
 def _beside(
     items: Iterator[T], device: torch.device, tensors: Callable[[T], Iterable[Tensor]]
 ) -> Generator[tuple[T, float, float], None, None]:
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def make() -> tuple[T | None, torch.cuda.Event]:
         with torch.cuda.stream(side):
-            item, done = next(items, None), torch.cuda.Event()
+            item, done = next(items, None), _event()
             done.record(side)
         return item, done
 
@@ -76,7 +76,7 @@ def _beside(
                 return
             upcoming = thread.submit(make)
             current = torch.cuda.current_stream(device)
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before, after = (_event(timing=True) for _ in range(2))
             before.record(current)
             current.wait_event(done)
             after.record(current)
@@ -85,7 +85,7 @@ def _beside(
                 tensor.record_stream(current)
             waits.append((before, after))
             stalled = 0.0
-            while waits and waits[0][1].query():
+            while waits and waits[0][1].query():  # type: ignore[no-untyped-call]
                 first, last = waits.pop(0)
                 stalled += first.elapsed_time(last) / _MS_PER_S
             yield item, time.monotonic() - start, stalled
@@ -131,5 +131,10 @@ class SendBuffers:
 
     def sent(self, number: int, stream: torch.cuda.Stream) -> None:
         """Notes that the copies of a set have been given to a stream."""
-        self._copied[number] = torch.cuda.Event()
-        self._copied[number].record(stream)
+        copied = _event()
+        copied.record(stream)
+        self._copied[number] = copied
+
+
+def _event(*, timing: bool = False) -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]

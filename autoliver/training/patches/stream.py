@@ -86,7 +86,7 @@ class Patches:
         """
         self.stream = stream
         # Patches that will be rotated are changed in place.
-        self._room = keep_gb * GB if stream.spatial is None else 0.0
+        self._room = round(keep_gb * GB) if stream.spatial is None else 0
         self._keeps = self._room > 0
         self._kept: dict[int, DrawnBatch] = {}
         self.device = device
