@@ -18,7 +18,7 @@ from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.change import apply_appearance, sample_appearance
 from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
-from autoliver.training.augment.placement import Placement, SpatialSpec
+from autoliver.training.augment.placement import SpatialSpec, TurnedGroup
 from autoliver.training.augment.spatial import (
     apply_mirror,
     apply_spatial,
@@ -182,15 +182,14 @@ class PlacedBatch:
     Attributes:
         image: (b, c, *patch), float32, without values for samples that are rotated or scaled.
         label: (b, k, *patch), int16, likewise.
-        wide: Image (n, c, *source) and label of these n samples, at least the part that they show;
-            None: there are none.
-        placements: Rotation and scaling of each of the b samples.
+        groups: Which samples these are, and how they are rotated and scaled.
+        wide: The image (n, c, *source) and the label of each group.
     """
 
     image: Tensor
     label: Tensor
-    wide: tuple[Tensor, Tensor] | None
-    placements: Sequence[Placement | None]
+    groups: Sequence[TurnedGroup]
+    wide: Sequence[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -210,8 +209,10 @@ def augment_placed(
     """
     sample_spatial(part.whole, spec.spatial, generator)  # to go on after these draws
     image, label = batch.image, batch.label
-    if batch.wide is not None:
-        place_turned(*batch.wide, placements=batch.placements, into=(image, label))
+    for group, source in zip(batch.groups, batch.wide, strict=True):
+        place_turned(
+            *source, samples=group.samples, placements=group.placements, into=(image, label)
+        )
     return change_patches(image, label, spec=spec, generator=generator, part=part)
 
 

@@ -16,6 +16,8 @@ from autoliver.artifacts import Record
 
 Floats = npt.NDArray[np.float64]
 
+# More groups read less and launch more operations.
+_MOST_GROUPS = 3
 # Bits of a double's mantissa, all of which torch draws.
 _BITS = 53
 # Room beside the outermost position: rounding, and the second neighbour of a linear interpolation.
@@ -124,6 +126,43 @@ def needed_shape(
         # As many voxels less on both sides, or the centre would move.
         shape[axis] = whole - 2 * max(0, math.floor((whole - 1) / 2 - far - 1 - _MARGIN))
     return tuple(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedGroup:
+    """Samples of a batch that are rotated or scaled, whose sources are of one shape.
+
+    Attributes:
+        samples: Their indices in the batch.
+        placements: Their rotation and scaling.
+        shape: Shape of each source.
+    """
+
+    samples: tuple[int, ...]
+    placements: tuple[Placement, ...]
+    shape: tuple[int, ...]
+
+
+def turned_groups(
+    placements: Sequence[Placement | None], patch: Sequence[int], source: Sequence[int]
+) -> tuple[TurnedGroup, ...]:
+    """Divides the samples that are rotated or scaled by how much of the source they show.
+
+    Args:
+        placements: Rotation and scaling of all samples.
+        patch: Shape of the patch.
+        source: Shape of the largest part of the source that is shown.
+    """
+    turned = [(sample, each) for sample, each in enumerate(placements) if each is not None]
+    sizes = [math.prod(needed_shape([each], patch, source)) for _, each in turned]
+    order = np.argsort(sizes, kind="stable")
+    found = []
+    for part in np.array_split(order, min(_MOST_GROUPS, len(turned)) or 1):
+        own = [turned[index] for index in sorted(part.tolist())]
+        if own:
+            samples, each = zip(*own, strict=True)
+            found.append(TurnedGroup(samples, each, needed_shape(each, patch, source)))
+    return tuple(found)
 
 
 def _rotation(size: int, row: int, column: int, angle_rad: float) -> Floats:

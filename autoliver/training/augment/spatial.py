@@ -65,7 +65,8 @@ def apply_spatial(
     if turned:
         place_turned(
             *(_taken(batch, turned) for batch in (image, label)),
-            placements=placements,
+            samples=turned,
+            placements=[placement for placement in placements if placement is not None],
             into=(new_image, new_label),
         )
     return new_image, new_label
@@ -75,10 +76,11 @@ def place_turned(
     image: Tensor,
     label: Tensor,
     *,
-    placements: Sequence[Placement | None],
+    samples: Sequence[int],
+    placements: Sequence[Placement],
     into: tuple[Tensor, Tensor],
 ) -> None:
-    """Fills the patches of the samples that are rotated or scaled.
+    """Fills the patches of samples that are rotated or scaled.
 
     Images are interpolated linearly, with zeros outside. For labels, the one with the highest
     linearly interpolated indicator wins, and the nearest one among equal indicators; outside the
@@ -87,28 +89,27 @@ def place_turned(
     Args:
         image: The sources of these n samples, (n, c, *source).
         label: (n, k, *source), any signed integer type.
-        placements: Rotation and scaling of all b samples; n of them are not None.
-        into: The patches of all samples, filled in place: image (b, c, *patch), float32, and label
-            (b, k, *patch), of the label's type.
+        samples: The indices of these samples in the batch.
+        placements: Their rotation and scaling.
+        into: The patches of the whole batch, filled in place: image (b, c, *patch), float32, and
+            label (b, k, *patch), of the label's type.
     """
-    turned = [(sample, each.matrix()) for sample, each in enumerate(placements) if each is not None]
-    matrices = np.array([matrix for _, matrix in turned])
-    rows = [sample for sample, _ in turned]
+    matrices = np.array([placement.matrix() for placement in placements])
     patch, axes = into[0].shape[2:], matrices.shape[1]
     # Slices that are transformed alike are cut out of the centre.
     first = [(n - p) // 2 for n, p in zip(image.shape[2:-axes], patch[:-axes], strict=True)]
     slices = [slice(f, f + p) for f, p in zip(first, patch, strict=False)]
     image, label = image[:, :, *slices], label[:, :, *slices]
     if axes == 3 and _on_cpu(image):
-        for index, sample in enumerate(rows):
+        for index, sample in enumerate(samples):
             matrix = torch.from_numpy(matrices[index])
             target = (into[0][sample], into[1][sample])
             resample_affine(image[index], label[index], matrix=matrix, into=target)
         return
     together = rows_at_once(into[1][0].numel(), image.device)
-    for start in range(0, len(rows), together):
+    for start in range(0, len(samples), together):
         part = slice(start, start + together)
-        places = to_device(np.array(rows[part]), image.device)
+        places = to_device(np.array(samples[part]), image.device)
         grid = _grid(matrices[part], patch, image.shape[2:], image.device)
         into[0].index_copy_(0, places, _interpolate(image[part].float(), grid))
         into[1].index_copy_(0, places, _resample_labels(label[part], grid))
@@ -131,7 +132,7 @@ def apply_mirror(batch: Tensor, flips: Sequence[Sequence[int]]) -> None:
         change_rows(batch, rows, partial(_flip, dims=[axis + 2 for axis in axes]))
 
 
-def _flip(picked: Tensor, _: slice, *, dims: Sequence[int]) -> None:
+def _flip(picked: Tensor, _: slice, *, dims: list[int]) -> None:
     picked.copy_(picked.flip(dims))
 
 

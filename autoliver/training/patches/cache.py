@@ -201,7 +201,7 @@ class DrawnBatch:
     image: Tensor
     target: Tensor
     cases: tuple[CaseFacts, ...]
-    wide: tuple[Tensor, Tensor] | None = None
+    wide: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class DeviceStream:
@@ -222,7 +222,7 @@ class DeviceStream:
         places = self.stream.places(number)
         boxes = self.stream.boxes(number, places)
         image, target = self._cut(boxes.whole, boxes.shape)
-        wide = self._cut(boxes.wide, boxes.wide_shape) if boxes.wide else None
+        wide = tuple(self._cut(own, shape) for shape, own in boxes.wide)
         return DrawnBatch(image, target, self.stream.sampler.facts(places), wide)
 
     def _cut(

@@ -64,7 +64,7 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
         batch: Batch = self._data.draw(mine[self.drawn])
         self.drawn += 1
         found = {"data": batch.image, "target": batch.label, "keys": batch.cases}
-        return found if batch.wide is None else {**found, "wide": batch.wide}
+        return {**found, "wide": batch.wide} if batch.wide else found
 
 
 def drawn_by_workers(
@@ -162,7 +162,7 @@ class _Worker:
         except (EOFError, OSError):
             return None
         image, label, *wide = arrays
-        return Batch(image, label, found["cases"], (wide[0], wide[1]) if wide else None)
+        return Batch(image, label, found["cases"], tuple(zip(wide[::2], wide[1::2], strict=True)))
 
     def end(self, *, patience_s: float = 0.0) -> str:
         """Ends the process if it still runs; returns the cause as the first words of a message."""
@@ -202,7 +202,8 @@ def _send(batch: dict[str, Any] | Exception, pipe: Connection) -> None:
     if isinstance(batch, Exception):
         pipe.send(batch)
         return
-    sent = (batch["data"], batch["target"], *batch.get("wide", ()))
+    wide = [array for pair in batch.get("wide", ()) for array in pair]
+    sent = (batch["data"], batch["target"], *wide)
     arrays = [np.ascontiguousarray(array) for array in sent]
     pipe.send({"arrays": [(a.shape, a.dtype) for a in arrays], "cases": batch["keys"]})
     for array in arrays:

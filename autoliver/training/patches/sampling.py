@@ -1,7 +1,7 @@
 """Draws patches from the store: chooses their positions and cuts out their voxels."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,11 +13,11 @@ from autoliver.planning.plan import neighbours
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE, Bounds
 from autoliver.training.augment.placement import (
-    Placement,
     SpatialSpec,
+    TurnedGroup,
     first_draws,
     make_placements,
-    needed_shape,
+    turned_groups,
 )
 from autoliver.training.patches.region import PatchBox, inside, start_in
 from autoliver.training.recipes import SamplerKind
@@ -90,14 +90,12 @@ class PatchBoxes:
     Attributes:
         shape: Shape (z, y, x) of a patch.
         whole: Place of each patch; None for those that are rotated or scaled.
-        wide_shape: Shape (z, y, x) of the boxes of these.
-        wide: Place of each of their boxes.
+        wide: The boxes of each group of these: their shape (z, y, x) and their places.
     """
 
     shape: tuple[int, int, int]
     whole: Sequence[PatchPlace | None]
-    wide_shape: tuple[int, int, int] = (0, 0, 0)
-    wide: Sequence[PatchPlace] = field(default=())
+    wide: Sequence[tuple[tuple[int, int, int], Sequence[PatchPlace]]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +108,14 @@ class Batch:
             a second channel holds the prediction of its first stage. The last channel is that of
             `PatchSampler.outside`, if there is one.
         cases: The case of each patch.
-        wide: Image (n, c, *source) and label of the patches that will be rotated or scaled. These
-            have no values in `image` and `label`. None: there are none.
+        wide: Image (n, c, *source) and label of each group of patches that will be rotated or
+            scaled (`PatchStream.groups`). These have no values in `image` and `label`.
     """
 
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     cases: tuple[CaseFacts, ...]
-    wide: Arrays | None = None
+    wide: tuple[Arrays, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +179,11 @@ class PatchSampler:
         return 1 + (self.previous is not None) + (self.outside is not None)
 
     @property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of the network's patches: that of the patches without the margin."""
+        return tuple(s - m for s, m in zip(self.patch_shape, self.margin, strict=True))
+
+    @property
     def box_shape(self) -> tuple[int, int, int]:
         """Shape of a patch as a box (z, y, x)."""
         return self.as_box(self.patch_shape)
@@ -237,7 +240,7 @@ class PatchSampler:
             allocate: Makes the arrays.
         """
         image, label = self._fill(boxes.whole, boxes.shape, allocate)
-        wide = self._fill(boxes.wide, boxes.wide_shape, allocate) if boxes.wide else None
+        wide = tuple(self._fill(own, shape, allocate) for shape, own in boxes.wide)
         return Batch(image, label, self.facts(places), wide)
 
     def _fill(
@@ -395,35 +398,35 @@ class PatchStream:
         places = self.sampler.places(self.rng(number), number)
         return places if self.part is None else places[self.part.start : self.part.stop]
 
-    def placements(self, number: int) -> tuple[Placement | None, ...]:
-        """The rotation and scaling of these patches, as the augmentations draw them first."""
+    def groups(self, number: int) -> tuple[TurnedGroup, ...]:
+        """The patches of this part that will be rotated or scaled, as is drawn first."""
         if self.spatial is None:
-            return (None,) * len(self.places(number))
+            return ()
         drawn = first_draws(self.augment_seed(number), self.sampler.batch_size, self.spatial)
         part = self.part or Part(start=0, stop=len(drawn), whole=len(drawn))
-        return make_placements(drawn[part.start : part.stop], self.spatial)
+        placements = make_placements(drawn[part.start : part.stop], self.spatial)
+        return turned_groups(placements, self.sampler.inner_shape, self.sampler.patch_shape)
 
     def boxes(self, number: int, places: Sequence[PatchPlace]) -> PatchBoxes:
         """The boxes that the patches of a batch need, all about the centres of their places."""
         sampler = self.sampler
         if self.spatial is None:
             return PatchBoxes(shape=sampler.box_shape, whole=places)
-        source = sampler.patch_shape
-        patch = tuple(s - m for s, m in zip(source, sampler.margin, strict=True))
-        placements = self.placements(number)
-        pairs = list(zip(places, placements, strict=True))
+        source, patch, groups = sampler.patch_shape, sampler.inner_shape, self.groups(number)
+        turned = {sample for group in groups for sample in group.samples}
         middle = [s // 2 - p // 2 for s, p in zip(source, patch, strict=True)]
-        whole = [_moved(place, middle) if each is None else None for place, each in pairs]
-        turned = [each for each in placements if each is not None]
-        if not turned:
-            return PatchBoxes(shape=sampler.as_box(patch), whole=whole)
-        wide = needed_shape(turned, patch, source)
-        edge = [(s - w) // 2 for s, w in zip(source, wide, strict=True)]
+        wide = []
+        for group in groups:
+            edge = [(s - w) // 2 for s, w in zip(source, group.shape, strict=True)]
+            own = [_moved(places[sample], edge) for sample in group.samples]
+            wide.append((sampler.as_box(group.shape), own))
         return PatchBoxes(
             shape=sampler.as_box(patch),
-            whole=whole,
-            wide_shape=sampler.as_box(wide),
-            wide=[_moved(place, edge) for place, each in pairs if each is not None],
+            whole=[
+                None if sample in turned else _moved(place, middle)
+                for sample, place in enumerate(places)
+            ],
+            wide=wide,
         )
 
     def draw(self, number: int, allocate: Allocate = np.empty) -> Batch:

@@ -170,8 +170,8 @@ class Patches:
         batch = PlacedBatch(
             image=found.image,
             label=found.target,
+            groups=self.stream.groups(number),
             wide=found.wide,
-            placements=self.stream.placements(number),
         )
         part = self.stream.part or Part(start=0, stop=size, whole=size)
         return augment_placed(batch, spec=spec, generator=generator, part=part)
@@ -210,23 +210,23 @@ class Patches:
                 yield self._to_send(next(drawn), buffers), place
 
     def _to_send(self, batch: Batch, buffers: SendBuffers | None) -> DrawnBatch:
-        arrays = (batch.image, batch.label, *(batch.wide or ()))
+        arrays = (batch.image, batch.label, *(array for pair in batch.wide for array in pair))
         tensors = [torch.from_numpy(array) for array in arrays]
         if self.device.type == "cuda" and buffers is None:
             tensors = [tensor.pin_memory() for tensor in tensors]
         image, target, *wide = tensors
-        return DrawnBatch(image, target, batch.cases, (wide[0], wide[1]) if wide else None)
+        return DrawnBatch(
+            image, target, batch.cases, tuple(zip(wide[::2], wide[1::2], strict=True))
+        )
 
     def _on(self, batch: DrawnBatch) -> DrawnBatch:
         """The batch on the device."""
-        image, target = (t.to(self.device, non_blocking=True) for t in (batch.image, batch.target))
-        wide = batch.wide
-        if wide is not None:
-            wide = (
-                wide[0].to(self.device, non_blocking=True),
-                wide[1].to(self.device, non_blocking=True),
-            )
-        return replace(batch, image=image, target=target, wide=wide)
+        pairs = ((batch.image, batch.target), *batch.wide)
+        sent = [
+            (one.to(self.device, non_blocking=True), other.to(self.device, non_blocking=True))
+            for one, other in pairs
+        ]
+        return DrawnBatch(*sent[0], batch.cases, tuple(sent[1:]))
 
     def _keep(self, number: int, batch: DrawnBatch) -> None:
         size = batch.image.nbytes + batch.target.nbytes

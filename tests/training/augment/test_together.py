@@ -202,7 +202,7 @@ def test_a_part_of_the_source_is_enough(patch: tuple[int, ...]) -> None:
         results = []
         for i, k in ((image, label), (image[(..., *cut)], label[(..., *cut)])):
             into = (torch.empty(1, 2, *patch), torch.empty(1, 1, *patch, dtype=torch.int16))
-            spatial.place_turned(i, k, placements=[each], into=into)
+            spatial.place_turned(i, k, samples=[0], placements=[each], into=into)
             results.append(into)
         assert torch.allclose(results[0][0], results[1][0], atol=2e-4)
         assert (results[0][1] != results[1][1]).float().mean() < 2e-3
