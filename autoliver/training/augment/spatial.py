@@ -275,10 +275,11 @@ class _Lattice:
         weights = shares[:, 0]
         for axis in range(1, points.shape[1]):
             weights = (weights[:, :, None] * shares[:, axis, None]).flatten(1, 2)
-        place = (self.first(points) + self.starts)[:, None] + self.corners
-        wanted = place.flatten(1)[:, None].expand(-1, self.values.shape[1], -1)
-        around = self.values.gather(2, wanted)
-        around = around.view(*around.shape[:2], len(self.corners), -1)
+        place = (self.first(points) + self.starts)[:, None]
+        place = place.expand(-1, self.values.shape[1], -1)
+        # Corner by corner, because indices take most of the memory.
+        found = [self.values.gather(2, place + corner) for corner in self.corners.unbind()]
+        around = torch.stack(found, 2)
         return _winners(around, weights[:, None], nearest)
 
     def _floor(self, points: Tensor) -> Tensor:
@@ -297,10 +298,10 @@ def _winners(around: Tensor, weights: Tensor, nearest: Tensor) -> Tensor:
     Returns:
         The labels (n, p, m).
     """
+    weights = weights * _SCORE
     scores = torch.stack(
-        [((around == own) * weights).sum(2) for own in torch.split(around, 1, dim=2)], dim=2
+        [((around == own) * weights).sum(2).half() for own in torch.split(around, 1, dim=2)], dim=2
     )
-    scores = scores.mul_(_SCORE).half()
     best = scores == scores.amax(2, keepdim=True)
     closest = around.gather(2, nearest.expand(*around.shape[:2], -1, -1))
     smallest = torch.where(best, around, torch.iinfo(around.dtype).max).amin(2)
