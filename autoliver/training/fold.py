@@ -21,10 +21,13 @@ from autoliver.training.distributed import ALONE, Group
 from autoliver.training.objectives.target import needed_table, previous_table
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.cache import (
+    CacheKind,
+    Room,
     check_device,
     choose_cache,
     measure_need,
     measure_room,
+    measure_voxels,
 )
 from autoliver.training.patches.outside import outside_map
 from autoliver.training.patches.region import PatchBox
@@ -36,6 +39,9 @@ from autoliver.training.recipes import Recipe, SamplerKind
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
+_VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
+# Share of the room for cases that drawn batches may take where the cases do not fit.
+_KEPT_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,12 @@ def patch_stream(
         kind=kind,
     )
     part = task.group.part(configuration.batch_size)
-    return PatchStream(sampler=sampler, seed=(task.options.seed, number), part=part)
+    return PatchStream(
+        sampler=sampler,
+        seed=(task.options.seed, number),
+        part=part,
+        spatial=None if spec is None else spec.spatial,
+    )
 
 
 def _boxes(
@@ -184,11 +195,7 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     workers = task.machine.loaders
     kind = task.options.sampler
     stream = patch_stream(task, task.train, spec, number=0, kind=kind, replay=task.replay)
-    return (
-        Patches(stream, cache, task.device, workers=workers),
-        # These batches are few: a thread is enough, whatever the cache.
-        Patches(patch_stream(task, task.validation, None, number=1), cache, task.device),
-    )
+    return Patches(stream, cache, task.device, workers=workers), _held_out(task, cache, room)
 
 
 def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]], T]) -> T:
@@ -225,3 +232,29 @@ def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]],
         torch.cuda.empty_cache()
     elsewhere = replace(task, network_gb=math.inf)
     return run(elsewhere, open_patches(elsewhere))
+
+
+def _held_out(task: FoldTask, cache: CacheKind, room: Room) -> Patches:
+    """The batches of the held-out cases: the same ones after every epoch.
+
+    They are kept if they take less memory than the cases, which then are not. These batches are
+    few, so that a thread is enough to draw them, whatever the cache.
+    """
+    stream = patch_stream(task, task.validation, None, number=1)
+    if cache == "gpu" or not task.validation:
+        return Patches(stream, cache, task.device)
+    sampler = stream.sampler
+    voxels = math.prod(sampler.box_shape) * len(stream.places(0))
+    each = measure_voxels(voxels, task.validation[0].image.shape[0], sampler.label_channels)
+    size = each * held_out_steps(task.options.iterations)
+    limit = _KEPT_SHARE * room.ram_gb
+    if cache == "ram":
+        limit = measure_need(task.validation).ram_gb
+    if size > limit:
+        return Patches(stream, cache, task.device)
+    return Patches(stream, "disk", task.device, keep_gb=size)
+
+
+def held_out_steps(steps: int) -> int:
+    """Returns the number of batches of held-out patches after an epoch of so many steps."""
+    return max(1, steps // _VALIDATION_SHARE)

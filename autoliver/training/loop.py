@@ -24,7 +24,13 @@ from autoliver.training.board import Board
 from autoliver.training.determinism import same_bits
 from autoliver.training.epoch import HeldOut, epoch_log, score_held_out
 from autoliver.training.finite import check_end, check_weights, diverged
-from autoliver.training.fold import FoldTask, TrainedFold, open_patches, with_room
+from autoliver.training.fold import (
+    FoldTask,
+    TrainedFold,
+    held_out_steps,
+    open_patches,
+    with_room,
+)
 from autoliver.training.objectives.choice import make_objective
 from autoliver.training.objectives.objective import Tally
 from autoliver.training.objectives.target import ignored_class
@@ -43,7 +49,6 @@ from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
 from autoliver.values import counted, first_few
 
-_VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 _SECONDS_BETWEEN_PICTURES = 30.0
 _PROBE_STEPS = 3
 _MOST_TIMED = 200  # steps that are timed
@@ -137,11 +142,6 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
         begun = time.monotonic()
         loop.score_held_out(range(_TIMED_HELD_OUT))
         return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
-
-
-def held_out_steps(steps: int) -> int:
-    """Returns the number of batches of held-out patches after an epoch of so many steps."""
-    return max(1, steps // _VALIDATION_SHARE)
 
 
 class _Loop:

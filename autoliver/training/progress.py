@@ -55,7 +55,7 @@ class EpochLog(Record, frozen=True, kw_only=True):
         validation_dice: Dice per foreground label on the same patches; None for a label that is
             absent, and None as a whole where no cases are held out.
         seconds: Duration including validation, in seconds.
-        data_wait: Share of the duration that was spent waiting for patches, 0 to 1.
+        data_wait: Share of the duration that was spent waiting for augmented patches, 0 to 1.
         skipped: Cases of batches whose loss was not finite; their steps were not taken, and
             held-out ones do not count in `validation_loss`.
         scores: Scores besides Dice; left out of the file where the objective has none.

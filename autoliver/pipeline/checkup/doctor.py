@@ -216,7 +216,7 @@ def _estimate(
     patient: _Patient | None = None,
 ) -> Estimate:
     """Works out times for the options that a training has if none are given."""
-    from autoliver.training.loop import held_out_steps
+    from autoliver.training.fold import held_out_steps
 
     options = TrainingOptions()
     cases = [] if patient is None else patient.sizes(configuration)

@@ -7,6 +7,7 @@ state gives the same changes on every device (only white noise is drawn on the d
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -17,10 +18,11 @@ from autoliver.training.augment.appearance import APPEARANCES
 from autoliver.training.augment.change import apply_appearance, sample_appearance
 from autoliver.training.augment.choice import AppearanceStep, parse_augment
 from autoliver.training.augment.intensity import INTENSITY, IntensityStep, default_steps
+from autoliver.training.augment.placement import SpatialSpec, TurnedGroup
 from autoliver.training.augment.spatial import (
-    SpatialSpec,
     apply_mirror,
     apply_spatial,
+    place_turned,
     sample_mirror,
     sample_spatial,
 )
@@ -170,6 +172,65 @@ def augment_batch(
     part = part or Part(start=0, stop=len(image), whole=len(image))
     placements = sample_spatial(part.whole, spec.spatial, generator)[part.start : part.stop]
     image, label = apply_spatial(image, label, patch_shape=patch_shape, placements=placements)
+    return change_patches(image, label, spec=spec, generator=generator, part=part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedBatch:
+    """A batch whose rotation and scaling was drawn before its voxels were read.
+
+    Attributes:
+        image: (b, c, *patch), float32, without values for samples that are rotated or scaled.
+        label: (b, k, *patch), int16, likewise.
+        groups: Which samples these are, and how they are rotated and scaled.
+        wide: The image (n, c, *source) and the label of each group.
+    """
+
+    image: Tensor
+    label: Tensor
+    groups: Sequence[TurnedGroup]
+    wide: Sequence[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def augment_placed(
+    batch: PlacedBatch, *, spec: AugmentSpec, generator: Generator, part: Part
+) -> tuple[Tensor, Tensor]:
+    """Does the same as `augment_batch`, in place, for a batch that holds no more than is needed.
+
+    Args:
+        batch: The batch.
+        spec: The augmentations that may be applied.
+        generator: Random generator on the CPU; its first draws were those of the placements.
+        part: Which samples of a larger batch these are.
+
+    Returns:
+        Image and label as by `augment_batch`.
+    """
+    sample_spatial(part.whole, spec.spatial, generator)  # to go on after these draws
+    image, label = batch.image, batch.label
+    for group, source in zip(batch.groups, batch.wide, strict=True):
+        place_turned(
+            *source, samples=group.samples, placements=group.placements, into=(image, label)
+        )
+    return change_patches(image, label, spec=spec, generator=generator, part=part)
+
+
+def change_patches(
+    image: Tensor, label: Tensor, *, spec: AugmentSpec, generator: Generator, part: Part
+) -> tuple[Tensor, Tensor]:
+    """Does what follows rotation and scaling: appearance, intensities, mirroring; in place.
+
+    Args:
+        image: (b, c, *patch), float32.
+        label: (b, k, *patch), int16.
+        spec: The augmentations that may be applied.
+        generator: Random generator on the CPU, after the draws of `sample_spatial`.
+        part: Which samples of a larger batch these are.
+
+    Returns:
+        Image and label as by `augment_batch`.
+    """
     image = _with_appearance(image, label[:, 0], spec, generator, part)
     views = torch.split(image, len(label))
     for view in views:

@@ -2,20 +2,23 @@
 
 Each transform is a pair of functions. `sample_*` draws from a CPU generator which samples and
 channels change and how, so that this does not depend on the device. `apply_*` changes these
-channels in place. The table `INTENSITY` names the pairs. The arithmetic is that of nnU-Net 2.8.1
-(batchgeneratorsv2).
+channels in place, several at once. The table `INTENSITY` names the pairs. The arithmetic is that of
+nnU-Net 2.8.1 (batchgeneratorsv2).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from autoliver.artifacts import Record
+from autoliver.training.augment.lines import blur_matrices, coarsened, multiply_rows
+from autoliver.training.augment.rows import change_rows, to_device
 
 IntensityName = Literal[
     "noise", "blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma"
@@ -23,8 +26,6 @@ IntensityName = Literal[
 
 # Prevents a division by zero in the gamma transform of a channel that is or becomes constant.
 _EPSILON = 1e-7
-# Half-width of the blur kernel in standard deviations.
-_BLUR_TRUNCATE = 3.0
 
 
 class IntensityStep(Record, frozen=True, kw_only=True):
@@ -76,32 +77,40 @@ def sample_noise(
         shape: Shape of the batch, (b, c, *spatial).
         generator: Random generator on the CPU.
     """
+    chosen = _chosen(step, shape, generator)
+    count = sum(1 + len(channels) for _, channels in chosen)
+    # All numbers at once: 64 bits each, of which those of a float64 are the lowest 53.
+    drawn = torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    numbers = iter(drawn.tolist())
     draws = []
-    for sample, channels in _chosen(step, shape, generator):
-        values = _uniform(step.strength, 1, generator)
-        for channel in channels:
-            seed = int(torch.randint(2**62, (1,), generator=generator))
-            draws.append(Draw(sample, channel, values, seed))
+    for sample, channels in chosen:
+        position = (next(numbers) % 2**53) * 2.0**-53
+        values = (_between(step.strength, position),)
+        draws += [Draw(sample, channel, values, next(numbers) % 2**62) for channel in channels]
     return tuple(draws)
 
 
 def apply_noise(image: Tensor, draws: Sequence[Draw]) -> None:
     """Adds white Gaussian noise, which is drawn on the image's device with the draw's seed."""
-    for draw in draws:
-        view = image[draw.sample, draw.channel]
-        generator = Generator(device=image.device).manual_seed(draw.seed)
-        field = torch.randn(view.shape, generator=generator, device=image.device, dtype=image.dtype)
-        view.add_(field, alpha=draw.values[0])
+
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        field = torch.empty_like(picked)
+        for draw, row in zip(own, field, strict=True):
+            row.normal_(generator=Generator(device=image.device).manual_seed(draw.seed))
+        picked.view(len(own), -1).addcmul_(field.view(len(own), -1), _values(own, image))
+
+    _change(image, draws, change)
 
 
 def sample_blur(
     step: IntensityStep, shape: Sequence[int], generator: Generator
 ) -> tuple[Draw, ...]:
     """Draws a standard deviation in voxels per channel and axis; arguments: see `sample_noise`."""
+    places = _places(_chosen(step, shape, generator))
+    drawn = _uniform(len(places), len(shape) - 2, generator)
     return tuple(
-        Draw(sample, channel, _uniform(step.strength, len(shape) - 2, generator))
-        for sample, channels in _chosen(step, shape, generator)
-        for channel in channels
+        Draw(*place, tuple(_between(step.strength, position) for position in row))
+        for place, row in zip(places, drawn, strict=True)
     )
 
 
@@ -111,43 +120,13 @@ def apply_blur(image: Tensor, draws: Sequence[Draw]) -> None:
     Each axis is multiplied by a banded matrix. On a CPU core this is 3 times as fast as shifted
     sums and 8 times as fast as a convolution (128^3: 19, 54 and 163 ms).
     """
-    for draw in draws:
-        view = image[draw.sample, draw.channel]
-        sizes = zip(draw.values, view.shape, strict=True)
-        view.copy_(multiply_axes(view, [blur_matrix(*each).to(view) for each in sizes]))
 
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        sigmas = np.array([draw.values for draw in own]).T
+        sizes = zip(sigmas, picked.shape[1:], strict=True)
+        picked.copy_(multiply_rows(picked, [blur_matrices(*each, image.device) for each in sizes]))
 
-def multiply_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiplies each axis of an array by its matrix (wanted, size)."""
-    result = array
-    # The last axis comes first because a growing array then has its longest rows only at the end.
-    for axis in reversed(range(array.ndim)):
-        matrix, shape = matrices[axis], result.shape
-        if axis == array.ndim - 1:
-            result = result @ matrix.T
-        else:
-            folded = result.reshape(-1, shape[axis], shape[axis + 1 :].numel())
-            result = matrix @ folded
-        result = result.reshape(*shape[:axis], len(matrix), *shape[axis + 1 :])
-    return result
-
-
-def blur_matrix(sigma: float, size: int) -> Tensor:
-    """The matrix (size, size) that smoothes a line of `size` voxels with a Gaussian."""
-    # The odd width nearest to 6 sigma + 0.5, as in nnU-Net; round() rounds a half to even.
-    width = 2 * _BLUR_TRUNCATE * sigma + 0.5
-    nearest = round(width)
-    if nearest % 2 == 0:
-        nearest += 1 if width >= nearest else -1
-    offset = torch.arange(nearest) - nearest // 2
-    weight = torch.exp(-0.5 * (offset / sigma) ** 2)
-    weight /= weight.sum()
-    period = max(2 * (size - 1), 1)
-    place = (torch.arange(size)[:, None] + offset).abs() % period
-    place = torch.minimum(place, period - place) if size > 1 else torch.zeros_like(place)
-    rows = torch.arange(size)[:, None].expand_as(place)
-    matrix = torch.zeros(size, size)
-    return matrix.index_put_((rows, place), weight.expand(place.shape), accumulate=True)
+    _change(image, draws, change)
 
 
 def sample_factor(
@@ -161,57 +140,57 @@ def sample_factor(
         generator: Random generator on the CPU.
     """
     low, high = step.strength
+    places = _places(_chosen(step, shape, generator))
     draws = []
-    for sample, channels in _chosen(step, shape, generator):
-        for channel in channels:
-            side, position = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-            edge = low if side < 0.5 else high
-            draws.append(Draw(sample, channel, (1.0 + position * (edge - 1.0),)))
+    for place, (side, position) in zip(places, _uniform(len(places), 2, generator), strict=True):
+        edge = low if side < 0.5 else high
+        draws.append(Draw(*place, (1.0 + position * (edge - 1.0),)))
     return tuple(draws)
 
 
 def apply_brightness(image: Tensor, draws: Sequence[Draw]) -> None:
     """Multiplies intensities by a factor."""
-    for draw in draws:
-        image[draw.sample, draw.channel].mul_(draw.values[0])
+
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        picked.view(len(own), -1).mul_(_values(own, image))
+
+    _change(image, draws, change)
 
 
 def apply_contrast(image: Tensor, draws: Sequence[Draw]) -> None:
     """Scales the distance to the mean and clips the result to the previous range."""
-    for draw in draws:
-        view, factor = image[draw.sample, draw.channel], draw.values[0]
-        low, high = torch.aminmax(view)
-        shift = view.mean() * (1.0 - factor)
-        view.mul_(factor).add_(shift).clamp_(low, high)
+
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        flat, factor = picked.view(len(own), -1), _values(own, image)
+        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        shift = flat.mean(1, keepdim=True) * (1.0 - factor)
+        flat.mul_(factor).add_(shift)
+        torch.minimum(torch.maximum(flat, low, out=flat), high, out=flat)
+
+    _change(image, draws, change)
 
 
 def sample_low_resolution(
     step: IntensityStep, shape: Sequence[int], generator: Generator
 ) -> tuple[Draw, ...]:
     """Draws a scale per channel for all but the skipped axes; arguments as for `sample_noise`."""
+    places = _places(_chosen(step, shape, generator))
     draws = []
-    for sample, channels in _chosen(step, shape, generator):
-        for channel in channels:
-            (scale,) = _uniform(step.strength, 1, generator)
-            values = [1.0 if axis in step.skip_axes else scale for axis in range(len(shape) - 2)]
-            draws.append(Draw(sample, channel, tuple(values)))
+    for place, (position,) in zip(places, _uniform(len(places), 1, generator), strict=True):
+        scale = _between(step.strength, position)
+        values = [1.0 if axis in step.skip_axes else scale for axis in range(len(shape) - 2)]
+        draws.append(Draw(*place, tuple(values)))
     return tuple(draws)
 
 
 def apply_low_resolution(image: Tensor, draws: Sequence[Draw]) -> None:
     """Downsamples by nearest neighbour and upsamples linearly."""
-    for draw in draws:
-        view = image[draw.sample, draw.channel]
-        small = [round(n * scale) for n, scale in zip(view.shape, draw.values, strict=True)]
-        coarse = F.interpolate(view[None, None], small, mode="nearest-exact")[0, 0]
-        matrices = [_linear_matrix(n, m).to(view) for n, m in zip(small, view.shape, strict=True)]
-        view.copy_(multiply_axes(coarse, matrices))
 
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        scales = list(np.array([draw.values for draw in own]).T)
+        picked.copy_(coarsened(picked, scales))
 
-def _linear_matrix(size: int, wanted: int) -> Tensor:
-    """The matrix (wanted, size) of torch's linear interpolation along a line."""
-    unit = torch.eye(size)[None]
-    return F.interpolate(unit, wanted, mode="linear", align_corners=False)[0].T
+    _change(image, draws, change)
 
 
 def apply_gamma(image: Tensor, draws: Sequence[Draw], *, inverted: bool = False) -> None:
@@ -223,31 +202,34 @@ def apply_gamma(image: Tensor, draws: Sequence[Draw], *, inverted: bool = False)
         inverted: Whether to negate the image before and after, which does not invert the contrast.
     """
     sign = -1.0 if inverted else 1.0
-    for draw in draws:
-        view = image[draw.sample, draw.channel]
+
+    def change(picked: Tensor, own: Sequence[Draw]) -> None:
+        flat = picked.view(len(own), -1)
         if inverted:
-            view.neg_()
-        low, high = torch.aminmax(view)
+            flat.neg_()
+        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
         extent = torch.where(high > low, high - low, 1.0)  # of any unit
-        mean, std = _centre(view)
+        mean, std = _centre(flat)
         # exp(log x * exponent), because pow() takes three times as long on a CPU core.
-        view.add_(mean - low).clamp_min_(0).div_(extent)
-        view.log_().mul_(draw.values[0]).exp_()
-        _, new_std = _centre(view)
+        flat.add_(mean - low).clamp_min_(0).div_(extent)
+        flat.log_().mul_(_values(own, image)).exp_()
+        _, new_std = _centre(flat)
         # The range but for a power of two, which changes no digit and cannot overflow.
         part = torch.frexp(extent).mantissa
         gain = std * part / (new_std * part).clamp_min(_EPSILON)
-        view.mul_(sign * gain).add_(sign * mean)
+        flat.mul_(sign * gain).add_(sign * mean)
+
+    _change(image, draws, change)
 
 
-def _centre(view: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtracts the mean, in place; returns the mean and the standard deviation.
+def _centre(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtracts the mean of each row, in place; returns the means and the standard deviations.
 
     `Tensor.std` is not used because it takes five times as long on a CPU core.
     """
-    mean = view.mean()
-    flat = view.sub_(mean).flatten()
-    return mean, (torch.dot(flat, flat) / max(flat.numel() - 1, 1)).sqrt()
+    mean = flat.mean(1, keepdim=True)
+    norm = torch.linalg.vector_norm(flat.sub_(mean), dim=1, keepdim=True)
+    return mean, norm / math.sqrt(max(flat.shape[1] - 1, 1))
 
 
 INTENSITY: dict[IntensityName, tuple[Sample, Apply]] = {
@@ -288,14 +270,41 @@ def _chosen(
     step: IntensityStep, shape: Sequence[int], generator: Generator
 ) -> list[tuple[int, list[int]]]:
     """Draws the samples that a step changes, each with the channels that change."""
-    samples = torch.rand(shape[0], generator=generator) < step.probability
-    channels = torch.rand(*shape[:2], generator=generator) < step.channel_probability
+    batch, channels = shape[:2]
+    drawn = torch.rand(batch * (1 + channels), generator=generator).numpy()
+    changes = drawn[batch:].reshape(batch, channels) < step.channel_probability
     return [
-        (sample, channels[sample].nonzero().flatten().tolist())
-        for sample in samples.nonzero().flatten().tolist()
+        (int(sample), np.flatnonzero(changes[sample]).tolist())
+        for sample in np.flatnonzero(drawn[:batch] < step.probability)
     ]
 
 
-def _uniform(limits: tuple[float, float], count: int, generator: Generator) -> tuple[float, ...]:
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return tuple((limits[0] + drawn * (limits[1] - limits[0])).tolist())
+def _places(chosen: Sequence[tuple[int, list[int]]]) -> list[tuple[int, int]]:
+    return [(sample, channel) for sample, channels in chosen for channel in channels]
+
+
+def _uniform(count: int, each: int, generator: Generator) -> list[list[float]]:
+    """Draws numbers from 0 to 1, `each` for every one of `count` places."""
+    drawn: list[list[float]] = torch.rand(
+        count, each, generator=generator, dtype=torch.float64
+    ).tolist()
+    return drawn
+
+
+def _between(limits: tuple[float, float], position: float) -> float:
+    return limits[0] + position * (limits[1] - limits[0])
+
+
+def _change(
+    image: Tensor, draws: Sequence[Draw], change: Callable[[Tensor, Sequence[Draw]], None]
+) -> None:
+    """Changes the channels of some draws, (k, *spatial), in place, several at once."""
+    channels = image.shape[1]
+    rows = [draw.sample * channels + draw.channel for draw in draws]
+    flat = image.view(-1, *image.shape[2:])
+    change_rows(flat, rows, lambda picked, part: change(picked, draws[part]))
+
+
+def _values(draws: Sequence[Draw], like: Tensor) -> Tensor:
+    """The first value of each draw, (k, 1), on the device of an image."""
+    return to_device(np.array([draw.values[:1] for draw in draws], np.float32), like.device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from autoliver.training.augment.intensity import blur_matrix, multiply_axes
+from autoliver.training.augment.lines import blur_matrix, multiply_axes
 from autoliver.training.augment.synth import group_bins
 
 _AIR = 0.01  # of the range of grey values: what is darker is air and becomes 0

@@ -1,92 +1,36 @@
 """Rotates, scales and mirrors the images and labels of a batch.
 
-Parameters are drawn from a CPU generator. Samples that are neither rotated nor scaled are cropped
-without interpolation. Geometry, interpolation and borders are those of nnU-Net 2.8.1.
+Samples that are neither rotated nor scaled are cropped without interpolation. Geometry,
+interpolation and borders are those of nnU-Net 2.8.1.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from autoliver.artifacts import Record
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.augment.affine import resample_affine
+from autoliver.training.augment.placement import Placement, SpatialSpec, make_placements
+from autoliver.training.augment.rows import change_rows, rows_at_once, to_device
 
 # Label scores are multiplied by this and compared in half precision, so that near ties become ties.
 # The nearest neighbour decides ties, and must not depend on the last bit of a float32.
 _SCORE = 1000.0
-# Number of label indicators resampled at once; limits the memory with many labels.
-_PLANES = 8
-
-
-class SpatialSpec(Record, frozen=True, kw_only=True):
-    """How samples are rotated and scaled.
-
-    Attributes:
-        dimension: Number of axes that are transformed, 2 or 3. With 2, arrays may have a third axis
-            in front, whose slices are then all transformed in the same way.
-        rotation_rad: Range of the angle about each axis, in radians.
-        rotation_probability: Probability that a sample is rotated.
-        scaling: Range of the factor, which is the same for all axes; above one, objects become
-            smaller.
-        scaling_probability: Probability that a sample is scaled.
-    """
-
-    dimension: int
-    rotation_rad: tuple[float, float]
-    rotation_probability: float = 0.2
-    scaling: tuple[float, float] = (0.7, 1.4)
-    scaling_probability: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Rotation and scaling of one sample.
-
-    Attributes:
-        angles_rad: One angle in 2D; in 3D one about each array axis, applied from first to last.
-            In radians.
-        scale: Size of the patch in the source relative to its own size.
-    """
-
-    angles_rad: tuple[float, ...]
-    scale: float
-
-    def matrix(self) -> Tensor:
-        """The matrix (axes, axes), float64, from patch to source, about the centres of both."""
-        if len(self.angles_rad) == 1:
-            return _rotation(2, 0, 1, self.angles_rad[0]) * self.scale
-        first, second, third = self.angles_rad
-        about_0 = _rotation(3, 1, 2, first)
-        about_1 = _rotation(3, 2, 0, second)
-        about_2 = _rotation(3, 0, 1, third)
-        return about_2 @ about_1 @ about_0 * self.scale
 
 
 def sample_spatial(
     batch: int, spec: SpatialSpec, generator: Generator
 ) -> tuple[Placement | None, ...]:
     """Draws a placement per sample; None for a sample that is neither rotated nor scaled."""
-    placements: list[Placement | None] = []
-    count = 1 if spec.dimension == 2 else 3
-    for _ in range(batch):
-        chance = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-        drawn = torch.rand(count + 1, generator=generator, dtype=torch.float64).tolist()
-        rotates, scales = (
-            chance[0] < spec.rotation_probability,
-            chance[1] < spec.scaling_probability,
-        )
-        if not rotates and not scales:
-            placements.append(None)
-            continue
-        angles = [_between(spec.rotation_rad, u) if rotates else 0.0 for u in drawn[1:]]
-        scale = _between(spec.scaling, drawn[0]) if scales else 1.0
-        placements.append(Placement(tuple(angles), scale))
-    return tuple(placements)
+    drawn = torch.rand(batch, spec.draws, generator=generator, dtype=torch.float64)
+    return make_placements(drawn.numpy(), spec)
 
 
 def apply_spatial(
@@ -97,10 +41,6 @@ def apply_spatial(
     placements: Sequence[Placement | None],
 ) -> tuple[Tensor, Tensor]:
     """Cuts the patch out of the centre of each sample, rotated and scaled by its placement.
-
-    Images are interpolated linearly, with zeros outside. For labels, the one with the highest
-    linearly interpolated indicator wins, and the nearest one among equal indicators; outside the
-    source the label is `OUTSIDE`.
 
     Args:
         image: (b, c, *spatial).
@@ -119,44 +59,60 @@ def apply_spatial(
         raise ValueError(f"patch {tuple(patch_shape)} does not fit into {tuple(source)}")
     starts = [size // 2 - patch // 2 for size, patch in zip(source, patch_shape, strict=True)]
     centre = tuple(slice(s, s + patch) for s, patch in zip(starts, patch_shape, strict=True))
-    new_image = image.new_empty((*image.shape[:2], *patch_shape), dtype=torch.float32)
-    new_label = label.new_empty((*label.shape[:2], *patch_shape))
-    for sample, placement in enumerate(placements):
-        if placement is None:
-            new_image[sample] = image[sample][(slice(None), *centre)]
-            new_label[sample] = label[sample][(slice(None), *centre)]
-            continue
-        matrix = placement.matrix()
-        slices = (slice(None), *centre[: -len(matrix)])
-        blocks = len(matrix) == 3 and image.device.type == "cpu"
-        resample = resample_affine if blocks else resample_grid
-        resample(
-            image[sample][slices],
-            label[sample][slices],
-            matrix=matrix,
-            into=(new_image[sample], new_label[sample]),
+    new_image = image[:, :, *centre].to(torch.float32, copy=True).contiguous()
+    new_label = label[:, :, *centre].clone(memory_format=torch.contiguous_format)
+    turned = [sample for sample, placement in enumerate(placements) if placement is not None]
+    if turned:
+        place_turned(
+            *(_taken(batch, turned) for batch in (image, label)),
+            samples=turned,
+            placements=[placement for placement in placements if placement is not None],
+            into=(new_image, new_label),
         )
     return new_image, new_label
 
 
-def resample_grid(
-    image: Tensor, label: Tensor, *, matrix: Tensor, into: tuple[Tensor, Tensor]
+def place_turned(
+    image: Tensor,
+    label: Tensor,
+    *,
+    samples: Sequence[int],
+    placements: Sequence[Placement],
+    into: tuple[Tensor, Tensor],
 ) -> None:
-    """Does the same as `resample_affine` by torch's sampling, on any device and also by slices.
+    """Fills the patches of samples that are rotated or scaled.
+
+    Images are interpolated linearly, with zeros outside. For labels, the one with the highest
+    linearly interpolated indicator wins, and the nearest one among equal indicators; outside the
+    source the label is `OUTSIDE`.
 
     Args:
-        image: (c, *spatial), any float type.
-        label: (k, *spatial), any signed integer type.
-        matrix: (axes, axes), float64, from patch to source, for the last 2 or 3 axes.
-        into: Filled in place: image (c, *patch), float32, and label (k, *patch), of the label's
-            type.
+        image: The sources of these n samples, (n, c, *source).
+        label: (n, k, *source), any signed integer type.
+        samples: The indices of these samples in the batch.
+        placements: Their rotation and scaling.
+        into: The patches of the whole batch, filled in place: image (b, c, *patch), float32, and
+            label (b, k, *patch), of the label's type.
     """
-    patch, source = into[0].shape[1:], image.shape[1:]
-    grid = _grid(matrix, patch, source).to(image.device)
-    into[0].copy_(_interpolate(image.float(), grid))
-    outside = _reaches_outside(matrix, patch, source)
-    for old, new in zip(label, into[1], strict=True):
-        new.copy_(_resample_label(old, grid, outside))
+    matrices = np.array([placement.matrix() for placement in placements])
+    patch, axes = into[0].shape[2:], matrices.shape[1]
+    # Slices that are transformed alike are cut out of the centre.
+    first = [(n - p) // 2 for n, p in zip(image.shape[2:-axes], patch[:-axes], strict=True)]
+    slices = [slice(f, f + p) for f, p in zip(first, patch, strict=False)]
+    image, label = image[:, :, *slices], label[:, :, *slices]
+    if axes == 3 and _on_cpu(image):
+        for index, sample in enumerate(samples):
+            matrix = torch.from_numpy(matrices[index])
+            target = (into[0][sample], into[1][sample])
+            resample_affine(image[index], label[index], matrix=matrix, into=target)
+        return
+    together = rows_at_once(into[1][0].numel(), image.device)
+    for start in range(0, len(samples), together):
+        part = slice(start, start + together)
+        places = to_device(np.array(samples[part]), image.device)
+        grid = _grid(matrices[part], patch, image.shape[2:], image.device)
+        into[0].index_copy_(0, places, _interpolate(image[part].float(), grid))
+        into[1].index_copy_(0, places, _resample_labels(label[part], grid))
 
 
 def sample_mirror(
@@ -171,110 +127,183 @@ def sample_mirror(
 
 def apply_mirror(batch: Tensor, flips: Sequence[Sequence[int]]) -> None:
     """Flips each sample of (b, c, *spatial), in place, along its spatial axes in `flips`."""
-    for sample, axes in enumerate(flips):
-        if axes:
-            batch[sample] = batch[sample].flip([axis + 1 for axis in axes])
+    for axes in sorted({tuple(each) for each in flips if each}):
+        rows = [sample for sample, each in enumerate(flips) if tuple(each) == axes]
+        change_rows(batch, rows, partial(_flip, dims=[axis + 2 for axis in axes]))
 
 
-def _rotation(size: int, row: int, column: int, angle_rad: float) -> Tensor:
-    matrix = torch.eye(size, dtype=torch.float64)
-    matrix[row, row] = matrix[column, column] = math.cos(angle_rad)
-    matrix[row, column] = -math.sin(angle_rad)
-    matrix[column, row] = math.sin(angle_rad)
-    return matrix
+def _flip(picked: Tensor, _: slice, *, dims: list[int]) -> None:
+    picked.copy_(picked.flip(dims))
 
 
-def _between(limits: tuple[float, float], position: float) -> float:
-    return limits[0] + position * (limits[1] - limits[0])
+def _on_cpu(batch: Tensor) -> bool:
+    return batch.device.type == "cpu"
 
 
-def _grid(matrix: Tensor, patch_shape: Sequence[int], source: Sequence[int]) -> Tensor:
-    """The position of each patch voxel in the source, in grid_sample's units and order of axes.
+def _taken(batch: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some samples of a batch; without a copy if they are all of it."""
+    if len(rows) == len(batch):
+        return batch
+    return batch.index_select(0, to_device(np.array(rows), batch.device))
 
-    It is computed as a sum over axes, so that only the last term has the size of the patch.
+
+def _grid(
+    matrices: npt.NDArray[np.float64],
+    patch: Sequence[int],
+    source: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """The positions (n, *patch, axes) of patch voxels in the source, in units of grid_sample.
+
+    They are sums over axes. The terms are computed here and added on the device, so that only these
+    are sent to it.
     """
-    count = len(matrix)
-    sizes = torch.tensor(source[-count:], dtype=torch.float64)
-    scaled = (matrix * (2.0 / sizes[:, None])).flip(0)
-    grid = torch.zeros([1] * count + [count])
-    for axis, patch in enumerate(patch_shape[-count:]):
-        position = torch.arange(patch, dtype=torch.float64) - (patch - 1) / 2
-        shape = [patch if other == axis else 1 for other in range(count)]
-        grid = grid + torch.outer(position, scaled[:, axis]).float().reshape(*shape, count)
+    count = matrices.shape[1]
+    sizes = np.array(source[-count:], np.float64)
+    scaled = (matrices * (2.0 / sizes[:, None]))[:, ::-1]
+    lines = [np.arange(size) - (size - 1) / 2 for size in patch[-count:]]
+    terms = [line[:, None] * scaled[:, None, :, axis] for axis, line in enumerate(lines)]
+    sent = to_device(np.concatenate(terms, axis=1).astype(np.float32), device)
+    grid: Tensor | None = None
+    for axis, term in enumerate(torch.split(sent, [len(line) for line in lines], dim=1)):
+        shape = [1] * count
+        shape[axis] = term.shape[1]
+        further = term.view(len(term), *shape, count)
+        grid = further if grid is None else grid + further
+    if grid is None:
+        raise ValueError("no axes")
     return grid
 
 
-def _reaches_outside(matrix: Tensor, patch_shape: Sequence[int], source: Sequence[int]) -> bool:
-    """Whether a corner of the patch may lie beyond the outermost voxel centres of the source."""
-    count = len(matrix)
-    reach = matrix.abs() @ (torch.tensor(patch_shape[-count:], dtype=torch.float64) - 1) / 2
-    limit = (torch.tensor(source[-count:], dtype=torch.float64) - 1) / 2
-    # The grid is in float32: to be safe, positions just below the limit count as outside.
-    return bool((reach > limit - 1e-3).any())
-
-
-def _interpolate(volume: Tensor, grid: Tensor) -> Tensor:
-    """Interpolates (c, *spatial) linearly; a grid of two axes is applied to each slice."""
+def _interpolate(volumes: Tensor, grid: Tensor) -> Tensor:
+    """Interpolates (n, c, *spatial) linearly; a grid of two axes is applied to each slice."""
     count = grid.shape[-1]
-    planes = volume.reshape(1, -1, *volume.shape[-count:])
+    planes = volumes.flatten(1, -count - 1)
     sampled = F.grid_sample(
-        planes, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
+        planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
-    return sampled.reshape(*volume.shape[:-count], *grid.shape[:-1])
+    return sampled.view(*volumes.shape[:-count], *grid.shape[1:-1])
 
 
-def _resample_label(label: Tensor, grid: Tensor, outside: bool) -> Tensor:
-    values = [v - 1 for v in torch.bincount(label.flatten() + 1).nonzero().flatten().tolist()]
-    if outside and values[0] != OUTSIDE:
-        values.insert(0, OUTSIDE)
-    shape = (*label.shape[: label.ndim - grid.shape[-1]], *grid.shape[:-1])
-    if len(values) == 1:
-        return label.new_full(shape, values[0])
-    scores = _label_scores(label, values, grid)
-    winner = label.new_full(shape, values[0])
-    best = scores[0].clone()
-    tied = torch.zeros(shape, dtype=torch.bool, device=label.device)
-    for value, score in zip(values[1:], scores[1:], strict=True):
-        better = score > best
-        tied = tied.logical_and_(~better).logical_or_(score == best)
-        winner.masked_fill_(better, value)
-        torch.maximum(best, score, out=best)
-    if bool(tied.any()):
-        nearest = _nearest(label, grid, tied.nonzero())
-        order = torch.tensor(values, device=label.device)
-        among = (order[:, None] == nearest) & (scores[:, tied] == best[tied])
-        winner[tied] = torch.where(among.any(0), nearest, winner[tied])
-    return winner
+def _resample_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """The label (n, k, *patch) of each position of a grid in (n, k, *spatial).
 
-
-def _label_scores(label: Tensor, values: Sequence[int], grid: Tensor) -> Tensor:
-    """Interpolated indicators (values, *patch) of the labels, in thousandths.
-
-    Indicators sum to one everywhere, also outside: that of the first label is what is left by the
-    others.
+    No step depends on which labels there are, so that the CPU need not wait for a GPU.
     """
-    shape = (*label.shape[: label.ndim - grid.shape[-1]], *grid.shape[:-1])
-    scores = torch.empty((len(values), *shape), dtype=torch.float16, device=label.device)
-    rest = torch.full(shape, _SCORE, device=label.device)
-    for start in range(1, len(values), _PLANES):
-        part = values[start : start + _PLANES]
-        planes = torch.empty((len(part), *label.shape), device=label.device)
-        for plane, value in zip(planes, part, strict=True):
-            plane.copy_(label == value)
-        sampled = _interpolate(planes, grid).mul_(_SCORE)
-        scores[start : start + _PLANES] = sampled
-        rest -= sampled.sum(0)
-    scores[0] = rest
-    return scores
-
-
-def _nearest(label: Tensor, grid: Tensor, places: Tensor) -> Tensor:
-    """The nearest label in the source for patch voxels (n, axes); OUTSIDE beyond its border."""
     count = grid.shape[-1]
-    slices, moved = places[:, :-count], places[:, -count:]
-    size = torch.tensor(label.shape[-count:], device=label.device)
-    point = ((grid[moved.unbind(1)].flip(1) + 1) * size - 1) / 2
-    index = point.round().long()
-    inside = ((index >= 0) & (index < size)).all(1)
-    index = torch.cat([slices, torch.minimum(index.clamp_min(0), size - 1)], dim=1)
-    return torch.where(inside, label[index.unbind(1)], OUTSIDE)
+    lattice = _Lattice.of(labels.flatten(1, -count - 1), count)
+    points = lattice.points(grid.flatten(1, -2))
+    winners = _where_needed(lattice, points) if _on_cpu(labels) else lattice.winners(points)
+    return winners.view(*labels.shape[:-count], *grid.shape[1:-1])
+
+
+def _where_needed(lattice: "_Lattice", points: Tensor) -> Tensor:
+    """The labels as by `_Lattice.winners`, weighed only where the corners differ; for a CPU."""
+    values, wanted = lattice.values, lattice.first(points)[:, None]
+    low = high = values
+    # A plane is treated as one line. The end of a row has no cell that is used.
+    for step in lattice.strides.flatten().tolist():
+        low = torch.minimum(low[..., :-step], low[..., step:])
+        high = torch.maximum(high[..., :-step], high[..., step:])
+    mixed = torch.iinfo(values.dtype).max
+    alike = torch.where(low == high, low, mixed)
+    winners = alike.gather(2, wanted.expand(-1, values.shape[1], -1))
+    flat = winners.view(-1)
+    apart = (flat == mixed).nonzero().flatten()
+    plane = apart.div(points.shape[2], rounding_mode="floor")
+    place = apart - plane * points.shape[2]
+    sample = plane.div(values.shape[1], rounding_mode="floor")
+    own = points[sample, :, place].T.contiguous()[None]
+    one = replace(lattice, values=values.view(1, 1, -1), starts=plane * values.shape[2])
+    flat[apart] = one.winners(own).flatten()
+    return winners
+
+
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """The labels of several samples at the corners of cells.
+
+    Attributes:
+        values: Flat planes (n, p, voxels) with a border of `OUTSIDE`.
+        size: Size of the planes without the border, (axes, 1), float32.
+        strides: Steps of the flat planes, (axes, 1), int64.
+        corners: Where the corners of a cell are from the first one, (4 or 8, 1), int64.
+        bits: The place of each axis in the number of a corner, (axes, 1), int64.
+        starts: Where the planes of the positions begin; 0 where they have planes of their own.
+    """
+
+    values: Tensor
+    size: Tensor
+    strides: Tensor
+    corners: Tensor
+    bits: Tensor
+    starts: Tensor | int = 0
+
+    @classmethod
+    def of(cls, planes: Tensor, axes: int) -> "_Lattice":
+        """Makes it of planes (n, p, *spatial)."""
+        sizes = np.array(planes.shape[2:])
+        strides = np.append(np.cumprod(sizes[:0:-1] + 2)[::-1], 1)
+        corners = np.array(list(product((0, 1), repeat=axes))) @ strides
+        numbers = np.concatenate([strides, 2 ** np.arange(axes)[::-1], corners])
+        sent = torch.split(to_device(numbers[:, None], planes.device), [axes, axes, len(corners)])
+        return cls(
+            values=F.pad(planes, [1, 1] * axes, value=OUTSIDE).flatten(2),
+            size=to_device(sizes.astype(np.float32)[:, None], planes.device),
+            strides=sent[0],
+            bits=sent[1],
+            corners=sent[2],
+        )
+
+    def points(self, grid: Tensor) -> Tensor:
+        """The positions (n, axes, m) of a grid (n, m, axes); those outside end in the border."""
+        # As grid_sample counts: the last coordinate belongs to the first axis.
+        points = torch.stack(grid.unbind(2)[::-1], 1)
+        points.add_(1.0).mul_(self.size * 0.5).sub_(0.5).clamp_min_(-1.0)
+        return torch.minimum(points, self.size, out=points)
+
+    def first(self, points: Tensor) -> Tensor:
+        """The place (n, m) of the first corner of the cell of each position."""
+        return self._floor(points).long().add_(1).mul_(self.strides).sum(1)
+
+    def winners(self, points: Tensor) -> Tensor:
+        """The labels (n, p, m) with the largest shares; of equals the nearest or smallest."""
+        floor = self._floor(points)
+        nearest = points.round().sub_(floor).long().mul_(self.bits).sum(1)[:, None, None]
+        share = points - floor
+        shares = torch.stack([1 - share, share], 2)
+        weights = shares[:, 0]
+        for axis in range(1, points.shape[1]):
+            weights = (weights[:, :, None] * shares[:, axis, None]).flatten(1, 2)
+        place = (self.first(points) + self.starts)[:, None]
+        place = place.expand(-1, self.values.shape[1], -1)
+        # Corner by corner, because indices take most of the memory.
+        found = [self.values.gather(2, place + corner) for corner in self.corners.unbind()]
+        around = torch.stack(found, 2)
+        return _winners(around, weights[:, None], nearest)
+
+    def _floor(self, points: Tensor) -> Tensor:
+        floor = points.floor()
+        return torch.minimum(floor, self.size - 1, out=floor)
+
+
+def _winners(around: Tensor, weights: Tensor, nearest: Tensor) -> Tensor:
+    """Decides between corners.
+
+    Args:
+        around: The labels at the corners, (n, p, corners, m).
+        weights: The weights of the corners in linear interpolation, (n, 1, corners, m).
+        nearest: The number of the nearest corner, (n, 1, 1, m).
+
+    Returns:
+        The labels (n, p, m).
+    """
+    weights = weights * _SCORE
+    scores = torch.stack(
+        [((around == own) * weights).sum(2).half() for own in torch.split(around, 1, dim=2)], dim=2
+    )
+    best = scores == scores.amax(2, keepdim=True)
+    closest = around.gather(2, nearest.expand(*around.shape[:2], -1, -1))
+    smallest = torch.where(best, around, torch.iinfo(around.dtype).max).amin(2)
+    wins = best.logical_and_(around == closest).any(2)
+    return torch.where(wins, closest[:, :, 0], smallest)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
-from autoliver.training.augment.intensity import blur_matrix, multiply_axes
+from autoliver.training.augment.lines import blur_matrix, multiply_axes
 
 # Values of SynthSeg, whose grey values range from 0 to 255, scaled to 0 to 1.
 _MEAN = (25 / 255, 225 / 255)

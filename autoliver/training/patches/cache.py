@@ -23,6 +23,7 @@ from autoliver.memory import GB
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.patches.sampling import (
     IMAGE_PAD,
+    PatchPlace,
     PatchStream,
     Sliceable,
     TrainingCase,
@@ -82,6 +83,11 @@ def measure_need(cases: Iterable[TrainingCase], *, outside: bool = False) -> Nee
     return Need(
         gpu_gb=(arrays + _LABEL_BYTES * voxels) / GB, ram_gb=(arrays + _OUTSIDE_BYTES * voxels) / GB
     )
+
+
+def measure_voxels(voxels: int, channels: int, labels: int) -> float:
+    """The memory in GB that so many voxels take, with image channels and label channels."""
+    return voxels * (_IMAGE_BYTES * channels + _LABEL_BYTES * labels) / GB
 
 
 def measure_room(machine: Machine, device: torch.device, *, network_gb: float = 0.0) -> Room:
@@ -190,6 +196,16 @@ def in_memory(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
     return [CaseInMemory(case) for case in cases]
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnBatch:
+    """A `Batch` as tensors: patches, classes, cases, and the sources of turned patches."""
+
+    image: Tensor
+    target: Tensor
+    cases: tuple[CaseFacts, ...]
+    wide: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
 class DeviceStream:
     """A stream whose cases are kept on the device, in float32 and int16 as in the store.
 
@@ -203,22 +219,30 @@ class DeviceStream:
         bar = tqdm(stream.sampler.cases, desc=f"cases to {device}", unit="case", disable=None)
         self._arrays = [self._upload(case, index) for index, case in enumerate(bar)]
 
-    def draw(self, number: int) -> tuple[Tensor, Tensor, tuple[CaseFacts, ...]]:
-        """Image, target and cases of a batch as by `PatchStream.draw`, but on the device."""
-        sampler, places = self.stream.sampler, self.stream.places(number)
-        channels, shape = sampler.cases[0].image.shape[0], sampler.box_shape
+    def draw(self, number: int) -> DrawnBatch:
+        """A batch as by `PatchStream.draw`, but on the device."""
+        places = self.stream.places(number)
+        boxes = self.stream.boxes(number, places)
+        image, target = self._cut(boxes.whole, boxes.shape)
+        wide = tuple(self._cut(own, shape) for shape, own in boxes.wide)
+        return DrawnBatch(image, target, self.stream.sampler.facts(places), wide)
+
+    def _cut(
+        self, places: Sequence[PatchPlace | None], shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        sampler = self.stream.sampler
+        channels = sampler.cases[0].image.shape[0]
         size = (len(places), channels, *shape)
         images = torch.full(size, IMAGE_PAD, dtype=torch.float32, device=self.device)
         # Outside the image the class is -1, as the label is.
         size = (len(places), sampler.label_channels, *shape)
         targets = torch.full(size, OUTSIDE, dtype=torch.int16, device=self.device)
         for place, image, target in zip(places, images, targets, strict=True):
-            values, classes = self._arrays[place.case]
-            sampler.paste(values, place.start, into=image)
-            sampler.paste(classes, place.start, into=target)
-        if sampler.flat:
-            images, targets = images[:, :, 0], targets[:, :, 0]
-        return images, targets, sampler.facts(places)
+            if place is not None:
+                values, classes = self._arrays[place.case]
+                sampler.paste(values, place.start, into=image)
+                sampler.paste(classes, place.start, into=target)
+        return (images[:, :, 0], targets[:, :, 0]) if sampler.flat else (images, targets)
 
     def _upload(self, case: TrainingCase, index: int) -> tuple[Tensor, Tensor]:
         everything, sampler = (slice(None),) * 4, self.stream.sampler

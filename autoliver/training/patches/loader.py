@@ -25,7 +25,7 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from autoliver.errors import AutoliverError
 from autoliver.parallel import cause_of_death, without_main
-from autoliver.training.patches.sampling import Batch, PatchStream
+from autoliver.training.patches.sampling import Allocate, Batch, PatchStream
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
     def generate_train_batch(self) -> dict[str, Any]:
         """The next batch of this thread: "data" (b, c, *patch), "target" (b, 1, *patch), "keys".
 
+        If the stream is told how patches will be rotated, there is also "wide" (`Batch.wide`).
+
         Raises:
             StopIteration: There are no more batches.
         """
@@ -61,11 +63,12 @@ class PatchLoader(SlimDataLoaderBase):  # type: ignore[misc]
             raise StopIteration
         batch: Batch = self._data.draw(mine[self.drawn])
         self.drawn += 1
-        return {"data": batch.image, "target": batch.label, "keys": batch.cases}
+        found = {"data": batch.image, "target": batch.label, "keys": batch.cases}
+        return {**found, "wide": batch.wide} if batch.wide else found
 
 
 def drawn_by_workers(
-    stream: PatchStream, numbers: range, workers: int
+    stream: PatchStream, numbers: range, workers: int, allocate: Allocate = np.empty
 ) -> Generator[Batch, None, None]:
     """Yields batches in the order of their numbers; worker processes draw them ahead.
 
@@ -73,6 +76,7 @@ def drawn_by_workers(
         stream: The stream to draw from, which must be picklable.
         numbers: Numbers of the batches.
         workers: Number of processes; no more than there are batches are started.
+        allocate: Makes the arrays of the batches.
 
     Yields:
         The batches.
@@ -89,10 +93,10 @@ def drawn_by_workers(
                 worker.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             _log.warning("Worker processes cannot be started here (%s): drawing patches", error)
-            yield from map(stream.draw, numbers)
+            yield from (stream.draw(number, allocate) for number in numbers)
             return
         for index in range(len(numbers)):
-            yield crew[index % workers].receive()
+            yield crew[index % workers].receive(allocate)
     finally:
         for worker in crew:
             worker.end()
@@ -124,13 +128,13 @@ class _Worker:
             theirs.close()
         self.process, self.pipe = process, ours
 
-    def receive(self) -> Batch:
+    def receive(self, allocate: Allocate) -> Batch:
         cause = ""
         for number in range(_TRIES):
             if number:
                 _log.warning("%s while drawing patches; another worker replaces it.", cause)
                 self.start()
-            found = self._read()
+            found = self._read(allocate)
             if isinstance(found, Exception):
                 raise found
             if found is not None:
@@ -144,7 +148,7 @@ class _Worker:
             hint="Use fewer processes with --workers 1, or none with --cache ram.",
         )
 
-    def _read(self) -> Batch | Exception | None:
+    def _read(self, allocate: Allocate) -> Batch | Exception | None:
         """The next batch, or the exception that it raised; None if the process has died."""
         if self.pipe is None:
             return None
@@ -152,12 +156,13 @@ class _Worker:
             found = self.pipe.recv()
             if isinstance(found, Exception):
                 return found
-            image, label = (np.empty(shape, kind) for shape, kind in found["arrays"])
-            for array in (image, label):
+            arrays = [allocate(shape, kind) for shape, kind in found["arrays"]]
+            for array in arrays:
                 _read_into(array, self.pipe)
         except (EOFError, OSError):
             return None
-        return Batch(image, label, found["cases"])
+        image, label, *wide = arrays
+        return Batch(image, label, found["cases"], tuple(zip(wide[::2], wide[1::2], strict=True)))
 
     def end(self, *, patience_s: float = 0.0) -> str:
         """Ends the process if it still runs; returns the cause as the first words of a message."""
@@ -197,7 +202,9 @@ def _send(batch: dict[str, Any] | Exception, pipe: Connection) -> None:
     if isinstance(batch, Exception):
         pipe.send(batch)
         return
-    arrays = [np.ascontiguousarray(batch[key]) for key in ("data", "target")]
+    wide = [array for pair in batch.get("wide", ()) for array in pair]
+    sent = (batch["data"], batch["target"], *wide)
+    arrays = [np.ascontiguousarray(array) for array in sent]
     pipe.send({"arrays": [(a.shape, a.dtype) for a in arrays], "cases": batch["keys"]})
     for array in arrays:
         _write(array, pipe)

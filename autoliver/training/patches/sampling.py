@@ -1,7 +1,7 @@
 """Draws patches from the store: chooses their positions and cuts out their voxels."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,12 +12,23 @@ from autoliver.datasets.cases import CaseFacts
 from autoliver.planning.plan import neighbours
 from autoliver.preprocessing.case import ANNOTATED
 from autoliver.preprocessing.crop import OUTSIDE, Bounds
+from autoliver.training.augment.placement import (
+    SpatialSpec,
+    TurnedGroup,
+    first_draws,
+    make_placements,
+    turned_groups,
+)
 from autoliver.training.patches.region import PatchBox, inside, start_in
 from autoliver.training.recipes import SamplerKind
 from autoliver.training.share import Part
 
 # Value of voxels outside the image: the mean of a normalised image.
 IMAGE_PAD = 0.0
+
+# Makes an array of a shape and a type, whose values do not matter.
+Allocate = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]
 
 
 class Sliceable(Protocol):
@@ -72,6 +83,21 @@ class PatchPlace:
     start: tuple[int, int, int]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchBoxes:
+    """The boxes of voxels that the patches of a batch need.
+
+    Attributes:
+        shape: Shape (z, y, x) of a patch.
+        whole: Place of each patch; None for those that are rotated or scaled.
+        wide: The boxes of each group of these: their shape (z, y, x) and their places.
+    """
+
+    shape: tuple[int, int, int]
+    whole: Sequence[PatchPlace | None]
+    wide: Sequence[tuple[tuple[int, int, int], Sequence[PatchPlace]]] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Patches and the cases that they come from.
@@ -82,11 +108,14 @@ class Batch:
             a second channel holds the prediction of its first stage. The last channel is that of
             `PatchSampler.outside`, if there is one.
         cases: The case of each patch.
+        wide: Image (n, c, *source) and label of each group of patches that will be rotated or
+            scaled (`PatchStream.groups`). These have no values in `image` and `label`.
     """
 
     image: npt.NDArray[np.float32]
     label: npt.NDArray[np.int16]
     cases: tuple[CaseFacts, ...]
+    wide: tuple[Arrays, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +179,18 @@ class PatchSampler:
         return 1 + (self.previous is not None) + (self.outside is not None)
 
     @property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of the network's patches: that of the patches without the margin."""
+        return tuple(s - m for s, m in zip(self.patch_shape, self.margin, strict=True))
+
+    @property
     def box_shape(self) -> tuple[int, int, int]:
         """Shape of a patch as a box (z, y, x)."""
-        z, y, x = (self.slices,) * (3 - len(self.patch_shape)) + self.patch_shape
+        return self.as_box(self.patch_shape)
+
+    def as_box(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """A shape of 2 or 3 sizes as one of a box (z, y, x), with all slices of a 2D patch."""
+        z, y, x = (self.slices,) * (3 - len(shape)) + shape
         return z, y, x
 
     @property
@@ -189,22 +227,44 @@ class PatchSampler:
 
     def cut(self, places: Sequence[PatchPlace]) -> Batch:
         """Cuts out the patches at these places."""
-        channels = self.cases[places[0].case].image.shape[0]
-        shape = self.box_shape
-        images = np.full((len(places), channels, *shape), IMAGE_PAD, np.float32)
+        return self.cut_boxes(PatchBoxes(shape=self.box_shape, whole=places), places)
+
+    def cut_boxes(
+        self, boxes: PatchBoxes, places: Sequence[PatchPlace], allocate: Allocate = np.empty
+    ) -> Batch:
+        """Cuts out the boxes of a batch.
+
+        Args:
+            boxes: The boxes.
+            places: The places of the patches, which tell the cases.
+            allocate: Makes the arrays.
+        """
+        image, label = self._fill(boxes.whole, boxes.shape, allocate)
+        wide = tuple(self._fill(own, shape, allocate) for shape, own in boxes.wide)
+        return Batch(image, label, self.facts(places), wide)
+
+    def _fill(
+        self, places: Sequence[PatchPlace | None], shape: tuple[int, ...], allocate: Allocate
+    ) -> Arrays:
+        """Images and labels at some places; without a place an array keeps what it holds."""
+        channels = self.cases[0].image.shape[0]
+        images = allocate((len(places), channels, *shape), np.float32)
+        targets = allocate((len(places), self.label_channels, *shape), np.int16)
         # Values that are still to be mapped reach 65,535; others are classes already.
         mapped = self.classes is not None or self.previous is not None
-        kind = np.int32 if mapped else np.int16
-        labels = np.full((len(places), self.label_channels, *shape), OUTSIDE, kind)
-        for place, image, label in zip(places, images, labels, strict=True):
-            case = self.cases[place.case]
-            self.paste(case.image, place.start, into=image)
+        values = np.empty(targets.shape[1:], np.int32) if mapped else None
+        for place, image, target in zip(places, images, targets, strict=True):
+            if place is None:
+                continue
+            image.fill(IMAGE_PAD)
+            self.paste(self.cases[place.case].image, place.start, into=image)
+            label = target if values is None else values
+            label.fill(OUTSIDE)
             for channel, array in enumerate(self.label_arrays(place.case)):
                 self.paste(array, place.start, into=label[channel : channel + 1])
-        targets = self.to_classes(labels)
-        if self.flat:
-            images, targets = images[:, :, 0], targets[:, :, 0]
-        return Batch(images, targets, self.facts(places))
+            if values is not None:
+                target[...] = self.to_classes(values)
+        return (images[:, :, 0], targets[:, :, 0]) if self.flat else (images, targets)
 
     def paste(self, array: Any, start: Sequence[int], *, into: Any) -> None:
         """Copies the voxels of a patch, as `paste`; a 2D patch gets all of its slices.
@@ -315,24 +375,76 @@ class PatchStream:
         sampler: The sampler that draws the batches.
         seed: Seed of this stream.
         part: The part of each batch that is made; None: the whole batch.
+        spatial: How the patches will be rotated and scaled (`augment_seed` decides): no more than
+            what that needs is cut out. None: all patches are cut out as large as the sampler has
+            them.
     """
 
     sampler: PatchSampler
     seed: tuple[int, ...]
     part: Part | None = None
+    spatial: SpatialSpec | None = None
 
     def rng(self, number: int) -> np.random.Generator:
         """The random generator of a batch."""
         return np.random.default_rng([*self.seed, number])
+
+    def augment_seed(self, number: int) -> int:
+        """The seed of the augmentations of a batch."""
+        return int(self.rng(number).integers(2**62))
 
     def places(self, number: int) -> list[PatchPlace]:
         """The places of those patches of a batch that belong to this part."""
         places = self.sampler.places(self.rng(number), number)
         return places if self.part is None else places[self.part.start : self.part.stop]
 
-    def draw(self, number: int) -> Batch:
-        """Draws this part of a batch."""
+    def groups(self, number: int) -> tuple[TurnedGroup, ...]:
+        """The patches of this part that will be rotated or scaled, as is drawn first."""
+        if self.spatial is None:
+            return ()
+        drawn = first_draws(self.augment_seed(number), self.sampler.batch_size, self.spatial)
+        part = self.part or Part(start=0, stop=len(drawn), whole=len(drawn))
+        placements = make_placements(drawn[part.start : part.stop], self.spatial)
+        return turned_groups(placements, self.sampler.inner_shape, self.sampler.patch_shape)
+
+    def boxes(self, number: int, places: Sequence[PatchPlace]) -> PatchBoxes:
+        """The boxes that the patches of a batch need, all about the centres of their places."""
+        sampler = self.sampler
+        if self.spatial is None:
+            return PatchBoxes(shape=sampler.box_shape, whole=places)
+        source, patch, groups = sampler.patch_shape, sampler.inner_shape, self.groups(number)
+        turned = {sample for group in groups for sample in group.samples}
+        middle = [s // 2 - p // 2 for s, p in zip(source, patch, strict=True)]
+        wide = []
+        for group in groups:
+            edge = [(s - w) // 2 for s, w in zip(source, group.shape, strict=True)]
+            own = [_moved(places[sample], edge) for sample in group.samples]
+            wide.append((sampler.as_box(group.shape), own))
+        return PatchBoxes(
+            shape=sampler.as_box(patch),
+            whole=[
+                None if sample in turned else _moved(place, middle)
+                for sample, place in enumerate(places)
+            ],
+            wide=wide,
+        )
+
+    def draw(self, number: int, allocate: Allocate = np.empty) -> Batch:
+        """Draws this part of a batch; `allocate` makes its arrays."""
+        places = self.places(number)
+        return self.sampler.cut_boxes(self.boxes(number, places), places, allocate)
+
+    def draw_whole(self, number: int) -> Batch:
+        """Draws this part of a batch with all patches as large as the sampler has them."""
         return self.sampler.cut(self.places(number))
+
+
+def _moved(place: PatchPlace, by: Sequence[int]) -> PatchPlace:
+    """The place of a box that begins further inside, by some voxels along the last axes."""
+    z, y, x = (
+        first + more for first, more in zip(place.start, (*[0] * (3 - len(by)), *by), strict=True)
+    )
+    return replace(place, start=(z, y, x))
 
 
 def paste(array: Any, start: Sequence[int], *, into: Any) -> None:

@@ -1,32 +1,33 @@
 """Makes batches for the network: drawn, mapped to classes, moved to the device, augmented."""
 
-import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import CaseFacts
+from autoliver.memory import GB
 from autoliver.training.augment.batch import (
     AugmentSpec,
+    PlacedBatch,
     augment_batch,
+    augment_placed,
 )
 from autoliver.training.augment.cascade import show_previous
+from autoliver.training.patches.ahead import SendBuffers, ahead, timed
 from autoliver.training.patches.cache import (
     CacheKind,
     DeviceStream,
+    DrawnBatch,
     in_memory,
 )
 from autoliver.training.patches.loader import drawn_by_workers
 from autoliver.training.patches.outside import measure_all
 from autoliver.training.patches.sampling import Batch, PatchStream
-
-T = TypeVar("T")
-_Drawn = tuple[Tensor, Tensor, tuple[CaseFacts, ...]]
+from autoliver.training.share import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class TrainingBatch:
             patch are channels, those of the first image channel first.
         target: Classes (b, 1, *patch), int16.
         cases: The case of each patch.
-        seconds: Seconds until the batch was ready: waiting for the patches, and augmentation as far
-            as it is not asynchronous.
-        waited: Seconds of these that were spent waiting for the patches.
+        seconds: Seconds that the training's process waited for the batch: for its patches, and for
+            their augmentation where that is not done while the step before is taken.
+        waited: These seconds, and those that the device itself waited for earlier batches.
         outside: (b, 1, *patch), where labels that are unknown in a case are known to be absent;
             None: nowhere.
     """
@@ -51,16 +52,27 @@ class TrainingBatch:
     image: Tensor
     target: Tensor
     cases: tuple[CaseFacts, ...]
-    seconds: float
-    waited: float
+    seconds: float = 0.0
+    waited: float = 0.0
     outside: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What of the batch is on the device."""
+        return [each for each in (self.image, self.target, self.outside) if each is not None]
 
 
 class Patches:
     """The batches of a stream on the device; each is a function of its number alone."""
 
     def __init__(
-        self, stream: PatchStream, cache: CacheKind, device: torch.device, *, workers: int = 0
+        self,
+        stream: PatchStream,
+        cache: CacheKind,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        keep_gb: float = 0.0,
     ) -> None:
         """Brings the cases to the place where they are kept.
 
@@ -70,9 +82,14 @@ class Patches:
             device: Device of the batches.
             workers: Number of processes that draw patches from disk; 0: a thread of this process
                 does.
+            keep_gb: Memory for drawn batches, which are not drawn again; workers keep none.
         """
         self.stream = stream
         self.cache = cache
+        # Patches that will be rotated are changed in place.
+        self._room = round(keep_gb * GB) if stream.spatial is None else 0
+        self._keeps = self._room > 0
+        self._kept: dict[int, DrawnBatch] = {}
         self.device = device
         self.workers = workers if cache == "disk" else 0
         self._on_device = DeviceStream(stream, device) if cache == "gpu" else None
@@ -92,77 +109,128 @@ class Patches:
             patch_shape: Shape of the patches after augmentation, with all slices of a 2D patch.
             spec: Augmentations; None: none.
         """
+        made = self._made(numbers, patch_shape, spec)
+        with closing(made), closing(timed(made, self.device, lambda each: each.tensors)) as ready:
+            for batch, seconds, stalled in ready:
+                yield replace(batch, seconds=seconds, waited=seconds + stalled)
+
+    def redraw(self, number: int) -> Batch:
+        """Draws a batch again, in memory, as large as patches are cut out at most."""
+        return self.stream.draw_whole(number)
+
+    def _made(
+        self, numbers: range, patch_shape: Sequence[int], spec: AugmentSpec | None
+    ) -> Generator[TrainingBatch, None, None]:
+        """The batches on the device, augmented."""
+        sampler = self.stream.sampler
         with closing(self._drawn(numbers)) as drawn:
-            for number in numbers:
-                start = time.monotonic()
-                image, target, cases = next(drawn)
-                waited = time.monotonic() - start
+            for number, found in zip(numbers, drawn, strict=True):
                 generator = None
                 if spec is None:
-                    target = target.clamp_min(0)
+                    image, target = found.image, found.target.clamp_min(0)
                 else:
-                    seed = int(self.stream.rng(number).integers(2**62))
+                    seed = self.stream.augment_seed(number)
                     generator = torch.Generator().manual_seed(seed)
-                    image, target = augment_batch(
-                        image,
-                        target,
-                        patch_shape=patch_shape,
-                        spec=spec,
-                        generator=generator,
-                        part=self.stream.part,
-                    )
-                slices = self.stream.sampler.slices
+                    image, target = self._augmented(number, found, patch_shape, spec, generator)
+                slices = sampler.slices
                 if slices > 1:
                     image, target = image.flatten(1, 2), target[:, :, slices // 2]
                 outside = None
-                if self.stream.sampler.outside is not None:
+                if sampler.outside is not None:
                     target, outside = target[:, :-1], target[:, -1:] > 0
-                previous = self.stream.sampler.previous
-                if previous is not None:
+                if sampler.previous is not None:
                     image, target = show_previous(
                         image,
                         target,
-                        channels=int(previous.max()),
+                        channels=int(sampler.previous.max()),
                         generator=generator,
                         part=self.stream.part,
                     )
-                seconds = time.monotonic() - start
-                yield TrainingBatch(number, image, target, cases, seconds, waited, outside)
+                yield TrainingBatch(number, image, target, found.cases, outside=outside)
 
-    def redraw(self, number: int) -> Batch:
-        """Draws a batch again, in memory and without augmentations."""
-        return self.stream.draw(number)
+    def _augmented(
+        self,
+        number: int,
+        found: DrawnBatch,
+        patch_shape: Sequence[int],
+        spec: AugmentSpec,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        if self.stream.spatial is None:
+            return augment_batch(
+                found.image,
+                found.target,
+                patch_shape=patch_shape,
+                spec=spec,
+                generator=generator,
+                part=self.stream.part,
+            )
+        if self.stream.spatial != spec.spatial:
+            raise ValueError("the patches were drawn for another rotation and scaling")
+        size = len(found.image)
+        batch = PlacedBatch(
+            image=found.image,
+            label=found.target,
+            groups=self.stream.groups(number),
+            wide=found.wide,
+        )
+        part = self.stream.part or Part(start=0, stop=size, whole=size)
+        return augment_placed(batch, spec=spec, generator=generator, part=part)
 
-    def _drawn(self, numbers: range) -> Generator[_Drawn, None, None]:
+    def _drawn(self, numbers: range) -> Generator[DrawnBatch, None, None]:
         if self._on_device is not None:
             yield from map(self._on_device.draw, numbers)
             return
-        with closing(self._source(numbers)) as source, closing(_ahead(source)) as ahead:
-            for image, target, cases in ahead:
-                yield (
-                    image.to(self.device, non_blocking=True),
-                    target.to(self.device, non_blocking=True),
-                    cases,
-                )
+        # On a CPU the arrays themselves become the batch, so that they cannot be used again.
+        reused = self.device.type == "cuda" and not self._keeps
+        buffers = SendBuffers() if reused else None
+        with closing(self._source(numbers, buffers)) as source, closing(ahead(source)) as coming:
+            for batch, place in coming:
+                sent = self._on(batch)
+                if buffers is not None:
+                    buffers.sent(place, torch.cuda.current_stream(self.device))
+                yield sent
 
-    def _source(self, numbers: range) -> Generator[_Drawn, None, None]:
+    def _source(
+        self, numbers: range, buffers: SendBuffers | None
+    ) -> Generator[tuple[DrawnBatch, int], None, None]:
+        """The batches in memory of this process, each with the set of the buffers that has it."""
+        allocate = np.empty if buffers is None else buffers.allocate
         if not self.workers:
-            yield from map(self._to_send, map(self.stream.draw, numbers))
+            for number in numbers:
+                place = 0 if buffers is None else buffers.begin()
+                batch = self._kept.get(number)
+                if batch is None:
+                    batch = self._to_send(self.stream.draw(number, allocate), buffers)
+                    self._keep(number, batch)
+                yield batch, place
             return
-        with closing(drawn_by_workers(self.stream, numbers, self.workers)) as drawn:
-            yield from map(self._to_send, drawn)
+        with closing(drawn_by_workers(self.stream, numbers, self.workers, allocate)) as drawn:
+            for _ in numbers:
+                place = 0 if buffers is None else buffers.begin()
+                yield self._to_send(next(drawn), buffers), place
 
-    def _to_send(self, batch: Batch) -> _Drawn:
-        image, target = torch.from_numpy(batch.image), torch.from_numpy(batch.label)
-        if self.device.type == "cuda":
-            image, target = image.pin_memory(), target.pin_memory()
-        return image, target, batch.cases
+    def _to_send(self, batch: Batch, buffers: SendBuffers | None) -> DrawnBatch:
+        arrays = (batch.image, batch.label, *(array for pair in batch.wide for array in pair))
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if self.device.type == "cuda" and buffers is None:
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        image, target, *wide = tensors
+        return DrawnBatch(
+            image, target, batch.cases, tuple(zip(wide[::2], wide[1::2], strict=True))
+        )
 
+    def _on(self, batch: DrawnBatch) -> DrawnBatch:
+        """The batch on the device."""
+        pairs = ((batch.image, batch.target), *batch.wide)
+        sent = [
+            (one.to(self.device, non_blocking=True), other.to(self.device, non_blocking=True))
+            for one, other in pairs
+        ]
+        return DrawnBatch(*sent[0], batch.cases, tuple(sent[1:]))
 
-def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yields the items; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, items, None)
-            yield item
+    def _keep(self, number: int, batch: DrawnBatch) -> None:
+        size = batch.image.nbytes + batch.target.nbytes
+        if size <= self._room:
+            self._kept[number] = batch
+            self._room -= size

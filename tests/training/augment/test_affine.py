@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from per_sample import resample_grid
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from autoliver.preprocessing.crop import OUTSIDE
 from autoliver.training.augment.affine import resample_affine
-from autoliver.training.augment.spatial import Placement, resample_grid
+from autoliver.training.augment.placement import Placement
 
 # The patch takes two blocks along each axis, the last of them small.
 SOURCE, PATCH = (58, 66, 90), (35, 40, 71)
@@ -31,12 +32,12 @@ def labels(values: list[int], *, sigma: float = 3.0, dtype: type = np.int16) -> 
 
 def run(function, image, label, placement):
     into = (torch.empty(len(image), *PATCH), label.new_empty(len(label), *PATCH))
-    function(image, label, matrix=placement.matrix(), into=into)
+    function(image, label, matrix=torch.from_numpy(placement.matrix()), into=into)
     return into
 
 
 def transformed(volume: np.ndarray, placement: Placement, fill: float) -> np.ndarray:
-    matrix, pad = placement.matrix().numpy(), 30
+    matrix, pad = placement.matrix(), 30
     padded = np.pad(volume.astype(np.float64), pad, constant_values=fill)
     offset = (np.array(padded.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
     return affine_transform(padded, matrix, offset, output_shape=PATCH, order=1)

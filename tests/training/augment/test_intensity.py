@@ -13,9 +13,9 @@ from autoliver.training.augment.intensity import (
     apply_gamma,
     apply_low_resolution,
     apply_noise,
-    blur_matrix,
     default_steps,
 )
+from autoliver.training.augment.lines import blur_matrix
 
 STEPS = {step.name: step for step in default_steps()}
 SHAPES = [(3, 2, 9, 12, 10), (3, 2, 14, 11)]

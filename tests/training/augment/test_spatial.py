@@ -5,9 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from autoliver.training.augment.placement import Placement, SpatialSpec
 from autoliver.training.augment.spatial import (
-    Placement,
-    SpatialSpec,
     apply_mirror,
     apply_spatial,
     sample_mirror,
@@ -38,7 +37,7 @@ def scipy_resample(
     volume: np.ndarray, patch: tuple[int, ...], placement: Placement, fill: float
 ) -> np.ndarray:
     """Linear interpolation about the centres; zero padding enters half a voxel out, as in torch."""
-    matrix = placement.matrix().numpy()
+    matrix = placement.matrix()
     axes, pad = len(matrix), 8
     padded = np.pad(volume, pad, constant_values=fill)
     slices = volume.ndim - axes
@@ -162,7 +161,7 @@ def test_the_order_of_turns_is_nnunets():
         [0.5062438, 0.3538498, 1.1439001],
     ]
     found = Placement((0.3, -0.4, 0.2), 1.3).matrix()
-    assert found.numpy() == pytest.approx(np.array(golden), abs=1e-6)
+    assert found == pytest.approx(np.array(golden), abs=1e-6)
 
 
 def test_each_angle_turns_about_its_own_axis():
