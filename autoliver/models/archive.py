@@ -14,12 +14,12 @@ Only JSON and safetensors are ever read, and an entry that the manifest does not
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from autoliver.artifacts import Artifact, replacing, write_bytes
+from autoliver.artifacts import Artifact, Fault, replacing, unfit, within, write_bytes
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.models.archive_zip import (
@@ -52,6 +52,7 @@ from autoliver.models.selection import (
     choose_folds,
     choose_previous,
 )
+from autoliver.values import name_problem
 
 ENDING = ".autoliver"
 # Words that --roi, --pretrained or --fold understand otherwise.
@@ -86,6 +87,14 @@ class Manifest(Artifact, frozen=True, kw_only=True):
     labels: Labels
     training_cases: int
     entries: tuple[Entry, ...]
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the labels', and channels and cases that cannot be."""
+        yield from within("labels", self.labels.faults())
+        if not self.channel_names:
+            yield "channel_names", unfit([], "a name for each channel")
+        if self.training_cases < 0:
+            yield "training_cases", unfit(self.training_cases, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +169,7 @@ def fit_for_name(name: str) -> bool:
     which names a model understands otherwise.
     """
     plain = re.fullmatch(_PART, name) is not None and name == name.strip()
+    plain = plain and not name_problem(name)
     return plain and name.casefold() not in _KEYWORDS
 
 

@@ -57,6 +57,7 @@ def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Mo
 
 
 def _check(spec: NetworkSpec) -> None:
+    spec.check_size()
     spec.check()
     spec.check_class_head()
 

@@ -138,6 +138,8 @@ def plan_from_nnunet(
             f"made by {plans.experiment_planner_used}."
         },
     )
+    for field, problem in plan.faults():
+        raise ModelError(f"{where}: {field}: {problem}.", hint=_UNCHANGED)
     return plan, name
 
 

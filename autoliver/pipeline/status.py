@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from autoliver.artifacts import brief, read_json
+from autoliver.artifacts import brief, json_line, read_json
 from autoliver.commands import command
 from autoliver.errors import AutoliverError
 from autoliver.locks import Holder, holder_of
@@ -331,9 +331,10 @@ class _Look:
             return []
         epochs, wrong = [], 0
         for line in lines:
-            try:
-                epochs.append(msgspec.json.decode(line, type=_Epoch))
-            except msgspec.DecodeError:
+            epoch = json_line(line, _Epoch)
+            if epoch is not None:
+                epochs.append(epoch)
+            else:
                 wrong += line.endswith(b"\n")
         if wrong:
             self.damaged.append(f"{path}: {counted(wrong, 'line')} cannot be read.")

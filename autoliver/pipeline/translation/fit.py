@@ -2,12 +2,12 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from autoliver.artifacts import Artifact, Record, digest
+from autoliver.artifacts import Artifact, Fault, Record, digest, unfit, within
 from autoliver.datasets.cases import Case, Dataset, Labels
 from autoliver.datasets.contents import image_key
 from autoliver.errors import DatasetError, OptionError, WrongValue
@@ -16,7 +16,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
 from autoliver.planning.names import ConfigurationName
-from autoliver.planning.plan import Plan
+from autoliver.planning.plan import MOST_INTENSITY, Plan
 from autoliver.preprocessing.store import StoredCase, read_case, store_key
 from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
@@ -25,7 +25,7 @@ from autoliver.synthesis.translation.options import (
     TranslationOptions,
 )
 from autoliver.training.stop import Stopped, stop_on_sigterm
-from autoliver.values import check_choice, check_types, counted
+from autoliver.values import check_choice, check_types, counted, name_problem
 from autoliver.workspace import SYNTHESIS, Workspace
 
 if TYPE_CHECKING:
@@ -69,6 +69,20 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     seen: tuple[str, ...]
     epochs: int = 0
     finished: bool = False
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the plan's and the labels', names that are no folder's, and empty ranges."""
+        yield from within("plan", self.plan.faults())
+        yield from within("labels", self.labels.faults())
+        for field in ("name", "source", "target"):
+            if name_problem(getattr(self, field)):
+                yield field, unfit(getattr(self, field), name_problem(getattr(self, field)))
+        for field in ("source_range", "target_range"):
+            low, high = getattr(self, field).low, getattr(self, field).high
+            if not -MOST_INTENSITY <= low < high <= MOST_INTENSITY:
+                yield field, unfit([low, high], "a lower and a higher number")
+        if not 0 <= self.epochs <= self.options.epochs:
+            yield "epochs", unfit(self.epochs, f"0 to {self.options.epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
