@@ -29,6 +29,7 @@ from autoliver.system import exchange, in_words, open_file, read_whole, refuse_s
 from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
+S = TypeVar("S", bound=msgspec.Struct)
 # A field that does not go with others, and what is wrong with it: "found X, expected Y".
 Fault = tuple[str, str]
 
@@ -380,8 +381,8 @@ def json_value(content: bytes, *, where: str, hint: str = "", twice: str = "") -
     return value
 
 
-def json_line(line: bytes, kind: type[R]) -> R | None:
-    """Returns the record in a line of a log; None if it cannot be read, such as one cut short."""
+def json_line(line: bytes, kind: type[S]) -> S | None:
+    """Returns the value in a line of a log; None if it cannot be read, such as one cut short."""
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, RecursionError):

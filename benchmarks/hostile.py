@@ -20,7 +20,9 @@ from hostile.artefacts import PARTS, Arena, corpus
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--every", type=int, default=1, help="try each N-th alone")
     parser.add_argument("--part", choices=tuple(PARTS), action="append", help="try that part alone")
     parser.add_argument("--only", default="", help="try those alone whose name holds this text")
@@ -30,7 +32,9 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         arena = Arena(given.folder or Path(scratch))
-        mutants = [m for m in corpus(arena.root, given.part or tuple(PARTS)) if given.only in str(m)]
+        mutants = [
+            m for m in corpus(arena.root, given.part or tuple(PARTS)) if given.only in str(m)
+        ]
         random.Random(given.seed).shuffle(mutants)
         counts: Counter[str] = Counter()
         rows = []
@@ -42,7 +46,9 @@ def main() -> int:
                 last = outcome.told.strip().splitlines()[-1:] or [""]
                 print(f"{outcome.kind}: {mutant}: {last[0][:200]}", flush=True)
             if number % 200 == 199:
-                print(f"  {number + 1} of {len(mutants[:: given.every])}: {dict(counts)}", flush=True)
+                print(
+                    f"  {number + 1} of {len(mutants[:: given.every])}: {dict(counts)}", flush=True
+                )
             if given.output and number % 50 == 49:
                 given.output.write_text(json.dumps(rows))
     print(f"{sum(counts.values())} tried: {dict(counts)}")

@@ -219,7 +219,7 @@ class Labels(Record, frozen=True, kw_only=True):
         elif not set(order or ()) <= set(self.foreground_values):
             yield (
                 "regions_class_order",
-                unfit(list(order or ()), "values of labels, none of them 0"),
+                unfit(list(order or ()), "values of labels, never 0"),
             )
 
 

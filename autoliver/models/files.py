@@ -1,9 +1,9 @@
 """The files of a trained model on disk: its folds, its members and the description of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from autoliver.artifacts import (
     Artifact,
@@ -135,11 +135,21 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
             known = ", ".join(self.plan.configurations)
             yield "configuration", unfit(self.configuration, f"one of the plan's: {known}")
             return
-        axes = range(self.decisions.dimension)
-        if not set(self.mirror_axes) <= set(axes) or len(set(self.mirror_axes)) < len(
-            self.mirror_axes
-        ):
-            yield "mirror_axes", unfit(list(self.mirror_axes), f"some of {list(axes)}, each once")
+        axes = list(range(self.decisions.dimension))
+        if not _some_of(self.mirror_axes, axes):
+            yield "mirror_axes", unfit(list(self.mirror_axes), f"some of {axes}, each once")
+        labels = self.plan.labels.foreground
+        if not _some_of(self.lesion_classes, labels):
+            yield "lesion_classes", unfit(list(self.lesion_classes), "labels, each once")
+        if len(self.histograms) not in (0, len(self.plan.channel_names)):
+            channels = counted(len(self.plan.channel_names), "channel")
+            yield "histograms", f"found {len(self.histograms)}, expected one for each of {channels}"
+        for number, rule in enumerate(self.next_stage_cleaning):
+            yield from within(f"next_stage_cleaning[{number}]", rule.faults(labels))
+        yield from self._own_faults()
+
+    def _own_faults(self) -> Iterator[Fault]:
+        """Yields names that are no folders', and numbers out of range."""
         for field in ("fold", "previous_run"):
             name = getattr(self, field)
             if name is not None and name_problem(name):
@@ -151,16 +161,6 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
             share = getattr(self, field)
             if share is not None and not 0 <= share <= 1:
                 yield field, unfit(share, "0 to 1")
-        labels = self.plan.labels.foreground
-        if not set(self.lesion_classes) <= set(labels) or len(set(self.lesion_classes)) < len(
-            self.lesion_classes
-        ):
-            yield "lesion_classes", unfit(list(self.lesion_classes), "labels, each once")
-        if len(self.histograms) not in (0, len(self.plan.channel_names)):
-            channels = counted(len(self.plan.channel_names), "channel")
-            yield "histograms", f"found {len(self.histograms)}, expected one for each of {channels}"
-        for number, rule in enumerate(self.next_stage_cleaning):
-            yield from within(f"next_stage_cleaning[{number}]", rule.faults(labels))
 
     @property
     def decisions(self) -> Configuration:
@@ -176,6 +176,11 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     def needs_lesions(self) -> bool:
         """Whether it only tells the class of lesions, so that it has to be told where they are."""
         return self.decisions.network.classifies
+
+
+def _some_of(found: Sequence[Any], known: Container[Any]) -> bool:
+    """Whether all of a list are known, each once."""
+    return len(set(found)) == len(found) and all(each in known for each in found)
 
 
 class Place(Readable, Protocol):

@@ -309,7 +309,9 @@ def _parsed(path: Readable, header: bytes) -> tuple[dict[str, str], int]:
         return metadata, 8 + len(header) + max(ends, default=0)
     except ArtifactError as error:
         problem = error.problem.removeprefix(f"{path}: ")
-        raise ModelError(f"{path}: damaged: its header: {problem}", hint=_AGAIN) from None
+        raise ModelError(
+            f"{path}: damaged: its header cannot be read: {problem}", hint=_AGAIN
+        ) from None
     except (AttributeError, ValueError, KeyError, TypeError, IndexError, msgspec.ValidationError):
         raise ModelError(f"{path}: damaged: its header cannot be read.", hint=_AGAIN) from None
 

@@ -461,16 +461,9 @@ class Plan(Artifact, frozen=True, kw_only=True):
             yield "labels.values", unfit(found, "background 0 and another label")
         if not self.channel_names:
             yield "channel_names", unfit([], "a name for each channel")
-        forward, backward = self.transpose_forward, self.transpose_backward
-        if sorted(forward) != [0, 1, 2]:
-            yield "transpose_forward", unfit(list(forward), "an order of 0, 1 and 2")
-        elif tuple(forward.index(axis) for axis in range(3)) != backward:
-            yield "transpose_backward", unfit(list(backward), "the inverse of transpose_forward")
-        for codes in filter(None, (self.axis_codes, *self.seen_axes)):
-            if not _AXIS_CODES.fullmatch(codes):
-                yield "axis_codes", unfit(codes, "a direction of each axis, such as LPS")
         if not 0 < self.vram_gb < math.inf:
             yield "vram_gb", unfit(self.vram_gb, "above 0")
+        yield from self._axis_faults()
         for field in ("intensities", "source_intensities"):
             for number, stats in enumerate(getattr(self, field)):
                 yield from within(f"{field}[{number}]", stats.faults())
@@ -479,6 +472,17 @@ class Plan(Artifact, frozen=True, kw_only=True):
         for name, configuration in self.configurations.items():
             yield from within(f"configurations.{name}", configuration.faults())
             yield from within(f"configurations.{name}", self._channel_faults(name, configuration))
+
+    def _axis_faults(self) -> Iterator[Fault]:
+        """Yields orders of axes that are none."""
+        forward, backward = self.transpose_forward, self.transpose_backward
+        if sorted(forward) != [0, 1, 2]:
+            yield "transpose_forward", unfit(list(forward), "an order of 0, 1 and 2")
+        elif tuple(forward.index(axis) for axis in range(3)) != backward:
+            yield "transpose_backward", unfit(list(backward), "the inverse of transpose_forward")
+        for codes in filter(None, (self.axis_codes, *self.seen_axes)):
+            if not _AXIS_CODES.fullmatch(codes):
+                yield "axis_codes", unfit(codes, "a direction of each axis, such as LPS")
 
     def _channel_faults(self, name: str, configuration: Configuration) -> Iterator[Fault]:
         """Yields what a configuration has for more or fewer channels than there are."""

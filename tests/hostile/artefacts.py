@@ -148,7 +148,10 @@ def build(root: Path) -> None:
     for fold in ("1",):
         prepare(root, tuple(fold if part == "0" else part for part in TRAIN))
     names = [f"Toy_00{number}" for number in range(3)]
-    splits = [{"train": names[:number] + names[number + 1 :], "val": [names[number]]} for number in range(3)]
+    splits = [
+        {"train": names[:number] + names[number + 1 :], "val": [names[number]]}
+        for number in range(3)
+    ]
     (root / DATA / "splits_final.json").write_text(json.dumps(splits))
     prepare(root, SELECT, PREDICT, EXPORT, EXPORT_NNUNET)
     (root / "new").rename(root / "out")
@@ -208,7 +211,17 @@ def wrong(value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, float):
             yield from ((f"{number:g}", number) for number in (1e308, -1e308, 1e-308, 1e30))
     elif isinstance(value, str):
-        texts = ("", " ", "../../x", "/etc/passwd", "a\0b", "a\nb", "=1+1", "-x", "\ud800"[:0] + "\u202e")
+        texts = (
+            "",
+            " ",
+            "../../x",
+            "/etc/passwd",
+            "a\0b",
+            "a\nb",
+            "=1+1",
+            "-x",
+            "\ud800"[:0] + "\u202e",
+        )
         yield from ((f"text {text!r}", text) for text in texts)
         yield "long text", "x" * 100_000
     elif isinstance(value, list):
@@ -381,7 +394,9 @@ WEIGHTS: dict[str, Callable[[Tensors], Tensors]] = {
     "complex": _every(lambda t: t.to(torch.complex64)),
     "one float16": _one(lambda t: t.half()),
     "NaN": _every(lambda t: torch.full_like(t, math.nan)),
-    "one NaN": _one(lambda t: t.clone().view(-1).index_fill(0, torch.tensor([0]), math.nan).view_as(t)),
+    "one NaN": _one(
+        lambda t: t.clone().view(-1).index_fill(0, torch.tensor([0]), math.nan).view_as(t)
+    ),
     "infinite": _one(lambda t: torch.full_like(t, math.inf)),
     "huge": _every(lambda t: torch.full_like(t, 3e38)),
     "zeros": _every(torch.zeros_like),
@@ -521,7 +536,9 @@ def _changed(file: str, **values: object) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         raw = json.loads(read(root, file))
         for name, new in values.items():
-            parts = name.replace("configuration__", "plan__configurations__3d_fullres__").split("__")
+            parts = name.replace("configuration__", "plan__configurations__3d_fullres__").split(
+                "__"
+            )
             if "plan" not in raw and parts[0] == "plan":
                 parts = parts[1:]
             at = tuple(int(part) if part.isdigit() else part for part in parts)
@@ -745,8 +762,7 @@ def _in_child(write_end: int, arguments: list[str]) -> None:
     """Runs a command and says how it ended; never returns."""
     os.setsid()
     before = _resident()
-    with open("/proc/self/statm") as file:
-        held = int(file.read().split()[0]) * resource.getpagesize()
+    held = _pages()[0] * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 3 * MOST_BYTES,) * 2)
     kind, told = "result", ""
     try:
@@ -759,7 +775,7 @@ def _in_child(write_end: int, arguments: list[str]) -> None:
             kind, told = "refused", result.output
     except AutoliverError as error:
         kind, told = "refused", str(error)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         kind, told = "traceback", "".join(traceback.format_exc()[-3000:])
     more = max(0.0, _peak() - before)
     if more > MOST_BYTES:
@@ -771,13 +787,15 @@ def _in_child(write_end: int, arguments: list[str]) -> None:
 
 
 def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    return _pages()[1] * resource.getpagesize()
+
+
+def _pages() -> list[int]:
+    return [int(part) for part in Path("/proc/self/statm").read_text().split()]
 
 
 def _peak() -> int:
-    with open("/proc/self/status") as file:
-        found = re.search(r"VmHWM:\s+(\d+) kB", file.read())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
 
