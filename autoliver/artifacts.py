@@ -7,9 +7,11 @@ digest of what it was made from), so that a stage can refuse inputs that do not 
 
 import codecs
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -482,6 +484,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as beside:
         beside.write_bytes(content)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Returns the content of a CSV file; every table is written by it.
+
+    Args:
+        rows: The cells, the head first. Texts are changed by `text_cell`, so that names that data
+            brought run nowhere; numbers stay as they are, and None is an empty cell.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
 
 
 def text_cell(text: str) -> str:

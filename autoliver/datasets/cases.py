@@ -11,6 +11,7 @@ import numpy as np
 
 from autoliver.artifacts import Artifact, Fault, Record, unfit, within
 from autoliver.datasets.description import (
+    MOST_VALUE,
     Description,
     guess_description,
     missing_description,
@@ -37,8 +38,6 @@ from autoliver.values import meant, name_problem
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
 Annotation = Literal["real", "pseudo", "absent", "none"]
-# The largest value that a label map can hold.
-MOST_VALUE = 2**31 - 1
 
 # States of a label in which nobody has marked it: its predictions are not scored.
 _UNSCORED = ("pseudo", "none")

@@ -46,7 +46,9 @@ ALONE = ("--device", "cpu")
 WS = ("-w", "{root}/ws")
 
 PREDICT = ("predict", "-i", "{root}/in", "-o", "{root}/new", "-m", TOY, *ALONE, *WS)
+PREDICT_ONE = (*PREDICT, "--folds", "0")
 PREDICT_FILE = (*PREDICT[:5], "-m", "{root}/toy.autoliver", *ALONE, *WS)
+PREDICT_FILE_ONE = (*PREDICT_FILE, "--folds", "0")
 PREDICT_AGAIN = ("predict", "-i", "{root}/in", "-o", "{root}/out", "-m", TOY, *ALONE, *WS)
 TRAIN = ("train", TOY, "3d_fullres", "--fold", "0", *SMALL, *CPU, *WS)
 TRAIN_ON = ("train", TOY, "3d_fullres", "--fold", "0", "--extend", "1", *CPU, *WS)
@@ -98,7 +100,10 @@ class Target:
 
 DATA = f"ws/{TOY}"
 TARGETS = (
-    Target(f"{FOLD}/model.json", (PREDICT, EXPORT, EXPORT_NNUNET, SELECT, STATUS, TRAIN_ON)),
+    Target(
+        f"{FOLD}/model.json",
+        (PREDICT_ONE, PREDICT, EXPORT, EXPORT_NNUNET, SELECT, STATUS, TRAIN_ON),
+    ),
     Target("ws/models/imported/runs/3d_fullres/fold_0/model.json", (TRAIN_FROM,)),
     Target(f"{DATA}/model.json", (PREDICT, EXPORT, STATUS, REPORT)),
     Target("toy.autoliver!manifest.json", (PREDICT_FILE, IMPORT)),
@@ -130,7 +135,7 @@ TARGETS = (
 
 
 def build(root: Path) -> None:
-    """Does everything once: two datasets, a model, predictions, an export, a pool, a translation."""
+    """Does everything once: datasets, a model, predictions, an export, a pool, a translation."""
     torch.set_num_threads(1)
     for seed, (name, contrast) in enumerate(((TOY, "CT"), (MR, "T2"))):
         options = PhantomOptions(
@@ -520,14 +525,23 @@ def _headers(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 _SPECS: dict[str, Any] = {
-    "of 10^9 features": lambda spec: {"features": 10**9 if isinstance(spec["features"], int) else [10**9] * len(spec["features"])},
-    "of 10^7 blocks": lambda spec: {key: 10**7 if isinstance(value, int) else [10**7] * len(value) for key, value in spec.items() if key.startswith("blocks")},
+    "of 10^9 features": lambda spec: _all_of(spec, "features", 10**9),
+    "of 10^7 blocks": lambda spec: _all_of(spec, "blocks", 10**7),
     "of 10^12 channels": {"in_channels": 10**12},
     "of no output": {"out_channels": 0},
     "of another kind": {"kind": "unheard-of"},
     "of a list": {"kind": ["unet"]},
     "without a kind": {"kind": None},
-}  # fmt: skip
+}
+
+
+def _all_of(spec: dict[str, Any], start: str, number: int) -> dict[str, Any]:
+    """The fields whose names begin so, with another number everywhere."""
+    return {
+        key: [number] * len(value) if isinstance(value, list) else number
+        for key, value in spec.items()
+        if key.startswith(start)
+    }
 
 
 def _changed(file: str, **values: object) -> Callable[[Path], None]:
@@ -581,6 +595,7 @@ SENSELESS: dict[str, dict[str, object]] = {
     "a label without value": {"plan__labels__values": {"background": [0], "a": []}},
     "negative label": {"plan__labels__values": {"background": [0], "a": [-1], "b": [2]}},
     "label of 10^12": {"plan__labels__values": {"background": [0], "a": [10**12], "b": [2]}},
+    "label of 2^31": {"plan__labels__values": {"background": [0], "a": [2**31 - 1], "b": [2]}},
     "region twice": {
         "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2]},
         "plan__labels__regions_class_order": [1, 1],
@@ -659,11 +674,11 @@ _RULES: dict[str, dict[str, object]] = {
 
 def senseless_mutants(_: Path) -> Iterator[Mutant]:
     """Values of the right types that contradict each other."""
-    model = (PREDICT, EXPORT, STATUS)
+    model = (PREDICT_ONE, EXPORT, STATUS)
     exported = "toy.autoliver!runs/3d_fullres/fold_0/model.json"
     for name, values in SENSELESS.items():
         yield from _all(f"{FOLD}/model.json", name, values, model)
-        yield from _all(exported, name, values, (PREDICT_FILE, IMPORT))
+        yield from _all(exported, name, values, (PREDICT_FILE_ONE, IMPORT))
         if all("__" in key for key in values):
             yield from _all(f"{DATA}/plan.json", name, values, (TRAIN_NEW, STATUS, REPORT))
     for name, values in _RULES.items():
