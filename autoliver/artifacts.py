@@ -387,7 +387,7 @@ def json_line(line: bytes, kind: type[S]) -> S | None:
     """Returns the value in a line of a log; None if it cannot be read, such as one cut short."""
     try:
         return msgspec.json.decode(line, type=kind)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
 
 

@@ -138,6 +138,7 @@ class Archive:
             ModelError: An entry is damaged.
             AutoliverError: The disk is full, read-only or not writable for this user.
         """
+        check_weights(check_parts(self.files()))
         for entry in self.manifest.entries:
             write_bytes(folder / entry.name, (self.root / entry.name).read_bytes())
 
@@ -218,6 +219,7 @@ def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) ->
         training_cases=len({case for info in infos.values() for case in info.cases}),
         entries=tuple(entries),
     )
+    check_weights(infos)
     with replacing(path) as beside, zipfile.ZipFile(beside, "x") as archive:
         for at, content in {MANIFEST_FILE: manifest.to_bytes(), **small}.items():
             archive.writestr(entry_info(at), content)
@@ -270,6 +272,22 @@ def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
         plans.append(first.plan)
     check_members(files, plans)
     return infos
+
+
+def check_weights(infos: Mapping[Place, FoldModel]) -> None:
+    """Refuses weights that no fold could predict with, before others get them.
+
+    Args:
+        infos: Folder -> description of every fold.
+
+    Raises:
+        ModelError: Weights are missing or damaged, or do not fit their description.
+    """
+    from autoliver.networks.checkpoint import load_network
+
+    for place, info in infos.items():
+        network = info.decisions.network
+        load_network(place / WEIGHTS_FILE, sha256=info.weights_sha256, expected=network)
 
 
 def _at(place: Place) -> str:

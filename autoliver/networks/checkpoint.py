@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from autoliver.artifacts import Readable, content_of, json_value, write_bytes
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.networks.build import build_without_weights
+from autoliver.networks.build import build_without_weights, check_spec
 from autoliver.networks.spec import NetworkSpec, read_spec
 from autoliver.system import read_whole
 
@@ -110,6 +110,10 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
     except ArtifactError as error:
         raise ModelError(error.problem, hint=_AGAIN) from None
     try:
+        check_spec(spec)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.problem}", hint=_AGAIN) from None
+    try:
         weights = safetensors.torch.load(content)
     except (SafetensorError, *_UNKNOWN_TYPES) as error:
         raise ModelError(f"{path}: damaged: {_first_line(error)}.", hint=_AGAIN) from None
@@ -157,6 +161,7 @@ def load_network(
     deep_supervision: bool = False,
     device: torch.device | str = "cpu",
     sha256: str = "",
+    expected: NetworkSpec | None = None,
 ) -> nn.Module:
     """Builds the network of a weights file and loads its weights.
 
@@ -165,16 +170,32 @@ def load_network(
         deep_supervision: Whether the network returns the logits of every level.
         device: The device to put the network on.
         sha256: The checksum of the file that model.json recorded; not checked if empty.
+        expected: The network that the file must be of; None for any.
 
     Raises:
         ModelError: The weights cannot be loaded, see `load_weights`, or do not fit the spec in the
-            same file.
+            same file, or this is not the expected one.
     """
     state_dict, spec = load_weights(path, sha256=sha256)
+    if expected is not None and spec != expected:
+        raise ModelError(
+            f"{path}: weights of {_differing(spec, expected)}.",
+            hint="Take both files from one training, or train the fold with --fresh.",
+        )
     network = build_without_weights(spec, deep_supervision=deep_supervision)
     check_fit(state_dict, network, where=str(path))
     network.load_state_dict(state_dict, strict=True, assign=True)
     return network.to(device)
+
+
+def _differing(found: NetworkSpec, expected: NetworkSpec) -> str:
+    """How two networks differ, in words: the first field, or their kinds."""
+    if type(found) is type(expected):
+        for name in found.__struct_fields__:
+            own, other = getattr(found, name), getattr(expected, name)
+            if own != other:
+                return f"a network whose {name} is {own}, while that of model.json is {other}"
+    return f"a {found.kind}, while the network of model.json is a {expected.kind}"
 
 
 def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: str) -> None:

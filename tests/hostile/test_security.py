@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import resource
 import stat
 import tempfile
 import zipfile
@@ -21,6 +22,9 @@ from autoliver.errors import ArtifactError, AutoliverError, DatasetError, ModelE
 from autoliver.models.archive import fit_for_name
 from autoliver.networks.checkpoint import load_weights
 from autoliver.nnunet.folder import open_runs
+from autoliver.nnunet.model import read_nnunet_model
+from autoliver.nnunet.pickles import read_pickle
+from autoliver.training.progress import read_progress
 from autoliver.values import name_problem
 
 __all__ = ["plan", "save"]
@@ -259,3 +263,66 @@ def test_a_file_of_weights_is_not_told_what_to_build(save: SaveFold) -> None:
     path.write_bytes(changed)
     with pytest.raises(AutoliverError, match="exec"):
         load_weights(path)
+
+
+# Pickles that nnU-Net v1 would run, or that ask for more memory than there is.
+BOMBS = {
+    "a place in a table of 2^31": b"I1\nr\xff\xff\xff\x7f.",
+    "a place in a table of 2^62": b"I1\np4611686018427387904\n.",
+    "a negative place": b"I1\np-1\n.",
+    "a frame of 2^64": b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
+    "a text of 2^63": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f" + b"x.",
+    "bytes of 2^31": b"\x80\x03B\xff\xff\xff\x7fx.",
+    "a number of 2^31 bytes": b"\x80\x02\x8b\xff\xff\xff\x7fx.",
+    "an array of another size": b"cnumpy.core.numeric\n_frombuffer\n(C\x01xcnumpy\ndtype\n"
+    b"(Vf8\nI0\nI1\ntR(I99\ntVC\ntR.",
+    "os.system": b"cos\nsystem\n(Vtrue\ntR.",
+    "builtins.eval": b"cbuiltins\neval\n(V1\ntR.",
+    "an attribute of what is known": b"\x80\x04\x8c\x0bcollections\x8c\x10OrderedDict.clear\x93.",
+    "an extension": b"\x80\x02\x82\x01.",
+    "an object outside": b"Pfile\n.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_pickle_that_runs_or_grows_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "plans.pkl"
+    path.write_bytes(BOMBS[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as caught:
+        read_pickle(path)
+    assert caught.value.problem.startswith(f"{path}: ")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_what_fuzzing_found_in_a_line_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b'{"epoch": "\xb9"}\n' + b"[" * 100_000 + b"\n{}\n")
+    assert read_progress(path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("architecture", "arch_kwargs", "norm_op_kwargs"), 7),
+        (("architecture", "arch_kwargs", "nonlin_kwargs"), [1]),
+        (("resampling_fn_data_kwargs",), None),
+        (("resampling_fn_seg_kwargs",), 0.5),
+    ],
+)
+def test_what_fuzzing_found_in_plans_of_nnunet(
+    save: SaveFold, tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    save("fold_0")
+    out = tmp_path / "out"
+    where = ("--format", "nnunet", "-w", tmp_path)
+    run("export", tmp_path / "Dataset009_Toy/runs/3d_fullres", out, *where)
+    (path,) = out.rglob("plans.json")
+    plans = json.loads(path.read_text())
+    inner = plans["configurations"]["3d_fullres"]
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(plans))
+    with pytest.raises(ModelError, match=place[-1]):
+        read_nnunet_model(out)
