@@ -38,7 +38,7 @@ with atheris.instrument_imports(include=["autoliver"]):
 
     import autoliver.pipeline.run.request
     import autoliver.pipeline.status
-    import autoliver.pipeline.translation.fit
+    import autoliver.pipeline.translation.fit  # noqa: F401
     from autoliver.artifacts import Artifact, json_line
     from autoliver.datasets.cases import read_dataset
     from autoliver.errors import AutoliverError
@@ -47,6 +47,7 @@ with atheris.instrument_imports(include=["autoliver"]):
     from autoliver.networks.checkpoint import load_network, load_training_state
     from autoliver.nnunet.model import read_nnunet_model
     from autoliver.nnunet.pickles import read_pickle
+    from autoliver.system import in_words
     from autoliver.training.progress import EpochLog
 
 from hostile.artefacts import Arena, as_text, places, replaced, wrong
@@ -65,6 +66,7 @@ class Content:
         return "fuzzed.json"
 
     def read_bytes(self) -> bytes:
+        """As `Path.read_bytes`."""
         return self.content
 
 
@@ -199,13 +201,15 @@ class Fuzzer:
         self.inputs = self.values = 0
 
     def one(self, data: bytes) -> None:
+        """Reads one input."""
         if not data:
             return
         target = TARGETS[data[0] % len(TARGETS)]
         self.inputs += 1
         begun = time.monotonic()
         try:
-            target(data[1:], self.scratch)
+            with in_words():  # as every command does
+                target(data[1:], self.scratch)
             self.values += 1
         except AutoliverError:
             pass
@@ -226,6 +230,7 @@ class Fuzzer:
             self.keep(f"memory {target.__name__}", data, "above 4 GB")
 
     def keep(self, name: str, data: bytes, told: str) -> None:
+        """Keeps an input that ended otherwise than it should."""
         if name in self.found:
             return
         self.found[name] = told
@@ -235,6 +240,7 @@ class Fuzzer:
         print(f"FOUND {name}: {told[:200]} ({digest})", flush=True)
 
     def tell(self) -> None:
+        """Writes down how many there were."""
         (self.folder / SUMMARY).write_text(
             f"{self.inputs} inputs, {self.values} of them read as values, "
             f"{len(self.found)} findings in {self.folder}"

@@ -25,6 +25,8 @@ def main() -> int:
     )
     parser.add_argument("--every", type=int, default=1, help="try each N-th alone")
     parser.add_argument("--part", choices=tuple(PARTS), action="append", help="try that part alone")
+    parser.add_argument("--without", default="\0", help="leave out those whose name holds this")
+    parser.add_argument("--without", default="\0", help="leave those out with this text")
     parser.add_argument("--only", default="", help="try those alone whose name holds this text")
     parser.add_argument("--folder", type=Path, help="where the workspace is made, and kept")
     parser.add_argument("--output", type=Path, help="a JSON file for all outcomes")
@@ -33,7 +35,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         arena = Arena(given.folder or Path(scratch))
         mutants = [
-            m for m in corpus(arena.root, given.part or tuple(PARTS)) if given.only in str(m)
+            m
+            for m in corpus(arena.root, given.part or tuple(PARTS))
+            if given.only in str(m) and given.without not in str(m)
         ]
         random.Random(given.seed).shuffle(mutants)
         counts: Counter[str] = Counter()
@@ -45,11 +49,11 @@ def main() -> int:
             if not outcome.good:
                 last = outcome.told.strip().splitlines()[-1:] or [""]
                 print(f"{outcome.kind}: {mutant}: {last[0][:200]}", flush=True)
-            if number % 200 == 199:
+            if number % 100 == 99:
                 print(
                     f"  {number + 1} of {len(mutants[:: given.every])}: {dict(counts)}", flush=True
                 )
-            if given.output and number % 50 == 49:
+            if given.output and number % 20 == 19:
                 given.output.write_text(json.dumps(rows))
     print(f"{sum(counts.values())} tried: {dict(counts)}")
     if given.output:
