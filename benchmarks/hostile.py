@@ -26,7 +26,6 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="try each N-th alone")
     parser.add_argument("--part", choices=tuple(PARTS), action="append", help="try that part alone")
     parser.add_argument("--without", default="\0", help="leave out those whose name holds this")
-    parser.add_argument("--without", default="\0", help="leave those out with this text")
     parser.add_argument("--only", default="", help="try those alone whose name holds this text")
     parser.add_argument("--folder", type=Path, help="where the workspace is made, and kept")
     parser.add_argument("--output", type=Path, help="a JSON file for all outcomes")
