@@ -150,12 +150,12 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
 
     def _own_faults(self) -> Iterator[Fault]:
         """Yields names that are no folders', and numbers out of range."""
-        if self.previous_run is not None and self.decisions.previous_stage is None:
-            yield "previous_run", unfit(self.previous_run, "none, since its plan has no such stage")
         for field in ("fold", "previous_run"):
             name = getattr(self, field)
             if name is not None and name_problem(name):
                 yield field, unfit(name, name_problem(name))
+        if self.previous_run is not None and self.decisions.previous_stage is None:
+            yield "previous_run", unfit(self.previous_run, "none, since its plan has no such stage")
         for field in ("epochs", "extended"):
             if not 0 <= getattr(self, field) <= MOST:
                 yield field, unfit(getattr(self, field), "0 or more")
