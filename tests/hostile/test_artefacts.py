@@ -129,7 +129,7 @@ def test_a_rule_for_a_label_that_the_model_lacks(save: SaveFold, tmp_path: Path)
         members=(MemberFiles(folds=(save("fold_0"),)),),
         cleaning=(CleaningRule(labels=("spleen",), keep="largest"),),
     )
-    with pytest.raises(ModelError, match="'spleen', expected a label of the model"):
+    with pytest.raises(ModelError, match=r"'spleen', expected a label of the model"):
         write_archive(tmp_path / "a.autoliver", files)
 
 
@@ -144,7 +144,7 @@ def test_every_artefact_refuses_depth_and_keys_that_repeat(
         (as_text({**head, "made_from": Twice({})}), "'made_from' is there twice"),
     ):
         path.write_text(content)
-        with pytest.raises(ArtifactError, match=f"x.json: .*{problem}"):
+        with pytest.raises(ArtifactError, match=rf"x\.json: .*{problem}"):
             kind.load(path)
 
 
