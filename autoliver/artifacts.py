@@ -7,27 +7,33 @@ digest of what it was made from), so that a stage can refuse inputs that do not 
 
 import codecs
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import reprlib
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import msgspec
 
-from autoliver.errors import ArtifactError
+from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
 from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
+S = TypeVar("S", bound=msgspec.Struct)
+# A field that does not go with others, and what is wrong with it: "found X, expected Y".
+Fault = tuple[str, str]
 
 # Marks at the start of a text file, and where the first bytes are zero without one. UTF-32 comes
 # first, since its mark begins with that of UTF-16.
@@ -100,6 +106,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Returns a copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
 
+    def faults(self) -> Iterator[Fault]:
+        """Yields what is wrong with values that are of the right types, each for itself.
+
+        Values are compared with each other and with what they may be at all. An artefact is
+        checked by this when it is loaded, before anything is done with it.
+        """
+        yield from ()
+
 
 class Artifact(Record, frozen=True, kw_only=True):
     """A record that is stored in its own file.
@@ -162,7 +176,7 @@ class Artifact(Record, frozen=True, kw_only=True):
                 hint=hint,
             )
         fields = {k: v for k, v in raw.items() if k not in ("kind", "schema", "autoliver")}
-        return to_record(fields, cls, where=str(path), hint=hint)
+        return refuse_faults(to_record(fields, cls, where=str(path), hint=hint), path, hint=hint)
 
     def digest(self) -> str:
         """Returns a hash of the content, without `made_from`, as twelve hex digits.
@@ -230,6 +244,34 @@ def to_record(fields: object, kind: type[R], *, where: str, hint: str = "") -> R
         what, _, place = str(error).partition(" - at ")
         place = place.strip("`") or "$"
         raise ArtifactError(f"{where}: {place}: {what}.", hint=hint) from None
+    except AutoliverError as error:  # from the checks of options that a record makes itself
+        raise ArtifactError(f"{where}: {error.problem}", hint=hint or error.hint) from None
+
+
+def refuse_faults(record: R, where: object, *, hint: str = "") -> R:
+    """Refuses a record whose values do not go together, and returns any other.
+
+    Args:
+        record: The record.
+        where: The origin of the values, for the message.
+        hint: The hint of an error; empty for no hint.
+
+    Raises:
+        ArtifactError: The first of `Record.faults`.
+    """
+    for field, problem in record.faults():
+        raise ArtifactError(f"{where}: {field}: {problem}.", hint=hint)
+    return record
+
+
+def within(place: str, faults: Iterable[Fault]) -> Iterator[Fault]:
+    """Yields the faults of a part of a record, named by where the part is."""
+    return ((f"{place}.{field}", problem) for field, problem in faults)
+
+
+def unfit(found: object, expected: str) -> str:
+    """Returns what is wrong with a field: what was found there, shortened, and expected."""
+    return f"found {_SHOWN.repr(found)}, expected {expected}"
 
 
 def digest(value: object) -> str:
@@ -272,54 +314,81 @@ def as_json(value: object) -> bytes:
 
 
 def read_json_by_hand(path: Path) -> Any:
-    """Reads a JSON file that a person may have written, in which no key may be there twice.
+    """Reads a JSON file that a person may have written.
 
     Raises:
-        ArtifactError: As for `read_json`; or a key is there twice.
+        ArtifactError: As for `read_json`.
     """
-    content, value = _json_in(path)
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ArtifactError(
-                f"{path}: the key {twice!r} is there twice in one object.",
-                hint="Keep one of them; only the last would count.",
-            )
-        return dict(pairs)
-
-    json.loads(_as_utf8(content), object_pairs_hook=once)
-    return value
+    return read_json(path, twice="Keep one of them; only the last would count.")
 
 
-def read_json(path: Readable, *, hint: str = "") -> Any:
+def read_json(path: Readable, *, hint: str = "", twice: str = "") -> Any:
     """Reads the plain value of a JSON file.
 
+    Args:
+        path: The file.
+        hint: The hint of an error; empty for no hint.
+        twice: The hint if a key is there twice; empty for `hint`.
+
     Raises:
-        ArtifactError: The file is missing, or is not JSON in a Unicode encoding.
+        ArtifactError: The file is missing, is not JSON in a Unicode encoding, is nested too deeply,
+            or has a key twice in one object.
     """
-    return _json_in(path, hint=hint)[1]
-
-
-def _json_in(path: Readable, *, hint: str = "") -> tuple[bytes, Any]:
-    """Reads the content of a JSON file and its plain value."""
     try:
         content = content_of(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file.", hint=hint) from None
     try:
-        return content, msgspec.json.decode(_as_utf8(content))
-    except RecursionError:
-        raise ArtifactError(f"{path}: nested too deeply to be read.", hint=hint) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return json_value(content, where=str(path), hint=hint, twice=twice)
+    except ArtifactError:
         byte = _not_utf8(content)
         if byte is not None:
             raise ArtifactError(
                 f"{path}: its encoding is not UTF-8: {byte}.",
                 hint="Open it in a text editor, check its letters, and save it as UTF-8.",
             ) from None
-        raise ArtifactError(f"{path}: not valid JSON: {error}.", hint=hint) from None
+        raise
+
+
+def json_value(content: bytes, *, where: str, hint: str = "", twice: str = "") -> Any:
+    """Returns the plain value of JSON; all JSON that others may have written is read by it.
+
+    Args:
+        content: The JSON, in a Unicode encoding.
+        where: The origin of the content, for the message.
+        hint: The hint of an error; empty for no hint.
+        twice: The hint if a key is there twice; empty for `hint`.
+
+    Raises:
+        ArtifactError: It is not JSON, is nested too deeply, or has a key twice in one object.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            name = next(name for name, count in Counter(names).items() if count > 1)
+            raise ArtifactError(
+                f"{where}: the key {_SHOWN.repr(name)} is there twice in one object.",
+                hint=twice or hint,
+            )
+
+    try:
+        text = _as_utf8(content)
+        value = msgspec.json.decode(text)
+        json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ArtifactError(f"{where}: nested too deeply to be read.", hint=hint) from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise ArtifactError(f"{where}: not valid JSON: {error}.", hint=hint) from None
+    return value
+
+
+def json_line(line: bytes, kind: type[S]) -> S | None:
+    """Returns the value in a line of a log; None if it cannot be read, such as one cut short."""
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
 
 
 def _not_utf8(content: bytes) -> str | None:
@@ -327,7 +396,7 @@ def _not_utf8(content: bytes) -> str | None:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             msgspec.json.decode(content.decode("latin-1").encode())
             line = content.count(b"\n", 0, error.start) + 1
             return f"byte 0x{content[error.start]:02x} in line {line}, as Latin-1 has it"
@@ -437,6 +506,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with replacing(path) as beside:
         beside.write_bytes(content)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Returns the content of a CSV file; every table is written by it.
+
+    Args:
+        rows: The cells, the head first. Texts are changed by `text_cell`, so that names that data
+            brought run nowhere; numbers stay as they are, and None is an empty cell.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
 
 
 def text_cell(text: str) -> str:

@@ -7,6 +7,7 @@ it (`--batch-size`); `autoliver.api` respells it for callers of the library (`ba
 import difflib
 import math
 import os
+import re
 import types
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,6 +19,8 @@ from autoliver.errors import OptionError, WrongValue
 # Larger counts are typing errors, and some libraries cannot hold them.
 MOST = 2**31 - 1
 
+# Bytes of a name: disks take 255, and a longest file has 19 more (_uncertainty.nii.gz).
+_LONGEST_NAME = 236
 _SHOWN = 80  # characters of a value that are shown in a message
 _WORDS = {
     int: "a whole number",
@@ -97,6 +100,17 @@ def shortened(text: str, most: int, *, middle: bool = False) -> str:
         return text
     end = (most - 3) // 2 if middle else 0
     return f"{text[: most - 3 - end]}...{text[len(text) - end :]}"
+
+
+def name_problem(name: str) -> str:
+    """Says what a name that data brought must be to become a part of a path; "" if it may.
+
+    Every such name passes here: of cases, runs, folds, models and datasets.
+    """
+    parts = re.split(r"[/\\\x00-\x1f\x7f]", name)
+    if len(parts) > 1 or name.strip() in ("", ".", "..") or len(os.fsencode(name)) > _LONGEST_NAME:
+        return f"a name of 1 to {_LONGEST_NAME} bytes without slashes and line breaks"
+    return ""
 
 
 def flag_of(field: str) -> str:

@@ -2,15 +2,16 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 import numpy as np
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact, Fault, Record, unfit, within
 from autoliver.datasets.description import (
+    MOST_VALUE,
     Description,
     guess_description,
     missing_description,
@@ -32,7 +33,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.io.files import read_label
 from autoliver.io.paths import check_printable
-from autoliver.values import meant
+from autoliver.values import meant, name_problem
 
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
@@ -199,6 +200,27 @@ class Labels(Record, frozen=True, kw_only=True):
         """Channels of the segmentation heads: classes with background, or regions without it."""
         return len(self.foreground) if self.has_regions else len(self.values)
 
+    def faults(self) -> Iterator[Fault]:
+        """Yields labels without values, values that no file can hold, and those that repeat."""
+        for name, group in self.values.items():
+            if not group or min(group) < 0 or max(group) > MOST_VALUE:
+                yield f"values.{name}", unfit(list(group), f"whole numbers from 0 to {MOST_VALUE}")
+            if len(set(group)) < len(group):
+                yield f"values.{name}", unfit(list(group), "each value once")
+        every = [value for group in self.values.values() for value in group]
+        if not self.has_regions and len(set(every)) < len(every):
+            yield "values", unfit(sorted(every), "values of their own for every label")
+        if self.ignore is not None and (self.ignore in every or not 0 < self.ignore <= MOST_VALUE):
+            yield "ignore", unfit(self.ignore, f"a value up to {MOST_VALUE} that no label has")
+        order = self.regions_class_order
+        if order is not None and len(order) != len(self.foreground):
+            yield "regions_class_order", unfit(list(order), f"{len(self.foreground)} values")
+        elif not set(order or ()) <= set(self.foreground_values):
+            yield (
+                "regions_class_order",
+                unfit(list(order or ()), "values of labels, never 0"),
+            )
+
 
 def contradictions(one: Labels, other: Labels) -> list[str]:
     """Names of labels that both have, with values of which none is the same."""
@@ -303,6 +325,21 @@ class Dataset(Artifact, frozen=True, kw_only=True):
     def short_name(self) -> str:
         """The name without a leading "DatasetNNN_"."""
         return short_name(self.name)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields cases that repeat, have no image or have a name that is no file's, and labels'."""
+        yield from within("labels", self.labels.faults())
+        if not self.channel_names:
+            yield "channel_names", unfit([], "a name for each channel")
+        seen: set[str] = set()
+        for number, case in enumerate(self.cases):
+            if case.name in seen:
+                yield f"cases[{number}].name", unfit(case.name, "a name that no other case has")
+            if name_problem(case.name):
+                yield f"cases[{number}].name", unfit(case.name, name_problem(case.name))
+            if not case.images:
+                yield f"cases[{number}].images", unfit([], "at least one image")
+            seen.add(case.name)
 
     @property
     def labelled(self) -> tuple[Case, ...]:

@@ -15,7 +15,7 @@ from autoliver.io.dicom.codes import SegmentCodes, code_problem
 from autoliver.io.dicom.folder import modality_of_folder
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
-from autoliver.values import meant
+from autoliver.values import meant, shortened
 
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
@@ -36,6 +36,8 @@ _MR_WORDS = re.compile(
 # Modality -> name of the channel in a description that is made.
 CHANNEL_OF = {"CT": "CT", "MR": "MRI", "other": "image"}
 _MEND = "Correct the file in a text editor."
+# The largest value of a label: above, those of label maps in float32 are not exact.
+MOST_VALUE = 2**24 - 1
 
 
 class LabelValues(Record, frozen=True, kw_only=True):
@@ -305,9 +307,11 @@ def _check_names(where: Path, key: str, names: Sequence[str]) -> None:
 
 def _label_values(where: Path, name: str, value: Any) -> tuple[int, ...]:
     group = value if isinstance(value, list) else [value]
-    if not group or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in group):
+    whole = [v for v in group if isinstance(v, int) and not isinstance(v, bool)]
+    if not group or len(whole) < len(group) or min(whole) < 0 or max(whole) > MOST_VALUE:
         raise DatasetError(
-            f"{where}: labels: {name}: expected a number or a list of numbers, found {value!r}.",
+            f"{where}: labels: {name}: expected a number or a list of numbers from 0 to "
+            f"{MOST_VALUE}, found {shortened(repr(value), 80)}.",
             hint='Write e.g. "liver": 1, or "liver": [1, 2] for a region.',
         )
     return tuple(dict.fromkeys(group))

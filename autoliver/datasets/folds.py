@@ -1,14 +1,15 @@
 """Folds of a cross-validation: which cases each one trains on and which it validates on."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 
-from autoliver.artifacts import Artifact, Record, read_json_by_hand
+from autoliver.artifacts import Artifact, Fault, Record, read_json_by_hand
 from autoliver.datasets.cases import Case
 from autoliver.datasets.stratify import stratified
 from autoliver.errors import DatasetError, WrongValue
@@ -93,6 +94,12 @@ class Folds(Artifact, frozen=True, kw_only=True):
 
     splits: tuple[Split, ...]
 
+    def faults(self) -> Iterator[Fault]:
+        """Yields folds with a case twice or on both sides, and without training cases."""
+        for number, split in enumerate(self.splits):
+            if problem := _split_problem(split.train, split.validation):
+                yield f"splits[{number}]", problem
+
     def split(self, fold: Fold, cases: Sequence[str]) -> Split:
         """Returns the cases of one fold.
 
@@ -118,6 +125,17 @@ class Folds(Artifact, frozen=True, kw_only=True):
                 hint=f"Use --fold 0 to {len(self.splits) - 1}, or --fold all.",
             )
         return self.splits[fold]
+
+
+def _split_problem(train: Sequence[str], held_out: Sequence[str]) -> str:
+    """What is wrong with a fold, whatever cases there are; "" if nothing is."""
+    for side in (train, held_out):
+        twice = next((name for name, count in Counter(side).items() if count > 1), None)
+        if twice is not None:
+            return f"{twice} is there twice"
+    if shared := sorted(set(train) & set(held_out)):
+        return f"{shared[0]} is on both sides"
+    return "" if train else "no training cases"
 
 
 class _OwnSplit(msgspec.Struct):
@@ -192,8 +210,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
 
     Raises:
         DatasetError: The file has the wrong form, names an unknown case, has a fold without
-            training cases, lists a case both for training and for validation, holds out a case that
-            is not real, or has cases of a patient on both sides.
+            training cases, lists a case twice or both for training and for validation, holds out a
+            case that is not real, or has cases of a patient on both sides.
     """
     try:
         raw = msgspec.convert(read_json_by_hand(path), list[_OwnSplit])
@@ -210,11 +228,8 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     known = {case.name for case in cases}
     for number, split in enumerate(raw):
         unknown = sorted({*split.train, *split.val} - known)
-        shared = sorted(set(split.train) & set(split.val))
-        if unknown or shared or not split.train:
-            what = "no training cases"
-            if unknown or shared:
-                what = f"unknown case {unknown[0]}" if unknown else f"{shared[0]} is on both sides"
+        what = f"unknown case {unknown[0]}" if unknown else _split_problem(split.train, split.val)
+        if what:
             raise DatasetError(
                 f"{path}: fold {number}: {what}.",
                 hint="List each labelled case at most once per fold, and at least one in 'train'.",

@@ -16,7 +16,7 @@ from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, label_ending, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
 from autoliver.system import entries, refuse_special
-from autoliver.values import counted
+from autoliver.values import counted, name_problem, shortened
 
 # Case name -> (image files, label file)
 Files = dict[str, tuple[tuple[Path, ...], Path | None]]
@@ -171,7 +171,13 @@ def table_files(where: Path, table: Mapping[str, Any], channels: int) -> Files:
     """
     files: Files = {}
     for name, entry in table.items():
-        if "/" in name or not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+        if name_problem(name):
+            raise DatasetError(
+                f"{where}: dataset: a case is named {shortened(repr(name), 80)}, expected "
+                f"{name_problem(name)}.",
+                hint="Give the case another name.",
+            )
+        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
             raise DatasetError(
                 f'{where}: dataset: {name}: expected {{"images": [...], "label": ...}}, '
                 f"found {entry!r}.",
@@ -211,6 +217,11 @@ def listed_files(where: Path, entries: Iterable[Any]) -> Files:
             continue
         name = split_ending(path.name)[0]
         images = _listed_images(path) or (_existing_image(where, name, image),)
+        if name in files:
+            raise DatasetError(
+                f"{where}: training: two images are named {name}: {files[name][0][0]} and {path}.",
+                hint="Give their files different names, since they name the cases.",
+            )
         label = entry.get("label") if isinstance(entry, dict) else None
         files[name] = (images, None if label is None else _existing(where, name, label))
     return files

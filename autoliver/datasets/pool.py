@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact, Fault, Record, unfit
 from autoliver.commands import command
 from autoliver.errors import DatasetError
+from autoliver.values import name_problem
 
 POOL_FILE = "pool.json"
 
@@ -57,6 +58,17 @@ class Pool(Artifact, frozen=True, kw_only=True):
     members: dict[str, str]
     dropped: tuple[str, ...] = ()
     cases: tuple[PooledCase, ...]
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields cases that repeat, are of no member or have a name that is no file's."""
+        seen: set[str] = set()
+        for number, case in enumerate(self.cases):
+            expected = name_problem(case.name) or ("another name" if case.name in seen else "")
+            if expected:
+                yield f"cases[{number}].name", unfit(case.name, expected)
+            if case.member not in self.members:
+                yield f"cases[{number}].member", unfit(case.member, "one of the members")
+            seen.add(case.name)
 
     @property
     def files(self) -> Iterator[tuple[PooledCase, PooledFile]]:

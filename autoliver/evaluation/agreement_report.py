@@ -1,11 +1,9 @@
 """Agreement of volumes on a terminal, as CSV and as a picture (Bland and Altman 1986)."""
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.artifacts import replacing, text_cell, write_bytes
+from autoliver.artifacts import csv_text, replacing, write_bytes
 from autoliver.evaluation.agreement import LEAST_CASES, Agreement, Limits
 from autoliver.evaluation.picture import OKABE_ITO
 from autoliver.evaluation.results import Scores
@@ -54,14 +52,12 @@ def write_agreement(scores: Scores, path: Path) -> bool:
     if not found:
         path.unlink(missing_ok=True)
         return False
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = [f"{name}_{unit}" for unit in ("ml", "percent") for name in _LIMITS]
-    writer.writerow(["label", "cases", *heads, "concordance"])
+    rows: list[list[object]] = [["label", "cases", *heads, "concordance"]]
     for label, each in found.items():
         values = [getattr(part, name, None) for part in (each.ml, each.percent) for name in _LIMITS]
-        writer.writerow([text_cell(label), each.cases, *values, each.concordance])
-    write_bytes(path, text.getvalue().encode())
+        rows.append([label, each.cases, *values, each.concordance])
+    write_bytes(path, csv_text(rows).encode())
     return True
 
 

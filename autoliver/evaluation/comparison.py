@@ -1,7 +1,5 @@
 """Two sets of predictions compared case by case: which is better, and is that chance?"""
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from scipy import stats
 
-from autoliver.artifacts import Artifact, Record, text_cell, write_bytes
+from autoliver.artifacts import Artifact, Record, csv_text, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.evaluation.bootstrap import Interval, resampled, statistic
 from autoliver.evaluation.results import (
@@ -196,13 +194,9 @@ def comparison_table(found: Comparison) -> str:
 
 def write_comparison(found: Comparison, path: Path) -> None:
     """Writes a CSV file with one row per case, label and metric; undefined values are empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CaseDifference.__struct_fields__)
-    for row in found.cases:
-        names = map(text_cell, (row.case, row.patient, row.label))
-        writer.writerow([*names, row.metric, row.a, row.b, row.difference])
-    write_bytes(path, text.getvalue().encode())
+    head = CaseDifference.__struct_fields__
+    rows = [[getattr(row, name) for name in head] for row in found.cases]
+    write_bytes(path, csv_text([head, *rows]).encode())
 
 
 def _value(score: Score, field: str) -> float | None:

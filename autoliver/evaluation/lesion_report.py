@@ -1,11 +1,9 @@
 """Lesions as tables: for a terminal of 80 characters, and as a CSV file of every lesion."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from autoliver.artifacts import text_cell, write_bytes
+from autoliver.artifacts import csv_text, write_bytes
 from autoliver.evaluation.bootstrap import Interval, Statistic
 from autoliver.evaluation.classification import (
     MEASURES,
@@ -49,7 +47,7 @@ def write_lesions(scores: Scores, path: Path) -> bool:
     of earlier scores is removed if there are no lesions now.
     """
     rows = [
-        [*map(text_cell, (case.name, case.patient, label)), *_cells(lesion, scores)]
+        [case.name, case.patient, label, *_cells(lesion, scores)]
         for case in scores.cases
         for label, lesions in _listed(case.labels, case.lesions)
         for lesion in lesions
@@ -57,14 +55,11 @@ def write_lesions(scores: Scores, path: Path) -> bool:
     if not rows:
         path.unlink(missing_ok=True)
         return False
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     fields = [name for name in _FIELDS if name != "probabilities"]
     classes = _class_names(scores)
     head = ("case", "patient", "label", "reference_lesion", "predicted_lesion", *fields)
-    writer.writerow([*head, *(f"probability_{name}" for name in classes)])
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    titles = [*head, *(f"probability_{name}" for name in classes)]
+    write_bytes(path, csv_text([titles, *rows]).encode())
     return True
 
 
@@ -99,9 +94,8 @@ def _class_names(scores: Scores) -> tuple[str, ...]:
 
 def _cells(lesion: Lesion, scores: Scores) -> list[object]:
     values = [getattr(lesion, name) for name in _FIELDS if name != "probabilities"]
-    cells = [text_cell(value) if isinstance(value, str) else value for value in values]
     given = [lesion.probabilities.get(name) for name in _class_names(scores)]
-    return [lesion.reference, lesion.predicted, *cells, *given]
+    return [lesion.reference, lesion.predicted, *values, *given]
 
 
 def _detections(scores: Scores) -> str:

@@ -1,7 +1,5 @@
 """Defines scores and metric options, and summarises scores over cases."""
 
-import csv
-import io
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
-from autoliver.artifacts import Artifact, Record, text_cell, write_bytes
+from autoliver.artifacts import Artifact, Record, csv_text, write_bytes
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.lesions import is_lesion, is_tumour
 from autoliver.errors import WrongValue
@@ -432,16 +430,14 @@ def write_csv(scores: Scores, path: Path) -> None:
     it, so that it is shown as text.
     """
     lesions = ("reference", "detected", "predicted", "confirmed")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = ("case", "label", "voxels", "reference_voxels", *COLUMNS)
-    writer.writerow((*head, *(f"lesions_{name}" for name in lesions)))
+    rows: list[list[object]] = [[*head, *(f"lesions_{name}" for name in lesions)]]
     for case in scores.cases:
         for label, score in case.labels.items():
             row = [getattr(score, field) for field in head[2:]]
             counts = [getattr(score.lesions, name, None) for name in lesions]
-            writer.writerow([*map(text_cell, (case.name, label)), *row, *counts])
-    write_bytes(path, text.getvalue().encode())
+            rows.append([case.name, label, *row, *counts])
+    write_bytes(path, csv_text(rows).encode())
 
 
 def _summary(label: str, cases: Sequence[CaseScores]) -> LabelSummary:

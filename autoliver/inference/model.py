@@ -207,7 +207,12 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
     try:
         networks = [
             Fastest(
-                load_network(folder / WEIGHTS_FILE, device=device, sha256=info.weights_sha256)
+                load_network(
+                    folder / WEIGHTS_FILE,
+                    device=device,
+                    sha256=info.weights_sha256,
+                    expected=info.decisions.network,
+                )
             ).eval()
             for folder, info in zip(folders, infos, strict=True)
         ]

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 import numpy.typing as npt
 
-from autoliver.artifacts import Artifact, Record, digest, file_sha256
+from autoliver.artifacts import Artifact, Fault, Record, digest, file_sha256, unfit, within
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
 from autoliver.datasets.layouts import RECORD_FILE as RECORD_FILE
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.inference.options import (
     AS_IT_IS,
+    LEAST_STEP,
+    MOST_STEP,
     ModalityChoice,
     PredictOptions,
     UsedModality,
@@ -30,8 +32,9 @@ from autoliver.io.detached import data_files
 from autoliver.io.header import split_ending
 from autoliver.locks import one_at_a_time
 from autoliver.models.files import MODEL_FILE, FoldModel, ModelFiles, Place, load_infos
-from autoliver.models.selection import CleaningRule
+from autoliver.models.selection import MOST_TEMPERATURE, CleaningRule
 from autoliver.system import entries
+from autoliver.values import name_problem
 
 if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
@@ -154,6 +157,23 @@ class Prediction(Artifact, frozen=True, kw_only=True):
     regions: dict[str, tuple[UsedRegion, ...]] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     temperature: float = 1.0
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields names of files that lead elsewhere, rules' and labels', and numbers' bounds."""
+        if self.labels is not None:
+            yield from within("labels", self.labels.faults())
+        for number, rule in enumerate(self.cleaning):
+            yield from within(f"cleaning[{number}]", rule.faults())
+        files = [file.name for group in self.written.values() for file in group]
+        for name in (*self.label_maps, *self.inputs, *self.voxels, *self.written, *files):
+            if name_problem(name):
+                yield "label_maps", unfit(name, name_problem(name))
+        if len(set(self.label_maps)) < len(self.label_maps):
+            yield "label_maps", unfit(list(self.label_maps), "each once")
+        if not LEAST_STEP <= self.options.step <= MOST_STEP:
+            yield "options.step", unfit(self.options.step, f"{LEAST_STEP} to {MOST_STEP}")
+        if not 0 < self.temperature <= MOST_TEMPERATURE:
+            yield "temperature", unfit(self.temperature, f"above 0, at most {MOST_TEMPERATURE:g}")
 
     @property
     def folds(self) -> str:

@@ -14,12 +14,12 @@ Only JSON and safetensors are ever read, and an entry that the manifest does not
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from autoliver.artifacts import Artifact, replacing, write_bytes
+from autoliver.artifacts import Artifact, Fault, replacing, unfit, within, write_bytes
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ArtifactError, ModelError
 from autoliver.models.archive_zip import (
@@ -52,6 +52,7 @@ from autoliver.models.selection import (
     choose_folds,
     choose_previous,
 )
+from autoliver.values import name_problem
 
 ENDING = ".autoliver"
 # Words that --roi, --pretrained or --fold understand otherwise.
@@ -86,6 +87,14 @@ class Manifest(Artifact, frozen=True, kw_only=True):
     labels: Labels
     training_cases: int
     entries: tuple[Entry, ...]
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the labels', and channels and cases that cannot be."""
+        yield from within("labels", self.labels.faults())
+        if not self.channel_names:
+            yield "channel_names", unfit([], "a name for each channel")
+        if self.training_cases < 0:
+            yield "training_cases", unfit(self.training_cases, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +138,7 @@ class Archive:
             ModelError: An entry is damaged.
             AutoliverError: The disk is full, read-only or not writable for this user.
         """
+        check_weights(check_parts(self.files()))
         for entry in self.manifest.entries:
             write_bytes(folder / entry.name, (self.root / entry.name).read_bytes())
 
@@ -160,6 +170,7 @@ def fit_for_name(name: str) -> bool:
     which names a model understands otherwise.
     """
     plain = re.fullmatch(_PART, name) is not None and name == name.strip()
+    plain = plain and not name_problem(name)
     return plain and name.casefold() not in _KEYWORDS
 
 
@@ -208,6 +219,7 @@ def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) ->
         training_cases=len({case for info in infos.values() for case in info.cases}),
         entries=tuple(entries),
     )
+    check_weights(infos)
     with replacing(path) as beside, zipfile.ZipFile(beside, "x") as archive:
         for at, content in {MANIFEST_FILE: manifest.to_bytes(), **small}.items():
             archive.writestr(entry_info(at), content)
@@ -260,6 +272,22 @@ def check_parts(files: ModelFiles) -> dict[Place, FoldModel]:
         plans.append(first.plan)
     check_members(files, plans)
     return infos
+
+
+def check_weights(infos: Mapping[Place, FoldModel]) -> None:
+    """Refuses weights that no fold could predict with, before others get them.
+
+    Args:
+        infos: Folder -> description of every fold.
+
+    Raises:
+        ModelError: Weights are missing or damaged, or do not fit their description.
+    """
+    from autoliver.networks.checkpoint import load_network
+
+    for place, info in infos.items():
+        network = info.decisions.network
+        load_network(place / WEIGHTS_FILE, sha256=info.weights_sha256, expected=network)
 
 
 def _at(place: Place) -> str:

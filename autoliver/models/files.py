@@ -1,11 +1,20 @@
 """The files of a trained model on disk: its folds, its members and the description of each."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from autoliver.artifacts import Artifact, Readable, Record, digest, file_sha256
+from autoliver.artifacts import (
+    Artifact,
+    Fault,
+    Readable,
+    Record,
+    digest,
+    file_sha256,
+    unfit,
+    within,
+)
 from autoliver.commands import command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.folds import Fold
@@ -15,6 +24,7 @@ from autoliver.models.selection import CleaningRule, Selection
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.histogram import Histogram
+from autoliver.values import MOST, counted, name_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +128,42 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     lesion_classes: tuple[str, ...] = ()
     roi: Roi | None = None
 
+    def faults(self) -> Iterator[Fault]:
+        """Yields the plan's, and what does not go with it."""
+        yield from within("plan", self.plan.faults())
+        if self.configuration not in self.plan.configurations:
+            known = ", ".join(self.plan.configurations)
+            yield "configuration", unfit(self.configuration, f"one of the plan's: {known}")
+            return
+        axes = list(range(self.decisions.dimension))
+        if not _some_of(self.mirror_axes, axes):
+            yield "mirror_axes", unfit(list(self.mirror_axes), f"some of {axes}, each once")
+        labels = self.plan.labels.foreground
+        if not _some_of(self.lesion_classes, labels):
+            yield "lesion_classes", unfit(list(self.lesion_classes), "labels, each once")
+        if len(self.histograms) not in (0, len(self.plan.channel_names)):
+            channels = counted(len(self.plan.channel_names), "channel")
+            yield "histograms", f"found {len(self.histograms)}, expected one for each of {channels}"
+        for number, rule in enumerate(self.next_stage_cleaning):
+            yield from within(f"next_stage_cleaning[{number}]", rule.faults(labels))
+        yield from self._own_faults()
+
+    def _own_faults(self) -> Iterator[Fault]:
+        """Yields names that are no folders', and numbers out of range."""
+        for field in ("fold", "previous_run"):
+            name = getattr(self, field)
+            if name is not None and name_problem(name):
+                yield field, unfit(name, name_problem(name))
+        if self.previous_run is not None and self.decisions.previous_stage is None:
+            yield "previous_run", unfit(self.previous_run, "none, since its plan has no such stage")
+        for field in ("epochs", "extended"):
+            if not 0 <= getattr(self, field) <= MOST:
+                yield field, unfit(getattr(self, field), "0 or more")
+        for field in ("replay_share", "keep_source"):
+            share = getattr(self, field)
+            if share is not None and not 0 <= share <= 1:
+                yield field, unfit(share, "0 to 1")
+
     @property
     def decisions(self) -> Configuration:
         """The decisions of its plan for its configuration."""
@@ -132,6 +178,11 @@ class FoldModel(Artifact, frozen=True, kw_only=True):
     def needs_lesions(self) -> bool:
         """Whether it only tells the class of lesions, so that it has to be told where they are."""
         return self.decisions.network.classifies
+
+
+def _some_of(found: Sequence[Any], known: Container[Any]) -> bool:
+    """Whether all of a list are known, each once."""
+    return len(set(found)) == len(found) and all(each in known for each in found)
 
 
 class Place(Readable, Protocol):
@@ -401,16 +452,22 @@ def check_previous(
 
 
 def check_members(files: ModelFiles, plans: Sequence[Plan]) -> None:
-    """Refuses members whose predictions cannot be averaged.
+    """Refuses members whose predictions cannot be averaged, and rules for labels that they lack.
 
     Args:
         files: The model.
         plans: The plan of each member.
 
     Raises:
-        ModelError: The members differ in channels or labels.
+        ModelError: The members differ in channels or labels, or a rule names another label.
     """
     first = plans[0]
+    for rule in files.cleaning:
+        for field, problem in rule.faults(first.labels.foreground):
+            raise ModelError(
+                f"{files.name}: its cleaning rule '{rule}': {field}: {problem}.",
+                hint="Select the model again with: autoliver select DATASET",
+            )
     for part, plan in zip(files.members[1:], plans[1:], strict=True):
         for what in ("labels", "channel_names"):
             expected, found = getattr(first, what), getattr(plan, what)

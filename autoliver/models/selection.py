@@ -1,14 +1,18 @@
 """Describes which trained folds predict together and how their label maps are cleaned."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import ClassVar, Literal
 
 import msgspec
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact, Fault, Record, unfit, within
 from autoliver.errors import ModelError
+from autoliver.values import name_problem
 
 SELECTION_FILE = "model.json"
+# More networks than these are held by no memory.
+MOST_FOLDS = 100
+MOST_ML, MOST_TEMPERATURE = 1e6, 1000.0
 
 
 class CleaningRule(Record, frozen=True, kw_only=True):
@@ -27,6 +31,20 @@ class CleaningRule(Record, frozen=True, kw_only=True):
     keep: Literal["largest", "least"]
     least_ml: float = 0.0
     by_faces: bool = False
+
+    def faults(self, known: Container[str] | None = None) -> Iterator[Fault]:
+        """Yields labels that are not there or not known, and volumes that are none.
+
+        Args:
+            known: The labels that a model has; None if they are not known here.
+        """
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            yield "labels", unfit(list(self.labels), "labels, each once")
+        for name in self.labels:
+            if known is not None and name not in known:
+                yield "labels", unfit(name, "a label of the model")
+        if not 0 <= self.least_ml <= MOST_ML:
+            yield "least_ml", unfit(self.least_ml, f"0 to {MOST_ML:g}")
 
     def __str__(self) -> str:
         """Describes the rule in words."""
@@ -102,6 +120,25 @@ class Selection(Artifact, frozen=True, kw_only=True):
     scores: dict[str, float] = msgspec.field(default_factory=dict)
     why: tuple[str, ...] = ()
     temperature: Temperature | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields members and folds that repeat or are too many, and their names, and rules'."""
+        runs = [chosen.run for chosen in self.members]
+        if not runs or len(set(runs)) < len(runs):
+            yield "members", unfit(runs, "at least one run, each once")
+        if sum(len(chosen.folds) for chosen in self.members) > MOST_FOLDS:
+            yield "members", f"found more than {MOST_FOLDS} folds, which no memory holds"
+        for number, chosen in enumerate(self.members):
+            for name in (chosen.run, *chosen.folds):
+                if name_problem(name):
+                    yield f"members[{number}]", unfit(name, name_problem(name))
+            if len(set(chosen.folds)) < len(chosen.folds):
+                yield f"members[{number}].folds", unfit(list(chosen.folds), "each fold once")
+        for number, rule in enumerate(self.cleaning):
+            yield from within(f"cleaning[{number}]", rule.faults())
+        if self.temperature is not None and not 0 < self.temperature.value <= MOST_TEMPERATURE:
+            found = self.temperature.value
+            yield "temperature.value", unfit(found, f"above 0, at most {MOST_TEMPERATURE:g}")
 
 
 def choose_folds(there: Sequence[str], folds: str | None, *, name: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def build_network(
     Raises:
         ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
-    _check(spec)
+    check_spec(spec)
     network = _module(spec, deep_supervision=deep_supervision)
     initialise(network, generator)
     return network
@@ -51,12 +51,18 @@ def build_without_weights(spec: NetworkSpec, *, deep_supervision: bool) -> nn.Mo
     Raises:
         ModelError: The spec contradicts itself, e.g. because the plan was edited.
     """
-    _check(spec)
+    check_spec(spec)
     with torch.device("meta"):
         return _module(spec, deep_supervision=deep_supervision)
 
 
-def _check(spec: NetworkSpec) -> None:
+def check_spec(spec: NetworkSpec) -> None:
+    """Refuses a spec from which no network can be built, before any memory is taken.
+
+    Raises:
+        ModelError: A field is invalid; the error names it.
+    """
+    spec.check_size()
     spec.check()
     spec.check_class_head()
 

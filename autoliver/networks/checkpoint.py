@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoliver.artifacts import Readable, content_of, write_bytes
+from autoliver.artifacts import Readable, content_of, json_value, write_bytes
 from autoliver.errors import ArtifactError, ModelError
-from autoliver.networks.build import build_without_weights
+from autoliver.networks.build import build_without_weights, check_spec
 from autoliver.networks.spec import NetworkSpec, read_spec
 from autoliver.system import read_whole
 
@@ -35,6 +35,8 @@ SCHEMA = "1"
 _MAX_HEADER_BYTES = 100_000_000
 _STATE_MAGIC = b"autoliver-training-state-1"
 _MAX_STATE_HEAD_BYTES = 128
+# What the library raises of a type of numbers, or a shape, that it does not know.
+_UNKNOWN_TYPES = (KeyError, ValueError, TypeError, RuntimeError, OverflowError)
 _AGAIN = (
     "Copy it again from where it came from, or train it again with: "
     "autoliver train DATASET CONFIG --fresh"
@@ -104,16 +106,54 @@ def load_weights(path: Readable, *, sha256: str = "") -> tuple[dict[str, Tensor]
         )
     metadata = _metadata(path, content)
     try:
-        raw = json.loads(metadata.get("spec", ""))
-        spec = read_spec(raw, where=f"{path}: spec")
-    except json.JSONDecodeError:
-        raise ModelError(f"{path}: the network's spec is not valid JSON.", hint=_AGAIN) from None
+        where = f"{path}: spec"
+        spec = read_spec(json_value(metadata.get("spec", "").encode(), where=where), where=where)
     except ArtifactError as error:
         raise ModelError(error.problem, hint=_AGAIN) from None
     try:
-        return safetensors.torch.load(content), spec
-    except SafetensorError as error:
-        raise ModelError(f"{path}: damaged: {error}.", hint=_AGAIN) from None
+        check_spec(spec)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.problem}", hint=_AGAIN) from None
+    try:
+        weights = safetensors.torch.load(content)
+    except (SafetensorError, *_UNKNOWN_TYPES) as error:
+        raise ModelError(f"{path}: damaged: {_first_line(error)}.", hint=_AGAIN) from None
+    _check_values(path, weights)
+    return weights, spec
+
+
+def _check_values(path: Readable, weights: Mapping[str, Tensor]) -> None:
+    """Refuses types that `save_weights` does not write, and numbers that are none."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in (torch.float32, torch.int64):
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{path}: {name} holds {found}, expected float32.",
+                hint=_AGAIN,
+            )
+    check_finite(weights, where=str(path))
+
+
+def check_finite(weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuses weights that are infinite or no numbers, from which nothing can be predicted.
+
+    Args:
+        weights: The weights.
+        where: The origin of the weights, for the message.
+
+    Raises:
+        ModelError: There are some. The error names the first tensor.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(
+                f"{where}: {name} holds values that are infinite or no numbers.",
+                hint="The training went wrong, or the file was changed. " + _AGAIN,
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def load_network(
@@ -123,6 +163,7 @@ def load_network(
     device: torch.device | str = "cpu",
     sha256: str = "",
     hint: str | None = None,
+    expected: NetworkSpec | None = None,
 ) -> nn.Module:
     """Builds the network of a weights file and loads its weights.
 
@@ -132,19 +173,35 @@ def load_network(
         device: The device to put the network on.
         sha256: The checksum of the file that model.json recorded; not checked if empty.
         hint: What helps if they cannot be loaded; None: what helps for the weights of a run.
+        expected: The network that the file must be of; None for any.
 
     Raises:
         ModelError: The weights cannot be loaded, see `load_weights`, or do not fit the spec in the
-            same file.
+            same file, or this is not the expected one.
     """
     try:
         state_dict, spec = load_weights(path, sha256=sha256)
+        if expected is not None and spec != expected:
+            raise ModelError(
+                f"{path}: weights of {_differing(spec, expected)}.",
+                hint="Take both files from one training, or train the fold with --fresh.",
+            )
         network = build_without_weights(spec, deep_supervision=deep_supervision)
         check_fit(state_dict, network, where=str(path))
     except ModelError as error:
         raise ModelError(error.problem, hint=error.hint if hint is None else hint) from None
     network.load_state_dict(state_dict, strict=True, assign=True)
     return network.to(device)
+
+
+def _differing(found: NetworkSpec, expected: NetworkSpec) -> str:
+    """How two networks differ, in words: the first field, or their kinds."""
+    if type(found) is type(expected):
+        for name in found.__struct_fields__:
+            own, other = getattr(found, name), getattr(expected, name)
+            if own != other:
+                return f"a network whose {name} is {own}, while that of model.json is {other}"
+    return f"a {found.kind}, while the network of model.json is a {expected.kind}"
 
 
 def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: str) -> None:
@@ -170,6 +227,11 @@ def check_fit(state_dict: Mapping[str, Tensor], network: nn.Module, *, where: st
                 f"{where}: {name} has the shape {tuple(found.shape)}, "
                 f"the network expects {tuple(tensor.shape)}.",
                 hint=hint,
+            )
+        if found.is_floating_point() != tensor.is_floating_point():
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (found, tensor)]
+            raise ModelError(
+                f"{where}: {name} holds {kinds[0]}, the network expects {kinds[1]}.", hint=hint
             )
     for name in state_dict:
         if name not in expected:
@@ -271,11 +333,16 @@ def _metadata(path: Readable, content: bytes) -> dict[str, str]:
 def _parsed(path: Readable, header: bytes) -> tuple[dict[str, str], int]:
     """Returns the metadata and the size in bytes that the file must have."""
     try:
-        entries = json.loads(header)
+        entries = json_value(header, where=str(path))
         metadata = msgspec.convert(entries.pop("__metadata__", {}), dict[str, str])
         ends = [entry["data_offsets"][1] for entry in entries.values()]
         return metadata, 8 + len(header) + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, msgspec.ValidationError):
+    except ArtifactError as error:
+        problem = error.problem.removeprefix(f"{path}: ")
+        raise ModelError(
+            f"{path}: damaged: its header cannot be read: {problem}", hint=_AGAIN
+        ) from None
+    except (AttributeError, ValueError, KeyError, TypeError, IndexError, msgspec.ValidationError):
         raise ModelError(f"{path}: damaged: its header cannot be read.", hint=_AGAIN) from None
 
 

@@ -8,7 +8,7 @@ tests/networks/new_network.
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,9 @@ from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record
 from autoliver.errors import ModelError
+
+# Larger numbers are damage: of channels and features, of levels, of blocks on all levels.
+MOST_CHANNELS, MOST_LEVELS, MOST_BLOCKS = 65_536, 64, 2_000
 
 # A part of a network: (group, stage), e.g. ("encoder", 0) for the first stage of the encoder.
 Part = tuple[str, int]
@@ -241,6 +244,24 @@ class NetworkContract(Record, frozen=True, kw_only=True):
         """
         raise NotImplementedError
 
+    def check_size(self) -> None:
+        """Refuses numbers that no network has, before anything is built or counted with them.
+
+        Raises:
+            ModelError: As for `check`.
+        """
+        blocks = 0
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, NetworkContract):
+                value.check_size()
+            for number in _numbers(value, name):
+                if not abs(number) <= MOST_CHANNELS:
+                    raise wrong_field(name, f"{number:g}", f"at most {MOST_CHANNELS}")
+                blocks += int(number) if name.startswith("blocks") else 0
+        if blocks > MOST_BLOCKS:
+            raise wrong_field("blocks", str(blocks), f"at most {MOST_BLOCKS} in all")
+
     def check_class_head(self) -> None:
         """Refuses a class head that the network cannot have.
 
@@ -287,6 +308,21 @@ def wrong_field(field: str, found: str, expected: str) -> ModelError:
         f"network: {field}: found {found}, expected {expected}.",
         hint="Correct the network in plan.json, or make the plan again with: autoliver plan",
     )
+
+
+def _numbers(value: object, name: str) -> Iterator[float]:
+    """All numbers in a field of a spec.
+
+    Raises:
+        ModelError: A list is longer than the levels of any network.
+    """
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, tuple):
+        if len(value) > MOST_LEVELS:
+            raise wrong_field(name, f"{len(value)} entries", f"at most {MOST_LEVELS}")
+        for each in value:
+            yield from _numbers(each, name)
 
 
 def product_of(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

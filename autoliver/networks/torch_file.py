@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from autoliver.system import open_file, raise_refusal
 # The exceptions that reading a malformed pickle can raise.
 MALFORMED = (
     *(RuntimeError, ValueError, TypeError, LookupError, pickle.UnpicklingError),
-    *(AttributeError, AssertionError, EOFError, MemoryError),
+    *(AttributeError, AssertionError, EOFError, MemoryError, OverflowError, struct.error),
 )
 _AGAIN = "Copy the file again from its source."
 # How a file of PyTorch before 1.6 begins, which has no checksums: a pickled number.

@@ -89,7 +89,7 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
     Raises:
         AutoliverError: nnU-Net does not support a feature of a member, or a folder already exists.
     """
-    from autoliver.networks.checkpoint import load_weights
+    from autoliver.networks.checkpoint import load_network
     from autoliver.nnunet.model import write_nnunet_model
 
     if files.cleaning:
@@ -109,7 +109,12 @@ def export_for_nnunet(files: ModelFiles, target: Path) -> tuple[Path, ...]:
             own = info.plan.dataset
             name = names[own] = names.get(own) or _renamed(own, target)
             info = info.replace(plan=info.plan.replace(dataset=name))
-            weights, _ = load_weights(fold / WEIGHTS_FILE, sha256=info.weights_sha256)
+            network = load_network(
+                fold / WEIGHTS_FILE,
+                sha256=info.weights_sha256,
+                expected=info.decisions.network,
+            )
+            weights = dict(network.state_dict())
             parts.append((info, weights))
         written.append(write_nnunet_model(parts, target))
     return tuple(written)

@@ -178,7 +178,9 @@ def _check_settings(
     for key, values in (("norm_op_kwargs", _NORM), ("nonlin_kwargs", _NONLIN)):
         given = arguments.get(key) or {}
         # Whether an activation works in place does not change its result.
-        if any(values.get(name) != value for name, value in given.items() if name != "inplace"):
+        if not isinstance(given, Mapping) or any(
+            values.get(name) != value for name, value in given.items() if name != "inplace"
+        ):
             wrong.append(key)
     if wrong:
         raise ModelError(

@@ -1,6 +1,8 @@
 """Reads the plain pickles of nnU-Net v1 without running code that they may contain."""
 
+import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,12 @@ import numpy as np
 
 from autoliver.errors import ModelError
 from autoliver.networks.torch_file import MALFORMED
-from autoliver.system import open_file
+from autoliver.system import read_whole
 
 _NUMBERS = ("f", "i", "u", "b")
+_MOST_BYTES = 64 * 2**20
+# What puts a value into a numbered place of the table that a pickle keeps.
+_PLACES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class Dtype:
@@ -113,6 +118,22 @@ class _Unpickler(pickle.Unpickler):
         raise _Refused(f"an object outside the file ({pid!r})")
 
 
+def _check_size(content: bytes) -> None:
+    """Refuses a pickle that asks for more memory than its content can need.
+
+    A few bytes can name the last place of a table of two thousand million, which would be made.
+
+    Raises:
+        UnpicklingError: It does.
+        ValueError: It is cut short, or no pickle.
+    """
+    if len(content) > _MOST_BYTES:
+        raise pickle.UnpicklingError(f"{len(content) / 1e6:.0f} MB; nnU-Net writes some kB")
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in _PLACES and not 0 <= int(argument or 0) <= len(content):
+            raise pickle.UnpicklingError(f"the place {argument} in a table of {len(content)} bytes")
+
+
 def read_pickle(path: Path) -> Any:
     """Reads a pickle of plain values and numpy arrays; arrays become nested lists.
 
@@ -123,8 +144,9 @@ def read_pickle(path: Path) -> Any:
         ModelError: The file is missing or damaged, or names anything else.
     """
     try:
-        with open_file(path) as file:
-            return _Unpickler(file).load()
+        content = read_whole(path)
+        _check_size(content)
+        return _Unpickler(io.BytesIO(content)).load()
     except FileNotFoundError:
         raise ModelError(
             f"{path}: there is no such file.", hint="Copy it from where the model was trained."

@@ -14,7 +14,7 @@ from autoliver.nnunet.network import spec_from_nnunet
 from autoliver.planning.names import ConfigurationName, Preset
 from autoliver.planning.plan import Configuration, IntensityStats, Normalization, Plan
 from autoliver.planning.presets import PRESETS
-from autoliver.values import counted
+from autoliver.values import counted, shortened
 
 S = TypeVar("S", bound=msgspec.Struct)
 # What no plan exceeds, so that a damaged number is refused before anything is built with it.
@@ -138,6 +138,8 @@ def plan_from_nnunet(
             f"made by {plans.experiment_planner_used}."
         },
     )
+    for field, problem in plan.faults():
+        raise ModelError(f"{where}: {field}: {problem}.", hint=_UNCHANGED)
     return plan, name
 
 
@@ -295,6 +297,8 @@ def _resampling_problem(resolved: Mapping[str, Any]) -> str:
         if function != RESAMPLING:
             return f"{key}: {function}, expected {RESAMPLING}"
         found = resolved.get(f"{key}_kwargs", expected)
+        if not isinstance(found, Mapping):
+            return f"{key}_kwargs: {shortened(repr(found), 80)}, expected settings by name"
         for name, value in {**expected, **_THRESHOLD}.items():
             if found.get(name, value) != value:
                 return f"{key}_kwargs: {name} is {found[name]}, expected {value}"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from autoliver.artifacts import brief, read_json
+from autoliver.artifacts import brief, json_line, read_json
 from autoliver.commands import command
 from autoliver.errors import AutoliverError
 from autoliver.locks import Holder, holder_of
@@ -431,9 +431,10 @@ def _epochs(path: Path, damaged: list[str]) -> list[_Epoch]:
         return []
     found, wrong = [], 0
     for line in lines:
-        try:
-            found.append(msgspec.json.decode(line, type=_Epoch))
-        except msgspec.DecodeError:
+        epoch = json_line(line, _Epoch)
+        if epoch is not None:
+            found.append(epoch)
+        else:
             wrong += line.endswith(b"\n")
     if wrong:
         damaged.append(f"{path}: {counted(wrong, 'line')} cannot be read.")

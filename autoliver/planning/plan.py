@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import msgspec
 
-from autoliver.artifacts import Artifact, Record
+from autoliver.artifacts import Artifact, Fault, Record, unfit, within
 from autoliver.datasets.cases import Labels, Modality
-from autoliver.errors import OptionError, WrongValue
+from autoliver.errors import ModelError, OptionError, WrongValue
 from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.networks.spec import NetworkSpec
 from autoliver.planning.names import (
@@ -24,10 +24,16 @@ from autoliver.planning.names import (
     ZStrides,
 )
 from autoliver.planning.ranges import SeenImages
-from autoliver.values import check_types
+from autoliver.values import check_types, counted
 
 Normalization = Literal["ct", "zscore", "rescale01", "rgb", "none"]
 Average = Literal["logits", "probabilities"]
+# What no plan exceeds: voxels along an axis and of a patch, mm, patches of a step, grey values.
+MOST_VOXELS, MOST_PATCH_VOXELS, MOST_MM = 100_000, 2**27, 100_000.0
+MOST_PATCHES, MOST_INTENSITY = 100_000, 1e30
+_LEAST_MM = 1e-4
+# Every way of naming the two directions of each axis, x first.
+_AXIS_CODES = re.compile(r"(?!.*([LR]).*[LR])(?!.*[PA].*[PA])(?!.*[IS].*[IS])[LRPAIS]{3}")
 
 
 class IntensityStats(Record, frozen=True, kw_only=True):
@@ -40,6 +46,17 @@ class IntensityStats(Record, frozen=True, kw_only=True):
     max: float
     percentile_00_5: float
     percentile_99_5: float
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields numbers that no image holds, and bounds in the wrong order."""
+        for name in self.__struct_fields__:
+            if not abs(getattr(self, name)) <= MOST_INTENSITY:
+                yield name, unfit(getattr(self, name), f"at most {MOST_INTENSITY:g}")
+        if self.std < 0:
+            yield "std", unfit(self.std, "0 or more")
+        if self.percentile_00_5 > self.percentile_99_5:
+            found = [self.percentile_00_5, self.percentile_99_5]
+            yield "percentile_00_5", unfit(found, "no more than percentile_99_5")
 
 
 class CaseFingerprint(Record, frozen=True, kw_only=True):
@@ -82,6 +99,30 @@ class Fingerprint(Artifact, frozen=True, kw_only=True):
     median_relative_size_after_cropping: float
     intensities: tuple[IntensityStats, ...]
     seen: SeenImages | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields grids that no image has, and intensities'."""
+        for number, case in enumerate(self.cases):
+            for field in ("shape", "shape_after_crop"):
+                yield from _sizes(f"cases[{number}].{field}", getattr(case, field))
+            yield from _lengths(f"cases[{number}].spacing_mm", case.spacing_mm)
+        if not 0 <= self.median_relative_size_after_cropping <= 1:
+            found = self.median_relative_size_after_cropping
+            yield "median_relative_size_after_cropping", unfit(found, "0 to 1")
+        if not self.intensities:
+            yield "intensities", unfit([], "those of each channel")
+        for number, stats in enumerate(self.intensities):
+            yield from within(f"intensities[{number}]", stats.faults())
+
+
+def _sizes(field: str, shape: Sequence[float]) -> Iterator[Fault]:
+    if not all(1 <= size <= MOST_VOXELS for size in shape):
+        yield field, unfit(list(shape), f"sizes from 1 to {MOST_VOXELS}")
+
+
+def _lengths(field: str, spacing_mm: Sequence[float]) -> Iterator[Fault]:
+    if not all(_LEAST_MM <= mm <= MOST_MM for mm in spacing_mm):
+        yield field, unfit(list(spacing_mm), f"lengths from {_LEAST_MM:g} to {MOST_MM:g} mm")
 
 
 class Configuration(Record, frozen=True, kw_only=True):
@@ -140,6 +181,45 @@ class Configuration(Record, frozen=True, kw_only=True):
     def dimension(self) -> int:
         """The number of patch axes, 2 or 3."""
         return len(self.patch_shape)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields numbers that no plan has, and those that do not go with the network's."""
+        if self.dimension not in (2, 3):
+            yield "patch_shape", unfit(list(self.patch_shape), "2 or 3 sizes")
+        yield from _sizes("patch_shape", self.patch_shape)
+        if math.prod(self.patch_shape) > MOST_PATCH_VOXELS:
+            yield "patch_shape", unfit(list(self.patch_shape), f"{MOST_PATCH_VOXELS} voxels in all")
+        if len(self.spacing_mm) != self.dimension:
+            expected = f"{self.dimension} lengths as in patch_shape"
+            yield "spacing_mm", unfit(list(self.spacing_mm), expected)
+        yield from _lengths("spacing_mm", self.spacing_mm)
+        if len(self.median_shape) not in (2, 3):
+            yield "median_shape", unfit(list(self.median_shape), "2 or 3 sizes")
+        if not all(0 < size <= MOST_VOXELS for size in self.median_shape):
+            yield "median_shape", unfit(list(self.median_shape), f"at most {MOST_VOXELS}")
+        if not 1 <= self.batch_size <= MOST_PATCHES:
+            yield "batch_size", unfit(self.batch_size, f"1 to {MOST_PATCHES}")
+        if self.slices not in range(1, MOST_SLICES + 1, 2):
+            yield "slices", unfit(self.slices, f"an odd number from 1 to {MOST_SLICES}")
+        if self.slices > 1 and self.dimension == 3:
+            yield "slices", unfit(self.slices, "1 in 3D")
+        yield from self._network_faults()
+
+    def _network_faults(self) -> Iterator[Fault]:
+        network = self.network
+        try:
+            network.check_size()
+            network.check()
+            network.check_class_head()
+        except ModelError as error:  # "network: FIELD: found X, expected Y."
+            part, field, problem = error.problem.removesuffix(".").split(": ", 2)
+            yield f"{part}.{field}", problem
+            return
+        if network.dimension != self.dimension:
+            yield "network.strides", unfit(network.dimension, f"{self.dimension} axes as the patch")
+        elif any(n % s for n, s in zip(self.patch_shape, network.total_stride, strict=True)):
+            expected = f"multiples of {list(network.total_stride)}, the strides of the network"
+            yield "patch_shape", unfit(list(self.patch_shape), expected)
 
 
 def slices_of(inputs: Sequence[str]) -> dict[str, list[int]]:
@@ -372,6 +452,59 @@ class Plan(Artifact, frozen=True, kw_only=True):
     encoder: EncoderName | None = None
     z_strides: ZStrides = "auto"
     reasons: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields what is wrong with the parts, and what does not go together."""
+        yield from within("labels", self.labels.faults())
+        if self.labels.values.get("background") != (0,) or not self.labels.foreground:
+            found = {name: list(group) for name, group in self.labels.values.items()}
+            yield "labels.values", unfit(found, "background 0 and another label")
+        if not self.channel_names:
+            yield "channel_names", unfit([], "a name for each channel")
+        if not 0 < self.vram_gb < math.inf:
+            yield "vram_gb", unfit(self.vram_gb, "above 0")
+        yield from self._axis_faults()
+        for field in ("intensities", "source_intensities"):
+            for number, stats in enumerate(getattr(self, field)):
+                yield from within(f"{field}[{number}]", stats.faults())
+        if not self.configurations:
+            yield "configurations", unfit({}, "at least one")
+        for name, configuration in self.configurations.items():
+            yield from within(f"configurations.{name}", configuration.faults())
+            yield from within(f"configurations.{name}", self._channel_faults(name, configuration))
+
+    def _axis_faults(self) -> Iterator[Fault]:
+        """Yields orders of axes that are none."""
+        forward, backward = self.transpose_forward, self.transpose_backward
+        if sorted(forward) != [0, 1, 2]:
+            yield "transpose_forward", unfit(list(forward), "an order of 0, 1 and 2")
+        elif tuple(forward.index(axis) for axis in range(3)) != backward:
+            yield "transpose_backward", unfit(list(backward), "the inverse of transpose_forward")
+        for codes in filter(None, (self.axis_codes, *self.seen_axes)):
+            if not _AXIS_CODES.fullmatch(codes):
+                yield "axis_codes", unfit(codes, "a direction of each axis, such as LPS")
+
+    def _channel_faults(self, name: str, configuration: Configuration) -> Iterator[Fault]:
+        """Yields what a configuration has for more or fewer channels than there are."""
+        channels = len(self.channel_names)
+        for field in ("normalization", "mask_norm"):
+            found = getattr(configuration, field)
+            if len(found) != channels:
+                yield field, unfit(list(found), f"one for each of {counted(channels, 'channel')}")
+        if "ct" in configuration.normalization and len(self.intensities) < channels:
+            expected = f"intensities of each of {counted(channels, 'channel')}"
+            yield "normalization", f"found ct with {len(self.intensities)}, expected {expected}"
+        previous = configuration.previous_stage
+        if previous is not None and (previous == name or configuration.dimension == 2):
+            yield "previous_stage", unfit(previous, "another configuration, in 3D")
+        further = len(self.labels.foreground_values) if previous is not None else 0
+        inputs = channels * configuration.slices + further
+        if configuration.network.in_channels != inputs:
+            found = configuration.network.in_channels
+            yield "network.in_channels", unfit(found, f"{inputs} for the channels")
+        if configuration.network.out_channels != self.labels.out_channels:
+            found = configuration.network.out_channels
+            yield "network.out_channels", unfit(found, f"{self.labels.out_channels} for the labels")
 
     def is_foreign(self, modality: Modality | None) -> bool:
         """Whether a case is MR and the plan for CT alone, or the other way round."""

@@ -1,13 +1,13 @@
 """The training options as a value: saved with the run, and compared when the run is resumed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
 
-from autoliver.artifacts import Artifact, Readable
+from autoliver.artifacts import Artifact, Fault, Readable
 from autoliver.datasets.folds import Fold
 from autoliver.errors import OptionError, WrongValue
 from autoliver.planning.plan import Configuration
@@ -163,6 +163,13 @@ class TrainingOptions(Artifact, frozen=True, kw_only=True):
         """Reads the options of a run, as `Artifact.load`; words mean what they meant to it."""
         found = super().load(path, mend=mend, hint=hint)
         return found.replace(augment=as_stored(found.augment))
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the first option with which no training is possible."""
+        try:
+            check_options(self)
+        except OptionError as error:
+            yield "options", error.problem.removesuffix(".")
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,5 @@
 """The log of a training: one JSON line per epoch, and a plot of the epochs."""
 
-import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
-from autoliver.artifacts import Record, replacing, write_bytes
+from autoliver.artifacts import Record, json_line, replacing, write_bytes
 from autoliver.training.objectives.objective import Scores
 from autoliver.values import shortened
 
@@ -165,11 +164,9 @@ def read_progress(path: Path) -> list[EpochLog]:
 
     A killed process may have left one of these. Without the file there are no epochs.
     """
-    logs = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(msgspec.DecodeError):
-            logs.append(msgspec.json.decode(line, type=EpochLog))
-    return logs
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    logs = (json_line(line, EpochLog) for line in lines)
+    return [log for log in logs if log is not None]
 
 
 def write_progress(path: Path, logs: Sequence[EpochLog]) -> None:

@@ -170,7 +170,9 @@ def cascade(save, plan, tmp_path: Path) -> ModelFiles:
     for seed, name in enumerate(("fold_0", "fold_1")):
         save(name, seed=seed)
     shutil.move(runs / "3d_fullres", runs / "3d_lowres+long")
-    second = plan.configurations["3d_fullres"].replace(previous_stage="3d_lowres")
+    second = plan.configurations["3d_fullres"]
+    network = second.network.replace(in_channels=3)  # liver and tumour of the first stage as well
+    second = second.replace(previous_stage="3d_lowres", network=network)
     folder = save("fold_0", seed=5, configurations={"3d_fullres": second})
     info = FoldModel.load(folder / "model.json")
     info.replace(previous_run="3d_lowres+long").save(folder / "model.json")
@@ -365,7 +367,7 @@ def test_weights_that_are_not_the_recorded_ones_are_noticed_when_read(archive: P
         (INFO, {"schema": 2, "autoliver": "9.9"}, "schema 2 by autoliver 9.9"),
         ("manifest.json", {"kind": "plan"}, "expected a file of kind 'export', found 'plan'"),
         ("manifest.json", {"more": 1}, "more"),
-        ("model.json", {"members": []}, "has no members"),
+        ("model.json", {"members": []}, "members: found [], expected at least one run"),
         (
             "model.json",
             {"members": [{"run": "2d", "folds": ["0"]}]},
@@ -381,10 +383,10 @@ def test_weights_that_are_not_the_recorded_ones_are_noticed_when_read(archive: P
             {"members": [{"run": "3d_fullres", "folds": ["0"]}]},
             "no member of its model uses runs/3d_fullres/fold_1",
         ),
-        ("model.json", {"members": [{"run": "../../x", "folds": ["0"]}]}, "lacks runs/../../x"),
-        (INFO, {"previous_run": "../../.."}, "lacks runs/../../.."),
+        ("model.json", {"members": [{"run": "../../x", "folds": ["0"]}]}, "without slashes"),
+        (INFO, {"previous_run": "../../.."}, "previous_run: found '../../..', expected a name"),
         (INFO, {"configuration": "2d", "fold": 3}, "fold"),
-        (INFO, {"configuration": "3d_lowres"}, "its plan lacks its configuration"),
+        (INFO, {"configuration": "3d_lowres"}, "configuration: found '3d_lowres'"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(

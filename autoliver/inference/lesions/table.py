@@ -4,8 +4,6 @@ lesions.json is kept up to date case by case, before the label map of a case is 
 the lesions of every finished case, however a prediction ends, and whoever continues it.
 """
 
-import csv
-import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import ClassVar
 
 import msgspec
 
-from autoliver.artifacts import Artifact, text_cell, write_bytes
+from autoliver.artifacts import Artifact, csv_text, write_bytes
 from autoliver.errors import ArtifactError
 from autoliver.inference.lesions.measure import CaseLesions, Lesion
 from autoliver.locks import one_at_a_time
@@ -41,24 +39,22 @@ class LesionTable(Artifact, frozen=True, kw_only=True):
     def to_csv(self) -> bytes:
         """Returns the content of a CSV file with one row per lesion; unknown values are empty."""
         several = self.classes if len(self.classes) > 1 else ()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            [
-                *("case", "lesion", "class", "probability"),
-                *(text_cell(f"probability_{name}") for name in several),
-                *("volume_ml", "centroid_x_lps_mm", "centroid_y_lps_mm", "centroid_z_lps_mm"),
-                *("longest_mm", "perpendicular_mm", "slice", "slice_axis"),
-            ]
-        )
-        for case in sorted(self.cases):
-            for lesion in self.cases[case].lesions:
-                writer.writerow([text_cell(case), *_cells(lesion, several)])
-        return text.getvalue().encode()
+        head = [
+            *("case", "lesion", "class", "probability"),
+            *(f"probability_{name}" for name in several),
+            *("volume_ml", "centroid_x_lps_mm", "centroid_y_lps_mm", "centroid_z_lps_mm"),
+            *("longest_mm", "perpendicular_mm", "slice", "slice_axis"),
+        ]
+        rows = [
+            [case, *_cells(lesion, several)]
+            for case in sorted(self.cases)
+            for lesion in self.cases[case].lesions
+        ]
+        return csv_text([head, *rows]).encode()
 
 
 def _cells(lesion: Lesion, several: Collection[str]) -> Iterator[object]:
-    yield from (lesion.lesion, text_cell(lesion.label), lesion.probability)
+    yield from (lesion.lesion, lesion.label, lesion.probability)
     yield from (lesion.probabilities.get(name) for name in several)
     yield from (lesion.volume_ml, *lesion.centroid_lps_mm)
     yield from (lesion.longest_mm, lesion.perpendicular_mm, lesion.slice, lesion.slice_axis)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from autoliver.artifacts import Record, text_cell, write_bytes
+from autoliver.artifacts import Record, csv_text, write_bytes
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.paths import missing_file
@@ -229,11 +229,8 @@ def _unknown_case(row: Row, cases: Collection[str]) -> DatasetError:
 
 def write_template(path: Path, lesions: Iterable[Lesion]) -> None:
     """Writes the table of all lesions, whose classes are to be filled in."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, *_MEASURED))
+    rows: list[tuple[object, ...]] = [(*COLUMNS, *_MEASURED)]
     for lesion in lesions:
-        case, name = map(text_cell, (lesion.case, lesion.name))
         numbers = (f"{lesion.volume_ml:.3f}", *(f"{mm:.1f}" for mm in lesion.centroid_lps_mm))
-        writer.writerow((case, lesion.number, name, *numbers))
-    write_bytes(path, text.getvalue().encode())
+        rows.append((lesion.case, lesion.number, lesion.name, *numbers))
+    write_bytes(path, csv_text(rows).encode())

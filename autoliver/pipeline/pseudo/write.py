@@ -1,12 +1,11 @@
 """The table and the dataset.json of a dataset with labels of a model."""
 
-import csv
-import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from autoliver.artifacts import csv_text
 from autoliver.datasets.cases import Dataset, Labels, describe_labels
 from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.pipeline.pseudo.compose import Quality
@@ -15,18 +14,16 @@ from autoliver.pipeline.pseudo.labelling import Judged, missing_in
 
 def table_of(judged: Sequence[Judged]) -> str:
     """The table of all cases: one row for each label."""
-    text = io.StringIO()
-    writer = csv.writer(text)
     names = list(Quality.__struct_fields__)
-    writer.writerow(["case", "label", *names, "kept", "refused"])
+    rows: list[list[object]] = [["case", "label", *names, "kept", "refused"]]
     for each in judged:
         if not each.quality:
-            writer.writerow([each.case, "", *[""] * len(names), True, "drawn by people"])
+            rows.append([each.case, "", *[""] * len(names), True, "drawn by people"])
         for label, quality in each.quality.items():
             values = msgspec.to_builtins(quality)
             numbers = ["" if values[n] is None else f"{values[n]:.4g}" for n in names]
-            writer.writerow([each.case, label, *numbers, not each.refused, each.refused])
-    return text.getvalue()
+            rows.append([each.case, label, *numbers, not each.refused, each.refused])
+    return csv_text(rows)
 
 
 def description_of(

@@ -404,7 +404,12 @@ def _choose(runs: Sequence[_Run], wanted: str, target: str, *, whose: str) -> _R
 
 def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
     """Returns fold `all` of a run as the source, or else its first fold."""
-    from autoliver.networks.checkpoint import load_weights
+    from autoliver.networks.checkpoint import load_network
+
+    def read() -> "dict[str, Tensor]":
+        network = info.decisions.network
+        path = place / WEIGHTS_FILE
+        return dict(load_network(path, sha256=info.weights_sha256, expected=network).state_dict())
 
     place = one_fold(run.folds)
     info = FoldModel.load(place / MODEL_FILE)
@@ -417,13 +422,14 @@ def _of_run(run: _Run, *, name: str, where: str, again: str) -> Source:
         info=info,
         spec=info.decisions.network,
         digest=info.weights_sha256[:12],
-        read=lambda: load_weights(place / WEIGHTS_FILE, sha256=info.weights_sha256)[0],
+        read=read,
     )
 
 
 def _bare(path: Path) -> Source:
     """Returns a file of weights without model.json as the source; only its network is known."""
-    from autoliver.networks.checkpoint import load_weights
+    from autoliver.networks.build import build_without_weights
+    from autoliver.networks.checkpoint import check_fit, load_weights
     from autoliver.transfer.imagenet import of_classifier
 
     if of_classifier(path):
@@ -433,6 +439,7 @@ def _bare(path: Path) -> Source:
             f"{shlex.quote(str(path))}",
         )
     weights, spec = load_weights(path)
+    check_fit(weights, build_without_weights(spec, deep_supervision=False), where=str(path))
     return Source(
         name=safe(path.stem),
         fold=path.name,

@@ -1,7 +1,5 @@
 """synthesize apply: a dataset of translated images, with the labels that still fit."""
 
-import csv
-import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoliver.artifacts import Record, as_json, brief, write_bytes
+from autoliver.artifacts import Record, as_json, brief, csv_text, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_new
 from autoliver.errors import ArtifactError, DatasetError, OptionError
@@ -380,25 +378,12 @@ def _jumping(found: Sequence[Fidelity]) -> str:
 
 
 def _table(found: Sequence[Fidelity], kept: Sequence[Fidelity], least: float) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
     names = list(found[0].dice)
-    writer.writerow(
-        [
-            "case",
-            "mean_dice",
-            *names,
-            "slices",
-            "slices_below",
-            "jumps",
-            "real_jumps",
-            "grey",
-            "kept",
-        ]
-    )
+    head: list[object] = ["case", "mean_dice", *names, "slices", "slices_below"]
+    rows = [[*head, "jumps", "real_jumps", "grey", "kept"]]
     for each in found:
         known = [value for value in each.slices if value is not None]
-        writer.writerow(
+        rows.append(
             [
                 each.case,
                 f"{each.mean:.4f}",
@@ -411,7 +396,7 @@ def _table(found: Sequence[Fidelity], kept: Sequence[Fidelity], least: float) ->
                 each in kept,
             ]
         )
-    return text.getvalue()
+    return csv_text(rows)
 
 
 def _draw(

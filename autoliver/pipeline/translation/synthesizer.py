@@ -1,18 +1,19 @@
 """What the folder of a translation holds, and finding one that is learnt."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from autoliver.artifacts import Artifact
+from autoliver.artifacts import Artifact, Fault, unfit, within
 from autoliver.datasets.cases import Labels
 from autoliver.errors import ModelError
 from autoliver.pipeline.translation.again import fit_command
 from autoliver.planning.names import ConfigurationName, ModalityName
-from autoliver.planning.plan import Plan
+from autoliver.planning.plan import MOST_INTENSITY, Plan
 from autoliver.synthesis.translation.body import RealImages
 from autoliver.synthesis.translation.options import Range, TranslationOptions
-from autoliver.values import first_few
+from autoliver.values import first_few, name_problem
 from autoliver.workspace import SYNTHESIS, Workspace
 
 SYNTHESIZER_FILE = "synthesizer.json"
@@ -56,6 +57,19 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
     modality: ModalityName | None = None
     spacing_mm: tuple[float, float, float] | None = None
     epochs: int = 0
+
+    def faults(self) -> Iterator[Fault]:
+        """Yields the plan's and the labels', names that are no folder's, and an empty range."""
+        yield from within("plan", self.plan.faults())
+        yield from within("labels", self.labels.faults())
+        for field in ("name", "source", "target"):
+            if name_problem(getattr(self, field)):
+                yield field, unfit(getattr(self, field), name_problem(getattr(self, field)))
+        low, high = self.source_range.low, self.source_range.high
+        if not -MOST_INTENSITY <= low < high <= MOST_INTENSITY:
+            yield "source_range", unfit([low, high], "a lower and a higher number")
+        if not 0 <= self.epochs <= self.options.epochs:
+            yield "epochs", unfit(self.epochs, f"0 to {self.options.epochs}")
 
     @property
     def finished(self) -> bool:
