@@ -1,5 +1,6 @@
 """Reads and writes images and label maps of any supported file type."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +23,13 @@ from autoliver.io.header import (
     file_type,
     label_ending,
     split_ending,
+    unreadable,
 )
 from autoliver.io.itk import open_file as open_itk
 from autoliver.io.itk import write_file
 from autoliver.io.paths import check_path
 from autoliver.io.volume import Geometry, Volume
+from autoliver.memory import GB, check_room
 from autoliver.system import in_words, raise_refusal
 
 T = TypeVar("T")
@@ -37,6 +40,9 @@ Array = npt.NDArray[Any]
 _OPENERS: dict[str, Callable[[Path], OpenedFile]] = {".bmp": open_bitmap}
 # Largest distance of a stored label from a whole number; scaled types are subject to rounding.
 _WHOLE = 1e-4
+# Images are read as float32; whether one fits is asked of the system from a size on.
+_VOXEL_BYTES = 4
+_SMALL_GB = 0.25
 _GREY = "Save the labels as one grey image whose values are the label numbers."
 _ONE_LABEL_MAP = {
     SEGMENTATION: "Its segments overlap. In 3D Slicer, export it with 'Export to files' as one "
@@ -178,11 +184,25 @@ def write_image(
 
 def _open(path: Path) -> OpenedFile:
     if holds_dicom(path):
-        return open_folder(path)
+        opened = open_folder(path)
+        _check_size(path, opened.header)
+        return opened
     check_path(path)
     opener = _OPENERS.get(file_type(path), open_itk)
     opened = _whole_or_refused(path, lambda: opener(path))
+    _check_size(path, opened.header)
     return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels))
+
+
+def _check_size(path: Path, header: Header) -> None:
+    """Refuses an image without voxels, and one that does not fit into the memory that is free."""
+    sizes = (header.channels, *header.geometry.shape_zyx)
+    if min(sizes) < 1:
+        shown = " x ".join(map(str, sizes))
+        raise unreadable(path, f"its header says {shown} voxels (c, z, y, x)")
+    needed_gb = math.prod(sizes) * _VOXEL_BYTES / GB
+    if needed_gb > _SMALL_GB:
+        check_room(needed_gb, case=str(path), what=f"it has {math.prod(sizes)} voxels")
 
 
 def _whole_or_refused(path: Path, read: Callable[[], T]) -> T:

@@ -68,11 +68,23 @@ _CODES = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "c8": 32, "f8": 64, "i1": 256, "u
 _CODES |= {"i8": 1024, "u8": 1280, "f16": 1536, "c16": 1792, "c32": 2048}
 # Field -> offset and type in a NIfTI-1 header.
 _FIELDS: dict[str, tuple[int, str]] = {
-    **{"sizeof_hdr": (0, "i"), "ndim": (40, "h"), "nx": (42, "h"), "ny": (44, "h"), "nz": (46, "h")},
+    **{
+        "sizeof_hdr": (0, "i"),
+        "ndim": (40, "h"),
+        "nx": (42, "h"),
+        "ny": (44, "h"),
+        "nz": (46, "h"),
+    },
     **{"nt": (48, "h"), "nu": (50, "h"), "datatype": (70, "h"), "bitpix": (72, "h")},
     **{"dx": (80, "f"), "dy": (84, "f"), "dz": (88, "f"), "vox_offset": (108, "f")},
     **{"slope": (112, "f"), "inter": (116, "f"), "units": (123, "B"), "qcode": (252, "h")},
-    **{"scode": (254, "h"), "qb": (256, "f"), "qx": (268, "f"), "sx": (280, "f"), "sx3": (292, "f")},
+    **{
+        "scode": (254, "h"),
+        "qb": (256, "f"),
+        "qx": (268, "f"),
+        "sx": (280, "f"),
+        "sx3": (292, "f"),
+    },
     **{"magic": (344, "4s"), "extension": (348, "4s"), "handed": (76, "f")},
 }
 
@@ -134,7 +146,10 @@ _HEADERS: dict[str, tuple[dict[str, Any], Expected]] = {
     },
     **{f"slope {n:g}": ({"slope": n}, "refused") for n in (NAN, INF, 3e38)},
     **{f"intercept {n:g}": ({"inter": n}, "refused") for n in (NAN, INF, -INF)},
-    **{f"spacing {n:g}, no form": ({"dz": n, "qcode": 0, "scode": 0}, "refused") for n in (0.0, NAN, INF)},
+    **{
+        f"spacing {n:g}, no form": ({"dz": n, "qcode": 0, "scode": 0}, "refused")
+        for n in (0.0, NAN, INF)
+    },
     "spacing -3, no form": ({"dz": -3.0, "qcode": 0, "scode": 0}, "either"),
     **{
         f"spacing {n:g}, no sform": ({"dz": n, "scode": 0}, "either")
@@ -242,7 +257,9 @@ def _cuts() -> Iterator[Member]:
             ("not packed", None, "right"),
         ):
             if content is None:
-                content = _bytes_of("image") if ending == ".nii.gz" else gzip.compress(_bytes_of("image"))
+                content = (
+                    _bytes_of("image") if ending == ".nii.gz" else gzip.compress(_bytes_of("image"))
+                )
             else:
                 content = gzip.compress(content) if ending == ".nii.gz" else content
             yield Member(
@@ -303,10 +320,22 @@ def _gzip_zeros(size_mb: int, head: bytes = b"") -> bytes:
 
 def _bombs() -> Iterator[Member]:
     small, large = SHAPE, (8000, 2048, 2048)
-    yield Member("bomb/4 GB behind a small header", "image", partial(_bomb, claimed=small, stored_mb=4000))
-    yield Member("bomb/4 GB of labels behind a small header", "label", partial(_bomb, claimed=small, stored_mb=4000))
-    yield Member("bomb/a header of 64 GB, 3 GB stored", "image", partial(_bomb, claimed=large, stored_mb=3000))
-    yield Member("bomb/labels of 64 GB, nothing stored", "label", partial(_bomb, claimed=large, stored_mb=1))
+    yield Member(
+        "bomb/4 GB behind a small header", "image", partial(_bomb, claimed=small, stored_mb=4000)
+    )
+    yield Member(
+        "bomb/4 GB of labels behind a small header",
+        "label",
+        partial(_bomb, claimed=small, stored_mb=4000),
+    )
+    yield Member(
+        "bomb/a header of 64 GB, 3 GB stored",
+        "image",
+        partial(_bomb, claimed=large, stored_mb=3000),
+    )
+    yield Member(
+        "bomb/labels of 64 GB, nothing stored", "label", partial(_bomb, claimed=large, stored_mb=1)
+    )
 
 
 def _arrays() -> Iterator[Member]:
@@ -336,7 +365,12 @@ def _arrays() -> Iterator[Member]:
         "float64": (image.astype("<f8"), "either"),
     }
     for what, (array, expected) in images.items():
-        yield Member(f"values image/{what}", "image", partial(_nifti, ending=".nii.gz", array=array), expected)
+        yield Member(
+            f"values image/{what}",
+            "image",
+            partial(_nifti, ending=".nii.gz", array=array),
+            expected,
+        )
     noise = np.random.default_rng(5)
     flat = label.astype("<f4")
     halves, broken, infinite, tiny = flat.copy(), flat.copy(), flat.copy(), flat.copy()
@@ -368,7 +402,12 @@ def _arrays() -> Iterator[Member]:
         "as many values as voxels": (np.arange(label.size, dtype="<i4").reshape(SHAPE), "refused"),
     }
     for what, (array, expected) in labels.items():
-        yield Member(f"values label/{what}", "label", partial(_nifti, ending=".nii.gz", array=array), expected)
+        yield Member(
+            f"values label/{what}",
+            "label",
+            partial(_nifti, ending=".nii.gz", array=array),
+            expected,
+        )
     yield Member("values label/10^6 values", "pair", _many_labels, "refused")
     yield Member("values image/RGB", "image", partial(_coloured, code=128, count=3), "refused")
     yield Member("values image/RGBA", "image", partial(_coloured, code=2304, count=4), "refused")
@@ -463,40 +502,80 @@ _META = {
 }
 
 
-def _meta(path: Path, *, ending: str, data: str, voxels: bytes | None, changes: dict[str, Any]) -> None:
+def _meta(
+    path: Path, *, ending: str, data: str, voxels: bytes | None, changes: dict[str, Any]
+) -> None:
     fields = {key: value for key, value in (_META | changes).items() if value is not None}
     text = "".join(f"{key} = {value}\n" for key, value in fields.items())
     text += f"ElementDataFile = {data}\n"
     whole = image_voxels(7).tobytes() if voxels is None else voxels
     local = data == "LOCAL"
-    Path(f"{path}{ending}").write_bytes(text.encode("utf-8", "surrogateescape") + (whole if local else b""))
+    Path(f"{path}{ending}").write_bytes(
+        text.encode("utf-8", "surrogateescape") + (whole if local else b"")
+    )
     if data == "c.raw":
         (path.parent / data).write_bytes(whole)
 
 
 _META_CHANGES: dict[str, tuple[dict[str, Any], Expected]] = {
     "whole": ({}, "either"),
-    **{f"NDims {n}": ({"NDims": n}, "refused") for n in ("-1", "0", "1", "9", "10", "11", "99", "4294967297", "1e9", "x", "")},
+    **{
+        f"NDims {n}": ({"NDims": n}, "refused")
+        for n in ("-1", "0", "1", "9", "10", "11", "99", "4294967297", "1e9", "x", "")
+    },
     "NDims 2": ({"NDims": "2"}, "either"),
     "NDims 4": ({"NDims": "4"}, "refused"),
     "no NDims": ({"NDims": None}, "refused"),
     **{
         f"DimSize {n}": ({"DimSize": n}, "refused")
-        for n in ("0 14 12", "-16 14 12", "16 14", "x y z", "", "16 14 13", "60000 60000 60000", "1e5 1e5 1e5", "4294967296 4294967296 4294967296", "nan 14 12", "16.5 14 12")
+        for n in (
+            "0 14 12",
+            "-16 14 12",
+            "16 14",
+            "x y z",
+            "",
+            "16 14 13",
+            "60000 60000 60000",
+            "1e5 1e5 1e5",
+            "4294967296 4294967296 4294967296",
+            "nan 14 12",
+            "16.5 14 12",
+        )
     },
     "no DimSize": ({"DimSize": None}, "refused"),
-    **{f"ElementType {n}": ({"ElementType": n}, "refused") for n in ("MET_NONE", "MET_OTHER", "x", "", "MET_STRING", "MET_DOUBLE")},
+    **{
+        f"ElementType {n}": ({"ElementType": n}, "refused")
+        for n in ("MET_NONE", "MET_OTHER", "x", "", "MET_STRING", "MET_DOUBLE")
+    },
     "no ElementType": ({"ElementType": None}, "refused"),
-    **{f"ElementNumberOfChannels {n}": ({"ElementNumberOfChannels": n}, "refused") for n in ("-1", "2", "1000000", "999999999999")},
+    **{
+        f"ElementNumberOfChannels {n}": ({"ElementNumberOfChannels": n}, "refused")
+        for n in ("-1", "2", "1000000", "999999999999")
+    },
     "ElementNumberOfChannels 0": ({"ElementNumberOfChannels": "0"}, "either"),
-    **{f"HeaderSize {n}": ({"HeaderSize": n}, "either") for n in ("-1", "-2", "5", "1000000000000", "x")},
+    **{
+        f"HeaderSize {n}": ({"HeaderSize": n}, "either")
+        for n in ("-1", "-2", "5", "1000000000000", "x")
+    },
     "compressed, not so": ({"CompressedData": "True"}, "refused"),
     "compressed, size -1": ({"CompressedData": "True", "CompressedDataSize": "-1"}, "refused"),
-    "compressed, size 10^15": ({"CompressedData": "True", "CompressedDataSize": str(10**15)}, "refused"),
+    "compressed, size 10^15": (
+        {"CompressedData": "True", "CompressedDataSize": str(10**15)},
+        "refused",
+    ),
     "in text, not so": ({"BinaryData": "False"}, "refused"),
-    **{f"ElementSpacing {n}": ({"ElementSpacing": n}, "refused") for n in ("0 0 0", "nan 1 1", "inf 1 1")},
-    **{f"ElementSpacing {n}": ({"ElementSpacing": n}, "either") for n in ("-1.5 1.5 3", "1e30 1e30 1e30", "1000 1000 1000", "1.5", "x", "")},
-    **{f"TransformMatrix {n}": ({"TransformMatrix": n}, "refused") for n in ("0 0 0 0 0 0 0 0 0", "nan 0 0 0 1 0 0 0 1")},
+    **{
+        f"ElementSpacing {n}": ({"ElementSpacing": n}, "refused")
+        for n in ("0 0 0", "nan 1 1", "inf 1 1")
+    },
+    **{
+        f"ElementSpacing {n}": ({"ElementSpacing": n}, "either")
+        for n in ("-1.5 1.5 3", "1e30 1e30 1e30", "1000 1000 1000", "1.5", "x", "")
+    },
+    **{
+        f"TransformMatrix {n}": ({"TransformMatrix": n}, "refused")
+        for n in ("0 0 0 0 0 0 0 0 0", "nan 0 0 0 1 0 0 0 1")
+    },
     **{f"TransformMatrix {n}": ({"TransformMatrix": n}, "either") for n in ("1 0 0", "x")},
     "Offset NaN": ({"Offset": "nan 0 0"}, "refused"),
     "Offset of one": ({"Offset": "1"}, "either"),
@@ -538,17 +617,39 @@ def _metas() -> Iterator[Member]:
     yield Member("mha/no voxels", "image", make(".mha", "LOCAL", b""), "refused", ".mha")
     bomb = _zeros(3000)
     packed = {"CompressedData": "True", "CompressedDataSize": str(len(bomb))}
-    yield Member("mha/a bomb of 3 GB", "image", make(".mha", "LOCAL", bomb, **packed), "refused", ".mha")
+    yield Member(
+        "mha/a bomb of 3 GB", "image", make(".mha", "LOCAL", bomb, **packed), "refused", ".mha"
+    )
     large = packed | {"DimSize": "2048 2048 8000"}
-    yield Member("mha/a bomb of 64 GB", "image", make(".mha", "LOCAL", bomb, **large), "refused", ".mha")
+    yield Member(
+        "mha/a bomb of 64 GB", "image", make(".mha", "LOCAL", bomb, **large), "refused", ".mha"
+    )
     yield Member("mhd/voxels in itself", "image", make(".mhd", "c_0000.mhd"), "refused", ".mhd")
     yield Member("mhd/voxels in a pipe", "image", _meta_pipe, "refused", ".mhd")
-    yield Member("mha/only ObjectType", "image", partial(_write, content=b"ObjectType = Image\n", ending=".mha"), "refused", ".mha")
-    yield Member("mha/another ObjectType", "image", make(".mha", "LOCAL", ObjectType="Scene"), "either", ".mha")
+    yield Member(
+        "mha/only ObjectType",
+        "image",
+        partial(_write, content=b"ObjectType = Image\n", ending=".mha"),
+        "refused",
+        ".mha",
+    )
+    yield Member(
+        "mha/another ObjectType",
+        "image",
+        make(".mha", "LOCAL", ObjectType="Scene"),
+        "either",
+        ".mha",
+    )
     for ending in (".mha", ".mhd", ".nrrd", ".nhdr"):
         for what in ("text", "zeros", "random", "only 0xff", "empty"):
             content = _cut(b"", ".nii")[what]
-            yield Member(f"{ending[1:]}/{what}", "image", partial(_write, content=content, ending=ending), "refused", ending)
+            yield Member(
+                f"{ending[1:]}/{what}",
+                "image",
+                partial(_write, content=content, ending=ending),
+                "refused",
+                ending,
+            )
 
 
 def _meta_pipe(path: Path) -> None:
@@ -569,11 +670,24 @@ _NRRD = {
 }
 _NRRD_CHANGES: dict[str, tuple[dict[str, Any], Expected]] = {
     "whole": ({}, "either"),
-    **{f"dimension {n}": ({"dimension": n}, "refused") for n in ("-1", "0", "1", "2", "4", "16", "17", "99", "x", "", "4294967299")},
+    **{
+        f"dimension {n}": ({"dimension": n}, "refused")
+        for n in ("-1", "0", "1", "2", "4", "16", "17", "99", "x", "", "4294967299")
+    },
     "no dimension": ({"dimension": None}, "refused"),
     **{
         f"sizes {n}": ({"sizes": n}, "refused")
-        for n in ("0 14 12", "-16 14 12", "16 14", "x y z", "", "16 14 13", "60000 60000 60000", "4294967296 4294967296 4294967296", "nan 1 1")
+        for n in (
+            "0 14 12",
+            "-16 14 12",
+            "16 14",
+            "x y z",
+            "",
+            "16 14 13",
+            "60000 60000 60000",
+            "4294967296 4294967296 4294967296",
+            "nan 1 1",
+        )
     },
     "no sizes": ({"sizes": None}, "refused"),
     **{f"type {n}": ({"type": n}, "refused") for n in ("block", "x", "", "double")},
@@ -585,8 +699,19 @@ _NRRD_CHANGES: dict[str, tuple[dict[str, Any], Expected]] = {
     "no endian": ({"endian": None}, "either"),
     **{f"byte skip {n}": ({"byte skip": n}, "either") for n in ("-1", "-2", "1000000000", "x")},
     **{f"line skip {n}": ({"line skip": n}, "either") for n in ("-1", "1000000000", "x")},
-    **{f"space directions {n}": ({"space directions": n}, "refused") for n in ("(0,0,0) (0,0,0) (0,0,0)", "(nan,0,0) (0,1,0) (0,0,1)", "(inf,0,0) (0,1,0) (0,0,1)", "none none none x")},
-    **{f"space directions {n}": ({"space directions": n}, "either") for n in ("(1,0,0)", "(1e30,0,0) (0,1e30,0) (0,0,1e30)", "none none none")},
+    **{
+        f"space directions {n}": ({"space directions": n}, "refused")
+        for n in (
+            "(0,0,0) (0,0,0) (0,0,0)",
+            "(nan,0,0) (0,1,0) (0,0,1)",
+            "(inf,0,0) (0,1,0) (0,0,1)",
+            "none none none x",
+        )
+    },
+    **{
+        f"space directions {n}": ({"space directions": n}, "either")
+        for n in ("(1,0,0)", "(1e30,0,0) (0,1e30,0) (0,0,1e30)", "none none none")
+    },
     "space origin NaN": ({"space origin": "(nan,0,0)"}, "refused"),
     "space x": ({"space": "x"}, "either"),
     "kinds x": ({"kinds": "x y z"}, "either"),
@@ -596,12 +721,16 @@ _NRRD_CHANGES: dict[str, tuple[dict[str, Any], Expected]] = {
 }
 
 
-def _nrrd(path: Path, *, ending: str, data: str | None, voxels: bytes | None, changes: dict[str, Any]) -> None:
+def _nrrd(
+    path: Path, *, ending: str, data: str | None, voxels: bytes | None, changes: dict[str, Any]
+) -> None:
     fields = {key: value for key, value in (_NRRD | changes).items() if value is not None}
     text = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in fields.items())
     whole = image_voxels(7).tobytes() if voxels is None else voxels
     text += f"data file: {data}\n" if data is not None else "\n"
-    Path(f"{path}{ending}").write_bytes(text.encode("utf-8", "surrogateescape") + (whole if data is None else b""))
+    Path(f"{path}{ending}").write_bytes(
+        text.encode("utf-8", "surrogateescape") + (whole if data is None else b"")
+    )
     if data == "c.raw":
         (path.parent / data).write_bytes(whole)
 
@@ -613,24 +742,57 @@ def _nrrds() -> Iterator[Member]:
     for what, (changes, expected) in _NRRD_CHANGES.items():
         yield Member(f"nrrd/{what}", "image", make(".nrrd", None, **changes), expected, ".nrrd")
         if what.startswith(("whole", "encoding", "byte", "line")):
-            yield Member(f"nhdr/{what}", "image", make(".nhdr", "c.raw", **changes), expected, ".nhdr")
+            yield Member(
+                f"nhdr/{what}", "image", make(".nhdr", "c.raw", **changes), expected, ".nhdr"
+            )
     for data, expected in _DATA_FILES.items():
-        yield Member(f"nhdr/voxels in {data[:30]!a}", "image", make(".nhdr", data), expected, ".nhdr")
+        yield Member(
+            f"nhdr/voxels in {data[:30]!a}", "image", make(".nhdr", data), expected, ".nhdr"
+        )
     half = image_voxels(7).tobytes()[:2000]
     yield Member("nrrd/half of the voxels", "image", make(".nrrd", None, half), "refused", ".nrrd")
     yield Member("nrrd/no voxels", "image", make(".nrrd", None, b""), "refused", ".nrrd")
     bomb = _gzip_zeros(3000)
-    yield Member("nrrd/a bomb of 3 GB", "image", make(".nrrd", None, bomb, encoding="gzip"), "refused", ".nrrd")
-    yield Member("nrrd/a bomb of 64 GB", "image", make(".nrrd", None, bomb, encoding="gzip", sizes="2048 2048 8000"), "refused", ".nrrd")
-    yield Member("nrrd/only its first line", "image", partial(_write, content=b"NRRD0004\n", ending=".nrrd"), "refused", ".nrrd")
-    yield Member("nrrd/another version", "image", partial(_write, content=b"NRRD9999\ntype: short\n\n", ending=".nrrd"), "refused", ".nrrd")
+    yield Member(
+        "nrrd/a bomb of 3 GB",
+        "image",
+        make(".nrrd", None, bomb, encoding="gzip"),
+        "refused",
+        ".nrrd",
+    )
+    yield Member(
+        "nrrd/a bomb of 64 GB",
+        "image",
+        make(".nrrd", None, bomb, encoding="gzip", sizes="2048 2048 8000"),
+        "refused",
+        ".nrrd",
+    )
+    yield Member(
+        "nrrd/only its first line",
+        "image",
+        partial(_write, content=b"NRRD0004\n", ending=".nrrd"),
+        "refused",
+        ".nrrd",
+    )
+    yield Member(
+        "nrrd/another version",
+        "image",
+        partial(_write, content=b"NRRD9999\ntype: short\n\n", ending=".nrrd"),
+        "refused",
+        ".nrrd",
+    )
 
 
 # --- pictures --------------------------------------------------------------------------------------
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png_bytes(width: int, height: int, packed: bytes, *, depth: int = 8, colour: int = 0) -> bytes:
@@ -665,10 +827,19 @@ def _pngs() -> Iterator[Member]:
         "lines that are not packed": (png_bytes(16, 14, lines), "refused"),
         "text": (b"no picture" * 100, "refused"),
         "empty": (b"", "refused"),
-        "a comment of 1 GB": (good[:33] + _chunk(b"zTXt", b"a\0\0" + _zeros(1000)) + good[33:], "either"),
+        "a comment of 1 GB": (
+            good[:33] + _chunk(b"zTXt", b"a\0\0" + _zeros(1000)) + good[33:],
+            "either",
+        ),
     }
     for what, (content, expected) in contents.items():
-        yield Member(f"png/{what}", "image", partial(_write, content=content, ending=".png"), expected, ".png")
+        yield Member(
+            f"png/{what}",
+            "image",
+            partial(_write, content=content, ending=".png"),
+            expected,
+            ".png",
+        )
 
 
 def tiff_bytes(tags: dict[int, tuple[int, int, int]], data: bytes, *, following: int = 0) -> bytes:
@@ -682,7 +853,13 @@ def tiff_bytes(tags: dict[int, tuple[int, int, int]], data: bytes, *, following:
     at = 8 + len(data)
     entries = b"".join(struct.pack("<HHII", tag, *tags[tag]) for tag in sorted(tags))
     following = at if following == -1 else following
-    return struct.pack("<2sHI", b"II", 42, at) + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
+    return (
+        struct.pack("<2sHI", b"II", 42, at)
+        + data
+        + struct.pack("<H", len(tags))
+        + entries
+        + struct.pack("<I", following)
+    )
 
 
 def _tiffs() -> Iterator[Member]:
@@ -717,7 +894,10 @@ def _tiffs() -> Iterator[Member]:
         "LZW that is none": (changed(t259=(3, 1, 5)), "refused"),
         "deflate that is none": (changed(t259=(3, 1, 8)), "refused"),
         "complex": (changed(t339=(3, 1, 6)), "either"),
-        "tiles of 0": (changed(t322=(3, 1, 0), t323=(3, 1, 0), t324=(4, 1, 8), t325=(4, 1, 10)), "either"),
+        "tiles of 0": (
+            changed(t322=(3, 1, 0), t323=(3, 1, 0), t324=(4, 1, 8), t325=(4, 1, 10)),
+            "either",
+        ),
         "10^9 values in a tag": (changed(t273=(4, 10**9, 8)), "either"),
         "rows per strip 0": (changed(t278=(3, 1, 0)), "either"),
         "no tags": (tiff_bytes({}, plane), "refused"),
@@ -725,13 +905,27 @@ def _tiffs() -> Iterator[Member]:
         "empty": (b"", "refused"),
     }
     bomb = _zeros(3000)
-    large = {256: (4, 1, 60000), 257: (4, 1, 50000), 259: (3, 1, 8), 278: (4, 1, 50000), 279: (4, 1, len(bomb))}
+    large = {
+        256: (4, 1, 60000),
+        257: (4, 1, 50000),
+        259: (3, 1, 8),
+        278: (4, 1, 50000),
+        279: (4, 1, len(bomb)),
+    }
     contents["deflated, 3 GB"] = (tiff_bytes(tags | large, bomb), "refused")
     for what, (content, expected) in contents.items():
-        yield Member(f"tif/{what}", "image", partial(_write, content=content, ending=".tif"), expected, ".tif")
+        yield Member(
+            f"tif/{what}",
+            "image",
+            partial(_write, content=content, ending=".tif"),
+            expected,
+            ".tif",
+        )
 
 
-def bmp_bytes(width: int, height: int, data: bytes, *, bits: int = 8, packing: int = 0, start: int = 1078) -> bytes:
+def bmp_bytes(
+    width: int, height: int, data: bytes, *, bits: int = 8, packing: int = 0, start: int = 1078
+) -> bytes:
     """A BMP file with a grey palette."""
     palette = b"".join(bytes((n, n, n, 0)) for n in range(256))
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, packing, len(data), 0, 0, 256, 0)
@@ -751,13 +945,22 @@ def _bmps() -> Iterator[Member]:
         "11 bits": (bmp_bytes(16, 14, plane, bits=11), "refused"),
         "packing 99": (bmp_bytes(16, 14, plane, packing=99), "refused"),
         "runs that are none": (bmp_bytes(16, 14, plane, packing=1), "either"),
-        "runs of 30000 squared": (bmp_bytes(30000, 30000, b"\xff\x00" * 50 + b"\0\1", packing=1), "refused"),
+        "runs of 30000 squared": (
+            bmp_bytes(30000, 30000, b"\xff\x00" * 50 + b"\0\1", packing=1),
+            "refused",
+        ),
         "data beyond the file": (bmp_bytes(16, 14, plane, start=10**9), "refused"),
         "text": (b"BMno picture" * 100, "refused"),
         "its mark alone": (b"BM", "refused"),
     }
     for what, (content, expected) in contents.items():
-        yield Member(f"bmp/{what}", "image", partial(_write, content=content, ending=".bmp"), expected, ".bmp")
+        yield Member(
+            f"bmp/{what}",
+            "image",
+            partial(_write, content=content, ending=".bmp"),
+            expected,
+            ".bmp",
+        )
 
 
 def _jpegs() -> Iterator[Member]:
@@ -779,10 +982,18 @@ def _jpegs() -> Iterator[Member]:
         "text": (b"no picture" * 100, "refused"),
     }
     for what, (content, expected) in contents.items():
-        yield Member(f"jpg/{what}", "image", partial(_write, content=content, ending=".jpg"), expected, ".jpg")
+        yield Member(
+            f"jpg/{what}",
+            "image",
+            partial(_write, content=content, ending=".jpg"),
+            expected,
+            ".jpg",
+        )
 
 
-def gipl_bytes(sizes: tuple[int, ...], data: bytes, *, kind: int = 15, spacing: float = 1.5) -> bytes:
+def gipl_bytes(
+    sizes: tuple[int, ...], data: bytes, *, kind: int = 15, spacing: float = 1.5
+) -> bytes:
     """A GIPL file, big-endian."""
     header = bytearray(256)
     struct.pack_into(">4H", header, 0, *sizes)
@@ -808,7 +1019,13 @@ def _gipls() -> Iterator[Member]:
         "a header alone": (gipl_bytes(sizes, b""), "refused"),
     }
     for what, (content, expected) in contents.items():
-        yield Member(f"gipl/{what}", "image", partial(_write, content=content, ending=".gipl"), expected, ".gipl")
+        yield Member(
+            f"gipl/{what}",
+            "image",
+            partial(_write, content=content, ending=".gipl"),
+            expected,
+            ".gipl",
+        )
 
 
 # --- what is no regular file -----------------------------------------------------------------------
@@ -871,15 +1088,37 @@ def _irregular() -> Iterator[Member]:
         put(place)
 
     for what, put in IRREGULAR.items():
-        for ending in (".nii.gz", ".nii", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".tif", ".bmp", ".jpg", ".gipl"):
+        for ending in (
+            ".nii.gz",
+            ".nii",
+            ".hdr",
+            ".mha",
+            ".mhd",
+            ".nrrd",
+            ".nhdr",
+            ".png",
+            ".tif",
+            ".bmp",
+            ".jpg",
+            ".gipl",
+        ):
             make = partial(beside, put=put, ending=ending)
             yield Member(f"irregular/image{ending} is {what}", "image", make, "refused", ending)
-        yield Member(f"irregular/label is {what}", "label", partial(beside, put=put, ending=".nii.gz"))
+        yield Member(
+            f"irregular/label is {what}", "label", partial(beside, put=put, ending=".nii.gz")
+        )
         for name in ("dataset.json", "imagesTr", "labelsTr", "splits_final.json"):
             if (what, name) in (("a folder", "imagesTr"), ("a folder", "labelsTr")):
                 continue
-            expected: Expected = "either" if name in ("splits_final.json", "labelsTr") else "refused"
-            yield Member(f"irregular/{name} is {what}", "dataset", partial(replaced, put=put, name=name), expected)
+            expected: Expected = (
+                "either" if name in ("splits_final.json", "labelsTr") else "refused"
+            )
+            yield Member(
+                f"irregular/{name} is {what}",
+                "dataset",
+                partial(replaced, put=put, name=name),
+                expected,
+            )
     for name in ("imagesTr", "labelsTr"):
         put_file = partial(replaced, put=lambda path: path.write_text("x") and None, name=name)
         yield Member(f"irregular/{name} is a file", "dataset", put_file, "refused")
@@ -958,7 +1197,12 @@ def _same_names(folder: Path) -> None:
             (folder / f"site{number}/{kind}").mkdir(parents=True)
         _nifti(folder / f"site{number}/images/scan", ".nii.gz", image_voxels(number))
         _nifti(folder / f"site{number}/labels/scan", ".nii.gz", label_voxels())
-        listed.append({"image": f"site{number}/images/scan.nii.gz", "label": f"site{number}/labels/scan.nii.gz"})
+        listed.append(
+            {
+                "image": f"site{number}/images/scan.nii.gz",
+                "label": f"site{number}/labels/scan.nii.gz",
+            }
+        )
     content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "liver", "2": "tumour"}}
     (folder / "dataset.json").write_text(json.dumps({**content, "training": listed}))
 
@@ -1089,10 +1333,19 @@ def _dicoms() -> Iterator[Member]:
         "a gap": (make(after=partial(_drop, name="003.dcm")), "refused"),
         "the end missing": (make(after=partial(_drop, name="005.dcm")), "either"),
         "a slice twice": (make(after=_copy), "either"),
-        "a slice of another patient": (make(_at(3, PatientID="other", PatientName="Other^One")), "either"),
-        "half of the slices of another patient": (make(lambda n, d: setattr(d, "PatientID", f"p{n % 2}")), "either"),
+        "a slice of another patient": (
+            make(_at(3, PatientID="other", PatientName="Other^One")),
+            "either",
+        ),
+        "half of the slices of another patient": (
+            make(lambda n, d: setattr(d, "PatientID", f"p{n % 2}")),
+            "either",
+        ),
         "a slice of another size": (make(_at(3, Rows=13)), "refused"),
-        "two slices at one place": (make(_at(3, ImagePositionPatient=[-10.0, 20.0, 35.0])), "either"),
+        "two slices at one place": (
+            make(_at(3, ImagePositionPatient=[-10.0, 20.0, 35.0])),
+            "either",
+        ),
         "no rows": (make(_at(-1, Rows=0)), "refused"),
         "65535 rows": (make(_at(-1, Rows=65535, Columns=65535)), "refused"),
         "no Rows": (make(_at(-1, Rows=None)), "refused"),
@@ -1123,22 +1376,49 @@ def _dicoms() -> Iterator[Member]:
         "an empty description": (make(SeriesDescription=""), "either"),
         "half of a file": (make(after=_halve), "refused"),
         "an empty file": (make(after=partial(_replace, name="003.dcm", content=b"")), "refused"),
-        "a file of text": (make(after=partial(_replace, name="003.dcm", content=b"text" * 100)), "refused"),
-        "a file of zeros": (make(after=partial(_replace, name="003.dcm", content=bytes(9000))), "refused"),
-        "a preamble alone": (make(after=partial(_replace, name="003.dcm", content=bytes(128) + b"DICM")), "refused"),
+        "a file of text": (
+            make(after=partial(_replace, name="003.dcm", content=b"text" * 100)),
+            "refused",
+        ),
+        "a file of zeros": (
+            make(after=partial(_replace, name="003.dcm", content=bytes(9000))),
+            "refused",
+        ),
+        "a preamble alone": (
+            make(after=partial(_replace, name="003.dcm", content=bytes(128) + b"DICM")),
+            "refused",
+        ),
         "noise behind a preamble": (
-            make(after=partial(_replace, name="003.dcm", content=bytes(128) + b"DICM" + np.random.default_rng(0).bytes(3000))),
+            make(
+                after=partial(
+                    _replace,
+                    name="003.dcm",
+                    content=bytes(128) + b"DICM" + np.random.default_rng(0).bytes(3000),
+                )
+            ),
             "refused",
         ),
         "a length of 4 GB": (
-            make(after=partial(_replace, name="003.dcm", content=bytes(128) + b"DICM\x08\0\x05\0OB\0\0\xf0\xff\xff\xff")),
+            make(
+                after=partial(
+                    _replace,
+                    name="003.dcm",
+                    content=bytes(128) + b"DICM\x08\0\x05\0OB\0\0\xf0\xff\xff\xff",
+                )
+            ),
             "refused",
         ),
     }
     for what, (function, expected) in cases.items():
         yield Member(f"dicom/{what}", "series", function, expected, "")
     for what, put in IRREGULAR.items():
-        yield Member(f"dicom/a slice is {what}", "series", make(after=partial(_instead, put=put)), "either", "")
+        yield Member(
+            f"dicom/a slice is {what}",
+            "series",
+            make(after=partial(_instead, put=put)),
+            "either",
+            "",
+        )
 
 
 def corpus() -> list[Member]:

@@ -83,7 +83,8 @@ class Runner:
         for each in self.baselines:
             assert each.good, each
             self._baseline[each.command] = max(
-                each.peak_kb, 0 if self._baseline[each.command] == 1 << 30 else self._baseline[each.command]
+                each.peak_kb,
+                0 if self._baseline[each.command] == 1 << 30 else self._baseline[each.command],
             )
 
     def close(self) -> None:
@@ -101,7 +102,11 @@ class Runner:
         place.mkdir()
         dataset = place / "Dataset001_Hostile"
         picture = member.ending in PICTURES
-        source = _series_dataset(dataset, member) if member.role == "series" else _dataset(dataset, member, picture)
+        source = (
+            _series_dataset(dataset, member)
+            if member.role == "series"
+            else _dataset(dataset, member, picture)
+        )
         for name, arguments in self._commands(place, dataset, source, member).items():
             yield self._outcome(place, member, name, arguments)
         shutil.rmtree(place, ignore_errors=True)
@@ -136,7 +141,11 @@ class Runner:
 
     def _outcome(self, place: Path, member: Member, name: str, arguments: list[str]) -> Outcome:
         output = place / "output.txt"
-        asked: dict[str, Any] = {"arguments": arguments, "output": str(output), "folder": str(place)}
+        asked: dict[str, Any] = {
+            "arguments": arguments,
+            "output": str(output),
+            "folder": str(place),
+        }
         asked |= {"seconds": SECONDS, "most_kb": self._baseline[name] + _GUARD_KB}
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -27,7 +27,7 @@ _PACKAGE = (
 )
 _LOOK_S = 0.02
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
-_ADDRESSES = 24 << 30  # bytes; an accident must not take the machine's memory
+_ADDRESSES = 10 << 30  # bytes; an accident must not take the machine's memory
 
 
 def main() -> None:
