@@ -1,6 +1,6 @@
 """Runs five commands on every malformed image, label map, folder and name, and says what was bad.
 
-    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json] [--every N]
+    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json] [--every N] [--start N]
 
 Exit code 1 if anything ended in a traceback, a hang, a signal, too much memory or a wrong result.
 """
@@ -24,9 +24,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="run members whose name holds this text")
     parser.add_argument("--every", type=int, default=1, help="run every Nth member")
+    parser.add_argument("--start", type=int, default=0, help="leave out so many members")
     parser.add_argument("--output", type=Path, help="write all outcomes as JSON")
     asked = parser.parse_args()
-    members = [each for each in corpus() if asked.only in each.name][:: asked.every]
+    members = [each for each in corpus() if asked.only in each.name][asked.start :: asked.every]
     start, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         runner = Runner(Path(folder))

@@ -16,6 +16,7 @@ from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import (
     LOSSY,
+    PICTURES,
     SEGMENTATION,
     Header,
     OpenedFile,
@@ -43,6 +44,9 @@ _WHOLE = 1e-4
 # Images are read as float32; whether one fits is asked of the system from a size on.
 _VOXEL_BYTES = 4
 _SMALL_GB = 0.25
+# A picture of so many pixels that has less than this share of a byte for each shows nothing.
+_LARGE_PICTURE = 10**8
+_LEAST_BYTES = 1 / 200
 _GREY = "Save the labels as one grey image whose values are the label numbers."
 _ONE_LABEL_MAP = {
     SEGMENTATION: "Its segments overlap. In 3D Slicer, export it with 'Export to files' as one "
@@ -200,9 +204,12 @@ def _check_size(path: Path, header: Header) -> None:
     if min(sizes) < 1:
         shown = " x ".join(map(str, sizes))
         raise unreadable(path, f"its header says {shown} voxels (c, z, y, x)")
-    needed_gb = math.prod(sizes) * _VOXEL_BYTES / GB
+    voxels, held = math.prod(sizes), path.stat().st_size
+    if file_type(path) in PICTURES and voxels > _LARGE_PICTURE and held < voxels * _LEAST_BYTES:
+        raise unreadable(path, f"it has {held} bytes, its header says {voxels} pixels")
+    needed_gb = voxels * _VOXEL_BYTES / GB
     if needed_gb > _SMALL_GB:
-        check_room(needed_gb, case=str(path), what=f"it has {math.prod(sizes)} voxels")
+        check_room(needed_gb, case=str(path), what=f"it has {voxels} voxels")
 
 
 def _whole_or_refused(path: Path, read: Callable[[], T]) -> T:

@@ -28,7 +28,6 @@ from autoliver.io.header import (
 )
 from autoliver.io.nifti import read_sheared_header, sform_note
 from autoliver.io.nifti import read_voxels as read_nifti_voxels
-from autoliver.io.nifti_header import check_nifti_header
 from autoliver.io.nifti_forms import (
     Placed,
     RawForms,
@@ -38,9 +37,10 @@ from autoliver.io.nifti_forms import (
     read_forms,
     write_forms,
 )
+from autoliver.io.nifti_header import check_nifti_header
 from autoliver.io.paths import check_printable
-from autoliver.io.pictures import check_picture
 from autoliver.io.text_headers import check_text_header
+from autoliver.io.tiff import check_tiff
 from autoliver.io.volume import FLAT_SPACING, Geometry, is_flat
 
 Array = npt.NDArray[Any]
@@ -117,8 +117,8 @@ def open_file(path: Path) -> OpenedFile:
     check_text_header(path)
     if ending in (*_NIFTI, ".hdr"):
         check_nifti_header(path)
-    elif ending in (".png", ".tif", ".tiff"):
-        check_picture(path)
+    elif ending in (".tif", ".tiff"):
+        check_tiff(path)
     forms = read_forms(path) if ending in (*_NIFTI, ".hdr") else None
     placed = None if forms is None else place(path, forms)
     if forms is not None and placed is not None and placed.geometry is not None:

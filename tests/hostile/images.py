@@ -1312,16 +1312,13 @@ def _at(index: int, **tags: Any) -> Any:
     return change
 
 
-def _nested(_: int, data: Any) -> None:
-    from pydicom.dataset import Dataset
-    from pydicom.sequence import Sequence
-
-    inner = Dataset()
-    for _level in range(300):
-        outer = Dataset()
-        outer.ReferencedImageSequence = Sequence([inner])
-        inner = outer
-    data.ReferencedImageSequence = Sequence([inner])
+def _nest(folder: Path, *, levels: int) -> None:
+    """Puts sequences in sequences behind the pixels of a slice, each of unstated length."""
+    sequence = b"\xe1\x7f\x10\x10SQ\0\0\xff\xff\xff\xff"
+    item, item_end = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0\0"
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0"
+    with (folder / "003.dcm").open("ab") as file:
+        file.write((sequence + item) * levels + (item_end + end) * levels)
 
 
 def _dicoms() -> Iterator[Member]:
@@ -1368,7 +1365,8 @@ def _dicoms() -> Iterator[Member]:
         "three samples": (make(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "refused"),
         "10^6 frames": (make(NumberOfFrames=10**6), "refused"),
         "-1 frames": (make(NumberOfFrames=-1), "refused"),
-        "300 levels": (make(_nested), "either"),
+        "20 levels": (make(after=partial(_nest, levels=20)), "right"),
+        "5000 levels": (make(after=partial(_nest, levels=5000)), "either"),
         "text of another alphabet": (make(SpecificCharacterSet="ISO 2022 IR 999"), "either"),
         "no series": (make(_at(-1, SeriesInstanceUID=None)), "either"),
         "a UID that is none": (make(SeriesInstanceUID="../../x"), "either"),

@@ -15,7 +15,7 @@ import traceback
 from typing import Any
 
 # The heaviest libraries of the commands, so that each run does not load them.
-_LOADED = ("SimpleITK", "nibabel", "pydicom", "scipy.ndimage", "PIL.Image", "torch", "blosc2")
+_LOADED = ("SimpleITK", "nibabel", "pydicom", "scipy.ndimage", "PIL.Image", "torch", "blosc2", "cc3d")
 _PACKAGE = (
     "autoliver.cli.main",
     "autoliver.pipeline.prediction",
@@ -24,6 +24,12 @@ _PACKAGE = (
     "autoliver.evaluation.agreement_report",
     "autoliver.inference.predict",
     "autoliver.pipeline.conversion.kinds",
+    *("autoliver.pipeline.data", "autoliver.pipeline.describe", "autoliver.planning.planner"),
+    *("autoliver.pipeline.replan", "autoliver.inference.lesions.table"),
+    *("autoliver.pipeline.dicom.segmentations", "autoliver.pipeline.folder"),
+    *("autoliver.pipeline.comparison", "autoliver.evaluation.lesion_report"),
+    *("autoliver.pipeline.conversion.convert", "autoliver.pipeline.conversion.dicom"),
+    *("autoliver.pipeline.conversion.lesion_classes", "autoliver.evaluation.probabilities"),
 )
 _LOOK_S = 0.02
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024

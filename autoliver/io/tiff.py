@@ -1,8 +1,4 @@
-"""Headers of PNG and TIFF files, judged before a library follows them.
-
-libtiff follows directories that lead in a circle without end, and both formats can pack many pixels
-of one value into few bytes.
-"""
+"""Directories of TIFF files, judged before libtiff follows them in a circle without end."""
 
 import struct
 from pathlib import Path
@@ -11,43 +7,30 @@ from typing import BinaryIO
 from autoliver.io.header import unreadable
 from autoliver.system import open_file
 
-_PNG_MARK = b"\x89PNG\r\n\x1a\n"
-# A picture of so many pixels that has less than this share of a byte for each shows nothing.
-_LARGE = 10**8
-_LEAST_BYTES = 1 / 200
 _MOST_DIRECTORIES = 1 << 16  # pages of one TIFF file
-_WIDTH, _HEIGHT, _PACKING, _SAMPLES, _BITS = 256, 257, 259, 277, 258
+_WIDTH, _HEIGHT, _BITS, _PACKING = 256, 257, 258, 259
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 16: 8}  # types of TIFF values: bytes of one
 _NOT_PACKED = 1
 
 
-def check_picture(path: Path) -> None:
-    """Refuses a PNG or TIFF file that cannot hold what its header says, or whose pages go around.
+def check_tiff(path: Path) -> None:
+    """Refuses a TIFF file that cannot hold what its header says, or whose pages go around.
 
     Raises:
         DatasetError: It is damaged.
     """
     with open_file(path) as file:
-        head = file.read(24)
-        if head[:8] == _PNG_MARK and len(head) == 24:
-            _check_pixels(path, *struct.unpack(">2I", head[16:24]))
-        elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        head = file.read(16)
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             _check_tiff(path, file, head)
-
-
-def _check_pixels(path: Path, width: int, height: int, pages: int = 1) -> None:
-    pixels, held = width * height * pages, path.stat().st_size
-    if not pixels:
-        raise unreadable(path, f"its header says {width} x {height} pixels")
-    if pixels > _LARGE and held < pixels * _LEAST_BYTES:
-        raise unreadable(path, f"it has {held} bytes, its header says {width} x {height} pixels")
 
 
 def _check_tiff(path: Path, file: BinaryIO, head: bytes) -> None:
     order, large = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
+    if len(head) < (16 if large else 8):
+        raise unreadable(path, "its header is cut short")
     place = struct.unpack_from(order + ("Q" if large else "I"), head, 8 if large else 4)[0]
     seen: set[int] = set()
-    pixels: tuple[int, int] = (0, 0)
     while place:
         if place in seen or len(seen) >= _MOST_DIRECTORIES:
             raise unreadable(path, "its directories of pages lead in a circle")
@@ -56,9 +39,7 @@ def _check_tiff(path: Path, file: BinaryIO, head: bytes) -> None:
         if found is None:
             raise unreadable(path, "a directory of its pages lies beyond its end")
         tags, place = found
-        pixels = max(pixels, (tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)), key=lambda p: p[0] * p[1])
         _check_page(path, tags)
-    _check_pixels(path, *pixels, pages=len(seen))
 
 
 def _check_page(path: Path, tags: dict[int, int]) -> None:
