@@ -21,8 +21,10 @@ from autoliver.io.header import (
     Header,
     OpenedFile,
     UnreadableImage,
+    bad_numbers,
     file_type,
     label_ending,
+    numbers,
     split_ending,
     unreadable,
 )
@@ -41,6 +43,9 @@ Array = npt.NDArray[Any]
 _OPENERS: dict[str, Callable[[Path], OpenedFile]] = {".bmp": open_bitmap}
 # Largest distance of a stored label from a whole number; scaled types are subject to rounding.
 _WHOLE = 1e-4
+_LARGEST_LABEL = 2**31 - 1
+# No scanner has voxels of more mm; resampled, such an image would take hours. Of several voxels.
+_LARGEST_MM = 500.0
 # Images are read as float32; whether one fits is asked of the system from a size on.
 _VOXEL_BYTES = 4
 _SMALL_GB = 0.25
@@ -204,6 +209,13 @@ def _check_size(path: Path, header: Header) -> None:
     if min(sizes) < 1:
         shown = " x ".join(map(str, sizes))
         raise unreadable(path, f"its header says {shown} voxels (c, z, y, x)")
+    spacing = header.geometry.spacing_mm
+    if any(
+        n > 1 and mm > _LARGEST_MM for n, mm in zip(header.geometry.shape_zyx, spacing, strict=True)
+    ):
+        raise bad_numbers(
+            path, "spacing", numbers(spacing), f"at most {_LARGEST_MM:g} mm (z, y, x)"
+        )
     voxels, held = math.prod(sizes), path.stat().st_size
     if file_type(path) in PICTURES and voxels > _LARGE_PICTURE and held < voxels * _LEAST_BYTES:
         raise unreadable(path, f"it has {held} bytes, its header says {voxels} pixels")
@@ -252,5 +264,10 @@ def _whole_numbers(path: Path, array: Array) -> Array:
             )
         array = np.rint(array)
     low, high = int(array.min()), int(array.max())
+    if max(abs(low), high) > _LARGEST_LABEL:
+        raise DatasetError(
+            f"{path}: it holds the value {high if high > -low else low}; expected label numbers.",
+            hint="Is it an image? Give the label map, or export it again as whole numbers.",
+        )
     smallest = np.min_scalar_type(high if low >= 0 else min(low, -high - 1))
     return np.ascontiguousarray(array, dtype=smallest)

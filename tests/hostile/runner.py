@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from hostile.images import (
-    IRREGULAR as IRREGULAR,
-)
 from hostile.images import (
     Member,
     _nifti,
@@ -38,7 +34,7 @@ class Outcome:
         member: Its name.
         command: One of `COMMANDS`.
         verdict: "right" or "refused" if it was as it should be; else what was bad.
-        seconds: How long it took.
+        seconds: How long it kept a core busy.
         peak_kb: Its largest memory.
         output: What it printed.
     """
@@ -209,10 +205,10 @@ def _good_series(folder: Path) -> None:
 def _model(folder: Path) -> dict[str, Path]:
     """Untrained folds in 2D and 3D."""
     import torch
+    from small_models import plan as fixture
 
     from autoliver.models.files import FoldModel, save_fold
     from autoliver.networks.build import build_network
-    from small_models import plan as fixture
 
     plan = fixture.__wrapped__().replace(channel_names=("MR",))
     folds = {}
