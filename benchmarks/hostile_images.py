@@ -1,6 +1,6 @@
 """Runs five commands on every malformed image, label map, folder and name, and says what was bad.
 
-    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json] [--every N] [--start N]
+    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json] [--every N] [--start N] [--minutes M]
 
 Exit code 1 if anything ended in a traceback, a hang, a signal, too much memory or a wrong result.
 """
@@ -26,12 +26,16 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="run every Nth member")
     parser.add_argument("--start", type=int, default=0, help="leave out so many members")
     parser.add_argument("--output", type=Path, help="write all outcomes as JSON")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes")
     asked = parser.parse_args()
     members = [each for each in corpus() if asked.only in each.name][asked.start :: asked.every]
     start, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         runner = Runner(Path(folder))
-        for member in members:
+        for done, member in enumerate(members):
+            if time.monotonic() - start > asked.minutes * 60:
+                members = members[:done]
+                break
             for one in runner.run(member):
                 outcomes.append(one)
                 if not one.good:

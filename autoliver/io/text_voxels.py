@@ -56,7 +56,7 @@ def check_meta_voxels(path: Path, fields: Fields) -> None:
     Raises:
         DatasetError: A number is impossible, or a file of voxels is missing, too short or damaged.
     """
-    axes = _whole(path, fields, "NDims", 2, 4, needed=True)
+    axes = _whole(path, fields, "NDims", 2, 4)
     sizes = _sizes(path, fields, "DimSize", axes)
     kind = fields.get("elementtype", "").upper().removesuffix("_ARRAY")
     if kind not in _META_BYTES:
@@ -83,7 +83,7 @@ def check_meta_voxels(path: Path, fields: Fields) -> None:
 
 def check_nrrd_voxels(path: Path, fields: Fields) -> None:
     """Refuses an NRRD file whose voxels cannot be read; arguments and errors as for MetaImage."""
-    axes = _whole(path, fields, "dimension", 2, 5, needed=True)
+    axes = _whole(path, fields, "dimension", 2, 5)
     sizes = _sizes(path, fields, "sizes", axes)
     kind = fields.get("type", "").casefold()
     if kind not in _NRRD_BYTES:
@@ -183,18 +183,11 @@ def _head(path: Path) -> bytes:
 
 
 def _whole(
-    path: Path,
-    fields: Fields,
-    name: str,
-    low: int,
-    high: int,
-    *,
-    default: int = 0,
-    needed: bool = False,
+    path: Path, fields: Fields, name: str, low: int, high: int, default: int | None = None
 ) -> int:
-    """A field that is one whole number within bounds."""
+    """A field that is one whole number within bounds; it must be there if it has no default."""
     text = fields.get(name.casefold())
-    if text is None and not needed:
+    if text is None and default is not None:
         return default
     value = _number(text or "")
     if value is None or not low <= value <= high:

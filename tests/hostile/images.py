@@ -254,7 +254,7 @@ def _cuts() -> Iterator[Member]:
                 )
         for what, content, expected in (
             ("bytes too many", _bytes_of("image") + b"more" * 50, "either"),
-            ("not packed", None, "right"),
+            ("packed as the name does not say", None, "either"),
         ):
             if content is None:
                 content = (
@@ -266,7 +266,7 @@ def _cuts() -> Iterator[Member]:
                 f"nifti{ending} image/{what}",
                 "image",
                 partial(_write, content=content, ending=ending),
-                "either",
+                expected,
                 ending,
             )
 
