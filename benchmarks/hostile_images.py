@@ -1,6 +1,6 @@
 """Runs five commands on every malformed image, label map, folder and name, and says what was bad.
 
-    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json] [--every N] [--start N] [--minutes M]
+    python -m benchmarks.hostile_images [--only TEXT] [--output FILE.json]
 
 Exit code 1 if anything ended in a traceback, a hang, a signal, too much memory or a wrong result.
 """

@@ -53,7 +53,7 @@ def unpacked(path: Path, content: bytes, *, needed: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def check_packed(path: Path, start: int, *, needed: int) -> None:
+def packed_fault(path: Path, start: int, *, needed: int) -> str:
     """Unpacks what a file holds from a place on, block by block, and compares the length.
 
     ITK takes voxels that cannot be unpacked for zeros, in silence.
@@ -63,8 +63,8 @@ def check_packed(path: Path, start: int, *, needed: int) -> None:
         start: Where its packed bytes begin.
         needed: How many bytes they should unpack to.
 
-    Raises:
-        DatasetError: They are damaged, cut short, or of another length.
+    Returns:
+        What is wrong with them: damaged, cut short, or of another length; empty if nothing is.
     """
     packer, size = zlib.decompressobj(_ANY_HEAD), 0
     try:
@@ -74,17 +74,15 @@ def check_packed(path: Path, start: int, *, needed: int) -> None:
                 size += len(packer.decompress(rest, _BLOCK))
                 rest = packer.unconsumed_tail
                 if size > needed + SURPLUS_BYTES:
-                    raise unreadable(path, f"it unpacks to more than the {needed} bytes needed")
+                    return f"unpack to more than the {needed} bytes needed"
             if packer.eof:
                 break
-        size += len(packer.flush()) if not packer.eof else 0
+        size += 0 if packer.eof else len(packer.flush())
     except zlib.error as error:
-        raise unreadable(path, f"its packed voxels are damaged ({error})") from None
+        return f"are damaged ({error})"
     if size < needed:
-        found = f"its voxels unpack to {size} bytes, its header says {needed}"
-        raise unreadable(path, found)
-    if not packer.eof:
-        raise unreadable(path, "its packed voxels are cut short")
+        return f"unpack to {size} bytes, too few for the {needed} needed"
+    return "" if packer.eof else "are cut short"
 
 
 def _blocks(path: Path, start: int) -> Iterator[bytes]:

@@ -8,14 +8,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from autoliver.errors import DatasetError
 from autoliver.io.header import bad_numbers, file_type, unreadable
-from autoliver.io.packed import BEST_RATIO, check_packed
+from autoliver.io.packed import BEST_RATIO, packed_fault
 from autoliver.io.paths import check_path, check_printable
 from autoliver.system import open_file
 
 Fields = Mapping[str, str]
+# How voxels are stored: as they are, packed with gzip or zlib, or in ways that only ITK reads.
+_Stored = Literal["raw", "packed", "otherwise"]
 
 _LOCAL = "LOCAL"
 _META_BYTES = {
@@ -69,16 +72,19 @@ def check_meta_voxels(path: Path, fields: Fields) -> None:
         raise bad_numbers(path, "ElementDataFile", "missing", "LOCAL or the name of a file")
     local = data.upper() == _LOCAL
     files = [] if local else _data_files(path, data, "ElementDataFile", sizes[-1])
-    packed = fields.get("compresseddata", "").casefold() in ("true", "1")
-    text = fields.get("binarydata", "true").casefold() in ("false", "0")
+    how: _Stored = "raw"
+    if fields.get("compresseddata", "").casefold() in ("true", "1"):
+        how = "packed"
+    elif fields.get("binarydata", "true").casefold() in ("false", "0"):
+        how = "otherwise"
     if local:
         start = _end_of(path, rb"^\s*ElementDataFile\s*=[^\n]*\n")
-        _check_bytes(path, start, needed, packed=packed, text=text)
+        _check_bytes(path, path, start, needed, how)
     elif len(files) == 1:
-        _check_bytes(files[0], max(0, skip), needed, packed=packed, text=text)
+        _check_bytes(path, files[0], max(0, skip), needed, how)
     else:
         for file in files:
-            _check_bytes(file, max(0, skip), needed // len(files), packed=packed, text=text)
+            _check_bytes(path, file, max(0, skip), needed // len(files), how)
 
 
 def check_nrrd_voxels(path: Path, fields: Fields) -> None:
@@ -94,17 +100,17 @@ def check_nrrd_voxels(path: Path, fields: Fields) -> None:
     skips = [_whole(path, fields, name, -1, 1 << 62, default=0) for name in _skips(fields)]
     needed = math.prod(sizes) * _NRRD_BYTES[kind]
     data = fields.get("data file", fields.get("datafile", ""))
-    how = {"packed": encoding in _GZIP, "text": encoding not in ("raw", *_GZIP)}
+    how: _Stored = "packed" if encoding in _GZIP else "raw" if encoding == "raw" else "otherwise"
     if any(skips):  # of the unpacked bytes, or lines: only ITK counts them
-        how = {"packed": False, "text": True}
+        how = "otherwise"
     if not data:
         if file_type(path) == ".nhdr":
             raise bad_numbers(path, "data file", "missing", "the name of a file")
-        _check_bytes(path, _end_of(path, rb"\n\r?\n"), needed, **how)
+        _check_bytes(path, path, _end_of(path, rb"\n\r?\n"), needed, how)
         return
     files = _data_files(path, data, "data file", sizes[-1])
     for file in files:
-        _check_bytes(file, 0, needed // len(files), **how)
+        _check_bytes(path, file, 0, needed // len(files), how)
 
 
 def _skips(fields: Fields) -> list[str]:
@@ -112,13 +118,16 @@ def _skips(fields: Fields) -> list[str]:
     return [name for name in names if name in fields]
 
 
-def _check_bytes(path: Path, start: int, needed: int, *, packed: bool, text: bool) -> None:
-    held = path.stat().st_size - start
-    if packed and held * BEST_RATIO >= needed:
-        check_packed(path, start, needed=needed)
-    # In text, a voxel takes a digit and a space at the least.
-    elif packed or (not text and held < needed):
-        raise unreadable(path, f"its voxels have {held} bytes, too few for the {needed} needed")
+def _check_bytes(path: Path, file: Path, start: int, needed: int, how: _Stored) -> None:
+    """Refuses a file whose bytes from a place on are too few for the voxels of a header."""
+    held = file.stat().st_size - start
+    where = "its voxels" if file == path else f"its voxels in {file.name}"
+    if how == "packed" and held * BEST_RATIO >= needed:
+        problem = packed_fault(file, start, needed=needed)
+        if problem:
+            raise unreadable(path, f"{where} {problem}")
+    elif how == "packed" or (how == "raw" and held < needed):
+        raise unreadable(path, f"{where} have {held} bytes, too few for the {needed} needed")
 
 
 def _data_files(path: Path, data: str, field: str, slices: int) -> list[Path]:
