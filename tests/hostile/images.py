@@ -62,7 +62,7 @@ def label_voxels() -> Array:
     return array
 
 
-# --- NIfTI, byte by byte ---------------------------------------------------------------------------
+# --- NIfTI, byte by byte --------------------------------------------------------------------------
 
 _CODES = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "c8": 32, "f8": 64, "i1": 256, "u2": 512, "u4": 768}
 _CODES |= {"i8": 1024, "u8": 1280, "f16": 1536, "c16": 1792, "c32": 2048}
@@ -426,7 +426,7 @@ def _coloured(path: Path, *, code: int, count: int) -> None:
     _put(path, content[:352] + content[352:] * count, ".nii.gz")
 
 
-# --- pairs of files: Analyze and NIfTI .hdr/.img ---------------------------------------------------
+# --- pairs of files: Analyze and NIfTI .hdr/.img --------------------------------------------------
 
 
 def _hdr(path: Path, *, voxels: bytes | None, **changes: Any) -> None:
@@ -486,7 +486,7 @@ def _hdr_bomb(path: Path) -> None:
     _bomb(path, claimed=SHAPE, stored_mb=4000, ending=".img.gz")
 
 
-# --- headers in text: MetaImage and NRRD -----------------------------------------------------------
+# --- headers in text: MetaImage and NRRD ----------------------------------------------------------
 
 _META = {
     "ObjectType": "Image",
@@ -783,7 +783,7 @@ def _nrrds() -> Iterator[Member]:
     )
 
 
-# --- pictures --------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -1028,7 +1028,7 @@ def _gipls() -> Iterator[Member]:
         )
 
 
-# --- what is no regular file -----------------------------------------------------------------------
+# --- what is no regular file ----------------------------------------------------------------------
 
 
 def pipe(path: Path) -> None:
@@ -1124,7 +1124,7 @@ def _irregular() -> Iterator[Member]:
         yield Member(f"irregular/{name} is a file", "dataset", put_file, "refused")
 
 
-# --- names -----------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 def _case(folder: Path, name: str, seed: int = 7) -> None:
@@ -1181,7 +1181,7 @@ def _names() -> Iterator[Member]:
         yield Member(f"name/{what}", "dataset", partial(_named, names=names), expected)
 
 
-# --- whole datasets --------------------------------------------------------------------------------
+# --- whole datasets -------------------------------------------------------------------------------
 
 
 def _json(folder: Path, **changes: Any) -> None:
@@ -1259,7 +1259,7 @@ def _datasets() -> Iterator[Member]:
         yield Member(f"dataset/{what}", "dataset", partial(_json, **changes), "refused")
 
 
-# --- DICOM -----------------------------------------------------------------------------------------
+# --- DICOM ----------------------------------------------------------------------------------------
 
 
 def _series(folder: Path, change: Any = None, after: Any = None, **tags: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs `verify`, `plan`, `predict`, `evaluate` and `convert` on malformed inputs and judges them."""
+"""Runs five commands on malformed inputs, and judges how each of them ends."""
 
 import json
 import os
@@ -68,12 +68,16 @@ class Runner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths),
+                "OMP_NUM_THREADS": "1",
+            },
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         self._baseline = dict.fromkeys(COMMANDS, 1 << 30)
-        good = Member("good/case", "dataset", lambda folder: None, "right")
+        good = Member("good/case", "dataset", lambda _: None, "right")
         series = Member("good/series", "series", _good_series, "right", "")
         self.baselines = [*self.run(good), *self.run(series)]
         for each in self.baselines:
@@ -116,8 +120,18 @@ class Runner:
         found = {
             "verify": ["verify", str(dataset), *one],
             "plan": ["plan", str(dataset), "--preset", "tiny", *one],
-            "predict": ["predict", "-i", str(source), "-o", str(place / "out"), "-m", str(model)]
-            + ["--device", "cpu", *workspace],
+            "predict": [
+                "predict",
+                "-i",
+                str(source),
+                "-o",
+                str(place / "out"),
+                "-m",
+                str(model),
+                "--device",
+                "cpu",
+                *workspace,
+            ],
         }
         if member.role == "series":
             found["convert"] = ["convert", "dicom", str(source), str(place / "converted"), *one]
@@ -130,6 +144,7 @@ class Runner:
             bad = str(dataset / f"labelsTr/c{member.ending}" if member.role == "pair" else source)
             truth = str(place / ("truth/c.png" if member.ending in PICTURES else "truth/c.nii.gz"))
             found["evaluate -p"] = ["evaluate", "-p", bad, "-r", truth, *scores]
+            scores = ["-o", str(place / "other-scores"), *one]
             found["evaluate -r"] = ["evaluate", "-p", truth, "-r", bad, *scores]
         found["convert"] = ["convert", "lesion-classes", str(dataset), "--label", "tumour"]
         found["convert"] += ["--template", str(place / "lesions.csv"), *one]

@@ -1,6 +1,6 @@
 """Runs commands in forks of one process that has imported everything, and measures them.
 
-Reads a JSON object per line: {"arguments", "output", "folder", "seconds", "most_kb"}; answers with one:
+Reads a JSON object per line, {"arguments", "output", "folder", "seconds", "most_kb"}, and answers:
 {"code", "signal", "peak_kb", "seconds" (of a core), "ended": "by itself" | "late" | "large"}.
 """
 
@@ -112,7 +112,7 @@ def _be(asked: dict[str, Any]) -> None:
             os.dup2(source, target)
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open to the end
+        sys.stdin = open(0, closefd=False)
         sys.argv = ["autoliver", *asked["arguments"]]
         os.chdir(asked["folder"])
         from autoliver.cli.main import run
@@ -120,7 +120,7 @@ def _be(asked: dict[str, Any]) -> None:
         run()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else int(bool(done.code))
-    except BaseException:  # noqa: BLE001 - as Python shows it
+    except BaseException:
         traceback.print_exc()
         code = 99
     finally:
