@@ -62,14 +62,14 @@ class Runner:
         self.folder = folder
         self.model = _model(folder / "model")
         root = Path(__file__).parents[2]
-        paths = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
+        paths = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]  # noqa: TID251
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("zygote.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={
-                **os.environ,
+                **os.environ,  # noqa: TID251
                 "PYTHONPATH": os.pathsep.join(paths),
                 "OMP_NUM_THREADS": "1",
             },

@@ -51,9 +51,9 @@ _ADDRESSES = 10 << 30  # bytes; an accident must not take the machine's memory
 def main() -> None:
     for name in (*_LOADED, *_PACKAGE):
         __import__(name)
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
-        print(json.dumps(_measured(json.loads(line))), flush=True)
+        print(json.dumps(_measured(json.loads(line))), flush=True)  # noqa: T201
 
 
 def _measured(asked: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _be(asked: dict[str, Any]) -> None:
             os.dup2(source, target)
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.argv = ["autoliver", *asked["arguments"]]
         os.chdir(asked["folder"])
         from autoliver.cli.main import run
@@ -120,7 +120,7 @@ def _be(asked: dict[str, Any]) -> None:
         run()
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else int(bool(done.code))
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
         code = 99
     finally:
