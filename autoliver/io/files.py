@@ -1,5 +1,6 @@
 """Reads and writes images and label maps of any supported file type."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,18 +16,23 @@ from autoliver.io.dicom.walk import holds_dicom
 from autoliver.io.grids import compare_grids
 from autoliver.io.header import (
     LOSSY,
+    PICTURES,
     SEGMENTATION,
     Header,
     OpenedFile,
     UnreadableImage,
+    bad_numbers,
     file_type,
     label_ending,
+    numbers,
     split_ending,
+    unreadable,
 )
 from autoliver.io.itk import open_file as open_itk
 from autoliver.io.itk import write_file
 from autoliver.io.paths import check_path
 from autoliver.io.volume import Geometry, Volume
+from autoliver.memory import GB, check_room
 from autoliver.system import in_words, raise_refusal
 
 T = TypeVar("T")
@@ -37,6 +43,15 @@ Array = npt.NDArray[Any]
 _OPENERS: dict[str, Callable[[Path], OpenedFile]] = {".bmp": open_bitmap}
 # Largest distance of a stored label from a whole number; scaled types are subject to rounding.
 _WHOLE = 1e-4
+_LARGEST_LABEL = 2**31 - 1
+# No scanner has voxels of more mm; resampled, such an image would take hours. Of several voxels.
+_LARGEST_MM = 500.0
+# Images are read as float32; whether one fits is asked of the system from a size on.
+_VOXEL_BYTES = 4
+_SMALL_GB = 0.25
+# A picture of so many pixels that has less than this share of a byte for each shows nothing.
+_LARGE_PICTURE = 10**8
+_LEAST_BYTES = 1 / 200
 _GREY = "Save the labels as one grey image whose values are the label numbers."
 _ONE_LABEL_MAP = {
     SEGMENTATION: "Its segments overlap. In 3D Slicer, export it with 'Export to files' as one "
@@ -178,11 +193,35 @@ def write_image(
 
 def _open(path: Path) -> OpenedFile:
     if holds_dicom(path):
-        return open_folder(path)
+        opened = open_folder(path)
+        _check_size(path, opened.header)
+        return opened
     check_path(path)
     opener = _OPENERS.get(file_type(path), open_itk)
     opened = _whole_or_refused(path, lambda: opener(path))
+    _check_size(path, opened.header)
     return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels))
+
+
+def _check_size(path: Path, header: Header) -> None:
+    """Refuses an image without voxels, and one that does not fit into the memory that is free."""
+    sizes = (header.channels, *header.geometry.shape_zyx)
+    if min(sizes) < 1:
+        shown = " x ".join(map(str, sizes))
+        raise unreadable(path, f"its header says {shown} voxels (c, z, y, x)")
+    spacing = header.geometry.spacing_mm
+    if any(
+        n > 1 and mm > _LARGEST_MM for n, mm in zip(header.geometry.shape_zyx, spacing, strict=True)
+    ):
+        raise bad_numbers(
+            path, "spacing", numbers(spacing), f"at most {_LARGEST_MM:g} mm (z, y, x)"
+        )
+    voxels, held = math.prod(sizes), path.stat().st_size
+    if file_type(path) in PICTURES and voxels > _LARGE_PICTURE and held < voxels * _LEAST_BYTES:
+        raise unreadable(path, f"it has {held} bytes, its header says {voxels} pixels")
+    needed_gb = voxels * _VOXEL_BYTES / GB
+    if needed_gb > _SMALL_GB:
+        check_room(needed_gb, case=str(path), what=f"it has {voxels} voxels")
 
 
 def _whole_or_refused(path: Path, read: Callable[[], T]) -> T:
@@ -225,5 +264,10 @@ def _whole_numbers(path: Path, array: Array) -> Array:
             )
         array = np.rint(array)
     low, high = int(array.min()), int(array.max())
+    if max(abs(low), high) > _LARGEST_LABEL:
+        raise DatasetError(
+            f"{path}: it holds the value {high if high > -low else low}; expected label numbers.",
+            hint="Is it an image? Give the label map, or export it again as whole numbers.",
+        )
     smallest = np.min_scalar_type(high if low >= 0 else min(low, -high - 1))
     return np.ascontiguousarray(array, dtype=smallest)

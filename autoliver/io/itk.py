@@ -37,8 +37,10 @@ from autoliver.io.nifti_forms import (
     read_forms,
     write_forms,
 )
+from autoliver.io.nifti_header import check_nifti_header
 from autoliver.io.paths import check_printable
 from autoliver.io.text_headers import check_text_header
+from autoliver.io.tiff import check_tiff
 from autoliver.io.volume import FLAT_SPACING, Geometry, is_flat
 
 Array = npt.NDArray[Any]
@@ -111,8 +113,12 @@ def open_file(path: Path) -> OpenedFile:
     Raises:
         DatasetError: The file is damaged or of a type that cannot be read.
     """
-    check_text_header(path)
     ending = file_type(path)
+    check_text_header(path)
+    if ending in (*_NIFTI, ".hdr"):
+        check_nifti_header(path)
+    elif ending in (".tif", ".tiff"):
+        check_tiff(path)
     forms = read_forms(path) if ending in (*_NIFTI, ".hdr") else None
     placed = None if forms is None else place(path, forms)
     if forms is not None and placed is not None and placed.geometry is not None:

@@ -6,7 +6,6 @@ length and checksum are checked. ITK also refuses an affine that is not orthonor
 has a qform to use instead.
 """
 
-import gzip
 import io
 import logging
 import struct
@@ -20,6 +19,8 @@ import numpy.typing as npt
 from autoliver.io.detached import data_files
 from autoliver.io.grids import geometry_from_xyz, orthonormal
 from autoliver.io.header import Header, file_type, unreadable
+from autoliver.io.nifti_header import check_length, check_nifti_header
+from autoliver.io.packed import unpacked
 from autoliver.system import read_whole
 
 Array = npt.NDArray[Any]
@@ -60,19 +61,17 @@ def read_voxels(path: Path) -> Array:
     files = data_files(path)
     if file_type(path) == ".hdr" and len(files) < 2:
         raise unreadable(path, "the .img file with its voxels is not beside it")
-    contents = [read_whole(file) for file in files]
+    needed = check_nifti_header(path)
+    if len(files) > 1:
+        check_length(files[1], needed)
     try:
-        header, *voxels = [_unzipped(content) for content in contents]
+        header, *voxels = [unpacked(file, read_whole(file), needed=needed) for file in files]
         image = _opened(_placeless(header), *voxels)
         array: Array = np.asanyarray(image.dataobj).T
-    except (EOFError, zlib.error, OSError, ValueError) as error:
+    except (EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
         what = str(error).partition("\n")[0].rstrip(".")
         raise unreadable(files[-1], f"it is damaged or cut short ({what})") from None
     return array
-
-
-def _unzipped(content: bytes) -> bytes:
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
 
 
 def _opened(header: bytes, voxels: bytes | None = None) -> Any:

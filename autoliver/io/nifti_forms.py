@@ -7,7 +7,6 @@ pixdim; where one is valid, that one with its own spacing; where there is none, 
 import gzip
 import io
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from autoliver.io.grids import compare_grids, geometry_from_xyz, orthonormal
 from autoliver.io.header import Header, bad_numbers, numbers
+from autoliver.io.nifti_header import first_bytes
 from autoliver.io.volume import FLAT_SPACING, Geometry, NiftiForms
 
 Array = npt.NDArray[np.float64]
@@ -79,7 +79,7 @@ def read_forms(path: Path) -> RawForms | None:
     """
     import nibabel
 
-    start = _first_bytes(path)
+    start = first_bytes(path)
     kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
     size = next((n for n in kinds for order in "<>" if start[:4] == struct.pack(order + "i", n)), 0)
     magic = start[344:347] if size == 348 else start[4:7]
@@ -331,15 +331,3 @@ def _geometry(raw: RawForms, affine: Array) -> Geometry:
 
 def _floats(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                file.seek(0)
-                return file.read(540)
-        with gzip.open(path) as packed:
-            return packed.read(540)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return b""

@@ -8,9 +8,11 @@ import re
 from pathlib import Path
 
 from autoliver.errors import DatasetError
-from autoliver.io.header import SEGMENTATION, bad_numbers, file_type, split_ending
+from autoliver.io.header import SEGMENTATION, bad_numbers, file_type, split_ending, unreadable
+from autoliver.io.text_voxels import check_meta_voxels, check_nrrd_voxels
+from autoliver.system import open_file
 
-_MOST_HEADER_BYTES = 1 << 16
+_MOST_HEADER_BYTES = 1 << 24
 _LENGTHS = ("ElementSpacing", "ElementSize")
 _META = (
     *_LENGTHS,
@@ -53,6 +55,8 @@ def segment_values(path: Path) -> dict[str, int]:
 
 def _check_meta(path: Path) -> None:
     fields = _fields(path, "=")
+    if not fields:
+        raise unreadable(path, "no known image format, or its header is damaged")
     for name in _META:
         values = _numbers(fields.get(name.casefold(), ""))
         if not all(map(math.isfinite, values)):
@@ -61,9 +65,13 @@ def _check_meta(path: Path) -> None:
     name = next((name for name in _LENGTHS if name.casefold() in fields), "")
     if name and not all(_numbers(fields[name.casefold()])):
         raise _bad(path, name, fields[name.casefold()], _ABOVE_ZERO)
+    check_meta_voxels(path, fields)
 
 
 def _check_nrrd(path: Path) -> None:
+    with open_file(path) as file:
+        if file.read(4) != b"NRRD":
+            raise unreadable(path, "no known image format, or its header is damaged")
     fields = _fields(path, ":")
     kinds = fields.get("kinds", "").split()
     for name in _NRRD:
@@ -77,6 +85,7 @@ def _check_nrrd(path: Path) -> None:
                 raise _bad(path, name, text, _FINITE)
             if name != "space origin" and values and not any(values):
                 raise _bad(path, name, text, _ABOVE_ZERO)
+    check_nrrd_voxels(path, fields)
 
 
 def _is_space(kinds: list[str], axis: int) -> bool:
@@ -89,16 +98,18 @@ def _bad(path: Path, name: str, text: str, expected: str) -> DatasetError:
 
 def _fields(path: Path, between: str) -> dict[str, str]:
     """Name in lower case -> value, of the lines before the voxels."""
-    with path.open("rb") as file:
-        text = file.read(_MOST_HEADER_BYTES).decode("latin-1")
+    with open_file(path) as file:
+        text = file.read(_MOST_HEADER_BYTES).decode("utf-8", "surrogateescape")
     fields: dict[str, str] = {}
     for line in text.splitlines():
         name, found, value = line.partition(between)
         name = name.strip().casefold()
-        if not line.strip() or name in ("elementdatafile", "data file", "datafile"):
+        if not line.strip():
             break
         if found:
             fields[name] = value.strip()
+        if name in ("elementdatafile", "data file", "datafile"):
+            break
     return fields
 
 

@@ -1,0 +1,134 @@
+"""Runs commands in forks of one process that has imported everything, and measures them.
+
+Reads a JSON object per line, {"arguments", "output", "folder", "seconds", "most_kb"}, and answers:
+{"code", "signal", "peak_kb", "seconds" (of a core), "ended": "by itself" | "late" | "large"}.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+# The heaviest libraries of the commands, so that each run does not load them.
+_LOADED = (
+    "SimpleITK",
+    "nibabel",
+    "pydicom",
+    "scipy.ndimage",
+    "PIL.Image",
+    "torch",
+    "blosc2",
+    "cc3d",
+)
+_PACKAGE = (
+    "autoliver.cli.main",
+    "autoliver.pipeline.prediction",
+    "autoliver.pipeline.evaluation",
+    "autoliver.evaluation.score",
+    "autoliver.evaluation.agreement_report",
+    "autoliver.inference.predict",
+    "autoliver.pipeline.conversion.kinds",
+    *("autoliver.pipeline.data", "autoliver.pipeline.describe", "autoliver.planning.planner"),
+    *("autoliver.pipeline.replan", "autoliver.inference.lesions.table"),
+    *("autoliver.pipeline.dicom.segmentations", "autoliver.pipeline.folder"),
+    *("autoliver.pipeline.comparison", "autoliver.evaluation.lesion_report"),
+    *("autoliver.pipeline.conversion.convert", "autoliver.pipeline.conversion.dicom"),
+    *("autoliver.pipeline.conversion.lesion_classes", "autoliver.evaluation.probabilities"),
+)
+_LOOK_S = 0.02
+_MOST_WAITED = 6
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+_ADDRESSES = 10 << 30  # bytes; an accident must not take the machine's memory
+
+
+def main() -> None:
+    for name in (*_LOADED, *_PACKAGE):
+        __import__(name)
+    print("ready", flush=True)  # noqa: T201
+    for line in sys.stdin:
+        print(json.dumps(_measured(json.loads(line))), flush=True)  # noqa: T201
+
+
+def _measured(asked: dict[str, Any]) -> dict[str, Any]:
+    start = time.monotonic()
+    process = os.fork()
+    if not process:
+        _be(asked)
+    ended = "by itself"
+    while True:
+        done, status, usage = os.wait4(process, os.WNOHANG)
+        if done:
+            break
+        # Other programs may keep the machine busy; what waits for ever takes no time of its cores.
+        late = _core_seconds(process) > asked["seconds"]
+        late = late or time.monotonic() - start > _MOST_WAITED * asked["seconds"]
+        if ended == "by itself" and (late or _kb(process) > asked["most_kb"]):
+            ended = "late" if late else "large"
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+        time.sleep(_LOOK_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)  # what it may have left behind
+    return {
+        "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        "peak_kb": usage.ru_maxrss,
+        "seconds": usage.ru_utime + usage.ru_stime,
+        "ended": ended,
+    }
+
+
+def _core_seconds(process: int) -> float:
+    """How long the process has kept a core busy."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _kb(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE_KB
+    except (OSError, IndexError):
+        return 0
+
+
+def _be(asked: dict[str, Any]) -> None:
+    """Becomes the program with these arguments."""
+    code = 1
+    try:
+        os.setsid()
+        out = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, null), (1, out), (2, out)):
+            os.dup2(source, target)
+        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.argv = ["autoliver", *asked["arguments"]]
+        os.chdir(asked["folder"])
+        from autoliver.cli.main import run
+
+        run()
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(bool(done.code))
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+        code = 99
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
