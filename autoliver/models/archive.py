@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from autoliver.artifacts import Artifact, Fault, replacing, unfit, within, write_bytes
+from autoliver.artifacts import Artifact, Fault, unfit, within, write_bytes
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ArtifactError, ModelError
+from autoliver.locks import only_writing
 from autoliver.models.archive_zip import (
     AGAIN,
     MANIFEST_FILE,
@@ -220,7 +221,7 @@ def write_archive(path: Path, files: ModelFiles, *, case_names: bool = False) ->
         entries=tuple(entries),
     )
     check_weights(infos)
-    with replacing(path) as beside, zipfile.ZipFile(beside, "x") as archive:
+    with only_writing(path) as beside, zipfile.ZipFile(beside, "x") as archive:
         for at, content in {MANIFEST_FILE: manifest.to_bytes(), **small}.items():
             archive.writestr(entry_info(at), content)
         for at, place in weights.items():

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from autoliver.artifacts import replacing, write_bytes
+from autoliver.artifacts import write_bytes
 from autoliver.datasets.description import Description, read_description
 from autoliver.errors import ModelError
+from autoliver.locks import only_writing
 from autoliver.models.files import FoldModel
 from autoliver.models.selection import CleaningRule
 from autoliver.networks.spec import NetworkSpec
@@ -155,7 +156,7 @@ def write_nnunet_model(
     if target.exists():
         raise ModelError(f"{target}: already exists.", hint="Remove it, or choose another folder.")
     spec = info.decisions.network
-    with replacing(target) as beside:
+    with only_writing(target) as beside:
         write_bytes(beside / PLANS_FILE, _json(plans))
         write_bytes(beside / DATASET_FILE, _json(head))
         for each, weights in folds:

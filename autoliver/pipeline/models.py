@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoliver.artifacts import brief, replacing
+from autoliver.artifacts import brief
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.folds import folds_text
 from autoliver.datasets.names import alike
 from autoliver.errors import ModelError, OptionError, WrongValue
+from autoliver.locks import only_writing
 from autoliver.models.archive import (
     ENDING,
     check_parts,
@@ -310,7 +311,7 @@ def _import_file(workspace: Workspace, source: Path, request: ImportRequest) -> 
     archive = open_archive(source)
     name = request.name or archive.manifest.name
     folder = new_model(workspace, name, overwrite=request.overwrite)
-    with replacing(folder.path) as beside:
+    with only_writing(folder.path) as beside:
         archive.extract(beside)
     return folder
 
@@ -335,7 +336,7 @@ def _import_nnunet(workspace: Workspace, source: Path, request: ImportRequest) -
     folds = read_nnunet_model(source, trust=request.trust)
     name = request.name or folds[0].info.plan.dataset
     folder = new_model(workspace, name, overwrite=request.overwrite)
-    with replacing(folder.path) as beside:
+    with only_writing(folder.path) as beside:
         save_imported(beside, folds, source=source)
     return folder
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoliver.artifacts import as_json, replacing, write_bytes
+from autoliver.artifacts import as_json, write_bytes
 from autoliver.datasets.cases import Case, describe_labels, read_new
 from autoliver.datasets.description import modality_of
 from autoliver.datasets.layouts import commonest_ending
 from autoliver.io.detached import data_files
 from autoliver.io.files import read_label, write_label
 from autoliver.io.header import file_type, label_name, split_ending
+from autoliver.locks import only_writing
 from autoliver.pipeline.adoption.corrected import Examined, on_image_grid
 from autoliver.pipeline.adoption.record import ADOPTED_FILE, AdoptedCase, AdoptedFile, Adoption
 from autoliver.pipeline.adoption.source import LabelSource
@@ -61,7 +62,7 @@ def write_dataset(
         MachineError: The system refuses to write.
     """
     description = _description(adoption, source, channel_names)
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         with in_words(output, verb="written"):
             for folder in ("imagesTr", "labelsTr"):
                 (beside / folder).mkdir(parents=True)

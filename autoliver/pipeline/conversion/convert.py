@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from autoliver.artifacts import as_json, replacing, write_bytes
+from autoliver.artifacts import as_json, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import read_new
 from autoliver.datasets.layouts import commonest_ending
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.dicom.codes import SegType
 from autoliver.io.paths import check_printable
+from autoliver.locks import only_writing
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.parallel import case_bar
 from autoliver.pipeline.conversion.dicom import convert_dicom
@@ -120,7 +121,7 @@ def convert(
     row = _part(row, asked.part, source)
     found = _cases(row, source)
     cases = [case for case in found if case.layers]
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         tasks = [Task(case=case, output=beside, by_voxel=row.by_voxel) for case in cases]
         stage = machine.pool("convert", need=make_need, light=True)

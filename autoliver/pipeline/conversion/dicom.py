@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoliver.artifacts import as_json, replacing, write_bytes
+from autoliver.artifacts import as_json, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import read_new
 from autoliver.datasets.description import CHANNEL_OF
@@ -16,6 +16,7 @@ from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
+from autoliver.locks import only_writing
 from autoliver.machine import Machine
 from autoliver.needs import refuse_over_budget, series_need
 from autoliver.parallel import case_bar
@@ -68,7 +69,7 @@ def convert_dicom(
     refuse_over_budget([series_need(*each) for each in cases.items()], machine.limits, "convert")
     patients = patients_of(cases)
     values: set[int] = set()
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         for name, series in case_bar("convert", len(cases))(cases.items()):
             _write_image(beside, name, series)
             if masks is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.description import read_description
 from autoliver.datasets.names import dataset_of
@@ -18,6 +17,7 @@ from autoliver.io.dicom.codes import SegmentCodes, SegType
 from autoliver.io.dicom.seg import Algorithm, SegOptions, needs_highdicom, uncoded, write_seg
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_label
+from autoliver.locks import only_writing
 from autoliver.parallel import case_bar
 from autoliver.pipeline.adoption.source import find_label_source
 from autoliver.pipeline.conversion.dicom import find_volumes, masks_of
@@ -105,7 +105,7 @@ def segment_series(
     means = _meaning(workspace, request.labels, request.like)
     if said := uncoded(means.labels.foreground, means.codes):
         _log.warning("%s", said)
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         beside.mkdir(parents=True)
         empty = _write(beside, masks, series, means, request.seg_type)
     values = means.labels.foreground

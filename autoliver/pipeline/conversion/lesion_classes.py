@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
+from autoliver.artifacts import Record, as_json, brief, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_dataset, read_new
 from autoliver.datasets.lesions import connected_lesions, is_lesion, lesion_classes
@@ -27,6 +27,7 @@ from autoliver.datasets.regions import paintable
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.files import read_label, write_label
 from autoliver.io.volume import Geometry
+from autoliver.locks import only_writing
 from autoliver.machine import Machine
 from autoliver.needs import score_need
 from autoliver.parallel import Need, case_bar
@@ -151,7 +152,7 @@ def convert_lesions(
     names = _class_names(dataset, lesion, rows)
     table = by_case(rows, labelled)
     labels = _new_labels(dataset.labels, lesion, names)
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         tasks = [
             _task(case, table.get(name, {}), dataset.labels, labels, lesion, beside / "labelsTr")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoliver.artifacts import as_json, brief, read_json, replacing, write_bytes
+from autoliver.artifacts import as_json, brief, read_json, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, describe_labels, read_new
 from autoliver.datasets.folds import read_splits
 from autoliver.errors import DatasetError
 from autoliver.io.files import read_stored
+from autoliver.locks import only_writing
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import read_need
 from autoliver.parallel import Need, case_bar
@@ -113,7 +114,7 @@ def mend(
             folder=None, cases=len(dataset.cases), fixes=(), left_out={}, next_command=again
         )
     _refuse_general(found)
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         beside.mkdir(parents=True)
         mended = _mend_all(dataset, found, beside, asked, machine)
         failed = {case: each for case, each in mended.items() if each.failed}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoliver.artifacts import Record, as_json, brief, replacing, write_bytes
+from autoliver.artifacts import Record, as_json, brief, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
 from autoliver.datasets.contents import file_state
@@ -17,6 +17,7 @@ from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
 from autoliver.errors import DatasetError, OptionError, WrongValue
 from autoliver.io.detached import data_files
 from autoliver.io.files import read_label, write_label
+from autoliver.locks import only_writing
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import score_need
 from autoliver.parallel import case_bar
@@ -187,7 +188,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
                 hint="Leave it out.",
             )
     by_name = {member.name: member for member in settled}
-    with replacing(output) as beside:
+    with only_writing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         tasks = [_task(each, by_name[each.member], labels, beside / "labelsTr") for each in kept]
         stage = request.machine.pool("pool", need=_need, light=True)
