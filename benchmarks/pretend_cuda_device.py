@@ -75,7 +75,8 @@ class Counts:
 
     Attributes:
         launches: Operations on the device, without views.
-        syncs: How often the host waited for the device, by reason.
+        syncs: How often the host waited for the device, by reason; waits of threads that work ahead
+            are not among them.
         read_bytes: Bytes of the tensors that operations read.
         written_bytes: Bytes of the tensors that operations wrote.
         to_device_bytes: Bytes copied from the host.
@@ -119,6 +120,10 @@ class Device:
 
     def wait(self, why: str) -> None:
         """Notes that the host waits for the device."""
+        # A thread of the program's own lets the others go on; those of autograd are no such ones.
+        ahead = threading.current_thread() is not threading.main_thread()
+        if ahead and type(threading.current_thread()) is threading.Thread:
+            return
         with self._lock:
             self.counts.syncs[why] += 1
             self.counts.places[f"{_place()}: {why}"] += 1
@@ -151,13 +156,16 @@ class Device:
         """Marks a tensor of the host as page-locked."""
         storage = tensor.untyped_storage()
         with self._lock:
-            self._pinned[storage._cdata] = 1
-        weakref.finalize(storage, self._pinned.pop, storage._cdata, None)
+            self._pinned[storage.data_ptr()] = storage.nbytes()
+        weakref.finalize(storage, self._pinned.pop, storage.data_ptr(), None)
         return tensor
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a tensor of the host is page-locked."""
-        return tensor.untyped_storage()._cdata in self._pinned
+        # By its place in memory: a tensor may have been an array in between.
+        place = tensor.untyped_storage().data_ptr()
+        with self._lock:
+            return any(first <= place < first + size for first, size in self._pinned.items())
 
     def to_device(self, source: Tensor, *, non_blocking: bool) -> None:
         """Notes a copy from the host."""

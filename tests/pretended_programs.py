@@ -157,6 +157,20 @@ def in_a_thread() -> object:
     return found[0].is_cuda
 
 
+@program
+def waits_in_a_thread() -> object:
+    thread = threading.Thread(target=torch.zeros(4, device="cuda").tolist)
+    thread.start()
+    thread.join()
+    return True
+
+
+@program
+def pinned_array() -> object:
+    array = torch.zeros(4, pin_memory=True).numpy()[1:3].view("int32")
+    return torch.from_numpy(array).to("cuda", non_blocking=True).is_cuda
+
+
 def _step(device: str) -> list[float]:
     torch.manual_seed(0)
     network = nn.Sequential(
