@@ -20,7 +20,7 @@ from autoliver.errors import OptionError, WrongValue
 MOST = 2**31 - 1
 
 # Bytes of a name: disks take 255, and a longest file has 19 more (_uncertainty.nii.gz).
-_LONGEST_NAME = 236
+LONGEST_NAME = 236
 _SHOWN = 80  # characters of a value that are shown in a message
 _WORDS = {
     int: "a whole number",
@@ -102,14 +102,18 @@ def shortened(text: str, most: int, *, middle: bool = False) -> str:
     return f"{text[: most - 3 - end]}...{text[len(text) - end :]}"
 
 
-def name_problem(name: str) -> str:
+def name_problem(name: str, *, longest: int = LONGEST_NAME) -> str:
     """Says what a name that data brought must be to become a part of a path; "" if it may.
 
     Every such name passes here: of cases, runs, folds, models and datasets.
+
+    Args:
+        name: The name.
+        longest: The most bytes that it may have; that of a case leaves room for endings.
     """
     parts = re.split(r"[/\\\x00-\x1f\x7f]", name)
-    if len(parts) > 1 or name.strip() in ("", ".", "..") or len(os.fsencode(name)) > _LONGEST_NAME:
-        return f"a name of 1 to {_LONGEST_NAME} bytes without slashes and line breaks"
+    if len(parts) > 1 or name.strip() in ("", ".", "..") or len(os.fsencode(name)) > longest:
+        return f"a name of 1 to {longest} bytes without slashes, line breaks and control characters"
     return ""
 
 

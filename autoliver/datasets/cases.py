@@ -33,7 +33,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.dicom.codes import SegmentCodes
 from autoliver.io.files import read_label
 from autoliver.io.paths import check_printable
-from autoliver.values import meant, name_problem
+from autoliver.values import LONGEST_NAME, meant, name_problem
 
 Modality = Literal["CT", "MR", "other"]
 Origin = Literal["real", "synthetic", "pseudo"]
@@ -370,8 +370,6 @@ def short_name(name: str) -> str:
     return tail if head.startswith("Dataset") and head[7:].isdigit() and tail else name
 
 
-# Bytes of a case's name: disks take 255, and a longest file has 19 more (_uncertainty.nii.gz).
-_LONGEST_NAME = 236
 _MOST_VALUES = 100  # files with more distinct values than this are hardly label files
 
 
@@ -558,10 +556,10 @@ def _cases(description: Description, files: Files, labels: Labels) -> Iterable[C
     by_case = stated if isinstance(stated, dict) else {}
     for name, (images, label) in sorted(files.items()):
         check_printable(name)
-        if len(os.fsencode(name)) > _LONGEST_NAME:
+        if len(os.fsencode(name)) > LONGEST_NAME:
             raise DatasetError(
                 f"{name}: the case's name has {len(os.fsencode(name))} bytes, expected at most "
-                f"{_LONGEST_NAME}, so that files made from it can be named.",
+                f"{LONGEST_NAME}, so that files made from it can be named.",
                 hint="Shorten the names of its files.",
             )
         known = description.annotated.get(name, {})

@@ -223,11 +223,6 @@ def listed_files(where: Path, entries: Iterable[Any]) -> Files:
                 hint="Give their files different names, since they name the cases.",
             )
         label = entry.get("label") if isinstance(entry, dict) else None
-        if name in files:
-            raise DatasetError(
-                f"{where}: training: {files[name][0][0]} and {images[0]} are both the case {name}.",
-                hint="Give each file a name of its own, or list each case once.",
-            )
         files[name] = (images, None if label is None else _existing(where, name, label))
     return files
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # Folder, beside the label maps, of those that were not as predicted when they had to give way.
 REPLACED = "replaced"
 
+# Bytes that the name of a file may have on a disk.
+_LONGEST_FILE = 255
+
 
 class UsedNetwork(Record, frozen=True, kw_only=True):
     """A network that was used for a prediction.
@@ -166,8 +169,8 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             yield from within(f"cleaning[{number}]", rule.faults())
         files = [file.name for group in self.written.values() for file in group]
         for name in (*self.label_maps, *self.inputs, *self.voxels, *self.written, *files):
-            if name_problem(name):
-                yield "label_maps", unfit(name, name_problem(name))
+            if name_problem(name, longest=_LONGEST_FILE):
+                yield "label_maps", unfit(name, name_problem(name, longest=_LONGEST_FILE))
         if len(set(self.label_maps)) < len(self.label_maps):
             yield "label_maps", unfit(list(self.label_maps), "each once")
         if not LEAST_STEP <= self.options.step <= MOST_STEP:

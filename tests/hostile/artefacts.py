@@ -70,9 +70,9 @@ EVALUATE_DATA = (*EVALUATE, "-d", "{root}/data/" + TOY)
 COMPARE = ("evaluate", "-p", "{root}/out", "-p", "{root}/other", "-r", "{root}/truth", *WS)
 POOL = ("pool", "{root}/made", "--add", "{root}/data/" + TOY, "--add", "{root}/data/" + MR, *WS)
 POOL_AGAIN = ("plan", "{root}/pool", *WS)
-APPLY = ("synthesize", "apply", "toy", "{root}/made", "--judge", "imported", *ALONE, *WS)
+APPLY = ("synthesize", "apply", "toy-as-mr", "{root}/made", "--judge", "imported", *ALONE, *WS)
 FIT = (
-    *("synthesize", "fit", "--from", TOY, "--to", MR, "-o", "toy", "--model", "cyclegan"),
+    *("synthesize", "fit", "--from", TOY, "--to", MR, "-o", "toy-as-mr", "--model", "cyclegan"),
     *("--features", "4", "--blocks", "1", "--batch-size", "1", "--patch", "24", "24"),
     *("--epochs", "1", "--iterations", "1", "--device", "cpu", *WS),
 )
@@ -126,7 +126,7 @@ TARGETS = (
     Target("out/lesions.json", (EVALUATE, REPORT_OUT)),
     Target("pool/pool.json", (POOL_AGAIN,)),
     Target("pool/dataset.json", (POOL_AGAIN,)),
-    Target("ws/synthesis/toy/synthesizer.json", (APPLY, FIT, STATUS)),
+    Target("ws/synthesis/toy-as-mr/synthesizer.json", (APPLY, FIT, STATUS)),
     Target("nn/*/*/plans.json", (IMPORT_NNUNET,)),
     Target("nn/*/*/dataset.json", (IMPORT_NNUNET,)),
     Target(f"{DATA}/store/*/store.json", (TRAIN_NEW,)),
@@ -416,7 +416,7 @@ WEIGHTS: dict[str, Callable[[Tensors], Tensors]] = {
 _WEIGHTS_OF = {
     f"{FOLD}/weights.safetensors": (PREDICT, EXPORT, EXPORT_NNUNET, TRAIN_ON),
     "ws/models/imported/runs/3d_fullres/fold_0/weights.safetensors": (TRAIN_FROM,),
-    "ws/synthesis/toy/generator.safetensors": (APPLY,),
+    "ws/synthesis/toy-as-mr/generator.safetensors": (APPLY,),
 }
 
 

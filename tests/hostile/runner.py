@@ -200,8 +200,9 @@ def _expected(member: Member, name: str) -> str:
     reads_image = name in ("verify", "plan", "predict")
     if member.role == "image" and name == "convert":  # the template needs label maps alone
         return "either"
-    # Known and open: the table of lesions is written whatever other values a label map holds.
-    if name == "convert" and member.name.startswith("values label/"):
+    # Predictions read no label map. Known and open: the table of lesions is written whatever other
+    # values a label map holds.
+    if name in ("predict", "convert") and member.name.startswith("values label/"):
         return "either"
     if member.role == "image" and not reads_image:
         return "refused" if member.expected == "refused" else "either"

@@ -76,7 +76,13 @@ def test_any_order_is_predicted_as_the_model_s_own(save, configuration, transpos
 
 def test_an_ensemble_of_one_order(save):
     one = save("fold_0", axis_codes="LPS")
-    two = save("fold_1", seed=3, axis_codes="LPS", transpose_forward=(2, 0, 1))
+    two = save(
+        "fold_1",
+        seed=3,
+        axis_codes="LPS",
+        transpose_forward=(2, 0, 1),
+        transpose_backward=(1, 2, 0),
+    )
     check_equal(load(one, two))
 
 

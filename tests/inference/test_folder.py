@@ -58,7 +58,7 @@ SPOIL: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("damaged", "damaged or cut short"),
+        ("damaged", "its header is damaged"),
         ("empty", "the file is empty"),
         ("no image", "cannot be read"),
         ("nan", "NaN"),

@@ -131,7 +131,9 @@ def test_members_with_other_labels_or_channels_are_refused(save):
 
 
 def test_a_cascade_without_its_first_stage_says_what_to_train(save, plan):
-    cascade = plan.configurations["3d_fullres"].replace(previous_stage="3d_lowres")
+    whole = plan.configurations["3d_fullres"]
+    network = whole.network.replace(in_channels=1 + len(plan.labels.foreground))
+    cascade = whole.replace(previous_stage="3d_lowres", network=network)
     folder = save("fold_0", configurations={"3d_fullres": cascade})
     files = ModelFiles(name="Toy/3d_cascade", members=(MemberFiles(folds=(folder,)),))
     with pytest.raises(ModelError, match=r"3d_lowres model .* is missing") as caught:

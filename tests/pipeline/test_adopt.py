@@ -26,6 +26,7 @@ from autoliver.pipeline.adoption.adopt import Adopted, AdoptRequest, adopt
 from autoliver.pipeline.adoption.record import Adoption
 from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
+from autoliver.planning.plan import Plan
 from autoliver.planning.verify import verify
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.workspace import Workspace
@@ -384,11 +385,15 @@ def test_the_channel_is_named_by_the_modality_of_the_images(
 
 
 def test_regions_and_ignored_voxels_stay_what_they_are(
-    images: Path, corrected: Path, save: SaveFold
+    images: Path, corrected: Path, save: SaveFold, plan: Plan
 ) -> None:
     values = {"background": (0,), "organ": (1, 2), "tumour": (2,)}
     known = Labels(values=values, regions_class_order=(1, 2), ignore=3)
-    like = save("fold_0", labels=known).parent
+    own = {
+        name: each.replace(network=each.network.replace(out_channels=2))
+        for name, each in plan.configurations.items()
+    }
+    like = save("fold_0", labels=known, configurations=own).parent
     write_label(corrected / "case_1.nii.gz", labels() * 0 + 3, GRID)
     done = adopted(images, corrected, like)
     assert read_dataset(images.parent / "out").labels == known

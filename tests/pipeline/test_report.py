@@ -335,7 +335,9 @@ def test_an_imported_model_has_a_page(copy: tuple[Path, DatasetFolder]) -> None:
 
 
 def test_options_of_runs_are_told(copy: tuple[Path, DatasetFolder]) -> None:
-    options = TrainingOptions(epochs=7, mirror=False, patch=(32, 32), lr=0.5, heads="reset")
+    options = TrainingOptions(
+        epochs=7, mirror=False, patch=(32, 32), lr=0.5, heads="reset", pretrained="Other"
+    )
     options.save(copy[1].path / "runs" / "2d" / "options.json")
     line = next(x for x in page_of(copy[1]).text.splitlines() if x.startswith("autoliver train"))
     (words,) = commands_in(line)
