@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
+from autoliver.networks.device import out_of_memory
 from autoliver.preprocessing.case import CaseProperties, WayBack, slabs, uncrop, written_values
 from autoliver.preprocessing.resample import Matrix
 
@@ -73,6 +74,8 @@ class _Decider:
 
     def take(self, start: int, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yields ranges of rows of the crop, and their labels (rows, y, x)."""
+        if self._kept is not None:  # the sums may have gone to the host since
+            self._kept = self._kept.to(logits.device)
         kept = 0 if self._kept is None else self._kept.shape[1]
         stop = start + logits.shape[1]
         ready = int(np.searchsorted(self._last, stop))
@@ -83,7 +86,17 @@ class _Decider:
             low, high = int(self._first[rows.start]), int(self._last[rows.stop - 1]) + 1
             if low < start - kept:
                 raise ValueError(f"row {low} is missing before row {start}")
-            yield rows, self._labels(rows, (low, high), start, logits)
+            try:
+                labels = self._labels(rows, (low, high), start, logits)
+            except RuntimeError as error:
+                if logits.device.type == "cpu" or not out_of_memory(error):
+                    raise
+                labels = None
+            if labels is None:  # outside of the block, which keeps what it had made
+                logits = logits.cpu()
+                self._kept = None if self._kept is None else self._kept.cpu()
+                labels = self._labels(rows, (low, high), start, logits)
+            yield rows, labels
             self.decided = rows.stop
         needed = stop if ready == len(self._first) else min(stop, int(self._first[ready]))
         channels = [self._rows(logits, n, (needed, stop), start) for n in range(len(logits))]

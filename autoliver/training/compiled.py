@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, OptionError
+from autoliver.networks.device import out_of_memory
 from autoliver.training.fold import FoldTask
 from autoliver.training.objectives.lesions import LesionObjective
 from autoliver.training.objectives.objective import Objective
@@ -25,8 +26,17 @@ def compiles(task: FoldTask) -> bool:
     """Whether a training is compiled: as `--compile` says, by itself on CUDA alone.
 
     Compiled kernels are chosen by timing, so that a deterministic training has none by itself.
+
+    Raises:
+        OptionError: A deterministic training is to be compiled.
     """
     asked = task.machine.compile
+    if asked == "on" and task.options.deterministic:
+        raise OptionError(
+            "--compile on and --deterministic cannot be given together: compiled operations are "
+            "chosen by timing.",
+            hint="Leave one of them out.",
+        )
     if asked == "auto":
         return task.device.type == "cuda" and not task.options.deterministic
     return asked == "on"
@@ -58,6 +68,6 @@ def may_go_on(error: Exception, *, proven: bool) -> bool:
         proven: Whether a compiled step has succeeded before. From then on, only errors of the
             compiler count.
     """
-    if isinstance(error, AutoliverError | torch.OutOfMemoryError):
+    if isinstance(error, AutoliverError) or out_of_memory(error):
         return False
     return not proven or isinstance(error, torch._dynamo.exc.TorchDynamoException)

@@ -132,10 +132,10 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
             begun = time.monotonic()
             for batch in batches:
                 loop.stepper.take(batch)
-                now = time.monotonic()
                 if batch.number == 0:  # not timed: the first step also allocates memory
-                    first = now
-                elif now - begun > seconds:
+                    loop.stepper.settle()  # it has ended on the device, too
+                    first = time.monotonic()
+                elif time.monotonic() - begun > seconds:
                     break
             loop.stepper.settle()
             train_s = (time.monotonic() - first) / batch.number
@@ -350,6 +350,7 @@ class _Loop:
         for batch in self.batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
             if batch.number == 0:  # not timed: the first step also allocates memory
+                self.stepper.settle()
                 start = time.monotonic()
         self.stepper.settle()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)

@@ -32,9 +32,11 @@ class Reading:
         numbers = torch.cat(parts)
         self._arrived = None
         if numbers.device.type == "cuda":
+            # The device need not be the current one.
+            stream = torch.cuda.current_stream(numbers.device)
             numbers = numbers.to("cpu", non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(stream)
         self._numbers = numbers
 
     def values(self) -> tuple[float, float, Tally]:

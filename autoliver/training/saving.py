@@ -87,23 +87,29 @@ def copied(value: Any) -> tuple[Any, Callable[[], None]]:
     Returns:
         The copy, and a function to call before it is read: it waits for the copies.
     """
-    devices = set[str]()
+    devices = set[torch.device]()
     found = _copied(value, devices)
-    if "cuda" not in devices:
-        return found, lambda: None
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return found, arrived.synchronize
+    arrived = []
+    for device in devices:
+        if device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(device))  # which need not be the current device
+            arrived.append(event)
+
+    def wait() -> None:
+        for event in arrived:
+            event.synchronize()
+
+    return found, wait
 
 
-def _copied(value: Any, devices: set[str]) -> Any:
-    """Copies a value, and notes the kinds of devices that it lies on."""
+def _copied(value: Any, devices: set[torch.device]) -> Any:
+    """Copies a value, and notes the devices that it lies on."""
     if isinstance(value, Tensor):
-        device = value.device.type
-        devices.add(device)
-        if device == "cpu":
+        devices.add(value.device)
+        if value.device.type == "cpu":
             return value.detach().clone()
-        return value.detach().to("cpu", non_blocking=device == "cuda")
+        return value.detach().to("cpu", non_blocking=value.device.type == "cuda")
     if isinstance(value, dict):
         return {name: _copied(each, devices) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -178,8 +178,8 @@ class TrainingState:
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
         """Restores the optimiser; the device of this training decides whether it is fused."""
-        pairs = zip(saved["param_groups"], self.optimizer.param_groups, strict=False)
-        groups = [{**group, "fused": own.get("fused")} for group, own in pairs]
+        fused = self.optimizer.param_groups[0].get("fused")
+        groups = [{**group, "fused": fused} for group in saved["param_groups"]]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         _fill_momentum(self.optimizer)
 

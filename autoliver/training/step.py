@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.datasets.cases import CaseFacts
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, MachineError
 from autoliver.training.bar import TrainingBar
 from autoliver.training.compiled import (
     compiled_network,
@@ -155,19 +155,31 @@ class Stepper:
         try:
             loss, counts = self._loss(self.parallel, batch, self._compute)
             norm = self._backward(loss)
+            self._proven = True
+            return loss, counts, norm
         except Exception as error:
             if not self.compiles or not may_go_on(error, proven=self._proven):
                 raise
             self._give_up_compiling(error)
-            for buffer, before in zip(self.state.network.buffers(), buffers, strict=False):
-                buffer.copy_(before)
-            self._begin_step()
-            return self._computed(batch)
-        self._proven = True
-        return loss, counts, norm
+        # Outside of the block, whose error keeps the feature maps of the failed step.
+        for buffer, before in zip(self.state.network.buffers(), buffers, strict=False):
+            buffer.copy_(before)
+        self._begin_step()
+        return self._computed(batch)
 
     def _give_up_compiling(self, error: Exception) -> None:
-        """Goes on without compilation, and says so."""
+        """Goes on without compilation, and says so.
+
+        Raises:
+            MachineError: Several processes train together: the others wait for this one.
+        """
+        reason = shortened(" ".join(str(error).split()), _REASON)
+        if self.task.group.size > 1:
+            raise MachineError(
+                f"{self.task.title}: the network cannot be compiled in process "
+                f"{self.task.group.rank} ({reason}).",
+                hint="Give the same command with --compile off.",
+            ) from error
         self.compiles, self._compute = False, self.objective
         self.parallel = self.task.group.parallel(self.state.network)
         if self.task.group.leads:
@@ -175,7 +187,7 @@ class Stepper:
                 _log.warning(
                     "%s: cannot be compiled here and goes on without, more slowly (%s). "
                     "With --compile off it is not tried.",
-                    *(self.task.title, shortened(" ".join(str(error).split()), _REASON)),
+                    *(self.task.title, reason),
                 )
 
     def _thaw(self) -> None:
@@ -191,6 +203,7 @@ class Stepper:
         self.parallel = self.task.group.parallel(
             compiled_network(network) if self.compiles else network
         )
+        self._proven = self._proven and not self.compiles  # it is compiled anew
         set_modes(network, self.still)
 
     def _begin_step(self) -> None:

@@ -20,7 +20,7 @@ from autoliver.inference.lesions.table import LesionTable
 from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.models.files import FoldFolder, FoldModel, ModelFiles, save_fold
-from autoliver.models.selection import Selection
+from autoliver.models.selection import Chosen, Selection
 from autoliver.networks.checkpoint import load_network
 
 NAME = "Dataset912_Les"
@@ -251,7 +251,7 @@ def test_a_pair_names_lesions_as_predict_does_and_learns_a_temperature(own: Path
 
 
 def test_files_of_earlier_versions_have_no_temperature(tmp_path: Path) -> None:
-    selection = Selection(dataset="Toy", members=())
+    selection = Selection(dataset="Toy", members=(Chosen(run="2d", folds=("0",)),))
     table = LesionTable(classes=NAMES, voted=True, temperature=1.5)
     for what in (selection, table):
         raw = json.loads(what.to_bytes())

@@ -41,7 +41,7 @@ class Domain:
 
     def slices(self, case: StoredCase) -> Slices:
         """The slices of a case that are learnt from: the first one, and the one behind the last."""
-        ends = self.shown.get(case.name) or labelled_slices(case, self.labels)
+        ends = self.shown.get(case.facts.name) or labelled_slices(case, self.labels)
         return ends or (0, case.image.shape[1])
 
     def stream(

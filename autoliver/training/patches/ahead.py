@@ -1,5 +1,7 @@
 """Makes the next batch while the current one is used: in a thread, and on a GPU beside its work."""
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +60,7 @@ def timed(
 def _beside(
     items: Iterator[T], device: torch.device, tensors: Callable[[T], Iterable[Tensor]]
 ) -> Generator[tuple[T, float, float], None, None]:
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = _side_stream(device)
     waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def make() -> tuple[T | None, torch.cuda.Event]:
@@ -89,6 +91,12 @@ def _beside(
                 first, last = waits.pop(0)
                 stalled += first.elapsed_time(last) / _MS_PER_S
             yield item, time.monotonic() - start, stalled
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are made: one, since memory is kept for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class SendBuffers:
@@ -124,10 +132,16 @@ class SendBuffers:
         if self._used == len(own):
             own.append(torch.empty(0, dtype=torch.uint8))
         if own[self._used].numel() < size:
-            own[self._used] = torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
+            own[self._used] = self._memory(size)
         buffer = own[self._used]
         self._used += 1
         return buffer.numpy()[:size].view(kind).reshape(shape)
+
+    def _memory(self, size: int) -> Tensor:
+        if self.pinned:
+            with contextlib.suppress(RuntimeError):  # the host grants no more: copies take longer
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8)
 
     def sent(self, number: int, stream: torch.cuda.Stream) -> None:
         """Notes that the copies of a set have been given to a stream."""
