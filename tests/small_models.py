@@ -39,11 +39,11 @@ def plan() -> Plan:
         transpose_forward=(0, 1, 2),
         transpose_backward=(0, 1, 2),
         intensities=(STATS,),
-        configurations={"2d": _configuration(2), "3d_fullres": _configuration(3)},
+        configurations={"2d": configuration_of(2), "3d_fullres": configuration_of(3)},
     )
 
 
-def _configuration(axes: int) -> Configuration:
+def configuration_of(axes: int) -> Configuration:
     return Configuration(
         spacing_mm=(2.0,) * axes,
         median_shape=(16.0,) * axes,

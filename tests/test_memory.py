@@ -55,7 +55,7 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Below and above eight times the free memory, by which a case is refused before it is read.
-@pytest.mark.parametrize("spacing", [(120.0, 120.0, 120.0), (900.0, 500.0, 500.0)])
+@pytest.mark.parametrize("spacing", [(120.0, 120.0, 120.0), (450.0, 500.0, 500.0)])
 def test_a_case_that_is_too_large_fails_alone(
     spacing: tuple[float, float, float],
     images: Path,

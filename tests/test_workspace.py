@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_models import STATS, configuration_of
 
 from autoliver.datasets.cases import Labels, read_dataset
 from autoliver.errors import AutoliverError, DatasetError, ModelError, OptionError
@@ -10,7 +11,7 @@ from autoliver.models.files import FoldModel, ModelFiles
 from autoliver.models.selection import Chosen, CleaningRule, Selection
 from autoliver.pipeline.models import new_model
 from autoliver.pipeline.run.source import find_plan
-from autoliver.planning.plan import Plan
+from autoliver.planning.plan import Configuration, Plan
 from autoliver.workspace import (
     DatasetFolder,
     ModelFolder,
@@ -18,6 +19,12 @@ from autoliver.workspace import (
     Workspace,
     check_configuration,
 )
+
+
+def _network(axes: int, in_channels: int) -> Configuration:
+    found = configuration_of(axes)
+    return found.replace(network=found.network.replace(in_channels=in_channels, out_channels=2))
+
 
 PLAN = Plan(
     dataset="D",
@@ -29,8 +36,12 @@ PLAN = Plan(
     file_ending=".nii.gz",
     transpose_forward=(0, 1, 2),
     transpose_backward=(0, 1, 2),
-    intensities=(),
-    configurations={},
+    intensities=(STATS,),
+    configurations={"2d": _network(2, 1), "3d_fullres": _network(3, 1)},
+)
+# The second stage of a cascade also gets the labels of the first one.
+CASCADE = PLAN.replace(
+    configurations={"3d_fullres": _network(3, 2).replace(previous_stage="3d_lowres")}
 )
 LITS, MSD, MR = "Dataset003_LiTS", "Dataset029_LiTS", "Dataset101_LiverMR"
 
@@ -65,8 +76,8 @@ def make_planned(workspace: Workspace, name: str) -> DatasetFolder:
 def finish(run: RunFolder, *folds: str, previous_run: str | None = None) -> RunFolder:
     for fold in folds:
         FoldModel(
-            plan=PLAN,
-            configuration="2d",
+            plan=PLAN if previous_run is None else CASCADE,
+            configuration="2d" if previous_run is None else "3d_fullres",
             fold=fold,
             cases=(),
             epochs=1,
