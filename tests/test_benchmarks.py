@@ -81,7 +81,7 @@ def test_memory_of_a_process_tree(tmp_path, monkeypatch):
         "    children = [subprocess.Popen([sys.executable, __file__, '-']) for _ in range(2)]\n"
         "    [child.wait() for child in children]\n"
         "else:\n"
-        "    time.sleep(0.5)\n"
+        "    time.sleep(1.5)\n"
     )
     one = run(Call(command=(sys.executable, str(script), "-"), settings={}, log=tmp_path / "log"))
     three = run(Call(command=(sys.executable, str(script)), settings={}, log=tmp_path / "log"))
