@@ -283,8 +283,7 @@ def test_a_replayed_dataset_that_has_changed_is_not_gone_on_with(own: Path) -> N
     run("train", MR, *TUNED, *SHORT, "--replay", "PhantomCT", "-w", own)
     folds = own / CT / "folds.json"
     content = json.loads(folds.read_text())
-    first, second = content["splits"][:2]
-    first["train"], second["train"] = second["train"], first["train"]
+    content["splits"][:2] = content["splits"][1::-1]
     folds.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="was started with another replay"):
         run("train", MR, *TUNED, "-w", own)

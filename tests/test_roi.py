@@ -320,11 +320,21 @@ def test_bad_input(place: Place, given, says) -> None:
 def test_a_finder_of_other_images_is_refused(own: Place) -> None:
     path = own.fold("2d") / "model.json"
     model = own.model("2d")
+    both = {
+        name: each.replace(
+            normalization=each.normalization * 2,
+            mask_norm=each.mask_norm * 2,
+            network=each.network.replace(in_channels=2),
+        )
+        for name, each in model.plan.configurations.items()
+    }
+    channels = {"channel_names": ("CT", "PET"), "intensities": model.plan.intensities * 2}
     for changes, says in (
-        ({"channel_names": ("CT", "PET")}, "it takes the channels CT, PET, not CT"),
+        ({**channels, "configurations": both}, "it takes the channels CT, PET, not CT"),
         ({"modality": "MR"}, "it was trained on MR; the images are CT"),
     ):
-        model.replace(plan=model.plan.replace(**changes)).save(path)
+        histograms = model.histograms * len(changes.get("channel_names", ("",)))
+        model.replace(plan=model.plan.replace(**changes), histograms=histograms).save(path)
         with pytest.raises(ModelError, match=says):
             run("train", NAME, "2d", *SHORT, *ROI, "--tag", "bad", "-w", own.workspace)
 
