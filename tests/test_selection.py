@@ -181,7 +181,12 @@ def test_a_cascade_is_scored_only_where_its_first_stage_saw_no_case_either(own: 
     cascade = own / NAME / "runs/3d_cascade"
     shutil.copytree(own / NAME / "runs/3d_fullres", cascade)
     for model in cascade.glob(f"*/{MODEL_FILE}"):
-        FoldModel.load(model).replace(previous_run="2d").save(model)
+        info = FoldModel.load(model)
+        one = info.decisions.replace(previous_stage="2d")
+        more = 1 + len(info.plan.labels.foreground)
+        one = one.replace(network=one.network.replace(in_channels=more))
+        plan = info.plan.replace(configurations={info.configuration: one})
+        info.replace(previous_run="2d", plan=plan).save(model)
     found = run("select", NAME, "3d_cascade", "-w", own)
     assert "3d_cascade, fold 1, is left out" in found["left_out"][0]
     assert "held-out cases of fold 0." in " ".join(found["why"])

@@ -208,8 +208,9 @@ def fit(
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     folder = learn(Workspace(workspace), request)
-    following = command("synthesize", "apply", name, "OUT", workspace=workspace)
     segmentor = str(folder.segmentor.parent) if folder.segmentor.exists() else None
+    judge = () if segmentor is not None else ("--judge", "MODEL")
+    following = command("synthesize", "apply", name, "OUT", *judge, workspace=workspace)
     lines = [f"Learnt: {folder.path}"]
     if segmentor is not None:
         lines.append(f"Its segmentation network: {segmentor}")

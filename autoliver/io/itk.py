@@ -295,13 +295,13 @@ def write_file(
         try:
             with _quiet(path):
                 _sitk().WriteImage(image, str(beside), compressed and ending not in _FLAT_ONLY)
-            if ending in _NIFTI and geometry.forms is not None:
-                write_forms(beside, geometry.forms)
+            if not beside.stat().st_size:
+                raise _unwritable(path, RuntimeError("nothing was written"))
             # ITK does not notice a full disk when it writes these two formats.
             if ending in _NIFTI or ending == ".gipl":
                 open_file(beside).voxels()
-            if not beside.stat().st_size:
-                raise _unwritable(path, RuntimeError("nothing was written"))
+            if ending in _NIFTI and geometry.forms is not None:
+                write_forms(beside, geometry.forms)
         except (RuntimeError, DatasetError) as error:
             _raise_cause(beside, array_czyx.nbytes)
             raise _unwritable(path, error) from error

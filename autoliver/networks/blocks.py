@@ -75,15 +75,19 @@ def flat_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
 
     Args:
         x: Features (b, c, *shape).
-        norm: An instance norm, of which the weights and the epsilon are used.
+        norm: An instance norm, of which the weights and the epsilon are used; another module that
+            was put in its place is called.
 
     Returns:
         (1, b * c, *shape), contiguous; `features_of` gives it the shape of `x` again.
     """
+    if not isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d):
+        other: torch.Tensor = norm(x)
+        return other.contiguous().view(1, -1, *other.shape[2:])
     weights: list[torch.Tensor | None] = [getattr(norm, name) for name in ("weight", "bias")]
     weight, bias = (None if each is None else each.repeat(len(x)) for each in weights)
-    flat, eps = x.contiguous().view(1, -1, *x.shape[2:]), getattr(norm, "eps", NORM_EPS)
-    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=eps)
+    flat = x.contiguous().view(1, -1, *x.shape[2:])
+    return F.batch_norm(flat, None, None, weight, bias, training=True, eps=norm.eps)
 
 
 def features_of(flat: torch.Tensor, count: int) -> torch.Tensor:

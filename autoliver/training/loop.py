@@ -349,10 +349,9 @@ class _Loop:
         start = time.monotonic()
         for batch in self.batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
+            self.stepper.settle()
             if batch.number == 0:  # not timed: the first step also allocates memory
-                self.stepper.settle()
                 start = time.monotonic()
-        self.stepper.settle()
         seconds = self.group.lead_does(lambda: time.monotonic() - start) / (_PROBE_STEPS - 1)
         return int(hours * 3600.0 / seconds)
 

@@ -127,13 +127,13 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     dataset = _unchanged(workspace, info, request)
     for place in (Path(dataset.folder), workspace.root):
         check_output(place, output)
+    hint = f"Learn it again with: {info.again(workspace, fresh=True)}"
+    network = _generator(folder, info, request.machine, hint=hint)
+    pairs = _common(workspace, judge, info)
     with only_writing(output) as beside:
         for part in ("imagesTr", "labelsTr"):
             (beside / part).mkdir(parents=True)
-        hint = f"Learn it again with: {info.again(workspace, fresh=True)}"
-        network = _generator(folder, info, request.machine, hint=hint)
         axes = _translate_all(network, info, dataset, beside)
-        pairs = _common(workspace, judge, info)
         predicted = beside / "judged"
         how = PredictRequest(modality=None, machine=request.machine)
         predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
@@ -152,7 +152,8 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         write_bytes(beside / FIDELITY_FILE, _table(found, kept, request.min_dice).encode())
         if not kept:
             for name_ in (FIDELITY_FILE, _SHEET):
-                shutil.copyfile(beside / name_, folder.path / name_)
+                if (beside / name_).exists():  # no picture if no case shows a label
+                    shutil.copyfile(beside / name_, folder.path / name_)
             raise DatasetError(
                 f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the "
                 f"best mean Dice is {max(each.mean for each in found):.2f}, expected at least "

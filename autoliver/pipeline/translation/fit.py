@@ -135,7 +135,8 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         },
         source_range=task.source.range,
         options=task.options,
-        seen=tuple(image_key(case) for case in seen),
+        # Without learning, the images tell no more than their spacing.
+        seen=tuple(image_key(case) for case in seen) if task.options.learns else (),
         real=_look_of(task.target),
         held_out=request.held_out,
         images=target.dataset.folder if lacks_labels(target.dataset) else "",

@@ -94,6 +94,10 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
                 check_number(option, getattr(self, name), least=0.0)
         self._check_patch()
         check_number("--lr", self.lr, above=0.0)
+        if self.model == "essnet" and self.segmentation == 0:
+            raise refused("--lambda-seg", 0, "above 0 for essnet; without labels it is cyclegan")
+        if self.decay_start is not None and self.decay_start > self.epochs:
+            raise refused("--decay-start", self.decay_start, f"at most the {self.epochs} epochs")
 
     def _check_patch(self) -> None:
         if self.patch is None:

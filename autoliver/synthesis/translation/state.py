@@ -97,11 +97,11 @@ class Pool:
         shown = []
         for image in batch.detach():
             if len(self.images) < self.size:
-                self.images.append(image)
+                self.images.append(image.clone())  # not a part of the whole batch
             elif self.size and rng.random() < 0.5:
                 index = int(rng.integers(self.size))
                 shown.append(self.images[index])
-                self.images[index] = image
+                self.images[index] = image.clone()
                 continue
             shown.append(image)
         return torch.stack(shown)

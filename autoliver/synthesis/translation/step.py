@@ -107,9 +107,10 @@ class Learner:
         generator, heads = self.state.networks[THERE], self.state.networks[HEADS]
         if not isinstance(generator, Translator):
             raise TypeError(f"{type(generator).__name__} has no features to compare")
+        # Each in its own: older versions keep weights that were cast without a gradient.
+        with torch.no_grad(), self._autocast():
+            before = generator.features(image)
         with self._autocast():
-            with torch.no_grad():
-                before = generator.features(image)
             after = generator.features(made)
         places = [_places(layer, rng) for layer in before]
         with torch.no_grad():
