@@ -14,11 +14,13 @@ import autoliver
 from autoliver.cli.main import app
 from autoliver.datasets.cases import read_dataset
 from autoliver.errors import AutoliverError, DatasetError, ModelError, OptionError
-from autoliver.io.files import read_image, read_label
+from autoliver.io.files import read_image, read_label, write_image
 from autoliver.io.grids import compare_grids
+from autoliver.io.orientation import reorientation
+from autoliver.io.volume import Geometry
 from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_training_state
-from autoliver.pipeline.translation.apply import ApplyRequest, apply
+from autoliver.pipeline.translation.apply import ApplyRequest, _Files, apply
 from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.synthesis.translation.options import TranslationOptions
@@ -288,3 +290,24 @@ def test_fit_on_the_command_line(place):
     done = CliRunner().invoke(app, f"{words} {more}".split())
     assert done.exit_code == 0, done.output
     assert "Next: autoliver synthesize apply cli OUT" in done.stdout
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAI", "LAS", "SLP"])
+def test_slices_are_shown_front_up_and_right_on_the_left(codes: str, tmp_path: Path) -> None:
+    whole = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)  # z up, y back, x left
+    grid = Geometry(shape_zyx=whole.shape, spacing_mm=(3.0, 2.0, 1.0))
+    turn = reorientation("LPS", codes)
+    files = _Files(
+        image=tmp_path / "i.nii.gz",
+        label=tmp_path / "l.nii.gz",
+        found=tmp_path / "f.nii.gz",
+        axis=turn.axes.index(0),
+    )
+    for path in (files.image, files.label, files.found):
+        write_image(path, turn.array(whole)[None], turn.geometry(grid))
+    along = turn.flips[files.axis]
+    for z in range(4):
+        slices, spacing_mm = files.shown(z)
+        assert spacing_mm == (2.0, 1.0)
+        for each in slices:
+            assert np.array_equal(each, whole[3 - z if along else z])

@@ -14,6 +14,7 @@ from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, rea
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.picture import Panel, Row, draw_outlines
 from autoliver.io.files import read_header, read_image, read_label, write_image, write_label
+from autoliver.io.orientation import USUAL, axis_codes, reorientation_to
 from autoliver.locks import only_writing
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.parallel import case_bar
@@ -220,13 +221,29 @@ class _Files:
 
     def arrays(self) -> tuple[Any, Any, Any]:
         """Image, label map and what was found, with the slices along the first axis."""
-        arrays = (
+        one, two, three = (np.moveaxis(array, self.axis, 0) for array in self._read())
+        return one, two, three
+
+    def shown(self, z: int) -> tuple[list[Any], tuple[float, float]]:
+        """Slice z of image, label map and what was found, as radiologists see it, and its pixels.
+
+        The patient's right is on the left, and the front is up where the slice is axial.
+        """
+        geometry = read_header(self.image).geometry
+        turn = reorientation_to(geometry, USUAL if axis_codes(geometry) else "")
+        axis = turn.axes.index(self.axis)
+        at = geometry.shape_zyx[self.axis] - 1 - z if turn.flips[axis] else z
+        spacing = list(turn.values(geometry.spacing_mm))
+        del spacing[axis]
+        slices = [np.take(turn.array(array), at, axis=axis) for array in self._read()]
+        return slices, (spacing[0], spacing[1])
+
+    def _read(self) -> tuple[Any, Any, Any]:
+        return (
             read_image([self.image]).array[0],
             read_label(self.label).array[0],
             read_label(self.found).array[0],
         )
-        one, two, three = (np.moveaxis(array, self.axis, 0) for array in arrays)
-        return one, two, three
 
 
 def _judge(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) -> str:
@@ -413,16 +430,13 @@ def _draw(
         if not known:
             continue
         dice, z = sorted(known)[len(known) // 2]
-        files = maps[each.case]
-        image, label, predicted = files.arrays()
-        spacing = list(read_header(files.image).geometry.spacing_mm)
-        del spacing[files.axis]
+        (image, label, predicted), spacing = maps[each.case].shown(z)
         panels.append(
             Panel(
-                image=image[z],
-                reference=label[z],
-                prediction=predicted[z],
-                spacing_mm=(spacing[0], spacing[1]),
+                image=image,
+                reference=label,
+                prediction=predicted,
+                spacing_mm=spacing,
                 caption=f"{each.case}: {each.mean:.2f}; slice {z + 1}: {dice:.2f}",
             )
         )
