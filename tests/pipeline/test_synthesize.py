@@ -20,9 +20,10 @@ from autoliver.io.orientation import reorientation
 from autoliver.io.volume import Geometry
 from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_training_state
-from autoliver.pipeline.translation.apply import ApplyRequest, _Files, apply
+from autoliver.pipeline.translation.apply import ApplyRequest, _far_slices, _Files, apply
 from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.synthesis.translation.apply import Fidelity
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.workspace import Workspace
 
@@ -311,3 +312,11 @@ def test_slices_are_shown_front_up_and_right_on_the_left(codes: str, tmp_path: P
         assert spacing_mm == (2.0, 1.0)
         for each in slices:
             assert np.array_equal(each, whole[3 - z if along else z])
+
+
+def test_slices_far_from_the_labels_are_not_learnt_from() -> None:
+    dice = (None,) * 5 + (0.9,) * 9 + (None, 0.8) + (None,) * 4
+    # Eleven slices from the first label to the last: one more counts on either side.
+    fidelity = Fidelity(case="a", dice={"liver": 0.9}, slices=dice)
+    assert _far_slices(fidelity) == [0, 1, 2, 3, 17, 18, 19]
+    assert _far_slices(fidelity.replace(slices=(None,) * 4)) == []

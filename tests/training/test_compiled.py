@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_trainings import make_task
 
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, OptionError
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.training import compiled
-from autoliver.training.compiled import compiles
+from autoliver.training.compiled import compiles, may_go_on
 from autoliver.training.determinism import same_bits
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.loop import train_fold
@@ -107,7 +107,7 @@ def test_an_error_of_the_training_is_none_of_the_compiler(
         ("auto", "cuda", True, False),
         ("auto", "cpu", False, False),
         ("auto", "mps", False, False),
-        ("on", "cpu", True, True),
+        ("on", "cpu", False, True),
         ("off", "cuda", False, False),
     ],
 )
@@ -116,6 +116,18 @@ def test_what_is_compiled(
 ) -> None:
     task = task_of(tmp_path, asked, deterministic=deterministic)
     assert compiles(replace(task, device=torch.device(device))) is expected
+
+
+def test_what_is_chosen_by_timing_is_not_deterministic(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--compile on and --deterministic"):
+        compiles(task_of(tmp_path, "on", deterministic=True))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), AutoliverError("a case is damaged")]
+)
+def test_what_is_no_error_of_the_compiler(error: Exception) -> None:
+    assert not may_go_on(error, proven=False)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

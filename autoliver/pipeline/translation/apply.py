@@ -39,6 +39,7 @@ from autoliver.synthesis.translation.apply import (
     translate,
     whole_numbers,
 )
+from autoliver.synthesis.translation.options import BEYOND
 from autoliver.transfer.labels import match_labels
 from autoliver.values import check_number, check_types, counted
 from autoliver.workspace import Workspace
@@ -163,8 +164,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
                 "translation longer, or keep more with --qc-min-dice.",
             )
         ignored = sum(
-            _write_label(beside, each, maps[each.case], info.labels, request.min_dice)
-            for each in kept
+            _write_label(beside, each, maps[each.case], info, request.min_dice) for each in kept
         )
         _clean(beside, predicted, {each.case for each in found} - {each.case for each in kept})
         description = _description(info, dataset, [each.case for each in kept])
@@ -348,15 +348,30 @@ def _fidelity(case: str, files: _Files, pairs: Mapping[str, Any], info: Synthesi
 
 
 def _write_label(
-    folder: Path, fidelity: Fidelity, files: _Files, labels: Labels, least: float
+    folder: Path, fidelity: Fidelity, files: _Files, info: Synthesizer, least: float
 ) -> int:
-    """Writes the label map of a case, without slices that do not fit; returns their number."""
+    """Writes the label map of a case; slices not to be learnt from are ignored, and counted."""
     label = read_label(files.label)
     array = label.array[0].astype(np.int32)
     wrong = [z for z, dice in enumerate(fidelity.slices) if dice is not None and dice < least]
-    np.moveaxis(array, files.axis, 0)[wrong] = ignored_value(labels)
+    if info.options.learns:
+        wrong += _far_slices(fidelity)
+    np.moveaxis(array, files.axis, 0)[wrong] = ignored_value(info.labels)
     write_label(folder / f"labelsTr/{fidelity.case}.nii.gz", array, label.geometry)
     return len(wrong)
+
+
+def _far_slices(fidelity: Fidelity) -> list[int]:
+    """The slices further from those with a label than any that was learnt from.
+
+    What the translation makes of them is not known to be background.
+    """
+    shown = [z for z, dice in enumerate(fidelity.slices) if dice is not None]
+    if not shown:
+        return []
+    more = round(BEYOND * (shown[-1] + 1 - shown[0]))
+    first, last = shown[0] - more, shown[-1] + more
+    return [z for z in range(len(fidelity.slices)) if not first <= z <= last]
 
 
 def ignored_value(labels: Labels) -> int:

@@ -9,7 +9,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError
 from autoliver.preprocessing.store import StoredCase
 from autoliver.synthesis.translation.body import Slices
-from autoliver.synthesis.translation.options import Range
+from autoliver.synthesis.translation.options import BEYOND, Range
 from autoliver.training.objectives.target import needed_table
 from autoliver.training.patches.region import PatchBox
 from autoliver.training.patches.sampling import (
@@ -19,8 +19,6 @@ from autoliver.training.patches.sampling import (
 
 # Values beyond these percentiles are cut off, so that a few bright voxels do not darken the rest.
 _PERCENTILES = (0.5, 99.5)
-# How much is kept of the slices beyond the labels, as a share of their extent.
-_BEYOND = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ def range_of(cases: Sequence[StoredCase], *, where: str) -> Range:
     return Range(low=low, high=high)
 
 
-def labelled_slices(case: StoredCase, labels: Labels, *, beyond: float = _BEYOND) -> Slices | None:
+def labelled_slices(case: StoredCase, labels: Labels, *, beyond: float = BEYOND) -> Slices | None:
     """The slices that show a label of a case, and some around them; None without any.
 
     Args:

@@ -15,6 +15,8 @@ TranslationModel = Literal["essnet", "cyclegan", "cut", "labels"]
 LEAST_PATCH, LEAST_SLICES = 24, 4
 # Generators halve each axis twice: what the size of a patch or slice is a multiple of.
 MULTIPLE = 4
+# How much is kept of the slices beyond the labels, as a share of their extent.
+BEYOND = 0.1
 # Field -> its option.
 WEIGHTS = {
     "cycle": "--lambda-cyc",
