@@ -1,9 +1,15 @@
 """What several tests share: one phantom dataset, and where the real data would be."""
 
+import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# Two tests run at a time. With another number of threads, the last bits of sums are others, and
+# commands of which a test compares the bits would choose by how busy the machine is. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
