@@ -7,9 +7,9 @@ import pytest
 
 # Two tests run at a time. With another number of threads, the last bits of sums are others, and
 # commands of which a test compares the bits would choose by how busy the machine is. Before torch.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # noqa: TID251
 
-import torch  # noqa: E402
+import torch
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
