@@ -17,15 +17,19 @@ from autoliver.models.files import FoldModel
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
 NAME = "Dataset001_PhantomCT"
+OPTIONS = PhantomOptions(contrast="CT", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills groups of processes")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, and a workspace in which 2d is trained on it."""
-    place = tmp_path_factory.mktemp("place")
-    options = PhantomOptions(contrast="CT", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
-    write_phantom_dataset(place / "data", name=NAME, cases=6, seed=1, options=options)
+    return train_on_phantom(tmp_path_factory.mktemp("place"))
+
+
+def train_on_phantom(place: Path) -> Path:
+    """Writes a dataset to `data`, and trains one fold of 2d on it in `w`."""
+    write_phantom_dataset(place / "data", name=NAME, cases=6, seed=1, options=OPTIONS)
     run("plan", place / "data" / NAME, "--preset", "tiny", "-w", place / "w")
     short = ("--epochs", 1, "--iterations", 2, "--deterministic")
     run("train", NAME, "2d", "--fold", 0, *short, "-w", place / "w")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from abdomen_trees import write_lits
 from commands import run
+from test_killed import NAME, OPTIONS, train_on_phantom
 
 from autoliver.artifacts import PARTIAL
 from autoliver.io.files import read_label, write_label
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+from autoliver.synthesis.phantom import write_phantom_dataset
 
-NAME = "Dataset001_PhantomCT"
 # Dies when all is written beside the output, before it is moved to its place.
 DIES = """
 import os, sys
@@ -50,15 +50,11 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Datasets, one of them broken, a workspace with a model, and this model in a file."""
-    place = tmp_path_factory.mktemp("place")
-    options = PhantomOptions(contrast="CT", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
-    write_phantom_dataset(place / "data", name=NAME, cases=6, seed=1, options=options)
-    run("plan", place / "data" / NAME, "--preset", "tiny", "-w", place / "w")
-    run("train", NAME, "2d", "--fold", 0, "--epochs", 1, "--iterations", 2, "-w", place / "w")
+    place = train_on_phantom(tmp_path_factory.mktemp("place"))
     run("export", NAME, place / "a.autoliver", "-w", place / "w")
     write_lits(place / "lits")
     shutil.copytree(place / "data" / NAME, place / "broken")
-    write_phantom_dataset(place, name="other", cases=2, seed=9, options=options)
+    write_phantom_dataset(place, name="other", cases=2, seed=9, options=OPTIONS)
     path = min((place / "broken" / "labelsTr").iterdir())
     label = read_label(path)
     write_label(path, np.where(label.array == 0, 7, label.array)[0], label.geometry)

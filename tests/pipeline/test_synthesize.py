@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from commands import run
+from ct_and_mr import CT, MR, write_ct_and_mr
 from typer.testing import CliRunner
 
 import autoliver
@@ -22,12 +23,10 @@ from autoliver.models.files import FoldModel
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.pipeline.translation.apply import ApplyRequest, _far_slices, _Files, apply
 from autoliver.pipeline.translation.fit import FitRequest, SynthesisFolder, fit
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.synthesis.translation.apply import Fidelity
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.workspace import Workspace
 
-CT, MR = "Dataset931_CT", "Dataset932_MR"
 SHORT = TranslationOptions(
     features=4, blocks=1, batch_size=2, epochs=2, iterations=2, patch=(32, 32), lr=1e-3
 )
@@ -37,11 +36,8 @@ SHORT = TranslationOptions(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CT and MR phantoms, planned, and a translation that has learnt four steps."""
     root = tmp_path_factory.mktemp("synthesize")
-    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
-        options = PhantomOptions(
-            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
-        )
-        write_phantom_dataset(root, name=name, cases=3, seed=seed, options=(options,))
+    write_ct_and_mr(root, cases=3)
+    for name in (CT, MR):
         autoliver.plan(root / name, preset="tiny", workspace=root / "ws")
     learn(root, "toy")
     return root

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run, told
+from ct_and_mr import CT, MR, write_ct_and_mr
 from typer.testing import CliRunner
 
 import autoliver
@@ -21,11 +22,9 @@ from autoliver.pipeline.translation import apply as applying
 from autoliver.pipeline.translation.apply import ApplyRequest, apply
 from autoliver.pipeline.translation.fit import FitRequest, fit
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.workspace import Workspace
 
-CT, MR = "Dataset931_CT", "Dataset932_MR"
 SHORT = TranslationOptions(
     features=4, blocks=1, batch_size=2, epochs=2, iterations=1, patch=(32, 32), lr=1e-3
 )
@@ -35,11 +34,8 @@ SHORT = TranslationOptions(
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Planned CT and MR phantoms, and a translation to the MR images without their labels."""
     root = tmp_path_factory.mktemp("around")
-    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
-        options = PhantomOptions(
-            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
-        )
-        write_phantom_dataset(root, name=name, cases=3, seed=seed, options=(options,))
+    write_ct_and_mr(root, cases=3)
+    for name in (CT, MR):
         autoliver.plan(root / name, preset="tiny", workspace=root / "ws")
     learn(root, "toy")
     return root

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from commands import run
+from ct_and_mr import CT, MR, write_ct_and_mr
 from test_killed import contents, finish, start
 
 from autoliver.artifacts import PARTIAL
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
-CT, MR = "Dataset931_CT", "Dataset932_MR"
 FIT = (
     *("synthesize", "fit", "--from", "CT", "--to", "scans", "-o", "toy", "--features", "4"),
     *("--blocks", "1", "--epochs", "6", "--iterations", "3", "--batch-size", "2"),
@@ -32,11 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills groups of
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planned CT phantom, and images of an MR phantom."""
     place = tmp_path_factory.mktemp("killed")
-    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
-        options = PhantomOptions(
-            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
-        )
-        write_phantom_dataset(place, name=name, cases=5, seed=seed, options=(options,))
+    write_ct_and_mr(place, cases=5)
     run("plan", place / CT, "--preset", "tiny", "-w", place / "w")
     (place / MR / "imagesTr").rename(place / "scans")
     shutil.rmtree(place / MR)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from command_lines import misuse
 from commands import run
+from ct_and_mr import CT, MR, write_ct_and_mr
 from typer.testing import CliRunner
 
 import autoliver
@@ -18,11 +19,9 @@ from autoliver.networks.checkpoint import load_network
 from autoliver.pipeline.translation.again import fit_command
 from autoliver.pipeline.translation.apply import ApplyRequest, apply
 from autoliver.pipeline.translation.fit import Synthesizer
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.workspace import Workspace
 
-CT, MR = "Dataset931_CT", "Dataset932_MR"
 SHORT = {
     **{"features": 4, "blocks": 1, "batch_size": 2, "epochs": 2, "iterations": 2, "lr": 1e-3},
     "patch": (32, 32),
@@ -33,11 +32,8 @@ SHORT = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CT and MR phantoms, planned, and a translation with a segmentation network, in 3D."""
     root = tmp_path_factory.mktemp("models")
-    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
-        options = PhantomOptions(
-            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
-        )
-        write_phantom_dataset(root, name=name, cases=2, seed=seed, options=(options,))
+    write_ct_and_mr(root, cases=2)
+    for name in (CT, MR):
         autoliver.plan(root / name, preset="tiny", workspace=root / "ws")
     fit(root, "solid", patch=(4, 32, 32))
     return root

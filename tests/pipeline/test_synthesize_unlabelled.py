@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from ct_and_mr import CT, MR, write_ct_and_mr
 
 import autoliver
 from autoliver.datasets.cases import read_dataset
@@ -15,12 +16,10 @@ from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.models.files import FoldModel
 from autoliver.pipeline.translation.fit import FitRequest, fit
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
-from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.synthesis.translation import domains
 from autoliver.synthesis.translation.options import TranslationOptions
 from autoliver.workspace import Workspace
 
-CT, MR = "Dataset931_CT", "Dataset932_MR"
 SHORT = TranslationOptions(
     features=4, blocks=1, batch_size=2, epochs=1, iterations=1, patch=(32, 32), lr=1e-3
 )
@@ -30,11 +29,7 @@ SHORT = TranslationOptions(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planned CT phantom, an MR phantom with labels, and its images alone."""
     root = tmp_path_factory.mktemp("unlabelled")
-    for seed, (name, contrast) in enumerate(((CT, "CT"), (MR, "T2"))):
-        options = PhantomOptions(
-            contrast=contrast, shape_zyx=(8, 40, 44), spacing_mm=(8.0, 4.0, 4.0), lesions=(0, 0)
-        )
-        write_phantom_dataset(root, name=name, cases=3, seed=seed, options=(options,))
+    write_ct_and_mr(root, cases=3)
     autoliver.plan(root / CT, preset="tiny", workspace=root / "ws")
     shutil.copytree(root / MR / "imagesTr", root / "scans")
     return root
