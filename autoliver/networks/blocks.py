@@ -79,11 +79,12 @@ def flat_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
             was put in its place is called.
 
     Returns:
-        (1, b * c, *shape), contiguous; `features_of` gives it the shape of `x` again.
+        (1, b * c, *shape), contiguous; `features_of` gives it the shape of `x` again. What another
+        module returns is left as it is, in its own memory format.
     """
     if not isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d):
         other: torch.Tensor = norm(x)
-        return other.contiguous().view(1, -1, *other.shape[2:])
+        return other
     weights: list[torch.Tensor | None] = [getattr(norm, name) for name in ("weight", "bias")]
     weight, bias = (None if each is None else each.repeat(len(x)) for each in weights)
     flat = x.contiguous().view(1, -1, *x.shape[2:])
@@ -91,8 +92,8 @@ def flat_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
 
 
 def features_of(flat: torch.Tensor, count: int) -> torch.Tensor:
-    """(1, count * c, *shape), from `flat_norm` -> (count, c, *shape)."""
-    return flat.view(count, -1, *flat.shape[2:])
+    """What `flat_norm` returned for `count` samples -> (count, c, *shape)."""
+    return flat if len(flat) == count else flat.view(count, -1, *flat.shape[2:])
 
 
 class ConvBlock(nn.Module):

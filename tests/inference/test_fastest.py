@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from autoliver.inference import fastest as module
 from autoliver.inference.fastest import ChannelsLast, Fastest
+from autoliver.networks.blocks import ConvBlock
 from autoliver.networks.build import build_network
 from autoliver.networks.spec import ResidualUNetSpec, UNetSpec
 
@@ -41,6 +42,32 @@ def test_channels_last_computes_the_same(shape: tuple[int, ...], kind: str) -> N
     assert any(
         isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d) for module in network.modules()
     )
+
+
+@pytest.mark.parametrize("kind", ["unet", "resenc"])
+def test_blocks_keep_the_format_of_their_convolutions(kind: str) -> None:
+    """A block that returned the plain format would have every activation copied twice.
+
+    Convolutions of few voxels, for which PyTorch has another way, return that format by themselves.
+    """
+    network = ChannelsLast(make_network(3, kind))
+    found: dict[nn.Module, bool] = {}
+
+    def note(part: nn.Module, _inputs: object, output: Tensor) -> None:
+        found[part] = output.is_contiguous(memory_format=torch.channels_last_3d)
+
+    for part in network.modules():
+        if isinstance(part, ConvBlock | nn.Conv3d):
+            part.register_forward_hook(note)
+    with torch.inference_mode():
+        network(torch.randn(2, 2, 16, 32, 24))
+    blocks = [part for part in found if isinstance(part, ConvBlock)]
+    assert any(found[block] for block in blocks)
+    kept = [block for block in blocks if found[block] == found.get(block.conv)]
+    if kind == "unet":
+        assert len(kept) == len(blocks)
+    else:  # the last norms of a residual block are called within it
+        assert kept
 
 
 @pytest.mark.parametrize(("mean", "error"), [(0.0, 5e-6), (1.0, 5e-6), (10.0, 2e-4)])
