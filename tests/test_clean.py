@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import DatasetError
+from autoliver.locks import only_one
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
 NAME = "Dataset001_Phantom"
@@ -122,6 +123,23 @@ def test_stores_stay_if_it_is_not_sure_that_nothing_uses_them(own: Path, first: 
     assert "within the last hour" in " ".join(found["kept"])  # type: ignore[arg-type]
     (fold / "model.json").touch()  # it has ended
     assert len(leftovers(own)) >= 1
+
+
+def test_stores_stay_while_a_translation_may_need_them(own: Path) -> None:
+    """One that is being learnt says what it needs only after it has preprocessed its images."""
+    old = old_stores(own)
+    folder = own / "synthesis/CT-to-MR"
+    with only_one(folder / ".fit.lock", "it is being learnt"):
+        found = run("clean", "--yes", "-w", own)
+        assert found["leftovers"] == []
+        assert "the translation CT-to-MR is being learnt" in str(found["kept"])
+    (folder / "synthesizer.json").parent.mkdir()
+    (folder / "synthesizer.json").write_text('{"kind": "synthesizer"')
+    found = run("clean", "--yes", "-w", own)
+    assert found["leftovers"] == []
+    assert "synthesizer.json" in str(found["kept"])
+    (folder / "synthesizer.json").unlink()
+    assert {Path(name).name for name in leftovers(own)} == old
 
 
 def test_unfinished_writes(own: Path) -> None:

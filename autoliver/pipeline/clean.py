@@ -1,6 +1,5 @@
 """What a workspace holds that nothing uses any more, and removing it."""
 
-import contextlib
 import os
 import shutil
 import time
@@ -12,9 +11,9 @@ from typing import Literal
 from autoliver.artifacts import PARTIAL, brief, read_json
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
+from autoliver.locks import check_free
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.translation.synthesizer import (
-    SYNTHESIZER_FILE,
     SynthesisFolder,
     Synthesizer,
 )
@@ -127,8 +126,13 @@ def _stores(folder: DatasetFolder, kept: list[str]) -> Iterator[Leftover]:
     except AutoliverError as error:
         kept.append(f"{folder.name}: its stores stay, since a plan is unreadable: {error.problem}")
         return
+    try:
+        translated = _translated(folder.path.parent)
+    except AutoliverError as error:
+        kept.append(f"{folder.name}: its stores stay: {error.problem}")
+        return
     used = {store_key(plan, name) for plan in plans for name in plan.configurations}
-    used |= _replayed(folder.path.parent) | _translated(folder.path.parent)
+    used |= _replayed(folder.path.parent) | translated
     for path in _folders(folder.path / "store"):
         if path.name in used:
             continue
@@ -172,7 +176,11 @@ def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
 
 def _learnt(workspace: Workspace) -> Iterator[Leftover]:
     """Preprocessed images without labels of translations that are finished."""
-    for folder, info in _translations(workspace.root):
+    for folder in _translations(workspace.root):
+        try:
+            info = Synthesizer.load(folder.info)
+        except AutoliverError:
+            continue
         if info.finished and folder.target.is_dir():
             why = f"the translation {info.name} is finished"
             yield Leftover(path=folder.target, kind="store", why=why, size=_size(folder.target))
@@ -185,16 +193,25 @@ def _replayed(workspace: Path) -> set[str]:
 
 
 def _translated(workspace: Path) -> set[str]:
-    """Keys of the stores that translations learn from; finished ones need them no more."""
-    plans = [info.plan for _, info in _translations(workspace) if not info.finished]
+    """Keys of the stores that translations learn from; finished ones need them no more.
+
+    Raises:
+        AutoliverError: What a translation learns from is not known: it is damaged, or it is being
+            learnt and has not said so yet.
+    """
+    plans = []
+    for folder in _translations(workspace):
+        info = Synthesizer.load(folder.info) if folder.info.exists() else None
+        if info is None or info.finished:  # it may be about to be learnt, or learnt again
+            check_free(folder.lock, f"the translation {folder.path.name} is being learnt")
+        else:
+            plans.append(info.plan)
     return {store_key(plan, name) for plan in plans for name in plan.configurations}
 
 
-def _translations(workspace: Path) -> Iterator[tuple[SynthesisFolder, Synthesizer]]:
-    """The translations of a workspace, without those that cannot be read."""
-    for path in sorted((workspace / SYNTHESIS).glob(f"*/{SYNTHESIZER_FILE}")):
-        with contextlib.suppress(AutoliverError):
-            yield SynthesisFolder(path=path.parent), Synthesizer.load(path)
+def _translations(workspace: Path) -> list[SynthesisFolder]:
+    """The folders of the translations of a workspace, also of those that have just begun."""
+    return [SynthesisFolder(path=path) for path in _folders(workspace / SYNTHESIS)]
 
 
 def _made_from(run: RunFolder) -> dict[str, object]:

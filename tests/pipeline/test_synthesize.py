@@ -191,6 +191,10 @@ def test_held_out_cases_that_a_translation_has_seen_are_named(place, caplog):
     assert "fold 1: the translation that made Seen has seen 1 of the 1 case held out" in caplog.text
     info = FoldModel.load(result.folder / "model.json")
     assert len(info.seen_before) == 3
+    caplog.clear()
+    (out / "synthesizer.json").unlink()
+    autoliver.train(place / MR, "2d", folds=(1,), tag="lost", **short)
+    assert "Seen has synthetic cases but no synthesizer.json" in caplog.text
 
 
 def test_slices_lie_along_the_axis_that_was_translated(place):

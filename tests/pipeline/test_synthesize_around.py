@@ -19,7 +19,7 @@ from autoliver.locks import only_one
 from autoliver.models.files import FoldModel
 from autoliver.pipeline.status import TranslationStatus, read_status
 from autoliver.pipeline.translation import apply as applying
-from autoliver.pipeline.translation.apply import ApplyRequest, apply
+from autoliver.pipeline.translation.apply import ApplyRequest, _unjudged, apply
 from autoliver.pipeline.translation.fit import FitRequest, fit
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
 from autoliver.synthesis.translation.options import TranslationOptions
@@ -205,3 +205,11 @@ def test_slices_that_do_not_fit_together_are_told(
     for one, other in zip(quiet.cases, wild.cases, strict=True):
         assert other.jumps > 1.5 * one.jumps
         assert other.real_jumps == one.real_jumps
+
+
+def test_labels_that_the_judge_does_not_know_are_told(place: Path) -> None:
+    info = Synthesizer.load(SynthesisFolder(path=place / "ws/synthesis/toy").info)
+    known = dict.fromkeys(info.labels.foreground, (1, 1))
+    assert _unjudged(info, known) == ""
+    known.pop("liver")
+    assert _unjudged(info, known).startswith("The judge does not know liver: ")

@@ -47,7 +47,8 @@ class Replay:
         folds: The folds of the dataset.
         fold: The fold whose training cases are replayed; None: the fold of the run's number.
         values: Value of its label maps -> value of the run's; None for voxels that do not count.
-        seen: The `image_key` of each case that the translation has seen which made its images.
+        seen: The `image_key` of each case that the translation has seen which made its images;
+            None: its images are synthetic, and nothing beside them says what made them.
     """
 
     planned: Planned
@@ -55,7 +56,7 @@ class Replay:
     folds: Folds
     fold: Fold | None
     values: Mapping[int, int | None]
-    seen: tuple[str, ...] = ()
+    seen: tuple[str, ...] | None = ()
 
     @property
     def dataset(self) -> Dataset:
@@ -194,7 +195,7 @@ def seen_before(source: Transfer | None, replay: Replay | None) -> tuple[str, ..
         source: The weights that it starts from.
         replay: What it replays.
     """
-    return (*(source.seen if source else ()), *(replay.seen if replay else ()))
+    return (*(source.seen if source else ()), *((replay.seen if replay else None) or ()))
 
 
 def _can_be_learnt(case: CaseFacts, labels: Labels) -> bool:
@@ -363,10 +364,12 @@ def find_replay(
     )
 
 
-def _seen_by_translation(dataset: Dataset) -> tuple[str, ...]:
-    """The cases that the translation has seen which made a dataset; none if it was not made so."""
+def _seen_by_translation(dataset: Dataset) -> tuple[str, ...] | None:
+    """The cases that the translation has seen which made a dataset; see `Replay.seen`."""
     path = Path(dataset.folder) / SYNTHESIZER_FILE
-    return Synthesizer.load(path).seen if path.is_file() else ()
+    if path.is_file():
+        return Synthesizer.load(path).seen
+    return None if any(case.origin == "synthetic" for case in dataset.cases) else ()
 
 
 def _alike(dataset: Dataset, theirs: Labels, run: Labels) -> Labels:

@@ -8,6 +8,7 @@ from autoliver.pipeline.data import Planned
 from autoliver.pipeline.run.replay import Replay
 from autoliver.pipeline.run.request import Notify
 from autoliver.pipeline.run.source import Source
+from autoliver.pipeline.translation.synthesizer import SYNTHESIZER_FILE
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted, first_few
 
@@ -38,7 +39,19 @@ def note_seen_by_source(
 def note_seen_by_translation(
     replay: Replay, planned: Planned, splits: Mapping[Fold, Split], notify: Notify
 ) -> None:
-    """Notifies the user of held-out cases that the translation has seen which made its images."""
+    """Notifies the user of held-out cases that the translation has seen which made its images.
+
+    If that is not known, the user is told so.
+    """
+    if replay.seen is None:
+        held_out = {case for split in splits.values() for case in split.validation}
+        if held_out:
+            notify(
+                f"Note: {replay.dataset.short_name} has synthetic cases but no {SYNTHESIZER_FILE}: "
+                "it is not known whether what made them has seen cases that are held out. If so, "
+                "their scores will be too good."
+            )
+        return
     what = f"the translation that made {replay.dataset.short_name} has seen"
     _note(what, seen_cases(planned.dataset, replay.seen), splits, notify, remedy=_LEARN_AGAIN)
 

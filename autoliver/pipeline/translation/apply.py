@@ -176,7 +176,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         cases=tuple(found),
         left_out=tuple(each.case for each in found if each not in kept),
         ignored=ignored,
-        warning=_jumping(found),
+        warning=" ".join(filter(None, (_unjudged(info, pairs), _jumping(found)))),
         table=output / FIDELITY_FILE,
         sheet=output / _SHEET,
         next_command=command("plan", str(output), workspace=workspace.root),
@@ -393,6 +393,17 @@ def _description(info: Synthesizer, dataset: Dataset, kept: Sequence[str]) -> di
         "origin": dict.fromkeys(kept, "synthetic"),
         "sources": dict.fromkeys(kept, dataset.short_name),
     }
+
+
+def _unjudged(info: Synthesizer, pairs: Mapping[str, Any]) -> str:
+    """Says which labels the judge does not know; empty if it knows all."""
+    unknown = [name for name in info.labels.foreground if name not in pairs]
+    if not unknown:
+        return ""
+    return (
+        f"The judge does not know {', '.join(unknown)}: whether that fits the images is not known, "
+        "and all of it is learnt from."
+    )
 
 
 def _jumping(found: Sequence[Fidelity]) -> str:
