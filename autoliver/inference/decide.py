@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
-from autoliver.networks.device import out_of_memory
+from autoliver.memory import out_of_memory
 from autoliver.preprocessing.case import CaseProperties, WayBack, slabs, uncrop, written_values
 from autoliver.preprocessing.resample import Matrix
 
@@ -89,7 +89,7 @@ class _Decider:
             try:
                 labels = self._labels(rows, (low, high), start, logits)
             except RuntimeError as error:
-                if logits.device.type == "cpu" or not out_of_memory(error):
+                if logits.device.type == "cpu" or out_of_memory(error) != "accelerator":
                     raise
                 labels = None
             if labels is None:  # outside of the block, which keeps what it had made

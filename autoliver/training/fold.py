@@ -13,8 +13,8 @@ from torch import Tensor
 
 from autoliver.datasets.cases import Labels
 from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.memory import out_of_memory
 from autoliver.models.files import FoldFolder
-from autoliver.networks.device import out_of_memory
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
@@ -219,7 +219,7 @@ def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]],
         cached = patches is None or patches[0].cache == "gpu"
         # Of several processes, the others would wait for this one.
         alone = task.machine.cache == "auto" and task.group.size == 1
-        if not (cached and alone and out_of_memory(error)):
+        if not (cached and alone and out_of_memory(error) == "accelerator"):
             raise
     _log.warning(
         "%s: the GPU has too little memory for the cases beside the training, which goes on with "

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from autoliver.errors import AutoliverError
-from autoliver.memory import running_out
+from autoliver.memory import out_of_memory, running_out
 from autoliver.networks.checkpoint import load_training_state
-from autoliver.networks.device import out_of_memory
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.bar import TrainingBar, duration
@@ -80,7 +79,7 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
         with same_bits(task.options.deterministic):
             return with_room(task, partial(_run, stop=stop))
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if out_of_memory(error) != "accelerator":
             raise
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
