@@ -43,7 +43,13 @@ from autoliver.training.progress import (
 )
 from autoliver.training.recipes import Recipe
 from autoliver.training.saving import Saver
-from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
+from autoliver.training.state import (
+    EpochSums,
+    TrainingState,
+    begun_again,
+    new_state,
+    saved_recipe,
+)
 from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
 from autoliver.values import counted, first_few
@@ -77,7 +83,7 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     """
     try:
         with same_bits(task.options.deterministic):
-            return with_room(task, partial(_run, stop=stop))
+            return with_room(task, partial(_run, stop=stop, clock=Clock()))
     except RuntimeError as error:
         if out_of_memory(error) != "accelerator":
             raise
@@ -91,9 +97,13 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
 
 
 def _run(
-    task: FoldTask, patches: tuple[Patches, Patches], *, stop: Callable[[], bool]
+    task: FoldTask,
+    patches: tuple[Patches, Patches],
+    *,
+    stop: Callable[[], bool],
+    clock: "Clock",
 ) -> TrainedFold:
-    loop = _Loop(task, patches)
+    loop = _Loop(task, patches, clock)
     with closing(loop.board), closing(loop.saver):
         trained = loop.run(stop)
         while trained.finished and loop.begin_extension():
@@ -119,22 +129,23 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
 
     Args:
         task: The fold; it needs held-out cases.
-        seconds: About how long it may take; there are at least two steps of each kind.
+        seconds: About how long the steps may take that are timed, at least one training step. The
+            first step comes before them: there memory is allocated, the network is compiled if the
+            training will be, and cuDNN chooses its algorithms.
 
     Raises:
         AutoliverError: As for `train_fold`.
     """
-    with running_out(task.title):
+    with running_out(task.title), same_bits(task.options.deterministic):
         loop = _Loop(task)
         ends = (closing(loop.board), closing(loop.saver), closing(loop.batches(0, _MOST_TIMED)))
         with ends[0], ends[1], ends[2] as batches:
-            begun = time.monotonic()
             for batch in batches:
                 loop.stepper.take(batch)
-                if batch.number == 0:  # not timed: the first step also allocates memory
+                if batch.number == 0:
                     loop.stepper.settle()  # it has ended on the device, too
                     first = time.monotonic()
-                elif time.monotonic() - begun > seconds:
+                elif time.monotonic() - first > seconds:
                     break
             loop.stepper.settle()
             train_s = (time.monotonic() - first) / batch.number
@@ -143,10 +154,40 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
         return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
 
 
+class Clock:
+    """The seconds that a training has taken in all its sessions, by the time of day.
+
+    It outlives a run that is given up and begun again within a session.
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def begin(self, elapsed: float, *, at: float) -> None:
+        """Begins to count unless it does so already.
+
+        Args:
+            elapsed: Seconds that earlier sessions took.
+            at: The reading of `time.monotonic` when this session began.
+        """
+        if self._began is None:
+            self._began = at - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds until now; 0 before it has begun."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
+
 class _Loop:
     """A running training: its task, its batches and its objective, and the state that changes."""
 
-    def __init__(self, task: FoldTask, patches: tuple[Patches, Patches] | None = None) -> None:
+    def __init__(
+        self,
+        task: FoldTask,
+        patches: tuple[Patches, Patches] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.task = task
         self.learnt = head_labels(task.labels, task.configuration)
         self.weights = class_weights(task.options, self.learnt, task.train)
@@ -156,20 +197,19 @@ class _Loop:
         self.saver = Saver(task, self.objective.names)
         self.group = task.group
         self.train, self.held_out = patches or open_patches(task)
-        self.since = time.monotonic()
-        if task.files.resume.exists():
-            self._begin(self._saved_state())
-            return
-        self._begin(self._new_state(choose_recipe(task.options)))
-        if task.options.hours is not None and task.options.steps:
-            affordable = self._affordable_steps(task.options.hours)
-            self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
+        self.clock, since = clock or Clock(), time.monotonic()
+        resumed = task.files.resume.exists()
+        state = self._saved_state() if resumed else self._new_state(choose_recipe(task.options))
+        self.clock.begin(state.elapsed, at=since)
+        self.group.check_equal("a training after step", state.step)
+        self.stepper = Stepper(task, self.objective, self.train, state, self.saver.wait)
+        self._begin(state)
+        if not resumed and task.options.hours is not None and task.options.steps:
+            self._begin(self._as_long_as(task.options.hours))
 
     def _begin(self, state: TrainingState) -> None:
         """Continues from a state, with the augmentations of its recipe."""
-        self.group.check_equal("a training after step", state.step)
-        self.state = state
-        self.stepper = Stepper(self.task, self.objective, self.train, state, self.saver.wait)
+        self.state = self.stepper.state = state
         self.spec = augmentation(
             self.task.configuration,
             self.task.options.augment,
@@ -251,9 +291,7 @@ class _Loop:
 
     def _note_time(self) -> None:
         # By the clock rather than a sum of timings: saving and drawing also count towards --hours.
-        now = time.monotonic()
-        self.state.elapsed += now - self.since
-        self.since = now
+        self.state.elapsed = self.clock.elapsed
         if self.task.options.hours is not None:  # the lead's clock decides for all processes
             self.state.elapsed = self.group.lead_does(lambda: self.state.elapsed)
 
@@ -343,8 +381,26 @@ class _Loop:
         state.logs = [log for log in logs if log.step <= state.step]
         return state
 
+    def _as_long_as(self, hours: float) -> TrainingState:
+        """The state before the first step of the recipe for a time budget.
+
+        Steps are timed with the network itself, which then gets its initial weights back: another
+        one would be compiled again.
+        """
+        network = self.state.network
+        initial = {name: each.clone() for name, each in network.state_dict().items()}
+        task, steps = self.task, self._affordable_steps(hours)
+        network.load_state_dict(initial)
+        return begun_again(
+            self.state,
+            task.configuration.network,
+            choose_recipe(task.options, steps=steps),
+            options=task.options,
+            sums=self._no_sums(),
+        )
+
     def _affordable_steps(self, hours: float) -> int:
-        """Estimates the steps that fit into a time budget by timing a few on a new network."""
+        """Estimates the steps that fit into a time budget by timing a few."""
         start = time.monotonic()
         for batch in self.batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
