@@ -197,8 +197,8 @@ class TrainingState:
         ]
         if numbers[0] != numbers[1]:
             raise ModelError(
-                f"{where}: its optimiser has groups of {_listed(numbers[0])} weights; this "
-                f"training has groups of {_listed(numbers[1])}.",
+                f"{where}: its optimiser has groups of {_listed(numbers[0])} weights, that of this "
+                f"training of {_listed(numbers[1])} weights.",
                 hint="Continue with the version and the options that the training was begun with, "
                 "or train again from the beginning: give the same command with --fresh.",
             )
