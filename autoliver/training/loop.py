@@ -253,7 +253,11 @@ class _Loop:
                 if self.state.step == first + 1:  # not timed: the first step allocates memory
                     begun = time.monotonic()
                 elif first == 0 and self.state.step == _PROBE_STEPS:
-                    self._warn_if_long((time.monotonic() - begun) / (_PROBE_STEPS - 1), last)
+                    pace, left = (
+                        (time.monotonic() - begun) / (_PROBE_STEPS - 1),
+                        last - _PROBE_STEPS,
+                    )
+                    _warn_if_long(self.task, left, seconds=pace, epochs=self._epochs)
                 # Asked only once per step: a later request is seen after the next step.
                 stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
@@ -389,15 +393,10 @@ class _Loop:
         """
         network = self.state.network
         initial = {name: each.clone() for name, each in network.state_dict().items()}
-        task, steps = self.task, self._affordable_steps(hours)
+        options, steps = self.task.options, self._affordable_steps(hours)
         network.load_state_dict(initial)
-        return begun_again(
-            self.state,
-            task.configuration.network,
-            choose_recipe(task.options, steps=steps),
-            options=task.options,
-            sums=self._no_sums(),
-        )
+        spec, recipe = self.task.configuration.network, choose_recipe(options, steps=steps)
+        return begun_again(self.state, spec, recipe, options=options, sums=self._no_sums())
 
     def _affordable_steps(self, hours: float) -> int:
         """Estimates the steps that fit into a time budget by timing a few."""
@@ -428,23 +427,25 @@ class _Loop:
             return begins + describe_weights(self.weights, self.learnt)
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
-    def _warn_if_long(self, seconds: float, last: int) -> None:
-        """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
 
-        Args:
-            seconds: Seconds per step.
-            last: Number of steps at the end.
-        """
-        task = self.task
-        left = seconds * _HELD_OUT_TIME * (last - self.state.step)
-        others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
-        if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
-            return
-        if self.group.leads:
-            with TrainingBar.external_write_mode(file=sys.stderr):
-                _log.warning(
-                    "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
-                    "begin again with --fresh and fewer --epochs, or with --hours H.%s",
-                    *(duration(left), counted(self._epochs, "epoch")),
-                    f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
-                )
+def _warn_if_long(task: FoldTask, steps: int, *, seconds: float, epochs: int) -> None:
+    """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
+
+    Args:
+        task: The fold.
+        steps: Number of steps that are left.
+        seconds: Seconds per step.
+        epochs: Number of epochs at the end.
+    """
+    left = seconds * _HELD_OUT_TIME * steps
+    others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
+    if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
+        return
+    if task.group.leads:
+        with TrainingBar.external_write_mode(file=sys.stderr):
+            _log.warning(
+                "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
+                "begin again with --fresh and fewer --epochs, or with --hours H.%s",
+                *(duration(left), counted(epochs, "epoch")),
+                f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
+            )
