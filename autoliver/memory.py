@@ -1,10 +1,12 @@
 """How much memory this process may use, given the machine and the limits of its control groups."""
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from autoliver.errors import DatasetError
 
@@ -18,7 +20,12 @@ _TOO_LARGE = (
     "Use a machine with more memory, leave the case out, or correct its spacing if that is wrong "
     "(autoliver verify)."
 )
-_OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+# PyTorch says of the machine's memory "DefaultCPUAllocator: not enough memory" or "can't allocate
+# memory", in an error of the same type as that of an accelerator.
+_MACHINE_IS_FULL = ("allocate memory", "not enough memory", "unable to allocate")
+# CUDA and Apple's GPUs; cuDNN and cuBLAS by the name of their status. cuDNN finds no engine where
+# none can have the memory that it works in.
+_ACCELERATOR_IS_FULL = ("out of memory", "alloc_failed", "unable to find an engine")
 
 # Where the system's own files are; tests have some of their own.
 ROOT = Path("/")
@@ -77,6 +84,23 @@ def check_room(needed_gb: float, *, case: str, what: str) -> None:
         )
 
 
+def out_of_memory(error: BaseException) -> Literal["machine", "accelerator"] | None:
+    """Tells which memory an error says is full; None if it says something else."""
+    if isinstance(error, MemoryError):
+        return "machine"
+    if isinstance(error, OSError):
+        return "machine" if error.errno == errno.ENOMEM else None
+    # By its name, as torch is not to be imported for it.
+    if type(error).__name__ == "OutOfMemoryError":
+        return "accelerator"
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error).casefold()
+    if any(sign in text for sign in _ACCELERATOR_IS_FULL):
+        return "accelerator"
+    return "machine" if any(sign in text for sign in _MACHINE_IS_FULL) else None
+
+
 @contextlib.contextmanager
 def running_out(case: str) -> Iterator[None]:
     """Replaces errors of the block that memory cannot be had by one that names the case.
@@ -86,10 +110,8 @@ def running_out(case: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        # torch tells it in a RuntimeError, whose text depends on the device.
-        text = str(error).casefold()
-        if not isinstance(error, MemoryError) and not any(sign in text for sign in _OUT_OF_MEMORY):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if out_of_memory(error) is None:
             raise
         raise DatasetError(
             f"{case}: there is not enough memory for it ({free_gb():.1f} GB are free).",

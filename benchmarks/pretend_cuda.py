@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,30 +133,36 @@ def made_up_task(config: str, folder: Path, device: "torch.device") -> "FoldTask
 
 
 def augment(config: str, batches: int) -> Report:
-    """Counts the augmentation of batches that are on the device."""
+    """Counts the augmentation of batches that are on the device, cut out as trainings do."""
     import torch
 
-    from autoliver.training.augment.batch import (
-        augment_batch,
-        default_augment_spec,
-        initial_patch_shape,
-    )
+    from autoliver.training.augment.batch import PlacedBatch, augment_placed, augmentation
+    from autoliver.training.fold import patch_stream
+    from autoliver.training.share import Part
 
     patch, size = _AUGMENTED[config]
-    spec = default_augment_spec(patch)
-    shape = initial_patch_shape(patch, spec)
-    source = torch.Generator().manual_seed(1)
-    image = torch.randn((size, 1, *shape), generator=source).to("cuda")
-    label = torch.randint(0, 3, (size, 1, *shape), generator=source).to("cuda", torch.int16)
-    DEVICE.restart()
+    with tempfile.TemporaryDirectory() as folder:
+        task = made_up_task(config, Path(folder), torch.device("cuda", 0))
+    configuration = task.configuration.replace(patch_shape=patch, batch_size=size)
+    task = replace(task, configuration=configuration)
+    spec = augmentation(configuration, "default", mirror=True)
+    if spec is None:
+        raise ValueError("there are no augmentations to count")
+    stream = patch_stream(task, task.train, spec, number=0)
+    placed = []
     for number in range(batches):
-        generator = torch.Generator().manual_seed(number)
-        augment_batch(
-            image.clone(), label.clone(), patch_shape=patch, spec=spec, generator=generator
-        )
-    found = DEVICE.counts
-    found.launches -= 2 * batches  # the clones
-    return report_of(config, "batch", found, batches, DEVICE.peak_bytes)
+        drawn = stream.draw(number)
+        pairs = [(drawn.image, drawn.label), *drawn.wide]
+        sent = [tuple(torch.from_numpy(each).to("cuda") for each in pair) for pair in pairs]
+        (image, label), *wide = sent
+        groups = stream.groups(number)
+        placed.append(PlacedBatch(image=image, label=label, groups=groups, wide=wide))
+    DEVICE.restart()
+    for number, batch in enumerate(placed):
+        generator = torch.Generator().manual_seed(stream.augment_seed(number))
+        part = Part(start=0, stop=size, whole=size)
+        augment_placed(batch, spec=spec, generator=generator, part=part)
+    return report_of(config, "batch", DEVICE.counts, batches, DEVICE.peak_bytes)
 
 
 def predict(config: str, scans: int) -> Report:

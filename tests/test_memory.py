@@ -1,5 +1,6 @@
 """Cases that do not fit into the memory fail alone, with their numbers."""
 
+import errno
 import resource
 import subprocess
 import sys
@@ -7,29 +8,70 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_models import plan, save
 from three_images import ASKED, GRID, image, images, run
 
 from autoliver import memory
 from autoliver.errors import DatasetError
 from autoliver.io.files import write_image
-from autoliver.memory import check_room, running_out
+from autoliver.memory import check_room, out_of_memory, running_out
 from autoliver.pipeline.folder import CasesFailed, predict_folder
 from autoliver.workspace import Workspace
 
 __all__ = ["images", "plan", "run", "save"]
 
 
+MACHINE_IS_FULL = [
+    MemoryError("Unable to allocate 3.00 TiB"),
+    np._core._exceptions._ArrayMemoryError((1 << 20, 1 << 20), np.dtype("f8")),  # type: ignore[attr-defined]
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't "
+        "allocate memory: you tried to allocate 9 bytes. Error code 12"
+    ),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+ACCELERATOR_IS_FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB, max allowed: 9.07 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+]
+SOMETHING_ELSE = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("out of memory"),
+]
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "full"),
     [
-        MemoryError("Unable to allocate 3.00 TiB"),
-        np._core._exceptions._ArrayMemoryError((1 << 20, 1 << 20), np.dtype("f8")),  # type: ignore[attr-defined]
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
-        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        *((error, "machine") for error in MACHINE_IS_FULL),
+        *((error, "accelerator") for error in ACCELERATOR_IS_FULL),
+        *((error, None) for error in SOMETHING_ELSE),
     ],
 )
+def test_full_memories_are_told_from_each_other_and_from_other_errors(
+    error: Exception, full: str | None
+) -> None:
+    assert out_of_memory(error) == full
+
+
+def test_what_pytorch_itself_raises_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(caught.value) == "machine"
+
+
+@pytest.mark.parametrize("error", [*MACHINE_IS_FULL, *ACCELERATOR_IS_FULL])
 def test_running_out_is_told_of_the_case(error: Exception) -> None:
     with (
         pytest.raises(DatasetError, match=r"^c: there is not enough memory") as caught,
@@ -39,10 +81,11 @@ def test_running_out_is_told_of_the_case(error: Exception) -> None:
     assert "spacing" in caught.value.hint
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes"), ValueError("memory")])
+@pytest.mark.parametrize("error", SOMETHING_ELSE)
 def test_other_errors_stay(error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)), running_out("c"):
+    with pytest.raises(type(error)) as caught, running_out("c"):
         raise error
+    assert caught.value is error
 
 
 def test_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ the same rules; sums of two products may differ in the last bit, and with them t
 where two labels tie to within that.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
-from autoliver.networks.device import out_of_memory
+from autoliver.memory import out_of_memory
 from autoliver.preprocessing.case import CaseProperties, WayBack, slabs, uncrop, written_values
 from autoliver.preprocessing.resample import Matrix
 
@@ -86,22 +87,31 @@ class _Decider:
             low, high = int(self._first[rows.start]), int(self._last[rows.stop - 1]) + 1
             if low < start - kept:
                 raise ValueError(f"row {low} is missing before row {start}")
-            try:
-                labels = self._labels(rows, (low, high), start, logits)
-            except RuntimeError as error:
-                if logits.device.type == "cpu" or not out_of_memory(error):
-                    raise
-                labels = None
-            if labels is None:  # outside of the block, which keeps what it had made
-                logits = logits.cpu()
-                self._kept = None if self._kept is None else self._kept.cpu()
-                labels = self._labels(rows, (low, high), start, logits)
+            make = partial(self._labels, rows, (low, high), start)
+            labels, logits = self._with_room(make, logits)
             yield rows, labels
             self.decided = rows.stop
         needed = stop if ready == len(self._first) else min(stop, int(self._first[ready]))
-        channels = [self._rows(logits, n, (needed, stop), start) for n in range(len(logits))]
-        # A copy, as the logits are overwritten.
-        self._kept = torch.stack(channels) if needed < stop else None
+        if needed < stop:
+            self._kept, _ = self._with_room(partial(self._copied, (needed, stop), start), logits)
+        else:
+            self._kept = None
+
+    def _with_room(self, make: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what is made of logits, and these: on the host, if the GPU gets full."""
+        try:
+            return make(logits), logits
+        except RuntimeError as error:
+            if logits.device.type == "cpu" or out_of_memory(error) != "accelerator":
+                raise
+        # Outside of the block, whose error keeps what it had made.
+        logits = logits.cpu()
+        self._kept = None if self._kept is None else self._kept.cpu()
+        return make(logits), logits
+
+    def _copied(self, span: tuple[int, int], start: int, logits: Tensor) -> Tensor:
+        """Returns rows for later, as the logits are overwritten."""
+        return torch.stack([self._rows(logits, n, span, start) for n in range(len(logits))])
 
     def _labels(self, rows: slice, span: tuple[int, int], start: int, logits: Tensor) -> Tensor:
         best = target = torch.zeros(())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoliver.errors import MachineError, ModelError
 from autoliver.inference.lesions.vote import VoteOptions
+from autoliver.memory import out_of_memory
 from autoliver.models.files import (
     WEIGHTS_FILE,
     ModelFiles,
@@ -200,7 +201,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
     """
     from autoliver.inference.fastest import Fastest
     from autoliver.networks.checkpoint import load_network
-    from autoliver.networks.device import MORE_MEMORY, out_of_memory
+    from autoliver.networks.device import MORE_MEMORY
 
     infos = load_infos(folders, name=name)
     first, histograms = infos[0], [info.histograms for info in infos]
@@ -217,7 +218,7 @@ def load_member(folders: Sequence[Place], *, name: str, device: "torch.device") 
             for folder, info in zip(folders, infos, strict=True)
         ]
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if out_of_memory(error) != "accelerator":
             raise
         raise MachineError(
             f"{name}: the GPU has too little memory for {counted(len(folders), 'network')}.",

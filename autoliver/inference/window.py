@@ -25,8 +25,8 @@ from autoliver.inference.sums import (
     rows_of,
     sums_bytes,
 )
-from autoliver.memory import GB
-from autoliver.networks.device import MORE_MEMORY, free_bytes, on_gpu, out_of_memory
+from autoliver.memory import GB, out_of_memory
+from autoliver.networks.device import MORE_MEMORY, free_bytes, on_gpu
 from autoliver.planning.nonzero import Box
 from autoliver.planning.plan import neighbours
 from autoliver.values import counted
@@ -201,7 +201,7 @@ class _Run:
         while at < len(self.windows):
             at_once = max(1, self.most // (self.patch_voxels * len(self.flips)))
             group = self.windows[at : at + at_once]
-            outputs = self.compute(self._with_room(partial(self._cut, group)))
+            outputs = self._with_room(partial(self._outputs, group))
             if self.sums is None:
                 self.sums = self._make_sums(outputs.shape[1])
             for window, output in zip(group, outputs, strict=True):
@@ -219,8 +219,10 @@ class _Run:
         if self.sums is not None:  # as there are windows
             yield from self.sums.finish(max(rows_of(window)[1] for window in self.windows))
 
-    def _cut(self, group: Sequence[Window]) -> Tensor:
-        return torch.stack([_cut(self.image, window, self.scan.slices) for window in group])
+    def _outputs(self, group: Sequence[Window]) -> Tensor:
+        """Returns the outputs (b, k, *patch) of windows; nothing changes if memory runs out."""
+        patches = [_cut(self.image, window, self.scan.slices) for window in group]
+        return self.compute(torch.stack(patches))
 
     def _finite(self, patches: Tensor) -> Tensor:
         """Returns the outputs (b, k, *patch) of windows; where they overflow, those in float32."""
@@ -234,7 +236,6 @@ class _Run:
         wrong = ~torch.isfinite(found).flatten(1).all(1)
         if not bool(wrong.any()):
             return found
-        self.repeated += int(wrong.sum())
         with torch.autocast(self.device.type, enabled=False):
             again = self._computed(as_they_are(self.networks), patches[wrong])
         if not bool(torch.isfinite(again).all()):
@@ -244,12 +245,11 @@ class _Run:
                 "Check the case (autoliver verify), or predict with another model or fold.",
             )
         found[wrong] = again
+        self.repeated += int(wrong.sum())
         return found
 
     def _computed(self, networks: Sequence[nn.Module], patches: Tensor) -> Tensor:
-        return self._with_room(
-            lambda: _mean_over_networks(networks, patches.to(self.device), self.flips, self.most)
-        )
+        return _mean_over_networks(networks, patches.to(self.device), self.flips, self.most)
 
     def _place_image(self) -> None:
         """Brings the image to the GPU, unless it would fill most of it."""
@@ -307,7 +307,7 @@ class _Run:
             try:
                 return make()
             except RuntimeError as error:
-                if not (self.limited and out_of_memory(error)):
+                if not (self.limited and out_of_memory(error) == "accelerator"):
                     raise
                 change = self._less()
                 if change is None:

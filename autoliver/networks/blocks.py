@@ -9,6 +9,7 @@ from torch import nn
 # Layers by dimension. They are typed as callables, since torch's layers of each dimension take
 # tuples of another fixed length.
 Layer = Callable[..., nn.Module]
+Activation = Callable[[torch.Tensor], torch.Tensor]
 CONV: dict[int, Layer] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONV: dict[int, Layer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM: dict[int, Layer] = {
@@ -96,6 +97,11 @@ def features_of(flat: torch.Tensor, count: int) -> torch.Tensor:
     return flat if len(flat) == count else flat.view(count, -1, *flat.shape[2:])
 
 
+def activated_norm(x: torch.Tensor, norm: nn.Module, activation: Activation) -> torch.Tensor:
+    """Normalises (b, c, *shape) and then activates, which may be in place; see `flat_norm`."""
+    return features_of(activation(flat_norm(x, norm)), len(x))
+
+
 class ConvBlock(nn.Module):
     """A convolution and an instance norm, followed by a LeakyReLU unless `activate` is False.
 
@@ -127,7 +133,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, in_channels, *shape) -> (b, out_channels, *shape / stride)."""
-        return features_of(self.activation(self.flat(x)), len(x))
+        return activated_norm(self.conv(x), self.norm, self.activation)
 
     def flat(self, x: torch.Tensor) -> torch.Tensor:
         """Convolves and normalises: (b, in_channels, *shape) -> (1, b * out_channels, ...)."""

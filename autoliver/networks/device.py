@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 # The first NVIDIA GPUs that compute bfloat16 themselves (Ampere). Older ones emulate it, slowly.
 _BFLOAT16_CAPABILITY = (8, 0)
-# cuDNN finds no engine where none can have the memory that it works in.
-_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "unable to find an engine")
 
 MORE_MEMORY = (
     "End what else runs there (nvidia-smi), use another GPU (--device cuda:1), or the processor: "
@@ -139,14 +137,3 @@ def free_bytes(device: "torch.device") -> int:
 
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an accelerator has too little memory."""
-    import torch
-
-    # cuDNN, cuBLAS and Apple's GPUs tell it in a RuntimeError of their own.
-    text = str(error).casefold()
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
-    )

@@ -8,7 +8,13 @@ the features of its counterpart, and the last convolution has a kernel of 3 voxe
 import torch
 from torch import Tensor, nn
 
-from autoliver.networks.blocks import CONV, INSTANCE_NORM, NORM_EPS, TRANSPOSED_CONV
+from autoliver.networks.blocks import (
+    CONV,
+    INSTANCE_NORM,
+    NORM_EPS,
+    TRANSPOSED_CONV,
+    activated_norm,
+)
 from autoliver.networks.ds_net_spec import IMAGES, STACK_FEATURES, DSNetSpec
 from autoliver.networks.encoder_unet import EncoderUNet
 
@@ -82,8 +88,7 @@ class _DepthConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_features, z, y, x) -> (b, features, z / stride, y, x), rounded up."""
-        y: Tensor = self.activation(self.norm(self.conv(x)))
-        return y
+        return activated_norm(self.conv(x), self.norm, self.activation)
 
 
 def _up(spec: DSNetSpec, level: int, in_features: int, features: int) -> nn.Module:

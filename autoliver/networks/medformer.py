@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoliver.networks.blocks import CONV, INSTANCE_NORM, NORM_EPS
+from autoliver.networks.blocks import CONV, INSTANCE_NORM, NORM_EPS, activated_norm
 from autoliver.networks.medformer_spec import CONVOLUTION_LEVELS, EXPANSION, MedFormerSpec
 
 _SQUEEZE = 4  # features per feature inside a squeeze and excitation
@@ -189,9 +189,9 @@ class PreActivatedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_features, *shape) -> (b, features, *shape)."""
         # The activated input is used twice, so that a projection sees normalised values.
-        active = F.relu(self.norm(x), inplace=True)
+        active = activated_norm(x, self.norm, torch.relu_)
         y: Tensor = self.first(active)
-        y = self.second(F.relu(self.second_norm(y), inplace=True))
+        y = self.second(activated_norm(y, self.second_norm, torch.relu_))
         kept = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
         return kept + y
 
@@ -339,9 +339,9 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, features, *shape) -> the same shape."""
-        y = self.expand(F.relu(self.norm(x), inplace=True))
-        y = self.depthwise(F.relu(self.inner_norm(y), inplace=True))
-        y = F.relu(self.inner_norm(y), inplace=True)
+        y = self.expand(activated_norm(x, self.norm, torch.relu_))
+        y = self.depthwise(activated_norm(y, self.inner_norm, torch.relu_))
+        y = activated_norm(y, self.inner_norm, torch.relu_)
         mean = y.mean(tuple(range(2, y.ndim)), keepdim=True)
         y = y * torch.sigmoid(self.excite(F.relu(self.squeeze(mean), inplace=True)))
         projected: Tensor = self.project(y)

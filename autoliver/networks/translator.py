@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autoliver.networks.blocks import CONV, INSTANCE_NORM, TRANSPOSED_CONV, Layer
+from autoliver.networks.blocks import CONV, INSTANCE_NORM, TRANSPOSED_CONV, Layer, activated_norm
 from autoliver.networks.translator_spec import TranslatorSpec
 
 # Layers that pad a feature map by mirroring it, by dimension.
@@ -27,8 +27,7 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, before, *shape) -> (b, after, *shape)."""
-        y: torch.Tensor = self.activation(self.norm(self.conv(self.pad(x))))
-        return y
+        return activated_norm(self.conv(self.pad(x)), self.norm, self.activation)
 
 
 class _Residual(nn.Module):
@@ -65,8 +64,7 @@ class _Down(nn.Module):
     def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of the convolution, and that of the whole layer."""
         convolved: torch.Tensor = self.conv(x)
-        y: torch.Tensor = self.activation(self.norm(convolved))
-        return convolved, y
+        return convolved, activated_norm(convolved, self.norm, self.activation)
 
 
 class _Up(_Down):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoliver.errors import AutoliverError, OptionError
-from autoliver.networks.device import out_of_memory
+from autoliver.memory import out_of_memory
 from autoliver.training.fold import FoldTask
 from autoliver.training.objectives.lesions import LesionObjective
 from autoliver.training.objectives.objective import Objective

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from autoliver.datasets.cases import Labels
+from autoliver.errors import MachineError
 from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.memory import out_of_memory
 from autoliver.models.files import FoldFolder
-from autoliver.networks.device import out_of_memory
 from autoliver.planning.plan import Configuration
 from autoliver.training.augment.batch import AugmentSpec, augmentation, initial_patch_shape
 from autoliver.training.distributed import ALONE, Group
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 _VALIDATION_SHARE = 5  # training batches per validation batch; nnU-Net has 250 and 50
 # Share of the room for cases that drawn batches may take where the cases do not fit.
 _KEPT_SHARE = 0.25
+_BATCHES_ON_GPU = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,25 +192,43 @@ def open_patches(task: FoldTask) -> tuple[Patches, Patches]:
     # Each view of a patch goes through the network. Its weights are counted as often, though they
     # are there once: they are small beside the feature maps.
     network_gb = task.network_gb * (1 if spec is None else spec.views)
+    kind = task.options.sampler
+    stream = patch_stream(task, task.train, spec, number=0, kind=kind, replay=task.replay)
+    network_gb += batches_gb(stream)
     room = measure_room(task.machine, task.device, network_gb=network_gb)
     cache = choose_cache(task.machine.cache, need, room)
     workers = task.machine.loaders
-    kind = task.options.sampler
-    stream = patch_stream(task, task.train, spec, number=0, kind=kind, replay=task.replay)
     return Patches(stream, cache, task.device, workers=workers), _held_out(task, cache, room)
+
+
+def batches_gb(stream: PatchStream) -> float:
+    """The memory in GB of the batches that are on a GPU at a time.
+
+    One is used; its memory is given back when the numbers of its step are read, which is one step
+    late; and the next one is made beside it.
+    """
+    places = stream.places(0)
+    if not places:
+        return 0.0
+    sampler = stream.sampler
+    channels = sampler.cases[0].image.shape[0]
+    each = measure_voxels(math.prod(sampler.box_shape), channels, sampler.label_channels)
+    return _BATCHES_ON_GPU * len(places) * each
 
 
 def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]], T]) -> T:
     """Runs a training with its patches, and moves the cases out of a GPU that gets full.
 
     That is for `--cache auto`, whose estimate of what the training needs may be too low. The second
-    run goes on from the state that the first one saved, with the same result.
+    run goes on from the state that the first one saved, with the same result. Processes that train
+    together cannot move alone, and stop: the others would wait for this one.
 
     Args:
         task: The fold.
         run: Trains the fold with its training and its held-out batches.
 
     Raises:
+        MachineError: The GPU of one of several processes gets full.
         RuntimeError: There is too little memory without any case on the GPU, too.
     """
     patches = None
@@ -217,10 +237,16 @@ def with_room(task: FoldTask, run: Callable[[FoldTask, tuple[Patches, Patches]],
         return run(task, patches)
     except RuntimeError as error:
         cached = patches is None or patches[0].cache == "gpu"
-        # Of several processes, the others would wait for this one.
-        alone = task.machine.cache == "auto" and task.group.size == 1
-        if not (cached and alone and out_of_memory(error)):
+        movable = task.machine.cache == "auto" and cached
+        if not movable or out_of_memory(error) != "accelerator":
             raise
+        if task.group.size > 1:
+            raise MachineError(
+                f"{task.title}: the GPU of process {task.group.rank} has too little memory for the "
+                "cases beside the training.",
+                hint="Give the same command with --cache ram. It goes on after the last epoch that "
+                "was saved, and the result is the same.",
+            ) from error
     _log.warning(
         "%s: the GPU has too little memory for the cases beside the training, which goes on with "
         "the cases elsewhere. The result is the same.",

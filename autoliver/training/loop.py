@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from autoliver.errors import AutoliverError
-from autoliver.memory import running_out
+from autoliver.memory import out_of_memory, running_out
 from autoliver.networks.checkpoint import load_training_state
-from autoliver.networks.device import out_of_memory
 from autoliver.parallel import bar_pace
 from autoliver.training.augment.batch import augmentation
 from autoliver.training.bar import TrainingBar, duration
@@ -44,7 +43,13 @@ from autoliver.training.progress import (
 )
 from autoliver.training.recipes import Recipe
 from autoliver.training.saving import Saver
-from autoliver.training.state import EpochSums, TrainingState, new_state, saved_recipe
+from autoliver.training.state import (
+    EpochSums,
+    TrainingState,
+    begun_again,
+    new_state,
+    saved_recipe,
+)
 from autoliver.training.step import Stepper
 from autoliver.training.tasks import head_labels
 from autoliver.values import counted, first_few
@@ -78,9 +83,9 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
     """
     try:
         with same_bits(task.options.deterministic):
-            return with_room(task, partial(_run, stop=stop))
+            return with_room(task, partial(_run, stop=stop, clock=Clock()))
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if out_of_memory(error) != "accelerator":
             raise
         raise AutoliverError(
             f"{task.title}: the GPU has too little memory for batches of "
@@ -92,9 +97,13 @@ def train_fold(task: FoldTask, *, stop: Callable[[], bool] = lambda: False) -> T
 
 
 def _run(
-    task: FoldTask, patches: tuple[Patches, Patches], *, stop: Callable[[], bool]
+    task: FoldTask,
+    patches: tuple[Patches, Patches],
+    *,
+    stop: Callable[[], bool],
+    clock: "Clock",
 ) -> TrainedFold:
-    loop = _Loop(task, patches)
+    loop = _Loop(task, patches, clock)
     with closing(loop.board), closing(loop.saver):
         trained = loop.run(stop)
         while trained.finished and loop.begin_extension():
@@ -120,22 +129,23 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
 
     Args:
         task: The fold; it needs held-out cases.
-        seconds: About how long it may take; there are at least two steps of each kind.
+        seconds: About how long the steps may take that are timed, at least one training step. The
+            first step comes before them: there memory is allocated, the network is compiled if the
+            training will be, and cuDNN chooses its algorithms.
 
     Raises:
         AutoliverError: As for `train_fold`.
     """
-    with running_out(task.title):
+    with running_out(task.title), same_bits(task.options.deterministic):
         loop = _Loop(task)
         ends = (closing(loop.board), closing(loop.saver), closing(loop.batches(0, _MOST_TIMED)))
         with ends[0], ends[1], ends[2] as batches:
-            begun = time.monotonic()
             for batch in batches:
                 loop.stepper.take(batch)
-                if batch.number == 0:  # not timed: the first step also allocates memory
+                if batch.number == 0:
                     loop.stepper.settle()  # it has ended on the device, too
                     first = time.monotonic()
-                elif time.monotonic() - begun > seconds:
+                elif time.monotonic() - first > seconds:
                     break
             loop.stepper.settle()
             train_s = (time.monotonic() - first) / batch.number
@@ -144,10 +154,40 @@ def time_steps(task: FoldTask, *, seconds: float) -> StepTimes:
         return StepTimes(train_s=train_s, held_out_s=(time.monotonic() - begun) / _TIMED_HELD_OUT)
 
 
+class Clock:
+    """The seconds that a training has taken in all its sessions, by the time of day.
+
+    It outlives a run that is given up and begun again within a session.
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+
+    def begin(self, elapsed: float, *, at: float) -> None:
+        """Begins to count unless it does so already.
+
+        Args:
+            elapsed: Seconds that earlier sessions took.
+            at: The reading of `time.monotonic` when this session began.
+        """
+        if self._began is None:
+            self._began = at - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds until now; 0 before it has begun."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
+
 class _Loop:
     """A running training: its task, its batches and its objective, and the state that changes."""
 
-    def __init__(self, task: FoldTask, patches: tuple[Patches, Patches] | None = None) -> None:
+    def __init__(
+        self,
+        task: FoldTask,
+        patches: tuple[Patches, Patches] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.task = task
         self.learnt = head_labels(task.labels, task.configuration)
         self.weights = class_weights(task.options, self.learnt, task.train)
@@ -157,20 +197,19 @@ class _Loop:
         self.saver = Saver(task, self.objective.names)
         self.group = task.group
         self.train, self.held_out = patches or open_patches(task)
-        self.since = time.monotonic()
-        if task.files.resume.exists():
-            self._begin(self._saved_state())
-            return
-        self._begin(self._new_state(choose_recipe(task.options)))
-        if task.options.hours is not None and task.options.steps:
-            affordable = self._affordable_steps(task.options.hours)
-            self._begin(self._new_state(choose_recipe(task.options, steps=affordable)))
+        self.clock, since = clock or Clock(), time.monotonic()
+        resumed = task.files.resume.exists()
+        state = self._saved_state() if resumed else self._new_state(choose_recipe(task.options))
+        self.clock.begin(state.elapsed, at=since)
+        self.group.check_equal("a training after step", state.step)
+        self.stepper = Stepper(task, self.objective, self.train, state, self.saver.wait)
+        self._begin(state)
+        if not resumed and task.options.hours is not None and task.options.steps:
+            self._begin(self._as_long_as(task.options.hours))
 
     def _begin(self, state: TrainingState) -> None:
         """Continues from a state, with the augmentations of its recipe."""
-        self.group.check_equal("a training after step", state.step)
-        self.state = state
-        self.stepper = Stepper(self.task, self.objective, self.train, state, self.saver.wait)
+        self.state = self.stepper.state = state
         self.spec = augmentation(
             self.task.configuration,
             self.task.options.augment,
@@ -214,7 +253,11 @@ class _Loop:
                 if self.state.step == first + 1:  # not timed: the first step allocates memory
                     begun = time.monotonic()
                 elif first == 0 and self.state.step == _PROBE_STEPS:
-                    self._warn_if_long((time.monotonic() - begun) / (_PROBE_STEPS - 1), last)
+                    pace, left = (
+                        (time.monotonic() - begun) / (_PROBE_STEPS - 1),
+                        last - _PROBE_STEPS,
+                    )
+                    _warn_if_long(self.task, left, seconds=pace, epochs=self._epochs)
                 # Asked only once per step: a later request is seen after the next step.
                 stopping = self.group.any(stop())
                 if self.state.step % options.iterations == 0 or self._done() >= 1.0:
@@ -252,9 +295,7 @@ class _Loop:
 
     def _note_time(self) -> None:
         # By the clock rather than a sum of timings: saving and drawing also count towards --hours.
-        now = time.monotonic()
-        self.state.elapsed += now - self.since
-        self.since = now
+        self.state.elapsed = self.clock.elapsed
         if self.task.options.hours is not None:  # the lead's clock decides for all processes
             self.state.elapsed = self.group.lead_does(lambda: self.state.elapsed)
 
@@ -344,8 +385,21 @@ class _Loop:
         state.logs = [log for log in logs if log.step <= state.step]
         return state
 
+    def _as_long_as(self, hours: float) -> TrainingState:
+        """The state before the first step of the recipe for a time budget.
+
+        Steps are timed with the network itself, which then gets its initial weights back: another
+        one would be compiled again.
+        """
+        network = self.state.network
+        initial = {name: each.clone() for name, each in network.state_dict().items()}
+        options, steps = self.task.options, self._affordable_steps(hours)
+        network.load_state_dict(initial)
+        spec, recipe = self.task.configuration.network, choose_recipe(options, steps=steps)
+        return begun_again(self.state, spec, recipe, options=options, sums=self._no_sums())
+
     def _affordable_steps(self, hours: float) -> int:
-        """Estimates the steps that fit into a time budget by timing a few on a new network."""
+        """Estimates the steps that fit into a time budget by timing a few."""
         start = time.monotonic()
         for batch in self.batches(0, _PROBE_STEPS):
             self.stepper.take(batch)
@@ -373,23 +427,25 @@ class _Loop:
             return begins + describe_weights(self.weights, self.learnt)
         return f"{self.task.title}: goes on after epoch {len(self.state.logs)}/{self._epochs}"
 
-    def _warn_if_long(self, seconds: float, last: int) -> None:
-        """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
 
-        Args:
-            seconds: Seconds per step.
-            last: Number of steps at the end.
-        """
-        task = self.task
-        left = seconds * _HELD_OUT_TIME * (last - self.state.step)
-        others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
-        if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
-            return
-        if self.group.leads:
-            with TrainingBar.external_write_mode(file=sys.stderr):
-                _log.warning(
-                    "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
-                    "begin again with --fresh and fewer --epochs, or with --hours H.%s",
-                    *(duration(left), counted(self._epochs, "epoch")),
-                    f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
-                )
+def _warn_if_long(task: FoldTask, steps: int, *, seconds: float, epochs: int) -> None:
+    """Says what the first fold of a run will take on a CPU and what to do, if that is hours.
+
+    Args:
+        task: The fold.
+        steps: Number of steps that are left.
+        seconds: Seconds per step.
+        epochs: Number of epochs at the end.
+    """
+    left = seconds * _HELD_OUT_TIME * steps
+    others = {*task.folder.parent.glob("fold_*/progress.jsonl")} - {task.files.progress}
+    if task.device.type != "cpu" or task.options.hours or left < _LONG_ON_CPU or others:
+        return
+    if task.group.leads:
+        with TrainingBar.external_write_mode(file=sys.stderr):
+            _log.warning(
+                "About %s on this CPU for %s of this fold. To wait less: stop with Ctrl-C and "
+                "begin again with --fresh and fewer --epochs, or with --hours H.%s",
+                *(duration(left), counted(epochs, "epoch")),
+                f" Or plan a smaller network: {task.smaller}" if task.smaller else "",
+            )

@@ -1,7 +1,7 @@
 """The state of a training: everything that changes during it, and its form on disk."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoliver.artifacts import to_record
+from autoliver.errors import ModelError
 from autoliver.networks.blocks import to_channels_last
 from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import check_fit
@@ -98,35 +99,43 @@ class TrainingState:
         """The network whose weights are the result: the running mean, if there is one."""
         return self.averaged if self.averaged is not None else self.network
 
-    def update_average(self) -> None:
+    def update_average(self, skipped: Tensor | None = None) -> None:
         """Moves the running mean towards the current weights, if the recipe keeps one.
 
         The decay grows with the number of steps, so that the mean forgets the untrained weights.
         Buffers, such as the statistics of a batch norm, are copied: they are running means already.
+
+        Args:
+            skipped: A scalar on the device, 1 where the step is skipped and the mean is to stay as
+                it is, else 0; None: it is not skipped.
         """
         if self.averaged is None:
             return
         share = 1.0 - min(self.recipe.average, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(self._means, self.weights, share)
-            if self._buffers:
-                torch._foreach_copy_(self._mean_buffers, self._buffers)
+            if skipped is None:
+                torch._foreach_lerp_(self._means, self.weights, share)
+                if self._buffers:
+                    torch._foreach_copy_(self._mean_buffers, self._buffers)
+                return
+            moves = torch._foreach_sub(self.weights, self._means)
+            torch._foreach_mul_(moves, share * (1.0 - skipped))
+            torch._foreach_add_(self._means, moves)
+            for mean, buffer in zip(self._mean_buffers, self._buffers, strict=True):
+                mean.copy_(torch.where(skipped > 0, mean, buffer))
 
     def update_if_finite(self, numbers: Tensor) -> None:
-        """Updates the weights, without waiting for the device, unless a number is not finite.
-
-        The running mean moves in any case; a skipped step leaves it among finite weights.
+        """Updates weights and running mean unless a number is not finite; the host does not wait.
 
         Args:
             numbers: Loss and norm of the gradients, on the device.
         """
         # What a gradient scaler sets: the fused kernels look at it and leave everything as it is.
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (  # type: ignore[attr-defined]
-            torch.isfinite(numbers).logical_not().any().float()
-        )
+        skipped = torch.isfinite(numbers).logical_not().any().float()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.update_average()
+        self.update_average(skipped)
 
     def snapshot(self) -> dict[str, Any]:
         """The state without its logs, as tensors and plain values."""
@@ -161,7 +170,7 @@ class TrainingState:
         self.network.load_state_dict(saved["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(saved["averaged"])
-        self._restore_optimizer(saved["optimizer"])
+        self._restore_optimizer(saved["optimizer"], where=where)
         if saved["scaler"]:  # empty if the training was started without loss scaling
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
@@ -176,12 +185,33 @@ class TrainingState:
             waited=saved["waited"],
         )
 
-    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
-        """Restores the optimiser; the device of this training decides whether it is fused."""
+    def _restore_optimizer(self, saved: dict[str, Any], *, where: str) -> None:
+        """Restores the optimiser; the device of this training decides whether it is fused.
+
+        Raises:
+            ModelError: It was made for other weights, or with other parts of the network apart.
+        """
+        numbers = [
+            [len(group["params"]) for group in groups]
+            for groups in (saved["param_groups"], self.optimizer.param_groups)
+        ]
+        if numbers[0] != numbers[1]:
+            raise ModelError(
+                f"{where}: its optimiser has groups of {_listed(numbers[0])} weights, that of this "
+                f"training of {_listed(numbers[1])} weights.",
+                hint="Continue with the version and the options that the training was begun with, "
+                "or train again from the beginning: give the same command with --fresh.",
+            )
         fused = self.optimizer.param_groups[0].get("fused")
         groups = [{**group, "fused": fused} for group in saved["param_groups"]]
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         _fill_momentum(self.optimizer)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers for a message: "3, 4 and 5"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def new_state(
@@ -217,6 +247,39 @@ def new_state(
     network = network.to(device)
     if memory_format(spec, device) != torch.contiguous_format:
         to_channels_last(network)
+    return _state_of(network, spec, recipe, options=options, sums=sums)
+
+
+def begun_again(
+    state: TrainingState,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    *,
+    options: TrainingOptions,
+    sums: EpochSums,
+) -> TrainingState:
+    """Makes the state before the first step of another recipe, with the network of a state.
+
+    Args:
+        state: A state whose network has the initial weights; of no use afterwards.
+        spec: The network.
+        recipe: The recipe of the training.
+        options: The options of the training.
+        sums: Empty sums of the first epoch.
+    """
+    state.network.zero_grad(set_to_none=True)
+    return _state_of(state.network, spec, recipe, options=options, sums=sums)
+
+
+def _state_of(
+    network: nn.Module,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    *,
+    options: TrainingOptions,
+    sums: EpochSums,
+) -> TrainingState:
+    device = next(network.parameters()).device
     return TrainingState(
         recipe=recipe,
         network=network,

@@ -12,8 +12,8 @@ from small_models import SaveFold
 
 from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, MachineError
+from autoliver.inference import decide, window
 from autoliver.inference import outputs as outputs_module
-from autoliver.inference import window
 from autoliver.inference.decide import decide_rows
 from autoliver.inference.ensemble import Output
 from autoliver.inference.model import load_model
@@ -105,6 +105,53 @@ def test_a_real_gpu_decides_the_same(grid: str) -> None:
     rows = ((first, part.cuda()) for first, part in pieces(logits, 7))
     found = decide_rows(rows, properties, labels=CLASSES)
     assert np.mean(found != expected) < 1e-4  # ties to within the last bit
+
+
+class OnGpu(torch.Tensor):
+    """Logits that say they are on a GPU until they are brought to the host."""
+
+    device = property(lambda _: torch.device("cuda", 0))  # type: ignore[assignment]
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("step", ["_labels", "_copied"])
+@pytest.mark.parametrize("grid", ["same", "finer"])
+def test_a_gpu_that_gets_full_leaves_the_decision_to_the_host(
+    grid: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = make_properties(grid, (0, 1, 2))
+    logits = make_logits(3, properties.shape_zyx)
+    expected = backward_logits(logits.copy(), properties, labels=CLASSES)
+    moved = []
+
+    def full_on_gpu(name: str) -> None:
+        plain = getattr(decide._Decider, name)
+
+        def run(self: object, *args: object) -> torch.Tensor:
+            *_, given = args
+            if isinstance(given, OnGpu):
+                if name == step:
+                    moved.append(name)
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                args = (*args[:-1], given.cpu())
+            found: torch.Tensor = plain(self, *args)
+            return found
+
+        monkeypatch.setattr(decide._Decider, name, run)
+
+    for name in ("_labels", "_copied"):
+        full_on_gpu(name)
+    rows = list(pieces_of(logits, 7))
+    rows[0] = (0, rows[0][1].as_subclass(OnGpu))
+    found = decide_rows(rows, properties, labels=CLASSES)
+    assert np.array_equal(found, expected)
+    assert moved == ([] if (grid, step) == ("same", "_copied") else [step])
+
+
+def pieces_of(logits: Logits, depth: int) -> list[tuple[int, torch.Tensor]]:
+    return [(first, part.clone()) for first, part in pieces(logits, depth)]
 
 
 def test_missing_rows_are_refused() -> None:

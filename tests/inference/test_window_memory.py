@@ -165,6 +165,28 @@ def test_a_gpu_that_gets_full_changes_where_things_lie_and_not_the_result(
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_gpu_that_gets_full_while_outputs_are_checked_goes_on(
+    call: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = noise(37, 25, 31)
+    monkeypatch.setattr(window, "_BATCH_VOXELS", 2 * int(np.prod(PATCH)))
+    expected = run(image, Small(3), PATCH, None)
+    plain, calls = torch.isfinite, itertools.count()
+
+    def full_once(values: Tensor) -> Tensor:
+        if next(calls) == call:
+            raise FULL
+        return plain(values)
+
+    caplog.clear()
+    monkeypatch.setattr(torch, "isfinite", full_once)
+    found = run(image, Small(3), PATCH, None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_patch_that_does_not_fit_alone_ends_with_the_case_and_the_model() -> None:
     network = Small(3, full=lambda _: True)
     with pytest.raises(MachineError, match=r"case_1: LiTS/2d: .*80\.0 GB.* patch of 8x12x10") as e:

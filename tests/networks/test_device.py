@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoliver.inference.outputs import arithmetic
-from autoliver.networks.device import free_bytes, half_precision, out_of_memory
+from autoliver.networks.device import free_bytes, half_precision
 from autoliver.training.state import amp_dtype
 
 CUDA = [torch.device("cuda", number) for number in range(3)]
@@ -47,19 +47,3 @@ def test_free_memory_counts_what_pytorch_keeps_of_tensors_that_are_gone(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
     assert free_bytes(CUDA[0]) == 1400
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
-        (RuntimeError("size mismatch"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert out_of_memory(error) == expected

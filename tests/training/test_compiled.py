@@ -10,12 +10,14 @@ import torch
 from small_trainings import make_task
 
 from autoliver.errors import AutoliverError, OptionError
+from autoliver.networks.build import build_network
 from autoliver.networks.checkpoint import load_training_state
 from autoliver.training import compiled
 from autoliver.training.compiled import compiles, may_go_on
 from autoliver.training.determinism import same_bits
 from autoliver.training.fold import FoldTask, TrainedFold
 from autoliver.training.loop import train_fold
+from autoliver.training.objectives.segmentation import LossKind, LossOptions, segmentation_loss
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -136,3 +138,30 @@ def test_cudnn_chooses_by_timing_unless_bits_must_be_the_same(wanted: bool) -> N
     with same_bits(wanted):
         assert torch.backends.cudnn.benchmark is not wanted
     assert torch.backends.cudnn.benchmark is before
+
+
+@pytest.mark.parametrize(
+    ("kind", "ignore"),
+    [
+        ("dice-ce", 2),
+        ("dice-topk", None),  # with voxels to ignore, their number is read from the device
+        ("dice-focal", 2),
+        ("dice-bce", 2),
+        ("focal-tversky", 2),
+    ],
+)
+def test_network_and_loss_trace_to_one_graph(
+    kind: LossKind, ignore: int | None, tmp_path: Path
+) -> None:
+    spec = task_of(tmp_path, "off").configuration.network
+    generator = torch.Generator().manual_seed(0)
+    network = build_network(spec, deep_supervision=True, generator=generator)
+    options = LossOptions(batch_dice=False, kind=kind, ignore=ignore)
+
+    def step(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return segmentation_loss(network(image), target, options=options)
+
+    torch.compiler.reset()
+    target = torch.randint(0, 3, (2, 1, 16, 16), dtype=torch.int16)
+    found = torch._dynamo.explain(step)(torch.randn(2, 1, 16, 16), target)
+    assert (found.graph_count, found.break_reasons) == (1, [])

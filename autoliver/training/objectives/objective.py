@@ -204,10 +204,5 @@ def counts_of(counts: "Mapping[str, Tensor]", group: Group) -> Counts:
     return Counts(group.sum_(torch.cat(list(counts.values()))), lengths)
 
 
-def tally_of(counts: "Mapping[str, Tensor]", group: Group) -> Tally:
-    """The tally of a whole batch, read from the device; arguments as for `counts_of`."""
-    return Tally(counts=counts_of(counts, group).counts)
-
-
 def _lengths(counts: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return {name: len(numbers) for name, numbers in counts.items()}

@@ -20,18 +20,30 @@ _MS_PER_S = 1000.0
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """Yields the items; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(1) as thread:
+    """Yields the items, and closes what makes them; a thread makes the next one meanwhile.
+
+    That thread closes it, too: no one else may while it makes an item.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:
             upcoming = thread.submit(next, items, None)
             yield item
+    finally:
+        thread.submit(_close, items)
+        thread.shutdown()
+
+
+def _close(items: Iterator[Any]) -> None:
+    if isinstance(items, Generator):
+        items.close()
 
 
 def timed(
     items: Iterator[T], device: torch.device, tensors: Callable[[T], Iterable[Tensor]]
 ) -> Generator[tuple[T, float, float], None, None]:
-    """Yields the items and how long they were waited for.
+    """Yields the items and how long they were waited for, and closes what makes them.
 
     On a CUDA device the next item is made while the current one is used: a thread gives its work to
     a stream of its own, and the current stream waits for it there, not the CPU. On other devices an
@@ -49,12 +61,15 @@ def timed(
     if device.type == "cuda":
         yield from _beside(items, device, tensors)
         return
-    while True:
-        start = time.monotonic()
-        item = next(items, None)
-        if item is None:
-            return
-        yield item, time.monotonic() - start, 0.0
+    try:
+        while True:
+            start = time.monotonic()
+            item = next(items, None)
+            if item is None:
+                return
+            yield item, time.monotonic() - start, 0.0
+    finally:
+        _close(items)
 
 
 def _beside(
@@ -63,20 +78,25 @@ def _beside(
     side = _side_stream(device)
     waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def make() -> tuple[T | None, torch.cuda.Event]:
-        with torch.cuda.stream(side):
-            item, done = next(items, None), _event()
-            done.record(side)
-        return item, done
+    def made() -> Generator[tuple[T, torch.cuda.Event], None, None]:
+        try:
+            while True:
+                with torch.cuda.stream(side):
+                    item, done = next(items, None), _event()
+                    done.record(side)
+                if item is None:
+                    return
+                yield item, done
+        finally:
+            _close(items)
 
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(make)
+    with contextlib.closing(ahead(made())) as coming:
         while True:
             start = time.monotonic()
-            item, done = upcoming.result()
-            if item is None:
+            found = next(coming, None)
+            if found is None:
                 return
-            upcoming = thread.submit(make)
+            item, done = found
             current = torch.cuda.current_stream(device)
             before, after = (_event(timing=True) for _ in range(2))
             before.record(current)

@@ -1,5 +1,6 @@
 """Makes batches for the network: drawn, mapped to classes, moved to the device, augmented."""
 
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from autoliver.training.patches.cache import (
 )
 from autoliver.training.patches.loader import drawn_by_workers
 from autoliver.training.patches.outside import measure_all
-from autoliver.training.patches.sampling import Batch, PatchStream
+from autoliver.training.patches.sampling import Allocate, Batch, PatchStream
 from autoliver.training.share import Part
 
 
@@ -89,7 +90,8 @@ class Patches:
         # Patches that will be rotated are changed in place.
         self._room = round(keep_gb * GB) if stream.spatial is None else 0
         self._keeps = self._room > 0
-        self._kept: dict[int, DrawnBatch] = {}
+        self._kept: dict[int, Batch] = {}
+        self._drawing = threading.Lock()
         self.device = device
         self.workers = workers if cache == "disk" else 0
         self._on_device = DeviceStream(stream, device) if cache == "gpu" else None
@@ -110,13 +112,17 @@ class Patches:
             spec: Augmentations; None: none.
         """
         made = self._made(numbers, patch_shape, spec)
-        with closing(made), closing(timed(made, self.device, lambda each: each.tensors)) as ready:
+        with closing(timed(made, self.device, lambda each: each.tensors)) as ready:
             for batch, seconds, stalled in ready:
                 yield replace(batch, seconds=seconds, waited=seconds + stalled)
 
     def redraw(self, number: int) -> Batch:
-        """Draws a batch again, in memory, as large as patches are cut out at most."""
-        return self.stream.draw_whole(number)
+        """Draws a batch again, in memory, as large as patches are cut out at most.
+
+        Meanwhile no thread draws from the same cases: their files and caches serve one at a time.
+        """
+        with self._drawing:
+            return self.stream.draw_whole(number)
 
     def _made(
         self, numbers: range, patch_shape: Sequence[int], spec: AugmentSpec | None
@@ -182,9 +188,8 @@ class Patches:
             yield from map(self._on_device.draw, numbers)
             return
         # On a CPU the arrays themselves become the batch, so that they cannot be used again.
-        reused = self.device.type == "cuda" and not self._keeps
-        buffers = SendBuffers() if reused else None
-        with closing(self._source(numbers, buffers)) as source, closing(ahead(source)) as coming:
+        buffers = SendBuffers() if self.device.type == "cuda" else None
+        with closing(ahead(self._source(numbers, buffers))) as coming:
             for batch, place in coming:
                 sent = self._on(batch)
                 if buffers is not None:
@@ -199,26 +204,33 @@ class Patches:
         if not self.workers:
             for number in numbers:
                 place = 0 if buffers is None else buffers.begin()
-                batch = self._kept.get(number)
-                if batch is None:
-                    batch = self._to_send(self.stream.draw(number, allocate), buffers)
-                    self._keep(number, batch)
-                yield batch, place
+                yield _to_send(self._here(number, allocate)), place
             return
         with closing(drawn_by_workers(self.stream, numbers, self.workers, allocate)) as drawn:
             for _ in numbers:
                 place = 0 if buffers is None else buffers.begin()
-                yield self._to_send(next(drawn), buffers), place
+                yield _to_send(next(drawn)), place
 
-    def _to_send(self, batch: Batch, buffers: SendBuffers | None) -> DrawnBatch:
-        arrays = (batch.image, batch.label, *(array for pair in batch.wide for array in pair))
-        tensors = [torch.from_numpy(array) for array in arrays]
-        if self.device.type == "cuda" and buffers is None:
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        image, target, *wide = tensors
-        return DrawnBatch(
-            image, target, batch.cases, tuple(zip(wide[::2], wide[1::2], strict=True))
-        )
+    def _here(self, number: int, allocate: Allocate) -> Batch:
+        """A batch that this process draws, or has drawn before.
+
+        Those that are kept lie in ordinary memory: page-locked memory would be lost to the whole
+        machine until the training ends. They are copied into the memory that they are sent from.
+        """
+        if not self._keeps:
+            with self._drawing:
+                return self.stream.draw(number, allocate)
+        batch = self._kept.get(number)
+        if batch is None:
+            with self._drawing:
+                batch = self.stream.draw(number)
+            self._keep(number, batch)
+        if allocate is np.empty:
+            return batch
+        image = allocate(batch.image.shape, batch.image.dtype)
+        label = allocate(batch.label.shape, batch.label.dtype)
+        image[:], label[:] = batch.image, batch.label
+        return replace(batch, image=image, label=label)
 
     def _on(self, batch: DrawnBatch) -> DrawnBatch:
         """The batch on the device."""
@@ -229,8 +241,15 @@ class Patches:
         ]
         return DrawnBatch(*sent[0], batch.cases, tuple(sent[1:]))
 
-    def _keep(self, number: int, batch: DrawnBatch) -> None:
-        size = batch.image.nbytes + batch.target.nbytes
+    def _keep(self, number: int, batch: Batch) -> None:
+        size = batch.image.nbytes + batch.label.nbytes
         if size <= self._room:
             self._kept[number] = batch
             self._room -= size
+
+
+def _to_send(batch: Batch) -> DrawnBatch:
+    """The arrays of a batch as tensors in the same memory."""
+    arrays = (batch.image, batch.label, *(array for pair in batch.wide for array in pair))
+    image, target, *wide = (torch.from_numpy(array) for array in arrays)
+    return DrawnBatch(image, target, batch.cases, tuple(zip(wide[::2], wide[1::2], strict=True)))

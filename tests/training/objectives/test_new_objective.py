@@ -27,7 +27,7 @@ from autoliver.training.objectives.objective import (
     Scores,
     Shown,
     Tally,
-    tally_of,
+    counts_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread", "toy")
@@ -55,7 +55,7 @@ class Eager:
         loss, tally = self.segmentation.loss(outputs, batch, group)
         found = outputs[0].argmax(1) > 0
         own = {"foreground": found.sum()[None], "voxels": torch.tensor([found.numel()])}
-        return loss, Tally(counts={**tally.counts, **tally_of(own, group).counts})
+        return loss, Tally(counts={**tally.counts, **counts_of(own, group).counts})
 
     def scores(self, tally: Tally) -> Scores:
         ((foreground,), (voxels,)) = (tally.counts[name] for name in ("foreground", "voxels"))

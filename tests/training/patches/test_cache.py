@@ -327,8 +327,11 @@ def test_every_view_of_a_patch_takes_memory(
     monkeypatch.setattr(fold, "measure_room", room)
     task = make_task(cases, tmp_path, (16, 16), Machine())
     options = task.options.replace(augment=augment)
-    open_patches(replace(task, options=options, network_gb=8.0))
-    assert asked == [8.0 * views]
+    patches, _ = open_patches(replace(task, options=options, network_gb=8.0))
+    assert asked == [pytest.approx(8.0 * views, abs=0.01)]
+    # Three batches of three patches, as large as they are cut out at most.
+    voxels = np.prod(patches.stream.sampler.box_shape)
+    assert asked[0] - 8.0 * views == pytest.approx(3 * 3 * voxels * (2 * 4 + 2) / 2**30)
 
 
 class Full:
