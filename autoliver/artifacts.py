@@ -458,8 +458,10 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
             device or a pipe at `path`.
     """
     # The file ending is kept, since image readers and writers choose the format by it, some of them
-    # only in lower case; the rest is short, so that every name that fits a disk can be written.
-    ending = path.name[-_ENDING:].lower()
+    # only in lower case; the rest is short, so that every name that fits a disk can be written. What
+    # is before the ending must not look like one: ITK writes x.gz for x.nii.gz.nii.gz.
+    suffixes = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+    ending = "".join(suffixes).lower()[-_ENDING:].removeprefix(".")
     token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
     try:

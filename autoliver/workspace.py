@@ -30,7 +30,7 @@ from autoliver.models.selection import (
     choose_previous,
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
-from autoliver.system import entries
+from autoliver.system import entries, refuse_no_folder
 from autoliver.values import meant, spelled
 
 _log = logging.getLogger(__name__)
@@ -336,6 +336,10 @@ class Workspace:
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        """Refuses what is no folder, before a command reads or writes anything."""
+        refuse_no_folder("--workspace", self.root)
 
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:

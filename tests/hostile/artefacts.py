@@ -600,6 +600,13 @@ SENSELESS: dict[str, dict[str, object]] = {
         "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2]},
         "plan__labels__regions_class_order": [1, 1],
     },
+    "order that repeats": {
+        "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2], "c": [3]},
+        "plan__labels__regions_class_order": [2, 2, 3],
+    },
+    "regions without an order": {
+        "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2], "c": [3]},
+    },
     "order of zeros": {"plan__labels__regions_class_order": [0, 0]},
     "negative order": {"plan__labels__regions_class_order": [-1, 2]},
     "order of 10^12": {"plan__labels__regions_class_order": [10**12, 2]},
