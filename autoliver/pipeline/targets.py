@@ -150,6 +150,7 @@ def find_targets(
             lesions=lesions,
             endings=dict.fromkeys(dicom, LABELS),
         )
+        _refuse_meeting(jobs)
         targets, folder = Targets(jobs=jobs, record=output / RECORD_FILE), output
     else:
         if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
@@ -199,6 +200,19 @@ def _refuse_place(
             )
     if to_a_file:
         _check_ending(output)
+
+
+def _refuse_meeting(jobs: Sequence[PredictJob]) -> None:
+    """Refuses cases of which one's label map has the name of another one's further file."""
+    owner: dict[Path, str] = {}
+    for job in jobs:
+        for file in job.files:
+            other = owner.setdefault(file, job.name)
+            if other != job.name:
+                raise OptionError(
+                    f"-i: the cases {other} and {job.name} would both write {file.name}.",
+                    hint="Rename one of them, or predict them into two folders.",
+                )
 
 
 def _check_ending(output: Path) -> None:

@@ -378,6 +378,7 @@ class Paths:
         if not self._further.exists():
             _make_further(self.root, self._further)
         self._zygote = Zygote()
+        self._fresh: State = {}
 
     def close(self) -> None:
         """Ends the process that runs the commands."""
@@ -385,8 +386,7 @@ class Paths:
 
     def run(self, trial: Trial) -> Outcome:
         """Makes a thing and runs the command."""
-        self.arena.restore()
-        shutil.copytree(self._further, self.root, dirs_exist_ok=True)
+        self._restore()
         good = self.root / trial.place.good if trial.place.good else None
         folder = self.root / "place"
         folder.mkdir()
@@ -403,6 +403,17 @@ class Paths:
             verdict = f"changes {gone}"
         seconds, peak = result["seconds"], result["peak_kb"]
         return Outcome(trial.name, trial.place.command, verdict, seconds, peak, text)
+
+    def _restore(self) -> None:
+        """Makes the workspace as it was; nothing is copied if nothing was changed."""
+        place = self.root / "place"
+        if place.exists():
+            shutil.rmtree(place)
+        if self._fresh and _state(self.root, all_files=True) == self._fresh:
+            return
+        self.arena.restore()
+        shutil.copytree(self._further, self.root, dirs_exist_ok=True)
+        self._fresh = _state(self.root, all_files=True)
 
     def _verdict(self, trial: Trial, result: dict[str, Any], text: str) -> str:
         bad = verdict_of(result, text, self._zygote.baseline_kb)
@@ -451,16 +462,14 @@ State = dict[str, tuple[int, int, int]]
 _THEIRS = ("ws", "made", "new", "out", "other", "place", "t.csv", "e.autoliver", "scores")
 
 
-def _state(root: Path) -> State:
-    """All files that are the user's, and what lies in the place."""
+def _state(root: Path, *, all_files: bool = False) -> State:
+    """The files that are the user's and what lies in the place, or all files."""
     found = {}
     for path in root.rglob("*"):
         inside = path.relative_to(root)
         state = path.lstat()
         regular = path.is_file() and not path.is_symlink()
-        if inside.parts[0].startswith("-x"):
-            continue
-        if inside.parts[0] not in _THEIRS:
+        if all_files or not (inside.parts[0] in _THEIRS or inside.parts[0].startswith("-x")):
             found[str(inside)] = (state.st_mode, state.st_size, state.st_mtime_ns)
         elif inside.parts[0] == "place" and not regular:
             found[str(inside)] = (state.st_mode, 0, 0)
