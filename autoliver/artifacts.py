@@ -28,7 +28,7 @@ import msgspec
 
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
-from autoliver.values import another
+from autoliver.values import another, shortened
 
 R = TypeVar("R", bound="Record")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -164,15 +164,16 @@ class Artifact(Record, frozen=True, kw_only=True):
         if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
             found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
             raise ArtifactError(
-                f"{path}: expected a file of kind '{cls.KIND}', found {found!r}.", hint=hint
+                f"{path}: expected a file of kind '{cls.KIND}', found {_SHOWN.repr(found)}.",
+                hint=hint,
             )
         schema = raw.get("schema")
         if schema != cls.SCHEMA:
             if isinstance(schema, int) and schema > cls.SCHEMA:
                 hint = f"Update autoliver. {hint}".strip()
             raise ArtifactError(
-                f"{path}: written in schema {schema} by autoliver "
-                f"{raw.get('autoliver')}; this version reads schema {cls.SCHEMA}.",
+                f"{path}: written in schema {shortened(str(schema), _SHOWN.maxstring)} by autoliver "
+                f"{shortened(str(raw.get('autoliver')), _SHOWN.maxstring)}; this version reads schema {cls.SCHEMA}.",
                 hint=hint,
             )
         fields = {k: v for k, v in raw.items() if k not in ("kind", "schema", "autoliver")}
@@ -458,8 +459,8 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
             device or a pipe at `path`.
     """
     # The file ending is kept, since image readers and writers choose the format by it, some of them
-    # only in lower case; the rest is short, so that every name that fits a disk can be written. What
-    # is before the ending must not look like one: ITK writes x.gz for x.nii.gz.nii.gz.
+    # only in lower case; the rest is short, so that every name that fits a disk can be written.
+    # Nothing before it may look like an ending: ITK writes x.nii.gz for x.nii.nii.gz.
     suffixes = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
     ending = "".join(suffixes).lower()[-_ENDING:].removeprefix(".")
     token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]

@@ -370,6 +370,69 @@ def json_mutants(root: Path) -> Iterator[Mutant]:
                     )
 
 
+# What may happen to the bytes of a JSON file.
+BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "UTF-8 with a mark": lambda text: b"\xef\xbb\xbf" + text,
+    "UTF-16": lambda text: text.decode().encode("utf-16"),
+    "UTF-16 without a mark": lambda text: text.decode().encode("utf-16-le"),
+    "UTF-32": lambda text: text.decode().encode("utf-32-be"),
+    "half of UTF-16": lambda text: text.decode().encode("utf-16")[:-1],
+    "marks alone": lambda _: b"\xff\xfe",
+    "EBCDIC": lambda text: text.decode().encode("cp037", "replace"),
+    "Latin-1": lambda text: text.replace(b'"', b'"\xe9', 1),
+    "a byte that is no text": lambda text: text.replace(b'"', b'"\xff', 1),
+    "half of a letter": lambda text: text.replace(b'"', b'"\xc3', 1),
+    "an escape without a letter": lambda text: text.replace(b'"', b'"\\ud800', 1),
+    "a zero": lambda text: text[: len(text) // 2] + b"\0" + text[len(text) // 2 :],
+    "empty": lambda _: b"",
+    "blanks": lambda _: b" \n\t" * 1000,
+    "zeros": lambda _: bytes(5000),
+    "half": lambda text: text[: len(text) // 2],
+    "without the end": lambda text: text.rstrip()[:-1],
+    "twice": lambda text: text + text,
+    "more behind": lambda text: text + b"]",
+    "a comment": lambda text: b"// x\n" + text,
+    "a comma too many": lambda text: text.rstrip()[:-1] + b",}",
+    "single quotes": lambda text: text.replace(b'"', b"'"),
+    "lines of Windows": lambda text: text.replace(b"\n", b"\r\n"),
+    "a web page": lambda _: b"<!DOCTYPE html><html></html>",
+    "a pickle": lambda _: b"\x80\x04\x95" + b"c" * 400,
+    "null": lambda _: b"null",
+    "a list": lambda text: b"[" + text + b"]",
+    "a text": lambda _: b'"x"',
+    "a number": lambda _: b"7",
+    "1e400": lambda _: b"1e400",
+    "-1e-400": lambda _: b"-1e-400",
+    "5,000 digits": lambda _: b"9" * 5000,
+    "10^6 digits": lambda _: b"9" * 10**6,
+    "a key of 10^6 letters": lambda text: b'{"' + b"x" * 10**6 + b'":' + text + b"}",
+    "10^5 keys": lambda _: as_text({str(n): n for n in range(10**5)}).encode(),
+    "depth": lambda _: str(DEEP).encode(),
+    "depth of objects": lambda _: b'{"a":' * 10**5 + b"1" + b"}" * 10**5,
+    "depth without an end": lambda _: b"[" * 10**6,
+    "depth behind a key": lambda text: text.rstrip()[:-1] + b',"x":' + str(DEEP).encode() + b"}",
+    "NaN": lambda text: text.rstrip()[:-1] + b',"x":NaN}',
+}
+
+
+def byte_mutants(root: Path) -> Iterator[Mutant]:
+    """Each file with each change of its bytes; of a log the first line is changed."""
+    for target in TARGETS:
+        first, _, rest = read(root, target.file).encode().partition(b"\n")
+        whole = not target.file.endswith(".jsonl")
+        text = first + b"\n" + rest if whole and rest else first
+        for name, change in BYTES.items():
+            content = change(text) if whole else change(text) + b"\n" + rest
+            for command in target.commands:
+                yield Mutant(
+                    name=f"{target.file}: {name}",
+                    file=target.file,
+                    change=_writing(target.file, content),
+                    command=command,
+                    remove=target.remove,
+                )
+
+
 def _writing(file: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda root: write(root, file, content)
 
@@ -705,6 +768,7 @@ def _all(
 PARTS: dict[str, Callable[[Path], Iterator[Mutant]]] = {
     "senseless": senseless_mutants,
     "weights": weight_mutants,
+    "bytes": byte_mutants,
     "fields": json_mutants,
 }
 
