@@ -171,9 +171,10 @@ class Artifact(Record, frozen=True, kw_only=True):
         if schema != cls.SCHEMA:
             if isinstance(schema, int) and schema > cls.SCHEMA:
                 hint = f"Update autoliver. {hint}".strip()
+            by = f"schema {schema} by autoliver {raw.get('autoliver')}"
             raise ArtifactError(
-                f"{path}: written in schema {shortened(str(schema), _SHOWN.maxstring)} by autoliver "
-                f"{shortened(str(raw.get('autoliver')), _SHOWN.maxstring)}; this version reads schema {cls.SCHEMA}.",
+                f"{path}: written in {shortened(by, _SHOWN.maxstring)}; this version reads schema "
+                f"{cls.SCHEMA}.",
                 hint=hint,
             )
         fields = {k: v for k, v in raw.items() if k not in ("kind", "schema", "autoliver")}

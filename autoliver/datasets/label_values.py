@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 _SHOWN = 5
 # In label maps hardly any voxel has another value than the one before it in its row; in noise and
 # in images with few grey values, most have. A new network may find noise of a few labels.
-_SOME_VALUES, _RESTLESS = 20, 0.3
+_SOME_VALUES, _RESTLESS = 20, 0.5
 
 
 def values_of(array: Array) -> frozenset[int]:
@@ -38,7 +38,7 @@ def refuse_image(array: Array, values: Collection[int], what: str, *, most: int)
         most: How many of these values a label map may have.
 
     Raises:
-        DatasetError: It has more values than that; or more than 20, and 30 % of the voxels have
+        DatasetError: It has more values than that; or more than 20, and half of the voxels have
             another value than the one before them.
     """
     several = len(values) > _SOME_VALUES

@@ -15,7 +15,7 @@ from typing import Any
 from command_lines import COMMANDS
 from hostile.artefacts import ALONE, CPU, FOLD, MR, SMALL, TOY, WS, Arena, Command
 from hostile.images import IRREGULAR, _series
-from hostile.runner import Outcome, Zygote, verdict_of
+from hostile.runner import SECONDS, Outcome, Zygote, verdict_of
 
 from autoliver.pipeline.conversion.kinds import KINDS
 
@@ -323,6 +323,8 @@ TEXTS = {
     "synthesize fit": {"--held-out", "--patch", "--device"},
     "synthesize apply": {"--device"},
 }
+# It measures how long trainings take.
+_SECONDS = {"doctor": 60.0}
 # The demonstration trains for minutes where it may write.
 _FREE = ("nothing", "a folder of nothing", "a link to nothing", "a folder")
 
@@ -394,9 +396,13 @@ class Paths:
         arguments = [
             word.replace("{root}", str(self.root)).replace(PLACE, path) for word in trial.place.line
         ]
-        before = _state(self.root)
+        # A file that is written may replace a link that leads nowhere.
+        links = trial.place.writes and trial.thing.name == "a link to nothing"
+        before = {} if links else _state(self.root)
         output = self.root.parent / "output.txt"
-        result = self._zygote.ask(arguments, output, self.root)
+        result = self._zygote.ask(
+            arguments, output, self.root, seconds=_SECONDS.get(trial.place.command, SECONDS)
+        )
         text = output.read_bytes().decode("utf-8", "replace") if output.exists() else ""
         verdict = self._verdict(trial, result, text)
         if verdict in ("right", "refused") and (gone := _changed(before, _state(self.root))):

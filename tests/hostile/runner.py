@@ -85,7 +85,13 @@ class Zygote:
         self._process.stdout.close()
 
     def ask(
-        self, arguments: list[str], output: Path, folder: Path, *, most_kb: int | None = None
+        self,
+        arguments: list[str],
+        output: Path,
+        folder: Path,
+        *,
+        most_kb: int | None = None,
+        seconds: float = SECONDS,
     ) -> dict[str, Any]:
         """Runs a command.
 
@@ -94,6 +100,7 @@ class Zygote:
             output: The file for what it prints.
             folder: The current folder.
             most_kb: Memory at which it is ended; None for some more than it may take.
+            seconds: How long it may keep a core busy.
 
         Returns:
             What zygote.py answers.
@@ -102,7 +109,7 @@ class Zygote:
             "arguments": arguments,
             "output": str(output),
             "folder": str(folder),
-            "seconds": SECONDS,
+            "seconds": seconds,
             "most_kb": most_kb or self.baseline_kb + _GUARD_KB,
         }
         assert self._process.stdin is not None
