@@ -379,6 +379,7 @@ def _arrays() -> Iterator[Member]:
         "an intensity image": (image, "refused"),
         "noise": (noise.normal(size=SHAPE).astype("<f4"), "refused"),
         "random whole numbers": (noise.integers(0, 255, SHAPE).astype("u1"), "refused"),
+        "random among 60": (noise.integers(0, 60, SHAPE).astype("u1"), "refused"),
         "fractions": (halves, "refused"),
         "NaN": (broken, "refused"),
         "infinite": (infinite, "refused"),

@@ -251,9 +251,10 @@ def _expected(member: Member, name: str) -> str:
     reads_image = name in ("verify", "plan", "predict")
     if member.role == "image" and name == "convert":  # the template needs label maps alone
         return "either"
-    # Predictions read no label map. Known and open: the table of lesions is written whatever other
-    # values a label map holds.
-    if name in ("predict", "convert") and member.name.startswith("values label/"):
+    # Predictions read no label map.
+    if name == "predict" and member.name.startswith("values label/"):
+        return "either"
+    if name == "convert" and member.name in ("values label/2D", "values label/another size"):
         return "either"
     if member.role == "image" and not reads_image:
         return "refused" if member.expected == "refused" else "either"
