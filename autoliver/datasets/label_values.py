@@ -38,9 +38,14 @@ def refuse_image(array: Array, values: Collection[int], what: str, *, most: int)
         most: How many of these values a label map may have.
 
     Raises:
-        DatasetError: It has more values than that; or more than 20, and half of the voxels have
+        DatasetError: It has a negative value, or more values than that; or more than 20, and half of the voxels have
             another value than the one before them.
     """
+    if values and min(values) < 0:
+        raise DatasetError(
+            f"{what} holds the value {min(values)}, expected label numbers from 0.",
+            hint="Correct the label map; give the folder of the label maps, not of the images.",
+        )
     several = len(values) > _SOME_VALUES
     if len(values) <= most and not (several and _restlessness(array) > _RESTLESS):
         return

@@ -42,6 +42,12 @@ def test_many_organs_are_no_image(labels: int) -> None:
     refuse_image(array, values_of(array), "x", most=200)
 
 
+def test_a_negative_value_is_no_label() -> None:
+    array = -organs(3)
+    with pytest.raises(DatasetError, match="x holds the value -2, expected label numbers from 0"):
+        refuse_image(array, values_of(array), "x", most=200)
+
+
 def test_the_bound_on_values() -> None:
     array = np.repeat(np.arange(300), 50).reshape(10, 30, 50)
     refuse_image(array, values_of(array), "x", most=300)

@@ -191,6 +191,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
     with only_writing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         tasks = [_task(each, by_name[each.member], labels, beside / "labelsTr") for each in kept]
+        _refuse_equal_names(tasks)
         stage = request.machine.pool("pool", need=_need, light=True)
         found = list(case_bar("pool", len(tasks))(stage.map(_make, tasks)))
         _refuse([made.problem for made in found if made.problem])
@@ -338,6 +339,19 @@ def _task(placed: Placed, member: Member, labels: Labels, folder: Path) -> _Task
         absent=tuple(labels.values[name][0] for name in absent),
         folder=folder,
     )
+
+
+def _refuse_equal_names(tasks: Sequence[_Task]) -> None:
+    """Refuses cases that get one name, as case B_1 of member A and case 1 of member A_B."""
+    seen: dict[str, _Task] = {}
+    for task in tasks:
+        other = seen.setdefault(task.name, task)
+        if other is not task:
+            raise DatasetError(
+                f"case {other.case.name} of {other.member} and case {task.case.name} of "
+                f"{task.member} would both be {task.name}.",
+                hint="Pool a copy of one of the datasets whose folder has another name.",
+            )
 
 
 def _need(task: _Task) -> Any:
