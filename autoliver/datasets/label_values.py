@@ -38,8 +38,8 @@ def refuse_image(array: Array, values: Collection[int], what: str, *, most: int)
         most: How many of these values a label map may have.
 
     Raises:
-        DatasetError: It has a negative value, or more values than that; or more than 20, and half of the voxels have
-            another value than the one before them.
+        DatasetError: It has a value that no label can have, or more values than that; or more than
+            20, and half of the voxels have another value than the one before them.
     """
     if values and min(values) < 0:
         raise DatasetError(

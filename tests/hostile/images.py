@@ -391,7 +391,7 @@ def _arrays() -> Iterator[Member]:
         "float64": (label.astype("<f8"), "right"),
         "int64": (label.astype("<i8"), "right"),
         "uint64 beyond int64": (label.astype("<u8") * np.uint64(2**63), "refused"),
-        "int32 beyond int16": (label.astype("<i4") * 10**6, "refused"),
+        "int32 beyond int16": (label.astype("<i4") * 10**6, "either"),
         "nothing": (label * 0, "either"),
         "only foreground": (label * 0 + 1, "either"),
         "complex": (label.astype("<c8"), "refused"),
