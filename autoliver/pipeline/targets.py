@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autoliver.datasets.cases import Modality
-from autoliver.datasets.names import dataset_of, is_dataset
+from autoliver.datasets.names import dataset_around, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
 from autoliver.inference.record import (
@@ -316,7 +316,7 @@ def _refuse_folders_of_a_dataset(folder: Path, output: Path, foreign: Sequence[s
 
     That of the test cases' label maps may hold predictions if it holds nothing else.
     """
-    dataset = dataset_of(folder)
+    dataset = dataset_around(folder)
     if dataset is None or (folder.resolve().name.lower() == "labelsts" and not foreign):
         return
     raise OptionError(

@@ -18,6 +18,9 @@ FOUND = {
     ("status", "--workspace"): ("a full device", "noise"),
     ("clean", "--workspace"): ("a blank",),
     ("evaluate", "--workspace"): ("a pipe",),
+    ("convert", "output"): ("a place among images",),
+    ("verify", "--fix"): ("a place among images",),
+    ("predict", "--output"): ("a place among images",),
 }
 
 

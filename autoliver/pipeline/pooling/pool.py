@@ -13,6 +13,7 @@ from autoliver.commands import command
 from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
 from autoliver.datasets.contents import file_state
 from autoliver.datasets.description import CHANNEL_OF
+from autoliver.datasets.names import refuse_inside_dataset
 from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
 from autoliver.errors import DatasetError, OptionError, WrongValue
 from autoliver.io.detached import data_files
@@ -254,6 +255,7 @@ def _refuse_own_files(members: Sequence[Member], output: Path) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
+    refuse_inside_dataset(output)
     if not (output.is_symlink() or output.is_file() or entries(output)):
         return
     if (output / POOL_FILE).is_file():
