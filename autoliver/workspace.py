@@ -11,7 +11,14 @@ from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
-from autoliver.datasets.names import beside, is_dataset, known_as, near_path, nearest
+from autoliver.datasets.names import (
+    beside,
+    is_dataset,
+    known_as,
+    near_path,
+    nearest,
+    refuse_inside_dataset,
+)
 from autoliver.errors import DatasetError, ModelError, WrongValue
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
@@ -338,8 +345,9 @@ class Workspace:
     root: Path
 
     def __post_init__(self) -> None:
-        """Refuses what is no folder, before a command reads or writes anything."""
+        """Refuses what is no folder, or lies among images, before anything is read or written."""
         refuse_no_folder("--workspace", self.root)
+        refuse_inside_dataset(self.root)
 
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:

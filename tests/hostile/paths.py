@@ -443,7 +443,7 @@ def _may_be_used(trial: Trial) -> bool:
     """Whether a command may end well although the thing is odd."""
     name, place = trial.thing.name, trial.place
     if name == "a place among images":  # a page, a table or a model is no image
-        return place.ending in (".csv", ".html", ".autoliver") or place.option == "--workspace"
+        return place.ending in (".csv", ".html", ".autoliver")
     if place.writes or place.option == "--workspace":
         # A new folder, or files that are added to one that is there.
         return "folder" in name or name in ("nothing", "a link to nothing")

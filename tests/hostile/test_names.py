@@ -72,6 +72,13 @@ def test_a_path_that_no_message_can_hold(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_workspace_among_images(tmp_path: Path) -> None:
+    (tmp_path / "data/imagesTr").mkdir(parents=True)
+    (tmp_path / "data/dataset.json").write_text("{}")
+    with pytest.raises(OptionError, match="among the images or labels"):
+        run("status", "-w", tmp_path / "data/imagesTr/ws")
+
+
 @pytest.mark.parametrize("kind", ["file", "pipe", "loop", "below a file"])
 def test_a_workspace_that_is_no_folder(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "x"
