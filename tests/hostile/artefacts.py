@@ -418,19 +418,24 @@ BYTES: dict[str, Callable[[bytes], bytes]] = {
 def byte_mutants(root: Path) -> Iterator[Mutant]:
     """Each file with each change of its bytes; of a log the first line is changed."""
     for target in TARGETS:
-        first, _, rest = read(root, target.file).encode().partition(b"\n")
-        whole = not target.file.endswith(".jsonl")
-        text = first + b"\n" + rest if whole and rest else first
+        text = read(root, target.file).encode()
         for name, change in BYTES.items():
-            content = change(text) if whole else change(text) + b"\n" + rest
             for command in target.commands:
                 yield Mutant(
                     name=f"{target.file}: {name}",
                     file=target.file,
-                    change=_writing(target.file, content),
+                    change=_changing(target.file, text, change),
                     command=command,
                     remove=target.remove,
                 )
+
+
+def _changing(file: str, text: bytes, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Changes the bytes of a file when it is written, since many of them become large."""
+    first, rest = (text, b"")
+    if file.endswith(".jsonl"):
+        first, _, rest = text.partition(b"\n")
+    return lambda root: write(root, file, change(first) + (b"\n" + rest if rest else b""))
 
 
 def _writing(file: str, content: str | bytes) -> Callable[[Path], None]:
