@@ -210,10 +210,14 @@ def name_of(option: str, value: object, expected: str = "the name of a dataset o
 
     Raises:
         OptionError: The value is empty, or neither a path nor a name.
+        DatasetError: It holds bytes that are no text, or control characters.
     """
+    from autoliver.io.paths import check_printable
     from autoliver.values import check_text
 
-    return check_text(option, value, expected)
+    text = check_text(option, value, expected)
+    check_printable(text)
+    return text
 
 
 def channels_of(array: object) -> "npt.NDArray[np.floating]":

@@ -28,7 +28,7 @@ import msgspec
 
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
-from autoliver.values import another
+from autoliver.values import another, shortened
 
 R = TypeVar("R", bound="Record")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -164,15 +164,17 @@ class Artifact(Record, frozen=True, kw_only=True):
         if not isinstance(raw, dict) or raw.get("kind") != cls.KIND:
             found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
             raise ArtifactError(
-                f"{path}: expected a file of kind '{cls.KIND}', found {found!r}.", hint=hint
+                f"{path}: expected a file of kind '{cls.KIND}', found {_SHOWN.repr(found)}.",
+                hint=hint,
             )
         schema = raw.get("schema")
         if schema != cls.SCHEMA:
             if isinstance(schema, int) and schema > cls.SCHEMA:
                 hint = f"Update autoliver. {hint}".strip()
+            by = f"schema {schema} by autoliver {raw.get('autoliver')}"
             raise ArtifactError(
-                f"{path}: written in schema {schema} by autoliver "
-                f"{raw.get('autoliver')}; this version reads schema {cls.SCHEMA}.",
+                f"{path}: written in {shortened(by, _SHOWN.maxstring)}; this version reads schema "
+                f"{cls.SCHEMA}.",
                 hint=hint,
             )
         fields = {k: v for k, v in raw.items() if k not in ("kind", "schema", "autoliver")}
@@ -459,7 +461,9 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """
     # The file ending is kept, since image readers and writers choose the format by it, some of them
     # only in lower case; the rest is short, so that every name that fits a disk can be written.
-    ending = path.name[-_ENDING:].lower()
+    # Nothing before it may look like an ending: ITK writes x.nii.gz for x.nii.nii.gz.
+    suffixes = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+    ending = "".join(suffixes).lower()[-_ENDING:].removeprefix(".")
     token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
     try:

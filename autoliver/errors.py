@@ -11,6 +11,11 @@ AutoliverError
 Any other exception that leaves a command is a bug in this package and shows its traceback.
 """
 
+import re
+
+# A word that is longer than any path is one that data brought, such as a key; its ends are shown.
+_LONGEST_WORD, _START, _END = 4200, 100, 50
+
 
 class AutoliverError(Exception):
     """A problem that the user can fix, with a hint on how to fix it.
@@ -25,6 +30,8 @@ class AutoliverError(Exception):
     """
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
+        if len(problem) > _LONGEST_WORD:
+            problem = re.sub(r"\S+", _shown, problem)
         super().__init__(problem)
         self.problem = problem
         self.hint = hint
@@ -60,6 +67,11 @@ class ModelError(AutoliverError):
 
 class MachineError(AutoliverError):
     """The machine refuses: a disk is full or fails, a permission is missing, a limit is reached."""
+
+
+def _shown(found: re.Match[str]) -> str:
+    word = found[0]
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_START]}...{word[-_END:]}"
 
 
 def _rebuild(kind: type[AutoliverError], problem: str, hint: str) -> AutoliverError:

@@ -107,7 +107,7 @@ def check_device_name(name: object) -> str:
     Raises:
         OptionError: The name is invalid; the error lists the valid ones.
     """
-    if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps(:0)?", name):
+    if isinstance(name, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps(:0)?", name):
         return name
     hint = meant(name, _KINDS) or "Use --device auto or cpu."
     raise WrongValue(

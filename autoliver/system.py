@@ -154,6 +154,29 @@ def refuse_special(path: Path) -> None:
         )
 
 
+def refuse_no_folder(option: str, path: Path) -> None:
+    """Refuses what is there and is no folder; a folder passes, and what is not there.
+
+    Args:
+        option: The option that names it, for the message.
+        path: The folder.
+
+    Raises:
+        MachineError: It is a file, a device or a pipe, or cannot be looked at.
+    """
+    with in_words(path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+    if not stat.S_ISDIR(mode):
+        found = "a file" if stat.S_ISREG(mode) else "a device or a pipe"
+        raise MachineError(
+            f"{option} {path}: found {found}, expected a folder.",
+            hint=f"Choose another folder with {option}.",
+        )
+
+
 def read_whole(path: Path) -> bytes:
     """Returns the content of a file.
 

@@ -21,6 +21,7 @@ MOST = 2**31 - 1
 
 # Bytes of a name: disks take 255, and a longest file has 19 more (_uncertainty.nii.gz).
 LONGEST_NAME = 236
+_MOST_DIGITS = 18
 _SHOWN = 80  # characters of a value that are shown in a message
 _WORDS = {
     int: "a whole number",
@@ -161,9 +162,14 @@ def check_whole(option: str, value: object, *, least: int, most: int = MOST) -> 
 
 
 def natural(value: object) -> int | None:
-    """Converts a whole number >= 0, or a text of its digits; returns None for anything else."""
+    """Converts a whole number >= 0, or a text of its digits; returns None for anything else.
+
+    Among that are texts of more digits than any count has, which Python takes long to convert or
+    refuses, and digits that are no numbers to it, such as a superscript 2.
+    """
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() else None
+        digits = len(value) <= _MOST_DIGITS and value.isascii() and value.isdigit()
+        return int(value) if digits else None
     number = _plain(value)
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         return None

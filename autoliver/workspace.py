@@ -11,7 +11,14 @@ from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
 from autoliver.datasets.known import is_there, make_folder, read_planned, settle
-from autoliver.datasets.names import beside, is_dataset, known_as, near_path, nearest
+from autoliver.datasets.names import (
+    beside,
+    is_dataset,
+    known_as,
+    near_path,
+    nearest,
+    refuse_inside_dataset,
+)
 from autoliver.errors import DatasetError, ModelError, WrongValue
 from autoliver.models.archive import open_archive
 from autoliver.models.archive_zip import is_archive
@@ -30,7 +37,7 @@ from autoliver.models.selection import (
     choose_previous,
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
-from autoliver.system import entries
+from autoliver.system import entries, refuse_no_folder
 from autoliver.values import meant, spelled
 
 _log = logging.getLogger(__name__)
@@ -336,6 +343,11 @@ class Workspace:
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        """Refuses what is no folder, or lies among images, before anything is read or written."""
+        refuse_no_folder("--workspace", self.root)
+        refuse_inside_dataset(self.root)
 
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:

@@ -159,7 +159,7 @@ def seeds(arena: Path) -> list[bytes]:
             found.append((artefact, raw))
     run = arena / "ws/Dataset001_Toy/runs/3d_fullres/fold_0"
     found.append((weights, (run / "weights.safetensors").read_bytes()))
-    found.append((weights, (arena / "ws/synthesis/toy/generator.safetensors").read_bytes()))
+    found.append((weights, (arena / "ws/synthesis/toy-as-mr/generator.safetensors").read_bytes()))
     found += [(state, path.read_bytes()) for path in run.glob("resume.pt")]
     found.append((archive, (arena / "toy.autoliver").read_bytes()))
     found.append((line, (run / "progress.jsonl").read_bytes().splitlines()[0]))

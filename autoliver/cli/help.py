@@ -35,6 +35,7 @@ class HelpfulCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Reads the command line; what is wrong with it is said in plain words."""
         given = list(map(str, args))  # reading them takes them out
+        _refuse_unprintable(given)
         self._refuse_empty(given)
         choices = self._choices()
         try:
@@ -77,11 +78,11 @@ class HelpfulCommand(TyperCommand):
         }
 
     def _refuse_empty(self, given: list[str]) -> None:
-        """Refuses values that are empty, as of a shell's variable that is not set."""
+        """Refuses values that are empty or blank, as of a shell's variable that is not set."""
         names = {word: max(each.opts, key=len) for each in self.params for word in each.opts}
         for before, value in zip(["", *given], given, strict=False):
             option = value.removesuffix("=") if value.startswith("--") else before
-            if value == "" or (value.endswith("=") and option in names):
+            if not value.strip() or (value.endswith("=") and option in names):
                 arguments = [
                     each.name or "" for each in self.params if each.param_type_name == "argument"
                 ]
@@ -150,6 +151,19 @@ def help_hint(error: Any) -> str:
     if context is None or context.parent is None:
         return f"Commands and options: {command('--help')}"
     return f"Its options: {command('help', context.info_name)}"
+
+
+def _refuse_unprintable(given: list[str]) -> None:
+    """Refuses words that no message, table or JSON file can hold, most of them names of files.
+
+    Raises:
+        DatasetError: A word holds bytes that are no text, or control characters.
+    """
+    for word in given:
+        if not word.isprintable():
+            from autoliver.io.paths import check_printable
+
+            check_printable(word)
 
 
 def _words_of(kind: Any) -> tuple[str, ...]:

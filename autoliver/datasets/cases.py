@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
-import numpy as np
 
 from autoliver.artifacts import Artifact, Fault, Record, unfit, within
 from autoliver.datasets.description import (
@@ -18,6 +17,7 @@ from autoliver.datasets.description import (
     modality_of,
     read_description,
 )
+from autoliver.datasets.label_values import refuse_image, values_of
 from autoliver.datasets.layouts import (
     Files,
     check_spelling,
@@ -220,6 +220,8 @@ class Labels(Record, frozen=True, kw_only=True):
                 "regions_class_order",
                 unfit(list(order or ()), "values of labels, never 0"),
             )
+        elif len(set(order or ())) < min(len(order or ()), len(self.foreground_values)):
+            yield "regions_class_order", unfit(list(order or ()), "another value for each region")
 
 
 def contradictions(one: Labels, other: Labels) -> list[str]:
@@ -533,7 +535,10 @@ def _discover_labels(folder: Path, files: Files) -> Labels:
     for name, (_, label) in files.items():
         if label is None:
             continue
-        seen |= {int(value) for value in np.unique(read_label(label).array)}
+        array = read_label(label).array
+        own = values_of(array)
+        refuse_image(array, own, f"{name}: {label}", most=_MOST_VALUES)
+        seen |= own
         if len(seen) > _MOST_VALUES or min(seen) < 0:
             raise DatasetError(
                 f"{name}: {label} holds values from {min(seen)} to {max(seen)}, "

@@ -15,7 +15,7 @@ from autoliver.io.dicom.codes import SegmentCodes, code_problem
 from autoliver.io.dicom.folder import modality_of_folder
 from autoliver.io.header import ENDINGS
 from autoliver.io.paths import check_printable
-from autoliver.values import meant, shortened
+from autoliver.values import meant, natural, shortened
 
 # Keys of dataset.json that are read, and (below) keys that are known and ignored.
 _KEYS = (
@@ -277,8 +277,9 @@ def _labels(where: Path, raw: Mapping[str, Any]) -> LabelValues:
             f"{where}: labels: expected names with their values, found {named!r}.",
             hint='Write e.g. "labels": {"background": 0, "liver": 1}.',
         )
-    if all(key.isdigit() for key in named):  # Decathlon datasets map value -> name
-        by_number = sorted((int(key), str(name)) for key, name in named.items())
+    numbers = [(natural(key), str(name)) for key, name in named.items()]
+    by_number = sorted((value, name) for value, name in numbers if value is not None)
+    if len(by_number) == len(numbers):  # Decathlon datasets map value -> name
         named = {"background" if value == 0 else name: value for value, name in by_number}
     _check_names(where, "labels", list(named))
     values = {name: _label_values(where, name, value) for name, value in named.items()}

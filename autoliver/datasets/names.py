@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
 
 _NUMBERED = re.compile(r"(dataset|task)_?0*(\d+)[_-](.+)")
 # Folders of a dataset, in small letters; what lies in them is training data or a reference.
@@ -105,8 +105,31 @@ def dataset_of(folder: Path) -> Path | None:
     """The dataset whose folder of images or labels this is; None if it is none of these."""
     place = folder.resolve()
     dataset = place.parent
-    known = is_dataset(dataset) or (dataset / "dataset.json").exists()
-    return dataset if known and place.name.lower() in _OF_A_DATASET else None
+    if place.name.lower() not in _OF_A_DATASET:
+        return None
+    return dataset if is_dataset(dataset) or (dataset / "dataset.json").exists() else None
+
+
+def dataset_around(folder: Path) -> Path | None:
+    """The dataset whose folder of images or labels this is, or lies in; None if there is none."""
+    place = folder.resolve()
+    return next((found for each in (place, *place.parents) if (found := dataset_of(each))), None)
+
+
+def refuse_inside_dataset(output: Path) -> None:
+    """Refuses a folder of images or labels of a dataset for a new folder, and what lies in one.
+
+    What is written there could be taken for a case.
+
+    Raises:
+        OptionError: The output is such a place.
+    """
+    dataset = dataset_around(output)
+    if dataset is not None:
+        raise OptionError(
+            f"{output}: it lies among the images or labels of the dataset {dataset}.",
+            hint=f"Choose a folder elsewhere, e.g. {dataset.parent / output.name}",
+        )
 
 
 def _siblings(path: Path) -> list[Path]:

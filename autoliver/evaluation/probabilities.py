@@ -59,9 +59,8 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
         DatasetError: A column is missing, a number is none or out of range, or a lesion is there
             twice.
     """
-    text = content_of(path).decode("utf-8-sig", errors="replace")
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    columns = {name.strip().casefold(): name for name in table.fieldnames or ()}
+    head, rows = _table(path)
+    columns = {name.strip().casefold(): name for name in head}
     if len(columns) < _FEWEST and any(_PREFIX in name for name in columns):
         raise DatasetError(
             f"{path}: one column '{next(iter(columns))[:_SHOWN]}'; expected columns with commas "
@@ -79,12 +78,11 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
     missing = [name for name in ("case", "lesion") if name not in columns]
     if missing:
         raise DatasetError(
-            f"{path}: there is no column {first_few(missing, 5)}; it has "
-            f"{first_few(list(table.fieldnames or ()), 9)}.",
+            f"{path}: there is no column {first_few(missing, 5)}; it has {first_few(head, 9)}.",
             hint=_MEND,
         )
     found: Rows = {}
-    for number, row in enumerate(table, start=2):
+    for number, row in enumerate(rows, start=2):
         where = f"{path}: row {number}"
         chances = {
             name: _number(row[columns[column]], column, most=1.0, where=where)
@@ -101,6 +99,16 @@ def read_probabilities(path: Path, classes: Sequence[str]) -> Rows:
             )
         found.setdefault(case, {})[int(lesion)] = Row(chances, volume)
     return found
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str | None]]]:
+    """The names of the columns of a CSV file, and its rows."""
+    text = content_of(path).decode("utf-8-sig", errors="replace")
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return list(table.fieldnames or ()), list(table)
+    except csv.Error as error:  # a zero, or a cell that is too long
+        raise DatasetError(f"{path}: no table of lesions: {error}.", hint=_MEND) from None
 
 
 def with_probabilities(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from autoliver.datasets.cases import Labels
+from autoliver.datasets.label_values import refuse_image, values_of
 from autoliver.errors import DatasetError, OptionError
 from autoliver.evaluation import metrics
 from autoliver.evaluation.chaos import POINTS, check_organs, organ_of, points
@@ -64,11 +65,12 @@ def score_case(
     _check_grids(prediction.geometry, reference.geometry, name)
     predicted, actual = prediction.array[0], reference.array[0]
     unknown = {
-        side: _values(array) - labels.allowed
+        side: values_of(array) - labels.allowed
         for side, array in (("prediction", predicted), ("reference", actual))
     }
     for side, odd in unknown.items():
-        _refuse_image(odd, f"{name}: the {side}")
+        array = predicted if side == "prediction" else actual
+        refuse_image(array, odd, f"{name}: the {side}", most=_MOST_VALUES)
     pairs = _Pairs.of(predicted, actual, labels)
     scores = {}
     for label, values in labels.foreground.items():
@@ -244,8 +246,6 @@ def discover_labels(
         _values_of_file, references
     )
     found = list(progress(results) if progress else results)
-    for path, each in zip(references, found, strict=True):
-        _refuse_image(each, f"{path}: the reference")
     values = sorted(frozenset[int]().union(*found) - {0})
     if not values:
         raise DatasetError(
@@ -490,27 +490,8 @@ def _mask(array: npt.NDArray[Any], values: tuple[int, ...]) -> metrics.Mask:
     return mask
 
 
-def _values(array: npt.NDArray[Any]) -> frozenset[int]:
-    # Every value occurs at the start of a row or where a row changes. In a label map these are few
-    # voxels, so this is ten times as fast as sorting all of them.
-    changes = array[..., 1:][array[..., 1:] != array[..., :-1]]
-    return frozenset(np.unique(np.concatenate([array[..., 0].ravel(), changes])).tolist())
-
-
-def _refuse_image(values: frozenset[int], what: str) -> None:
-    """Refuses what holds too many values for a label map.
-
-    Args:
-        values: Those that are not known to be labels.
-        what: The file, as the beginning of a sentence.
-    """
-    if len(values) > _MOST_VALUES:
-        raise DatasetError(
-            f"{what} holds {len(values):,} values from {min(values)} to {max(values)}: it is an "
-            "image, expected a label map.",
-            hint="Give the folder of the label maps; those of a dataset are in labelsTr or labels.",
-        )
-
-
 def _values_of_file(path: Path) -> frozenset[int]:
-    return _values(read_label(path).array)
+    array = read_label(path).array
+    values = values_of(array)
+    refuse_image(array, values, f"{path}: the reference", most=_MOST_VALUES)
+    return values

@@ -11,6 +11,7 @@ from autoliver.errors import DatasetError
 from autoliver.io.header import SEGMENTATION, bad_numbers, file_type, split_ending, unreadable
 from autoliver.io.text_voxels import check_meta_voxels, check_nrrd_voxels
 from autoliver.system import open_file
+from autoliver.values import natural
 
 _MOST_HEADER_BYTES = 1 << 24
 _LENGTHS = ("ElementSpacing", "ElementSize")
@@ -47,9 +48,9 @@ def segment_values(path: Path) -> dict[str, int]:
     found = {}
     for key, name in fields.items():
         segment = re.fullmatch(r"(segment\d+)_name", key)
-        value = fields.get(f"{segment[1]}_labelvalue", "") if segment else ""
-        if value.isdigit():
-            found[name] = int(value)
+        value = natural(fields.get(f"{segment[1]}_labelvalue", "")) if segment else None
+        if value is not None:
+            found[name] = value
     return found
 
 

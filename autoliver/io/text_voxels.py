@@ -46,7 +46,9 @@ _MOST_NAME = 255  # bytes that most disks take
 _MOST_FILES = 1 << 16
 _HEADER_BYTES = 1 << 24
 # A pattern of file names with its first and last number and their step.
-_PATTERN = re.compile(r"([^%]*)%0?(\d{0,2})d([^%]*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
+_PATTERN = re.compile(
+    r"([^%]*)%0?(\d{0,2})d([^%]*?)\s+(-?\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})(?:\s+\d+)?"
+)
 
 
 def check_meta_voxels(path: Path, fields: Fields) -> None:

@@ -98,7 +98,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> NnunetCheckpoint:
             ),
             digest=file_sha256(path)[:12],
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ModelError(
             f"{path}: not a checkpoint of nnU-Net v2: {error!r}.",
             hint="Give the folder that nnUNetv2_train wrote, or its export.",
@@ -128,7 +128,7 @@ def read_v1_checkpoint(path: Path, *, trust: bool = False) -> V1Checkpoint:
             epochs=int(content["epoch"]),
             digest=file_sha256(path)[:12],
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ModelError(
             f"{path}: not a checkpoint of nnU-Net v1: {error!r}.",
             hint="Give the folder that nnUNet_train wrote, or the zip of "

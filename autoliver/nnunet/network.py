@@ -29,6 +29,7 @@ _BUILT_WITH: dict[str, tuple[Any, Any]] = {
     "block": ("BasicBlockD", "BasicBlockD"),
     "bottleneck_channels": (None, None),
 }
+_MOST_STAGES = 20  # an image of 2^20 voxels to an axis is one voxel then
 _NORM = {"eps": 1e-5, "affine": True}
 _NONLIN = {"negative_slope": 0.01}
 # Known settings that are checked elsewhere or do not influence what a trained network computes.
@@ -68,7 +69,7 @@ def spec_from_nnunet(
     _check_settings(arguments, kind=kind, dimension=dimension, where=where)
     try:
         return _spec(arguments, kind=kind, channels=(in_channels, out_channels), axes=dimension)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{where}: the network cannot be built from its description ({error!r}).",
             hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
@@ -125,7 +126,7 @@ def architecture_of(network: NetworkSpec) -> dict[str, Any]:
 def _architecture(found: Any, where: str) -> tuple[str, dict[str, Any]]:
     try:
         return str(found["network_class_name"]), dict(found["arch_kwargs"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ModelError(
             f"{where}: architecture: expected network_class_name and arch_kwargs.",
             hint="Take plans.json from the folder that nnU-Net trained into, unchanged.",
@@ -194,6 +195,8 @@ def _spec(
     arguments: Mapping[str, Any], *, kind: type[NnunetSpec], channels: tuple[int, int], axes: int
 ) -> NnunetSpec:
     stages = int(arguments["n_stages"])
+    if not 0 < stages <= _MOST_STAGES:
+        raise ValueError(f"n_stages is {stages}, expected 1 to {_MOST_STAGES}")
     features = _per_stage(arguments["features_per_stage"], stages)
     if arguments.get("stem_channels") not in (None, features[0]):
         raise ValueError("stem_channels")

@@ -230,7 +230,7 @@ def read_cleaning(folder: Path, names: Mapping[str, Sequence[int]]) -> tuple[Cle
             values = [int(value) for value in (group if isinstance(group, list) else [group])]
             labels = tuple(by_value[value] for value in values)
             rules.append(CleaningRule(labels=labels, keep="largest", by_faces=True))
-    except (ArtifactError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArtifactError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{path}: not a postprocessing.json of nnU-Net v1: {error}.",
             hint="Copy it from where the model was trained, or remove it to import the model "
@@ -341,7 +341,7 @@ def _intensities(plans: _Plans, channel: int, where: str) -> dict[str, float]:
             return dict.fromkeys(_STATS, 0.0)
         found = measured.get(channel) or {}
         return {ours: float(found[theirs]) for ours, theirs in _STATS.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{where}: the foreground intensities of channel {channel} lack {error}.",
             hint=_UNCHANGED,

@@ -21,7 +21,7 @@ from autoliver.datasets.cases import (
 from autoliver.datasets.description import read_description
 from autoliver.datasets.folds import Fold
 from autoliver.datasets.layouts import RELIABILITY_FILE, VOLUMES_FILE, label_files
-from autoliver.datasets.names import dataset_of, is_dataset
+from autoliver.datasets.names import dataset_around, dataset_of, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
@@ -426,7 +426,7 @@ def _refuse_dataset(folder: Path) -> None:
     """Refuses the folders of a dataset; test cases may have been predicted beside their images."""
     from autoliver.inference.record import RECORD_FILE
 
-    dataset = dataset_of(folder)
+    dataset = dataset_around(folder)
     if dataset is not None and not (folder / RECORD_FILE).exists():
         raise OptionError(
             f"{folder}: the scores would be written into a folder of the dataset {dataset}.",

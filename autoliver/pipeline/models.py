@@ -11,7 +11,7 @@ from typing import Literal
 from autoliver.artifacts import brief
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.datasets.folds import folds_text
-from autoliver.datasets.names import alike
+from autoliver.datasets.names import alike, refuse_inside_dataset
 from autoliver.errors import ModelError, OptionError, WrongValue
 from autoliver.locks import only_writing
 from autoliver.models.archive import (
@@ -327,6 +327,7 @@ def _export_nnunet(files: ModelFiles, target: Path, request: ExportRequest) -> s
             "to them.",
             hint="Remove the folder, or give another one.",
         )
+    refuse_inside_dataset(target)
     return export_for_nnunet(files, target)[-1].name
 
 

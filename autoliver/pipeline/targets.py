@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autoliver.datasets.cases import Modality
-from autoliver.datasets.names import dataset_of, is_dataset
+from autoliver.datasets.names import dataset_around, is_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.predict import PredictJob, make_jobs
 from autoliver.inference.record import (
@@ -150,6 +150,7 @@ def find_targets(
             lesions=lesions,
             endings=dict.fromkeys(dicom, LABELS),
         )
+        _refuse_meeting(jobs)
         targets, folder = Targets(jobs=jobs, record=output / RECORD_FILE), output
     else:
         if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
@@ -199,6 +200,19 @@ def _refuse_place(
             )
     if to_a_file:
         _check_ending(output)
+
+
+def _refuse_meeting(jobs: Sequence[PredictJob]) -> None:
+    """Refuses cases of which one's label map has the name of another one's further file."""
+    owner: dict[Path, str] = {}
+    for job in jobs:
+        for file in job.files:
+            other = owner.setdefault(file, job.name)
+            if other != job.name:
+                raise OptionError(
+                    f"-i: the cases {other} and {job.name} would both write {file.name}.",
+                    hint="Rename one of them, or predict them into two folders.",
+                )
 
 
 def _check_ending(output: Path) -> None:
@@ -302,7 +316,7 @@ def _refuse_folders_of_a_dataset(folder: Path, output: Path, foreign: Sequence[s
 
     That of the test cases' label maps may hold predictions if it holds nothing else.
     """
-    dataset = dataset_of(folder)
+    dataset = dataset_around(folder)
     if dataset is None or (folder.resolve().name.lower() == "labelsts" and not foreign):
         return
     raise OptionError(

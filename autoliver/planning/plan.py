@@ -459,6 +459,8 @@ class Plan(Artifact, frozen=True, kw_only=True):
         if self.labels.values.get("background") != (0,) or not self.labels.foreground:
             found = {name: list(group) for name, group in self.labels.values.items()}
             yield "labels.values", unfit(found, "background 0 and another label")
+        if self.labels.has_regions and self.labels.regions_class_order is None:
+            yield "labels.regions_class_order", unfit(None, "a value for each region")
         if not self.channel_names:
             yield "channel_names", unfit([], "a name for each channel")
         if not 0 < self.vram_gb < math.inf:

@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from autoliver.datasets.names import known_as, near_path, nearest
+from autoliver.datasets.names import (
+    dataset_around,
+    known_as,
+    near_path,
+    nearest,
+    refuse_inside_dataset,
+)
+from autoliver.errors import OptionError
 
 FOLDERS = ["Dataset003_LiTS", "Dataset102_AbdomenMR", "Task03_Liver", "Own data"]
 
@@ -68,3 +75,19 @@ def test_the_nearest_path_is_one_of_its_kind(tmp_path: Path) -> None:
     assert near_path(str(tmp_path / "4"), Path.is_dir) == str(tmp_path / "Dataset004_Spleen")
     assert near_path(str(tmp_path / "Pancreas"), Path.is_dir) == ""
     assert near_path(str(tmp_path / "gone/Dataset003_LiTS"), Path.is_dir) == ""
+
+
+@pytest.mark.parametrize("place", ["imagesTr", "imagesTr/x", "labelsTs/a/b", "LabelsTr/x"])
+def test_places_among_the_images_of_a_dataset(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data/imagesTr").mkdir(parents=True)
+    (tmp_path / "data/dataset.json").write_text("{}")
+    assert dataset_around(tmp_path / "data" / place) == tmp_path / "data"
+    with pytest.raises(OptionError, match="among the images or labels of the dataset"):
+        refuse_inside_dataset(tmp_path / "data" / place)
+
+
+@pytest.mark.parametrize("place", ["data", "data/predictions", "images/x", "x/labels", "imagesTr"])
+def test_places_that_are_no_part_of_a_dataset(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data/imagesTr").mkdir(parents=True)
+    (tmp_path / "data/dataset.json").write_text("{}")
+    refuse_inside_dataset(tmp_path / place)

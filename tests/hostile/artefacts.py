@@ -370,6 +370,74 @@ def json_mutants(root: Path) -> Iterator[Mutant]:
                     )
 
 
+# What may happen to the bytes of a JSON file.
+BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "UTF-8 with a mark": lambda text: b"\xef\xbb\xbf" + text,
+    "UTF-16": lambda text: text.decode().encode("utf-16"),
+    "UTF-16 without a mark": lambda text: text.decode().encode("utf-16-le"),
+    "UTF-32": lambda text: text.decode().encode("utf-32-be"),
+    "half of UTF-16": lambda text: text.decode().encode("utf-16")[:-1],
+    "marks alone": lambda _: b"\xff\xfe",
+    "EBCDIC": lambda text: text.decode().encode("cp037", "replace"),
+    "Latin-1": lambda text: text.replace(b'"', b'"\xe9', 1),
+    "a byte that is no text": lambda text: text.replace(b'"', b'"\xff', 1),
+    "half of a letter": lambda text: text.replace(b'"', b'"\xc3', 1),
+    "an escape without a letter": lambda text: text.replace(b'"', b'"\\ud800', 1),
+    "a zero": lambda text: text[: len(text) // 2] + b"\0" + text[len(text) // 2 :],
+    "empty": lambda _: b"",
+    "blanks": lambda _: b" \n\t" * 1000,
+    "zeros": lambda _: bytes(5000),
+    "half": lambda text: text[: len(text) // 2],
+    "without the end": lambda text: text.rstrip()[:-1],
+    "twice": lambda text: text + text,
+    "more behind": lambda text: text + b"]",
+    "a comment": lambda text: b"// x\n" + text,
+    "a comma too many": lambda text: text.rstrip()[:-1] + b",}",
+    "single quotes": lambda text: text.replace(b'"', b"'"),
+    "lines of Windows": lambda text: text.replace(b"\n", b"\r\n"),
+    "a web page": lambda _: b"<!DOCTYPE html><html></html>",
+    "a pickle": lambda _: b"\x80\x04\x95" + b"c" * 400,
+    "null": lambda _: b"null",
+    "a list": lambda text: b"[" + text + b"]",
+    "a text": lambda _: b'"x"',
+    "a number": lambda _: b"7",
+    "1e400": lambda _: b"1e400",
+    "-1e-400": lambda _: b"-1e-400",
+    "5,000 digits": lambda _: b"9" * 5000,
+    "10^6 digits": lambda _: b"9" * 10**6,
+    "a key of 10^6 letters": lambda text: b'{"' + b"x" * 10**6 + b'":' + text + b"}",
+    "10^5 keys": lambda _: as_text({str(n): n for n in range(10**5)}).encode(),
+    "depth": lambda _: str(DEEP).encode(),
+    "depth of objects": lambda _: b'{"a":' * 10**5 + b"1" + b"}" * 10**5,
+    "depth without an end": lambda _: b"[" * 10**6,
+    "depth behind a key": lambda text: text.rstrip()[:-1] + b',"x":' + str(DEEP).encode() + b"}",
+    "NaN": lambda text: text.rstrip()[:-1] + b',"x":NaN}',
+}
+
+
+def byte_mutants(root: Path) -> Iterator[Mutant]:
+    """Each file with each change of its bytes; of a log the first line is changed."""
+    for target in TARGETS:
+        text = read(root, target.file).encode()
+        for name, change in BYTES.items():
+            for command in target.commands:
+                yield Mutant(
+                    name=f"{target.file}: {name}",
+                    file=target.file,
+                    change=_changing(target.file, text, change),
+                    command=command,
+                    remove=target.remove,
+                )
+
+
+def _changing(file: str, text: bytes, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Changes the bytes of a file when it is written, since many of them become large."""
+    first, rest = (text, b"")
+    if file.endswith(".jsonl"):
+        first, _, rest = text.partition(b"\n")
+    return lambda root: write(root, file, change(first) + (b"\n" + rest if rest else b""))
+
+
 def _writing(file: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda root: write(root, file, content)
 
@@ -600,6 +668,13 @@ SENSELESS: dict[str, dict[str, object]] = {
         "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2]},
         "plan__labels__regions_class_order": [1, 1],
     },
+    "order that repeats": {
+        "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2], "c": [3]},
+        "plan__labels__regions_class_order": [2, 2, 3],
+    },
+    "regions without an order": {
+        "plan__labels__values": {"background": [0], "a": [1, 2], "b": [2], "c": [3]},
+    },
     "order of zeros": {"plan__labels__regions_class_order": [0, 0]},
     "negative order": {"plan__labels__regions_class_order": [-1, 2]},
     "order of 10^12": {"plan__labels__regions_class_order": [10**12, 2]},
@@ -698,6 +773,7 @@ def _all(
 PARTS: dict[str, Callable[[Path], Iterator[Mutant]]] = {
     "senseless": senseless_mutants,
     "weights": weight_mutants,
+    "bytes": byte_mutants,
     "fields": json_mutants,
 }
 

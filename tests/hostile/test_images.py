@@ -22,6 +22,7 @@ SAMPLE = (
     "bomb/4 GB behind a small header",
     "values label/an intensity image",
     "values label/10^6 values",
+    "values label/random among 60",
     "hdr/half of an .img",
     "mha/NDims -1",
     "mhd/voxels in a pipe",

@@ -7,6 +7,7 @@ Reads a JSON object per line, {"arguments", "output", "folder", "seconds", "most
 import contextlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -26,21 +27,6 @@ _LOADED = (
     "blosc2",
     "cc3d",
 )
-_PACKAGE = (
-    "autoliver.cli.main",
-    "autoliver.pipeline.prediction",
-    "autoliver.pipeline.evaluation",
-    "autoliver.evaluation.score",
-    "autoliver.evaluation.agreement_report",
-    "autoliver.inference.predict",
-    "autoliver.pipeline.conversion.kinds",
-    *("autoliver.pipeline.data", "autoliver.pipeline.describe", "autoliver.planning.planner"),
-    *("autoliver.pipeline.replan", "autoliver.inference.lesions.table"),
-    *("autoliver.pipeline.dicom.segmentations", "autoliver.pipeline.folder"),
-    *("autoliver.pipeline.comparison", "autoliver.evaluation.lesion_report"),
-    *("autoliver.pipeline.conversion.convert", "autoliver.pipeline.conversion.dicom"),
-    *("autoliver.pipeline.conversion.lesion_classes", "autoliver.evaluation.probabilities"),
-)
 _LOOK_S = 0.02
 _MOST_WAITED = 6
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,9 +35,13 @@ _ADDRESSES = 10 << 30  # bytes; an accident must not take the machine's memory
 
 
 def main() -> None:
-    for name in (*_LOADED, *_PACKAGE):
-        __import__(name)
-    print("ready", flush=True)  # noqa: T201
+    import autoliver
+
+    package = pkgutil.walk_packages(autoliver.__path__, "autoliver.")
+    for name in (*_LOADED, *(module.name for module in package)):
+        if not name.endswith("__main__"):
+            __import__(name)
+    print(f"ready {_kb(os.getpid())}", flush=True)  # noqa: T201
     for line in sys.stdin:
         print(json.dumps(_measured(json.loads(line))), flush=True)  # noqa: T201
 

@@ -398,3 +398,17 @@ def test_folds_of_a_planned_dataset_spread_its_classes(tmp_path: Path) -> None:
     plain = make_folds(read_dataset(folder).labelled)
     assert folds() == [sorted(held[name] for name in split.validation) for split in plain]
     assert folds() != spread
+
+
+@pytest.mark.parametrize("value", [7, 60000])
+def test_a_value_that_no_label_has_is_refused(source: Path, tmp_path: Path, value: int) -> None:
+    path = source / "labelsTr/a.nii.gz"
+    array = read_label(path).array[0].astype(np.uint16)
+    array[0, 0, 0] = value
+    write_label(path, array, GRID)
+    with pytest.raises(DatasetError, match=rf"a\.nii\.gz.* {value}, expected values of labels: 0"):
+        run("convert", "lesion-classes", source, "--template", tmp_path / "t.csv")
+    with pytest.raises(DatasetError, match=rf"a\.nii\.gz.* {value}, expected values of labels: 0"):
+        run("convert", "lesion-classes", source, tmp_path / "OUT", "-w", tmp_path / "ws")
+    assert not (tmp_path / "t.csv").exists()
+    assert not (tmp_path / "OUT").exists()

@@ -551,3 +551,13 @@ def test_the_command_that_makes_a_pool_anew_works_anywhere(
 def test_labels_do_not_lie_in_themselves(place: Path) -> None:
     with pytest.raises(WrongValue, match="would lie in itself"):
         made(place, "Dataset001_LiTS", "Dataset003_MSD", inside={"a": "b", "b": "c", "c": "a"})
+
+
+def test_cases_that_get_one_name_are_refused(place: Path) -> None:
+    one = make(place, "Dataset004_A", LITS, seed=4)
+    make(place, "Dataset005_A_B", LITS, seed=5)
+    (one / "imagesTr/c0_0000.nii.gz").rename(one / "imagesTr/B_c0_0000.nii.gz")
+    (one / "labelsTr/c0.nii.gz").rename(one / "labelsTr/B_c0.nii.gz")
+    with pytest.raises(DatasetError, match=r"B_c0 of A and case c0 of A_B would both be A_B_c0"):
+        made(place, "Dataset004_A", "Dataset005_A_B")
+    assert not (place / "OUT").exists()

@@ -190,6 +190,29 @@ def test_dicom_series_are_images_as_they_are_for_predict(tmp_path: Path) -> None
         autoliver.report(prediction=tmp_path / "out", images=tmp_path / "empty")
 
 
+def test_images_of_other_cases_are_refused(tmp_path: Path) -> None:
+    folder = predicted(tmp_path / "A", None)
+    write_image(tmp_path / "in/other_0000.nii.gz", label_of(0)[None], GRID)
+    with pytest.raises(OptionError, match=r"none is of a case .* other, .*expected case_0, case_1"):
+        autoliver.report(prediction=folder, images=tmp_path / "in", output=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("damage", ["noise", "pipe"])
+def test_an_image_that_cannot_be_read_is_told(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, image = predicted(tmp_path / "A", None), tmp_path / "in/case_1.nii.gz"
+    image.parent.mkdir()
+    if damage == "noise":
+        image.write_bytes(bytes(range(256)) * 20)
+    else:
+        os.mkfifo(image)
+    page = page_of(prediction=folder, images=tmp_path / "in", output=tmp_path / "page.html")
+    assert str(image) in page.text
+    assert f"case_1: no slices: {image}" in caplog.text
+
+
 def test_a_flat_file_has_an_area_in_pixels(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number in range(6):

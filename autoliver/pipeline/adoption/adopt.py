@@ -11,7 +11,7 @@ from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import Case
 from autoliver.datasets.layouts import label_files
-from autoliver.datasets.names import nearest
+from autoliver.datasets.names import nearest, refuse_inside_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import is_uncertainty
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
@@ -186,6 +186,7 @@ def adopt(
 
 
 def _check_places(sources: Sequence[Path], corrected: Path, output: Path) -> None:
+    refuse_inside_dataset(output)
     if output.is_symlink() or output.is_file() or entries(output):
         raise OptionError(
             f"{output}: it exists already, and a dataset is never added to or replaced.",

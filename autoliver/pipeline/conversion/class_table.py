@@ -17,13 +17,14 @@ from autoliver.datasets.cases import Dataset
 from autoliver.errors import DatasetError
 from autoliver.io.paths import missing_file
 from autoliver.system import read_whole
-from autoliver.values import counted, first_few, meant
+from autoliver.values import counted, first_few, meant, natural, shortened
 
 COLUMNS = ("case", "lesion", "class")
 EVERY_LESION = "*"
 _MEASURED = ("volume_ml", "centroid_x_lps_mm", "centroid_y_lps_mm", "centroid_z_lps_mm")
 _SEPARATORS = (",", ";", "\t")
 _SHOWN = 3
+_LONGEST = 80  # characters of names of columns
 # The apostrophe that `text_cell` puts before what a spreadsheet would run as a formula.
 _ESCAPED = re.compile(r"^'(?=[=+\-@])")
 
@@ -145,7 +146,10 @@ def _text(path: Path) -> str:
 def _columns(path: Path, head: str) -> tuple[str, list[int]]:
     """The separator of a table, and where its columns are."""
     for separator in _SEPARATORS:
-        cells = next(csv.reader([head], delimiter=separator), [])
+        try:
+            cells = next(csv.reader([head], delimiter=separator), [])
+        except csv.Error:  # a cell that is too long, or a zero
+            cells = []
         names = [cell.strip().casefold() for cell in cells]
         if set(COLUMNS) <= set(names):
             break
@@ -154,7 +158,7 @@ def _columns(path: Path, head: str) -> tuple[str, list[int]]:
         lacking = [name for name in COLUMNS if name not in names]
         raise DatasetError(
             f"{path}: its first line has no column {' and no column '.join(lacking or COLUMNS)}; "
-            f"found {first_few(names, _SHOWN) or 'nothing'}.",
+            f"found {shortened(first_few(names, _SHOWN), _LONGEST) or 'nothing'}.",
             hint=f"Begin the file with the line {','.join(COLUMNS)}, or make one to fill in with "
             "--template.",
         )
@@ -170,9 +174,9 @@ def _number(lesion: str, where: str) -> int | None:
     text = lesion.strip()
     if text in ("", EVERY_LESION):
         return None
-    digits = text.removesuffix(".0")  # as some programs write whole numbers
-    if digits.isascii() and digits.isdecimal() and int(digits) > 0:
-        return int(digits)
+    number = natural(text.removesuffix(".0"))  # as some programs write whole numbers
+    if number:
+        return number
     raise DatasetError(
         f"{where}: lesion {lesion!r} is no number of a lesion; expected 1, 2, ... or "
         f"{EVERY_LESION} for every lesion of the case.",

@@ -22,11 +22,12 @@ import numpy.typing as npt
 from autoliver.artifacts import Record, as_json, brief, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, describe_labels, read_dataset, read_new
+from autoliver.datasets.label_values import refuse_other_values
 from autoliver.datasets.lesions import connected_lesions, is_lesion, lesion_classes
 from autoliver.datasets.regions import paintable
 from autoliver.errors import DatasetError, OptionError
 from autoliver.io.files import read_label, write_label
-from autoliver.io.volume import Geometry
+from autoliver.io.volume import Geometry, Volume
 from autoliver.locks import only_writing
 from autoliver.machine import Machine
 from autoliver.needs import score_need
@@ -92,6 +93,7 @@ class _Task(Record, frozen=True, kw_only=True):
         classes: Number of the lesion -> value of its class; None for every lesion.
         where: Number of the lesion -> where its class is said, in words.
         ignore: Value of voxels to be ignored, before and after; None if there is none.
+        labels: The labels of the dataset.
         folder: Folder for the new label map.
     """
 
@@ -101,6 +103,7 @@ class _Task(Record, frozen=True, kw_only=True):
     classes: dict[int | None, int]
     where: dict[int | None, str]
     ignore: tuple[int, int] | None
+    labels: Labels
     folder: Path
 
 
@@ -384,6 +387,7 @@ def _task(
         classes={number: after.values[row.name][0] for number, row in rows.items()},
         where={number: f"{row.name} ({row.where})" for number, row in rows.items()},
         ignore=ignore,
+        labels=before,
         folder=folder,
     )
 
@@ -396,7 +400,7 @@ def _need(task: _Task) -> Need:
 def _classify(task: _Task) -> _Made:
     """Makes the label map of a case; what is wrong with it is returned, not raised."""
     try:
-        label = read_label(task.label)
+        label = _read(task)
     except DatasetError as error:  # a file that cannot be read, or is no label map
         problem = f"{task.case}: {error.problem.removesuffix('.')}"
         return _Made(failed=Failed(problem=problem, hint=error.hint))
@@ -415,6 +419,13 @@ def _classify(task: _Task) -> _Made:
     path = f"labelsTr/{task.case}.nii.gz"
     write_label(task.folder / Path(path).name, new, label.geometry)
     return _Made(label=path, lesions=dict(Counter(classes)))
+
+
+def _read(task: _Task) -> Volume:
+    """The label map of a case; one with other values than those of labels is refused."""
+    label = read_label(task.label)
+    refuse_other_values(label.array, task.labels.allowed, task.label)
+    return label
 
 
 def _unfit(task: _Task, count: int) -> Failed | None:
@@ -441,7 +452,7 @@ def _unfit(task: _Task, count: int) -> Failed | None:
 
 def _measure(task: _Task) -> list[Lesion]:
     """The lesions of a case."""
-    label = read_label(task.label)
+    label = _read(task)
     numbers, count = connected_lesions(np.isin(label.array[0], task.values))
     voxel_ml = float(np.prod(label.geometry.spacing_mm)) / 1000
     places = np.argwhere(numbers)

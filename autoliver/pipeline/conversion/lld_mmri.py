@@ -18,7 +18,7 @@ from autoliver.errors import ArtifactError, DatasetError
 from autoliver.io.header import split_ending
 from autoliver.pipeline.conversion.kind import Found, Kind, mask, without_image
 from autoliver.system import entries
-from autoliver.values import first_few
+from autoliver.values import first_few, natural
 
 # Name of a class -> what its names in the annotation have, in the order of its numbers.
 _CLASSES = {
@@ -106,7 +106,7 @@ def _classes(source: Path) -> dict[str, set[str]]:
 
 def _class(where: str, category: int | str, numbers: Mapping[int, str]) -> str:
     """The name in `_CLASSES` of a category, which may be a number, its digits or a name."""
-    number = int(category) if str(category).isdecimal() else None
+    number = natural(category)
     text = str(category) if number is None else numbers.get(number, "")
     words = " ".join(re.findall(r"[a-z]+", text.casefold()))
     found = [name for name, pattern in _CLASSES.items() if re.search(pattern, words)]

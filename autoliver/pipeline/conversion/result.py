@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoliver.artifacts import Record, brief
+from autoliver.datasets.names import refuse_inside_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.system import entries
 from autoliver.values import first_few, hints_of
@@ -93,6 +94,7 @@ def check_output(source: Path, output: Path) -> None:
             f"{output}: it lies in the source, which is left as it is.",
             hint="Choose a folder elsewhere.",
         )
+    refuse_inside_dataset(output)
 
 
 def refuse(failed: Mapping[str, Failed]) -> None:

@@ -13,6 +13,7 @@ from autoliver.commands import command
 from autoliver.datasets.cases import Case, Labels, describe_labels, read_new
 from autoliver.datasets.contents import file_state
 from autoliver.datasets.description import CHANNEL_OF
+from autoliver.datasets.names import refuse_inside_dataset
 from autoliver.datasets.pool import POOL_FILE, Pool, PooledCase, PooledFile
 from autoliver.errors import DatasetError, OptionError, WrongValue
 from autoliver.io.detached import data_files
@@ -191,6 +192,7 @@ def pool(workspace: Workspace, output: Path, request: PoolRequest) -> Pooled:
     with only_writing(output) as beside:
         (beside / "labelsTr").mkdir(parents=True)
         tasks = [_task(each, by_name[each.member], labels, beside / "labelsTr") for each in kept]
+        _refuse_equal_names(tasks)
         stage = request.machine.pool("pool", need=_need, light=True)
         found = list(case_bar("pool", len(tasks))(stage.map(_make, tasks)))
         _refuse([made.problem for made in found if made.problem])
@@ -253,6 +255,7 @@ def _refuse_own_files(members: Sequence[Member], output: Path) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
+    refuse_inside_dataset(output)
     if not (output.is_symlink() or output.is_file() or entries(output)):
         return
     if (output / POOL_FILE).is_file():
@@ -338,6 +341,19 @@ def _task(placed: Placed, member: Member, labels: Labels, folder: Path) -> _Task
         absent=tuple(labels.values[name][0] for name in absent),
         folder=folder,
     )
+
+
+def _refuse_equal_names(tasks: Sequence[_Task]) -> None:
+    """Refuses cases that get one name, as case B_1 of member A and case 1 of member A_B."""
+    seen: dict[str, _Task] = {}
+    for task in tasks:
+        other = seen.setdefault(task.name, task)
+        if other is not task:
+            raise DatasetError(
+                f"case {other.case.name} of {other.member} and case {task.case.name} of "
+                f"{task.member} would both be {task.name}.",
+                hint="Pool a copy of one of the datasets whose folder has another name.",
+            )
 
 
 def _need(task: _Task) -> Any:

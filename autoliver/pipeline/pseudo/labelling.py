@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.datasets.cases import Case, Labels
+from autoliver.datasets.label_values import refuse_other_values
 from autoliver.evaluation.picture import Panel, Row, draw_outlines, shown_window, slice_with_most
 from autoliver.io.files import read_image, read_label, write_label
 from autoliver.io.volume import Volume
@@ -90,6 +91,7 @@ class Labelling:
     def _drawn(self, path: str) -> npt.NDArray[np.uint16]:
         """The label map of a person, with the values of the new dataset."""
         found = read_label(path).array[0]
+        refuse_other_values(found, self.own.allowed, path)
         result = np.zeros(found.shape, np.uint16)
         known = [name for name in self.labels.foreground if name in self.own.foreground]
         # Regions first, and over them what lies in them.

@@ -10,6 +10,7 @@ from autoliver.artifacts import as_json, brief, digest, write_bytes
 from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, read_dataset
 from autoliver.datasets.lesions import is_lesion
+from autoliver.datasets.names import refuse_inside_dataset
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import PredictOptions
 from autoliver.io.detached import data_files
@@ -165,6 +166,7 @@ def _parts(label: str, theirs: Labels, model: str) -> tuple[str, ...]:
 
 
 def _check_new(output: Path, *, overwrite: bool) -> None:
+    refuse_inside_dataset(output)
     there = [path.name for path in entries(output)]
     if not there or (overwrite and "predicted" in there):
         return

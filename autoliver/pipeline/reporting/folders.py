@@ -1,7 +1,7 @@
 """Folders of predictions as they lie on disk: label maps, images, labels, volumes."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from autoliver.datasets.cases import Dataset, Labels
 from autoliver.datasets.layouts import by_stem, image_files, label_files
-from autoliver.errors import ArtifactError, DatasetError
+from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.report.page import Section, Table
 from autoliver.evaluation.report.tables import texts
 from autoliver.evaluation.results import CaseScores, Scores
@@ -138,6 +138,24 @@ def images_of(sources: Sequence[Path], dataset: Dataset | None) -> dict[str, Sou
             if stem.endswith("_0000"):
                 found.setdefault(stem.removesuffix("_0000"), file)
     return found
+
+
+def refuse_other_images(
+    sources: PredictionSources, folders: Sequence[PredictedFolder], images: Mapping[str, Source]
+) -> None:
+    """Refuses images that were given of which none is of a case.
+
+    Raises:
+        OptionError: There is none.
+    """
+    cases = sorted({name for folder in folders for name in folder.maps})
+    if sources.images and not set(cases) & set(images):
+        given = ", ".join(map(str, sources.images))
+        raise OptionError(
+            f"--images {given}: none is of a case of the predictions: "
+            f"{first_few(sorted(images), _FEW)}, expected {first_few(cases, _FEW)}.",
+            hint="Give the folder of the images that were predicted, with their names.",
+        )
 
 
 def model_labels(folders: Sequence[PredictedFolder]) -> tuple[Labels | None, tuple[str, ...]]:

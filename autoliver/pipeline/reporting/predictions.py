@@ -41,6 +41,7 @@ from autoliver.pipeline.reporting.folders import (
     made_section,
     model_labels,
     read_folder,
+    refuse_other_images,
     sizes_of,
     uncertainty_of,
 )
@@ -82,6 +83,7 @@ def predictions_chapter(workspace: Workspace, sources: PredictionSources) -> Cha
     folders = [read_folder(path) for path in sources.folders]
     dataset = dataset_at(workspace, sources.reference)
     images = images_of(sources.images, dataset)
+    refuse_other_images(sources, folders, images)
     match folders:
         case [only]:
             return _one(workspace, only, sources, images, dataset)

@@ -156,7 +156,13 @@ def _with_slices(shown: Shown, share: int, left: int) -> tuple[CaseView, int]:
     try:
         image, maps = _read(shown)
     except AutoliverError as error:
-        _log.info("%s: no slices: %s", shown.name, error.problem)
+        known = shown.images or shown.series is not None
+        _log.log(
+            logging.WARNING if known else logging.INFO,
+            "%s: no slices: %s",
+            shown.name,
+            error.problem,
+        )
         return _view(shown, lacking=error.problem), 0
     taken = 0
     view = _view(shown, lacking=_FULL)
