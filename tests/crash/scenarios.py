@@ -1,0 +1,166 @@
+"""The commands that are disturbed, on a workspace in which everything was done once."""
+
+import fnmatch
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from abdomen_trees import write_lits
+from hostile.artefacts import MR, TOY, build as build_all, filled as filled
+
+Command = tuple[str, ...]
+WS = ("-w", "{root}/ws")
+CPU = ("--device", "cpu", "--workers", "1", "--cache", "ram")
+DATA = f"ws/{TOY}"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command, and what is done before and after it.
+
+    Attributes:
+        name: Its name.
+        command: The command that is disturbed.
+        later: Commands that use what it makes.
+        before: Commands that are run first.
+        remove: What is removed first, so that there is something to do.
+        inputs: The folder whose files vanish.
+        lacks: Patterns of files that the command removes and makes again.
+        eye: Patterns of files that may fail with a warning, such as pictures.
+    """
+
+    name: str
+    command: Command
+    later: tuple[Command, ...] = ()
+    before: tuple[Command, ...] = ()
+    remove: tuple[str, ...] = ()
+    inputs: str = "data"
+    lacks: tuple[str, ...] = ()
+    eye: tuple[str, ...] = ("*.png*", "*tensorboard*")
+
+    def may_lack(self, name: str) -> bool:
+        """Whether a file may be gone while the command has not been run again."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.lacks)
+
+    def decorative(self, difference: str) -> bool:
+        """Whether a difference is about what is only for the eye."""
+        return any(fnmatch.fnmatchcase(difference, pattern) for pattern in self.eye)
+
+
+def build(root: Path, must: Callable[..., None]) -> None:
+    """Does everything once: what the hostile artefacts need, and runs of a second network."""
+    build_all(root)
+    short = ("--epochs", "1", "--iterations", "1")
+    for fold in ("0", "1"):
+        must(("train", TOY, "2d", "--fold", fold, *short, *CPU, *WS))
+    write_lits(root / "lits")
+
+
+_IMAGES, _LABELS = "{root}/data/" + TOY + "/imagesTr", "{root}/data/" + TOY + "/labelsTr"
+_PREDICT = ("predict", "-i", _IMAGES, "-o", "{root}/new", "-m", TOY, "--device", "cpu", *WS)
+_ONE = (*_PREDICT, "--folds", "0")
+_TRAIN = ("train", TOY, "3d_fullres", *CPU, *WS)
+_NEW = (*_TRAIN, "--fold", "2", "--epochs", "2", "--iterations", "1")
+_LATER_RUN = (*_TRAIN, "--tag", "later", "--fold", "0", "--epochs", "1", "--iterations", "1")
+_EXPORT = ("export", TOY, "{root}/again.autoliver", *WS)
+_IMPORT = ("import", "{root}/toy.autoliver", "--name", "again", *WS)
+_OVER = ("import", "{root}/toy.autoliver", "--name", "imported", "--overwrite", *WS)
+_USE = ("predict", "-i", "{root}/in", "-o", "{root}/new", "--device", "cpu", *WS)
+
+
+def _plan(folder: str) -> Command:
+    return ("plan", "{root}/" + folder, "--preset", "tiny", *WS)
+
+
+SCENARIOS = {
+    each.name: each
+    for each in (
+        Scenario(
+            "plan",
+            ("plan", "{root}/data/" + TOY, "--preset", "tiny", "--workers", "1", *WS),
+            later=(("preprocess", TOY, "2d", "--workers", "1", *WS),),
+            remove=(DATA,),
+        ),
+        Scenario(
+            "plan again",
+            ("plan", "{root}/data/" + TOY, "--preset", "tiny", "--fresh", "--workers", "1", *WS),
+            later=(_LATER_RUN,),
+        ),
+        Scenario(
+            "preprocess",
+            ("preprocess", TOY, "2d", "3d_fullres", "--workers", "1", *WS),
+            later=(_LATER_RUN,),
+            remove=(f"{DATA}/store",),
+        ),
+        Scenario(
+            "train", _NEW, later=((*_PREDICT, "--folds", "2", "--run", "3d_fullres"), _EXPORT)
+        ),
+        Scenario(
+            "extend",
+            (*_TRAIN, "--fold", "0", "--extend", "2"),
+            later=(_ONE, _EXPORT),
+        ),
+        Scenario(
+            "predict",
+            (*_ONE, "--probabilities", "--uncertainty"),
+            later=(("evaluate", "-p", "{root}/new", "-r", _LABELS, "--workers", "1", *WS),),
+        ),
+        Scenario(
+            "evaluate",
+            ("evaluate", "-p", "{root}/other", "-r", "{root}/truth", "--workers", "1", *WS),
+            later=(("report", "-p", "{root}/other", "-i", "{root}/in", *WS),),
+            remove=("other/scores.*", "other/lesions.*"),
+            inputs="truth",
+        ),
+        Scenario(
+            "select",
+            ("select", TOY, *WS),
+            later=(_PREDICT, _EXPORT),
+        ),
+        Scenario("export", _EXPORT, later=(("import", "{root}/again.autoliver", "--name", "x", *WS),)),
+        Scenario(
+            "export over",
+            ("export", TOY, "{root}/toy.autoliver", "--overwrite", *WS),
+            later=(_IMPORT,),
+        ),
+        Scenario(
+            "export nnunet",
+            ("export", TOY, "{root}/again", "--format", "nnunet", *WS),
+            later=(("import", "{root}/again", "--name", "x", *WS),),
+        ),
+        Scenario("import", _IMPORT, later=((*_USE, "-m", "again"),), inputs="toy.autoliver"),
+        Scenario("import over", _OVER, later=((*_USE, "-m", "imported"),), inputs="toy.autoliver"),
+        Scenario(
+            "pool",
+            (
+                *("pool", "{root}/made", "--add", "{root}/data/" + TOY),
+                *("--add", "{root}/data/" + MR, *WS),
+            ),
+            later=(_plan("made"),),
+        ),
+        Scenario(
+            "adopt",
+            (
+                *("adopt", "{root}/made", "-i", "{root}/in", "-p", "{root}/out"),
+                *("--like", TOY, *WS),
+            ),
+            later=(_plan("made"),),
+            inputs="in",
+        ),
+        Scenario(
+            "apply",
+            (
+                *("synthesize", "apply", "toy-as-mr", "{root}/made", "--judge", "imported"),
+                *("--device", "cpu", *WS),
+            ),
+            later=(_plan("made"),),
+        ),
+        Scenario(
+            "convert",
+            ("convert", "lits", "{root}/lits", "{root}/made", "--workers", "1"),
+            later=(_plan("made"),),
+            inputs="lits",
+        ),
+    )
+}
