@@ -17,6 +17,9 @@ import os
 import re
 import reprlib
 import shutil
+import socket
+import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +30,15 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError, AutoliverError
-from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
+from autoliver.system import (
+    exchange,
+    in_words,
+    is_running,
+    open_file,
+    read_whole,
+    refuse_special,
+    system_error,
+)
 from autoliver.values import another
 
 R = TypeVar("R", bound="Record")
@@ -58,8 +69,15 @@ _SHOWN.maxstring = _SHOWN.maxother = 70
 _WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # The names of what is not yet whole, and what they match.
 _PARTIAL_NAME = ".{}.partial.{}"
-PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
+PARTIAL = re.compile(
+    r"\.[0-9a-f]{8}(?:-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9a-f]+))?\.partial\..*"
+)
+# After so long, what a process of another machine has not finished is taken for left.
+_LEFT_SECONDS = 7 * 86_400.0
 _RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
+# The folders in which this process has removed what dead ones have left.
+_swept: set[tuple[int, Path]] = set()
+_sweeping = threading.Lock()
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 # Spreadsheets run a cell that begins with one of these as a formula.
@@ -460,11 +478,12 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     # The file ending is kept, since image readers and writers choose the format by it, some of them
     # only in lower case; the rest is short, so that every name that fits a disk can be written.
     ending = path.name[-_ENDING:].lower()
-    token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]
+    token = digest(path.name)[:8] if alone else _token()
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
     try:
         refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_dead(path.parent)
         if alone:
             _remove(beside)
         yield beside
@@ -483,6 +502,48 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
         # A disk that fails here as well must not hide the first error.
         with contextlib.suppress(OSError):
             _remove(beside)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells machines apart, and containers that share their name but not their processes."""
+    try:
+        processes = Path("/proc/self/ns/pid").readlink().name
+    except OSError:  # not on Linux
+        processes = ""
+    return digest([socket.gethostname(), processes])[:8]
+
+
+def _token() -> str:
+    """A name for what this process is about to write, from which others can tell that it died."""
+    return f"{uuid.uuid4().hex[:8]}-{_machine()}-{os.getpid():x}"
+
+
+def _sweep_dead(folder: Path) -> None:
+    """Removes what dead processes have left half written in a folder, once per process."""
+    with _sweeping:  # otherwise another thread's file would be taken for one of a dead process
+        key = (os.getpid(), folder)
+        if key in _swept:
+            return
+        _swept.add(key)
+        with contextlib.suppress(OSError):  # it may not be listed, or others do the same
+            with os.scandir(folder) as found:
+                names = [match[0] for entry in found if (match := PARTIAL.fullmatch(entry.name))]
+            for name in names:
+                if _is_left(folder / name):
+                    _remove(folder / name)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether the process that was writing a file or folder is dead, as far as can be told here."""
+    written = PARTIAL.fullmatch(path.name)
+    if written is None or not written["process"]:
+        return False
+    if written["machine"] != _machine():
+        return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
+    process = int(written["process"], 16)
+    # This process has written nothing here yet: its number was that of an earlier one.
+    return process == os.getpid() or not is_running(process)
 
 
 def _remove(path: Path) -> None:

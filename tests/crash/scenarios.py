@@ -118,7 +118,9 @@ SCENARIOS = {
             ("select", TOY, *WS),
             later=(_PREDICT, _EXPORT),
         ),
-        Scenario("export", _EXPORT, later=(("import", "{root}/again.autoliver", "--name", "x", *WS),)),
+        Scenario(
+            "export", _EXPORT, later=(("import", "{root}/again.autoliver", "--name", "x", *WS),)
+        ),
         Scenario(
             "export over",
             ("export", TOY, "{root}/toy.autoliver", "--overwrite", *WS),
