@@ -72,6 +72,9 @@ _PARTIAL_NAME = ".{}.partial.{}"
 PARTIAL = re.compile(
     r"\.[0-9a-f]{8}(?:-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9a-f]+))?\.partial\..*"
 )
+# A folder that is about to be replaced, where the system cannot exchange two. It is whole, so that
+# its name must not match that of what is not.
+_ASIDE_NAME = ".{}.aside.{}"
 # After so long, what a process of another machine has not finished is taken for left.
 _LEFT_SECONDS = 7 * 86_400.0
 _RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
@@ -480,19 +483,22 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     ending = path.name[-_ENDING:].lower()
     token = digest(path.name)[:8] if alone else _token()
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
+    aside = path.with_name(_ASIDE_NAME.format(token, ending))
     try:
         refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_dead(path.parent)
         if alone:
             _remove(beside)
+            _bring_back(aside, path)
         yield beside
         _flush(beside)
         if not (beside.is_dir() and path.is_dir()):
             beside.replace(path)
         elif not exchange(beside, path):
-            shutil.rmtree(path)
+            path.replace(aside)
             beside.replace(path)
+            _remove(aside)
     except OSError as error:
         told = system_error(error, _named(error, beside, path), verb="written")
         if told is None:
@@ -500,6 +506,8 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
         raise told from error
     finally:
         # A disk that fails here as well must not hide the first error.
+        with contextlib.suppress(OSError):
+            _bring_back(aside, path)
         with contextlib.suppress(OSError):
             _remove(beside)
 
@@ -551,6 +559,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _bring_back(aside: Path, path: Path) -> None:
+    """Undoes the first half of an exchange in two steps whose process died between them."""
+    if not os.path.lexists(aside):
+        return
+    if path.exists():
+        _remove(aside)
+    else:
+        aside.replace(path)
 
 
 def _named(error: OSError, beside: Path, path: Path) -> str | Path:

@@ -28,7 +28,7 @@ from crash.scenarios import SCENARIOS, Command, Scenario, build, filled
 SECONDS = 120.0  # a command takes some seconds of a core that others use as well
 DAY, YEAR = -86_400, 366 * 86_400
 _MODES = ("count", "kill", "stop", "full", "read-only", "once", "vanish", "cut")
-_LAYOUT = struct.Struct("qqqqqqq256s256s512s")
+_LAYOUT = struct.Struct("qqqqqqqq256s256s512s")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES)
 KINDS = (
@@ -240,16 +240,17 @@ class Laboratory:
 
     def arm(self, mode: str = "count", at: int = 0, error: int = 0, clock_s: int = 0) -> None:
         """Says what happens to the next command that is started armed."""
-        numbers = (0, _MODES.index(mode), at, error, 0, 0, clock_s)
+        numbers = (0, _MODES.index(mode), at, error, 0, 0, clock_s, self.old)
         inputs = str(self.root / self.inputs)
         self._control[:] = _LAYOUT.pack(*numbers, str(self.root).encode(), inputs.encode(), b"")
 
     inputs = "data"
+    old = False
 
     def fired(self) -> tuple[int, bool, str]:
         """How many operations there were, whether one was disturbed, and which."""
         parts = _LAYOUT.unpack(self._control[:])
-        return parts[4], bool(parts[5]), parts[9].rstrip(b"\0").decode()
+        return parts[4], bool(parts[5]), parts[10].rstrip(b"\0").decode()
 
     def run(self, command: Command, *, armed: bool = False) -> Ran:
         """Runs a command to its end."""
@@ -269,7 +270,7 @@ class Laboratory:
         return self._references[scenario.name]
 
     def _referred(self, scenario: Scenario) -> Reference:
-        self.inputs = scenario.inputs
+        self.inputs, self.old = scenario.inputs, scenario.old
         self.restore("whole")
         self._must(*scenario.before)
         for pattern in scenario.remove:
@@ -319,7 +320,7 @@ class Laboratory:
     def judge(self, scenario: Scenario, fault: Fault) -> Outcome:
         """Does a fault to a command and says what was bad about what came of it."""
         expected = self.reference(scenario)
-        self.inputs = scenario.inputs
+        self.inputs, self.old = scenario.inputs, scenario.old
         self.restore(f"base {scenario.name}")
         outcome = Outcome(scenario.name, fault)
         if fault.kind == "two":

@@ -34,6 +34,7 @@ struct control {
   int64_t count;   /* operations so far */
   int64_t fired;   /* whether it was disturbed */
   int64_t clock_s; /* by how many seconds clocks go wrong */
+  int64_t old;     /* whether the system cannot exchange two files, as on NFS */
   char root[256];  /* operations below this folder count */
   char input[256]; /* reads below this folder count, for VANISH and CUT */
   char name[512];  /* the operation that was disturbed, and its path */
@@ -266,6 +267,10 @@ int renameat(int here, const char *from, int there, const char *name) {
 }
 
 int renameat2(int here, const char *from, int there, const char *name, unsigned flags) {
+  if (on() && control->old) {
+    errno = EINVAL;
+    return -1;
+  }
   if (at(there, name, "exchange", 0)) return -1;
   return (int)syscall(SYS_renameat2, here, from, there, name, flags);
 }

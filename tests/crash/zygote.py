@@ -2,12 +2,13 @@
 
 Reads a JSON object per line and answers each with one:
 {"start": arguments, "output": file, "folder": folder, "control": file or null} -> {"process"}
-{"wait": process, "seconds": how long, "stopped": whether that counts} -> {"code", "signal", "state"}
+{"wait": process, "seconds", "stopped": whether that counts} -> {"code", "signal", "state"}
 """
 
 import contextlib
 import json
 import os
+import pkgutil
 import signal
 import struct
 import sys
@@ -16,24 +17,30 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+# What modules of the package import while they work.
 _LOADED = (
-    *("SimpleITK", "nibabel", "scipy.ndimage", "PIL.Image", "torch", "blosc2", "cc3d"),
-    *("matplotlib.figure", "highdicom"),
-    *("autoliver.cli.main", "autoliver.pipeline.prediction", "autoliver.pipeline.evaluation"),
-    *("autoliver.evaluation.score", "autoliver.inference.predict", "autoliver.training.loop"),
-    *("autoliver.pipeline.conversion.kinds", "autoliver.pipeline.data"),
-    *("autoliver.pipeline.run.job", "autoliver.pipeline.selection", "autoliver.pipeline.models"),
-    *("autoliver.pipeline.pooling.pool", "autoliver.pipeline.translation.apply"),
-    *("autoliver.pipeline.adoption.write", "autoliver.pipeline.conversion.convert"),
+    *("SimpleITK", "nibabel", "scipy.ndimage", "scipy.stats", "PIL.Image", "torch", "blosc2"),
+    *("cc3d", "pydicom", "highdicom", "safetensors.torch", "threadpoolctl", "zoneinfo"),
+    *(
+        "pydantic",
+        "pydantic.type_adapter",
+        "typer._adapters",
+        "acvl_utils.morphology.morphology_helper",
+    ),
+    *("skimage.measure", "skimage.morphology", "multiprocessing.synchronize", "encodings.cp437"),
 )
 _LOOK_S = 0.005
 
 
 def main() -> None:
-    for name in _LOADED:
+    import torch
+
+    import autoliver
+
+    own = [m.name for m in pkgutil.walk_packages(autoliver.__path__, "autoliver.")]
+    for name in (*_LOADED, *(name for name in own if "__main__" not in name)):
         with contextlib.suppress(ImportError):
             __import__(name)
-    import torch
 
     torch.set_num_threads(1)
     print("ready", flush=True)  # noqa: T201
