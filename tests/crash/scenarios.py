@@ -1,6 +1,7 @@
 """The commands that are disturbed, on a workspace in which everything was done once."""
 
 import fnmatch
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ from hostile.artefacts import MR, TOY
 from hostile.artefacts import build as build_all
 from hostile.artefacts import filled as filled
 
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
+
 Command = tuple[str, ...]
+# Makes a workspace in a folder, with a function that runs commands.
+Build = Callable[[Path, Callable[..., None]], None]
 WS = ("-w", "{root}/ws")
 CPU = ("--device", "cpu", "--workers", "1", "--cache", "ram")
 DATA = f"ws/{TOY}"
@@ -49,6 +54,21 @@ class Scenario:
     def decorative(self, difference: str) -> bool:
         """Whether a difference is about what is only for the eye."""
         return any(fnmatch.fnmatchcase(difference, pattern) for pattern in self.eye)
+
+
+def build_small(root: Path, must: Callable[..., None]) -> None:
+    """Trains a fold, exports it, and imports it, for the quick tests."""
+    options = PhantomOptions(
+        contrast="CT", shape_zyx=(10, 32, 32), spacing_mm=(10.0, 6.0, 6.0), lesions=(0, 0)
+    )
+    write_phantom_dataset(root / "data", name=TOY, cases=3, seed=0, options=options, test_cases=1)
+    shutil.copytree(root / "data" / TOY / "imagesTs", root / "in")
+    must(
+        ("plan", "{root}/data/" + TOY, "--preset", "tiny", *WS),
+        (*_TRAIN, "--fold", "0", "--epochs", "1", "--iterations", "1"),
+        ("export", TOY, "{root}/toy.autoliver", *WS),
+        ("import", "{root}/toy.autoliver", "--name", "imported", *WS),
+    )
 
 
 def build(root: Path, must: Callable[..., None]) -> None:
@@ -166,9 +186,10 @@ SCENARIOS = {
         Scenario(
             "apply",
             (
-                *("synthesize", "apply", "toy-as-mr", "{root}/made"),
+                *("synthesize", "apply", "toy-as-mr", "{root}/made", "--judge", MR),
                 *("--device", "cpu", *WS),
             ),
+            before=(("train", MR, *_LATER_RUN[2:]),),
             later=(_plan("made"),),
         ),
         Scenario(

@@ -32,6 +32,7 @@ struct control {
   int64_t at;      /* at the how manieth operation, from 1 */
   int64_t error;   /* errno of FULL, READ_ONLY and ONCE */
   int64_t count;   /* operations so far */
+  int64_t reads;   /* files below `input` that were opened for reading so far */
   int64_t fired;   /* whether it was disturbed */
   int64_t clock_s; /* by how many seconds clocks go wrong */
   int64_t old;     /* whether the system cannot exchange two files, as on NFS */
@@ -145,9 +146,10 @@ static void read_begins(int folder, const char *path) {
   char full[PATH_MAX];
   struct stat about;
   int before = errno;
-  if (!on() || control->mode < VANISH || !path || !absolute(folder, path, full)) return;
+  if (!on() || !path || !absolute(folder, path, full)) return;
   if (!below(full, control->input) || stat(full, &about) || !S_ISREG(about.st_mode)) return;
-  if (__sync_add_and_fetch(&control->count, 1) == control->at) {
+  int64_t number = __sync_add_and_fetch(&control->reads, 1);
+  if (control->mode >= VANISH && number == control->at) {
     note(control->mode == VANISH ? "vanish" : "cut", full);
     if (control->mode == VANISH) syscall(SYS_unlinkat, AT_FDCWD, full, 0);
     else syscall(SYS_truncate, full, about.st_size / 2);
