@@ -84,7 +84,7 @@ _IMAGES, _LABELS = "{root}/data/" + TOY + "/imagesTr", "{root}/data/" + TOY + "/
 _PREDICT = ("predict", "-i", _IMAGES, "-o", "{root}/new", "-m", TOY, "--device", "cpu", *WS)
 _ONE = (*_PREDICT, "--folds", "0")
 _TRAIN = ("train", TOY, "3d_fullres", *CPU, *WS)
-_NEW = (*_TRAIN, "--fold", "2", "--epochs", "2", "--iterations", "1")
+_NEW = (*_TRAIN, "--tag", "new", "--fold", "0", "--epochs", "2", "--iterations", "1")
 _LATER_RUN = (*_TRAIN, "--tag", "later", "--fold", "0", "--epochs", "1", "--iterations", "1")
 _EXPORT = ("export", TOY, "{root}/again.autoliver", *WS)
 _IMPORT = ("import", "{root}/toy.autoliver", "--name", "again", *WS)
@@ -117,7 +117,9 @@ SCENARIOS = {
             remove=(f"{DATA}/store",),
         ),
         Scenario(
-            "train", _NEW, later=((*_PREDICT, "--folds", "2", "--run", "3d_fullres"), _EXPORT)
+            "train",
+            _NEW,
+            later=((*_USE, "-m", f"{TOY}/3d_fullres+new"), ("select", TOY, "3d_fullres+new", *WS)),
         ),
         Scenario(
             "extend",
@@ -128,7 +130,8 @@ SCENARIOS = {
         ),
         Scenario(
             "predict",
-            (*_ONE, "--probabilities", "--uncertainty"),
+            # Without --exact, the way that is fastest at the time decides the last bits.
+            (*_ONE, "--probabilities", "--uncertainty", "--exact"),
             later=(("evaluate", "-p", "{root}/new", "-r", _LABELS, "--workers", "1", *WS),),
         ),
         Scenario(
