@@ -190,7 +190,7 @@ SCENARIOS = {
             "apply",
             (
                 *("synthesize", "apply", "toy-as-mr", "{root}/made", "--judge", MR),
-                *("--device", "cpu", *WS),
+                *("--qc-min-dice", "0", "--device", "cpu", *WS),
             ),
             before=(("train", MR, *_LATER_RUN[2:]),),
             later=(_plan("made"),),
