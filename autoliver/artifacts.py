@@ -75,11 +75,12 @@ PARTIAL = re.compile(
 # A folder that is about to be replaced, where the system cannot exchange two. It is whole, so that
 # its name must not match that of what is not.
 _ASIDE_NAME = ".{}.aside.{}"
-# After so long, what a process of another machine has not finished is taken for left.
-_LEFT_SECONDS = 7 * 86_400.0
+# What a process of another machine has not touched for so long is taken for left.
+_LEFT_SECONDS = 86_400.0
 _RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
-# The folders in which this process has removed what dead ones have left.
+# The folders in which this process has removed what dead ones have left, and what it is writing.
 _swept: set[tuple[int, Path]] = set()
+_written: set[str] = set()
 _sweeping = threading.Lock()
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
@@ -484,6 +485,7 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     token = digest(path.name)[:8] if alone else _token()
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
     aside = path.with_name(_ASIDE_NAME.format(token, ending))
+    _written.add(beside.name)
     try:
         refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -510,16 +512,17 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
             _bring_back(aside, path)
         with contextlib.suppress(OSError):
             _remove(beside)
+        _written.discard(beside.name)
 
 
 @functools.cache
 def _machine() -> str:
-    """What tells machines apart, and containers that share their name but not their processes."""
-    try:
-        processes = Path("/proc/self/ns/pid").readlink().name
-    except OSError:  # not on Linux
-        processes = ""
-    return digest([socket.gethostname(), processes])[:8]
+    """What tells machines apart, whose names may be equal, and containers on one of them."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # they are there on Linux alone
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(Path("/proc/self/ns/pid").readlink().name)
+    return digest(known)[:8]
 
 
 def _token() -> str:
@@ -529,7 +532,7 @@ def _token() -> str:
 
 def _sweep_dead(folder: Path) -> None:
     """Removes what dead processes have left half written in a folder, once per process."""
-    with _sweeping:  # otherwise another thread's file would be taken for one of a dead process
+    with _sweeping:
         key = (os.getpid(), folder)
         if key in _swept:
             return
@@ -550,8 +553,9 @@ def _is_left(path: Path) -> bool:
     if written["machine"] != _machine():
         return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
     process = int(written["process"], 16)
-    # This process has written nothing here yet: its number was that of an earlier one.
-    return process == os.getpid() or not is_running(process)
+    if process == os.getpid():  # or its number was that of an earlier one
+        return path.name not in _written
+    return not is_running(process)
 
 
 def _remove(path: Path) -> None:

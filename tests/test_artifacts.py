@@ -217,9 +217,15 @@ def test_what_a_dead_process_left_half_written_is_removed(tmp_path: Path) -> Non
     }
     for path in (*others.values(), elsewhere):
         path.touch()
-    os.utime(elsewhere, (time.time() - 8 * 86_400,) * 2)
-    write_bytes(tmp_path / "other.json", b"whole")
-    assert set(tmp_path.iterdir()) == {*others.values(), tmp_path / "other.json"}
+    own = tmp_path / f"{head}-{os.getpid():x}.partial.of an earlier process of this number"
+    own.touch()
+    os.utime(elsewhere, (time.time() - 2 * 86_400,) * 2)
+    with replacing(tmp_path / "first.json") as beside:
+        beside.write_bytes(b"not yet")
+        others["of this process"] = beside
+        # By another way to the same folder, as another thread may write.
+        write_bytes(tmp_path / ".." / tmp_path.name / "other.json", b"whole")
+        assert set(tmp_path.iterdir()) == {*others.values(), tmp_path / "other.json"}
 
 
 @pytest.mark.parametrize("dies", ["before", "between", "after"])
