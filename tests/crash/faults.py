@@ -394,6 +394,9 @@ class Laboratory:
             # What is only for the eye may fail with a warning; what may not be removed is left.
             worst = [each for each in worst if not scenario.decorative(each)]
             worst = [each for each in worst if ".lock" not in each and ".partial." not in each]
+            # An input that was cut or removed after it was read for the last time.
+            hit = str(Path(where.partition(" ")[2]).relative_to(self.root))
+            worst = [each for each in worst if not each.startswith(f"{hit} ")]
             if worst:
                 bad.append(f"ends well, but {'; '.join(worst[:4])}")
                 told.append(ran.output)
