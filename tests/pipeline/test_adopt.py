@@ -495,7 +495,6 @@ def test_a_file_that_is_cut_short_meanwhile_is_not_adopted(
     moment: str, images: Path, corrected: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its voxels were checked, or after all cases were."""
-    write_label(corrected / "Case.One.nii.gz", labels(), GRID)
     path = min(images.iterdir())
 
     def cutting(function: Callable[..., object]) -> Callable[..., object]:
