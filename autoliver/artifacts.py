@@ -17,6 +17,9 @@ import os
 import re
 import reprlib
 import shutil
+import socket
+import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +30,15 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 
 from autoliver.errors import ArtifactError, AutoliverError
-from autoliver.system import exchange, in_words, open_file, read_whole, refuse_special, system_error
+from autoliver.system import (
+    exchange,
+    in_words,
+    is_running,
+    open_file,
+    read_whole,
+    refuse_special,
+    system_error,
+)
 from autoliver.values import another, shortened
 
 R = TypeVar("R", bound="Record")
@@ -58,8 +69,19 @@ _SHOWN.maxstring = _SHOWN.maxother = 70
 _WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # The names of what is not yet whole, and what they match.
 _PARTIAL_NAME = ".{}.partial.{}"
-PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\..*")
+PARTIAL = re.compile(
+    r"\.[0-9a-f]{8}(?:-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9a-f]+))?\.partial\..*"
+)
+# A folder that is about to be replaced, where the system cannot exchange two. It is whole, so that
+# its name must not match that of what is not.
+_ASIDE_NAME = ".{}.aside.{}"
+# What a process of another machine has not touched for so long is taken for left.
+_LEFT_SECONDS = 86_400.0
 _RESTORE = "Restore it from a copy, or remove it and run the command that made it again."
+# The folders in which this process has removed what dead ones have left, and what it is writing.
+_swept: set[tuple[int, Path]] = set()
+_written: set[str] = set()
+_sweeping = threading.Lock()
 # Characters at the end of a name that hold the ending of every type of file.
 _ENDING = 16
 # Spreadsheets run a cell that begins with one of these as a formula.
@@ -464,20 +486,25 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     # Nothing before it may look like an ending: ITK writes x.nii.gz for x.nii.nii.gz.
     suffixes = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
     ending = "".join(suffixes).lower()[-_ENDING:].removeprefix(".")
-    token = digest(path.name)[:8] if alone else uuid.uuid4().hex[:8]
+    token = digest(path.name)[:8] if alone else _token()
     beside = path.with_name(_PARTIAL_NAME.format(token, ending))
+    aside = path.with_name(_ASIDE_NAME.format(token, ending))
+    _written.add(beside.name)
     try:
         refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_dead(path.parent)
         if alone:
             _remove(beside)
+            _bring_back(aside, path)
         yield beside
         _flush(beside)
         if not (beside.is_dir() and path.is_dir()):
             beside.replace(path)
         elif not exchange(beside, path):
-            shutil.rmtree(path)
+            path.replace(aside)
             beside.replace(path)
+            _remove(aside)
     except OSError as error:
         told = system_error(error, _named(error, beside, path), verb="written")
         if told is None:
@@ -486,7 +513,53 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
     finally:
         # A disk that fails here as well must not hide the first error.
         with contextlib.suppress(OSError):
+            _bring_back(aside, path)
+        with contextlib.suppress(OSError):
             _remove(beside)
+        _written.discard(beside.name)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells machines apart, whose names may be equal, and containers on one of them."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # they are there on Linux alone
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(Path("/proc/self/ns/pid").readlink().name)
+    return digest(known)[:8]
+
+
+def _token() -> str:
+    """A name for what this process is about to write, from which others can tell that it died."""
+    return f"{uuid.uuid4().hex[:8]}-{_machine()}-{os.getpid():x}"
+
+
+def _sweep_dead(folder: Path) -> None:
+    """Removes what dead processes have left half written in a folder, once per process."""
+    with _sweeping:
+        key = (os.getpid(), folder)
+        if key in _swept:
+            return
+        _swept.add(key)
+        with contextlib.suppress(OSError):  # it may not be listed, or others do the same
+            with os.scandir(folder) as found:
+                names = [match[0] for entry in found if (match := PARTIAL.fullmatch(entry.name))]
+            for name in names:
+                if _is_left(folder / name):
+                    _remove(folder / name)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether the process that was writing a file or folder is dead, as far as can be told here."""
+    written = PARTIAL.fullmatch(path.name)
+    if written is None or not written["process"]:
+        return False
+    if written["machine"] != _machine():
+        return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
+    process = int(written["process"], 16)
+    if process == os.getpid():  # or its number was that of an earlier one
+        return path.name not in _written
+    return not is_running(process)
 
 
 def _remove(path: Path) -> None:
@@ -494,6 +567,16 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _bring_back(aside: Path, path: Path) -> None:
+    """Undoes the first half of an exchange in two steps whose process died between them."""
+    if not os.path.lexists(aside):
+        return
+    if path.exists():
+        _remove(aside)
+    else:
+        aside.replace(path)
 
 
 def _named(error: OSError, beside: Path, path: Path) -> str | Path:

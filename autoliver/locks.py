@@ -21,8 +21,8 @@ from autoliver.artifacts import Artifact, replacing
 from autoliver.errors import AutoliverError
 from autoliver.system import entries, in_words
 
-# A younger lock may be one that its process has made and is about to hold.
-_STALE_SECONDS = 60.0
+# How long a lock is tried for that nobody seems to hold, and how often.
+_PATIENCE_S, _LOOK_S = 1.0, 0.02
 _TIME = "%Y-%m-%d %H:%M:%S"
 _PROC = Path("/proc")
 # Fields of /proc/PID/stat behind the name of the program: its state, and when it began.
@@ -40,6 +40,8 @@ class Holder(Artifact, frozen=True, kw_only=True):
         process: Number of the process there.
         since: When it began, local time.
         parts: What it will do one after another, such as the folds of a run.
+        begun: When the process began, in the system's ticks since it was started; None if that is
+            not known. Unlike `since`, it does not depend on a clock that may be set.
     """
 
     KIND: ClassVar[str] = "lock"
@@ -48,6 +50,7 @@ class Holder(Artifact, frozen=True, kw_only=True):
     process: int
     since: str
     parts: tuple[str, ...] = ()
+    begun: int | None = None
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}, since {self.since}"
@@ -68,7 +71,7 @@ class Holder(Artifact, frozen=True, kw_only=True):
             if not (proc / "self").exists():
                 os.kill(self.process, 0)
                 return True
-            fields = (proc / str(self.process) / "stat").read_text().rpartition(")")[2].split()
+            fields = _fields(proc, self.process)
             boot = re.search(r"^btime (\d+)", (proc / "stat").read_text(), re.MULTILINE)
         except PermissionError:  # it is another user's
             return True
@@ -76,11 +79,26 @@ class Holder(Artifact, frozen=True, kw_only=True):
             return False
         if fields[_STATE] in ("Z", "X"):  # it has ended, and its parent has not noticed yet
             return False
+        if self.begun is not None:
+            return self.begun == int(fields[_BEGUN])
         if boot is None:
             return True
         begun = int(boot[1]) + int(fields[_BEGUN]) / os.sysconf("SC_CLK_TCK")
         # A younger process has got the number of one that has ended.
         return begun < time.mktime(time.strptime(self.since, _TIME)) + _CLOCK_SECONDS
+
+
+def _fields(proc: Path, process: int) -> list[str]:
+    """What the system's table says of a process, behind the name of its program."""
+    return (proc / str(process) / "stat").read_text().rpartition(")")[2].split()
+
+
+def _begun() -> int | None:
+    """When this process began, in ticks since the system was started; None if it does not tell."""
+    try:
+        return int(_fields(_PROC, os.getpid())[_BEGUN])
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -98,18 +116,14 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
     """
     new = not path.parent.exists()
     with in_words(path, verb="written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise _taken(path, what) from None
+        lock = _acquired(path, what)
     try:
         Holder(
             host=socket.gethostname(),
             process=os.getpid(),
             since=time.strftime(_TIME),
             parts=tuple(parts),
+            begun=_begun(),
         ).save(_holder(path))
         yield
     finally:
@@ -121,6 +135,28 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
         if new:  # what was refused leaves nothing behind
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+
+
+def _acquired(path: Path, what: str) -> filelock.BaseFileLock:
+    """Takes a lock, or raises who has it.
+
+    It may be given back or be looked at in this moment, or its holder may just be written, so that
+    it is tried for a while unless a living process is known to hold it.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        # FileNotFoundError: another process has just removed the folder as its own.
+        with contextlib.suppress(filelock.Timeout, FileNotFoundError):
+            lock.acquire(blocking=False)
+            if path.exists():
+                return lock
+            lock.release()  # of a file that another process has just removed
+        holder = holder_of(path)
+        if time.monotonic() > until or (holder is not None and holder.is_alive() is not False):
+            raise _taken(path, what)
+        time.sleep(_LOOK_S)
 
 
 @contextlib.contextmanager
@@ -165,7 +201,7 @@ def only_one_kind(
             if held and held["name"] in {name, *beside}:
                 if held["kind"] != kind:
                     check_free(other, what)
-                _remove_if_stale(other)
+                remove_if_stale(other)
         yield
 
 
@@ -189,12 +225,25 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _remove_if_stale(path: Path) -> None:
-    """Removes the lock of a process that was killed."""
+def remove_if_stale(path: Path) -> None:
+    """Removes the lock of a process that was killed; one that is held stays.
+
+    Args:
+        path: The lock's file.
+    """
     with contextlib.suppress(OSError):  # another process may be doing the same
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS and not is_held(path):
+        if not path.exists():
+            return
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return
+        try:  # while it is held: a process that has opened it sees that it is gone
+            _holder(path).unlink(missing_ok=True)
             path.unlink()
-            _holder(path).unlink()
+        finally:
+            lock.release()
 
 
 def check_free(path: Path, what: str) -> None:

@@ -230,6 +230,19 @@ def exchange(one: Path, other: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine; True where that cannot be told."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(process, 0)  # it is not sent, only asked for
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        return True
+    return True
+
+
 def is_damage(error: OSError) -> bool:
     """Whether an error is about what a file holds, not about the system.
 

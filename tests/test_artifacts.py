@@ -1,6 +1,9 @@
 import errno
+import os
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -193,3 +196,72 @@ def test_a_killed_replacement_leaves_one_of_both(tmp_path: Path) -> None:
                 process.stdout.readline()
             process.kill()
         assert (path / "whole").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="cannot tell whether a process lives")
+def test_what_a_dead_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from autoliver.artifacts import replacing\n"
+        "with replacing(Path(sys.argv[1])) as beside:\n"
+        " beside.write_text('half'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "plan.json")], check=True)
+    [left] = tmp_path.iterdir()
+    head, process = left.name.partition(".partial.")[0].rsplit("-", 1)
+    elsewhere = tmp_path / f".0123abcd-00000000-{process}.partial.old"
+    others = {
+        "living": tmp_path / f"{head}-{os.getppid():x}.partial.living",
+        "of another machine": elsewhere.with_suffix(".young"),
+        "without an owner": tmp_path / ".0123abcd.partial.plan.json",
+        "no partial": tmp_path / f"{head}-{process}.json",
+    }
+    for path in (*others.values(), elsewhere):
+        path.touch()
+    own = tmp_path / f"{head}-{os.getpid():x}.partial.of an earlier process of this number"
+    own.touch()
+    os.utime(elsewhere, (time.time() - 2 * 86_400,) * 2)
+    with replacing(tmp_path / "first.json") as beside:
+        beside.write_bytes(b"not yet")
+        others["of this process"] = beside
+        # By another way to the same folder, as another thread may write.
+        write_bytes(tmp_path / ".." / tmp_path.name / "other.json", b"whole")
+        assert set(tmp_path.iterdir()) == {*others.values(), tmp_path / "other.json"}
+
+
+@pytest.mark.parametrize("dies", ["before", "between", "after"])
+def test_a_folder_is_replaced_in_two_steps_where_two_cannot_be_exchanged(
+    dies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it dies, either the old folder or the new one is there after the next try."""
+    monkeypatch.setattr("autoliver.artifacts.exchange", lambda *_: False)
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").touch()
+    script = f"""
+        import os
+        from pathlib import Path
+        from autoliver import artifacts
+        path = Path({str(path)!r})
+        artifacts.exchange = lambda *_: False
+        replace, done = Path.replace, []
+        def dying(self, target):
+            if {dies!r} == "before" or ({dies!r} == "between" and done):
+                os._exit(0)
+            done.append(replace(self, target))
+        Path.replace = dying
+        artifacts._remove = lambda path: done and os._exit(0)
+        with artifacts.replacing(path, alone=True) as beside:
+            beside.mkdir()
+            (beside / "new").touch()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(ZeroDivisionError), replacing(path, alone=True):
+        1 / 0  # noqa: B018
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert [p.name for p in path.iterdir()] == ["new" if dies == "after" else "old"]
+    with replacing(path, alone=True) as beside:
+        beside.mkdir()
+        (beside / "newest").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert [p.name for p in path.iterdir()] == ["newest"]

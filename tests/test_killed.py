@@ -104,6 +104,8 @@ def test_a_killed_command_that_is_given_again(name: str, place: Path, tmp_path: 
     assert process.wait() == -signal.SIGKILL, "it had ended before"
     assert contents(killed) != expected
     finish(command, killed)
+    left = [path for path in killed.rglob(".*") if path.name != ".log"]
+    assert not left, "neither half-written files nor locks"
     found = contents(killed)
     assert found.keys() == expected.keys()
     same = {name for name in expected if expected[name] == found[name]}

@@ -64,6 +64,7 @@ def test_a_lock_whose_process_is_gone_holds_nothing(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 2
     with only_one_kind(tmp_path, "a", "22", WHAT):
         pass
+    assert names(tmp_path) == []
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -111,5 +112,33 @@ def test_whether_a_holder_lives_is_read_from_the_table_of_processes(
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(BOOT + 1000))
     here = Holder(host=socket.gethostname(), process=77, since=since)
     assert here.is_alive(tmp_path) is alive
+    for ticks_ago, same in ((0, True), (500, False)):  # whatever the clocks say
+        known = here.replace(begun=ticks - ticks_ago, since="2001-01-01 00:00:00")
+        assert known.is_alive(tmp_path) is (same and state != "Z")
     assert here.replace(process=78).is_alive(tmp_path) is False
     assert here.replace(host="elsewhere").is_alive(tmp_path) is None
+
+
+def test_processes_that_give_a_lock_back_and_take_it_at_once(tmp_path: Path) -> None:
+    """Each is let in or told who is, even while the lock and its folder come and go."""
+    path = tmp_path / "folder" / ".lock"
+    script = f"""
+        from pathlib import Path
+        from autoliver.errors import AutoliverError
+        from autoliver.locks import only_one
+        inside, path, been = Path({str(tmp_path)!r}) / "inside", Path({str(path)!r}), 0
+        for _ in range(150):
+            try:
+                with only_one(path, "it is being done"):
+                    inside.touch(exist_ok=False)
+                    inside.unlink()
+                    been += 1
+            except AutoliverError as error:
+                assert f"{{path.parent}}: it is being done by" in str(error), error
+        assert been
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    work = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [each.communicate()[1] for each in work]
+    assert [each.returncode for each in work] == [0] * 3, told
+    assert not path.exists()

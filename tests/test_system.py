@@ -225,6 +225,25 @@ def test_verify_lists_refused_files_and_asks_again_the_next_time(tmp_path: Path)
     assert run("verify", folder, "-w", tmp_path / "w")["findings"] == []
 
 
+@pytest.mark.parametrize("copied", ["half", "not"])
+def test_a_file_that_was_half_copied_is_read_again_though_its_date_is_the_same(
+    copied: str, tmp_path: Path
+) -> None:
+    """As if it had been written while `verify` looked at it: name, size and date stay."""
+    folder = phantoms(tmp_path)
+    path = min((folder / "imagesTr").iterdir())
+    content, times = path.read_bytes(), path.stat()
+    broken = content[: len(content) // 2] if copied == "half" else b""
+    path.write_bytes(broken.ljust(len(content), b"\0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert verify(read_dataset(folder)).errors
+    with pytest.raises(AutoliverError):
+        run("plan", folder, "-w", tmp_path / "w")
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run("verify", folder, "-w", tmp_path / "w")["findings"] == []
+
+
 # --- writing
 
 

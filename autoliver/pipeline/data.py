@@ -21,7 +21,7 @@ from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need, refuse_over_budget
 from autoliver.parallel import case_bar
 from autoliver.pipeline.describe import by_all_cases, by_first_case, describe, finding, told
-from autoliver.planning.findings import REFUSED, Finding
+from autoliver.planning.findings import PASSING, Finding
 from autoliver.planning.fingerprint import make_fingerprint
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.options import asked_of, option_words
@@ -113,8 +113,8 @@ def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) 
     made_from = {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
     if folder.verify.exists():
         found = _kept_verification(folder)
-        refused = any(finding.code == REFUSED for finding in found.findings)
-        if found.made_from == made_from and found.ranges is not None and not refused:
+        passing = any(finding.code in PASSING for finding in found.findings)
+        if found.made_from == made_from and found.ranges is not None and not passing:
             return found
     pool = machine.pool("verify", need=read_need, light=True)
     bar = case_bar("verify", len(dataset.cases))

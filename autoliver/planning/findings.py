@@ -14,8 +14,11 @@ from autoliver.io.header import Header
 _HEADER = "Find out which values are right, and write them into the file's header."
 _RESAMPLE = "Export both on one grid, or take the case out of the dataset."
 Severity = Literal["error", "warning", "note"]
-# The code of findings that may be gone the next time although the dataset is the same.
+# What the system refused.
 REFUSED = "refused"
+# Codes of findings that may be gone the next time although the dataset is the same: a file that was
+# away or half copied for a moment, and that was put back with its old date.
+PASSING = frozenset({REFUSED, "unreadable", "missing_file"})
 # How `verify --fix` mends: a header or a grid, voxels that are no numbers, values of labels.
 Repair = Literal["grid", "finite", "values"]
 # Code of a finding -> how it is mended; None: by nobody but the user.

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -487,3 +488,25 @@ def test_the_library_does_the_same(images: Path, corrected: Path, model: Path) -
     assert len(repr(done)) < 1000
     with pytest.raises(AutoliverError, match="modality"):
         autoliver.adopt(images, corrected, out, modality="PET")
+
+
+@pytest.mark.parametrize("moment", ["checked", "copied"])
+def test_a_file_that_is_cut_short_meanwhile_is_not_adopted(
+    moment: str, images: Path, corrected: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its voxels were checked, or after all cases were."""
+    path = min(images.iterdir())
+
+    def cutting(function: Callable[..., object]) -> Callable[..., object]:
+        def cut(*given: object, **named: object) -> object:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            return function(*given, **named)
+
+        return cut
+
+    module = f"autoliver.pipeline.adoption.{'corrected' if moment == 'checked' else 'write'}"
+    name = "read_label" if moment == "checked" else "_write_case"
+    monkeypatch.setattr(f"{module}.{name}", cutting(getattr(sys.modules[module], name)))
+    with pytest.raises(DatasetError, match=f"{path}: it was changed while it was read"):
+        adopted(images, corrected, model)
+    assert not (images.parent / "out").exists()

@@ -29,6 +29,8 @@ _SAVE_AGAIN = (
     "In the editor load the image first and the label map as its segmentation, and save it without "
     "cropping or resampling."
 )
+# What helps with a file that was changed meanwhile.
+WHEN_WHOLE = "Wait until it is written as a whole, then run the same command again."
 _ONE_FILE = "Save the image as one file, e.g. .nii.gz or .mha, and predict and correct that."
 
 
@@ -88,6 +90,7 @@ def corrected_need(task: CorrectedCase) -> Need:
 
 def examine(task: CorrectedCase) -> Examined:
     """Checks the image and the corrected label map of a case; nothing is written."""
+    before = _states(task)
     check = check_case(task.case.replace(label=None), labels=task.labels, channels=task.channels)
     found = [
         Problem(problem=f.problem, hint=f.hint) for f in check.findings if f.severity == "error"
@@ -109,6 +112,9 @@ def examine(task: CorrectedCase) -> Examined:
     except (DatasetError, MachineError) as error:
         found.append(Problem(problem=error.problem, hint=error.hint))
         return Examined(problems=tuple(dict.fromkeys(found)))
+    for path, state in _states(task).items():
+        if before.get(path) != state:  # what was checked need not be what was hashed
+            found.append(Problem(problem=changed_meanwhile(path), hint=WHEN_WHOLE))
     values = np.setdiff1d(label.array, [0, task.labels.ignore or 0])
     same = voxel_hash(label.array[0]) == task.predicted
     return Examined(
@@ -119,6 +125,20 @@ def examine(task: CorrectedCase) -> Examined:
         empty=values.size == 0,
         ranges=check.ranges,
     )
+
+
+def _states(task: CorrectedCase) -> dict[Path, tuple[int, int]]:
+    """Size and time of each file of a case, as far as they are there."""
+    try:
+        found = {path: path.stat() for path in _files(task) if path.exists()}
+    except (DatasetError, OSError):  # the checks say so
+        return {}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+def changed_meanwhile(path: Path) -> str:
+    """What is said of a file that was changed while it was checked or copied."""
+    return f"{path}: it was changed while it was read."
 
 
 def on_image_grid(label: Volume, mask: Path, image: Path) -> tuple[Volume, str]:

@@ -1,6 +1,6 @@
 """Writes an adopted dataset: images as they are, label maps on their grids, whole or not at all."""
 
-import shutil
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,22 @@ from autoliver.artifacts import as_json, write_bytes
 from autoliver.datasets.cases import Case, describe_labels, read_new
 from autoliver.datasets.description import modality_of
 from autoliver.datasets.layouts import commonest_ending
+from autoliver.errors import DatasetError
 from autoliver.io.detached import data_files
 from autoliver.io.files import read_label, write_label
 from autoliver.io.header import file_type, label_name, split_ending
 from autoliver.locks import only_writing
-from autoliver.pipeline.adoption.corrected import Examined, on_image_grid
+from autoliver.pipeline.adoption.corrected import (
+    WHEN_WHOLE,
+    Examined,
+    changed_meanwhile,
+    on_image_grid,
+)
 from autoliver.pipeline.adoption.record import ADOPTED_FILE, AdoptedCase, AdoptedFile, Adoption
 from autoliver.pipeline.adoption.source import LabelSource
-from autoliver.system import in_words
+from autoliver.system import in_words, open_file
+
+_BLOCK_BYTES = 1 << 24
 
 
 def image_names(case: Case) -> dict[str, Path]:
@@ -78,13 +86,28 @@ def _write_case(folder: Path, case: AdoptedCase, *, link: bool) -> None:
         if link:
             (folder / image.name).symlink_to(image.source)
         else:
-            shutil.copyfile(image.source, folder / image.name)
+            _copy(image, folder)
     if case.label.rewritten:
         mask = Path(case.label.source)
         label, _ = on_image_grid(read_label(mask), mask, Path(case.images[0].source))
         write_label(folder / case.label.name, label.array[0], label.geometry)
     else:
-        shutil.copyfile(case.label.source, folder / case.label.name)
+        _copy(case.label, folder)
+
+
+def _copy(file: AdoptedFile, folder: Path) -> None:
+    """Copies a file, whose content has to be what was checked.
+
+    Raises:
+        DatasetError: It was changed since.
+    """
+    found = hashlib.sha256()
+    with open_file(Path(file.source)) as source, (folder / file.name).open("wb") as target:
+        while block := source.read(_BLOCK_BYTES):
+            found.update(block)
+            target.write(block)
+    if found.hexdigest() != file.sha256:
+        raise DatasetError(changed_meanwhile(Path(file.source)), hint=WHEN_WHOLE)
 
 
 def _description(

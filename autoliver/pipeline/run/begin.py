@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.locks import check_free, is_held, only_one
+from autoliver.locks import check_free, is_held, only_one, remove_if_stale
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.plan import Configuration, Plan
+from autoliver.system import entries
 from autoliver.training.options import (
     TrainingOptions,
     check_options,
@@ -163,9 +164,19 @@ def _is_bound(run: RunFolder) -> bool:
     return any(is_held(path) for path in run.users if path != _own(run))
 
 
-def in_use(run: RunFolder, folds: Iterable[Fold]) -> contextlib.AbstractContextManager[None]:
-    """Returns a block in which other processes see that this one works on folds of a run."""
-    return only_one(_own(run), f"{run.name} is being trained", parts=tuple(map(str, folds)))
+@contextlib.contextmanager
+def in_use(run: RunFolder, folds: Iterable[Fold]) -> Iterator[None]:
+    """A block in which other processes see that this one works on folds of a run.
+
+    Raises:
+        MachineError: The run's folder cannot be written.
+    """
+    own = _own(run)
+    with only_one(own, f"{run.name} is being trained", parts=tuple(map(str, folds))):
+        for other in entries(run.path, ".*.lock"):  # its folds too
+            if other != own:
+                remove_if_stale(other)
+        yield
 
 
 def _own(run: RunFolder) -> Path:
