@@ -6,10 +6,26 @@ import signal
 import sys
 import threading
 
+from autoliver.system import STOP_SIGNALS, code_after
+
 _AGAIN = "Run the same command again to continue."
 
 # The exit code after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
+# Exit codes after all that stops a command, and the signals that they stand for.
+_ANSWERED = {INTERRUPTED: signal.SIGINT, **{code_after(n): n for n in STOP_SIGNALS}}
+STOPPED = frozenset(_ANSWERED)
+
+
+def answer_signals() -> None:
+    """Sees to it that the command ends by what asks it to, as by Ctrl-C, its processes included."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(code_after(number))
 
 
 def stop_again() -> None:
@@ -38,8 +54,8 @@ def _signal_of(error: BaseException | None) -> int | None:
     """Which signal was answered with this exception."""
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
-        return error.code - 128
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return _ANSWERED.get(error.code)
     return None
 
 
