@@ -305,12 +305,13 @@ class _PoolRun(Generic[A, R]):
     def _pool(self) -> ProcessPoolExecutor | None:
         """Returns a pool without workers yet; None if the system does not allow one."""
         try:
-            return ProcessPoolExecutor(
-                self.number,
-                mp_context=_fresh_processes(),
-                initializer=_begin_worker,
-                initargs=(self.work.threads,),
-            )
+            with without_main():  # the process that keeps account of the locks may be started here
+                return ProcessPoolExecutor(
+                    self.number,
+                    mp_context=_fresh_processes(),
+                    initializer=_begin_worker,
+                    initargs=(self.work.threads,),
+                )
         except (OSError, ImportError, NotImplementedError) as error:
             self.refusal = error if isinstance(error, OSError) else OSError(str(error))
             return None

@@ -33,8 +33,8 @@ _NOWHERE = (
     f"moved or its disk disconnected, put it back, {_AGAIN}"
 )
 
-# What asks a process to end: a scheduler or user, the loss of the terminal, and a scheduler that will
-# start the same command again (the latter two not on Windows).
+# What asks a process to end: a scheduler or user, the loss of the terminal, and a scheduler that
+# will start the same command again (the latter two not on Windows).
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
@@ -91,6 +91,15 @@ def code_after(number: int) -> int:
     """
     asked_again = number == getattr(signal, "SIGUSR1", None)
     return TRY_AGAIN if asked_again else 128 + number
+
+
+def stop_with_parent() -> None:
+    """Sends SIGTERM to this process once the one that started it has died, where that is possible.
+
+    Linux does so when the thread that started this process ends.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def system_error(

@@ -113,9 +113,10 @@ def run_queue(
                     running.append(_start(job, fold, place, asked))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 if stop():
+                    number = stop.number
                     raise Stopped(
-                        f"{job.run.name}: stopped by {name_of(stop.number)}; the progress is saved.",
-                        stop.number,
+                        f"{job.run.name}: stopped by {name_of(number)}; the progress is saved.",
+                        number,
                         hint="Run the same command again to continue.",
                     )
                 for child in [c for c in running if c.ended()]:
