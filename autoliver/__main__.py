@@ -2,7 +2,14 @@
 
 import sys
 
-from autoliver.cli.stop import INTERRUPTED, STOPPED, answer_signals, say_stopped, stop_again
+from autoliver.cli.stop import (
+    INTERRUPTED,
+    STOPPED,
+    answer_signals,
+    ignore_requests,
+    say_stopped,
+    stop_again,
+)
 
 
 def main() -> None:
@@ -20,6 +27,8 @@ def main() -> None:
     except KeyboardInterrupt:
         say_stopped()
         sys.exit(INTERRUPTED)
+    finally:
+        ignore_requests()
 
 
 if __name__ == "__main__":

@@ -160,6 +160,8 @@ def start(node: Node, first: Node, workspace: Path, epochs: int) -> "subprocess.
     words = (
         *("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{first.address}:{_PORT}"),
+        # In a namespace, the name of the machine does not lead to the node's address.
+        *("--rdzv-conf", f"is_host={int(node is first)}"),
         *("--rdzv-id", workspace.name, "--local-addr", node.address),
         *("-m", "autoliver", "train", NAME, "2d", "--fold", "0", "--epochs", str(epochs)),
         *("--iterations", "4", "--cache", "ram", "--seed", "3", "--deterministic"),

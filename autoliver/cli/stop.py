@@ -24,6 +24,15 @@ def answer_signals() -> None:
             signal.signal(number, _stop)
 
 
+def ignore_requests() -> None:
+    """Lets a command that has done its work end with its own code, if SIGUSR1 comes that late.
+
+    Python forgets its answers to signals before the process has ended.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _stop(number: int, _: object) -> None:
     sys.exit(code_after(number))
 

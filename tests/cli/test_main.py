@@ -321,6 +321,22 @@ def test_a_stop_while_modules_are_imported_is_answered(
     )
 
 
+def test_a_request_to_start_again_after_the_work_is_done_changes_nothing() -> None:
+    # What is held to the end is let go of when Python has forgotten its answers to signals.
+    start = (
+        "import builtins, os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR1):\n"
+        "        kill(me, number)\n"
+        "sys.argv = ['autoliver', '--version']\n"
+        "import autoliver.__main__\n"
+        "builtins.late = Late()\n"
+        "autoliver.__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:
     heavy = ("torch", "SimpleITK", "numpy", "scipy", "matplotlib", "skimage", "blosc2", "jinja2")
     script = (
