@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.progress import read_progress
@@ -31,6 +32,7 @@ from autoliver.training.progress import read_progress
 NAME = "Dataset001_Nodes"
 _PORT = 29555
 _LONGEST_S = 900.0
+_MOST_AGAIN = 2  # starts of both after a failure
 _SHOWN = 40  # last lines of a node's log, if it fails
 
 
@@ -132,27 +134,48 @@ def train(workspace: Path, both: tuple[Node, Node], epochs: int, *, kill: bool) 
     """Trains on both nodes; returns the weights."""
     fold = workspace / NAME / "runs/2d/fold_0"
     begun = time.monotonic()
-    running = [start(node, both[0], workspace, epochs) for node in both]
+    running, again = [start(node, both[0], workspace, epochs) for node in both], 0
     try:
         if kill:
             while len(read_progress(fold / "progress.jsonl")) < epochs // 3:
-                _check(running, begun, workspace)
-            os.killpg(running[1].pid, signal.SIGKILL)
-            running[1].wait()
+                _wait(workspace, begun)
+                if any(process.poll() is not None for process in running):
+                    _give_up(workspace, "A node ended before it was killed.")
+            _kill(both[1], running[1])
             done = len(read_progress(fold / "progress.jsonl"))
             print(f"node 2 killed after {done} of {epochs} epochs, and started again", flush=True)
             running[1] = start(both[1], both[0], workspace, epochs)
-        while any(process.poll() is None for process in running):
-            _check(running, begun, workspace)
+        while any(process.poll() != 0 for process in running):
+            _wait(workspace, begun)
+            if any(process.poll() for process in running):
+                # As a scheduler does with a job of which a node has failed.
+                if not kill or again == _MOST_AGAIN:
+                    _give_up(workspace, "A node failed.")
+                again += 1
+                for node, process in zip(both, running, strict=True):
+                    _kill(node, process)
+                print("the group did not come together again: both are started anew", flush=True)
+                running = [start(node, both[0], workspace, epochs) for node in both]
     finally:
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    _check(running, begun, workspace)
+        for node, process in zip(both, running, strict=True):
+            _kill(node, process)
     how = "one node killed" if kill else "left alone"
     print(f"{how}: {epochs} epochs in {time.monotonic() - begun:.0f} s", flush=True)
     return (fold / "weights.safetensors").read_bytes()
+
+
+def _kill(node: Node, process: "subprocess.Popen[bytes]") -> None:
+    """Ends all processes of a node at once; torchrun's own are in sessions of their own."""
+    there = [process.pid]
+    if node.enter:
+        listed = subprocess.run(
+            ["ip", "netns", "pids", node.enter[-1]], capture_output=True, text=True, check=False
+        )
+        there += [int(pid) for pid in listed.stdout.split()]
+    for pid in there:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def start(node: Node, first: Node, workspace: Path, epochs: int) -> "subprocess.Popen[bytes]":
@@ -178,14 +201,17 @@ def start(node: Node, first: Node, workspace: Path, epochs: int) -> "subprocess.
         )
 
 
-def _check(running: "list[subprocess.Popen[bytes]]", begun: float, workspace: Path) -> None:
-    """Waits a moment; ends with what the nodes said if one has failed or it takes too long."""
+def _wait(workspace: Path, begun: float) -> None:
     time.sleep(0.1)
-    failed = [process for process in running if process.poll() not in (None, 0)]
-    if failed or time.monotonic() - begun > _LONGEST_S:
-        for log in sorted(workspace.glob("*.log")):
-            print(f"{log.name}:", *log.read_text().splitlines()[-_SHOWN:], sep="\n")
-        raise SystemExit("A node failed." if failed else "It takes too long.")
+    if time.monotonic() - begun > _LONGEST_S:
+        _give_up(workspace, "It takes too long.")
+
+
+def _give_up(workspace: Path, why: str) -> NoReturn:
+    """Ends with what the nodes said."""
+    for log in sorted(workspace.glob("*.log")):
+        print(f"{log.name}:", *log.read_text().splitlines()[-_SHOWN:], sep="\n")
+    raise SystemExit(why)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Member:
     """
 
     words: tuple[object, ...]
-    busy: Callable[[Path, int], bool] = lambda _, workers: workers >= 2
+    busy: Callable[[Path, int], bool] = lambda _, workers: workers >= 1
     line: str = LINE
 
 
@@ -55,7 +55,7 @@ def files(pattern: str, count: int = 1) -> Callable[[Path, int], bool]:
 
 
 DATA = f"data/{NAME}"
-SHORT = ("--epochs", 5000, "--iterations", 2, "-w", "w")
+LONG = ("--tag", "long", "--epochs", 5000, "--iterations", 2, "-w", "w")
 MEMBERS = {
     "verify": Member(("verify", DATA, "--workers", 2, "-w", "new")),
     "plan": Member(("plan", DATA, "--workers", 2, "-w", "new")),
@@ -73,13 +73,13 @@ MEMBERS = {
         ),
     ),
     "train": Member(
-        ("train", NAME, "2d", "--fold", 1, "--cache", "disk", "--workers", 2, *SHORT),
-        files("w/*/runs/2d/fold_1/progress.jsonl"),
+        ("train", NAME, "2d", "--fold", 1, "--cache", "disk", "--workers", 2, *LONG),
+        files("w/*/runs/2d+long/fold_1/progress.jsonl"),
         "the state is saved",
     ),
     "queue": Member(
-        ("train", NAME, "2d", "--fold", "1,2", "--jobs", 2, "--workers", 2, *SHORT),
-        files("w/*/runs/2d/fold_*/resume.pt", 3),
+        ("train", NAME, "2d", "--fold", "1,2", "--jobs", 2, "--workers", 2, *LONG),
+        files("w/*/runs/2d+long/fold_*/resume.pt", 2),
         "the progress is saved",
     ),
     "predict": Member(
