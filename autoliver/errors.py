@@ -27,7 +27,10 @@ class AutoliverError(Exception):
 
     Attributes:
         facts: What --json prints besides the problem and the hint.
+        exit_code: The exit code of a command that ends with it.
     """
+
+    exit_code = 1
 
     def __init__(self, problem: str, *, hint: str = "") -> None:
         if len(problem) > _LONGEST_WORD:
@@ -59,6 +62,8 @@ class OptionError(AutoliverError):
 
 class WrongValue(OptionError):
     """The value of an option is invalid whatever the data: wrong usage of the command line."""
+
+    exit_code = 2
 
 
 class ModelError(AutoliverError):

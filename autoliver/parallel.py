@@ -305,12 +305,13 @@ class _PoolRun(Generic[A, R]):
     def _pool(self) -> ProcessPoolExecutor | None:
         """Returns a pool without workers yet; None if the system does not allow one."""
         try:
-            return ProcessPoolExecutor(
-                self.number,
-                mp_context=_fresh_processes(),
-                initializer=_begin_worker,
-                initargs=(self.work.threads,),
-            )
+            with without_main():  # the process that keeps account of the locks may be started here
+                return ProcessPoolExecutor(
+                    self.number,
+                    mp_context=_fresh_processes(),
+                    initializer=_begin_worker,
+                    initargs=(self.work.threads,),
+                )
         except (OSError, ImportError, NotImplementedError) as error:
             self.refusal = error if isinstance(error, OSError) else OSError(str(error))
             return None
@@ -353,13 +354,24 @@ def _begin_worker(threads: int) -> None:
     """
     from threadpoolctl import threadpool_limits
 
-    _end_with_parent()
+    end_with_parent()
     threadpool_limits(limits=threads, user_api="blas")
 
 
-def _end_with_parent() -> None:
-    """Ends this worker as soon as the process that started it has died, however that was."""
+def end_with_parent() -> None:
+    """Ends this worker as soon as the process that started it has died, however that was.
+
+    The system does so where it can, whatever this worker computes. Elsewhere a thread does, which
+    has to wait for computations that do not let other threads run.
+    """
     parent = multiprocessing.parent_process()
+    if parent is not None and sys.platform == "linux":
+        import fcntl
+
+        # The parent holds the other end of a pipe. Its end raises SIGIO, and with it this process.
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
     # Without it, where no thread can be started, the worker ends with the pool's pipes.
     with contextlib.suppress(RuntimeError):
         if parent is None:
@@ -379,6 +391,9 @@ _main_hidden = Lock()
 def without_main() -> Iterator[None]:
     """Processes that start in the block do not run the program's main module again.
 
+    Nor do they, or theirs, hear what is sent to every process of a group: Ctrl-C, the loss of the
+    terminal and SIGUSR1. This process answers for them.
+
     multiprocessing would run it to find functions that it defines. Those of this package are never
     there; but a script without `if __name__ == "__main__"` would do all its work again in each
     process, and a program read from stdin has no file to run.
@@ -391,9 +406,26 @@ def without_main() -> Iterator[None]:
         vars(stand_in).pop("__file__", None)
         sys.modules["__main__"] = stand_in
         try:
-            yield
+            with _unheard():
+                yield
         finally:
             sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Blocks signals to this thread and, which inherit that, to processes that start meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Not SIGTERM: with that the pool ends its workers.
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fresh_processes() -> BaseContext:

@@ -33,10 +33,13 @@ _NOWHERE = (
     f"moved or its disk disconnected, put it back, {_AGAIN}"
 )
 
-# What asks a process to end: a scheduler or user, and the loss of the terminal (not on Windows).
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+# What asks a process to end: a scheduler or user, the loss of the terminal, and a scheduler that
+# will start the same command again (the latter two not on Windows).
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
+# The exit code that asks a scheduler to start the same command again: EX_TEMPFAIL of sysexits.h.
+TRY_AGAIN = 75
 
 # Errors that point to a bug of this package, or that end a command quietly (EPIPE).
 _BUGS = (errno.EBADF, errno.EFAULT, errno.EPIPE)
@@ -78,6 +81,25 @@ _REMEDIES = {
     "memory.",
     errno.EAGAIN: f"Raise the limit on processes (ulimit -u), or use --workers 1; {_AGAIN}",
 }
+
+
+def code_after(number: int) -> int:
+    """Returns the exit code of a command that a signal has stopped: 75 after SIGUSR1, else 128 + n.
+
+    Args:
+        number: The signal's number.
+    """
+    asked_again = number == getattr(signal, "SIGUSR1", None)
+    return TRY_AGAIN if asked_again else 128 + number
+
+
+def stop_with_parent() -> None:
+    """Sends SIGTERM to this process once the one that started it has died, where that is possible.
+
+    Linux does so when the thread that started this process ends.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def system_error(

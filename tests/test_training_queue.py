@@ -144,7 +144,11 @@ def test_several_folds_train_in_processes_of_their_own(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "code", "words"),
     [
-        (signal.SIGTERM, 1, "2d: stopped by SIGTERM; the progress is saved."),
+        (signal.SIGTERM, 143, "2d: stopped by SIGTERM; the progress is saved."),
+        pytest.param(
+            *(signal.SIGUSR1, 75, "2d: stopped by SIGUSR1; the progress is saved."),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(signal.SIGINT, 130, "Run the same command again", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.slow),
     ],

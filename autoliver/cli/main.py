@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,12 +30,9 @@ from autoliver.cli import (
 )
 from autoliver.cli.help import USAGE_ERROR, HelpfulCommand, HelpfulGroup, help_hint, show_help
 from autoliver.cli.output import say
-from autoliver.cli.stop import INTERRUPTED, say_stopped
-from autoliver.errors import AutoliverError, MachineError, WrongValue
-from autoliver.system import STOP_SIGNALS, in_words
-
-# Exit codes after Ctrl-C, SIGTERM and the loss of the terminal.
-_STOPPED = {INTERRUPTED, *(128 + number for number in STOP_SIGNALS)}
+from autoliver.cli.stop import STOPPED, answer_signals, say_stopped
+from autoliver.errors import AutoliverError, MachineError
+from autoliver.system import in_words
 
 app = typer.Typer(
     name="autoliver",
@@ -126,11 +122,6 @@ def _main(
         raise typer.Exit
 
 
-def _stop(number: int, _: object) -> None:
-    """Ends the command as Ctrl-C does, worker processes included."""
-    sys.exit(128 + number)
-
-
 def _check_surroundings() -> None:
     """Stands in for closed streams, and refuses a current folder that was deleted.
 
@@ -153,11 +144,10 @@ def run() -> None:
 
     The exit code is 0 for success, 1 for an `AutoliverError`, which the user can fix, and 2 for
     wrong usage of the command line: a word that is not known, or a value that an option cannot have
-    whatever the data.
+    whatever the data. A command that was stopped ends with 130 (Ctrl-C), 143 (SIGTERM), 129 (the
+    terminal is lost) or 75 (SIGUSR1: a scheduler is to start it again).
     """
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(number, _stop)
+    answer_signals()
     try:
         with in_words():
             _check_surroundings()
@@ -167,7 +157,7 @@ def run() -> None:
         say(f"Error: {error.problem}")
         if error.hint:
             say(f"Hint: {error.hint}")
-        sys.exit(2 if isinstance(error, WrongValue) else 1)
+        sys.exit(error.exit_code)
     except USAGE_ERROR as error:
         _print_json(error.format_message(), help_hint(error))
         shown = io.StringIO()
@@ -175,7 +165,7 @@ def run() -> None:
         say(shown.getvalue().removesuffix("\n"))
         sys.exit(error.exit_code)
     except SystemExit as done:
-        if done.code in _STOPPED:
+        if done.code in STOPPED:
             say_stopped()
         raise
 

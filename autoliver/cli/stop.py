@@ -6,10 +6,35 @@ import signal
 import sys
 import threading
 
+from autoliver.system import STOP_SIGNALS, code_after
+
 _AGAIN = "Run the same command again to continue."
 
 # The exit code after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
+# Exit codes after all that stops a command, and the signals that they stand for.
+_ANSWERED = {INTERRUPTED: signal.SIGINT, **{code_after(n): n for n in STOP_SIGNALS}}
+STOPPED = frozenset(_ANSWERED)
+
+
+def answer_signals() -> None:
+    """Sees to it that the command ends by what asks it to, as by Ctrl-C, its processes included."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
+
+
+def ignore_requests() -> None:
+    """Lets a command that has done its work end with its own code, if SIGUSR1 comes that late.
+
+    Python forgets its answers to signals before the process has ended.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(code_after(number))
 
 
 def stop_again() -> None:
@@ -38,8 +63,8 @@ def _signal_of(error: BaseException | None) -> int | None:
     """Which signal was answered with this exception."""
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
-        return error.code - 128
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return _ANSWERED.get(error.code)
     return None
 
 

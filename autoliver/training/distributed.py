@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.parallel import Limits, cores
+from autoliver.system import stop_with_parent
 from autoliver.training.share import Part
+from autoliver.training.stop import Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -209,9 +211,12 @@ def join_group() -> Iterator[Group]:
     """Joins the processes that torchrun has started, if any, for the duration of the block.
 
     The first process that fails raises its error. The others fail because of it or for the same
-    reason; they end with exit code 1 and without a message.
+    reason; they end with exit code 1 and without a message. If the processes are asked to stop, all
+    end with the code for that, and the lead says so. If torchrun itself is killed, each process is
+    asked to stop by SIGTERM (on Linux).
 
     Raises:
+        Stopped: A signal was received.
         AutoliverError: Another process was lost without reporting an error.
         OptionError: The processes do not reach each other, or the environment is invalid.
     """
@@ -221,11 +226,17 @@ def join_group() -> Iterator[Group]:
         return
     import torch.distributed as dist
 
+    stop_with_parent()
     group, store, control = _join(place)
     try:
         with contextlib.nullcontext() if group.leads else _in_silence():
             yield group
             group.wait()
+    except Stopped as error:
+        if group.leads:
+            raise
+        time.sleep(_SECONDS_TO_REPORT)
+        raise SystemExit(error.exit_code) from None
     except BaseException as error:
         if not _fails_first(store):
             time.sleep(_SECONDS_TO_REPORT)

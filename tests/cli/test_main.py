@@ -261,8 +261,10 @@ def test_ctrl_c_is_answered_while_modules_are_imported(as_json: bool, tmp_path: 
     assert not as_json or json.loads(done.stdout) == {"error": "Stopped.", "hint": again}
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_stop_that_python_drops_is_given_again(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)]
+)
+def test_a_stop_that_python_drops_is_given_again(name: str, code: int) -> None:
     # Python drops what the callback of a weak reference raises.
     start = (
         "import os, signal, time, typer, weakref\n"
@@ -289,7 +291,50 @@ def test_a_stop_that_python_drops_is_given_again(name: str) -> None:
         timeout=15,
     )
     again = "Run the same command again to continue."
-    assert (done.returncode, done.stderr) == (128 + signal.Signals[name], f"Stopped. {again}\n")
+    assert (done.returncode, done.stderr) == (code, f"Stopped. {again}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)]
+)
+def test_a_stop_while_modules_are_imported_is_answered(
+    name: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "typer.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(20)\n"
+    )
+    start = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from autoliver.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        ["env", f"--default-signal={name[3:]}", sys.executable, "-c", start],
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    assert (done.returncode, done.stderr) == (
+        code,
+        "Stopped. Run the same command again to continue.\n",
+    )
+
+
+def test_a_request_to_start_again_after_the_work_is_done_changes_nothing() -> None:
+    # What is held to the end is let go of when Python has forgotten its answers to signals.
+    start = (
+        "import builtins, os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGUSR1):\n"
+        "        kill(me, number)\n"
+        "sys.argv = ['autoliver', '--version']\n"
+        "import autoliver.__main__\n"
+        "builtins.late = Late()\n"
+        "autoliver.__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_heavy_is_loaded_before_a_command_runs() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -68,20 +69,28 @@ def test_the_same_seed_learns_the_same_and_another_does_not(place):
 
 def test_a_stopped_translation_goes_on_as_if_it_had_not_stopped(place, monkeypatch):
     from autoliver.pipeline.translation import fit as module
-    from autoliver.training.stop import Stopped
+    from autoliver.training.stop import Stopped, StopRequest
 
-    steps = iter([False, True])
+    class SecondTime(StopRequest):
+        asked = 0
+
+        def __call__(self):
+            self.asked += 1
+            if self.asked == 2:
+                self.note(signal.SIGUSR1)
+            return super().__call__()
 
     class Stopping:
         def __enter__(self):
-            return lambda: next(steps)
+            return SecondTime()
 
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(module, "stop_on_sigterm", Stopping)
-    with pytest.raises(Stopped, match="1 epoch; the state is saved"):
+    monkeypatch.setattr(module, "stop_on_signal", Stopping)
+    with pytest.raises(Stopped, match="1 epoch; the state is saved") as caught:
         learn(place, "stopped")
+    assert caught.value.exit_code == 75
     monkeypatch.undo()
     with pytest.raises(ModelError, match="not finished"):
         apply(Workspace(place / "ws"), "stopped", place / "no", ApplyRequest())

@@ -30,8 +30,9 @@ from autoliver.machine import Machine
 from autoliver.models.files import FoldFolder
 from autoliver.pipeline.run.job import FoldResult, RunJob
 from autoliver.pipeline.run.request import QueuedRequest, TrainRequest
+from autoliver.system import STOP_SIGNALS
 from autoliver.training.progress import FAILED, add_to_log, dice_of, read_progress
-from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.training.stop import Stopped, name_of, stop_on_signal
 
 # The command that processes of the queue run; its argument is the path of a request.
 COMMAND = "train-queued"
@@ -89,7 +90,7 @@ def run_queue(
         The results of the folds that failed.
 
     Raises:
-        Stopped: SIGTERM was received. As after Ctrl-C, every running fold has saved its state.
+        Stopped: A signal was received. As after Ctrl-C, every running fold has saved its state.
     """
     queued = partial(
         QueuedRequest,
@@ -100,7 +101,7 @@ def run_queue(
     waiting, free = deque(folds), deque(enumerate(devices))
     running: list[_Child] = []
     failures = []
-    with stop_on_sigterm() as stop:
+    with stop_on_signal() as stop:
         try:
             while waiting or running:
                 while waiting and free:
@@ -112,8 +113,10 @@ def run_queue(
                     running.append(_start(job, fold, place, asked))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 if stop():
+                    number = stop.number
                     raise Stopped(
-                        f"{job.run.name}: stopped by SIGTERM; the progress is saved.",
+                        f"{job.run.name}: stopped by {name_of(number)}; the progress is saved.",
+                        number,
                         hint="Run the same command again to continue.",
                     )
                 for child in [c for c in running if c.ended()]:
@@ -136,6 +139,9 @@ def join_queue(number: int) -> None:
         number: Number of folds that are trained at the same time.
     """
     threading.Thread(target=_end_with_the_queue, daemon=True).start()
+    for other in STOP_SIGNALS:  # a scheduler may signal every process: the queue passes it on
+        if other != signal.SIGTERM:
+            signal.signal(other, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // number))

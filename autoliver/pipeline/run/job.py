@@ -40,7 +40,7 @@ from autoliver.system import in_words
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.replay import with_ignored
 from autoliver.training.progress import FAILED, add_to_log
-from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.training.stop import Stopped, name_of, stop_on_signal
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted
 from autoliver.workspace import RunFolder
@@ -158,7 +158,7 @@ class RunJob:
         Of several processes that train together, only the lead writes files and predicts.
 
         Raises:
-            Stopped: SIGTERM was received; the state is saved.
+            Stopped: A signal was received; the state is saved.
             AutoliverError: A stage failed, or another process trains the fold.
         """
         with contextlib.ExitStack() as held:
@@ -179,12 +179,15 @@ class RunJob:
 
         task = self._task(fold, device, group)
         task.folder.mkdir(parents=True, exist_ok=True)
-        with stop_on_sigterm() as stop, threads_for(task, stop) as asked:
+        with stop_on_signal() as stop, threads_for(task, stop) as asked:
             trained = train_fold(task, stop=asked)
         if not trained.finished:
+            # Of processes that train together, perhaps only one has received it.
+            number = max(map(int, group.gather([str(stop.number)])))
             raise Stopped(
-                f"{task.title}: stopped by SIGTERM after {counted(len(trained.logs), 'epoch')}; "
-                "the state is saved.",
+                f"{task.title}: stopped by {name_of(number)} after "
+                f"{counted(len(trained.logs), 'epoch')}; the state is saved.",
+                number,
                 hint="Run the same command again to continue.",
             )
         group.lead_does(lambda: self._save(fold, trained, device))

@@ -121,7 +121,7 @@ def train(
 
     Raises:
         FoldsFailed: Some folds failed; the message names them with their reasons.
-        AutoliverError: A stage failed, or the training was stopped by SIGTERM.
+        AutoliverError: A stage failed, or the training was stopped by a signal.
     """
     from autoliver.training.distributed import join_group
 

@@ -37,7 +37,7 @@ from autoliver.synthesis.translation.options import (
     TranslationOptions,
 )
 from autoliver.training.progress import FAILED, add_to_log
-from autoliver.training.stop import Stopped, stop_on_sigterm
+from autoliver.training.stop import Stopped, stop_on_signal
 from autoliver.transfer.labels import match_labels
 from autoliver.values import check_choice, check_types, counted
 from autoliver.workspace import Workspace
@@ -147,7 +147,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
     _begin(task, folder, info, fresh=request.fresh)
     if not task.options.learns:
         return folder
-    with stop_on_sigterm() as stop:
+    with stop_on_signal() as stop:
         try:
             state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
         except AutoliverError as error:
@@ -158,6 +158,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
         raise Stopped(
             f"{request.name}: stopped after {counted(len(state.logs), 'epoch')}; the state is "
             "saved.",
+            stop.number,
             hint=f"Continue with: {info.again(workspace)}",
         )
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])

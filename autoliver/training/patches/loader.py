@@ -24,7 +24,7 @@ import numpy.typing as npt
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from autoliver.errors import AutoliverError
-from autoliver.parallel import cause_of_death, without_main
+from autoliver.parallel import cause_of_death, end_with_parent, without_main
 from autoliver.training.patches.sampling import Allocate, Batch, PatchStream
 
 _log = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ class _Worker:
 
 def _work(loader: PatchLoader, pipe: Connection) -> None:
     # Signals are left to the training: when it stops, nobody reads the pipe and the worker ends.
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
