@@ -4,23 +4,23 @@
 
 A CT-like case is generated slice by slice, with a label map, beside three small ones on the same
 spacing. What is predicted is of the same size, with a small body in air, as windows of nothing but
-air are computed only once. Each stage is a command in a process of its own. The peak is that of its whole process tree
-(pages that processes share count once), and is given in GB and in units of the image in float32.
+air are computed only once. Each stage is a command in a process of its own. The peak is that of its
+whole process tree (pages that processes share count once), and is given in GB and in units of the
+image in float32.
 Nothing may take more than --most-gb: a stage that does is ended, and said to be.
 """
 
 import argparse
 import gzip
 import json
-import os
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,8 @@ _NOISE = 12.0
 _NOISES = 8  # slices of noise that are drawn; every slice of the image is one of them, shifted
 _INT16, _UINT8 = 4, 2  # codes of NIfTI
 _LABELS = {"background": 0, "liver": 1, "tumour": 2}
-_TRAIN = "--epochs 1 --iterations 2 --batch-size 2".split()
-_PREDICT = "--no-mirror --step 1 --device cpu --overwrite".split()
+_TRAIN = ["--epochs", "1", "--iterations", "2", "--batch-size", "2"]
+_PREDICT = ["--no-mirror", "--step", "1", "--device", "cpu", "--overwrite"]
 
 Slice = npt.NDArray[np.generic]
 
@@ -84,8 +84,10 @@ def main() -> int:
             folder=Path(folder), memory_gb=asked.memory_gb, most_gb=asked.most_gb, ending=ending
         )
         _write_datasets(bench, shape)
-        _train_small(bench)
-        rows = [_measure(bench, name, shape) for name in asked.only or STAGES]
+        stages = asked.only or list(STAGES)
+        if any(name in PREDICTIONS for name in stages):
+            _train_small(bench)
+        rows = [_measure(bench, name, shape) for name in stages]
     if asked.output:
         asked.output.write_text(json.dumps(rows, indent=1))
     return 0
@@ -143,7 +145,7 @@ def _call(bench: Bench, name: str, command: list[str]) -> Call:
             *("nice", "-n", "5", sys.executable, "-m", "autoliver"),
             *(*command, "--workspace", str(bench / "work"), *limits),
         ),
-        settings={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        settings={"OMP_NUM_THREADS": "1"},
         log=bench / f"logs/{name}.txt",
         most_mb=bench.most_gb * 1024,
     )
@@ -169,16 +171,19 @@ def _predict(configuration: str, *options: str) -> Callable[[Bench], list[str]]:
     return command
 
 
-STAGES: Stages = {
-    "verify": lambda bench: ["verify", str(bench.big)],
-    "plan": lambda bench: ["plan", str(bench.big), "--preset", "tiny"],
-    "preprocess": lambda bench: ["preprocess", "Big", "3d_fullres"],
-    "preprocess-2d": lambda bench: ["preprocess", "Big", "2d"],
-    "train": lambda _: ["train", "Big", "3d_fullres", "--fold", "all", "--device", "cpu", *_TRAIN],
+PREDICTIONS: Stages = {
     "predict-2d": _predict("2d"),
     "predict-3d": _predict("3d_fullres", "--preview"),
     "uncertainty": _predict("3d_fullres", "--uncertainty"),
     "probabilities": _predict("3d_fullres", "--probabilities"),
+}
+STAGES: Stages = {
+    "verify": lambda bench: ["verify", str(bench.big)],
+    "plan": lambda bench: ["plan", str(bench.big), "--preset", "tiny"],
+    "preprocess": lambda _: ["preprocess", "Big", "3d_fullres"],
+    "preprocess-2d": lambda _: ["preprocess", "Big", "2d"],
+    "train": lambda _: ["train", "Big", "3d_fullres", "--fold", "all", "--device", "cpu", *_TRAIN],
+    **PREDICTIONS,
     "evaluate": lambda bench: [
         *("evaluate", "-p", str(bench.big / "labelsTr"), "-r", str(bench.big / "labelsTr")),
         *("-d", str(bench.big), "-o", str(bench / "scores")),
@@ -192,8 +197,8 @@ STAGES: Stages = {
         *("--like", str(bench.big), "--link", str(bench / "Dataset003_Adopted")),
     ],
     "pool": lambda bench: [
-        *("pool", str(bench / "Dataset004_Pool"), "--add", str(bench.small), "--add"),
-        *(str(bench.big), "--drop-duplicates"),
+        *("pool", str(bench / "Dataset004_Pool"), "--add", str(bench.small)),
+        *("--add", str(bench.big), "--drop-duplicates"),
     ],
 }
 
@@ -215,7 +220,7 @@ def _write_datasets(bench: Bench, shape: tuple[int, int, int]) -> None:
         description = {
             "channel_names": {"0": "CT"},
             "labels": _LABELS,
-            "numTraining": len(cases) + bool(large),
+            "numTraining": len(cases),
             "file_ending": bench.ending,
         }
         (folder / "dataset.json").write_text(json.dumps(description))
@@ -243,7 +248,7 @@ def write_case(
         body: Size of the body; 1: it reaches from the first to the last slice.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(_opened(path)) for path in (image, label) if path]
+        files = [_opened(stack, path) for path in (image, label) if path]
         for file, kind in zip(files, (_INT16, _UINT8), strict=False):
             file.write(_header(shape_zyx, kind))
         for planes in _slices(shape_zyx, seed, body):
@@ -270,7 +275,7 @@ def _slices(
         yield values, label
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(stack: ExitStack, path: Path) -> BinaryIO:
     opened: Any = (
         gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb")
     )

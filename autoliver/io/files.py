@@ -99,7 +99,7 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     for one in opened:
         # What float32 cannot hold becomes infinite, which whoever uses the image refuses.
         with np.errstate(over="ignore", under="ignore"):
-            array[start : start + one.header.channels] = one.voxels()
+            one.fill(array[start : start + one.header.channels])
         start += one.header.channels
     notes = [(file, one.header) for file, one in zip(files, opened, strict=True)]
     return Volume(
@@ -200,7 +200,11 @@ def _open(path: Path) -> OpenedFile:
     opener = _OPENERS.get(file_type(path), open_itk)
     opened = _whole_or_refused(path, lambda: opener(path))
     _check_size(path, opened.header)
-    return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels))
+    return OpenedFile(
+        opened.header,
+        lambda: _whole_or_refused(path, opened.voxels),
+        lambda target: _whole_or_refused(path, lambda: opened.fill(target)),
+    )
 
 
 def _check_size(path: Path, header: Header) -> None:

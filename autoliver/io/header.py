@@ -64,10 +64,20 @@ class OpenedFile:
         header: The file's header.
         voxels: Reads the voxels (c, z, y, x) in the file's data type; raises DatasetError if the
             file is damaged or cut short.
+        into: Reads the voxels part by part into a contiguous array (c, z, y, x) of another type,
+            with the same errors; None: such a file is read as a whole.
     """
 
     header: Header
     voxels: Callable[[], npt.NDArray[Any]]
+    into: Callable[[npt.NDArray[Any]], None] | None = None
+
+    def fill(self, array_czyx: npt.NDArray[Any]) -> None:
+        """Reads the voxels into a contiguous array of any type, with little memory besides."""
+        if self.into is None:
+            array_czyx[...] = self.voxels()
+        else:
+            self.into(array_czyx)
 
 
 def split_ending(name: str) -> tuple[str, str]:
