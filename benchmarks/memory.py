@@ -207,10 +207,10 @@ def _write_datasets(bench: Bench, shape: tuple[int, int, int]) -> None:
     for folder, large in ((bench.small, None), (bench.big, shape)):
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True)
-        cases: Mapping[str, tuple[int, int, int]] = {f"small_{n}": _SMALL for n in range(3)}
-        for number, (name, size) in enumerate(
-            {**cases, **({"big": large} if large else {})}.items()
-        ):
+        cases = {f"small_{n}": _SMALL for n in range(3)}
+        if large:
+            cases["big"] = large
+        for number, (name, size) in enumerate(cases.items()):
             write_case(
                 folder / "imagesTr" / f"{name}_0000{bench.ending}",
                 folder / "labelsTr" / f"{name}{bench.ending}",
@@ -276,10 +276,11 @@ def _slices(
 
 
 def _opened(stack: ExitStack, path: Path) -> BinaryIO:
-    opened: Any = (
-        gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb")
-    )
-    return opened
+    file: BinaryIO = stack.enter_context(path.open("wb"))
+    if path.suffix == ".gz":
+        packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1)
+        file = cast(BinaryIO, stack.enter_context(packed))
+    return file
 
 
 def _header(shape_zyx: tuple[int, int, int], kind: int) -> bytes:
