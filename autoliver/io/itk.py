@@ -26,7 +26,7 @@ from autoliver.io.header import (
     numbers,
     unreadable,
 )
-from autoliver.io.nifti import read_into as read_nifti_into
+from autoliver.io.nifti import read_parts as read_nifti_parts
 from autoliver.io.nifti import read_sheared_header, sform_note
 from autoliver.io.nifti import read_voxels as read_nifti_voxels
 from autoliver.io.nifti_forms import (
@@ -239,7 +239,7 @@ def _opened(path: Path, header: Header, reader: Any) -> OpenedFile:
         return OpenedFile(
             header,
             lambda: read_nifti_voxels(path).reshape(shape),
-            lambda target: read_nifti_into(path, target),
+            lambda: read_nifti_parts(path),
         )
     return OpenedFile(header, lambda: _read_voxels(path, header, reader))
 

@@ -56,35 +56,35 @@ def read_sheared_header(path: Path) -> Header:
 
 
 def read_voxels(path: Path) -> Array:
-    """Reads the voxels of a .nii or .nii.gz file, or of a pair of .hdr and .img files.
-
-    Returns:
-        The voxels in the file's data type in the order (c, z, y, x), (n,).
-
-    Raises:
-        DatasetError: A file is cut short, its checksum is wrong, or a header's voxels are missing.
-    """
+    """Returns the voxels of a file, (n,); see `read_parts`."""
     whole: Array | None = None
-    for at, total, part in _parts(path):
+    at = 0
+    for total, part in _parts(path):
         if whole is None:
             whole = np.empty(total, dtype=part.dtype)
         whole[at : at + part.size] = part
+        at += part.size
     if whole is None:
         raise ValueError(f"{path} has no voxels")
     return whole
 
 
-def read_into(path: Path, array_czyx: Array) -> None:
-    """Reads the voxels part by part into a contiguous array of any type; see `read_voxels`."""
-    flat = array_czyx.reshape(-1)
-    for at, total, part in _parts(path):
-        if total != flat.size:
-            raise ValueError(f"{path} has {total} voxels, expected {flat.size}")
-        flat[at : at + part.size] = part
+def read_parts(path: Path) -> Iterator[Array]:
+    """Reads the voxels of a .nii or .nii.gz file, or of a pair of .hdr and .img files.
+
+    Yields:
+        Some voxels (n,) in the file's data type. Their order in all parts together is that of a
+        (c, z, y, x) array.
+
+    Raises:
+        DatasetError: A file is cut short, its checksum is wrong, or a header's voxels are missing.
+    """
+    for _, part in _parts(path):
+        yield part
 
 
-def _parts(path: Path) -> Iterator[tuple[int, int, Array]]:
-    """Yields the number of the first voxel of a part, that of all voxels, and the part."""
+def _parts(path: Path) -> Iterator[tuple[int, Array]]:
+    """Yields the number of all voxels and some of them."""
     files = data_files(path)
     if file_type(path) == ".hdr" and len(files) < 2:
         raise unreadable(path, "the .img file with its voxels is not beside it")
@@ -98,7 +98,7 @@ def _parts(path: Path) -> Iterator[tuple[int, int, Array]]:
         raise unreadable(files[-1], f"it is damaged or cut short ({what})") from None
 
 
-def _scaled_parts(files: Sequence[Path], needed: int) -> Iterator[tuple[int, int, Array]]:
+def _scaled_parts(files: Sequence[Path], needed: int) -> Iterator[tuple[int, Array]]:
     stream = _Stream(unpacked_parts(files[-1], needed=needed))
     if len(files) == 1:
         image = _opened(_bare(stream.peek(_HEADERS_BYTES)))
@@ -112,7 +112,7 @@ def _scaled_parts(files: Sequence[Path], needed: int) -> Iterator[tuple[int, int
         content = stream.read(number * proxy.dtype.itemsize)
         # nibabel scales every part as it would the whole.
         form = ((number,), proxy.dtype, 0, proxy.slope, proxy.inter)
-        yield at, total, np.asanyarray(type(proxy)(io.BytesIO(content), form))
+        yield total, np.asanyarray(type(proxy)(io.BytesIO(content), form))
     stream.drain()
 
 
