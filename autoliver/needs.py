@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError, MachineError, OptionError
+from autoliver.errors import DatasetError, MachineError
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header
 from autoliver.io.header import Header
@@ -32,9 +32,6 @@ _PREPARE_OUT = 4.0
 _SCORE = 2.0  # in units of one label map if it were float32; measured 1.5
 _CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
 _FLOAT32 = 4
-# A case is refused if it needs more than so many times what --memory-gb says, or what is free.
-_OVER_ASKED = 2.0
-_OVER_FREE = 8.0
 
 
 def read_need(case: Case) -> Need:
@@ -131,48 +128,6 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
         *(largest.name, largest.gb, budget),
     )
     return False
-
-
-def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, OptionError]:
-    """Finds the cases that need far more memory than may be used.
-
-    The estimates are rounded up and know nothing of what cropping takes, so that a case somewhat
-    over the budget is tried; one that needs a multiple of it would only be killed.
-
-    Args:
-        needs: One for each case, each alone.
-        limits: The memory that may be used.
-        what: The stage, for the message.
-
-    Returns:
-        Case -> what to tell of it, the largest case first.
-    """
-    budget, asked = limits.budget_gb, limits.memory_gb is not None
-    most = budget * (_OVER_ASKED if asked else _OVER_FREE)
-    over = sorted((need for need in needs if need.gb > most), key=lambda need: -need.gb)
-    allowed = f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used"
-    return {
-        need.name: OptionError(
-            f"{need.name}: to {what} it needs about {_gb(need.gb)}, {allowed}.",
-            hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
-            + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
-        )
-        for need in over
-    }
-
-
-def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
-    """Refuses the work if a case is `over_budget`, before it is begun.
-
-    Raises:
-        OptionError: Naming the largest case and the numbers.
-    """
-    for error in over_budget(needs, limits, what).values():
-        raise error
-
-
-def _gb(size: float) -> str:
-    return f"{size:.1f} GB" if size >= 0.1 else f"{size:.2g} GB"
 
 
 def _sizes_gb(

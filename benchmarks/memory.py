@@ -185,15 +185,15 @@ STAGES: Stages = {
     "train": lambda _: ["train", "Big", "3d_fullres", "--fold", "all", "--device", "cpu", *_TRAIN],
     **PREDICTIONS,
     "evaluate": lambda bench: [
-        *("evaluate", "-p", str(bench.big / "labelsTr"), "-r", str(bench.big / "labelsTr")),
-        *("-d", str(bench.big), "-o", str(bench / "scores")),
+        *("evaluate", "-p", str(bench / "found"), "-r", str(bench.big / "labelsTr")),
+        *("-d", str(bench.big), "--subset", "-o", str(bench / "scores")),
     ],
     "report": lambda bench: [
-        *("report", "-p", str(bench.big / "labelsTr"), "-i", str(bench.big / "imagesTr")),
+        *("report", "-p", str(bench / "found"), "-i", str(bench / "images")),
         *("-r", str(bench.big / "labelsTr"), "-o", str(bench / "report.html")),
     ],
     "adopt": lambda bench: [
-        *("adopt", "-i", str(bench.big / "imagesTr"), "-p", str(bench.big / "labelsTr")),
+        *("adopt", "-i", str(bench / "images"), "-p", str(bench / "found")),
         *("--like", str(bench.big), "--link", str(bench / "Dataset003_Adopted")),
     ],
     "pool": lambda bench: [
@@ -224,6 +224,11 @@ def _write_datasets(bench: Bench, shape: tuple[int, int, int]) -> None:
             "file_ending": bench.ending,
         }
         (folder / "dataset.json").write_text(json.dumps(description))
+    # The large case alone, with its label map as what was predicted.
+    for part, source in (("images", "imagesTr/big_0000"), ("found", "labelsTr/big")):
+        (bench / part).mkdir()
+        file = bench.big / f"{source}{bench.ending}"
+        (bench / part / file.name).hardlink_to(file)
     (bench / "new").mkdir()
     write_case(bench / f"new/new_0000{bench.ending}", None, shape_zyx=shape, seed=9, body=0.05)
 

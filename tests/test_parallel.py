@@ -112,7 +112,7 @@ def test_two_killed_cases_do_not_stop_the_others(work: Any, tmp_path: Path) -> N
     assert [number for number, _ in results] == list(range(12))
 
 
-@pytest.mark.parametrize("gb", [0.1, 200.0])
+@pytest.mark.parametrize("gb", [0.1, 90.0])
 def test_a_case_that_is_killed_alone_is_named_with_its_need(
     work: Any, tmp_path: Path, gb: float
 ) -> None:

@@ -86,7 +86,10 @@ def decide_rows_on_host(
     # The same slabs as of the whole, since the shapes of products may decide their last bits.
     todo = deque((part, *slab_of(operators, part)) for part in slabs(shape))
     held = np.zeros((number, 0, 0, 0), dtype=np.float32)  # rows before those that are taken
+    stop = 0
     for first, tensor in rows:
+        if first > stop:
+            raise ValueError(f"row {stop} is missing before row {first}")
         logits, stop = tensor.numpy(), first + tensor.shape[1]
         if len(logits) != number:
             raise ValueError(f"expected {number} rows of output, got {len(logits)}")
@@ -109,8 +112,6 @@ def _between(held: Array, logits: Array, first: int, rows: slice) -> Array:
     if rows.start >= first:
         return own
     before = first - held.shape[1]
-    if rows.start < before:
-        raise ValueError(f"row {rows.start} is missing before row {first}")
     return np.concatenate([held[:, rows.start - before : rows.stop - before], own], axis=1)
 
 

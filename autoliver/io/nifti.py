@@ -27,7 +27,7 @@ from autoliver.io.packed import unpacked_parts
 Array = npt.NDArray[Any]
 
 # Voxels that are read at a time.
-_PART_VOXELS = 1 << 22
+_PART_VOXELS = 1 << 20
 # The longest header, that of NIfTI-2, and whether extensions follow.
 _HEADERS_BYTES = 544
 

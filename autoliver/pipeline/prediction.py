@@ -11,8 +11,8 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
 from autoliver.io.dicom.codes import SegType
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
-from autoliver.parallel import Need, window_bars
+from autoliver.needs import overlap_fits, overlap_need, single_need
+from autoliver.parallel import Need, over_budget, window_bars
 from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName

@@ -185,22 +185,22 @@ def forward(
         modality=modality,
         where=name,
     )
-    return Preprocessed(
-        image=resample_image(normal, shape, separate_axis=separate),
-        label=None
-        if cropped.label is None
-        else resample_labels(cropped.label, shape, separate_axis=separate),
-        properties=CaseProperties(
-            name=name,
-            modality=modality,
-            geometry=image.geometry,
-            axis_codes=codes,
-            transpose_forward=axes,
-            box=cropped.box,
-            shape_zyx=shape,
-            spacing_mm=target_spacing,
-        ),
+    properties = CaseProperties(
+        name=name,
+        modality=modality,
+        geometry=image.geometry,
+        axis_codes=codes,
+        transpose_forward=axes,
+        box=cropped.box,
+        shape_zyx=shape,
+        spacing_mm=target_spacing,
     )
+    old = cropped.label
+    del cropped  # with its mask
+    found = resample_image(normal, shape, separate_axis=separate, spare=True)
+    del normal
+    new = None if old is None else resample_labels(old, shape, separate_axis=separate)
+    return Preprocessed(image=found, label=new, properties=properties)
 
 
 def forward_cascade(
