@@ -86,6 +86,9 @@ def main() -> int:
         _write_datasets(bench, shape)
         stages = asked.only or list(STAGES)
         if any(name in PREDICTIONS for name in stages):
+            file = bench / f"new/new_0000{bench.ending}"
+            file.parent.mkdir()
+            write_case(file, None, shape_zyx=shape, seed=9, body=0.05)
             _train_small(bench)
         rows = [_measure(bench, name, shape) for name in stages]
     if asked.output:
@@ -229,8 +232,6 @@ def _write_datasets(bench: Bench, shape: tuple[int, int, int]) -> None:
         (bench / part).mkdir()
         file = bench.big / f"{source}{bench.ending}"
         (bench / part / file.name).hardlink_to(file)
-    (bench / "new").mkdir()
-    write_case(bench / f"new/new_0000{bench.ending}", None, shape_zyx=shape, seed=9, body=0.05)
 
 
 def write_case(

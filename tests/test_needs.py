@@ -32,10 +32,10 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_needs_are_known_from_headers(case: Case) -> None:
-    assert read_need(case).gb == pytest.approx(4 * IMAGE_GB)
-    assert read_need(case.replace(images=case.images * 3)).gb == pytest.approx(12 * IMAGE_GB)
+    assert read_need(case).gb == pytest.approx(1.35 * IMAGE_GB)
+    assert read_need(case.replace(images=case.images * 3)).gb == pytest.approx(3 * 1.35 * IMAGE_GB)
     pair = (Path(str(case.label)), Path(str(case.label)))
-    assert score_need(("a", pair)).gb == score_need(pair[0]).gb == pytest.approx(2 * IMAGE_GB)
+    assert score_need(("a", pair)).gb == score_need(pair[0]).gb == pytest.approx(1.25 * IMAGE_GB)
 
 
 def test_a_file_that_cannot_be_read_needs_nothing(case: Case, tmp_path: Path) -> None:

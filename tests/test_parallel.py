@@ -134,7 +134,7 @@ def test_want_of_memory_in_this_process_is_told(work: Any, tmp_path: Path) -> No
         list(pool(1).map(work, tasks(tmp_path, 3, n1="memory")))
 
 
-@pytest.mark.parametrize(("memory_gb", "processes"), [(100, 4), (3.6, 3), (2.5, 2), (0.3, 1)])
+@pytest.mark.parametrize(("memory_gb", "processes"), [(100, 4), (3.6, 3), (2.5, 2), (1.1, 1)])
 def test_memory_limits_the_number_of_workers(
     work: Any,
     tmp_path: Path,
