@@ -1,21 +1,23 @@
 """Estimates the memory that each stage needs for a case, from the headers of its files alone.
 
-The factors are measured peaks with CT and float images of 120x320x320 voxels, rounded up. Their
-unit is the size of the float32 image before resampling ("in") or after it ("out"). Measured were
-3.7 in for reading and checking; and for preprocessing 5.2 in without resampling, 5.7 in when
-resampling to 0.44 times the voxels, and 14 in when resampling to 2.6 times the voxels.
+The factors are measured peaks with CT images of 96 x 768 x 768 voxels (int16, with a label map),
+rounded up; `benchmarks/memory.py` measures whole commands. Their unit is the size of the float32
+image before resampling ("in") or after it ("out"). Measured were 1.2 in for reading NIfTI and
+checking it; and for preprocessing 2.2 in without resampling, and 2.5, 3.1 in when resampling to
+0.125, 0.36 times the voxels.
 """
 
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from autoliver.datasets.cases import Case
-from autoliver.errors import DatasetError, MachineError, OptionError
+from autoliver.errors import DatasetError, MachineError
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header
-from autoliver.io.header import Header
+from autoliver.io.header import Header, file_type
 from autoliver.io.orientation import reorientation_to
 from autoliver.memory import GB
 from autoliver.parallel import Limits, Need
@@ -25,21 +27,40 @@ from autoliver.preprocessing.prepare import PrepareTask
 
 _log = logging.getLogger(__name__)
 
-_READ = 4.0
+_READ = 1.35
+_READ_WHOLE = 2.35  # of files other than NIfTI, which libraries hold beside the image
 _SERIES = 3.0  # measured 1.5 with one file a slice; a multi-frame file is held as a whole
-_PREPARE_IN = 4.0
-_PREPARE_OUT = 4.0
-_SCORE = 2.0  # in units of one label map if it were float32; measured 1.5
+_PREPARE_SAME = 2.35  # without resampling, in sizes of the image
+_PREPARE_IN = 2.35
+_PREPARE_OUT = 2.35
+# In units of one label map if it were float32; measured 0.6 with a liver. Surfaces come on top.
+_SCORE = 1.25
 _CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
+# A label map of a byte for each voxel while it is written: it, two copies, and what is read again.
+_LABEL_MAP = 1.0
 _FLOAT32 = 4
-# A case is refused if it needs more than so many times what --memory-gb says, or what is free.
-_OVER_ASKED = 2.0
-_OVER_FREE = 8.0
+_NIFTI = (".nii.gz", ".nii")
+
+
+class Held(NamedTuple):
+    """What a prediction holds of a whole scan besides label maps, in class-by-voxel arrays.
+
+    Attributes:
+        logits: On the network's grid.
+        maps: On the grid of the image.
+    """
+
+    logits: int = 0
+    maps: int = 0
 
 
 def read_need(case: Case) -> Need:
     """Estimates the memory for a stage that only reads and examines a case: verify, fingerprint."""
-    return Need(name=case.name, gb=_READ * _image_gb(_headers(case.images)))
+    gb = sum(
+        (_READ if file_type(Path(path)) in _NIFTI else _READ_WHOLE) * _image_gb(_headers([path]))
+        for path in case.images
+    )
+    return Need(name=case.name, gb=gb)
 
 
 def series_need(name: str, series: Series) -> Need:
@@ -49,8 +70,8 @@ def series_need(name: str, series: Series) -> Need:
 
 def prepare_need(task: PrepareTask) -> Need:
     """Estimates the memory for preprocessing a case."""
-    before, after = _sizes_gb(task.case.images, task.plan, task.configuration)
-    return Need(name=task.case.name, gb=_PREPARE_IN * before + _PREPARE_OUT * after)
+    sizes = _sizes_gb(task.case.images, task.plan, task.configuration)
+    return Need(name=task.case.name, gb=_prepared_gb(*sizes))
 
 
 def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> Need:
@@ -58,7 +79,7 @@ def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -
     channels = len(plan.channel_names) * _FLOAT32 / GB
     before = math.prod(case.shape) * channels
     after = math.prod(network_shape(case, plan, configuration)) * channels
-    return Need(name=case.name, gb=_PREPARE_IN * before + _PREPARE_OUT * after)
+    return Need(name=case.name, gb=_prepared_gb(before, after))
 
 
 def network_shape(
@@ -91,7 +112,7 @@ def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
 
 
 def overlap_need(
-    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration
+    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration, held: Held
 ) -> Need:
     """Estimates the memory for predicting a case while the next is read and the last one exported.
 
@@ -102,22 +123,35 @@ def overlap_need(
         images: Its image files.
         plan: The plan of the model.
         configuration: The configuration of the model.
+        held: What is held of the outputs of the networks.
     """
     before, after = _sizes_gb(images, plan, configuration)
-    channel = after / len(plan.channel_names)
-    # The logits on the device, their copy in memory, and the logits of the previous case.
-    logits = 3 * channel * plan.labels.out_channels
-    return Need(name=name, gb=_PREPARE_IN * before + (_PREPARE_OUT + 1) * after + logits)
+    # Of this case, and of the previous one.
+    found = 2 * _held_gb(before, after, plan, held)
+    return Need(name=name, gb=_prepared_gb(before, after) + after + found)
 
 
 def single_need(
-    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration
+    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration, held: Held
 ) -> Need:
     """Of predicting a case by itself, with nothing read ahead or exported behind it."""
     before, after = _sizes_gb(images, plan, configuration)
-    logits = after / len(plan.channel_names) * plan.labels.out_channels
-    prepared = _PREPARE_IN * before + _PREPARE_OUT * after
-    return Need(name=name, gb=max(prepared, after + logits))
+    found = after + _held_gb(before, after, plan, held)
+    return Need(name=name, gb=max(_prepared_gb(before, after), found))
+
+
+def _prepared_gb(before: float, after: float) -> float:
+    """Of preprocessing an image, by its sizes before and after resampling."""
+    if before == after:
+        return _PREPARE_SAME * before
+    return _PREPARE_IN * before + _PREPARE_OUT * after
+
+
+def _held_gb(before: float, after: float, plan: Plan, held: Held) -> float:
+    """Of what is held of a case's outputs."""
+    channels, rows = len(plan.channel_names), plan.labels.out_channels
+    logits = held.logits * rows + bool(held.logits)  # with the weights of their sums
+    return (logits * after + (held.maps * rows + _LABEL_MAP) * before) / channels
 
 
 def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
@@ -131,48 +165,6 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
         *(largest.name, largest.gb, budget),
     )
     return False
-
-
-def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, OptionError]:
-    """Finds the cases that need far more memory than may be used.
-
-    The estimates are rounded up and know nothing of what cropping takes, so that a case somewhat
-    over the budget is tried; one that needs a multiple of it would only be killed.
-
-    Args:
-        needs: One for each case, each alone.
-        limits: The memory that may be used.
-        what: The stage, for the message.
-
-    Returns:
-        Case -> what to tell of it, the largest case first.
-    """
-    budget, asked = limits.budget_gb, limits.memory_gb is not None
-    most = budget * (_OVER_ASKED if asked else _OVER_FREE)
-    over = sorted((need for need in needs if need.gb > most), key=lambda need: -need.gb)
-    allowed = f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used"
-    return {
-        need.name: OptionError(
-            f"{need.name}: to {what} it needs about {_gb(need.gb)}, {allowed}.",
-            hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
-            + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
-        )
-        for need in over
-    }
-
-
-def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
-    """Refuses the work if a case is `over_budget`, before it is begun.
-
-    Raises:
-        OptionError: Naming the largest case and the numbers.
-    """
-    for error in over_budget(needs, limits, what).values():
-        raise error
-
-
-def _gb(size: float) -> str:
-    return f"{size:.1f} GB" if size >= 0.1 else f"{size:.2g} GB"
 
 
 def _sizes_gb(

@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from autoliver.errors import AutoliverError
+from autoliver.errors import AutoliverError, OptionError
 from autoliver.memory import default_memory_gb, free_gb
 from autoliver.values import check_number, check_types, check_whole, counted, first_few
 
@@ -43,6 +43,8 @@ _WORKER_GB = 0.2
 # core, no longer than with workers, which have to be started first (measured with 14 cases, 0.55
 # GB: 1.3 s in this process, 2.0 s with two workers).
 _WORTH_STARTING_GB = 1.0
+# Without --memory-gb, a case is refused if it needs more than so many times what is free.
+_OVER_FREE = 8.0
 # The libraries that stages over cases use to read, compute and write.
 _PRELOADED = ["SimpleITK", "nibabel", "scipy.ndimage", "blosc2"]
 # errno values of limits on processes and open files.
@@ -131,9 +133,58 @@ class CasePool:
     threads: int | None = None
 
     def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
-        """Yields the function's result for each item, in the order of the items."""
+        """Yields the function's result for each item, in the order of the items.
+
+        Raises:
+            OptionError: An item needs more memory than may be used; nothing has been begun.
+        """
         every = list(items)
-        return map_cases(function, every, needs=[self.need(item) for item in every], pool=self)
+        needs = [self.need(item) for item in every]
+        refuse_over_budget(needs, self.limits, self.what)
+        return map_cases(function, every, needs=needs, pool=self)
+
+
+def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, OptionError]:
+    """Finds the cases that need more memory than may be used.
+
+    What --memory-gb says is kept. What is free is not known for long, and the estimates are rounded
+    up and know nothing of cropping, so that without --memory-gb only a case that needs a multiple
+    of it is refused, which would be killed.
+
+    Args:
+        needs: One for each case, each alone.
+        limits: The memory that may be used.
+        what: The stage, for the message.
+
+    Returns:
+        Case -> what to tell of it, the largest case first.
+    """
+    budget, asked = limits.budget_gb, limits.memory_gb is not None
+    most = budget if asked else budget * _OVER_FREE
+    over = sorted((need for need in needs if need.gb > most), key=lambda need: -need.gb)
+    allowed = f"--memory-gb allows {_gb(budget)}" if asked else f"{_gb(budget)} may be used"
+    return {
+        need.name: OptionError(
+            f"{need.name}: to {what} it needs about {_gb(need.gb)}, {allowed}.",
+            hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
+            + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
+        )
+        for need in over
+    }
+
+
+def refuse_over_budget(needs: Sequence[Need], limits: Limits, what: str) -> None:
+    """Refuses the work if a case is `over_budget`, before it is begun.
+
+    Raises:
+        OptionError: Naming the largest case and the numbers.
+    """
+    for error in over_budget(needs, limits, what).values():
+        raise error
+
+
+def _gb(size: float) -> str:
+    return f"{size:.1f} GB" if size >= 0.1 else f"{size:.2g} GB"
 
 
 def map_cases(

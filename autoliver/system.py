@@ -216,6 +216,30 @@ def read_whole(path: Path) -> bytes:
         raise system_error(error, path, verb="read") or error from error
 
 
+def read_blocks(path: Path, size: int, *, start: int = 0) -> Iterator[bytes]:
+    """Yields the content of a file block by block.
+
+    Args:
+        path: The file.
+        size: Bytes of a block.
+        start: The byte to begin with.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MachineError: The system refuses to read it, or it is a pipe or a device; the error names
+            the file.
+    """
+    try:
+        with open_file(path) as file:
+            file.seek(start)
+            while block := file.read(size):
+                yield block
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise system_error(error, path, verb="read") or error from error
+
+
 def raise_refusal(path: Path, error: BaseException) -> None:
     """Raises the system's error if that is why a reader calls a file damaged.
 

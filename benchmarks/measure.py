@@ -26,7 +26,15 @@ _SHARE_OF_TIME = 0.03
 
 
 class MeasureError(Exception):
-    """A measured command failed."""
+    """A measured command failed.
+
+    Attributes:
+        measured: What it took until then.
+    """
+
+    def __init__(self, message: str, measured: "Measured") -> None:
+        super().__init__(message)
+        self.measured = measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,7 @@ class Call:
         log: Where its output goes.
         result: The file in which it reports its own times; None: the whole process is timed.
         remove: Files and folders to remove before it runs.
+        most_mb: It is ended if its processes hold more.
     """
 
     command: tuple[str, ...]
@@ -46,6 +55,7 @@ class Call:
     log: Path
     result: Path | None = None
     remove: tuple[Path, ...] = ()
+    most_mb: float = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +94,7 @@ def run(call: Call) -> Measured:
             ["env", *settings, *call.command], stdout=log, stderr=log, start_new_session=True
         )
         try:
-            usage, peak_mb = _watch(process, start)
+            usage, peak_mb = _watch(process, start, call.most_mb)
         except BaseException:
             # With its workers: they would go on, and write into a folder that is removed.
             os.killpg(process.pid, signal.SIGKILL)
@@ -93,8 +103,9 @@ def run(call: Call) -> Measured:
         seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
     cpu_seconds = usage.ru_utime + usage.ru_stime + _orphans_seconds(process.pid)
     if process.returncode:
+        taken = Measured(seconds=seconds, cpu_seconds=cpu_seconds, peak_mb=peak_mb, others=0.0)
         last = " | ".join(call.log.read_text(errors="replace").splitlines()[-4:])
-        raise MeasureError(f"{' '.join(call.command)}: exit {process.returncode}: {last}")
+        raise MeasureError(f"{' '.join(call.command)}: exit {process.returncode}: {last}", taken)
     values = json.loads(call.result.read_text()) if call.result else {}
     return Measured(
         seconds=values.pop("seconds", seconds),
@@ -155,13 +166,15 @@ def _orphans_seconds(group: int) -> float:
     return seconds
 
 
-def _watch(process: "subprocess.Popen[bytes]", start: float) -> tuple[Any, float]:
+def _watch(process: "subprocess.Popen[bytes]", start: float, most_mb: float) -> tuple[Any, float]:
     """Waits for the end; returns the resources used and the peak of the process tree in MB."""
     peak_mb, looked, pause = 0.0, start, 0.0
     while True:
         begun = time.perf_counter()
         if begun - looked >= pause:
             peak_mb = max(peak_mb, _tree_mb(process.pid))
+            if peak_mb > most_mb:
+                os.killpg(process.pid, signal.SIGKILL)
             looked = time.perf_counter()
             pause = max(_RARELY_SECONDS, (looked - begun) / _SHARE_OF_TIME)
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -185,7 +198,8 @@ def _tree_mb(pid: int) -> float:
     tree = list(_tree(pid))
     if len(tree) == 1:
         return high_water_mb(pid)
-    return sum(_proportional_mb(each) for each in tree)
+    # Between two looks, one of them may have held more than all do now.
+    return max(sum(map(_proportional_mb, tree)), *map(high_water_mb, tree))
 
 
 def _proportional_mb(pid: int) -> float:

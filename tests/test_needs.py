@@ -9,8 +9,8 @@ from autoliver.datasets.cases import Case
 from autoliver.errors import OptionError
 from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
-from autoliver.needs import read_need, refuse_over_budget, score_need
-from autoliver.parallel import Limits, Need
+from autoliver.needs import read_need, score_need
+from autoliver.parallel import Limits, Need, refuse_over_budget
 
 SHAPE = (64, 128, 128)
 IMAGE_GB = 64 * 128 * 128 * 4 / 2**30
@@ -32,10 +32,10 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_needs_are_known_from_headers(case: Case) -> None:
-    assert read_need(case).gb == pytest.approx(4 * IMAGE_GB)
-    assert read_need(case.replace(images=case.images * 3)).gb == pytest.approx(12 * IMAGE_GB)
+    assert read_need(case).gb == pytest.approx(1.35 * IMAGE_GB)
+    assert read_need(case.replace(images=case.images * 3)).gb == pytest.approx(3 * 1.35 * IMAGE_GB)
     pair = (Path(str(case.label)), Path(str(case.label)))
-    assert score_need(("a", pair)).gb == score_need(pair[0]).gb == pytest.approx(2 * IMAGE_GB)
+    assert score_need(("a", pair)).gb == score_need(pair[0]).gb == pytest.approx(1.25 * IMAGE_GB)
 
 
 def test_a_file_that_cannot_be_read_needs_nothing(case: Case, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_estimate_covers_what_reading_takes(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("memory_gb", "needed", "refused"),
-    [(1.0, 0.5, False), (1.0, 1.5, False), (1.0, 2.5, True), (None, 1.0, False), (None, 1e6, True)],
+    [(1.0, 0.5, False), (1.0, 1.0, False), (1.0, 1.5, True), (None, 1.0, False), (None, 1e6, True)],
 )
 def test_a_case_far_over_the_budget_is_refused(
     memory_gb: float | None, needed: float, refused: bool

@@ -1,11 +1,12 @@
-"""Decides label maps on the GPU, row by row, while the windows of a case are still computed.
+"""Decides label maps row by row, while the windows of a case are still computed.
 
 The logits of a whole scan are never held, neither on the GPU nor on the host: what returns is one
-label for each voxel. It is what `backward_logits` does on the host, with the same interpolation and
-the same rules; sums of two products may differ in the last bit, and with them the labels of voxels
-where two labels tie to within that.
+label for each voxel. On the host the labels are those of `backward_logits`, bit by bit. On a GPU
+interpolation and rules are the same; sums of two products may differ in the last bit, and with them
+the labels of voxels where two labels tie to within that.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -16,8 +17,18 @@ from torch import Tensor
 
 from autoliver.datasets.cases import Labels
 from autoliver.memory import out_of_memory
-from autoliver.preprocessing.case import CaseProperties, WayBack, slabs, uncrop, written_values
+from autoliver.preprocessing.case import (
+    CaseProperties,
+    WayBack,
+    decide_slab,
+    slab_of,
+    slabs,
+    uncrop,
+    written_values,
+)
 from autoliver.preprocessing.resample import Matrix
+
+Array = npt.NDArray[np.float32]
 
 
 def decide_rows(
@@ -52,6 +63,57 @@ def decide_rows(
     if decider.decided < cropped.shape[1]:
         raise ValueError(f"rows are missing after {decider.decided} of {cropped.shape[1]}")
     return uncrop(cropped, properties).squeeze(0)
+
+
+def decide_rows_on_host(
+    rows: Iterable[tuple[int, Tensor]], properties: CaseProperties, *, labels: Labels
+) -> npt.NDArray[np.integer]:
+    """Decides the label of each voxel of the input grid as `backward_logits` does.
+
+    Args:
+        rows: As in `decide_rows`, on the host.
+        properties: As in `decide_rows`.
+        labels: As in `decide_rows`.
+
+    Returns:
+        As in `decide_rows`.
+
+    Raises:
+        ValueError: As in `decide_rows`.
+    """
+    number, shape = labels.out_channels, properties.shape_after_crop
+    operators = WayBack.of(properties).operators
+    cropped = np.zeros((1, *shape), dtype=np.min_scalar_type(max(written_values(labels))))
+    # The same slabs as of the whole, since the shapes of products may decide their last bits.
+    todo = deque((part, *slab_of(operators, part)) for part in slabs(shape))
+    held = np.zeros((number, 0, 0, 0), dtype=np.float32)  # rows before those that are taken
+    stop = 0
+    for first, tensor in rows:
+        if first > stop:
+            raise ValueError(f"row {stop} is missing before row {first}")
+        logits, stop = tensor.numpy(), first + tensor.shape[1]
+        if len(logits) != number:
+            raise ValueError(f"expected {number} rows of output, got {len(logits)}")
+        while todo and todo[0][1].stop <= stop:
+            part, columns, cut = todo.popleft()
+            decide_slab(
+                cropped[0, part], _between(held, logits, first, columns), cut, labels=labels
+            )
+        needed = min(todo[0][1].start, stop) if todo else stop
+        # A copy, as the logits are overwritten.
+        held = _between(held, logits, first, slice(needed, stop)).copy()
+    if todo:
+        raise ValueError(f"rows are missing after {todo[0][0].start} of {shape[0]}")
+    return uncrop(cropped, properties).squeeze(0)
+
+
+def _between(held: Array, logits: Array, first: int, rows: slice) -> Array:
+    """Returns some rows of those that are held and those that follow them from `first` on."""
+    own = logits[:, max(0, rows.start - first) : rows.stop - first]
+    if rows.start >= first:
+        return own
+    before = first - held.shape[1]
+    return np.concatenate([held[:, rows.start - before : rows.stop - before], own], axis=1)
 
 
 class _Decider:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autoliver.datasets.cases import Labels, Modality
 from autoliver.errors import ModelError
 from autoliver.inference.clean import clean
-from autoliver.inference.decide import decide_rows
+from autoliver.inference.decide import decide_rows, decide_rows_on_host
 from autoliver.inference.ensemble import Output, certain_background, probabilities
 from autoliver.inference.fastest import as_they_are
 from autoliver.inference.lesions.centred import windows_on
@@ -85,6 +85,10 @@ class PreparedCase:
         boxes: Mapping[str, Bounds | None] | None = None,
     ) -> "PreparedCase":
         """Preprocesses an image for every member of a model."""
+        stages = [member.previous or member for member in model.members]
+        again = model.finder is not None or any(member.previous for member in model.members)
+        if again or len(stages) > 1:
+            image = replace(image, spare=False)
 
         def prepare(stage: Member) -> Preprocessed:
             volume, configuration = _seen_by(stage, image, name, modality, match=match)
@@ -99,7 +103,7 @@ class PreparedCase:
 
         return cls(
             name=name,
-            prepared=tuple(prepare(member.previous or member) for member in model.members),
+            prepared=tuple(prepare(stage) for stage in stages),
             image=image if any(member.previous for member in model.members) else None,
             coarse=None if model.finder is None else prepare(model.finder),
             modality=modality,
@@ -293,15 +297,18 @@ def _output(member: Member, case: Preprocessed, wanted: _Wanted, where: Where | 
     )
     visit = _Visit(member, case, where, scan, passes, windows, tick)
     with torch.inference_mode(), arithmetic(member.device, exact=options.exact):
-        if wanted.labels_suffice and _decides_on_device(member, options, where):
+        if wanted.labels_suffice and _decides_at_once(member, options, where):
             return visit.decided()
         return visit.output(spread=options.uncertainty)
 
 
-def _decides_on_device(member: Member, options: PredictOptions, where: Where | None) -> bool:
-    """Whether a label map is decided on the GPU: of whole scans, unless bits have to be equal."""
-    hindered = options.exact or options.uncertainty or where is not None
-    return on_gpu(member.device) and not hindered and member.configuration.average == "logits"
+def _decides_at_once(member: Member, options: PredictOptions, where: Where | None) -> bool:
+    """Whether labels are decided while windows are computed: of whole scans, of means of logits.
+
+    On a GPU, whose bits differ, only where they need not be equal.
+    """
+    hindered = options.uncertainty or where is not None or member.configuration.average != "logits"
+    return not hindered and not (options.exact and on_gpu(member.device))
 
 
 @dataclass(frozen=True)
@@ -317,12 +324,16 @@ class _Visit:
     tick: Callable[[], object]
 
     def decided(self) -> Output:
-        """Returns the label map alone, decided where the networks are."""
+        """Returns the label map alone, decided where the networks are, row by row."""
         image, labels = torch.from_numpy(self.case.image), self.member.plan.labels
         rows = finished_rows(
-            image, self.passes[0], self.scan, windows=self.windows, on_window=self.tick
+            *(image, self.passes[0], self.scan),
+            windows=self.windows,
+            on_window=self.tick,
+            rolling=True,
         )
-        found = decide_rows(rows, self.case.properties, labels=labels)
+        decide = decide_rows if on_gpu(self.member.device) else decide_rows_on_host
+        found = decide(rows, self.case.properties, labels=labels)
         nothing = np.empty((labels.out_channels, 0, 0, 0), np.float32)
         return Output(logits=nothing, properties=self.case.properties, label_map=found)
 

@@ -400,7 +400,7 @@ def _prepare(
     with _naming(job.name):
         known = job.modality if options.modality is None and model.plan.mixed else None
         options = options.replace(modality=known or options.modality)
-        image = _read(job)
+        image = dataclasses.replace(_read(job), spare=True)
         decided, case = _prepared(model, image, options, job)
         if job.lesions is not None:
             classes = VoteOptions.of(model.plan.labels, model.lesion_classes, model=model.name)
@@ -525,7 +525,8 @@ def check_image(model: Model | Member, image: Volume, *, name: str) -> None:
             f"{len(expected)}: {', '.join(expected)}.",
             hint="Give one file per channel, numbered in this order: CASE_0000, CASE_0001, ...",
         )
-    if not np.isfinite(image.array).all():
+    # Minimum and maximum reveal NaN and infinity without a mask of the image's size.
+    if not np.isfinite([image.array.min(), image.array.max()]).all():
         raise DatasetError(
             f"{name}: the image holds NaN or infinite values.", hint="Repair or leave out the case."
         )

@@ -129,6 +129,7 @@ def finished_rows(
     *,
     windows: Sequence[Window],
     on_window: Callable[[], object] = lambda: None,
+    rolling: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Computes the mean logits of networks, and yields rows of them as soon as they are finished.
 
@@ -143,6 +144,7 @@ def finished_rows(
         scan: As in `sliding_window`.
         windows: At least one window from `windows_of`.
         on_window: Called after every window.
+        rolling: Whether the host, too, holds the sums of one slab of windows alone.
 
     Yields:
         The first of some rows of the image, and their logits (k, rows, y, x), float32, in `box_of`
@@ -161,7 +163,7 @@ def finished_rows(
         slice(part.start + more - span.start, part.stop + more - span.start)
         for part, more, span in zip((y, x), before[1:], spanned[1:], strict=True)
     )
-    for first, done in _Run(image, networks, scan, windows).rows(on_window):
+    for first, done in _Run(image, networks, scan, windows, rolling).rows(on_window):
         first -= before[0]
         start, stop = max(first, z.start), min(first + done.shape[1], z.stop)
         if start < stop:
@@ -176,9 +178,14 @@ class _Run:
     """
 
     def __init__(
-        self, image: Tensor, networks: Sequence[nn.Module], scan: Scan, windows: Sequence[Window]
+        self,
+        image: Tensor,
+        networks: Sequence[nn.Module],
+        scan: Scan,
+        windows: Sequence[Window],
+        rolling: bool,
     ) -> None:
-        self.networks, self.scan, self.windows = networks, scan, windows
+        self.networks, self.scan, self.windows, self.rolling = networks, scan, windows, rolling
         self.device = _device_of(networks, image)
         self.limited = on_gpu(self.device)
         self.flips = _flips(scan.mirror_axes)
@@ -271,9 +278,9 @@ class _Run:
             room = _free(self.device)
             if room is not None:
                 room -= sums_bytes(classes, shape, kept) + _MARGIN_BYTES
-            self.rolling = True
             if room is None or room >= (self.first_bytes or 0):
                 self._enlarge(room)
+                self.rolling = True
                 return self._with_room(
                     lambda: WeightedSums(
                         *(classes, box, weight),
@@ -283,8 +290,8 @@ class _Run:
                 )
             self.sums_moved = True
         # Rows that move on would be copied for nothing where the whole result lies anyway.
-        self.rolling = False
-        return WeightedSums(classes, box, weight, rows=shape[0], device=_HOST)
+        rows = kept if self.rolling else shape[0]
+        return WeightedSums(classes, box, weight, rows=rows, device=_HOST)
 
     def _enlarge(self, room: int | None) -> None:
         """Enlarges batches by what a patch took so far and the bytes that are left."""

@@ -1,9 +1,10 @@
 """Reads and writes images and label maps of any supported file type."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,19 @@ _ONE_LABEL_MAP = {
 }
 
 
+class StoredImage(NamedTuple):
+    """The voxels of an image file.
+
+    Attributes:
+        array: (c, z, y, x), as the pipeline sees them.
+        parts: Reads the voxels in the file's own type part by part, (n,), in the order of the
+            array; None: every value of that type is the same in float32.
+    """
+
+    array: npt.NDArray[np.float32]
+    parts: Callable[[], Iterator[Array]] | None
+
+
 class NotWholeNumbers(DatasetError):
     """A label file holds values that are not whole numbers."""
 
@@ -96,10 +110,11 @@ def read_image(paths: Sequence[str | Path]) -> Volume:
     channels = sum(one.header.channels for one in opened)
     array = np.empty((channels, *geometry.shape_zyx), dtype=np.float32)
     start = 0
-    for one in opened:
+    for file, one in zip(files, opened, strict=True):
+        part = array[start : start + one.header.channels]
         # What float32 cannot hold becomes infinite, which whoever uses the image refuses.
         with np.errstate(over="ignore", under="ignore"):
-            array[start : start + one.header.channels] = one.voxels()
+            _whole_or_refused(file, partial(one.fill, part))
         start += one.header.channels
     notes = [(file, one.header) for file, one in zip(files, opened, strict=True)]
     return Volume(
@@ -116,6 +131,33 @@ def read_stored(path: str | Path) -> Array:
         DatasetError: It cannot be read.
     """
     return _open(Path(path)).voxels()
+
+
+def read_values(path: str | Path) -> StoredImage:
+    """Reads one image file as float32, and says how to read what is stored where that differs.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    file = Path(path)
+    opened = _open(file)
+    if opened.parts is None:
+        stored = opened.voxels()
+        exact = _is_exact(stored.dtype)
+        with np.errstate(over="ignore", under="ignore"):
+            array = np.ascontiguousarray(stored, dtype=np.float32)
+        return StoredImage(array, None if exact else lambda: iter([stored.reshape(-1)]))
+    parts = opened.parts
+    first = _whole_or_refused(file, lambda: next(parts()).dtype)
+    array = np.empty((opened.header.channels, *opened.header.geometry.shape_zyx), np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        _whole_or_refused(file, lambda: opened.fill(array))
+    return StoredImage(array, None if _is_exact(first) else parts)
+
+
+def _is_exact(kind: "np.dtype[Any]") -> bool:
+    """Whether float32 holds every value of a type."""
+    return np.can_cast(kind, np.float32, casting="safe")
 
 
 def read_label(path: str | Path) -> Volume:
@@ -200,7 +242,7 @@ def _open(path: Path) -> OpenedFile:
     opener = _OPENERS.get(file_type(path), open_itk)
     opened = _whole_or_refused(path, lambda: opener(path))
     _check_size(path, opened.header)
-    return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels))
+    return OpenedFile(opened.header, lambda: _whole_or_refused(path, opened.voxels), opened.parts)
 
 
 def _check_size(path: Path, header: Header) -> None:

@@ -1,6 +1,6 @@
 """Endings of image files, and the values in their headers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,25 @@ class OpenedFile:
         header: The file's header.
         voxels: Reads the voxels (c, z, y, x) in the file's data type; raises DatasetError if the
             file is damaged or cut short.
+        parts: Yields the same voxels in the same order part by part, (n,), with the same errors;
+            None: such a file is read as a whole.
     """
 
     header: Header
     voxels: Callable[[], npt.NDArray[Any]]
+    parts: Callable[[], Iterator[npt.NDArray[Any]]] | None = None
+
+    def fill(self, array_czyx: npt.NDArray[Any]) -> None:
+        """Reads the voxels into a contiguous array of any type, with little memory besides."""
+        if self.parts is None:
+            array_czyx[...] = self.voxels()
+            return
+        flat, at = array_czyx.reshape(-1), 0
+        for part in self.parts():
+            flat[at : at + part.size] = part
+            at += part.size
+        if at < flat.size:
+            raise ValueError(f"found {at} voxels, expected {flat.size}")
 
 
 def split_ending(name: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from autoliver.io.header import (
     numbers,
     unreadable,
 )
+from autoliver.io.nifti import read_parts as read_nifti_parts
 from autoliver.io.nifti import read_sheared_header, sform_note
 from autoliver.io.nifti import read_voxels as read_nifti_voxels
 from autoliver.io.nifti_forms import (
@@ -124,7 +125,7 @@ def open_file(path: Path) -> OpenedFile:
     if forms is not None and placed is not None and placed.geometry is not None:
         own = own_header(forms, placed.geometry, placed.note)
         if own is not None and ending in _NIFTI:
-            return OpenedFile(own, lambda: _read_voxels(path, own, None))
+            return _opened(path, own, None)
     reader = _sitk().ImageFileReader()
     # ITK does not recognise all types by an ending in capitals.
     if ending and not path.name.endswith(ending):
@@ -143,7 +144,7 @@ def open_file(path: Path) -> OpenedFile:
         header = _itk_header(path, reader, None if placed is None else placed.geometry)
     if placed is not None and forms is not None:
         header = _placed_header(header, forms, placed)
-    return OpenedFile(header, lambda: _read_voxels(path, header, reader))
+    return _opened(path, header, reader)
 
 
 @contextlib.contextmanager
@@ -230,12 +231,23 @@ def _check_numbers(path: Path, spacing: list[float], origin: list[float], direct
         )
 
 
+def _opened(path: Path, header: Header, reader: Any) -> OpenedFile:
+    """A file whose header is read; `reader` is None if ITK need not or cannot read it."""
+    shape = (header.channels, *header.geometry.shape_zyx)
+    nifti = file_type(path) in (*_NIFTI, ".hdr")
+    if reader is None or (nifti and reader.GetNumberOfComponents() == 1):
+        return OpenedFile(
+            header,
+            lambda: read_nifti_voxels(path).reshape(shape),
+            lambda: read_nifti_parts(path),
+        )
+    return OpenedFile(header, lambda: _read_voxels(path, header, reader))
+
+
 def _read_voxels(path: Path, header: Header, reader: Any) -> Array:
-    """Reads the voxels (c, z, y, x); `reader` is None if ITK refuses the header."""
+    """Reads the voxels (c, z, y, x) with ITK."""
     shape = (header.channels, *header.geometry.shape_zyx)
     ending = file_type(path)
-    if reader is None or (ending in (*_NIFTI, ".hdr") and reader.GetNumberOfComponents() == 1):
-        return read_nifti_voxels(path).reshape(shape)
     if ending == ".gipl":
         _check_gipl(path, reader)
     try:

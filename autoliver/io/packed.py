@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoliver.io.header import unreadable
-from autoliver.system import open_file
+from autoliver.system import read_blocks
 
 # What deflate packs a byte into at the best: 258 bytes in 2 bits.
 BEST_RATIO = 1032
@@ -22,35 +22,49 @@ def is_packed(content: bytes) -> bool:
     return content[:2] == _MAGIC
 
 
-def unpacked(path: Path, content: bytes, *, needed: int) -> bytes:
-    """Unpacks the bytes of a file; those that are not packed are returned as they are.
+def unpacked_parts(path: Path, *, needed: int) -> Iterator[bytes]:
+    """Unpacks a file part by part, so that it is never in memory as a whole.
+
+    A file that is not packed is read part by part as it is, not much further than needed.
 
     Args:
-        path: The file, for the message.
-        content: All of its bytes.
+        path: The file.
         needed: How many bytes its header tells of.
 
     Raises:
         DatasetError: It unpacks to far more.
         EOFError: It is cut short.
         zlib.error, gzip.BadGzipFile: It is damaged.
+        MachineError: The system refuses to read it.
     """
-    if not is_packed(content):
-        return content
-    most = needed + SURPLUS_BYTES
-    parts, size = [], 0
-    while content:
-        if not is_packed(content):
+    blocks = read_blocks(path, _BLOCK)
+    rest = next(blocks, b"")
+    size = 0
+    if not is_packed(rest):
+        while rest and size < needed + SURPLUS_BYTES:
+            size += len(rest)
+            yield rest
+            rest = next(blocks, b"")
+        return
+    while rest:
+        rest += next(blocks, b"") if len(rest) < len(_MAGIC) else b""
+        if not is_packed(rest):
             raise gzip.BadGzipFile("something else follows the packed bytes")
         packer = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        parts.append(packer.decompress(content, most - size + 1))
-        size += len(parts[-1])
-        if size > most:
-            raise unreadable(path, f"it unpacks to more than the {needed} bytes of its header")
-        if not packer.eof:
-            raise EOFError("the packed bytes end too early")
-        content = packer.unused_data.lstrip(b"\0")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        while not packer.eof:
+            part = packer.decompress(rest, _BLOCK)
+            size += len(part)
+            if size > needed + SURPLUS_BYTES:
+                raise unreadable(path, f"it unpacks to more than the {needed} bytes of its header")
+            yield part
+            rest = packer.unconsumed_tail
+            if not (rest or part or packer.eof):
+                rest = next(blocks, b"")
+                if not rest:
+                    raise EOFError("the packed bytes end too early")
+        rest = packer.unused_data.lstrip(b"\0")
+        while not rest and (block := next(blocks, b"")):
+            rest = block.lstrip(b"\0")
 
 
 def packed_fault(path: Path, start: int, *, needed: int) -> str:
@@ -68,7 +82,7 @@ def packed_fault(path: Path, start: int, *, needed: int) -> str:
     """
     packer, size = zlib.decompressobj(_ANY_HEAD), 0
     try:
-        for block in _blocks(path, start):
+        for block in read_blocks(path, _BLOCK, start=start):
             rest = block
             while rest and not packer.eof:
                 size += len(packer.decompress(rest, _BLOCK))
@@ -83,10 +97,3 @@ def packed_fault(path: Path, start: int, *, needed: int) -> str:
     if size < needed:
         return f"unpack to {size} bytes, too few for the {needed} needed"
     return "" if packer.eof else "are cut short"
-
-
-def _blocks(path: Path, start: int) -> Iterator[bytes]:
-    with open_file(path) as file:
-        file.seek(start)
-        while block := file.read(_BLOCK):
-            yield block

@@ -74,12 +74,15 @@ class Volume:
         geometry: The grid of one channel; its shape equals the array's last three axes.
         oriented: Whether the grid's position in the patient is known.
         notes: Doubtful values in the headers of its files, one sentence each.
+        spare: Whether nobody needs the voxels any more once it is preprocessed, so that the result
+            may take their memory.
     """
 
     array: npt.NDArray[np.generic]
     geometry: Geometry
     oriented: bool = True
     notes: tuple[str, ...] = ()
+    spare: bool = False
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.geometry.shape_zyx:

@@ -18,8 +18,8 @@ from autoliver.datasets.layouts import image_files
 from autoliver.datasets.lesions import lesion_classes
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import prepare_need, read_need, refuse_over_budget
-from autoliver.parallel import case_bar
+from autoliver.needs import prepare_need, read_need
+from autoliver.parallel import case_bar, refuse_over_budget
 from autoliver.pipeline.describe import by_all_cases, by_first_case, describe, finding, told
 from autoliver.planning.findings import PASSING, Finding
 from autoliver.planning.fingerprint import make_fingerprint

@@ -11,13 +11,12 @@ from autoliver.commands import command
 from autoliver.datasets.cases import Dataset, describe_plain, is_described, with_channel
 from autoliver.datasets.description import CHANNEL_OF, modality_in
 from autoliver.errors import AutoliverError, DatasetError, MachineError, OptionError
-from autoliver.io.files import read_stored
+from autoliver.io.files import read_values
 from autoliver.io.header import PICTURES
 from autoliver.planning.findings import Finding
 from autoliver.planning.modality import Judgement, judge, looks_like
 from autoliver.planning.names import ModalityName
 from autoliver.planning.ranges import CaseRange, channel_range
-from autoliver.planning.verify_values import to_float32
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def by_first_case(dataset: Dataset) -> Dataset:
         return dataset
     images = dataset.cases[0].images
     try:
-        arrays = [array for path in images for array in to_float32(read_stored(Path(path)))]
+        arrays = [array for path in images for array in read_values(path).array]
         channels = [channel_range(array) for array in arrays]
     except (DatasetError, MachineError, ValueError):  # told when all cases are verified
         return dataset

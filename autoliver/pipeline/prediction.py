@@ -11,8 +11,8 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
 from autoliver.io.dicom.codes import SegType
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import over_budget, overlap_fits, overlap_need, single_need
-from autoliver.parallel import Need, window_bars
+from autoliver.needs import Held, overlap_fits, overlap_need, single_need
+from autoliver.parallel import Need, over_budget, window_bars
 from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName
@@ -196,7 +196,8 @@ def predict_as_asked(
     from autoliver.inference.predict import Listener, predict_jobs
     from autoliver.networks.threads import threads_of
 
-    needs = [model_need(job.name, job.images, model) for job in jobs]
+    held = held_by(model, request)
+    needs = [model_need(job.name, job.images, model, held) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
     device, asked = model.members[0].device, request.machine.threads
     with (
@@ -315,10 +316,10 @@ def too_large(
     model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest
 ) -> dict[str, OptionError]:
     """Finds the cases that are far too large for the memory, before anything is read or written."""
-    parts = model.parts
+    parts, held = model.parts, held_by(model, request)
     needs = [
         max(
-            (single_need(job.name, job.images, p.plan, p.configuration) for p in parts),
+            (single_need(job.name, job.images, p.plan, p.configuration, held) for p in parts),
             key=lambda need: need.gb,
         )
         for job in jobs
@@ -326,10 +327,23 @@ def too_large(
     return over_budget(needs, request.machine.limits, "predict")
 
 
-def model_need(name: str, images: Sequence[Path], model: "Model") -> Need:
+def held_by(model: "Model", request: PredictRequest) -> Held:
+    """What a prediction holds of the outputs for a whole scan; on the host, label maps may do."""
+    alone = len(model.members) == 1 and not model.votes and model.finder is None
+    averaged = all(m.configuration.average == "logits" for m in model.members)
+    if alone and averaged and not (request.probabilities or request.uncertainty):
+        return Held()
+    # The spread of the folds takes two more.
+    logits = 1 + 2 * request.uncertainty
+    # Written packed, from one array and its copy.
+    return Held(logits=logits, maps=2 * request.probabilities)
+
+
+def model_need(name: str, images: Sequence[Path], model: "Model", held: Held | None = None) -> Need:
     """Estimates the memory that a case needs in all members of a model together."""
     every = (*model.members, *filter(None, [model.finder]))
-    each = [overlap_need(name, images, m.plan, m.configuration) for m in every]
+    held = held or Held(logits=1)
+    each = [overlap_need(name, images, m.plan, m.configuration, held) for m in every]
     return Need(name=name, gb=sum(need.gb for need in each))
 
 

@@ -19,7 +19,7 @@ from autoliver.io.files import read_image, read_label
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.intensities import Intensities, collect, pooled_statistics
-from autoliver.planning.nonzero import BoolArray, foreground_mask, nonzero_box, nonzero_mask
+from autoliver.planning.nonzero import BoolArray, content_box, foreground_mask
 from autoliver.planning.outliers import without_impossible
 from autoliver.planning.plan import CaseFingerprint, Fingerprint
 from autoliver.values import counted
@@ -116,20 +116,49 @@ def fingerprint_case(
     Raises:
         DatasetError: Image and label differ in size, or an intensity is not a finite number.
     """
+    seen = _look(image, label, spacing_mm=spacing_mm, name=name)
+    return _summary(seen, draws=draws, most_values=most_values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A case's sizes, and of each channel the intensities of all foreground voxels."""
+
+    grid: CaseFingerprint
+    relative_size: float
+    foreground: tuple[Float32Array, ...]
+
+
+def _look(
+    image: Float32Array,
+    label: npt.NDArray[np.generic],
+    *,
+    spacing_mm: tuple[float, float, float],
+    name: str,
+) -> _Seen:
     _check_case(image, label, name=name)
-    box = nonzero_box(nonzero_mask(image))
-    foreground: BoolArray = label[0][box] > 0
-    # The legacy generator, as in nnU-Net; all channels draw from one sequence, one after the other.
-    rng = np.random.RandomState(_SEED)
+    box = content_box(image)
+    inside = label[0][box]
+    foreground: BoolArray = inside if inside.dtype == np.bool_ else inside > 0
     shape, cropped = _zyx(image.shape[1:]), _zyx(foreground.shape)
-    return CaseSummary(
+    return _Seen(
         grid=CaseFingerprint(
             name=name, spacing_mm=spacing_mm, shape=shape, shape_after_crop=cropped
         ),
-        relative_size_after_crop=foreground.size / label[0].size,
+        relative_size=foreground.size / label[0].size,
+        foreground=tuple(channel[box][foreground] for channel in image),
+    )
+
+
+def _summary(seen: _Seen, *, draws: int, most_values: int) -> CaseSummary:
+    # The legacy generator, as in nnU-Net; all channels draw from one sequence, one after the other.
+    rng = np.random.RandomState(_SEED)
+    return CaseSummary(
+        grid=seen.grid,
+        relative_size_after_crop=seen.relative_size,
         foreground=tuple(
-            collect(channel[box][foreground], draws=draws, rng=rng, most_values=most_values)
-            for channel in image
+            collect(voxels, draws=draws, rng=rng, most_values=most_values)
+            for voxels in seen.foreground
         ),
     )
 
@@ -172,24 +201,31 @@ def summarise(
 def _read_case(case: Case, *, draws: int, most_values: int, labels: Labels) -> CaseSummary:
     if case.label is None:
         raise ValueError(f"{case.name} has no label")
+    # The label map is read first and the image left last, so that little is held beside it.
+    foreground, values = _foreground(case, Path(case.label), labels)
     image = read_image([Path(path) for path in case.images])
-    label = read_label(Path(case.label))
-    # nnU-Net counts voxels to be ignored as foreground.
-    foreground = foreground_mask(label.array, labels.ignore)
-    if unknown := unknown_values(case.facts, labels):
-        foreground &= ~np.isin(label.array, unknown)
-    summary = fingerprint_case(
+    codes = axis_codes(image.geometry)
+    seen = _look(
         without_impossible(image.array.astype(np.float32, copy=False), name=case.name),
         foreground,
         spacing_mm=image.geometry.spacing_mm,
         name=case.name,
-        draws=draws,
-        most_values=most_values,
     )
-    grid = summary.grid.replace(
-        axis_codes=axis_codes(image.geometry), label_values=tuple(np.unique(label.array).tolist())
-    )
-    return replace(summary, grid=grid)
+    del image, foreground
+    summary = _summary(seen, draws=draws, most_values=most_values)
+    return replace(summary, grid=summary.grid.replace(axis_codes=codes, label_values=values))
+
+
+def _foreground(case: Case, path: Path, labels: Labels) -> tuple[BoolArray, tuple[int, ...]]:
+    """Returns where a case has foreground (1, z, y, x), and the values of its label map."""
+    label = read_label(path).array
+    values = {value for plane in label[0] for value in np.unique(plane).tolist()}
+    # nnU-Net counts voxels to be ignored as foreground.
+    foreground = foreground_mask(label, labels.ignore)
+    if unknown := unknown_values(case.facts, labels):
+        for mask, plane in zip(foreground[0], label[0], strict=True):
+            mask &= ~np.isin(plane, unknown)
+    return foreground, tuple(sorted(values))
 
 
 def _check_case(image: Float32Array, label: npt.NDArray[np.generic], *, name: str) -> None:

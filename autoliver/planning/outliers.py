@@ -5,6 +5,7 @@ other voxels of an image equal once mean and deviation are taken.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -133,14 +134,27 @@ def find_padding(channel: Image, *, below: float | None) -> Padding | None:
     if value >= (0.0 if below is None else below):
         return None
     where = channel == value
-    count = int(where.sum())
-    if count < _PADDING_LEAST or count == where.size:
+    count = int(np.count_nonzero(where))
+    number = where.size - count
+    if count < _PADDING_LEAST or not number:
         return None
-    rest = channel[~where].astype(np.float64)
-    low, high = float(rest.min()), float(rest.max())
+    # Slice by slice, since float64 takes twice the memory of the image.
+    low, high, mean = np.inf, -np.inf, 0.0
+    for other in _others(channel, value):
+        low, high = min(low, float(other.min())), max(high, float(other.max()))
+        mean += float(other.sum()) / number
     if below is None and low - value <= high - low:
         return None
-    deviation = float(rest.std())
-    moved = (float(rest.mean()) - value) * count / where.size
+    squares = sum(float(((other - mean) ** 2).sum()) for other in _others(channel, value))
+    deviation = (squares / number) ** 0.5
+    moved = (mean - value) * count / where.size
     shift = moved / deviation if deviation else float("inf")
     return Padding(where=where, value=value, low=low, shift=shift)
+
+
+def _others(channel: Image, value: float) -> Iterator[npt.NDArray[np.float64]]:
+    """The voxels of each slice that do not hold a value, where there are any."""
+    for plane in channel:
+        other = plane[plane != value]
+        if other.size:
+            yield other.astype(np.float64)

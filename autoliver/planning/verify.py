@@ -18,7 +18,7 @@ from autoliver.datasets.description import modality_of, read_description
 from autoliver.datasets.layouts import image_files, transparency
 from autoliver.datasets.lesions import lesion_classes, mixed_lesions
 from autoliver.errors import DatasetError, MachineError
-from autoliver.io.files import read_label, read_stored
+from autoliver.io.files import read_label, read_values
 from autoliver.io.orientation import axis_codes
 from autoliver.parallel import CaseMapper
 from autoliver.planning.compare import compare_cases
@@ -26,7 +26,7 @@ from autoliver.planning.findings import Finding, Findings
 from autoliver.planning.modality import AIR_HU
 from autoliver.planning.nonzero import foreground_mask
 from autoliver.planning.ranges import CaseRange, ChannelRange, channel_range
-from autoliver.planning.verify_values import check_values, to_float32
+from autoliver.planning.verify_values import check_values, is_finite
 from autoliver.values import counted, first_few, hints_of
 
 _LOWEST_AIR_HU = -1200.0  # below the -1024 of air, with some room for noise
@@ -248,19 +248,19 @@ class _Voxels(NamedTuple):
 
 
 def _check_voxels(found: Findings, path: Path, case: Case, labels: Labels) -> _Voxels:
-    stored = None
+    image = None
     with found.gathering(path):
-        stored = read_stored(path)
-    if stored is None:
+        image = read_values(path)
+    if image is None:
         return _Voxels()
-    array = to_float32(stored)
+    array = image.array
     labelled = partial(_labelled, case, labels)
     is_ct = case.modality == "CT"
-    for said in check_values(path, stored, array, is_ct=is_ct, labelled=labelled):
+    for said in check_values(path, image, is_ct=is_ct, labelled=labelled):
         found.add(*said)
     content = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
     content.update(array.data)
-    whole = bool(np.isfinite(array).all())
+    whole = is_finite(array)
     ranges = tuple(channel_range(channel) for channel in array) if whole else ()
     return _Voxels(content.hexdigest(), ranges)
 

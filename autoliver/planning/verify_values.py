@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from autoliver.io.files import StoredImage
 from autoliver.planning.outliers import Mask, Padding, find_outliers, find_padding
 
 # Severity, code, problem and hint of a finding.
@@ -21,16 +22,14 @@ _BELOW_AIR_HU = -1500.0
 _SHIFT = 0.1
 
 
-def to_float32(stored: npt.NDArray[Any]) -> Image:
-    """The voxels as the pipeline sees them."""
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(stored, dtype=np.float32)
+def is_finite(array: Image) -> bool:
+    """Whether no voxel is NaN or infinite."""
+    return all(np.isfinite([array.min(), array.max()]))  # NaN spreads to both
 
 
 def check_values(
     path: Path,
-    stored: npt.NDArray[Any],
-    array: Image,
+    image: StoredImage,
     *,
     is_ct: bool,
     labelled: Callable[[], Mask | None],
@@ -39,13 +38,13 @@ def check_values(
 
     Args:
         path: The file, for messages.
-        stored: (c, z, y, x) in the file's own type.
-        array: The same as `to_float32` makes it.
+        image: Its voxels.
         is_ct: Whether intensities are HU.
         labelled: Reads where the case's label map has foreground, (z, y, x); None where it cannot.
     """
-    if not np.isfinite(array).all():
-        yield _not_finite(path, stored, array)
+    array = image.array
+    if not is_finite(array):
+        yield _not_finite(path, image)
         return
     if array.min() == array.max():
         yield (
@@ -54,7 +53,7 @@ def check_values(
             f"{path}: every voxel is {array.flat[0]:g}.",
             "Look at the image; export it again, or take the case out of the dataset.",
         )
-    yield from _rounded(path, stored, array)
+    yield from _rounded(path, image)
     for index, channel in enumerate(array):
         where = f"{path}, channel {index}" if len(array) > 1 else str(path)
         outliers = find_outliers(channel)
@@ -72,39 +71,65 @@ def check_values(
             yield from _padding(where, padding, labelled=labelled if is_ct else None)
 
 
-def _not_finite(path: Path, stored: npt.NDArray[Any], array: Image) -> Said:
-    nan = int(np.isnan(array).sum())
-    infinite = int(np.isinf(array).sum())
+def _not_finite(path: Path, image: StoredImage) -> Said:
+    array = image.array
+    nan, infinite = (
+        sum(int(test(plane).sum()) for channel in array for plane in channel)
+        for test in (np.isnan, np.isinf)
+    )
     problem = f"{path} holds {nan} NaN and {infinite} infinite voxels of {array.size}."
     hint = "Replace them by the value of air, or export the image again."
-    beyond = np.isinf(array) & np.isfinite(stored)
-    if beyond.any():
+    beyond = _Lost.among(image, lambda seen, stored: np.isinf(seen) & np.isfinite(stored))
+    if beyond.number:
         problem += (
-            f" Of these, {int(beyond.sum())} are stored as finite numbers that float32 cannot hold "
-            f"(e.g. {stored[beyond][0]:g}; expected at most {_LARGEST:.3g})."
+            f" Of these, {beyond.number} are stored as finite numbers that float32 cannot hold "
+            f"(e.g. {beyond.stored:g}; expected at most {_LARGEST:.3g})."
         )
         hint = "Divide the image by a constant, or replace these voxels by the value of air."
     return "error", "not_finite", problem, hint
 
 
-def _rounded(path: Path, stored: npt.NDArray[Any], array: Image) -> Iterator[Said]:
+class _Lost(NamedTuple):
+    """Voxels that float32 alters: their number, what is stored of the first, and what is seen."""
+
+    number: int
+    stored: Any
+    seen: Any
+
+    @classmethod
+    def among(cls, image: StoredImage, lost: Callable[[Any, Any], Mask]) -> "_Lost":
+        """Counts the voxels for which `lost`, of what is seen and what is stored, is true."""
+        number, first, at = 0, (0, 0), 0
+        flat = image.array.reshape(-1)
+        for stored in image.parts() if image.parts else ():
+            seen = flat[at : at + stored.size]
+            at += stored.size
+            found = lost(seen, stored)
+            if not number and found.any():
+                first = stored[found][0], seen[found][0]
+            number += int(found.sum())
+        return cls(number, *first)
+
+
+def _rounded(path: Path, image: StoredImage) -> Iterator[Said]:
     """Whole numbers that float32 rounds, and fractions that become 0 in it."""
-    kind, problem = stored.dtype.kind, ""
-    if kind in "iu" and stored.dtype.itemsize > 2 and np.abs(array).max() >= _EXACT:
+    if image.parts is None:
+        return
+    array, kind, problem = image.array, next(image.parts()).dtype, ""
+    if kind.kind in "iu" and max(-float(array.min()), float(array.max())) >= _EXACT:
         # Differences in long double are exact for every 64-bit number.
-        lost = array.astype(np.longdouble) != stored
-        if lost.any():
-            example = int(stored[lost][0])
+        lost = _Lost.among(image, lambda seen, stored: seen.astype(np.longdouble) != stored)
+        if lost.number:
             problem = (
-                f"{int(lost.sum())} of {stored.size} voxels hold whole numbers beyond 2^24 that "
-                f"float32 rounds, e.g. {example} to {int(array[lost][0])}"
+                f"{lost.number} of {array.size} voxels hold whole numbers beyond 2^24 that "
+                f"float32 rounds, e.g. {int(lost.stored)} to {int(lost.seen)}"
             )
-    elif kind == "f" and stored.dtype.itemsize > 4:
-        lost = (array == 0) & (stored != 0)
-        if lost.any():
+    elif kind.kind == "f":
+        lost = _Lost.among(image, lambda seen, stored: (seen == 0) & (stored != 0))
+        if lost.number:
             problem = (
-                f"{int(lost.sum())} of {stored.size} voxels are so small that they become 0 in "
-                f"float32, e.g. {stored[lost][0]:g}"
+                f"{lost.number} of {array.size} voxels are so small that they become 0 in "
+                f"float32, e.g. {lost.stored:g}"
             )
     if problem:
         hint = "Images are read as float32. Subtract an offset or scale the image if that matters."

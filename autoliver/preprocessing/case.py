@@ -142,7 +142,7 @@ def forward(
     """Brings a case to the network's grid and normalises its intensities.
 
     Args:
-        image: The case's channels.
+        image: The case's channels; overwritten if they are spare.
         label: (1, z, y, x) on the same grid; None for a case without a label.
         plan: The plan, with transposition and foreground intensities.
         configuration: The configuration, with spacing and normalisation.
@@ -161,11 +161,11 @@ def forward(
     order = (0, *(axis + 1 for axis in axes))
     cropped = crop_to_nonzero(
         turn.array(without_impossible(image.array, name=name)).transpose(order),
-        None
-        if label is None
-        else turn.array(label.array).transpose(order).astype(label_dtype(plan.labels)),
+        None if label is None else turn.array(label.array).transpose(order),
         ignore=plan.labels.ignore,
+        dtype=label_dtype(plan.labels),
     )
+    cropped = dataclasses.replace(cropped, spare=image.spare)
     modality = modality or plan.modality
     spacing = _permute(turn.values(image.geometry.spacing_mm), axes)
     target_spacing = network_spacing(configuration, spacing)
@@ -185,22 +185,22 @@ def forward(
         modality=modality,
         where=name,
     )
-    return Preprocessed(
-        image=resample_image(normal, shape, separate_axis=separate),
-        label=None
-        if cropped.label is None
-        else resample_labels(cropped.label, shape, separate_axis=separate),
-        properties=CaseProperties(
-            name=name,
-            modality=modality,
-            geometry=image.geometry,
-            axis_codes=codes,
-            transpose_forward=axes,
-            box=cropped.box,
-            shape_zyx=shape,
-            spacing_mm=target_spacing,
-        ),
+    properties = CaseProperties(
+        name=name,
+        modality=modality,
+        geometry=image.geometry,
+        axis_codes=codes,
+        transpose_forward=axes,
+        box=cropped.box,
+        shape_zyx=shape,
+        spacing_mm=target_spacing,
     )
+    old = cropped.label
+    del cropped  # with its mask
+    found = resample_image(normal, shape, separate_axis=separate, spare=True)
+    del normal
+    new = None if old is None else resample_labels(old, shape, separate_axis=separate)
+    return Preprocessed(image=found, label=new, properties=properties)
 
 
 def forward_cascade(
@@ -359,21 +359,54 @@ def backward_logits(
     inside = cropped[0][back.place]
     # A box smaller than a voxel of this grid leaves nothing to decide.
     for rows in slabs(inside.shape) if inside.size else ():
-        target = inside[rows]
-        # A region is painted where its logit is above 0, i.e. its probability above 0.5.
-        best = np.zeros(target.shape, dtype=np.float32)
-        for index, (row, value) in enumerate(zip(logits, written, strict=True)):
-            score = apply_operators(row, back.operators, rows=rows)
-            if labels.has_regions:
-                target[score > 0] = value
-            elif index == 0:
-                # A copy: on an unchanged grid the score is the caller's array.
-                best = score.copy()
-                target[:] = value
-            else:
-                np.copyto(target, value, where=score > best)
-                np.maximum(best, score, out=best)
+        columns, operators = slab_of(back.operators, rows)
+        decide_slab(inside[rows], logits[:, columns], operators, labels=labels)
     return uncrop(cropped, properties).squeeze(0)
+
+
+def slab_of(operators: Operators, rows: slice) -> tuple[slice, Operators]:
+    """Returns which rows of the network's grid some rows of the crop need, and how they get there.
+
+    Args:
+        operators: The resampling of the whole grid, one matrix per axis.
+        rows: A range of the first axis of the crop.
+    """
+    first = operators[0]
+    if first is None:
+        return rows, operators
+    used = np.flatnonzero(first[rows].any(axis=0))
+    columns = slice(int(used[0]), int(used[-1]) + 1)
+    return columns, (first[rows, columns], operators[1], operators[2])
+
+
+def decide_slab(
+    target: npt.NDArray[np.integer],
+    logits: npt.NDArray[np.floating],
+    operators: Operators,
+    *,
+    labels: Labels,
+) -> None:
+    """Decides the label of each voxel of a slab of the crop.
+
+    Args:
+        target: (z, y, x), zeros, which take the labels.
+        logits: (k, z, y, x), the rows of the network's grid that the slab depends on.
+        operators: The resampling from these rows to the slab, one matrix per axis.
+        labels: The labels of the k rows of the output.
+    """
+    # A region is painted where its logit is above 0, i.e. its probability above 0.5.
+    best = np.zeros(target.shape, dtype=np.float32)
+    for index, (row, value) in enumerate(zip(logits, written_values(labels), strict=True)):
+        score = apply_operators(row, operators)
+        if labels.has_regions:
+            target[score > 0] = value
+        elif index == 0:
+            # A copy: on an unchanged grid the score is the caller's array.
+            best = score.copy()
+            target[:] = value
+        else:
+            np.copyto(target, value, where=score > best)
+            np.maximum(best, score, out=best)
 
 
 def backward_image(

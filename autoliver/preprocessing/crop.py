@@ -27,6 +27,7 @@ class Cropped:
             region, and wherever the label is neither background nor to be ignored.
         box: First and last-plus-one voxel per input axis that the crop kept.
         kept: Share of the input's voxels that the crop kept, above 0 to 1.
+        spare: Whether the image may be overwritten.
     """
 
     image: npt.NDArray[np.generic]
@@ -34,13 +35,15 @@ class Cropped:
     mask: npt.NDArray[np.bool_]
     box: Bounds
     kept: float
+    spare: bool = False
 
 
 def crop_to_nonzero(
     image: npt.NDArray[np.generic],
-    label: npt.NDArray[np.integer] | None = None,
+    label: npt.NDArray[np.generic] | None = None,
     *,
     ignore: int | None = None,
+    dtype: npt.DTypeLike = np.int16,
 ) -> Cropped:
     """Crops to the bounding box of the voxels that are non-zero in any channel.
 
@@ -48,6 +51,7 @@ def crop_to_nonzero(
         image: (c, z, y, x).
         label: (1, z, y, x) on the same grid; None for a case without a label.
         ignore: The label of voxels that must not count; None where there is none.
+        dtype: The signed type of the cropped label, which holds all its values.
 
     Returns:
         The cropped arrays, the mask and the box. An image of zeros is not cropped.
@@ -57,10 +61,11 @@ def crop_to_nonzero(
     mask = mask[where]
     cropped = None
     if label is not None:
-        cropped = label[:, *where].astype(np.promote_types(label.dtype, np.int16))
-        cropped[(cropped == 0) & ~mask] = OUTSIDE
-        # Voxels to be ignored count by their intensities alone, as when there is no label.
-        mask = mask | foreground_mask(cropped[0], ignore)
+        cropped = label[:, *where].astype(dtype)
+        for plane, inside in zip(cropped[0], mask, strict=True):
+            plane[(plane == 0) & ~inside] = OUTSIDE
+            # Voxels to be ignored count by their intensities alone, as when there is no label.
+            inside |= foreground_mask(plane, ignore)
     z, y, x = ((int(part.start), int(part.stop)) for part in where)
     kept = mask.size / image[0].size
     return Cropped(image=image[:, *where], label=cropped, mask=mask, box=(z, y, x), kept=kept)

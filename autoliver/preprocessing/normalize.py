@@ -48,7 +48,7 @@ def normalize_case(
         where: The case's name, for messages.
 
     Returns:
-        (c, z, y, x), a new array.
+        (c, z, y, x), a new array, or the image of the case if it is spare.
 
     Raises:
         DatasetError: See `normalize`.
@@ -65,14 +65,14 @@ def normalize_case(
             if image is cropped.image:
                 image = image.astype(np.float32)
             np.clip(image[index], *SOFT_TISSUE_HU, out=image[index])
-    return normalize(
-        image,
-        schemes=schemes,
-        mask_norm=masked,
-        intensities=intensities,
-        mask=cropped.mask,
-        where=where,
-    )
+    # In C order, since the order of its sums decides the last bits of a mean.
+    if cropped.spare:
+        result = np.ascontiguousarray(image, dtype=np.float32)
+    else:
+        result = np.array(image, dtype=np.float32, order="C")
+    settings = tuple(zip(schemes, masked, intensities, strict=True))
+    _normalize(result, settings, mask=cropped.mask, where=where)
+    return result
 
 
 def hides_fat(plan: Plan) -> bool:
@@ -130,8 +130,21 @@ def normalize(
         DatasetError: A channel with the scheme "rgb" has values outside 0 to 255.
     """
     result = np.array(image, dtype=np.float32, order="C")
-    settings = zip(result, schemes, mask_norm, intensities, strict=True)
-    for index, (channel, scheme, masked, stats) in enumerate(settings):
+    settings = tuple(zip(schemes, mask_norm, intensities, strict=True))
+    _normalize(result, settings, mask=mask, where=where)
+    return result
+
+
+def _normalize(
+    image: npt.NDArray[np.float32],
+    settings: Sequence[tuple[Normalization, bool, IntensityStats]],
+    *,
+    mask: npt.NDArray[np.bool_],
+    where: str,
+) -> None:
+    """Normalises each channel in place; see `normalize`."""
+    for index, (channel, setting) in enumerate(zip(image, settings, strict=True)):
+        scheme, masked, stats = setting
         match scheme:
             case "ct":
                 _ct(channel, stats)
@@ -143,7 +156,6 @@ def normalize(
                 _rgb(channel, f"{where}, channel {index}")
             case "none":
                 pass
-    return result
 
 
 def _ct(channel: npt.NDArray[np.float32], stats: IntensityStats) -> None:

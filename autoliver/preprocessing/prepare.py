@@ -1,6 +1,6 @@
 """Preprocesses one case from its files into the store; worker processes run this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def prepare_case(task: PrepareTask) -> str:
         AutoliverError: The disk is full; the case is then left out of the store.
     """
     case = task.case
-    image = read_image([Path(path) for path in case.images])
+    image = replace(read_image([Path(path) for path in case.images]), spare=True)
     label = read_label(Path(case.label)) if case.label else None
     done = forward(
         image,
@@ -52,6 +52,7 @@ def prepare_case(task: PrepareTask) -> str:
         name=case.name,
         modality=case.modality,
     )
+    del image, label  # else they would be held while the results are packed
     locations = {}
     if done.label is not None:
         rng = np.random.default_rng(_SEED)

@@ -56,7 +56,11 @@ def separate_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) ->
 
 
 def resample_image(
-    image: npt.NDArray[np.floating], shape_zyx: Shape, *, separate_axis: int | None = None
+    image: npt.NDArray[np.floating],
+    shape_zyx: Shape,
+    *,
+    separate_axis: int | None = None,
+    spare: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Resamples an image with cubic splines and clips each channel to its original range.
 
@@ -65,6 +69,7 @@ def resample_image(
         shape_zyx: Size of the new grid; both grids span the same box.
         separate_axis: The axis along which the nearest slices are taken, whose slices are clipped
             one by one; None: cubic splines along all axes.
+        spare: Whether the image may be overwritten, which saves a copy of it.
 
     Returns:
         (c, *shape_zyx).
@@ -80,7 +85,9 @@ def resample_image(
         low, high = channel.min(axis=sides, keepdims=True), channel.max(axis=sides, keepdims=True)
         # Values are taken relative to the lowest, so that constant air stays constant exactly.
         least = low.min()
-        resampled = apply_operators(channel - least, operators)
+        relative = np.subtract(channel, least, out=channel if spare else None)
+        resampled = apply_operators(relative, operators)
+        del relative
         resampled += least
         if resampled.shape == target.shape:
             np.clip(resampled, low, high, out=target)

@@ -9,7 +9,7 @@ import contextlib
 import io
 import sys
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -216,16 +216,19 @@ def write_case(
         raise DatasetError(
             f"{name}: a case cannot have this name.", hint="Rename its image and label files."
         )
-    contents = {
-        f"{name}{_IMAGE}": compress(case.image, patch_shape),
-        f"{name}.npz": _pack(locations),
+    makers: dict[str, Callable[[], bytes]] = {
+        f"{name}{_IMAGE}": lambda: compress(case.image, patch_shape),
+        f"{name}.npz": lambda: _pack(locations),
     }
-    if case.label is not None:
-        contents[f"{name}{_LABEL}"] = compress(case.label, patch_shape)
+    label = case.label
+    if label is not None:
+        makers[f"{name}{_LABEL}"] = lambda: compress(label, patch_shape)
     final.unlink(missing_ok=True)
-    for file, content in contents.items():
+    sizes = {}
+    for file, make in makers.items():  # one after the other, since each is held as a whole
+        content = make()
         write_bytes(folder / file, content)
-    sizes = {file: len(content) for file, content in contents.items()}
+        sizes[file] = len(content)
     CaseFile(made_from={"files": files}, properties=case.properties, sizes=sizes).save(final)
 
 

@@ -1,6 +1,6 @@
 """Label maps that are decided where the networks run, against those decided on the host."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from autoliver.datasets.cases import Labels
 from autoliver.errors import AutoliverError, MachineError
 from autoliver.inference import decide, window
 from autoliver.inference import outputs as outputs_module
-from autoliver.inference.decide import decide_rows
+from autoliver.inference.decide import decide_rows, decide_rows_on_host
 from autoliver.inference.ensemble import Output
 from autoliver.inference.model import load_model
 from autoliver.inference.options import PredictOptions
@@ -67,6 +67,10 @@ def make_properties(name: str, transposed: tuple[int, int, int]) -> CaseProperti
     )
 
 
+Decide = Callable[..., npt.NDArray[np.integer]]
+DECIDERS = pytest.mark.parametrize("decide", [decide_rows, decide_rows_on_host])
+
+
 def pieces(logits: Logits, depth: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Some rows at a time, overwritten afterwards as those of the windows are."""
     for first in range(0, logits.shape[1], depth):
@@ -75,6 +79,7 @@ def pieces(logits: Logits, depth: int) -> Iterator[tuple[int, torch.Tensor]]:
         part.fill_(torch.nan)
 
 
+@DECIDERS
 @pytest.mark.parametrize("depth", [1, 7, 100])
 @pytest.mark.parametrize("labels", [CLASSES, MANY, REGIONS], ids=["classes", "many", "regions"])
 @pytest.mark.parametrize("transposed", [(0, 1, 2), (2, 0, 1)])
@@ -84,13 +89,14 @@ def test_labels_are_those_that_the_host_decides(
     transposed: tuple[int, int, int],
     labels: Labels,
     depth: int,
+    decide: Decide,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(case_module, "_SLAB_VOXELS", 4000)
     properties = make_properties(grid, transposed)
     logits = make_logits(labels.out_channels, properties.shape_zyx)
     expected = backward_logits(logits.copy(), properties, labels=labels)
-    found = decide_rows(pieces(logits, depth), properties, labels=labels)
+    found = decide(pieces(logits, depth), properties, labels=labels)
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
     assert len(np.unique(expected)) > 2
@@ -154,16 +160,17 @@ def pieces_of(logits: Logits, depth: int) -> list[tuple[int, torch.Tensor]]:
     return [(first, part.clone()) for first, part in pieces(logits, depth)]
 
 
-def test_missing_rows_are_refused() -> None:
+@DECIDERS
+def test_missing_rows_are_refused(decide: Decide) -> None:
     properties = make_properties("finer", (0, 1, 2))
     logits = make_logits(3, properties.shape_zyx)
     some = list(pieces(logits, 5))
     with pytest.raises(ValueError, match="rows are missing after"):
-        decide_rows(some[:2], properties, labels=CLASSES)
+        decide(some[:2], properties, labels=CLASSES)
     with pytest.raises(ValueError, match="is missing before row"):
-        decide_rows([some[0], some[2]], properties, labels=CLASSES)
+        decide([some[0], some[2]], properties, labels=CLASSES)
     with pytest.raises(ValueError, match="expected 2 rows"):
-        decide_rows(some, properties, labels=REGIONS)
+        decide(some, properties, labels=REGIONS)
 
 
 @pytest.fixture
@@ -221,6 +228,21 @@ def test_a_gpu_returns_label_maps_alone_and_they_are_the_same(
         assert np.array_equal(one, other)
         assert len(np.unique(one)) > 1
     assert all(output.label_map is not None and output.logits.size == 0 for output in seen)
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_the_host_holds_no_logits_of_a_whole_scan_either(
+    configuration: str, save: SaveFold, images: Path, tmp_path: Path
+) -> None:
+    seen: list[Output] = []
+    found = predict(save, images, tmp_path / "rows", seen, configuration=configuration, exact=True)
+    assert all(output.logits.size == 0 for output in seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs_module, "_decides_at_once", lambda *_: False)
+        whole = predict(save, images, tmp_path / "whole", configuration=configuration, exact=True)
+    for one, other in zip(found, whole, strict=True):
+        assert np.array_equal(one, other)
+        assert len(np.unique(one)) > 1
 
 
 @pytest.mark.usefixtures("gpu")

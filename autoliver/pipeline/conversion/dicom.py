@@ -18,8 +18,8 @@ from autoliver.io.files import read_label, write_image, write_label
 from autoliver.io.grids import compare_grids
 from autoliver.locks import only_writing
 from autoliver.machine import Machine
-from autoliver.needs import refuse_over_budget, series_need
-from autoliver.parallel import case_bar
+from autoliver.needs import series_need
+from autoliver.parallel import case_bar, refuse_over_budget
 from autoliver.pipeline.conversion.result import Converted, Failed, check_output, refuse
 from autoliver.pipeline.dicom.cases import REFUSED, find_dicom, modality_of, patients_of
 from autoliver.pipeline.dicom.drawings import find_drawings

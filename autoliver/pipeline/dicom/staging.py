@@ -13,8 +13,8 @@ from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series, SeriesFile, save_series
 from autoliver.io.files import write_image
 from autoliver.io.header import split_ending
-from autoliver.needs import over_budget, series_need
-from autoliver.parallel import Limits, case_bar
+from autoliver.needs import series_need
+from autoliver.parallel import Limits, case_bar, over_budget
 from autoliver.system import in_words
 from autoliver.workspace import STAGED, Workspace
 
