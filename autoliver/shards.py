@@ -108,10 +108,7 @@ class Sharded:
     def __str__(self) -> str:
         """One line about the shard."""
         if not self.cases:
-            cases = counted(self.of, "case")
-            return (
-                f"Shard {self.shard}: nothing to do, there are fewer cases than shards ({cases})."
-            )
+            return f"Shard {self.shard}: none of {counted(self.of, 'case')} is left for it."
         before = len(self.cases) - self.new
         done = f", {before} of them before" if before else ""
         return f"Shard {self.shard}: {counted(len(self.cases), 'case')} of {self.of} done{done}."
@@ -304,3 +301,4 @@ class ShardFolder:
                     shutil.rmtree(inside, ignore_errors=True)
         with contextlib.suppress(OSError):  # another one has begun, or it is gone
             self.path.rmdir()
+            self.path.parent.rmdir()

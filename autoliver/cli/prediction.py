@@ -11,13 +11,16 @@ from autoliver.cli.options import (
     Device,
     MemoryGb,
     Series,
+    ShardOption,
     Threads,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
+    shard_of,
 )
 from autoliver.cli.output import emit, say, start
+from autoliver.cli.shards import emit_shard
 from autoliver.inference.options import ModalityChoice, OutputFormat
 from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
@@ -327,6 +330,7 @@ def evaluate(
             "new ones lack. [default: refuse that]",
         ),
     ] = False,
+    shard: ShardOption = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -344,6 +348,7 @@ def evaluate(
     from autoliver.evaluation.results import Scores
     from autoliver.pipeline.comparison import evaluate_all
     from autoliver.pipeline.evaluation import EvaluateRequest
+    from autoliver.shards import Sharded
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
@@ -356,9 +361,13 @@ def evaluate(
         output=output,
         subset=subset,
         overwrite=overwrite,
+        shard=shard_of(shard),
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     found = evaluate_all(Workspace(workspace), prediction, reference, request)
+    if isinstance(found, Sharded):
+        emit_shard(found, as_json=as_json)
+        return
     for warning in found.warnings:
         say(f"Warning: {warning}")
     if isinstance(found, Scores):

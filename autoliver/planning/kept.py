@@ -1,4 +1,4 @@
-"""What shards of `plan` keep of each case: the result of its check, and its share of the fingerprint.
+"""What shards of `plan` keep of each case: its check, and its share of the fingerprint.
 
 The arrays of a summary are kept as the bytes of little-endian numbers, so that they are the same
 when they are read again.
