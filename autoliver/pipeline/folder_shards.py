@@ -1,4 +1,4 @@
-"""Shards of `predict`: each has a record of its own, and the whole command makes one of them all."""
+"""Shards of `predict`: each has a record of its own, of which the whole command makes one."""
 
 import contextlib
 from collections.abc import Iterator
