@@ -288,6 +288,11 @@ def judged_files(case: Case, image: Path, found: Path, axis: int) -> _Files:
 
 
 def judge_of(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) -> str:
+    """Returns the model that judges whether the labels fit the images.
+
+    Raises:
+        OptionError: None is named, and none was learnt with the translation.
+    """
     if request.judge is not None:
         return request.judge
     if not info.options.segments:
@@ -302,7 +307,7 @@ def judge_of(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) 
 def common_labels(
     workspace: Workspace, judge: str, info: Synthesizer
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The labels that both the source and the judge have, with their values."""
+    """Returns the labels that both the source and the judge have, with their values."""
     from autoliver.models.files import MODEL_FILE, FoldModel
 
     files = workspace.model_to_predict(judge)
@@ -381,6 +386,7 @@ def translate_case(network: "nn.Module | None", info: Synthesizer, case: Case, p
 
 
 def fidelity_in(case: str, files: _Files, pairs: Mapping[str, Any], info: Synthesizer) -> Fidelity:
+    """Returns how well the labels of a translated case fit, and how it compares with real scans."""
     image, label, predicted = files.arrays()
     found = fidelity_of(case, label, predicted, pairs, ignore=info.labels.ignore)
     spacing_mm = read_header(files.image).geometry.spacing_mm[files.axis]

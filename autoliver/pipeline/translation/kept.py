@@ -1,4 +1,4 @@
-"""What shards of `synthesize apply` keep of each case: its image, what the judge finds, and how well.
+"""What shards of `synthesize apply` keep of each case: image, what the judge finds, how well.
 
 The images and label maps lie beside the results of the cases.
 """
