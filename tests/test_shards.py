@@ -1,12 +1,14 @@
 """Shards of every command: any number at once, one killed, and the whole as if without shards."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,19 +26,32 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills groups of
 N = 3
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a workspace in which 2d is trained on it, and label maps of it."""
-    place = train_on_phantom(tmp_path_factory.mktemp("shards"))
-    finish(list(PREDICT), place)
-    return place
-
-
 DATA = f"data/{NAME}"
+UNLABELLED = "data/Dataset002_Unlabelled"
+JUDGE = f"w/{NAME}/runs/2d"
 PREDICT = (
     *("predict", "-i", f"{DATA}/imagesTr", "-o", "out", "-m", NAME, "-w", "w"),
     *("--exact", "--no-mirror"),
 )
+FIT = (
+    *("synthesize", "fit", "--from", NAME, "--to", f"{DATA}/imagesTr", "-o", "toy", "-w", "w"),
+    *("--features", "4", "--blocks", "1", "--epochs", "1", "--iterations", "1"),
+    *("--batch-size", "2", "--patch", "32", "32"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, a workspace in which 2d is trained on it, label maps of it, and a translation."""
+    place = train_on_phantom(tmp_path_factory.mktemp("shards"))
+    finish(list(PREDICT), place)
+    finish(list(FIT), place)
+    data, new = place / DATA, place / UNLABELLED
+    shutil.copytree(data / "imagesTr", new / "imagesTr")
+    shutil.copyfile(data / "dataset.json", new / "dataset.json")
+    (new / "labelsTr").mkdir()
+    shutil.copy(next((data / "labelsTr").iterdir()), new / "labelsTr")
+    return place
 
 
 def test_a_shard_is_every_nth_of_the_sorted_names() -> None:
@@ -130,59 +145,118 @@ def files_in(*patterns: str) -> Callable[[Path], bool]:
     return lambda folder: any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-COMMANDS: dict[str, tuple[Sequence[str], tuple[str, ...], Callable[[Path], bool]]] = {
-    "plan": (
-        ("plan", DATA, "--preset", "tiny", "-w", "new"),
-        ("new",),
-        files_in("new/shards/*/*/*.json"),
+@dataclass(frozen=True, kw_only=True)
+class Sharded:
+    """A command, the folders that it makes, and how it is seen that it has begun with a case."""
+
+    words: tuple[str, ...]
+    made: tuple[str, ...]
+    begun: Callable[[Path], bool]
+
+
+LABELLED = ("--min-confidence", "0", "--volume", "0.001", "9e9", "-m", NAME)
+COMMANDS = {
+    "plan": Sharded(
+        words=("plan", DATA, "--preset", "tiny", "-w", "new"),
+        made=("new",),
+        begun=files_in("new/shards/*/*/*.json"),
     ),
-    "preprocess": (
-        ("preprocess", NAME, "3d_fullres", "-w", "w"),
-        ("w",),
-        files_in("w/*/store/*/*.b2nd"),
+    "preprocess": Sharded(
+        words=("preprocess", NAME, "3d_fullres", "-w", "w"),
+        made=("w",),
+        begun=files_in("w/*/store/*/*.b2nd"),
     ),
-    "evaluate": (
-        ("evaluate", "-p", "out", "-r", DATA, "-o", "scores", "-w", "w"),
-        ("scores", "w"),
-        files_in("w/shards/*/*/*.json"),
+    "evaluate": Sharded(
+        words=("evaluate", "-p", "out", "-r", DATA, "-o", "scores", "-w", "w"),
+        made=("scores", "w"),
+        begun=files_in("w/shards/*/*/*.json"),
     ),
-    "predict": (
-        (*PREDICT, "-o", "new", "--probabilities", "--uncertainty"),
-        ("new",),
-        files_in("new/*.npz"),
+    "predict": Sharded(
+        words=(*PREDICT, "-o", "new", "--probabilities", "--uncertainty"),
+        made=("new",),
+        begun=files_in("new/*.npz"),
+    ),
+    "pseudolabel": Sharded(
+        words=("pseudolabel", UNLABELLED, "new", *LABELLED, "-w", "w"),
+        made=("new", "w"),
+        begun=files_in("new/labelsTr/*"),
+    ),
+    "synthesize apply": Sharded(
+        words=(
+            "synthesize",
+            "apply",
+            "toy",
+            "new",
+            "--qc-min-dice",
+            "0",
+            "--judge",
+            JUDGE,
+            "-w",
+            "w",
+        ),
+        made=("new", "w"),
+        begun=files_in("w/shards/*/translated/*.json"),
     ),
 }
 
 
+def made_by(command: Sharded, folder: Path) -> dict[str, dict[str, str]]:
+    """What a command has made; probabilities depend on timing, and times on the clock."""
+    found = {each: contents(folder / each) for each in command.made}
+    return {
+        each: {name: one for name, one in of.items() if not name.startswith("predicted/")}
+        for each, of in found.items()
+    }
+
+
+def alone_and_shared(command: Sharded, place: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """What a command makes without shards; then the folder is as it was before."""
+    shutil.copytree(place, folder)
+    finish(list(command.words), folder)
+    alone = made_by(command, folder)
+    shutil.rmtree(folder)
+    shutil.copytree(place, folder)
+    return alone
+
+
+def check_whole(command: Sharded, folder: Path, alone: dict[str, dict[str, str]]) -> None:
+    finish(list(command.words), folder)
+    assert made_by(command, folder) == alone
+    assert not list(folder.glob("**/.shard-*"))
+    assert not list(folder.glob("*/shards"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_shards_one_after_another_give_what_one_process_gives(
+    name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = COMMANDS[name]
+    alone = alone_and_shared(command, place, tmp_path / "x")
+    monkeypatch.chdir(tmp_path / "x")
+    before = {path for path in Path().rglob("*.json") if "shards" not in path.parts}
+    for i in (3, 1):  # what the second one would have done is left to the whole
+        done = run(*command.words, "--shard", f"{i}/{N}")
+        assert done["new"] == len(done["cases"]) == done["cases_of_all_shards"] / N
+        assert run(*command.words, "--shard", f"{i}/{N}")["new"] == 0
+    new = {path.name for path in Path().rglob("*.json") if "shards" not in path.parts}
+    new -= {path.name for path in before}
+    assert not new & {"plan.json", "fingerprint.json", "scores.json", "predict.json"} - {
+        *(["predict.json"] if name == "pseudolabel" else [])  # says what was asked for
+    }
+    check_whole(command, tmp_path / "x", alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_shards_at_once_one_of_them_killed_before_give_what_one_process_gives(
     name: str, place: Path, tmp_path: Path
 ) -> None:
-    command, made, begun = COMMANDS[name]
-    alone = shutil.copytree(place, tmp_path / "alone")
-    finish(list(command), alone)
-    shared = shutil.copytree(place, tmp_path / "shared")
-    before = {each: contents(shared / each) for each in made if (shared / each).exists()}
-    killed([*command, "--shard", f"2/{N}"], shared, begun)
-    said = shards_at_once(command, shared)
-    whole = f"autoliver {' '.join(command)}"
-    assert all(each.rstrip().endswith(f"have ended: {whole}") for each in said)
-    if name in ("plan", "evaluate"):  # no aggregate yet
-        assert not [
-            f
-            for f in ("plan.json", "fingerprint.json", "scores.json")
-            if any(
-                path.name == f
-                for each in made
-                for path in (shared / each).rglob(f)
-                if str(path.relative_to(shared / each)) not in before.get(each, {})
-            )
-        ]
-    finish(list(command), shared)
-    for each in made:
-        assert contents(shared / each) == contents(alone / each)
-        assert not list((shared / each).glob("**/.shard-*"))
-    assert not (shared / "w/shards").exists()
+    command, folder = COMMANDS[name], tmp_path / "x"
+    alone = alone_and_shared(command, place, folder)
+    killed([*command.words, "--shard", f"2/{N}"], folder, command.begun)
+    for said in shards_at_once(command.words, folder):
+        assert said.rstrip().endswith(f"have ended: {shlex.join(['autoliver', *command.words])}")
+    check_whole(command, folder, alone)
 
 
 def test_the_whole_computes_nothing_that_shards_have_done(place, tmp_path, monkeypatch) -> None:

@@ -251,14 +251,17 @@ def _check_options_of_data(
 
 
 def _begin_from(
-    source: Source,
+    source: Source | None,
     begun: Beginning,
     planned: Planned,
     configuration: Configuration,
     splits: Mapping[Fold, Split],
     notify: Notify,
 ) -> None:
-    """Writes how a run begins that starts from a source, and the weights it starts from."""
+    """Writes how a run begins, and the weights it starts from if it has a source."""
+    if source is None:
+        begun.write()
+        return
     start = None if begun.new else kept_start(begun.run, source, begun.options)
     start = start or fit_weights(source, planned, configuration, begun.options)
     begun.write()
@@ -304,10 +307,7 @@ def _run_job(
         freezing(options, configuration.network)
         group.part(configuration.batch_size)  # raises if there are more processes than samples
         check_batch(begun, configuration, request, list(splits), group)
-        if source is None:
-            begun.write()
-        else:
-            _begin_from(source, begun, planned, configuration, splits, notify)
+        _begin_from(source, begun, planned, configuration, splits, notify)
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)
     if begun.new and not request.twin:

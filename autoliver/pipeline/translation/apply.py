@@ -142,15 +142,14 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         for part in (beside / "imagesTr", beside / "labelsTr", predicted):
             part.mkdir(parents=True)
         known = _known(applied, dataset.labelled)
-        rest = [case for case in dataset.labelled if case.name not in known]
         axes = {name: each.axis for name, each in known.items()}
-        if rest:
+        if rest := [case for case in dataset.labelled if case.name not in known]:
             axes |= _translate_all(network, info, rest, beside)
             how = PredictRequest(modality=None, machine=request.machine)
             predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
-        for case_ in known:
-            shutil.copyfile(applied.image(case_), image_in(beside, case_))
-            shutil.copyfile(applied.found(case_), predicted / f"{case_}.nii.gz")
+        for each in known:
+            shutil.copyfile(applied.image(each), image_in(beside, each))
+            shutil.copyfile(applied.found(each), predicted / f"{each}.nii.gz")
         maps = {
             case.name: judged_files(
                 case,
@@ -168,16 +167,7 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         _draw(beside / _SHEET, found, maps, pairs)
         write_bytes(beside / FIDELITY_FILE, _table(found, kept, request.min_dice).encode())
         if not kept:
-            for name_ in (FIDELITY_FILE, _SHEET):
-                if (beside / name_).exists():  # no picture if no case shows a label
-                    shutil.copyfile(beside / name_, folder.path / name_)
-            raise DatasetError(
-                f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the "
-                f"best mean Dice is {max(each.mean for each in found):.2f}, expected at least "
-                f"{request.min_dice:g}.",
-                hint=f"Look at {folder.path / _SHEET} and {folder.path / FIDELITY_FILE}; learn the "
-                "translation longer, or keep more with --qc-min-dice.",
-            )
+            raise _none_fits(folder, beside, name, found, request.min_dice)
         ignored = sum(
             _write_label(beside, each, maps[each.case], info, request.min_dice) for each in kept
         )
@@ -195,6 +185,21 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
         table=output / FIDELITY_FILE,
         sheet=output / _SHEET,
         next_command=command("plan", str(output), workspace=workspace.root),
+    )
+
+
+def _none_fits(
+    folder: SynthesisFolder, beside: Path, name: str, found: Sequence[Fidelity], least: float
+) -> DatasetError:
+    """The error that no case is kept; the table and the picture are kept for whoever looks."""
+    for file in (FIDELITY_FILE, _SHEET):
+        if (beside / file).exists():  # no picture if no case shows a label
+            shutil.copyfile(beside / file, folder.path / file)
+    return DatasetError(
+        f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the best mean "
+        f"Dice is {max(each.mean for each in found):.2f}, expected at least {least:g}.",
+        hint=f"Look at {folder.path / _SHEET} and {folder.path / FIDELITY_FILE}; learn the "
+        "translation longer, or keep more with --qc-min-dice.",
     )
 
 
