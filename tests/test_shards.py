@@ -28,13 +28,12 @@ N = 3
 
 DATA = f"data/{NAME}"
 UNLABELLED = "data/Dataset002_Unlabelled"
-JUDGE = f"w/{NAME}/runs/2d"
+MR = PhantomOptions(contrast="MR", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
 PREDICT = (
     *("predict", "-i", f"{DATA}/imagesTr", "-o", "out", "-m", NAME, "-w", "w"),
     *("--exact", "--no-mirror"),
 )
 FIT = (
-    *("synthesize", "fit", "--from", NAME, "--to", f"{DATA}/imagesTr", "-o", "toy", "-w", "w"),
     *("--features", "4", "--blocks", "1", "--epochs", "1", "--iterations", "1"),
     *("--batch-size", "2", "--patch", "32", "32"),
 )
@@ -44,8 +43,10 @@ FIT = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, a workspace in which 2d is trained on it, label maps of it, and a translation."""
     place = train_on_phantom(tmp_path_factory.mktemp("shards"))
-    finish(list(PREDICT), place)
-    finish(list(FIT), place)
+    images, work = place / DATA / "imagesTr", ("-w", place / "w")
+    run("predict", "-i", images, "-o", place / "out", "-m", NAME, *work, "--no-mirror")
+    scans = write_phantom_dataset(place / "mr", name="Dataset003_MR", cases=2, seed=2, options=MR)
+    run("synthesize", "fit", "--from", NAME, "--to", scans / "imagesTr", "-o", "toy", *FIT, *work)
     data, new = place / DATA, place / UNLABELLED
     shutil.copytree(data / "imagesTr", new / "imagesTr")
     shutil.copyfile(data / "dataset.json", new / "dataset.json")
