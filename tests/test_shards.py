@@ -29,7 +29,7 @@ N = 3
 
 DATA = f"data/{NAME}"
 UNLABELLED = "data/Dataset002_Unlabelled"
-MR = PhantomOptions(, shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
+MR = PhantomOptions(contrast="T2", shape_zyx=(16, 40, 40), spacing_mm=(8.0, 6.0, 6.0))
 PREDICT = (
     *("predict", "-i", f"{DATA}/imagesTr", "-o", "out", "-m", NAME, "-w", "w"),
     *("--exact", "--no-mirror"),
