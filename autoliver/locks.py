@@ -23,6 +23,8 @@ from autoliver.system import entries, in_words
 
 # How long a lock is tried for that nobody seems to hold, and how often.
 _PATIENCE_S, _LOOK_S = 1.0, 0.02
+# No work that is done in turn takes as long.
+_TURN_S = 1800.0
 _TIME = "%Y-%m-%d %H:%M:%S"
 _PROC = Path("/proc")
 # Fields of /proc/PID/stat behind the name of the program: its state, and when it began.
@@ -157,6 +159,34 @@ def _acquired(path: Path, what: str) -> filelock.BaseFileLock:
         if time.monotonic() > until or (holder is not None and holder.is_alive() is not False):
             raise _taken(path, what)
         time.sleep(_LOOK_S)
+
+
+@contextlib.contextmanager
+def in_turn(path: Path, what: str) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same lock, on any machine.
+
+    Args:
+        path: The lock's file, which stays; its folder is created if it is missing.
+        what: As for `only_one`.
+
+    Raises:
+        AutoliverError: Another process has held the lock for half an hour.
+        MachineError: The folder cannot be written.
+    """
+    with in_words(path, verb="written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=_TURN_S)
+            while not path.exists():  # it has just been removed as one of a killed process
+                lock.release()
+                lock.acquire(timeout=_TURN_S)
+        except filelock.Timeout:
+            raise _taken(path, what) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

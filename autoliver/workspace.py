@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoliver.artifacts import digest
 from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
@@ -37,6 +38,7 @@ from autoliver.models.selection import (
     choose_previous,
 )
 from autoliver.planning.names import CONFIGURATION_NAMES, ConfigurationName
+from autoliver.shards import ShardFolder
 from autoliver.system import entries, refuse_no_folder
 from autoliver.values import meant, spelled
 
@@ -54,6 +56,9 @@ MODELS = "models"
 SYNTHESIS = "synthesis"
 # Name of the workspace folder that holds DICOM series as image files while they are used.
 STAGED = "dicom"
+# Name of the one that holds what shards have done, until the whole is made of it.
+SHARDS = "shards"
+_OWN = (MODELS, STAGED, SYNTHESIS, SHARDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,11 @@ class RunFolder:
     def lock(self, fold: Fold | str) -> Path:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
+
+    @property
+    def beginning(self) -> Path:
+        """The lock of the process that decides how the run begins."""
+        return self.path / ".begin.lock"
 
     def user(self, process: str) -> Path:
         """Returns the lock of a process that works on the run, whatever it does there."""
@@ -353,11 +363,7 @@ class Workspace:
     def datasets(self) -> tuple[DatasetFolder, ...]:
         """The planned datasets."""
         folders = (path for path in entries(self.root) if (path / "dataset.json").exists())
-        return tuple(
-            DatasetFolder(path)
-            for path in folders
-            if path.name.casefold() not in (MODELS, STAGED, SYNTHESIS)
-        )
+        return tuple(DatasetFolder(path) for path in folders if path.name.casefold() not in _OWN)
 
     def source(self, dataset: str | None) -> Dataset:
         """Reads the dataset that a path or a name means, and hashes its files.
@@ -407,7 +413,7 @@ class Workspace:
                 workspace is in the same place as the dataset.
             AutoliverError: The workspace cannot be written.
         """
-        return DatasetFolder(make_folder(self.root, dataset, taken=[MODELS, STAGED, SYNTHESIS]))
+        return DatasetFolder(make_folder(self.root, dataset, taken=_OWN))
 
     def folder(self, name: str) -> DatasetFolder:
         """Returns the workspace folder of a planned dataset.
@@ -479,6 +485,15 @@ class Workspace:
         """The planned datasets that a name may mean; the full name comes before all others."""
         fitting = [d for d in self.datasets if known_as(name, d.name)]
         return [d for d in fitting if d.name == name] or fitting
+
+    def shards(self, name: str, *inputs: object) -> ShardFolder:
+        """Returns where the shards of a command keep their results.
+
+        Args:
+            name: The command.
+            inputs: What it works on, such as the names of datasets and absolute paths.
+        """
+        return ShardFolder(path=self.root / SHARDS / f"{name}-{digest(list(map(str, inputs)))}")
 
     @property
     def models(self) -> tuple[ModelFolder, ...]:

@@ -15,6 +15,7 @@ ORDER = [
     "artifacts",
     "locks",
     "parallel",
+    "shards",
     "machine",
     "io",
     "networks",

@@ -11,11 +11,13 @@ from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
     MemoryGb,
+    ShardOption,
     Threads,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
+    shard_of,
 )
 from autoliver.cli.output import emit, say, start, table
 from autoliver.cli.planning_options import (
@@ -34,6 +36,7 @@ from autoliver.cli.planning_options import (
     Window,
     ZStrides,
 )
+from autoliver.cli.shards import emit_shard
 from autoliver.commands import command
 from autoliver.values import counted
 
@@ -146,6 +149,7 @@ def plan(
     keep_axes: KeepAxes = None,
     slices: Slices = None,
     fresh: Fresh = False,
+    shard: ShardOption = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -158,6 +162,7 @@ def plan(
     except for those that are given now.
     """
     from autoliver.pipeline.data import remind
+    from autoliver.pipeline.data_shards import plan_shard
     from autoliver.pipeline.replan import PlanRequest, replan
     from autoliver.transfer.follow import far_axes
     from autoliver.workspace import Workspace
@@ -180,9 +185,14 @@ def plan(
         modality=modality,
         like=like,
         fresh=fresh,
+        shard=shard_of(shard),
         notify=say,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
+    if request.shard is not None:
+        done = plan_shard(Workspace(workspace), dataset, request, request.shard)
+        emit_shard(done, as_json=as_json)
+        return
     made = replan(Workspace(workspace), dataset, request)
     remind(made.planned)
     if like is not None:
@@ -199,6 +209,7 @@ def preprocess(
             metavar="CONFIG", help="Configurations to preprocess. [default: all of the plan]"
         ),
     ] = None,
+    shard: ShardOption = None,
     workers: Workers = 0,
     threads: Threads = None,
     memory_gb: MemoryGb = None,
@@ -208,11 +219,17 @@ def preprocess(
 ) -> None:
     """Crop, normalise and resample all labelled cases for training."""
     from autoliver.pipeline import data
+    from autoliver.pipeline.data_shards import preprocess_shard
     from autoliver.workspace import Workspace, check_configuration
 
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
     machine = machine_of(workers=workers, memory_gb=memory_gb, threads=threads)
+    part = shard_of(shard)
+    if part is not None:
+        done = preprocess_shard(Workspace(workspace), dataset, names, part, machine=machine)
+        emit_shard(done, as_json=as_json)
+        return
     planned = data.planned_dataset(Workspace(workspace), dataset, machine=machine)
     data.remind(planned)
     stores = data.preprocess(planned, names, machine=machine)

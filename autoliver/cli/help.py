@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,8 @@ from autoliver.values import counted, meant, spelled
 # Wrong usage of the command line; typer may bring its own copy of the class, without a public name.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
+# The words of the command line that is being run, without the program's name.
+given_words: ContextVar[tuple[str, ...]] = ContextVar("given_words", default=())
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
 
@@ -36,6 +39,7 @@ class HelpfulCommand(TyperCommand):
         """Reads the command line; what is wrong with it is said in plain words."""
         given = list(map(str, args))  # reading them takes them out
         _refuse_unprintable(given)
+        given_words.set((*_names(ctx), *given))
         self._refuse_empty(given)
         choices = self._choices()
         try:
@@ -125,6 +129,13 @@ class HelpfulGroup(TyperGroup):
         """Writes the options, and then the commands."""
         _write_groups(self, ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+def _names(ctx: Any) -> Iterator[str]:
+    """The names of a command and of the group that it is in, without that of the program."""
+    if ctx.parent is not None:
+        yield from _names(ctx.parent)
+        yield str(ctx.info_name)
 
 
 def show_help(ctx: typer.Context, name: str | None) -> str:

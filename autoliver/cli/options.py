@@ -12,6 +12,7 @@ from autoliver.errors import OptionError
 
 if TYPE_CHECKING:
     from autoliver.machine import Machine
+    from autoliver.shards import Shard
 
 # Groups of options on the help pages.
 MACHINE = "Machine"
@@ -129,6 +130,26 @@ MemoryGb = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+
+
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Work on the I-th of N equal parts of the cases alone, such as 3/8; any number of "
+        "parts may be worked on at once. The same command without it, afterwards, writes what is "
+        "made of all cases.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def shard_of(text: str | None) -> "Shard | None":
+    """The part of the cases that --shard names; None for all of them."""
+    from autoliver.shards import Shard
+
+    return None if text is None else Shard.of(text)
 
 
 def machine_of(

@@ -11,13 +11,16 @@ from autoliver.cli.options import (
     Device,
     MemoryGb,
     Series,
+    ShardOption,
     Threads,
     Verbose,
     Workers,
     WorkspaceDir,
     machine_of,
+    shard_of,
 )
 from autoliver.cli.output import emit, say, start
+from autoliver.cli.shards import emit_shard
 from autoliver.inference.options import ModalityChoice, OutputFormat
 from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
@@ -175,6 +178,7 @@ def predict(
         bool,
         typer.Option("--overwrite", help="Predict all cases again. [default: skip finished ones]"),
     ] = False,
+    shard: ShardOption = None,
     device: Device = "auto",
     threads: Threads = None,
     memory_gb: MemoryGb = None,
@@ -207,6 +211,7 @@ def predict(
         series=tuple(series or ()),
         format=format_,
         seg_type=seg_type,
+        shard=shard_of(shard),
         machine=machine_of(memory_gb=memory_gb, device=device, threads=threads),
     )
     try:
@@ -217,7 +222,11 @@ def predict(
         if failed.predicted is not None and not as_json:
             typer.echo(_show_predicted(failed.predicted, output))
         raise
-    emit(written.facts, _show_predicted(written, output), as_json=as_json)
+    shown = _show_predicted(written, output)
+    if written.shard is not None:
+        emit_shard(written.shard, shown if written.files else "", written.facts, as_json=as_json)
+        return
+    emit(written.facts, shown, as_json=as_json)
 
 
 def _show_predicted(written: "Predicted", output: Path) -> str:
@@ -327,6 +336,7 @@ def evaluate(
             "new ones lack. [default: refuse that]",
         ),
     ] = False,
+    shard: ShardOption = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -344,6 +354,7 @@ def evaluate(
     from autoliver.evaluation.results import Scores
     from autoliver.pipeline.comparison import evaluate_all
     from autoliver.pipeline.evaluation import EvaluateRequest
+    from autoliver.shards import Sharded
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
@@ -356,9 +367,13 @@ def evaluate(
         output=output,
         subset=subset,
         overwrite=overwrite,
+        shard=shard_of(shard),
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     found = evaluate_all(Workspace(workspace), prediction, reference, request)
+    if isinstance(found, Sharded):
+        emit_shard(found, as_json=as_json)
+        return
     for warning in found.warnings:
         say(f"Warning: {warning}")
     if isinstance(found, Scores):

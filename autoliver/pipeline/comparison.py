@@ -14,6 +14,8 @@ from autoliver.pipeline.evaluation import (
     task_of,
     with_named,
 )
+from autoliver.pipeline.evaluation_shard import evaluate_shard
+from autoliver.shards import Sharded
 from autoliver.values import counted, first_few
 from autoliver.workspace import Workspace
 
@@ -30,8 +32,8 @@ _SHOWN = 5  # names in one message
 
 def evaluate_all(
     workspace: Workspace, predictions: Sequence[Path], reference: Path, request: EvaluateRequest
-) -> "Scores | Comparison":
-    """Scores one set of predictions, or compares two.
+) -> "Scores | Comparison | Sharded":
+    """Scores one set of predictions, or a shard of it, or compares two.
 
     Args:
         workspace: The workspace in which the dataset is looked up.
@@ -41,11 +43,18 @@ def evaluate_all(
 
     Raises:
         DatasetError: As for `evaluate` and `compare`.
-        OptionError: As for these; or there are more predictions, or none.
+        OptionError: As for these; or there are more predictions, or none, or two with a shard.
     """
     match predictions:
+        case [only] if request.shard is not None:
+            return evaluate_shard(workspace, only, reference, request, request.shard)
         case [only]:
             return evaluate(workspace, only, reference, request)
+        case [_, _] if request.shard is not None:
+            raise OptionError(
+                f"--shard {request.shard}: two predictions are compared as a whole.",
+                hint="Leave it out, or give --prediction once to score one of them by shards.",
+            )
         case [first, second]:
             return compare(workspace, (first, second), reference, request)
     raise OptionError(

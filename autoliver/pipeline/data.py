@@ -23,6 +23,7 @@ from autoliver.parallel import case_bar, refuse_over_budget
 from autoliver.pipeline.describe import by_all_cases, by_first_case, describe, finding, told
 from autoliver.planning.findings import PASSING, Finding
 from autoliver.planning.fingerprint import make_fingerprint
+from autoliver.planning.kept import CHECKS, SUMMARIES
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.options import asked_of, option_words
 from autoliver.planning.plan import Configuration, Fingerprint, Plan, PlanOptions
@@ -31,6 +32,7 @@ from autoliver.planning.ranges import seen_images
 from autoliver.planning.verify import Verification, placeless, raise_on_errors, verify
 from autoliver.preprocessing.prepare import PrepareTask, prepare_case
 from autoliver.preprocessing.store import finished_cases, open_store, store_key
+from autoliver.shards import ShardFolder
 from autoliver.values import counted, first_few
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
 
@@ -109,16 +111,35 @@ def _examined(
     return dataset, found.replace(findings=(*found.findings, said))
 
 
+def shards_of_plan(folder: DatasetFolder) -> ShardFolder:
+    """Returns where shards of `plan` keep what they have found out of a dataset's cases."""
+    return Workspace(folder.path.parent).shards("plan", folder.name)
+
+
+def known_verification(folder: DatasetFolder, dataset: Dataset) -> Verification | None:
+    """Returns the findings that were made of a dataset as it is; None if there are none."""
+    if not folder.verify.exists():
+        return None
+    found = _kept_verification(folder)
+    passing = any(finding.code in PASSING for finding in found.findings)
+    current = found.made_from == _verified(dataset) and found.ranges is not None
+    return found if current and not passing else None
+
+
+def _verified(dataset: Dataset) -> dict[str, str]:
+    """What the findings of a dataset are made from."""
+    return {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
+
+
 def _verification(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Verification:
-    made_from = {"dataset": dataset.digest(), "folder": digest(_surroundings(dataset))}
-    if folder.verify.exists():
-        found = _kept_verification(folder)
-        passing = any(finding.code in PASSING for finding in found.findings)
-        if found.made_from == made_from and found.ranges is not None and not passing:
-            return found
+    known = known_verification(folder, dataset)
+    if known is not None:
+        return known
+    made_from = _verified(dataset)
     pool = machine.pool("verify", need=read_need, light=True)
+    kept = shards_of_plan(folder).whole(CHECKS, pool)
     bar = case_bar("verify", len(dataset.cases))
-    found = verify(dataset, executor=pool, progress=bar).replace(made_from=made_from)
+    found = verify(dataset, executor=kept, progress=bar).replace(made_from=made_from)
     found = placeless(found, Path(dataset.folder))
     if not folder.plan.exists():  # else dataset.json stays as the dataset was when planned
         dataset.save(folder.dataset)
@@ -184,6 +205,18 @@ def plan_folder(
             MR, or none of its cases has a label.
         OptionError: The options cannot work, or dataset.json says another modality.
     """
+    with shards_of_plan(folder).finishing():
+        return _plan_folder(folder, dataset, options, machine=machine, modality=modality)
+
+
+def _plan_folder(
+    folder: DatasetFolder,
+    dataset: Dataset,
+    options: PlanOptions,
+    *,
+    machine: Machine,
+    modality: ModalityName | None,
+) -> Planned:
     new = not (_is_of(folder.verify, dataset) and _is_of(folder.plan, dataset))
     if modality is None:
         dataset, verification = _examined(folder, dataset, machine=machine)
@@ -518,20 +551,27 @@ def to_train(workspace: Workspace, name: str | None) -> tuple[DatasetFolder, Dat
     return workspace.folder_for(dataset), dataset
 
 
+def known_fingerprint(folder: DatasetFolder, dataset: Dataset) -> Fingerprint | None:
+    """Returns the fingerprint that was made of a dataset as it is; None if there is none."""
+    if not folder.fingerprint.exists():
+        return None
+    found = Fingerprint.load(folder.fingerprint, mend=remove(folder.fingerprint))
+    # Those made before orders of axes were looked at lack them, as do all images of 2D files;
+    # and likewise the values in the label maps, by which folds are made.
+    known = any(case.axis_codes or 1 in case.shape for case in found.cases)
+    if lesion_classes(dataset.labels.foreground, dataset.lesion_class_names):
+        known &= any(case.label_values for case in found.cases)
+    return found if known and found.made_from == {"dataset": dataset.digest()} else None
+
+
 def _fingerprint(folder: DatasetFolder, dataset: Dataset, *, machine: Machine) -> Fingerprint:
     """Loads the fingerprint, or makes a new one if it is missing or the dataset has changed."""
-    if folder.fingerprint.exists():
-        mend = remove(folder.fingerprint)
-        found = Fingerprint.load(folder.fingerprint, mend=mend)
-        # Those made before orders of axes were looked at lack them, as do all images of 2D files;
-        # and likewise the values in the label maps, by which folds are made.
-        known = any(case.axis_codes or 1 in case.shape for case in found.cases)
-        if lesion_classes(dataset.labels.foreground, dataset.lesion_class_names):
-            known &= any(case.label_values for case in found.cases)
-        if known and found.made_from == {"dataset": dataset.digest()}:
-            return found
+    known = known_fingerprint(folder, dataset)
+    if known is not None:
+        return known
     pool = machine.pool("fingerprint", need=read_need, light=True)
+    kept = shards_of_plan(folder).whole(SUMMARIES, pool)
     bar = case_bar("fingerprint", len(dataset.labelled))
-    made = make_fingerprint(dataset, executor=pool, progress=bar)
+    made = make_fingerprint(dataset, executor=kept, progress=bar)
     made.save(folder.fingerprint)
     return made

@@ -27,9 +27,10 @@ from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
-from autoliver.parallel import case_bar
+from autoliver.parallel import CaseMapper, case_bar
 from autoliver.pipeline.prediction import PredictRequest, predict_unfinished
 from autoliver.pipeline.region import OF_TRUTH
+from autoliver.shards import Shard, ShardFolder
 from autoliver.values import check_text, check_texts, check_types, first_few, set_field
 from autoliver.workspace import RunFolder, Workspace
 
@@ -57,6 +58,7 @@ class EvaluateRequest:
         subset: Whether references without a prediction are left out rather than refused.
         overwrite: Whether to replace existing scores even if the new ones lack some of their
             content.
+        shard: The part of the cases to score, for scores that are written later; None for all.
         machine: The processes and memory that may be used.
     """
 
@@ -68,6 +70,7 @@ class EvaluateRequest:
     output: Path | None = None
     subset: bool = False
     overwrite: bool = False
+    shard: Shard | None = None
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -179,17 +182,35 @@ def evaluate(
     labels = _labels(task, request)
     request = with_named(request, task.dataset, labels)
     rows = _probabilities(prediction, request.options().lesion_classes(labels))
-    scores = _with_probabilities(score(replace(task, labels=labels), request), rows)
-    if task.dataset is not None:
-        scores = scores.grouped(groups_of(task.dataset.cases))
-    scores.save(as_json)
-    write_csv(scores, as_csv)
-    write_lesions(scores, request.lesion_file(prediction))
-    draw_lesions(scores, request.reliability_file(prediction))
-    volumes, picture = request.volume_files(prediction)
-    write_agreement(scores, volumes)
-    draw_agreement(scores, picture)
+    shards = shards_of_scores(workspace, prediction, reference, as_json)
+    with shards.finishing():
+        found = score(replace(task, labels=labels), request, shards=shards)
+        scores = _with_probabilities(found, rows)
+        if task.dataset is not None:
+            scores = scores.grouped(groups_of(task.dataset.cases))
+        scores.save(as_json)
+        write_csv(scores, as_csv)
+        write_lesions(scores, request.lesion_file(prediction))
+        draw_lesions(scores, request.reliability_file(prediction))
+        volumes, picture = request.volume_files(prediction)
+        write_agreement(scores, volumes)
+        draw_agreement(scores, picture)
     return scores
+
+
+def shards_of_scores(
+    workspace: Workspace, prediction: Path, reference: Path, output: Path
+) -> ShardFolder:
+    """Returns where shards of `evaluate` keep the scores of their cases.
+
+    Args:
+        workspace: As for `evaluate`.
+        prediction: As for `evaluate`.
+        reference: As for `evaluate`.
+        output: The file of the scores.
+    """
+    there = reference.resolve() if reference.exists() else reference
+    return workspace.shards("evaluate", prediction.resolve(), there, output.resolve())
 
 
 def task_of(
@@ -248,22 +269,29 @@ def task_of(
     )
 
 
-def score(task: Task, request: EvaluateRequest) -> "Scores":
+def score(task: Task, request: EvaluateRequest, *, shards: ShardFolder | None = None) -> "Scores":
     """Scores label maps, with intervals by patient.
+
+    Args:
+        task: What there is to score.
+        request: What to compute.
+        shards: Where shards have kept scores of cases; None if there are none.
 
     Raises:
         DatasetError: A file cannot be read.
         OptionError: A label whose lesions should be counted does not exist.
     """
+    from autoliver.evaluation.kept import KEPT_SCORES
     from autoliver.evaluation.score import score_pairs
 
     dataset, labels = task.dataset, _labels(task, request)
+    pool: CaseMapper = request.machine.pool("evaluate", need=score_need)
     scores = score_pairs(
         task.pairs,
         labels=labels,
         options=request.options(),
-        unscored=_unscored(dataset, labels) if dataset else None,
-        executor=request.machine.pool("evaluate", need=score_need),
+        unscored=unscored_in(dataset, labels) if dataset else None,
+        executor=pool if shards is None else shards.whole(KEPT_SCORES, pool),
         progress=case_bar("evaluate", len(task.pairs.files)),
     )
     patients = {case.name: case.patient for case in dataset.cases} if dataset else {}
@@ -406,7 +434,7 @@ def _numbers(values: Sequence[int]) -> str:
     return " and ".join(map(str, values))
 
 
-def _unscored(dataset: Dataset, labels: Labels) -> dict[str, list[str]]:
+def unscored_in(dataset: Dataset, labels: Labels) -> dict[str, list[str]]:
     """Maps cases of which some labels are not scored to these, under the names that `labels` gives.
 
     These are labels of the same name, whatever its case, and of the same values.

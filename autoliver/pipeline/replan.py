@@ -21,6 +21,7 @@ from autoliver.planning.options import (
     option_words,
 )
 from autoliver.planning.plan import LikeOptions, Plan, PlanOptions
+from autoliver.shards import Shard
 from autoliver.system import entries
 from autoliver.values import check_text, check_type, set_field
 from autoliver.workspace import DatasetFolder, RunFolder, Workspace
@@ -53,6 +54,7 @@ class PlanRequest:
         like: A planned dataset, or any model that `--pretrained` takes, whose plan is followed;
             None for a plan of the dataset's own.
         fresh: Whether to discard the options of the previous plan.
+        shard: The part of the cases to read for a plan that is made later; None to make it.
         notify: Called with messages for the user before planning begins.
         machine: The processes and memory that may be used to read the cases.
     """
@@ -61,6 +63,7 @@ class PlanRequest:
     modality: ModalityName | None = None
     like: str | None = None
     fresh: bool = False
+    shard: Shard | None = None
     notify: Callable[[str], None] = _log.info
     machine: Machine = WHOLE_MACHINE
 
@@ -85,6 +88,11 @@ class PlanRequest:
             changed_options(PlanOptions(), alone)
             return
         check_text("--like", self.like, "the name of a dataset or model")
+        if self.shard is not None:
+            raise OptionError(
+                f"--shard {self.shard}: --like {self.like} takes a plan over, and reads no case.",
+                hint="Plan the dataset by shards without --like first.",
+            )
         if self.modality is not None:
             raise OptionError(
                 f"--modality {self.modality} is for a plan of the dataset's own, not for --like "

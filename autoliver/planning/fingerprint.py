@@ -79,18 +79,41 @@ def make_fingerprint(
             "least one must.",
             hint="Put the label maps into labelsTr, named like their images without the channel.",
         )
-    kept = min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // len(cases)))
-    work = functools.partial(
-        _read_case,
-        draws=draws // len(cases),
-        most_values=kept,
-        labels=dataset.labels,
-    )
-    results = map(work, cases) if executor is None else executor.map(work, cases)
-    summaries = list(results if progress is None else progress(results))
+    summaries = read_cases(dataset, cases, executor=executor, progress=progress, draws=draws)
     # The intensities serve to normalise CT.
     ct = {case.name for case in cases if case.modality == "CT"} if is_mixed(dataset) else None
     return summarise(summaries, made_from={"dataset": dataset.digest()}, intensities_of=ct)
+
+
+def read_cases(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    executor: CaseMapper | None = None,
+    progress: Progress | None = None,
+    draws: int = _DRAWS,
+) -> list[CaseSummary]:
+    """Reads some labelled cases of a dataset, and summarises each for its fingerprint.
+
+    Args:
+        dataset: The dataset.
+        cases: The cases.
+        executor: As for `make_fingerprint`.
+        progress: As for `make_fingerprint`.
+        draws: As for `make_fingerprint`: that is from all labelled cases of the dataset together.
+
+    Raises:
+        DatasetError: A case cannot be used.
+    """
+    number = len(dataset.labelled)
+    work = functools.partial(
+        _read_case,
+        draws=draws // number,
+        most_values=min(_KEPT_PER_CASE, max(_LEAST_KEPT, _KEPT_IN_ALL // number)),
+        labels=dataset.labels,
+    )
+    results = map(work, cases) if executor is None else executor.map(work, cases)
+    return list(results if progress is None else progress(results))
 
 
 def fingerprint_case(

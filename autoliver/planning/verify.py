@@ -95,15 +95,7 @@ def verify(
     Returns:
         The findings; the caller fills in `made_from`.
     """
-    check = partial(
-        check_case,
-        labels=dataset.labels,
-        channels=len(dataset.channel_names),
-        described=is_described(dataset),
-        classes=lesion_classes(dataset.labels.foreground, dataset.lesion_class_names),
-    )
-    results = executor.map(check, dataset.cases) if executor else map(check, dataset.cases)
-    checks = list(progress(results) if progress else results)
+    checks = check_cases(dataset, dataset.cases, executor=executor, progress=progress)
     findings = [finding for one in checks for finding in one.findings]
     ranges = tuple(check.ranges for check in checks if check.ranges is not None)
     findings += _unlike_others(dataset, ranges)
@@ -115,6 +107,32 @@ def verify(
     findings += _extra_files(dataset)
     findings += _wrong_number(dataset)
     return Verification(findings=tuple(findings), ranges=ranges)
+
+
+def check_cases(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    executor: CaseMapper | None = None,
+    progress: Callable[[Iterable[CaseCheck]], Iterable[CaseCheck]] | None = None,
+) -> list[CaseCheck]:
+    """Checks some cases of a dataset, each by itself.
+
+    Args:
+        dataset: The dataset.
+        cases: The cases.
+        executor: As for `verify`.
+        progress: As for `verify`.
+    """
+    check = partial(
+        check_case,
+        labels=dataset.labels,
+        channels=len(dataset.channel_names),
+        described=is_described(dataset),
+        classes=lesion_classes(dataset.labels.foreground, dataset.lesion_class_names),
+    )
+    results = executor.map(check, cases) if executor else map(check, cases)
+    return list(progress(results) if progress else results)
 
 
 def placeless(verification: Verification, folder: Path) -> Verification:

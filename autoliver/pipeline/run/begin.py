@@ -13,7 +13,7 @@ from typing import Any
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.locks import check_free, is_held, only_one, remove_if_stale
+from autoliver.locks import check_free, in_turn, is_held, only_one, remove_if_stale
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
@@ -177,6 +177,14 @@ def in_use(run: RunFolder, folds: Iterable[Fold]) -> Iterator[None]:
             if other != own:
                 remove_if_stale(other)
         yield
+
+
+def begins(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which no other process decides how the run begins, or writes that.
+
+    Of several that begin a new run at once, one decides, and the others take it as it is.
+    """
+    return in_turn(run.beginning, f"{run.name} is being begun")
 
 
 def _own(run: RunFolder) -> Path:
