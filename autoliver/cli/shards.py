@@ -1,13 +1,39 @@
 """What a command with --shard prints: what it has done, and the command that makes the whole."""
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.cli.help import given_words
 from autoliver.cli.output import emit
+from autoliver.errors import OptionError
 
 if TYPE_CHECKING:
-    from autoliver.shards import Sharded
+    from autoliver.shards import Shard, Sharded
+
+
+def shard_of(text: str | None, *, dask: str | None, workspace: Path) -> "Shard | None":
+    """The part of the cases that --shard names; None for all of them.
+
+    With --dask the workers of a cluster first do all shards.
+
+    Raises:
+        OptionError: Both are given, or --shard names no part.
+        AutoliverError: As for `spread`.
+    """
+    from autoliver.shards import Shard
+
+    if dask is None:
+        return None if text is None else Shard.of(text)
+    if text is not None:
+        raise OptionError(
+            f"--shard {text} and --dask {dask} exclude each other.",
+            hint="With --dask the workers of the cluster do all shards.",
+        )
+    from autoliver.cli.cluster import spread
+
+    spread(dask, workspace)
+    return None
 
 
 def emit_shard(done: "Sharded", text: str = "", *, as_json: bool) -> None:
@@ -26,15 +52,19 @@ def emit_shard(done: "Sharded", text: str = "", *, as_json: bool) -> None:
 
 def without_shard() -> str:
     """The command line that is being run, without --shard and its value, for a shell."""
+    return shlex.join(["autoliver", *words_without("--shard")])
+
+
+def words_without(option: str) -> tuple[str, ...]:
+    """The words of the command line that is being run, without an option and its value."""
     given = list(given_words.get())
-    words: list[str] = []
+    kept: list[str] = []
     while given:
         word = given.pop(0)
         if word == "--":  # what follows are no options
-            words += [word, *given]
-            break
-        if word == "--shard":
-            given.pop(0)
-        elif not word.startswith("--shard="):
-            words.append(word)
-    return shlex.join(["autoliver", *words])
+            return (*kept, word, *given)
+        if word == option:
+            del given[:1]
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return tuple(kept)
