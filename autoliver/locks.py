@@ -23,6 +23,9 @@ from autoliver.system import entries, in_words
 
 # A younger lock may be one that its process has made and is about to hold.
 _STALE_SECONDS = 60.0
+_A_LOOK_S = 0.2
+# No work that is done in turn takes as long.
+_TURN_S = 1800.0
 _TIME = "%Y-%m-%d %H:%M:%S"
 _PROC = Path("/proc")
 # Fields of /proc/PID/stat behind the name of the program: its state, and when it began.
@@ -101,7 +104,8 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
         try:
-            lock.acquire(blocking=False)
+            # Whoever looks whether it is held (`is_held`) holds it for a moment.
+            lock.acquire(timeout=_A_LOOK_S, poll_interval=_A_LOOK_S / 10)
         except filelock.Timeout:
             raise _taken(path, what) from None
     try:
@@ -121,6 +125,31 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
         if new:  # what was refused leaves nothing behind
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def in_turn(path: Path, what: str) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same lock, on any machine.
+
+    Args:
+        path: The lock's file, which stays; its folder is created if it is missing.
+        what: As for `only_one`.
+
+    Raises:
+        AutoliverError: Another process has held the lock for half an hour.
+        MachineError: The folder cannot be written.
+    """
+    with in_words(path, verb="written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=_TURN_S)
+        except filelock.Timeout:
+            raise _taken(path, what) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

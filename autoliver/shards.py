@@ -77,6 +77,10 @@ class Shard(Record, frozen=True, kw_only=True):
         return [item for item in every if name(item) in own]
 
 
+# The only one of one.
+EVERY_CASE = Shard(number=1, count=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sharded:
     """What a shard has done; the command without --shard writes what is made of all shards.
@@ -132,6 +136,19 @@ def _no_state(_: object) -> None:
     """What there is to say of items whose plain values say everything."""
 
 
+def _is_whole(_: object, __: object) -> bool:
+    """Whether results without files are whole."""
+    return True
+
+
+class InTurn:
+    """Maps a function over cases in this process, one after another."""
+
+    def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
+        """Yields the function's result for each item."""
+        return map(function, items)
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeptStage(Generic[A, R]):
     """A stage over cases whose results can be kept on disk.
@@ -144,6 +161,7 @@ class KeptStage(Generic[A, R]):
         plain: Turns a result into plain values.
         result: Turns them back.
         state: Says of an item what its plain values do not, such as the states of its files.
+        there: Whether the files that belong to a result are still there.
     """
 
     name: str
@@ -151,6 +169,7 @@ class KeptStage(Generic[A, R]):
     plain: Callable[[R], object]
     result: Callable[[Any], R]
     state: Callable[[A], object] = _no_state
+    there: Callable[[A, R], bool] = _is_whole
 
 
 @dataclass(kw_only=True)
@@ -163,13 +182,21 @@ class KeptCases:
         folder: The folder of the results.
         stage: The stage.
         mapper: Computes what is missing.
+        way: What the results depend on besides their items; empty for the function and the
+            arguments that a partial function has.
         new: The names of the cases whose results were computed.
     """
 
     folder: Path
     stage: KeptStage[Any, Any]
     mapper: CaseMapper
+    way: str = ""
     new: set[str] = field(default_factory=set, init=False)
+
+    def finished(self, function: Callable[[A], object], items: Iterable[A]) -> set[str]:
+        """Returns the names of the cases whose results are there; arguments as for `map`."""
+        keep = self._keep(function)
+        return {self.stage.case(item) for item in items if keep.read(item) is not None}
 
     def map(self, function: Callable[[A], R], items: Iterable[A], /) -> Iterator[R]:
         """Yields the function's result for each item, in the order of the items.
@@ -179,7 +206,7 @@ class KeptCases:
                 form, since a result that was made with other arguments is computed again.
             items: The items; they must have a JSON form as well.
         """
-        every, keep = list(items), _Keep(function, self.folder, self.stage, _digest(function))
+        every, keep = list(items), self._keep(function)
         missing = [keep.read(item) is None for item in every]
         made = iter(self.mapper.map(keep, [i for i, no in zip(every, missing, strict=True) if no]))
         for item, no in zip(every, missing, strict=True):
@@ -190,6 +217,9 @@ class KeptCases:
                 again = keep.read(item)
                 found = keep(item) if again is None else again[0]  # it was just removed
             yield found
+
+    def _keep(self, function: Callable[[A], R]) -> "_Keep[A, R]":
+        return _Keep(function, self.folder, self.stage, self.way or _digest(function))
 
 
 @dataclass(frozen=True)
@@ -217,7 +247,8 @@ class _Keep(Generic[A, R]):
             kept = CaseResult.load(path)
             if kept.made_from != self._made_from(item) or kept.case != self.stage.case(item):
                 return None
-            return (self.stage.result(kept.content),)
+            found: R = self.stage.result(kept.content)
+            return (found,) if self.stage.there(item, found) else None
         except (ArtifactError, msgspec.ValidationError, KeyError, ValueError):
             return None
 
@@ -259,9 +290,9 @@ class ShardFolder:
 
     path: Path
 
-    def kept(self, stage: KeptStage[Any, Any], mapper: CaseMapper) -> KeptCases:
+    def kept(self, stage: KeptStage[Any, Any], mapper: CaseMapper, *, way: str = "") -> KeptCases:
         """Returns what maps a stage over cases and keeps the results here."""
-        return KeptCases(folder=self.path, stage=stage, mapper=mapper)
+        return KeptCases(folder=self.path, stage=stage, mapper=mapper, way=way)
 
     def whole(self, stage: KeptStage[Any, Any], mapper: CaseMapper) -> CaseMapper:
         """Returns what maps a stage over all cases: by what shards have kept, if there are any."""

@@ -103,6 +103,11 @@ class RunFolder:
         """Returns the lock of the process that trains a fold (see `autoliver.locks`)."""
         return self.path / f".{fold_folder_name(fold)}.lock"
 
+    @property
+    def beginning(self) -> Path:
+        """The lock of the process that decides how the run begins."""
+        return self.path / ".begin.lock"
+
     def user(self, process: str) -> Path:
         """Returns the lock of a process that works on the run, whatever it does there."""
         return self.path / _USER.format(process)

@@ -9,7 +9,7 @@ from autoliver.api.machine import clean, doctor, status
 from autoliver.api.models import export, import_model
 from autoliver.api.prediction import Predictor, evaluate, load_model, predict, report
 from autoliver.api.synthesis import synthesize_apply, synthesize_fit
-from autoliver.api.training import select, train
+from autoliver.api.training import finish, select, train
 from autoliver.commands import DEFAULT_WORKSPACE as WORKSPACE
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "finish",
     "import_model",
     "load_model",
     "mend",

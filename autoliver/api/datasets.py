@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from autoliver.arguments import (
     as_arguments,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autoliver.pipeline.pseudo.pseudolabel import Pseudolabelled
     from autoliver.planning.plan import Plan
     from autoliver.planning.verify import Verification
+    from autoliver.shards import Sharded
 
 
 @checked
@@ -86,6 +87,30 @@ def mend(
         )
 
 
+@overload
+def plan(
+    dataset: str | Path,
+    *,
+    like: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    fresh: bool = False,
+    shard: None = None,
+    **options: Any,
+) -> "Plan": ...
+
+
+@overload
+def plan(
+    dataset: str | Path,
+    *,
+    like: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    fresh: bool = False,
+    shard: str,
+    **options: Any,
+) -> "Sharded": ...
+
+
 @checked
 def plan(
     dataset: str | Path,
@@ -93,8 +118,9 @@ def plan(
     like: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
     fresh: bool = False,
+    shard: str | None = None,
     **options: Any,
-) -> "Plan":
+) -> "Plan | Sharded":
     """Inspects a dataset and decides spacing, patches and networks, like `autoliver plan`.
 
     Args:
@@ -102,6 +128,7 @@ def plan(
         like: Dataset or model whose networks the plan takes over; None for networks of its own.
         workspace: The workspace folder, which all results are written to.
         fresh: Whether to discard the options of the previous plan.
+        shard: The part of the cases to read, such as "3/8"; None to make the plan.
         **options: preset="tiny", arch="medformer", encoder="efficientnet_b0", z_strides="all",
             slices=3, vram (GB), spacing (z, y, x in mm), window (low, high in HU), batch_cap and
             keep_axes; modality ("CT", "MR" or "other") for a folder without dataset.json; with
@@ -110,13 +137,15 @@ def plan(
             take their default.
 
     Returns:
-        The plan, which is also written to the workspace.
+        The plan, which is also written to the workspace; or what the shard has done.
 
     Raises:
         AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
+        from autoliver.pipeline.data_shards import plan_shard
         from autoliver.pipeline.replan import PlanRequest, replan
+        from autoliver.shards import Shard
         from autoliver.values import check_flag
 
         names = {
@@ -134,8 +163,16 @@ def plan(
         source = None if like is None else name_of("--like", like)
         check_flag("--fresh", fresh)
         request = PlanRequest(
-            changes=given, modality=modality, like=source, fresh=fresh, machine=machine
+            changes=given,
+            modality=modality,
+            like=source,
+            fresh=fresh,
+            shard=None if shard is None else Shard.of(shard),
+            machine=machine,
         )
+        if request.shard is not None:
+            place = workspace_at(workspace)
+            return plan_shard(place, dataset_name(dataset), request, request.shard)
         return replan(workspace_at(workspace), dataset_name(dataset), request).planned.plan
 
 
@@ -261,6 +298,30 @@ def pool(
         return make_pool(workspace_at(workspace), path_of("output", output), request)
 
 
+@overload
+def pseudolabel(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path,
+    workspace: str | Path = WORKSPACE,
+    shard: None = None,
+    **options: Any,
+) -> "Pseudolabelled": ...
+
+
+@overload
+def pseudolabel(
+    dataset: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path,
+    workspace: str | Path = WORKSPACE,
+    shard: str,
+    **options: Any,
+) -> "Sharded": ...
+
+
 @checked
 def pseudolabel(
     dataset: str | Path,
@@ -268,8 +329,9 @@ def pseudolabel(
     *,
     model: str | Path,
     workspace: str | Path = WORKSPACE,
+    shard: str | None = None,
     **options: Any,
-) -> "Pseudolabelled":
+) -> "Pseudolabelled | Sharded":
     """Labels the cases of a dataset with a model, like `autoliver pseudolabel`.
 
     Args:
@@ -277,12 +339,13 @@ def pseudolabel(
         output: Folder of the new dataset; it must be new.
         model: Name or path of the model.
         workspace: Folder in which the dataset and the model are looked up.
+        shard: The part of the cases to label, such as "3/8"; None to make the dataset.
         **options: labels ("liver" or several), modality, folds, min_confidence, volume (low, high
             in ml), max_outside, band (low, high; None for none), largest, overwrite, device,
             workers and memory_gb.
 
     Returns:
-        The new dataset, and the quality of the labels case by case.
+        The new dataset, and the quality of the labels case by case; or what the shard has done.
 
     Raises:
         AutoliverError: The command would fail with the same error.
@@ -290,6 +353,7 @@ def pseudolabel(
     with as_arguments():
         from autoliver.pipeline.pseudo.pseudolabel import pseudolabel as label_cases
         from autoliver.pipeline.pseudo.request import PseudolabelRequest
+        from autoliver.shards import Shard
         from autoliver.values import check_texts
 
         names = {name: name for name in ("labels", "folds", "band", "largest", "overwrite")}
@@ -299,7 +363,8 @@ def pseudolabel(
         given = taken(options, names, of=pseudolabel, machine=("device",))
         if "labels" in given:
             given["labels"] = check_texts("--label", given["labels"])
-        request = PseudolabelRequest(**given)
+        part = None if shard is None else Shard.of(shard)
+        request = PseudolabelRequest(**given, shard=part)
         return label_cases(
             workspace_at(workspace),
             dataset_name(dataset),

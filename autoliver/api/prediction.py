@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autoliver.inference.options import PredictOptions
     from autoliver.pipeline.folder import Predicted
     from autoliver.pipeline.reporting.report import Reported
+    from autoliver.shards import Sharded
 
 
 @checked
@@ -52,7 +53,7 @@ def predict(
         folds: "0,2", "all" or numbers; None for all finished or selected folds.
         workspace: Folder in which models are looked up.
         **options: Fields of `autoliver.pipeline.prediction.PredictRequest`, such as step=0.5 or
-            exact=True; threads; memory_gb.
+            exact=True; shard="3/8" for a part of the cases; threads; memory_gb.
 
     Returns:
         The model's name, the label maps, and how many cases were predicted and skipped.
@@ -64,12 +65,15 @@ def predict(
         from autoliver.datasets.folds import folds_text
         from autoliver.pipeline.folder import predict_folder
         from autoliver.pipeline.prediction import PredictRequest
+        from autoliver.shards import Shard
 
         own = {field.name: field.name for field in fields(PredictRequest)} | {"model": "model"}
         del own["machine"]
         given = taken(options, own, of=predict, machine=("device", "threads"))
         once(("models", "model"), models, given.get("model"))
         named = given.pop("model", models)
+        if given.get("shard") is not None:
+            given["shard"] = Shard.of(given["shard"])
         if given.get("roi") == "off":
             given["roi"] = None
         request = PredictRequest(**given)
@@ -172,6 +176,7 @@ def evaluate(
     *,
     dataset: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
+    shard: None = None,
     **options: Any,
 ) -> "Scores": ...
 
@@ -183,8 +188,21 @@ def evaluate(
     *,
     dataset: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
+    shard: None = None,
     **options: Any,
 ) -> "Comparison": ...
+
+
+@overload
+def evaluate(
+    prediction: str | Path,
+    reference: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    workspace: str | Path = WORKSPACE,
+    shard: str,
+    **options: Any,
+) -> "Sharded": ...
 
 
 @checked
@@ -194,8 +212,9 @@ def evaluate(
     *,
     dataset: str | Path | None = None,
     workspace: str | Path = WORKSPACE,
+    shard: str | None = None,
     **options: Any,
-) -> "Scores | Comparison":
+) -> "Scores | Comparison | Sharded":
     """Scores a folder of label maps against reference label maps, like `autoliver evaluate`.
 
     Args:
@@ -204,12 +223,14 @@ def evaluate(
         dataset: Dataset that names the labels; None for that of the reference, if it is one, else
             to name them by their values.
         workspace: Folder in which the dataset is looked up.
+        shard: The part of the cases to score, such as "3/8"; None to write the scores.
         **options: metrics ("dice" or several), chaos, lesion_labels ("cyst" or several),
             lesion_overlap (0 to 1), output (folder for the scores), subset, overwrite, workers and
             memory_gb.
 
     Returns:
-        The scores, which are also written to the output folder; or the comparison of two folders.
+        The scores, which are also written to the output folder; or the comparison of two folders;
+        or what the shard has done.
 
     Raises:
         AutoliverError: The command would fail with the same error.
@@ -217,6 +238,7 @@ def evaluate(
     with as_arguments():
         from autoliver.pipeline.comparison import evaluate_all
         from autoliver.pipeline.evaluation import EvaluateRequest
+        from autoliver.shards import Shard
 
         names = {name: name for name in ("metrics", "chaos", "output", "subset", "overwrite")}
         names |= {name: name for name in ("lesion_labels", "lesion_overlap")}
@@ -224,7 +246,8 @@ def evaluate(
         if given.get("output") is not None:
             given["output"] = path_of("output", given["output"])
         known = None if dataset is None else name_of("--dataset", dataset)
-        request = EvaluateRequest(dataset=known, **given)
+        part = None if shard is None else Shard.of(shard)
+        request = EvaluateRequest(dataset=known, shard=part, **given)
         folders, truth = paths_of("prediction", prediction), path_of("reference", reference)
         return evaluate_all(workspace_at(workspace), folders, truth, request)
 

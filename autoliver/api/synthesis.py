@@ -1,7 +1,7 @@
 """Labelled images of another modality."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from autoliver.arguments import (
     as_arguments,
@@ -16,6 +16,7 @@ from autoliver.commands import DEFAULT_WORKSPACE as WORKSPACE
 
 if TYPE_CHECKING:
     from autoliver.pipeline.translation.apply import Synthesized
+    from autoliver.shards import Sharded
 
 
 @checked
@@ -74,32 +75,62 @@ def synthesize_fit(
         return fit(workspace_at(workspace), request).path
 
 
+@overload
+def synthesize_apply(
+    name: str,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    shard: None = None,
+    **options: Any,
+) -> "Synthesized": ...
+
+
+@overload
+def synthesize_apply(
+    name: str,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    shard: str,
+    **options: Any,
+) -> "Sharded": ...
+
+
 @checked
 def synthesize_apply(
-    name: str, output: str | Path, *, workspace: str | Path = WORKSPACE, **options: Any
-) -> "Synthesized":
+    name: str,
+    output: str | Path,
+    *,
+    workspace: str | Path = WORKSPACE,
+    shard: str | None = None,
+    **options: Any,
+) -> "Synthesized | Sharded":
     """Makes a dataset of translated images with their labels, like `autoliver synthesize apply`.
 
     Args:
         name: Name of the translation.
         output: Folder of the new dataset; it must be new.
         workspace: The workspace folder.
+        shard: The part of the cases to translate, such as "3/8"; None to make the dataset.
         **options: judge, qc_min_dice, device and memory_gb.
 
     Returns:
-        The new dataset, and how well the labels of each case fit.
+        The new dataset, and how well the labels of each case fit; or what the shard has done.
 
     Raises:
         AutoliverError: The command would fail with the same error.
     """
     with as_arguments():
         from autoliver.pipeline.translation.apply import ApplyRequest, apply
+        from autoliver.pipeline.translation.apply_shard import apply_shard
+        from autoliver.shards import Shard
 
         names = {"judge": "judge", "qc_min_dice": "min_dice"}
         given = taken(options, names, of=synthesize_apply, machine=("device",))
-        return apply(
-            workspace_at(workspace),
-            name_of("name", name),
-            path_of("output", output),
-            ApplyRequest(**given),
-        )
+        part = None if shard is None else Shard.of(shard)
+        place, folder = workspace_at(workspace), path_of("output", output)
+        translation, request = name_of("name", name), ApplyRequest(**given, shard=part)
+        if part is not None:
+            return apply_shard(place, translation, folder, request, part)
+        return apply(place, translation, folder, request)

@@ -16,6 +16,7 @@ from autoliver.arguments import (
 from autoliver.commands import DEFAULT_WORKSPACE as WORKSPACE
 
 if TYPE_CHECKING:
+    from autoliver.pipeline.run.finish import Finished
     from autoliver.pipeline.run.job import FoldResult
     from autoliver.pipeline.selection import Selected
 
@@ -83,6 +84,38 @@ def train(
             **given,
         )
         return train_folds(workspace_at(workspace), dataset_name(dataset), request)
+
+
+@checked
+def finish(
+    dataset: str | Path, run: str, *, workspace: str | Path = WORKSPACE, **options: Any
+) -> "Finished":
+    """Brings together folds that were trained on several machines, like `autoliver finish`.
+
+    Nothing is trained.
+
+    Args:
+        dataset: Folder, or name of a planned dataset.
+        run: Name of the run, such as "3d_fullres".
+        workspace: The workspace folder, which all results are written to.
+        **options: accept_changes, device="cuda:1", workers and memory_gb.
+
+    Returns:
+        The folds with the scores of their held-out cases, and what was selected.
+
+    Raises:
+        AutoliverError: The command would fail with the same error.
+    """
+    with as_arguments():
+        from autoliver.pipeline.run.finish import finish as bring_together
+        from autoliver.values import check_flag, flag_of
+
+        names = {"accept_changes": "accept_changes"}
+        given = taken(options, names, of=finish, machine=("device",))
+        check_flag(flag_of("accept_changes"), given.get("accept_changes", False))
+        return bring_together(
+            workspace_at(workspace), dataset_name(dataset), name_of("run", run), **given
+        )
 
 
 @checked

@@ -19,6 +19,7 @@ from autoliver.cli import (
     data,
     demo,
     doctor,
+    finish,
     models,
     pool,
     prediction,
@@ -78,6 +79,7 @@ _add("plan", data.plan, "autoliver plan /data/Dataset003_LiTS --preset M")
 _add("preprocess", data.preprocess, "autoliver preprocess LiTS 2d 3d_fullres")
 _add("train", training.train, "autoliver train LiTS 3d_fullres --fold 0 --epochs 250")
 _add("train-queued", training.train_queued, hidden=True)
+_add("finish", finish.finish, "autoliver finish LiTS 3d_fullres")
 _add("status", status.status, "autoliver status LiTS --watch")
 _add("select", selection.select, "autoliver select LiTS")
 _add("predict", prediction.predict, "autoliver predict -i /data/new -o /data/out -m LiTS")

@@ -178,6 +178,8 @@ def predict(
         bool,
         typer.Option("--overwrite", help="Predict all cases again. [default: skip finished ones]"),
     ] = False,
+    shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     threads: Threads = None,
     memory_gb: MemoryGb = None,
@@ -210,6 +212,7 @@ def predict(
         series=tuple(series or ()),
         format=format_,
         seg_type=seg_type,
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device, threads=threads),
     )
     try:
@@ -220,7 +223,11 @@ def predict(
         if failed.predicted is not None and not as_json:
             typer.echo(_show_predicted(failed.predicted, output))
         raise
-    emit(written.facts, _show_predicted(written, output), as_json=as_json)
+    shown = _show_predicted(written, output)
+    if written.shard is not None:
+        emit_shard(written.shard, shown if written.files else "", written.facts, as_json=as_json)
+        return
+    emit(written.facts, shown, as_json=as_json)
 
 
 def _show_predicted(written: "Predicted", output: Path) -> str:

@@ -8,13 +8,16 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     Device,
     MemoryGb,
+    ShardOption,
     Verbose,
     WorkspaceDir,
     machine_of,
 )
 from autoliver.cli.output import emit, start, table
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted
 
@@ -89,6 +92,8 @@ def pseudolabel(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset that was made before.")
     ] = False,
+    shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -102,6 +107,7 @@ def pseudolabel(
     """
     from autoliver.pipeline.pseudo.pseudolabel import pseudolabel as label_cases
     from autoliver.pipeline.pseudo.request import PseudolabelRequest
+    from autoliver.shards import Sharded
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
@@ -121,9 +127,13 @@ def pseudolabel(
         **bands,
         largest=largest,
         overwrite=overwrite,
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     done = label_cases(Workspace(workspace), dataset, model, output, request)
+    if isinstance(done, Sharded):
+        emit_shard(done, as_json=as_json)
+        return
     emit(done.facts, _show(done), as_json=as_json)
 
 

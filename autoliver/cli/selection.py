@@ -57,10 +57,11 @@ def select(
         machine=machine_of(workers=workers, memory_gb=memory_gb, device=device),
     )
     selected = selection.select(Workspace(workspace), dataset, request)
-    emit(_result(selected), _show(selected), as_json=as_json)
+    emit(result_of(selected), show_selected(selected), as_json=as_json)
 
 
-def _result(selected: "Selected") -> dict[str, Any]:
+def result_of(selected: "Selected") -> dict[str, Any]:
+    """The selection as plain values, for --json."""
     import msgspec
 
     made = selected.selection
@@ -88,7 +89,8 @@ def _result(selected: "Selected") -> dict[str, Any]:
     }
 
 
-def _show(selected: "Selected") -> str:
+def show_selected(selected: "Selected") -> str:
+    """The runs that were compared, the rules that were tried, and what was chosen."""
     made = selected.selection
     chosen = [member.run for member in made.members]
     labels = list(selected.candidates[0].labels)

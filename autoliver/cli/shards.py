@@ -1,6 +1,7 @@
-"""What a command with --shard prints: what it has done, and the command that makes the whole."""
+"""Options and output of commands with --shard: what a shard does, and what it prints."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,18 +37,26 @@ def shard_of(text: str | None, *, dask: str | None, workspace: Path) -> "Shard |
     return None
 
 
-def emit_shard(done: "Sharded", text: str = "", *, as_json: bool) -> None:
+def emit_shard(
+    done: "Sharded",
+    text: str = "",
+    facts: Mapping[str, object] | None = None,
+    *,
+    as_json: bool,
+) -> None:
     """Prints what a shard has done on stdout.
 
     Args:
         done: The shard.
         text: What the command prints besides; empty for nothing. The last line names the command
             that makes the whole.
+        facts: What the JSON object holds besides; None for nothing.
         as_json: Whether to print one JSON object instead.
     """
     following = without_shard()
     line = f"{done} When all {done.shard.count} have ended: {following}"
-    emit({**done.facts, "next": following}, "\n".join(filter(None, [text, line])), as_json=as_json)
+    result = {**(facts or {}), **done.facts, "next": following}
+    emit(result, "\n".join(filter(None, [text, line])), as_json=as_json)
 
 
 def without_shard() -> str:

@@ -8,13 +8,16 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     Device,
     MemoryGb,
+    ShardOption,
     Verbose,
     WorkspaceDir,
     machine_of,
 )
 from autoliver.cli.output import emit, start, table
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.cli.training_options import sizes
 from autoliver.commands import command
 from autoliver.planning.names import ModalityName
@@ -243,6 +246,8 @@ def apply(
             "ignored in training.",
         ),
     ] = 0.5,
+    shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -255,14 +260,20 @@ def apply(
     """
     from autoliver.pipeline.translation.apply import ApplyRequest
     from autoliver.pipeline.translation.apply import apply as make
+    from autoliver.pipeline.translation.apply_shard import apply_shard
     from autoliver.workspace import Workspace
 
     start(verbose=verbose)
     request = ApplyRequest(
         judge=judge,
         min_dice=min_dice,
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
+    if request.shard is not None:
+        part = apply_shard(Workspace(workspace), name, output, request, request.shard)
+        emit_shard(part, as_json=as_json)
+        return
     done = make(Workspace(workspace), name, output, request)
     emit(_result(done), _show(done), as_json=as_json)
 

@@ -1,5 +1,6 @@
 """The command `train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -313,7 +314,7 @@ def train_queued(
 
     start(verbose=False)
     results = train_asked(request, notify=_notify)
-    emit(_summary(results), _show(results), as_json=as_json)
+    emit(summary_of(results), show_folds(results), as_json=as_json)
 
 
 def _notify(text: str) -> None:
@@ -335,16 +336,16 @@ def _train_and_show(
         if compare:
             both = train_both(workspace, dataset, request, notify=_notify)
             results = both.transferred
-            result = {**_summary(results), "scratch": _summary(both.scratch)["folds"]}
+            result = {**summary_of(results), "scratch": summary_of(both.scratch)["folds"]}
             parts = [("Transferred", results), ("From scratch", both.scratch)]
-            text = "\n\n".join(f"{what}:\n{_show(folds)}" for what, folds in parts)
+            text = "\n\n".join(f"{what}:\n{show_folds(folds)}" for what, folds in parts)
             text += f"\n\n{show_gain(results, both.scratch)}{show_source(results, both.scratch)}"
         else:
             results = train(workspace, dataset, request, notify=_notify)
-            result, text = _summary(results), _show(results) + show_source(results)
+            result, text = summary_of(results), show_folds(results) + show_source(results)
     except FoldsFailed as failed:
         if failed.results and not as_json:
-            typer.echo(_show(failed.results))
+            typer.echo(show_folds(failed.results))
         raise
     if launched().leads:  # only one of the processes that torchrun has started prints
         following = next_command(outcome_of(run_of(results)), request, compare=compare)
@@ -365,7 +366,8 @@ def _gpus(text: str) -> tuple[int, ...]:
         return gpu_numbers(text)
 
 
-def _summary(results: "list[FoldResult]") -> dict[str, object]:
+def summary_of(results: "Sequence[FoldResult]") -> dict[str, object]:
+    """The folds as plain values, for --json."""
     from autoliver.cli.data import listed
     from autoliver.pipeline.data import warnings_kept
     from autoliver.workspace import DatasetFolder
@@ -395,7 +397,7 @@ def _of_labels(result: "FoldResult") -> dict[str, float | None]:
     return {label: dice.mean if dice else None for label, dice in found.items()}
 
 
-def _show(results: "list[FoldResult]") -> str:
+def show_folds(results: "Sequence[FoldResult]") -> str:
     """The Dice of each label in each finished fold of the run, and what the folds mean."""
     from autoliver.pipeline.run.outcome import mean_of, outcome_of
 
@@ -433,7 +435,7 @@ def _show(results: "list[FoldResult]") -> str:
     return "\n\n".join(parts)
 
 
-def _kept(results: "list[FoldResult]") -> list[str]:
+def _kept(results: "Sequence[FoldResult]") -> list[str]:
     """Which share of the tuned weights each fold has, if they were mixed with the source's."""
     from autoliver.models.files import FoldFolder, FoldModel
 

@@ -15,14 +15,14 @@ LABEL = 20  # characters of a label's name in the table
 NAMED = "lesion accuracy"  # lesions that were found and have the right class
 
 
-def run_of(results: "list[FoldResult]") -> "RunFolder":
+def run_of(results: "Sequence[FoldResult]") -> "RunFolder":
     """The run that folds belong to."""
     from autoliver.workspace import RunFolder
 
     return RunFolder(results[0].folder.parent)
 
 
-def show_source(results: "list[FoldResult]", scratch: "Sequence[FoldResult]" = ()) -> str:
+def show_source(results: "Sequence[FoldResult]", scratch: "Sequence[FoldResult]" = ()) -> str:
     """The Dice of each label on unseen cases of the source, before and after the training."""
     from autoliver.pipeline.run.outcome import mean_of
 

@@ -209,6 +209,31 @@ def score_files(
             that the CHAOS challenge scores.
     """
     options = options or MetricOptions()
+    cases = score_each(
+        pairs,
+        labels=labels,
+        options=options,
+        unscored=unscored,
+        executor=executor,
+        progress=progress,
+    )
+    scores = Scores.of(cases, labels=labels, options=options)
+    return scores.replace(warnings=tuple(text for case in cases for text in case.warnings))
+
+
+def score_each(
+    pairs: Mapping[str, tuple[Path, Path]],
+    *,
+    labels: Labels,
+    options: MetricOptions,
+    unscored: Mapping[str, Collection[str]] | None = None,
+    executor: CaseMapper | None = None,
+    progress: Callable[[Iterable[CaseScores]], Iterable[CaseScores]] | None = None,
+) -> tuple[CaseScores, ...]:
+    """Scores pairs of label files, each by itself.
+
+    The arguments and errors are those of `score_files`.
+    """
     unknown = sorted(set(options.lesion_labels or ()) - labels.foreground.keys())
     if unknown:
         raise OptionError(
@@ -219,9 +244,7 @@ def score_files(
         check_organs(labels.foreground)
     work = functools.partial(_score_pair, labels=labels, options=options, unscored=unscored or {})
     results: Iterable[CaseScores] = (executor.map if executor else map)(work, sorted(pairs.items()))
-    cases = tuple(progress(results) if progress else results)
-    scores = Scores.of(cases, labels=labels, options=options)
-    return scores.replace(warnings=tuple(text for case in cases for text in case.warnings))
+    return tuple(progress(results) if progress else results)
 
 
 def discover_labels(

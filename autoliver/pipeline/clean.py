@@ -21,10 +21,20 @@ from autoliver.pipeline.translation.synthesizer import (
 from autoliver.planning.plan import Plan
 from autoliver.preprocessing.store import StoreInfo, store_key
 from autoliver.system import entries
-from autoliver.workspace import MODELS, STAGED, SYNTHESIS, DatasetFolder, RunFolder, Workspace
+from autoliver.workspace import (
+    MODELS,
+    SHARDS,
+    STAGED,
+    SYNTHESIS,
+    DatasetFolder,
+    RunFolder,
+    Workspace,
+)
 
 # What was written within this time may belong to a command that is still running.
 _RECENT_S = 3600.0
+# Shards may wait for days until there is room on a cluster.
+_GIVEN_UP_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +44,14 @@ class Leftover:
     Attributes:
         path: Its path.
         kind: "store": preprocessed cases; "first stage": label maps for a cascade; "DICOM": a
-            series as an image file; "partial": what an interrupted command has not finished
-            writing.
+            series as an image file; "shards": results of cases of which no whole was made;
+            "partial": what an interrupted command has not finished writing.
         why: Why nothing uses it.
         size: Its size on disk in bytes.
     """
 
     path: Path
-    kind: Literal["store", "first stage", "DICOM", "partial"]
+    kind: Literal["store", "first stage", "DICOM", "shards", "partial"]
     why: str
     size: int
 
@@ -84,14 +94,15 @@ def clean(workspace: Workspace, name: str | None, *, yes: bool = False) -> Clean
     """
     if name is None:
         folders = list(workspace.datasets)
-        places = [workspace.root / part for part in (MODELS, STAGED, SYNTHESIS)]
+        places = [workspace.root / part for part in (MODELS, STAGED, SYNTHESIS, SHARDS)]
     else:
         folders, places = [workspace.planned(name)], []
     folders = [folder for folder in folders if _is_ours(folder)]
     places += [folder.path for folder in folders]
     kept: list[str] = []
     found = [each for folder in folders for each in _of_dataset(folder, kept)]
-    found += [] if name else [*_staged(workspace, kept), *_learnt(workspace)]
+    if name is None:
+        found += [*_staged(workspace, kept), *_shards(workspace, kept), *_learnt(workspace)]
     gone = [each.path for each in found]
     found += [each for each in _partials(places, kept) if not _is_inside(each.path, gone)]
     if yes:
@@ -168,6 +179,19 @@ def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
         yield Leftover(path=path, kind="DICOM", why=why, size=_size(path))
     if young:
         kept.append(f"DICOM series of the last hour, which may still be predicted: {young}.")
+
+
+def _shards(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
+    """Results of shards that were given up: nothing was added to them for a week."""
+    young = 0
+    for path in _folders(workspace.root / SHARDS):
+        if time.time() - _latest(path) < _GIVEN_UP_S:
+            young += 1
+            continue
+        why = "its shards were given up a week ago"
+        yield Leftover(path=path, kind="shards", why=why, size=_size(path))
+    if young:
+        kept.append(f"Results of shards of the last week, of which no whole was made: {young}.")
 
 
 def _learnt(workspace: Workspace) -> Iterator[Leftover]:

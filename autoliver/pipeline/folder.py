@@ -17,7 +17,6 @@ from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.options import UsedModality, UsedRegion
 from autoliver.inference.record import RECORD_FILE
 from autoliver.io.dicom.seg import needs_highdicom
-from autoliver.locks import only_one_kind
 from autoliver.pipeline.dicom.cases import (
     modality_of,
 )
@@ -28,6 +27,13 @@ from autoliver.pipeline.dicom.segmentations import (
     write_segmentations,
 )
 from autoliver.pipeline.dicom.staging import discard, staged
+from autoliver.pipeline.folder_shards import (
+    arrange,
+    claimed,
+    gather,
+    own_part,
+    refuse_overwriting,
+)
 from autoliver.pipeline.inputs import (
     Failure,
     check_lesions,
@@ -44,6 +50,7 @@ from autoliver.pipeline.prediction import (
 )
 from autoliver.pipeline.region import Finder, find_finders, truth_notes
 from autoliver.pipeline.targets import Inputs
+from autoliver.shards import Sharded
 from autoliver.system import in_words
 from autoliver.values import check_texts, counted, hints_of
 from autoliver.workspace import Workspace
@@ -74,6 +81,7 @@ class Predicted:
         lesions: The table of the lesions of all cases; None if the model has no labels of lesions.
         segmentations: DICOM segmentations of finished cases, if they are asked for.
         previews: The pictures of the label maps; empty unless they were asked for.
+        shard: What was done, if it was a shard; the table of lesions is written without --shard.
     """
 
     model: str
@@ -85,6 +93,7 @@ class Predicted:
     lesions: Path | None = None
     segmentations: tuple[Path, ...] = ()
     previews: tuple[Path, ...] = ()
+    shard: Sharded | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -99,6 +108,7 @@ class Predicted:
             "lesions": None if self.lesions is None else str(self.lesions),
             "segmentations": [str(path) for path in self.segmentations],
             "previews": [str(path) for path in self.previews],
+            **({} if self.shard is None else self.shard.facts),
         }
 
     __repr__ = brief
@@ -177,6 +187,7 @@ def predict_folder(
     chosen, finders = _with_finders(workspace, chosen, request)
     first = FoldModel.load(chosen.members[0].folds[0] / MODEL_FILE)
     check_lesions(chosen.name, first, request.lesions)
+    refuse_overwriting(request.shard, overwrite=request.overwrite)
     if request.format == "dicom-seg":
         needs_highdicom("--format dicom-seg")
         output = label_map_of(output)
@@ -184,6 +195,11 @@ def predict_folder(
     if request.format == "dicom-seg":
         refuse_files(found.files)
     name_folders_left_out(found.plain, output)
+    part = None
+    if request.shard is not None:
+        found, part = own_part(found, failures, request.shard)
+        if not part.cases:
+            return Predicted(model=chosen.name, files=(), new=0, skipped=0, shard=part)
     asked = _Asked(workspace, chosen, finders, first.plan.labels, request, folds)
 
     def note(name: str, error: AutoliverError) -> None:
@@ -199,7 +215,9 @@ def predict_folder(
         )
         if not inputs.files and len(failures) == 1:
             raise DatasetError(failures[0].problem, hint=failures[0].hint)
-        return _predict_inputs(asked, inputs, output, failures)
+        done = _predict_inputs(asked, inputs, output, failures)
+    whole = part and dataclasses.replace(part, new=done.new)
+    return dataclasses.replace(done, shard=whole)
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,11 @@ def _predict_inputs(
     lesions = find_lesions(request.lesions, inputs.files, failures)
     places = asked.workspace.names
     targets = find_targets(
-        inputs, output, overwrite=request.overwrite, taken=places, lesions=lesions
+        *(inputs, output),
+        overwrite=request.overwrite,
+        taken=places,
+        lesions=lesions,
+        shard=request.shard,
     )
     if request.format == "dicom-seg":
         refuse_foreign(targets.jobs)
@@ -246,13 +268,16 @@ def _predict_inputs(
     now = now.replace(finders={f.name: f.digest for f in asked.finders}, notes=truth_notes(chosen))
     for sentence in now.notes if todo else ():
         _log.warning("%s", sentence)
-    with _claimed(targets, now) if todo else contextlib.nullcontext():
+    gathering = request.shard is None and bool(targets.shards)
+    with _claimed(targets, now) if todo or gathering else contextlib.nullcontext():
         record = _begin(targets, standing, now, overwrite=request.overwrite)
         if todo:
             # Pictures are drawn of the images in the end.
             dicom = frozenset() if request.preview else frozenset(inputs.dicom)
             work = _Recording(targets.record, record, request, failures, asked.finders, dicom)
             work.predict(chosen, standing)
+        if gathering:
+            arrange(targets)
     segmentations = _segmented(asked, inputs, targets, now, standing, failures)
     failed = {failure.case for failure in failures}
     done = Predicted(
@@ -262,7 +287,7 @@ def _predict_inputs(
         skipped=len(jobs) - len(todo) - len(standing.kept),
         corrected=tuple(standing.corrected),
         failures=tuple(failures),
-        lesions=LesionFiles.beside(targets.record, RECORD_FILE).written(),
+        lesions=None if request.shard else _lesions_beside(targets),
         segmentations=segmentations,
         previews=_previews(targets, asked.labels, failed) if request.preview else (),
     )
@@ -321,6 +346,10 @@ def _with_finders(
     return dataclasses.replace(model, finder=find_finder(workspace, model, request.roi)), finders
 
 
+def _lesions_beside(targets: "Targets") -> Path | None:
+    return LesionFiles.beside(targets.record, RECORD_FILE).written()
+
+
 def _previews(targets: "Targets", labels: Labels, failed: Collection[str]) -> tuple[Path, ...]:
     """Draws the label maps of the cases that did not fail."""
     from autoliver.pipeline.previews import write_previews
@@ -336,17 +365,17 @@ def _stays(name: str, reason: str) -> Failure:
 
 @contextlib.contextmanager
 def _claimed(targets: "Targets", now: "Prediction") -> Iterator[None]:
-    """Holds the output while it is written; the same model may predict other cases there.
+    """Holds the output while it is written (`folder_shards.claimed`).
 
     Raises:
         AutoliverError: Another process predicts there with another model or other options.
         MachineError: The output cannot be written; that is noticed before the model is loaded.
     """
-    folder, what = targets.record.parent, "another model or other options are predicting here"
+    folder = targets.record.parent
     with in_words(folder, verb="written"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    with only_one_kind(folder, targets.record.name, now.way, what, beside=targets.all_records):
+    with claimed(targets, now):
         yield
 
 
@@ -358,9 +387,11 @@ def _begin(
 
     todo, corrected = standing.todo, standing.corrected
     replaced = {job.output.name for job in todo if overwrite or job.name in standing.outdated}
-    for file in targets.own_records:
+    for file in (*targets.own_records, *targets.shards):
         then = read_record(file)
         refuse_mixing(then, now, replaced=replaced, corrected=corrected, path=file)
+    if targets.shard is None and targets.shards:
+        gather(targets, now)
     names = [job.output.name for job in todo]
     return begin_record(targets.record, now, names, replaced=replaced, corrected=corrected)
 

@@ -17,6 +17,7 @@ from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Plan
+from autoliver.shards import Shard
 from autoliver.values import check_text, check_types, set_field
 from autoliver.workspace import DatasetFolder, ModelFolder, RunFolder, Workspace
 
@@ -64,6 +65,7 @@ class PredictRequest:
         format: "dicom-seg" writes a DICOM segmentation beside each label map as well, for cases
             that are DICOM series; "nifti" writes label maps alone.
         seg_type: "binary" segmentations have a mask for each label, "labelmap" one map for all.
+        shard: The part of the cases to predict; None for all of them.
         machine: The device and memory that may be used.
     """
 
@@ -82,6 +84,7 @@ class PredictRequest:
     series: tuple[str, ...] = ()
     format: OutputFormat = "nifti"
     seg_type: SegType = "binary"
+    shard: Shard | None = None
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:

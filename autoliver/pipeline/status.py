@@ -301,6 +301,25 @@ def _listed(folder: Path, damaged: list[str], pattern: str = "*") -> list[Path]:
         return []
 
 
+def train_again(run: RunFolder, weights: object, fold: str) -> str:
+    """Returns the command that goes on with a fold of a run.
+
+    Args:
+        run: The run.
+        weights: What it was started from (`TrainingOptions.pretrained`); None for random weights.
+        fold: The fold.
+    """
+    source, options = run.source, ["--fold", fold]
+    options += ["--tag", run.tag] if run.tag else []
+    if isinstance(weights, str):
+        options += ["--pretrained", weights]
+        options += [] if source or weights == IMAGENET else ["--own-plan"]
+    elif source:
+        options += ["--like", source]
+    dataset, workspace = run.path.parents[1].name, run.path.parents[2]
+    return command("train", dataset, run.configuration, options=options, workspace=workspace)
+
+
 @dataclass(kw_only=True)
 class _Look:
     """A look at a run.
@@ -394,17 +413,7 @@ class _Look:
         return dice if isinstance(dice, float) else None
 
     def _command(self, fold: str) -> str:
-        run, options = self.run, ["--fold", fold]
-        source, weights = run.source, self.options.get("pretrained")
-        options += ["--tag", run.tag] if run.tag else []
-        if isinstance(weights, str):
-            options += ["--pretrained", weights]
-            options += [] if source or weights == IMAGENET else ["--own-plan"]
-        elif source:
-            options += ["--like", source]
-        dataset, workspace = run.path.parents[1].name, run.path.parents[2]
-        named = ("train", dataset, run.configuration)
-        return command(*named, options=options, workspace=workspace)
+        return train_again(self.run, self.options.get("pretrained"), fold)
 
     def _json(self, path: Path) -> dict[str, Any]:
         """A JSON object of a file; empty if there is none, and if it is damaged, which is told."""

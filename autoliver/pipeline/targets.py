@@ -26,12 +26,14 @@ from autoliver.inference.record import (
     read_record,
     voxel_hash,
 )
+from autoliver.inference.shard_records import record_of, records_of_shards
 from autoliver.io.dicom.series import Series
 from autoliver.io.files import read_header, read_label
 from autoliver.io.header import UnreadableImage, label_ending, split_ending
 from autoliver.pipeline.dicom.staging import LABELS
 from autoliver.pipeline.evaluation import EvaluateRequest
 from autoliver.pipeline.prediction import PredictRequest, is_complete
+from autoliver.shards import Shard
 from autoliver.system import entries, in_words, refuse_special
 from autoliver.values import counted
 
@@ -66,15 +68,24 @@ class Targets:
     Attributes:
         jobs: The cases.
         record: The file of the record that they are to be noted in.
+        shard: The shard whose cases these are; None for all cases.
     """
 
     jobs: Sequence[PredictJob]
     record: Path
+    shard: Shard | None = None
 
     @cached_property
     def own_records(self) -> list[Path]:
-        """Further records, of label maps that were once named as the only output."""
-        return own_records(self.jobs, self.record)
+        """Further records: of label maps that were once the only output, and for a shard of all."""
+        found = own_records(self.jobs, self.record)
+        return found if self.shard is None else [*found, self.record.with_name(RECORD_FILE)]
+
+    @cached_property
+    def shards(self) -> list[Path]:
+        """The records that shards have left, but for that of this one."""
+        found = records_of_shards(self.record.parent)
+        return [path for path in found if path != self.record]
 
     @property
     def all_records(self) -> set[str]:
@@ -89,7 +100,9 @@ class Targets:
             ArtifactError: A record is damaged.
         """
         found: dict[str, Prediction] = {}
-        for record in map(read_record, (*self.own_records, self.record)):
+        # What shards have predicted is newer than the record of all.
+        last = (self.record, *self.shards) if self.shard is None else (*self.shards, self.record)
+        for record in map(read_record, (*self.own_records, *last)):
             found |= {} if record is None else dict.fromkeys(record.label_maps, record)
         return found
 
@@ -123,6 +136,7 @@ def find_targets(
     overwrite: bool,
     taken: Sequence[Path] = (),
     lesions: Mapping[str, Path] | None = None,
+    shard: Shard | None = None,
 ) -> Targets:
     """Decides which files to write.
 
@@ -132,6 +146,7 @@ def find_targets(
         overwrite: Whether label maps that are there may be replaced.
         taken: Folders of the workspace, which hold other things.
         lesions: Maps cases to label maps of their lesions, if these are given.
+        shard: The shard whose cases these are; None for all cases.
 
     Raises:
         OptionError: The output cannot take the label maps, or they would replace files that were
@@ -150,7 +165,13 @@ def find_targets(
             lesions=lesions,
             endings=dict.fromkeys(dicom, LABELS),
         )
-        targets, folder = Targets(jobs=jobs, record=output / RECORD_FILE), output
+        record = record_of(output, shard)
+        targets, folder = Targets(jobs=jobs, record=record, shard=shard), output
+    elif shard is not None:
+        raise OptionError(
+            f"--shard {shard}: shards need a folder, and -o {output} is a file.",
+            hint="Name a folder with -o.",
+        )
     else:
         if len(cases) != 1 or (not dicom and any(source.is_dir() for source in sources)):
             raise OptionError(

@@ -9,7 +9,7 @@ from autoliver.datasets.cases import Case
 from autoliver.io.files import read_image, read_label
 from autoliver.planning.plan import Configuration, Plan
 from autoliver.preprocessing.case import class_locations, forward
-from autoliver.preprocessing.store import write_case
+from autoliver.preprocessing.store import is_finished, write_case
 
 _SEED = 1234  # nnU-Net's, for the voxels kept per label
 
@@ -56,6 +56,8 @@ def prepare_case(task: PrepareTask) -> str:
     if done.label is not None:
         rng = np.random.default_rng(_SEED)
         locations = class_locations(done.label, task.plan.labels, rng=rng)
+    if is_finished(task.folder, case.name, case.files):
+        return case.name  # by another process meanwhile, which may be reading it already
     write_case(
         task.folder,
         done,

@@ -278,6 +278,11 @@ def finished_cases(folder: Path) -> dict[str, str]:
     return {name: files for name, files in found.items() if files is not None}
 
 
+def is_finished(folder: Path, name: str, files: str) -> bool:
+    """Whether a case of a store is complete, and was made from files in a state (`Case.files`)."""
+    return _made_from(folder, name) == files
+
+
 def _made_from(folder: Path, name: str) -> str | None:
     try:
         file = CaseFile.load(_case_file(folder, name))

@@ -128,6 +128,18 @@ class LesionFiles:
                 table = table.replace(cases=kept)
             self._save(table)
 
+    def join(self, table: LesionTable) -> None:
+        """Adds the lesions of all cases of another table; one of another model is replaced by it.
+
+        Raises:
+            MachineError: The files cannot be written.
+        """
+        with one_at_a_time(self.json.parent):
+            there = self._read()
+            same = there is not None and there.replace(cases={}) == table.replace(cases={})
+            cases = {**(there.cases if there is not None and same else {}), **table.cases}
+            self._save(table.replace(cases=dict(sorted(cases.items()))))
+
     def add(self, case: str, found: CaseLesions) -> None:
         """Adds the lesions of a case to the table that was begun.
 

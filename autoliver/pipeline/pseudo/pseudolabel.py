@@ -1,8 +1,10 @@
 """Labels cases with a model, and makes a dataset of those whose labels are plausible."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,14 @@ from autoliver.datasets.lesions import is_lesion
 from autoliver.errors import DatasetError, OptionError
 from autoliver.inference.options import PredictOptions
 from autoliver.io.detached import data_files
+from autoliver.machine import WHOLE_MACHINE
 from autoliver.parallel import case_bar
 from autoliver.pipeline.prediction import PredictRequest
+from autoliver.pipeline.pseudo.kept import files_of, label_one, labelling_stage
 from autoliver.pipeline.pseudo.labelling import Judged, Labelling, missing_in
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
 from autoliver.pipeline.pseudo.write import description_of, table_of
+from autoliver.shards import EVERY_CASE, InTurn, KeptCases, Sharded, ShardFolder
 from autoliver.system import entries, in_words
 from autoliver.values import counted, first_few, meant
 from autoliver.workspace import Workspace
@@ -65,7 +70,7 @@ class Pseudolabelled:
 
 def pseudolabel(
     workspace: Workspace, name: str, model: str, output: Path, request: PseudolabelRequest
-) -> Pseudolabelled:
+) -> Pseudolabelled | Sharded:
     """Makes a dataset in which a model has labelled the cases of another one.
 
     Images are referred to and not copied. Labels that people have drawn stay, and are painted over
@@ -77,6 +82,9 @@ def pseudolabel(
         model: Name or path of the model.
         output: Folder of the new dataset.
         request: What to label, and what to refuse.
+
+    Returns:
+        The new dataset; or what a shard has done, of whose cases no dataset is made yet.
 
     Raises:
         DatasetError: The model lacks a label, an image cannot be read, or every case is refused.
@@ -101,18 +109,75 @@ def pseudolabel(
         )
     _check_new(output, overwrite=request.overwrite)
     labels = _joined(dataset, request, list(parts))
-    probabilities = _predict(files, dataset, output / "predicted", request)
-    _clear(output)
+    shards = workspace.shards("pseudolabel", dataset.folder, output.resolve())
+    # On whatever machine they are made, and by which shard, labels are the same.
+    asked = replace(request, machine=WHOLE_MACHINE, shard=None)
     work = Labelling(
         theirs=theirs,
         parts=parts,
         own=dataset.labels,
         labels=labels,
-        request=request,
+        request=asked,
         output=output,
     )
-    bar = case_bar("label", len(dataset.cases))
-    judged = [work.label(case, probabilities[case.name]) for case in bar(dataset.cases)]
+    if request.shard is not None:
+        return _label_shard(files, dataset, work, request, shards)
+    with shards.finishing():
+        probabilities = _predict(files, dataset, dataset.cases, output / "predicted", request)
+        judged = _label_all(dataset, probabilities, work, shards)
+        _write(dataset, trained, work, judged)
+    return Pseudolabelled(
+        folder=output,
+        model=files.name,
+        cases=tuple(judged),
+        table=output / TABLE_FILE,
+        next_command=command("plan", str(output), workspace=workspace.root),
+    )
+
+
+def _label_shard(
+    files: "ModelFiles",
+    dataset: Dataset,
+    work: Labelling,
+    request: PseudolabelRequest,
+    shards: ShardFolder,
+) -> Sharded:
+    """Predicts and labels the cases of a shard."""
+    shard = request.shard or EVERY_CASE
+    cases = shard.part(dataset.cases, lambda case: case.name)
+    mapper = shards.kept(labelling_stage(work.output), InTurn())
+    if cases:
+        with shards.doing(shard):
+            probabilities = _predict(files, dataset, cases, work.output / "predicted", request)
+            items = [(case, probabilities[case.name]) for case in cases]
+            bar = case_bar("label", len(items))
+            deque(bar(mapper.map(partial(label_one, work=work), items)), maxlen=0)
+    names = tuple(case.name for case in cases)
+    return Sharded(shard=shard, cases=names, new=len(mapper.new), of=len(dataset.cases))
+
+
+def _label_all(
+    dataset: Dataset,
+    probabilities: Mapping[str, Path],
+    work: Labelling,
+    shards: ShardFolder,
+) -> list[Judged]:
+    """Labels all cases; those stay that shards have labelled."""
+    items = [(case, probabilities[case.name]) for case in dataset.cases]
+    label = partial(label_one, work=work)
+    mapper = shards.whole(labelling_stage(work.output), InTurn())
+    done = mapper.finished(label, items) if isinstance(mapper, KeptCases) else set()
+    _clear(work.output, keep=done)
+    return list(case_bar("label", len(items))(mapper.map(label, items)))
+
+
+def _write(dataset: Dataset, trained: "Plan", work: Labelling, judged: Sequence[Judged]) -> None:
+    """Writes the table and the description of the new dataset.
+
+    Raises:
+        DatasetError: Every case is refused.
+    """
+    output, labels = work.output, work.labels
     table = output / TABLE_FILE
     write_bytes(table, table_of(judged).encode())
     kept = {each.case for each in judged if not each.refused}
@@ -123,25 +188,27 @@ def pseudolabel(
             hint=f"Look at {output / 'pictures'} and {table}; allow more with --min-confidence, "
             "--volume or --max-outside, or choose another model.",
         )
-    description = description_of(dataset, labels, kept, list(parts), trained.codes)
+    description = description_of(dataset, labels, kept, list(work.parts), trained.codes)
     write_bytes(output / "dataset.json", as_json(description))
     read_dataset(output)
-    return Pseudolabelled(
-        folder=output,
-        model=files.name,
-        cases=tuple(judged),
-        table=table,
-        next_command=command("plan", str(output), workspace=workspace.root),
-    )
 
 
-def _clear(output: Path) -> None:
-    """Removes what an earlier call has made of its predictions, the description first."""
+def _clear(output: Path, *, keep: Collection[str]) -> None:
+    """Removes what an earlier call has made of its predictions, the description first.
+
+    Args:
+        output: The folder.
+        keep: Names of the cases whose files stay.
+    """
+    kept = {file for name in keep for file in files_of(output, name)}
     with in_words(output, verb="written"):
         (output / "dataset.json").unlink(missing_ok=True)
         for name in ("labelsTr", "pictures"):
-            if (output / name).is_dir():
+            if not keep and (output / name).is_dir():
                 shutil.rmtree(output / name)
+            for file in entries(output / name):
+                if file not in kept:
+                    file.unlink()
 
 
 def _plan_of(files: "ModelFiles") -> "Plan":
@@ -224,9 +291,13 @@ def _joined(dataset: Dataset, request: PseudolabelRequest, given: Sequence[str])
 
 
 def _predict(
-    files: "ModelFiles", dataset: Dataset, folder: Path, request: PseudolabelRequest
+    files: "ModelFiles",
+    dataset: Dataset,
+    wanted: Sequence[Case],
+    folder: Path,
+    request: PseudolabelRequest,
 ) -> dict[str, Path]:
-    """Predicts all cases with their probabilities; finished ones stay."""
+    """Predicts cases with their probabilities; finished ones stay."""
     from autoliver.inference.predict import make_jobs
     from autoliver.inference.record import RECORD_FILE, describe, read_record
     from autoliver.pipeline.prediction import predict
@@ -248,7 +319,7 @@ def _predict(
     if request.overwrite and folder.is_dir():
         shutil.rmtree(folder)
     now.save(folder / RECORD_FILE)
-    cases = {case.name: [Path(image) for image in case.images] for case in dataset.cases}
+    cases = {case.name: [Path(image) for image in case.images] for case in wanted}
     asked = PredictRequest(probabilities=True, modality=request.modality, machine=request.machine)
     predict(files, cases, folder, asked)
     return {job.name: job.probabilities for job in make_jobs(cases, folder)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from autoliver.errors import WrongValue
 from autoliver.inference.options import ModalityChoice
 from autoliver.machine import WHOLE_MACHINE, Machine
+from autoliver.shards import Shard
 from autoliver.values import check_number, check_types
 
 
@@ -23,6 +24,7 @@ class PseudolabelRequest:
         band: Voxels with a probability between these get the ignore label; None: none does.
         largest: Whether only the largest piece of each label is kept.
         overwrite: Whether a dataset that is there may be replaced.
+        shard: The part of the cases to label, for a dataset that is made later; None for all.
         machine: The device and memory that may be used.
     """
 
@@ -35,6 +37,7 @@ class PseudolabelRequest:
     band: tuple[float, float] | None = (0.3, 0.7)
     largest: bool = True
     overwrite: bool = False
+    shard: Shard | None = None
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -56,6 +59,11 @@ class PseudolabelRequest:
             raise WrongValue(
                 f"--band {self.band[0]:g} {self.band[1]:g}: expected probabilities around 0.5.",
                 hint="Give them as --band 0.3 0.7, or --no-band.",
+            )
+        if self.shard is not None and self.overwrite:
+            raise WrongValue(
+                f"--shard {self.shard} and --overwrite: one shard would remove what another made.",
+                hint="Choose a new folder, or remove the old one first.",
             )
         if not self.labels:
             raise WrongValue("--label names no label.", hint="Give it as --label liver.")

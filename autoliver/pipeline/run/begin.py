@@ -13,7 +13,7 @@ from typing import Any
 from autoliver.artifacts import to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
-from autoliver.locks import check_free, is_held, only_one
+from autoliver.locks import check_free, in_turn, is_held, only_one
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.run.start import forget_start
@@ -166,6 +166,14 @@ def _is_bound(run: RunFolder) -> bool:
 def in_use(run: RunFolder, folds: Iterable[Fold]) -> contextlib.AbstractContextManager[None]:
     """Returns a block in which other processes see that this one works on folds of a run."""
     return only_one(_own(run), f"{run.name} is being trained", parts=tuple(map(str, folds)))
+
+
+def begins(run: RunFolder) -> contextlib.AbstractContextManager[None]:
+    """Returns a block in which no other process decides how the run begins, or writes that.
+
+    Of several that begin a new run at once, one decides, and the others take it as it is.
+    """
+    return in_turn(run.beginning, f"{run.name} is being begun")
 
 
 def _own(run: RunFolder) -> Path:

@@ -22,7 +22,7 @@ from autoliver.pipeline.data import (
 )
 from autoliver.pipeline.region import is_place
 from autoliver.pipeline.run.batch import check_batch
-from autoliver.pipeline.run.begin import Beginning, decide_beginning, in_use, log_memory
+from autoliver.pipeline.run.begin import Beginning, begins, decide_beginning, in_use, log_memory
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.encoder_source import asks_for_imagenet, check_planned
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
@@ -251,14 +251,17 @@ def _check_options_of_data(
 
 
 def _begin_from(
-    source: Source,
+    source: Source | None,
     begun: Beginning,
     planned: Planned,
     configuration: Configuration,
     splits: Mapping[Fold, Split],
     notify: Notify,
 ) -> None:
-    """Writes how a run begins that starts from a source, and the weights it starts from."""
+    """Writes how a run begins, and the weights it starts from if it has a source."""
+    if source is None:
+        begun.write()
+        return
     start = None if begun.new else kept_start(begun.run, source, begun.options)
     start = start or fit_weights(source, planned, configuration, begun.options)
     begun.write()
@@ -293,19 +296,17 @@ def _run_job(
     replay = replay_for(workspace, planned, asked, run, list(splits))
     region = region_for(workspace, planned, configuration, asked, run, list(splits))
     made_from = _made_from(planned, folds, stage, source, replay, region)
-    begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
-    options = begun.options
-    _check_options_of_data(options, splits, planned, replay)
-    whole, planned = planned, for_task(planned, request.configuration, options)
-    configuration = planned.plan.configurations[request.configuration]
-    configuration = changed_configuration(configuration, options)
-    check_classes(options, head_labels(planned.plan.labels, configuration))
-    freezing(options, configuration.network)
-    group.part(configuration.batch_size)  # raises if there are more processes than samples
-    check_batch(begun, configuration, request, list(splits), group)
-    if source is None:
-        begun.write()
-    else:
+    with begins(run):
+        begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
+        options = begun.options
+        _check_options_of_data(options, splits, planned, replay)
+        whole, planned = planned, for_task(planned, request.configuration, options)
+        configuration = planned.plan.configurations[request.configuration]
+        configuration = changed_configuration(configuration, options)
+        check_classes(options, head_labels(planned.plan.labels, configuration))
+        freezing(options, configuration.network)
+        group.part(configuration.batch_size)  # raises if there are more processes than samples
+        check_batch(begun, configuration, request, list(splits), group)
         _begin_from(source, begun, planned, configuration, splits, notify)
     if options.patch or options.batch_size:
         log_memory(configuration, planned.plan)

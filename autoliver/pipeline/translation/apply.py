@@ -23,6 +23,7 @@ from autoliver.pipeline.data import planned_dataset
 from autoliver.pipeline.folder import predict_folder
 from autoliver.pipeline.prediction import PredictRequest
 from autoliver.pipeline.translation.fit import digest_of
+from autoliver.pipeline.translation.kept import AppliedCase, AppliedCases, applied_cases
 from autoliver.pipeline.translation.synthesizer import (
     SYNTHESIZER_FILE,
     SynthesisFolder,
@@ -30,6 +31,7 @@ from autoliver.pipeline.translation.synthesizer import (
     find_synthesizer,
 )
 from autoliver.preprocessing.case import backward_image, forward
+from autoliver.shards import Shard
 from autoliver.synthesis.translation.apply import (
     BRIGHTEST,
     Fidelity,
@@ -63,11 +65,13 @@ class ApplyRequest(Record, frozen=True, kw_only=True):
         judge: A model that finds the labels in the target; None: the segmentor that was learnt with
             the translation.
         min_dice: Cases with a lower mean Dice are left out, and slices are ignored in training.
+        shard: The part of the cases to translate, for a dataset that is made later; None for all.
         machine: The device, processes and memory that may be used.
     """
 
     judge: str | None = None
     min_dice: float = 0.5
+    shard: Shard | None = None
     machine: Machine = WHOLE_MACHINE
 
     def __post_init__(self) -> None:
@@ -125,44 +129,45 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     """
     folder, info = find_synthesizer(workspace, name)
     output = output.absolute()
-    judge = _judge(folder, info, request)
-    dataset = _unchanged(workspace, info, request)
+    judge = judge_of(folder, info, request)
+    dataset = unchanged_source(workspace, info, request)
     for place in (Path(dataset.folder), workspace.root):
         check_output(place, output)
     hint = f"Learn it again with: {info.again(workspace, fresh=True)}"
-    network = _generator(folder, info, request.machine, hint=hint)
-    pairs = _common(workspace, judge, info)
-    with only_writing(output) as beside:
-        for part in ("imagesTr", "labelsTr"):
-            (beside / part).mkdir(parents=True)
-        axes = _translate_all(network, info, dataset, beside)
+    network = generator_of(folder, info, request.machine, hint=hint)
+    pairs = common_labels(workspace, judge, info)
+    applied = applied_cases(workspace, info, folder, judge, output)
+    with applied.shards.finishing(), only_writing(output) as beside:
         predicted = beside / "judged"
-        how = PredictRequest(modality=None, machine=request.machine)
-        predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
+        for part in (beside / "imagesTr", beside / "labelsTr", predicted):
+            part.mkdir(parents=True)
+        known = _known(applied, dataset.labelled)
+        axes = {name: each.axis for name, each in known.items()}
+        if rest := [case for case in dataset.labelled if case.name not in known]:
+            axes |= _translate_all(network, info, rest, beside)
+            how = PredictRequest(modality=None, machine=request.machine)
+            predict_folder(workspace, beside / "imagesTr", predicted, how, models=(judge,))
+        for each in known:
+            shutil.copyfile(applied.image(each), image_in(beside, each))
+            shutil.copyfile(applied.found(each), predicted / f"{each}.nii.gz")
         maps = {
-            case.name: _Files(
-                image=image_in(beside, case.name),
-                label=Path(str(case.label)),
-                found=predicted / f"{case.name}.nii.gz",
-                axis=axes[case.name],
+            case.name: judged_files(
+                case,
+                image_in(beside, case.name),
+                predicted / f"{case.name}.nii.gz",
+                axes[case.name],
             )
             for case in dataset.labelled
         }
-        found = [_fidelity(case, files, pairs, info) for case, files in maps.items()]
+        found = [
+            known[case].fidelity if case in known else fidelity_in(case, files, pairs, info)
+            for case, files in maps.items()
+        ]
         kept = [each for each in found if each.mean >= request.min_dice]
         _draw(beside / _SHEET, found, maps, pairs)
         write_bytes(beside / FIDELITY_FILE, _table(found, kept, request.min_dice).encode())
         if not kept:
-            for name_ in (FIDELITY_FILE, _SHEET):
-                if (beside / name_).exists():  # no picture if no case shows a label
-                    shutil.copyfile(beside / name_, folder.path / name_)
-            raise DatasetError(
-                f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the "
-                f"best mean Dice is {max(each.mean for each in found):.2f}, expected at least "
-                f"{request.min_dice:g}.",
-                hint=f"Look at {folder.path / _SHEET} and {folder.path / FIDELITY_FILE}; learn the "
-                "translation longer, or keep more with --qc-min-dice.",
-            )
+            raise _none_fits(folder, beside, name, found, request.min_dice)
         ignored = sum(
             _write_label(beside, each, maps[each.case], info, request.min_dice) for each in kept
         )
@@ -183,7 +188,36 @@ def apply(workspace: Workspace, name: str, output: Path, request: ApplyRequest) 
     )
 
 
-def _unchanged(workspace: Workspace, info: Synthesizer, request: ApplyRequest) -> Dataset:
+def _none_fits(
+    folder: SynthesisFolder, beside: Path, name: str, found: Sequence[Fidelity], least: float
+) -> DatasetError:
+    """The error that no case is kept; the table and the picture are kept for whoever looks."""
+    for file in (FIDELITY_FILE, _SHEET):
+        if (beside / file).exists():  # no picture if no case shows a label
+            shutil.copyfile(beside / file, folder.path / file)
+    return DatasetError(
+        f"{name}: the labels fit none of {counted(len(found), 'translated image')}; the best mean "
+        f"Dice is {max(each.mean for each in found):.2f}, expected at least {least:g}.",
+        hint=f"Look at {folder.path / _SHEET} and {folder.path / FIDELITY_FILE}; learn the "
+        "translation longer, or keep more with --qc-min-dice.",
+    )
+
+
+def _known(applied: AppliedCases, cases: Sequence[Case]) -> dict[str, AppliedCase]:
+    """The cases that shards have translated and judged; nothing is done for the others."""
+    mapper = applied.applied
+    done = mapper.finished(_not_now, cases)
+    own = [case for case in cases if case.name in done]
+    return {each.fidelity.case: each for each in mapper.map(_not_now, own)}
+
+
+def _not_now(case: Case) -> AppliedCase:
+    raise ArtifactError(
+        f"{case.name}: its translated image has been removed.", hint="Give the command again."
+    )
+
+
+def unchanged_source(workspace: Workspace, info: Synthesizer, request: ApplyRequest) -> Dataset:
     """The source of a translation, as it was when the translation was learnt.
 
     Raises:
@@ -246,7 +280,24 @@ class _Files:
         )
 
 
-def _judge(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) -> str:
+def judged_files(case: Case, image: Path, found: Path, axis: int) -> _Files:
+    """Returns the files of a translated case.
+
+    Args:
+        case: The case of the source.
+        image: Its translated image.
+        found: What the judge finds in that.
+        axis: The axis of the files' arrays along which slices were translated.
+    """
+    return _Files(image=image, label=Path(str(case.label)), found=found, axis=axis)
+
+
+def judge_of(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) -> str:
+    """Returns the model that judges whether the labels fit the images.
+
+    Raises:
+        OptionError: None is named, and none was learnt with the translation.
+    """
     if request.judge is not None:
         return request.judge
     if not info.options.segments:
@@ -258,10 +309,10 @@ def _judge(folder: SynthesisFolder, info: Synthesizer, request: ApplyRequest) ->
     return str(folder.segmentor.parent)
 
 
-def _common(
+def common_labels(
     workspace: Workspace, judge: str, info: Synthesizer
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The labels that both the source and the judge have, with their values."""
+    """Returns the labels that both the source and the judge have, with their values."""
     from autoliver.models.files import MODEL_FILE, FoldModel
 
     files = workspace.model_to_predict(judge)
@@ -287,7 +338,7 @@ def _common(
     return pairs
 
 
-def _generator(
+def generator_of(
     folder: SynthesisFolder, info: Synthesizer, machine: Machine, *, hint: str
 ) -> "nn.Module | None":
     """The network that translates; None where nothing is learnt.
@@ -305,17 +356,16 @@ def _generator(
 
 
 def _translate_all(
-    network: "nn.Module | None", info: Synthesizer, dataset: Dataset, output: Path
+    network: "nn.Module | None", info: Synthesizer, cases: Sequence[Case], output: Path
 ) -> dict[str, int]:
-    """Writes the images of all cases; returns the axis of each along which slices lie."""
+    """Writes the images of cases; returns the axis of each along which slices lie."""
     axes = {}
-    cases = dataset.labelled
     for case in case_bar("translate", len(cases))(cases):
-        axes[case.name] = _translate_case(network, info, case, image_in(output, case.name))
+        axes[case.name] = translate_case(network, info, case, image_in(output, case.name))
     return axes
 
 
-def _translate_case(network: "nn.Module | None", info: Synthesizer, case: Case, path: Path) -> int:
+def translate_case(network: "nn.Module | None", info: Synthesizer, case: Case, path: Path) -> int:
     """Writes the image that is made of a case; without a network, of its labels.
 
     Returns:
@@ -340,7 +390,8 @@ def _translate_case(network: "nn.Module | None", info: Synthesizer, case: Case, 
     return done.properties.reorientation.axes[done.properties.transpose_forward[0]]
 
 
-def _fidelity(case: str, files: _Files, pairs: Mapping[str, Any], info: Synthesizer) -> Fidelity:
+def fidelity_in(case: str, files: _Files, pairs: Mapping[str, Any], info: Synthesizer) -> Fidelity:
+    """Returns how well the labels of a translated case fit, and how it compares with real scans."""
     image, label, predicted = files.arrays()
     found = fidelity_of(case, label, predicted, pairs, ignore=info.labels.ignore)
     spacing_mm = read_header(files.image).geometry.spacing_mm[files.axis]

@@ -1,0 +1,59 @@
+"""What shards of `pseudolabel` keep of each case, besides its label map and its picture."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autoliver.datasets.cases import Case
+from autoliver.io.detached import data_files
+from autoliver.pipeline.pseudo.labelling import Judged, Labelling
+from autoliver.shards import KeptStage
+
+# A case, and the file of its probabilities.
+Item = tuple[Case, Path]
+
+
+def label_one(item: Item, *, work: Labelling) -> Judged:
+    """Labels a case (`Labelling.label`)."""
+    return work.label(*item)
+
+
+def labelling_stage(output: Path) -> KeptStage[Item, Judged]:
+    """Returns how the judgements of cases are kept, whose label maps are in a folder."""
+    return KeptStage(
+        name="judged",
+        case=_name,
+        plain=msgspec.to_builtins,
+        result=_to_judged,
+        state=_files,
+        there=functools.partial(_are_there, output=output),
+    )
+
+
+def files_of(output: Path, case: str) -> tuple[Path, Path]:
+    """The label map and the picture of a case."""
+    return output / f"labelsTr/{case}.nii.gz", output / f"pictures/{case}.png"
+
+
+def _name(item: Item) -> str:
+    return item[0].name
+
+
+def _to_judged(plain: Any) -> Judged:
+    return msgspec.convert(plain, Judged)
+
+
+def _files(item: Item) -> list[tuple[str, int, int]]:
+    """Name, size and time of the last change of the files of a case."""
+    case, probabilities = item
+    paths = [Path(path) for path in (*case.images, case.label) if path is not None]
+    files = [file for path in (*paths, probabilities) for file in data_files(path)]
+    states = [(file.name, file.stat()) for file in files]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _are_there(item: Item, judged: Judged, *, output: Path) -> bool:
+    label, picture = files_of(output, item[0].name)
+    return picture.is_file() and (bool(judged.refused) or label.is_file())
