@@ -97,6 +97,20 @@ def test_a_worker_that_is_killed_loses_nothing(place: Path, cluster: Any, first:
     assert stored(place / "workspace") == stored(alone)
 
 
+def test_predictions_are_those_of_one_process(place: Path, cluster: Any) -> None:
+    work, images = ("-w", place / "workspace"), place / "data" / NAME / "imagesTr"
+    run("train", NAME, "2d", "--fold", "all", "--epochs", 1, "--iterations", 1, *work)
+    common = ("predict", "-i", images, "--exact", *work, "-m", f"{NAME}/2d", "--threads", 1)
+    run(*common, "-o", place / "alone")
+    done = invoke(*common, "-o", place / "spread", "--dask", cluster.scheduler_address)
+    assert done.exit_code == 0, done.output
+    assert f"{CASES} cases on the cluster" in done.stderr
+    names = sorted(path.name for path in (place / "alone").glob("*.nii.gz"))
+    assert len(names) == CASES
+    for name in names:
+        assert (place / "spread" / name).read_bytes() == (place / "alone" / name).read_bytes()
+
+
 def test_a_cluster_and_a_shard_exclude_each_other(place: Path) -> None:
     done = invoke("plan", place / "data" / NAME, "--dask", "tcp://x:1", "--shard", "1/2")
     assert "exclude each other" in str(done.exception)

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from autoliver.cli.help import words_without
 from autoliver.cli.output import say
-from autoliver.cli.shards import words_without
 from autoliver.errors import AutoliverError, MachineError, OptionError
 from autoliver.parallel import bar_pace
 from autoliver.system import in_words

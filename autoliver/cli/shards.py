@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.cli.help import given_words
+from autoliver.cli.help import words_without
 from autoliver.cli.output import emit
 from autoliver.errors import OptionError
 
@@ -62,18 +62,3 @@ def emit_shard(
 def without_shard() -> str:
     """The command line that is being run, without --shard and its value, for a shell."""
     return shlex.join(["autoliver", *words_without("--shard")])
-
-
-def words_without(option: str) -> tuple[str, ...]:
-    """The words of the command line that is being run, without an option and its value."""
-    given = list(given_words.get())
-    kept: list[str] = []
-    while given:
-        word = given.pop(0)
-        if word == "--":  # what follows are no options
-            return (*kept, word, *given)
-        if word == option:
-            del given[:1]
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return tuple(kept)
