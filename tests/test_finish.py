@@ -87,9 +87,9 @@ def test_missing_folds_are_named_with_the_commands_that_train_them(place: Path) 
     again = shlex.split(refused.value.hint.splitlines()[0])
     assert again[:6] == ["autoliver", "train", NAME, "2d", "--fold", "1"]
     assert again[6:8] == ["--tag", "part"]
-    with only_one(run_.lock(1), "fold 1 is being trained"):
-        with pytest.raises(ModelError, match="being trained: 1"):
-            autoliver.finish(NAME, "2d+part", workspace=place / "w")
+    alone = only_one(run_.lock(1), "fold 1 is being trained")
+    with alone, pytest.raises(ModelError, match="being trained: 1"):
+        autoliver.finish(NAME, "2d+part", workspace=place / "w")
     assert not (run_.path / "fold_1").exists()
 
 

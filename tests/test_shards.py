@@ -21,6 +21,7 @@ from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
 from autoliver.planning import fingerprint, verify
 from autoliver.shards import InTurn, KeptCases, KeptStage, Shard, ShardFolder
+from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills groups of processes")
 N = 3
@@ -190,8 +191,6 @@ COMMANDS = {
             "new",
             "--qc-min-dice",
             "0",
-            "--judge",
-            JUDGE,
             "-w",
             "w",
         ),
