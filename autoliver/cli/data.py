@@ -10,6 +10,7 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     MemoryGb,
     ShardOption,
     Threads,
@@ -17,7 +18,6 @@ from autoliver.cli.options import (
     Workers,
     WorkspaceDir,
     machine_of,
-    shard_of,
 )
 from autoliver.cli.output import emit, say, start, table
 from autoliver.cli.planning_options import (
@@ -36,7 +36,7 @@ from autoliver.cli.planning_options import (
     Window,
     ZStrides,
 )
-from autoliver.cli.shards import emit_shard
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.commands import command
 from autoliver.values import counted
 
@@ -150,6 +150,7 @@ def plan(
     slices: Slices = None,
     fresh: Fresh = False,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -185,7 +186,7 @@ def plan(
         modality=modality,
         like=like,
         fresh=fresh,
-        shard=shard_of(shard),
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         notify=say,
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
@@ -210,6 +211,7 @@ def preprocess(
         ),
     ] = None,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     workers: Workers = 0,
     threads: Threads = None,
     memory_gb: MemoryGb = None,
@@ -225,7 +227,7 @@ def preprocess(
     start(verbose=verbose)
     names = [check_configuration(name) for name in configurations or ()]
     machine = machine_of(workers=workers, memory_gb=memory_gb, threads=threads)
-    part = shard_of(shard)
+    part = shard_of(shard, dask=dask, workspace=workspace)
     if part is not None:
         done = preprocess_shard(Workspace(workspace), dataset, names, part, machine=machine)
         emit_shard(done, as_json=as_json)

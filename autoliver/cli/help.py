@@ -131,6 +131,21 @@ class HelpfulGroup(TyperGroup):
         self.format_commands(ctx, formatter)
 
 
+def words_without(option: str) -> tuple[str, ...]:
+    """The words of the command line that is being run, without an option and its value."""
+    given = list(given_words.get())
+    kept: list[str] = []
+    while given:
+        word = given.pop(0)
+        if word == "--":  # what follows are no options
+            return (*kept, word, *given)
+        if word == option:
+            del given[:1]
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return tuple(kept)
+
+
 def _names(ctx: Any) -> Iterator[str]:
     """The names of a command and of the group that it is in, without that of the program."""
     if ctx.parent is not None:

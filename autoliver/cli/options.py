@@ -12,7 +12,6 @@ from autoliver.errors import OptionError
 
 if TYPE_CHECKING:
     from autoliver.machine import Machine
-    from autoliver.shards import Shard
 
 # Groups of options on the help pages.
 MACHINE = "Machine"
@@ -132,6 +131,16 @@ MemoryGb = Annotated[
 ]
 
 
+DaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Work on all cases by shards on the workers of this dask cluster, which see the same "
+        "folders; then write what is made of all cases.",
+        rich_help_panel=MACHINE,
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -143,13 +152,6 @@ ShardOption = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
-
-
-def shard_of(text: str | None) -> "Shard | None":
-    """The part of the cases that --shard names; None for all of them."""
-    from autoliver.shards import Shard
-
-    return None if text is None else Shard.of(text)
 
 
 def machine_of(

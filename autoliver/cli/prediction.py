@@ -8,6 +8,7 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     Device,
     MemoryGb,
     Series,
@@ -17,10 +18,9 @@ from autoliver.cli.options import (
     Workers,
     WorkspaceDir,
     machine_of,
-    shard_of,
 )
 from autoliver.cli.output import emit, say, start
-from autoliver.cli.shards import emit_shard
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.inference.options import ModalityChoice, OutputFormat
 from autoliver.io.dicom.codes import SegType
 from autoliver.values import counted, first_few
@@ -179,6 +179,7 @@ def predict(
         typer.Option("--overwrite", help="Predict all cases again. [default: skip finished ones]"),
     ] = False,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     threads: Threads = None,
     memory_gb: MemoryGb = None,
@@ -211,7 +212,7 @@ def predict(
         series=tuple(series or ()),
         format=format_,
         seg_type=seg_type,
-        shard=shard_of(shard),
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device, threads=threads),
     )
     try:
@@ -337,6 +338,7 @@ def evaluate(
         ),
     ] = False,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     workers: Workers = 0,
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -367,7 +369,7 @@ def evaluate(
         output=output,
         subset=subset,
         overwrite=overwrite,
-        shard=shard_of(shard),
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     found = evaluate_all(Workspace(workspace), prediction, reference, request)

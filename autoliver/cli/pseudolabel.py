@@ -8,16 +8,16 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     Device,
     MemoryGb,
     ShardOption,
     Verbose,
     WorkspaceDir,
     machine_of,
-    shard_of,
 )
 from autoliver.cli.output import emit, start, table
-from autoliver.cli.shards import emit_shard
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.inference.options import ModalityChoice
 from autoliver.values import counted
 
@@ -93,6 +93,7 @@ def pseudolabel(
         bool, typer.Option("--overwrite", help="Replace a dataset that was made before.")
     ] = False,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -126,7 +127,7 @@ def pseudolabel(
         **bands,
         largest=largest,
         overwrite=overwrite,
-        shard=shard_of(shard),
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     done = label_cases(Workspace(workspace), dataset, model, output, request)

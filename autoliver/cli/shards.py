@@ -1,14 +1,40 @@
-"""What a command with --shard prints: what it has done, and the command that makes the whole."""
+"""Options and output of commands with --shard: what a shard does, and what it prints."""
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.cli.help import given_words
+from autoliver.cli.help import words_without
 from autoliver.cli.output import emit
+from autoliver.errors import OptionError
 
 if TYPE_CHECKING:
-    from autoliver.shards import Sharded
+    from autoliver.shards import Shard, Sharded
+
+
+def shard_of(text: str | None, *, dask: str | None, workspace: Path) -> "Shard | None":
+    """The part of the cases that --shard names; None for all of them.
+
+    With --dask the workers of a cluster first do all shards.
+
+    Raises:
+        OptionError: Both are given, or --shard names no part.
+        AutoliverError: As for `spread`.
+    """
+    from autoliver.shards import Shard
+
+    if dask is None:
+        return None if text is None else Shard.of(text)
+    if text is not None:
+        raise OptionError(
+            f"--shard {text} and --dask {dask} exclude each other.",
+            hint="With --dask the workers of the cluster do all shards.",
+        )
+    from autoliver.cli.cluster import spread
+
+    spread(dask, workspace)
+    return None
 
 
 def emit_shard(
@@ -35,15 +61,4 @@ def emit_shard(
 
 def without_shard() -> str:
     """The command line that is being run, without --shard and its value, for a shell."""
-    given = list(given_words.get())
-    words: list[str] = []
-    while given:
-        word = given.pop(0)
-        if word == "--":  # what follows are no options
-            words += [word, *given]
-            break
-        if word == "--shard":
-            given.pop(0)
-        elif not word.startswith("--shard="):
-            words.append(word)
-    return shlex.join(["autoliver", *words])
+    return shlex.join(["autoliver", *words_without("--shard")])

@@ -8,16 +8,16 @@ import typer
 from autoliver.cli.options import (
     DEFAULT_WORKSPACE,
     AsJson,
+    DaskOption,
     Device,
     MemoryGb,
     ShardOption,
     Verbose,
     WorkspaceDir,
     machine_of,
-    shard_of,
 )
 from autoliver.cli.output import emit, start, table
-from autoliver.cli.shards import emit_shard
+from autoliver.cli.shards import emit_shard, shard_of
 from autoliver.cli.training_options import sizes
 from autoliver.commands import command
 from autoliver.planning.names import ModalityName
@@ -247,6 +247,7 @@ def apply(
         ),
     ] = 0.5,
     shard: ShardOption = None,
+    dask: DaskOption = None,
     device: Device = "auto",
     memory_gb: MemoryGb = None,
     workspace: WorkspaceDir = DEFAULT_WORKSPACE,
@@ -266,7 +267,7 @@ def apply(
     request = ApplyRequest(
         judge=judge,
         min_dice=min_dice,
-        shard=shard_of(shard),
+        shard=shard_of(shard, dask=dask, workspace=workspace),
         machine=machine_of(memory_gb=memory_gb, device=device),
     )
     if request.shard is not None:

@@ -1,0 +1,231 @@
+"""Shards of a command on a dask cluster: --dask ADDRESS.
+
+Workers run the same command with --shard, in a process of its own, on folders that all machines
+share. So only the command's words go to a worker, and only one line comes back: images and label
+maps never travel. A worker that is killed takes one process with it; the shard begins again
+elsewhere and skips the cases that are finished.
+"""
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from autoliver.cli.help import words_without
+from autoliver.cli.output import say
+from autoliver.errors import AutoliverError, MachineError, OptionError
+from autoliver.parallel import bar_pace
+from autoliver.system import in_words
+from autoliver.values import counted
+
+# Shards for each task that the cluster can run at a time: the last ones end at about the same time.
+_SHARDS_EACH = 4
+# Tasks that are given to the cluster at a time, for each that it can run.
+_WINDOW = 2
+# How often a shard is given to the cluster if its command was ended from outside.
+_TRIES = 3
+_SHOWN_LINES = 3  # of what a shard has said
+_WAIT = "30s"
+_PROGRAM = "from autoliver.cli.cluster import run_with_parent; run_with_parent()"
+_SIGNAL_OF_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
+# Exit codes of a command that was ended by a signal, or asks to be started again.
+_AGAIN = frozenset({75, *(128 + number for number in (signal.SIGKILL, signal.SIGTERM))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker needs to run one shard.
+
+    Attributes:
+        words: The words of the command line, without the program's name and without --shard.
+        folder: The folder in which the command was given.
+        shard: The shard, such as "3/8".
+        token: A file that the worker must see, on the folders that all machines share.
+        version: The version of autoliver that gave the command.
+    """
+
+    words: tuple[str, ...]
+    folder: str
+    shard: str
+    token: str
+    version: str
+
+
+def spread(address: str, workspace: Path) -> None:
+    """Runs all shards of the command line that is being run on the workers of a dask cluster.
+
+    Afterwards the caller goes on as without --dask, and finds all cases finished.
+
+    Args:
+        address: Address of the scheduler, such as tcp://node1:8786, or its scheduler file.
+        workspace: The workspace, in which workers are shown that they see the same files.
+
+    Raises:
+        OptionError: dask is not installed.
+        MachineError: The scheduler cannot be reached, has no workers, or they see other files.
+        AutoliverError: Shards have failed; the message holds what the first ones said.
+    """
+    client = _client(address)
+    try:
+        with _token(workspace) as token, client.as_current():
+            _run_all(client, address, token)
+    finally:
+        client.close()
+
+
+def run_shard(job: Job) -> dict[str, Any]:
+    """Runs one shard; this is what a worker does.
+
+    Returns:
+        "cases" and "new", the numbers of cases of the shard and of those worked on now; or "error",
+        why it failed.
+
+    Raises:
+        RuntimeError: The command was ended from outside, and may be tried again.
+    """
+    if version("autoliver") != job.version:
+        return {"error": f"it has autoliver {version('autoliver')}, expected {job.version}"}
+    if not Path(job.token).is_file() or not Path(job.folder).is_dir():
+        return {"error": f"it does not see {Path(job.token).parent} or {job.folder}"}
+    more = [] if "--json" in job.words else ["--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *job.words, "--shard", job.shard, *more],
+        cwd=job.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode < 0 or done.returncode in _AGAIN:
+        raise RuntimeError(f"shard {job.shard} was ended from outside ({done.returncode})")
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-_SHOWN_LINES:]
+        return {"error": "\n".join(last) or f"exit code {done.returncode}"}
+    told = json.loads(done.stdout)
+    return {"cases": len(told["cases"]), "new": told["new"]}
+
+
+def _distributed() -> Any:
+    """The package distributed, which has types in part."""
+    import distributed
+
+    return distributed
+
+
+def _client(address: str) -> Any:
+    try:
+        distributed = _distributed()
+    except ImportError:
+        raise OptionError(
+            "--dask needs the package distributed, which is not installed.",
+            hint="Install it here and where the workers run: pip install 'autoliver[dask]'",
+        ) from None
+    try:
+        client = (
+            distributed.Client(scheduler_file=address, timeout=_WAIT, set_as_default=False)
+            if Path(address).is_file()
+            else distributed.Client(address, timeout=_WAIT, set_as_default=False)
+        )
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MachineError(
+            f"--dask {address}: the scheduler does not answer: {reason}.",
+            hint="Start one with `dask scheduler`, and workers with `dask worker ADDRESS`; it "
+            "prints the address, such as tcp://192.168.0.2:8786.",
+        ) from None
+    return client
+
+
+class _token:
+    """A file in the workspace while the block runs, which workers on the same files see."""
+
+    def __init__(self, workspace: Path) -> None:
+        self._path = workspace.absolute() / f".dask-{secrets.token_hex(8)}"
+
+    def __enter__(self) -> Path:
+        with in_words(self._path, verb="written"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _run_all(client: Any, address: str, token: Path) -> None:
+    from tqdm import tqdm
+
+    slots = sum(client.nthreads().values())
+    if not slots:
+        raise MachineError(
+            f"--dask {address}: this cluster has no workers.",
+            hint=f"Start some, where autoliver is installed: dask worker {address}",
+        )
+    count = slots * _SHARDS_EACH
+
+    def submit(job: Job) -> Any:
+        # A worker that dies is replaced by dask, which does not count as a try.
+        return client.submit(run_shard, job, pure=False, retries=_TRIES - 1)
+
+    jobs = _jobs(count, token)
+    running = _distributed().as_completed(map(submit, islice(jobs, slots * _WINDOW)))
+    problems: list[str] = []
+    cases = new = 0
+    say(f"{counted(count, 'shard')} on {counted(slots, 'worker thread')}")
+    with tqdm(total=count, desc="shards", unit="shard", **bar_pace()) as bar:
+        for future in running:
+            told = _told(future)
+            if "error" in told:
+                problems.append(told["error"])
+            else:
+                cases, new = cases + told["cases"], new + told["new"]
+            bar.update()
+            following = None if problems else next(jobs, None)
+            if following is not None:
+                running.add(submit(following))
+    if problems:
+        raise AutoliverError(
+            f"--dask {address}: {counted(len(problems), 'shard')} failed; the first one: "
+            f"{problems[0]}",
+            hint="What is finished is kept: mend the problem and give the same command again.",
+        )
+    say(f"{counted(cases, 'case')} on the cluster, {cases - new} of them finished before")
+
+
+def _jobs(count: int, token: Path) -> Iterator[Job]:
+    words = words_without("--dask")
+    folder, own = str(Path.cwd()), version("autoliver")
+    for number in range(1, count + 1):
+        shard = f"{number}/{count}"
+        yield Job(words=words, folder=folder, shard=shard, token=str(token), version=own)
+
+
+def _told(future: Any) -> dict[str, Any]:
+    """What a task has returned, or why it came to nothing."""
+    try:
+        result: dict[str, Any] = future.result()
+    except Exception as error:  # noqa: BLE001
+        # dask's own errors among them: its text is what can be told.
+        return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+    return result
+
+
+def run_with_parent() -> None:
+    """Runs the command line of this process, which the system ends when its parent ends.
+
+    A worker that is killed cannot end its children itself. Linux alone does it.
+    """
+    from autoliver.__main__ import main
+
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENT_DEATH, signal.SIGKILL)
+    main()
