@@ -271,12 +271,16 @@ def _digest(function: Callable[..., object]) -> str:
 
 
 def _hash(value: object) -> str:
-    return digest(msgspec.json.decode(msgspec.json.encode(value, enc_hook=_path, order="sorted")))
+    return digest(
+        msgspec.json.decode(msgspec.json.encode(value, enc_hook=_as_plain, order="sorted"))
+    )
 
 
-def _path(value: object) -> str:
+def _as_plain(value: object) -> str | float:
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, float):  # numpy's
+        return float(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 

@@ -407,6 +407,7 @@ REQUIRED = {
     "preprocess": ["preprocess", "Nothing"],
     "import": COMMANDS["import_model"],
     "demo": ["demo"],
+    "finish": ["finish", "Nothing", "2d"],
     "clean": ["clean", "Nothing"],
     "status": ["status"],
     "synthesize fit": ["synthesize", "fit", "--from", "A", "--to", "B", "-o", "N"],

@@ -191,9 +191,8 @@ def plan(
         machine=machine_of(workers=workers, memory_gb=memory_gb),
     )
     if request.shard is not None:
-        done = plan_shard(Workspace(workspace), dataset, request, request.shard)
-        emit_shard(done, as_json=as_json)
-        return
+        part = plan_shard(Workspace(workspace), dataset, request, request.shard)
+        return emit_shard(part, as_json=as_json)
     made = replan(Workspace(workspace), dataset, request)
     remind(made.planned)
     if like is not None:
