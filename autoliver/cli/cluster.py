@@ -48,7 +48,7 @@ class Job:
         folder: The folder in which the command was given.
         shard: The shard, such as "3/8".
         token: A file that the worker must see, on the folders that all machines share.
-        version: The version of autoliver that gave the command.
+        version: The version that gave the command.
     """
 
     words: tuple[str, ...]
