@@ -44,7 +44,7 @@ class Job:
     """What a worker needs to run one shard.
 
     Attributes:
-        words: The words of the command line, without the program's name and without --shard.
+        words: The words of the command line, without the name of the program and --shard.
         folder: The folder in which the command was given.
         shard: The shard, such as "3/8".
         token: A file that the worker must see, on the folders that all machines share.
