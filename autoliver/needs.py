@@ -3,8 +3,8 @@
 The factors are measured peaks with CT images of 96 x 768 x 768 voxels (int16, with a label map),
 rounded up; `benchmarks/memory.py` measures whole commands. Their unit is the size of the float32
 image before resampling ("in") or after it ("out"). Measured were 1.2 in for reading NIfTI and
-checking it; and for preprocessing 2.2 in without resampling, and 2.5, 3.1 in when resampling to
-0.125, 0.36 times the voxels.
+checking it; and for preprocessing 2.2 in without resampling, and 2.5, 3.1, 7.3 in when resampling
+to 0.125, 0.36, 2.7 times the voxels.
 """
 
 import logging
@@ -30,7 +30,9 @@ _log = logging.getLogger(__name__)
 _READ = 1.35
 _READ_WHOLE = 2.35  # of files other than NIfTI, which libraries hold beside the image
 _SERIES = 3.0  # measured 1.5 with one file a slice; a multi-frame file is held as a whole
-_PREPARE_SAME = 2.35  # without resampling, in sizes of the image
+_PREPARE_SAME = 2.6  # without resampling, in sizes of the image
+# The deviation of all voxels takes a copy of them.
+_PREPARE_ZSCORE = 3.5
 _PREPARE_IN = 2.35
 _PREPARE_OUT = 2.35
 # In units of one label map if it were float32; measured 0.6 with a liver. Surfaces come on top.
@@ -71,7 +73,7 @@ def series_need(name: str, series: Series) -> Need:
 def prepare_need(task: PrepareTask) -> Need:
     """Estimates the memory for preprocessing a case."""
     sizes = _sizes_gb(task.case.images, task.plan, task.configuration)
-    return Need(name=task.case.name, gb=_prepared_gb(*sizes))
+    return Need(name=task.case.name, gb=_prepared_gb(*sizes, task.configuration))
 
 
 def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> Need:
@@ -79,7 +81,7 @@ def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -
     channels = len(plan.channel_names) * _FLOAT32 / GB
     before = math.prod(case.shape) * channels
     after = math.prod(network_shape(case, plan, configuration)) * channels
-    return Need(name=case.name, gb=_prepared_gb(before, after))
+    return Need(name=case.name, gb=_prepared_gb(before, after, configuration))
 
 
 def network_shape(
@@ -128,7 +130,7 @@ def overlap_need(
     before, after = _sizes_gb(images, plan, configuration)
     # Of this case, and of the previous one.
     found = 2 * _held_gb(before, after, plan, held)
-    return Need(name=name, gb=_prepared_gb(before, after) + after + found)
+    return Need(name=name, gb=_prepared_gb(before, after, configuration) + after + found)
 
 
 def single_need(
@@ -137,14 +139,15 @@ def single_need(
     """Of predicting a case by itself, with nothing read ahead or exported behind it."""
     before, after = _sizes_gb(images, plan, configuration)
     found = after + _held_gb(before, after, plan, held)
-    return Need(name=name, gb=max(_prepared_gb(before, after), found))
+    return Need(name=name, gb=max(_prepared_gb(before, after, configuration), found))
 
 
-def _prepared_gb(before: float, after: float) -> float:
+def _prepared_gb(before: float, after: float, configuration: Configuration) -> float:
     """Of preprocessing an image, by its sizes before and after resampling."""
+    normalized = _PREPARE_ZSCORE * before if "zscore" in configuration.normalization else 0.0
     if before == after:
-        return _PREPARE_SAME * before
-    return _PREPARE_IN * before + _PREPARE_OUT * after
+        return max(normalized, _PREPARE_SAME * before)
+    return max(normalized, _PREPARE_IN * before + _PREPARE_OUT * after)
 
 
 def _held_gb(before: float, after: float, plan: Plan, held: Held) -> float:

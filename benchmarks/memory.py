@@ -34,7 +34,7 @@ _AIR, _TISSUE, _LIVER, _LESION = -1024, 40, 110, 60
 _NOISE = 12.0
 _NOISES = 8  # slices of noise that are drawn; every slice of the image is one of them, shifted
 _INT16, _UINT8 = 4, 2  # codes of NIfTI
-_LABELS = {"background": 0, "liver": 1, "tumour": 2}
+_LABELS = {"background": 0, "liver": 1, "spleen": 2}
 _TRAIN = ["--epochs", "1", "--iterations", "2", "--batch-size", "2"]
 _PREDICT = ["--no-mirror", "--step", "1", "--device", "cpu", "--overwrite"]
 

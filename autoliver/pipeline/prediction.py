@@ -332,7 +332,11 @@ def too_large(
 
 def held_by(model: "Model", request: PredictRequest) -> Held:
     """What a prediction holds of the outputs for a whole scan; on the host, label maps may do."""
+    from autoliver.inference.predict import lesion_labels
+
     alone = len(model.members) == 1 and not model.votes and model.finder is None
+    # How sure a model is of each lesion is told from its logits.
+    alone = alone and not lesion_labels(model).names
     averaged = all(m.configuration.average == "logits" for m in model.members)
     if alone and averaged and not (request.probabilities or request.uncertainty):
         return Held()

@@ -335,8 +335,13 @@ def compress(array: npt.NDArray[np.generic], patch_shape: Sequence[int]) -> byte
         "filters": [blosc2.Filter.BITSHUFFLE],
         "nthreads": 1,
     }
+    # Contiguous, since what is not is copied once more.
     packed = blosc2.asarray(
-        np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=settings
+        np.ascontiguousarray(array),
+        chunks=chunks,
+        blocks=blocks,
+        cparams=settings,
+        contiguous=True,
     )
     content: bytes = packed.to_cframe()
     return content

@@ -189,7 +189,7 @@ def fidelity_of(
         here = one.any(axis=(1, 2))  # labels that a slice does not show say nothing about it
         both, common = both + sizes * here, common + shared * here
         dice[name] = 2 * float(shared.sum()) / float(sizes.sum()) if one.any() else None
-    slices = [2 * c / b if b else None for c, b in zip(common, both, strict=True)]
+    slices = [2 * float(c) / float(b) if b else None for c, b in zip(common, both, strict=True)]
     return Fidelity(case=case, dice=dice, slices=tuple(slices))
 
 
