@@ -11,14 +11,14 @@ from autoliver.artifacts import digest
 from autoliver.commands import DATASET, command, remove
 from autoliver.datasets.cases import Dataset, read_dataset
 from autoliver.datasets.folds import Fold, folds_text
-from autoliver.datasets.known import is_there, make_folder, read_planned, settle
+from autoliver.datasets.known import is_there, make_folder, read_planned, settle, workspace_inside
 from autoliver.datasets.names import (
     beside,
+    dataset_around,
     is_dataset,
     known_as,
     near_path,
     nearest,
-    refuse_inside_dataset,
 )
 from autoliver.errors import DatasetError, ModelError, WrongValue
 from autoliver.models.archive import open_archive
@@ -357,7 +357,8 @@ class Workspace:
     def __post_init__(self) -> None:
         """Refuses what is no folder, or lies among images, before anything is read or written."""
         refuse_no_folder("--workspace", self.root)
-        refuse_inside_dataset(self.root)
+        if (dataset := dataset_around(self.root)) is not None:
+            raise workspace_inside(self.root, dataset)
 
     @property
     def datasets(self) -> tuple[DatasetFolder, ...]:

@@ -392,7 +392,7 @@ def test_a_name_that_the_workspace_cannot_hold_is_refused(
 def test_a_workspace_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "workspace").write_text("a file")
     source = make_dataset(tmp_path / "data" / LITS)
-    with pytest.raises(AutoliverError, match="cannot be written") as caught:
+    with pytest.raises(AutoliverError, match="found a file, expected a folder") as caught:
         Workspace(tmp_path / "workspace").source(str(source))
     assert "--workspace" in caught.value.hint
 

@@ -21,6 +21,15 @@ _NOT_A_NAME = (errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ)
 _SHOWN = 3  # cases named in one message
 
 
+def workspace_inside(root: Path, dataset: str | Path) -> DatasetError:
+    """Returns the error for a workspace inside the folder of a dataset."""
+    return DatasetError(
+        f"{root.absolute()}: the workspace is inside the folder of the dataset, {dataset}, which "
+        "has to stay as it is.",
+        hint="Choose a folder outside it with -w, or go to another folder first.",
+    )
+
+
 def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path:
     """Returns the folder of a dataset in a workspace, and creates it if it is missing.
 
@@ -54,11 +63,7 @@ def make_folder(root: Path, dataset: Dataset, *, taken: Collection[str]) -> Path
             hint="Choose another folder for the workspace (-w).",
         )
     if root.resolve().is_relative_to(Path(dataset.folder).resolve()):
-        raise DatasetError(
-            f"{root.absolute()}: the workspace is inside the folder of the dataset, "
-            f"{dataset.folder}, which has to stay as it is.",
-            hint="Choose a folder outside it with -w, or go to another folder first.",
-        )
+        raise workspace_inside(root, dataset.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

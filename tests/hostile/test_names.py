@@ -75,7 +75,7 @@ def test_a_path_that_no_message_can_hold(tmp_path: Path, name: str) -> None:
 def test_a_workspace_among_images(tmp_path: Path) -> None:
     (tmp_path / "data/imagesTr").mkdir(parents=True)
     (tmp_path / "data/dataset.json").write_text("{}")
-    with pytest.raises(OptionError, match="among the images or labels"):
+    with pytest.raises(DatasetError, match="inside the folder of the dataset"):
         run("status", "-w", tmp_path / "data/imagesTr/ws")
 
 
