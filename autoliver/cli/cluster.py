@@ -6,7 +6,6 @@ maps never travel. A worker that is killed takes one process with it; the shard 
 elsewhere and skips the cases that are finished.
 """
 
-import json
 import secrets
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from autoliver.artifacts import json_value
 from autoliver.cli.help import words_without
 from autoliver.cli.output import say
 from autoliver.errors import AutoliverError, MachineError, OptionError
@@ -108,7 +108,7 @@ def run_shard(job: Job) -> dict[str, Any]:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-_SHOWN_LINES:]
         return {"error": "\n".join(last) or f"exit code {done.returncode}"}
-    told = json.loads(done.stdout)
+    told = json_value(done.stdout.encode(), where=f"shard {job.shard}")
     return {"cases": len(told["cases"]), "new": told["new"]}
 
 

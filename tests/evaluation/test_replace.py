@@ -238,7 +238,9 @@ def test_images_are_not_scored(
             label[2:4, 3:7, 3:7] = 1
             write_label(folder / "case_0.nii.gz", label, grid)
     labels = Labels(values={"background": (0,), "liver": (1,)})
-    words = "whole numbers|values" if kind == "noise" else "it is an image, expected a label map"
+    words = {"CT": "not of the images", "MR": "it is an image, expected a label map"}.get(
+        kind, "whole numbers|values"
+    )
     with pytest.raises(DatasetError, match=words):
         score_folder(*folders, labels=labels if named else None)
 

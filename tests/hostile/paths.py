@@ -241,6 +241,8 @@ _READ: tuple[tuple[str, str, str, str, Command], ...] = (
     ("export", "--workspace", "ws", "", ("export", TOY, "{root}/e.autoliver", "-w", PLACE)),
     *(("import", "source", good, ending, ("import", PLACE, "--name", "again", *WS))
       for good, ending in (("toy.autoliver", ".autoliver"), ("nn", ""), ("nn.zip", ".zip"))),
+    ("finish", "dataset", f"data/{TOY}", "", ("finish", PLACE, "2d", *WS)),
+    ("finish", "--workspace", "ws", "", ("finish", TOY, "2d", "-w", PLACE)),
     ("clean", "dataset", f"data/{TOY}", "", ("clean", PLACE, *WS)),
     ("clean", "--workspace", "ws", "", ("clean", "-w", PLACE)),
     *(("synthesize fit", option, f"data/{MR}", "",
@@ -312,21 +314,23 @@ TEXTS = {
     "doctor": {"--device"},
     "convert": {"kind", "--part", "--label", "--series"},
     "verify": {"--value"},
-    "preprocess": {"configurations"},
+    "plan": {"--shard", "--dask"},
+    "preprocess": {"configurations", "--shard", "--dask"},
+    "finish": {"run", "--device"},
     "train": {
         *("configuration", "--fold", "--keep-source", "--loss", "--task", "--lesion-classes"),
         *("--class-weights", "--roi", "--augment", "--patch", "--freeze", "--unfreeze"),
         *("--device", "--gpus"),
     },
     "select": {"runs", "--device"},
-    "predict": {"--folds", "--series", "--device"},
-    "evaluate": {"--metrics", "--lesion-labels"},
+    "predict": {"--folds", "--series", "--device", "--shard", "--dask"},
+    "evaluate": {"--metrics", "--lesion-labels", "--shard", "--dask"},
     "pool": {"--inside"},
-    "pseudolabel": {"--label", "--folds", "--device"},
+    "pseudolabel": {"--label", "--folds", "--device", "--shard", "--dask"},
     "export": {"--folds", "--format"},
     "help": {"command"},
     "synthesize fit": {"--held-out", "--patch", "--device"},
-    "synthesize apply": {"--device"},
+    "synthesize apply": {"--device", "--shard", "--dask"},
 }
 # It measures how long trainings take.
 _SECONDS = {"doctor": 60.0}

@@ -207,7 +207,7 @@ def test_an_output_that_cannot_be_written_is_said_first(
 
     monkeypatch.setattr("autoliver.inference.model.load_model", load)
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="cannot be written"):
+    with pytest.raises(MachineError, match="A file is where a folder is expected"):
         predict(images, tmp_path / "file/out", run)
 
 
