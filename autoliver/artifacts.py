@@ -520,7 +520,7 @@ def replacing(path: Path, *, alone: bool = False) -> Iterator[Path]:
 
 
 @functools.cache
-def _machine() -> str:
+def machine_key() -> str:
     """What tells machines apart, whose names may be equal, and containers on one of them."""
     known = [socket.gethostname()]
     with contextlib.suppress(OSError):  # they are there on Linux alone
@@ -531,7 +531,7 @@ def _machine() -> str:
 
 def _token() -> str:
     """A name for what this process is about to write, from which others can tell that it died."""
-    return f"{uuid.uuid4().hex[:8]}-{_machine()}-{os.getpid():x}"
+    return f"{uuid.uuid4().hex[:8]}-{machine_key()}-{os.getpid():x}"
 
 
 def _sweep_dead(folder: Path) -> None:
@@ -554,7 +554,7 @@ def _is_left(path: Path) -> bool:
     written = PARTIAL.fullmatch(path.name)
     if written is None or not written["process"]:
         return False
-    if written["machine"] != _machine():
+    if written["machine"] != machine_key():
         return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
     process = int(written["process"], 16)
     if process == os.getpid():  # or its number was that of an earlier one

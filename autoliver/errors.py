@@ -79,5 +79,9 @@ def _shown(found: re.Match[str]) -> str:
     return word if len(word) <= _LONGEST_WORD else f"{word[:_START]}...{word[-_END:]}"
 
 
+class Taken(AutoliverError):
+    """Another process does this work, or has what is needed for it."""
+
+
 def _rebuild(kind: type[AutoliverError], problem: str, hint: str) -> AutoliverError:
     return kind(problem, hint=hint)

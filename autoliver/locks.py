@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import filelock
 
-from autoliver.artifacts import Artifact, replacing
-from autoliver.errors import AutoliverError
+from autoliver.artifacts import Artifact, machine_key, replacing
+from autoliver.errors import AutoliverError, Taken
 from autoliver.system import entries, in_words
 
 # How long a lock is tried for that nobody seems to hold, and how often.
@@ -42,6 +42,8 @@ class Holder(Artifact, frozen=True, kw_only=True):
         process: Number of the process there.
         since: When it began, local time.
         parts: What it will do one after another, such as the folds of a run.
+        machine: What tells machines of one name apart, and containers on one machine; empty if
+            that is not known.
         begun: When the process began, in the system's ticks since it was started; None if that is
             not known. Unlike `since`, it does not depend on a clock that may be set.
     """
@@ -52,6 +54,7 @@ class Holder(Artifact, frozen=True, kw_only=True):
     process: int
     since: str
     parts: tuple[str, ...] = ()
+    machine: str = ""
     begun: int | None = None
 
     def __str__(self) -> str:
@@ -67,6 +70,8 @@ class Holder(Artifact, frozen=True, kw_only=True):
             proc: Where the system shows its processes.
         """
         if self.host != socket.gethostname() or sys.platform == "win32":
+            return None
+        if self.machine not in ("", machine_key()):
             return None
         try:
             # Without /proc, as on macOS: signal 0 is not sent, only asked for.
@@ -125,6 +130,7 @@ def only_one(path: Path, what: str, *, parts: Collection[str] = ()) -> Iterator[
             process=os.getpid(),
             since=time.strftime(_TIME),
             parts=tuple(parts),
+            machine=machine_key(),
             begun=_begun(),
         ).save(_holder(path))
         yield
@@ -156,7 +162,7 @@ def _acquired(path: Path, what: str) -> filelock.BaseFileLock:
                 return lock
             lock.release()  # of a file that another process has just removed
         holder = holder_of(path)
-        if time.monotonic() > until or (holder is not None and holder.is_alive() is not False):
+        if time.monotonic() > until or (holder is not None and holder.is_alive()):
             raise _taken(path, what)
         time.sleep(_LOOK_S)
 
@@ -315,10 +321,10 @@ def _holder(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _taken(path: Path, what: str) -> AutoliverError:
+def _taken(path: Path, what: str) -> Taken:
     holder = holder_of(path)
     who = " by another process" if holder is None else f" by {holder}"
-    return AutoliverError(
+    return Taken(
         f"{path.parent}: {what}{who}.",
         hint="Wait until it has ended, or stop it.",
     )

@@ -343,7 +343,8 @@ class _PoolRun(Generic[A, R]):
             pool.shutdown(wait=True, cancel_futures=True)
             self.cause = _cause(error, workers)
         except (KeyboardInterrupt, SystemExit):
-            _kill(workers)
+            # It may come while the first tasks are handed out, before their processes are known.
+            _kill(workers or multiprocessing.active_children())
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -19,7 +19,7 @@ import msgspec
 
 from autoliver.artifacts import Artifact, Record, brief, digest
 from autoliver.errors import ArtifactError, WrongValue
-from autoliver.locks import only_one, only_one_kind
+from autoliver.locks import only_one, only_one_kind, remove_if_stale
 from autoliver.parallel import CaseMapper
 from autoliver.system import entries
 from autoliver.values import counted
@@ -300,7 +300,7 @@ class ShardFolder:
 
     def whole(self, stage: KeptStage[Any, Any], mapper: CaseMapper) -> CaseMapper:
         """Returns what maps a stage over all cases: by what shards have kept, if there are any."""
-        return self.kept(stage, mapper) if self.path.is_dir() else mapper
+        return self.kept(stage, mapper) if self._folders() else mapper
 
     @contextlib.contextmanager
     def doing(self, shard: Shard) -> Iterator[None]:
@@ -331,9 +331,14 @@ class ShardFolder:
             return
         with only_one_kind(self.path, _LOCKED, _WHOLE, "a shard is being done"):
             yield
-            for inside in entries(self.path):
-                if inside.is_dir():
-                    shutil.rmtree(inside, ignore_errors=True)
+            for inside in self._folders():
+                shutil.rmtree(inside, ignore_errors=True)
+            for lock in entries(self.path, ".*.lock"):
+                remove_if_stale(lock)
         with contextlib.suppress(OSError):  # another one has begun, or it is gone
             self.path.rmdir()
             self.path.parent.rmdir()
+
+    def _folders(self) -> list[Path]:
+        """The folders of results that shards have kept."""
+        return [each for each in entries(self.path) if each.is_dir()] if self.path.is_dir() else []

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from commands import run
 from typer.testing import CliRunner
 
-from autoliver.cli.cluster import Job, run_shard
+from autoliver.cli.cluster import Job, _ended, run_shard
 from autoliver.cli.main import app
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
@@ -132,10 +133,60 @@ def test_what_a_shard_says_is_told(place: Path, cluster: Any) -> None:
     assert "shards failed; the first one: Error: There is no folder" in str(done.exception)
 
 
+def test_a_case_that_fails_is_told_by_the_whole(place: Path, cluster: Any) -> None:
+    work, images = ("-w", place / "workspace"), place / "data" / NAME / "imagesTr"
+    run("train", NAME, "2d", "--fold", "all", "--epochs", 1, "--iterations", 1, *work)
+    bad = sorted(images.iterdir())[3]
+    bad.write_bytes(bad.read_bytes()[:300])
+    done = invoke(
+        *("predict", "-i", images, "-o", place / "out", "-m", f"{NAME}/2d", *work),
+        *("--dask", cluster.scheduler_address),
+    )
+    assert f"1 of {CASES} cases failed" in str(done.exception)
+    assert len(list((place / "out").glob("*.nii.gz"))) == CASES - 1
+    assert (place / "out/predict.json").exists()
+
+
+def test_a_shard_ends_with_the_command_that_waits_for_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoliver.cli.cluster._LOOK_S", 0.1)
+    token = place / "workspace/.dask-x"  # gone: the command has been stopped
+    job = Job(
+        words=(
+            "preprocess",
+            NAME,
+            "2d",
+            "--",
+        ),
+        folder=str(place),
+        shard="1/2",
+        token=str(token),
+        version="1",
+    )
+    monkeypatch.setattr("autoliver.cli.cluster._PROGRAM", "import time; time.sleep(60)")
+    begun = time.monotonic()
+    code, _, _ = _ended(job)
+    assert code == -signal.SIGTERM
+    assert time.monotonic() - begun < 30
+
+
+def test_words_behind_the_options_stay_there(place: Path) -> None:
+    """The workspace is that of the command, whatever says where it is."""
+    token = place / "workspace/.dask-x"
+    token.touch()
+    job = Job(
+        words=("preprocess", "--", NAME, "2d"),
+        folder=str(place),
+        shard="1/2",
+        token=str(token),
+        version=version("autoliver"),
+    )
+    assert run_shard(job) == {"cases": CASES // 2, "new": CASES // 2, "warnings": []}
+
+
 def test_workers_that_see_other_files_are_refused(tmp_path: Path) -> None:
     """Else all cases would be done again by who gave the command, who finds none finished."""
-    from importlib.metadata import version
-
     job = Job(
         words=("preprocess",),
         folder=str(tmp_path),

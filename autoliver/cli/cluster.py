@@ -6,6 +6,7 @@ maps never travel. A worker that is killed takes one process with it; the shard 
 elsewhere and skips the cases that are finished.
 """
 
+import os
 import secrets
 import signal
 import subprocess
@@ -19,10 +20,11 @@ from typing import Any
 
 from autoliver.artifacts import json_value
 from autoliver.cli.help import words_without
+from autoliver.cli.options import WORKSPACE_VARIABLE
 from autoliver.cli.output import say
-from autoliver.errors import AutoliverError, MachineError, OptionError
+from autoliver.errors import ArtifactError, AutoliverError, MachineError, OptionError
 from autoliver.parallel import bar_pace
-from autoliver.system import in_words
+from autoliver.system import TRY_AGAIN, in_words, stop_with_parent
 from autoliver.values import counted
 
 # Shards for each task that the cluster can run at a time: the last ones end at about the same time.
@@ -32,11 +34,12 @@ _WINDOW = 2
 # How often a shard is given to the cluster if its command was ended from outside.
 _TRIES = 3
 _SHOWN_LINES = 3  # of what a shard has said
+_WARNINGS = ("Warning: ", "WARNING ")
+_LOOK_S = 2.0  # how often a worker looks whether the command still waits
 _WAIT = "30s"
 _PROGRAM = "from autoliver.cli.cluster import run_with_parent; run_with_parent()"
-_SIGNAL_OF_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
 # Exit codes of a command that was ended by a signal, or asks to be started again.
-_AGAIN = frozenset({75, *(128 + number for number in (signal.SIGKILL, signal.SIGTERM))})
+_AGAIN = frozenset({TRY_AGAIN, *(128 + number for number in (signal.SIGKILL, signal.SIGTERM))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +87,8 @@ def run_shard(job: Job) -> dict[str, Any]:
     """Runs one shard; this is what a worker does.
 
     Returns:
-        "cases" and "new", the numbers of cases of the shard and of those worked on now; or "error",
-        why it failed.
+        "cases" and "new", the numbers of cases of the shard and of those worked on now, and its
+        "warnings"; or "error", why it failed.
 
     Raises:
         RuntimeError: The command was ended from outside, and may be tried again.
@@ -94,22 +97,18 @@ def run_shard(job: Job) -> dict[str, Any]:
         return {"error": f"it has autoliver {version('autoliver')}, expected {job.version}"}
     if not Path(job.token).is_file() or not Path(job.folder).is_dir():
         return {"error": f"it does not see {Path(job.token).parent} or {job.folder}"}
-    more = [] if "--json" in job.words else ["--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *job.words, "--shard", job.shard, *more],
-        cwd=job.folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode < 0 or done.returncode in _AGAIN:
-        raise RuntimeError(f"shard {job.shard} was ended from outside ({done.returncode})")
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-_SHOWN_LINES:]
-        return {"error": "\n".join(last) or f"exit code {done.returncode}"}
-    told = json_value(done.stdout.encode(), where=f"shard {job.shard}")
-    return {"cases": len(told["cases"]), "new": told["new"]}
+    code, output, errors = _ended(job)
+    if code < 0 or code in _AGAIN:
+        raise RuntimeError(f"shard {job.shard} was ended from outside ({code})")
+    try:
+        told = json_value(output.encode(), where=f"shard {job.shard}")
+    except ArtifactError:
+        told = {}
+    if "cases" not in told:  # its cases that fail are told by the command that makes the whole
+        last = "\n".join(errors.strip().splitlines()[-_SHOWN_LINES:])
+        return {"error": told.get("error") or last or f"exit code {code}"}
+    warnings = [line for line in errors.splitlines() if line.startswith(_WARNINGS)]
+    return {"cases": len(told["cases"]), "new": told["new"], "warnings": warnings}
 
 
 def _distributed() -> Any:
@@ -177,6 +176,7 @@ def _run_all(client: Any, address: str, token: Path) -> None:
     jobs = _jobs(count, token)
     running = _distributed().as_completed(map(submit, islice(jobs, slots * _WINDOW)))
     problems: list[str] = []
+    warnings: dict[str, None] = {}
     cases = new = 0
     say(f"{counted(count, 'shard')} on {counted(slots, 'worker thread')}")
     with tqdm(total=count, desc="shards", unit="shard", **bar_pace()) as bar:
@@ -186,10 +186,13 @@ def _run_all(client: Any, address: str, token: Path) -> None:
                 problems.append(told["error"])
             else:
                 cases, new = cases + told["cases"], new + told["new"]
+                warnings.update(dict.fromkeys(told["warnings"]))
             bar.update()
-            following = None if problems else next(jobs, None)
+            following = next(jobs, None)
             if following is not None:
                 running.add(submit(following))
+    for warning in warnings:
+        say(warning)
     if problems:
         raise AutoliverError(
             f"--dask {address}: {counted(len(problems), 'shard')} failed; the first one: "
@@ -200,7 +203,7 @@ def _run_all(client: Any, address: str, token: Path) -> None:
 
 
 def _jobs(count: int, token: Path) -> Iterator[Job]:
-    words = words_without("--dask")
+    words = tuple(word for word in words_without("--dask") if word != "--json")
     folder, own = str(Path.cwd()), version("autoliver")
     for number in range(1, count + 1):
         shard = f"{number}/{count}"
@@ -217,15 +220,39 @@ def _told(future: Any) -> dict[str, Any]:
     return result
 
 
-def run_with_parent() -> None:
-    """Runs the command line of this process, which the system ends when its parent ends.
+def _ended(job: Job) -> tuple[int, str, str]:
+    """Runs the command of a shard: its exit code, and what it wrote on stdout and stderr.
 
-    A worker that is killed cannot end its children itself. Linux alone does it.
+    It is ended when the token is gone, and with it the command that waits for the shard.
+    """
+    at = job.words.index("--") if "--" in job.words else len(job.words)
+    words = [*job.words[:at], "--shard", job.shard, "--json", *job.words[at:]]
+    where = {**os.environ, WORKSPACE_VARIABLE: str(Path(job.token).parent)}  # noqa: TID251 - passed on
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, *words],
+        cwd=job.folder,
+        env=where,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        while True:
+            try:
+                output, errors = child.communicate(timeout=_LOOK_S)
+            except subprocess.TimeoutExpired:
+                if not Path(job.token).is_file():
+                    child.terminate()
+            else:
+                return child.returncode, output, errors
+
+
+def run_with_parent() -> None:
+    """Runs the command line of this process, which ends when its parent ends.
+
+    A worker that is killed cannot end its children itself.
     """
     from autoliver.__main__ import main
 
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENT_DEATH, signal.SIGKILL)
+    stop_with_parent()
     main()

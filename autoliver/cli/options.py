@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MACHINE = "Machine"
 GENERAL = "General"
 
+WORKSPACE_VARIABLE = "AUTOLIVER_WORKSPACE"
+
 
 @contextlib.contextmanager
 def misuse(option: str) -> Iterator[None]:
@@ -35,7 +37,7 @@ WorkspaceDir = Annotated[
         "--workspace",
         "-w",
         metavar="DIR",
-        envvar="AUTOLIVER_WORKSPACE",
+        envvar=WORKSPACE_VARIABLE,
         help="Folder for all files that autoliver makes.",
         rich_help_panel=GENERAL,
     ),

@@ -8,10 +8,11 @@ from autoliver.errors import OptionError
 from autoliver.inference.lesions.table import LesionFiles, LesionTable
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
 from autoliver.inference.shard_records import joined
-from autoliver.locks import only_one, only_one_kind
+from autoliver.locks import only_one, only_one_kind, remove_if_stale
 from autoliver.pipeline.inputs import Failure, Sources
 from autoliver.pipeline.targets import Targets, set_aside
 from autoliver.shards import Shard, Sharded
+from autoliver.system import entries
 
 _MIXED = "another model, other options or other shards are predicting here"
 
@@ -95,6 +96,8 @@ def gather(targets: Targets, now: Prediction) -> None:
             whole.join(LesionTable.load(part.json))
         for file in (part.csv, part.json, path):
             file.unlink(missing_ok=True)
+    for lock in entries(targets.record.parent, ".shard-*.lock"):
+        remove_if_stale(lock)
 
 
 def arrange(targets: Targets) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from autoliver.datasets.cases import Case
+from autoliver.planning.findings import PASSING
 from autoliver.planning.fingerprint import CaseSummary
 from autoliver.planning.intensities import Intensities
 from autoliver.planning.plan import CaseFingerprint
@@ -79,8 +80,13 @@ def _unpacked(kept: _KeptIntensities | None) -> Intensities | None:
     return Intensities(**{**fields, "values": values, "counts": counts})
 
 
+def _lasts(_: Case, check: CaseCheck) -> bool:
+    """Whether a check still holds: a file that was missing or unreadable may be there by now."""
+    return not any(finding.code in PASSING for finding in check.findings)
+
+
 CHECKS: KeptStage[Case, CaseCheck] = KeptStage(
-    name="verify", case=_name, plain=msgspec.to_builtins, result=_to_check
+    name="verify", case=_name, plain=msgspec.to_builtins, result=_to_check, there=_lasts
 )
 SUMMARIES: KeptStage[Case, CaseSummary] = KeptStage(
     name="fingerprint", case=_name, plain=_of_summary, result=_to_summary

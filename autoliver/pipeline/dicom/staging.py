@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from autoliver.artifacts import digest
-from autoliver.errors import ArtifactError, AutoliverError, DatasetError, MachineError
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, MachineError, Taken
 from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series, SeriesFile, save_series
 from autoliver.io.files import write_image
@@ -66,7 +66,7 @@ def staged(
             images[name] = image
     try:
         yield images
-    except MachineError:
+    except (MachineError, Taken):  # another process may be reading them
         raise
     except AutoliverError:
         _discard_all(images)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoliver.artifacts import to_record
+from autoliver.artifacts import machine_key, to_record
 from autoliver.datasets.folds import Fold
 from autoliver.errors import ArtifactError, OptionError
 from autoliver.locks import check_free, in_turn, is_held, only_one, remove_if_stale
@@ -188,7 +188,7 @@ def begins(run: RunFolder) -> contextlib.AbstractContextManager[None]:
 
 
 def _own(run: RunFolder) -> Path:
-    return run.user(f"{socket.gethostname()}-{os.getpid()}")
+    return run.user(f"{socket.gethostname()}-{machine_key()}-{os.getpid()}")
 
 
 def is_trained(folder: FoldFolder, options: TrainingOptions) -> bool:

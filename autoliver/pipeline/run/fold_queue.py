@@ -258,7 +258,15 @@ def _finished(folder: FoldFolder) -> str:
 def _start(job: RunJob, fold: Fold, place: tuple[int, str], asked: QueuedRequest) -> _Child:
     folder = job.folder(fold)
     asked.save(folder.request)
-    command = [sys.executable, "-m", "autoliver", COMMAND, str(folder.request.resolve()), "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "autoliver",
+        COMMAND,
+        str(folder.request.resolve()),
+        "--json",
+    ]
     answer = tempfile.TemporaryFile()  # noqa: SIM115 - the child closes it
     with folder.log.open("ab") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
