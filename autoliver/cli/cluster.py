@@ -73,7 +73,7 @@ def spread(address: str, workspace: Path) -> None:
     Raises:
         OptionError: dask is not installed.
         MachineError: The scheduler cannot be reached, has no workers, or they see other files.
-        AutoliverError: Shards have failed; the message holds what the first ones said.
+        AutoliverError: Workers cannot do shards; the message holds what the first one said.
     """
     client = _client(address)
     try:
@@ -88,7 +88,8 @@ def run_shard(job: Job) -> dict[str, Any]:
 
     Returns:
         "cases" and "new", the numbers of cases of the shard and of those worked on now, and its
-        "warnings"; or "error", why it failed.
+        "warnings"; "failed": what the command said that could not do it; or "error": why this
+        worker can do no shard.
 
     Raises:
         RuntimeError: The command was ended from outside, and may be tried again.
@@ -104,9 +105,9 @@ def run_shard(job: Job) -> dict[str, Any]:
         told = json_value(output.encode(), where=f"shard {job.shard}")
     except ArtifactError:
         told = {}
-    if "cases" not in told:  # its cases that fail are told by the command that makes the whole
+    if code and "cases" not in told:
         last = "\n".join(errors.strip().splitlines()[-_SHOWN_LINES:])
-        return {"error": told.get("error") or last or f"exit code {code}"}
+        return {"failed": told.get("error") or last or f"exit code {code}"}
     warnings = [line for line in errors.splitlines() if line.startswith(_WARNINGS)]
     return {"cases": len(told["cases"]), "new": told["new"], "warnings": warnings}
 
@@ -176,6 +177,7 @@ def _run_all(client: Any, address: str, token: Path) -> None:
     jobs = _jobs(count, token)
     running = _distributed().as_completed(map(submit, islice(jobs, slots * _WINDOW)))
     problems: list[str] = []
+    failed: list[str] = []
     warnings: dict[str, None] = {}
     cases = new = 0
     say(f"{counted(count, 'shard')} on {counted(slots, 'worker thread')}")
@@ -184,6 +186,8 @@ def _run_all(client: Any, address: str, token: Path) -> None:
             told = _told(future)
             if "error" in told:
                 problems.append(told["error"])
+            elif "failed" in told:
+                failed.append(told["failed"])
             else:
                 cases, new = cases + told["cases"], new + told["new"]
                 warnings.update(dict.fromkeys(told["warnings"]))
@@ -199,6 +203,8 @@ def _run_all(client: Any, address: str, token: Path) -> None:
             f"{problems[0]}",
             hint="What is finished is kept: mend the problem and give the same command again.",
         )
+    if failed:  # the command that makes the whole meets the same, and says what is to be done
+        say(f"Warning: {counted(len(failed), 'shard')} failed; the first one: {failed[0]}")
     say(f"{counted(cases, 'case')} on the cluster, {cases - new} of them finished before")
 
 
