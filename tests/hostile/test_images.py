@@ -21,7 +21,7 @@ SAMPLE = (
     "nifti.nii.gz/spacing 1000, no sform",
     "bomb/4 GB behind a small header",
     "values label/an intensity image",
-    "values label/10^6 values",
+    "values label/RGB",
     "values label/random among 60",
     "hdr/half of an .img",
     "mha/NDims -1",
