@@ -6,6 +6,7 @@ maps never travel. A worker that is killed takes one process with it; the shard 
 elsewhere and skips the cases that are finished.
 """
 
+import logging
 import os
 import secrets
 import signal
@@ -75,6 +76,7 @@ def spread(address: str, workspace: Path) -> None:
         MachineError: The scheduler cannot be reached, has no workers, or they see other files.
         AutoliverError: Workers cannot do shards; the message holds what the first one said.
     """
+    say(f"Waiting for the scheduler at {address}")
     client = _client(address)
     try:
         with _token(workspace) as token, client.as_current():
@@ -127,6 +129,8 @@ def _client(address: str) -> Any:
             "--dask needs the package distributed, which is not installed.",
             hint="Install it here and where the workers run: pip install 'autoliver[dask]'",
         ) from None
+    # What it tells of connections that close, with tracebacks, is no fault of a command.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = (
             distributed.Client(scheduler_file=address, timeout=_WAIT, set_as_default=False)

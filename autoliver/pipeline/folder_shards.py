@@ -14,7 +14,7 @@ from autoliver.pipeline.targets import Targets, set_aside
 from autoliver.shards import Shard, Sharded
 from autoliver.system import entries
 
-_MIXED = "another model, other options or other shards are predicting here"
+_MIXED = "what is predicted here has another model, other options or other shards, and is made"
 
 
 def own_part(found: Sources, failures: list[Failure], shard: Shard) -> tuple[Sources, Sharded]:
@@ -59,6 +59,8 @@ def claimed(targets: Targets, now: Prediction) -> Iterator[None]:
     folder, shard, beside = targets.record.parent, targets.shard, targets.all_records
     if shard is None:
         with only_one_kind(folder, targets.record.name, now.way, _MIXED, beside=beside):
+            for lock in entries(folder, ".shard-*.lock"):
+                remove_if_stale(lock)
             yield
         return
     own = folder / f".shard-{shard.number}-of-{shard.count}.lock"
@@ -96,8 +98,6 @@ def gather(targets: Targets, now: Prediction) -> None:
             whole.join(LesionTable.load(part.json))
         for file in (part.csv, part.json, path):
             file.unlink(missing_ok=True)
-    for lock in entries(targets.record.parent, ".shard-*.lock"):
-        remove_if_stale(lock)
 
 
 def arrange(targets: Targets) -> None:
