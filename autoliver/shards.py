@@ -54,7 +54,7 @@ class Shard(Record, frozen=True, kw_only=True):
         number, count = (int(found["number"]), int(found["count"])) if found else (0, 0)
         if not 1 <= number <= count:
             raise WrongValue(
-                f"--shard {text}: expected I/N without blanks, with I from 1 to N, and N below 10^9.",
+                f"--shard {text}: expected I/N without blanks, I from 1 to N, N below 10^9.",
                 hint="The first of four shards is --shard 1/4, the last one --shard 4/4.",
             )
         return cls(number=number, count=count)

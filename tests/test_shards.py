@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from commands import run
@@ -19,6 +21,9 @@ from typer.testing import CliRunner
 import autoliver
 from autoliver.cli.main import app
 from autoliver.errors import AutoliverError, DatasetError, OptionError, WrongValue
+from autoliver.locks import only_one
+from autoliver.pipeline.folder_shards import claimed
+from autoliver.pipeline.targets import Targets
 from autoliver.planning import fingerprint, verify
 from autoliver.shards import InTurn, KeptCases, KeptStage, Shard, ShardFolder
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
@@ -319,3 +324,16 @@ def test_the_library_takes_shards(place, tmp_path) -> None:
     assert done.cases == ("PhantomCT_001", "PhantomCT_005")
     with pytest.raises(WrongValue, match="expected I/N"):
         autoliver.predict(place / DATA, tmp_path / "o", workspace=tmp_path, shard="3/2")
+
+
+def test_locks_of_killed_shards_of_predict_go_with_the_whole(tmp_path: Path) -> None:
+    stale = tmp_path / ".shard-1-of-2.lock"
+    held = tmp_path / ".shard-2-of-2.lock"
+    for path in (stale, tmp_path / f"{stale.name}.json"):
+        path.write_text("")
+    targets = Targets(jobs=[], record=tmp_path / "predict.json")
+    now: Any = SimpleNamespace(way="a" * 12)
+    with only_one(held, "it is predicted"), claimed(targets, now):
+        assert held.exists()
+        assert not stale.exists()
+        assert not (tmp_path / f"{stale.name}.json").exists()

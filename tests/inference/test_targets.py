@@ -522,7 +522,7 @@ def test_two_models_at_once_do_not_mix(
             (second, OVER, "case_2.nii.gz"),
         ):
             source = images / name
-            with pytest.raises(AutoliverError, match="predicting here by process") as caught:
+            with pytest.raises(AutoliverError, match="and is made by process") as caught:
                 predict_folder(work, source, out / name, request, models=[str(model)])
             assert caught.value.hint == "Wait until it has ended, or stop it."
         assert {name: state(out)[name] for name in before} == before
