@@ -168,7 +168,7 @@ def test_names_that_are_taken_or_unfit_are_refused(home: Path, tmp_path: Path) -
     run("export", f"{NAME}/3d_fullres", file, "--overwrite", "-w", home)
     run("import", file, "--name", "Toy", "--overwrite", "-w", other)
     assert {p.name for p in (other / "models/Toy/runs").iterdir()} == {"3d_fullres"}
-    for name in ("../x", "a/b", "..", ".x", "a\\b", "x ", "auto", "OFF", "all", "a\nb"):
+    for name in ("../x", "a/b", "..", ".x", "a\\b", "x ", "auto", "OFF", "all"):
         with pytest.raises(OptionError, match="cannot be the name"):
             run("import", file, "--name", name, "-w", other)
 
