@@ -172,7 +172,7 @@ def in_turn(path: Path, what: str) -> Iterator[None]:
     """Waits until no other process is in such a block for the same lock, on any machine.
 
     Args:
-        path: The lock's file, which stays; its folder is created if it is missing.
+        path: The lock's file; its folder is created if it is missing.
         what: As for `only_one`.
 
     Raises:
@@ -192,6 +192,8 @@ def in_turn(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held: those who wait make a new file
         lock.release()
 
 

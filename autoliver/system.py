@@ -93,13 +93,13 @@ def code_after(number: int) -> int:
     return TRY_AGAIN if asked_again else 128 + number
 
 
-def stop_with_parent() -> None:
-    """Sends SIGTERM to this process once the one that started it has died, where that is possible.
+def stop_with_parent(number: int = signal.SIGTERM) -> None:
+    """Sends a signal to this process once the one that started it has died, where that is possible.
 
     Linux does so when the thread that started this process ends.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def system_error(

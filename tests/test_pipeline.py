@@ -177,7 +177,7 @@ def test_sigterm_saves_and_stops(phantoms: Path, tmp_path: Path) -> None:
     _wait_for_epochs(fold / "progress.jsonl", 1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 143
     assert "stopped by SIGTERM" in errors
     assert "Run the same command again" in errors
     assert (fold / "resume.pt").exists()

@@ -264,5 +264,5 @@ def run_with_parent() -> None:
     """
     from autoliver.__main__ import main
 
-    stop_with_parent()
+    stop_with_parent(signal.SIGKILL)  # another worker is about to take its shard
     main()

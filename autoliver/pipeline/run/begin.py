@@ -176,11 +176,7 @@ def in_use(run: RunFolder, folds: Iterable[Fold]) -> Iterator[None]:
         for other in entries(run.path, ".*.lock"):  # its folds too
             if other != own:
                 remove_if_stale(other)
-        try:
-            yield
-        finally:
-            if not run.options.exists():  # what was refused leaves nothing behind
-                remove_if_stale(run.beginning)
+        yield
 
 
 def begins(run: RunFolder) -> contextlib.AbstractContextManager[None]:
