@@ -19,7 +19,7 @@ DOTS = "\ue001"  # "...", which stands for words left out
 
 # Words that follow the name of the program, or of the package, in a sentence.
 PROSE = {"as", "do", "exported", "instead", "is", "make", "makes", "nor", "on", "wrote"}
-# Options of torchrun, nnU-Net, pip, docker, dask, Slurm and benchmarks that messages and documents name.
+# Options of other programs, and of benchmarks, that messages and documents name.
 FOREIGN_OPTIONS = {
     *("--force-reinstall", "--index-url", "--upgrade", "--shm-size", "--ipc"),
     *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
