@@ -105,6 +105,7 @@ def test_no_other_processes_are_started_than_those_of_the_table() -> None:
         "parallel.py",  # verify to pool: `map_cases`
         "training/patches/loader.py",  # train
         "pipeline/run/fold_queue.py",  # queue
+        "cli/cluster.py",  # by workers of a cluster: test_cluster.py
     }
 
 
