@@ -11,6 +11,7 @@ from autoliver.training.stop import Stopped, stop_on_signal
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)])
 def test_a_signal_sets_the_flag_and_decides_the_exit_code(name: str, code: int) -> None:
     number = signal.Signals[name]
+    signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup, which is heeded
     with stop_on_signal() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
