@@ -287,7 +287,7 @@ def test_a_workspace_that_cannot_be_one_is_named(what: str, tmp_path: Path) -> N
     folder = phantoms(tmp_path)
     place = tmp_path / "w"
     place.write_text("") if what == "file" else place.symlink_to(place)
-    with pytest.raises(AutoliverError, match="cannot be|expected a folder") as caught:
+    with pytest.raises(AutoliverError, match=r"cannot be|expected a folder") as caught:
         run("plan", folder, "-w", place)
     assert str(place) in caught.value.problem
     assert caught.value.hint
