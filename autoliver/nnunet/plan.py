@@ -176,7 +176,8 @@ def _configuration(
         where=where,
     )
     strides = network.total_stride
-    if any(size % stride for size, stride in zip(settings.patch_size, strides, strict=True)):
+    pairs = zip(settings.patch_size, strides, strict=True)
+    if any(stride < 1 or size % stride for size, stride in pairs):
         raise ModelError(
             f"{where}: patch_size: found {settings.patch_size}, expected multiples of {strides}, "
             "the strides of the network.",

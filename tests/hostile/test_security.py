@@ -306,6 +306,7 @@ def test_what_fuzzing_found_in_a_line_of_a_log(tmp_path: Path) -> None:
     [
         (("architecture", "arch_kwargs", "norm_op_kwargs"), 7),
         (("architecture", "arch_kwargs", "nonlin_kwargs"), [1]),
+        (("architecture", "arch_kwargs", "strides"), [[1, 1, 1], [0, 2, 2]]),
         (("resampling_fn_data_kwargs",), None),
         (("resampling_fn_seg_kwargs",), 0.5),
     ],
