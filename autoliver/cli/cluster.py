@@ -6,6 +6,7 @@ maps never travel. A worker that is killed takes one process with it; the shard 
 elsewhere and skips the cases that are finished.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -131,12 +132,9 @@ def _client(address: str) -> Any:
         ) from None
     # What it tells of connections that close, with tracebacks, is no fault of a command.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    where = "scheduler_file" if Path(address).is_file() else "address"
     try:
-        client = (
-            distributed.Client(scheduler_file=address, timeout=_WAIT, set_as_default=False)
-            if Path(address).is_file()
-            else distributed.Client(address, timeout=_WAIT, set_as_default=False)
-        )
+        return distributed.Client(**{where: address}, timeout=_WAIT, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise MachineError(
@@ -144,23 +142,19 @@ def _client(address: str) -> Any:
             hint="Start one with `dask scheduler`, and workers with `dask worker ADDRESS`; it "
             "prints the address, such as tcp://192.168.0.2:8786.",
         ) from None
-    return client
 
 
-class _token:
+@contextlib.contextmanager
+def _token(workspace: Path) -> Iterator[Path]:
     """A file in the workspace while the block runs, which workers on the same files see."""
-
-    def __init__(self, workspace: Path) -> None:
-        self._path = workspace.absolute() / f".dask-{secrets.token_hex(8)}"
-
-    def __enter__(self) -> Path:
-        with in_words(self._path, verb="written"):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-        return self._path
-
-    def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
+    path = workspace.absolute() / f".dask-{secrets.token_hex(8)}"
+    with in_words(path, verb="written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _run_all(client: Any, address: str, token: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from autoliver.evaluation.results import CaseScores
-from autoliver.io.detached import data_files
+from autoliver.io.detached import file_states
 from autoliver.shards import KeptStage
 
 _Item = tuple[str, tuple[Path, Path]]
@@ -17,10 +17,7 @@ def _name(item: _Item) -> str:
 
 
 def _files(item: _Item) -> list[tuple[str, int, int]]:
-    """Name, size and time of the last change of each file of a pair."""
-    files = [file for path in item[1] for file in data_files(path)]
-    states = [(file.name, file.stat()) for file in files]
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return file_states(item[1])
 
 
 def _to_scores(plain: Any) -> CaseScores:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autoliver.errors import MachineError
@@ -33,6 +33,13 @@ def data_files(path: Path) -> tuple[Path, ...]:
             return (path,)
     found = (path.parent / name for name in names if name)
     return (path, *(file for file in found if file.is_file()))
+
+
+def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Returns name, size and time of the last change (ns) of all `data_files` of image files."""
+    files = [file for path in paths for file in data_files(path)]
+    states = [(file.name, file.stat()) for file in files]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def can_be_copied(path: Path) -> bool:

@@ -174,27 +174,23 @@ def _maps(run: RunFolder) -> Iterator[Leftover]:
 
 def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
     """Images of DICOM series that an interrupted prediction has left."""
-    young = 0
-    for path in _folders(workspace.root / STAGED):
-        if time.time() - _latest(path) < _RECENT_S:
-            young += 1
-            continue
+    folders = _folders(workspace.root / STAGED)
+    old = [path for path in folders if not _is_young(path)]
+    for path in old:
         why = "its prediction was interrupted"
         yield Leftover(path=path, kind="DICOM", why=why, size=_size(path))
-    if young:
+    if young := len(folders) - len(old):
         kept.append(f"DICOM series of the last hour, which may still be predicted: {young}.")
 
 
 def _shards(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
     """Results of shards that were given up: nothing was added to them for a week."""
-    young = 0
-    for path in _folders(workspace.root / SHARDS):
-        if time.time() - _latest(path) < _GIVEN_UP_S:
-            young += 1
-            continue
+    folders = _folders(workspace.root / SHARDS)
+    old = [path for path in folders if not _is_young(path, _GIVEN_UP_S)]
+    for path in old:
         why = "its shards were given up a week ago"
         yield Leftover(path=path, kind="shards", why=why, size=_size(path))
-    if young:
+    if young := len(folders) - len(old):
         kept.append(f"Results of shards of the last week, of which no whole was made: {young}.")
 
 
@@ -257,7 +253,7 @@ def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:
             folders[:] = [name for name in folders if name not in partial]
             for name in sorted(partial):
                 path = Path(at, name)
-                if time.time() - _latest(path) < _RECENT_S:
+                if _is_young(path):
                     young += 1
                     continue
                 why = "its writing was interrupted"
@@ -268,7 +264,12 @@ def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:
 
 def _is_trained_now(run: RunFolder) -> bool:
     folds = [path for path in run.begun if not FoldFolder(path).model.exists()]
-    return any(time.time() - _latest(path) < _RECENT_S for path in folds)
+    return any(map(_is_young, folds))
+
+
+def _is_young(path: Path, seconds: float = _RECENT_S) -> bool:
+    """Whether something in a path was written within this time."""
+    return time.time() - _latest(path) < seconds
 
 
 def _folders(parent: Path) -> list[Path]:

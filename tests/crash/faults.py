@@ -16,13 +16,13 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 from crash.scenarios import SCENARIOS, Build, Command, Scenario, build, filled
 
 SECONDS = 120.0  # a command takes some seconds of a core that others use as well
@@ -143,22 +143,8 @@ class Laboratory:
         self._control_file.write_bytes(bytes(_LAYOUT.size))
         with self._control_file.open("r+b") as file:
             self._control = mmap.mmap(file.fileno(), _LAYOUT.size)
-        tests = Path(__file__).parents[1]
-        before = os.environ.get("PYTHONPATH", "")  # noqa: TID251
-        paths = [str(tests.parent), str(tests), before]
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,  # noqa: TID251
-                "PYTHONPATH": os.pathsep.join(paths),
-                "OMP_NUM_THREADS": "1",
-                "LD_PRELOAD": str(compile_shim(folder)),
-                "CRASH_CONTROL": str(self._control_file),
-            },
-        )
+        shim = {"LD_PRELOAD": str(compile_shim(folder)), "CRASH_CONTROL": str(self._control_file)}
+        self._process = forked.start(Path(__file__).with_name("zygote.py"), shim)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         self._references: dict[str, Reference] = {}

@@ -13,9 +13,10 @@ import signal
 import struct
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
+
+import forked
 
 # What modules of the package import while they work.
 _LOADED = (
@@ -86,32 +87,16 @@ def _waited(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _be(asked: dict[str, Any]) -> None:
     """Becomes the program with these arguments."""
-    code = 1
-    try:
-        os.setsid()
-        out = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for target, source in ((0, null), (1, out), (2, out)):
-            os.dup2(source, target)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.argv = ["autoliver", *asked["start"]]
-        os.chdir(asked["folder"])
+
+    def program() -> None:
         if asked["control"]:
             with Path(asked["control"]).open("r+b") as file:
                 file.write(struct.pack("q", os.getpid()))
-        from autoliver.__main__ import main as program
+        from autoliver.__main__ import main as run
 
-        program()
-    except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else int(bool(done.code))
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-        code = 99
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        run()
+
+    forked.become(asked["start"], output=asked["output"], folder=asked["folder"], program=program)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Runs five commands on malformed inputs, and judges how each of them ends."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 from hostile.images import (
     Member,
@@ -60,19 +58,7 @@ class Zygote:
     """
 
     def __init__(self) -> None:
-        root = Path(__file__).parents[2]
-        paths = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]  # noqa: TID251
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,  # noqa: TID251
-                "PYTHONPATH": os.pathsep.join(paths),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
+        self._process = forked.start(Path(__file__).with_name("zygote.py"))
         assert self._process.stdout is not None
         self.baseline_kb = int(self._process.stdout.readline().removeprefix("ready "))
 

@@ -12,9 +12,10 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
+
+import forked
 
 # The heaviest libraries of the commands, so that each run does not load them.
 _LOADED = (
@@ -93,31 +94,17 @@ def _kb(process: int) -> int:
 
 def _be(asked: dict[str, Any]) -> None:
     """Becomes the program with these arguments."""
-    code = 1
-    try:
-        os.setsid()
-        out = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for target, source in ((0, null), (1, out), (2, out)):
-            os.dup2(source, target)
+
+    def program() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-        sys.argv = ["autoliver", *asked["arguments"]]
-        os.chdir(asked["folder"])
         from autoliver.cli.main import run
 
         run()
-    except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else int(bool(done.code))
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-        code = 99
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+
+    forked.become(
+        asked["arguments"], output=asked["output"], folder=asked["folder"], program=program
+    )
 
 
 if __name__ == "__main__":

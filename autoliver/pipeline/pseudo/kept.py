@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from autoliver.datasets.cases import Case
-from autoliver.io.detached import data_files
+from autoliver.io.detached import file_states
 from autoliver.pipeline.pseudo.labelling import Judged, Labelling
 from autoliver.shards import KeptStage
 
@@ -46,12 +46,9 @@ def _to_judged(plain: Any) -> Judged:
 
 
 def _files(item: Item) -> list[tuple[str, int, int]]:
-    """Name, size and time of the last change of the files of a case."""
     case, probabilities = item
     paths = [Path(path) for path in (*case.images, case.label) if path is not None]
-    files = [file for path in (*paths, probabilities) for file in data_files(path)]
-    states = [(file.name, file.stat()) for file in files]
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return file_states([*paths, probabilities])
 
 
 def _are_there(item: Item, judged: Judged, *, output: Path) -> bool:
