@@ -21,7 +21,8 @@ from autoliver.artifacts import Artifact, machine_key, replacing
 from autoliver.errors import AutoliverError, Taken
 from autoliver.system import entries, in_words
 
-# How long a lock is tried for that nobody seems to hold, and how often.
+# How long a lock is tried for that nobody seems to hold or whose folder comes and goes, and how
+# often.
 _PATIENCE_S, _LOOK_S = 1.0, 0.02
 # No work that is done in turn takes as long.
 _TURN_S = 1800.0
@@ -153,18 +154,43 @@ def _acquired(path: Path, what: str) -> filelock.BaseFileLock:
     """
     until = time.monotonic() + _PATIENCE_S
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        # FileNotFoundError: another process has just removed the folder as its own.
-        with contextlib.suppress(filelock.Timeout, FileNotFoundError):
-            lock.acquire(blocking=False)
-            if path.exists():
-                return lock
-            lock.release()  # of a file that another process has just removed
-        holder = holder_of(path)
+        try:
+            return _held(path, timeout=0)
+        except filelock.Timeout:
+            holder = holder_of(path)
         if time.monotonic() > until or (holder is not None and holder.is_alive()):
             raise _taken(path, what)
         time.sleep(_LOOK_S)
+
+
+def _held(path: Path, *, timeout: float) -> filelock.BaseFileLock:
+    """Takes a lock whose file and folder other processes may make and remove at any moment.
+
+    Args:
+        path: The lock's file; its folder is created if it is missing.
+        timeout: How long to wait for whoever holds the lock, in seconds.
+
+    Raises:
+        filelock.Timeout: It is held for longer.
+        OSError: The folder cannot be made.
+    """
+    until = None
+    while True:
+        lock = filelock.FileLock(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=timeout)
+        # Another process has removed the folder between two steps. mkdir says that something is in
+        # the way if the folder was there when it began, and is gone when it looks.
+        except (FileNotFoundError, FileExistsError):
+            until = until or time.monotonic() + _PATIENCE_S
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK_S)
+            continue
+        if path.exists():
+            return lock
+        lock.release()  # of a file that another process has just removed
 
 
 @contextlib.contextmanager
@@ -180,13 +206,8 @@ def in_turn(path: Path, what: str) -> Iterator[None]:
         MachineError: The folder cannot be written.
     """
     with in_words(path, verb="written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
         try:
-            lock.acquire(timeout=_TURN_S)
-            while not path.exists():  # it has just been removed as one of a killed process
-                lock.release()
-                lock.acquire(timeout=_TURN_S)
+            lock = _held(path, timeout=_TURN_S)
         except filelock.Timeout:
             raise _taken(path, what) from None
     try:

@@ -93,13 +93,20 @@ def code_after(number: int) -> int:
     return TRY_AGAIN if asked_again else 128 + number
 
 
-def stop_with_parent(number: int = signal.SIGTERM) -> None:
+def stop_with_parent(number: int = signal.SIGTERM, *, parent: int | None = None) -> None:
     """Sends a signal to this process once the one that started it has died, where that is possible.
 
     Linux does so when the thread that started this process ends.
+
+    Args:
+        number: The signal.
+        parent: Number of the process that has started this one, if it is known: it may have died
+            before this was called.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def system_error(

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 from commands import run
 from typer.testing import CliRunner
 
-from autoliver.cli.cluster import Job, _ended, run_shard
+from autoliver.cli.cluster import _PROGRAM, Job, _ended, run_shard
 from autoliver.cli.main import app
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 
@@ -61,6 +63,22 @@ def invoke(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def is_at_work(process: int) -> bool:
+    """Whether a process runs; what nobody has asked for its end stays in the table as a zombie."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize(("alive", "code"), [(True, 0), (False, -signal.SIGKILL)])
+def test_a_shard_whose_worker_died_while_it_was_imported(alive: bool, code: int) -> None:
+    worker = os.getpid() if alive else 2**22 + 1  # no process has a number beyond 2**22
+    command = [sys.executable, "-c", _PROGRAM.format(worker), "--version"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == code
+
+
 def test_a_worker_that_is_killed_loses_nothing(place: Path, cluster: Any, first: Path) -> None:
     """The whole is that of a run without a cluster, byte by byte."""
     alone = place / "alone"
@@ -94,9 +112,9 @@ def test_a_worker_that_is_killed_loses_nothing(place: Path, cluster: Any, first:
     assert done.exit_code == 0, done.output
     assert killed
     until = time.monotonic() + 30
-    while any(map(psutil.pid_exists, killed)) and time.monotonic() < until:
+    while any(map(is_at_work, killed)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not any(map(psutil.pid_exists, killed)), "its shard went on without it"
+    assert not any(map(is_at_work, killed)), "its shard went on without it"
     assert f"{CASES} cases on the cluster" in done.stderr
     assert stored(place / "workspace") == stored(alone)
 

@@ -1,5 +1,6 @@
 """Locks of a folder for one kind of work, and of a moment's work."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -7,11 +8,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autoliver.errors import AutoliverError
-from autoliver.locks import Holder, one_at_a_time, only_one_kind
+from autoliver.errors import AutoliverError, MachineError
+from autoliver.locks import Holder, in_turn, one_at_a_time, only_one, only_one_kind
 
 WHAT = "others are at work"
 
@@ -142,3 +144,36 @@ def test_processes_that_give_a_lock_back_and_take_it_at_once(tmp_path: Path) -> 
     told = [each.communicate()[1] for each in work]
     assert [each.returncode for each in work] == [0] * 3, told
     assert not path.exists()
+
+
+@pytest.mark.parametrize("lock", [only_one, in_turn])
+@pytest.mark.parametrize("step", ["looked at", "locked"])
+def test_a_folder_that_another_process_removes_is_made_again(
+    lock: Any, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mkdir finds it and then does not, or it goes before the lock's file is made."""
+    folder, make, times = tmp_path / "folder", Path.mkdir, iter(range(3))
+
+    def made(path: Path, *words: Any, **options: Any) -> None:
+        make(path, *words, **options)
+        if path == folder and next(times, None) is not None:
+            folder.rmdir()
+            if step == "looked at":
+                raise FileExistsError(errno.EEXIST, "File exists", str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    with lock(folder / ".lock", "it is being done"):
+        assert names(folder)
+
+
+@pytest.mark.parametrize("lock", [only_one, in_turn])
+@pytest.mark.parametrize("kind", ["file", "dangling link", "file above"])
+def test_what_is_in_the_way_of_the_folder_is_told(lock: Any, kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    if kind == "dangling link":
+        folder.symlink_to(tmp_path / "nowhere")
+    else:
+        folder.touch()
+    path = (folder / "deeper" if kind == "file above" else folder) / ".lock"
+    with pytest.raises(MachineError, match="cannot be written"), lock(path, "it is being done"):
+        pytest.fail("it was let in")

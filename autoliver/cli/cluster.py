@@ -39,7 +39,7 @@ _SHOWN_LINES = 3  # of what a shard has said
 _WARNINGS = ("Warning: ", "WARNING ")
 _LOOK_S = 2.0  # how often a worker looks whether the command still waits
 _WAIT = "30s"
-_PROGRAM = "from autoliver.cli.cluster import run_with_parent; run_with_parent()"
+_PROGRAM = "from autoliver.cli.cluster import run_with_parent; run_with_parent({})"
 # Exit codes of a command that was ended by a signal, or asks to be started again.
 _AGAIN = frozenset({TRY_AGAIN, *(128 + number for number in (signal.SIGKILL, signal.SIGTERM))})
 
@@ -233,7 +233,7 @@ def _ended(job: Job) -> tuple[int, str, str]:
     words = [*job.words[:at], "--shard", job.shard, "--json", *job.words[at:]]
     where = {**os.environ, WORKSPACE_VARIABLE: str(Path(job.token).parent)}  # noqa: TID251 - passed on
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM, *words],
+        [sys.executable, "-P", "-c", _PROGRAM.format(os.getpid()), *words],
         cwd=job.folder,
         env=where,
         stdin=subprocess.DEVNULL,
@@ -251,12 +251,15 @@ def _ended(job: Job) -> tuple[int, str, str]:
                 return child.returncode, output, errors
 
 
-def run_with_parent() -> None:
+def run_with_parent(parent: int) -> None:
     """Runs the command line of this process, which ends when its parent ends.
 
     A worker that is killed cannot end its children itself.
+
+    Args:
+        parent: Number of the worker's process.
     """
     from autoliver.__main__ import main
 
-    stop_with_parent(signal.SIGKILL)  # another worker is about to take its shard
+    stop_with_parent(signal.SIGKILL, parent=parent)  # another worker is about to take its shard
     main()
