@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from autoliver.errors import AutoliverError, OptionError
 from autoliver.memory import default_memory_gb, free_gb
+from autoliver.system import stops_later
 from autoliver.values import check_number, check_types, check_whole, counted, first_few
 
 T = TypeVar("T")
@@ -330,12 +331,17 @@ class _PoolRun(Generic[A, R]):
             return
         running: dict[Future[R], int] = {}
         workers: list[BaseProcess] = []
+        others = multiprocessing.active_children()
+
+        def started() -> list[BaseProcess]:
+            return [each for each in multiprocessing.active_children() if each not in others]
+
         try:
             while self.waiting or running:
                 self._submit(pool, running)
                 if not running:
                     return
-                workers = workers or list(multiprocessing.active_children())
+                workers = workers or started()
                 for future in _first_done(pool, running):
                     result = future.result()
                     yield running.pop(future), result
@@ -343,8 +349,7 @@ class _PoolRun(Generic[A, R]):
             pool.shutdown(wait=True, cancel_futures=True)
             self.cause = _cause(error, workers)
         except (KeyboardInterrupt, SystemExit):
-            # It may come while the first tasks are handed out, before their processes are known.
-            _kill(workers or multiprocessing.active_children())
+            _kill(started())  # the pool may have started some since it was asked
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -458,7 +463,7 @@ def without_main() -> Iterator[None]:
         vars(stand_in).pop("__file__", None)
         sys.modules["__main__"] = stand_in
         try:
-            with _unheard():
+            with stops_later(), _unheard():
                 yield
         finally:
             sys.modules["__main__"] = main

@@ -16,8 +16,11 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from autoliver.errors import MachineError
 
@@ -91,6 +94,39 @@ def code_after(number: int) -> int:
     """
     asked_again = number == getattr(signal, "SIGUSR1", None)
     return TRY_AGAIN if asked_again else 128 + number
+
+
+@contextlib.contextmanager
+def stops_later() -> Iterator[None]:
+    """Lets what asks this process to stop wait until the block has ended.
+
+    A process that is being started in the block is then known to whoever has to end it. A second
+    request does not wait. Only the main thread answers signals; in other threads nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: dict[int, None] = {}
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {
+        number: handler
+        for number in (signal.SIGINT, *STOP_SIGNALS)
+        if callable(handler := signal.getsignal(number))
+    }
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number in noted:
+            before[number](number, frame)
+        noted[number] = None
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for each in noted:
+            signal.raise_signal(each)
 
 
 def stop_with_parent(number: int = signal.SIGTERM, *, parent: int | None = None) -> None:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,9 @@ from autoliver.planning.findings import REFUSED
 from autoliver.planning.verify import verify
 from autoliver.preprocessing.store import open_array
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
-from autoliver.system import entries, in_words, is_damage, system_error
+from autoliver.system import entries, in_words, is_damage, stops_later, system_error
+
+STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 # Reading this file fails with EIO, as a broken disk does.
 BROKEN = Path("/proc/self/mem")
@@ -423,3 +427,53 @@ def test_streams_that_are_closed_or_full_are_no_bug(tmp_path: Path) -> None:
     )
     assert gone.returncode == 1
     assert "The current folder does not exist any more" in gone.stderr
+
+
+class Asked(Exception):
+    """What the handler of a signal raises."""
+
+
+@contextlib.contextmanager
+def raising(number: int) -> Iterator[None]:
+    def handler(asked: int, _: object) -> None:
+        raise Asked(asked)
+
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def in_block(number: int, times: int) -> Iterator[str]:
+    with stops_later():
+        yield "begun"
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+        yield "ended"
+
+
+@pytest.mark.parametrize(
+    ("times", "reached"), [(0, ["begun", "ended"]), (1, ["begun", "ended"]), (2, ["begun"])]
+)
+@pytest.mark.parametrize("number", STOPS)
+def test_what_asks_to_stop_waits_for_a_block_once(
+    number: int, times: int, reached: list[str]
+) -> None:
+    seen: list[str] = []
+    with raising(number), pytest.raises(Asked) if times else contextlib.nullcontext():
+        deque(map(seen.append, in_block(number, times)))
+    assert seen == reached
+
+
+def test_what_is_not_answered_here_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stops_later():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+        with ThreadPoolExecutor() as other:  # where no handler can be set
+            other.submit(lambda: contextlib.ExitStack().enter_context(stops_later())).result()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -75,8 +75,8 @@ def make_task(folder: Path, patch: tuple[int, ...], **given: object) -> Translat
 
 def learnt(task: TranslationTask, *, stop_after: int | None = None) -> Translation:
     task.folder.mkdir(exist_ok=True)
-    steps = iter(range(10**6))
-    return learn_translation(task, stop=lambda: next(steps) + 1 == stop_after)
+    looks = iter(range(10**6))
+    return learn_translation(task, stop=lambda: next(looks) == stop_after)
 
 
 def weights(state: Translation) -> dict[str, np.ndarray]:
@@ -102,10 +102,18 @@ def test_a_seed_decides_and_a_stopped_training_goes_on(tmp_path, given, patch):
         moved = zip(before[each].parameters(), whole.networks[each].parameters(), strict=True)
         assert all((a - b).abs().max() > 0 for a, b in moved if a.ndim > 1)
     stopped = replace(task, folder=tmp_path / "b")
-    assert learnt(stopped, stop_after=2).step == 3
+    assert learnt(stopped, stop_after=3).step == 3
     assert_equal(whole, learnt(stopped))
     other = make_task(tmp_path / "c", patch, **given, seed=1)
     assert not np.array_equal(*(next(iter(weights(s).values())) for s in (whole, learnt(other))))
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+@pytest.mark.parametrize("step", range(4))
+def test_it_can_be_stopped_before_every_step(tmp_path, iterations, step):
+    """Also where an epoch has one step only."""
+    task = make_task(tmp_path / "a", (24, 24), iterations=iterations, epochs=4 // iterations)
+    assert learnt(task, stop_after=step).step == step
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of switching oneDNN off
@@ -140,7 +148,7 @@ def test_a_training_with_scaled_losses_goes_on_with_its_scale(tmp_path):
     assert 1 <= scale <= 2**16
     assert {w.dtype for w in whole.networks.parameters()} == {torch.float32}
     half = replace(task, folder=tmp_path / "b")
-    state = learnt(half, stop_after=2)
+    state = learnt(half, stop_after=3)
     state.scaler.update(4.0)
     save_training_state(half.resume, state.snapshot())
     assert Translation(half).scaler.get_scale() == 4.0

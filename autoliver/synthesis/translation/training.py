@@ -42,7 +42,7 @@ def learn_translation(
     state = Translation(task)
     learner = Learner(state)
     options = task.options
-    while state.step < options.steps:
+    while state.step < options.steps and not stop():
         start, sums = time.monotonic(), []
         last = (state.step // options.iterations + 1) * options.iterations
         with closing(state.batches(range(state.step, last))) as pairs:
