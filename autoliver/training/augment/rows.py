@@ -31,24 +31,25 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def change_rows(
-    batch: Tensor, rows: Sequence[int], change: Callable[[Tensor, slice], None]
+    batch: Tensor, rows: Sequence[int], change: Callable[[Tensor, slice], Tensor]
 ) -> None:
     """Changes some rows of a batch in place.
 
     Args:
         batch: (n, *shape).
         rows: Their indices, all different.
-        change: Changes a group of rows (k, *shape) in place; it is also told which of `rows` they
-            are.
+        change: Returns a group of rows (k, *shape) changed, in place or not; it is also told which
+            of `rows` they are.
     """
     together = rows_at_once(batch[0].numel() if len(batch) else 0, batch.device)
     for start in range(0, len(rows), together):
         part = slice(start, start + together)
         chosen = rows[part]
         if len(chosen) == 1:
-            change(batch[chosen[0] : chosen[0] + 1], part)
+            picked = batch[chosen[0] : chosen[0] + 1]
+            changed = change(picked, part)
+            if changed is not picked:
+                picked.copy_(changed)
             continue
         index = to_device(np.array(chosen), batch.device)
-        picked = batch.index_select(0, index)
-        change(picked, part)
-        batch.index_copy_(0, index, picked)
+        batch.index_copy_(0, index, change(batch.index_select(0, index), part))

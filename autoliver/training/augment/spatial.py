@@ -132,8 +132,8 @@ def apply_mirror(batch: Tensor, flips: Sequence[Sequence[int]]) -> None:
         change_rows(batch, rows, partial(_flip, dims=[axis + 2 for axis in axes]))
 
 
-def _flip(picked: Tensor, _: slice, *, dims: list[int]) -> None:
-    picked.copy_(picked.flip(dims))
+def _flip(picked: Tensor, _: slice, *, dims: list[int]) -> Tensor:
+    return picked.flip(dims)
 
 
 def _on_cpu(batch: Tensor) -> bool:
