@@ -19,8 +19,10 @@ from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.io.files import read_image, read_label, write_image, write_label
 from autoliver.locks import Holder, check_free, is_held, only_one
 from autoliver.models.files import FoldModel
+from autoliver.pipeline.run import train as train_stage
 from autoliver.synthesis.phantom import PhantomOptions, write_phantom_dataset
 from autoliver.training.options import TrainingOptions
+from autoliver.workspace import RunFolder
 
 CT, MR = "Dataset001_PhantomCT", "Dataset002_PhantomMR"
 SHORT = ("--epochs", 1, "--iterations", 2)
@@ -289,3 +291,25 @@ def test_a_run_goes_on_without_cases_that_were_added(
     (ct / "imagesTr/PhantomCT_001_0000.nii.gz").unlink()
     with pytest.raises(ArtifactError, match="nothing but cases was added"):
         run(*command, "--extend", 1, "--accept-changes")
+
+
+def test_a_run_that_another_process_extends_meanwhile_is_not_extended_twice(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second command has looked at the run when the first one extends it."""
+    command = ("train", CT, "2d", "--fold", "all", "--extend", 1, "-w", own)
+    before = FoldModel.load(own / CT / "runs/2d/fold_all/model.json").epochs
+    looked = train_stage.current_length
+
+    def look(folder: RunFolder) -> int:
+        length = looked(folder)
+        monkeypatch.setattr(train_stage, "current_length", looked)
+        run(*command)
+        return length
+
+    monkeypatch.setattr(train_stage, "current_length", look)
+    with pytest.raises(AutoliverError, match=f"had {before} epochs .* to {before + 1} mean"):
+        run(*command)
+    assert FoldModel.load(own / CT / "runs/2d/fold_all/model.json").epochs == before + 1
+    run(*command)
+    assert FoldModel.load(own / CT / "runs/2d/fold_all/model.json").epochs == before + 2

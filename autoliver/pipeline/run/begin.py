@@ -12,7 +12,7 @@ from typing import Any
 
 from autoliver.artifacts import machine_key, to_record
 from autoliver.datasets.folds import Fold
-from autoliver.errors import ArtifactError, OptionError
+from autoliver.errors import ArtifactError, AutoliverError, OptionError
 from autoliver.locks import check_free, in_turn, is_held, only_one, remove_if_stale
 from autoliver.models.files import FoldFolder, FoldModel
 from autoliver.pipeline.run.request import TrainRequest
@@ -124,6 +124,34 @@ def decide_beginning(
         extended=options is not begun,
         removed=tuple(sorted(f for f in named if f.exists())) if request.fresh else (),
     )
+
+
+def current_length(run: RunFolder) -> int:
+    """How many epochs a run is trained for; 0 if it was not started."""
+    if not run.options.exists():
+        return 0
+    options = TrainingOptions.load(run.options, mend=run.mend)
+    return options.epochs + sum(options.extensions)
+
+
+def check_length(run: RunFolder, before: int, request: TrainRequest) -> None:
+    """Refuses an extension if the run was extended after it had been asked for.
+
+    Args:
+        run: The run.
+        before: Its length when this process began.
+        request: The request to `train`.
+
+    Raises:
+        AutoliverError: Another process has extended the run meanwhile.
+    """
+    now = current_length(run)
+    if now != before:
+        raise AutoliverError(
+            f"--extend {request.extend}: {run.name} had {before} epochs when this command began, "
+            f"and another process has extended it to {now} meanwhile.",
+            hint="Nothing was added. To add more, give the same command again.",
+        )
 
 
 def kept_options(

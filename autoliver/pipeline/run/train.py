@@ -22,7 +22,15 @@ from autoliver.pipeline.data import (
 )
 from autoliver.pipeline.region import is_place
 from autoliver.pipeline.run.batch import check_batch
-from autoliver.pipeline.run.begin import Beginning, begins, decide_beginning, in_use, log_memory
+from autoliver.pipeline.run.begin import (
+    Beginning,
+    begins,
+    check_length,
+    current_length,
+    decide_beginning,
+    in_use,
+    log_memory,
+)
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.encoder_source import asks_for_imagenet, check_planned
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
@@ -290,6 +298,7 @@ def _run_job(
     folds = current_folds(planned.folder, planned.dataset)
     splits = _splits(planned, folds, request)
     run = planned.run(request.configuration, tag=request.tag)
+    length = current_length(run) if request.extend is not None else None
     held.enter_context(in_use(run, splits))
     cases = max(len(split.train) for split in splits.values())
     asked = request.replace(changes=_changes(workspace, request, source))
@@ -297,6 +306,8 @@ def _run_job(
     region = region_for(workspace, planned, configuration, asked, run, list(splits))
     made_from = _made_from(planned, folds, stage, source, replay, region)
     with begins(run):
+        if length is not None:
+            check_length(run, length, asked)
         begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
         options = begun.options
         _check_options_of_data(options, splits, planned, replay)
