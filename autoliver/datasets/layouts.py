@@ -12,6 +12,7 @@ from typing import Any
 from autoliver.commands import command
 from autoliver.errors import DatasetError
 from autoliver.io.dicom.walk import holds_dicom
+from autoliver.io.drawn import is_drawn
 from autoliver.io.files import read_header
 from autoliver.io.header import ENDINGS, PICTURES, SEGMENTATION, label_ending, split_ending
 from autoliver.io.paths import check_printable, link_target, missing_file, printable
@@ -303,7 +304,7 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
     files = sorted(
         path
         for name, path in there.items()
-        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(name, there)
+        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(path, there)
     )
     shown = []
     for path in files:
@@ -326,15 +327,19 @@ def _series_folders(folder: Path) -> list[Path]:
     ]
 
 
-def _is_drawn(name: str, there: Container[str]) -> bool:
-    """Whether a file is a picture that `predict` or `evaluate` drew, among those of a folder."""
+def _is_drawn(path: Path, there: Container[str]) -> bool:
+    """Whether a file is a picture that `predict` or `evaluate` drew, among those of a folder.
+
+    Pictures that were drawn before they had a mark are known by what lies beside them.
+    """
+    name = path.name
     if name.endswith(PREVIEW):
         case = name.removesuffix(PREVIEW)
-        return RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there
+        return RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there or is_drawn(path)
     return any(
-        name == picture or name.endswith(f"_{picture}")
+        f"{name.removesuffix(picture)}{SCORES_FILE}" in there or is_drawn(path)
         for picture in (RELIABILITY_FILE, VOLUMES_FILE)
-        if f"{name.removesuffix(picture)}{SCORES_FILE}" in there
+        if name == picture or name.endswith(f"_{picture}")
     )
 
 
