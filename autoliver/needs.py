@@ -37,6 +37,8 @@ _PREPARE_IN = 2.35
 _PREPARE_OUT = 2.35
 # In units of one label map if it were float32; measured 0.6 with a liver. Surfaces come on top.
 _SCORE = 1.25
+# Same unit, for maps of a byte for each voxel: those that are held, and what one takes to read.
+_SHOWN_MAP, _SHOWN_READ = 0.25, 0.5
 _CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
 # A label map of a byte for each voxel while it is written: it, two copies, and what is read again.
 _LABEL_MAP = 1.0
@@ -101,6 +103,24 @@ def score_need(item: Path | tuple[str, tuple[Path, Path]]) -> Need:
     """
     name, paths = (item.name, (item,)) if isinstance(item, Path) else item
     return Need(name=name, gb=_SCORE * max(_image_gb(_headers([path])) for path in paths))
+
+
+def show_need(name: str, image: Path | Series, maps: Sequence[Path]) -> Need:
+    """Estimates the memory for drawing slices of a case: first its label maps, then its image.
+
+    Args:
+        name: The case's name.
+        image: The file of one channel, or the series.
+        maps: Its label maps.
+    """
+    if isinstance(image, Series):
+        read = series_need(name, image).gb
+    else:
+        whole = file_type(image) not in _NIFTI
+        read = (_READ_WHOLE if whole else _READ) * _image_gb(_headers([image]))
+    sizes = [_image_gb(_headers([path])) for path in maps]
+    labels = _SHOWN_MAP * sum(sizes) + _SHOWN_READ * max(sizes, default=0.0)
+    return Need(name=name, gb=max(read, labels))
 
 
 def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
