@@ -481,9 +481,11 @@ def _export(
             values = mean_probabilities(found, labels=labels)
             with replacing(job.probabilities) as beside:
                 np.savez_compressed(beside, probabilities=values)
+            del values
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
+            del entropy
         predicted, removed = _labels(model, found, geometry, job.name, lesions=given)
         which = lesion_labels(model)
         if listener.on_lesions is not None and which.names:

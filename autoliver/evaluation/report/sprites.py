@@ -189,9 +189,7 @@ class Cut:
         turned = reorientation(self.codes, USUAL).array(image)
         kept = sorted({z for each in self.slices.values() for z in each})
         volume = _sliced(turned, self.axis, flip=bool(self.codes))
-        return Grey(
-            planes=_planes(volume, kept, self.box), window=shown_window(image, is_ct=is_ct)
-        )
+        return Grey(planes=_planes(volume, kept, self.box), window=shown_window(image, is_ct=is_ct))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
