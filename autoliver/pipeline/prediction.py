@@ -198,13 +198,15 @@ def predict_as_asked(
         OptionError: A case needs more memory than may be used, and failures are not taken; nothing
             has been begun.
     """
-    from autoliver.inference.predict import Listener, predict_jobs
+    from autoliver.inference.predict import Listener, lesion_labels, predict_jobs
     from autoliver.networks.threads import threads_of
 
-    jobs = _that_fit(model, jobs, request, listener)
+    lesions = listener is not None and listener.on_lesions is not None
+    outputs = export is not None or (lesions and bool(lesion_labels(model).names))
+    jobs = _that_fit(jobs, too_large(model, jobs, request, outputs=outputs), listener)
     if not jobs:
         return
-    held = held_by(model, request)
+    held = held_by(model, request, outputs=outputs)
     needs = [model_need(job.name, job.images, model, held) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
     device, asked = model.members[0].device, request.machine.threads
@@ -217,13 +219,11 @@ def predict_as_asked(
 
 
 def _that_fit(
-    model: "Model",
     jobs: "Sequence[PredictJob]",
-    request: PredictRequest,
+    refused: Mapping[str, OptionError],
     listener: "Listener | None",
 ) -> "list[PredictJob]":
-    """The cases that fit into the memory; a listener that takes failures is told of the others."""
-    refused = too_large(model, jobs, request)
+    """The cases that are not refused; a listener that takes failures is told of the others."""
     take = None if listener is None else listener.on_failure
     for name, error in refused.items():
         if take is None:
@@ -337,10 +337,17 @@ def is_complete(job: "PredictJob", request: PredictRequest) -> bool:
 
 
 def too_large(
-    model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest
+    model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest, *, outputs: bool
 ) -> dict[str, OptionError]:
-    """Finds the cases that are too large for the memory, before anything is read or written."""
-    stages, held = stages_of(model), held_by(model, request)
+    """Finds the cases that are too large for the memory, before anything is read or written.
+
+    Args:
+        model: The model.
+        jobs: The cases.
+        request: How to predict.
+        outputs: As for `held_by`.
+    """
+    stages, held = stages_of(model), held_by(model, request, outputs=outputs)
     needs = [single_need(job.name, job.images, stages, held) for job in jobs]
     asked = {"--probabilities": request.probabilities, "--uncertainty": request.uncertainty}
     instead = [f"predict without {option}" for option, given in asked.items() if given]
@@ -353,22 +360,25 @@ def stages_of(model: "Model") -> list[Stage]:
     return [Stage(part.plan, part.configuration) for part in model.parts]
 
 
-def held_by(model: "Model", request: PredictRequest) -> Held:
-    """What a prediction holds of the outputs for a whole scan; on the host, label maps may do."""
-    from autoliver.inference.predict import lesion_labels
+def held_by(model: "Model", request: PredictRequest, *, outputs: bool) -> Held:
+    """What a prediction holds of the outputs for a whole scan; label maps alone may do.
+
+    Args:
+        model: The model.
+        request: How to predict.
+        outputs: Whether more than a label map is made of the outputs: how sure a model is of each
+            lesion is told from them.
+    """
     from autoliver.networks.device import on_gpu
 
     several = len(model.members) > 1 or model.votes or request.probabilities or request.uncertainty
-    # How sure a model is of each lesion is told from its logits.
-    lesions = lesion_labels(model).names
     averaged = all(m.configuration.average == "logits" for m in model.members)
     gpu = on_gpu(model.members[0].device)
-    if not (several or lesions or model.finder or (request.exact and gpu)) and averaged:
+    if averaged and not (several or outputs or model.finder or (request.exact and gpu)):
         return Held(slab=not gpu)
-    # The spread of the folds is another; what is known only near a region is put into a whole.
-    logits = 1 + request.uncertainty + bool(several and model.finder)
     return Held(
-        logits=logits,
+        # The spread of the folds is another; what is known only near a region is put into a whole.
+        logits=1 + request.uncertainty + bool(model.finder and (several or outputs)),
         # Those of one fold, before they are added to those of the others.
         passing=int(request.uncertainty and any(len(m.networks) > 1 for m in model.members)),
         # While classes decide together, their own rows and two copies are there.
@@ -376,7 +386,7 @@ def held_by(model: "Model", request: PredictRequest) -> Held:
         # One array and its copy in the order of axes of the image; the map of uncertainty and
         # components of lesions have one value per voxel.
         maps=2 * request.probabilities,
-        values=3 * request.uncertainty + bool(lesions),
+        values=3 * request.uncertainty + outputs,
     )
 
 

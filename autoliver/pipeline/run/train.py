@@ -139,6 +139,8 @@ def train(
         job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify, held))
         if group.leads and not (queued or request.twin):
             remind(replace(job.planned, warned=new or job.planned.warned))
+            for fold in (fold for fold in job.splits if not job.trained(fold)):
+                job.validation.warn(fold, job.splits[fold].validation)
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
