@@ -127,17 +127,6 @@ class RunJob:
     region: RunRegion | None = None
     boxes: Mapping[str, Bounds | None] = field(default_factory=dict)
 
-    @property
-    def validation(self) -> Validation:
-        """The prediction of the held-out cases of the folds."""
-        return Validation(
-            planned=self.planned,
-            configuration=self.configuration,
-            run=self.run,
-            pretrained=self.options.pretrained,
-            limits=self.machine.limits,
-        )
-
     def folder(self, fold: Fold) -> FoldFolder:
         """Returns the folder of a fold."""
         return FoldFolder(self.run.fold(fold))
@@ -274,7 +263,7 @@ class RunJob:
     ) -> float:
         """Chooses the share of the tuned weights by the held-out cases, and says so."""
         fold: Fold = "all" if info.fold == "all" else int(info.fold)
-        self.validation.refuse(fold, self.splits[fold].validation)
+        validation_of(self).refuse(fold, self.splits[fold].validation)
         dice = try_shares(self.run, info, mixed, self._held_out(fold), self._request(device))
         share = choose_share(dice)
         tried = ", ".join(f"{s:g}: {'-' if d is None else f'{d:.3f}'}" for s, d in dice.items())
@@ -347,7 +336,7 @@ class RunJob:
 
     def _validate(self, fold: Fold, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
-        self.validation.refuse(fold, self.splits[fold].validation)
+        validation_of(self).refuse(fold, self.splits[fold].validation)
         score_held_out(
             self.run,
             fold,
@@ -367,6 +356,17 @@ class RunJob:
             roi_from=self.options.roi_from,
             machine=self.machine.replace(device=str(device)),
         )
+
+
+def validation_of(job: RunJob) -> Validation:
+    """Returns how the held-out cases of a run's folds are predicted."""
+    return Validation(
+        planned=job.planned,
+        configuration=job.configuration,
+        run=job.run,
+        pretrained=job.options.pretrained,
+        limits=job.machine.limits,
+    )
 
 
 def _histograms_of(case: StoredCase, channels: int) -> list[Histogram]:
