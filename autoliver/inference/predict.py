@@ -244,8 +244,10 @@ def predict_jobs(
         with listener.taking(job):
             case = _prepare(model, job, options, listener)
             found = _outputs(model, case, options, listener.on_windows, labels_suffice=quick)
-            finish(job, found, case.lesions)
-            del found, case
+            lesions = case.lesions
+            del case  # its images are not needed any more
+            finish(job, found, lesions)
+            del found
 
 
 def _labels_suffice(model: Model, options: PredictOptions, listener: Listener) -> bool:
