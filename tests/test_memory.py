@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_wherever_it_is_predicted(
     jobs = make_jobs(cases, tmp_path / "out")
     asked = replace(ASKED, machine=Machine(device="cpu", limits=Limits(memory_gb=1e-6)))
     reached: list[str] = []
-    with pytest.raises(OptionError, match="case_0: to predict it needs about .* GB, --memory-gb"):
+    with pytest.raises(OptionError, match=r"case_0: to predict it needs about .* GB, --memory-gb"):
         predict_as_asked(model, jobs, asked, export=lambda job, _: reached.append(job.name))
     taken: list[str] = []
     listener = Listener(on_failure=lambda job, _: taken.append(job.name))

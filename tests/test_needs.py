@@ -1,7 +1,9 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +172,7 @@ def test_a_case_far_over_the_budget_is_refused(
 # The members of a model and what is asked of it -> the memory in images, by hand: the image on the
 # network's grid; 3 rows of logits and their weights, or those of all 9 slices of a slab; the label
 # map. Reading takes 3.5.
-MEMBERS = {
+MEMBERS: dict[str, tuple[tuple[str, ...], dict[str, Any], int]] = {
     "a label map": (("fold_0",), {}, 1 + (3 + 1) + 1),
     "two folds": (("fold_0 fold_1",), {}, 1 + (3 + 1) + 1),
     "an ensemble": (("fold_0", "fold_1"), {}, 2 + 2 * 3 + 1 + 1),
@@ -179,6 +181,7 @@ MEMBERS = {
     "of two folds": (("fold_0 fold_1",), {"uncertainty": True}, 1 + 3 * 3 + 1 + 1 + 3),
     "of members": (("fold_0", "fold_1"), {"uncertainty": True}, 2 + 4 * 3 + 1 + 1 + 3),
     "how sure lesions are": (("fold_0",), {"outputs": True}, 1 + 3 + 1 + 1 + 1),
+    "a class for each lesion": (("fold_0",), {"classes": ("liver", "tumour")}, 1 + 3 + 6 + 1 + 1),
 }
 _GRID = Geometry(shape_zyx=(9, 8, 8), spacing_mm=(2.0, 2.0, 2.0))
 _ONE_GB = 9 * 8 * 8 * 4 / 2**30
@@ -196,10 +199,15 @@ def model_of(members: tuple[str, ...], save: SaveFold) -> Model:
 def test_predictions_that_do_not_fit_are_refused(kind: str, save: SaveFold, tmp_path: Path) -> None:
     members, asked, images = MEMBERS[kind]
     outputs = asked.get("outputs", False)
-    options = {name: value for name, value in asked.items() if name != "outputs"}
+    options = {
+        name: value for name, value in asked.items() if name in PredictRequest.__annotations__
+    }
     write_image(tmp_path / "a_0000.nii.gz", np.ones((1, 9, 8, 8), np.float32), _GRID)
     jobs = make_jobs({"a": [tmp_path / "a_0000.nii.gz"]}, tmp_path / "out")
     model = model_of(members, save)
+    classes = asked.get("classes", ())
+    parts = tuple(replace(member, lesion_classes=classes) for member in model.members)
+    model = replace(model, members=parts)
 
     def refused(share: float) -> dict[str, OptionError]:
         machine = Machine(limits=Limits(memory_gb=share * images * _ONE_GB))
