@@ -251,7 +251,7 @@ class _Grids(NamedTuple):
 def _grids(images: Sequence[str | Path], plan: Plan, configuration: Configuration) -> _Grids:
     headers = _headers(images)
     if not headers:
-        return _Grids(0.0, 0.0, (0, 0, 0), (0, 0, 0))
+        return _Grids(0.0, 0.0, (1, 1, 1), (1, 1, 1))
     geometry = headers[0].geometry
     geometry = reorientation_to(geometry, plan.axis_codes).geometry(geometry)
     shape = [geometry.shape_zyx[axis] for axis in plan.transpose_forward]

@@ -18,7 +18,15 @@ from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.machine import Machine
 from autoliver.models.files import MemberFiles, ModelFiles
-from autoliver.needs import prepare_need, read_need, score_need, show_need, single_need
+from autoliver.needs import (
+    Held,
+    Stage,
+    prepare_need,
+    read_need,
+    score_need,
+    show_need,
+    single_need,
+)
 from autoliver.parallel import Limits, Need, refuse_over_budget
 from autoliver.pipeline.prediction import PredictRequest, held_by, stages_of, too_large
 from autoliver.planning.plan import Normalization, Plan
@@ -56,6 +64,9 @@ def test_a_file_that_cannot_be_read_needs_nothing(case: Case, tmp_path: Path) ->
     (tmp_path / "b.nii.gz").write_bytes(b"no image")
     bad = case.replace(images=(str(tmp_path / "b.nii.gz"), str(tmp_path / "none.nii.gz")))
     assert read_need(bad).gb == 0
+    plan = make_plan("ct")
+    stages = [Stage(plan, plan.configurations["3d_fullres"])]
+    assert single_need("a", [Path(path) for path in bad.images], stages, Held()).gb < 1e-6
 
 
 # Prints by how many bytes the peak rises from a small case to a large one, of the same process.
