@@ -37,6 +37,8 @@ _PREPARE_IN = 2.35
 _PREPARE_OUT = 2.35
 # In units of one label map if it were float32; measured 0.6 with a liver. Surfaces come on top.
 _SCORE = 1.25
+# Same unit, for maps of a byte for each voxel: those that are held, and what one takes to read.
+_SHOWN_MAP, _SHOWN_READ = 0.25, 0.5
 _CLEAN = 9.0  # same unit; measured 8.6 with a component in every thousandth voxel
 # A label map of a byte for each voxel while it is written: it, two copies, and what is read again.
 _LABEL_MAP = 1.0
@@ -45,15 +47,30 @@ _NIFTI = (".nii.gz", ".nii")
 
 
 class Held(NamedTuple):
-    """What a prediction holds of a whole scan besides label maps, in class-by-voxel arrays.
+    """What a prediction holds in main memory of a whole scan besides images and label maps.
 
     Attributes:
-        logits: On the network's grid.
-        maps: On the grid of the image.
+        logits: Arrays of all classes on the network's grid, for each member.
+        passing: As well, of one member at a time.
+        rows: Further rows of a class each, on the network's grid.
+        maps: Arrays of all classes on the grid of the image.
+        values: Arrays of one value per voxel on the grid of the image.
+        slab: Whether the sums of one slab of windows are there, where logits are not.
     """
 
     logits: int = 0
+    passing: int = 0
+    rows: int = 0
     maps: int = 0
+    values: int = 0
+    slab: bool = True
+
+
+class Stage(NamedTuple):
+    """A plan and its configuration: a member, the first stage of a cascade, or a finder."""
+
+    plan: Plan
+    configuration: Configuration
 
 
 def read_need(case: Case) -> Need:
@@ -72,8 +89,9 @@ def series_need(name: str, series: Series) -> Need:
 
 def prepare_need(task: PrepareTask) -> Need:
     """Estimates the memory for preprocessing a case."""
-    sizes = _sizes_gb(task.case.images, task.plan, task.configuration)
-    return Need(name=task.case.name, gb=_prepared_gb(*sizes, task.configuration))
+    grids = _grids(task.case.images, task.plan, task.configuration)
+    gb = _prepared_gb(grids.before_gb, grids.after_gb, task.configuration)
+    return Need(name=task.case.name, gb=gb)
 
 
 def grid_need(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> Need:
@@ -103,6 +121,24 @@ def score_need(item: Path | tuple[str, tuple[Path, Path]]) -> Need:
     return Need(name=name, gb=_SCORE * max(_image_gb(_headers([path])) for path in paths))
 
 
+def show_need(name: str, image: Path | Series, maps: Sequence[Path]) -> Need:
+    """Estimates the memory for drawing slices of a case: first its label maps, then its image.
+
+    Args:
+        name: The case's name.
+        image: The file of one channel, or the series.
+        maps: Its label maps.
+    """
+    if isinstance(image, Series):
+        read = series_need(name, image).gb
+    else:
+        whole = file_type(image) not in _NIFTI
+        read = (_READ_WHOLE if whole else _READ) * _image_gb(_headers([image]))
+    sizes = [_image_gb(_headers([path])) for path in maps]
+    labels = _SHOWN_MAP * sum(sizes) + _SHOWN_READ * max(sizes, default=0.0)
+    return Need(name=name, gb=max(read, labels))
+
+
 def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
     """Estimates the memory for trying cleaning rules on a prediction.
 
@@ -113,9 +149,7 @@ def clean_need(item: tuple[str, tuple[Path, Path]]) -> Need:
     return Need(name=name, gb=_CLEAN * max(_image_gb(_headers([path])) for path in paths))
 
 
-def overlap_need(
-    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration, held: Held
-) -> Need:
+def overlap_need(name: str, images: Sequence[Path], stages: Sequence[Stage], held: Held) -> Need:
     """Estimates the memory for predicting a case while the next is read and the last one exported.
 
     All three cases are assumed to have the size of this one.
@@ -123,23 +157,50 @@ def overlap_need(
     Args:
         name: Name of the case.
         images: Its image files.
-        plan: The plan of the model.
-        configuration: The configuration of the model.
+        stages: All that is run on it; at least one.
         held: What is held of the outputs of the networks.
     """
-    before, after = _sizes_gb(images, plan, configuration)
-    # Of this case, and of the previous one.
-    found = 2 * _held_gb(before, after, plan, held)
-    return Need(name=name, gb=_prepared_gb(before, after, configuration) + after + found)
+    found = _predicted(images, stages, held)
+    return Need(name=name, gb=found.prepare + found.compute + found.results)
 
 
-def single_need(
-    name: str, images: Sequence[Path], plan: Plan, configuration: Configuration, held: Held
-) -> Need:
+def single_need(name: str, images: Sequence[Path], stages: Sequence[Stage], held: Held) -> Need:
     """Of predicting a case by itself, with nothing read ahead or exported behind it."""
-    before, after = _sizes_gb(images, plan, configuration)
-    found = after + _held_gb(before, after, plan, held)
-    return Need(name=name, gb=max(_prepared_gb(before, after, configuration), found))
+    found = _predicted(images, stages, held)
+    return Need(name=name, gb=max(found.prepare, found.compute + found.results))
+
+
+class _Predicted(NamedTuple):
+    """What the parts of a prediction take, in GB: reading, computing, and what is found."""
+
+    prepare: float
+    compute: float
+    results: float
+
+
+def _predicted(images: Sequence[Path], stages: Sequence[Stage], held: Held) -> _Predicted:
+    """Of a case in all stages: it is preprocessed for each of them before the first computes."""
+    prepare = prepared = results = adding = before = 0.0
+    for plan, configuration in stages:
+        grids = _grids(images, plan, configuration)
+        before, after, channels = grids.before_gb, grids.after_gb, len(plan.channel_names)
+        # An image that further stages need is kept as it is.
+        kept = before if len(stages) > 1 else 0.0
+        prepare = max(prepare, kept + prepared + _prepared_gb(before, after, configuration))
+        prepared += after
+        classes, row = plan.labels.out_channels, after / channels
+        results += (held.logits * classes + held.rows) * row
+        # The weights of sums of the whole; or the sums of a slab with theirs.
+        whole = (1 + held.passing * classes) * row
+        adding = max(adding, whole if held.logits else held.slab * grids.slab_gb(classes))
+    cascade = any(configuration.previous_stage for _, configuration in stages)
+    plan = stages[0].plan
+    found = (held.maps * plan.labels.out_channels + held.values + _LABEL_MAP) * before
+    return _Predicted(
+        prepare=prepare,
+        compute=prepared + adding + before * cascade,
+        results=results + found / len(plan.channel_names),
+    )
 
 
 def _prepared_gb(before: float, after: float, configuration: Configuration) -> float:
@@ -148,13 +209,6 @@ def _prepared_gb(before: float, after: float, configuration: Configuration) -> f
     if before == after:
         return max(normalized, _PREPARE_SAME * before)
     return max(normalized, _PREPARE_IN * before + _PREPARE_OUT * after)
-
-
-def _held_gb(before: float, after: float, plan: Plan, held: Held) -> float:
-    """Of what is held of a case's outputs."""
-    channels, rows = len(plan.channel_names), plan.labels.out_channels
-    logits = held.logits * rows + bool(held.logits)  # with the weights of their sums
-    return (logits * after + (held.maps * rows + _LABEL_MAP) * before) / channels
 
 
 def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
@@ -170,13 +224,34 @@ def overlap_fits(needs: Sequence[Need], limits: Limits) -> bool:
     return False
 
 
-def _sizes_gb(
-    images: Sequence[str | Path], plan: Plan, configuration: Configuration
-) -> tuple[float, float]:
-    """Returns the size of the image in GB, before and after resampling; cropping is ignored."""
+class _Grids(NamedTuple):
+    """The sizes of a case before and after resampling; cropping is ignored.
+
+    Attributes:
+        before_gb: Size of the image.
+        after_gb: Size of the resampled image.
+        shape: (z, y, x) of the network's grid.
+        patch_shape: Of the network; 2 or 3 values.
+    """
+
+    before_gb: float
+    after_gb: float
+    shape: tuple[int, int, int]
+    patch_shape: tuple[int, ...]
+
+    def slab_gb(self, classes: int) -> float:
+        """Of the sums of one slab of windows, and of their weights."""
+        from autoliver.inference.sums import slab_rows, sums_bytes
+
+        patch = (1, 1, 1, *self.patch_shape)[-3:]
+        z, y, x = (max(size, least) for size, least in zip(self.shape, patch, strict=True))
+        return sums_bytes(classes, (z, y, x), slab_rows(patch[0], (z, y, x))) / GB
+
+
+def _grids(images: Sequence[str | Path], plan: Plan, configuration: Configuration) -> _Grids:
     headers = _headers(images)
     if not headers:
-        return 0.0, 0.0
+        return _Grids(0.0, 0.0, (1, 1, 1), (1, 1, 1))
     geometry = headers[0].geometry
     geometry = reorientation_to(geometry, plan.axis_codes).geometry(geometry)
     shape = [geometry.shape_zyx[axis] for axis in plan.transpose_forward]
@@ -184,7 +259,8 @@ def _sizes_gb(
     target = network_spacing(configuration, (z, y, x))
     resampled = resampled_shape(tuple(shape), (z, y, x), target)
     before = _image_gb(headers)
-    return before, before * math.prod(resampled) / math.prod(shape)
+    after = before * math.prod(resampled) / math.prod(shape)
+    return _Grids(before, after, resampled, configuration.patch_shape)
 
 
 def _image_gb(headers: Sequence[Header]) -> float:

@@ -145,7 +145,9 @@ class CasePool:
         return map_cases(function, every, needs=needs, pool=self)
 
 
-def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, OptionError]:
+def over_budget(
+    needs: Sequence[Need], limits: Limits, what: str, *, instead: Sequence[str] = ()
+) -> dict[str, OptionError]:
     """Finds the cases that need more memory than may be used.
 
     What --memory-gb says is kept. What is free is not known for long, and the estimates are rounded
@@ -156,6 +158,7 @@ def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, O
         needs: One for each case, each alone.
         limits: The memory that may be used.
         what: The stage, for the message.
+        instead: What may be done to need less, for the hint.
 
     Returns:
         Case -> what to tell of it, the largest case first.
@@ -167,8 +170,14 @@ def over_budget(needs: Sequence[Need], limits: Limits, what: str) -> dict[str, O
     return {
         need.name: OptionError(
             f"{need.name}: to {what} it needs about {_gb(need.gb)}, {allowed}.",
-            hint=("Allow more with --memory-gb" if asked else "Use a machine with more memory")
-            + ", leave the case out, or correct its spacing if that is wrong (autoliver verify).",
+            hint=", ".join(
+                [
+                    "Allow more with --memory-gb" if asked else "Use a machine with more memory",
+                    *instead,
+                    "leave the case out",
+                    "or correct its spacing if that is wrong (autoliver verify).",
+                ]
+            ),
         )
         for need in over
     }

@@ -90,6 +90,8 @@ def main() -> int:
             file.parent.mkdir()
             write_case(file, None, shape_zyx=shape, seed=9, body=0.05)
             _train_small(bench)
+        if "convert" in stages:
+            _write_series(bench / "series", shape)
         rows = [_measure(bench, name, shape) for name in stages]
     if asked.output:
         asked.output.write_text(json.dumps(rows, indent=1))
@@ -195,6 +197,10 @@ STAGES: Stages = {
         *("report", "-p", str(bench / "found"), "-i", str(bench / "images")),
         *("-r", str(bench.big / "labelsTr"), "-o", str(bench / "report.html")),
     ],
+    "report-alone": lambda bench: [
+        *("report", "-p", str(bench / "found"), "-i", str(bench / "images")),
+        *("-o", str(bench / "alone.html")),
+    ],
     "adopt": lambda bench: [
         *("adopt", "-i", str(bench / "images"), "-p", str(bench / "found")),
         *("--like", str(bench.big), "--link", str(bench / "Dataset003_Adopted")),
@@ -202,6 +208,9 @@ STAGES: Stages = {
     "pool": lambda bench: [
         *("pool", str(bench / "Dataset004_Pool"), "--add", str(bench.small)),
         *("--add", str(bench.big), "--drop-duplicates"),
+    ],
+    "convert": lambda bench: [
+        *("convert", "dicom", str(bench / "series"), str(bench / "Dataset005_Series")),
     ],
 }
 
@@ -279,6 +288,31 @@ def _slices(
         values += np.roll(noise[rng.integers(_NOISES)], int(rng.integers(height)), axis=0)
         values[~body if abs(z) <= 1 else ...] = _AIR
         yield values, label
+
+
+def _write_series(folder: Path, shape_zyx: tuple[int, int, int]) -> None:
+    """Writes the image as a DICOM series, one file a slice."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir()
+    series, study = generate_uid(), generate_uid()
+    for z, (values, _) in enumerate(_slices(shape_zyx, seed=3, size=1.0)):
+        data, data.file_meta = Dataset(), FileMetaDataset()
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = "CT", series, study
+        data.PatientID, data.SeriesNumber, data.InstanceNumber = "1", 1, z + 1
+        data.ImagePositionPatient = [0.0, 0.0, z * _SPACING_MM]
+        data.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        data.PixelSpacing, data.SliceThickness = [_SPACING_MM, _SPACING_MM], _SPACING_MM
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.Rows, data.Columns = shape_zyx[1:]
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.PixelData = values.astype("<i2").tobytes()
+        data.save_as(folder / f"{z:04}.dcm", enforce_file_format=True)
 
 
 def _opened(stack: ExitStack, path: Path) -> BinaryIO:

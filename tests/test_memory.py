@@ -4,6 +4,7 @@ import errno
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,16 @@ from small_models import plan, save
 from three_images import ASKED, GRID, image, images, run
 
 from autoliver import memory
-from autoliver.errors import DatasetError
+from autoliver.errors import DatasetError, OptionError
+from autoliver.inference.model import load_model
+from autoliver.inference.predict import Listener, make_jobs
 from autoliver.io.files import write_image
+from autoliver.machine import Machine
 from autoliver.memory import check_room, out_of_memory, running_out
+from autoliver.models.files import MemberFiles, ModelFiles
+from autoliver.parallel import Limits
 from autoliver.pipeline.folder import CasesFailed, predict_folder
+from autoliver.pipeline.prediction import predict_as_asked
 from autoliver.workspace import Workspace
 
 __all__ = ["images", "plan", "run", "save"]
@@ -130,3 +137,22 @@ def test_a_limit_of_the_system_fails_a_case(images: Path, run: Path, tmp_path: P
     assert "1 of 3 cases failed" in done.stderr
     assert "case_1: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_fit_is_refused_wherever_it_is_predicted(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    """Also by models that find a region, and in pairs of runs, whose outputs are exported."""
+    files = ModelFiles(name="m", members=(MemberFiles(folds=(run / "fold_0",)),))
+    model = load_model(files, device=torch.device("cpu"))
+    cases = {path.name.split(".")[0]: [path] for path in sorted(images.iterdir())}
+    jobs = make_jobs(cases, tmp_path / "out")
+    asked = replace(ASKED, machine=Machine(device="cpu", limits=Limits(memory_gb=1e-6)))
+    reached: list[str] = []
+    with pytest.raises(OptionError, match=r"case_0: to predict it needs about .* GB, --memory-gb"):
+        predict_as_asked(model, jobs, asked, export=lambda job, _: reached.append(job.name))
+    taken: list[str] = []
+    listener = Listener(on_failure=lambda job, _: taken.append(job.name))
+    predict_as_asked(model, jobs, asked, listener=listener)
+    assert (reached, taken) == ([], ["case_0", "case_1", "case_2"])
+    assert not (tmp_path / "out").exists()

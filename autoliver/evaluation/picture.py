@@ -1,5 +1,6 @@
 """What pictures share: colours, windows, and outlines on slices of their images."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _LINES: tuple[tuple[str, Literal["solid", "dashed"]], ...] = (
 _PANEL_INCHES = 3.4
 _BARS_INCHES = 4.0
 _PERCENTILES = (0.5, 99.5)  # of what is not background
+_MOST_VOXELS = 1 << 24  # that percentiles are taken of
 _DOTS_PER_INCH = 100
 
 
@@ -79,7 +81,8 @@ class Row:
 def shown_window(image: npt.NDArray[Any], *, is_ct: bool | None) -> tuple[float, float]:
     """Returns the grey values that are shown black and white.
 
-    Of CT they are those of soft tissue, of other images nearly all that is not background.
+    Of CT they are those of soft tissue, of other images nearly all that is not background. In a
+    very large image only every n-th voxel along each axis is looked at for that.
 
     Args:
         image: Intensities of one channel, of any shape.
@@ -87,6 +90,8 @@ def shown_window(image: npt.NDArray[Any], *, is_ct: bool | None) -> tuple[float,
     """
     if is_ct or (is_ct is None and image.size and image.min() <= AIR_HU):
         return SOFT_TISSUE_HU
+    step = math.ceil((image.size / _MOST_VOXELS) ** (1 / image.ndim))
+    image = image[(slice(None, None, max(1, step)),) * image.ndim]
     values = image[np.isfinite(image)]
     inside = values[values != values.min()] if values.size else values
     if not inside.size:

@@ -311,6 +311,16 @@ def _decides_at_once(member: Member, options: PredictOptions, where: Where | Non
     return not hindered and not (options.exact and on_gpu(member.device))
 
 
+def _added(
+    total: npt.NDArray[np.float32] | None, found: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """A sum in place, since each of these arrays takes the memory of several images."""
+    if total is None:
+        return found
+    total += found
+    return total
+
+
 @dataclass(frozen=True)
 class _Visit:
     """The visit of a member's networks to all windows of a case."""
@@ -345,12 +355,12 @@ class _Visit:
         spreads: npt.NDArray[np.float32] | None = None
         for networks in self.passes:
             found = self._logits(networks)
+            total = _added(total, found.copy() if spread and total is None else found)
             if spread:
-                own = found.copy()
                 if average == "logits":
-                    probabilities(own, regions=regions)
-                spreads = own if spreads is None else spreads + own
-            total = found if total is None else total + found
+                    probabilities(found, regions=regions)
+                spreads = _added(spreads, found)
+            del found
         if total is None:
             raise ValueError("the member has no networks")
         if len(self.passes) > 1:

@@ -244,8 +244,10 @@ def predict_jobs(
         with listener.taking(job):
             case = _prepare(model, job, options, listener)
             found = _outputs(model, case, options, listener.on_windows, labels_suffice=quick)
-            finish(job, found, case.lesions)
-            del found, case
+            lesions = case.lesions
+            del case  # its images are not needed any more
+            finish(job, found, lesions)
+            del found
 
 
 def _labels_suffice(model: Model, options: PredictOptions, listener: Listener) -> bool:
@@ -481,9 +483,11 @@ def _export(
             values = mean_probabilities(found, labels=labels)
             with replacing(job.probabilities) as beside:
                 np.savez_compressed(beside, probabilities=values)
+            del values
         if options.uncertainty:
             entropy = uncertainty(found, labels=labels)
             write_image(job.uncertainty, entropy[None], geometry)
+            del entropy
         predicted, removed = _labels(model, found, geometry, job.name, lesions=given)
         which = lesion_labels(model)
         if listener.on_lesions is not None and which.names:

@@ -48,8 +48,15 @@ def rows_kept(windows: Sequence[Window], shape_zyx: Sequence[int]) -> int:
     for window, first in zip(windows, finished_before(windows), strict=True):
         reached = max(reached, rows_of(window)[1])
         most = max(most, reached - first)
-    # Of thin slabs more are kept, as each one that is handed over is waited for.
-    return min(shape_zyx[0], max(most, _LEAST_VOXELS // math.prod(shape_zyx[1:])))
+    return slab_rows(most, shape_zyx)
+
+
+def slab_rows(least: int, shape_zyx: Sequence[int]) -> int:
+    """Returns how many rows are kept where windows have so many in common, all of `least` at most.
+
+    Of thin slabs more are kept, as each one that is handed over is waited for.
+    """
+    return min(shape_zyx[0], max(least, _LEAST_VOXELS // math.prod(shape_zyx[1:])))
 
 
 def sums_bytes(classes: int, shape_zyx: Sequence[int], rows: int) -> int:

@@ -212,7 +212,7 @@ def write_label(path: str | Path, array_zyx: Array, geometry: Geometry) -> None:
     if array_zyx.min() < 0:
         raise ValueError(f"labels must be >= 0, found {array_zyx.min()}")
     smallest = np.min_scalar_type(int(array_zyx.max()))
-    write_file(path, array_zyx.astype(smallest)[None], geometry)
+    write_file(path, array_zyx.astype(smallest, copy=False)[None], geometry)
 
 
 def write_image(

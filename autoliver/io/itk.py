@@ -307,6 +307,7 @@ def write_file(
         try:
             with _quiet(path):
                 _sitk().WriteImage(image, str(beside), compressed and ending not in _FLAT_ONLY)
+            del image  # before the file is read again
             if not beside.stat().st_size:
                 raise _unwritable(path, RuntimeError("nothing was written"))
             # ITK does not notice a full disk when it writes these two formats.

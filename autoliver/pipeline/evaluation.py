@@ -27,7 +27,7 @@ from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel
 from autoliver.needs import score_need
-from autoliver.parallel import CaseMapper, case_bar
+from autoliver.parallel import CaseMapper, case_bar, refuse_over_budget
 from autoliver.pipeline.prediction import PredictRequest, predict_unfinished
 from autoliver.pipeline.region import OF_TRUTH
 from autoliver.shards import Shard, ShardFolder
@@ -597,6 +597,8 @@ def score_held_out(
     if path.exists():
         return Scores.load(path)
     pairs = predict_held_out(run, fold, cases, request)
+    needs = [score_need(pair) for pair in pairs.items()]
+    refuse_over_budget(needs, request.machine.limits, "score")
     model = FoldModel.load(FoldFolder(run.fold(fold)).model)
     bar = case_bar(f"score {run.path.name} fold {fold}", len(pairs))
     scores = score_files(

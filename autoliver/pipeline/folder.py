@@ -441,7 +441,8 @@ class _Recording:
         model = load_model(files, device=choose_device(self.request.machine.device))
         if self.request.match:
             check_histograms(model)
-        refused = too_large(model, standing.todo, self.request)
+        which = lesion_labels(model)
+        refused = too_large(model, standing.todo, self.request, outputs=bool(which.names))
         todo = [job for job in standing.todo if job.name not in refused]
         for job in standing.todo:
             if job.name in refused:
@@ -453,7 +454,6 @@ class _Recording:
             own.unlink()
             LesionFiles.beside(own, RECORD_FILE).remove()
         before = {job.name: input_files(job.inputs) for job in todo}
-        which = lesion_labels(model)
         if todo and which.names:
             set_aside(self.lesions.foreign())
             made_from = {"prediction": self.record.way}

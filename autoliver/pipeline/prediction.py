@@ -11,7 +11,7 @@ from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
 from autoliver.io.dicom.codes import SegType
 from autoliver.machine import WHOLE_MACHINE, Machine
-from autoliver.needs import Held, overlap_fits, overlap_need, single_need
+from autoliver.needs import Held, Stage, overlap_fits, overlap_need, single_need
 from autoliver.parallel import Need, over_budget, window_bars
 from autoliver.pipeline.dicom.cases import series_words
 from autoliver.pipeline.region import Finder, find_finders, home_of
@@ -173,8 +173,6 @@ def predict_unfinished(
         finders = find_finders(home, files, request.roi_from, referred=references is not None)
         todo = locate(finders, todo, request, references=references)
         model = load_model(files, device=choose_device(request.machine.device))
-        for error in too_large(model, todo, request).values():
-            raise error
         predict_as_asked(model, todo, request, listener=listener)
     return {job.name: job.output for job in jobs}
 
@@ -195,11 +193,20 @@ def predict_as_asked(
         request: How to predict.
         export: As in `predict_jobs`.
         listener: As in `predict_jobs`; the windows are shown in the bar.
+
+    Raises:
+        OptionError: A case needs more memory than may be used, and failures are not taken; nothing
+            has been begun.
     """
-    from autoliver.inference.predict import Listener, predict_jobs
+    from autoliver.inference.predict import Listener, lesion_labels, predict_jobs
     from autoliver.networks.threads import threads_of
 
-    held = held_by(model, request)
+    lesions = listener is not None and listener.on_lesions is not None
+    outputs = export is not None or (lesions and bool(lesion_labels(model).names))
+    jobs = _that_fit(jobs, too_large(model, jobs, request, outputs=outputs), listener)
+    if not jobs:
+        return
+    held = held_by(model, request, outputs=outputs)
     needs = [model_need(job.name, job.images, model, held) for job in jobs]
     options = request.options(overlap=overlap_fits(needs, request.machine.limits))
     device, asked = model.members[0].device, request.machine.threads
@@ -209,6 +216,20 @@ def predict_as_asked(
     ):
         heard = (listener or Listener()).shown(bar.start, bar.drop)
         predict_jobs(model, jobs, options, listener=heard, export=export)
+
+
+def _that_fit(
+    jobs: "Sequence[PredictJob]",
+    refused: Mapping[str, OptionError],
+    listener: "Listener | None",
+) -> "list[PredictJob]":
+    """The cases that are not refused; a listener that takes failures is told of the others."""
+    take = None if listener is None else listener.on_failure
+    for name, error in refused.items():
+        if take is None:
+            raise error
+        take(next(job for job in jobs if job.name == name), error)
+    return [job for job in jobs if job.name not in refused]
 
 
 def locate(
@@ -316,42 +337,62 @@ def is_complete(job: "PredictJob", request: PredictRequest) -> bool:
 
 
 def too_large(
-    model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest
+    model: "Model", jobs: "Sequence[PredictJob]", request: PredictRequest, *, outputs: bool
 ) -> dict[str, OptionError]:
-    """Finds the cases that are far too large for the memory, before anything is read or written."""
-    parts, held = model.parts, held_by(model, request)
-    needs = [
-        max(
-            (single_need(job.name, job.images, p.plan, p.configuration, held) for p in parts),
-            key=lambda need: need.gb,
-        )
-        for job in jobs
-    ]
-    return over_budget(needs, request.machine.limits, "predict")
+    """Finds the cases that are too large for the memory, before anything is read or written.
+
+    Args:
+        model: The model.
+        jobs: The cases.
+        request: How to predict.
+        outputs: As for `held_by`.
+    """
+    stages, held = stages_of(model), held_by(model, request, outputs=outputs)
+    needs = [single_need(job.name, job.images, stages, held) for job in jobs]
+    asked = {"--probabilities": request.probabilities, "--uncertainty": request.uncertainty}
+    instead = [f"predict without {option}" for option, given in asked.items() if given]
+    instead += ["predict with one of its members alone"] if len(model.members) > 1 else []
+    return over_budget(needs, request.machine.limits, "predict", instead=instead)
 
 
-def held_by(model: "Model", request: PredictRequest) -> Held:
-    """What a prediction holds of the outputs for a whole scan; on the host, label maps may do."""
-    from autoliver.inference.predict import lesion_labels
+def stages_of(model: "Model") -> list[Stage]:
+    """Returns all that is run on an image, for estimates of memory."""
+    return [Stage(part.plan, part.configuration) for part in model.parts]
 
-    alone = len(model.members) == 1 and not model.votes and model.finder is None
-    # How sure a model is of each lesion is told from its logits.
-    alone = alone and not lesion_labels(model).names
+
+def held_by(model: "Model", request: PredictRequest, *, outputs: bool) -> Held:
+    """What a prediction holds of the outputs for a whole scan; label maps alone may do.
+
+    Args:
+        model: The model.
+        request: How to predict.
+        outputs: Whether more than a label map is made of the outputs: how sure a model is of each
+            lesion is told from them.
+    """
+    from autoliver.networks.device import on_gpu
+
+    several = len(model.members) > 1 or model.votes or request.probabilities or request.uncertainty
     averaged = all(m.configuration.average == "logits" for m in model.members)
-    if alone and averaged and not (request.probabilities or request.uncertainty):
-        return Held()
-    # The spread of the folds takes two more.
-    logits = 1 + 2 * request.uncertainty
-    # Written packed, from one array and its copy.
-    return Held(logits=logits, maps=2 * request.probabilities)
+    gpu = on_gpu(model.members[0].device)
+    if averaged and not (several or outputs or model.finder or (request.exact and gpu)):
+        return Held(slab=not gpu)
+    return Held(
+        # The spread of the folds is another; what is known only near a region is put into a whole.
+        logits=1 + request.uncertainty + bool(model.finder and (several or outputs)),
+        # Those of one fold, before they are added to those of the others.
+        passing=int(request.uncertainty and any(len(m.networks) > 1 for m in model.members)),
+        # While classes decide together, their own rows and two copies are there.
+        rows=3 * len(model.lesion_classes) * model.votes,
+        # One array and its copy in the order of axes of the image; the map of uncertainty and
+        # components of lesions have one value per voxel.
+        maps=2 * request.probabilities,
+        values=3 * request.uncertainty + outputs,
+    )
 
 
 def model_need(name: str, images: Sequence[Path], model: "Model", held: Held | None = None) -> Need:
-    """Estimates the memory that a case needs in all members of a model together."""
-    every = (*model.members, *filter(None, [model.finder]))
-    held = held or Held(logits=1)
-    each = [overlap_need(name, images, m.plan, m.configuration, held) for m in every]
-    return Need(name=name, gb=sum(need.gb for need in each))
+    """Estimates the memory that a case needs in all members of a model, with others beside it."""
+    return overlap_need(name, images, stages_of(model), held or Held(logits=1))
 
 
 def find_finder(workspace: Workspace, model: "ModelFiles", roi: str) -> "MemberFiles":

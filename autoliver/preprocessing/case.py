@@ -50,6 +50,7 @@ ANNOTATED = -1
 _FLOAT32 = 4
 # What resampling takes at the least, in sizes of its result; measured: 3.8.
 _RESAMPLING = 3.0
+_COPY = 1.0  # without resampling: the squares of a deviation, or the copy of an image that is kept
 # Label files of nnU-Net and of autoliver hold at most unsigned 16-bit values.
 _LARGEST_LABEL = 65_535
 # Voxels of the cropped grid decided at a time on the way back: 16 MB per class and buffer.
@@ -170,10 +171,11 @@ def forward(
     spacing = _permute(turn.values(image.geometry.spacing_mm), axes)
     target_spacing = network_spacing(configuration, spacing)
     shape = resampled_shape(cropped.mask.shape, spacing, target_spacing)
+    same = shape == cropped.mask.shape
     check_room(
-        _RESAMPLING * len(image.array) * math.prod(shape) * _FLOAT32 / GB,
+        (_COPY if same else _RESAMPLING) * len(image.array) * math.prod(shape) * _FLOAT32 / GB,
         case=name,
-        what=f"resampled it has {'x'.join(map(str, shape))} voxels",
+        what=f"{'' if same else 'resampled '}it has {'x'.join(map(str, shape))} voxels",
     )
     separate = separate_axis(spacing, target_spacing)
     normal = normalize_case(

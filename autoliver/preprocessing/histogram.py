@@ -5,7 +5,7 @@ of the training images are. Only the order of the values is kept.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,14 +53,50 @@ def _measured(
     channel: npt.NDArray[np.floating], inside: npt.NDArray[np.bool_]
 ) -> tuple[Histogram, float]:
     """The histogram of a channel, and the value up to which it is air."""
-    values = channel[inside] if inside.any() else channel.ravel()
-    low, high = np.percentile(values, [_LOWEST, _HIGHEST])
+    values = channel[inside] if inside.any() else channel.flatten()
+    return _of_values(values)
+
+
+def histogram_of_parts(
+    parts: Iterable[tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]], count: int
+) -> Histogram:
+    """Computes the histogram of a channel that comes in parts, whose voxels are held once.
+
+    Args:
+        parts: Pairs of voxels and whether they count, of one shape.
+        count: How many count; at least one.
+    """
+    values, start = np.empty(count, np.float32), 0
+    for part, inside in parts:
+        found = part[inside]
+        values[start : start + len(found)] = found
+        start += len(found)
+    return _of_values(values)[0]
+
+
+def _of_values(values: npt.NDArray[np.floating]) -> tuple[Histogram, float]:
+    """As `_measured`, of the voxels that count, (n,), which are sorted in place."""
+    low, high = np.percentile(values, [_LOWEST, _HIGHEST], overwrite_input=True)
     limit = float(low + _AIR * (high - low))
-    air, body = values[values <= limit], values[values > limit]
+    values.sort()
+    where = int(np.searchsorted(values, values.dtype.type(limit), side="right"))
+    air, body = values[:where], values[where:]
     body = body if body.size else values
-    found = np.quantile(body.astype(np.float64), np.linspace(0.0, 1.0, _QUANTILES))
-    lowest = float(np.median(air)) if air.size else float(found[0])
+    found = _quantiles(body, np.linspace(0.0, 1.0, _QUANTILES))
+    lowest = float(np.median(air, overwrite_input=True)) if air.size else float(found[0])
     return Histogram(air=lowest, quantiles=tuple(found.tolist())), limit
+
+
+def _quantiles(
+    values: npt.NDArray[np.floating], shares: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """What np.quantile gives in float64, of sorted values that need not be copied to that."""
+    places = shares * (len(values) - 1)
+    below = np.floor(places).astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    share = places - below
+    one, other = values[below].astype(np.float64), values[above].astype(np.float64)
+    return np.where(share < 0.5, one + (other - one) * share, other - (other - one) * (1 - share))
 
 
 def mean_histograms(images: Sequence[Sequence[Histogram]]) -> tuple[Histogram, ...]:

@@ -22,7 +22,7 @@ from autoliver.evaluation.report.page import (
     render,
 )
 from autoliver.evaluation.report.plots import Point, learning_curves, strips
-from autoliver.evaluation.report.sprites import LabelMap, Sprite, make_sprite
+from autoliver.evaluation.report.sprites import Cut, LabelMap, Sprite, make_sprite
 from autoliver.evaluation.report.tables import lesion_parts
 from autoliver.evaluation.results import CaseScores, MetricOptions, Score
 from autoliver.evaluation.score import score_files
@@ -52,7 +52,8 @@ def sprite_of(
         geometry = geometry.replace(direction=direction)
     maps = [LabelMap(title="reference", style="reference", array=label)]
     image = label.astype(np.float32) * 100
-    return make_sprite(image, maps, geometry, labels={"liver": (1,)}, is_ct=False, **more)
+    cut = Cut.of(maps, geometry)
+    return make_sprite(cut, cut.grey(image, is_ct=False), labels={"liver": (1,)}, **more)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_the_slice_that_differs_most_is_first() -> None:
     other[5] = 0
     maps = [LabelMap(title=t, style="reference", array=a) for t, a in (("A", one), ("B", other))]
     geometry = Geometry(shape_zyx=(9, 20, 20), spacing_mm=(5.0, 1.0, 1.0))
-    found = make_sprite(one * 1.0, maps, geometry, labels={"liver": (1,)}, is_ct=None)
+    cut = Cut.of(maps, geometry)
+    found = make_sprite(cut, cut.grey(one * 1.0, is_ct=None), labels={"liver": (1,)})
     assert found.slices[found.first] == 6
 
 
@@ -210,13 +212,11 @@ def test_every_text_of_a_page_is_escaped() -> None:
     section = Section(anchor="a", title=EVIL, notes=(EVIL,), warnings=(EVIL,), parts=parts)
     label = np.ones((2, 4, 4), np.uint8)
     sprite = sprite_of(label, (2.0, 1.0, 1.0))
-    evil = make_sprite(
-        label * 1.0,
+    cut = Cut.of(
         [LabelMap(title=EVIL, style="reference", array=label)],
         Geometry(shape_zyx=(2, 4, 4), spacing_mm=(2.0, 1.0, 1.0)),
-        labels={EVIL: (1,)},
-        is_ct=False,
     )
+    evil = make_sprite(cut, cut.grey(label * 1.0, is_ct=False), labels={EVIL: (1,)})
     views = (
         CaseView(anchor="case-0", name=EVIL, of=EVIL, reasons=(EVIL,), sprite=evil),
         CaseView(anchor="case-1", name=EVIL, lacking=EVIL, table=parts[0]),

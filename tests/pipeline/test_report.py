@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,9 @@ from autoliver.io.files import write_image, write_label
 from autoliver.io.volume import Geometry
 from autoliver.locks import only_one
 from autoliver.models.files import FoldFolder
+from autoliver.parallel import Limits
 from autoliver.pipeline.reporting.dataset import dataset_chapter
-from autoliver.pipeline.reporting.shown import fitted
+from autoliver.pipeline.reporting.shown import MapFile, Shown, fitted
 from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import FAILED, add_to_log
 from autoliver.transfer.table import Transfer, Transferred, TransferTable
@@ -492,3 +494,47 @@ def test_values_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(OptionError, match="--reference"):
         ReportRequest(reference=Path("x"))
     assert replace(ReportRequest(), dataset="LiTS").dataset == "LiTS"
+
+
+def test_cases_that_do_not_fit_are_shown_without_slices(
+    whole: tuple[Path, DatasetFolder],
+) -> None:
+    chapter = dataset_chapter(Workspace(whole[1].path.parent), whole[1])
+    bare = Values(title="T", notes=(), sections=chapter.sections)
+    page = Page(fitted(bare, chapter.shown, limits=Limits(memory_gb=1e-6)))
+    assert not [kind for kind, _ in page.scripts if kind == "application/json"]
+    assert page.text.count("to show its slices it needs about") == len(chapter.shown)
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (1.0, 1.0, 3.0)])
+def test_slices_take_little_more_memory_than_the_image(
+    tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    shape = (192, 256, 256)
+    label = np.zeros(shape, np.uint8)
+    label[20:60, 50:150, 60:160] = 1
+    grid = Geometry(shape_zyx=shape, spacing_mm=spacing)
+    rng = np.random.default_rng(0)
+    image = rng.normal(40, 20, (1, *shape)).astype(np.int16)
+    write_image(tmp_path / "image.nii", image, grid)
+    maps = []
+    for style in ("reference", "prediction"):
+        write_label(tmp_path / f"{style}.nii", label, grid)
+        maps.append(MapFile(title=style, style=style, path=tmp_path / f"{style}.nii"))
+    shown = Shown(
+        anchor="a",
+        name="a",
+        images=(tmp_path / "image.nii",),
+        maps=tuple(maps),
+        labels=Labels(values={"background": (0,), "liver": (1,)}),
+        is_ct=True,
+    )
+    bare = Values(title="T", notes=(), sections=())
+    fitted(bare, (shown,))  # modules that are imported when they are needed
+    tracemalloc.start()
+    content = fitted(bare, (shown,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert b"application/json" in content
+    # Parts of files, and what is drawn, take the same whatever the size is.
+    assert peak <= 1.1 * np.prod(shape) * 4 + 2e7

@@ -12,7 +12,7 @@ from report_trees import GRID, label_of
 import autoliver
 from autoliver.datasets.cases import Labels
 from autoliver.errors import DatasetError, OptionError
-from autoliver.evaluation.report.sprites import MOST_PIECES, LabelMap, make_sprite
+from autoliver.evaluation.report.sprites import MOST_PIECES, Cut, LabelMap, make_sprite
 from autoliver.inference.record import DecidingOptions, Prediction
 from autoliver.io.files import write_image, write_label
 from autoliver.io.grids import refuse_other_grid
@@ -244,12 +244,8 @@ def test_specks_are_not_outlined() -> None:
     organ[0, 60:120, 60:120] = True
     label = LabelMap(title="found", style="prediction", array=(noise | organ).astype(np.uint8))
     geometry = Geometry(shape_zyx=(1, 256, 256), spacing_mm=(5.0, 1.0, 1.0))
-    sprite = make_sprite(
-        np.zeros((1, 256, 256), np.float32),
-        [label],
-        geometry,
-        labels={"liver": (1,)},
-        is_ct=False,
-    )
+    cut = Cut.of([label], geometry)
+    grey = cut.grey(np.zeros((1, 256, 256), np.float32), is_ct=False)
+    sprite = make_sprite(cut, grey, labels={"liver": (1,)})
     (paths,) = sprite.layers
     assert paths.paths[0][0].count("M") <= 2 * MOST_PIECES

@@ -5,7 +5,12 @@ import pytest
 from skimage.exposure import match_histograms
 
 from autoliver.errors import DatasetError
-from autoliver.preprocessing.histogram import histogram_of, matched, mean_histogram
+from autoliver.preprocessing.histogram import (
+    histogram_of,
+    histogram_of_parts,
+    matched,
+    mean_histogram,
+)
 
 SHAPE = (10, 40, 40)
 EVERYWHERE = np.ones(SHAPE, bool)
@@ -74,3 +79,23 @@ def test_an_image_of_one_value_is_refused(value: float) -> None:
     flat = np.full((1, *SHAPE), value, np.float32)
     with pytest.raises(DatasetError, match="case_3: channel 0 has the value"):
         matched(flat, EVERYWHERE, [wanted], where="case_3")
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 1000, 3407])
+@pytest.mark.parametrize("air", [-1000.0, 0.0])
+def test_what_comes_in_parts_has_the_quantiles_of_the_whole(number: int, air: float) -> None:
+    rng = np.random.default_rng(number)
+    values = rng.normal(50, 20, (number, 2, 3)).astype(np.float32)
+    values[: number // 3] = air
+    inside = rng.random(values.shape) > 0.2
+    inside[0, 0, 0] = True
+    kept = values[inside]
+    parts = ((values[z : z + 7], inside[z : z + 7]) for z in range(0, number, 7))
+    found = histogram_of_parts(parts, len(kept))
+    low, high = np.percentile(kept, [0.5, 99.0])
+    limit = float(low + 0.05 * (high - low))
+    body = kept[kept > limit] if (kept > limit).any() else kept
+    wanted = np.quantile(body.astype(np.float64), np.linspace(0, 1, 129))
+    assert found.quantiles == tuple(wanted.tolist())
+    assert found == histogram_of(values, inside)
+    assert found.air == float(np.median(kept[kept <= limit]))

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from autoliver.io.volume import Geometry, is_flat
 
 Style = Literal["reference", "prediction", "second"]
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 # Pieces of a label, and holes in it, that are outlined in a slice.
 MOST_PIECES = 100
@@ -27,6 +28,7 @@ _MARGIN = 0.12  # of the image, around what is labelled
 _ENLARGED = 3.0  # most pixels of the picture for one of the image
 _STEPS = 2  # coordinates of outlines are in halves of a pixel
 _TOLERANCE = 0.35  # by how many pixels an outline may be simplified
+_PART_VOXELS = 1 << 24  # of a label map that are looked at together
 _VIEWS = ("axial", "coronal", "sagittal")
 
 
@@ -102,63 +104,147 @@ class Sprite:
         return f"{what} {self.slices[0]} to {self.slices[-1]} of {self.depth}{which}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutMap:
+    """What is kept of a label map.
+
+    Attributes:
+        title: What the map is, for the legend.
+        style: How its outlines are drawn.
+        planes: Slice -> label values (y, x) in the part that is shown.
+    """
+
+    title: str
+    style: Style
+    planes: Mapping[int, Array]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """The part of a case that may be shown, across its coarsest axis, and its label maps there.
+
+    Neither the maps nor the image are kept as a whole, so that they need not be in memory together.
+
+    Attributes:
+        axis: The axis (z, y, x) of the slices, once the case is brought to the usual order of axes.
+        codes: Its own order of axes; empty if that is not known.
+        depth: Number of slices of the case.
+        box: Rows and columns around all that is labelled.
+        spacing_mm: Distance of pixel centres, (y, x).
+        slices: Largest number of slices -> the slices: those that hold a label, and one more on
+            either side; of too many, every n-th.
+        maps: The label maps.
+    """
+
+    axis: int
+    codes: str
+    depth: int
+    box: tuple[slice, slice]
+    spacing_mm: tuple[float, float]
+    slices: Mapping[int, tuple[int, ...]]
+    maps: tuple[CutMap, ...]
+
+    @classmethod
+    def of(
+        cls, maps: Sequence[LabelMap], geometry: Geometry, *, most: Sequence[int] = (MOST_SLICES,)
+    ) -> "Cut":
+        """Cuts label maps out.
+
+        Args:
+            maps: What is outlined.
+            geometry: The grid of image and maps.
+            most: The largest numbers of slices among which `make_sprite` can choose.
+        """
+        codes = axis_codes(geometry)
+        turn, flat = reorientation(codes, USUAL), is_flat(geometry)
+        spacing = (1.0, 1.0, 1.0) if flat else turn.values(geometry.spacing_mm)
+        axis = 0 if flat else _slice_axis(spacing)
+        drawn = [_sliced(turn.array(each.array), axis, flip=bool(codes)) for each in maps]
+        depth, *shape = _first(turn.values(geometry.shape_zyx), axis)
+        held, found = _labelled(drawn, (depth, *shape))
+        slices = {number: _shown_slices(held, number) for number in most}
+        kept, box = sorted({z for each in slices.values() for z in each}), _box(found)
+        _, y_mm, x_mm = _first(spacing, axis)
+        return cls(
+            axis=axis,
+            codes=codes,
+            depth=depth,
+            box=box,
+            spacing_mm=(y_mm, x_mm),
+            slices=slices,
+            maps=tuple(
+                CutMap(title=each.title, style=each.style, planes=_planes(array, kept, box))
+                for each, array in zip(maps, drawn, strict=True)
+            ),
+        )
+
+    def grey(self, image: Array, *, is_ct: bool | None) -> "Grey":
+        """Cuts the same part out of the image.
+
+        Args:
+            image: Intensities of one channel (z, y, x), on the grid of the maps.
+            is_ct: Whether the image is CT, which is shown in a window of soft tissue; None to go by
+                its values.
+        """
+        turned = reorientation(self.codes, USUAL).array(image)
+        kept = sorted({z for each in self.slices.values() for z in each})
+        volume = _sliced(turned, self.axis, flip=bool(self.codes))
+        return Grey(planes=_planes(volume, kept, self.box), window=shown_window(image, is_ct=is_ct))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grey:
+    """What is kept of an image.
+
+    Attributes:
+        planes: Slice -> intensities (y, x) in the part that is shown.
+        window: The values that are black and white.
+    """
+
+    planes: Mapping[int, Array]
+    window: tuple[float, float]
+
+
 def make_sprite(
-    image: Array,
-    maps: Sequence[LabelMap],
-    geometry: Geometry,
+    cut: Cut,
+    grey: Grey,
     *,
     labels: Mapping[str, Sequence[int]],
-    is_ct: bool | None,
     most_slices: int = MOST_SLICES,
 ) -> Sprite:
-    """Draws the slices of a case across its coarsest axis.
-
-    They are those that hold a label, and one more on either side; of too many, every n-th.
+    """Draws the slices of a case.
 
     Args:
-        image: Intensities of one channel (z, y, x).
-        maps: What is outlined.
-        geometry: The grid of image and maps.
+        cut: The part of the case that is shown, with its label maps.
+        grey: The image there.
         labels: Name -> values of the labels; each is outlined as the union of its values.
-        is_ct: Whether the image is CT, which is shown in a window of soft tissue; None to go by its
-            values.
-        most_slices: The largest number of slices.
+        most_slices: The largest number of slices, one of those that the part was cut for.
     """
-    codes = axis_codes(geometry)
-    turn = reorientation(codes, USUAL)
-    spacing = (1.0, 1.0, 1.0) if is_flat(geometry) else turn.values(geometry.spacing_mm)
-    axis = 0 if is_flat(geometry) else _slice_axis(spacing)
-    given = (image, *(each.array for each in maps))
-    arrays = [_sliced(turn.array(array), axis, flip=bool(codes)) for array in given]
-    in_plane = tuple(mm for index, mm in enumerate(spacing) if index != axis)
-    volume, drawn = arrays[0], arrays[1:]
-    shown = _shown_slices(drawn, len(volume), most_slices)
-    box = _box(drawn, volume.shape[1:])
-    window = shown_window(volume, is_ct=is_ct)
-    tile, scale = _tile_size(box, (in_plane[0], in_plane[1]))
-    tiles = [_tile(volume[z][box], window, tile) for z in shown]
+    shown = cut.slices[most_slices]
+    tile, scale = _tile_size(cut.box, cut.spacing_mm)
+    tiles = [_tile(grey.planes[z], grey.window, tile) for z in shown]
     columns = math.ceil(math.sqrt(len(tiles)))
     layers = tuple(
         Layer(
             title=each.title,
             style=each.style,
-            paths=tuple(_outlines(array[z][box], labels, scale) for z in shown),
+            paths=tuple(_outlines(each.planes[z], labels, scale) for z in shown),
         )
-        for each, array in zip(maps, drawn, strict=True)
+        for each in cut.maps
     )
-    first = _most_telling([array[shown] for array in drawn])
+    first = _most_telling([np.stack([each.planes[z] for z in shown]) for each in cut.maps])
     return Sprite(
         image=_encoded(_sheet(tiles, columns)),
         tile=tile,
         columns=columns,
         slices=tuple(z + 1 for z in shown),
-        depth=len(volume),
-        view=_VIEWS[axis] if codes else "",
+        depth=cut.depth,
+        view=_VIEWS[cut.axis] if cut.codes else "",
         first=first,
         labels=tuple(labels),
         layers=layers,
         poster=_encoded(tiles[first]),
-        window=window,
+        window=grey.window,
     )
 
 
@@ -167,31 +253,54 @@ def _slice_axis(spacing_mm: Sequence[float]) -> int:
     return int(np.argmax(np.round(spacing_mm, 2)))
 
 
+def _first(values: tuple[T, T, T], axis: int) -> tuple[T, T, T]:
+    """One value per axis, that of the axis of slices first."""
+    first, second, third = values[axis], *(v for index, v in enumerate(values) if index != axis)
+    return first, second, third
+
+
 def _sliced(array: Array, axis: int, *, flip: bool) -> Array:
     """The array with the axis of slices first; the head is up in coronal and sagittal slices."""
     moved = np.moveaxis(array, axis, 0)
     return moved[:, ::-1] if axis and flip else moved
 
 
-def _shown_slices(maps: Sequence[Array], depth: int, most: int) -> list[int]:
-    held = np.zeros(depth, bool)
+def _planes(array: Array, slices: Sequence[int], box: tuple[slice, slice]) -> dict[int, Array]:
+    """Copies of parts of some slices, so that the array itself is not kept."""
+    return {z: array[z][box].copy() for z in slices}
+
+
+def _labelled(
+    maps: Sequence[Array], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which slices hold a label, and which of their pixels (y, x) do in any slice."""
+    held, found = np.zeros(shape[0], bool), np.zeros(shape[1:], bool)
     for array in maps:
-        held |= (array > 0).any(axis=(1, 2))
-    where = np.flatnonzero(held)
+        # In parts that lie together in memory.
+        axis = int(np.argmax(np.abs(array.strides)))
+        step = max(1, _PART_VOXELS * array.shape[axis] // array.size)
+        for start in range(0, array.shape[axis], step):
+            part = [slice(None)] * 3
+            part[axis] = slice(start, start + step)
+            inside = array[*part] > 0
+            held[part[0]] |= inside.any(axis=(1, 2))
+            found[part[1], part[2]] |= inside.any(axis=0)
+    return held, found
+
+
+def _shown_slices(held: npt.NDArray[np.bool_], most: int) -> tuple[int, ...]:
+    where, depth = np.flatnonzero(held), len(held)
     start, stop = (max(where[0] - 1, 0), min(where[-1] + 2, depth)) if len(where) else (0, depth)
     step = math.ceil((stop - start) / most)
-    return [int(z) for z in range(int(start), int(stop), step)]
+    return tuple(int(z) for z in range(int(start), int(stop), step))
 
 
-def _box(maps: Sequence[Array], shape: Sequence[int]) -> tuple[slice, slice]:
+def _box(found: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
     """Rows and columns around all that is labelled, with a margin; all without a label."""
-    found = np.zeros(tuple(shape), bool)
-    for array in maps:
-        found |= (array > 0).any(axis=0)
     if not found.any():
-        return slice(0, shape[0]), slice(0, shape[1])
+        return slice(0, found.shape[0]), slice(0, found.shape[1])
     ends = []
-    for size, held in zip(shape, (found.any(axis=1), found.any(axis=0)), strict=True):
+    for size, held in zip(found.shape, (found.any(axis=1), found.any(axis=0)), strict=True):
         where, margin = np.flatnonzero(held), math.ceil(_MARGIN * size)
         ends.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, size)))
     return ends[0], ends[1]

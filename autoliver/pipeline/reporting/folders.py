@@ -27,6 +27,8 @@ from autoliver.io.grids import compare_grids
 from autoliver.io.header import split_ending
 from autoliver.io.volume import is_flat
 from autoliver.machine import Machine
+from autoliver.needs import score_need, show_need
+from autoliver.parallel import Limits, refuse_over_budget
 from autoliver.pipeline.dicom.cases import find_dicom
 from autoliver.pipeline.evaluation import renamed_labels
 from autoliver.values import counted, first_few
@@ -196,7 +198,9 @@ def sizes_of(path: Path, labels: Labels) -> tuple[str, dict[str, float]]:
     label = read_label(path)
     flat = is_flat(label.geometry)
     each = 1.0 if flat else float(np.prod(label.geometry.spacing_mm)) / 1000
-    counts = np.bincount(label.array.ravel().astype(np.int64))
+    counts = np.zeros(int(label.array.max()) + 1, np.int64)
+    for plane in label.array[0]:  # one by one, as their values are counted in eight bytes each
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
     sizes = {
         name: float(sum(counts[v] for v in values if v < len(counts))) * each
         for name, values in labels.foreground.items()
@@ -233,18 +237,41 @@ def _placed_ns(path: Path) -> int:
     return max(state.st_mtime_ns, state.st_ctime_ns)
 
 
-def uncertainty_of(path: Path) -> float | None:
-    """The mean uncertainty of the voxels that are labelled; None without a map of it."""
+def refuse_large(folder: PredictedFolder, limits: Limits) -> None:
+    """Refuses label maps that are too large for `sizes_of` and `uncertainty_of`.
+
+    Raises:
+        OptionError: Naming the largest one and the numbers.
+    """
+    needs = [
+        score_need(path) if beside is None else show_need(path.name, beside, [path])
+        for path in folder.maps.values()
+        for beside in [_uncertainty_file(path)]
+    ]
+    refuse_over_budget(needs, limits, "measure volumes")
+
+
+def _uncertainty_file(path: Path) -> Path | None:
+    """The map of uncertainty beside a label map; None without one."""
     stem, ending = split_ending(path.name)
     beside = path.with_name(f"{stem}{UNCERTAINTY}{ending}")
-    if not beside.exists():
+    return beside if beside.exists() else None
+
+
+def uncertainty_of(path: Path) -> float | None:
+    """The mean uncertainty of the voxels that are labelled; None without a map of it."""
+    beside = _uncertainty_file(path)
+    if beside is None:
         return None
     label, values = read_label(path), read_image([beside])
-    inside = label.array[0] > 0
     differences = compare_grids(label.geometry, values.geometry)
-    if not inside.any() or any(not each.rounding for each in differences):
+    if any(not each.rounding for each in differences):
         return None
-    return float(values.array[0][inside].mean(dtype=np.float64))
+    total, count = 0.0, 0
+    for plane, found in zip(label.array[0], values.array[0], strict=True):
+        inside = found[plane > 0]
+        total, count = total + float(inside.sum(dtype=np.float64)), count + inside.size
+    return total / count if count else None
 
 
 def made_section(folder: PredictedFolder, what: str = "") -> Section:

@@ -26,7 +26,7 @@ from autoliver.evaluation.report.tables import (
 from autoliver.evaluation.results import COLUMNS, CaseScores, Scores, by_mean_dice
 from autoliver.io.dicom.series import Series
 from autoliver.models.files import SCORES_FILE
-from autoliver.parallel import case_bar
+from autoliver.parallel import Limits, case_bar
 from autoliver.pipeline.comparison import shared
 from autoliver.pipeline.dicom.cases import modality_of
 from autoliver.pipeline.evaluation import EvaluateRequest, Task, score, task_of
@@ -41,6 +41,7 @@ from autoliver.pipeline.reporting.folders import (
     made_section,
     model_labels,
     read_folder,
+    refuse_large,
     refuse_other_images,
     sizes_of,
     uncertainty_of,
@@ -108,7 +109,7 @@ def _one(
 ) -> Chapter:
     scores, note = _scores(workspace, folder, sources, dataset)
     if scores is None:
-        return _unscored(folder, images, note)
+        return _unscored(folder, images, note, sources.machine.limits)
     cases = {case.name: case for case in scores.cases}
     found = chosen(
         by_dice(scores.cases),
@@ -207,8 +208,11 @@ def _is_of(scores: Scores, reference: Path, dataset: Dataset | None) -> bool:
     return all(Path(case.reference).resolve().parent == place for case in scores.cases)
 
 
-def _unscored(folder: PredictedFolder, images: Mapping[str, Source], note: str) -> Chapter:
+def _unscored(
+    folder: PredictedFolder, images: Mapping[str, Source], note: str, limits: Limits
+) -> Chapter:
     """Volumes and uncertainty, and the cases in which they are unlike those of the others."""
+    refuse_large(folder, limits)
     labels, _ = labels_of([folder])
     sizes: dict[str, dict[str, dict[str, float]]] = {}
     for name, path in case_bar("volumes", len(folder.maps))(folder.maps.items()):

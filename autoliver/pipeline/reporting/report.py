@@ -150,7 +150,7 @@ def report(workspace: Workspace, request: ReportRequest) -> Reported:
         ),
         last=tuple(section for chapter in chapters for section in chapter.last),
     )
-    content = fitted(page, shown)
+    content = fitted(page, shown, limits=request.machine.limits)
     check_size(content)
     write_bytes(output, content)
     return Reported(

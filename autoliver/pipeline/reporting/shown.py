@@ -12,6 +12,8 @@ from autoliver.evaluation.report.page import MOST_BYTES, CaseView, Page, Section
 from autoliver.evaluation.report.sprites import (
     FEW_SLICES,
     MOST_SLICES,
+    Cut,
+    Grey,
     LabelMap,
     Sprite,
     Style,
@@ -19,10 +21,11 @@ from autoliver.evaluation.report.sprites import (
 )
 from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series
-from autoliver.io.files import read_image, read_label
+from autoliver.io.files import read_header, read_image, read_label
 from autoliver.io.grids import refuse_other_grid
-from autoliver.io.volume import Volume
-from autoliver.parallel import case_bar
+from autoliver.io.volume import Geometry
+from autoliver.needs import show_need
+from autoliver.parallel import NO_LIMITS, Limits, case_bar, refuse_over_budget
 
 _log = logging.getLogger(__name__)
 
@@ -115,21 +118,30 @@ def anchors_of(found: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, st
     return {name: anchor for name, (anchor, _) in found.items()}
 
 
-def fitted(page: Page, shown: Sequence[Shown], *, most_bytes: int = MOST_BYTES) -> bytes:
+def fitted(
+    page: Page,
+    shown: Sequence[Shown],
+    *,
+    most_bytes: int = MOST_BYTES,
+    limits: Limits = NO_LIMITS,
+) -> bytes:
     """Returns a page with the slices of cases, as many as it may hold, as HTML.
 
     Cases come in order. Each has an equal share of what is left, and fewer slices if it needs more;
-    cases for which too little is left have none, and the page says so.
+    cases for which too little is left have none, and the page says so. So it does of cases that
+    need more memory than may be used, which are not read.
 
     Args:
         page: The page without cases.
         shown: The cases.
         most_bytes: The size that the page may have.
+        limits: The memory that may be used.
     """
     views = [_view(each, lacking=_FULL) for each in shown]
     left = most_bytes - _SPARE - len(render(replace(page, cases=tuple(views))))
     for number, each in enumerate(case_bar("slices", len(shown))(shown)):
-        views[number], taken = _with_slices(each, left // (len(shown) - number), left)
+        share = left // (len(shown) - number)
+        views[number], taken = _with_slices(each, share, left, limits)
         left -= taken
     return render(replace(page, cases=tuple(views)))
 
@@ -149,12 +161,12 @@ def _view(shown: Shown, *, sprite: Sprite | None = None, lacking: str = "") -> C
     )
 
 
-def _with_slices(shown: Shown, share: int, left: int) -> tuple[CaseView, int]:
+def _with_slices(shown: Shown, share: int, left: int, limits: Limits) -> tuple[CaseView, int]:
     """The case with as many slices as fit, and the bytes that they take."""
     if left < _SPARE:
         return _view(shown, lacking=_FULL), 0
     try:
-        image, maps = _read(shown)
+        cut, grey = _read(shown, limits)
     except AutoliverError as error:
         known = shown.images or shown.series is not None
         _log.log(
@@ -167,14 +179,7 @@ def _with_slices(shown: Shown, share: int, left: int) -> tuple[CaseView, int]:
     taken = 0
     view = _view(shown, lacking=_FULL)
     for most in _TRIES:
-        sprite = make_sprite(
-            image.array[0],
-            maps,
-            image.geometry,
-            labels=shown.labels.foreground,
-            is_ct=shown.is_ct,
-            most_slices=most,
-        )
+        sprite = make_sprite(cut, grey, labels=shown.labels.foreground, most_slices=most)
         view = _view(shown, sprite=sprite)
         taken = _bytes_of(view)
         if taken <= share:
@@ -187,14 +192,24 @@ def _bytes_of(view: CaseView) -> int:
     return len(render(replace(bare, cases=(view,)))) - len(render(bare))
 
 
-def _read(shown: Shown) -> tuple[Volume, list[LabelMap]]:
-    """The image and the label maps of a case."""
+def _read(shown: Shown, limits: Limits) -> tuple[Cut, Grey]:
+    """What is shown of the label maps of a case, and then of its image."""
     if not shown.images and shown.series is None:
         raise DatasetError("its image is not known.")
-    image = read_image(shown.images) if shown.series is None else read_series(shown.series)
+    source = shown.series or shown.images[0]
+    need = show_need(shown.name, source, [each.path for each in shown.maps])
+    refuse_over_budget([need], limits, "show its slices")
+    grid = source.geometry if isinstance(source, Series) else read_header(source).geometry
+    cut = Cut.of(_maps(shown, grid), grid, most=_TRIES)
+    # The label maps as a whole are gone before the image comes.
+    image = read_series(source) if isinstance(source, Series) else read_image([source])
+    return cut, cut.grey(image.array[0], is_ct=shown.is_ct)
+
+
+def _maps(shown: Shown, grid: Geometry) -> list[LabelMap]:
     maps = []
     for each in shown.maps:
         label = read_label(each.path)
-        refuse_other_grid(label.geometry, image.geometry, what=str(each.path))
+        refuse_other_grid(label.geometry, grid, what=str(each.path))
         maps.append(LabelMap(title=each.title, style=each.style, array=label.array[0]))
-    return image, maps
+    return maps

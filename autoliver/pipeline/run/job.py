@@ -1,6 +1,7 @@
 """Trains the folds of a run, writes their models and scores their held-out cases."""
 
 import contextlib
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +29,13 @@ from autoliver.pipeline.run.replay import Replay, seen_before
 from autoliver.pipeline.run.source_scores import SourceScores
 from autoliver.pipeline.run.task import check_lesions
 from autoliver.pipeline.run.threads import threads_for
+from autoliver.pipeline.run.validation import Validation
 from autoliver.planning.fit import memory_gb
 from autoliver.planning.names import ConfigurationName
 from autoliver.planning.plan import Configuration
 from autoliver.planning.presets import SMALLEST
 from autoliver.preprocessing.crop import OUTSIDE, Bounds
-from autoliver.preprocessing.histogram import Histogram, histogram_of, mean_histograms
+from autoliver.preprocessing.histogram import Histogram, histogram_of_parts, mean_histograms
 from autoliver.preprocessing.previous import with_previous
 from autoliver.preprocessing.store import StoredCase, known_places, only_places, read_case
 from autoliver.system import in_words
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from autoliver.training.distributed import Group
     from autoliver.training.fold import FoldTask, TrainedFold
 
+_READ_VOXELS = 1 << 26  # of a stored image at a time
 _HISTOGRAM_CASES = 50  # training cases whose values are read at the end of a training, at most
 
 
@@ -260,6 +263,7 @@ class RunJob:
     ) -> float:
         """Chooses the share of the tuned weights by the held-out cases, and says so."""
         fold: Fold = "all" if info.fold == "all" else int(info.fold)
+        validation_of(self).refuse(fold, self.splits[fold].validation)
         dice = try_shares(self.run, info, mixed, self._held_out(fold), self._request(device))
         share = choose_share(dice)
         tried = ", ".join(f"{s:g}: {'-' if d is None else f'{d:.3f}'}" for s, d in dice.items())
@@ -312,13 +316,7 @@ class RunJob:
         names = self.splits[fold].train
         cases = self._cases(names[:: -(-len(names) // _HISTOGRAM_CASES)])
         channels = len(self.planned.plan.channel_names)
-        found = []
-        for case in cases:
-            image = case.image[:channels]
-            inside = np.ones(image.shape[1:], bool)
-            if case.label is not None:
-                inside = case.label[:][0] != OUTSIDE
-            found.append([histogram_of(channel, inside) for channel in image])
+        found = [_histograms_of(case, channels) for case in cases]
         return mean_histograms(found)
 
     def _keys(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -338,6 +336,7 @@ class RunJob:
 
     def _validate(self, fold: Fold, device: "torch.device") -> None:
         """Predicts and scores the held-out cases from their original files."""
+        validation_of(self).refuse(fold, self.splits[fold].validation)
         score_held_out(
             self.run,
             fold,
@@ -357,6 +356,35 @@ class RunJob:
             roi_from=self.options.roi_from,
             machine=self.machine.replace(device=str(device)),
         )
+
+
+def validation_of(job: RunJob) -> Validation:
+    """Returns how the held-out cases of a run's folds are predicted."""
+    return Validation(
+        planned=job.planned,
+        configuration=job.configuration,
+        run=job.run,
+        pretrained=job.options.pretrained,
+        limits=job.machine.limits,
+    )
+
+
+def _histograms_of(case: StoredCase, channels: int) -> list[Histogram]:
+    """The histograms of the channels of a case, of which one is in memory at a time, and once."""
+    shape = case.image.shape[1:]
+    depth = max(1, _READ_VOXELS // math.prod(shape[1:]))
+    parts = [slice(start, start + depth) for start in range(0, shape[0], depth)]
+    inside = np.ones(shape, bool)
+    if (label := case.label) is not None:
+        for part in parts:
+            inside[part] = label[0, part] != OUTSIDE
+    if not inside.any():
+        inside[:] = True
+    count = int(np.count_nonzero(inside))
+    return [
+        histogram_of_parts(((case.image[index, part], inside[part]) for part in parts), count)
+        for index in range(channels)
+    ]
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from autoliver.pipeline.run.begin import (
 from autoliver.pipeline.run.cascade import FirstStage, first_stage, prepare_first_stage
 from autoliver.pipeline.run.encoder_source import asks_for_imagenet, check_planned
 from autoliver.pipeline.run.fold_queue import join_queue, queue_devices, run_queue
-from autoliver.pipeline.run.job import FoldResult, RunJob
+from autoliver.pipeline.run.job import FoldResult, RunJob, validation_of
 from autoliver.pipeline.run.keep import check_held_out
 from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.outside import check_outside, outside_notes
@@ -147,6 +147,8 @@ def train(
         job = group.lead_does(lambda: _run_job(workspace, name, request, group, notify, held))
         if group.leads and not (queued or request.twin):
             remind(replace(job.planned, warned=new or job.planned.warned))
+            for fold in (fold for fold in job.splits if not job.trained(fold)):
+                validation_of(job).warn(fold, job.splits[fold].validation)
         failures = _train_folds(job, request, workspace.root, group)
         failed = {failure.fold for failure in failures}
         done = [fold for fold in job.splits if fold not in failed]
