@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,6 +21,12 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # The words of the command line that is being run, without the program's name.
 given_words: ContextVar[tuple[str, ...]] = ContextVar("given_words", default=())
+# The workspace, if it was named by the variable and not by an option.
+workspace_of_variable: ContextVar[str | None] = ContextVar("workspace_of_variable", default=None)
+# The command that names a finder, as it stands where nobody knows what was typed.
+_WITH_FINDER = re.compile(
+    r"autoliver predict -i IN -o OUT -m ('[^']*'|\S+) --roi-from MODEL( -w ('[^']*'|\S+))?"
+)
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
 
@@ -44,7 +51,11 @@ class HelpfulCommand(TyperCommand):
         choices = self._choices()
         try:
             words = _spelled_out(_with_values(given), choices)
-            return list(super().parse_args(ctx, _with_lists(words, self._lists())))
+            rest = list(super().parse_args(ctx, _with_lists(words, self._lists())))
+            source = ctx.get_parameter_source("workspace")
+            by_variable = source is not None and source.name == "ENVIRONMENT"
+            workspace_of_variable.set(str(ctx.params["workspace"]) if by_variable else None)
+            return rest
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
             known = choices.get(max(getattr(error.param, "opts", None) or [""], key=len), ())
@@ -105,6 +116,9 @@ class HelpfulCommand(TyperCommand):
             place = given.get("workspace")
             error.problem = completed(error.problem, dataset=named, workspace=place)
             error.hint = completed(error.hint, dataset=named, workspace=place)
+            if ctx.info_name == "predict":
+                again = typed("--roi-from", more=["--roi-from", "MODEL"])
+                error.hint = _WITH_FINDER.sub(lambda _: again, error.hint)
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -144,6 +158,19 @@ def words_without(option: str) -> tuple[str, ...]:
         elif not word.startswith(f"{option}="):
             kept.append(word)
     return tuple(kept)
+
+
+def typed(without: str, *, more: Sequence[str] = ()) -> str:
+    """The command line that is being run, for a shell in which no variable is set.
+
+    Args:
+        without: An option that is left out with its value.
+        more: Further options with their values.
+    """
+    words, place = list(words_without(without)), workspace_of_variable.get()
+    at = words.index("--") if "--" in words else len(words)
+    words[at:at] = [*more, *(["-w", place] if place is not None else [])]
+    return shlex.join(["autoliver", *words])
 
 
 def _names(ctx: Any) -> Iterator[str]:

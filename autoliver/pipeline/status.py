@@ -1,6 +1,7 @@
 """What runs and translations are doing, read from their files; nothing is locked or written."""
 
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from autoliver.locks import Holder, holder_of
 from autoliver.models.files import FoldFolder, fold_of
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
 from autoliver.system import entries, in_words, read_whole
-from autoliver.training.progress import FAILED
+from autoliver.training.progress import failure_of
 from autoliver.transfer.table import IMAGENET
 from autoliver.values import counted
 from autoliver.workspace import SYNTHESIS, DatasetFolder, RunFolder, Workspace
@@ -247,7 +248,7 @@ def _translation(
     times = [_time_of(each) for each in (folder.info, folder.progress, folder.resume, folder.log)]
     rate, written = _rate(epochs), max(times)
     holder = _living(folder.lock, written, rate)
-    problem = "" if info.finished else _failure(folder.log)
+    problem, helping = ("", ()) if info.finished else _failure(folder.log)
     state: State = "failed" if problem else "interrupted"
     if holder is not None or info.finished:
         state = "training" if holder is not None else "finished"
@@ -269,7 +270,9 @@ def _translation(
         holder=holder,
         since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
         problem="" if state == "training" else problem,
-        command=info.again(workspace) if state in ("interrupted", "failed") else "",
+        command=info.again(workspace, instead=helping)
+        if state in ("interrupted", "failed")
+        else "",
         folder=folder.path,
     )
 
@@ -350,7 +353,7 @@ class _Look:
         trained = self._is_trained(files)
         scored = files.scores.exists() or (trained and not _holds_out(epochs))
         holder = _living(self.run.lock(fold), written, rate)
-        problem = "" if trained and scored else _failure(files.log)
+        problem, helping = ("", ()) if trained and scored else _failure(files.log)
         state: State = "interrupted"
         if holder is not None:
             state = "validating" if trained else "training"
@@ -376,7 +379,7 @@ class _Look:
             holder=holder,
             since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
             problem="" if state in ("training", "validating") else problem,
-            command=self._command(fold) if state in ("interrupted", "failed") else "",
+            command=self._command(fold, helping) if state in ("interrupted", "failed") else "",
         )
 
     def _is_trained(self, files: FoldFolder) -> bool:
@@ -412,8 +415,23 @@ class _Look:
         dice = mean.get("dice") if isinstance(mean, dict) else None
         return dice if isinstance(dice, float) else None
 
-    def _command(self, fold: str) -> str:
-        return train_again(self.run, self.options.get("pretrained"), fold)
+    def _command(self, fold: str, helping: Sequence[str]) -> str:
+        """The command that goes on with a fold, or that starts it over with what helps."""
+        again = train_again(self.run, self.options.get("pretrained"), fold)
+        if not helping:
+            return again
+        from autoliver.training.options import TrainingOptions, repeated
+
+        if any(each != self.run.fold(fold) for each in self.run.begun):
+            # The other folds keep the options of the run, so that this one may not have others.
+            helping = [*("--tag", "NAME"), *(word for word in helping if word != "--fresh")]
+        try:
+            own = TrainingOptions.load(self.run.options)
+        except AutoliverError:  # told elsewhere
+            return shlex.join([*shlex.split(again), *helping])
+        changed = ["lr"] if "--lr" in helping else []
+        words = repeated(own, without=["pretrained", *changed])
+        return shlex.join([*shlex.split(again), *words, *helping])
 
     def _json(self, path: Path) -> dict[str, Any]:
         """A JSON object of a file; empty if there is none, and if it is damaged, which is told."""
@@ -503,15 +521,14 @@ def _time_of(path: Path) -> float:
         return 0.0
 
 
-def _failure(log: Path) -> str:
-    """Why a training failed, if that is the last that its log says; else an empty text."""
+def _failure(log: Path) -> tuple[str, tuple[str, ...]]:
+    """Why a training failed, and the options that help, if that is the last that its log says."""
     try:
         with log.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _LOG_END))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
+        return "", ()
     told = [line for line in lines if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)]
-    said = told[-1].split(" ", 2)[2] if told else ""
-    return said.removeprefix(FAILED) if said.startswith(FAILED) else ""
+    return failure_of(told[-1].split(" ", 2)[2]) if told else ("", ())

@@ -127,7 +127,14 @@ def _refuse_missing(run: RunFolder, options: TrainingOptions, folds: Sequence[Fo
     )
     raise ModelError(
         f"{run.name}: of {len(folds)} folds, {'; '.join(said)}.",
-        hint="\n".join([*commands, f"When they are trained: {again}"]),
+        hint="\n".join(
+            [
+                *(["Train them:"] if commands else []),
+                *(f"  {each}" for each in commands),
+                "When they are trained:",
+                f"  {again}",
+            ]
+        ),
     )
 
 

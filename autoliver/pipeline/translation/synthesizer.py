@@ -1,6 +1,6 @@
 """What the folder of a translation holds, and finding one that is learnt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -76,15 +76,27 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         """Whether it can be applied."""
         return not self.options.learns or self.epochs >= self.options.epochs
 
-    def again(self, workspace: Workspace, *, fresh: bool = False) -> str:
-        """The command that learns it, from where it was left or `fresh`."""
+    def again(
+        self, workspace: Workspace, *, fresh: bool = False, instead: Sequence[str] = ()
+    ) -> str:
+        """The command that learns it.
+
+        Args:
+            workspace: The workspace.
+            fresh: Whether it starts over.
+            instead: "--fresh", and "--lr" with the learning rate that it starts over with; empty
+                to go on.
+        """
+        options, fresh = self.options, fresh or "--fresh" in instead
+        if "--lr" in instead:
+            options = options.replace(lr=float(instead[instead.index("--lr") + 1]))
         more = [] if self.modality is None else ["--modality", self.modality]
         if self.spacing_mm is not None:
             more += ["--spacing", *(f"{mm:g}" for mm in self.spacing_mm)]
         for case in self.held_out:
             more += ["--held-out", case]
         return fit_command(
-            *((self.source, self.images or self.target), self.name, self.options),
+            *((self.source, self.images or self.target), self.name, options),
             more=[*more, *(["--fresh"] if fresh else [])],
             workspace=workspace.root,
         )
