@@ -27,6 +27,8 @@ workspace_of_variable: ContextVar[str | None] = ContextVar("workspace_of_variabl
 _WITH_FINDER = re.compile(
     r"autoliver predict -i IN -o OUT -m ('[^']*'|\S+) --roi-from MODEL( -w ('[^']*'|\S+))?"
 )
+# The command that starts a fold over, as it stands there.
+_FOLD_ANEW = re.compile(r"autoliver train DATASET CONFIG(?: --fold N)? --fresh\b")
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
 
@@ -114,11 +116,9 @@ class HelpfulCommand(TyperCommand):
             given, names = ctx.params, [each.name for each in self.params]
             named = (given.get("dataset") or "") if "dataset" in names else None
             place = given.get("workspace")
+            error.hint = _as_typed(error.hint, ctx)
             error.problem = completed(error.problem, dataset=named, workspace=place)
             error.hint = completed(error.hint, dataset=named, workspace=place)
-            if ctx.info_name == "predict":
-                again = typed("--roi-from", more=["--roi-from", "MODEL"])
-                error.hint = _WITH_FINDER.sub(lambda _: again, error.hint)
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -155,22 +155,34 @@ def words_without(option: str) -> tuple[str, ...]:
             return (*kept, word, *given)
         if word == option:
             del given[:1]
-        elif not word.startswith(f"{option}="):
+        elif not option or not word.startswith(f"{option}="):
             kept.append(word)
     return tuple(kept)
 
 
-def typed(without: str, *, more: Sequence[str] = ()) -> str:
+def typed(without: str = "", *, more: Sequence[str] = ()) -> str:
     """The command line that is being run, for a shell in which no variable is set.
 
     Args:
-        without: An option that is left out with its value.
+        without: An option that is left out with its value; empty for none.
         more: Further options with their values.
     """
     words, place = list(words_without(without)), workspace_of_variable.get()
     at = words.index("--") if "--" in words else len(words)
     words[at:at] = [*more, *(["-w", place] if place is not None else [])]
     return shlex.join(["autoliver", *words])
+
+
+def _as_typed(hint: str, ctx: Any) -> str:
+    """A hint in which the running command is suggested with the words that were typed."""
+    if ctx.info_name == "predict":
+        again = typed("--roi-from", more=["--roi-from", "MODEL"])
+        return _WITH_FINDER.sub(lambda _: again, hint)
+    fold = str(ctx.params.get("fold"))
+    if ctx.info_name == "train" and (fold.isdigit() or fold == "all"):
+        again = typed(more=["--fresh"])
+        return _FOLD_ANEW.sub(lambda _: again, hint)
+    return hint
 
 
 def _names(ctx: Any) -> Iterator[str]:
