@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,9 @@ from autoliver.training.progress import failure_of
 from autoliver.transfer.table import IMAGENET
 from autoliver.values import counted
 from autoliver.workspace import SYNTHESIS, DatasetFolder, RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from autoliver.training.options import TrainingOptions
 
 State = Literal["queued", "training", "validating", "interrupted", "failed", "finished"]
 
@@ -323,6 +326,30 @@ def train_again(run: RunFolder, weights: object, fold: str) -> str:
     return command("train", dataset, run.configuration, options=options, workspace=workspace)
 
 
+def repeated(options: "TrainingOptions", *, without: Sequence[str] = ()) -> list[str]:
+    """Returns options that are not the defaults as words of `train`.
+
+    Args:
+        options: The options of a run.
+        without: Fields that are left out.
+    """
+    from autoliver.training.options import flag
+
+    words, defaults = list[str](), type(options)()
+    for name in defaults.__struct_fields__:
+        value = getattr(options, name)
+        if name in _NOT_REPEATED or name in without or value == getattr(defaults, name):
+            continue
+        text = flag(name, value)
+        if text.startswith("--"):
+            words += text.split(" ", 1)
+    return words
+
+
+# Fields that no command gives.
+_NOT_REPEATED = frozenset({"made_from", "extensions", "fold_seeds"})
+
+
 @dataclass(kw_only=True)
 class _Look:
     """A look at a run.
@@ -420,7 +447,7 @@ class _Look:
         again = train_again(self.run, self.options.get("pretrained"), fold)
         if not helping:
             return again
-        from autoliver.training.options import TrainingOptions, repeated
+        from autoliver.training.options import TrainingOptions
 
         if any(each != self.run.fold(fold) for each in self.run.begun):
             # The other folds keep the options of the run, so that this one may not have others.

@@ -371,28 +371,6 @@ def flag(name: str, value: object) -> str:
     return f"{option} {value}"
 
 
-def repeated(options: TrainingOptions, *, without: Sequence[str] = ()) -> list[str]:
-    """Returns options that are not the defaults as words of `train`.
-
-    Args:
-        options: The options of a run.
-        without: Fields that are left out.
-    """
-    words, defaults = list[str](), TrainingOptions()
-    for name in TrainingOptions.__struct_fields__:
-        value = getattr(options, name)
-        if name in _NOT_REPEATED or name in without or value == getattr(defaults, name):
-            continue
-        text = flag(name, value)
-        if text.startswith("--"):
-            words += text.split(" ", 1)
-    return words
-
-
-# Fields that no command gives.
-_NOT_REPEATED = frozenset({"made_from", "extensions", "fold_seeds"})
-
-
 def patch_sizes(value: object) -> tuple[int, ...]:
     """Reads the sizes of a patch.
 

@@ -29,9 +29,9 @@ from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
 from autoliver.models.selection import Selection
 from autoliver.pipeline.run.outcome import mean_of
 from autoliver.pipeline.run.source_scores import SourceScores
-from autoliver.pipeline.status import FoldStatus, run_status
+from autoliver.pipeline.status import FoldStatus, repeated, run_status
 from autoliver.system import entries
-from autoliver.training.options import TrainingOptions, repeated
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog, read_progress
 from autoliver.transfer.table import Transfer
 from autoliver.workspace import DatasetFolder, RunFolder

@@ -20,7 +20,12 @@ from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
-from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer, folder_of
+from autoliver.pipeline.translation.synthesizer import (
+    SynthesisFolder,
+    Synthesizer,
+    differences,
+    folder_of,
+)
 from autoliver.pipeline.translation.unlabelled import (
     Target,
     as_unlabelled,
@@ -36,7 +41,6 @@ from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
     LEAST_SLICES,
     TranslationOptions,
-    option_of,
     refuse_idle,
 )
 from autoliver.training.progress import add_to_log, failure_line
@@ -451,46 +455,11 @@ def _begin(
         if before != info:
             raise OptionError(
                 f"{info.name}: a translation of this name was begun with "
-                f"{'; with '.join(_differences(before, info))}.",
+                f"{'; with '.join(differences(before, info))}.",
                 hint="Choose another name with -o, or start over with --fresh.",
             )
         return
     info.save(folder.info)
-
-
-# What is asked for by an option, and how that is written.
-_ASKED = {"held_out": "--held-out", "modality": "--modality", "spacing_mm": "--spacing"}
-
-
-def _differences(before: Synthesizer, now: Synthesizer) -> Iterator[str]:
-    """Says by what a translation differs from the one of its name: options by their values."""
-    fields = TranslationOptions.__struct_fields__
-    pairs = [(option_of(n), getattr(before.options, n), getattr(now.options, n)) for n in fields]
-    pairs += [(flag, getattr(before, n), getattr(now, n)) for n, flag in _ASKED.items()]
-    found = [
-        f"{_spelt(flag, then)}, not {_spelt(flag, value)}"
-        for flag, then, value in pairs
-        if then != value
-    ]
-    yield from found
-    data = {"source": "--from", "target": "--to"}
-    for name, flag in data.items():
-        then, value = getattr(before, name), getattr(now, name)
-        if then != value:
-            found.append(name)
-            yield f"{flag} {then}, not {value}"
-    if not found:  # what follows from options is not told once more
-        rest = [n for n in now.__struct_fields__ if getattr(before, n) != getattr(now, n)]
-        yield f"other data ({', '.join(name.replace('_', ' ') for name in rest)})"
-
-
-def _spelt(flag: str, value: object) -> str:
-    """An option with its value; without one it has its default."""
-    if value is None or value == ():
-        return f"the default {flag}"
-    if isinstance(value, tuple):
-        return f"{flag} {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
-    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
 def _tell(task: "TranslationTask", state: "Translation") -> None:

@@ -12,7 +12,7 @@ from autoliver.pipeline.translation.again import fit_command
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.plan import MOST_INTENSITY, Plan
 from autoliver.synthesis.translation.body import RealImages
-from autoliver.synthesis.translation.options import Range, TranslationOptions
+from autoliver.synthesis.translation.options import Range, TranslationOptions, option_of
 from autoliver.values import first_few, name_problem
 from autoliver.workspace import SYNTHESIS, Workspace
 
@@ -100,6 +100,41 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
             more=[*more, *(["--fresh"] if fresh else [])],
             workspace=workspace.root,
         )
+
+
+# What is asked for by an option, and how that is written.
+_ASKED = {"held_out": "--held-out", "modality": "--modality", "spacing_mm": "--spacing"}
+
+
+def differences(before: Synthesizer, now: Synthesizer) -> Iterator[str]:
+    """Says by what a translation differs from the one of its name: options by their values."""
+    fields = TranslationOptions.__struct_fields__
+    pairs = [(option_of(n), getattr(before.options, n), getattr(now.options, n)) for n in fields]
+    pairs += [(flag, getattr(before, n), getattr(now, n)) for n, flag in _ASKED.items()]
+    found = [
+        f"{_spelt(flag, then)}, not {_spelt(flag, value)}"
+        for flag, then, value in pairs
+        if then != value
+    ]
+    yield from found
+    data = {"source": "--from", "target": "--to"}
+    for name, flag in data.items():
+        then, value = getattr(before, name), getattr(now, name)
+        if then != value:
+            found.append(name)
+            yield f"{flag} {then}, not {value}"
+    if not found:  # what follows from options is not told once more
+        rest = [n for n in now.__struct_fields__ if getattr(before, n) != getattr(now, n)]
+        yield f"other data ({', '.join(name.replace('_', ' ') for name in rest)})"
+
+
+def _spelt(flag: str, value: object) -> str:
+    """An option with its value; without one it has its default."""
+    if value is None or value == ():
+        return f"the default {flag}"
+    if isinstance(value, tuple):
+        return f"{flag} {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
 @dataclass(frozen=True, kw_only=True)
