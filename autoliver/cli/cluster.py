@@ -91,7 +91,7 @@ def run_shard(job: Job) -> dict[str, Any]:
 
     Returns:
         "cases" and "new", the numbers of cases of the shard and of those worked on now, and its
-        "warnings"; "again": whether it was begun before, on a worker that was lost or whose
+        "warnings"; "again", if it was begun before, on a worker that was lost or whose
         command was ended from outside; "failed": what the command said that could not do it; or
         "error": why this worker can do no shard.
 
@@ -103,7 +103,7 @@ def run_shard(job: Job) -> dict[str, Any]:
     if not Path(job.token).is_file() or not Path(job.folder).is_dir():
         return {"error": f"it does not see {Path(job.token).parent} or {job.folder}"}
     began = Path(f"{job.token}.{job.shard.replace('/', '-')}")
-    again = began.exists()
+    more = {"again": True} if began.exists() else {}
     if Path(job.token).is_file():
         began.touch()
     code, output, errors = _ended(job)
@@ -115,10 +115,10 @@ def run_shard(job: Job) -> dict[str, Any]:
         told = {}
     if code and "cases" not in told:
         last = "\n".join(errors.strip().splitlines()[-_SHOWN_LINES:])
-        return {"failed": told.get("error") or last or f"exit code {code}", "again": again}
+        return {"failed": told.get("error") or last or f"exit code {code}", **more}
     warnings = [line for line in errors.splitlines() if line.startswith(_WARNINGS)]
     found = {"cases": len(told["cases"]), "new": told["new"], "warnings": warnings}
-    return {**found, "again": again}
+    return {**found, **more}
 
 
 def _distributed() -> Any:
