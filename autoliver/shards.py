@@ -111,6 +111,11 @@ class Sharded:
 
     def __str__(self) -> str:
         """One line about the shard."""
+        if not self.cases and self.shard.count > self.of:
+            return (
+                f"Shard {self.shard}: it has no case, since of {counted(self.of, 'case')} no more "
+                f"than {counted(self.of, 'shard')} can have one."
+            )
         if not self.cases:
             return f"Shard {self.shard}: none of {counted(self.of, 'case')} is left for it."
         before = len(self.cases) - self.new

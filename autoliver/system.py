@@ -86,6 +86,28 @@ _REMEDIES = {
 }
 
 
+def say_if_slow(text: str, *, seconds: float = 1.0) -> threading.Timer:
+    """Prints a line on stderr if this process still runs after a moment.
+
+    Args:
+        text: The line.
+        seconds: How long a moment is.
+
+    Returns:
+        What waits; `cancel` keeps it from saying anything.
+    """
+
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    waiting = threading.Timer(seconds, say)
+    waiting.daemon = True
+    waiting.start()
+    return waiting
+
+
 def code_after(number: int) -> int:
     """Returns the exit code of a command that a signal has stopped: 75 after SIGUSR1, else 128 + n.
 

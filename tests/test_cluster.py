@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,8 @@ def test_a_worker_that_is_killed_loses_nothing(place: Path, cluster: Any, first:
         time.sleep(0.1)
     assert not any(map(is_at_work, killed)), "its shard went on without it"
     assert f"{CASES} cases on the cluster" in done.stderr
+    assert re.search(r"Shard \d+/8 was begun again, since its worker was lost\.", done.stderr)
+    assert not list((place / "workspace").glob(".dask-*"))
     assert stored(place / "workspace") == stored(alone)
 
 

@@ -84,7 +84,7 @@ def test_missing_folds_are_named_with_the_commands_that_train_them(place: Path) 
     run_ = RunFolder(place / "w" / NAME / "runs/2d+part")
     with pytest.raises(ModelError, match="of 2 folds, not trained yet: 1") as refused:
         run("finish", NAME, "2d+part", "-w", place / "w")
-    again = shlex.split(refused.value.hint.splitlines()[0])
+    again = shlex.split(refused.value.hint.splitlines()[1])
     assert again[:6] == ["autoliver", "train", NAME, "2d", "--fold", "1"]
     assert again[6:8] == ["--tag", "part"]
     alone = only_one(run_.lock(1), "fold 1 is being trained")

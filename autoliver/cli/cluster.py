@@ -91,8 +91,9 @@ def run_shard(job: Job) -> dict[str, Any]:
 
     Returns:
         "cases" and "new", the numbers of cases of the shard and of those worked on now, and its
-        "warnings"; "failed": what the command said that could not do it; or "error": why this
-        worker can do no shard.
+        "warnings"; "again", if it was begun before, on a worker that was lost or whose
+        command was ended from outside; "failed": what the command said that could not do it; or
+        "error": why this worker can do no shard.
 
     Raises:
         RuntimeError: The command was ended from outside, and may be tried again.
@@ -101,6 +102,10 @@ def run_shard(job: Job) -> dict[str, Any]:
         return {"error": f"it has autoliver {version('autoliver')}, expected {job.version}"}
     if not Path(job.token).is_file() or not Path(job.folder).is_dir():
         return {"error": f"it does not see {Path(job.token).parent} or {job.folder}"}
+    began = Path(f"{job.token}.{job.shard.replace('/', '-')}")
+    more = {"again": True} if began.exists() else {}
+    if Path(job.token).is_file():
+        began.touch()
     code, output, errors = _ended(job)
     if code < 0 or code in _AGAIN:
         raise RuntimeError(f"shard {job.shard} was ended from outside ({code})")
@@ -110,9 +115,10 @@ def run_shard(job: Job) -> dict[str, Any]:
         told = {}
     if code and "cases" not in told:
         last = "\n".join(errors.strip().splitlines()[-_SHOWN_LINES:])
-        return {"failed": told.get("error") or last or f"exit code {code}"}
+        return {"failed": told.get("error") or last or f"exit code {code}", **more}
     warnings = [line for line in errors.splitlines() if line.startswith(_WARNINGS)]
-    return {"cases": len(told["cases"]), "new": told["new"], "warnings": warnings}
+    found = {"cases": len(told["cases"]), "new": told["new"], "warnings": warnings}
+    return {**found, **more}
 
 
 def _distributed() -> Any:
@@ -154,7 +160,8 @@ def _token(workspace: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        for mark in (path, *path.parent.glob(f"{path.name}.*")):
+            mark.unlink(missing_ok=True)
 
 
 def _run_all(client: Any, address: str, token: Path) -> None:
@@ -168,9 +175,13 @@ def _run_all(client: Any, address: str, token: Path) -> None:
         )
     count = slots * _SHARDS_EACH
 
+    shards: dict[str, str] = {}
+
     def submit(job: Job) -> Any:
         # A worker that dies is replaced by dask, which does not count as a try.
-        return client.submit(run_shard, job, pure=False, retries=_TRIES - 1)
+        future = client.submit(run_shard, job, pure=False, retries=_TRIES - 1)
+        shards[future.key] = job.shard
+        return future
 
     jobs = _jobs(count, token)
     running = _distributed().as_completed(map(submit, islice(jobs, slots * _WINDOW)))
@@ -181,7 +192,7 @@ def _run_all(client: Any, address: str, token: Path) -> None:
     say(f"{counted(count, 'shard')} on {counted(slots, 'worker thread')}")
     with tqdm(total=count, desc="shards", unit="shard", **bar_pace()) as bar:
         for future in running:
-            told = _told(future)
+            told = _told(future, shards[future.key])
             if "error" in told:
                 problems.append(told["error"])
             elif "failed" in told:
@@ -214,13 +225,15 @@ def _jobs(count: int, token: Path) -> Iterator[Job]:
         yield Job(words=words, folder=folder, shard=shard, token=str(token), version=own)
 
 
-def _told(future: Any) -> dict[str, Any]:
-    """What a task has returned, or why it came to nothing."""
+def _told(future: Any, shard: str) -> dict[str, Any]:
+    """What the task of a shard has returned, or why it came to nothing; says if it began again."""
     try:
         result: dict[str, Any] = future.result()
     except Exception as error:  # noqa: BLE001
         # dask's own errors among them: its text is what can be told.
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+    if result.get("again"):
+        say(f"Shard {shard} was begun again, since its worker was lost.")
     return result
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,6 +21,14 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # The words of the command line that is being run, without the program's name.
 given_words: ContextVar[tuple[str, ...]] = ContextVar("given_words", default=())
+# The workspace, if it was named by the variable and not by an option.
+workspace_of_variable: ContextVar[str | None] = ContextVar("workspace_of_variable", default=None)
+# The command that names a finder, as it stands where nobody knows what was typed.
+_WITH_FINDER = re.compile(
+    r"autoliver predict -i IN -o OUT -m ('[^']*'|\S+) --roi-from MODEL( -w ('[^']*'|\S+))?"
+)
+# The command that starts a fold over, as it stands there.
+_FOLD_ANEW = re.compile(r"autoliver train DATASET CONFIG(?: --fold N)? --fresh\b")
 # What a value is called where the option gives it no name.
 _VALUES = {"int": "N", "float": "F", "str": "TEXT", "path": "PATH", "file": "FILE"}
 
@@ -44,7 +53,11 @@ class HelpfulCommand(TyperCommand):
         choices = self._choices()
         try:
             words = _spelled_out(_with_values(given), choices)
-            return list(super().parse_args(ctx, _with_lists(words, self._lists())))
+            rest = list(super().parse_args(ctx, _with_lists(words, self._lists())))
+            source = ctx.get_parameter_source("workspace")
+            by_variable = source is not None and source.name == "ENVIRONMENT"
+            workspace_of_variable.set(str(ctx.params["workspace"]) if by_variable else None)
+            return rest
         except typer.BadParameter as error:
             error.message = _in_plain_words(error)
             known = choices.get(max(getattr(error.param, "opts", None) or [""], key=len), ())
@@ -103,6 +116,7 @@ class HelpfulCommand(TyperCommand):
             given, names = ctx.params, [each.name for each in self.params]
             named = (given.get("dataset") or "") if "dataset" in names else None
             place = given.get("workspace")
+            error.hint = _as_typed(error.hint, ctx)
             error.problem = completed(error.problem, dataset=named, workspace=place)
             error.hint = completed(error.hint, dataset=named, workspace=place)
             raise
@@ -141,9 +155,34 @@ def words_without(option: str) -> tuple[str, ...]:
             return (*kept, word, *given)
         if word == option:
             del given[:1]
-        elif not word.startswith(f"{option}="):
+        elif not option or not word.startswith(f"{option}="):
             kept.append(word)
     return tuple(kept)
+
+
+def typed(without: str = "", *, more: Sequence[str] = ()) -> str:
+    """The command line that is being run, for a shell in which no variable is set.
+
+    Args:
+        without: An option that is left out with its value; empty for none.
+        more: Further options with their values.
+    """
+    words, place = list(words_without(without)), workspace_of_variable.get()
+    at = words.index("--") if "--" in words else len(words)
+    words[at:at] = [*more, *(["-w", place] if place is not None else [])]
+    return shlex.join(["autoliver", *words])
+
+
+def _as_typed(hint: str, ctx: Any) -> str:
+    """A hint in which the running command is suggested with the words that were typed."""
+    if ctx.info_name == "predict":
+        again = typed("--roi-from", more=["--roi-from", "MODEL"])
+        return _WITH_FINDER.sub(lambda _: again, hint)
+    fold = str(ctx.params.get("fold"))
+    if ctx.info_name == "train" and (fold.isdigit() or fold == "all"):
+        again = typed(more=["--fresh"])
+        return _FOLD_ANEW.sub(lambda _: again, hint)
+    return hint
 
 
 def _names(ctx: Any) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """Options and output of commands with --shard: what a shard does, and what it prints."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.cli.help import words_without
+from autoliver.cli.help import typed
 from autoliver.cli.output import emit
 from autoliver.errors import OptionError
 
@@ -53,12 +52,7 @@ def emit_shard(
         facts: What the JSON object holds besides; None for nothing.
         as_json: Whether to print one JSON object instead.
     """
-    following = without_shard()
+    following = typed("--shard")
     line = f"{done} When all {done.shard.count} have ended: {following}"
     result = {**(facts or {}), **done.facts, "next": following}
     emit(result, "\n".join(filter(None, [text, line])), as_json=as_json)
-
-
-def without_shard() -> str:
-    """The command line that is being run, without --shard and its value, for a shell."""
-    return shlex.join(["autoliver", *words_without("--shard")])

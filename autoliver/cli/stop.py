@@ -5,8 +5,9 @@ import json
 import signal
 import sys
 import threading
+from types import FrameType
 
-from autoliver.system import STOP_SIGNALS, code_after
+from autoliver.system import STOP_SIGNALS, code_after, say_if_slow
 
 _AGAIN = "Run the same command again to continue."
 
@@ -22,6 +23,8 @@ def answer_signals() -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def ignore_requests() -> None:
@@ -34,7 +37,13 @@ def ignore_requests() -> None:
 
 
 def _stop(number: int, _: object) -> None:
+    say_if_slow(f"{signal.Signals(number).name}: stopping; what is finished is kept ...")
     sys.exit(code_after(number))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    say_if_slow("Stopping; what is finished is kept ...")
+    signal.default_int_handler(number, frame)
 
 
 def stop_again() -> None:

@@ -61,8 +61,8 @@ def fit(
         list[str] | None,
         typer.Option(
             metavar="CASE",
-            help="A case of the target that it must not see, since a model is tested on it. "
-            "Repeat it. [default: none]",
+            help="A case of the target that it must not see, since a model is tested on it; "
+            "nor are other cases of its patient. Repeat it. [default: none]",
         ),
     ] = None,
     modality: Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.artifacts import Artifact, digest, read_json
+from autoliver.artifacts import Artifact, digest, read_json, to_record
 from autoliver.commands import command, remove
 from autoliver.datasets.cases import Case, Dataset, is_described, with_channel
 from autoliver.datasets.changes import describe_changes, without_added
@@ -16,7 +16,7 @@ from autoliver.datasets.ignored import refuse_ignored
 from autoliver.datasets.known import added_to_members
 from autoliver.datasets.layouts import image_files
 from autoliver.datasets.lesions import lesion_classes
-from autoliver.errors import ArtifactError, DatasetError, OptionError
+from autoliver.errors import ArtifactError, AutoliverError, DatasetError, OptionError
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.needs import prepare_need, read_need
 from autoliver.parallel import case_bar, refuse_over_budget
@@ -423,11 +423,21 @@ def plan_command(folder: DatasetFolder, dataset: Dataset, words: Sequence[str] =
     Args:
         folder: The dataset's folder in the workspace.
         dataset: The dataset; it is named by its path if the workspace does not know that path.
-        words: The options of the command.
+        words: The options of the command; empty for those of the plan that is there, if any.
     """
+    words = words or _asked_before(folder)
     known = folder.dataset.exists() and Dataset.load(folder.dataset).folder == dataset.folder
     name = dataset.name if known else dataset.folder
     return command("plan", name, options=words, workspace=folder.path.parent)
+
+
+def _asked_before(folder: DatasetFolder) -> tuple[str, ...]:
+    """The options that a plan was made with, as words; nothing if they cannot be read."""
+    try:
+        asked = read_json(folder.plan).get("asked") if folder.plan.exists() else None
+        return option_words(to_record(asked, PlanOptions, where=str(folder.plan))) if asked else ()
+    except (AutoliverError, AttributeError):  # damaged; the message is about that
+        return ()
 
 
 def preprocess(

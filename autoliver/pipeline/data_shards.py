@@ -91,7 +91,8 @@ def preprocess_shard(
     if not folder.plan.exists():
         raise DatasetError(
             f"--shard {shard}: {dataset.name} has no plan yet, which all shards need.",
-            hint=f"Make it first: {plan_command(folder, dataset)}",
+            hint="Make it first, with the options that it is to have: "
+            f"{plan_command(folder, dataset)}",
         )
     planned = planned_dataset(workspace, name, machine=machine)
     labelled = planned.dataset.labelled

@@ -1,12 +1,13 @@
 """What runs and translations are doing, read from their files; nothing is locked or written."""
 
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -17,10 +18,13 @@ from autoliver.locks import Holder, holder_of
 from autoliver.models.files import FoldFolder, fold_of
 from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer
 from autoliver.system import entries, in_words, read_whole
-from autoliver.training.progress import FAILED
+from autoliver.training.progress import failure_of
 from autoliver.transfer.table import IMAGENET
 from autoliver.values import counted
 from autoliver.workspace import SYNTHESIS, DatasetFolder, RunFolder, Workspace
+
+if TYPE_CHECKING:
+    from autoliver.training.options import TrainingOptions
 
 State = Literal["queued", "training", "validating", "interrupted", "failed", "finished"]
 
@@ -247,7 +251,7 @@ def _translation(
     times = [_time_of(each) for each in (folder.info, folder.progress, folder.resume, folder.log)]
     rate, written = _rate(epochs), max(times)
     holder = _living(folder.lock, written, rate)
-    problem = "" if info.finished else _failure(folder.log)
+    problem, helping = ("", ()) if info.finished else _failure(folder.log)
     state: State = "failed" if problem else "interrupted"
     if holder is not None or info.finished:
         state = "training" if holder is not None else "finished"
@@ -269,7 +273,9 @@ def _translation(
         holder=holder,
         since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
         problem="" if state == "training" else problem,
-        command=info.again(workspace) if state in ("interrupted", "failed") else "",
+        command=info.again(workspace, instead=helping)
+        if state in ("interrupted", "failed")
+        else "",
         folder=folder.path,
     )
 
@@ -320,6 +326,30 @@ def train_again(run: RunFolder, weights: object, fold: str) -> str:
     return command("train", dataset, run.configuration, options=options, workspace=workspace)
 
 
+def repeated(options: "TrainingOptions", *, without: Sequence[str] = ()) -> list[str]:
+    """Returns options that are not the defaults as words of `train`.
+
+    Args:
+        options: The options of a run.
+        without: Fields that are left out.
+    """
+    from autoliver.training.options import flag
+
+    words, defaults = list[str](), type(options)()
+    for name in defaults.__struct_fields__:
+        value = getattr(options, name)
+        if name in _NOT_REPEATED or name in without or value == getattr(defaults, name):
+            continue
+        text = flag(name, value)
+        if text.startswith("--"):
+            words += text.split(" ", 1)
+    return words
+
+
+# Fields that no command gives.
+_NOT_REPEATED = frozenset({"made_from", "extensions", "fold_seeds"})
+
+
 @dataclass(kw_only=True)
 class _Look:
     """A look at a run.
@@ -350,7 +380,7 @@ class _Look:
         trained = self._is_trained(files)
         scored = files.scores.exists() or (trained and not _holds_out(epochs))
         holder = _living(self.run.lock(fold), written, rate)
-        problem = "" if trained and scored else _failure(files.log)
+        problem, helping = ("", ()) if trained and scored else _failure(files.log)
         state: State = "interrupted"
         if holder is not None:
             state = "validating" if trained else "training"
@@ -376,7 +406,7 @@ class _Look:
             holder=holder,
             since=holder.since if holder else time.strftime(_TIME, time.localtime(written)),
             problem="" if state in ("training", "validating") else problem,
-            command=self._command(fold) if state in ("interrupted", "failed") else "",
+            command=self._command(fold, helping) if state in ("interrupted", "failed") else "",
         )
 
     def _is_trained(self, files: FoldFolder) -> bool:
@@ -412,8 +442,23 @@ class _Look:
         dice = mean.get("dice") if isinstance(mean, dict) else None
         return dice if isinstance(dice, float) else None
 
-    def _command(self, fold: str) -> str:
-        return train_again(self.run, self.options.get("pretrained"), fold)
+    def _command(self, fold: str, helping: Sequence[str]) -> str:
+        """The command that goes on with a fold, or that starts it over with what helps."""
+        again = train_again(self.run, self.options.get("pretrained"), fold)
+        if not helping:
+            return again
+        from autoliver.training.options import TrainingOptions
+
+        if any(each != self.run.fold(fold) for each in self.run.begun):
+            # The other folds keep the options of the run, so that this one may not have others.
+            helping = [*("--tag", "NAME"), *(word for word in helping if word != "--fresh")]
+        try:
+            own = TrainingOptions.load(self.run.options)
+        except AutoliverError:  # told elsewhere
+            return shlex.join([*shlex.split(again), *helping])
+        changed = ["lr"] if "--lr" in helping else []
+        words = repeated(own, without=["pretrained", *changed])
+        return shlex.join([*shlex.split(again), *words, *helping])
 
     def _json(self, path: Path) -> dict[str, Any]:
         """A JSON object of a file; empty if there is none, and if it is damaged, which is told."""
@@ -503,15 +548,14 @@ def _time_of(path: Path) -> float:
         return 0.0
 
 
-def _failure(log: Path) -> str:
-    """Why a training failed, if that is the last that its log says; else an empty text."""
+def _failure(log: Path) -> tuple[str, tuple[str, ...]]:
+    """Why a training failed, and the options that help, if that is the last that its log says."""
     try:
         with log.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _LOG_END))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return ""
+        return "", ()
     told = [line for line in lines if re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line)]
-    said = told[-1].split(" ", 2)[2] if told else ""
-    return said.removeprefix(FAILED) if said.startswith(FAILED) else ""
+    return failure_of(told[-1].split(" ", 2)[2]) if told else ("", ())

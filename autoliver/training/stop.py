@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 from autoliver.errors import AutoliverError
-from autoliver.system import STOP_SIGNALS, code_after
+from autoliver.system import STOP_SIGNALS, code_after, say_if_slow
 
 
 class Stopped(AutoliverError):
@@ -34,6 +34,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self._slow: threading.Timer | None = None
 
     def __call__(self) -> bool:
         """Whether a signal was received."""
@@ -41,7 +42,14 @@ class StopRequest:
 
     def note(self, number: int, _: object = None) -> None:
         """Notes a signal; the first one counts."""
+        if not self.number:
+            self._slow = say_if_slow(f"{name_of(number)}: saving the state, then stopping ...")
         self.number = self.number or number
+
+    def done(self) -> None:
+        """Keeps it from saying that it is being saved, since it is."""
+        if self._slow is not None:
+            self._slow.cancel()
 
 
 def name_of(number: int) -> str:
@@ -69,5 +77,6 @@ def stop_on_signal() -> Iterator[StopRequest]:
     try:
         yield asked
     finally:
+        asked.done()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import as_json, brief, digest, write_bytes
-from autoliver.commands import command
+from autoliver.commands import DEFAULT_WORKSPACE, command
 from autoliver.datasets.cases import Case, Dataset, Labels, read_dataset
 from autoliver.datasets.lesions import is_lesion
 from autoliver.datasets.names import refuse_inside_dataset
@@ -23,6 +23,7 @@ from autoliver.pipeline.pseudo.kept import files_of, label_one, labelling_stage
 from autoliver.pipeline.pseudo.labelling import Judged, Labelling, missing_in
 from autoliver.pipeline.pseudo.request import PseudolabelRequest
 from autoliver.pipeline.pseudo.write import description_of, table_of
+from autoliver.pipeline.region import find_finders, home_of
 from autoliver.shards import EVERY_CASE, InTurn, KeptCases, Sharded, ShardFolder
 from autoliver.system import entries, in_words
 from autoliver.values import counted, first_few, meant
@@ -306,7 +307,9 @@ def _predict(
 
     options = PredictOptions(modality=request.modality)
     now = describe(files, options, folds=request.folds, roi=None)
-    now = now.replace(made_from={"images": _images_of(dataset)})
+    home = home_of(files) or Workspace(DEFAULT_WORKSPACE)
+    finders = {each.name: each.digest for each in find_finders(home, files, None)}
+    now = now.replace(made_from={"images": _images_of(dataset)}, finders=finders)
     then = read_record(folder / RECORD_FILE)
     if then is not None and not request.overwrite and then.made_from != now.made_from:
         raise OptionError(

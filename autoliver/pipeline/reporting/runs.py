@@ -29,9 +29,9 @@ from autoliver.models.files import SCORES_FILE, FoldFolder, FoldModel, fold_of
 from autoliver.models.selection import Selection
 from autoliver.pipeline.run.outcome import mean_of
 from autoliver.pipeline.run.source_scores import SourceScores
-from autoliver.pipeline.status import FoldStatus, run_status
+from autoliver.pipeline.status import FoldStatus, repeated, run_status
 from autoliver.system import entries
-from autoliver.training.options import TrainingOptions, flag
+from autoliver.training.options import TrainingOptions
 from autoliver.training.progress import EpochLog, read_progress
 from autoliver.transfer.table import Transfer
 from autoliver.workspace import DatasetFolder, RunFolder
@@ -39,7 +39,6 @@ from autoliver.workspace import DatasetFolder, RunFolder
 A = TypeVar("A", bound=Artifact)
 
 # Options that the name of the run says, or that no option of `train` sets.
-_NOT_REPEATED = {"made_from", "extensions", "fold_seeds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,21 +308,14 @@ def repeat_words(run: Run) -> list[str]:
     """Returns the options of `train` that make a run again."""
     words = ["--fold", ",".join(fold.name for fold in run.folds)] if run.folds else []
     words += ["--tag", run.folder.tag] if run.folder.tag else []
-    options, defaults = run.options, TrainingOptions()
+    options = run.options
     if options is None:
         return words
     if run.folder.source and options.pretrained is None:
         words += ["--like", run.folder.source]
     elif options.pretrained is not None and not run.folder.source:
         words += ["--own-plan"]
-    for name in TrainingOptions.__struct_fields__:
-        value = getattr(options, name)
-        if name in _NOT_REPEATED or value == getattr(defaults, name):
-            continue
-        text = flag(name, value)
-        if text.startswith("--"):
-            words += text.split(" ", 1)
-    return words
+    return [*words, *repeated(options)]
 
 
 def _run(place: RunFolder) -> Run:

@@ -19,7 +19,7 @@ from autoliver.pipeline.run.job import FoldResult
 from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.selection import Selected, SelectRequest, select
-from autoliver.pipeline.status import train_again
+from autoliver.pipeline.status import run_status, train_again
 from autoliver.system import entries
 from autoliver.training.options import TrainingOptions
 from autoliver.values import another, meant
@@ -121,13 +121,21 @@ def _refuse_missing(run: RunFolder, options: TrainingOptions, folds: Sequence[Fo
         return
     said = [f"not trained yet: {', '.join(missing)}"] if missing else []
     said += [f"being trained: {', '.join(at_work)}"] if at_work else []
-    commands = [train_again(run, options.pretrained, fold) for fold in missing]
+    begun = {each.fold: each.command for each in run_status(run, [])}  # what helps, if they failed
+    commands = [begun.get(fold) or train_again(run, options.pretrained, fold) for fold in missing]
     again = command(
         "finish", run.path.parents[1].name, run.path.name, workspace=run.path.parents[2]
     )
     raise ModelError(
         f"{run.name}: of {len(folds)} folds, {'; '.join(said)}.",
-        hint="\n".join([*commands, f"When they are trained: {again}"]),
+        hint="\n".join(
+            [
+                *(["Train them:"] if commands else []),
+                *(f"  {each}" for each in commands),
+                "When they are trained:",
+                f"  {again}",
+            ]
+        ),
     )
 
 

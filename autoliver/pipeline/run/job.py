@@ -41,7 +41,7 @@ from autoliver.preprocessing.store import StoredCase, known_places, only_places,
 from autoliver.system import in_words
 from autoliver.training.options import TrainingOptions
 from autoliver.training.patches.replay import with_ignored
-from autoliver.training.progress import FAILED, add_to_log
+from autoliver.training.progress import add_to_log, failure_line
 from autoliver.training.stop import Stopped, name_of, stop_on_signal
 from autoliver.transfer.table import Transfer
 from autoliver.values import counted
@@ -397,5 +397,5 @@ def _failure_in(log: Path) -> Iterator[None]:
         raise
     except AutoliverError as error:
         with contextlib.suppress(OSError):  # it may be the reason
-            add_to_log(log, f"{FAILED}{error.problem}")
+            add_to_log(log, failure_line(error))
         raise

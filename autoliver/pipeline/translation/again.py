@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoliver.commands import command
-from autoliver.synthesis.translation.options import WEIGHTS, TranslationOptions
-from autoliver.values import flag_of
+from autoliver.synthesis.translation.options import TranslationOptions, option_of
 
 
 def fit_command(
@@ -34,5 +33,5 @@ def fit_command(
         if field == "patch":
             words += ["--patch", *map(str, value)]
         elif field == "model" or value != getattr(usual, field):
-            words += [WEIGHTS.get(field, flag_of(field)), str(value)]
+            words += [option_of(field), str(value)]
     return command("synthesize", "fit", options=[*words, *more], workspace=workspace)

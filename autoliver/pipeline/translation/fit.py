@@ -1,6 +1,7 @@
 """synthesize fit: learns to make images of one dataset look like those of another."""
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,12 @@ from autoliver.locks import only_one
 from autoliver.machine import WHOLE_MACHINE, Machine
 from autoliver.models.archive import fit_for_name
 from autoliver.pipeline.data import Planned, planned_configuration, planned_dataset, preprocess
-from autoliver.pipeline.translation.synthesizer import SynthesisFolder, Synthesizer, folder_of
+from autoliver.pipeline.translation.synthesizer import (
+    SynthesisFolder,
+    Synthesizer,
+    differences,
+    folder_of,
+)
 from autoliver.pipeline.translation.unlabelled import (
     Target,
     as_unlabelled,
@@ -35,11 +41,12 @@ from autoliver.synthesis.translation.options import (
     LEAST_PATCH,
     LEAST_SLICES,
     TranslationOptions,
+    refuse_idle,
 )
-from autoliver.training.progress import FAILED, add_to_log
+from autoliver.training.progress import add_to_log, failure_line
 from autoliver.training.stop import Stopped, stop_on_signal
 from autoliver.transfer.labels import match_labels
-from autoliver.values import check_choice, check_types, counted
+from autoliver.values import check_choice, check_types, counted, first_few
 from autoliver.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -48,6 +55,9 @@ if TYPE_CHECKING:
 
 _PICTURES = 5  # epochs from one picture to the next
 _LARGEST = 256
+_SHOWN = 5  # cases that a message names
+
+_log = logging.getLogger(__name__)
 
 
 class FitRequest(Record, frozen=True, kw_only=True):
@@ -58,7 +68,8 @@ class FitRequest(Record, frozen=True, kw_only=True):
         target: Name or path of the dataset whose images are imitated.
         name: The name of the translation.
         options: How it is learnt.
-        held_out: Names of cases of the target that must not be seen.
+        held_out: Names of cases of the target that must not be seen; nor are other cases of their
+            patients.
         modality: What the images of a target without labels are; None to decide it by their values.
         spacing_mm: Spacing (z, y, x) of a target without labels; None for the median of its images.
         fresh: Whether to start over.
@@ -82,6 +93,7 @@ class FitRequest(Record, frozen=True, kw_only=True):
             OptionError: A value is invalid.
         """
         check_types(self, flags={"spacing_mm": "--spacing"})
+        refuse_idle(self.options)
         if self.spacing_mm is not None:
             check_spacing(self.spacing_mm)
         if not fit_for_name(self.name):
@@ -152,7 +164,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
             state = learn_translation(task, stop=stop, on_epoch=lambda state: _tell(task, state))
         except AutoliverError as error:
             with contextlib.suppress(OSError, AutoliverError):  # the disk may be the reason
-                add_to_log(folder.log, f"{FAILED}{error.problem}")
+                add_to_log(folder.log, failure_line(error))
             raise
     if state.step < task.options.steps:
         raise Stopped(
@@ -166,7 +178,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
 
 
 def _seen(dataset: Dataset, held_out: Sequence[str]) -> list[Case]:
-    """The cases of the target that the translation may see.
+    """The cases of the target that the translation may see: of patients without a held-out one.
 
     Raises:
         OptionError: A case that is held out does not exist, or all are.
@@ -174,9 +186,20 @@ def _seen(dataset: Dataset, held_out: Sequence[str]) -> list[Case]:
     known = [case.name for case in dataset.cases]
     for name in held_out:
         check_choice("--held-out", name, known)
-    seen = [case for case in dataset.cases if case.name not in held_out]
+    patients = {case.patient for case in dataset.cases if case.name in held_out}
+    hidden = [case.name for case in dataset.cases if case.patient in patients]
+    seen = [case for case in dataset.cases if case.patient not in patients]
+    others = [name for name in hidden if name not in held_out]
     if not seen:
-        raise OptionError("--held-out names all cases of the target.", hint="Leave some of them.")
+        whose = " or their patients" if others else ""
+        raise OptionError(
+            f"--held-out names all cases of the target{whose}.", hint="Leave some of them."
+        )
+    if others:
+        _log.warning(
+            "--held-out: %s of the same patients: not seen either: %s.",
+            *(counted(len(others), "further case"), first_few(others, _SHOWN)),
+        )
     return seen
 
 
@@ -430,10 +453,9 @@ def _begin(
         before = Synthesizer.load(folder.info)
         before = before.replace(epochs=0, images=info.images)
         if before != info:
-            names = [n for n in info.__struct_fields__ if getattr(before, n) != getattr(info, n)]
             raise OptionError(
-                f"{info.name}: a translation of this name was begun with other data or options "
-                f"({', '.join(name.replace('_', ' ') for name in names)}).",
+                f"{info.name}: a translation of this name was begun with "
+                f"{'; with '.join(differences(before, info))}.",
                 hint="Choose another name with -o, or start over with --fresh.",
             )
         return

@@ -1,6 +1,6 @@
 """What the folder of a translation holds, and finding one that is learnt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from autoliver.pipeline.translation.again import fit_command
 from autoliver.planning.names import ConfigurationName, ModalityName
 from autoliver.planning.plan import MOST_INTENSITY, Plan
 from autoliver.synthesis.translation.body import RealImages
-from autoliver.synthesis.translation.options import Range, TranslationOptions
+from autoliver.synthesis.translation.options import Range, TranslationOptions, option_of
 from autoliver.values import first_few, name_problem
 from autoliver.workspace import SYNTHESIS, Workspace
 
@@ -76,18 +76,65 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
         """Whether it can be applied."""
         return not self.options.learns or self.epochs >= self.options.epochs
 
-    def again(self, workspace: Workspace, *, fresh: bool = False) -> str:
-        """The command that learns it, from where it was left or `fresh`."""
+    def again(
+        self, workspace: Workspace, *, fresh: bool = False, instead: Sequence[str] = ()
+    ) -> str:
+        """The command that learns it.
+
+        Args:
+            workspace: The workspace.
+            fresh: Whether it starts over.
+            instead: "--fresh", and "--lr" with the learning rate that it starts over with; empty
+                to go on.
+        """
+        options, fresh = self.options, fresh or "--fresh" in instead
+        if "--lr" in instead:
+            options = options.replace(lr=float(instead[instead.index("--lr") + 1]))
         more = [] if self.modality is None else ["--modality", self.modality]
         if self.spacing_mm is not None:
             more += ["--spacing", *(f"{mm:g}" for mm in self.spacing_mm)]
         for case in self.held_out:
             more += ["--held-out", case]
         return fit_command(
-            *((self.source, self.images or self.target), self.name, self.options),
+            *((self.source, self.images or self.target), self.name, options),
             more=[*more, *(["--fresh"] if fresh else [])],
             workspace=workspace.root,
         )
+
+
+# What is asked for by an option, and how that is written.
+_ASKED = {"held_out": "--held-out", "modality": "--modality", "spacing_mm": "--spacing"}
+
+
+def differences(before: Synthesizer, now: Synthesizer) -> Iterator[str]:
+    """Says by what a translation differs from the one of its name: options by their values."""
+    fields = TranslationOptions.__struct_fields__
+    pairs = [(option_of(n), getattr(before.options, n), getattr(now.options, n)) for n in fields]
+    pairs += [(flag, getattr(before, n), getattr(now, n)) for n, flag in _ASKED.items()]
+    found = [
+        f"{_spelt(flag, then)}, not {_spelt(flag, value)}"
+        for flag, then, value in pairs
+        if then != value
+    ]
+    yield from found
+    data = {"source": "--from", "target": "--to"}
+    for name, flag in data.items():
+        then, value = getattr(before, name), getattr(now, name)
+        if then != value:
+            found.append(name)
+            yield f"{flag} {then}, not {value}"
+    if not found:  # what follows from options is not told once more
+        rest = [n for n in now.__struct_fields__ if getattr(before, n) != getattr(now, n)]
+        yield f"other data ({', '.join(name.replace('_', ' ') for name in rest)})"
+
+
+def _spelt(flag: str, value: object) -> str:
+    """An option with its value; without one it has its default."""
+    if value is None or value == ():
+        return f"the default {flag}"
+    if isinstance(value, tuple):
+        return f"{flag} {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
 @dataclass(frozen=True, kw_only=True)

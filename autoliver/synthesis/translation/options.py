@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from autoliver.artifacts import Record
+from autoliver.errors import OptionError
 from autoliver.planning.names import ConfigurationName
 from autoliver.values import check_number, check_types, check_whole, flag_of, refused
 
@@ -24,6 +25,13 @@ WEIGHTS = {
     "segmentation": "--lambda-seg",
     "identity": "--lambda-id",
 }
+
+
+def option_of(field: str) -> str:
+    """The option of a field of `TranslationOptions`, such as --lambda-cyc."""
+    return WEIGHTS.get(field, flag_of(field))
+
+
 # What each model takes for an option that is not given: Park et al. (ECCV 2020) compare images of
 # the target with their translations as well, and show their discriminator new images alone.
 _CYCLE: dict[str, float] = {"segmentation": 0.0, "identity": 0.0, "pool": 50}
@@ -32,6 +40,17 @@ _OWN: dict[TranslationModel, dict[str, float]] = {
     "cyclegan": _CYCLE,
     "cut": {"segmentation": 0.0, "identity": 1.0, "pool": 0},
     "labels": _CYCLE,
+}
+
+
+# Options that do nothing for a model, and why.
+_TRAINING = ("features", "blocks", "batch_size", "epochs", "iterations", "decay_start", "lr")
+_ONLY_CUT, _NO_SEGMENTOR = "it compares no places; cut does", "it has no segmentation network"
+IDLE: dict[TranslationModel, dict[str, str]] = {
+    "essnet": {"contrast": _ONLY_CUT},
+    "cyclegan": {"contrast": _ONLY_CUT, "segmentation": _NO_SEGMENTOR},
+    "cut": {"cycle": "it has no way back"},
+    "labels": dict.fromkeys((*_TRAINING, *WEIGHTS, "pool"), "it learns nothing"),
 }
 
 
@@ -150,6 +169,22 @@ class TranslationOptions(Record, frozen=True, kw_only=True):
         if step < start:
             return self.lr
         return self.lr * (self.steps - step) / max(1, self.steps - start)
+
+
+def refuse_idle(options: TranslationOptions) -> None:
+    """Refuses options that were given and do nothing for the model.
+
+    Raises:
+        OptionError: There is one; the message says why it does nothing.
+    """
+    default = TranslationOptions()
+    for name, why in IDLE[options.model].items():
+        value = getattr(options, name)
+        if value not in (getattr(default, name), _OWN[options.model].get(name)):
+            raise OptionError(
+                f"{option_of(name)} {value:g} does nothing for --model {options.model}: {why}.",
+                hint="Leave it out, or choose another --model.",
+            )
 
 
 class Range(Record, frozen=True, kw_only=True):
