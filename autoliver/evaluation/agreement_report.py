@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.artifacts import csv_text, replacing, write_bytes
+from autoliver.artifacts import csv_text, write_bytes
 from autoliver.evaluation.agreement import LEAST_CASES, Agreement, Limits
 from autoliver.evaluation.picture import OKABE_ITO
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
+from autoliver.io.drawn import save_drawn
 from autoliver.values import shortened
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def draw_agreement(scores: Scores, path: Path) -> bool:
         axis.set_axis_off()
     figure.supxlabel("mean of prediction and reference, ml", fontsize="medium")
     figure.supylabel("prediction - reference, ml", fontsize="medium")
-    with replacing(path) as beside:
-        figure.savefig(beside)
+    save_drawn(figure, path)
     return True
 
 

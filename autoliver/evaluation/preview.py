@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import replacing
 from autoliver.evaluation.picture import OKABE_ITO, draw_outline
+from autoliver.io.drawn import save_drawn
 from autoliver.io.orientation import USUAL, axis_codes, reorientation_to
 from autoliver.io.volume import Volume, has_no_thickness
 from autoliver.values import counted, shortened
@@ -119,8 +119,7 @@ def draw_preview(
         tall = shown.shape[0] * height > _LEAST_TALL * shown.shape[1] * width
         _mark(axis, plane if known else None, index, values.shape, tall=bool(tall))
     _add_legend(figure, labels, voxels, spacing)
-    with replacing(path) as beside:
-        figure.savefig(beside)
+    save_drawn(figure, path)
 
 
 def _voxels(

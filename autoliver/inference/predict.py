@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
-from autoliver.datasets.layouts import PREVIEW
+from autoliver.datasets.layouts import PREVIEW, UNCERTAINTY
 from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
@@ -30,7 +30,7 @@ from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measu
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
-from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModality
+from autoliver.inference.options import PredictOptions, UsedModality
 from autoliver.inference.outputs import OnWindows, PreparedCase, decided, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 import numpy.typing as npt
 
-from autoliver.artifacts import Artifact, Fault, Record, digest, file_sha256, unfit, within
+from autoliver.artifacts import (
+    Artifact,
+    Fault,
+    Record,
+    digest,
+    file_sha256,
+    grown,
+    save_growing,
+    unfit,
+    within,
+)
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
 from autoliver.datasets.layouts import RECORD_FILE as RECORD_FILE
@@ -588,7 +598,7 @@ def save_record(path: Path, record: Prediction) -> None:
             missing.
     """
     with one_at_a_time(path.parent):
-        there = read_record(path)
+        there = grown(Prediction, path) or read_record(path)
         if there is not None:
             if not there.differences(record):
                 record = record.replace(
@@ -601,7 +611,7 @@ def save_record(path: Path, record: Prediction) -> None:
                 )
             if there == record:
                 return
-        record.save(path)
+        save_growing(record, path)
 
 
 def _used(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.artifacts import replacing
+from autoliver.io.drawn import save_drawn
 from autoliver.synthesis.translation.state import Translation, TranslationLog
 
 _SHOWN = 4  # pairs of slices
@@ -28,7 +28,7 @@ def draw_losses(path: Path, logs: Sequence[TranslationLog], *, title: str) -> No
         axis.plot(epochs, [log.losses[name] for log in logs], label=name, marker=".")
     axis.set(xlabel="epoch", title=title)
     axis.legend()
-    _save(figure, path)
+    save_drawn(figure, path, dpi=100)
 
 
 def draw_samples(path: Path, state: Translation, *, title: str) -> None:
@@ -48,7 +48,7 @@ def draw_samples(path: Path, state: Translation, *, title: str) -> None:
             axis.set_axis_off()
         axes[row, 0].set_title(name, loc="left")
     figure.suptitle(title)
-    _save(figure, path)
+    save_drawn(figure, path, dpi=100)
 
 
 def _figure(
@@ -60,8 +60,3 @@ def _figure(
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=100)
