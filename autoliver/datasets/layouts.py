@@ -307,7 +307,7 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
     files = sorted(
         path
         for name, path in there.items()
-        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(name, there)
+        if not name.startswith(".") and split_ending(name)[1] and not _is_drawn(path, there)
     )
     shown = []
     for path in files:
@@ -335,21 +335,20 @@ def _series_folders(folder: Path) -> list[Path]:
     ]
 
 
-def _is_drawn(name: str, there: Mapping[str, Path]) -> bool:
+def _is_drawn(path: Path, there: Container[str]) -> bool:
     """Whether a file is a picture that `predict` or `evaluate` drew, among those of a folder.
 
-    Its name alone does not tell, since a case may have it. The picture says so; earlier versions
-    drew some that do not, beside which lies the record of what was drawn.
+    Pictures that were drawn before they had a mark are known by what lies beside them.
     """
+    name = path.name
     if name.endswith(PREVIEW):
         case = name.removesuffix(PREVIEW)
-        recorded = RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there
-        return recorded or is_drawn(there[name])
-    for picture in (RELIABILITY_FILE, VOLUMES_FILE):
-        if name == picture or name.endswith(f"_{picture}"):
-            recorded = f"{name.removesuffix(picture)}{SCORES_FILE}" in there
-            return recorded or is_drawn(there[name])
-    return False
+        return RECORD_FILE in there or f"{case}_{RECORD_FILE}" in there or is_drawn(path)
+    return any(
+        f"{name.removesuffix(picture)}{SCORES_FILE}" in there or is_drawn(path)
+        for picture in (RELIABILITY_FILE, VOLUMES_FILE)
+        if name == picture or name.endswith(f"_{picture}")
+    )
 
 
 def _is_segmentation(path: Path) -> bool:

@@ -8,7 +8,7 @@ from autoliver.evaluation.agreement import LEAST_CASES, Agreement, Limits
 from autoliver.evaluation.picture import OKABE_ITO
 from autoliver.evaluation.results import Scores
 from autoliver.evaluation.tables import aligned
-from autoliver.io.drawn import save_drawn
+from autoliver.io.drawn import save_figure
 from autoliver.values import shortened
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def draw_agreement(scores: Scores, path: Path) -> bool:
         axis.set_axis_off()
     figure.supxlabel("mean of prediction and reference, ml", fontsize="medium")
     figure.supylabel("prediction - reference, ml", fontsize="medium")
-    save_drawn(figure, path)
+    save_figure(figure, path)
     return True
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.io.drawn import save_drawn
+from autoliver.io.drawn import save_figure
 from autoliver.planning.modality import AIR_HU
 from autoliver.preprocessing.normalize import SOFT_TISSUE_HU
 
@@ -145,7 +145,7 @@ def draw_outlines(
         for name, (colour, style) in zip(names, _LINES, strict=True)
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
-    save_drawn(figure, path)
+    save_figure(figure, path)
 
 
 def draw_outline(axis: "Axes", region: npt.NDArray[np.bool_], colour: str, style: str) -> None:
@@ -190,7 +190,7 @@ def draw_reliability(path: Path, panels: Mapping[str, Sequence["ReliabilityBin"]
     for axis, (title, bins) in zip(axes, panels.items(), strict=True):
         axis.set_title(title, fontsize="medium")
         _draw_bins(axis, bins)
-    save_drawn(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_bins(axis: "Axes", bins: Sequence["ReliabilityBin"]) -> None:

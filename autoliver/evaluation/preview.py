@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoliver.evaluation.picture import OKABE_ITO, draw_outline
-from autoliver.io.drawn import save_drawn
+from autoliver.io.drawn import save_figure
 from autoliver.io.orientation import USUAL, axis_codes, reorientation_to
 from autoliver.io.volume import Volume, has_no_thickness
 from autoliver.values import counted, shortened
@@ -119,7 +119,7 @@ def draw_preview(
         tall = shown.shape[0] * height > _LEAST_TALL * shown.shape[1] * width
         _mark(axis, plane if known else None, index, values.shape, tall=bool(tall))
     _add_legend(figure, labels, voxels, spacing)
-    save_drawn(figure, path)
+    save_figure(figure, path)
 
 
 def _voxels(

@@ -256,12 +256,13 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             name: Its file name.
             made_from: The images.
             predicted: The `voxel_hash` of its labels.
-            files: The files that were written for the case, the label map first.
+            files: The files that were written for the case, the label map first, which may not
+                have its name yet.
             modality: The modality by which the images were normalised.
             regions: The regions that it was predicted in.
         """
         written = [WrittenFile(name=path.name, size=path.stat().st_size) for path in files]
-        written[0] = written[0].replace(hash=file_sha256(files[0]))
+        written[0] = written[0].replace(name=name, hash=file_sha256(files[0]))
         return self.replace(
             inputs={**self.inputs, name: made_from},
             voxels={**self.voxels, name: predicted},
@@ -599,18 +600,17 @@ def save_record(path: Path, record: Prediction) -> None:
     """
     with one_at_a_time(path.parent):
         there = grown(Prediction, path) or read_record(path)
-        if there is not None:
-            if not there.differences(record):
-                record = record.replace(
-                    label_maps=_union(there.label_maps, record.label_maps),
-                    inputs={**there.inputs, **record.inputs},
-                    voxels={**there.voxels, **record.voxels},
-                    written={**there.written, **record.written},
-                    modalities={**there.modalities, **record.modalities},
-                    regions={**there.regions, **record.regions},
-                )
-            if there == record:
-                return
+        if there is not None and not there.differences(record):
+            record = record.replace(
+                label_maps=_union(there.label_maps, record.label_maps),
+                inputs={**there.inputs, **record.inputs},
+                voxels={**there.voxels, **record.voxels},
+                written={**there.written, **record.written},
+                modalities={**there.modalities, **record.modalities},
+                regions={**there.regions, **record.regions},
+            )
+        if there == record:
+            return
         save_growing(record, path)
 
 

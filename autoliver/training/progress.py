@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record, json_line, write_bytes
-from autoliver.io.drawn import save_drawn
+from autoliver.io.drawn import save_figure
 from autoliver.training.objectives.objective import Scores
 from autoliver.values import shortened
 
@@ -223,7 +223,7 @@ def draw_progress(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     for axis in (dice, loss, rate):
         axis.grid(alpha=0.3)
-    save_drawn(figure, path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

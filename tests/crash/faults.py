@@ -275,7 +275,7 @@ class Laboratory:
             assert ran.code == 0, (scenario.name, ran.output)
             finals.append(self.tree())
         self.keep(f"final {scenario.name}")
-        mask = _varying(finals)
+        mask = _varying(finals) | {name for name in finals[0] if scenario.inexact(name)}
         operations, reads = _LAYOUT.unpack(self._control[:])[4:6]
         found = Reference(base, finals[0], mask, operations, reads, seconds)
         for command in scenario.later:

@@ -155,5 +155,6 @@ class LesionFiles:
         return LesionTable.load(self.json) if self.json.exists() else None
 
     def _save(self, table: LesionTable) -> None:
-        write_bytes(self.csv, table.to_csv())
+        # A table for people alone would be taken for theirs, were the process killed between.
         save_growing(table, self.json)
+        write_bytes(self.csv, table.to_csv())

@@ -134,19 +134,18 @@ def current_length(run: RunFolder) -> int:
     return options.epochs + sum(options.extensions)
 
 
-def check_length(run: RunFolder, before: int, request: TrainRequest) -> None:
+def check_length(run: RunFolder, before: int | None, request: TrainRequest) -> None:
     """Refuses an extension if the run was extended after it had been asked for.
 
     Args:
         run: The run.
-        before: Its length when this process began.
+        before: Its length when this process began; None if it is not to be extended.
         request: The request to `train`.
 
     Raises:
         AutoliverError: Another process has extended the run meanwhile.
     """
-    now = current_length(run)
-    if now != before:
+    if before is not None and (now := current_length(run)) != before:
         raise AutoliverError(
             f"--extend {request.extend}: {run.name} had {before} epochs when this command began, "
             f"and another process has extended it to {now} meanwhile.",

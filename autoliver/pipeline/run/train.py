@@ -306,8 +306,7 @@ def _run_job(
     region = region_for(workspace, planned, configuration, asked, run, list(splits))
     made_from = _made_from(planned, folds, stage, source, replay, region)
     with begins(run):
-        if length is not None:
-            check_length(run, length, asked)
+        check_length(run, length, asked)
         begun = decide_beginning(run, made_from, asked, list(splits), cases=cases)
         options = begun.options
         _check_options_of_data(options, splits, planned, replay)

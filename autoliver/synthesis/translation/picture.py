@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoliver.io.drawn import save_drawn
+from autoliver.io.drawn import save_figure
 from autoliver.synthesis.translation.state import Translation, TranslationLog
 
 _SHOWN = 4  # pairs of slices
@@ -28,7 +28,7 @@ def draw_losses(path: Path, logs: Sequence[TranslationLog], *, title: str) -> No
         axis.plot(epochs, [log.losses[name] for log in logs], label=name, marker=".")
     axis.set(xlabel="epoch", title=title)
     axis.legend()
-    save_drawn(figure, path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def draw_samples(path: Path, state: Translation, *, title: str) -> None:
@@ -48,7 +48,7 @@ def draw_samples(path: Path, state: Translation, *, title: str) -> None:
             axis.set_axis_off()
         axes[row, 0].set_title(name, loc="left")
     figure.suptitle(title)
-    save_drawn(figure, path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _figure(
