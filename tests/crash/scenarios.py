@@ -273,6 +273,7 @@ SCENARIOS = {
             before=(_PSEUDO,),
             later=(_plan("made"),),
             inputs=UNLABELLED,
+            lacks=("made/predicted/*",),
             bits=("made/predicted/*.npz",),
         ),
         Scenario(
