@@ -1,6 +1,7 @@
 """The log of a training: one JSON line per epoch, and a plot of the epochs."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
 from autoliver.artifacts import Record, json_line, write_bytes
+from autoliver.errors import AutoliverError
 from autoliver.io.drawn import save_figure
 from autoliver.training.objectives.objective import Scores
 from autoliver.values import shortened
@@ -130,6 +132,30 @@ def epoch_line(log: EpochLog, names: Sequence[str], *, epochs: int) -> str:
     parts.append(f"learning rate {log.learning_rate:.3g}")
     parts.append(f"{log.seconds:.1f} s")
     return "; ".join(parts)
+
+
+def failure_line(error: AutoliverError) -> str:
+    """The line of a log that says why a training failed, and whether it must start over.
+
+    Where the hint has a smaller learning rate or `--fresh`, the same command would fail again; so
+    these options are kept beside the problem.
+    """
+    if "--fresh" not in error.hint:
+        return f"{FAILED}{error.problem}"
+    rate = re.search(r"--lr ([\d.e+-]*\d)", error.hint)
+    return f"{FAILED}{error.problem} [start over: --fresh{f' --lr {rate[1]}' if rate else ''}]"
+
+
+def failure_of(line: str) -> tuple[str, tuple[str, ...]]:
+    """Reads a line of `failure_line`: the problem, and the options of the command that helps.
+
+    The problem is empty for any other line.
+    """
+    if not line.startswith(FAILED):
+        return "", ()
+    found = re.fullmatch(r"(.*) \[start over: (--fresh(?: --lr \S+)?)\]", line)
+    problem = (found[1] if found else line).removeprefix(FAILED)
+    return problem, tuple(found[2].split(" ")) if found else ()
 
 
 def add_to_log(path: Path, text: str, *, also: TextIO | None = None) -> None:

@@ -26,9 +26,7 @@ def by_matplotlib(path: Path) -> None:
     Figure().savefig(path)
 
 
-@pytest.mark.parametrize(
-    "name", [f"x{PREVIEW}", RELIABILITY_FILE, VOLUMES_FILE, "x_volumes.png"]
-)
+@pytest.mark.parametrize("name", [f"x{PREVIEW}", RELIABILITY_FILE, VOLUMES_FILE, "x_volumes.png"])
 @pytest.mark.parametrize(
     ("write", "beside", "is_image"),
     [
