@@ -10,7 +10,16 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from autoliver.artifacts import Artifact, Record, check_chain, digest, replacing, write_bytes
+from autoliver.artifacts import (
+    Artifact,
+    Record,
+    check_chain,
+    digest,
+    grown,
+    replacing,
+    save_growing,
+    write_bytes,
+)
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.system import exchange
 
@@ -32,6 +41,23 @@ TREE = Tree(made_from={"seed": "abc"}, leaf=Leaf(shape=(1, 2)), height_mm=0.1)
 def test_load_gives_what_was_saved(tmp_path: Path) -> None:
     TREE.save(tmp_path / "tree.json")
     assert Tree.load(tmp_path / "tree.json") == TREE
+
+
+def test_what_was_written_last_is_read_again_only_if_another_has_replaced_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tree.json"
+    assert grown(Tree, path) is None
+    save_growing(TREE, path)
+    assert grown(Tree, path) is TREE
+    assert grown(Tree, tmp_path / "other.json") is None
+    state = path.stat()
+    write_bytes(path, path.read_bytes())  # of the same size, and of the same time
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert grown(Tree, path) is None
+    save_growing(TREE, path)
+    path.unlink()
+    assert grown(Tree, path) is None
 
 
 def test_file_starts_with_kind_schema_version_and_origin(tmp_path: Path) -> None:

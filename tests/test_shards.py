@@ -264,6 +264,18 @@ def test_shards_at_once_one_of_them_killed_before_give_what_one_process_gives(
     check_whole(command, folder, alone)
 
 
+@pytest.mark.slow
+def test_equal_shards_of_preprocess_at_once_do_no_harm(place: Path, tmp_path: Path) -> None:
+    """They take no lock: each writes every case, whole, and the last one stays."""
+    command, folder = COMMANDS["preprocess"], tmp_path / "x"
+    alone = alone_and_shared(command, place, folder)
+    words = [*command.words, "--shard", f"1/{N}", "--workers", "1"]
+    twins = [start(words, folder) for _ in range(2)]
+    assert [twin.wait() for twin in twins] == [0, 0]
+    check_whole(command, folder, alone)
+    assert not list(folder.rglob("*.partial.*"))
+
+
 def test_the_whole_computes_nothing_that_shards_have_done(place, tmp_path, monkeypatch) -> None:
     counted: list[str] = []
     for module, function in ((verify, "check_case"), (fingerprint, "_read_case")):

@@ -25,6 +25,8 @@ Files = dict[str, tuple[tuple[Path, ...], Path | None]]
 # Takes the name of a case and what is wrong with its files.
 OnProblem = Callable[[str, DatasetError], object]
 
+# What the name of a map of uncertainty has behind the name of its label map.
+UNCERTAINTY = "_uncertainty"
 # Pictures that lie beside the label maps of a prediction, and are none.
 PREVIEW = "_preview.png"
 RELIABILITY_FILE, VOLUMES_FILE = "reliability.png", "volumes.png"
@@ -149,7 +151,8 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
             hint=f'Set "file_ending": "{commonest_ending(found)}".',
         )
     cases = group_channels(by_stem(chosen, prefer=ending), channels=channels, labels=label_of)
-    if orphans := [name for name in label_of if name not in cases]:
+    orphans = [name for name in label_of if name not in cases]
+    if orphans := [name for name in orphans if not is_uncertainty(name, cases)]:
         raise DatasetError(
             f"{orphans[0]}: {label_of[orphans[0]]} is a label without an image in {images} "
             f"({len(orphans)} such label(s)).",
@@ -240,7 +243,7 @@ def _chosen(found: Sequence[Path], ending: str | None, *, wanted: Collection[str
     if not chosen:
         return []
     stems = {_stem(path) for path in chosen}
-    others = [path for path in found if path not in chosen and _stem(path) not in stems]
+    others = [path for path in found if _stem(path) not in stems]
     in_channels = {match[1] for stem in stems if (match := _CHANNEL.fullmatch(stem))}
     for path in others:
         match = _CHANNEL.fullmatch(_stem(path))
@@ -315,6 +318,11 @@ def label_files(folder: Path, *, on_problem: OnProblem | None = None) -> list[Pa
         else:
             shown.append(path)
     return shown
+
+
+def is_uncertainty(name: str, cases: Container[str]) -> bool:
+    """Whether a file, named without its ending, is the map of uncertainty of one of some cases."""
+    return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
 
 
 def _series_folders(folder: Path) -> list[Path]:

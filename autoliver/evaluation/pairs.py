@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoliver.datasets.layouts import dicom_hint, label_files
+from autoliver.datasets.layouts import dicom_hint, is_uncertainty, label_files
 from autoliver.errors import DatasetError
-from autoliver.inference.options import is_uncertainty
 from autoliver.io.header import ENDINGS, split_ending
 from autoliver.values import counted, first_few
 

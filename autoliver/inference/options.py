@@ -1,6 +1,5 @@
 """The options of prediction; this module does not import torch."""
 
-from collections.abc import Container
 from typing import Literal
 
 from autoliver.artifacts import Record
@@ -17,13 +16,6 @@ LEAST_STEP, MOST_STEP = 0.1, 1.0
 
 # Name of the way of computing in which a network is run unchanged.
 AS_IT_IS = "as it is"
-# What the name of a map of uncertainty has behind the name of its label map.
-UNCERTAINTY = "_uncertainty"
-
-
-def is_uncertainty(name: str, cases: Container[str]) -> bool:
-    """Whether a file, named without its ending, is the map of uncertainty of one of some cases."""
-    return name.endswith(UNCERTAINTY) and name.removesuffix(UNCERTAINTY) in cases
 
 
 class UsedModality(Record, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from autoliver.artifacts import replacing
 from autoliver.datasets.cases import Modality
-from autoliver.datasets.layouts import PREVIEW
+from autoliver.datasets.layouts import PREVIEW, UNCERTAINTY
 from autoliver.errors import AutoliverError, DatasetError, MachineError
 from autoliver.inference.axes import check_axes
 from autoliver.inference.clean import clean
@@ -30,7 +30,7 @@ from autoliver.inference.lesions.measure import CaseLesions, LesionLabels, measu
 from autoliver.inference.lesions.vote import VoteOptions, lesion_names, vote
 from autoliver.inference.modality import decide_modality
 from autoliver.inference.model import Member, Model, check_histograms
-from autoliver.inference.options import UNCERTAINTY, PredictOptions, UsedModality
+from autoliver.inference.options import PredictOptions, UsedModality
 from autoliver.inference.outputs import OnWindows, PreparedCase, decided, outputs
 from autoliver.inference.seen import warn_if_far
 from autoliver.io.files import read_image, write_image, write_label
@@ -119,7 +119,8 @@ class Listener:
         on_windows: Called with the name of a case and its number of windows; returns a function
             that is called after each window.
         on_modality: Called with the modality by which each case is normalised.
-        on_case: Called after each label map has been written, with the map (z, y, x).
+        on_case: Called with each label map (z, y, x), and with the file that holds it and is about
+            to get the job's name. What is noted of it then is there before it is.
         on_lesions: Called before each label map is written, with the lesions in it, if the model
             has labels of lesions; None: they are not measured.
         on_failure: Takes the error of a case that cannot be read or does not fit the model, and the
@@ -129,7 +130,7 @@ class Listener:
 
     on_windows: OnWindows | None = None
     on_modality: Callable[[PredictJob, UsedModality], object] = lambda _, __: None
-    on_case: Callable[[PredictJob, LabelArray], object] = lambda _, __: None
+    on_case: Callable[[PredictJob, LabelArray, Path], object] = lambda _, __, ___: None
     on_lesions: Callable[[PredictJob, CaseLesions], object] | None = None
     on_failure: Callable[[PredictJob, AutoliverError], object] | None = None
 
@@ -232,7 +233,7 @@ def predict_jobs(
 
     def finish(job: PredictJob, found: Sequence[Output], lesions: Mask | None) -> None:
         if export is None:
-            listener.on_case(job, _export(model, job, found, options, listener, lesions))
+            _export(model, job, found, options, listener, lesions)
         else:
             with _naming(job.name):
                 export(job, found)
@@ -472,10 +473,10 @@ def _export(
     options: PredictOptions,
     listener: Listener,
     given: Mask | None,
-) -> LabelArray:
-    """Writes the requested files of a case, and returns its label map.
+) -> None:
+    """Writes the requested files of a case.
 
-    The label map is written last and marks the case as finished.
+    The label map gets its name last, which marks the case as finished.
     """
     geometry, labels = found[0].properties.geometry, model.plan.labels
     with _naming(job.name):
@@ -495,8 +496,9 @@ def _export(
             lesions = measure(predicted, geometry, which, means)
             case = CaseLesions(lesions=lesions, removed_without_organ=removed)
             listener.on_lesions(job, case)
-        write_label(job.output, predicted, geometry)
-    return predicted
+        with replacing(job.output) as beside:
+            write_label(beside, predicted, geometry)
+            listener.on_case(job, predicted, beside)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import msgspec
 import numpy.typing as npt
 
-from autoliver.artifacts import Artifact, Fault, Record, digest, file_sha256, unfit, within
+from autoliver.artifacts import (
+    Artifact,
+    Fault,
+    Record,
+    digest,
+    file_sha256,
+    grown,
+    save_growing,
+    unfit,
+    within,
+)
 from autoliver.commands import remove
 from autoliver.datasets.cases import Labels, contradictions
 from autoliver.datasets.layouts import RECORD_FILE as RECORD_FILE
@@ -246,12 +256,13 @@ class Prediction(Artifact, frozen=True, kw_only=True):
             name: Its file name.
             made_from: The images.
             predicted: The `voxel_hash` of its labels.
-            files: The files that were written for the case, the label map first.
+            files: The files that were written for the case, the label map first, which may not
+                have its name yet.
             modality: The modality by which the images were normalised.
             regions: The regions that it was predicted in.
         """
         written = [WrittenFile(name=path.name, size=path.stat().st_size) for path in files]
-        written[0] = written[0].replace(hash=file_sha256(files[0]))
+        written[0] = written[0].replace(name=name, hash=file_sha256(files[0]))
         return self.replace(
             inputs={**self.inputs, name: made_from},
             voxels={**self.voxels, name: predicted},
@@ -588,20 +599,19 @@ def save_record(path: Path, record: Prediction) -> None:
             missing.
     """
     with one_at_a_time(path.parent):
-        there = read_record(path)
-        if there is not None:
-            if not there.differences(record):
-                record = record.replace(
-                    label_maps=_union(there.label_maps, record.label_maps),
-                    inputs={**there.inputs, **record.inputs},
-                    voxels={**there.voxels, **record.voxels},
-                    written={**there.written, **record.written},
-                    modalities={**there.modalities, **record.modalities},
-                    regions={**there.regions, **record.regions},
-                )
-            if there == record:
-                return
-        record.save(path)
+        there = grown(Prediction, path) or read_record(path)
+        if there is not None and not there.differences(record):
+            record = record.replace(
+                label_maps=_union(there.label_maps, record.label_maps),
+                inputs={**there.inputs, **record.inputs},
+                voxels={**there.voxels, **record.voxels},
+                written={**there.written, **record.written},
+                modalities={**there.modalities, **record.modalities},
+                regions={**there.regions, **record.regions},
+            )
+        if there == record:
+            return
+        save_growing(record, path)
 
 
 def _used(

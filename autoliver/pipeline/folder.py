@@ -465,9 +465,9 @@ class _Recording:
             )
             self.lesions.begin(table, again={job.name for job in todo})
 
-        def note(job: "PredictJob", predicted: "LabelArray") -> None:
+        def note(job: "PredictJob", predicted: "LabelArray", file: Path) -> None:
             made_from = with_hashes(before[job.name], job.inputs)
-            self._note(model, job, made_from, voxel_hash(predicted))
+            self._note(model, job, made_from, voxel_hash(predicted), file)
 
         def decided(job: "PredictJob", found: UsedModality) -> None:
             self.modalities[job.output.name] = found
@@ -483,9 +483,14 @@ class _Recording:
             predict_as_asked(model, todo, self.request, listener=listener)
 
     def _note(
-        self, model: "Model", job: "PredictJob", made_from: "tuple[InputFile, ...]", predicted: str
+        self,
+        model: "Model",
+        job: "PredictJob",
+        made_from: "tuple[InputFile, ...]",
+        predicted: str,
+        file: Path,
     ) -> None:
-        """Records a label map that is finished."""
+        """Records a label map that is about to get its name."""
         from autoliver.inference.record import save_record
 
         name, asked = job.output.name, self.request
@@ -494,7 +499,7 @@ class _Recording:
             job.preview.unlink()
         further = job.further(probabilities=asked.probabilities, uncertainty=asked.uncertainty)
         record = self.record.with_ways(model, exact=self.request.exact)
-        files = [job.output, *further]
+        files = [file, *further]
         regions = tuple(
             UsedRegion(label=f.roi.label, finder=f.name, box=job.boxes[f.roi.key])
             for f in self.finders

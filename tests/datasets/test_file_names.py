@@ -89,6 +89,7 @@ def names(found: Dataset) -> dict[str, tuple[list[str], str | None]]:
         (["imagesTr/b.nii", "labelsTr/b.nii.gz"], ["b.nii", "b.nii.gz"]),
         (["imagesTr/b_0000.nii.gz", "labelsTr/b.Seg.NRRD"], ["b_0000.nii.gz", "b.Seg.NRRD"]),
         # Files that belong to no case stay out.
+        (["imagesTr/b_0000.nii.gz", "labelsTr/b_uncertainty.nii.gz", "labelsTr/b.nii.gz"], None),
         (["imagesTr/b_0000.nii.gz", "imagesTr/b_0000.png", "labelsTr/b.nii.gz"], None),
         (["imagesTr/b_0000.nii.gz", "imagesTr/overview.mha", "labelsTr/b.nii.gz"], None),
         (["imagesTr/b_0000.nii.gz", "imagesTr/b.seg.nrrd", "labelsTr/b.nii.gz"], None),

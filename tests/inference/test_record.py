@@ -54,6 +54,52 @@ def predict(
     return predict_folder(work, images, output, request, models=(str(model),), **more)
 
 
+class Killed(BaseException):
+    """What no code catches."""
+
+
+def test_what_a_kill_leaves_under_a_label_maps_name_is_recorded(
+    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(ASKED, exact=True)
+    predict(images, tmp_path / "whole", run, request)
+    rename = Path.replace
+
+    def kill_after(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        if target.name == "case_1.nii.gz":
+            raise Killed
+        return renamed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", kill_after)
+        with pytest.raises(Killed):
+            predict(images, tmp_path / "out", run, request)
+    assert (tmp_path / "out/case_1.nii.gz").exists()
+    assert predict(images, tmp_path / "out", run, request).skipped == 2
+    assert record_of(tmp_path / "out") == record_of(tmp_path / "whole")
+
+
+def test_a_kill_before_a_label_map_has_its_name_leaves_a_case_to_predict(
+    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(ASKED, exact=True)
+    predict(images, tmp_path / "whole", run, request)
+    rename = Path.replace
+
+    def kill_before(path: Path, target: Path) -> Path:
+        if target.name == "case_1.nii.gz":
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", kill_before)
+        with pytest.raises(Killed):
+            predict(images, tmp_path / "out", run, request)
+    assert predict(images, tmp_path / "out", run, request).new == 1
+    assert record_of(tmp_path / "out") == record_of(tmp_path / "whole")
+
+
 def record_of(output: Path) -> Prediction:
     return Prediction.load(output / "predict.json")
 

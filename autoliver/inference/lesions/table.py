@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import msgspec
 
-from autoliver.artifacts import Artifact, csv_text, write_bytes
+from autoliver.artifacts import Artifact, csv_text, grown, save_growing, write_bytes
 from autoliver.errors import ArtifactError
 from autoliver.inference.lesions.measure import CaseLesions, Lesion
 from autoliver.locks import one_at_a_time
@@ -147,7 +147,7 @@ class LesionFiles:
             MachineError: The files cannot be written.
         """
         with one_at_a_time(self.json.parent):
-            there = LesionTable.load(self.json)
+            there = grown(LesionTable, self.json) or LesionTable.load(self.json)
             cases = {**there.cases, case: found}
             self._save(there.replace(cases=dict(sorted(cases.items()))))
 
@@ -155,5 +155,6 @@ class LesionFiles:
         return LesionTable.load(self.json) if self.json.exists() else None
 
     def _save(self, table: LesionTable) -> None:
+        # A table for people alone would be taken for theirs, were the process killed between.
+        save_growing(table, self.json)
         write_bytes(self.csv, table.to_csv())
-        table.save(self.json)

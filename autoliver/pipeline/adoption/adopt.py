@@ -10,10 +10,9 @@ import msgspec
 from autoliver.artifacts import brief
 from autoliver.commands import command
 from autoliver.datasets.cases import Case
-from autoliver.datasets.layouts import label_files
+from autoliver.datasets.layouts import is_uncertainty, label_files
 from autoliver.datasets.names import nearest, refuse_inside_dataset
 from autoliver.errors import DatasetError, OptionError
-from autoliver.inference.options import is_uncertainty
 from autoliver.inference.record import RECORD_FILE, Prediction, read_record
 from autoliver.io.header import split_ending
 from autoliver.machine import WHOLE_MACHINE, Machine

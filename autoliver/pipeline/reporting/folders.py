@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from autoliver.datasets.cases import Dataset, Labels
-from autoliver.datasets.layouts import by_stem, image_files, label_files
+from autoliver.datasets.layouts import (
+    UNCERTAINTY,
+    by_stem,
+    image_files,
+    is_uncertainty,
+    label_files,
+)
 from autoliver.errors import ArtifactError, DatasetError, OptionError
 from autoliver.evaluation.report.page import Section, Table
 from autoliver.evaluation.report.tables import texts
 from autoliver.evaluation.results import CaseScores, Scores
 from autoliver.evaluation.score import discover_labels
-from autoliver.inference.options import UNCERTAINTY, is_uncertainty
 from autoliver.inference.record import (
     RECORD_FILE,
     Prediction,

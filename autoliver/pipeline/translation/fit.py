@@ -173,6 +173,7 @@ def _fit(workspace: Workspace, request: FitRequest, folder: SynthesisFolder) -> 
             stop.number,
             hint=f"Continue with: {info.again(workspace)}",
         )
+    _draw(task, state)  # here, so that a command that was killed in its last moment draws again
     _save(folder, info, state, trained_on=[image_key(case) for case in source.dataset.labelled])
     return folder
 
@@ -463,8 +464,6 @@ def _begin(
 
 
 def _tell(task: "TranslationTask", state: "Translation") -> None:
-    from autoliver.synthesis.translation.picture import draw_losses, draw_samples
-
     log = state.logs[-1]
     losses = ", ".join(f"{name} {value:.3f}" for name, value in log.losses.items())
     add_to_log(
@@ -472,11 +471,16 @@ def _tell(task: "TranslationTask", state: "Translation") -> None:
         f"epoch {log.epoch + 1}/{task.options.epochs}; {losses}; {log.seconds:.1f} s",
         also=sys.stderr,
     )
-    last = log.epoch + 1 == task.options.epochs
-    if last or log.epoch % _PICTURES == 0:
-        title = f"{task.title}, epoch {log.epoch + 1} of {task.options.epochs}"
-        draw_losses(task.folder / "losses.png", state.logs, title=title)
-        draw_samples(task.folder / "samples.png", state, title=title)
+    if log.epoch + 1 < task.options.epochs and log.epoch % _PICTURES == 0:
+        _draw(task, state)
+
+
+def _draw(task: "TranslationTask", state: "Translation") -> None:
+    from autoliver.synthesis.translation.picture import draw_losses, draw_samples
+
+    title = f"{task.title}, epoch {state.logs[-1].epoch + 1} of {task.options.epochs}"
+    draw_losses(task.folder / "losses.png", state.logs, title=title)
+    draw_samples(task.folder / "samples.png", state, title=title)
 
 
 def _save(
