@@ -583,11 +583,22 @@ def _sweep_dead(folder: Path) -> None:
             with os.scandir(folder) as found:
                 names = [match[0] for entry in found if (match := PARTIAL.fullmatch(entry.name))]
             for name in names:
-                if _is_left(folder / name):
+                if is_left(folder / name):
                     _remove(folder / name)
 
 
-def _is_left(path: Path) -> bool:
+def remove_folder(path: Path) -> None:
+    """Removes a folder; what a kill leaves of it has the name of what is not whole.
+
+    Raises:
+        OSError: The system refuses to remove it.
+    """
+    rest = path.with_name(_PARTIAL_NAME.format(_token(), "gone"))
+    path.rename(rest)
+    shutil.rmtree(rest)
+
+
+def is_left(path: Path) -> bool:
     """Whether the process that was writing a file or folder is dead, as far as can be told here."""
     written = PARTIAL.fullmatch(path.name)
     if written is None or not written["process"]:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,6 +93,23 @@ def test_old_stores_are_listed_and_removed_on_demand(own: Path) -> None:
     run("plan", NAME, "--fresh", "--preset", "tiny", "-w", own)
     run("preprocess", NAME, "-w", own)
     assert old <= {p.name for p in (own / NAME / "store").iterdir()}
+
+
+def test_what_a_killed_removal_has_left_is_removed_at_once(own: Path) -> None:
+    command = (
+        "import os, shutil, sys\n"
+        "shutil.rmtree = lambda path: os._exit(9)\n"
+        "from autoliver.__main__ import main\n"
+        "main()\n"
+    )
+    old = set(leftovers(own))
+    words = ["clean", "--yes", "-w", str(own)]
+    assert subprocess.run([sys.executable, "-c", command, *words], check=False).returncode == 9
+    there = leftovers(own)
+    assert sorted(there.values()) == ["partial", *["store"] * (len(old) - 1)]
+    run("clean", "--yes", "-w", own)
+    assert leftovers(own) == {}
+    assert not list(own.rglob(".*partial*"))
 
 
 def test_a_store_of_a_plan_like_another_is_used(own: Path) -> None:

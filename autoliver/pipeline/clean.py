@@ -1,18 +1,18 @@
 """What a workspace holds that nothing uses any more, and removing it."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoliver.artifacts import PARTIAL, brief, read_json
+from autoliver.artifacts import PARTIAL, brief, is_left, read_json, remove_folder
 from autoliver.datasets.cases import Dataset
 from autoliver.errors import ArtifactError, AutoliverError
 from autoliver.locks import check_free
 from autoliver.models.files import FoldFolder
+from autoliver.pipeline.dicom.staging import is_used
 from autoliver.pipeline.translation.synthesizer import (
     SynthesisFolder,
     Synthesizer,
@@ -175,12 +175,12 @@ def _maps(run: RunFolder) -> Iterator[Leftover]:
 def _staged(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
     """Images of DICOM series that an interrupted prediction has left."""
     folders = _folders(workspace.root / STAGED)
-    old = [path for path in folders if not _is_young(path)]
+    old = [path for path in folders if not _is_young(path) and not is_used(path)]
     for path in old:
         why = "its prediction was interrupted"
         yield Leftover(path=path, kind="DICOM", why=why, size=_size(path))
     if young := len(folders) - len(old):
-        kept.append(f"DICOM series of the last hour, which may still be predicted: {young}.")
+        kept.append(f"DICOM series of the last hour, or that are being predicted: {young}.")
 
 
 def _shards(workspace: Workspace, kept: list[str]) -> Iterator[Leftover]:
@@ -253,7 +253,7 @@ def _partials(places: list[Path], kept: list[str]) -> Iterator[Leftover]:
             folders[:] = [name for name in folders if name not in partial]
             for name in sorted(partial):
                 path = Path(at, name)
-                if _is_young(path):
+                if _is_young(path) and not is_left(path):
                     young += 1
                     continue
                 why = "its writing was interrupted"
@@ -301,6 +301,6 @@ def _is_inside(path: Path, folders: list[Path]) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_folder(path)
     else:
         path.unlink(missing_ok=True)

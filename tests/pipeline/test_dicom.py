@@ -21,7 +21,7 @@ from autoliver.parallel import Limits
 from autoliver.pipeline.clean import clean
 from autoliver.pipeline.conversion.convert import ConvertRequest, convert
 from autoliver.pipeline.dicom.cases import find_dicom
-from autoliver.pipeline.dicom.staging import sidecar, staged
+from autoliver.pipeline.dicom.staging import discard, sidecar, staged
 from autoliver.pipeline.folder import CasesFailed, Predicted, predict_folder
 from autoliver.pipeline.inputs import find_cases
 from autoliver.workspace import Workspace
@@ -250,6 +250,46 @@ def test_staged_images_are_kept_and_used_after_an_interruption(tmp_path: Path) -
     with staged(place, found.series, tmp_path / "out", lambda _, __: None, Limits()) as made:
         assert made["in"].stat().st_ino == first.st_ino
     assert not (tmp_path / "w" / "dicom").exists()
+
+
+def test_staged_images_stay_while_another_process_uses_them(tmp_path: Path) -> None:
+    """The child is the same command; it stays in its block until it is told to end."""
+    put(tmp_path / "in" / "a", 2, "venous")
+    put(tmp_path / "in" / "b", 3, "arterial")
+    found = find_dicom(tmp_path / "in")
+    assert found is not None
+    place, out = Workspace(tmp_path / "w"), tmp_path / "out"
+
+    def note(_: str, error: AutoliverError) -> None:
+        raise error
+
+    (told_parent, child_tells), (child_waits, parent_tells) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with staged(place, found.series, out, note, Limits()):
+                os.write(child_tells, b"x")
+                os.read(child_waits, 1)
+            code = 0
+        finally:
+            os._exit(code)
+    os.read(told_parent, 1)
+    own = {"a": found.series["a"]}  # as one shard of two; a is also the child's
+    with staged(place, own, out, note, Limits()) as images:
+        discard(images["a"])
+        assert images["a"].exists()
+    assert images["a"].exists()
+    past = time.time() - 7200
+    for path in (tmp_path / "w" / "dicom").rglob("*"):
+        os.utime(path, (past, past))
+    assert clean(place, None, yes=True).leftovers == ()
+    assert images["a"].exists()
+    os.write(parent_tells, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    assert not (tmp_path / "w" / "dicom").exists()
+    for end in (told_parent, child_tells, child_waits, parent_tells):
+        os.close(end)
 
 
 def test_series_beyond_the_memory_are_told_before_they_are_read(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_stopped_translation_goes_on_as_if_it_had_not_stopped(place, monkeypat
 
         def __call__(self):
             self.asked += 1
-            if self.asked == 2:
+            if self.asked == 3:
                 self.note(signal.SIGUSR1)
             return super().__call__()
 

@@ -3,19 +3,23 @@
 import contextlib
 import dataclasses
 import logging
+import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from autoliver.artifacts import digest
+from autoliver.artifacts import digest, machine_key
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, MachineError, Taken
 from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series, SeriesFile, save_series
 from autoliver.io.files import write_image
 from autoliver.io.header import split_ending
+from autoliver.locks import one_at_a_time
 from autoliver.needs import series_need
 from autoliver.parallel import Limits, case_bar, over_budget
-from autoliver.system import in_words
+from autoliver.system import entries, in_words, is_running
 from autoliver.workspace import STAGED, Workspace
 
 _log = logging.getLogger(__name__)
@@ -23,6 +27,10 @@ _log = logging.getLogger(__name__)
 # The ending of staged images, and that of the label maps of DICOM series.
 _ENDING = ".mha"
 LABELS = ".nii.gz"
+# An empty file that says which process uses the staged image beside it.
+_USE = re.compile(r"\.use-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9a-f]+)")
+# What a process of another machine began to use before that is taken for left.
+_LEFT_SECONDS = 86_400.0
 
 
 @contextlib.contextmanager
@@ -36,7 +44,8 @@ def staged(
     """Writes the image of each series to the workspace, for the time of the block.
 
     Images stay if the block is interrupted or the machine refuses something, and are used by the
-    next command with the same output as long as the source files are the same.
+    next command with the same output as long as the source files are the same. Those that another
+    process uses stay as well, until that has ended.
 
     Args:
         workspace: The workspace.
@@ -54,24 +63,33 @@ def staged(
     for name, error in over.items():
         on_problem(name, error)
     fitting = {name: series for name, series in cases.items() if name not in over}
-    for name, series in case_bar("read DICOM", len(fitting))(fitting.items()):
-        places = [(str(each.file.absolute()), each.frame) for each in series.slices]
-        key = digest([str(output.resolve()), name, places])
-        image = workspace.root / STAGED / key / f"{name}{_ENDING}"
-        try:
-            _stage(image, series)
-        except DatasetError as error:
-            on_problem(name, error)
-        else:
-            images[name] = image
+    used: list[Path] = []
     try:
-        yield images
-    except (MachineError, Taken):  # another process may be reading them
-        raise
-    except AutoliverError:
+        for name, series in case_bar("read DICOM", len(fitting))(fitting.items()):
+            places = [(str(each.file.absolute()), each.frame) for each in series.slices]
+            key = digest([str(output.resolve()), name, places])
+            image = workspace.root / STAGED / key / f"{name}{_ENDING}"
+            used.append(image.parent)
+            try:
+                _use(image.parent)
+                _stage(image, series)
+            except DatasetError as error:
+                on_problem(name, error)
+            else:
+                images[name] = image
+        try:
+            yield images
+        except (MachineError, Taken):  # they are used by the next command
+            raise
+        except AutoliverError:
+            _discard_all(images)
+            raise
         _discard_all(images)
-        raise
-    _discard_all(images)
+    finally:
+        for folder in used:
+            with contextlib.suppress(OSError):
+                _mark(folder).unlink(missing_ok=True)
+                folder.rmdir()  # if nothing was written to it
 
 
 def sidecar(image: Path) -> Path:
@@ -80,11 +98,51 @@ def sidecar(image: Path) -> Path:
 
 
 def discard(image: Path) -> None:
-    """Removes a staged image with its JSON file, and the folder of such images if it is empty."""
-    with in_words(image, verb="written"):
-        shutil.rmtree(image.parent, ignore_errors=True)
+    """Removes a staged image with its JSON file, and the folder of such images if it is empty.
+
+    An image that another process uses stays.
+    """
+    folder = image.parent
+    with in_words(image, verb="written"), one_at_a_time(_workspace(folder)):
+        _mark(folder).unlink(missing_ok=True)
+        if not is_used(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # others are there
-            image.parent.parent.rmdir()
+            folder.parent.rmdir()
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a living process uses the staged image in a folder, as far as can be told here."""
+    for mark in entries(folder, ".use-*"):
+        found = _USE.fullmatch(mark.name)
+        if found is None:
+            continue
+        if found["machine"] == machine_key():
+            if is_running(int(found["process"], 16)):
+                return True
+            continue
+        with contextlib.suppress(OSError):  # it has just ended
+            if time.time() - mark.stat().st_mtime < _LEFT_SECONDS:
+                return True
+    return False
+
+
+def _use(folder: Path) -> None:
+    """Marks a folder as used by this process."""
+    root = _workspace(folder)
+    with in_words(folder, verb="written"):
+        root.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(root):  # so that none who discards it is between looking and removing
+            folder.mkdir(parents=True, exist_ok=True)
+            _mark(folder).touch()
+
+
+def _mark(folder: Path) -> Path:
+    return folder / f".use-{machine_key()}-{os.getpid():x}"
+
+
+def _workspace(folder: Path) -> Path:
+    return folder.parent.parent
 
 
 def _discard_all(images: Mapping[str, Path]) -> None:
@@ -96,15 +154,23 @@ def _stage(image: Path, series: Series) -> None:
     """Writes the image of a series, unless it is there and the source files are the same."""
     made_from = {"source files": digest(_states(series))}
     note = sidecar(image)
-    with contextlib.suppress(ArtifactError):
-        if image.exists() and SeriesFile.load(note).made_from == made_from:
-            return
+    if _is_current(image, made_from):
+        return
     volume = read_series(series)
     for said in volume.notes[len(series.notes) :]:
         _log.warning("%s: %s", split_ending(image.name)[0], said)
-    note.unlink(missing_ok=True)
+    if _is_current(image, made_from):  # by another process meanwhile
+        return
+    if note.exists():  # it is of other source files
+        note.unlink(missing_ok=True)
     write_image(image, volume.array, volume.geometry, compressed=False)
     save_series(note, dataclasses.replace(series, notes=volume.notes), made_from)
+
+
+def _is_current(image: Path, made_from: dict[str, str]) -> bool:
+    with contextlib.suppress(ArtifactError):
+        return image.exists() and SeriesFile.load(sidecar(image)).made_from == made_from
+    return False
 
 
 def _states(series: Series) -> list[object]:
