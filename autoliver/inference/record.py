@@ -6,10 +6,10 @@ cases predicted with different options.
 
 import contextlib
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 import numpy.typing as npt
@@ -49,6 +49,8 @@ from autoliver.values import name_problem
 if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
     from autoliver.inference.predict import PredictJob
+
+T = TypeVar("T")
 
 # Folder, beside the label maps, of those that were not as predicted when they had to give way.
 REPLACED = "replaced"
@@ -513,8 +515,8 @@ def begin_record(
     then = read_record(path)
     stay = refuse_mixing(then, now, replaced=replaced, corrected=corrected, path=path)
     if then is None or not stay:
-        return now.replace(label_maps=tuple(label_maps))
-    return then.replace(label_maps=_union(then.label_maps, label_maps))
+        return now.replace(label_maps=tuple(sorted(label_maps)))
+    return then.replace(label_maps=tuple(sorted({*then.label_maps, *label_maps})))
 
 
 def refuse_mixing(
@@ -602,12 +604,12 @@ def save_record(path: Path, record: Prediction) -> None:
         there = grown(Prediction, path) or read_record(path)
         if there is not None and not there.differences(record):
             record = record.replace(
-                label_maps=_union(there.label_maps, record.label_maps),
-                inputs={**there.inputs, **record.inputs},
-                voxels={**there.voxels, **record.voxels},
-                written={**there.written, **record.written},
-                modalities={**there.modalities, **record.modalities},
-                regions={**there.regions, **record.regions},
+                label_maps=tuple(sorted({*there.label_maps, *record.label_maps})),
+                inputs=_merged(there.inputs, record.inputs),
+                voxels=_merged(there.voxels, record.voxels),
+                written=_merged(there.written, record.written),
+                modalities=_merged(there.modalities, record.modalities),
+                regions=_merged(there.regions, record.regions),
             )
         if there == record:
             return
@@ -651,6 +653,11 @@ def _ways(member: "Member", index: int, *, exact: bool) -> tuple[str, ...]:
 
 def _union(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*some, *more]))
+
+
+def _merged(some: Mapping[str, T], more: Mapping[str, T]) -> dict[str, T]:
+    """By name, so that it does not tell in which order cases were finished."""
+    return dict(sorted({**some, **more}.items()))
 
 
 def _flag(name: str, value: object) -> str:

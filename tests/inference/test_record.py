@@ -277,7 +277,7 @@ def test_further_cases_are_added(images: Path, run: Path, tmp_path: Path) -> Non
     assert record_of(out).label_maps == ("case_1.nii.gz",)
     done = predict(images, out, run)
     assert (done.new, done.skipped) == (1, 1)
-    assert record_of(out).label_maps == ("case_1.nii.gz", "case_0.nii.gz")
+    assert record_of(out).label_maps == ("case_0.nii.gz", "case_1.nii.gz")  # by name
 
 
 CHANGES = [
