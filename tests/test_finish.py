@@ -87,6 +87,11 @@ def test_missing_folds_are_named_with_the_commands_that_train_them(place: Path) 
     again = shlex.split(refused.value.hint.splitlines()[1])
     assert again[:6] == ["autoliver", "train", NAME, "2d", "--fold", "1"]
     assert again[6:8] == ["--tag", "part"]
+    with pytest.raises(ModelError) as refused:
+        run("finish", NAME, "2d+part", "--accept-changes", "-w", place / "w")
+    commands = [line for line in refused.value.hint.splitlines() if "autoliver" in line]
+    assert [each.split()[1] for each in commands] == ["train", "finish"]
+    assert all("--accept-changes" in each for each in commands)
     alone = only_one(run_.lock(1), "fold 1 is being trained")
     with alone, pytest.raises(ModelError, match="being trained: 1"):
         autoliver.finish(NAME, "2d+part", workspace=place / "w")

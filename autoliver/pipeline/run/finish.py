@@ -1,5 +1,6 @@
 """Brings together the folds of a run that several machines have trained; nothing is trained."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ def finish(
     options = TrainingOptions.load(run.options, mend=run.mend)
     _refuse_changes(run, options, dataset, splits)
     folds: tuple[Fold, ...] = tuple(range(len(splits.splits)))
-    _refuse_missing(run, options, folds or ("all",))
+    accepted = ["--accept-changes"] if accept_changes else []
+    _refuse_missing(run, options, folds or ("all",), accepted)
     results = [_result(run, fold, options, dataset, splits, machine) for fold in folds]
     request = TrainRequest(configuration=check_configuration(run.configuration), machine=machine)
     results = with_source_scores(workspace, results, request)
@@ -107,8 +109,17 @@ def _refuse_changes(
         )
 
 
-def _refuse_missing(run: RunFolder, options: TrainingOptions, folds: Sequence[Fold]) -> None:
-    """Refuses a run whose folds are not all trained; those at work are told apart."""
+def _refuse_missing(
+    run: RunFolder, options: TrainingOptions, folds: Sequence[Fold], accepted: Sequence[str]
+) -> None:
+    """Refuses a run whose folds are not all trained; those at work are told apart.
+
+    Args:
+        run: The run.
+        options: What it is trained with.
+        folds: Its folds.
+        accepted: Words that each command of the hint needs as well.
+    """
     missing, at_work = [], []
     for fold in folds:
         files, held = FoldFolder(run.fold(fold)), is_held(run.lock(fold))
@@ -123,9 +134,9 @@ def _refuse_missing(run: RunFolder, options: TrainingOptions, folds: Sequence[Fo
     said += [f"being trained: {', '.join(at_work)}"] if at_work else []
     begun = {each.fold: each.command for each in run_status(run, [])}  # what helps, if they failed
     commands = [begun.get(fold) or train_again(run, options.pretrained, fold) for fold in missing]
-    again = command(
-        "finish", run.path.parents[1].name, run.path.name, workspace=run.path.parents[2]
-    )
+    commands = [shlex.join([*shlex.split(each), *accepted]) for each in commands]
+    names = (run.path.parents[1].name, run.path.name)
+    again = command("finish", *names, options=accepted, workspace=run.path.parents[2])
     raise ModelError(
         f"{run.name}: of {len(folds)} folds, {'; '.join(said)}.",
         hint="\n".join(
