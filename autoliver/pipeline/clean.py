@@ -273,10 +273,17 @@ def _is_young(path: Path, seconds: float = _RECENT_S) -> bool:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """The folders in a folder; links are not followed, since they may lead to what is others'."""
+    """The folders in a folder that are whole.
+
+    Links are not followed, since they may lead to what is others'.
+    """
     if not parent.is_dir() or parent.is_symlink():
         return []
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+    return sorted(
+        path
+        for path in parent.iterdir()
+        if path.is_dir() and not path.is_symlink() and not PARTIAL.fullmatch(path.name)
+    )
 
 
 def _every(path: Path) -> Iterator[os.stat_result]:

@@ -67,7 +67,7 @@ def test_plan_equals_nnunet(file):
     options = PlanOptions(preset=preset, batch_cap=preset == "default")
     start = time.process_time()
     plan = make_plan(dataset, fingerprint, options)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 10  # it is some tenths
     assert list(plan.transpose_forward) == expected["transpose_forward"]
     assert list(plan.transpose_backward) == expected["transpose_backward"]
     configurations = expected["configurations"]

@@ -90,6 +90,7 @@ def staged(
             with contextlib.suppress(OSError):
                 _mark(folder).unlink(missing_ok=True)
                 folder.rmdir()  # if nothing was written to it
+                folder.parent.rmdir()
 
 
 def sidecar(image: Path) -> Path:
