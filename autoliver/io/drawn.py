@@ -1,4 +1,4 @@
-"""Pictures that autoliver draws, which are told from images by a mark inside."""
+"""Pictures that are drawn for people, which are told from images by a mark inside."""
 
 import contextlib
 from pathlib import Path

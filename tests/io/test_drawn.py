@@ -1,4 +1,4 @@
-"""Pictures that autoliver draws are no images, wherever they lie."""
+"""Pictures that were drawn for people are no images, wherever they lie."""
 
 from pathlib import Path
 
