@@ -32,7 +32,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+# The others differ from these in how the module is named alone.
+QUICK = {"script without a guard", "stdin", "-c"}
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way in QUICK else pytest.mark.slow) for way in WAYS]
+)
 def test_workers_do_not_run_the_main_module_again(way: str, tmp_path: Path) -> None:
     options = PhantomOptions(contrast="CT", shape_zyx=(16, 32, 32), spacing_mm=(8.0, 6.0, 6.0))
     write_phantom_dataset(tmp_path / "data", name=NAME, cases=3, seed=1, options=options)

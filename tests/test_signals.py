@@ -140,7 +140,7 @@ def test_no_other_processes_are_started_than_those_of_the_table() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets, and a workspace with a model of CT, one of MR, and a translation."""
+    """Datasets, which are planned."""
     place = tmp_path_factory.mktemp("place")
     for name, seed, contrast in ((NAME, 1, "CT"), ("Dataset002_More", 2, "CT"), (MR, 3, "T2")):
         options = PhantomOptions(
@@ -148,6 +148,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         write_phantom_dataset(place / "data", name=name, cases=10, seed=seed, options=options)
         run("plan", place / "data" / name, "--preset", "tiny", "-w", place / "w")
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """They with a model of CT, one of MR, and a translation."""
+    place = Path(shutil.copytree(place, tmp_path_factory.mktemp("trained") / "place"))
     short = ("--epochs", 1, "--iterations", 1)
     for name in (NAME, MR):
         run("train", name, "2d", "--fold", 0, *short, "-w", place / "w")
@@ -204,10 +211,15 @@ def workers_of(process: int, mark: str) -> int:
     ],
 )
 def test_a_stop_ends_all_processes(
-    name: str, number: signal.Signals, every: bool, place: Path, tmp_path: Path
+    name: str,
+    number: signal.Signals,
+    every: bool,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     member, here = MEMBERS[name], tmp_path / "here"
-    shutil.copytree(place, here)
+    fixture = "trained" if name in ("predict", "pseudolabel", "apply") else "place"
+    shutil.copytree(request.getfixturevalue(fixture), here)
     mark = f"AUTOLIVER_TEST_{time.monotonic_ns()}"
     with (tmp_path / "err").open("wb") as told:
         process = subprocess.Popen(
