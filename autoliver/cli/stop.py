@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 from autoliver.system import STOP_SIGNALS, code_after, say_if_slow
 
@@ -16,6 +17,31 @@ INTERRUPTED = 128 + signal.SIGINT
 # Exit codes after all that stops a command, and the signals that they stand for.
 _ANSWERED = {INTERRUPTED: signal.SIGINT, **{code_after(n): n for n in STOP_SIGNALS}}
 STOPPED = frozenset(_ANSWERED)
+
+
+# Set once the command is known to end: from then on nothing is sent again.
+_ending = threading.Event()
+
+
+class _Asked:
+    """What a signal is answered with; where it is dropped, the signal is sent again.
+
+    Libraries have places that catch everything and go on. There it is freed before the command
+    ends.
+    """
+
+    number: int
+
+    def __del__(self) -> None:
+        _send_again(self.number)
+
+
+class _Exit(_Asked, SystemExit):
+    """The end of the command."""
+
+
+class _Interrupt(_Asked, KeyboardInterrupt):
+    """Ctrl-C."""
 
 
 def answer_signals() -> None:
@@ -32,18 +58,41 @@ def ignore_requests() -> None:
 
     Python forgets its answers to signals before the process has ended.
     """
+    _ending.set()
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _stop(number: int, _: object) -> None:
     say_if_slow(f"{signal.Signals(number).name}: stopping; what is finished is kept ...")
-    sys.exit(code_after(number))
+    _raise(_Exit(code_after(number)), number)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, _: FrameType | None) -> None:
     say_if_slow("Stopping; what is finished is kept ...")
-    signal.default_int_handler(number, frame)
+    _raise(_Interrupt(), number)
+
+
+def _raise(answer: _Exit | _Interrupt, number: int) -> NoReturn:
+    answer.number = number
+    try:
+        raise answer
+    finally:
+        del answer  # its traceback holds this function's names, so that it would never be freed
+
+
+def _send_again(number: int) -> None:
+    """Sends a signal to this process a moment later, unless it is ending."""
+
+    def send() -> None:
+        main = threading.main_thread().ident
+        if main is not None and not _ending.is_set():
+            signal.pthread_kill(main, number)
+
+    if not (_ending.is_set() or sys.is_finalizing()):
+        again = threading.Timer(0.1, send)
+        again.daemon = True
+        again.start()
 
 
 def stop_again() -> None:
@@ -60,10 +109,7 @@ def stop_again() -> None:
         if number is None:
             dropped(what)
         else:
-            main = threading.main_thread().ident
-            again = threading.Timer(0.1, signal.pthread_kill, [main, number])
-            again.daemon = True
-            again.start()
+            _send_again(number)
 
     sys.unraisablehook = hook
 
@@ -79,6 +125,7 @@ def _signal_of(error: BaseException | None) -> int | None:
 
 def say_stopped() -> None:
     """Says on stderr that the command was stopped, and as an object on stdout with --json."""
+    _ending.set()
     with contextlib.suppress(OSError):  # the terminal may be gone
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"error": "Stopped.", "hint": _AGAIN}) + "\n")

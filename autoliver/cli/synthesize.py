@@ -213,7 +213,7 @@ def fit(
     folder = learn(Workspace(workspace), request)
     segmentor = str(folder.segmentor.parent) if folder.segmentor.exists() else None
     judge = () if segmentor is not None else ("--judge", "MODEL")
-    following = command("synthesize", "apply", name, "OUT", *judge, workspace=workspace)
+    following = command("synthesize", "apply", name, "OUT", options=judge, workspace=workspace)
     lines = [f"Learnt: {folder.path}"]
     if segmentor is not None:
         lines.append(f"Its segmentation network: {segmentor}")

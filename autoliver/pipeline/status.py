@@ -452,6 +452,7 @@ class _Look:
         if any(each != self.run.fold(fold) for each in self.run.begun):
             # The other folds keep the options of the run, so that this one may not have others.
             helping = [*("--tag", "NAME"), *(word for word in helping if word != "--fresh")]
+            again = again.replace(f" --tag {shlex.quote(self.run.tag or '')}", "")
         try:
             own = TrainingOptions.load(self.run.options)
         except AutoliverError:  # told elsewhere

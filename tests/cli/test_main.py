@@ -264,8 +264,9 @@ def test_ctrl_c_is_answered_while_modules_are_imported(as_json: bool, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 75)]
 )
-def test_a_stop_that_python_drops_is_given_again(name: str, code: int) -> None:
-    # Python drops what the callback of a weak reference raises.
+@pytest.mark.parametrize("place", ["callback", "handler"])
+def test_a_stop_that_is_dropped_is_given_again(name: str, code: int, place: str) -> None:
+    # Python drops what the callback of a weak reference raises, and libraries what they catch.
     start = (
         "import os, signal, time, typer, weakref\n"
         "from autoliver.cli import main, stop\n"
@@ -278,8 +279,14 @@ def test_a_stop_that_python_drops_is_given_again(name: str, code: int) -> None:
         "@main.app.command()\n"
         "def command():\n"
         "    gone = Gone()\n"
-        "    reference = weakref.ref(gone, callback)\n"
-        "    del gone\n"
+        f"    if {place!r} == 'callback':\n"
+        "        reference = weakref.ref(gone, callback)\n"
+        "        del gone\n"
+        "    else:\n"
+        "        try:\n"
+        "            callback(None)\n"
+        "        except BaseException:\n"
+        "            pass\n"
         "    time.sleep(20)\n"
         "stop.stop_again()\n"
         "main.run()\n"
