@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_missing_folds_are_named_with_the_commands_that_train_them(place: Path) 
     with alone, pytest.raises(ModelError, match="being trained: 1"):
         autoliver.finish(NAME, "2d+part", workspace=place / "w")
     assert not (run_.path / "fold_1").exists()
+
+
+def test_folds_of_a_run_without_a_step_are_named_with_its_options(place: Path) -> None:
+    """As after the first epoch of all folds has diverged."""
+    run("train", NAME, "2d", "--tag", "none", "--fold", "0", *SHORT, "-w", place / "w")
+    run_ = RunFolder(place / "w" / NAME / "runs/2d+none")
+    shutil.rmtree(run_.fold(0))
+    with pytest.raises(ModelError) as refused:
+        run("finish", NAME, "2d+none", "-w", place / "w")
+    commands = [shlex.split(line) for line in refused.value.hint.splitlines() if "train " in line]
+    assert [each[5] for each in commands] == ["0", "1"]
+    assert all(" ".join(map(str, SHORT)) in " ".join(each) for each in commands)
 
 
 def test_a_run_that_does_not_exist_is_refused(place: Path) -> None:

@@ -20,7 +20,7 @@ from autoliver.pipeline.run.job import FoldResult
 from autoliver.pipeline.run.outcome import with_source_scores
 from autoliver.pipeline.run.request import TrainRequest
 from autoliver.pipeline.selection import Selected, SelectRequest, select
-from autoliver.pipeline.status import run_status, train_again
+from autoliver.pipeline.status import repeated, run_status, train_again
 from autoliver.system import entries
 from autoliver.training.options import TrainingOptions
 from autoliver.values import another, meant
@@ -133,7 +133,14 @@ def _refuse_missing(
     said = [f"not trained yet: {', '.join(missing)}"] if missing else []
     said += [f"being trained: {', '.join(at_work)}"] if at_work else []
     begun = {each.fold: each.command for each in run_status(run, [])}  # what helps, if they failed
-    commands = [begun.get(fold) or train_again(run, options.pretrained, fold) for fold in missing]
+    # A run that has made no step keeps no options, so that each fold has to name them.
+    left = ["pretrained", *(["lr"] if any("--lr" in each for each in begun.values()) else [])]
+    words = [] if run.has_stepped else repeated(options, without=left)
+    commands = [
+        begun.get(fold)
+        or shlex.join([*shlex.split(train_again(run, options.pretrained, fold)), *words])
+        for fold in missing
+    ]
     commands = [shlex.join([*shlex.split(each), *accepted]) for each in commands]
     names = (run.path.parents[1].name, run.path.name)
     again = command("finish", *names, options=accepted, workspace=run.path.parents[2])
