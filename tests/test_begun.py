@@ -293,6 +293,19 @@ def test_a_run_goes_on_without_cases_that_were_added(
         run(*command, "--extend", 1, "--accept-changes")
 
 
+def test_another_extension_beside_a_training_is_told_to_wait(own: Path) -> None:
+    folder = RunFolder(own / CT / "runs/2d")
+    options = TrainingOptions.load(folder.options)
+    options.replace(extensions=(5,)).save(folder.options)
+    words = ("train", CT, "2d", "--fold", "all", "--extend", 2, "-w", own)
+    with pytest.raises(OptionError, match="is not finished yet"):
+        run(*words)
+    busy = only_one(folder.lock("all"), "fold all is being trained")
+    with busy, pytest.raises(AutoliverError, match="fold all is being trained by process") as told:
+        run(*words)
+    assert "Wait" in told.value.hint
+
+
 def test_a_run_that_another_process_extends_meanwhile_is_not_extended_twice(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,6 +268,7 @@ def _with_extension(
     Raises:
         OptionError: The number is below 1, a fold is not finished yet, or a fold's saved state is
             gone.
+        AutoliverError: Another process is training a fold.
     """
     check_whole("--extend", epochs, least=1)
     folders = {fold: FoldFolder(run.fold(fold)) for fold in folds}
@@ -279,6 +280,8 @@ def _with_extension(
         return longer
     if options.extensions and options.extensions[-1] == epochs:
         return options
+    for fold in behind:  # "not finished" would be true, and to finish it the wrong advice
+        check_free(run.lock(fold), being_trained(fold))
     before = f" --extend {options.extensions[-1]}" if options.extensions else ""
     raise OptionError(
         f"--extend {epochs}: fold {behind[0]} of {run.name} is not finished yet.",
