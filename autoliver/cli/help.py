@@ -192,22 +192,22 @@ def _names(ctx: Any) -> Iterator[str]:
         yield str(ctx.info_name)
 
 
-def show_help(ctx: typer.Context, name: str | None) -> str:
-    """The help of a command, or of the program if none is named.
+def show_help(ctx: typer.Context, names: Sequence[str]) -> str:
+    """The help of a command, such as `synthesize fit`, or of the program if none is named.
 
     Raises:
         typer.BadParameter: There is no such command.
     """
-    program: Any = ctx.find_root()
-    if name is None:
-        return str(program.get_help())
-    asked = program.command.get_command(program, name)
-    if asked is None:
-        shown = [each for each in program.command.commands.values() if not each.hidden]
-        near = meant(name, [each.name for each in shown])
-        raise typer.BadParameter(f"there is no command '{name}'. {near}".rstrip())
-    with type(program)(asked, info_name=name, parent=program) as inner:
-        return str(asked.get_help(inner))
+    place: Any = ctx.find_root()
+    for name in names:
+        inside = getattr(place.command, "commands", {})
+        if name not in inside:
+            near = meant(name, [each.name for each in inside.values() if not each.hidden])
+            path = " ".join([*_words_of(place), name])
+            raise typer.BadParameter(f"there is no command '{path}'. {near}".rstrip())
+        place = type(place)(inside[name], info_name=name, parent=place)
+    with place:
+        return str(place.get_help())
 
 
 def help_hint(error: Any) -> str:
@@ -215,7 +215,13 @@ def help_hint(error: Any) -> str:
     context = error.ctx
     if context is None or context.parent is None:
         return f"Commands and options: {command('--help')}"
-    return f"Its options: {command('help', context.info_name)}"
+    return f"Its options: {command('help', *_words_of(context))}"
+
+
+def _words_of(context: Any) -> list[str]:
+    """The words by which a command is called, such as synthesize and fit."""
+    above = context.parent
+    return [] if above is None else [*_words_of(above), str(context.info_name)]
 
 
 def _refuse_unprintable(given: list[str]) -> None:

@@ -59,12 +59,12 @@ def _add(
 def help_(
     ctx: typer.Context,
     command: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(metavar="COMMAND", help="Command to explain. [default: all of them]"),
     ] = None,
 ) -> None:
     """Show the help of a command, like COMMAND --help."""
-    typer.echo(show_help(ctx, command))
+    typer.echo(show_help(ctx, command or []))
 
 
 _add("demo", demo.demo, "autoliver demo -o /tmp/demo")

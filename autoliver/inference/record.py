@@ -6,10 +6,10 @@ cases predicted with different options.
 
 import contextlib
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 import numpy.typing as npt
@@ -49,8 +49,6 @@ from autoliver.values import name_problem
 if TYPE_CHECKING:
     from autoliver.inference.model import Member, Model
     from autoliver.inference.predict import PredictJob
-
-T = TypeVar("T")
 
 # Folder, beside the label maps, of those that were not as predicted when they had to give way.
 REPLACED = "replaced"
@@ -605,11 +603,11 @@ def save_record(path: Path, record: Prediction) -> None:
         if there is not None and not there.differences(record):
             record = record.replace(
                 label_maps=tuple(sorted({*there.label_maps, *record.label_maps})),
-                inputs=_merged(there.inputs, record.inputs),
-                voxels=_merged(there.voxels, record.voxels),
-                written=_merged(there.written, record.written),
-                modalities=_merged(there.modalities, record.modalities),
-                regions=_merged(there.regions, record.regions),
+                **{
+                    # By name, so that it does not tell in which order cases were finished.
+                    field: dict(sorted({**getattr(there, field), **getattr(record, field)}.items()))
+                    for field in ("inputs", "voxels", "written", "modalities", "regions")
+                },
             )
         if there == record:
             return
@@ -653,11 +651,6 @@ def _ways(member: "Member", index: int, *, exact: bool) -> tuple[str, ...]:
 
 def _union(some: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*some, *more]))
-
-
-def _merged(some: Mapping[str, T], more: Mapping[str, T]) -> dict[str, T]:
-    """By name, so that it does not tell in which order cases were finished."""
-    return dict(sorted({**some, **more}.items()))
 
 
 def _flag(name: str, value: object) -> str:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from autoliver.cli.help import help_hint
 from autoliver.cli.main import app
 from autoliver.evaluation.results import ALL_METRICS
 
@@ -50,6 +51,14 @@ def test_metrics_are_listed() -> None:
 def test_help_is_a_command_too() -> None:
     assert shown("help", "train").splitlines()[2:] == shown("train", "--help").splitlines()[2:]
     assert "Commands:" in shown("help")
+    for inner in (["synthesize"], ["synthesize", "fit"]):
+        assert shown("help", *inner).splitlines()[2:] == shown(*inner, "--help").splitlines()[2:]
+    for wrong in (["synthesize", "fitt"], ["train", "fit"]):
+        refused = CliRunner().invoke(app, ["help", *wrong])
+        assert refused.exit_code == 2
+        assert f"there is no command '{' '.join(wrong)}'" in refused.output
+    wrong = CliRunner().invoke(app, ["synthesize", "fit", "--nothing"], standalone_mode=False)
+    assert help_hint(wrong.exception) == "Its options: autoliver help synthesize fit"
     refused = CliRunner().invoke(app, ["help", "trian"])
     assert refused.exit_code == 2
     assert "Did you mean train?" in refused.stderr
