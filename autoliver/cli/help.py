@@ -203,7 +203,7 @@ def show_help(ctx: typer.Context, names: Sequence[str]) -> str:
         inside = getattr(place.command, "commands", {})
         if name not in inside:
             near = meant(name, [each.name for each in inside.values() if not each.hidden])
-            path = " ".join([*_words_of(place), name])
+            path = " ".join([*_names(place), name])
             raise typer.BadParameter(f"there is no command '{path}'. {near}".rstrip())
         place = type(place)(inside[name], info_name=name, parent=place)
     with place:
@@ -215,13 +215,7 @@ def help_hint(error: Any) -> str:
     context = error.ctx
     if context is None or context.parent is None:
         return f"Commands and options: {command('--help')}"
-    return f"Its options: {command('help', *_words_of(context))}"
-
-
-def _words_of(context: Any) -> list[str]:
-    """The words by which a command is called, such as synthesize and fit."""
-    above = context.parent
-    return [] if above is None else [*_words_of(above), str(context.info_name)]
+    return f"Its options: {command('help', *_names(context))}"
 
 
 def _refuse_unprintable(given: list[str]) -> None:
