@@ -603,12 +603,23 @@ def is_left(path: Path) -> bool:
     written = PARTIAL.fullmatch(path.name)
     if written is None or not written["process"]:
         return False
-    if written["machine"] != machine_key():
-        return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
-    process = int(written["process"], 16)
-    if process == os.getpid():  # or its number was that of an earlier one
+    own = (machine_key(), f"{os.getpid():x}")
+    if (written["machine"], written["process"]) == own:  # or its number was that of an earlier one
         return path.name not in _written
-    return not is_running(process)
+    return has_ended(path, written["machine"], written["process"])
+
+
+def has_ended(path: Path, machine: str, process: str) -> bool:
+    """Whether the process that a file's name tells of has ended, as far as can be told here.
+
+    Args:
+        path: The file, which says when the process of another machine was last there.
+        machine: The `machine_key` of the process.
+        process: Its number, in hexadecimal digits.
+    """
+    if machine != machine_key():
+        return time.time() - path.lstat().st_mtime > _LEFT_SECONDS
+    return not is_running(int(process, 16))
 
 
 def _remove(path: Path) -> None:

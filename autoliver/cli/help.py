@@ -155,7 +155,7 @@ def words_without(option: str) -> tuple[str, ...]:
             return (*kept, word, *given)
         if word == option:
             del given[:1]
-        elif not option or not word.startswith(f"{option}="):
+        elif not word.startswith(f"{option}="):
             kept.append(word)
     return tuple(kept)
 
@@ -167,7 +167,8 @@ def typed(without: str = "", *, more: Sequence[str] = ()) -> str:
         without: An option that is left out with its value; empty for none.
         more: Further options with their values.
     """
-    words, place = list(words_without(without)), workspace_of_variable.get()
+    words = list(words_without(without) if without else given_words.get())
+    place = workspace_of_variable.get()
     at = words.index("--") if "--" in words else len(words)
     words[at:at] = [*more, *(["-w", place] if place is not None else [])]
     return shlex.join(["autoliver", *words])

@@ -14,9 +14,8 @@ _AGAIN = "Run the same command again to continue."
 
 # The exit code after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
-# Exit codes after all that stops a command, and the signals that they stand for.
-_ANSWERED = {INTERRUPTED: signal.SIGINT, **{code_after(n): n for n in STOP_SIGNALS}}
-STOPPED = frozenset(_ANSWERED)
+# Exit codes after all that stops a command.
+STOPPED = frozenset({INTERRUPTED, *map(code_after, STOP_SIGNALS)})
 
 
 # Set once the command is known to end: from then on nothing is sent again.
@@ -26,8 +25,9 @@ _ending = threading.Event()
 class _Asked:
     """What a signal is answered with; where it is dropped, the signal is sent again.
 
-    Libraries have places that catch everything and go on. There it is freed before the command
-    ends.
+    Libraries have places that catch everything and go on. Python itself drops what is raised where
+    nobody can catch it, as in the callback of a weak reference that is called while a module is
+    imported. There it is freed before the command ends.
     """
 
     number: int
@@ -96,31 +96,14 @@ def _send_again(number: int) -> None:
 
 
 def stop_again() -> None:
-    """Sees to it that a command which is asked to stop does so wherever it is at that moment.
-
-    Python drops what is raised where nobody can catch it, as in the callback of a weak reference
-    that is called while a module is imported. Ctrl-C, or the exit of another signal, that was
-    dropped is sent again a moment later.
-    """
+    """Keeps Python from telling of an answer to a signal that it drops: it is sent again."""
     dropped = sys.unraisablehook
 
     def hook(what: "sys.UnraisableHookArgs", /) -> None:
-        number = _signal_of(what.exc_value)
-        if number is None:
+        if not isinstance(what.exc_value, _Asked):
             dropped(what)
-        else:
-            _send_again(number)
 
     sys.unraisablehook = hook
-
-
-def _signal_of(error: BaseException | None) -> int | None:
-    """Which signal was answered with this exception."""
-    if isinstance(error, KeyboardInterrupt):
-        return signal.SIGINT
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return _ANSWERED.get(error.code)
-    return None
 
 
 def say_stopped() -> None:

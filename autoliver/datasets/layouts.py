@@ -151,8 +151,8 @@ def paired_files(images: Path, labels: Path, *, ending: str | None, channels: in
             hint=f'Set "file_ending": "{commonest_ending(found)}".',
         )
     cases = group_channels(by_stem(chosen, prefer=ending), channels=channels, labels=label_of)
-    orphans = [name for name in label_of if name not in cases]
-    if orphans := [name for name in orphans if not is_uncertainty(name, cases)]:
+    orphans = [n for n in label_of if n not in cases and not is_uncertainty(n, cases)]
+    if orphans:
         raise DatasetError(
             f"{orphans[0]}: {label_of[orphans[0]]} is a label without an image in {images} "
             f"({len(orphans)} such label(s)).",

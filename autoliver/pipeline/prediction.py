@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.commands import DEFAULT_WORKSPACE, command
+from autoliver.commands import command
 from autoliver.errors import ModelError, OptionError
 from autoliver.inference.options import ModalityChoice, OutputFormat, PredictOptions
 from autoliver.io.dicom.codes import SegType
@@ -169,7 +169,7 @@ def predict_unfinished(
     wanted = {job.name for job in jobs} if request.overwrite else set(again)
     todo = [job for job in jobs if job.name in wanted or not is_complete(job, request)]
     if todo:
-        home = home_of(files) or Workspace(DEFAULT_WORKSPACE)
+        home = home_of(files)
         finders = find_finders(home, files, request.roi_from, referred=references is not None)
         todo = locate(finders, todo, request, references=references)
         model = load_model(files, device=choose_device(request.machine.device))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoliver.commands import command
+from autoliver.commands import DEFAULT_WORKSPACE, command
 from autoliver.datasets.cases import Labels
 from autoliver.datasets.lesions import is_lesion
 from autoliver.errors import AutoliverError, ModelError, OptionError
@@ -193,15 +193,15 @@ def of_reference(roi: Roi, labels: Labels) -> Finder:
     return Finder(roi=roi, name="the reference label", files=None, values=values)
 
 
-def home_of(files: ModelFiles) -> Workspace | None:
-    """Returns the workspace that a model lies in; None for one in a file."""
+def home_of(files: ModelFiles) -> Workspace:
+    """Returns the workspace that a model lies in; the usual one for a model in a file."""
     place = files.members[0].folds[0]
     if isinstance(place, Path):
         for parent in place.resolve().parents:
             if parent.name == "runs":
                 root = parent.parents[1]
                 return Workspace(root.parent if root.name == MODELS else root)
-    return None
+    return Workspace(DEFAULT_WORKSPACE)
 
 
 def regions_of(files: ModelFiles) -> tuple[Roi, ...]:

@@ -1,11 +1,13 @@
 """What runs and translations are doing, read from their files; nothing is locked or written."""
 
+import contextlib
 import re
 import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -307,23 +309,32 @@ def _listed(folder: Path, damaged: list[str], pattern: str = "*") -> list[Path]:
         return []
 
 
-def train_again(run: RunFolder, weights: object, fold: str) -> str:
+def train_again(
+    run: RunFolder, weights: object, fold: str, *, more: Sequence[str] = (), tagged: bool = True
+) -> str:
     """Returns the command that goes on with a fold of a run.
 
     Args:
         run: The run.
         weights: What it was started from (`TrainingOptions.pretrained`); None for random weights.
         fold: The fold.
+        more: Further options with their values, which come last.
+        tagged: Whether the run's own tag is named.
     """
     source, options = run.source, ["--fold", fold]
-    options += ["--tag", run.tag] if run.tag else []
+    options += ["--tag", run.tag] if run.tag and tagged else []
     if isinstance(weights, str):
         options += ["--pretrained", weights]
         options += [] if source or weights == IMAGENET else ["--own-plan"]
     elif source:
         options += ["--like", source]
     dataset, workspace = run.path.parents[1].name, run.path.parents[2]
-    return command("train", dataset, run.configuration, options=options, workspace=workspace)
+    again = command("train", dataset, run.configuration, options=options, workspace=workspace)
+    return " ".join([again, *map(shlex.quote, more)])
+
+
+# Fields that no command gives.
+_NOT_REPEATED = frozenset({"made_from", "extensions", "fold_seeds"})
 
 
 def repeated(options: "TrainingOptions", *, without: Sequence[str] = ()) -> list[str]:
@@ -344,10 +355,6 @@ def repeated(options: "TrainingOptions", *, without: Sequence[str] = ()) -> list
         if text.startswith("--"):
             words += text.split(" ", 1)
     return words
-
-
-# Fields that no command gives.
-_NOT_REPEATED = frozenset({"made_from", "extensions", "fold_seeds"})
 
 
 @dataclass(kw_only=True)
@@ -444,22 +451,21 @@ class _Look:
 
     def _command(self, fold: str, helping: Sequence[str]) -> str:
         """The command that goes on with a fold, or that starts it over with what helps."""
-        again = train_again(self.run, self.options.get("pretrained"), fold)
+        again = partial(train_again, self.run, self.options.get("pretrained"), fold)
         if not helping:
-            return again
+            return again()
         from autoliver.training.options import TrainingOptions
 
-        if any(each != self.run.fold(fold) for each in self.run.begun):
-            # The other folds keep the options of the run, so that this one may not have others.
-            helping = [*("--tag", "NAME"), *(word for word in helping if word != "--fresh")]
-            again = again.replace(f" --tag {shlex.quote(self.run.tag or '')}", "")
-        try:
+        words = list[str]()
+        with contextlib.suppress(AutoliverError):  # told elsewhere
             own = TrainingOptions.load(self.run.options)
-        except AutoliverError:  # told elsewhere
-            return shlex.join([*shlex.split(again), *helping])
-        changed = ["lr"] if "--lr" in helping else []
-        words = repeated(own, without=["pretrained", *changed])
-        return shlex.join([*shlex.split(again), *words, *helping])
+            changed = ["lr"] if "--lr" in helping else []
+            words = repeated(own, without=["pretrained", *changed])
+        # Other folds keep the options of the run, so that this one may not have others.
+        alone = all(each == self.run.fold(fold) for each in self.run.begun)
+        if not alone:
+            helping = [*("--tag", "NAME"), *(word for word in helping if word != "--fresh")]
+        return again(more=[*words, *helping], tagged=alone)
 
     def _json(self, path: Path) -> dict[str, Any]:
         """A JSON object of a file; empty if there is none, and if it is damaged, which is told."""

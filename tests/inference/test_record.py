@@ -58,45 +58,31 @@ class Killed(BaseException):
     """What no code catches."""
 
 
-def test_what_a_kill_leaves_under_a_label_maps_name_is_recorded(
-    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", [True, False])
+def test_a_kill_around_the_moment_in_which_a_label_map_gets_its_name(
+    named: bool, images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What has its name is recorded, and what has none is predicted."""
     request = replace(ASKED, exact=True)
     predict(images, tmp_path / "whole", run, request)
     rename = Path.replace
 
-    def kill_after(path: Path, target: Path) -> Path:
+    def kill(path: Path, target: Path) -> Path:
+        hit = target.name == "case_1.nii.gz"
+        if hit and not named:
+            raise Killed
         renamed = rename(path, target)
-        if target.name == "case_1.nii.gz":
+        if hit:
             raise Killed
         return renamed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", kill_after)
+        patched.setattr(Path, "replace", kill)
         with pytest.raises(Killed):
             predict(images, tmp_path / "out", run, request)
-    assert (tmp_path / "out/case_1.nii.gz").exists()
-    assert predict(images, tmp_path / "out", run, request).skipped == 2
-    assert record_of(tmp_path / "out") == record_of(tmp_path / "whole")
-
-
-def test_a_kill_before_a_label_map_has_its_name_leaves_a_case_to_predict(
-    images: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = replace(ASKED, exact=True)
-    predict(images, tmp_path / "whole", run, request)
-    rename = Path.replace
-
-    def kill_before(path: Path, target: Path) -> Path:
-        if target.name == "case_1.nii.gz":
-            raise Killed
-        return rename(path, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", kill_before)
-        with pytest.raises(Killed):
-            predict(images, tmp_path / "out", run, request)
-    assert predict(images, tmp_path / "out", run, request).new == 1
+    assert (tmp_path / "out/case_1.nii.gz").exists() == named
+    done = predict(images, tmp_path / "out", run, request)
+    assert (done.new, done.skipped) == ((0, 2) if named else (1, 1))
     assert record_of(tmp_path / "out") == record_of(tmp_path / "whole")
 
 

@@ -6,11 +6,10 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from autoliver.artifacts import digest, machine_key
+from autoliver.artifacts import digest, has_ended, machine_key
 from autoliver.errors import ArtifactError, AutoliverError, DatasetError, MachineError, Taken
 from autoliver.io.dicom.read import read_series
 from autoliver.io.dicom.series import Series, SeriesFile, save_series
@@ -19,7 +18,7 @@ from autoliver.io.header import split_ending
 from autoliver.locks import one_at_a_time
 from autoliver.needs import series_need
 from autoliver.parallel import Limits, case_bar, over_budget
-from autoliver.system import entries, in_words, is_running
+from autoliver.system import entries, in_words
 from autoliver.workspace import STAGED, Workspace
 
 _log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ _ENDING = ".mha"
 LABELS = ".nii.gz"
 # An empty file that says which process uses the staged image beside it.
 _USE = re.compile(r"\.use-(?P<machine>[0-9a-f]{8})-(?P<process>[0-9a-f]+)")
-# What a process of another machine began to use before that is taken for left.
-_LEFT_SECONDS = 86_400.0
 
 
 @contextlib.contextmanager
@@ -115,15 +112,9 @@ def discard(image: Path) -> None:
 def is_used(folder: Path) -> bool:
     """Whether a living process uses the staged image in a folder, as far as can be told here."""
     for mark in entries(folder, ".use-*"):
-        found = _USE.fullmatch(mark.name)
-        if found is None:
-            continue
-        if found["machine"] == machine_key():
-            if is_running(int(found["process"], 16)):
-                return True
-            continue
-        with contextlib.suppress(OSError):  # it has just ended
-            if time.time() - mark.stat().st_mtime < _LEFT_SECONDS:
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            found = _USE.fullmatch(mark.name)
+            if found is not None and not has_ended(mark, found["machine"], found["process"]):
                 return True
     return False
 
@@ -162,8 +153,7 @@ def _stage(image: Path, series: Series) -> None:
         _log.warning("%s: %s", split_ending(image.name)[0], said)
     if _is_current(image, made_from):  # by another process meanwhile
         return
-    if note.exists():  # it is of other source files
-        note.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)  # it is of other source files
     write_image(image, volume.array, volume.geometry, compressed=False)
     save_series(note, dataclasses.replace(series, notes=volume.notes), made_from)
 

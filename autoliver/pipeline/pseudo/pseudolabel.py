@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoliver.artifacts import as_json, brief, digest, write_bytes
-from autoliver.commands import DEFAULT_WORKSPACE, command
+from autoliver.commands import command
 from autoliver.datasets.cases import Case, Dataset, Labels, read_dataset
 from autoliver.datasets.lesions import is_lesion
 from autoliver.datasets.names import refuse_inside_dataset
@@ -307,7 +307,7 @@ def _predict(
 
     options = PredictOptions(modality=request.modality)
     now = describe(files, options, folds=request.folds, roi=None)
-    home = home_of(files) or Workspace(DEFAULT_WORKSPACE)
+    home = home_of(files)
     finders = {each.name: each.digest for each in find_finders(home, files, None)}
     now = now.replace(made_from={"images": _images_of(dataset)}, finders=finders)
     then = read_record(folder / RECORD_FILE)

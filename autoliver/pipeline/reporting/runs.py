@@ -38,8 +38,6 @@ from autoliver.workspace import DatasetFolder, RunFolder
 
 A = TypeVar("A", bound=Artifact)
 
-# Options that the name of the run says, or that no option of `train` sets.
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunFold:

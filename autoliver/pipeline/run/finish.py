@@ -1,6 +1,5 @@
 """Brings together the folds of a run that several machines have trained; nothing is trained."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -137,11 +136,10 @@ def _refuse_missing(
     left = ["pretrained", *(["lr"] if any("--lr" in each for each in begun.values()) else [])]
     words = [] if run.has_stepped else repeated(options, without=left)
     commands = [
-        begun.get(fold)
-        or shlex.join([*shlex.split(train_again(run, options.pretrained, fold)), *words])
+        begun.get(fold) or train_again(run, options.pretrained, fold, more=words)
         for fold in missing
     ]
-    commands = [shlex.join([*shlex.split(each), *accepted]) for each in commands]
+    commands = [" ".join([each, *accepted]) for each in commands]
     names = (run.path.parents[1].name, run.path.name)
     again = command("finish", *names, options=accepted, workspace=run.path.parents[2])
     raise ModelError(

@@ -73,12 +73,12 @@ class Validation:
         """
         needs = self._needs(fold, names)
         for error in over_budget(needs, self.limits, _WHAT).values():
-            again = train_again(self.run, self.pretrained, str(fold))
-            enough = math.ceil(max(need.gb for need in needs))
+            enough = ["--memory-gb", str(math.ceil(max(need.gb for need in needs)))]
+            again = train_again(self.run, self.pretrained, str(fold), more=enough)
             raise OptionError(
                 f"Fold {fold} is trained and kept, but not validated. {error.problem}",
                 hint="Where there is as much memory, this goes on with the validation alone:\n"
-                f"{again} --memory-gb {enough}",
+                + again,
             )
 
     def _needs(self, fold: Fold, names: Collection[str]) -> list[Need]:

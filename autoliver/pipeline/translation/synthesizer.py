@@ -106,7 +106,7 @@ class Synthesizer(Artifact, frozen=True, kw_only=True):
 _ASKED = {"held_out": "--held-out", "modality": "--modality", "spacing_mm": "--spacing"}
 
 
-def differences(before: Synthesizer, now: Synthesizer) -> Iterator[str]:
+def differences(before: Synthesizer, now: Synthesizer) -> list[str]:
     """Says by what a translation differs from the one of its name: options by their values."""
     fields = TranslationOptions.__struct_fields__
     pairs = [(option_of(n), getattr(before.options, n), getattr(now.options, n)) for n in fields]
@@ -116,16 +116,12 @@ def differences(before: Synthesizer, now: Synthesizer) -> Iterator[str]:
         for flag, then, value in pairs
         if then != value
     ]
-    yield from found
-    data = {"source": "--from", "target": "--to"}
-    for name, flag in data.items():
-        then, value = getattr(before, name), getattr(now, name)
-        if then != value:
-            found.append(name)
-            yield f"{flag} {then}, not {value}"
-    if not found:  # what follows from options is not told once more
-        rest = [n for n in now.__struct_fields__ if getattr(before, n) != getattr(now, n)]
-        yield f"other data ({', '.join(name.replace('_', ' ') for name in rest)})"
+    data = [("--from", before.source, now.source), ("--to", before.target, now.target)]
+    found += [f"{flag} {then}, not {name}" for flag, then, name in data if then != name]
+    if found:  # what follows from options is not told once more
+        return found
+    rest = [n for n in now.__struct_fields__ if getattr(before, n) != getattr(now, n)]
+    return [f"other data ({', '.join(name.replace('_', ' ') for name in rest)})"]
 
 
 def _spelt(flag: str, value: object) -> str:
